@@ -17,7 +17,6 @@ from clipit.synthetic import vocabulary as words
 from clipit.synthetic.case_reports import ReportOptions, write_own_reports
 from clipit.synthetic.case_world import REPORTS, STATUS_PROMPT_FILE, STATUS_RULE_FILE, write_variants
 from clipit.synthetic.cases import Case
-from clipit.synthetic.corpora import DIAGNOSES
 from clipit.synthetic.language import choose
 from clipit.synthetic.latents import HIGH, LOW, Latents, attributes, stream
 from clipit.synthetic.slides import (
@@ -28,7 +27,7 @@ from clipit.synthetic.slides import (
     list_slides,
     write_slide_files,
 )
-from clipit.synthetic.status_words import MUTATED, NOT_TUMOUR, STATUS_PROMPTS, STATUS_RULES, WILD_TYPE
+from clipit.synthetic.status_words import MUTATED, STATUS_PROMPTS, STATUS_RULES, WILD_TYPE
 from clipit.synthetic.world_files import prompt_set, write_bags, write_yaml
 
 _FIELDS = 40
@@ -45,11 +44,11 @@ class ReportedSlidesConfig(SlideWorldConfig):
     reported: Share = 1.0
     """Share of the patients who have a report."""
     earlier: Share = 0.1
-    """Share of the patients with a tumour who have a second report, of an earlier biopsy without the status."""
+    """Share of the patients who have a second report, of an earlier biopsy, which does not state the status."""
     silent: Share = 0.1
-    """Share of the patients with a tumour whose report does not state the status; half mention it as uncertain."""
+    """Share of the patients whose report does not state the status; half of these mention it as uncertain."""
     wrong: Share = 0.05
-    """Share of the other patients with a tumour whose report states the wrong status."""
+    """Share of the other patients whose report states the wrong status."""
     noise: Share = 0.01
     """Share of the characters of a report that are misread."""
 
@@ -57,10 +56,10 @@ class ReportedSlidesConfig(SlideWorldConfig):
 def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[str, Any]:
     """Write synthetic slides with the reports of their patients; the same configuration gives the same bytes.
 
-    The files of `write_slides`, in whose table `status` is `mutated`, `wild_type` or `not_tumour`, and `status_mask`
-    names a mask that is 1 where the tumour shows the morphology of the mutated status; and `reports.jsonl`,
-    `status_prompts.yaml`, `status_rules.yaml`, `morphology.yaml` and `boilerplate.yaml` as in a world of cases. Slides
-    without a mutated tumour have the bytes of the world without reports of the same seed.
+    The files of `write_slides`, except that every slide has a tumour, in whose table `status` is `mutated` or
+    `wild_type`, and `status_mask` names a mask that is 1 where the tumour shows the morphology of the mutated status;
+    and `reports.jsonl`, `status_prompts.yaml`, `status_rules.yaml`, `morphology.yaml` and `boilerplate.yaml` as in a
+    world of cases.
 
     Returns:
         The content of `world.json`.
@@ -121,10 +120,10 @@ def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, d
 
 
 def _list_with_status(config: ReportedSlidesConfig) -> Iterator[ListedSlide]:
-    """List the slides with the status of each patient's tumour, which is independent of its grade."""
-    for slide in list_slides(config):
+    """List the slides, all with a tumour, and its status, which is independent of the grade."""
+    for slide in list_slides(config, (LOW, HIGH)):
         mutated = stream(config.seed, "slides", str(slide.row["group"]), "mutated").random() < config.mutated
-        status = NOT_TUMOUR if slide.main not in (LOW, HIGH) else MUTATED if mutated else WILD_TYPE
+        status = MUTATED if mutated else WILD_TYPE
         row = slide.row | {"status": status, STATUS_MASK: f"masks/{slide.name}_status.png"}
         yield replace(slide, row=row, shows=config.shows if status == MUTATED else 0.0)
 
@@ -133,14 +132,8 @@ def _describe_case(config: ReportedSlidesConfig, slide: ListedSlide, tissue: Int
     """Draw what the report of a patient says: diagnosis, organ, and attributes of the tissues of the slides."""
     name = str(slide.row["group"])
     rng = stream(config.seed, "slides", name, "case")
-    grade = {LOW: "low", HIGH: "high"}.get(slide.main, "none")
-    weights = {
-        key: value.share * (1.0 if value.low is None else value.low if grade == "low" else 1 - value.low)
-        for key, value in DIAGNOSES.items()
-        if (value.low is None) == (grade == "none") and key != "mucinous_tumour"  # slides have no such tumours
-    }
-    shares = np.array(list(weights.values()))
-    diagnosis = list(weights)[int(rng.choice(len(weights), p=shares / shares.sum()))]
+    grade = "low" if slide.main == LOW else "high"
+    diagnosis = f"{grade}_grade_tumour"
     organ = choose(rng, words.ORGANS)
     count = len(tissue)
     latents = Latents(tissue, np.full(count, -1, dtype=np.int64), np.zeros(count), **attributes(rng, tissue))

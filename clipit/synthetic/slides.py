@@ -4,7 +4,7 @@ import csv
 import hashlib
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -221,12 +221,12 @@ def _require_tifffile() -> None:
         )
 
 
-def list_slides(config: SlideWorldConfig) -> Iterator[ListedSlide]:
-    """List the slides of a world; labels alternate between patients."""
+def list_slides(config: SlideWorldConfig, mains: Sequence[int] = tuple(_OTHER_TISSUES)) -> Iterator[ListedSlide]:
+    """List the slides of a world; their labels, of the classes `mains`, alternate between patients."""
     for split, count in (("train", config.train), ("validation", config.validation), ("test", config.test)):
         for number in range(count):
             patient = number // config.slides_per_patient
-            main = list(_OTHER_TISSUES)[patient % len(_OTHER_TISSUES)]
+            main = mains[patient % len(mains)]
             group = patient_name(split, patient)
             name = f"{split}-S{number:03d}"
             row: dict[str, object] = {

@@ -66,6 +66,9 @@ class MilResult:
 def train_mil(config: Config) -> MilResult:
     """Learn labels of slides or patients from stored features, and compare the arms of `mil.arms` over seeds.
 
+    With `mil.conditions`, the arms are compared in each of them; `table` then has a column `condition`, and the scores
+    of bags lie in the folders of the conditions.
+
     Example:
         >>> study = clipit.train_mil(clipit.load_config("slides.yaml", {"mil.seeds": [0, 1]}))
         >>> study.table.query("split == 'test' and metric == 'auroc'")[["arm", "level", "mean", "difference"]]
@@ -77,7 +80,10 @@ def train_mil(config: Config) -> MilResult:
         ConfigError: An arm is unknown, or the features cannot be used.
         DataError: The bags do not suffice to train, or no test bag has a label.
     """
+    from clipit.mil.conditions import conditions_study
     from clipit.mil.study import mil_study
 
     file = as_config(config)
+    if file.mil.conditions:
+        return MilResult(conditions_study(file))
     return MilResult(mil_study(file.run, file.mil))

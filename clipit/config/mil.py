@@ -1,6 +1,6 @@
 """Configuration of multiple-instance learning: labels of slides or patients on stored features."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,6 +28,9 @@ class MilTrainingConfig(Section):
     """Stop after this many epochs without a lower validation loss."""
     batch_size: int = Field(8, ge=1)
     """Bags per step."""
+    steps_per_epoch: int | None = Field(None, ge=1)
+    """Steps of an epoch; null: one pass over the training bags. Set it where arms with few labels are compared with
+    arms that also learn from unlabelled bags, so that all take the same number of steps."""
     learning_rate: float = Field(1e-3, gt=0)
     """Learning rate of AdamW, constant."""
     weight_decay: float = Field(1e-2, ge=0)
@@ -35,6 +38,16 @@ class MilTrainingConfig(Section):
     instances: int | None = Field(None, ge=1)
     """Largest number of instances of a training bag, drawn anew in every epoch; null: all. It bounds the memory of a
     step; predictions always use all instances."""
+
+
+class MilTargetsConfig(Section):
+    """Targets of training bags beside their labels, for the arms that learn from reports and their controls."""
+
+    label_weight: float = Field(1.0, gt=0)
+    """Weight of the cross-entropy with labels from reports, predicted ones or exchanged ones."""
+    vector_weight: float = Field(1.0, gt=0)
+    """Weight of the cosine distance between the projected representation of a bag and the embedding of its report, or
+    the mean of its own features."""
 
 
 class MilConfig(Section):
@@ -63,10 +76,16 @@ class MilConfig(Section):
     """Number of training bags per class whose labels are kept, drawn by seed; as many validation labels are kept. null:
     all labels."""
     training: MilTrainingConfig = MilTrainingConfig()
+    targets: MilTargetsConfig = MilTargetsConfig()
     arms: tuple[str, ...] = ("attention", "mean", "max", "zero_shot", "shuffled_labels")
-    """Arms of the study in the order of the table; `zero_shot` needs `prompts` and features of the VLM."""
+    """Arms of the study in the order of the table; `zero_shot` needs `prompts` and features of the VLM. Further arms
+    learn from reports (`report_labels`, `report_embedding`, both: `report`), which need the section `reports`; their
+    controls are `predicted_labels`, `image_embedding`, `shuffled_report_labels` and `shuffled_report_embedding`."""
     reference: str = "mean"
     """Arm that the others are compared with."""
+    conditions: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings in which all arms are compared: name -> dotted keys that differ from this file, such as
+    `{few labels: {mil.labels_per_class: 4}}`; empty: this file as it is."""
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
     """Seeds of initialisation, order of bags, shuffled labels and kept labels."""
     resamples: int = Field(1000, ge=0)

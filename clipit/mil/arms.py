@@ -1,9 +1,11 @@
-"""Arms of the study: the networks, and training on shuffled labels as a control."""
+"""Arms of the study: the networks, what they learn from beside labels, and controls."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from clipit.config.mil import MilConfig, MilPooling
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.mil.bags import MilBags, keep_labels, shuffle_labels
 from clipit.mil.inputs import ZERO_SHOT
@@ -20,11 +22,24 @@ class MilArm:
         title: What it does, for the page.
         pooling: Pooling of the network.
         shuffled: Whether the labels of training and validation bags are permuted.
+        labels: Source of labels for unlabelled training bags; None for none.
+        vectors: Source of vectors that the representation of training bags is distilled into; None for none.
+        exchanged: Whether patients exchange their reports.
+        controls: Arms that it is compared with where several conditions are.
     """
 
     title: str
     pooling: MilPooling
     shuffled: bool = False
+    labels: Literal["reports", "predicted"] | None = None
+    vectors: Literal["reports", "images"] | None = None
+    exchanged: bool = False
+    controls: tuple[str, ...] = ()
+
+    @property
+    def reads_reports(self) -> bool:
+        """Whether the arm learns from reports of training patients."""
+        return self.labels == "reports" or self.vectors == "reports"
 
     def bags(self, bags: MilBags, labels_per_class: int | None, seed: int) -> MilBags:
         """Return the bags with the labels that this arm is trained on."""
@@ -37,20 +52,68 @@ ARMS: dict[str, MilArm] = {
     "mean": MilArm("mean of the instances, with the same embedding and classifier", "mean"),
     "max": MilArm("highest instance logit of each class", "max"),
     "shuffled_labels": MilArm("control: gated attention trained on permuted labels", "attention", shuffled=True),
+    "report_labels": MilArm(
+        "attention; unlabelled bags learn the label that the report of their patient gives",
+        "attention",
+        labels="reports",
+        controls=("attention", "predicted_labels", "shuffled_report_labels"),
+    ),
+    "report_embedding": MilArm(
+        "attention; representations are distilled into the embedding of the report of their patient",
+        "attention",
+        vectors="reports",
+        controls=("attention", "image_embedding", "shuffled_report_embedding"),
+    ),
+    "report": MilArm(
+        "attention; labels and embeddings from the reports of their patients",
+        "attention",
+        labels="reports",
+        vectors="reports",
+        controls=("attention", "predicted_labels", "image_embedding"),
+    ),
+    "predicted_labels": MilArm(
+        "control without text: unlabelled bags learn what the arm attention of the same seed predicts (self-training)",
+        "attention",
+        labels="predicted",
+    ),
+    "image_embedding": MilArm(
+        "control without text: representations are distilled into the mean of the features of the bag",
+        "attention",
+        vectors="images",
+    ),
+    "shuffled_report_labels": MilArm(
+        "control: report_labels with the labels of other patients of the same organ",
+        "attention",
+        labels="reports",
+        exchanged=True,
+    ),
+    "shuffled_report_embedding": MilArm(
+        "control: report_embedding with the reports of other patients of the same organ",
+        "attention",
+        vectors="reports",
+        exchanged=True,
+    ),
 }
 """Trained arms by name."""
 
 
-def check_arms(mil: MilConfig) -> None:
-    """Check the names of the arms.
+def check_arms(config: RunConfig, mil: MilConfig) -> None:
+    """Check the names of the arms, and that they have the reports that they need.
 
     Raises:
-        ConfigError: An arm is unknown, or no arm is trained.
+        ConfigError: An arm is unknown, reports are missing, or no arm is trained.
     """
     unknown = [name for name in mil.arms if name not in (*ARMS, ZERO_SHOT)]
     if unknown:
         raise ConfigError(
             f"unknown arms: {', '.join(unknown)}", where="mil.arms", fix=f"use some of {', '.join((*ARMS, ZERO_SHOT))}"
+        )
+    texts = [name for name in mil.arms if name in ARMS and ARMS[name].reads_reports]
+    if texts and config.reports is None:
+        raise ConfigError(
+            f"the arms {', '.join(texts)} need reports, but none are configured",
+            where="reports",
+            fix="set reports.path, or remove these arms from mil.arms",
         )
     if mil.reference == ZERO_SHOT and len(mil.arms) == 1:
         raise ConfigError("no arm is trained", where="mil.arms", fix=f"add some of {', '.join(ARMS)}")

@@ -49,6 +49,7 @@ class MilInputs:
     """Bags and what else the study needs.
 
     Attributes:
+        workspace: Workspace of the configuration.
         bags: Bags with all labels.
         tiles: Tiles of the workspace, for pictures; None for files of features.
         zero_shot: What the zero-shot arm needs; None without it.
@@ -56,6 +57,7 @@ class MilInputs:
         notes: Remarks.
     """
 
+    workspace: Workspace
     bags: MilBags
     tiles: TileSet | None
     zero_shot: ZeroShot | None
@@ -94,7 +96,7 @@ def read_inputs(config: RunConfig, mil: MilConfig) -> MilInputs:
         joint = bags if mil.features == "vlm" else bags_of_tiles(tiles, vlm_stores(workspace).stores, mil.bags)
         zero_shot = _zero_shot(workspace, joint)
     facts = {"features": features.name, **features.facts, "tiles": tiles.fingerprint}
-    return MilInputs(bags, tiles, zero_shot, facts, (*notes, *bags.notes))
+    return MilInputs(workspace, bags, tiles, zero_shot, facts, (*notes, *bags.notes))
 
 
 def _stores(config: RunConfig, workspace: Workspace, mil: MilConfig) -> FeatureStores:
@@ -116,7 +118,7 @@ def _read_files(workspace: Workspace, mil: MilConfig, wanted: bool, notes: list[
         _check_joint(bags, workspace)
         zero_shot = _zero_shot(workspace, bags)
     facts = {"features": str(files), "slides": str(table), "fingerprint": bags.reader.fingerprint()}
-    return MilInputs(bags, None, zero_shot, facts, (*notes, *bags.notes))
+    return MilInputs(workspace, bags, None, zero_shot, facts, (*notes, *bags.notes))
 
 
 def _check_joint(bags: MilBags, workspace: Workspace) -> None:

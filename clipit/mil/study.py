@@ -19,6 +19,7 @@ from clipit.evaluation.slide_arms import SlideComparison, compare_slide_sets
 from clipit.evaluation.slide_metrics import PoolingChoice, choose_pooling
 from clipit.evaluation.slide_scores import pool_slide, slide_table
 from clipit.evaluation.slide_sets import Level, PoolingKey, SlideSet, collect_slides
+from clipit.mil.arm_targets import arm_targets
 from clipit.mil.arms import ARMS, FLOOR, arm_titles, check_arms
 from clipit.mil.bags import MilBags, keep_labels
 from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, read_inputs
@@ -46,11 +47,13 @@ class _Scored:
         sets: Scores of all bags, by arm and seed.
         choices: Pooling of each arm.
         models: Trained models, by arm and seed.
+        notes: Remarks on what arms learn from.
     """
 
     sets: dict[str, dict[int, SlideSet]]
     choices: dict[str, PoolingChoice]
     models: dict[str, dict[int, MilModel]]
+    notes: list[str]
 
 
 def mil_study(config: RunConfig, mil: MilConfig) -> Path:
@@ -71,7 +74,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
         ConfigError: An arm is unknown, or the features cannot be used.
         DataError: The bags do not suffice, or no test bag has a label.
     """
-    check_arms(mil)
+    check_arms(config, mil)
     inputs = read_inputs(config, mil)
     if get_processes().main:
         for note in inputs.notes:
@@ -109,7 +112,7 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
     """Train and score the arms; called by all processes."""
     bags, root = inputs.bags, config.output / "artefacts"
     trained = [name for name in mil.arms if name in ARMS]
-    scored = _Scored({}, {}, {})
+    scored = _Scored({}, {}, {}, [])
     total = len(trained) * len(mil.seeds)
     with progress("training models of bags", total, shown=get_processes().main) as advance:
         for name in mil.arms:
@@ -123,7 +126,11 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
             options = mil.training.model_copy(update={"pooling": arm.pooling})
             scored.models[name], scored.sets[name] = {}, {}
             for seed in mil.seeds:
-                model = train_mil(arm.bags(bags, mil.labels_per_class, seed), options, seed, root=root)
+                own = arm.bags(bags, mil.labels_per_class, seed)
+                targets = arm_targets(arm, config, mil, inputs.workspace, own, seed, root)
+                model = train_mil(own, options, seed, targets, root=root)
+                if targets is not None and seed == mil.seeds[0]:
+                    scored.notes.extend(f"{name}, seed {seed}: {note}" for note in targets.notes)
                 scored.models[name][seed] = model
                 scored.sets[name][seed] = _slide_set(bags, model.predict(bags), arm.pooling)
                 advance()
@@ -202,7 +209,7 @@ def _write(
         level=level,
         counts=bags.counts(),
         arms=arm_titles(scored.sets),
-        notes=(*inputs.notes, *maps.notes),
+        notes=(*inputs.notes, *scored.notes, *maps.notes),
         maps=maps.shown,
         map_scores=maps.scores,
         facts=facts,

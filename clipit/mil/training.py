@@ -125,8 +125,8 @@ def train_mil(
     dropout and drawn instances depend on (seed, epoch) alone.
 
     With targets, each step also takes a batch of training bags that have one, labelled or not, and adds the mean of
-    `target_loss`. An epoch passes once over the larger of the two sets, and repeats the smaller one. Validation bags
-    have no targets, and the model needs none.
+    `target_loss`. Unless `steps_per_epoch` is set, an epoch passes once over the larger of the two sets, and repeats
+    the smaller one. Validation bags have no targets, and the model needs none.
 
     Args:
         bags: Bags of all splits; labels of the test split are not used.
@@ -141,6 +141,8 @@ def train_mil(
         ModelError: The loss became infinite or NaN.
     """
     check_trainable(bags)
+    if select_targeted(bags, targets) is None:
+        targets = None  # the same model as without targets
     if root is None:
         return _fit(bags, options, seed, targets, None)
     inputs = {"bags": bags.fingerprint, "options": options.model_dump(mode="json"), "seed": seed}
@@ -245,7 +247,8 @@ def train_epoch(
     torch.manual_seed(seed * 1_000_003 + epoch)  # for dropout
     generator = np.random.default_rng([seed, epoch])
     size = options.batch_size
-    steps = -(-max(len(bags), 0 if targeted is None else len(targeted.bags)) // size)
+    largest = max(len(bags), 0 if targeted is None else len(targeted.bags))
+    steps = options.steps_per_epoch or -(-largest // size)
     batches = _batches(len(bags), size, steps, generator)
     others = [] if targeted is None else _batches(len(targeted.bags), size, steps, generator)
     device, total = network.mean.device, torch.zeros((), device=network.mean.device)

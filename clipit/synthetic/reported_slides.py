@@ -39,7 +39,7 @@ class ReportedSlidesConfig(SlideWorldConfig):
 
     mutated: Share = 0.5
     """Probability that a patient's tumour is mutated."""
-    shows: Share = Field(0.3, gt=0)
+    shows: Share = Field(0.8, gt=0)
     """Share of a mutated tumour that shows the morphology of the status, in foci."""
     reported: Share = 1.0
     """Share of the patients who have a report."""

@@ -1,0 +1,50 @@
+"""Targets of the arms that learn from reports, and of their controls."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from clipit.config.mil import MilConfig
+from clipit.config.run import RunConfig
+from clipit.mil.arms import MilArm
+from clipit.mil.bags import MilBags
+from clipit.mil.privileged import image_embeddings, predicted_labels, report_embeddings, report_labels
+from clipit.mil.targets import BagTargets, join_targets
+from clipit.mil.training import train_mil
+from clipit.workspace.workspace import Workspace
+
+
+def arm_targets(
+    arm: MilArm, config: RunConfig, mil: MilConfig, workspace: Workspace, bags: MilBags, seed: int, root: Path
+) -> BagTargets | None:
+    """Return what the training bags of an arm learn from beside their labels; None for nothing.
+
+    Args:
+        arm: Arm.
+        config: Run configuration, with `reports` if the arm reads them.
+        mil: Weights of the targets, and options of the model that predicts labels.
+        workspace: Workspace of this configuration.
+        bags: Bags with the labels that the arm may use.
+        seed: Seed of the training and of exchanged reports.
+        root: Output root of trained models.
+
+    Raises:
+        ConfigError: No reports are configured.
+        DataError: No training patient has a report, or no report gives a class.
+    """
+    parts: list[BagTargets] = []
+    if arm.labels == "reports":
+        parts.append(report_labels(config, workspace, bags, seed, shuffled=arm.exchanged))
+    elif arm.labels == "predicted":
+        teacher = train_mil(bags, mil.training.model_copy(update={"pooling": arm.pooling}), seed, root=root)
+        parts.append(predicted_labels(teacher.predict, bags))
+    if arm.vectors == "reports":
+        parts.append(report_embeddings(config, workspace, bags, seed, shuffled=arm.exchanged))
+    elif arm.vectors == "images":
+        parts.append(image_embeddings(bags))
+    return _weighted(parts, mil) if parts else None
+
+
+def _weighted(parts: Sequence[BagTargets], mil: MilConfig) -> BagTargets:
+    targets = parts[0] if len(parts) == 1 else join_targets(*parts)
+    return replace(targets, label_weight=mil.targets.label_weight, vector_weight=mil.targets.vector_weight)

@@ -1,0 +1,215 @@
+"""Compare the arms in several settings, such as few and many labels: one study per setting, and one table of all."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clipit.artifacts import whole_file
+from clipit.config.file import ConfigFile
+from clipit.config.load import merge, nested, validate_file, without
+from clipit.distributed import get_processes
+from clipit.errors import ConfigError
+from clipit.evaluation.intervals import t_interval
+from clipit.evaluation.metrics import weighted_scores
+from clipit.evaluation.significance import Significance, holm, paired_t_test
+from clipit.mil.arms import ARMS
+from clipit.mil.study import NAME, SCORES, SUMMARY, mil_study
+from clipit.reporting.html import PageSection, Table, Text, write_page
+from clipit.reporting.html import page as render_page
+from clipit.reporting.tables import difference, markdown_table, mean_sd
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("auroc", "balanced_accuracy")
+"""Metrics of the table; contrasts are tested on the first."""
+CONTRASTS = "contrasts.csv"
+_HOW = (
+    "Test bags; mean and standard deviation over seeds. Contrasts are paired by seed: mean difference with its "
+    "95 % t-interval over seeds; p: paired t-test over seeds, Holm-corrected over all contrasts of all conditions."
+)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Difference between an arm that learns from reports and a control, in one condition.
+
+    Attributes:
+        condition: Name of the condition.
+        arm: Arm that learns from reports.
+        control: Arm that it is compared with.
+        differences: Difference of the metric for each seed.
+        test: Corrected test over seeds.
+    """
+
+    condition: str
+    arm: str
+    control: str
+    differences: tuple[float, ...]
+    test: Significance
+
+
+def plan_conditions(file: ConfigFile) -> dict[str, ConfigFile]:
+    """Return the configuration of each condition; keys given on the command line hold in all of them.
+
+    Raises:
+        ConfigError: A condition has no name for a folder, changes the output folder, or a key is invalid; all problems
+            are reported together.
+    """
+    values: dict[str, Any] = file.run.model_dump() | {"mil": file.mil.model_dump()}
+    plans, errors = {}, []
+    for name, keys in file.mil.conditions.items():
+        where = f"mil.conditions.{name}"
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+        taken = [key for key in keys if key.partition(".")[0] in ("name", "output") or key.startswith("mil.conditions")]
+        if not slug or taken:
+            problem = f"cannot change {', '.join(taken)}" if taken else "the name has no letter or digit"
+            errors.append(str(ConfigError(problem, where=where, fix="name the condition, and change other keys")))
+            continue
+        changes = merge(without(nested(keys), file.run.overrides), {"name": f"{file.run.name}-{slug}"})
+        try:
+            plans[name] = validate_file(
+                merge(values, changes | {"mil": {**changes.get("mil", {}), "conditions": {}}}), where
+            )
+        except ConfigError as error:
+            errors.append(str(error))
+    names = [plan.run.name for plan in plans.values()]
+    if len({*names}) < len(names):
+        errors.append(str(ConfigError("two conditions have the same folder", where="mil.conditions", fix="rename one")))
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return plans
+
+
+def conditions_study(file: ConfigFile) -> Path:
+    """Compare the arms in every condition of `mil.conditions`.
+
+    Each condition is a study of its own (`mil_study`) in `mil/<name>-<condition>`. Writes `mil.parquet` (the rows of
+    all studies with their condition), `contrasts.csv`, `mil.md` and `mil.html` to `mil/<name>`.
+
+    Returns:
+        The folder `mil/<name>`.
+
+    Raises:
+        ConfigError: A condition is invalid; nothing is trained.
+        DataError: The bags of a condition do not suffice.
+    """
+    folders = {}
+    for name, plan in plan_conditions(file).items():
+        logger.info(f"condition {name}")
+        folders[name] = mil_study(plan.run, plan.mil)
+    folder = file.run.output / NAME / file.run.name
+    if get_processes().main:
+        _write(file, folders, folder)
+    get_processes().barrier()
+    return folder
+
+
+def score_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]:
+    """Compute a metric of the test bags from the scores of bags, by arm and seed; undefined scores are left out.
+
+    Args:
+        table: Scores as in `bag_scores.csv`.
+        metric: Name of the metric.
+    """
+    columns = [name for name in table.columns if name.startswith("score_")]
+    classes = [name.removeprefix("score_") for name in columns]
+    rows = table[(table["split"] == "test") & table["label"].isin(classes)]
+    found: dict[str, dict[int, float]] = {}
+    for key, part in rows.groupby(["arm", "seed"], sort=False):
+        arm, seed = str(key[0]), int(str(key[1]))
+        labels = np.array([classes.index(name) for name in part["label"]], dtype=np.int64)
+        probabilities = part[columns].to_numpy(np.float32)
+        value = float(weighted_scores(labels, probabilities, np.ones((len(part), 1)), (metric,))[metric][0])
+        if np.isfinite(value):
+            found.setdefault(arm, {})[seed] = value
+    return found
+
+
+def find_contrasts(scores: dict[str, dict[str, dict[int, float]]]) -> list[Contrast]:
+    """Compare each arm that learns from reports with its controls, in every condition.
+
+    Args:
+        scores: Scores by condition, arm and seed.
+    """
+    found: dict[tuple[str, str, str], tuple[float, ...]] = {}
+    for condition, arms in scores.items():
+        for arm in arms:
+            for control in ARMS[arm].controls if arm in ARMS else ():
+                seeds = sorted(arms[arm].keys() & arms.get(control, {}).keys())
+                if seeds:
+                    found[condition, arm, control] = tuple(arms[arm][s] - arms[control][s] for s in seeds)
+    tests = holm({key: paired_t_test(values) for key, values in found.items()})
+    return [Contrast(*key, values, tests[key]) for key, values in found.items()]
+
+
+def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
+    tables = {name: pd.read_csv(path / SCORES, keep_default_na=False) for name, path in folders.items()}
+    rows = [pd.read_parquet(path / f"{NAME}.parquet").assign(condition=name) for name, path in folders.items()]
+    scores = {metric: {name: score_seeds(table, metric) for name, table in tables.items()} for metric in METRICS}
+    contrasts = find_contrasts(scores[METRICS[0]])
+    with whole_file(folder / f"{NAME}.parquet") as temporary:
+        pd.concat(rows, ignore_index=True).to_parquet(temporary, index=False)
+    with whole_file(folder / CONTRASTS) as temporary:
+        pd.DataFrame([_contrast_row(each) for each in contrasts]).to_csv(temporary, index=False)
+    headers = ("arm", *folders)
+    by_metric = {metric: _score_rows(file, scores[metric]) for metric in METRICS}
+    contrast_table = (
+        ("condition", "arm", "against", f"{METRICS[0]} in points", "p (Holm)"),
+        [
+            [each.condition, each.arm, each.control, _points(each.differences), _format_p(each.test)]
+            for each in contrasts
+        ],
+    )
+    parts = [f"# {file.run.name}", *([file.run.note] if file.run.note else []), _HOW]
+    parts += [f"{metric} in %:\n\n{markdown_table(headers, table)}" for metric, table in by_metric.items()]
+    parts += [markdown_table(*contrast_table, left=3)]
+    with whole_file(folder / SUMMARY) as temporary:
+        temporary.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
+    sections = [PageSection(f"{metric} in %", [Table(headers, table)]) for metric, table in by_metric.items()]
+    sections.append(PageSection("Arms that learn from reports against controls", [Table(*contrast_table, left=3)]))
+    pages = ", ".join(f"{name}: {path / f'{NAME}.html'}" for name, path in folders.items())
+    sections.append(PageSection("How to read this", [Text(_HOW), Text(f"Page of each condition: {pages}")]))
+    write_page(folder / f"{NAME}.html", render_page(f"{file.run.name}: conditions", file.run.note or "", sections))
+
+
+def _score_rows(file: ConfigFile, scores: dict[str, dict[str, dict[int, float]]]) -> list[list[str]]:
+    arms = dict.fromkeys(arm for by_arm in scores.values() for arm in by_arm)
+    return [
+        [arm, *(mean_sd([100 * v for v in by_arm.get(arm, {}).values()], 1) for by_arm in scores.values())]
+        for arm in arms
+    ]
+
+
+def _points(differences: Sequence[float]) -> str:
+    points = [100 * value for value in differences]
+    bounds = t_interval(points)
+    limits = None if bounds.low is None or bounds.high is None else (bounds.low, bounds.high)
+    return difference(fmean(points), limits, 1)
+
+
+def _format_p(test: Significance) -> str:
+    return test.reason or "" if test.p is None else f"{test.p:.3f}"
+
+
+def _contrast_row(each: Contrast) -> dict[str, object]:
+    bounds = t_interval(each.differences)
+    return {
+        "condition": each.condition,
+        "arm": each.arm,
+        "control": each.control,
+        "metric": METRICS[0],
+        "seeds": len(each.differences),
+        "difference": fmean(each.differences),
+        "sd": stdev(each.differences) if len(each.differences) > 1 else None,
+        "low": bounds.low,
+        "high": bounds.high,
+        "p_holm": each.test.p,
+        "reason": each.test.reason,
+    }

@@ -1,0 +1,127 @@
+"""Arms that learn from reports, compared with their controls in several conditions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+from tiny_models import CLASSES, MakeFile
+
+from clipit.api.bags import train_mil
+from clipit.errors import ConfigError
+from clipit.mil.arms import ARMS
+from clipit.mil.conditions import find_contrasts, plan_conditions, score_seeds
+from clipit.mil.study import mil_study
+
+
+@pytest.fixture
+def study_keys(world: dict, tmp_path: Path) -> dict[str, object]:  # type: ignore[type-arg]
+    tiles = pd.read_csv(world["tiles"]["path"])
+    number = tiles["group"].str.split("-").str[1].astype(int)
+    tiles["label"] = [CLASSES[n % 3] for n in number]
+    tiles.to_csv(tmp_path / "tiles.csv", index=False)
+    lines = [
+        {"id": f"train-{n}", "text": f"FINAL DIAGNOSIS:\nThere is {CLASSES[n % 3]}.", "patient": f"train-{n}"}
+        for n in range(17)
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    rules = {"name": "small", "classes": {name: [name] for name in CLASSES}}
+    (tmp_path / "rules.yaml").write_text(json.dumps(rules), encoding="utf-8")
+    return {
+        "output": str(tmp_path / "out"),
+        "tiles.path": str(tmp_path / "tiles.csv"),
+        "tiles.images": str(Path(world["tiles"]["path"]).parent),
+        "reports.path": str(tmp_path / "own.jsonl"),
+        "reports.group_column": "patient",
+        "reports.label_column": None,
+        "soft_labels.own_report.labels": "rules",
+        "soft_labels.own_report.rules": str(tmp_path / "rules.yaml"),
+        "mil.bags": "patient",
+        "mil.training.epochs": 2,
+        "mil.training.hidden": 8,
+        "mil.labels_per_class": 2,
+        "mil.seeds": [0, 1],
+        "mil.resamples": 0,
+        "mil.maps": 0,
+        "mil.reference": "attention",
+        "mil.arms": ["attention", "report_labels", "report", "predicted_labels", "image_embedding"],
+        "mil.conditions": {
+            "few labels": {},
+            "all labels": {"mil.labels_per_class": None, "mil.arms": ["attention", "report_labels"]},
+        },
+    }
+
+
+def test_one_command_compares_the_arms_in_every_condition(
+    configure_file: MakeFile, study_keys: dict[str, object]
+) -> None:
+    result = train_mil(configure_file(study_keys))
+    table = result.table
+    assert set(table["condition"]) == {"few labels", "all labels"}
+    contrasts = pd.read_csv(result.folder / "contrasts.csv")
+    few = contrasts[contrasts["condition"] == "few labels"]
+    assert {*zip(few["arm"], few["control"], strict=True)} == {
+        ("report_labels", "attention"),
+        ("report_labels", "predicted_labels"),
+        ("report", "attention"),
+        ("report", "predicted_labels"),
+        ("report", "image_embedding"),
+    }
+    assert (few["difference"] != 0).any()
+    everything = contrasts[contrasts["condition"] == "all labels"]
+    assert everything["difference"].tolist() == [0.0], (
+        "with all labels, there is no bag whose label a report could give"
+    )
+    text = result.report.read_text(encoding="utf-8")
+    assert "| report_labels |" in text and "few labels" in text
+    page = (result.folder.parent / "small-few-labels" / "mil.html").read_text(encoding="utf-8")
+    assert " of 12 unlabelled training bags get a label from a report" in page
+    assert "There is gland" not in page + text + result.page.read_text(encoding="utf-8")
+
+
+def test_arms_that_learn_from_reports_need_reports(configure_file: MakeFile, study_keys: dict[str, object]) -> None:
+    file = configure_file(study_keys | {"mil.conditions": {}})
+    with pytest.raises(ConfigError, match="report_labels, report need reports"):
+        mil_study(file.run.model_copy(update={"reports": None}), file.mil)
+
+
+def test_all_invalid_conditions_are_named_together(configure_file: MakeFile, study_keys: dict[str, object]) -> None:
+    wrong = {"a": {"mil.labels": 4}, "b": {"output": "elsewhere"}, "c 1": {}, "c/1": {}, "?": {}}
+    with pytest.raises(ConfigError) as caught:
+        plan_conditions(configure_file(study_keys | {"mil.conditions": wrong}))
+    for part in ("mil.conditions.a", "cannot change output", "same folder", "no letter or digit"):
+        assert part in str(caught.value)
+
+
+def test_scores_of_seeds_are_those_of_the_labelled_test_bags() -> None:
+    scores = np.array([0.9, 0.2, 0.6, 0.4, 0.5, 0.1])
+    table = pd.DataFrame(
+        {
+            "arm": "attention",
+            "seed": 3,
+            "split": ["test"] * 5 + ["train"],
+            "label": ["a", "b", "b", "a", "", "a"],
+            "score_a": scores,
+            "score_b": 1 - scores,
+        }
+    )
+    assert score_seeds(table, "auroc") == {"attention": {3: pytest.approx(roc_auc_score([1, 0, 0, 1], scores[:4]))}}
+
+
+def test_contrasts_are_paired_by_seed_and_corrected_over_all_conditions() -> None:
+    base = {0: 0.5, 1: 0.6, 2: 0.5, 3: 0.4, 4: 0.5}
+    better = {seed: score + 0.2 + 0.01 * seed for seed, score in base.items()}
+    similar = {seed: score + (0.05 if seed % 2 else -0.04) for seed, score in base.items()}
+    arms = {"attention": base, "report_labels": better}
+    first, second = find_contrasts({"one": arms, "two": {"attention": base, "report_labels": similar}})
+    assert first.control == "attention" and np.allclose(first.differences, [0.2, 0.21, 0.22, 0.23, 0.24])
+    assert first.test.p is not None and second.test.p is not None and first.test.p < 0.05 < second.test.p
+    alone = find_contrasts({"one": arms})[0].test.p
+    assert alone is not None and first.test.p == pytest.approx(2 * alone)
+
+
+def test_controls_are_arms_without_own_reports() -> None:
+    controls = {name for arm in ARMS.values() for name in arm.controls}
+    assert controls and all(ARMS[name].exchanged or not ARMS[name].reads_reports for name in controls)

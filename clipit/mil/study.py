@@ -236,7 +236,8 @@ def _write(
 
 def _models_used(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> Mapping[str, list[str]]:
     """Return the names of the models that the scores come from, for the note."""
-    vlms = [config.vlm.name] if mil.features == "vlm" or inputs.zero_shot is not None else []
+    texts = any(name in ARMS and ARMS[name].vectors == "reports" for name in mil.arms)
+    vlms = [config.vlm.name] if mil.features == "vlm" or inputs.zero_shot is not None or texts else []
     backbones = {"backbone": [config.backbone.name], "run": [str(inputs.facts.get("backbone", ""))]}
     return {"vlms": vlms, "backbones": backbones.get(mil.features, [])}
 

@@ -37,7 +37,7 @@ _HOW = (
 
 
 @dataclass(frozen=True)
-class Contrast:
+class MilContrast:
     """Difference between an arm that learns from reports and a control, in one condition.
 
     Attributes:
@@ -132,7 +132,7 @@ def score_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]
     return found
 
 
-def find_contrasts(scores: dict[str, dict[str, dict[int, float]]]) -> list[Contrast]:
+def find_contrasts(scores: dict[str, dict[str, dict[int, float]]]) -> list[MilContrast]:
     """Compare each arm that learns from reports with its controls, in every condition.
 
     Args:
@@ -146,7 +146,7 @@ def find_contrasts(scores: dict[str, dict[str, dict[int, float]]]) -> list[Contr
                 if seeds:
                     found[condition, arm, control] = tuple(arms[arm][s] - arms[control][s] for s in seeds)
     tests = holm({key: paired_t_test(values) for key, values in found.items()})
-    return [Contrast(*key, values, tests[key]) for key, values in found.items()]
+    return [MilContrast(*key, values, tests[key]) for key, values in found.items()]
 
 
 def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
@@ -198,7 +198,7 @@ def _format_p(test: Significance) -> str:
     return test.reason or "" if test.p is None else f"{test.p:.3f}"
 
 
-def _contrast_row(each: Contrast) -> dict[str, object]:
+def _contrast_row(each: MilContrast) -> dict[str, object]:
     bounds = t_interval(each.differences)
     return {
         "condition": each.condition,

@@ -146,7 +146,7 @@ def score_masks(
         defined = int(np.isfinite(per_image[metric][:, names.index(name)]).sum())
         number = float(value[0]) if np.isfinite(value[0]) else None
         interval = intervals[key]
-        reason = interval.reason if number is not None else "undefined"
+        reason = interval.reason if number is not None else "not defined in any image"
         rows.append(
             MaskScore(
                 metric, name, "images" if averaging == "images" else "pixels", number,

@@ -13,8 +13,9 @@ from clipit.reporting.plots import in_style, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MISSED, FALSE, CONFUSED = "#0072B2", "#D55E00", "#CC79A7"
-"""Colours of errors: foreground called background, the reverse, and one foreground class called another."""
+MISSED, FALSE, CONFUSED = "#F0E442", "#000000", "#FFFFFF"
+"""Colours of errors, other than those of classes: foreground called background, the reverse, and one foreground class
+called another."""
 _IGNORED = -1
 _OPACITY = 0.5
 _GREY = (128, 128, 128, 255)
@@ -64,7 +65,7 @@ def plot_segmentation(
     kinds = {"missed": MISSED, "false": FALSE} if len(foreground) < len(classes) else {}
     kinds |= {"another class": CONFUSED} if len(foreground) > 1 else {}
     handles = [Patch(color=colour, label=name) for name, colour in zip(classes, colours, strict=True)]
-    handles += [Patch(color=colour, label=f"error: {name}") for name, colour in kinds.items()]
+    handles += [Patch(facecolor=colour, edgecolor="grey", label=f"error: {name}") for name, colour in kinds.items()]
     handles += [Patch(color="grey", label="ignored")] if (truth == _IGNORED).any() else []
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
     figure.suptitle(title, fontsize=9)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Int16, Int64
+from jaxtyping import Float32, Int16
 from PIL import Image
 
 from clipit.config.run import RunConfig
@@ -61,8 +61,8 @@ class Segmenter:
         choice: What was chosen on validation masks, in a sentence; empty for nothing.
         decision: Rule from probabilities to classes, if the method has chosen it on the validation masks; None for the
             study to choose it.
-        ceiling: Function from a mask (-1 is ignored) and its micrometres per pixel to the class of each pixel by
-            perfect answers on the method's own grid; None for a method that answers per pixel.
+        ceiling: Function from a mask (-1 is ignored) and its micrometres per pixel to the probabilities that perfect
+            answers on the method's own grid would give; None for a method that answers per pixel.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Segmenter:
     seed: int | None = None
     choice: str = ""
     decision: Decision | None = None
-    ceiling: Callable[[Int16[np.ndarray, "h w"], float], Int64[np.ndarray, "h w"]] | None = None
+    ceiling: Callable[[Int16[np.ndarray, "h w"], float], Float32[np.ndarray, "c h w"]] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from clipit.reporting.csv_export import export_study
 from clipit.reporting.mask_overlays import plot_segmentation
 from clipit.reporting.plots import save_plot
 from clipit.reporting.study_report import Plot, add_provenance, collect_provenance, study_note, write_study
-from clipit.segmentation.decision import Decision, choose_decision
+from clipit.segmentation.decision import Decision, DecisionSearch, choose_decision
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.methods import METHODS
 from clipit.segmentation.references import reference_counts
@@ -91,7 +91,7 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
         logger.info(f"{name}: {method.title}")
         for segmenter in method.prepare(inputs):
             decision = segmenter.decision or choose_decision(segmenter.probabilities, validation, options)
-            segmented.append(_segment(segmenter, decision, test))
+            segmented.append(_segment(segmenter, decision, test, _ceiling_decision(segmenter, validation, options)))
     folder = config.output / NAME / config.name
     if get_processes().main:
         _write(inputs, test, segmented, folder)
@@ -143,7 +143,17 @@ def _usable_methods(inputs: MethodInputs) -> dict[str, Method]:
     return {name: METHODS[name] for name in missing if name not in lacking}
 
 
-def _segment(segmenter: Segmenter, decision: Decision, masks: MaskSet) -> SegmentedMasks:
+def _ceiling_decision(segmenter: Segmenter, validation: MaskSet, options: SegmentationConfig) -> Decision:
+    """Choose the rule for perfect answers on the validation masks, as it is chosen for the method's own answers."""
+    search = DecisionSearch(validation.classes.names, options)
+    if segmenter.ceiling is not None:
+        for index in range(len(validation)):
+            _, truth = validation.read(index)
+            search.add(segmenter.ceiling(truth, float(validation.tiles.mpp[index])), truth)
+    return search.best()
+
+
+def _segment(segmenter: Segmenter, decision: Decision, masks: MaskSet, ceiling_decision: Decision) -> SegmentedMasks:
     """Segment the test images, and count their pixels."""
     classes = len(masks.classes.names)
     counts, ceilings = [], []
@@ -154,7 +164,8 @@ def _segment(segmenter: Segmenter, decision: Decision, masks: MaskSet) -> Segmen
             predicted = decision.classes(segmenter.probabilities(image, mpp))
             counts.append(count_pixels(predicted, truth, classes))
             if segmenter.ceiling is not None:
-                ceilings.append(count_pixels(segmenter.ceiling(truth, mpp), truth, classes))
+                perfect = ceiling_decision.classes(segmenter.ceiling(truth, mpp))
+                ceilings.append(count_pixels(perfect, truth, classes))
             advance()
     return SegmentedMasks(segmenter, decision, np.stack(counts), np.stack(ceilings) if ceilings else None)
 

@@ -1,5 +1,6 @@
 """Rows, tables and chapters of a segmentation study."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,12 +85,12 @@ def study_chapters(
         rows = frame[frame.subject == subject]
         if rows.kind.iloc[0] == "method":
             chapters.append(Chapter(subject, [*_method_parts(frame, subject, provenance), *plots[subject]]))
-    undefined = [
-        (f"{row.subject}: {row.metric} of {row.class_name}", row.reason) for row in iter_rows(frame) if row.reason
+    reasons = [
+        (f"{row.subject}: {row.metric} of {row.class_name}", str(row.reason)) for row in iter_rows(frame) if row.reason
     ]
-    reasons = {reason for _, reason in undefined}
-    if len(reasons) == 1:  # one reason for everything, such as few patients
-        undefined = [("all intervals", reasons.pop())]
+    common = [reason for reason, count in Counter(reason for _, reason in reasons).items() if count > len(frame) / 2]
+    undefined = [("intervals of all defined scores", reason) for reason in common]
+    undefined += [(value, reason) for value, reason in reasons if reason not in common]
     return chapters + undefined_chapter(undefined, f"{_SOURCE}: reason")
 
 
@@ -99,8 +100,10 @@ def _explanation(provenance: Mapping[str, Any]) -> str:
         f"{masks['test']} test masks of {provenance['patients']} patients; {masks['train']} training and "
         f"{masks['validation']} validation masks, on which thresholds and scales are chosen. The foreground is "
         f"{', '.join(provenance['foreground'])}. Floors need no model. A ceiling is the score of perfect answers per "
-        "tile, each of which is the class of most of the tile's pixels: a method that answers per tile cannot be much "
-        "better. Intervals are 95 % bootstrap intervals over patients."
+        "tile, each of which is the class of most of the tile's pixels; the ceiling of a method is that of its own "
+        "windows, with a threshold chosen as for the method. Dice favours predicting too much over too little, so that "
+        "the floor of one class everywhere can come near the ceiling of coarse tiles, or exceed it. Intervals are "
+        "95 % bootstrap intervals over patients."
     )
 
 

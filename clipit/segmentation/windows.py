@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int16, Int64, UInt8
+from jaxtyping import Float32, Int16, UInt8
 from PIL import Image
 
 from clipit.errors import DataError
@@ -96,15 +96,14 @@ class WindowModel:
 
     def perfect(
         self, mask: Int16[np.ndarray, "h w"], mpp: float, scales: Sequence[float | int]
-    ) -> Int64[np.ndarray, "h w"]:
-        """Return the class of each pixel if every window answered with the class of most of its labelled pixels."""
+    ) -> Float32[np.ndarray, "c h w"]:
+        """Return the probabilities if every window answered with the class of most of its labelled pixels."""
         classes = self.class_of.shape[1]
         maps = [
             window_strips(mask, self.edge(mpp, scale), self.overlap, _perfect_answers(classes, self.batch_size))
             for scale in scales
         ]
-        filled = fill(average_strips(maps), classes, *mask.shape)
-        return np.asarray(filled.argmax(axis=0), dtype=np.int64)
+        return fill(average_strips(maps), classes, *mask.shape)
 
 
 Answer = Callable[[np.ndarray, WindowGrid], Iterable[Float32[np.ndarray, "_ c"]]]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Int16, Int64
+from jaxtyping import Float32, Int16
 from PIL import Image
 
 from clipit.errors import ConfigError, shortlist
@@ -152,7 +152,7 @@ def _segmenter(name: str, scorer: TileScorer, inputs: MethodInputs) -> Segmenter
     def probabilities(image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
         return model.probabilities(image, mpp, scales)
 
-    def ceiling(mask: Int16[np.ndarray, "h w"], mpp: float) -> Int64[np.ndarray, "h w"]:
+    def ceiling(mask: Int16[np.ndarray, "h w"], mpp: float) -> Float32[np.ndarray, "c h w"]:
         return model.perfect(mask, mpp, scales)
 
     return Segmenter(name, probabilities, facts, choice=choice, decision=decision, ceiling=ceiling)

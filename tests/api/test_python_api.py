@@ -19,8 +19,8 @@ from clipit.progress import show_messages
 
 FUNCTIONS = (
     "load_config", "build_text_index", "pair", "train", "evaluate", "evaluate_external", "compare", "tune", "probe",
-    "predict", "tile_slides", "score_slides", "compare_slides", "load_classifier", "describe_annotators",
-    "find_label_issues", "merge_masks",
+    "predict", "tile_slides", "score_slides", "segment", "compare_slides", "load_classifier", "describe_annotators",
+    "find_label_issues", "merge_masks", "train_mil", "segment",
 )  # fmt: skip
 
 

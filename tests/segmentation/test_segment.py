@@ -79,7 +79,8 @@ def finished(values: dict[str, Any]) -> "clipit.api.segmentation.SegmentResult":
         "note": "<script>taken</script>",
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_module, "METHODS", {"dark": oracle, **METHODS})
+        windows = {name: METHODS[name] for name in ("vlm_windows", "student_windows", "classifier_windows")}
+        patch.setattr(study_module, "METHODS", {"dark": oracle, **windows})
         return clipit.segment(configure(values, **changes), values["root"] / "run")
 
 
@@ -171,8 +172,9 @@ def test_inputs_that_are_missing_are_named(values: dict[str, Any], tmp_path: Pat
     file = configure(values)
     with pytest.raises(ConfigError, match="the classes of the masks are not named"):
         segment(file.run, SegmentationConfig())
+    both: tuple[SegmentationMethod, ...] = ("vlm_windows", "student_windows")
     with pytest.raises(ConfigError, match=r"vlm_windows needs class prompts: .*; student_windows needs a finished run"):
-        segment(file.run, file.segmentation)
+        segment(file.run, file.segmentation.model_copy(update={"methods": both}))
     asked: tuple[SegmentationMethod, ...] = ("classifier_windows",)
     with pytest.raises(ConfigError, match="classifier_windows needs a finished run"):
         segment(file.run, file.segmentation.model_copy(update={"methods": asked}))

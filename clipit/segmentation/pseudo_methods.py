@@ -103,5 +103,6 @@ def _samples(heads: HeadInputs, pseudo: PseudoMasks) -> Samples:
         codes = pseudo.codes[str(tiles.ids[row])]
         return image, heads.model.lattice(image, mpp).spread(codes).astype(np.int16), mpp
 
-    identity = [heads.store.fingerprint, {name: fingerprint(codes.tolist()) for name, codes in pseudo.codes.items()}]
+    codes_of = {name: fingerprint(codes.tolist()) for name, codes in pseudo.codes.items()}
+    identity = [heads.store.fingerprint, tiles.mpp[rows].tolist(), codes_of]
     return Samples(len(rows), read, {"pseudo": fingerprint(identity)})

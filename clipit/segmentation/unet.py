@@ -21,6 +21,7 @@ from clipit.config.mask_training import UnetConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, ModelError
 from clipit.progress import progress
+from clipit.segmentation.soft_dice import soft_dice
 from clipit.segmentation.token_maps import window_starts
 
 Sample = tuple[UInt8[np.ndarray, "h w 3"], Int16[np.ndarray, "h w"]]
@@ -49,21 +50,28 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Unet:
-    """A trained U-Net.
+    """A trained U-Net on disk.
 
     Attributes:
-        network: Network in evaluation mode.
+        file: Weights.
+        classes: Number of classes.
         options: Options of the training.
         fingerprint: Fingerprint of everything that it was trained from.
     """
 
-    network: nn.Module
+    file: Path
+    classes: int
     options: UnetConfig
     fingerprint: str
 
+    @property
+    def network(self) -> nn.Module:
+        """Network in evaluation mode; only the network that was used last is in memory."""
+        return _open_network(self.file, self.classes, self.options)
+
     def probabilities(self, image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
         """Return the probability of each class at each pixel, the mean over overlapping windows."""
-        options, device = self.options, get_processes().device
+        options, device, network = self.options, get_processes().device, self.network
         pixels = _resized(image, mpp, options)
         height, width = pixels.shape[:2]
         edge = options.crop
@@ -77,7 +85,7 @@ class Unet:
                 batch = lefts[start : start + options.batch_size]
                 windows = np.stack([padded[top : top + edge, left : left + edge] for left in batch])
                 with torch.inference_mode():
-                    answers = self.network(_normalised(windows).to(device)).float().softmax(dim=1).cpu()
+                    answers = network(_to_tensor(windows).to(device)).float().softmax(dim=1).cpu()
                 if sums is None:
                     sums = torch.zeros(answers.shape[1], *padded.shape[:2])
                 for left, answer in zip(batch, answers, strict=True):
@@ -91,6 +99,52 @@ class Unet:
         return means[0].numpy()
 
 
+@lru_cache(maxsize=1)
+def _open_network(file: Path, classes: int, options: UnetConfig) -> nn.Module:
+    from safetensors.torch import load_file
+
+    network = build_unet(options, classes, pretrained=False)
+    with reading(file):
+        network.load_state_dict(load_file(file))
+    return network.to(get_processes().device).eval()
+
+
+class ScaledNetwork(nn.Module):
+    """A network behind the scaling of its input: (pixels - mean) / deviation, with the channels in its order.
+
+    Attributes:
+        network: Network.
+        order: Channel of the image for each channel of the network: (0, 1, 2) for RGB.
+        mean: Mean of each channel of the network, for pixels of 0..255.
+        deviation: Standard deviation of each channel.
+    """
+
+    order: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, network: nn.Module, scaling: Mapping[str, Any] | None) -> None:
+        """Take over the network.
+
+        Args:
+            network: Network.
+            scaling: Parameters as segmentation-models-pytorch gives them: mean, std, input_range and input_space; None
+                to scale pixels to -1..1.
+        """
+        super().__init__()
+        given = scaling or {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_range": (0, 1), "input_space": "RGB"}
+        unit = 255.0 if given["input_range"][1] == 1 else 1.0
+        self.network = network
+        self.register_buffer("order", torch.tensor((2, 1, 0) if given["input_space"] == "BGR" else (0, 1, 2)))
+        self.register_buffer("mean", unit * torch.tensor(given["mean"])[:, None, None])
+        self.register_buffer("deviation", unit * torch.tensor(given["std"])[:, None, None])
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the logits of pixels of 0..255."""
+        logits: Tensor = self.network((pixels[:, self.order] - self.mean) / self.deviation)
+        return logits
+
+
 def missing_unet() -> str:
     """Return what is missing to build a U-Net; "" for nothing."""
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
@@ -100,6 +154,8 @@ def missing_unet() -> str:
 
 def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) -> nn.Module:
     """Build the network; its encoder has random weights unless `encoder_weights` names some.
+
+    Pixels are scaled as they were for these weights, or else to -1..1; the scaling is stored with the weights.
 
     Args:
         options: Options.
@@ -114,9 +170,11 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
     import segmentation_models_pytorch as smp
 
     try:
+        weights = options.encoder_weights if pretrained else None
+        scaling = smp.encoders.get_preprocessing_params(options.encoder, weights) if weights else None
         network: nn.Module = smp.Unet(
             options.encoder,
-            encoder_weights=options.encoder_weights if pretrained else None,
+            encoder_weights=weights,
             decoder_channels=[max(16, options.width >> level) for level in range(5)],
             classes=classes,
         )
@@ -126,7 +184,7 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
             where=f"segmentation.training.unet.encoder: {options.encoder}",
             fix="use an encoder of segmentation-models-pytorch, such as resnet18, and weights that it has for it",
         ) from error
-    return network
+    return ScaledNetwork(network, scaling)
 
 
 def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int) -> Unet:
@@ -150,6 +208,7 @@ def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed
     if not sources or any(not each.count for each in sources):
         raise DataError("no image to train a U-Net on", fix="add training masks")
     inputs = {
+        "loss": "cross-entropy and soft Dice with squares",
         "sources": [each.identity for each in sources],
         "options": options.model_dump(mode="json"),
         "seed": seed,
@@ -164,13 +223,7 @@ def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed
         return {"steps": options.steps}
 
     artifact = build_once(root, "unet", inputs, make)
-    from safetensors.torch import load_file
-
-    network = build_unet(options, classes, pretrained=False)
-    file = artifact.file(_WEIGHTS)
-    with reading(file):
-        network.load_state_dict(load_file(file))
-    return Unet(network.to(get_processes().device).eval(), options, artifact.fingerprint)
+    return Unet(artifact.file(_WEIGHTS), classes, options, artifact.fingerprint)
 
 
 def _fit(sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int, checkpoint: Path) -> nn.Module:
@@ -204,17 +257,14 @@ def _fit(sources: Sequence[Samples], options: UnetConfig, seed: int, classes: in
 
 
 def unet_loss(logits: Float[Tensor, "b c h w"], codes: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    """Return the mean of cross-entropy and 1 - mean soft Dice of the classes present; pixels of -1 are ignored."""
+    """Return the mean of cross-entropy and of 1 - soft Dice (`soft_dice`); pixels of -1 are ignored."""
     labelled = codes != _IGNORED
     if not bool(labelled.any()):
         return logits.sum() * 0
     entropy = nn.functional.cross_entropy(logits, codes, ignore_index=_IGNORED)
     probabilities = logits.softmax(dim=1).movedim(1, -1)[labelled]
     truth = nn.functional.one_hot(codes[labelled], logits.shape[1]).to(probabilities.dtype)
-    inside = (probabilities * truth).sum(dim=0)
-    dice = 2 * inside / (probabilities.sum(dim=0) + truth.sum(dim=0)).clamp(min=1e-6)
-    present = truth.any(dim=0)
-    return (entropy + 1 - dice[present].mean()) / 2
+    return (entropy + 1 - soft_dice(probabilities, truth)) / 2
 
 
 def _reader(samples: Samples, options: UnetConfig) -> Callable[[int], Sample]:
@@ -254,12 +304,11 @@ def _batch(
             image, code = [each[:, ::-1] if flipped else each for each in turned]
             images.append(image)
             codes.append(code)
-    return _normalised(np.stack(images)), torch.from_numpy(np.stack(codes).astype(np.int64))
+    return _to_tensor(np.stack(images)), torch.from_numpy(np.stack(codes).astype(np.int64))
 
 
-def _normalised(images: UInt8[np.ndarray, "b h w 3"]) -> Float32[Tensor, "b 3 h w"]:
-    """Scale pixels to -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def _to_tensor(images: UInt8[np.ndarray, "b h w 3"]) -> Float32[Tensor, "b 3 h w"]:
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
 
 
 def _resized(image: Image.Image, mpp: float, options: UnetConfig) -> UInt8[np.ndarray, "h w 3"]:

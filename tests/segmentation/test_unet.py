@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from token_fixtures import open_images, write_images
 from clipit.config.mask_training import UnetConfig
 from clipit.errors import ModelError
 from clipit.segmentation import unet
-from clipit.segmentation.unet import Samples, build_unet, missing_unet, train_unet, unet_loss
+from clipit.segmentation.soft_dice import soft_dice
+from clipit.segmentation.unet import Samples, ScaledNetwork, build_unet, missing_unet, train_unet, unet_loss
 from clipit.segmentation.unet_methods import drawn_masks
 
 OPTIONS = UnetConfig(encoder="tu-test_resnet", crop=32, batch_size=2, steps=2)
@@ -37,7 +39,7 @@ def test_two_steps_give_probabilities_at_every_pixel(samples: Samples, tmp_path:
     again = train_unet(tmp_path, [samples], OPTIONS, seed=0, classes=2)  # opened, not trained
     np.testing.assert_array_equal(again.probabilities(image, 1.0), probabilities)
     coarse = OPTIONS.model_copy(update={"mpp": 2.0})
-    assert unet.Unet(network.network, coarse, "").probabilities(image, 1.0).shape == (2, 40, 70)
+    assert replace(network, options=coarse).probabilities(image, 1.0).shape == (2, 40, 70)
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(
@@ -76,10 +78,36 @@ def test_loss_of_right_and_of_undecided_answers() -> None:
     right = torch.nn.functional.one_hot(codes.clamp(min=0), 2).permute(0, 3, 1, 2) * 100.0
     right[0, :, 1, 1] = torch.tensor([0.0, 50.0])  # ignored
     assert float(unet_loss(right, codes)) == pytest.approx(0, abs=1e-5)
-    # probabilities of 1/2: cross-entropy log 2; Dice 2 * .5 / (1.5 + 1) of one pixel, 2 * 1 / (1.5 + 2) of two
-    expected = (math.log(2) + 1 - (1 / 2.5 + 2 / 3.5) / 2) / 2
+    # probabilities of 1/2: cross-entropy log 2; Dice 2 * .5 / (3 / 4 + 1) of one pixel, 2 * 1 / (3 / 4 + 2) of two
+    expected = (math.log(2) + 1 - (1 / 1.75 + 2 / 2.75) / 2) / 2
     assert float(unet_loss(torch.zeros(1, 2, 2, 2), codes)) == pytest.approx(expected, abs=1e-5)
     assert float(unet_loss(torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2), -1))) == 0
+
+
+def test_soft_dice_is_highest_where_probabilities_equal_shares_and_ignored_parts_do_not_count() -> None:
+    shares = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.0, 0.5]])  # of the last one, half is ignored
+    equal = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0]])
+    assert float(soft_dice(equal, shares)) == pytest.approx(1)
+    assert float(soft_dice(equal + torch.tensor([-0.1, 0.1]), shares)) < 0.99
+    without = torch.nn.functional.pad(shares, (0, 1))  # a class that does not occur
+    assert float(soft_dice(torch.nn.functional.pad(equal, (0, 1)), without)) == pytest.approx(1)
+
+
+def test_pixels_are_scaled_as_for_the_weights_of_the_encoder() -> None:
+    pixels = torch.tensor([255.0, 0.0, 51.0])[None, :, None, None]
+    assert ScaledNetwork(torch.nn.Identity(), None)(pixels).flatten().tolist() == pytest.approx([1, -1, -0.6])
+    given = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.5], "input_range": [0, 1], "input_space": "BGR"}
+    scaled = ScaledNetwork(torch.nn.Identity(), given)(pixels).flatten().tolist()
+    assert scaled == pytest.approx([(0.2 - 0.4) / 0.2, (0 - 0.5) / 0.25, (1 - 0.6) / 0.5])
+    bytes_given = {"mean": [100.0, 50.0, 1.0], "std": [1.0, 1.0, 2.0], "input_range": [0, 255], "input_space": "RGB"}
+    assert ScaledNetwork(torch.nn.Identity(), bytes_given)(pixels).flatten().tolist() == [155, -50, 25]
+
+
+def test_another_resolution_of_the_tiles_is_another_training(samples: Samples, tmp_path: Path) -> None:
+    _, masks = open_images(write_images(tmp_path, patients=4))
+    train = masks.of_split("train")
+    finer = replace(train, tiles=replace(train.tiles, mpp=train.tiles.mpp / 2))
+    assert drawn_masks(train, 2, seed=0).identity != drawn_masks(finer, 2, seed=0).identity
 
 
 def test_unknown_encoders_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

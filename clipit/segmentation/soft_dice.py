@@ -1,0 +1,22 @@
+"""Soft Dice of class probabilities against shares of classes, the loss of heads and U-Nets beside the cross-entropy."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+_SMALLEST = 1e-6
+
+
+def soft_dice(probabilities: Float[Tensor, "n c"], shares: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
+    """Return the mean soft Dice, 2 sum(p s) / (sum(p^2) + sum(s^2)), over the classes that occur.
+
+    With the squares in the denominator (Milletari, Navab and Ahmadi, 3DV 2016), the Dice of shares between 0 and 1 is
+    highest where the probabilities equal them. A pixel or token of which a part is ignored counts with the rest.
+
+    Args:
+        probabilities: Class probabilities of pixels or tokens, which sum to 1.
+        shares: Share of each class; rows sum to the labelled part, 1 without ignored pixels.
+    """
+    present = shares.any(dim=0)
+    found, shares = (probabilities * shares.sum(dim=1, keepdim=True))[:, present], shares[:, present]
+    both, total = (found * shares).sum(dim=0), (found.square() + shares.square()).sum(dim=0)
+    return (2 * both / total.clamp(min=_SMALLEST)).mean()

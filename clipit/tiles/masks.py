@@ -58,7 +58,15 @@ class MaskSet:
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the SHA-256 over tiles, their micrometres per pixel, masks and classes."""
         stamps = [self.stamps[row] for row in self.rows.tolist()]
-        text = repr((self.tiles.fingerprint, self.tiles.mpp.tolist(), stamps, self.classes.names, sorted(self.classes.class_of.items())))
+        text = repr(
+            (
+                self.tiles.fingerprint,
+                self.tiles.mpp.tolist(),
+                stamps,
+                self.classes.names,
+                sorted(self.classes.class_of.items()),
+            )
+        )
         return sha256(text.encode()).hexdigest()[:16]
 
     def where(self, index: int) -> str:

@@ -4,11 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Float32
+
 from clipit.config.mil import MilConfig, MilPooling
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
-from clipit.mil.bags import MilBags, keep_labels, shuffle_labels
+from clipit.evaluation.predictions import NO_LABEL
+from clipit.mil.bags import MilBags, keep_labels, kept_labels, shuffle_labels
 from clipit.mil.inputs import ZERO_SHOT
+
+_FEWEST_SHUFFLED = 4  # labels per class below which a permutation cannot be told from a rule
 
 FLOOR = "class frequencies"
 """Arm that gives every bag the class frequencies of the training bags."""
@@ -45,6 +51,22 @@ class MilArm:
         """Return the bags with the labels that this arm is trained on."""
         kept = keep_labels(bags, labels_per_class, seed)
         return shuffle_labels(kept, seed) if self.shuffled else kept
+
+    def notes(self, bags: MilBags, labels_per_class: int | None, seed: int) -> list[str]:
+        """Describe how many labels the control with permuted labels keeps; an empty list for other arms."""
+        if not self.shuffled:
+            return []
+        kept = keep_labels(bags, labels_per_class, seed)
+        shares = kept_labels(kept, shuffle_labels(kept, seed)).items()
+        listed = "; ".join(f"{split} {same:.0%} (by chance {chance:.0%})" for split, (same, chance) in shares)
+        notes = [f"share of bags that keep their label: {listed}"]
+        fewest = min(min(kept.counts()[split][name] for name in kept.classes) for split, _ in shares)
+        if fewest < _FEWEST_SHUFFLED:
+            notes.append(
+                f"the fewest labels of a class in train or validation are {fewest}; below {_FEWEST_SHUFFLED}, permuted "
+                "labels are often the right or the exchanged ones, so that the scores of this control say little"
+            )
+        return notes
 
 
 ARMS: dict[str, MilArm] = {
@@ -95,6 +117,13 @@ ARMS: dict[str, MilArm] = {
     ),
 }
 """Trained arms by name."""
+
+
+def class_frequencies(bags: MilBags, labels_per_class: int | None, seed: int) -> Float32[np.ndarray, "b c"]:
+    """Return the scores of the floor: for every bag, the class frequencies of the training bags with a kept label."""
+    kept = keep_labels(bags, labels_per_class, seed).of_split("train").labels
+    counts = np.bincount(kept[kept != NO_LABEL], minlength=len(bags.classes))
+    return np.tile((counts / counts.sum()).astype(np.float32), (len(bags), 1))
 
 
 def check_arms(config: RunConfig, mil: MilConfig) -> None:

@@ -16,6 +16,9 @@ from clipit.evaluation.predictions import NO_LABEL
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import SPLITS
 
+_LEARNT = ("train", "validation")  # splits whose labels a training uses
+_DRAWS = 200  # permutations of labels to choose from
+
 
 @runtime_checkable
 class InstanceReader(Protocol):
@@ -201,7 +204,7 @@ def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
     if per_class is None:
         return bags
     labels = bags.labels.copy()
-    for split in ("train", "validation"):
+    for split in _LEARNT:
         for code in range(len(bags.classes)):
             rows = np.flatnonzero((bags.splits == split) & (bags.labels == code))
             order = shuffled(bags.names[rows], seed, f"labels of bags, {split}")
@@ -210,9 +213,57 @@ def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
 
 
 def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
-    """Permute the labels among the labelled bags of train and, separately, of validation; a control of a study."""
+    """Permute the labels among the labelled bags of train and, separately, of validation; a control of a study.
+
+    Few labels often return to their own bags by chance. Of many drawn permutations, the one is taken whose table of
+    old by new labels is nearest to the table expected under independence, so that as many bags keep their label as on
+    average; of equally near ones, the one that keeps fewer.
+
+    Args:
+        bags: Bags with the labels that the training may use.
+        seed: Seed of the draw.
+    """
     labels = bags.labels.copy()
-    for number, split in enumerate(("train", "validation")):
-        rows = np.flatnonzero((bags.splits == split) & (bags.labels != NO_LABEL))
-        labels[rows] = bags.labels[np.random.default_rng([seed, number]).permutation(rows)]
+    for number, split in enumerate(_LEARNT):
+        rows = _labelled(bags, split)
+        labels[rows] = _permute(bags.labels[rows], len(bags.classes), np.random.default_rng([seed, number]))
     return replace(bags, labels=labels)
+
+
+def kept_labels(bags: MilBags, shuffled: MilBags) -> dict[str, tuple[float, float]]:
+    """Return the share of labels that shuffling left in place, and the mean share by chance, of train and validation.
+
+    Args:
+        bags: Bags before the shuffling.
+        shuffled: The same bags after it.
+    """
+    shares = {}
+    for split in _LEARNT:
+        rows = _labelled(bags, split)
+        if len(rows):
+            frequencies = np.bincount(bags.labels[rows], minlength=len(bags.classes)) / len(rows)
+            same = bags.labels[rows] == shuffled.labels[rows]
+            shares[split] = (float(same.mean()), float((frequencies**2).sum()))
+    return shares
+
+
+def _labelled(bags: MilBags, split: str) -> Int64[np.ndarray, " n"]:
+    return np.flatnonzero((bags.splits == split) & (bags.labels != NO_LABEL)).astype(np.int64)
+
+
+def _permute(
+    labels: Int64[np.ndarray, " n"], classes: int, generator: np.random.Generator
+) -> Int64[np.ndarray, " n"]:
+    """Permute labels so that the new ones depend as little on the old ones as in any of some draws."""
+    if not len(labels):
+        return labels
+    counts = np.bincount(labels, minlength=classes)
+    expected = np.outer(counts, counts) / len(labels)
+    best, lowest = labels, (np.inf, np.inf)
+    for _ in range(_DRAWS):
+        drawn = generator.permutation(labels)
+        table = np.bincount(labels * classes + drawn, minlength=classes**2).reshape(classes, classes)
+        distance = (round(float(((table - expected) ** 2).sum()), 6), float(np.trace(table)))
+        if distance < lowest:
+            best, lowest = drawn, distance
+    return best

@@ -65,6 +65,21 @@ class MilInputs:
     notes: tuple[str, ...]
 
 
+def check_labels(config: RunConfig, mil: MilConfig) -> None:
+    """Check that `mil.labels_per_class` alone decides which labels are kept.
+
+    Raises:
+        ConfigError: `tiles.labels` hides labels of tiles, which bags would read nonetheless.
+    """
+    if mil.features != "h5" and config.tiles.labels.kind != "all":
+        raise ConfigError(
+            f"tiles.labels keeps only some labels of tiles (kind: {config.tiles.labels.kind}); the labels of bags do "
+            "not follow it",
+            where="tiles.labels",
+            fix="set tiles.labels.kind: all, and mil.labels_per_class to the number of labelled bags per class",
+        )
+
+
 def read_inputs(config: RunConfig, mil: MilConfig) -> MilInputs:
     """Read the bags of a configuration; features that do not exist yet are computed by all processes.
 

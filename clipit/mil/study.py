@@ -20,9 +20,9 @@ from clipit.evaluation.slide_metrics import PoolingChoice, choose_pooling
 from clipit.evaluation.slide_scores import pool_slide, slide_table
 from clipit.evaluation.slide_sets import Level, PoolingKey, SlideSet, collect_slides
 from clipit.mil.arm_targets import arm_targets
-from clipit.mil.arms import ARMS, FLOOR, arm_titles, check_arms
+from clipit.mil.arms import ARMS, FLOOR, arm_titles, check_arms, class_frequencies
 from clipit.mil.bags import MilBags, keep_labels
-from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, read_inputs
+from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_labels, read_inputs
 from clipit.mil.maps import MapsOptions, MilMaps, make_maps
 from clipit.mil.training import MilModel, check_trainable, train_mil
 from clipit.progress import progress
@@ -71,10 +71,11 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
         The output folder.
 
     Raises:
-        ConfigError: An arm is unknown, or the features cannot be used.
+        ConfigError: An arm is unknown, `tiles.labels` hides labels, or the features cannot be used.
         DataError: The bags do not suffice, or no test bag has a label.
     """
     check_arms(config, mil)
+    check_labels(config, mil)
     inputs = read_inputs(config, mil)
     if get_processes().main:
         for note in inputs.notes:
@@ -125,6 +126,8 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
             arm = ARMS[name]
             options = mil.training.model_copy(update={"pooling": arm.pooling})
             scored.models[name], scored.sets[name] = {}, {}
+            shuffling = [f"{name}: {note}" for seed in mil.seeds for note in arm.notes(bags, mil.labels_per_class, seed)]
+            scored.notes.extend(dict.fromkeys(shuffling))  # the same for most seeds
             for seed in mil.seeds:
                 own = arm.bags(bags, mil.labels_per_class, seed)
                 targets = arm_targets(arm, config, mil, inputs.workspace, own, seed, root)
@@ -136,19 +139,14 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
                 advance()
             epochs = ", ".join(str(model.epoch) for model in scored.models[name].values())
             scored.choices[name] = _choice(arm.pooling, f"Epochs chosen on the validation bags, by seed: {epochs}.")
-    scored.sets[FLOOR] = {mil.seeds[0]: _slide_set(bags, _frequencies(bags), "constant")}
+    frequencies = class_frequencies(bags, mil.labels_per_class, mil.seeds[0])
+    scored.sets[FLOOR] = {mil.seeds[0]: _slide_set(bags, frequencies, "constant")}
     scored.choices[FLOOR] = _choice("constant", "Nothing is chosen.")
     return scored
 
 
 def _choice(pooling: str, sentence: str) -> PoolingChoice:
     return PoolingChoice(PoolingKey(pooling, False), sentence, {})
-
-
-def _frequencies(bags: MilBags) -> Float32[np.ndarray, "b c"]:
-    labels = bags.labels[(bags.splits == "train") & (bags.labels >= 0)]
-    counts = np.bincount(labels, minlength=len(bags.classes))
-    return np.tile((counts / counts.sum()).astype(np.float32), (len(bags), 1))
 
 
 def _slide_set(bags: MilBags, probabilities: Float32[np.ndarray, "b c"], pooling: str) -> SlideSet:

@@ -31,6 +31,7 @@ def study_keys(world: dict, tmp_path: Path) -> dict[str, object]:  # type: ignor
     (tmp_path / "rules.yaml").write_text(json.dumps(rules), encoding="utf-8")
     return {
         "output": str(tmp_path / "out"),
+        "tiles.labels.kind": "all",
         "tiles.path": str(tmp_path / "tiles.csv"),
         "tiles.images": str(Path(world["tiles"]["path"]).parent),
         "reports.path": str(tmp_path / "own.jsonl"),

@@ -185,4 +185,5 @@ def test_a_configuration_that_cannot_be_studied_is_refused(
     table.assign(label="benign").to_csv(tmp_path / "slides.csv", index=False)
     refused(DataError, "all labels are of one class: benign", {})
     # tiles of several classes in every group: no bag has a label
-    refused(DataError, "no training bag has a label", {"mil.arms": ["mean"]}, write_config())
+    refused(ConfigError, "tiles.labels.*mil.labels_per_class", {}, write_config({"tiles.labels.kind": "per_class"}))
+    refused(DataError, "no training bag has a label", {"mil.arms": ["mean"], "tiles.labels.kind": "all"}, write_config())

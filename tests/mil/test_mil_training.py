@@ -11,7 +11,8 @@ from mil_bags import bags_with_signal
 from clipit.config.mil import MilTrainingConfig
 from clipit.errors import DataError
 from clipit.mil import training
-from clipit.mil.bags import ArrayReader, keep_labels, shuffle_labels
+from clipit.mil.arms import ARMS, class_frequencies
+from clipit.mil.bags import ArrayReader, keep_labels, kept_labels, shuffle_labels
 from clipit.mil.network import MilNetwork
 from clipit.mil.training import train_mil
 
@@ -159,3 +160,43 @@ def test_shuffled_labels_keep_their_frequencies_and_the_test() -> None:
     test = bags.splits == "test"
     assert np.array_equal(shuffled.labels[test], bags.labels[test])
     assert not np.array_equal(shuffled.labels, bags.labels)
+
+
+@pytest.mark.parametrize(("per_class", "share"), [(1, 0.0), (2, 0.5), (4, 0.5), (5, 0.4), (None, 0.5)])
+def test_shuffled_labels_stay_in_place_as_often_as_by_chance_for_every_seed(
+    per_class: int | None, share: float
+) -> None:
+    """One label per class is right or exchanged; five give 4 or 6 of 10, of which fewer are kept."""
+    bags = bags_with_signal(60)
+    for seed in range(8):
+        kept = keep_labels(bags, per_class, seed)
+        shares = kept_labels(kept, shuffle_labels(kept, seed))
+        assert shares == {"train": (share, 0.5), "validation": (share, 0.5)}
+    drawn = {tuple(shuffle_labels(bags, seed).labels.tolist()) for seed in range(8)}
+    assert len(drawn) == 8
+
+
+def test_rare_classes_are_shuffled_like_frequent_ones() -> None:
+    bags = bags_with_signal(60)
+    labels = np.where(np.arange(60) % 10 == 0, 1, 0)
+    rare = replace(bags, labels=labels)
+    train = rare.splits == "train"
+    shuffled = shuffle_labels(rare, 0)
+    assert ((shuffled.labels != labels) & train).sum() == 4  # both bags of the class with two others
+    assert kept_labels(rare, shuffled)["train"] == (0.8, pytest.approx(0.82))
+
+
+def test_the_control_notes_how_many_labels_it_keeps_and_when_they_are_too_few() -> None:
+    bags = bags_with_signal(60)
+    assert ARMS["attention"].notes(bags, 1, 0) == []
+    notes = ARMS["shuffled_labels"].notes(bags, 1, 0)
+    assert "train 0% (by chance 50%); validation 0% (by chance 50%)" in notes[0]
+    assert "the fewest labels of a class in train or validation are 1" in notes[1]
+    assert len(ARMS["shuffled_labels"].notes(bags, 4, 0)) == 1
+
+
+def test_the_floor_is_that_of_the_labels_that_are_kept() -> None:
+    bags = bags_with_signal(60)
+    uneven = replace(bags, labels=np.where(np.arange(60) % 10 == 0, 1, 0))
+    assert np.allclose(class_frequencies(uneven, None, 0), [[0.9, 0.1]] * 60)
+    assert np.allclose(class_frequencies(uneven, 1, 0), [[0.5, 0.5]] * 60)

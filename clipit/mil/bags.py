@@ -251,9 +251,7 @@ def _labelled(bags: MilBags, split: str) -> Int64[np.ndarray, " n"]:
     return np.flatnonzero((bags.splits == split) & (bags.labels != NO_LABEL)).astype(np.int64)
 
 
-def _permute(
-    labels: Int64[np.ndarray, " n"], classes: int, generator: np.random.Generator
-) -> Int64[np.ndarray, " n"]:
+def _permute(labels: Int64[np.ndarray, " n"], classes: int, generator: np.random.Generator) -> Int64[np.ndarray, " n"]:
     """Permute labels so that the new ones depend as little on the old ones as in any of some draws."""
     if not len(labels):
         return labels

@@ -126,7 +126,9 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
             arm = ARMS[name]
             options = mil.training.model_copy(update={"pooling": arm.pooling})
             scored.models[name], scored.sets[name] = {}, {}
-            shuffling = [f"{name}: {note}" for seed in mil.seeds for note in arm.notes(bags, mil.labels_per_class, seed)]
+            shuffling = [
+                f"{name}: {note}" for seed in mil.seeds for note in arm.notes(bags, mil.labels_per_class, seed)
+            ]
             scored.notes.extend(dict.fromkeys(shuffling))  # the same for most seeds
             for seed in mil.seeds:
                 own = arm.bags(bags, mil.labels_per_class, seed)

@@ -186,4 +186,6 @@ def test_a_configuration_that_cannot_be_studied_is_refused(
     refused(DataError, "all labels are of one class: benign", {})
     # tiles of several classes in every group: no bag has a label
     refused(ConfigError, "tiles.labels.*mil.labels_per_class", {}, write_config({"tiles.labels.kind": "per_class"}))
-    refused(DataError, "no training bag has a label", {"mil.arms": ["mean"], "tiles.labels.kind": "all"}, write_config())
+    refused(
+        DataError, "no training bag has a label", {"mil.arms": ["mean"], "tiles.labels.kind": "all"}, write_config()
+    )

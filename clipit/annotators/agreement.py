@@ -1,4 +1,4 @@
-"""Agreement of annotators: Krippendorff's alpha, agreement of pairs, and what their overlap can determine."""
+"""Agreement of annotators: Krippendorff's alpha, agreement of pairs, and limits set by their overlap."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from clipit.annotators.votes import Votes
 from clipit.errors import shortlist
 
 FEW_ITEMS = 5
-"""Below this number of tiles, the confusion of an annotator is hardly more than a guess."""
+"""Below this number of tiles, the estimated confusion of an annotator is listed as uncertain."""
 
 
 def krippendorff_alpha(
@@ -105,8 +105,8 @@ def why_not_estimable(votes: Votes) -> str:
     per_item = votes.counts().sum(axis=1)
     if not len(votes) or per_item.max() < 2:
         return (
-            "no tile has labels by two annotators, so neither their skill nor a consensus can be estimated: any "
-            "confusion of an annotator explains one label per tile"
+            "no tile has labels by two annotators, so neither their skill nor a consensus can be estimated: "
+            "with one label per tile, errors of an annotator cannot be told from the true classes"
         )
     if votes.named and votes.items_of().max() < 2:
         return "no annotator labelled more than one tile, so their skill cannot be estimated"
@@ -120,11 +120,11 @@ def remarks_on_overlap(votes: Votes) -> list[str]:
     single = int((per_item == 1).sum())
     if single:
         remarks.append(
-            f"{single:,} of {len(votes):,} annotated tiles have one label, on which nobody else can disagree"
+            f"{single:,} of {len(votes):,} annotated tiles have one label, so they do not show how well annotators agree"
         )
     if len(votes) and per_item.max() == 2:
         remarks.append(
-            "no tile has more than two labels: where two annotators disagree, only their estimated confusions decide"
+            "no tile has more than two labels: where they differ, the consensus depends only on the estimated confusions"
         )
     if not votes.named:
         return [*remarks, "annotators are not named: one confusion is estimated for all of them"]

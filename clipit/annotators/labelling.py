@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -12,7 +13,11 @@ from clipit.annotators.votes import Votes, majority
 from clipit.config.run import AnnotationsConfig
 from clipit.errors import DataError, shortlist
 
+Independence = Literal["yes", "no", "unknown"]
+"""Whether the test labels come from none of the annotators of the training labels."""
+
 _WHERE = "tiles.annotations"
+_OF_SOURCE: dict[str, Independence] = {"same": "no", "others": "yes", "unknown": "unknown"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +65,24 @@ class Annotations:
         tested: Votes on test tiles by the annotators who label them, and their consensus.
         test_annotators: Annotators of the test labels; empty if these are the labels of the source.
         independent: Whether the test labels come from none of the annotators of the training labels.
+        shared: Annotators whose labels are among both; empty if unknown.
     """
 
     votes: Votes
     learnt: Consensus
     tested: Consensus
     test_annotators: tuple[str, ...]
-    independent: bool
+    independent: Independence
+    shared: tuple[str, ...] = ()
+
+    def strata(self, ids: Sequence[str]) -> Int64[np.ndarray, " n"]:
+        """Return the majority of the training annotators for training and validation tiles; -1 without labels.
+
+        Labelled tiles are drawn by these classes, so that every `labels` of annotators is trained on the same tiles.
+        """
+        votes = self.learnt.votes
+        label_of = dict(zip(votes.items, majority(votes.counts(), votes.items).labels.tolist(), strict=True))
+        return np.asarray([label_of.get(name, -1) for name in ids], dtype=np.int64)
 
     def posteriors(self, ids: Sequence[str]) -> Float32[np.ndarray, "n c"]:
         """Return the posteriors of training or validation tiles; rows of zeros for tiles without labels."""
@@ -123,11 +139,13 @@ def label_tiles(votes: Votes, config: AnnotationsConfig, learnt: Collection[str]
     labels, notes = _training_labels(of_training, config)
     if not source_tests:
         labels |= dict(zip(of_tests.votes.items, of_tests.labels.tolist(), strict=True))
-        notes += _test_notes(of_tests, config, len(set(tests)), trainers)
-    elif tests:
-        notes.append("test labels: those of the source, not of the annotators")
-    independent = source_tests or bool(config.test_annotators)
-    found = Annotations(votes, of_training, of_tests, () if source_tests else tuple(panel), independent)
+        shared = _shared(of_training.votes, of_tests.votes)
+        independent = _independence(of_training.votes, of_tests.votes, config)
+        notes += _test_notes(of_tests, independent, len(set(tests)), shared)
+    else:
+        shared, independent = (), _OF_SOURCE[config.source_annotators]
+        notes += _source_notes(independent) if tests else []
+    found = Annotations(votes, of_training, of_tests, () if source_tests else tuple(panel), independent, shared)
     return TileLabels(labels, found, tuple(notes))
 
 
@@ -148,6 +166,42 @@ def best_annotator(consensus: Consensus) -> str:
     return consensus.votes.annotators[int(accuracies.argmax())]
 
 
+def _shared(learnt: Votes, tested: Votes) -> tuple[str, ...]:
+    """Return the named annotators with labels in both; none for votes without names."""
+    if not (learnt.named and tested.named):
+        return ()
+    first, second = ({votes.annotators[a] for a in set(votes.annotator.tolist())} for votes in (learnt, tested))
+    return tuple(sorted(first & second))
+
+
+def _independence(learnt: Votes, tested: Votes, config: AnnotationsConfig) -> Independence:
+    """Return whether the consensus of test tiles comes from none of the annotators of training tiles."""
+    if config.test_annotators:
+        return "yes"
+    if not learnt.named or not tested.named:
+        return "no" if config.source_annotators == "same" else "unknown"
+    if _shared(learnt, tested):
+        return "no"
+    return "yes" if len(learnt) and len(tested) else "unknown"
+
+
+def _source_notes(independent: Independence) -> list[str]:
+    """Describe test labels of the source."""
+    note = "test labels: those of the source"
+    if independent == "yes":
+        return [f"{note}, which do not come from the annotators"]
+    if independent == "no":
+        return [
+            note,
+            "WARNING: the test labels of the source come from annotators who also label the training tiles, so a "
+            "student that learns their habits scores too high",
+        ]
+    return [
+        f"{note}; it is unknown whether they come from annotators of the training tiles: state it in "
+        f"{_WHERE}.source_annotators"
+    ]
+
+
 def _check_names(votes: Votes, config: AnnotationsConfig) -> None:
     named = [*config.test_annotators, *([config.annotator] if config.annotator is not None else [])]
     unknown = [name for name in named if name not in votes.annotators]
@@ -159,7 +213,7 @@ def _check_names(votes: Votes, config: AnnotationsConfig) -> None:
         )
     if config.test_annotators and set(config.test_annotators) == set(votes.annotators):
         raise DataError(
-            "all annotators are test_annotators, so nobody labels the training tiles",
+            "all annotators are test_annotators, so none is left for the training tiles",
             where=f"{_WHERE}.test_annotators",
             fix="name fewer",
         )
@@ -195,7 +249,7 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
     return dict(zip(votes.items, consensus.labels.tolist(), strict=True)), notes
 
 
-def _test_notes(consensus: Consensus, config: AnnotationsConfig, n_tests: int, trainers: Sequence[str]) -> list[str]:
+def _test_notes(consensus: Consensus, independent: Independence, n_tests: int, shared: Sequence[str]) -> list[str]:
     """Describe whose labels the test labels are, and whether these annotators also label the training tiles."""
     votes = consensus.votes
     if not n_tests:
@@ -204,17 +258,22 @@ def _test_notes(consensus: Consensus, config: AnnotationsConfig, n_tests: int, t
         return ["no test tile has a label by an annotator, so there is no test score"]
     people = f"{len(votes.annotators)} annotators ({shortlist(votes.annotators)})" if votes.named else "the annotators"
     notes = [f"test labels: consensus ({consensus.method}) of {people} on {len(votes):,} of {n_tests:,} test tiles"]
-    if config.test_annotators:
+    habits = "so a student that learns their habits scores too high"
+    if independent == "yes":
         notes[0] += "; none of them labels a training tile"
-    else:
-        habits = "so a student that learns their habits scores too high"
+    elif independent == "no":
+        names = f" ({shortlist(shared)})" if shared else ""
+        fix = f"; name other annotators in {_WHERE}.test_annotators" if votes.named else ""
         notes.append(
-            f"WARNING: the annotators of the test labels also label the training tiles ({shortlist(trainers)}), "
-            f"{habits}; name other annotators in tiles.annotations.test_annotators"
-            if votes.named
-            else "WARNING: annotators are not named, and those of the test labels may also label the training tiles, "
-            + habits
+            f"WARNING: the annotators of the test labels also label the training tiles{names}, {habits}{fix}"
         )
+    elif not votes.named:
+        notes.append(
+            "WARNING: annotators are not named. If those of the test labels also label the training tiles, a student "
+            "that learns their habits scores too high"
+        )
+    else:
+        notes.append("it is unknown whether the annotators of the test labels also label the training tiles")
     if consensus.why_not:
         notes.append(f"test labels: {consensus.why_not}; the majority is used")
     return [*notes, *(f"test labels: {remark}" for remark in remarks_on_overlap(votes))]

@@ -33,7 +33,7 @@ class PixelConsensus:
     estimates: DawidSkene
 
     def posteriors(self, patterns: Int64[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w c"]:
-        """Return the posteriors of pixels by the numbers of their patterns; zeros where nobody gave a label."""
+        """Return the posteriors of pixels by the numbers of their patterns; zeros without a label."""
         known = np.asarray([int(item) for item in self.votes.items], dtype=np.int64)
         place = np.searchsorted(known, patterns).clip(max=len(known) - 1)
         found: Float64[np.ndarray, "h w c"] = self.estimates.posteriors[place]
@@ -61,7 +61,7 @@ class PixelPatterns:
         self._pixels: Counter[int] = Counter()
 
     def encode(self, labels: Int16[np.ndarray, "a h w"]) -> Int64[np.ndarray, "h w"]:
-        """Number the pattern of each pixel; 0 where nobody gave a label.
+        """Number the pattern of each pixel; 0 without a label.
 
         Args:
             labels: Class of each pixel by annotator; -1 for none.

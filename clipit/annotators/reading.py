@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clipit.annotators.votes import ANONYMOUS, Votes
+from clipit.config.data import MOST_VOTES
 from clipit.config.run import AnnotationsConfig
 from clipit.data_files import CsvTable, cell_text, check_column_names, delimiter_hint, neighbours, read_csv
 from clipit.errors import DataError, shortlist
@@ -214,7 +215,7 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
     ids = columns.pop("")
     repeated = sorted(name for name, count in Counter(ids).items() if count > 1)
     problems = [f"tiles with several rows: {shortlist(repeated)}"] if repeated else []
-    wrong = []
+    wrong, large = [], []
     tiles: list[str] = []
     labels: list[str] = []
     times: list[int] = []
@@ -223,6 +224,9 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
         cells = {label: cells[row].removesuffix(".0") for label, cells in columns.items()}
         if not name or not all(cell.isdecimal() for cell in cells.values()):
             wrong.append(f"line {table.lines[row]}")
+            continue
+        if any(len(cell.lstrip("0")) > len(str(MOST_VOTES)) for cell in cells.values()):
+            large.append(f"line {table.lines[row]}")
             continue
         counts = {label: int(cell) for label, cell in cells.items()}
         if config.voters is not None and config.rest is not None:
@@ -239,6 +243,8 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
     if wrong:
         most = "" if config.voters is None else f" of at most {config.voters} in all"
         problems.append(f"{len(wrong)} rows without a tile, or without numbers of votes{most}: {shortlist(wrong)}")
+    if large:
+        problems.append(f"{len(large)} rows with more than {MOST_VOTES:,} votes: {shortlist(large)}")
     if problems:
         raise DataError("; ".join(problems), where=path, fix="write one row per tile, with a whole number per class")
     notes = (f"{without} rows without a vote left out",) if without else ()

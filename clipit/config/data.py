@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from clipit.config.effects import Data, Results
+from clipit.config.effects import Data, Reporting, Results
 from clipit.config.paths import LocalPath
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LARGEST_SEED = 2**32 - 1  # largest seed that NumPy accepts
+MOST_VOTES = 999_999
+"""Largest number of votes for a class that a table of annotators may give a tile."""
 
 TileSource = Literal[
     "folders", "table", "huggingface", "slides",
@@ -103,7 +105,7 @@ class AnnotationsConfig(Section):
     """For votes without the names of the annotators: mapping from each class to the column with the number of its
     votes, such as `{SSA: "Number of Annotators who Selected SSA (Out of 7)"}`. Empty: one row per tile and
     annotator."""
-    voters: int | None = Field(None, ge=1)
+    voters: int | None = Field(None, ge=1, le=MOST_VOTES)
     """With `counts`: number of votes of each tile; the votes that `counts` does not name are those of `rest`."""
     rest: str | None = None
     """With `voters`: class without a column of its own."""
@@ -116,9 +118,13 @@ class AnnotationsConfig(Section):
     least half as many tiles as the busiest one."""
     test_annotators: Results[tuple[str, ...]] = ()
     """Annotators whose consensus labels the test tiles, and who label no other tile; empty: all annotators label all
-    tiles, so that the test labels are not independent of those trained on, which results and pages state."""
+    tiles. Results and pages state whether the test labels are independent of those trained on."""
     test_labels: Results[Literal["consensus", "source"]] = "consensus"
     """Labels of test tiles: the consensus of annotators, or those of the source, such as a reference standard."""
+    source_annotators: Reporting[Literal["same", "others", "unknown"]] = "unknown"
+    """Origin of the labels of the source: the same annotators as those of this table, others, or unknown. Results and
+    pages state by it whether test labels of the source are independent of those trained on. MHIST: same, unless it is
+    `others`."""
 
     @field_validator("columns", "counts", mode="before")
     @classmethod

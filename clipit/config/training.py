@@ -146,7 +146,7 @@ class SoftLabelsConfig(Section):
 
     source: Literal["none", "zero_shot", "vlm_probe", "image_only", "own_report", "annotators"] = "none"
     """`zero_shot`: the VLM with the class prompts. `vlm_probe`: a linear probe on the VLM's image embeddings, fitted on
-    the labels that the run sees (uses no text). `image_only`: a student of the arm image_only, trained first with the
+    the labels of the run (uses no text). `image_only`: a student of the arm image_only, trained first with the
     same seed (self-training, uses no VLM). `own_report`: the report of the tile's own patient (`own_report`).
     `annotators`: the posteriors of `tiles.annotations.labels: posterior`, which replace the labels of labelled
     tiles."""
@@ -195,7 +195,7 @@ class TrainingConfig(Section):
     warmup: Share = 0.1
     """Share of the steps used for linear warm-up of the learning rate; cosine decay follows."""
     label_smoothing: Share = 0.0
-    """Label smoothing of the cross-entropy."""
+    """Label smoothing of the cross-entropy with labels, or with posteriors of annotators in their place."""
     clip_norm: float = Field(1.0, ge=0)
     """Maximum gradient norm; gradients above it are clipped; 0: no clipping."""
     accumulation: int = Field(1, ge=1)

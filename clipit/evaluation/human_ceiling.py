@@ -59,8 +59,8 @@ def human_ceiling(tiles: TileSet) -> dict[str, Any] | None:
     """Summarise `score_annotators` for results.json; None without labels by several annotators.
 
     Returns:
-        `annotators` (one record each), `mean` of each metric over annotators, and `independent`: whether the test
-        labels come from none of the annotators of the training labels.
+        `annotators` (one record each), `mean` of each metric over annotators, and `independent` (yes, no or unknown):
+        whether the test labels come from none of the annotators of the training labels.
     """
     scores = score_annotators(tiles)
     if not scores or tiles.annotations is None:

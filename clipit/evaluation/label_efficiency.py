@@ -40,8 +40,8 @@ def label_subset(
     Follows `tiles.labels.hide_labels` with kind `fraction`, so a training run with the same share and seed uses the
     same tiles: of each class, the rounded share of its labelled training tiles, in an order drawn from (seed, id), so
     that a larger share contains the smaller ones; of validation, at most as many labels in total, in the proportions
-    of its classes. One difference: if a class would get no tile, the share is undefined here, whereas training uses
-    one tile of the class.
+    of its classes. Two differences: if a class would get no tile, the share is undefined here, whereas training uses
+    one tile of the class; and tiles with labels by annotators are drawn here per class of the labels trained on.
     """
     train, validation = train.labelled(), validation.labelled()
     quota = np.rint(class_counts(train, n_classes) * share).astype(np.int64)

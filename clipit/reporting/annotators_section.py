@@ -7,6 +7,16 @@ from clipit.evaluation.human_ceiling import METRICS
 from clipit.reporting.html import Part, Table, Text
 from clipit.reporting.tables import LABELS, number
 
+_INDEPENDENT = {
+    "yes": "The test labels are independent of the training labels: they come from none of the same annotators.",
+    "no": "The test labels are not independent of the training labels: they come from annotators who also label "
+    "training tiles, so a student that learns their habits scores too high.",
+}
+_UNKNOWN = (
+    "It is unknown whether the test labels come from annotators who also label training tiles. If they do, a student "
+    "that learns their habits scores too high."
+)
+
 
 def annotator_parts(ceiling: Mapping[str, Any], caption: str, source: str = "") -> list[Part]:
     """Build a table with the scores of each annotator and their mean, and a text on what they are compared with.
@@ -34,12 +44,7 @@ def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
         "it. A classifier above the annotators agrees with the consensus better than they do; it is not shown to be "
         "better at the diagnosis."
     )
-    if ceiling["independent"]:
-        return text
-    return (
-        f"{text} Annotators of the test labels also label training tiles (or may do so, if they are not named), so a "
-        "student that learns their habits scores too high."
-    )
+    return f"{text} {_INDEPENDENT.get(ceiling['independent'], _UNKNOWN)}"
 
 
 def ceiling_note(ceiling: Mapping[str, Any], metric: str) -> str:
@@ -50,8 +55,11 @@ def ceiling_note(ceiling: Mapping[str, Any], metric: str) -> str:
     reference = {r["reference"] for r in ceiling["annotators"]}
     against = reference.pop() if len(reference) == 1 else "the other annotators"
     spread = f" (mean of {len(values)}; {min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-    dependent = "" if ceiling["independent"] else "; the test labels come from annotators who also label training tiles"
+    dependent = {
+        "yes": "",
+        "no": "; the test labels come from annotators who also label training tiles",
+    }.get(ceiling["independent"], "; it is unknown whether the test labels come from annotators of training tiles")
     return (
         f"human ceiling: {LABELS[metric]} of annotators against {against} {sum(values) / len(values):.3f}{spread}"
-        + (dependent)
+        f"{dependent}"
     )

@@ -10,6 +10,7 @@ from clipit.annotators.labelling import label_tiles
 from clipit.annotators.reading import AnnotationTable, make_votes, read_annotations
 from clipit.annotators.votes import Votes, majority
 from clipit.config.run import AnnotationsConfig, TilesConfig
+from clipit.tiles.datasets import DATASETS
 from clipit.tiles.tileset import TileSet
 
 
@@ -87,7 +88,10 @@ def join_annotators(
         return tiles, None
     votes, notes = make_votes(table, tiles.ids.tolist(), tiles.classes)
     source = dict(zip(tiles.ids.tolist(), tiles.truth.tolist(), strict=True))
-    joined = AnnotatedTiles(config.annotations, votes, source, config.labels.kind == "none")
+    section, data_set = config.annotations, DATASETS.get(config.source)
+    if data_set is not None and data_set.by_annotators and section.source_annotators == "unknown":
+        section = section.model_copy(update={"source_annotators": "same"})
+    joined = AnnotatedTiles(section, votes, source, config.labels.kind == "none")
     return replace(tiles, notes=(*tiles.notes, *table.notes, *notes)), joined
 
 

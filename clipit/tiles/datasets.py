@@ -77,6 +77,8 @@ class DataSet:
     test_seed: int = 1
     faults: str = ""
     """Known faults that affect results; added to the notes of the tiles."""
+    by_annotators: bool = False
+    """Whether the labels were made from the published labels of several annotators."""
     group_is: str = ""
     """Meaning of a group other than a patient (photo, slide); "" for a patient, or if groups are unknown."""
     files: tuple[Remote, ...] = ()
@@ -325,6 +327,7 @@ _ENTRIES: dict[str, DataSet] = {
         columns={"path": "Image Name", "label": "Majority Vote Label", "split": "Partition"},
         counts=(("train", "", 2_175), ("test", "", 977)),
         faults="labels are the majority of seven pathologists, who often disagree; no patient of a tile is published",
+        by_annotators=True,
         access="fill in the form on that page; the links come by e-mail",
     ),
     "lc25000": _lc25000("LC25000, lung and colon", (*_COLON, *_LUNG)),

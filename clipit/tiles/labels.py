@@ -18,7 +18,8 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     """Hide labels of the training and validation splits; test labels are never hidden.
 
     Labelled tiles are drawn by (seed, id), so for a given seed a larger labelled set contains every smaller one. A
-    fraction is applied per class and keeps at least one tile of each class.
+    fraction is applied per class and keeps at least one tile of each class. Tiles with labels by annotators are drawn
+    per class of their majority, whatever `tiles.annotations.labels` is, so that all kinds of labels keep the same tiles.
 
     Args:
         tiles: Tiles of all splits; `truth` keeps the labels that are hidden in `labels`.
@@ -35,9 +36,10 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     labels = tiles.truth.copy()
     train, validation = tiles.splits == "train", tiles.splits == "validation"
     classes = len(tiles.classes)
-    train_counts = _counts(tiles.truth[train], classes)
+    strata = tiles.truth if tiles.annotations is None else tiles.annotations.strata(tiles.ids.tolist())
+    train_counts = _counts(strata[train], classes)
     quota = _train_quota(train_counts, config, tiles.classes)
-    validation_counts = _counts(tiles.truth[validation], classes)
+    validation_counts = _counts(strata[validation], classes)
     if config.kind == "none":
         validation_quota = np.zeros_like(quota)
     elif config.validation == "all":
@@ -47,13 +49,19 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     else:
         validation_quota = proportional(validation_counts, int(quota.sum()))
     for mask, kept in ((train, quota), (validation, validation_quota)):
-        _keep(labels, np.flatnonzero(mask), tiles, kept, seed)
-    if not quota.any() or quota.all():  # without any label, training is refused or needs none
-        return replace(tiles, labels=labels)
-    missing = [name for name, count in zip(tiles.classes, quota.tolist(), strict=True) if not count]
-    note = f"no training tile has a label of the classes {shortlist(missing, 20)}"
-    logger.warning(f"note: {note}")
-    return replace(tiles, labels=labels, notes=(*tiles.notes, note))
+        _keep(labels, np.flatnonzero(mask), tiles, strata, kept, seed)
+    notes = []
+    left = _counts(labels[train], classes)
+    if tiles.annotations is not None and left.sum() < quota.sum():
+        notes.append(
+            f"{int(quota.sum() - left.sum()):,} of the {int(quota.sum()):,} training tiles drawn to be labelled have no "
+            "label by the chosen annotator"
+        )
+    if left.any() and not left.all():  # without any label, training is refused or needs none
+        missing = [name for name, count in zip(tiles.classes, left.tolist(), strict=True) if not count]
+        notes.append(f"no training tile has a label of the classes {shortlist(missing, 20)}")
+        logger.warning(f"note: {notes[-1]}")
+    return replace(tiles, labels=labels, notes=(*tiles.notes, *notes))
 
 
 def proportional(counts: Int64[np.ndarray, " c"], total: int) -> Int64[np.ndarray, " c"]:
@@ -111,12 +119,13 @@ def _keep(
     labels: Int64[np.ndarray, " n"],
     inside: Int64[np.ndarray, " m"],
     tiles: TileSet,
+    strata: Int64[np.ndarray, " n"],
     quota: Int64[np.ndarray, " c"],
     seed: int,
 ) -> None:
     """Hide, in place, all labels of `inside` beyond each class's quota."""
     for code, kept in enumerate(quota.tolist()):
-        members = inside[tiles.truth[inside] == code]
+        members = inside[strata[inside] == code]
         if kept < members.size:
             order = shuffled(tiles.ids[members], seed, "labels")
             labels[members[order[kept:]]] = -1

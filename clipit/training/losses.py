@@ -78,6 +78,18 @@ def soft_cross_entropy_sum(
     return -(weights[counted].to(log_p.dtype) * (target[counted].to(log_p.dtype) * log_p).sum(dim=1)).sum()
 
 
+def smoothed(target: Float[Tensor, "b c"], label_smoothing: float) -> Float[Tensor, "b c"]:
+    """Mix distributions with the uniform one, as `cross_entropy_sum` does with labels.
+
+    Formula: (1 - s) q_c + s / C (Szegedy et al. 2016, arXiv 1512.00567, section 7).
+
+    Args:
+        target: Target distributions q, rows that sum to 1.
+        label_smoothing: Label smoothing s.
+    """
+    return (1 - label_smoothing) * target + label_smoothing / target.shape[1]
+
+
 def prototype_logits(
     projected: Float[Tensor, "b d"], prototypes: Float[Tensor, "c d"], temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, "b c"]:

@@ -94,8 +94,9 @@ def describe_annotators(tiles: TileSet, found: Annotations, resamples: int, seed
             "labels": int(votes.times.sum()),
             "labels per annotated tile": round(float(votes.times.sum()) / max(len(votes), 1), 2),
             "training annotators": ", ".join(found.learnt.votes.annotators) if votes.named else "not named",
-            "test annotators": ", ".join(found.test_annotators) if votes.named else "not named",
-            "test labels independent of training annotators": "yes" if found.independent else "no",
+            "test labels": "consensus of the test annotators" if found.test_annotators else "those of the source",
+            "test annotators": _test_annotators(found),
+            "test labels independent of training annotators": found.independent,
         },
         "agreement": {
             "alpha": krippendorff_alpha(counts),
@@ -120,6 +121,12 @@ def describe_annotators(tiles: TileSet, found: Annotations, resamples: int, seed
         "human_ceiling": human_ceiling(tiles.of_split("test")),
         "notes": list(tiles.notes),
     }
+
+
+def _test_annotators(found: Annotations) -> str:
+    if not found.test_annotators:
+        return "none"
+    return ", ".join(found.test_annotators) if found.votes.named else "not named"
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

@@ -1,6 +1,7 @@
 """Tiles labelled by several annotators: modes, splits, notes, and what is wrong in the table of annotators."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from PIL import Image
 from clipit.config.load import validate
 from clipit.errors import ConfigError, DataError
 from clipit.evaluation.human_ceiling import human_ceiling
+from clipit.reporting.annotators_section import ceiling_note, explain_ceiling
+from clipit.tiles.annotations import join_annotators, read_annotators
 from clipit.tiles.load import load_tiles
 from clipit.tiles.tileset import TileSet
 
@@ -73,15 +76,19 @@ def test_annotators_label_the_tiles_of_a_table_without_labels(table: Table, mode
 def test_the_test_labels_come_from_other_annotators_or_a_warning_says_so(table: Table) -> None:
     same = load(table())
     assert any(note.startswith("WARNING: the annotators of the test labels also label") for note in same.notes)
-    assert same.annotations is not None and not same.annotations.independent
+    assert same.annotations is not None and same.annotations.independent == "no"
     # Cleo and dora disagree on two of four test tiles; their labels never reach the training tiles.
     other = load(table(test_annotators=["cleo"]))
-    assert other.annotations is not None and other.annotations.independent
+    assert other.annotations is not None and other.annotations.independent == "yes"
     wrong = [TRUTH[t] if t % 4 >= 2 else 1 - TRUTH[t] for t in range(8, 12)]
     assert other.of_split("test").labels.tolist() == wrong
     assert other.of_split("train").labels.tolist() == TRUTH[:6]
     assert other.annotations.learnt.votes.annotators == ("ann", "ben", "dora")
     assert any("none of them labels a training tile" in note for note in other.notes)
+    # Ben labels the test tiles and no other one, without being named in test_annotators.
+    rows = [f"t{t}.png,{'ben' if t > 7 else name},{CLASSES[TRUTH[t]]}" for t in range(12) for name in ("ann", "cleo")]
+    apart = load(table(sorted(set(rows)))).annotations
+    assert apart is not None and apart.independent == "yes" and apart.shared == ()
 
 
 def test_the_labels_of_one_annotator_or_of_the_best_one(table: Table) -> None:
@@ -97,6 +104,53 @@ def test_test_labels_of_the_source(table: Table) -> None:
     tiles = load(table(source_labels=True, test_labels="source"))
     assert tiles.of_split("test").labels.tolist() == [1 - label for label in TRUTH[8:]]
     assert tiles.of_split("train").labels.tolist() == TRUTH[:6], "not those of the source"
+
+
+@pytest.mark.parametrize(
+    ("origin", "independent", "note"),
+    [
+        ("unknown", "unknown", "it is unknown whether they come from annotators of the training tiles"),
+        ("others", "yes", "which do not come from the annotators"),
+        ("same", "no", "WARNING: the test labels of the source come from annotators who also label"),
+    ],
+)
+def test_independence_of_source_labels_is_as_configured(
+    table: Table, origin: str, independent: str, note: str
+) -> None:
+    tests = load(table(source_labels=True, test_labels="source", source_annotators=origin)).of_split("test")
+    ceiling = human_ceiling(tests)
+    assert ceiling is not None and ceiling["independent"] == independent
+    assert any(note in line for line in tests.notes)
+    shown = explain_ceiling(ceiling) + ceiling_note(ceiling, "accuracy")
+    assert ("too high" in shown) == (independent != "yes") and ("unknown" in shown) == (independent == "unknown")
+
+
+@pytest.mark.parametrize("test_labels", ["source", "consensus"])
+def test_labels_of_mhist_are_not_independent_of_its_votes(table: Table, test_labels: str) -> None:
+    rows = [f"t{tile}.png,{6 if label else 1}" for tile, label in enumerate(TRUTH)]
+    keys = {"header": "tile,t", "counts": {"tumour": "t"}, "voters": 7, "rest": "benign", "test_labels": test_labels}
+    values = table(rows, source_labels=True, **keys)
+    tiles, config = load(values), validate({"tiles": values | {"source": "mhist"}}, "test").tiles
+    joined = join_annotators(replace(tiles, annotations=None), read_annotators(config), config)[1]
+    assert joined is not None
+    (found, other) = (joined.label(tiles).annotations, tiles.annotations)
+    assert found is not None and found.independent == "no" and other is not None and other.independent == "unknown"
+
+
+def test_all_kinds_of_labels_keep_the_same_labelled_tiles(table: Table) -> None:
+    def kept(**keys: Any) -> list[str]:
+        tiles = load(table(**keys), labels={"kind": "per_class", "value": 2})
+        return tiles.ids[(tiles.splits != "test") & (tiles.labels >= 0)].tolist()
+
+    drawn = kept(labels="majority")
+    assert drawn == kept(labels="posterior") == kept(labels="annotator", annotator="cleo"), "cleo errs in half of them"
+    # Dora labels two training tiles only: the tiles are the same, but some remain without a label.
+    rows = [f"t{t}.png,{name},{label}" for t in range(12) for name, label in labels_of(t).items()
+            if name != "dora" or t in (0, 1)]  # fmt: skip
+    few = load(table(rows, labels="annotator", annotator="dora"), labels={"kind": "per_class", "value": 2})
+    labelled = few.ids[(few.splits == "train") & (few.labels >= 0)].tolist()
+    assert set(labelled) == {"t0.png", "t1.png"} & set(drawn)
+    assert any("training tiles drawn to be labelled have no label by the chosen annotator" in n for n in few.notes)
 
 
 def test_no_label_of_an_annotator_is_read_without_labels(table: Table) -> None:
@@ -132,7 +186,7 @@ def test_votes_per_class_as_mhist_publishes_them(table: Table) -> None:
 def test_the_human_ceiling_compares_each_annotator_with_the_others(table: Table) -> None:
     tests = load(table()).of_split("test")
     ceiling = human_ceiling(tests)
-    assert ceiling is not None and not ceiling["independent"]
+    assert ceiling is not None and ceiling["independent"] == "no"
     of = {record["annotator"]: record for record in ceiling["annotators"]}
     assert of["ann"]["metrics"]["accuracy"] == 1.0 and of["cleo"]["metrics"]["accuracy"] == 0.5
     assert of["cleo"]["tiles"] == 4 and "3 others" in of["cleo"]["reference"]
@@ -170,11 +224,12 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
         (["t0.png,ann,benign", "t0.png,ben,tumour"], {}, "no annotator labelled more than one tile"),
         (["t0.png,ann,benign", "t8.png,ben,tumour"], {"labels": "annotator"}, "the best annotator is unknown"),
         (["t0.png,ann,benign"], {"test_annotators": ["zoe"]}, "annotators without a label on these tiles: zoe"),
-        (["t0.png,ann,benign"], {"test_annotators": ["ann"]}, "nobody labels the training tiles"),
+        (["t0.png,ann,benign"], {"test_annotators": ["ann"]}, "none is left for the training tiles"),
         (["t8.png,ann,benign"], {"labels": "majority"}, "no training or validation tile has a label"),
         ([], {}, "the table has no rows"),
         (["t0.png,ann,benign"], {"header": "tile,reader,label"}, "missing columns: annotator"),
         (["t0.png,8"], {"header": "tile,t", "counts": {"tumour": "t"}, "voters": 7, "rest": "benign"}, "at most 7"),
+        (["t0.png,1", f"t1.png,{10**20 - 1}"], {"header": "tile,t", "counts": {"tumour": "t"}}, "999,999 votes: line 3"),
         (["t0.png,3", "t0.png,2"], {"header": "tile,t", "counts": {"tumour": "t"}}, "tiles with several rows: t0.png"),
     ],
 )
@@ -200,6 +255,7 @@ def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None
         ({"labels": "annotator", "annotator": "ann", "test_annotators": ["ann"]}, "cannot be trained on"),
         ({"voters": 7}, "voters and rest belong together"),
         ({"counts": {"T": "t"}, "test_annotators": ["ann"]}, "counts do not name the annotators"),
+        ({"counts": {"T": "t"}, "voters": 10**20, "rest": "H"}, "999999"),
         ({"counts": {"T": "t"}, "voters": 7, "rest": "T"}, "so it is not the rest"),
     ],
 )

@@ -16,7 +16,7 @@ from clipit.errors import DataError
 from clipit.evaluation.probes import linear_probe
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
-from clipit.training.losses import prior_corrected, sharpen, soft_cross_entropy_sum
+from clipit.training.losses import prior_corrected, sharpen, smoothed, soft_cross_entropy_sum
 from clipit.training.terms.class_prompts import zero_shot
 from clipit.training.terms.own_reports import own_report_fingerprints, own_report_labels
 from clipit.training.terms.term import MicroBatch, Probabilities, Term, TermInputs
@@ -146,7 +146,8 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
             return own_report_fingerprints(self.config, workspace)
         if self.replaces_labels:
             train = workspace.tiles(self.config.seed).of_split("train")
-            return {"posteriors of annotators": fingerprint(_posteriors(train).tolist())}
+            targets = smoothed(torch.from_numpy(_posteriors(train)), self.config.training.label_smoothing)
+            return {"posteriors of annotators": fingerprint(targets.tolist())}
         if self.options.source != "image_only":
             return {}
         image_only = resolve_arm(self.config.model_copy(update={"arm": "image_only"}))
@@ -193,8 +194,11 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return batch.tensor(self._soft.probabilities[batch.rows]), weights
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Sum the weighted cross-entropies against the soft labels."""
-        return soft_cross_entropy_sum(batch.logits, *self.targets(batch))
+        """Sum the weighted cross-entropies; `training.label_smoothing` applies to annotators' posteriors as to labels."""
+        target, weights = self.targets(batch)
+        if self.replaces_labels:
+            target = smoothed(target, self.config.training.label_smoothing)
+        return soft_cross_entropy_sum(batch.logits, target, weights)
 
 
 def make_soft_labels(

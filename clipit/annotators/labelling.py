@@ -264,9 +264,7 @@ def _test_notes(consensus: Consensus, independent: Independence, n_tests: int, s
     elif independent == "no":
         names = f" ({shortlist(shared)})" if shared else ""
         fix = f"; name other annotators in {_WHERE}.test_annotators" if votes.named else ""
-        notes.append(
-            f"WARNING: the annotators of the test labels also label the training tiles{names}, {habits}{fix}"
-        )
+        notes.append(f"WARNING: the annotators of the test labels also label the training tiles{names}, {habits}{fix}")
     elif not votes.named:
         notes.append(
             "WARNING: annotators are not named. If those of the test labels also label the training tiles, a student "

@@ -114,9 +114,7 @@ def test_test_labels_of_the_source(table: Table) -> None:
         ("same", "no", "WARNING: the test labels of the source come from annotators who also label"),
     ],
 )
-def test_independence_of_source_labels_is_as_configured(
-    table: Table, origin: str, independent: str, note: str
-) -> None:
+def test_independence_of_source_labels_is_as_configured(table: Table, origin: str, independent: str, note: str) -> None:
     tests = load(table(source_labels=True, test_labels="source", source_annotators=origin)).of_split("test")
     ceiling = human_ceiling(tests)
     assert ceiling is not None and ceiling["independent"] == independent
@@ -229,7 +227,11 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
         ([], {}, "the table has no rows"),
         (["t0.png,ann,benign"], {"header": "tile,reader,label"}, "missing columns: annotator"),
         (["t0.png,8"], {"header": "tile,t", "counts": {"tumour": "t"}, "voters": 7, "rest": "benign"}, "at most 7"),
-        (["t0.png,1", f"t1.png,{10**20 - 1}"], {"header": "tile,t", "counts": {"tumour": "t"}}, "999,999 votes: line 3"),
+        (
+            ["t0.png,1", f"t1.png,{10**20 - 1}"],
+            {"header": "tile,t", "counts": {"tumour": "t"}},
+            "999,999 votes: line 3",
+        ),
         (["t0.png,3", "t0.png,2"], {"header": "tile,t", "counts": {"tumour": "t"}}, "tiles with several rows: t0.png"),
     ],
 )

@@ -120,11 +120,11 @@ def remarks_on_overlap(votes: Votes) -> list[str]:
     single = int((per_item == 1).sum())
     if single:
         remarks.append(
-            f"{single:,} of {len(votes):,} annotated tiles have one label, so they do not show how well annotators agree"
+            f"{single:,} of {len(votes):,} annotated tiles have one label, so they do not show agreement"
         )
     if len(votes) and per_item.max() == 2:
         remarks.append(
-            "no tile has more than two labels: where they differ, the consensus depends only on the estimated confusions"
+            "no tile has more than two labels: where they differ, only the estimated confusions set the consensus"
         )
     if not votes.named:
         return [*remarks, "annotators are not named: one confusion is estimated for all of them"]

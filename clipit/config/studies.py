@@ -166,7 +166,7 @@ class LabelIssuesConfig(Section):
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(("train", "validation"), min_length=1)
     """Splits whose labels are checked together; correcting test labels by a model's predictions favours that model."""
     folds: int = Field(5, ge=3)
-    """Number of folds, divided by patient or slide; the probe is fitted without the labels of the group that it predicts."""
+    """Number of folds, divided by patient or slide; the probe of a fold is fitted on the other folds."""
     shown: int = Field(100, ge=1)
     """Largest number of tiles on the page."""
     neighbours: int = Field(3, ge=0)

@@ -19,7 +19,7 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
 
     Labelled tiles are drawn by (seed, id), so for a given seed a larger labelled set contains every smaller one. A
     fraction is applied per class and keeps at least one tile of each class. Tiles with labels by annotators are drawn
-    per class of their majority, whatever `tiles.annotations.labels` is, so that all kinds of labels keep the same tiles.
+    per class of their majority for every `tiles.annotations.labels`, so that all kinds of labels keep the same tiles.
 
     Args:
         tiles: Tiles of all splits; `truth` keeps the labels that are hidden in `labels`.
@@ -54,8 +54,8 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     left = _counts(labels[train], classes)
     if tiles.annotations is not None and left.sum() < quota.sum():
         notes.append(
-            f"{int(quota.sum() - left.sum()):,} of the {int(quota.sum()):,} training tiles drawn to be labelled have no "
-            "label by the chosen annotator"
+            f"{int(quota.sum() - left.sum()):,} of the {int(quota.sum()):,} training tiles drawn to be labelled have "
+            "no label by the chosen annotator"
         )
     if left.any() and not left.all():  # without any label, training is refused or needs none
         missing = [name for name, count in zip(tiles.classes, left.tolist(), strict=True) if not count]

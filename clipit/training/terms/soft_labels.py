@@ -194,7 +194,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return batch.tensor(self._soft.probabilities[batch.rows]), weights
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Sum the weighted cross-entropies; `training.label_smoothing` applies to annotators' posteriors as to labels."""
+        """Sum the weighted cross-entropies; `training.label_smoothing` applies to posteriors of annotators."""
         target, weights = self.targets(batch)
         if self.replaces_labels:
             target = smoothed(target, self.config.training.label_smoothing)

@@ -119,9 +119,7 @@ def remarks_on_overlap(votes: Votes) -> list[str]:
     per_item = votes.counts().sum(axis=1)
     single = int((per_item == 1).sum())
     if single:
-        remarks.append(
-            f"{single:,} of {len(votes):,} annotated tiles have one label, so they do not show agreement"
-        )
+        remarks.append(f"{single:,} of {len(votes):,} annotated tiles have one label, so they do not show agreement")
     if len(votes) and per_item.max() == 2:
         remarks.append(
             "no tile has more than two labels: where they differ, only the estimated confusions set the consensus"

@@ -1,6 +1,6 @@
 """Comparison of several classifiers (arms, with one seed or more each) on the labels of the same slides."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TypeVar
@@ -23,6 +23,8 @@ from clipit.evaluation.slide_sets import LEVELS, Level, PoolingKey, SlideSet, co
 T = TypeVar("T")
 SlideTables = Mapping[str, Mapping[int, pd.DataFrame]]
 """Arm -> seed -> table of `slide_scores.slide_table`."""
+CONTROL = Significance(None, "control")
+"""What takes the place of the test of an arm that is a control."""
 _COLUMNS = [
     "arm", "split", "level", "pooling", "smoothed", "metric", "seeds", "mean", "sd", "difference", "low", "high",
     "reason", "seeds_low", "seeds_high", "p", "p_holm", "p_reason", "labelled", "patients",
@@ -96,6 +98,7 @@ def compare_slide_sets(
     *,
     resamples: int = 1000,
     seed: int = 0,
+    controls: Collection[str] = (),
 ) -> SlideComparison:
     """Compare arms as `compare_slide_arms` does, by poolings that are chosen already; arms may have different ones.
 
@@ -105,6 +108,8 @@ def compare_slide_sets(
         reference: Name of the reference arm.
         resamples: Number of bootstrap resamples; 0 for no intervals.
         seed: Seed of the bootstrap.
+        controls: Arms, such as a floor, whose differences are shown but are no question of the comparison: they have no
+            p-value, and do not count in Holm's correction.
 
     Raises:
         DataError: The reference is missing, or arms have different slides or seeds that cannot be paired.
@@ -120,7 +125,7 @@ def compare_slide_sets(
         for level in LEVELS:
             for key in (None,) if chosen else tuple(first.scores):
                 keys = {arm: choices[arm].key or key for arm in arms}
-                rows += _compare(arms, keys, reference, split, level, resamples, seed)
+                rows += _compare(arms, keys, reference, split, level, resamples, seed, controls)
     return SlideComparison(reference, choices, pd.DataFrame(rows, columns=_COLUMNS), len(first.crossing_patients()))
 
 
@@ -132,6 +137,7 @@ def _compare(
     level: Level,
     resamples: int,
     seed: int,
+    controls: Collection[str],
 ) -> list[dict[str, object]]:
     """Compare all arms on one split and level, each by its pooling."""
     predictions = {
@@ -154,7 +160,7 @@ def _compare(
     rows = []
     for metric in SLIDE_METRICS:
         gains = {arm: _gains(scores[reference], scores[arm], metric) for arm in drawn}
-        tests = {arm: _test(values) for arm, values in gains.items()}
+        tests = {arm: CONTROL if arm in controls else _test(values) for arm, values in gains.items()}
         corrected = holm(tests)
         for arm, by_seed in scores.items():
             values = [entry[metric] for entry in by_seed.values()]

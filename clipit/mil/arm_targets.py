@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
-from clipit.mil.arms import MilArm
+from clipit.mil.arms import ARMS, MilArm
 from clipit.mil.bags import MilBags
 from clipit.mil.privileged import image_embeddings, predicted_labels, report_embeddings, report_labels
 from clipit.mil.targets import BagTargets, join_targets
@@ -41,7 +41,9 @@ def arm_targets(
     if arm.vectors == "reports":
         parts.append(report_embeddings(config, workspace, bags, seed, shuffled=arm.exchanged))
     elif arm.vectors == "images":
-        parts.append(image_embeddings(bags))
+        texts = [name for name in mil.arms if name in ARMS and ARMS[name].vectors == "reports"]
+        reported = report_embeddings(config, workspace, bags, seed) if texts else None
+        parts.append(image_embeddings(bags, reported))
     return _weighted(parts, mil) if parts else None
 
 

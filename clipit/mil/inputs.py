@@ -16,6 +16,7 @@ from clipit.mil.bags import MilBags
 from clipit.mil.feature_file_bags import HeldOut, bags_of_files
 from clipit.mil.tile_store_bags import bags_of_tiles
 from clipit.runs.feature_stores import FeatureStores, backbone_stores, classifier_stores, vlm_stores
+from clipit.runs.training_tiles import check_test_patients
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.preflight import Model, check_inputs, check_output
 from clipit.workspace.workspace import Workspace
@@ -85,7 +86,7 @@ def read_inputs(config: RunConfig, mil: MilConfig) -> MilInputs:
 
     Raises:
         ConfigError: No tiles are configured, or the features cannot be compared with prompts.
-        DataError: The bags are invalid.
+        DataError: The bags are invalid, or test patients are among those that `mil.run` was trained on.
     """
     workspace = Workspace(config)
     wanted = ZERO_SHOT in mil.arms
@@ -103,8 +104,11 @@ def read_inputs(config: RunConfig, mil: MilConfig) -> MilInputs:
         )
     models: list[Model] = ["vlm"] if wanted or mil.features == "vlm" else []
     check_inputs(workspace, [*models, *(["backbone"] if mil.features == "backbone" else [])])  # type: ignore[list-item]
-    features = _stores(config, workspace, mil)
     tiles = workspace.all_tiles
+    if mil.features == "run":
+        tests = tiles.select(tiles.splits == "test")
+        notes += check_test_patients(Path(str(mil.run)), tests, config.leaks)
+    features = _stores(config, workspace, mil)
     bags = bags_of_tiles(tiles, features.stores, mil.bags)
     zero_shot = None
     if wanted:

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Float32, Int64
 
 from clipit.errors import DataError
+from clipit.evaluation.intervals import bootstrap
 from clipit.evaluation.map_agreement import IGNORED, MapAgreement, class_map, measure_agreement, perfect_tiles
 from clipit.images import ImageError
 from clipit.slides.grid import SlideGrid
@@ -20,7 +21,10 @@ IGNORED_VALUE = 255
 CELLS = 4
 """Pixels of a map along the edge of a tile."""
 FLOOR, CEILING = "floor: all tiles", "ceiling: a perfect answer per tile"
-_COLUMNS = ["arm", "map", "seed", "slides", "dice", "auroc", "auroc_slides"]
+_COLUMNS = [
+    "arm", "map", "seed", "slides", "dice", "auroc", "auroc_slides",
+    "dice_low", "dice_high", "auroc_low", "auroc_high", "reason",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,10 @@ class InstanceMap:
     classes: Float[np.ndarray, "n c"] | None
     values: Float[np.ndarray, " n"]
 
+    def of_tiles(self, rows: Int64[np.ndarray, " m"]) -> "InstanceMap":
+        """Select some tiles by their rows."""
+        return InstanceMap(None if self.classes is None else self.classes[rows], self.values[rows])
+
 
 def class_scores(scores: Float32[np.ndarray, "n c"], label: int) -> InstanceMap:
     """Return the map of class scores: probabilities or similarities."""
@@ -127,44 +135,95 @@ def tile_auroc(truth: SlideTruth, scores: InstanceMap) -> float | None:
     return float(roc_auc_score(truth.tiles, scores.values))
 
 
-def score_table(
-    truths: Mapping[str, SlideTruth], maps: Mapping[tuple[str, str, int], Mapping[str, InstanceMap]]
-) -> pd.DataFrame:
+@dataclass(frozen=True)
+class SlideScore:
+    """Agreement of one map of one slide with its mask.
+
+    Attributes:
+        slide: Name of the slide.
+        patient: Its patient; "" where unknown.
+        arm: Arm; "" for floor and ceiling.
+        kind: Kind of map.
+        seed: Seed of the training; None for floor and ceiling.
+        agreement: Agreement of its pixels.
+        auroc: AUROC of its tiles; None where it is undefined.
+    """
+
+    slide: str
+    patient: str
+    arm: str
+    kind: str
+    seed: int | None
+    agreement: MapAgreement
+    auroc: float | None
+
+
+def score_slide(
+    truth: SlideTruth, maps: Mapping[tuple[str, str, int], InstanceMap], slide: str, patient: str
+) -> list[SlideScore]:
+    """Score the maps of one slide by every arm, kind and seed, and its floor and ceiling."""
+    scores = [
+        SlideScore(slide, patient, arm, kind, seed, agree(truth, scored), tile_auroc(truth, scored))
+        for (arm, kind, seed), scored in maps.items()
+    ]
+    references = reference_maps(truth)
+    return scores + [SlideScore(slide, patient, "", name, None, agreement, None) for name, agreement in references]
+
+
+def score_table(scores: Sequence[SlideScore], resamples: int = 0) -> pd.DataFrame:
     """Score maps over all slides: Dice of their pixels together, and the mean AUROC of their tiles.
 
     Args:
-        truths: Truth by slide.
-        maps: Maps by slide, of each arm, kind of map and seed.
+        scores: Scores of all slides.
+        resamples: Number of bootstrap resamples of patients; 0 for no intervals.
 
     Returns:
         One row per arm, kind and seed, then floor and ceiling: arm, map, seed, slides, dice, auroc, auroc_slides
-        (those on which the AUROC is defined).
+        (those on which the AUROC is defined), and the 95 % intervals over patients of the mean over seeds (dice_low,
+        dice_high, auroc_low, auroc_high; `reason` where they are undefined, as for fewer than `MIN_UNITS` patients).
     """
+    grouped: dict[tuple[str, str], dict[int | None, list[SlideScore]]] = {}
+    for score in scores:
+        grouped.setdefault((score.arm, score.kind), {}).setdefault(score.seed, []).append(score)
     rows: list[dict[str, object]] = []
-    for (arm, kind, seed), by_slide in maps.items():
-        agreement = _sum([agree(truths[slide], scores) for slide, scores in by_slide.items()])
-        aurocs = [
-            value for slide, scores in by_slide.items() if (value := tile_auroc(truths[slide], scores)) is not None
-        ]
-        rows.append(_row(arm, kind, seed, len(by_slide), agreement, aurocs))
-    found: dict[str, list[MapAgreement]] = {}
-    for truth in truths.values():
-        for name, agreement in reference_maps(truth):
-            found.setdefault(name, []).append(agreement)
-    rows += [_row("", name, None, len(truths), _sum(agreements), []) for name, agreements in found.items()]
+    for (arm, kind), by_seed in sorted(grouped.items(), key=lambda item: not item[0][0]):  # floor and ceiling last
+        bounds = _intervals(list(by_seed.values()), resamples)
+        for seed, slides in by_seed.items():
+            agreement = slides[0].agreement
+            for other in slides[1:]:
+                agreement = agreement.plus(other.agreement)
+            aurocs = [each.auroc for each in slides if each.auroc is not None]
+            auroc = float(np.mean(aurocs)) if aurocs else None
+            values = (arm, kind, seed, len(slides), float(agreement.dice[1]), auroc, len(aurocs))
+            rows.append(dict(zip(_COLUMNS, values, strict=False)) | bounds)
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _row(
-    arm: str, kind: str, seed: int | None, slides: int, agreement: MapAgreement, aurocs: Sequence[float]
-) -> dict[str, object]:
-    auroc = float(np.mean(aurocs)) if aurocs else None
-    values = (arm, kind, seed, slides, float(agreement.dice[1]), auroc, len(aurocs))
-    return dict(zip(_COLUMNS, values, strict=True))
+def slide_score_table(scores: Sequence[SlideScore]) -> pd.DataFrame:
+    """Tabulate the scores of each slide: slide, patient, arm, map, seed, dice (nan without the class), auroc."""
+    rows = [
+        (each.slide, each.patient, each.arm, each.kind, each.seed, float(each.agreement.dice[1]), each.auroc)
+        for each in scores
+    ]
+    return pd.DataFrame(rows, columns=["slide", "patient", "arm", "map", "seed", "dice", "auroc"])
 
 
-def _sum(agreements: Sequence[MapAgreement]) -> MapAgreement:
-    total = agreements[0]
-    for agreement in agreements[1:]:
-        total = total.plus(agreement)
-    return total
+def _intervals(seeds: Sequence[Sequence[SlideScore]], resamples: int) -> dict[str, object]:
+    """Compute the intervals over patients of the scores of one arm and kind of map, averaged over its seeds."""
+    counts = np.array([[each.agreement.counts for each in slides] for slides in seeds], dtype=np.float64)
+    right, total = counts[..., 1, 1], counts[..., 1, :].sum(axis=-1) + counts[..., :-1][..., 1].sum(axis=-1)
+    aurocs = np.array([[np.nan if each.auroc is None else each.auroc for each in slides] for slides in seeds])
+    known = np.isfinite(aurocs)
+
+    def statistics(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            dice = 2 * (right @ weights) / (total @ weights)
+            auroc = (np.where(known, aurocs, 0.0) @ weights) / (known.astype(np.float64) @ weights)
+        return {"dice": dice.mean(axis=0), "auroc": auroc.mean(axis=0)}
+
+    patients = np.array([each.patient for each in seeds[0]], dtype=object)
+    found = bootstrap(statistics, patients, resamples)
+    bounds: dict[str, object] = {"reason": found["dice"].reason or found["auroc"].reason}
+    for name, interval in found.items():
+        bounds |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return bounds

@@ -1,7 +1,7 @@
 """Maps of bags: instance logits with attention beside them, the most attended tiles, and scores against masks."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,17 @@ from clipit.evaluation.predictions import softmax
 from clipit.mil.arms import ARMS
 from clipit.mil.bags import MilBags
 from clipit.mil.inputs import ZERO_SHOT, MilInputs
-from clipit.mil.map_scores import InstanceMap, SlideTruth, attention_scores, class_scores, read_truth, score_table
+from clipit.mil.map_scores import (
+    InstanceMap,
+    SlideScore,
+    SlideTruth,
+    attention_scores,
+    class_scores,
+    read_truth,
+    score_slide,
+    score_table,
+    slide_score_table,
+)
 from clipit.mil.training import MilModel
 from clipit.reporting.heat_maps import write_map, write_overlays
 from clipit.reporting.html import Card
@@ -42,16 +52,18 @@ class MapsOptions:
         shown: Number of test bags on the page.
         masks: Folder of masks; None for none.
         values: Class -> value of its pixels in the masks.
+        resamples: Number of bootstrap resamples of patients.
     """
 
     shown: int
     masks: Path | None
     values: Mapping[str, int]
+    resamples: int
 
     @classmethod
     def of(cls, mil: MilConfig) -> "MapsOptions":
         """Return the options of a configuration."""
-        return cls(mil.maps, None if mil.masks is None else Path(mil.masks), mil.mask_values)
+        return cls(mil.maps, None if mil.masks is None else Path(mil.masks), mil.mask_values, mil.resamples)
 
 
 @dataclass(frozen=True)
@@ -61,11 +73,13 @@ class MilMaps:
     Attributes:
         shown: Bags of the page.
         scores: Table of `map_scores.score_table`; empty without masks.
+        slides: Table of `map_scores.slide_score_table`; empty without masks.
         notes: Remarks on slides without a usable mask.
     """
 
     shown: Sequence[ShownBag]
     scores: pd.DataFrame
+    slides: pd.DataFrame = field(default_factory=pd.DataFrame)
     notes: tuple[str, ...] = ()
 
 
@@ -78,30 +92,86 @@ class _SlideRows:
     grid: SlideGrid
 
 
+@dataclass(frozen=True)
+class MaskedSlides:
+    """Masks of the test slides.
+
+    Attributes:
+        truths: Truth by slide.
+        notes: Remarks on slides without a usable mask.
+    """
+
+    truths: Mapping[str, SlideTruth]
+    notes: tuple[str, ...] = ()
+
+
+def check_masks(mil: MilConfig, tiles: TilesConfig) -> None:
+    """Check that there are slides and a folder of masks, if maps are compared with masks.
+
+    Raises:
+        ConfigError: There are masks, but no slides; or the folder does not exist.
+    """
+    if mil.masks is None:
+        return
+    if mil.features == "h5" or tiles.source != "slides":
+        raise ConfigError("only maps of slides can be compared with masks", where="mil.masks", fix="remove mil.masks")
+    if not Path(mil.masks).is_dir():
+        raise ConfigError(
+            f"the folder of masks {mil.masks} does not exist", where="mil.masks", fix="name the folder of <slide>.png"
+        )
+
+
+def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> MaskedSlides:
+    """Read the masks of the slides of all labelled test bags.
+
+    Args:
+        bags: Bags of all splits.
+        tiles: Section `tiles`, which lists the slides.
+        options: Folder of masks and values of the classes.
+
+    Raises:
+        DataError: A mask cannot be used.
+    """
+    if options.masks is None:
+        return MaskedSlides({})
+    tests, places = _tests(bags), _Slides(tiles)
+    truths: dict[str, SlideTruth] = {}
+    missing: list[str] = []
+    for bag, label in enumerate(tests.labels.tolist()):
+        value = options.values.get(tests.classes[label])
+        for part in places.of_bag(tests.ids(bag)):
+            path = options.masks / f"{part.slide.name}.png"
+            if value is None or not path.is_file():
+                missing.append(part.slide.name)
+            else:
+                truths[part.slide.name] = read_truth(path, part.grid, label, value)
+    if not missing:
+        return MaskedSlides(truths)
+    left = f"{len(missing)} test slides without a mask of their class are not in the scores of maps: "
+    none = "No test slide has a mask and a label with a value in mil.mask_values, so that no map is scored: "
+    return MaskedSlides(truths, ((left if truths else none) + shortlist(missing),))
+
+
 def make_maps(
     inputs: MilInputs,
     models: Mapping[str, Mapping[int, MilModel]],
     tiles: TilesConfig,
     options: MapsOptions,
+    masked: MaskedSlides,
     folder: Path,
 ) -> MilMaps:
-    """Write the maps of some test bags to `maps/`, and score the maps of all test bags that have a mask.
+    """Write the maps of some test bags to `maps/`, and score the maps of all test slides that have a mask.
 
     Args:
         inputs: Bags, with their tiles and zero-shot scores.
         models: Trained models by arm and seed.
         tiles: Section `tiles`, which lists the slides.
         options: What is mapped.
+        masked: Masks of the test slides.
         folder: Output folder of the study.
-
-    Raises:
-        ConfigError: There are masks, but no slides.
-        DataError: A mask cannot be used, or no test bag has one.
     """
     on_slides = inputs.tiles is not None and tiles.source == "slides"
-    if options.masks is not None and not on_slides:
-        raise ConfigError("only maps of slides can be compared with masks", where="mil.masks", fix="remove mil.masks")
-    tests = inputs.bags.select((inputs.bags.splits == "test") & (inputs.bags.labels >= 0))
+    tests = _tests(inputs.bags)
     places = _Slides(tiles) if on_slides else None
     trained = {arm: by_seed for arm, by_seed in models.items() if not ARMS[arm].shuffled}
     shown = []
@@ -110,10 +180,14 @@ def make_maps(
         model = next(iter(trained[arm].values()))
         for bag in _choose(tests, options.shown):
             shown.append(_show(tests, bag, model, arm, inputs.tiles, places, folder / "maps"))
-    if options.masks is None or places is None:
-        return MilMaps(shown, pd.DataFrame())
-    table, notes = _score(inputs, tests, trained, places, options)
-    return MilMaps(shown, table, notes)
+    if not masked.truths or places is None:
+        return MilMaps(shown, pd.DataFrame(), notes=masked.notes)
+    scores = list(_score(inputs, tests, trained, places, masked.truths))
+    return MilMaps(shown, score_table(scores, options.resamples), slide_score_table(scores), masked.notes)
+
+
+def _tests(bags: MilBags) -> MilBags:
+    return bags.select((bags.splits == "test") & (bags.labels >= 0))
 
 
 class _Slides:
@@ -217,36 +291,16 @@ def _score(
     tests: MilBags,
     models: Mapping[str, Mapping[int, MilModel]],
     places: _Slides,
-    options: MapsOptions,
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Score the maps of all slides that have a mask and a label with a value in the masks."""
-    masks = options.masks or Path()
-    truths: dict[str, SlideTruth] = {}
-    maps: dict[tuple[str, str, int], dict[str, InstanceMap]] = {}
-    missing: list[str] = []
+    truths: Mapping[str, SlideTruth],
+) -> Iterator[SlideScore]:
+    """Score the maps of all slides that have a mask, of which those of one bag are in memory at a time."""
     for bag, label in enumerate(tests.labels.tolist()):
-        value = options.values.get(tests.classes[label])
-        parts = list(places.of_bag(tests.ids(bag)))
-        found = [part for part in parts if value is not None and (masks / f"{part.slide.name}.png").is_file()]
-        missing += [part.slide.name for part in parts if part not in found]
-        if value is None or not found:
-            continue
-        outputs = _instance_maps(inputs, tests, bag, models, label)
+        found = [part for part in places.of_bag(tests.ids(bag)) if part.slide.name in truths]
+        outputs = _instance_maps(inputs, tests, bag, models, label) if found else {}
         for part in found:
             name = part.slide.name
-            truths[name] = read_truth(masks / f"{name}.png", part.grid, label, value)
-            for key, scores in outputs.items():
-                of_class = None if scores.classes is None else scores.classes[part.rows]
-                maps.setdefault(key, {})[name] = InstanceMap(of_class, scores.values[part.rows])
-    if not truths:
-        raise DataError(
-            "no test slide has a mask and a label with a value in mil.mask_values",
-            where=masks,
-            fix="name masks after the slides (<slide>.png), and the value of each class in mil.mask_values",
-        )
-    listed = shortlist(missing)
-    notes = (f"{len(missing)} test slides without a mask of their class are not in the scores of maps: {listed}",)
-    return score_table(truths, maps), notes if missing else ()
+            maps = {key: scores.of_tiles(part.rows) for key, scores in outputs.items()}
+            yield from score_slide(truths[name], maps, name, str(tests.patients[bag]))
 
 
 def _instance_maps(

@@ -26,6 +26,7 @@ from clipit.training.terms.case_labels import (
 from clipit.workspace.workspace import Workspace
 
 _WHERE = "soft_labels.own_report"
+_EXCHANGED = "patients of the same organ have exchanged their reports"
 
 
 def report_labels(
@@ -58,7 +59,8 @@ def report_labels(
             fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
     agreement = label_agreement(found, cases, train.labels)
-    if shuffled or config.soft_labels.own_report.shuffled:
+    exchanged = shuffled or config.soft_labels.own_report.shuffled
+    if exchanged:
         found = exchange_labels(found, cases.organs, seed)
     row = np.maximum(cases.case_of, 0)
     unlabelled = train.labels == NO_LABEL
@@ -69,8 +71,9 @@ def report_labels(
         f"answers of reports: {answers}",
         f"{int(given.sum()):,} of {int(unlabelled.sum()):,} unlabelled training bags get a label from a report",
         f"{agreement['agreeing_cases']:,} of {agreement['compared_cases']:,} labels from reports agree with the label "
-        "of the patient's bags, where that is known",
+        "of the patient's bags, where that is known" + (", before the exchange" if exchanged else ""),
     ]
+    notes += [_EXCHANGED] if exchanged else []
     return label_targets(train.names, probabilities, given.astype(np.float32), notes)
 
 
@@ -92,7 +95,8 @@ def report_embeddings(
             fix="add reports, or check how they are cut into snippets: clipit index --config ...",
         )
     vectors = _centre(vectors, known)
-    if shuffled:
+    exchanged = shuffled or config.soft_labels.own_report.shuffled
+    if exchanged:
         vectors = vectors[exchange_order(known, cases.organs, seed)]
     row = np.maximum(cases.case_of, 0)
     given = np.asarray((cases.case_of >= 0) & known[row], dtype=np.bool_)
@@ -100,19 +104,28 @@ def report_embeddings(
         cases.account.text(),
         f"{int(given.sum()):,} of {len(train):,} training bags have the embedding of a report as their target",
     ]
+    notes += [_EXCHANGED] if exchanged else []
     return vector_targets(train.names, np.where(given[:, None], vectors[row], 0), given, len(bags.classes), notes)
 
 
-def image_embeddings(bags: MilBags) -> BagTargets:
+def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTargets:
     """Return the mean of its own features for each training bag, centred by the mean over bags (control without text).
 
     With features of the VLM, it differs from `report_embeddings` in the modality alone.
+
+    Args:
+        bags: Bags of all splits.
+        reported: Targets of `report_embeddings` for the same bags, so that only bags with a vector there get one here,
+            and the control has no more targets than the text; None: all training bags.
     """
     train = bags.of_split("train")
-    means = np.stack([train.features(bag).mean(axis=0) for bag in range(len(train))]).astype(np.float32)
-    every = np.ones(len(train), dtype=np.bool_)
-    notes = [f"{len(train):,} training bags have the mean of their own features as their target"]
-    return vector_targets(train.names, _centre(means, every), every, len(bags.classes), notes)
+    given = np.ones(len(train), dtype=np.bool_) if reported is None else reported.distilled
+    means = np.zeros((len(train), bags.dim), dtype=np.float32)
+    for bag in np.flatnonzero(given).tolist():
+        means[bag] = train.features(bag).mean(axis=0)
+    vectors = np.where(given[:, None], _centre(means, given), 0).astype(np.float32)
+    note = f"{int(given.sum()):,} of {len(train):,} training bags have the mean of their own features as their target"
+    return vector_targets(train.names, vectors, given, len(bags.classes), [note])
 
 
 def predicted_labels(predict: Callable[[MilBags], Float32[np.ndarray, "b c"]], bags: MilBags) -> BagTargets:

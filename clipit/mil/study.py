@@ -1,7 +1,7 @@
 """Study of slide or patient labels: train the arms over seeds, compare them on test bags, and write tables and page."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from clipit.mil.arm_targets import arm_targets
 from clipit.mil.arms import ARMS, FLOOR, arm_titles, check_arms, class_frequencies
 from clipit.mil.bags import MilBags, keep_labels
 from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_labels, read_inputs
-from clipit.mil.maps import MapsOptions, MilMaps, make_maps
+from clipit.mil.maps import MapsOptions, MilMaps, check_masks, make_maps, read_masks
 from clipit.mil.training import MilModel, check_trainable, train_mil
 from clipit.progress import progress
 from clipit.reporting.html import write_page
@@ -60,8 +60,8 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     """Train and compare the arms; trained models are kept and not trained again.
 
     Writes `mil.parquet` (the comparison: one row per split, level, metric and arm), `bag_scores.csv` (probabilities of
-    every bag by arm and seed), `map_scores.csv` (if there are masks), `mil.json` (provenance), `mil.md`, `mil.html` and
-    `maps/`.
+    every bag by arm and seed), `map_scores.csv` and `map_scores_slides.csv` (if there are masks), `mil.json`
+    (provenance), `mil.md`, `mil.html` and `maps/`.
 
     Args:
         config: Run configuration: tiles or slides, VLM or backbone, prompts.
@@ -76,35 +76,52 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     """
     check_arms(config, mil)
     check_labels(config, mil)
+    check_masks(mil, config.tiles)
     inputs = read_inputs(config, mil)
     if get_processes().main:
         for note in inputs.notes:
             logger.info(f"note: {note}")
     for seed in mil.seeds:
         check_trainable(keep_labels(inputs.bags, mil.labels_per_class, seed))
-    inputs = replace(inputs, notes=(*_check_test(inputs.bags), *inputs.notes))
+    inputs = replace(inputs, notes=(*_check_test(inputs.bags, mil), *inputs.notes))
+    masked = read_masks(inputs.bags, config.tiles, MapsOptions.of(mil))
     folder = config.output / NAME / config.name
     scored = _score_arms(config, mil, inputs)
     level: Level = "patient" if mil.bags == "patient" else "slide"
     reference = mil.reference if mil.reference in scored.sets else next(iter(scored.sets))
     if get_processes().main:
-        comparison = compare_slide_sets(scored.sets, scored.choices, reference, resamples=mil.resamples)
-        if level == "patient":
-            table = comparison.table[comparison.table["level"] == level].reset_index(drop=True)
-            comparison = SlideComparison(reference, comparison.choices, table, comparison.crossing)
-        maps = make_maps(inputs, scored.models, config.tiles, MapsOptions.of(mil), folder)
-        _write(config, mil, inputs, scored, comparison, maps, level, folder)
+        comparison = _compare(scored, list(scored.sets), reference, mil, level)
+        against_control = [_compare(scored, arms, arms[0], mil, level) for arms in _controlled(scored)]
+        maps = make_maps(inputs, scored.models, config.tiles, MapsOptions.of(mil), masked, folder)
+        _write(config, mil, inputs, scored, comparison, against_control, maps, level, folder)
     get_processes().barrier()
     return folder
 
 
-def _check_test(bags: MilBags) -> tuple[str, ...]:
+def _compare(scored: _Scored, arms: Sequence[str], reference: str, mil: MilConfig, level: Level) -> SlideComparison:
+    """Compare arms with a reference; floor and shuffled labels are no question of the comparison."""
+    controls = [arm for arm in arms if arm == FLOOR or (arm in ARMS and ARMS[arm].shuffled)]
+    sets = {arm: scored.sets[arm] for arm in arms}
+    choices = {arm: scored.choices[arm] for arm in arms}
+    compared = compare_slide_sets(sets, choices, reference, resamples=mil.resamples, controls=controls)
+    if level == "slide":
+        return compared
+    table = compared.table[compared.table["level"] == level].reset_index(drop=True)
+    return SlideComparison(reference, compared.choices, table, compared.crossing)
+
+
+def _controlled(scored: _Scored) -> list[list[str]]:
+    """Return each control with shuffled labels, followed by the trained arms that are compared with it."""
+    trained = [arm for arm in scored.models if not ARMS[arm].shuffled]
+    return [[control, *trained] for control in scored.models if ARMS[control].shuffled and trained]
+
+
+def _check_test(bags: MilBags, mil: MilConfig) -> tuple[str, ...]:
     """Check that test bags have labels; return a note if they lack classes."""
     labels = bags.labels[(bags.splits == "test") & (bags.labels >= 0)]
     if not len(labels):
-        raise DataError(
-            "no test bag has a label", where=bags.where, fix="label test slides, or hold some out (tiles.test_fraction)"
-        )
+        key = "mil.test_fraction" if mil.features == "h5" else "tiles.test_fraction"
+        raise DataError("no test bag has a label", where=bags.where, fix=f"label test slides, or hold some out ({key})")
     absent = [name for code, name in enumerate(bags.classes) if code not in labels]
     return (f"No test bag has the label {', '.join(absent)}, so that scores say nothing about it.",) if absent else ()
 
@@ -126,10 +143,12 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
             arm = ARMS[name]
             options = mil.training.model_copy(update={"pooling": arm.pooling})
             scored.models[name], scored.sets[name] = {}, {}
-            shuffling = [
-                f"{name}: {note}" for seed in mil.seeds for note in arm.notes(bags, mil.labels_per_class, seed)
-            ]
-            scored.notes.extend(dict.fromkeys(shuffling))  # the same for most seeds
+            seeds = [arm.notes(bags, mil.labels_per_class, seed) for seed in mil.seeds]
+            for note in dict.fromkeys(
+                f"{name}: {note}" for notes in seeds for note in notes
+            ):  # the same for most seeds
+                logger.info(f"note: {note}")
+                scored.notes.append(note)
             for seed in mil.seeds:
                 own = arm.bags(bags, mil.labels_per_class, seed)
                 targets = arm_targets(arm, config, mil, inputs.workspace, own, seed, root)
@@ -183,6 +202,7 @@ def _write(
     inputs: MilInputs,
     scored: _Scored,
     comparison: SlideComparison,
+    against_control: Sequence[SlideComparison],
     maps: MilMaps,
     level: Level,
     folder: Path,
@@ -191,6 +211,7 @@ def _write(
     _write_csv(folder / SCORES, _score_table(scored))
     if len(maps.scores):
         _write_csv(folder / "map_scores.csv", maps.scores)
+        _write_csv(folder / "map_scores_slides.csv", maps.slides)
     facts: dict[str, Any] = {
         "bags": f"{len(bags)} ({mil.bags}s), {int(bags.sizes.sum()):,} tiles of {bags.dim} features",
         "seeds": ", ".join(map(str, mil.seeds)),
@@ -206,6 +227,7 @@ def _write(
         title=f"{config.name}: labels of {mil.bags}s",
         note=compose_note(config.note, **models),
         comparison=comparison,
+        against_control=against_control,
         level=level,
         counts=bags.counts(),
         arms=arm_titles(scored.sets),
@@ -225,9 +247,10 @@ def _write(
     record = {
         "verdict": slide_verdict(comparison, level),
         "reference": comparison.reference,
+        "against_control": {each.reference: slide_verdict(each, level) for each in against_control},
         "choices": {arm: choice.sentence for arm, choice in comparison.choices.items()},
         "facts": facts,
-        "notes": inputs.notes,
+        "notes": [*inputs.notes, *scored.notes, *maps.notes],
         "config": config.model_dump(mode="json") | {"mil": mil.model_dump(mode="json")},
         "versions": versions(),
     }

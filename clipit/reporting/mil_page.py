@@ -11,24 +11,26 @@ from clipit.evaluation.slide_sets import Level
 from clipit.reporting.html import Card, Cards, Figure, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.slide_arms_page import slide_verdict
 from clipit.reporting.slide_arms_table import slide_arms_markdown, slide_arms_table
-from clipit.reporting.tables import key_value_table, markdown_line, markdown_table, number
+from clipit.reporting.tables import interval, key_value_table, markdown_line, markdown_table, number
 
 _HOW = (
     "All arms are scored on the same test bags. Trained arms keep the epoch with the lowest loss on the validation "
     "bags. Differences are paired by bag and seed; arms without training have one seed. An arm is better or worse than "
     "the reference if both intervals of the difference, over patients and over seeds, lie on the same side of 0. "
-    "p: paired t-test over seeds, Holm-corrected over the arms of the table."
+    "p: paired t-test over seeds, Holm-corrected over the arms of the table without floor and shuffled labels."
 )
 _SHUFFLED = (
-    "An arm is shown to learn from the labels only if it is above the control with permuted labels and above the "
-    "floor, whose balanced accuracy is 1 / number of classes that have test bags."
+    "An arm is shown to learn from the labels only if it is better than the control with permuted labels: both "
+    "intervals of that difference lie above 0. The floor has a balanced accuracy of 1 / number of classes that have "
+    "test bags."
 )
 _MAPS = (
     "Maps against masks: where a slide shows the class of its label, over the area of its tiles. Instance logits: "
     "tiles whose highest logit is that of the class; attention: tiles above the mean weight. Dice over the pixels of "
     "all slides together; AUROC of tiles that mostly show the class against the others, mean over slides. The floor "
-    "calls all tiles the class, the ceiling is a perfect answer per tile. Mean and standard deviation over seeds. "
-    "Attention says which tiles a model weights, not that they show the class."
+    "calls all tiles the class, the ceiling is a perfect answer per tile. Mean and standard deviation over seeds; in "
+    "brackets the 95 % interval over patients of this mean, if there are at least 10. High attention means that a tile "
+    "has a large weight in the score, not that it shows the class of the label."
 )
 
 
@@ -63,6 +65,7 @@ class MilContent:
         title: Title.
         note: Warning shown at the top; empty for none.
         comparison: Compared arms.
+        against_control: Trained arms compared with each control that was trained on shuffled labels.
         level: Whether slides or patients are labelled.
         counts: Bags by split and class.
         arms: What each arm does.
@@ -76,6 +79,7 @@ class MilContent:
     title: str
     note: str
     comparison: SlideComparison
+    against_control: Sequence[SlideComparison]
     level: Level
     counts: Mapping[str, Mapping[str, int]]
     arms: Mapping[str, str]
@@ -91,6 +95,9 @@ def mil_page(content: MilContent) -> str:
     comparison = content.comparison
     levels = _levels(content)
     main: list[Part] = [slide_arms_table(comparison, "test", CHOSEN_BY, level) for level in levels]
+    for control in content.against_control:
+        main.append(Text(slide_verdict(control, content.level)))
+        main += [slide_arms_table(control, "test", CHOSEN_BY, level) for level in levels]
     main += [Text(text) for text in (_SHUFFLED, *content.notes)]
     others = [
         slide_arms_table(comparison, "test", metric, level)
@@ -122,6 +129,9 @@ def mil_summary(content: MilContent) -> str:
     parts += [f"> **Note.** {markdown_line(content.note)}"] if content.note else []
     parts.append(f"**{markdown_line(slide_verdict(comparison, content.level))}**")
     parts += [slide_arms_markdown(comparison, "test", CHOSEN_BY, level) for level in _levels(content)]
+    for control in content.against_control:
+        parts.append(f"**{markdown_line(slide_verdict(control, content.level))}**")
+        parts += [slide_arms_markdown(control, "test", CHOSEN_BY, level) for level in _levels(content)]
     if len(content.map_scores):
         parts += ["## Maps against masks", markdown_table(*_map_table(content), left=2), _MAPS]
     arms = [f"{arm}: {text}. {comparison.choices[arm].sentence}" for arm, text in content.arms.items()]
@@ -150,15 +160,21 @@ def _counts(content: MilContent) -> tuple[tuple[str, ...], list[list[object]]]:
 def _map_table(content: MilContent) -> tuple[tuple[str, ...], list[list[object]]]:
     rows: list[list[object]] = []
     for (arm, kind), part in content.map_scores.groupby(["arm", "map"], sort=False):
-        rows.append([arm, kind, int(part["slides"].iloc[0]), _spread(part["dice"]), _spread(part["auroc"])])
+        rows.append([arm, kind, int(part["slides"].iloc[0]), _spread(part, "dice"), _spread(part, "auroc")])
     return ("arm", "map", "slides", "Dice", "AUROC of tiles"), rows
 
 
-def _spread(values: pd.Series) -> str:
-    known = values.dropna().astype(float)
+def _spread(part: pd.DataFrame, metric: str) -> str:
+    """Format the mean over seeds with its standard deviation and its interval over patients."""
+    known = part[metric].dropna().astype(float)
     if not len(known):
         return ""
-    return number(float(known.mean())) + (f" ± {number(float(known.std()))}" if len(known) > 1 else "")
+    first = part.iloc[0]
+    spread = f" ± {number(float(known.std()))}" if len(known) > 1 else ""
+    low, high = (
+        None if pd.isna(first[f"{metric}_{end}"]) else float(first[f"{metric}_{end}"]) for end in ("low", "high")
+    )
+    return f"{number(float(known.mean()))}{spread} {interval(low, high)}".rstrip()
 
 
 def _bag_parts(bag: ShownBag) -> list[Part]:

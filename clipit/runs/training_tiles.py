@@ -1,5 +1,6 @@
 """Record of the tiles that a run was trained on, with which new test sets are compared even without the images."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,15 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipit.artifacts import reading, whole_file
+from clipit.config.data import LeaksConfig
 from clipit.config.run import RunConfig
-from clipit.errors import ClipitError, DataError
+from clipit.errors import ClipitError, DataError, shortlist
 from clipit.evaluation.predictions import read_run_predictions
-from clipit.pairing.leaks import Prints, SeenTiles
-from clipit.runs.folder import read_training
+from clipit.pairing.leaks import Prints, SeenTiles, find_shared_patients
+from clipit.runs.folder import read_run_config, read_training
+from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import hash_images, select_prints
 from clipit.workspace.tile_hashes import cached_hashes
 from clipit.workspace.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 TRAINING_TILES = "training_tiles.parquet"
 """File of a run with the id, split and group of each tile of training and validation."""
@@ -80,6 +85,66 @@ def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -
     if prints is not None and pixels == "near" and isinstance(prints, np.ndarray):
         problem = "near-duplicates: the training images were only compared for equal pixels (leaks.pixels: exact)"
     return TrainingTiles(tiles, prints, (problem,) if problem else ())
+
+
+def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[str, ...]:
+    """Check that no patient of a study's test tiles is among those that a run was trained or validated on.
+
+    Images are not compared. Test tiles cannot be taken out of the training of a finished run, so that the policy
+    `exclude` is that of `error`.
+
+    Args:
+        run: Folder of the finished run whose classifier the study uses.
+        tests: Test tiles of the study.
+        leaks: Section `leaks` of the study.
+
+    Returns:
+        Notes: patients that are shared under the policy `note`, and what could not be checked.
+
+    Raises:
+        DataError: Patients are shared, and the policy is neither `note` nor `off`.
+    """
+    if leaks.policy == "off" or not len(tests):
+        return ()
+    learnt, problems = _patients_of_training(run)
+    unknown = int((patients(tests.groups, tests.ids) == "").sum())
+    if unknown:
+        problems = (*problems, f"patients of {unknown} of {len(tests)} test tiles: the data do not name them")
+    notes = [f"WARNING: not compared with the training of {run.name}: {problem}" for problem in problems]
+    shared = find_shared_patients(tests, learnt)
+    if shared:
+        names = sorted({leak.group for leak in shared.values()})
+        message = (
+            f"{len(names)} patients with {len(shared)} of {len(tests)} test tiles are among those that the run "
+            f"{run.name} was trained or validated on: {shortlist(names)}"
+        )
+        if leaks.policy != "note":
+            raise DataError(
+                message,
+                where=run,
+                fix="use a run that was trained without them, or other test patients; or set leaks.policy: note to "
+                "keep and count them. If different patients have the same name, rename them",
+            )
+        notes.insert(0, f"WARNING: {message}; kept on request (leaks.policy: note)")
+    for note in notes:
+        logger.info(f"note: {note}")
+    return tuple(notes)
+
+
+def _patients_of_training(run: Path) -> tuple[SeenTiles, tuple[str, ...]]:
+    """Return the recorded training tiles of a run, or those of its data set, and what is unknown about patients."""
+    recorded = _read_record(run)
+    if recorded is not None:
+        return recorded[0], ()
+    try:
+        config = read_run_config(run)
+        config = config.model_copy(update={"leaks": config.leaks.model_copy(update={"pixels": "off"})})
+        found = find_training_tiles(run, config, Workspace(config))
+    except ClipitError as error:
+        none = np.zeros(0, dtype=object)
+        reason = str(error).splitlines()[0]
+        return SeenTiles(none, none, none), (f"patients: the run did not record its training tiles ({reason})",)
+    return found.tiles, tuple(problem for problem in found.problems if not problem.startswith("images"))
 
 
 def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:

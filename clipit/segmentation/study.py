@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from clipit.reporting.csv_export import export_study
 from clipit.reporting.mask_overlays import plot_segmentation
 from clipit.reporting.plots import save_plot
 from clipit.reporting.study_report import Plot, add_provenance, collect_provenance, study_note, write_study
+from clipit.runs.training_tiles import check_test_patients
 from clipit.segmentation.decision import Decision, DecisionSearch, choose_decision
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.methods import METHODS
@@ -72,7 +73,7 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
 
     Raises:
         ConfigError: No classes are named, or a method lacks its inputs.
-        DataError: Masks cannot be used, or no test tile has one.
+        DataError: Masks cannot be used, no test tile has one, or test patients are among those of the run.
     """
     if not options.classes:
         raise ConfigError(
@@ -83,6 +84,9 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
     workspace = Workspace(config)
     check_inputs(workspace)
     masks = read_study_masks(config, options, workspace)
+    if run is not None:
+        leaks = check_test_patients(run, masks.of_split("test").tiles, config.leaks)
+        masks = replace(masks, notes=(*masks.notes, *leaks))
     inputs = MethodInputs(config, options, workspace, masks, run)
     methods = _usable_methods(inputs)
     test, validation = masks.of_split("test"), masks.of_split("validation")

@@ -7,8 +7,8 @@ import pytest
 from clipit.errors import DataError
 from clipit.evaluation.intervals import MIN_UNITS, paired_bootstrap, t_interval
 from clipit.evaluation.significance import paired_t_test
-from clipit.evaluation.slide_arms import SlideTables, compare_slide_arms
-from clipit.evaluation.slide_metrics import evaluate_slides
+from clipit.evaluation.slide_arms import SlideTables, compare_slide_arms, compare_slide_sets
+from clipit.evaluation.slide_metrics import choose_pooling, evaluate_slides
 from clipit.evaluation.slide_scores import PooledScore, slide_table
 from clipit.evaluation.slide_sets import PoolingKey, collect_slides
 from clipit.reporting.slide_arms_table import slide_arms_markdown, slide_arms_table
@@ -72,6 +72,21 @@ def test_every_arm_is_compared_by_the_pooling_chosen_on_validation_slides(tables
         for table in tables["text"].values()
     ]
     assert row["mean"] == pytest.approx(np.mean(single)) and row["sd"] == pytest.approx(np.std(single, ddof=1))
+
+
+def test_controls_have_no_p_value_and_do_not_count_in_the_correction(tables: SlideTables) -> None:
+    sets = {
+        arm: {seed: collect_slides(table, slides_table(), CLASSES) for seed, table in by_seed.items()}
+        for arm, by_seed in tables.items()
+    }
+    choices = {arm: choose_pooling(*by_seed.values()) for arm, by_seed in sets.items()}
+    every = compare_slide_sets(sets, choices, "image_only", resamples=0).table
+    alone = compare_slide_sets(sets, choices, "image_only", resamples=0, controls=["prompts"]).table
+    text = line(alone, "text", "accuracy")
+    assert text["p_holm"] == text["p"] < line(every, "text", "accuracy")["p_holm"]
+    prompts = line(alone, "prompts", "accuracy")
+    assert (pd.isna(prompts["p"]), pd.isna(prompts["p_holm"]), prompts["p_reason"]) == (True, True, "control")
+    assert prompts["difference"] == line(every, "prompts", "accuracy")["difference"]
 
 
 def test_differences_intervals_and_p_values_are_those_of_the_project_s_tests(tables: SlideTables) -> None:

@@ -120,6 +120,19 @@ def test_the_mean_of_its_own_features_is_a_target_of_every_training_bag() -> Non
     assert targets.distilled.all() and not targets.weights.any() and targets.dim == 5
 
 
+def test_the_image_control_has_targets_for_no_more_bags_than_the_reports() -> None:
+    train = BAGS.of_split("train")
+    distilled = np.arange(40) % 4 == 0
+    reported = vector_targets(train.names, np.ones((40, 3), dtype=np.float32), distilled, 2)
+    targets = image_embeddings(BAGS, reported)
+    means = np.stack([BAGS.features(bag).mean(axis=0) for bag in range(0, 40, 4)])
+    centred = means - means.mean(axis=0)
+    assert np.array_equal(targets.distilled, distilled) and not targets.vectors[~distilled].any()
+    expected = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    assert np.allclose(targets.vectors[distilled], expected, atol=1e-5)
+    assert targets.notes[0].startswith("10 of 40 training bags")
+
+
 def test_predicted_labels_are_those_of_unlabelled_training_bags(plain: MilModel) -> None:
     targets = predicted_labels(plain.predict, BAGS)
     assert targets.weights.tolist() == [0.0] * 4 + [1.0] * 36

@@ -16,7 +16,9 @@ from clipit.mil.map_scores import (
     class_scores,
     read_truth,
     reference_maps,
+    score_slide,
     score_table,
+    slide_score_table,
     tile_auroc,
 )
 from clipit.slides.grid import SlideGrid
@@ -68,11 +70,42 @@ def test_auroc_of_tiles_ranks_the_class_and_is_undefined_for_one_kind_of_tile(tr
 
 def test_scores_of_maps_are_listed_by_arm_and_seed_before_floor_and_ceiling(truth: SlideTruth) -> None:
     scores = class_scores(np.array([[0.1, 0.9]] * 4, dtype=np.float32), 1)
-    table = score_table({"s": truth, "t": truth}, {("mean", "instance logits", 3): {"s": scores, "t": scores}})
+    maps = {("mean", "instance logits", 3): scores}
+    found = score_slide(truth, maps, "s", "p") + score_slide(truth, maps, "t", "q")
+    table = score_table(found, 10)
     assert table[["arm", "map", "slides", "auroc_slides"]].to_numpy().tolist() == [
         ["mean", "instance logits", 2, 2], ["", FLOOR, 2, 0], ["", CEILING, 2, 0],
     ]  # fmt: skip
     assert table["dice"][0] == pytest.approx(table["dice"][1])
+    assert table["dice_low"].isna().all() and table["reason"].str.startswith("2 independent units").all()
+    slides = slide_score_table(found)
+    assert slides[["slide", "patient", "map"]].to_numpy().tolist()[:2] == [
+        ["s", "p", "instance logits"], ["s", "p", FLOOR],
+    ]  # fmt: skip
+
+
+def test_intervals_of_maps_resample_patients_and_average_seeds(truth: SlideTruth) -> None:
+    """Eleven patients with a good and a bad map each time: the interval is that of the pooled pixels."""
+    good = class_scores(np.array([[0.1, 0.9], [0.4, 0.6], [0.6, 0.4], [0.9, 0.1]], dtype=np.float32), 1)
+    bad = class_scores(np.array([[0.9, 0.1], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]], dtype=np.float32), 1)
+    found = []
+    for number in range(22):
+        first = good if number < 11 else bad
+        maps = {("mean", "instance logits", 0): first, ("mean", "instance logits", 1): good}
+        found += score_slide(truth, maps, f"s{number}", f"p{number // 2}")
+    table = score_table(found, 200)
+    rows = table[table["arm"] == "mean"]
+    best, worst = agree(truth, good), agree(truth, bad)
+    pooled = best.plus(worst)
+    assert rows["dice"].tolist() == pytest.approx([pooled.dice[1], best.dice[1]])
+    assert rows["dice_low"].nunique() == 1 and set(rows["slides"]) == {22}
+    low, high = rows[["dice_low", "dice_high"]].iloc[0]
+    assert (worst.dice[1] + best.dice[1]) / 2 < low < rows["dice"].mean() < high < best.dice[1]
+    assert rows["auroc_low"].iloc[0] < rows["auroc"].mean() < rows["auroc_high"].iloc[0]
+    ceiling = table[table["map"] == CEILING].iloc[0]
+    assert ceiling["dice_low"] == pytest.approx(ceiling["dice"]) and ceiling["dice_high"] == pytest.approx(
+        ceiling["dice"]
+    )
 
 
 def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:

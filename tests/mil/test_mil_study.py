@@ -102,6 +102,11 @@ def test_the_page_shows_maps_attended_tiles_and_what_was_left_out(study: MilResu
     assert page.count("data:image/png;base64") == 4 and "data:image/jpeg;base64" in page
     report = study.report.read_text(encoding="utf-8")
     assert "class frequencies: floor" in report and "permuted labels" in report
+    assert "difference to shuffled_labels" in report and "share of bags that keep their label: train 50%" in report
+    rows = study.table.query("arm in ['shuffled_labels', 'class frequencies']")
+    assert rows["p_holm"].isna().all() and (rows["p_reason"] == "control").all()
+    slides = pd.read_csv(study.folder / "map_scores_slides.csv")
+    assert set(slides["slide"]) == {"s02", "s05", "s08"} and slides["dice"].between(0, 1).all()
     assert (study.folder / "maps" / "s02" / "attention.png").is_file()
 
 
@@ -127,6 +132,27 @@ def test_trained_models_are_kept_and_bags_by_patient_give_scores_per_patient(
     assert set(patients.table["level"]) == {"patient"} and trained == [0]
     assert "of 4 patients" not in patients.report.read_text(encoding="utf-8")
     assert len(patients.map_scores) == 0
+
+
+def test_masks_are_read_before_the_training(
+    study: MilResult, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "slides.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    trained: list[Any] = []
+    monkeypatch.setattr(training, "_fit", lambda *arguments: trained.append(arguments))
+    missing = {"mil.masks": str(tmp_path / "none"), "mil.seeds": [7]}
+    with pytest.raises(ConfigError, match=r"the folder of masks .* does not exist"):
+        clipit.train_mil(clipit.load_config(path, missing))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    kept = {"mil.masks": str(masks), "mil.maps": 0, "mil.arms": ["mean"], "mil.seeds": [0], "name": "none"}
+    without = clipit.train_mil(clipit.load_config(path, kept))
+    assert "No test slide has a mask" in without.report.read_text(encoding="utf-8") and without.map_scores.empty
+    Image.new("L", (100, 10)).save(masks / "s02.png")
+    with pytest.raises(DataError, match="another shape than the slide"):
+        clipit.train_mil(clipit.load_config(path, {**kept, "mil.seeds": [7]}))
+    assert not trained
 
 
 @pytest.fixture
@@ -181,7 +207,7 @@ def test_a_configuration_that_cannot_be_studied_is_refused(
     refused(ConfigError, "no tiles are configured", {"mil": without})
     table = pd.read_csv(tmp_path / "slides.csv")
     table.assign(label=table["label"].where(table["split"] != "test")).to_csv(tmp_path / "slides.csv", index=False)
-    refused(DataError, "no test bag has a label", {})
+    refused(DataError, r"(?s)no test bag has a label.*mil\.test_fraction", {})
     table.assign(label="benign").to_csv(tmp_path / "slides.csv", index=False)
     refused(DataError, "all labels are of one class: benign", {})
     # tiles of several classes in every group: no bag has a label

@@ -18,6 +18,7 @@ from clipit.config.load import merge, nested, validate_file
 from clipit.config.segmentation import SegmentationConfig, SegmentationMethod
 from clipit.errors import ConfigError, DataError
 from clipit.evaluation.segmentation import MEAN
+from clipit.runs.training_tiles import TRAINING_TILES
 from clipit.segmentation import study as study_module
 from clipit.segmentation.decision import DecisionSearch
 from clipit.segmentation.method import Method, Segmenter
@@ -106,6 +107,14 @@ def test_every_method_is_scored_beside_floors_and_ceilings(finished: Any) -> Non
     assert dice(rows, "dark") == 1
     assert 0 < rows[rows.subject == "dark"].threshold.iloc[0] < 0.5
     assert rows.query("subject == 'VLM, windows'").choice.iloc[0].startswith("scale ")
+
+
+def test_a_run_that_was_trained_on_test_patients_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    rows = [("a", "train", "test-4"), ("b", "validation", "other")]
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(("id", "split", "group"))}
+    pd.DataFrame(columns).to_parquet(tmp_path / TRAINING_TILES)
+    with pytest.raises(DataError, match=r"1 patients with 1 of 12 test tiles .*: test-4"):
+        clipit.segment(configure(values), tmp_path)
 
 
 def test_scores_carry_their_provenance_and_those_of_images_their_counts(finished: Any) -> None:

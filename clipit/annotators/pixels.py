@@ -25,18 +25,20 @@ class PixelConsensus:
     Attributes:
         votes: Labels of each pattern; the items are the numbers of the patterns, in ascending order.
         pixels: Number of pixels of each pattern.
-        estimates: Estimates of Dawid-Skene.
+        estimates: Estimates of Dawid-Skene; None if no pixel has labels by two annotators.
+        probabilities: Probability of each class by pattern; the shares of the labels without estimates.
     """
 
     votes: Votes
     pixels: Float64[np.ndarray, " n"]
-    estimates: DawidSkene
+    estimates: DawidSkene | None
+    probabilities: Float64[np.ndarray, "n c"]
 
     def posteriors(self, patterns: Int64[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w c"]:
         """Return the posteriors of pixels by the numbers of their patterns; zeros without a label."""
         known = np.asarray([int(item) for item in self.votes.items], dtype=np.int64)
         place = np.searchsorted(known, patterns).clip(max=len(known) - 1)
-        found: Float64[np.ndarray, "h w c"] = self.estimates.posteriors[place]
+        found: Float64[np.ndarray, "h w c"] = self.probabilities[place]
         found[known[place] != patterns] = 0.0
         return found
 
@@ -77,20 +79,16 @@ class PixelPatterns:
         self._pixels.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
 
     def consensus(self) -> PixelConsensus:
-        """Estimate the consensus of all patterns.
+        """Estimate the consensus of all patterns, by the annotators who labelled a pixel.
 
         Raises:
-            DataError: No pixel has labels by two annotators.
+            DataError: No pixel has a label.
         """
         numbers = np.asarray(sorted(set(self._pixels) - {0}), dtype=np.int64)
         digits = numbers[:, None] // self._base ** np.arange(len(self.annotators), dtype=np.int64) % self._base
         item, annotator = np.nonzero(digits)
-        if not len(item) or (digits > 0).sum(axis=1).max() < 2:
-            raise DataError(
-                "no pixel has labels by two annotators, so neither their skill nor a consensus can be estimated",
-                where="--masks",
-                fix="let several annotators draw masks of the same tiles",
-            )
+        if not len(item):
+            raise DataError("no pixel has a label", where="--masks", fix="correct the masks or segmentation.ignore")
         votes = Votes(
             tuple(str(number) for number in numbers.tolist()),
             self.annotators,
@@ -101,7 +99,12 @@ class PixelPatterns:
             np.ones(len(item), dtype=np.int64),
         )
         pixels = np.asarray([self._pixels[number] for number in numbers.tolist()], dtype=np.float64)
-        return PixelConsensus(votes, pixels, dawid_skene(votes, pixels))
+        votes = votes.of_annotators([self.annotators[number] for number in set(annotator.tolist())])
+        counts = votes.counts()
+        if counts.sum(axis=1).max() < 2:
+            return PixelConsensus(votes, pixels, None, counts / counts.sum(axis=1, keepdims=True))
+        estimates = dawid_skene(votes, pixels)
+        return PixelConsensus(votes, pixels, estimates, estimates.posteriors)
 
 
 def annotator_dice(consensus: PixelConsensus) -> dict[str, dict[str, float | None]]:

@@ -82,7 +82,10 @@ class MergedMasksResult:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """Figures of the page: facts, alpha, priors, annotators (accuracy, Dice by class, confusion), notes."""
+        """Figures of the page: facts, shared_annotators, notes, and parts (of the tiles).
+
+        Each part has its alpha, priors, and annotators (accuracy, Dice by class, confusion).
+        """
         from clipit.artifacts import read_json
 
         return read_json(self.folder / "masks.json", "run clipit annotators --masks again")

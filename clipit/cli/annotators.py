@@ -9,6 +9,8 @@ from typing import Any
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
 
+_SHARED = "annotators of test tiles who also annotated training tiles"
+
 
 def main() -> None:
     """Run the command."""
@@ -49,6 +51,7 @@ def main() -> None:
             file, options.masks, files=options.mask_files, confidence=options.confidence, shown=options.shown
         )
         print(f"page: {merged.page} (and .json)\nmasks: {merged.folder}")
+        print(f"{_SHARED}: {merged.record['facts'][_SHARED]}")
         if merged.images == merged.folder:
             print("the images are in a zip: unpack it into this folder first, beside consensus/ and confident/")
         print(

@@ -26,17 +26,37 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
         record: Content of masks.json.
         disputed: Tiles with the largest share of uncertain pixels, in descending order.
     """
-    source, classes = "masks.json: annotators", record["classes"]
+    cards = [
+        Card(each.picture, f"tile {each.tile}", [f"{each.uncertain:.1%} uncertain pixels"], each.tile)
+        for each in disputed
+    ]
+    sections = [PageSection("Masks", [facts_table(record["facts"], "masks.json: facts")])]
+    for number_of, part in enumerate(record["parts"]):
+        parts = _annotators(part, record["classes"], f"masks.json: parts.{number_of}")
+        sections.append(PageSection(f"Annotators: {part['part']}", parts))
+    if cards:
+        caption = "Tiles with the largest share of pixels whose consensus is uncertain."
+        sections.append(PageSection("Least agreed tiles", [Cards(cards, caption)]))
+    notes = "\n".join(record["notes"])
+    sections.append(PageSection("Remarks", [Text(notes or "None.", fixed=bool(notes))]))
+    warnings = [note.removeprefix("WARNING: ") for note in record["notes"] if note.startswith("WARNING: ")]
+    return page(title, " ".join(f"{text[0].upper()}{text[1:]}." for text in warnings), sections)
+
+
+def _annotators(part: Mapping[str, Any], classes: Sequence[str], source: str) -> list[Part]:
+    """Show the agreement and the annotators of a part of the tiles."""
     dice: list[list[object]] = [
         [each["annotator"], each["tiles"], f"{each['pixels']:,}", number(each["accuracy"])]
         + [number(each["dice"][name]) for name in classes]
-        for each in record["annotators"]
+        for each in part["annotators"]
     ]
-    means = [
-        [each["dice"][name] for each in record["annotators"] if each["dice"][name] is not None] for name in classes
-    ]
+    means = [[each["dice"][name] for each in part["annotators"] if each["dice"][name] is not None] for name in classes]
     dice.append(["mean", "", "", "", *(number(mean(values) if values else None) for values in means)])
     parts: list[Part] = [
+        Text(
+            f"{part['tiles']:,} tiles. Krippendorff's alpha over pixels: {number(part['alpha'])} (1: perfect, "
+            f"0: that of chance). {part['patterns']:,} distinct patterns of labels. Consensus: {part['method']}."
+        ),
         Table(
             ("annotator", "tiles", "pixels", "accuracy", *(f"Dice of {name}" for name in classes)),
             dice,
@@ -49,7 +69,7 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
             "al., 2004)."
         ),
     ]
-    parts += [
+    return parts + [
         Table(
             ("true \\ given", *classes),
             [[label, *map(number, row)] for label, row in zip(classes, each["confusion"], strict=True)],
@@ -57,20 +77,6 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
             source=source,
             shades=each["confusion"],
         )
-        for each in record["annotators"]
+        for each in part["annotators"]
+        if each["confusion"] is not None
     ]
-    alpha = f"Krippendorff's alpha over pixels: {number(record['alpha'])} (1: perfect agreement, 0: that of chance)."
-    cards = [
-        Card(each.picture, f"tile {each.tile}", [f"{each.uncertain:.1%} uncertain pixels"], each.tile)
-        for each in disputed
-    ]
-    sections = [
-        PageSection("Masks", [facts_table(record["facts"], "masks.json: facts"), Text(alpha)]),
-        PageSection("Annotators", parts),
-    ]
-    if cards:
-        caption = "Tiles with the largest share of pixels whose consensus is uncertain."
-        sections.append(PageSection("Least agreed tiles", [Cards(cards, caption)]))
-    notes = "\n".join(record["notes"])
-    sections.append(PageSection("Remarks", [Text(notes or "None.", fixed=bool(notes))]))
-    return page(title, "", sections)

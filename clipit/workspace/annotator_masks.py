@@ -4,7 +4,7 @@ import csv
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from clipit.annotators.pixels import PixelConsensus, PixelPatterns, annotator_di
 from clipit.artifacts import fingerprint, whole_file, write_json
 from clipit.config.file import ConfigFile
 from clipit.config.run import LabelsConfig, TilesConfig
-from clipit.errors import ClipitError, ConfigError, DataError
+from clipit.errors import ClipitError, ConfigError, DataError, shortlist
 from clipit.progress import progress
 from clipit.reporting.annotator_masks_page import DisputedMask, annotator_masks_page
 from clipit.reporting.html import write_page
@@ -31,6 +31,7 @@ from clipit.versions import git_commit, versions
 
 _IGNORE = 255  # value of pixels without a label if `segmentation.ignore` is empty
 _MOST_PROBLEMS = 10
+_ALL, _TRAINING, _TEST = "all tiles", "training and validation tiles", "test tiles"
 _COLUMNS = ("mask_consensus", "mask_confident")
 
 
@@ -39,6 +40,7 @@ def write_annotator_masks(
 ) -> tuple[Path, Path]:
     """Write the consensus of masks: `<output>/annotators/<name>/masks/`.
 
+    Training and validation tiles have one set of estimates, and test tiles their own, if the table of tiles has splits.
     `consensus/` has the most probable class of each pixel as PNG, with the values of `segmentation.classes`;
     `confident/` the same, with pixels of a lower posterior than `confidence` ignored; `posterior/` the probabilities of
     the classes [c, h, w] as float16 in .npy. tiles.csv is the table of the tiles with the columns mask_consensus and
@@ -77,13 +79,20 @@ def write_annotator_masks(
     unlabelled = config.tiles.model_copy(update={"labels": LabelsConfig(kind="none"), "annotations": None})
     tiles = read_tiles(unlabelled, check=False, decode=False, cut=False)
     masks = read_annotator_masks(table, files, tiles, classes)
-    patterns = PixelPatterns(masks.annotators, classes.names)
-    _count(masks, patterns)
-    consensus = patterns.consensus()
+    parts = _parts(masks)
+    patterns = {part: PixelPatterns(masks.annotators, classes.names) for part in dict.fromkeys(parts)}
+    _count(masks, patterns, parts)
+    consensus = {part: found.consensus() for part, found in patterns.items()}
+    if all(found.estimates is None for found in consensus.values()):
+        raise DataError(
+            "no pixel has labels by two annotators, so neither their skill nor a consensus can be estimated",
+            where="--masks",
+            fix="let several annotators draw masks of the same tiles",
+        )
     folder = config.output / "annotators" / config.name / "masks"
-    uncertain = _write_masks(masks, patterns, consensus, confidence, folder)
+    uncertain = _write_masks(masks, patterns, consensus, parts, confidence, folder)
     root = _write_table(config.tiles, masks, folder)
-    record = _describe(masks, consensus, confidence, uncertain)
+    record = _describe(masks, consensus, parts, confidence, uncertain)
     write_json(folder / "masks.json", record | {"commit": git_commit(), "versions": versions()})
     path = folder / "masks.html"
     worst = sorted(range(len(masks.tiles)), key=lambda row: (-uncertain[row], str(masks.tiles.ids[row])))[:shown]
@@ -92,13 +101,22 @@ def write_annotator_masks(
     return path, root
 
 
-def _count(masks: AnnotatorMasks, patterns: PixelPatterns) -> None:
-    """Count the patterns of all tiles; problems of masks are collected."""
+def _parts(masks: AnnotatorMasks) -> list[str]:
+    """Return the part of each tile by whose labels its consensus is estimated; one part if the tiles have no splits."""
+    tests = masks.tiles.splits == "test"
+    if tests.all() or not tests.any():
+        return [_ALL] * len(tests)
+    return [_TEST if test else _TRAINING for test in tests.tolist()]
+
+
+def _count(masks: AnnotatorMasks, patterns: Mapping[str, PixelPatterns], parts: Sequence[str]) -> None:
+    """Count the patterns of all tiles by part; problems of masks are collected."""
     problems: list[ClipitError] = []
     with progress("reading masks", len(masks.tiles)) as advance:
         for row in range(len(masks.tiles)):
             try:
-                patterns.add(patterns.encode(masks.read(row)))
+                counter = patterns[parts[row]]
+                counter.add(counter.encode(masks.read(row)))
             except ClipitError as error:
                 problems.append(error)
             advance(1)
@@ -115,14 +133,19 @@ def _count(masks: AnnotatorMasks, patterns: PixelPatterns) -> None:
 
 
 def _write_masks(
-    masks: AnnotatorMasks, patterns: PixelPatterns, consensus: PixelConsensus, confidence: float, folder: Path
+    masks: AnnotatorMasks,
+    patterns: Mapping[str, PixelPatterns],
+    consensus: Mapping[str, PixelConsensus],
+    parts: Sequence[str],
+    confidence: float,
+    folder: Path,
 ) -> list[float]:
     """Write the files of each tile; return the share of labelled pixels whose posterior is below `confidence`."""
     values = _values(masks.classes)
     uncertain = []
     with progress("writing masks", len(masks.tiles)) as advance:
         for row, name in _names(masks):
-            posteriors = consensus.posteriors(patterns.encode(masks.read(row)))
+            posteriors = consensus[parts[row]].posteriors(patterns[parts[row]].encode(masks.read(row)))
             best, labelled = posteriors.max(axis=2), posteriors.any(axis=2)
             codes = np.where(labelled, posteriors.argmax(axis=2), len(values) - 1)
             _write_png(folder / "consensus" / f"{name}.png", values[codes])
@@ -199,40 +222,80 @@ def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> P
 
 
 def _describe(
-    masks: AnnotatorMasks, consensus: PixelConsensus, confidence: float, uncertain: list[float]
+    masks: AnnotatorMasks,
+    consensus: Mapping[str, PixelConsensus],
+    parts: Sequence[str],
+    confidence: float,
+    uncertain: list[float],
 ) -> dict[str, Any]:
-    votes, estimates = consensus.votes, consensus.estimates
-    labelled: Float64[np.ndarray, " a"] = np.zeros(len(votes.annotators))
-    np.add.at(labelled, votes.annotator, consensus.pixels[votes.item])
-    dice: Mapping[str, Mapping[str, float | None]] = annotator_dice(consensus)
-    tiles_of = [sum(name == annotator for _, annotator in masks.row_of) for name in votes.annotators]
+    shared = _shared(consensus)
     return {
-        "classes": list(votes.classes),
+        "classes": list(masks.classes.names),
         "facts": {
             "tiles": len(masks.tiles),
-            "annotators": len(votes.annotators),
+            "annotators": len(masks.annotators),
             "masks": len(masks.row_of),
-            "labelled pixels": int(consensus.pixels.sum()),
-            "distinct patterns of labels": len(votes),
+            "labelled pixels": int(sum(found.pixels.sum() for found in consensus.values())),
             "confidence of the confident masks": confidence,
             "mean share of uncertain pixels": round(float(np.mean(uncertain)), 4),
-            "EM": f"{'converged' if estimates.converged else 'not converged'} after {len(estimates.objective)} "
-            "iterations",
+            "annotators of test tiles who also annotated training tiles": "unknown: the tiles have no test part"
+            if shared is None
+            else ", ".join(shared) or "none",
         },
-        "alpha": krippendorff_alpha(votes.counts(), consensus.pixels),
-        "priors": estimates.priors.tolist(),
+        "shared_annotators": shared,
+        "parts": [
+            {"part": name, "tiles": parts.count(name)} | _describe_part(masks, parts, name, found)
+            for name, found in sorted(consensus.items(), reverse=True)
+        ],
+        "notes": [*masks.tiles.notes, *masks.notes, *_independence_notes(shared)],
+    }
+
+
+def _shared(consensus: Mapping[str, PixelConsensus]) -> list[str] | None:
+    """List the annotators of test tiles who also annotated training or validation tiles; None without a test part."""
+    if _TEST not in consensus:
+        return None
+    return sorted({*consensus[_TRAINING].votes.annotators} & {*consensus[_TEST].votes.annotators})
+
+
+def _independence_notes(shared: list[str] | None) -> list[str]:
+    if shared is None:
+        return [
+            "the tiles have no test part, so one consensus is estimated from all of them: test tiles cut from them "
+            "later are not independent of the training tiles"
+        ]
+    if shared:
+        return [
+            f"WARNING: annotators of the test tiles also annotated training tiles ({shortlist(shared)}), so a model "
+            "that learns their habits scores too high; remove the rows of their masks of one of the parts"
+        ]
+    return ["no annotator of the test tiles annotated a training tile"]
+
+
+def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, found: PixelConsensus) -> dict[str, Any]:
+    votes, estimates = found.votes, found.estimates
+    labelled: Float64[np.ndarray, " a"] = np.zeros(len(votes.annotators))
+    np.add.at(labelled, votes.annotator, found.pixels[votes.item])
+    dice = annotator_dice(found)
+    inside = {tile for tile, part in zip(masks.tiles.ids.tolist(), parts, strict=True) if part == name}
+    return {
+        "patterns": len(votes),
+        "alpha": krippendorff_alpha(votes.counts(), found.pixels),
+        "method": "shares of the labels: no pixel has labels by two annotators"
+        if estimates is None
+        else f"EM {'converged' if estimates.converged else 'not converged'}, {len(estimates.objective)} iterations",
+        "priors": None if estimates is None else estimates.priors.tolist(),
         "annotators": [
             {
-                "annotator": name,
-                "tiles": tiles_of[row],
+                "annotator": annotator,
+                "tiles": sum(tile in inside and who == annotator for tile, who in masks.row_of),
                 "pixels": int(labelled[row]),
-                "accuracy": float(estimates.accuracies[row]),
-                "dice": dice[name],
-                "confusion": estimates.confusions[row].tolist(),
+                "accuracy": None if estimates is None else float(estimates.accuracies[row]),
+                "dice": dice[annotator],
+                "confusion": None if estimates is None else estimates.confusions[row].tolist(),
             }
-            for row, name in enumerate(votes.annotators)
+            for row, annotator in enumerate(votes.annotators)
         ],
-        "notes": [*masks.tiles.notes, *masks.notes],
     }
 
 

@@ -76,14 +76,36 @@ def test_the_consensus_of_hand_made_masks_outvotes_the_annotator_who_draws_too_w
     record = merged.record
     assert record["facts"]["labelled pixels"] == 48 and record["facts"]["masks"] == 10
     # Of each annotator's labels: both classes, in the two patterns with and without dan, and cleo's column apart.
-    assert record["facts"]["distinct patterns of labels"] == 6
-    of = {each["annotator"]: each for each in record["annotators"]}
+    training, test = record["parts"]
+    assert (training["tiles"], training["patterns"], test["tiles"], test["patterns"]) == (2, 6, 1, 3)
+    assert [each["annotator"] for each in test["annotators"]] == ["ann", "ben", "cleo"] == record["shared_annotators"]
+    assert "WARNING: annotators of the test tiles also annotated" in " ".join(record["notes"])
+    of = {each["annotator"]: each for each in training["annotators"]}
     assert of["ann"]["dice"] == {"stroma": 1.0, "gland": 1.0} and of["dan"]["pixels"] == 16
-    # Cleo: 36 gland and 12 stroma pixels, of which 24 and 12 are those of the others.
-    assert of["cleo"]["dice"]["gland"] == pytest.approx(2 * 24 / (36 + 24))
-    assert of["cleo"]["dice"]["stroma"] == pytest.approx(2 * 12 / (12 + 24))
+    # Cleo: 24 gland and 8 stroma pixels of the training tiles, of which 16 and 8 are those of the others.
+    assert of["cleo"]["dice"]["gland"] == pytest.approx(2 * 16 / (24 + 16))
+    assert of["cleo"]["dice"]["stroma"] == pytest.approx(2 * 8 / (8 + 16))
     assert of["cleo"]["confusion"][0][1] == pytest.approx(0.5, abs=0.05)
     assert "cleo: probability of each label" in merged.page.read_text(encoding="utf-8")
+
+
+def test_masks_of_test_tiles_do_not_change_those_of_training_tiles(make: Make, tmp_path: Path) -> None:
+    file, table = make()
+
+    def written() -> bytes:
+        merged = clipit.merge_masks(file, table)
+        return b"".join(path.read_bytes() for path in sorted((merged.folder / "posterior").glob("[ab]-*.npy")))
+
+    before = written()
+    Image.fromarray(1 - TRUTH).save(tmp_path / "masks/c_d-ann.png")
+    assert written() == before
+    # Eve alone labels the test tile: her mask is the consensus there, and she is independent.
+    rows = [row for row in table.read_text(encoding="utf-8").splitlines() if "c/d" not in row]
+    table.write_text("\n".join([*rows, "c/d.png,eve,masks/c_d-cleo.png"]) + "\n", encoding="utf-8")
+    merged = clipit.merge_masks(file, table)
+    (last,) = (merged.folder / "consensus").glob("c-d-*.png")
+    assert read_png(last) == WIDE.tolist() and merged.record["shared_annotators"] == []
+    assert "no pixel has labels by two annotators" in merged.page.read_text(encoding="utf-8")
 
 
 def test_segmentation_reads_the_consensus_beside_the_images(make: Make) -> None:

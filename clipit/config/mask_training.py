@@ -15,11 +15,11 @@ class TokenHeadConfig(Section):
     """Share of a window's edge that it has in common with the next window; tokens of several windows are averaged."""
     batch_size: int = Field(64, ge=1)
     """Windows per forward pass."""
-    steps: int = Field(300, ge=1)
+    steps: int = Field(1000, ge=1)
     """Training steps of the head."""
     tokens_per_step: int = Field(2048, ge=1)
     """Tokens per training step, drawn from at most 16 images."""
-    learning_rate: float = Field(0.01, gt=0)
+    learning_rate: float = Field(0.1, gt=0)
     """Highest learning rate of AdamW, which decays to zero along a cosine."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay of AdamW."""

@@ -22,6 +22,7 @@ from clipit.mil.bags import MilBags
 from clipit.mil.distillation import TargetedBags, select_targeted, target_loss
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.targets import BagTargets
+from clipit.stores.moments import mean_and_deviation
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, save_checkpoint, save_weights
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ WEIGHTS, RECORD = "model.safetensors", "model.json"
 _CHECKPOINTS, _LOSSES = "checkpoints", "losses.jsonl"
 _CHECKPOINT_SECONDS = 20.0  # between checkpoints; they do not change the result
 _MOST_FOR_STATISTICS = 512  # instances per training bag from which mean and deviation are computed
-_LEAST_DEVIATION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,9 @@ def _fit(
     train, validation = labelled.of_split("train"), labelled.of_split("validation")
     torch.manual_seed(seed)
     network = MilNetwork(bags.dim, len(bags.classes), options)
-    network.standardise(*_statistics(train))
+    features = (train.features(bag) for bag in range(len(train)))
+    mean, deviation = mean_and_deviation(features, _MOST_FOR_STATISTICS)
+    network.standardise(torch.from_numpy(mean), torch.from_numpy(deviation))
     targeted = select_targeted(bags, targets)
     if targeted is not None and targeted.targets.dim:
         network.target_head = torch.nn.Linear(options.hidden, targeted.targets.dim)
@@ -205,22 +207,6 @@ def _fit(
     network.target_head = None
     network.eval()
     return MilModel(network, bags.classes, options, seed, state.best_step, tuple(losses))
-
-
-def _statistics(bags: MilBags) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Compute mean and standard deviation of the features of training bags, from evenly spaced instances of each."""
-    total, squares, count = np.zeros(bags.dim), np.zeros(bags.dim), 0
-    for bag in range(len(bags)):
-        values = bags.features(bag)
-        step = -(-len(values) // _MOST_FOR_STATISTICS)
-        chosen = values[::step].astype(np.float64)
-        total += chosen.sum(axis=0)
-        squares += (chosen**2).sum(axis=0)
-        count += len(chosen)
-    mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    deviation[deviation < _LEAST_DEVIATION] = 1.0  # a constant feature
-    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
 
 
 def train_epoch(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int16, Int64
 
 from clipit.artifacts import fingerprint
 from clipit.config.mask_training import PseudoLabelsConfig
@@ -90,14 +90,25 @@ class PseudoMasks:
         model: Facts of the multiple-instance model.
     """
 
-    codes: Mapping[str, Int64[np.ndarray, "rows columns"]]
+    codes: Mapping[str, Int16[np.ndarray, "rows columns"]]
     classes: tuple[str, ...]
     model: Mapping[str, object]
 
     def without(self, names: Sequence[str]) -> "PseudoMasks":
-        """Return the pseudo-labels of all other images."""
+        """Return the pseudo-labels of all other images.
+
+        Raises:
+            DataError: There is no other image.
+        """
         left_out = {*names}
-        return replace(self, codes={name: codes for name, codes in self.codes.items() if name not in left_out})
+        codes = {name: codes for name, codes in self.codes.items() if name not in left_out}
+        if not codes:
+            raise DataError(
+                "no image is left for pseudo-labels: every labelled training image has a drawn mask",
+                where="segmentation.training.masks",
+                fix="use fewer masks, or label more training images",
+            )
+        return replace(self, codes=codes)
 
     def facts(self) -> dict[str, object]:
         """Return the provenance: the model, images, and share of cells with a pseudo-label of each class."""
@@ -137,7 +148,7 @@ def pseudo_masks(
     check_evidence(model.classes, classes, background, options)
     evidence = [classes.index(options.evidence[name]) for name in model.classes]
     rest = classes.index(background)
-    codes: dict[str, Int64[np.ndarray, "rows columns"]] = {}
+    codes: dict[str, Int16[np.ndarray, "rows columns"]] = {}
     for name, label in zip(tiles.ids.tolist(), tiles.labels.tolist(), strict=True):
         if label == NO_LABEL:
             continue
@@ -145,7 +156,7 @@ def pseudo_masks(
         shape = tokens.shape[:2]
         wanted = evidence[label]
         if wanted == rest:
-            codes[str(name)] = np.full(shape, rest, dtype=np.int64)
+            codes[str(name)] = np.full(shape, rest, dtype=np.int16)
             continue
         logits = model.explain(tokens.reshape(-1, store.dim).astype(np.float32)).instance_logits
         probabilities = softmax(logits.float().cpu().numpy())
@@ -153,7 +164,7 @@ def pseudo_masks(
         there = probabilities[:, [code == rest for code in evidence]].sum(axis=1)
         share = here / np.maximum(here + there, 1e-12)
         chosen = np.where(share >= options.confidence, wanted, np.where(share <= 1 - options.confidence, rest, -1))
-        codes[str(name)] = chosen.reshape(shape).astype(np.int64)
+        codes[str(name)] = chosen.reshape(shape).astype(np.int16)
     if not codes:
         raise DataError("no training image has a label to learn from", where=tiles.where, fix="add labels")
     facts = {"mil_pooling": model.options.pooling, "mil_epoch": model.epoch, "confidence": options.confidence}

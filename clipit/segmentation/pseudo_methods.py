@@ -7,11 +7,16 @@ from jaxtyping import Int16
 from PIL import Image
 
 from clipit.artifacts import fingerprint
-from clipit.evaluation.predictions import NO_LABEL
 from clipit.segmentation.draws import nested_counts
 from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.pseudo_masks import PseudoMasks, check_evidence, pseudo_masks, token_mil
-from clipit.segmentation.token_methods import HeadInputs, head_inputs, masks_title, missing_training_masks
+from clipit.segmentation.token_methods import (
+    HeadInputs,
+    head_inputs,
+    labelled_images,
+    masks_title,
+    missing_training_masks,
+)
 from clipit.segmentation.unet import Samples, missing_unet
 from clipit.segmentation.unet_methods import drawn_masks, unet_segmenter
 
@@ -72,24 +77,21 @@ def _segmenters(
     pseudo, classes = options.training.pseudo, inputs.masks.classes.names
     background = pseudo.background or classes[options.class_of.get(0, 0)]
     check_evidence(tiles.classes, classes, background, pseudo)
-    labelled = (tiles.labels != NO_LABEL) & (tiles.splits != "test")
-    images = tiles.select(labelled | tiles.among(inputs.masks.tiles.ids.tolist()))
-    heads = head_inputs(inputs, images)
+    heads = head_inputs(inputs)
     counts = [count for count in nested_counts(options.training.masks, len(heads.train)) if count < len(heads.train)]
-    learnt = {
-        seed: pseudo_masks(
-            token_mil(inputs.workspace.root, tiles.select(labelled), heads.store, pseudo, seed),
-            tiles.select(labelled & (tiles.splits == "train")), heads.store, classes, background, pseudo,
-        )
+    others: dict[tuple[int, int], PseudoMasks] = {}
+    for seed in options.training.seeds:
+        labelled = labelled_images(inputs.workspace.tiles(seed))
+        model = token_mil(inputs.workspace.root, labelled, heads.store, pseudo, seed)
+        learnt = pseudo_masks(model, labelled.of_split("train"), heads.store, classes, background, pseudo)
+        for count in counts:
+            own = heads.train.tiles.ids[heads.draw(count, seed)]
+            others[count, seed] = learnt.without([str(name) for name in own])
+    return [
+        train(heads, heads.draw(count, seed), others[count, seed], count, seed)
+        for count in counts
         for seed in options.training.seeds
-    }  # fmt: skip
-    segmenters = []
-    for count in counts:
-        for seed in options.training.seeds:
-            drawn = heads.draw(count, seed)
-            own = [str(name) for name in heads.train.tiles.ids[drawn]]
-            segmenters.append(train(heads, drawn, learnt[seed].without(own), count, seed))
-    return segmenters
+    ]
 
 
 def _samples(heads: HeadInputs, pseudo: PseudoMasks) -> Samples:
@@ -101,7 +103,7 @@ def _samples(heads: HeadInputs, pseudo: PseudoMasks) -> Samples:
         row = int(rows[index])
         image, mpp = tiles.read(row), float(tiles.mpp[row])
         codes = pseudo.codes[str(tiles.ids[row])]
-        return image, heads.model.lattice(image, mpp).spread(codes).astype(np.int16), mpp
+        return image, heads.model.lattice(image, mpp).spread(codes), mpp
 
     codes_of = {name: fingerprint(codes.tolist()) for name, codes in pseudo.codes.items()}
     identity = [heads.store.fingerprint, tiles.mpp[rows].tolist(), codes_of]

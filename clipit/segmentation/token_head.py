@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from clipit.config.mask_training import TokenHeadConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, ModelError
+from clipit.segmentation.soft_dice import soft_dice
 from clipit.segmentation.token_store import TokenStore
+from clipit.stores.moments import mean_and_deviation
 
 Targets = Mapping[str, Float32[np.ndarray, "rows columns c"]]
 """Share of each class in the cells of an image, by its id; ignored pixels belong to none."""
 
 _IMAGES = 16
 _FOR_STATISTICS = 4096  # tokens per image from which mean and deviation are computed
-_LEAST_DEVIATION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,13 @@ def train_token_head(
         DataError: A source is empty, or all of its pixels are ignored.
         ModelError: The loss is not finite.
     """
-    for targets in sources:
-        if not any(shares.any() for shares in targets.values()):
-            raise DataError("no pixel to train on: every mask is empty or ignored", fix="draw more masks")
+    sources = [{name: shares for name, shares in targets.items() if shares.any()} for targets in sources]
+    if not all(sources):
+        raise DataError("no pixel to train on: every mask is empty or ignored", fix="draw more masks")
     device = get_processes().device
-    mean, scale = (torch.from_numpy(each).to(device) for each in _statistics(store, sources))
+    names = dict.fromkeys(name for targets in sources for name in targets)
+    stored = (store.tokens(name).reshape(-1, store.dim) for name in names)
+    mean, scale = (torch.from_numpy(each).to(device) for each in mean_and_deviation(stored, _FOR_STATISTICS))
     head = nn.Linear(store.dim, classes, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -91,19 +94,11 @@ def train_token_head(
 def head_step(
     head: nn.Module, optimizer: torch.optim.Optimizer, tokens: Float[Tensor, "n d"], shares: Float[Tensor, "n c"]
 ) -> Float[Tensor, ""]:
-    """Take one step, and return the loss: the mean of the cross-entropy per labelled pixel and of 1 - Dice.
-
-    Dice is the mean over the classes that occur, of probabilities and shares.
-    """
+    """Take one step, and return the loss: the mean of the cross-entropy per labelled pixel and of 1 - `soft_dice`."""
     optimizer.zero_grad(set_to_none=True)
     logs = head(tokens).log_softmax(dim=1)
-    labelled = shares.sum(dim=1, keepdim=True)
-    entropy = -(shares * logs).sum() / labelled.sum().clamp(min=1e-6)
-    probabilities, present = logs.exp() * labelled, shares.any(dim=0)
-    dice = (
-        2 * (probabilities * shares).sum(dim=0) / (probabilities.square() + shares.square()).sum(dim=0).clamp(min=1e-6)
-    )
-    loss = (entropy + 1 - dice[present].mean()) / 2
+    entropy = -(shares * logs).sum() / shares.sum().clamp(min=1e-6)
+    loss = (entropy + 1 - soft_dice(logs.exp(), shares)) / 2
     loss.backward()
     optimizer.step()
     result: Tensor = loss.detach()
@@ -113,36 +108,15 @@ def head_step(
 def _draw(
     store: TokenStore, targets: Targets, count: int, generator: np.random.Generator
 ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n c"]]:
-    """Draw labelled cells of some images; images with many cells do not count more than others."""
+    """Draw labelled cells of some images, all of which have some; images with many cells do not count more."""
     names = list(targets)
     chosen = generator.permutation(len(names))[:_IMAGES].tolist()
     tokens, shares = [], []
     for row in chosen:
         target = targets[names[row]]
         labelled = np.flatnonzero(target.any(axis=-1))
-        if not len(labelled):
-            continue
         picked = labelled[generator.integers(0, len(labelled), max(1, count // len(chosen)))]
         down, right = np.unravel_index(np.sort(picked), target.shape[:2])
         tokens.append(store.tokens(names[row])[down, right].astype(np.float32))
         shares.append(target[down, right])
-    if not tokens:  # of these images, all pixels are ignored
-        return _draw(store, targets, count, generator)
     return np.concatenate(tokens), np.concatenate(shares)
-
-
-def _statistics(
-    store: TokenStore, sources: Sequence[Targets]
-) -> tuple[Float32[np.ndarray, " d"], Float32[np.ndarray, " d"]]:
-    """Compute mean and standard deviation of the tokens of the training images, from evenly spaced cells of each."""
-    total, squares, count = np.zeros(store.dim), np.zeros(store.dim), 0
-    for name in dict.fromkeys(name for targets in sources for name in targets):
-        values = store.tokens(name).reshape(-1, store.dim)
-        values = values[:: -(-len(values) // _FOR_STATISTICS)].astype(np.float64)
-        total += values.sum(axis=0)
-        squares += (values**2).sum(axis=0)
-        count += len(values)
-    mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    deviation[deviation < _LEAST_DEVIATION] = 1.0  # a constant feature
-    return mean.astype(np.float32), deviation.astype(np.float32)

@@ -67,7 +67,7 @@ class Lattice:
         shares = counts.reshape(self.rows, self.columns, classes) / np.maximum(area, 1)[:, :, None]
         return np.asarray(shares, dtype=np.float32)
 
-    def spread(self, codes: Int64[np.ndarray, "rows columns"]) -> Int64[np.ndarray, "h w"]:
+    def spread(self, codes: Integer[np.ndarray, "rows columns"]) -> Integer[np.ndarray, "h w"]:
         """Give each pixel of the image the class of its cell."""
         return np.asarray(
             codes[self._cell_of(self.height, self.rows)[:, None], self._cell_of(self.width, self.columns)]

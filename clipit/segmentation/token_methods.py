@@ -11,7 +11,7 @@ from PIL import Image
 
 from clipit.artifacts import fingerprint
 from clipit.distributed import get_processes
-from clipit.evaluation.predictions import softmax
+from clipit.evaluation.predictions import NO_LABEL, softmax
 from clipit.evaluation.zero_shot import class_means, embed_prompts
 from clipit.models.patch_tokens import PatchTokens, backbone_tokens, student_tokens, vlm_tokens
 from clipit.prompts.prompt_set import load_prompts
@@ -125,19 +125,26 @@ class HeadInputs:
         return Segmenter(name, probabilities, {**self.model.facts(), **own}, training_masks=masks, seed=seed)
 
 
-def head_inputs(inputs: MethodInputs, images: TileSet | None = None) -> HeadInputs:
+def head_inputs(inputs: MethodInputs) -> HeadInputs:
     """Compute the tokens of images, and return what heads are trained on.
 
-    Args:
-        inputs: Inputs of the method.
-        images: Images whose tokens are stored; None for those with masks.
+    Tokens are stored of the images with masks and, if a method of the study makes pseudo-labels, of those with labels.
     """
     options = inputs.options.training
     tokens = vlm_tokens(inputs.workspace.vlm) if options.tokens == "vlm" else _backbone(inputs)
-    tiles = inputs.masks.tiles if images is None else images
+    tiles = inputs.masks.tiles
+    if {"token_head_pseudo", "unet_pseudo"} & {*inputs.options.methods}:
+        names = {*tiles.ids.tolist(), *labelled_images(inputs.workspace.all_tiles).ids.tolist()}
+        tiles = inputs.workspace.all_tiles
+        tiles = tiles.select(tiles.among(names))
     overlap, size = options.head.overlap, options.head.batch_size
     store = store_tokens(inputs.workspace.root, tokens, tiles, overlap=overlap, batch_size=size)
     return HeadInputs(inputs, TokenModel(tokens, store, overlap, size))
+
+
+def labelled_images(tiles: TileSet) -> TileSet:
+    """Return the training and validation images that have a label."""
+    return tiles.select((tiles.labels != NO_LABEL) & (tiles.splits != "test"))
 
 
 def missing_training_masks(inputs: MethodInputs) -> str:

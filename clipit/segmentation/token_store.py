@@ -100,6 +100,14 @@ def store_tokens(
     }
 
     def make(folder: Path) -> dict[str, Any]:
+        if not (folder / _IDS).is_file():  # written last, so that a killed attempt may have it
+            write_tokens(folder)
+        if get_processes().main:
+            for note in folder.glob("*.pixels"):
+                note.unlink()
+        return {"images": len(tiles), "dim": tokens.dim, "model": tokens.name}
+
+    def write_tokens(folder: Path) -> None:
         processes = get_processes()
         missing = [row for row in range(len(tiles)) if not (folder / f"{_file(row)}.pixels").is_file()]
         processes.barrier()  # all processes share the same list of missing images
@@ -117,7 +125,8 @@ def store_tokens(
                     )
                 with whole_file(folder / _file(row)) as temporary, temporary.open("wb") as stream:
                     np.save(stream, values)
-                (folder / f"{_file(row)}.pixels").write_text(_digest(image, float(tiles.mpp[row])), encoding="utf-8")
+                with whole_file(folder / f"{_file(row)}.pixels") as temporary:
+                    temporary.write_text(_digest(image, float(tiles.mpp[row])), encoding="utf-8")
                 advance(processes.count)
         processes.barrier()
         if processes.main:
@@ -125,9 +134,7 @@ def store_tokens(
             digests = [note.read_text(encoding="utf-8") for note in notes]
             with whole_file(folder / _IDS) as temporary:
                 pq.write_table(pa.table({"id": [str(name) for name in tiles.ids], "pixels": digests}), temporary)
-            for note in notes:
-                note.unlink()
-        return {"images": len(tiles), "dim": tokens.dim, "model": tokens.name}
+        processes.barrier()
 
     return TokenStore(build_once(root, "token_store", inputs, make))
 

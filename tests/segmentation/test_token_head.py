@@ -1,19 +1,29 @@
 """Linear heads on hand-made tokens, with masks and with pseudo-labels from labels of images."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
 from token_fixtures import CLASSES, colour_model, open_images, write_images
 
+from clipit.config.load import validate_file
 from clipit.config.mask_training import PseudoLabelsConfig, TokenHeadConfig
 from clipit.errors import ConfigError, DataError
+from clipit.segmentation import token_methods
+from clipit.segmentation.method import MethodInputs
 from clipit.segmentation.pseudo_masks import pseudo_masks, token_bags, token_mil
+from clipit.segmentation.pseudo_methods import token_heads_pseudo
+from clipit.segmentation.study import read_study_masks
 from clipit.segmentation.token_head import train_token_head
 from clipit.segmentation.token_maps import lattice_of
+from clipit.segmentation.token_methods import token_heads
 from clipit.segmentation.token_store import TokenStore, store_tokens
 from clipit.tiles.masks import MaskSet
 from clipit.tiles.tileset import TileSet
+from clipit.workspace.workspace import Workspace
 
 OPTIONS = TokenHeadConfig(steps=30, tokens_per_step=64, learning_rate=0.1)
 TRAINING = {"epochs": 15, "hidden": 8, "learning_rate": 0.03, "dropout": 0.0, "pooling": "mean"}
@@ -34,6 +44,20 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
     return tiles, masks, store_tokens(folder / "out", colour_model(), tiles)
 
 
+@dataclass(frozen=True, eq=False)
+class OneImage(TokenStore):
+    """A store of one image in memory."""
+
+    grid: np.ndarray
+
+    @property
+    def dim(self) -> int:
+        return int(self.grid.shape[2])
+
+    def tokens(self, name: str) -> np.ndarray:
+        return self.grid
+
+
 def shares(masks: MaskSet, rows: list[int]) -> dict[str, np.ndarray]:
     lattice = lattice_of(64, 64, 1.0, colour_model())
     return {str(masks.tiles.ids[row]): lattice.to_cells(masks.read(row)[1], 2) for row in rows}
@@ -50,6 +74,23 @@ def test_a_head_on_separable_tokens_is_right_on_other_images(images: Images) -> 
     np.testing.assert_array_equal(head.weight, again.weight)
     other = train_token_head(store, [shares(masks, [tumour])], OPTIONS, seed=1, classes=2)
     assert (other.weight != head.weight).any()
+
+
+def test_a_head_with_default_options_is_as_good_as_logistic_regression_on_rare_overlapping_classes() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random(16384) < 0.15
+    spectrum = 0.9 ** np.arange(32)  # correlated features, of which weak ones separate the classes
+    mixing = np.linalg.qr(rng.normal(size=(32, 32)))[0]
+    tokens = ((rng.normal(size=(16384, 32)) + 0.35 * truth[:, None]) * spectrum) @ mixing + 3
+    tokens = tokens.astype(np.float16)
+    grid = tokens.reshape(128, 128, 32)
+    targets = np.stack([~truth, truth], axis=1).astype(np.float32).reshape(128, 128, 2)
+    head = train_token_head(OneImage(None, grid), [{"image": targets}], TokenHeadConfig(), seed=0, classes=2)  # type: ignore[arg-type]
+    found = head.probabilities(grid).reshape(-1, 2)[:, 1]
+    features = (tokens - tokens.mean(axis=0, dtype=np.float64)) / tokens.std(axis=0, dtype=np.float64)
+    best = LogisticRegression(C=1e3, max_iter=1000).fit(features, truth).predict_proba(features)[:, 1]
+    assert log_loss(truth, found) < 1.05 * log_loss(truth, best)
+    assert roc_auc_score(truth, found) > roc_auc_score(truth, best) - 0.005 > 0.9
 
 
 def test_ignored_cells_do_not_change_a_head(images: Images) -> None:
@@ -84,6 +125,8 @@ def test_labels_of_images_become_pseudo_labels_of_their_tokens(images: Images, t
     test = next(str(name) for name in tiles.of_split("test").ids if truth[str(name)].any())
     assert (head.probabilities(store.tokens(test)).argmax(axis=2) == truth[test]).mean() > 0.9
     assert set(found.without([str(train.ids[0])]).codes) == set(train.ids[1:].tolist())
+    with pytest.raises(DataError, match="every labelled training image has a drawn mask"):
+        found.without(train.ids.tolist())
 
 
 def test_bags_are_the_tokens_of_a_patient(images: Images) -> None:
@@ -108,3 +151,40 @@ def test_labels_without_a_class_and_without_a_background_are_refused(images: Ima
             pseudo_masks(
                 model, tiles, store, CLASSES.names, "other", EVIDENCE.model_copy(update={"evidence": evidence})
             )
+
+
+def study_inputs(folder: Path, seeds: list[int]) -> MethodInputs:
+    """Methods of few masks, with a label of one in two training and validation images."""
+    training = {"masks": [2, None], "seeds": seeds, "head": OPTIONS.model_dump(), "pseudo": EVIDENCE.model_dump()}
+    values = {
+        "output": str(folder / "out"),
+        "tiles": {
+            "source": "table",
+            "path": str(write_images(folder, patients=16)),
+            "labels": {"kind": "fraction", "value": 0.5},
+        },
+        "segmentation": {
+            "classes": {"other": 0, "tumour": 1},
+            "methods": ["token_head", "token_head_pseudo"],
+            "training": training,
+        },
+    }
+    file = validate_file(values, "test")
+    options, workspace = file.segmentation, Workspace(file.run)
+    return MethodInputs(file.run, options, workspace, read_study_masks(file.run, options, workspace))
+
+
+def test_heads_of_a_study_share_tokens_and_pseudo_labels_come_from_the_labels_that_a_seed_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_methods, "_backbone", lambda inputs: colour_model())
+    inputs = study_inputs(tmp_path, [0])
+    segmenters = [*token_heads(inputs), *token_heads_pseudo(inputs)]
+    assert [each.training_masks for each in segmenters] == [2, 16, 2]
+    assert len(list((tmp_path / "out").glob("**/token_store-*/manifest.json"))) == 1
+    image, truth = inputs.masks.read(len(inputs.masks) - 1)
+    assert truth.any() and (segmenters[1].probabilities(image, 1.0).argmax(axis=0) == truth).mean() > 0.95
+    kept = inputs.workspace.tiles(0).of_split("train")
+    assert (kept.labels >= 0).sum() == 8
+    images = int(str(segmenters[2].facts["pseudo_images"]))
+    assert 0 < images <= 8  # without those that have a drawn mask

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from token_fixtures import colour_model, open_images, write_images
 
+from clipit import distributed
 from clipit.segmentation.draws import draw_order, nested_counts
 from clipit.segmentation.token_maps import Lattice, lattice_of, token_map, token_rows, window_starts
 from clipit.segmentation.token_store import store_tokens
@@ -82,6 +83,24 @@ def test_a_killed_store_resumes_at_the_next_image_and_finds_images_by_their_pixe
     assert whole.find(tiles.read(3), 0.5) is None
     assert resumed.fingerprint == whole.fingerprint
     assert store_tokens(tmp_path / "out", colour_model(), tiles, overlap=0.25).fingerprint != whole.fingerprint
+
+
+def test_a_store_killed_before_its_manifest_is_written_needs_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles, _ = open_images(write_images(tmp_path, patients=4))
+
+    def kill(*arguments: object) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(distributed, "finish_partial", kill)
+        store_tokens(tmp_path / "out", colour_model(), tiles)
+    partial = next((tmp_path / "out").glob("token_store-*.partial"))
+    (partial / "tokens-000000.npy.pixels").write_text("a note that was not deleted", encoding="utf-8")
+    store = store_tokens(tmp_path / "out", colour_model(fail_after=1), tiles)
+    assert store.find(tiles.read(0), 1.0) is not None
+    assert not list(store.artifact.folder.glob("*.pixels"))
 
 
 def test_draws_are_nested_and_take_patients_in_turn() -> None:

@@ -78,13 +78,13 @@ def test_a_head_on_separable_tokens_is_right_on_other_images(images: Images) -> 
 
 def test_a_head_with_default_options_is_as_good_as_logistic_regression_on_rare_overlapping_classes() -> None:
     rng = np.random.default_rng(0)
-    truth = rng.random(16384) < 0.15
+    truth = rng.random(4096) < 0.15
     spectrum = 0.9 ** np.arange(32)  # correlated features, of which weak ones separate the classes
     mixing = np.linalg.qr(rng.normal(size=(32, 32)))[0]
-    tokens = ((rng.normal(size=(16384, 32)) + 0.35 * truth[:, None]) * spectrum) @ mixing + 3
+    tokens = ((rng.normal(size=(4096, 32)) + 0.35 * truth[:, None]) * spectrum) @ mixing + 3
     tokens = tokens.astype(np.float16)
-    grid = tokens.reshape(128, 128, 32)
-    targets = np.stack([~truth, truth], axis=1).astype(np.float32).reshape(128, 128, 2)
+    grid = tokens.reshape(64, 64, 32)
+    targets = np.stack([~truth, truth], axis=1).astype(np.float32).reshape(64, 64, 2)
     head = train_token_head(OneImage(None, grid), [{"image": targets}], TokenHeadConfig(), seed=0, classes=2)  # type: ignore[arg-type]
     found = head.probabilities(grid).reshape(-1, 2)[:, 1]
     features = (tokens - tokens.mean(axis=0, dtype=np.float64)) / tokens.std(axis=0, dtype=np.float64)

@@ -50,19 +50,21 @@ class SegmentationConfig(Section):
     prompts: LocalPath[str | None] = None
     """Prompt set of the methods that compare with text: a YAML file or a packaged name; null: `prompts` of the run."""
     class_map: dict[str, str] = Field(default_factory=dict)
-    """Mapping from classes of the prompts or of the classifier to classes of the masks, whose probabilities are summed;
-    empty: the names are the same. The probabilities of unmapped classes are dropped."""
+    """Mapping from classes of the prompts or of the classifier to classes of the masks, whose probabilities are summed.
+    Each model uses the entries for its own classes, and the probabilities of its unmapped classes are dropped; the
+    names of a model without an entry are those of the masks."""
     windows: WindowsConfig = WindowsConfig()
     training: MaskTrainingConfig = MaskTrainingConfig()
     threshold: Literal["validation", "none"] = "validation"
-    """With two classes: predict the second one where its probability exceeds a threshold with the highest mean Dice on
-    the validation masks; `none`, and always with more classes: predict the most probable class."""
+    """With two classes and a method that trains on no masks: predict the second class where its probability exceeds a
+    threshold with the highest mean Dice on the validation masks; `none`, and otherwise always: predict the most
+    probable class."""
     haematoxylin: str | None = None
     """Class that the floor by Otsu's threshold on haematoxylin predicts above the threshold; null: the foreground class
     if there are two classes, otherwise no such floor."""
     ceilings: tuple[float, ...] = (20.0, 40.0, 80.0, 140.0)
-    """Edges of the tiles, in micrometres, whose perfect answers are the ceilings of methods that give one class per
-    tile."""
+    """Edges of the tiles, in micrometres, whose best answers are the ceilings of methods that give one class per tile;
+    with more than two classes, the majority answers are shown."""
     shown: int = Field(1, ge=0)
     """Number of images on the page with the best, the median and the worst Dice of each method."""
 

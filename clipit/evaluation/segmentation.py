@@ -1,4 +1,4 @@
-"""Scores of segmentations: Dice, IoU, precision and recall per class, with floors, ceilings and bootstrap intervals.
+"""Scores of segmentations: Dice, IoU, precision and recall per class, with bootstrap intervals.
 
 Everything is computed from one confusion matrix per image, over its labelled pixels.
 """
@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64, Integer, Shaped, UInt8
+from jaxtyping import Float, Float64, Int64, Integer, Shaped
 
 from clipit.errors import DataError
 from clipit.evaluation.intervals import bootstrap
-from clipit.evaluation.perturb import HED
-from clipit.slides.tissue import otsu
 
 MASK_METRICS = ("dice", "iou", "precision", "recall")
+FALSE_AREA = "false_area"
+"""Share of the pixels of images without a class that are predicted as this class."""
 MEAN = "mean of the foreground"
 """Name of the mean over the foreground classes."""
 Averaging = Literal["images", "pixels"]
-"""`images`: mean of the images' scores; `pixels`: score of all pixels together, in which large images count more."""
+"""`images`: mean of the scores of the images that truly contain the class; `pixels`: score of all pixels together, in
+which large images count more."""
 _IGNORED = -1
 
 
@@ -66,8 +67,8 @@ def mask_scores(
 
 
 def foreground_dice(counts: Int64[np.ndarray, "n c c"], foreground: Sequence[int]) -> Float64[np.ndarray, " n"]:
-    """Return the Dice of each image, the mean over its foreground classes; NaN if none is present or predicted."""
-    return _mean(mask_scores(counts)["dice"][:, list(foreground)], 1)
+    """Return the Dice of each image, the mean over the foreground classes that it truly contains; NaN without any."""
+    return _image_scores(counts, foreground)["dice"][:, -1]
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,14 @@ class MaskScore:
     """A score of a segmentation.
 
     Attributes:
-        metric: One of `MASK_METRICS`.
+        metric: One of `MASK_METRICS`, or `FALSE_AREA`.
         class_name: Class, or `MEAN`.
         averaging: Whether the images' scores are averaged or all pixels taken together.
         value: Score in 0..1; None where undefined.
         low: Lower end of the 95 % interval; None without one.
         high: Upper end.
         reason: Why the interval is missing; empty otherwise.
-        images: Number of images in which the score is defined.
+        images: Number of images with the class; for `FALSE_AREA`, of images without it.
     """
 
     metric: str
@@ -105,6 +106,10 @@ def score_masks(
 ) -> list[MaskScore]:
     """Score segmentations per class and as the mean of the foreground, with bootstrap intervals over patients.
 
+    The mean over images is that over the images which truly contain the class, the same ones for every segmentation; a
+    class that is not predicted there has a precision of 0. What is predicted in the other images is `FALSE_AREA`; that
+    of the mean is the share predicted as any foreground class in images without all of them.
+
     Args:
         counts: Confusion matrix of each image.
         groups: Patient of each image; "" where unknown.
@@ -120,30 +125,33 @@ def score_masks(
         raise DataError("no image to score", fix="add masks to the test split")
     columns = [list(classes).index(name) for name in foreground]
     names = [*classes, MEAN]
-    per_image = _with_mean(mask_scores(counts), columns)
+    per_image = _image_scores(counts, columns)
+    false, empty = _false_areas(counts, columns)
     flat = counts.reshape(len(counts), -1).astype(np.float64)
 
     def statistics(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
         summed = (weights.T @ flat).reshape(-1, *counts.shape[1:])
         pooled = _with_mean(mask_scores(summed), columns)
-        scores: dict[str, Float[np.ndarray, " r"]] = {}
-        for metric in MASK_METRICS:
-            values = per_image[metric]
-            defined = np.isfinite(values)
-            total = weights.T @ defined.astype(np.float64)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                means = weights.T @ np.where(defined, values, 0.0) / total
-            for column, name in enumerate(names):
-                scores[f"{metric}\0{name}\0images"] = np.where(total[:, column] > 0, means[:, column], np.nan)
-                scores[f"{metric}\0{name}\0pixels"] = pooled[metric][:, column]
-        return scores
+        scores = {
+            (metric, "images"): _weighted_mean(np.nan_to_num(each), np.isfinite(each), weights)
+            for metric, each in per_image.items()
+        }
+        scores |= {(metric, "pixels"): each for metric, each in pooled.items()}
+        scores[FALSE_AREA, "images"] = _weighted_mean(false / np.maximum(empty, 1), empty > 0, weights)
+        scores[FALSE_AREA, "pixels"] = _weighted_mean(false, empty, weights)
+        return {
+            f"{metric}\0{name}\0{averaging}": values[:, column]
+            for (metric, averaging), values in scores.items()
+            for column, name in enumerate(names)
+        }
 
     values = statistics(np.ones((len(counts), 1)))
     intervals = bootstrap(statistics, groups, resamples, seed)
     rows = []
     for key, value in values.items():
         metric, name, averaging = key.split("\0")
-        defined = int(np.isfinite(per_image[metric][:, names.index(name)]).sum())
+        column = names.index(name)
+        counted = empty[:, column] > 0 if metric == FALSE_AREA else np.isfinite(per_image[metric][:, column])
         number = float(value[0]) if np.isfinite(value[0]) else None
         interval = intervals[key]
         reason = interval.reason if number is not None else "not defined in any image"
@@ -151,10 +159,43 @@ def score_masks(
             MaskScore(
                 metric, name, "images" if averaging == "images" else "pixels", number,
                 interval.low if number is not None else None, interval.high if number is not None else None,
-                reason, defined,
+                reason, int(counted.sum()),
             )
         )  # fmt: skip
     return rows
+
+
+def _image_scores(
+    counts: Int64[np.ndarray, "n c c"], foreground: Sequence[int]
+) -> dict[str, Float64[np.ndarray, "n c1"]]:
+    """Score each image and class, and the mean of the foreground; NaN for a class that the image does not contain."""
+    present = counts.sum(axis=2) > 0
+    scores = {name: np.where(present, np.nan_to_num(values), np.nan) for name, values in mask_scores(counts).items()}
+    return _with_mean(scores, foreground)
+
+
+def _false_areas(
+    counts: Int64[np.ndarray, "n c c"], foreground: Sequence[int]
+) -> tuple[Float64[np.ndarray, "n c1"], Float64[np.ndarray, "n c1"]]:
+    """Count the pixels predicted as a class that an image does not contain, and all pixels of such images.
+
+    The last column counts the foreground classes together.
+    """
+    present, predicted = (
+        np.concatenate([sums, sums[:, list(foreground)].sum(axis=1, keepdims=True)], axis=1).astype(np.float64)
+        for sums in (counts.sum(axis=2), counts.sum(axis=1))
+    )
+    total = counts.sum(axis=(1, 2))[:, None]
+    return np.where(present == 0, predicted, 0.0), np.where(present == 0, total, 0.0)
+
+
+def _weighted_mean(
+    values: Float64[np.ndarray, "n c1"], counted: Shaped[np.ndarray, "n c1"], weights: Float[np.ndarray, "n r"]
+) -> Float64[np.ndarray, "r c1"]:
+    """Return the sums of values over those of what is counted, for each set of weights; NaN for nothing."""
+    total = weights.T @ counted.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(total > 0, weights.T @ values / total, np.nan)
 
 
 def _with_mean(
@@ -173,57 +214,3 @@ def _mean(values: Float64[np.ndarray, "n c"], axis: int) -> Float64[np.ndarray, 
     number = defined.sum(axis=axis)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(number > 0, np.where(defined, values, 0.0).sum(axis=axis) / number, np.nan)
-
-
-def all_one_class(present: Int64[np.ndarray, "n c"], code: int) -> Int64[np.ndarray, "n c c"]:
-    """Return the confusion matrices of a prediction that calls every pixel one class.
-
-    The Dice of this class in an image of which it covers the share p is 2 p / (1 + p).
-
-    Args:
-        present: Pixels of each image by true class.
-        code: Predicted class.
-    """
-    counts = np.zeros((*present.shape, present.shape[1]), dtype=np.int64)
-    counts[:, :, code] = present
-    return counts
-
-
-def haematoxylin_mask(image: UInt8[np.ndarray, "h w 3"], smoothing: float | int) -> Bool[np.ndarray, "h w"]:
-    """Return where the smoothed haematoxylin of an H&E image exceeds Otsu's threshold.
-
-    Concentrations are those of the fixed stains of Ruifrok and Johnston (2001), scaled to 0..1 within the image.
-
-    Args:
-        image: RGB image.
-        smoothing: Standard deviation of a Gaussian in pixels, which joins neighbouring nuclei; 0 for none.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    density = -np.log((image.astype(np.float32) + 1) / 256)
-    amount = np.maximum(density @ np.linalg.inv(HED)[:, 0].astype(np.float32), 0)
-    if smoothing:
-        amount = gaussian_filter(amount, smoothing)
-    low, high = float(amount.min()), float(amount.max())
-    scaled = ((amount - low) / max(high - low, 1e-6)).astype(np.float32)
-    return np.asarray(scaled > otsu(scaled))
-
-
-def perfect_answers(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -> Int64[np.ndarray, "h w"]:
-    """Return the segmentation by a perfect answer per tile: each gets the class of most of its labelled pixels.
-
-    Tiles lie side by side from the upper left corner; those at the right and lower border are cut off.
-
-    Args:
-        truth: True class of each pixel; -1 is ignored.
-        edge: Edge of a tile in pixels.
-        classes: Number of classes.
-    """
-    height, width = truth.shape
-    rows, columns = np.arange(0, height, edge), np.arange(0, width, edge)
-    areas = [
-        np.add.reduceat(np.add.reduceat((truth == code).astype(np.int64), rows, axis=0), columns, axis=1)
-        for code in range(classes)
-    ]
-    answers = np.stack(areas).argmax(axis=0).repeat(edge, axis=0)[:height].repeat(edge, axis=1)[:, :width]
-    return np.asarray(answers, dtype=np.int64)

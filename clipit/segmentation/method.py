@@ -13,11 +13,14 @@ from PIL import Image
 from clipit.config.run import RunConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.distributed import get_processes
+from clipit.runs.folder import explaining_differences
+from clipit.runs.predict import open_classifier
 from clipit.segmentation.decision import Decision
 from clipit.tiles.masks import MaskSet
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from clipit.models.inference import Classifier
     from clipit.models.vlm import VLM
 
 
@@ -46,6 +49,13 @@ class MethodInputs:
 
         return load_vlm(self.config.vlm, get_processes().device)
 
+    @cached_property
+    def classifier(self) -> "Classifier":
+        """The classifier of the finished run."""
+        run = self.run or Path()
+        with explaining_differences(run, self.config):
+            return open_classifier(self.config, run)
+
 
 @dataclass(frozen=True)
 class Segmenter:
@@ -58,11 +68,11 @@ class Segmenter:
         facts: Provenance written next to every score: `model` and `fingerprint` at least.
         training_masks: Number of masks that it was trained on.
         seed: Seed of the training; None without one.
-        choice: What was chosen on validation masks, in a sentence; empty for nothing.
+        choice: What was chosen among several scales, and by which scores; empty for nothing.
         decision: Rule from probabilities to classes, if the method has chosen it on the validation masks; None for the
             study to choose it.
-        ceiling: Function from a mask (-1 is ignored) and its micrometres per pixel to the probabilities that perfect
-            answers on the method's own grid would give; None for a method that answers per pixel.
+        majority: Function from a mask (-1 is ignored) and its micrometres per pixel to the probabilities that the
+            majority answer in each of the method's windows would give; None for a method that answers per pixel.
     """
 
     name: str
@@ -72,7 +82,7 @@ class Segmenter:
     seed: int | None = None
     choice: str = ""
     decision: Decision | None = None
-    ceiling: Callable[[Int16[np.ndarray, "h w"], float], Float32[np.ndarray, "c h w"]] | None = None
+    majority: Callable[[Int16[np.ndarray, "h w"], float], Float32[np.ndarray, "c h w"]] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,10 +93,14 @@ class Method:
         title: Description in a few words.
         missing: Function that returns what the method lacks to run on these inputs; "" for nothing.
         prepare: Function that loads, trains and chooses, and returns the segmentations to score.
-        trained: Whether it trains on masks, so that it runs only if `segmentation.methods` names it.
+        trained: Whether it trains on masks. It then runs only if `segmentation.methods` names it, and predicts the most
+            probable class, because a threshold would be chosen on more masks than it is trained on.
+        classes: Function that opens the model and returns its classes, which are mapped to those of the masks; None if
+            the model has those of the masks. It raises a ModelError if the model does not support the method.
     """
 
     title: str
     missing: Callable[[MethodInputs], str]
     prepare: Callable[[MethodInputs], Sequence[Segmenter]]
     trained: bool = False
+    classes: Callable[[MethodInputs], Sequence[str]] | None = None

@@ -77,8 +77,11 @@ def _segmenters(
     pseudo, classes = options.training.pseudo, inputs.masks.classes.names
     background = pseudo.background or classes[options.class_of.get(0, 0)]
     check_evidence(tiles.classes, classes, background, pseudo)
+    available = len(inputs.masks.of_split("train"))
+    counts = [count for count in nested_counts(options.training.masks, available) if count < available]
+    if not counts:
+        return []
     heads = head_inputs(inputs)
-    counts = [count for count in nested_counts(options.training.masks, len(heads.train)) if count < len(heads.train)]
     others: dict[tuple[int, int], PseudoMasks] = {}
     for seed in options.training.seeds:
         labelled = labelled_images(inputs.workspace.tiles(seed))

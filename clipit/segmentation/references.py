@@ -1,4 +1,4 @@
-"""Floors and ceilings of segmentations: answers that need no model, and perfect answers per tile."""
+"""Floors and ceilings of segmentations: answers that need no model, and the best answers per tile."""
 
 import math
 from collections.abc import Sequence
@@ -6,15 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 
 from clipit.config.segmentation import SegmentationConfig
-from clipit.evaluation.segmentation import (
-    all_one_class,
-    count_pixels,
-    haematoxylin_mask,
-    perfect_answers,
-)
+from clipit.evaluation.mask_references import all_one_class, best_answers, haematoxylin_mask, majority_answers
+from clipit.evaluation.segmentation import count_pixels
 from clipit.progress import progress
 from clipit.tiles.masks import MaskSet
 
@@ -28,13 +24,13 @@ class Reference:
 
     Attributes:
         name: Name in tables.
-        kind: Whether it is a floor or a ceiling.
+        kind: Whether it is a floor, a ceiling of the mean Dice over images, or the majority answers.
         counts: Confusion matrix of each image.
         tile_um: Edge of the tiles of a ceiling in micrometres (in pixels where the resolution is unknown).
     """
 
     name: str
-    kind: Literal["floor", "ceiling"]
+    kind: Literal["floor", "ceiling", "majority answers"]
     counts: Int64[np.ndarray, "n c c"]
     tile_um: float | None = None
 
@@ -43,7 +39,8 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
     """Compute floors and ceilings on masks.
 
     The floors call everything one foreground class, and, for H&E with two classes, predict by Otsu's threshold on
-    haematoxylin. The ceilings give each tile the class of most of its pixels.
+    haematoxylin. The ceilings of one foreground class of two are the answers per tile with the highest Dice of each
+    image; with more classes, each tile gets the class of most of its pixels, which is no ceiling of Dice.
 
     Args:
         masks: Test masks, checked.
@@ -55,8 +52,9 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
         for name in options.averaged
     ]
     stained = options.haematoxylin or (options.averaged[0] if len(names) == 2 and len(options.averaged) == 1 else None)
+    single = names.index(options.averaged[0]) if len(names) == 2 and len(options.averaged) == 1 else None
     otsu: list[Int64[np.ndarray, "c c"]] = []
-    perfect: dict[float, list[Int64[np.ndarray, "c c"]]] = {edge: [] for edge in options.ceilings}
+    answers: dict[float, list[Int64[np.ndarray, "c c"]]] = {edge: [] for edge in options.ceilings}
     with progress("floors and ceilings", len(masks)) as advance:
         for index in range(len(masks)):
             image, truth = masks.read(index)
@@ -65,18 +63,33 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
                 smoothing = _SMOOTHING_PIXELS if math.isnan(mpp) else _SMOOTHING / mpp
                 above = haematoxylin_mask(np.asarray(image), smoothing)
                 otsu.append(count_pixels(_two_classes(above, names, stained, options.averaged), truth, len(names)))
-            for edge in perfect:
+            for edge in answers:
                 pixels = max(1, round(edge if math.isnan(mpp) else edge / mpp))
-                perfect[edge].append(count_pixels(perfect_answers(truth, pixels, len(names)), truth, len(names)))
+                found = (
+                    majority_answers(truth, pixels, len(names))
+                    if single is None
+                    else best_answers(truth, pixels, single)
+                )
+                answers[edge].append(count_pixels(found, truth, len(names)))
             advance()
     if otsu:
         floors.append(Reference(f"haematoxylin above Otsu's threshold is {stained}", "floor", np.stack(otsu)))
-    unknown = bool(np.isnan(masks.tiles.mpp).any())
+    title = "majority answer" if single is None else "best answer"
+    kind: Literal["majority answers", "ceiling"] = "majority answers" if single is None else "ceiling"
+    unit = _unit(masks.tiles.mpp)
     ceilings = [
-        Reference(f"perfect answer per tile of {edge:g} {'px' if unknown else 'um'}", "ceiling", np.stack(counts), edge)
-        for edge, counts in perfect.items()
+        Reference(f"{title} per tile of {edge:g} {unit}", kind, np.stack(counts), edge)
+        for edge, counts in answers.items()
     ]
     return floors + ceilings
+
+
+def _unit(mpp: Float[np.ndarray, " n"]) -> str:
+    """Return the unit of the tiles' edges: micrometres, and pixels for images of unknown resolution."""
+    unknown = int(np.isnan(mpp).sum())
+    if unknown == len(mpp):
+        return "px"
+    return f"um (px in {unknown} images of unknown resolution)" if unknown else "um"
 
 
 def _two_classes(

@@ -55,12 +55,12 @@ class WindowGrid:
     @property
     def lefts(self) -> list[int]:
         """First column of the windows of a row."""
-        return _starts(self.width, self.edge, self.stride)
+        return window_starts(self.width, self.edge, self.stride)
 
     @property
     def tops(self) -> list[int]:
         """First row of each row of windows."""
-        return _starts(self.height, self.edge, self.stride)
+        return window_starts(self.height, self.edge, self.stride)
 
     def batches(self, size: int) -> Iterator[list[Corner]]:
         """Yield all windows row by row, `size` at a time."""
@@ -76,8 +76,16 @@ class WindowGrid:
             yield batch
 
 
-def _starts(length: int, edge: int, stride: int) -> list[int]:
-    return [*range(0, length - edge, stride), length - edge]
+def window_starts(length: int, side: int, step: int) -> list[int]:
+    """Return where windows start so that they cover a length; the last one ends at its end.
+
+    Args:
+        length: Length to cover, at least `side`.
+        side: Length of a window.
+        step: Distance of windows.
+    """
+    starts = list(range(0, length - side + 1, step))
+    return starts if starts[-1] == length - side else [*starts, length - side]
 
 
 def stitch(grid: WindowGrid, answers: Iterable[Float32[np.ndarray, "_ c"]]) -> Iterator[Strip]:

@@ -26,8 +26,8 @@ from clipit.reporting.study_report import Plot, add_provenance, collect_provenan
 from clipit.runs.training_tiles import check_test_patients
 from clipit.segmentation.decision import Decision, DecisionSearch, choose_decision
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
-from clipit.segmentation.methods import METHODS
 from clipit.segmentation.references import reference_counts
+from clipit.segmentation.selection import select_methods
 from clipit.segmentation.tables import SegmentationRow, study_chapters
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.masks import MaskSet, check_masks, open_masks
@@ -48,20 +48,22 @@ class SegmentedMasks:
         segmenter: Segmentation.
         decision: Rule from probabilities to classes.
         counts: Confusion matrix of each test image.
-        ceiling: The same for perfect answers on the method's grid; None for a method that answers per pixel.
+        majority: The same for the majority answer in each window; None for a method that answers per pixel.
+        validation_masks: Number of validation masks on which a threshold or scales were chosen.
     """
 
     segmenter: Segmenter
     decision: Decision
     counts: Int64[np.ndarray, "n c c"]
-    ceiling: Int64[np.ndarray, "n c c"] | None
+    majority: Int64[np.ndarray, "n c c"] | None
+    validation_masks: int
 
 
 def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = None) -> Path:
     """Compare methods of segmentation on the test masks, and write tables, scores per image and a page.
 
-    Methods are trained on the masks of the split `train`, and thresholds and scales are chosen on those of
-    `validation`. Every process computes the same; the main process writes.
+    Methods are trained on the masks of the split `train`, and thresholds and scales of methods without training are
+    chosen on those of `validation`. Every process computes the same; the main process writes.
 
     Args:
         config: Configuration of the run, whose tiles have masks.
@@ -72,8 +74,9 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
         Folder with segmentation.parquet, .csv, .json, .md and .html, images.parquet and the pictures.
 
     Raises:
-        ConfigError: No classes are named, or a method lacks its inputs.
+        ConfigError: No classes are named, or a method lacks its inputs or classes.
         DataError: Masks cannot be used, no test tile has one, or test patients are among those of the run.
+        ModelError: The model of a configured method does not support it.
     """
     if not options.classes:
         raise ConfigError(
@@ -88,17 +91,22 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
         leaks = check_test_patients(run, masks.of_split("test").tiles, config.leaks)
         masks = replace(masks, notes=(*masks.notes, *leaks))
     inputs = MethodInputs(config, options, workspace, masks, run)
-    methods = _usable_methods(inputs)
-    test, validation = masks.of_split("test"), masks.of_split("validation")
+    methods, notes = select_methods(inputs)
+    test = masks.of_split("test")
     segmented = []
     for name, method in methods.items():
         logger.info(f"{name}: {method.title}")
-        for segmenter in method.prepare(inputs):
-            decision = segmenter.decision or choose_decision(segmenter.probabilities, validation, options)
-            segmented.append(_segment(segmenter, decision, test, _ceiling_decision(segmenter, validation, options)))
+        segmenters = method.prepare(inputs)
+        if not segmenters:
+            notes.append(
+                f"{name} gives no row: no number in segmentation.training.masks fits the "
+                f"{len(masks.of_split('train'))} training masks (with pseudo-labels, use fewer than all)"
+            )
+            logger.info(f"note: {notes[-1]}")
+        segmented += [_segment(segmenter, method, inputs, test) for segmenter in segmenters]
     folder = config.output / NAME / config.name
     if get_processes().main:
-        _write(inputs, test, segmented, folder)
+        _write(inputs, test, segmented, folder, notes)
     get_processes().barrier()
     return folder
 
@@ -126,55 +134,46 @@ def read_study_masks(config: RunConfig, options: SegmentationConfig, workspace: 
     return masks
 
 
-def _usable_methods(inputs: MethodInputs) -> dict[str, Method]:
-    """Return the methods to compare: those that are configured, or all without training that have their inputs.
-
-    Raises:
-        ConfigError: A configured method lacks its inputs, or no method has them.
-    """
-    asked = inputs.options.methods
-    names = asked or [name for name, method in METHODS.items() if not method.trained]
-    missing = {name: METHODS[name].missing(inputs) for name in names}
-    lacking = {name: what for name, what in missing.items() if what}
-    if lacking and (asked or len(lacking) == len(missing)):
-        raise ConfigError(
-            "methods lack their inputs: " + "; ".join(f"{name} needs {what}" for name, what in lacking.items()),
-            where="segmentation.methods",
-            fix="give what is missing, or name other methods",
-        )
-    for name, what in lacking.items():
-        logger.info(f"note: {name} is left out, because it needs {what}")
-    return {name: METHODS[name] for name in missing if name not in lacking}
-
-
-def _ceiling_decision(segmenter: Segmenter, validation: MaskSet, options: SegmentationConfig) -> Decision:
-    """Choose the rule for perfect answers on the validation masks, as it is chosen for the method's own answers."""
+def _majority_decision(segmenter: Segmenter, validation: MaskSet, options: SegmentationConfig) -> Decision:
+    """Choose the rule for majority answers on the validation masks, as it is chosen for the method's own answers."""
     search = DecisionSearch(validation.classes.names, options)
-    if segmenter.ceiling is not None:
+    if segmenter.majority is not None:
         for index in range(len(validation)):
             _, truth = validation.read(index)
-            search.add(segmenter.ceiling(truth, float(validation.tiles.mpp[index])), truth)
+            search.add(segmenter.majority(truth, float(validation.tiles.mpp[index])), truth)
     return search.best()
 
 
-def _segment(segmenter: Segmenter, decision: Decision, masks: MaskSet, ceiling_decision: Decision) -> SegmentedMasks:
-    """Segment the test images, and count their pixels."""
+def _segment(segmenter: Segmenter, method: Method, inputs: MethodInputs, masks: MaskSet) -> SegmentedMasks:
+    """Choose the rule from probabilities to classes, segment the test images, and count their pixels."""
+    options, validation = inputs.options, inputs.masks.of_split("validation")
     classes = len(masks.classes.names)
-    counts, ceilings = [], []
+    if method.trained:
+        decision, chosen = Decision(), False
+    else:
+        decision = segmenter.decision or choose_decision(segmenter.probabilities, validation, options)
+        chosen = decision.threshold is not None or bool(segmenter.choice)
+    majority_decision = _majority_decision(segmenter, validation, options)
+    counts, majorities = [], []
     with progress(f"segmenting: {segmenter.name}", len(masks)) as advance:
         for index in range(len(masks)):
             image, truth = masks.read(index)
             mpp = float(masks.tiles.mpp[index])
             predicted = decision.classes(segmenter.probabilities(image, mpp))
             counts.append(count_pixels(predicted, truth, classes))
-            if segmenter.ceiling is not None:
-                perfect = ceiling_decision.classes(segmenter.ceiling(truth, mpp))
-                ceilings.append(count_pixels(perfect, truth, classes))
+            if segmenter.majority is not None:
+                answers = majority_decision.classes(segmenter.majority(truth, mpp))
+                majorities.append(count_pixels(answers, truth, classes))
             advance()
-    return SegmentedMasks(segmenter, decision, np.stack(counts), np.stack(ceilings) if ceilings else None)
+    return SegmentedMasks(
+        segmenter, decision, np.stack(counts), np.stack(majorities) if majorities else None,
+        len(validation) if chosen else 0,
+    )  # fmt: skip
 
 
-def _write(inputs: MethodInputs, test: MaskSet, segmented: Sequence[SegmentedMasks], folder: Path) -> None:
+def _write(
+    inputs: MethodInputs, test: MaskSet, segmented: Sequence[SegmentedMasks], folder: Path, notes: Sequence[str]
+) -> None:
     config, options, masks = inputs.config, inputs.options, inputs.masks
     make_folder(folder)
     names = masks.classes.names
@@ -190,12 +189,13 @@ def _write(inputs: MethodInputs, test: MaskSet, segmented: Sequence[SegmentedMas
         row = SegmentationRow(
             subject=segmenter.name, kind="method", training_masks=segmenter.training_masks, seed=segmenter.seed,
             threshold=each.decision.threshold, choice=segmenter.choice, validation_dice=_finite(each.decision.dice),
+            validation_masks=each.validation_masks,
         )  # fmt: skip
         scored.append((row, each.counts))
-        if each.ceiling is not None:
-            name = f"ceiling of {segmenter.name}"
+        if each.majority is not None:
+            name = f"majority answers in the windows of {segmenter.name}"
             facts[name] = segmenter.facts
-            scored.append((SegmentationRow(subject=name, kind="ceiling of a method"), each.ceiling))
+            scored.append((SegmentationRow(subject=name, kind="majority answers"), each.majority))
     rows = [
         row.with_score(score)
         for row, counts in scored
@@ -226,7 +226,7 @@ def _write(inputs: MethodInputs, test: MaskSet, segmented: Sequence[SegmentedMas
         "class_names": list(names),
         "foreground": list(options.averaged),
         "masks": {split: len(masks.of_split(split)) for split in ("train", "validation", "test")},
-        "notes": [*inputs.workspace.all_tiles.notes, *masks.notes],
+        "notes": [*inputs.workspace.all_tiles.notes, *masks.notes, *notes],
         "subjects": facts,
         "run": None if inputs.run is None else str(inputs.run),
     }

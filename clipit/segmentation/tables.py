@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from clipit.evaluation.segmentation import MASK_METRICS, MEAN, MaskScore
+from clipit.evaluation.segmentation import FALSE_AREA, MEAN, MaskScore
 from clipit.reporting.html import Table, Text, facts_table
 from clipit.reporting.study_report import Chapter, Plot, StudyRow, iter_rows, undefined_chapter
 from clipit.reporting.tables import number, with_interval
@@ -21,18 +21,20 @@ class SegmentationRow(StudyRow):
     """Score of one segmentation, floor or ceiling.
 
     Attributes:
-        kind: `method`, `floor`, `ceiling`, or `ceiling of a method` (perfect answers on its own grid).
+        kind: `method`, `floor`, `ceiling` (of the mean Dice over images), or `majority answers` (per tile, or in the
+            windows of a method).
         class_name: Class, or the mean of the foreground.
         averaging: `images` or `pixels`.
         value: Score in 0..1.
         low: Lower end of the 95 % interval over patients.
         high: Upper end.
         reason: Why value or interval is missing.
-        images: Number of images in which the score is defined.
+        images: Number of images that the score is from.
         training_masks: Number of masks trained on.
+        validation_masks: Number of masks on which a threshold or scales were chosen.
         threshold: Threshold of the second class's probability; None for the most probable class.
         validation_dice: Dice of the foreground on the validation masks.
-        choice: What was chosen on validation masks.
+        choice: What was chosen among several scales, and by which scores.
         tile_um: Edge of the tiles of a ceiling in micrometres.
     """
 
@@ -45,6 +47,7 @@ class SegmentationRow(StudyRow):
     reason: str = ""
     images: int = 0
     training_masks: int | None = None
+    validation_masks: int | None = None
     threshold: float | None = None
     validation_dice: float | None = None
     choice: str = ""
@@ -68,7 +71,7 @@ def study_chapters(
         provenance: Facts of the study.
         plots: Pictures of each method.
     """
-    order = {"floor": 0, "method": 1, "ceiling of a method": 2, "ceiling": 3}
+    order = {"floor": 0, "method": 1, "majority answers": 2, "ceiling": 3}
     subjects = sorted(dict.fromkeys(frame.subject), key=lambda s: order[frame[frame.subject == s].kind.iloc[0]])
     chapters = [
         Chapter(
@@ -86,7 +89,9 @@ def study_chapters(
         if rows.kind.iloc[0] == "method":
             chapters.append(Chapter(subject, [*_method_parts(frame, subject, provenance), *plots[subject]]))
     reasons = [
-        (f"{row.subject}: {row.metric} of {row.class_name}", str(row.reason)) for row in iter_rows(frame) if row.reason
+        (f"{row.subject}: {row.metric} of {row.class_name}", str(row.reason))
+        for row in iter_rows(frame[frame.metric != FALSE_AREA])
+        if row.reason
     ]
     common = [reason for reason, count in Counter(reason for _, reason in reasons).items() if count > len(frame) / 2]
     undefined = [("intervals of all defined scores", reason) for reason in common]
@@ -98,13 +103,20 @@ def _explanation(provenance: Mapping[str, Any]) -> str:
     masks = provenance["masks"]
     return (
         f"{masks['test']} test masks of {provenance['patients']} patients; {masks['train']} training and "
-        f"{masks['validation']} validation masks, on which thresholds and scales are chosen. The foreground is "
-        f"{', '.join(provenance['foreground'])}. Floors need no model. A ceiling is the score of perfect answers per "
-        "tile, each of which is the class of most of the tile's pixels; the ceiling of a method is that of its own "
-        "windows, with a threshold chosen as for the method. Dice favours predicting too much over too little, so that "
-        "the floor of one class everywhere can come near the ceiling of coarse tiles, or exceed it. Intervals are "
-        "95 % bootstrap intervals over patients."
+        f"{masks['validation']} validation masks, on which thresholds and scales of methods without training are "
+        f"chosen. The foreground is {', '.join(provenance['foreground'])}; means over images are those over images "
+        "that contain it. Floors need no model. A ceiling is the highest mean Dice over images of any answers per "
+        "tile. The majority answers give each tile, or each window of a method, the class of most of its pixels, "
+        "windows with a threshold chosen as for the method. They maximise accuracy, not Dice, which favours predicting "
+        "too much over too little: other answers, and the floor of one class everywhere, can have a higher Dice. "
+        "Intervals are 95 % bootstrap intervals over patients."
     )
+
+
+def _labels(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the scores to show; false area only if an image lacks a class."""
+    shown = frame[frame.metric == FALSE_AREA].value.notna().any()
+    return _LABELS | ({FALSE_AREA: "false area in images without it"} if shown else {})
 
 
 def _overview(frame: pd.DataFrame, subjects: Sequence[str], averaging: str) -> Table:
@@ -113,22 +125,22 @@ def _overview(frame: pd.DataFrame, subjects: Sequence[str], averaging: str) -> T
     for subject in subjects:
         cells = _cells(frame, subject, MEAN, averaging)
         first = frame[frame.subject == subject].iloc[0]
-        masks = "" if pd.isna(first.training_masks) else int(first.training_masks)
-        rows.append([subject, first.kind, masks, *cells])
+        masks = ["" if pd.isna(number) else int(number) for number in (first.training_masks, first.validation_masks)]
+        rows.append([subject, first.kind, *masks, *cells])
     what = "mean of the images' scores" if averaging == "images" else "all pixels together"
     return Table(
-        ("segmentation", "kind", "training masks", *_LABELS.values()), rows,
+        ("segmentation", "kind", "training masks", "validation masks", *_labels(frame).values()), rows,
         caption=f"Mean of the foreground classes, {what}", source=f"{_SOURCE}: value, low, high", left=2,
     )  # fmt: skip
 
 
 def _method_parts(frame: pd.DataFrame, subject: str, provenance: Mapping[str, Any]) -> list[Text | Table]:
-    """Build the table of one method by class, with its floor and its ceiling."""
+    """Build the table of one method by class, with the Dice of floors and of answers per window or tile."""
     first = frame[frame.subject == subject].iloc[0]
     floors = list(dict.fromkeys(frame[frame.kind == "floor"].subject))
-    own = f"ceiling of {subject}"
-    tile_ceilings = list(dict.fromkeys(frame[frame.kind == "ceiling"].subject))
-    beside = [*floors, *([own] if own in set(frame.subject) else tile_ceilings)]
+    own = f"majority answers in the windows of {subject}"
+    tiles = list(dict.fromkeys(frame[frame.tile_um.notna()].subject))
+    beside = [*floors, *([own] if own in set(frame.subject) else tiles)]
     rows = []
     for name in [*provenance["class_names"], MEAN]:
         dice = [_value(frame, other, name, "dice") for other in beside]
@@ -139,8 +151,8 @@ def _method_parts(frame: pd.DataFrame, subject: str, provenance: Mapping[str, An
         if _or_none(first.threshold) is not None
         else "Predicts the most probable class."
     )
-    parts: list[Text | Table] = [Text(f"{rule} Chosen on validation masks: {first.choice}." if first.choice else rule)]
-    header = ("class", *_LABELS.values(), *(f"Dice, {other}" for other in beside))
+    parts: list[Text | Table] = [Text(f"{rule} Windows: {first.choice}." if first.choice else rule)]
+    header = ("class", *_labels(frame).values(), *(f"Dice, {other}" for other in beside))
     parts.append(Table(header, rows, caption="Mean of the images' scores, by class", source=f"{_SOURCE}: value"))
     facts = {key: value for key, value in provenance["subjects"][subject].items() if value is not None}
     parts.append(facts_table(facts, "segmentation.json: subjects"))
@@ -152,7 +164,7 @@ def _cells(frame: pd.DataFrame, subject: str, class_name: str, averaging: str) -
     by_metric = {row.metric: row for row in iter_rows(rows)}
     return [
         with_interval(_or_none(row.value), _or_none(row.low), _or_none(row.high))
-        for row in (by_metric[name] for name in MASK_METRICS)
+        for row in (by_metric[name] for name in _labels(frame))
     ]
 
 

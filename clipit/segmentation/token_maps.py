@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Int64, Integer, UInt8
 from PIL import Image
 
 from clipit.errors import ModelError
+from clipit.segmentation.stitching import window_starts
 
 if TYPE_CHECKING:
     from clipit.models.patch_tokens import PatchTokens
@@ -165,18 +166,6 @@ def token_map(
 ) -> Float32[np.ndarray, "rows columns d"]:
     """Compute the token map of an image; the arguments are those of `token_rows`."""
     return np.concatenate(list(token_rows(image, lattice, tokens, overlap, batch_size)))
-
-
-def window_starts(length: int, side: int, step: int) -> list[int]:
-    """Return where windows start so that they cover a length; the last one ends at its end.
-
-    Args:
-        length: Length to cover, at least `side`.
-        side: Length of a window.
-        step: Distance of windows.
-    """
-    starts = list(range(0, length - side + 1, step))
-    return starts if starts[-1] == length - side else [*starts, length - side]
 
 
 def _coverage(starts: list[int], side: int, length: int) -> Float32[np.ndarray, " length"]:

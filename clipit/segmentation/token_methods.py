@@ -21,7 +21,7 @@ from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.token_head import Targets, train_token_head
 from clipit.segmentation.token_maps import Lattice, lattice_of, token_rows
 from clipit.segmentation.token_store import TokenStore, store_tokens
-from clipit.segmentation.zero_shot import map_classes, open_run, prompts_name
+from clipit.segmentation.zero_shot import map_classes, prompt_classes, prompts_name
 from clipit.stores.embed import unit
 from clipit.tiles.masks import MaskSet
 from clipit.tiles.tileset import TileSet
@@ -131,7 +131,7 @@ def head_inputs(inputs: MethodInputs) -> HeadInputs:
     Tokens are stored of the images with masks and, if a method of the study makes pseudo-labels, of those with labels.
     """
     options = inputs.options.training
-    tokens = vlm_tokens(inputs.workspace.vlm) if options.tokens == "vlm" else _backbone(inputs)
+    tokens = vlm_tokens(inputs.vlm) if options.tokens == "vlm" else _backbone(inputs)
     tiles = inputs.masks.tiles
     if {"token_head_pseudo", "unet_pseudo"} & {*inputs.options.methods}:
         names = {*tiles.ids.tolist(), *labelled_images(inputs.workspace.all_tiles).ids.tolist()}
@@ -177,7 +177,7 @@ def vlm_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
         ConfigError: Classes of the masks have no prompts.
         ModelError: The VLM gives no patch tokens.
     """
-    vlm, prompts = inputs.workspace.vlm, load_prompts(str(prompts_name(inputs)))
+    vlm, prompts = inputs.vlm, load_prompts(str(prompts_name(inputs)))
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         return vlm.encode_texts(list(texts), truncate=True).float().cpu().numpy()
@@ -198,7 +198,7 @@ def student_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
         ConfigError: Classes of the masks have no prompts.
         ModelError: The classifier was trained without text, or gives no patch tokens.
     """
-    classifier = open_run(inputs)
+    classifier = inputs.classifier
     tokens = student_tokens(classifier)
     known = embed_classes(classifier, load_prompts(str(prompts_name(inputs))))
     facts = {"prompts": known.source, "run": classifier.spec.provenance.get("run")}
@@ -207,6 +207,26 @@ def student_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
             "student, patch tokens", tokens, tuple(known.classes), known.embeddings, known.logit_scale, inputs, facts
         )
     ]
+
+
+def vlm_token_classes(inputs: MethodInputs) -> Sequence[str]:
+    """Return the classes of the prompts.
+
+    Raises:
+        ModelError: The VLM gives no patch tokens.
+    """
+    vlm_tokens(inputs.vlm)
+    return prompt_classes(inputs)
+
+
+def student_token_classes(inputs: MethodInputs) -> Sequence[str]:
+    """Return the classes of the prompts.
+
+    Raises:
+        ModelError: The classifier was trained without text, or gives no patch tokens.
+    """
+    student_tokens(inputs.classifier)
+    return prompt_classes(inputs)
 
 
 def _zero_shot(

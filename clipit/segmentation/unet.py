@@ -22,7 +22,7 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, ModelError
 from clipit.progress import progress
 from clipit.segmentation.soft_dice import soft_dice
-from clipit.segmentation.token_maps import window_starts
+from clipit.segmentation.stitching import window_starts
 
 Sample = tuple[UInt8[np.ndarray, "h w 3"], Int16[np.ndarray, "h w"]]
 """An image, and the class of each pixel; -1 is ignored."""

@@ -94,13 +94,13 @@ class WindowModel:
         strips = average_strips([self.strips(image, mpp, scale) for scale in scales])
         return fill(strips, self.class_of.shape[1], image.height, image.width)
 
-    def perfect(
+    def majority(
         self, mask: Int16[np.ndarray, "h w"], mpp: float, scales: Sequence[float | int]
     ) -> Float32[np.ndarray, "c h w"]:
-        """Return the probabilities if every window answered with the class of most of its labelled pixels."""
+        """Return the probabilities if every window gave the class of most of its labelled pixels."""
         classes = self.class_of.shape[1]
         maps = [
-            window_strips(mask, self.edge(mpp, scale), self.overlap, _perfect_answers(classes, self.batch_size))
+            window_strips(mask, self.edge(mpp, scale), self.overlap, _majority_answers(classes, self.batch_size))
             for scale in scales
         ]
         return fill(average_strips(maps), classes, *mask.shape)
@@ -131,7 +131,7 @@ def window_strips(pixels: np.ndarray, edge: int, overlap: float, answer: Answer)
             yield Strip(top, bottom, strip.values[:, before[1] : before[1] + width])
 
 
-def _perfect_answers(classes: int, batch_size: int) -> Answer:
+def _majority_answers(classes: int, batch_size: int) -> Answer:
     """Return a function that answers with the class of most labelled pixels of each window."""
 
     def answer(mask: np.ndarray, grid: WindowGrid) -> Iterator[Float32[np.ndarray, "_ c"]]:

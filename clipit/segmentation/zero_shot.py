@@ -1,26 +1,18 @@
 """Segmentation without masks to train on: windows classified by the VLM, a student or a classifier."""
 
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32, Int16
 from PIL import Image
 
-from clipit.errors import ConfigError, shortlist
+from clipit.errors import ConfigError, ModelError, shortlist
 from clipit.progress import progress
 from clipit.prompts.prompt_set import PromptSet, load_prompts
-from clipit.runs.folder import explaining_differences
-from clipit.runs.predict import open_classifier
 from clipit.runs.tile_scorer import TileScorer, classifier_scorer, vlm_scorer
 from clipit.segmentation.decision import Decision, DecisionSearch
 from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.windows import WindowModel
-
-if TYPE_CHECKING:
-    from clipit.models.inference import Classifier
 
 
 def missing_prompts(inputs: MethodInputs) -> str:
@@ -56,7 +48,7 @@ def student_windows(inputs: MethodInputs) -> list[Segmenter]:
         ModelError: The classifier was trained without text.
     """
     prompts = _load(inputs)
-    return [_segmenter("student, windows", _open(inputs, prompts), inputs)]
+    return [_segmenter("student, windows", classifier_scorer(inputs.classifier, prompts), inputs)]
 
 
 def classifier_windows(inputs: MethodInputs) -> list[Segmenter]:
@@ -65,7 +57,7 @@ def classifier_windows(inputs: MethodInputs) -> list[Segmenter]:
     Raises:
         ConfigError: Classes of the masks are not among those of the classifier.
     """
-    return [_segmenter("classifier, windows", _open(inputs, None), inputs)]
+    return [_segmenter("classifier, windows", classifier_scorer(inputs.classifier), inputs)]
 
 
 def prompts_name(inputs: MethodInputs) -> str | None:
@@ -77,15 +69,29 @@ def _load(inputs: MethodInputs) -> PromptSet:
     return load_prompts(str(prompts_name(inputs)))
 
 
-def open_run(inputs: MethodInputs) -> "Classifier":
-    """Open the classifier of the finished run."""
-    run = inputs.run or Path()
-    with explaining_differences(run, inputs.config):
-        return open_classifier(inputs.config, run)
+def prompt_classes(inputs: MethodInputs) -> Sequence[str]:
+    """Return the classes of the prompts."""
+    return tuple(_load(inputs).classes)
 
 
-def _open(inputs: MethodInputs, prompts: PromptSet | None) -> TileScorer:
-    return classifier_scorer(open_run(inputs), prompts)
+def student_classes(inputs: MethodInputs) -> Sequence[str]:
+    """Return the classes of the prompts.
+
+    Raises:
+        ModelError: The classifier was trained without text.
+    """
+    if inputs.classifier.network.projector is None:
+        raise ModelError(
+            "this classifier was trained without text, so that it cannot be compared with prompts",
+            where=inputs.run,
+            fix="use a run that was trained with text",
+        )
+    return prompt_classes(inputs)
+
+
+def classifier_classes(inputs: MethodInputs) -> Sequence[str]:
+    """Return the classes of the classifier of the finished run."""
+    return tuple(inputs.classifier.classes)
 
 
 def map_classes(
@@ -96,29 +102,25 @@ def map_classes(
     Args:
         model: Classes of the model.
         masks: Classes of the masks.
-        mapping: Class of the masks by class of the model; empty: the names are the same.
+        mapping: Class of the masks by class of a model; without an entry for this model, the names are the same.
         where: Model, for messages.
 
     Raises:
-        ConfigError: The mapping names other classes, or a class of the masks has no class of the model.
+        ConfigError: A class of the masks has no class of the model.
     """
-    unknown = sorted(set(mapping) - set(model))
-    reached = {mapping.get(name) if mapping else name for name in model}
+    own = {name: target for name, target in mapping.items() if name in model} or {name: name for name in model}
+    reached = {*own.values()}
     without = [name for name in masks if name not in reached]
-    if unknown or without:
-        problem = (
-            f"segmentation.class_map names classes that the model does not have: {', '.join(unknown)}"
-            if unknown
-            else f"no class of the model stands for {', '.join(without)} of the masks"
-        )
+    if without:
         raise ConfigError(
-            f"{problem}; the model has {shortlist(list(model), 20)}",
+            f"no class of the model stands for {', '.join(without)} of the masks; the model has "
+            f"{shortlist(list(model), 20)}",
             where=where,
             fix="map classes of the model to those of the masks in segmentation.class_map, or use other prompts",
         )
     matrix = np.zeros((len(model), len(masks)), dtype=np.float32)
     for row, name in enumerate(model):
-        target = mapping.get(name) if mapping else name
+        target = own.get(name)
         if target is not None and target in masks:
             matrix[row, list(masks).index(target)] = 1
     return matrix
@@ -152,24 +154,24 @@ def _segmenter(name: str, scorer: TileScorer, inputs: MethodInputs) -> Segmenter
     def probabilities(image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
         return model.probabilities(image, mpp, scales)
 
-    def ceiling(mask: Int16[np.ndarray, "h w"], mpp: float) -> Float32[np.ndarray, "c h w"]:
-        return model.perfect(mask, mpp, scales)
+    def majority(mask: Int16[np.ndarray, "h w"], mpp: float) -> Float32[np.ndarray, "c h w"]:
+        return model.majority(mask, mpp, scales)
 
-    return Segmenter(name, probabilities, facts, choice=choice, decision=decision, ceiling=ceiling)
+    return Segmenter(name, probabilities, facts, choice=choice, decision=decision, majority=majority)
 
 
 def _choose_scales(model: WindowModel, inputs: MethodInputs) -> tuple[tuple[float, ...], Decision | None, str]:
     """Choose a single scale or the mean of all, together with the rule from probabilities to classes.
 
     Returns:
-        Scales, rule, and what was chosen in a sentence.
+        Scales, rule, and what was chosen.
     """
     options, validation = inputs.options, inputs.masks.of_split("validation")
     all_scales = options.windows.scales
     if len(all_scales) == 1:
         return all_scales, None, ""
     if not len(validation):
-        return all_scales, None, "nothing, as there are no validation masks; all scales are averaged"
+        return all_scales, None, "mean of all scales (no validation masks to choose one of them)"
     candidates = [*((scale,) for scale in all_scales), all_scales]
     searches = [DecisionSearch(validation.classes.names, options) for _ in candidates]
     with progress("predicting validation masks", len(validation)) as advance:
@@ -181,10 +183,16 @@ def _choose_scales(model: WindowModel, inputs: MethodInputs) -> tuple[tuple[floa
                 search.add(probabilities, truth)
             advance()
     decisions = [search.best() for search in searches]
-    dice = [-1.0 if math.isnan(decision.dice) else decision.dice for decision in decisions]
-    best = int(np.argmax(dice))
+    dice = [decision.dice for decision in decisions]
+    if np.isnan(dice).all():
+        return all_scales, None, "mean of all scales (no validation mask contains the foreground)"
+    best = int(np.nanargmax(dice))
     listed = ", ".join(f"{_title(scales)}: {value:.3f}" for scales, value in zip(candidates, dice, strict=True))
-    return candidates[best], decisions[best], f"scale {_title(candidates[best])}, of mean Dice by scale {listed}"
+    return (
+        candidates[best],
+        decisions[best],
+        f"scale {_title(candidates[best])} (mean Dice on the validation masks: {listed})",
+    )
 
 
 def _title(scales: Sequence[float]) -> str:

@@ -62,9 +62,9 @@ def demo_slides(run: Path, out: Path) -> str:
         found = _agreement(scored.prepared, scorer, folder, world)
         if not rows:
             rows += [_row("everything is the most frequent tissue", found["floor"])]
-            ceiling = _row("a perfect answer per tile", found["ceiling"])
+            majority = _row("majority answer per tile", found["majority"])
         rows.append(_row(f"map of the {scorer.title}", found["map"]))
-    table = markdown_table(("agreement with the masks", "pixels", "mean Dice"), [*rows, ceiling])
+    table = markdown_table(("agreement with the masks", "pixels", "mean Dice"), [*rows, majority])
     page = out / "classifier" / "slides" / listed.slides[0].name / PAGE
     classes = len(scorers["classifier"].classes)
     return (

@@ -1,4 +1,4 @@
-"""Maps are compared with masks, beside floor and ceiling: counted by hand and by scikit-learn."""
+"""Maps are compared with masks, beside floor and majority answer: counted by hand and by scikit-learn."""
 
 import numpy as np
 import pytest
@@ -38,14 +38,14 @@ def test_a_class_that_the_mask_lacks_has_no_dice() -> None:
     assert found.dice[0] == 1 and np.isnan(found.dice[1]) and found.mean_dice == 1
 
 
-def test_the_ceiling_is_a_perfect_answer_per_tile_and_the_floor_one_class() -> None:
+def test_the_majority_answers_per_tile_and_the_floor_is_one_class() -> None:
     truth = np.array([[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 1]])
     four = grid([0, 2, 0, 2], [0, 0, 2, 2], 2, 2.0)
     assert perfect_tiles(four, truth, 2, 1.0).argmax(axis=1).tolist() == [0, 1, 1, 1]
     scores = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32)
     found = compare_with_mask(four, scores, truth, 1.0)
     assert found["floor"].accuracy == pytest.approx(12 / 16)
-    assert found["ceiling"].accuracy == pytest.approx(14 / 16)
+    assert found["majority"].accuracy == pytest.approx(14 / 16)
     assert found["map"].accuracy == pytest.approx(10 / 16)
 
 

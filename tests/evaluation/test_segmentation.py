@@ -6,14 +6,13 @@ import torch
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_jaccard_index
 
+from clipit.evaluation.mask_references import all_one_class, best_answers, haematoxylin_mask, majority_answers
 from clipit.evaluation.segmentation import (
+    FALSE_AREA,
     MEAN,
-    all_one_class,
     count_pixels,
     foreground_dice,
-    haematoxylin_mask,
     mask_scores,
-    perfect_answers,
     score_masks,
 )
 
@@ -60,10 +59,32 @@ def test_images_are_averaged_or_their_pixels_taken_together() -> None:
     # The second image has no pixel of y, truly or predicted, and so no score of it.
     images = rows["dice", "y", "images"]
     assert images.value == pytest.approx((4 / 5 + 8 / 12) / 2) and images.images == 2
+    assert np.isnan(foreground_dice(counts, [1])[1])
     assert rows["dice", "y", "pixels"].value == pytest.approx(2 * 6 / (10 + 7))
     assert rows["dice", MEAN, "images"].value == images.value
     assert images.low is None and "3 independent units" in images.reason
     assert foreground_dice(counts, [1])[[0, 2]].tolist() == pytest.approx([4 / 5, 8 / 12])
+
+
+def test_methods_are_averaged_over_the_same_images_and_false_foreground_is_counted_apart() -> None:
+    # One image of two pixels of y, one without y, one without any y of 4 x 4 pixels: careful finds none of it there.
+    careful = np.array([[[1, 1], [0, 2]], [[4, 0], [0, 0]], [[16, 0], [0, 0]]])
+    eager = np.array([[[1, 1], [0, 2]], [[3, 1], [0, 0]], [[8, 8], [0, 0]]])
+    blind = np.array([[[2, 0], [2, 0]], [[4, 0], [0, 0]], [[16, 0], [0, 0]]])
+    expected = {
+        "careful": (0.8, 0, 0, 2 / 3),
+        "eager": (0.8, (1 / 4 + 1 / 2) / 2, 9 / 20, 2 / 3),
+        "blind": (0, 0, 0, 0),
+    }
+    for counts, (dice, images, pixels, precision) in zip((careful, eager, blind), expected.values(), strict=True):
+        rows = {
+            (r.metric, r.averaging): r for r in score_masks(counts, np.array(["a", "b", "c"]), "xy", "y")
+            if r.class_name == MEAN
+        }  # fmt: skip
+        assert rows["dice", "images"].value == pytest.approx(dice) and rows["dice", "images"].images == 1
+        assert rows["precision", "images"].value == pytest.approx(precision)
+        assert rows[FALSE_AREA, "images"].value == pytest.approx(images) and rows[FALSE_AREA, "images"].images == 2
+        assert rows[FALSE_AREA, "pixels"].value == pytest.approx(pixels)
 
 
 def test_intervals_resample_patients_and_not_images() -> None:
@@ -75,7 +96,7 @@ def test_intervals_resample_patients_and_not_images() -> None:
     for row in ten:  # ten copies of each image of a patient tell nothing more
         same = one[row.metric, row.class_name, row.averaging]
         assert (row.value, row.low, row.high) == pytest.approx((same.value, same.low, same.high))
-        assert row.low < row.value < row.high
+        assert row.metric == FALSE_AREA or row.low < row.value < row.high
 
 
 def test_the_floor_of_one_class_everywhere_has_the_dice_of_its_share() -> None:
@@ -86,11 +107,41 @@ def test_the_floor_of_one_class_everywhere_has_the_dice_of_its_share() -> None:
     assert counts.sum(axis=2).tolist() == present.tolist()
 
 
-def test_perfect_answers_give_each_tile_the_class_of_most_of_its_pixels() -> None:
+def test_majority_answers_give_each_tile_the_class_of_most_of_its_pixels() -> None:
     truth = np.array([[0, 0, 1, 1, 0], [0, 1, 1, 1, 0], [-1, -1, 1, 1, 1], [-1, 1, 0, 1, 1]])
-    found = perfect_answers(truth, 2, 2)
+    found = majority_answers(truth, 2, 2)
     assert found.tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
-    assert perfect_answers(truth, 1, 2)[truth >= 0].tolist() == truth[truth >= 0].tolist()
+    for code in (0, 1):
+        assert best_answers(truth, 1, code)[truth >= 0].tolist() == truth[truth >= 0].tolist()
+    assert majority_answers(truth, 1, 2)[truth >= 0].tolist() == truth[truth >= 0].tolist()
+
+
+def test_the_best_answers_have_the_highest_dice_of_all_answers_per_tile() -> None:
+    rng = np.random.default_rng(0)
+    for trial in range(12):
+        truth = (rng.random((6, 5)) < rng.random((6, 5)).round() * 0.5 + 0.25).astype(int)
+        truth[rng.random(truth.shape) < 0.1] = -1
+        code = trial % 2
+        best = mask_scores(count_pixels(best_answers(truth, 2, code), truth, 2))["dice"][code]
+        every = []
+        for number in range(2**9):
+            tiles = (number >> np.arange(9) & 1).reshape(3, 3).repeat(2, axis=0).repeat(2, axis=1)[:, :5]
+            every.append(mask_scores(count_pixels(tiles, truth, 2))["dice"][code])
+        assert best == pytest.approx(np.nanmax(every))
+
+
+def test_the_majority_can_have_a_lower_dice_than_one_class_everywhere() -> None:
+    # One tile with 90 % of foreground, four with 40 %.
+    truth = np.repeat([[1] * 9 + [0], *[[1] * 4 + [0] * 6] * 4], 10, axis=0)
+    dice = [
+        mask_scores(count_pixels(found, truth, 2))["dice"][1]
+        for found in (majority_answers(truth, 10, 2), best_answers(truth, 10, 1), np.ones_like(truth))
+    ]
+    assert dice == pytest.approx([180 / 350, 500 / 750, 500 / 750])
+
+
+def test_an_image_without_the_class_gets_none_of_it() -> None:
+    assert (best_answers(np.zeros((4, 4), int), 2, 1) == 0).all()
 
 
 def test_blue_nuclei_on_pink_stroma_exceed_the_threshold_of_haematoxylin() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,16 @@ import clipit
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.config.segmentation import SegmentationConfig, SegmentationMethod
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError, DataError, ModelError
 from clipit.evaluation.segmentation import MEAN
 from clipit.runs.training_tiles import TRAINING_TILES
-from clipit.segmentation import study as study_module
+from clipit.segmentation import selection
 from clipit.segmentation.decision import DecisionSearch
-from clipit.segmentation.method import Method, Segmenter
+from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.methods import METHODS
-from clipit.segmentation.study import segment
+from clipit.segmentation.selection import select_methods
+from clipit.segmentation.study import _segment, read_study_masks, segment
+from clipit.workspace.workspace import Workspace
 
 PARTS = {"train": 3, "validation": 3, "test": 12}
 
@@ -45,7 +49,7 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             Image.fromarray(mask).save(root / f"mask_{name}")
             lines.append(f"{name},mask_{name},{split},{split}-{number},1.0")
     (root / "tiles.csv").write_text("\n".join(lines), encoding="utf-8")
-    prompts = {"name": "p", "version": 1, "templates": ["{}."], "classes": {"gland": ["gland"], "stroma": ["stroma"]}}
+    prompts = {"name": "p", "version": 1, "templates": ["{}."], "classes": {"glands": ["gland"], "other": ["stroma"]}}
     (root / "prompts.yaml").write_text(yaml.safe_dump(prompts), encoding="utf-8")
     save_classifier(root)
     return {
@@ -76,12 +80,13 @@ def finished(values: dict[str, Any]) -> "clipit.api.segmentation.SegmentResult":
     oracle = Method("darkness", lambda inputs: "", lambda inputs: [Segmenter("dark", darkness, {"model": "dark"})])
     changes = {
         "segmentation.prompts": str(values["root"] / "prompts.yaml"),
-        "segmentation.class_map": {"gland": "gland", "stroma": "stroma"},
+        # For the prompts; the classifier's own names are those of the masks.
+        "segmentation.class_map": {"glands": "gland", "other": "stroma"},
         "note": "<script>taken</script>",
     }
     with pytest.MonkeyPatch.context() as patch:
         windows = {name: METHODS[name] for name in ("vlm_windows", "student_windows", "classifier_windows")}
-        patch.setattr(study_module, "METHODS", {"dark": oracle, **windows})
+        patch.setattr(selection, "METHODS", {"dark": oracle, **windows})
         return clipit.segment(configure(values, **changes), values["root"] / "run")
 
 
@@ -98,9 +103,9 @@ def test_every_method_is_scored_beside_floors_and_ceilings(finished: Any) -> Non
     floor = np.mean([2 * p / (1 + p) for p in share])
     assert dice(rows, "everything is gland") == pytest.approx(floor)
     assert 0 < dice(rows, "haematoxylin above Otsu's threshold is gland") < 1
-    assert dice(rows, "perfect answer per tile of 20 um") < 1
+    assert dice(rows, "best answer per tile of 20 um") < 1
     for name in windows:
-        assert 0 < dice(rows, name) < dice(rows, f"ceiling of {name}") < 1
+        assert 0 < dice(rows, name) < dice(rows, f"majority answers in the windows of {name}") < 1
     # The threshold of one half would find nothing; the one from validation masks finds every pixel.
     assert dice(rows, "dark") == 1
     assert 0 < rows[rows.subject == "dark"].threshold.iloc[0] < 0.5
@@ -135,7 +140,11 @@ def test_the_page_shows_tables_and_pictures_and_escapes_names(finished: Any) -> 
     page = finished.page.read_text()
     assert "<script>taken" not in page and "test0<b>" not in page
     assert page.count("data:image/png;base64,") == 4 * 3  # best, median and worst image of each method
-    for text in ("everything is gland", "perfect answer per tile of 140 um", "ceiling of VLM, windows"):
+    for text in (
+        "everything is gland",
+        "best answer per tile of 140 um",
+        "majority answers in the windows of VLM, windows",
+    ):
         assert text in page
     assert re.search(r"Dice of .*|Mean of the foreground classes", finished.report.read_text())
 
@@ -172,7 +181,49 @@ def test_a_study_without_validation_masks_predicts_the_most_probable_class(value
     section = file.segmentation.model_copy(update={"class_map": mapping})
     rows = pd.read_parquet(segment(file.run, section, values["root"] / "run") / "segmentation.parquet")
     method = rows[rows.kind == "method"].iloc[0]
-    assert pd.isna(method.threshold) and "no validation masks" in method.choice
+    assert pd.isna(method.threshold) and "no validation masks" in method.choice and method.validation_masks == 0
+
+
+def test_models_and_classes_are_checked_before_anything_is_predicted(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(inputs: MethodInputs) -> tuple[str, ...]:
+        raise ModelError("trained without text", where="run", fix="use another")
+
+    def method(classes: Callable[[MethodInputs], tuple[str, ...]] | None, trained: bool = False) -> Method:
+        return Method("", lambda inputs: "", lambda inputs: [], trained=trained, classes=classes)
+
+    methods = {
+        "mapped": method(lambda inputs: ("a", "b", "c")),
+        "same names": method(lambda inputs: ("stroma", "gland")),
+        "other names": method(lambda inputs: ("a", "x")),
+        "refused": method(refuse),
+        "unet": method(None, trained=True),
+    }
+    monkeypatch.setattr(selection, "METHODS", methods)
+    file = configure(values, **{"segmentation.class_map": {"a": "gland", "b": "stroma"}})
+    workspace = Workspace(file.run)
+    inputs = MethodInputs(
+        file.run, file.segmentation, workspace, read_study_masks(file.run, file.segmentation, workspace)
+    )
+    found, notes = select_methods(inputs)
+    assert list(found) == ["mapped", "same names"]
+    assert notes[0] == "refused is left out: trained without text"
+    assert "other names is left out: no class of the model stands for stroma" in notes[1]
+    wrong = file.segmentation.model_copy(update={"class_map": {"a": "gland", "b": "stroma", "typo": "gland"}})
+    with pytest.raises(ConfigError, match="no model has: typo; mapped has a, b, c"):
+        select_methods(replace(inputs, options=wrong))
+    training = file.segmentation.training.model_copy(update={"masks": (2, 5, None)})
+    named = file.segmentation.model_copy(update={"methods": ("unet",), "training": training, "class_map": {}})
+    assert select_methods(replace(inputs, options=named))[1] == [
+        "segmentation.training.masks: 5 left out, because there are 3 training masks"
+    ]
+    # Methods that train on masks choose no threshold on further masks.
+    dark, test = Segmenter("dark", darkness, {"model": "dark"}), inputs.masks.of_split("test")
+    untrained, trained = (_segment(dark, methods[name], inputs, test) for name in ("mapped", "unet"))
+    assert untrained.validation_masks == 3 and untrained.decision.threshold is not None
+    assert trained.validation_masks == 0 and trained.decision.threshold is None
+    assert trained.counts[:, :, 1].sum() == 0  # no probability exceeds one half
 
 
 def test_inputs_that_are_missing_are_named(values: dict[str, Any], tmp_path: Path) -> None:

@@ -116,15 +116,15 @@ def test_probabilities_follow_the_image_and_smaller_images_are_reflected() -> No
     assert tiny.shape == (2, 3, 6) and (np.diff(tiny[1]) == 0).all() and 0 < tiny[1, 0, 0] < 1
 
 
-def test_the_ceiling_of_windows_is_reached_by_perfect_answers() -> None:
+def test_windows_of_one_class_are_exact_by_majority() -> None:
     mask = np.zeros((24, 40), np.int16)
     mask[:, 20:] = 1
     mask[0, 0] = -1
     exact = (
-        model(overlap=0.0).perfect(mask, 4.0, (1.0,)).argmax(axis=0)
+        model(overlap=0.0).majority(mask, 4.0, (1.0,)).argmax(axis=0)
     )  # windows of 4 pixels, none of which crosses the border
     assert (exact[mask >= 0] == mask[mask >= 0]).all()
-    coarse = model(overlap=0.0).perfect(mask, 1.0, (1.0,)).argmax(axis=0)
+    coarse = model(overlap=0.0).majority(mask, 1.0, (1.0,)).argmax(axis=0)
     assert (coarse[:, :16] == 0).all() and (coarse[:, 16:] == 1).all()
 
 
@@ -132,9 +132,11 @@ def test_probabilities_of_classes_without_a_place_in_the_masks_are_dropped() -> 
     matrix = map_classes(["a", "b", "c"], ["x", "y"], {"a": "x", "c": "y"}, "model")
     assert matrix.tolist() == [[1, 0], [0, 0], [0, 1]]
     assert map_classes(["y", "z", "x"], ["x", "y"], {}, "model").tolist() == [[0, 1], [0, 0], [1, 0]]
-    for wrong, mapping in (("no class of the model stands for y", {"a": "x"}), ("does not have: d", {"d": "x"})):
-        with pytest.raises(ConfigError, match=wrong):
-            map_classes(["a", "b"], ["x", "y"], mapping, "model")
+    # Entries for the classes of another model do not count.
+    assert map_classes(["y", "x"], ["x", "y"], {"a": "x", "c": "y"}, "model").tolist() == [[0, 1], [1, 0]]
+    assert map_classes(["a", "c"], ["x", "y"], {"a": "x", "c": "y", "d": "x"}, "model").tolist() == [[1, 0], [0, 1]]
+    with pytest.raises(ConfigError, match="no class of the model stands for y"):
+        map_classes(["a", "b"], ["x", "y"], {"a": "x"}, "model")
 
 
 def test_batches_do_not_change_the_map() -> None:

@@ -1,0 +1,87 @@
+"""Floors and ceilings of segmentations: answers that need no model, and the best answers per tile."""
+
+import numpy as np
+from jaxtyping import Bool, Int64, Integer, UInt8
+
+from clipit.evaluation.perturb import HED
+from clipit.slides.tissue import otsu
+
+
+def all_one_class(present: Int64[np.ndarray, "n c"], code: int) -> Int64[np.ndarray, "n c c"]:
+    """Return the confusion matrices of a prediction that calls every pixel one class.
+
+    The Dice of this class in an image of which it covers the share p is 2 p / (1 + p).
+
+    Args:
+        present: Pixels of each image by true class.
+        code: Predicted class.
+    """
+    counts = np.zeros((*present.shape, present.shape[1]), dtype=np.int64)
+    counts[:, :, code] = present
+    return counts
+
+
+def haematoxylin_mask(image: UInt8[np.ndarray, "h w 3"], smoothing: float | int) -> Bool[np.ndarray, "h w"]:
+    """Return where the smoothed haematoxylin of an H&E image exceeds Otsu's threshold.
+
+    Concentrations are those of the fixed stains of Ruifrok and Johnston (2001), scaled to 0..1 within the image.
+
+    Args:
+        image: RGB image.
+        smoothing: Standard deviation of a Gaussian in pixels, which joins neighbouring nuclei; 0 for none.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    density = -np.log((image.astype(np.float32) + 1) / 256)
+    amount = np.maximum(density @ np.linalg.inv(HED)[:, 0].astype(np.float32), 0)
+    if smoothing:
+        amount = gaussian_filter(amount, smoothing)
+    low, high = float(amount.min()), float(amount.max())
+    scaled = ((amount - low) / max(high - low, 1e-6)).astype(np.float32)
+    return np.asarray(scaled > otsu(scaled))
+
+
+def majority_answers(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -> Int64[np.ndarray, "h w"]:
+    """Return the segmentation in which each tile gets the class of most of its labelled pixels.
+
+    It has the highest accuracy of all segmentations by tiles, but not the highest Dice (`best_answers`). Tiles lie side
+    by side from the upper left corner; those at the right and lower border are cut off.
+
+    Args:
+        truth: True class of each pixel; -1 is ignored.
+        edge: Edge of a tile in pixels.
+        classes: Number of classes.
+    """
+    areas = np.stack([_areas(truth == code, edge) for code in range(classes)])
+    return _spread(areas.argmax(axis=0), edge, truth.shape)
+
+
+def best_answers(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> Int64[np.ndarray, "h w"]:
+    """Return the segmentation by tiles, as those of `majority_answers`, with the highest Dice of one of two classes.
+
+    A tile raises the Dice if its share of the class exceeds half of it, so that the best tiles are those with the
+    largest shares. The number of tiles is that with the highest Dice.
+
+    Args:
+        truth: True class of each pixel, 0 or 1; -1 is ignored.
+        edge: Edge of a tile in pixels.
+        code: Class whose Dice is maximised.
+    """
+    inside, labelled = _areas(truth == code, edge), _areas(truth >= 0, edge)
+    order = np.argsort(-inside / np.maximum(labelled, 1), axis=None, kind="stable")
+    found, predicted = (np.cumsum([0, *areas.ravel()[order]]) for areas in (inside, labelled))
+    dice = 2 * found / np.maximum(found[-1] + predicted, 1)
+    answers = np.full(inside.size, 1 - code)
+    answers[order[: int(dice.argmax())]] = code
+    return _spread(answers.reshape(inside.shape), edge, truth.shape)
+
+
+def _areas(where: Bool[np.ndarray, "h w"], edge: int) -> Int64[np.ndarray, "r k"]:
+    """Count the pixels of each tile."""
+    rows, columns = np.arange(0, where.shape[0], edge), np.arange(0, where.shape[1], edge)
+    return np.asarray(np.add.reduceat(np.add.reduceat(where.astype(np.int64), rows, axis=0), columns, axis=1))
+
+
+def _spread(answers: Int64[np.ndarray, "r k"], edge: int, shape: tuple[int, ...]) -> Int64[np.ndarray, "h w"]:
+    """Give the pixels of each tile its class."""
+    return np.asarray(answers.repeat(edge, axis=0)[: shape[0]].repeat(edge, axis=1)[:, : shape[1]], dtype=np.int64)

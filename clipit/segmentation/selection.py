@@ -1,0 +1,86 @@
+"""Select the methods of a study: inputs, models and classes are checked before anything is predicted."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from clipit.errors import ConfigError, ModelError
+from clipit.segmentation.draws import nested_counts
+from clipit.segmentation.method import Method, MethodInputs
+from clipit.segmentation.methods import METHODS
+from clipit.segmentation.zero_shot import map_classes
+
+logger = logging.getLogger(__name__)
+
+
+def select_methods(inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
+    """Return the methods to compare: those that are configured, or all without training that can run.
+
+    Returns:
+        Methods by name, and notes on methods and numbers of masks that are left out.
+
+    Raises:
+        ConfigError: A configured method lacks its inputs or classes, no method has them, or `segmentation.class_map`
+            names a class that no model has.
+        ModelError: The model of a configured method does not support it.
+    """
+    options = inputs.options
+    named: list[str] = [*options.methods] or [name for name, method in METHODS.items() if not method.trained]
+    methods, notes = _with_inputs({name: METHODS[name] for name in named}, inputs)
+    classes: dict[str, Sequence[str]] = {}
+    failed: dict[str, ConfigError | ModelError] = {}
+    for name, method in methods.items():
+        if method.classes is not None:
+            try:
+                classes[name] = method.classes(inputs)
+            except (ConfigError, ModelError) as error:
+                failed[name] = error
+    _check_class_map(options.class_map, classes)
+    for name, own in classes.items():
+        try:
+            map_classes(own, inputs.masks.classes.names, options.class_map, name)
+        except ConfigError as error:
+            failed[name] = error
+    if failed and (options.methods or len(failed) == len(methods)):
+        raise next(iter(failed.values()))
+    notes += [f"{name} is left out: {error.what}" for name, error in failed.items()]
+    methods = {name: method for name, method in methods.items() if name not in failed}
+    notes += _notes_on_masks(methods, inputs)
+    for note in notes:
+        logger.info(f"note: {note}")
+    return methods, notes
+
+
+def _with_inputs(methods: Mapping[str, Method], inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
+    """Return the methods that have their inputs, and notes on the others."""
+    lacking = {name: what for name, method in methods.items() if (what := method.missing(inputs))}
+    if lacking and (inputs.options.methods or len(lacking) == len(methods)):
+        raise ConfigError(
+            "methods lack their inputs: " + "; ".join(f"{name} needs {what}" for name, what in lacking.items()),
+            where="segmentation.methods",
+            fix="give what is missing, or name other methods",
+        )
+    notes = [f"{name} is left out, because it needs {what}" for name, what in lacking.items()]
+    return {name: method for name, method in methods.items() if name not in lacking}, notes
+
+
+def _check_class_map(mapping: Mapping[str, str], classes: Mapping[str, Sequence[str]]) -> None:
+    unknown = sorted(set(mapping) - {name for own in classes.values() for name in own})
+    if unknown and classes:
+        raise ConfigError(
+            f"segmentation.class_map names classes that no model has: {', '.join(unknown)}; "
+            + "; ".join(f"{name} has {', '.join(own)}" for name, own in classes.items()),
+            where="segmentation.class_map",
+            fix="correct the names, or add the method whose model has them",
+        )
+
+
+def _notes_on_masks(methods: Mapping[str, Method], inputs: MethodInputs) -> list[str]:
+    """Return notes on numbers of training masks that exceed what there is."""
+    if not any(method.trained for method in methods.values()):
+        return []
+    wanted, available = inputs.options.training.masks, len(inputs.masks.of_split("train"))
+    counts = nested_counts(wanted, available)
+    beyond = [str(count) for count in wanted if count is not None and count not in counts]
+    if not beyond:
+        return []
+    return [f"segmentation.training.masks: {', '.join(beyond)} left out, because there are {available} training masks"]

@@ -105,3 +105,11 @@ def test_no_two_public_classes_share_a_name() -> None:
 def test_the_map_of_the_package_is_up_to_date() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert updated_page(page) == page, "run python -m tools.package_map"
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports test files by name alone where their folder is no package, and refuses the second."""
+    folders = [path.parent for path in Path(__file__).parent.rglob("test_*.py")]
+    loose = {folder for folder in folders if not (folder / "__init__.py").exists()}
+    counts = Counter(path.name for folder in loose for path in folder.glob("test_*.py"))
+    assert [name for name, count in counts.items() if count > 1] == []

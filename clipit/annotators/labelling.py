@@ -87,11 +87,11 @@ class Annotations:
     def posteriors(self, ids: Sequence[str]) -> Float32[np.ndarray, "n c"]:
         """Return the posteriors of training or validation tiles; rows of zeros for tiles without labels."""
         row_of = {name: row for row, name in enumerate(self.learnt.votes.items)}
-        found = np.zeros((len(ids), len(self.votes.classes)), dtype=np.float32)
+        posteriors = np.zeros((len(ids), len(self.votes.classes)), dtype=np.float32)
         for place, name in enumerate(ids):
             if name in row_of:
-                found[place] = self.learnt.posteriors[row_of[name]]
-        return found
+                posteriors[place] = self.learnt.posteriors[row_of[name]]
+        return posteriors
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def label_tiles(votes: Votes, config: AnnotationsConfig, learnt: Collection[str]
     else:
         shared, independent = (), _OF_SOURCE[config.source_annotators]
         notes += _source_notes(independent) if tests else []
-    found = Annotations(votes, of_training, of_tests, () if source_tests else tuple(panel), independent, shared)
-    return TileLabels(labels, found, tuple(notes))
+    annotations = Annotations(votes, of_training, of_tests, () if source_tests else tuple(panel), independent, shared)
+    return TileLabels(labels, annotations, tuple(notes))
 
 
 def best_annotator(consensus: Consensus) -> str:
@@ -230,11 +230,11 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
         note = f"training labels: those of annotator {name}{chosen}, on {len(own):,} tiles"
         return dict(zip(own.items, own.table()[:, 0].tolist(), strict=True)), [note]
     if config.labels == "majority":
-        found = majority(votes.counts(), votes.items)
+        frequent = majority(votes.counts(), votes.items)
         note = f"training labels: majority of {people} on {len(votes):,} tiles"
-        if found.tied.any():
-            note += f"; {int(found.tied.sum()):,} ties, drawn by a hash of the tile's id"
-        return dict(zip(votes.items, found.labels.tolist(), strict=True)), [note]
+        if frequent.tied.any():
+            note += f"; {int(frequent.tied.sum()):,} ties, drawn by a hash of the tile's id"
+        return dict(zip(votes.items, frequent.labels.tolist(), strict=True)), [note]
     if consensus.estimates is None and len(votes):
         raise DataError(
             consensus.why_not,

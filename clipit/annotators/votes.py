@@ -119,8 +119,8 @@ def majority(counts: Int64[np.ndarray, "n c"], ids: Sequence[str]) -> Majority:
     most = counts.max(axis=1, initial=0)
     leading = (counts == most[:, None]) & (most[:, None] > 0)
     tied = leading.sum(axis=1) > 1
-    found = leading.any(axis=1)
-    labels[found] = leading[found].argmax(axis=1)
+    labelled = leading.any(axis=1)
+    labels[labelled] = leading[labelled].argmax(axis=1)
     for row in np.flatnonzero(tied).tolist():
         candidates = np.flatnonzero(leading[row])
         drawn = int.from_bytes(hashlib.blake2b(f"tie:{ids[row]}".encode(), digest_size=8).digest())

@@ -1,24 +1,22 @@
 """Measure frozen features by probes, few-shot episodes, label-efficiency curves and retrieval."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
-from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
+from clipit.reporting.csv_export import run_study
+
+if TYPE_CHECKING:
+    from clipit.config.file import ConfigFile
 
 
 def main() -> None:
     """Run the command."""
     with user_errors():
-        run = {
-            "type": Path,
-            "default": None,
-            "metavar": "FOLDER",
-            "help": "finished run whose classifier is measured as well",
-        }
-        file, options = read_file_command(__doc__, ["probing"], extra={"--run": run, **RECORD_OPTION})
-        if options.record:
-            check_export(options.record)
-        from clipit.api.experiments import probe
+        run_study(__doc__, "probing", "finished run whose classifier is measured as well", _folder)
 
-        finish_study(probe(file, options.run).folder, "probing", options.record)
+
+def _folder(file: "ConfigFile", run: Path | None) -> Path:
+    from clipit.api.experiments import probe
+
+    return probe(file, run).folder

@@ -1,24 +1,22 @@
 """Segment tiles that have masks by several methods, beside floors and ceilings: zero-shot, few masks, baselines."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
-from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
+from clipit.reporting.csv_export import run_study
+
+if TYPE_CHECKING:
+    from clipit.config.file import ConfigFile
 
 
 def main() -> None:
     """Run the command."""
     with user_errors():
-        run = {
-            "type": Path,
-            "default": None,
-            "metavar": "FOLDER",
-            "help": "finished run whose classifier segments as well",
-        }
-        file, options = read_file_command(__doc__, ["segmentation"], extra={"--run": run, **RECORD_OPTION})
-        if options.record:
-            check_export(options.record)
-        from clipit.api.segmentation import segment
+        run_study(__doc__, "segmentation", "finished run whose classifier segments as well", _folder)
 
-        finish_study(segment(file, options.run).folder, "segmentation", options.record)
+
+def _folder(file: "ConfigFile", run: Path | None) -> Path:
+    from clipit.api.segmentation import segment
+
+    return segment(file, run).folder

@@ -44,15 +44,15 @@ def score_annotators(tiles: TileSet) -> list[AnnotatorScore]:
     Args:
         tiles: Tiles of one split, or of one test set.
     """
-    found = tiles.annotations
-    if found is None:
+    annotations = tiles.annotations
+    if annotations is None:
         return []
-    votes = found.votes.of_items(tiles.ids.tolist())
+    votes = annotations.votes.of_items(tiles.ids.tolist())
     if not len(votes):
         return []
     if not votes.named:
-        return _score_anonymous(votes) if found.test_annotators else []
-    return [score for name in votes.annotators if (score := _score(name, votes, found, tiles)) is not None]
+        return _score_anonymous(votes) if annotations.test_annotators else []
+    return [score for name in votes.annotators if (score := _score(name, votes, annotations, tiles)) is not None]
 
 
 def human_ceiling(tiles: TileSet) -> dict[str, Any] | None:

@@ -222,8 +222,8 @@ def _intervals(seeds: Sequence[Sequence[SlideScore]], resamples: int) -> dict[st
         return {"dice": dice.mean(axis=0), "auroc": auroc.mean(axis=0)}
 
     patients = np.array([each.patient for each in seeds[0]], dtype=object)
-    found = bootstrap(statistics, patients, resamples)
-    bounds: dict[str, object] = {"reason": found["dice"].reason or found["auroc"].reason}
-    for name, interval in found.items():
+    intervals = bootstrap(statistics, patients, resamples)
+    bounds: dict[str, object] = {"reason": intervals["dice"].reason or intervals["auroc"].reason}
+    for name, interval in intervals.items():
         bounds |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     return bounds

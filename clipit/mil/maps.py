@@ -295,9 +295,9 @@ def _score(
 ) -> Iterator[SlideScore]:
     """Score the maps of all slides that have a mask, of which those of one bag are in memory at a time."""
     for bag, label in enumerate(tests.labels.tolist()):
-        found = [part for part in places.of_bag(tests.ids(bag)) if part.slide.name in truths]
-        outputs = _instance_maps(inputs, tests, bag, models, label) if found else {}
-        for part in found:
+        masked = [part for part in places.of_bag(tests.ids(bag)) if part.slide.name in truths]
+        outputs = _instance_maps(inputs, tests, bag, models, label) if masked else {}
+        for part in masked:
             name = part.slide.name
             maps = {key: scores.of_tiles(part.rows) for key, scores in outputs.items()}
             yield from score_slide(truths[name], maps, name, str(tests.patients[bag]))

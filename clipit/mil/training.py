@@ -95,19 +95,19 @@ def check_trainable(bags: MilBags) -> None:
     problems = []
     if len(bags.classes) < 2:
         problems.append(f"all labels are of one class: {', '.join(bags.classes) or 'none'}")
-    found = {}
+    known = {}
     for split in ("train", "validation"):
         labels = bags.labels[(bags.splits == split) & (bags.labels != NO_LABEL)]
-        found[split] = {bags.classes[code] for code in np.unique(labels).tolist()}
-    missing = [name for name in bags.classes if name not in found["train"]]
-    if not found["train"]:
+        known[split] = {bags.classes[code] for code in np.unique(labels).tolist()}
+    missing = [name for name in bags.classes if name not in known["train"]]
+    if not known["train"]:
         problems.append("no training bag has a label")
     elif missing:
         problems.append(f"no training bag has the label {', '.join(missing)}")
-    if not found["validation"]:
+    if not known["validation"]:
         problems.append("no validation bag has a label, so that no epoch can be chosen")
-    elif len(found["validation"]) == 1 < len(bags.classes):
-        problems.append(f"all labelled validation bags are of one class, {', '.join(found['validation'])}")
+    elif len(known["validation"]) == 1 < len(bags.classes):
+        problems.append(f"all labelled validation bags are of one class, {', '.join(known['validation'])}")
     if problems:
         raise DataError(
             "these bags cannot be learned from:\n    " + "\n    ".join(problems),

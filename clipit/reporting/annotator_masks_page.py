@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from clipit.reporting.annotators_section import confusion_tables
 from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.tables import number
 
@@ -69,14 +70,4 @@ def _annotators(part: Mapping[str, Any], classes: Sequence[str], source: str) ->
             "al., 2004)."
         ),
     ]
-    return parts + [
-        Table(
-            ("true \\ given", *classes),
-            [[label, *map(number, row)] for label, row in zip(classes, each["confusion"], strict=True)],
-            caption=f"{each['annotator']}: probability of each label (columns) by true class (rows)",
-            source=source,
-            shades=each["confusion"],
-        )
-        for each in part["annotators"]
-        if each["confusion"] is not None
-    ]
+    return [*parts, *confusion_tables(part["annotators"], classes, source)]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipit.reporting.annotators_section import annotator_parts
+from clipit.reporting.annotators_section import annotator_parts, confusion_tables
 from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.tables import MOST_CLASSES, interval, number
 
@@ -139,14 +139,4 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
     ]
     if len(classes) > MOST_CLASSES:
         return [*parts, Text(f"The confusions of {len(classes)} classes are in {source}.")]
-    parts += [
-        Table(
-            ("true \\ given", *classes),
-            [[label, *map(number, row)] for label, row in zip(classes, each["confusion"], strict=True)],
-            caption=f"{each['annotator']}: probability of each label (columns) by true class (rows)",
-            source=source,
-            shades=each["confusion"],
-        )
-        for each in found["annotators"]
-    ]
-    return parts
+    return [*parts, *confusion_tables(found["annotators"], classes, source)]

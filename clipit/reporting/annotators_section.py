@@ -63,3 +63,24 @@ def ceiling_note(ceiling: Mapping[str, Any], metric: str) -> str:
         f"human ceiling: {LABELS[metric]} of annotators against {against} {sum(values) / len(values):.3f}{spread}"
         f"{dependent}"
     )
+
+
+def confusion_tables(annotators: Sequence[Mapping[str, Any]], classes: Sequence[str], source: str) -> list[Table]:
+    """Return a table of the estimated confusion of each annotator that has one.
+
+    Args:
+        annotators: Name (`annotator`) and `confusion` of each annotator; None without an estimate.
+        classes: Names of the classes.
+        source: File and key of the data.
+    """
+    return [
+        Table(
+            ("true \\ given", *classes),
+            [[label, *map(number, row)] for label, row in zip(classes, each["confusion"], strict=True)],
+            caption=f"{each['annotator']}: probability of each label (columns) by true class (rows)",
+            source=source,
+            shades=each["confusion"],
+        )
+        for each in annotators
+        if each["confusion"] is not None
+    ]

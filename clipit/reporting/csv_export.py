@@ -5,13 +5,16 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipit.artifacts import make_folder, reading, whole_file
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError
+
+if TYPE_CHECKING:
+    from clipit.config.file import ConfigFile
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,26 @@ def finish_study(folder: Path, name: str, record: Path | None) -> None:
         export_study(folder, name, record)
     files = {"tables": f"{name}.md", "page": f"{name}.html", "rows": f"{name}.parquet"}
     logger.info("\n".join(f"{what}: {folder / file}" for what, file in files.items()))
+
+
+def run_study(
+    description: str | None, section: str, run_help: str, study: Callable[["ConfigFile", Path | None], Path]
+) -> None:
+    """Run the command of a study: parse `--config`, `--run` and `--record`, and log its files.
+
+    Args:
+        description: Purpose of the command, for `--help`.
+        section: Section of the configuration file, which also names the files of the study.
+        run_help: Help of `--run`.
+        study: Function from the configuration and the folder of a run (None without one) to the folder of the study.
+    """
+    from clipit.config.command_line import read_file_command
+
+    run = {"type": Path, "default": None, "metavar": "FOLDER", "help": run_help}
+    file, options = read_file_command(description, [section], extra={"--run": run, **RECORD_OPTION})
+    if options.record:
+        check_export(options.record)
+    finish_study(study(file, options.run), section, options.record)
 
 
 def _format_cell(value: object) -> object:

@@ -139,12 +139,12 @@ def _patients_of_training(run: Path) -> tuple[SeenTiles, tuple[str, ...]]:
     try:
         config = read_run_config(run)
         config = config.model_copy(update={"leaks": config.leaks.model_copy(update={"pixels": "off"})})
-        found = find_training_tiles(run, config, Workspace(config))
+        training = find_training_tiles(run, config, Workspace(config))
     except ClipitError as error:
         none = np.zeros(0, dtype=object)
         reason = str(error).splitlines()[0]
         return SeenTiles(none, none, none), (f"patients: the run did not record its training tiles ({reason})",)
-    return found.tiles, tuple(problem for problem in found.problems if not problem.startswith("images"))
+    return training.tiles, tuple(problem for problem in training.problems if not problem.startswith("images"))
 
 
 def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:

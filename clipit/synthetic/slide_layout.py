@@ -68,6 +68,7 @@ class _Warp:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, size: int) -> "_Warp":
+        """Draw the displacement of a slide with this edge in pixels."""
         coarse, fine = ([SmoothNoise.draw(rng, size, size / knots) for _ in range(2)] for knots in (7, 32))
         return cls((coarse[0], coarse[1]), (fine[0], fine[1]))
 

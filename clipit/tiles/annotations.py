@@ -43,8 +43,8 @@ class AnnotatedTiles:
         panel = self.config.test_annotators
         names = [name for name in self.votes.annotators if not panel or (name in panel) == tests]
         votes = self.votes.of_annotators(names)
-        found = majority(votes.counts(), votes.items).labels
-        return _with_labels(tiles, dict(zip(votes.items, found.tolist(), strict=True)))
+        frequent = majority(votes.counts(), votes.items).labels
+        return _with_labels(tiles, dict(zip(votes.items, frequent.tolist(), strict=True)))
 
     def label(self, tiles: TileSet, *, all_tests: bool = False) -> TileSet:
         """Label tiles as configured, and add the notes on their annotators.

@@ -50,13 +50,13 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
     if shown < 0:
         raise ConfigError(f"cannot show {shown} tiles", where="--shown", fix="use 0 or more")
     tiles = Workspace(config).listed_tiles
-    found = tiles.annotations
-    if found is None:
+    annotations = tiles.annotations
+    if annotations is None:
         raise ConfigError("the tiles have no labels by annotators", where="tiles.annotations", fix="set its path")
-    record = describe_annotators(tiles, found, config.evaluation.bootstrap, config.seed)
+    record = describe_annotators(tiles, annotations, config.evaluation.bootstrap, config.seed)
     folder = config.output / "annotators" / config.name
     write_json(folder / "annotators.json", record | {"commit": git_commit(), "versions": versions()})
-    rows = _tile_rows(tiles, found)
+    rows = _tile_rows(tiles, annotations)
     with (
         whole_file(folder / "annotators.csv") as temporary,
         temporary.open("w", encoding="utf-8", newline="") as stream,
@@ -65,7 +65,7 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     path = folder / "annotators.html"
-    write_page(path, annotators_page(f"{config.name}: annotators", record, _disputed(tiles, found, shown)))
+    write_page(path, annotators_page(f"{config.name}: annotators", record, _disputed(tiles, annotations, shown)))
     return path
 
 

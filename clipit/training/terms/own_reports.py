@@ -66,49 +66,49 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     cases = workspace.cases.latest() if options.several == "latest" else workspace.cases
     if options.labels == "case":  # which needs no report
         cases = cases.with_all_patients()
-    found = label_cases(config, workspace, cases, train.labels, train.classes)
-    if not found.known.any() and options.labels == "case":
+    answers = label_cases(config, workspace, cases, train.labels, train.classes)
+    if not answers.known.any() and options.labels == "case":
         raise DataError(
             "no labelled training tile has a patient, so no label can be spread",
             where=f"{_WHERE}.labels",
             fix="label tiles of patients that are known (group), or keep more labels: tiles.labels",
         )
-    if not found.known.any():
+    if not answers.known.any():
         raise DataError(
-            f"no report gives a label: {_format_answers(found.answers)}",
+            f"no report gives a label: {_format_answers(answers.answers)}",
             where=f"{_WHERE}.{'rules' if options.labels == 'rules' else 'labels'}",
             fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
     if options.shuffled:
-        found = exchange_labels(found, cases.organs, config.seed)
-    agreement = {} if options.labels == "case" else label_agreement(found, cases, train.labels)
+        answers = exchange_labels(answers, cases.organs, config.seed)
+    agreement = {} if options.labels == "case" else label_agreement(answers, cases, train.labels)
     row = np.maximum(cases.case_of, 0)
-    weights = ((cases.case_of >= 0) & found.known[row]).astype(np.float32)
-    probabilities = np.where(weights[:, None] > 0, found.probabilities[row], 1 / len(tiles.classes))
+    weights = ((cases.case_of >= 0) & answers.known[row]).astype(np.float32)
+    probabilities = np.where(weights[:, None] > 0, answers.probabilities[row], 1 / len(tiles.classes))
     if options.tiles == "tissue":
         weights = weights * _tissue_probability(options, workspace, train)
     elif options.tiles == "at_least_one":
-        probabilities = _choose_tiles(options, workspace, train, cases, found, weights > 0, probabilities)
-    silent = _silent_classes(found, tiles.classes)
+        probabilities = _choose_tiles(options, workspace, train, cases, answers, weights > 0, probabilities)
+    silent = _silent_classes(answers, tiles.classes)
     unlabelled = train.labels < 0
     labelled_tiles = int(((weights > 0) & unlabelled).sum())
     if not labelled_tiles:
         logger.info("warning: own reports change nothing: no unlabelled training tile gets a label from them")
     facts = {
         "cases": cases.account.__dict__,
-        "answers": found.answers,
-        "labelled_cases": int(found.known.sum()),
+        "answers": answers.answers,
+        "labelled_cases": int(answers.known.sum()),
         "weighted_tiles": float(weights.sum()),
         "unlabelled_tiles": labelled_tiles,
         **agreement,
     }
     lines = [
         cases.account.text(),
-        f"answers: {_format_answers(found.answers)}; {int(found.known.sum()):,} patients have a label",
+        f"answers: {_format_answers(answers.answers)}; {int(answers.known.sum()):,} patients have a label",
         f"{labelled_tiles:,} of {int(unlabelled.sum()):,} unlabelled training tiles get one of these labels",
         *([f"no report gives the classes {shortlist(silent, 10)}"] if silent else []),
         *([_format_agreement(agreement)] if agreement else []),
-        *([f"text classifier: {found.note}"] if found.note else []),
+        *([f"text classifier: {answers.note}"] if answers.note else []),
     ]
     return OwnLabels(probabilities.astype(np.float32), weights.astype(np.float32), facts, "\n".join(lines))
 

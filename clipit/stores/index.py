@@ -20,15 +20,15 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from clipit.artifacts import Artifact, reading, whole_file
+from clipit.artifacts import Artifact, whole_file
 from clipit.config.run import has_lists
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ConfigError, DataError, is_limit
+from clipit.errors import ConfigError, DataError
+from clipit.stores.approximate import FaissIndex, write_faiss
 from clipit.stores.embed import Store, centred
 from clipit.stores.exact import BLOCK, best_rows, merge_best, product
 
 Backend = Literal["auto", "faiss", "torch"]
-_TRAINING_ROWS = 200_000  # enough to train the coarse quantiser of any index that fits on one machine
 _NO_SPREAD = 1e-3  # largest distance between unit vectors that are equal up to half precision
 _MAX_SPREAD_CHECK = 4096
 
@@ -100,7 +100,7 @@ def build_index(
             with whole_file(folder / "mean.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, mean)
         if key != "Flat":
-            _write_faiss(folder / "index.faiss", store, rows, mean, key)
+            write_faiss(folder / "index.faiss", store, rows, mean, key)
         return {
             "rows": len(rows),
             "equal_embeddings": len(store.ids) - len(rows),
@@ -143,8 +143,8 @@ class Index:
         return self.store.positions(self.ids)
 
     @cached_property
-    def _faiss(self) -> "_FaissIndex":
-        return _FaissIndex(self.artifact.file("index.faiss"), self.nprobe)
+    def _faiss(self) -> "FaissIndex":
+        return FaissIndex(self.artifact.file("index.faiss"), self.nprobe)
 
     @cached_property
     def _matrix(self) -> Tensor:
@@ -232,74 +232,3 @@ def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
     by_id = np.argsort(store.ids, kind="stable")
     _, first = np.unique(digests[by_id], return_index=True)
     return np.asarray(by_id[np.sort(first)], dtype=np.int64)
-
-
-class _FaissIndex:
-    """Approximate index of faiss, on the GPU of this process if faiss supports it there."""
-
-    def __init__(self, path: Path, nprobe: int | None) -> None:
-        import faiss
-
-        with reading(path):
-            index = faiss.read_index(str(path))
-        self._space = faiss.ParameterSpace()
-        if nprobe is not None:
-            self._space.set_index_parameter(index, "nprobe", nprobe)
-        lists = faiss.try_extract_index_ivf(index)
-        self._probed, self._lists = (lists.nprobe, lists.nlist) if lists is not None else (1, 1)
-        self._index = _on_device(index)
-        if self._index is not index:
-            self._space = faiss.GpuParameterSpace()
-
-    def search(self, queries: Float32[np.ndarray, "q dim"], k: int, needed: int) -> Int[np.ndarray, "q k"]:
-        """Search `nprobe` lists, and more for queries with fewer than `needed` rows in these."""
-        rows = self._search(queries, k)
-        probed, few = self._probed, rows[:, needed - 1] < 0
-        while few.any() and probed < self._lists:
-            probed = min(2 * probed, self._lists)
-            self._space.set_index_parameter(self._index, "nprobe", probed)
-            rows[few] = self._search(queries[few], k)
-            self._space.set_index_parameter(self._index, "nprobe", self._probed)
-            few = rows[:, needed - 1] < 0
-        return rows
-
-    def _search(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Int[np.ndarray, "q k"]:
-        return np.asarray(self._index.search(queries, k)[1], dtype=np.int64)
-
-
-def _on_device(index: Any) -> Any:
-    """Move an index to this process's GPU if available and supported by faiss for this index type."""
-    import faiss
-
-    device = get_processes().device
-    if device.type != "cuda" or getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
-        return index
-    try:
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
-    except RuntimeError:
-        return index
-
-
-def _write_faiss(
-    path: Path, store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.ndarray, "dim"] | None, key: str
-) -> None:
-    import faiss
-
-    try:
-        index = faiss.index_factory(store.dim, key, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            sample = np.random.default_rng(0).permutation(len(rows))[:_TRAINING_ROWS]
-            index.train(centred(store.rows(rows[np.sort(sample)]), mean))
-        for start in range(0, len(rows), 65536):
-            index.add(centred(store.rows(rows[start : start + 65536]), mean))
-    except RuntimeError as error:
-        if is_limit(error):
-            raise
-        reason = str(error).strip().splitlines()[-1]
-        raise ConfigError(
-            f"faiss cannot build index {key!r} of {len(rows)} snippets: {reason}",
-            where="pairing.index",
-            fix="use a key with fewer lists, or Flat, which is exact",
-        ) from None
-    with whole_file(path) as temporary:
-        faiss.write_index(index, str(temporary))

@@ -151,7 +151,7 @@ def test_a_process_with_a_gpu_searches_there_if_faiss_can(
     assert found(Index(index.artifact, store, 3), queries, 2)[0] == wanted
     assert asked == []  # the process itself runs on the CPU
     second = Processes(rank=1, count=2, device=torch.device("cuda", 1))
-    monkeypatch.setattr("clipit.stores.index.get_processes", lambda: second)
+    monkeypatch.setattr("clipit.stores.approximate.get_processes", lambda: second)
     assert found(Index(index.artifact, store, 3), queries, 2)[0] == wanted
     assert asked == [1]
 

@@ -333,12 +333,17 @@ def artifact_folder(root: Path, kind: str, inputs: Mapping[str, Any]) -> Path:
     return root / f"{kind}-{fingerprint(dict(inputs))}"
 
 
+def lock_file(path: Path) -> Path:
+    """Return the file that locks a path: hidden, because it stays (deleting it would let two processes in)."""
+    return path.with_name(f".{path.name}.lock")
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock `<path>.lock`; if another process holds it, log once and wait."""
+    """Hold the lock of a path; if another process holds it, log once and wait."""
     with disk_errors(path):
         make_folder(path.parent)
-        lock = FileLock(f"{path}.lock")
+        lock = FileLock(lock_file(path))
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -59,6 +59,7 @@ class CardFacts:
         validation_labels: Number of labels of validation tiles that the run used.
         teaching: Loss terms, in words.
         results: Content of results.json.
+        external: Contents of results.json of evaluations on new test sets, whose names are not shown.
         compared: Comparison that the run was part of, if any.
     """
 
@@ -70,6 +71,7 @@ class CardFacts:
     validation_labels: int | None
     teaching: Sequence[str]
     results: Mapping[str, Any] = field(default_factory=dict)
+    external: Sequence[Mapping[str, Any]] = ()
     compared: Compared | None = None
 
 
@@ -86,6 +88,7 @@ def model_card(spec: ClassifierSpec, facts: CardFacts, *, transformers_opens: bo
         "Data and labels": _data(spec, facts),
         "Training": _training(spec, facts, licences),
         "Scores": _scores(facts),
+        "Scores on other test sets": _external_scores(facts.external),
         "Comparison": _comparison(facts.compared),
         "Limits": _limits(spec, licences),
         "Licences": _licences(licences),
@@ -176,6 +179,21 @@ def _scores(facts: CardFacts) -> str:
     return (
         f"{metrics_table(facts.results)}\n\nIn brackets: {protocol.get('interval', 'none')} over patients or slides "
         "where known, otherwise tiles. One run with one seed: the intervals do not cover the variation between seeds."
+    )
+
+
+def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """Format the scores on new test sets, numbered: their names may be those of hospitals or files."""
+    if not evaluations:
+        return ""
+    splits = {f"set {number}": next(iter(found["splits"].values())) for number, found in enumerate(evaluations, 1)}
+    counts = [
+        f"{name}: {scored['n']} tiles" + (f" of {scored['groups']} patients or slides" if scored.get("groups") else "")
+        for name, scored in splits.items()
+    ]
+    return (
+        f"{metrics_table({'splits': splits})}\n\n{'; '.join(counts)}. Evaluated after the training, with nothing "
+        "chosen on these sets by clipit."
     )
 
 

@@ -9,6 +9,7 @@ from clipit.artifacts import read_json, whole_file, write_record
 from clipit.config.run import RunConfig
 from clipit.models.classifier_spec import CARD, opens_in_transformers, read_spec
 from clipit.reporting.model_card import CardFacts, Compared, ComparedArm, model_card
+from clipit.runs.folder import EXTERNAL
 from clipit.tiles.datasets import DATASETS
 from clipit.training.arms import ARMS
 from clipit.training.terms.distillation import DistillationTerm
@@ -42,6 +43,7 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
         validation_labels=recorded.get("validation_labels"),
         teaching=_describe_terms(config),
         results=results,
+        external=_read_external(folder),
         compared=_read_compared(folder),
     )
     text = model_card(spec, facts, transformers_opens=opens_in_transformers(classifier, spec))
@@ -65,6 +67,13 @@ def _read_compared(folder: Path) -> Compared | None:
         for arm in values.pop("arms")
     ]
     return Compared(**values, arms=arms)
+
+
+def _read_external(folder: Path) -> list[dict[str, Any]]:
+    """Read the results on new tiles; those of new prompts on the run's own tiles are left out."""
+    paths = sorted(folder.glob(f"{EXTERNAL}/*/results.json"))
+    evaluations: list[dict[str, Any]] = [read_json(path, "delete its folder and evaluate again") for path in paths]
+    return [found for found in evaluations if any(key.startswith("tiles.") for key in found["external"]["identity"])]
 
 
 def _describe_source(config: RunConfig) -> str:

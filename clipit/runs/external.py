@@ -1,6 +1,7 @@
 """Evaluate a finished run on a new test set, or with new prompts, beside its own results."""
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.prompts.prompt_set import PromptSet, load_prompts
+from clipit.runs.card import write_card
 from clipit.runs.external_results import score_external, write_external
 from clipit.runs.external_tiles import MappedTiles, map_to_classes, read_external
 from clipit.runs.folder import EXTERNAL, read_results, read_run_config
@@ -46,7 +48,7 @@ def evaluate_external(
     """Score a finished run on new tiles or with new prompts; called by all processes.
 
     Predictions, scores, calibration and a page are written to `external/<name>` in the run's folder, completely or not
-    at all. The run's own files are not changed.
+    at all. Of the run's own files, only the classifier's card changes: it shows the scores.
 
     Args:
         run: Folder of the run.
@@ -106,6 +108,8 @@ def evaluate_external(
         results = score_external(run, config, own, named, external, prompt_set, classifier)
         with locked(folder), whole_folder(folder) as partial:
             write_external(partial, run, results, named, scored)
+        if os.access(run / "classifier", os.W_OK):
+            write_card(run, read_run_config(run), own)
     get_processes().barrier()
     return folder, results
 

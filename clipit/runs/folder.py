@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from clipit.artifacts import locked, make_folder, read_json, whole_file, write_json
+from clipit.artifacts import lock_file, locked, make_folder, read_json, whole_file, write_json
 from clipit.config.effects import Effect, select_keys
 from clipit.config.load import read_yaml, validate
 from clipit.config.run import RunConfig
@@ -178,7 +178,7 @@ def run_lock(folder: Path) -> Iterator[bool]:
 
 def _is_writable(folder: Path) -> bool:
     """Return whether the folder, and the lock file beside it, can be written."""
-    lock = Path(f"{folder}.lock")
+    lock = lock_file(folder)
     return os.access(folder, os.W_OK) and os.access(lock if lock.exists() else folder.parent, os.W_OK)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from clipit.artifacts import make_folder
+from clipit.artifacts import lock_file, make_folder
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, disk_errors
@@ -113,7 +113,7 @@ class SharedSearch:
         """Find the first trial to run or to verify, locked until `held` is closed; None when all are finished."""
         while True:
             running: list[FileLock] = []
-            with disk_errors(self.folder), FileLock(self.folder / "claim.lock"):
+            with disk_errors(self.folder), FileLock(lock_file(self.folder / "claim")):
                 for trial in trials(self.study):
                     recorded = self._recorded().get(trial.key)
                     if recorded is not None and recorded.state.is_finished():
@@ -121,7 +121,7 @@ class SharedSearch:
                             return recorded.number, trial
                         continue
                     number = self._start(trial) if recorded is None else recorded.number
-                    lock = FileLock(self.folder / f"trial-{number}.lock")
+                    lock = FileLock(lock_file(self.folder / f"trial-{number}"))
                     try:
                         held.enter_context(lock.acquire(blocking=False))
                     except Timeout:

@@ -92,7 +92,10 @@ def test_a_new_set_is_scored_beside_the_run_s_own_and_leaves_it_unchanged(run: P
     tiles = make_set({"gland": 6, "cancer": 8, "fat": 3}, class_map=class_map)
     folder, results = evaluate_external(run, tiles)
     assert folder == run / "external" / "elsewhere-tiles"
-    assert content(run) == before
+    after, card = content(run), "classifier/README.md"
+    text = after.pop(card).decode()
+    assert after == {name: data for name, data in before.items() if name != card}
+    assert "set 1 (n = 14)" in text and "set 1: 14 tiles of 7 patients" in text and "elsewhere" not in text
     assert {path.name for path in folder.iterdir()} == {
         "results.json", "predictions.parquet", "summary.md", "report.html"
     }  # fmt: skip

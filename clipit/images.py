@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipit.errors import DataError
+from clipit.jpeg import decode_plain
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
@@ -41,13 +42,16 @@ def is_image(path: str | Path) -> bool:
 def decode(source: Path | io.BytesIO) -> Image.Image:
     """Decode an image file completely and convert it to RGB (see `to_rgb`).
 
+    Plain JPEG files are decoded by a faster library than Pillow, if it is installed (see `clipit.jpeg`).
+
     Raises:
         ImageError: The bytes are damaged, truncated or of an unknown format, or `to_rgb` refuses the image.
         OSError: The file cannot be opened.
     """
     try:
         with Image.open(source) as image:
-            return to_rgb(image)
+            _check(image)
+            return decode_plain(image) or _load(image)
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -67,10 +71,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ImageError: The image has more than 8 bits per channel, or several frames or pages of equal size.
         OSError, ValueError, ...: The image is truncated or damaged.
     """
-    # Other packages set this flag globally; truncated images would then be returned half grey.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    _check(image)
+    return _load(image)
+
+
+def _check(image: Image.Image) -> None:
+    """Refuse images that cannot be converted to 8-bit RGB without loss."""
     _check_depth(image)
     _check_pages(image)
+
+
+def _load(image: Image.Image) -> Image.Image:
+    """Load a checked image completely, and convert it."""
+    # Other packages set this flag globally; truncated images would then be returned half grey.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     image.load()
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")

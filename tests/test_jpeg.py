@@ -1,0 +1,129 @@
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit import jpeg
+from clipit.images import Unreadable, attempt, decode
+
+simplejpeg = pytest.importorskip("simplejpeg")
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    jpeg.find_decoder.cache_clear()
+    yield
+    jpeg.find_decoder.cache_clear()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Files that the fast library is given."""
+    jpeg.find_decoder()  # compares it with Pillow
+    given: list[bytes] = []
+    original = simplejpeg.decode_jpeg
+
+    def count(data: bytes, *arguments: object, **options: object) -> np.ndarray:
+        given.append(data)
+        pixels: np.ndarray = original(data, *arguments, **options)
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", count)
+    jpeg.find_decoder.cache_clear()
+    jpeg.find_decoder()
+    given.clear()
+    return given
+
+
+def picture(width: int = 61, height: int = 45, mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(width)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def encoded(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_plain_files_are_decoded_by_the_fast_library_to_the_same_pixels(
+    sampling: str, calls: list[bytes], tmp_path: Path
+) -> None:
+    files = [encoded(picture(61, height), subsampling=sampling, quality=q) for height, q in ((45, 95), (8, 30))]
+    files.append(encoded(picture(), subsampling=sampling, progressive=True, restart_marker_blocks=2))
+    for data in files:
+        assert np.array_equal(np.asarray(decode(io.BytesIO(data))), by_pillow(data))
+    (tmp_path / "a.jpg").write_bytes(files[0])
+    assert np.array_equal(np.asarray(decode(tmp_path / "a.jpg")), by_pillow(files[0]))
+    assert calls == [*files, files[0]]
+
+
+def test_other_kinds_of_files_are_left_to_pillow(calls: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    rgb = picture()
+    rotated = bytearray(encoded(rgb))
+    frame = rotated.index(b"\xff\xc0")
+    rotated[frame + 11] = 0x12  # luma sampled 1 x 2, which is not compared with Pillow
+    png = io.BytesIO()
+    rgb.save(png, "PNG")
+    for data in (encoded(picture(mode="L")), encoded(picture(mode="CMYK")), bytes(rotated), png.getvalue()):
+        result = attempt(lambda data=data: decode(io.BytesIO(data)), tile_id="a", where="b")  # type: ignore[misc]
+        assert isinstance(result, Image.Image | Unreadable)
+    monkeypatch.setattr(jpeg, "_LARGEST", 100)
+    assert decode(io.BytesIO(encoded(rgb))).size == rgb.size
+    assert not calls
+
+
+def test_damaged_files_give_what_pillow_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encoded(picture(40, 40), quality=85)
+
+    def outcome(data: bytes) -> str | bytes:
+        result = attempt(lambda: decode(io.BytesIO(data)), tile_id="a", where="b")
+        return result.reason if isinstance(result, Unreadable) else result.tobytes()
+
+    damaged = []
+    for seed in range(400):
+        random = np.random.default_rng(seed)
+        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        data[random.integers(2, len(data), 2)] = random.integers(0, 256, 2)
+        damaged.append(data.tobytes()[: len(data) if seed % 3 else int(random.integers(2, len(data)))])
+    assert jpeg.find_decoder() is not None
+    fast = [outcome(data) for data in damaged]
+    monkeypatch.setattr(jpeg, "find_decoder", lambda: None)
+    assert fast == [outcome(data) for data in damaged]
+    assert len({text for text in fast if isinstance(text, str)}) > 1
+    assert any(isinstance(text, bytes) for text in fast)
+
+
+def test_a_library_that_differs_from_pillow_by_one_level_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original: Callable[..., np.ndarray] = simplejpeg.decode_jpeg
+
+    def brighter(*arguments: object, **options: object) -> np.ndarray:
+        pixels = original(*arguments, **options).copy()
+        pixels[0, 0, 0] ^= 1
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", brighter)
+    caplog.set_level("INFO", logger="clipit")
+    assert jpeg.find_decoder() is None
+    assert "differently from this Pillow" in caplog.text
+    data = encoded(picture())
+    assert np.array_equal(np.asarray(decode(io.BytesIO(data))), by_pillow(data))
+
+
+def test_without_the_package_pillow_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "simplejpeg", None)
+    assert jpeg.find_decoder() is None
+    data = encoded(picture())
+    assert np.array_equal(np.asarray(decode(io.BytesIO(data))), by_pillow(data))

@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -74,7 +75,7 @@ def equals_pillow(decode: Decoder) -> bool:
         coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height))
         noisy = np.asarray(coarse, dtype=np.float32) + rng.normal(0, 12, (height, width, 3))
         picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-        options = [
+        options: list[dict[str, Any]] = [
             {"quality": quality, "subsampling": sampling, "progressive": progressive}
             for quality in (60, 92)
             for sampling in _SUBSAMPLED

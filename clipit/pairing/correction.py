@@ -4,24 +4,28 @@ All corrections rank a tile's snippets by `cosine - bias(snippet)`. Terms that d
 tile factors of Sinkhorn) cannot change the order of its snippets and are omitted. A correction therefore takes one or
 more passes over all tiles to compute the biases, then one search.
 
-Blocks of tiles are distributed over processes. Biases are rounded, so that pairs do not depend on the number of
-processes.
+Some shards of snippets are in memory at a time, and all tiles are read block by block for them. Processes share the
+blocks of tiles, or the shards if there are fewer blocks than processes. Biases are rounded, so that pairs do not depend
+on the number of processes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor
 
 from clipit.config.run import PairingConfig
 from clipit.distributed import get_processes
+from clipit.pairing.blocks import shares
 from clipit.pairing.nearest import DECIMALS
-from clipit.stores.embed import Store, centred
-from clipit.stores.exact import BLOCK, product
+from clipit.progress import progress
+from clipit.stores.embed import SHARD, Store, centred
+from clipit.stores.exact import BLOCK, best_of, blocks_held, full_precision, product, values_held
+from clipit.stores.stored_rows import StoredRows
 
 if TYPE_CHECKING:
     from clipit.progress import Advance
@@ -43,34 +47,50 @@ class TileBlocks:
     mean: Float32[np.ndarray, "dim"] | None
     size: int
 
+    @property
+    def starts(self) -> range:
+        """First row of each block."""
+        return range(0, self.store.size, self.size)
+
     def vectors(self, start: int) -> Float32[np.ndarray, "_ dim"]:
         """Read the unit vectors of the block that starts at row `start`."""
-        return centred(self.store.rows(np.arange(start, min(start + self.size, len(self.store.ids)))), self.mean)
+        return centred(self.store.rows(np.arange(start, min(start + self.size, self.store.size))), self.mean)
 
 
-def snippet_biases(
-    snippets: Float[Tensor, "s dim"],
-    tiles: TileBlocks,
-    rules: PairingConfig,
-    near: Float32[np.ndarray, "s _"] | None,
-    advance: "Advance",
-) -> Float64[np.ndarray, "s"]:
-    """Compute the bias of each snippet for `rules.correction`; zeros for `none`.
+def snippet_statistics(
+    snippets: StoredRows, tiles: TileBlocks, rules: PairingConfig, *, shown: bool = True
+) -> tuple[Float64[np.ndarray, "s"], Float32[np.ndarray, "s"] | None]:
+    """Compute what the rules need of each snippet over all tiles; call it in all processes.
 
     Args:
-        snippets: Unit vectors of all snippets, one row per snippet.
+        snippets: All snippets.
         tiles: Embeddings of all training tiles.
-        rules: Pairing configuration with the correction and its parameters.
-        near: Cosines of each snippet with its nearest tiles (from `nearest_tiles`), for csls.
-        advance: Progress callback, called with a number of tiles.
+        rules: Pairing configuration.
+        shown: Whether to show a progress bar.
+
+    Returns:
+        Bias of each snippet for `rules.correction` (zeros for `none`), and the cosine of its last mutual neighbour
+        (None unless `rules.mutual` is set).
     """
-    if rules.correction == "csls" and near is not None:
-        return csls_biases(near, rules.correction_neighbours)
-    if rules.correction == "inverted_softmax":
-        return inverted_softmax_biases(snippets, tiles, rules.correction_temperature, advance)
-    if rules.correction == "sinkhorn":
-        return sinkhorn_biases(snippets, tiles, rules.correction_temperature, rules.correction_iterations, advance)
-    return np.zeros(len(snippets))
+    csls = rules.correction == "csls"
+    count = max(rules.correction_neighbours if csls else 0, rules.mutual_neighbours if rules.mutual else 0)
+    biases = np.zeros(len(snippets))
+    mutual = np.zeros(len(snippets), dtype=np.float32) if rules.mutual else None
+    passes = len(_groups(snippets)) * ((count > 0) + (rules.correction == "inverted_softmax"))
+    passes += rules.correction_iterations * (rules.correction == "sinkhorn")
+    with progress("preparing pairing rules", tiles.store.size * passes, shown=shown) as advance:
+        if count:
+            for rows, near in nearest_tiles(snippets, tiles, count, advance):
+                if csls:
+                    biases[rows] = csls_biases(near, rules.correction_neighbours)
+                if mutual is not None:
+                    mutual[rows] = near[:, min(rules.mutual_neighbours, near.shape[1]) - 1]
+        if rules.correction == "inverted_softmax":
+            biases = inverted_softmax_biases(snippets, tiles, rules.correction_temperature, advance)
+        if rules.correction == "sinkhorn":
+            temperature, rounds = rules.correction_temperature, rules.correction_iterations
+            biases = sinkhorn_biases(snippets, tiles, temperature, rounds, advance)
+    return biases, mutual
 
 
 def csls_biases(near: Float32[np.ndarray, "s m"], neighbours: int) -> Float64[np.ndarray, "s"]:
@@ -83,80 +103,175 @@ def csls_biases(near: Float32[np.ndarray, "s m"], neighbours: int) -> Float64[np
 
 
 def inverted_softmax_biases(
-    snippets: Float[Tensor, "s dim"], tiles: TileBlocks, temperature: float, advance: "Advance"
+    snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance"
 ) -> Float64[np.ndarray, "s"]:
     """Compute biases of the inverted softmax (Smith et al. 2017, arXiv 1702.03859), normalised over tiles per snippet.
 
     P(tile x | snippet y) = exp(cos(x, y) / T) / sum over tiles x' of exp(cos(x', y) / T). Its logarithm times T is the
     cosine minus T log sum exp(cos / T); the bias uses the mean instead of the sum, which does not change the order.
     """
-    sums = torch.full((len(snippets),), -torch.inf, dtype=torch.float64, device=snippets.device)
+    biases = np.zeros(len(snippets))
 
-    def fold(part: slice, scores: Float[Tensor, "c b"]) -> None:
-        sums[part] = torch.logaddexp(sums[part], scores.div_(temperature).logsumexp(dim=1).double())
+    def fold(sums: Float[Tensor, "c"], scores: Float[Tensor, "c b"]) -> Float[Tensor, "c"]:
+        return torch.logaddexp(sums, scores.div_(temperature).logsumexp(dim=1).double())
 
-    _over_tiles(snippets, tiles, fold, advance)
-    total = _log_total(sums) - np.log(len(tiles.store.ids))
-    return np.asarray((temperature * total).round(DECIMALS), dtype=np.float64)
-
-
-def sinkhorn_biases(
-    snippets: Float[Tensor, "s dim"], tiles: TileBlocks, temperature: float, iterations: int, advance: "Advance"
-) -> Float64[np.ndarray, "s"]:
-    """Compute biases of a balanced assignment by Sinkhorn's algorithm (Cuturi 2013, arXiv 1306.0895).
-
-    P_xy = a_x b_y exp(cos(x, y) / T) with row sums 1 / n and column sums 1 / s; the bias is -T log b_y. Each iteration
-    scales the tiles (rows), then the snippets (columns), and takes one product of all tiles with all snippets. All
-    snippets receive equal mass, which suits corpora in which every snippet describes some tile.
-    """
-    size = max(1, min(tiles.size, _SINKHORN_SCORES // max(len(snippets), 1)))
-    blocks = TileBlocks(tiles.store, tiles.mean, size)
-    processes, n = get_processes(), len(tiles.store.ids)
-    biases: Float64[np.ndarray, "s"] = np.zeros(len(snippets))
-    buffer = torch.empty(size * len(snippets), device=snippets.device)
-    for _ in range(iterations):
-        subtracted = torch.from_numpy(biases.astype(np.float32)).to(snippets.device)
-        mass = torch.full((len(snippets),), -torch.inf, dtype=torch.float64, device=snippets.device)
-        for start in processes.share(range(0, n, size)):
-            block = torch.from_numpy(blocks.vectors(start)).to(snippets.device)
-            logits = product(block, snippets, buffer).sub_(subtracted).div_(temperature)
-            logits -= logits.logsumexp(dim=1, keepdim=True)
-            mass = torch.logaddexp(mass, logits.logsumexp(dim=0).double())
-            advance(len(block) * processes.count)
-        excess = _log_total(mass) - np.log(n / len(snippets))
-        biases = (biases + temperature * excess).round(DECIMALS)
+    for rows, sums in _over_tiles(snippets, tiles, _empty_sums, fold, advance):
+        total = _log_total(sums) - np.log(tiles.store.size)
+        biases[rows] = (temperature * total).round(DECIMALS)
     return biases
 
 
 def nearest_tiles(
-    snippets: Float[Tensor, "s dim"], tiles: TileBlocks, count: int, advance: "Advance"
-) -> Float32[np.ndarray, "s m"]:
-    """Compute the cosines of each snippet with its `count` nearest tiles (or all, if fewer), highest first."""
-    count = min(count, len(tiles.store.ids))
-    best = torch.full((len(snippets), count), -torch.inf, device=snippets.device)
+    snippets: StoredRows, tiles: TileBlocks, count: int, advance: "Advance"
+) -> Iterator[tuple[Int[np.ndarray, "_"], Float32[np.ndarray, "_ m"]]]:
+    """Compute the cosines of snippets with their `count` nearest tiles (or all, if fewer), highest first.
 
-    def fold(part: slice, scores: Float[Tensor, "c b"]) -> None:
-        top = scores.topk(min(count, scores.shape[1]), dim=1).values
-        best[part] = torch.cat([best[part], top], dim=1).topk(count, dim=1).values
+    Yields:
+        Rows of some snippets, and their cosines, until all snippets had their turn.
+    """
+    count = min(count, tiles.store.size)
 
-    _over_tiles(snippets, tiles, fold, advance)
-    gathered = get_processes().gather(best.cpu().numpy())
-    cosines = np.concatenate(gathered, axis=1)
-    return np.asarray(-np.sort(-cosines, axis=1)[:, :count], dtype=np.float32)
+    def start(some: int) -> Float[Tensor, "_ m"]:
+        return torch.full((some, count), -torch.inf, device=get_processes().device)
+
+    def fold(best: Float[Tensor, "c m"], scores: Float[Tensor, "c b"]) -> Float[Tensor, "c m"]:
+        return torch.cat([best, best_of(scores, count)[0]], dim=1).topk(count, dim=1).values
+
+    for rows, best in _over_tiles(snippets, tiles, start, fold, advance):
+        gathered = get_processes().gather(best.cpu().numpy())
+        cosines = np.concatenate(gathered, axis=1)
+        yield rows, np.asarray(-np.sort(-cosines, axis=1)[:, :count], dtype=np.float32)
 
 
 def _over_tiles(
-    snippets: Float[Tensor, "s dim"], tiles: TileBlocks, fold: Callable[[slice, Tensor], None], advance: "Advance"
-) -> None:
-    """Call `fold` with the cosines of each chunk of snippets with each block of tiles; it may overwrite them."""
+    snippets: StoredRows,
+    tiles: TileBlocks,
+    start: Callable[[int], Tensor],
+    fold: Callable[[Tensor, Tensor], Tensor],
+    advance: "Advance",
+) -> Iterator[tuple[Int[np.ndarray, "_"], Tensor]]:
+    """Fold the cosines of snippets with all tiles of this process's share, for some shards of snippets after others.
+
+    Args:
+        snippets: All snippets.
+        tiles: All tiles.
+        start: Function that returns the state of a number of snippets before any tile.
+        fold: Function from the state and the cosines with a block of tiles, which it may overwrite, to the next state.
+        advance: Progress callback, called with a number of tiles.
+
+    Yields:
+        Rows of all snippets of some shards, and their state; that of another process's share is the one of `start`.
+    """
     processes = get_processes()
-    buffer = torch.empty(min(tiles.size, len(tiles.store.ids)) * BLOCK, device=snippets.device)
-    for start in processes.share(range(0, len(tiles.store.ids), tiles.size)):
-        block = torch.from_numpy(tiles.vectors(start)).to(snippets.device)
-        for first in range(0, len(snippets), BLOCK):
-            part = slice(first, first + BLOCK)
-            fold(part, product(snippets[part], block, buffer))
-        advance(len(block) * processes.count)
+    blocks, shards = shares(len(tiles.starts), snippets.store.shards)
+    buffer = torch.empty(min(tiles.size, tiles.store.size) * BLOCK, device=processes.device)
+    others = processes.count if len(blocks) < len(tiles.starts) else 1
+    for group in _groups(snippets):
+        rows = {number: snippets.rows_of(number) for number in group}
+        states = {number: start(len(some)) for number, some in rows.items()}
+        vectors = {number: snippets.shard(number) for number in group if number in shards and len(rows[number])}
+        for tile in (tiles.starts[number] for number in blocks):
+            block = torch.from_numpy(tiles.vectors(tile)).to(processes.device)
+            with full_precision():
+                for number, some in vectors.items():
+                    states[number] = fold(states[number], product(some, block, buffer))
+            advance(len(block) * others)
+        yield np.concatenate(list(rows.values())), torch.cat(list(states.values()))
+
+
+def sinkhorn_biases(
+    snippets: StoredRows, tiles: TileBlocks, temperature: float, iterations: int, advance: "Advance"
+) -> Float64[np.ndarray, "s"]:
+    """Compute biases of a balanced assignment by Sinkhorn's algorithm (Cuturi 2013, arXiv 1306.0895).
+
+    P_xy = a_x b_y exp(cos(x, y) / T) with row sums 1 / n and column sums 1 / s; the bias is -T log b_y. Each iteration
+    scales the tiles (rows), then the snippets (columns). It takes one product of all tiles with all snippets where
+    these fit in memory (`fits`), and two otherwise. All snippets receive equal mass, which suits corpora in which
+    every snippet describes some tile.
+    """
+    n, biases = tiles.store.size, np.zeros(len(snippets))
+    scale = _scale_dense if fits(snippets) else _scale_streamed
+    masses = scale(snippets, tiles, temperature, advance)
+    for _ in range(iterations):
+        subtracted = torch.from_numpy(biases.astype(np.float32)).to(get_processes().device)
+        excess = _log_total(masses(subtracted)) - np.log(n / len(snippets))
+        biases = (biases + temperature * excess).round(DECIMALS)
+    return biases
+
+
+def fits(snippets: StoredRows) -> bool:
+    """Return whether the vectors of all snippets may be in memory at once."""
+    return len(snippets) * snippets.store.dim <= values_held()
+
+
+Masses = Callable[[Float[Tensor, "s"]], Float[Tensor, "s"]]
+
+
+def _scale_dense(snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance") -> Masses:
+    """Return the function from biases to the logarithm of each snippet's mass over this process's tiles."""
+    processes = get_processes()
+    vectors = torch.from_numpy(snippets.vectors(np.arange(len(snippets)))).to(processes.device)
+    blocks = TileBlocks(tiles.store, tiles.mean, max(1, min(tiles.size, _SINKHORN_SCORES // max(len(snippets), 1))))
+    buffer = torch.empty(blocks.size * len(snippets), device=processes.device)
+
+    def masses(biases: Float[Tensor, "s"]) -> Float[Tensor, "s"]:
+        mass = _empty_sums(len(snippets))
+        for start in processes.share(blocks.starts):
+            block = torch.from_numpy(blocks.vectors(start)).to(processes.device)
+            with full_precision():
+                logits = product(block, vectors, buffer).sub_(biases).div_(temperature)
+            logits -= logits.logsumexp(dim=1, keepdim=True)
+            mass = torch.logaddexp(mass, logits.logsumexp(dim=0).double())
+            advance(len(block) * processes.count)
+        return mass
+
+    return masses
+
+
+def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance") -> Masses:
+    """Return the function of `_scale_dense`, with one pass over the shards for the tiles and one for the snippets."""
+    processes = get_processes()
+    mine, shards = shares(len(tiles.starts), snippets.store.shards)
+    shared, held = len(shards) < snippets.store.shards, blocks_held(tiles.size, tiles.store.dim)
+    buffer = torch.empty(min(tiles.size, tiles.store.size) * BLOCK, device=processes.device)
+
+    def masses(biases: Float[Tensor, "s"]) -> Float[Tensor, "s"]:
+        def logits(
+            block: Float[Tensor, "b dim"], rows: Int[Tensor, "_"], vectors: Float[Tensor, "_ dim"]
+        ) -> Float[Tensor, "b _"]:
+            return product(block, vectors, buffer).sub_(biases[rows]).div_(temperature)
+
+        mass = _empty_sums(len(snippets))
+        for first in range(0, len(mine), held):
+            starts = [tiles.starts[number] for number in mine[first : first + held]]
+            blocks = [torch.from_numpy(tiles.vectors(start)).to(processes.device) for start in starts]
+            totals = [_empty_sums(len(block)) for block in blocks]
+            with full_precision():
+                for rows, vectors in snippets.shards(shards):
+                    for place, block in enumerate(blocks):
+                        new = logits(block, rows, vectors).logsumexp(dim=1).double()
+                        totals[place] = torch.logaddexp(totals[place], new)
+                if shared:
+                    totals = [torch.from_numpy(_log_total(total)).to(processes.device) for total in totals]
+                for rows, vectors in snippets.shards(shards):
+                    for block, total in zip(blocks, totals, strict=True):
+                        share = logits(block, rows, vectors).sub_(total.float()[:, None]).logsumexp(dim=0)
+                        mass[rows] = torch.logaddexp(mass[rows], share.double())
+            advance(sum(map(len, blocks)) * (1 if shared else processes.count))
+        return mass
+
+    return masses
+
+
+def _groups(snippets: StoredRows) -> list[range]:
+    """Return the shards that are in memory at a time, at least one for each process."""
+    held, shards = max(blocks_held(SHARD, snippets.store.dim), get_processes().count), snippets.store.shards
+    return [range(first, min(first + held, shards)) for first in range(0, shards, held)]
+
+
+def _empty_sums(count: int) -> Float[Tensor, "_"]:
+    """Return logarithms of sums of nothing."""
+    return torch.full((count,), -torch.inf, dtype=torch.float64, device=get_processes().device)
 
 
 def _log_total(logarithms: Float[Tensor, "s"]) -> Float64[np.ndarray, "s"]:

@@ -1,6 +1,5 @@
 """Exact k-nearest-neighbour search: candidates from matrix products, rescored exactly, ties broken by id."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,22 +8,22 @@ from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor
 
 from clipit.distributed import get_processes
-from clipit.errors import DataError, shortlist
-from clipit.stores.embed import SHARD, Store
-from clipit.stores.exact import BLOCK, best_rows, product
+from clipit.stores.exact import BLOCK, Adjust, nearest_rows
 from clipit.stores.index import Index
+from clipit.stores.stored_rows import StoredRows
 
 SPARE = 4
 """Number of candidates beyond k, so that ties at rank k are included."""
 DECIMALS = 6
 """Decimals to which scores are rounded, so that rounding errors do not decide ties."""
+_RESCORED = 2**20  # float32 values of the vectors of candidates in memory (4 MiB)
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Vectors for exact search, held in memory as in a flat index."""
+    """Vectors for exact search, with a bias and an owner each."""
 
-    vectors: Float[Tensor, "s dim"]
+    stored: StoredRows
     bias: Float64[np.ndarray, "s"]
     """Bias to subtract from the cosines of each key before ranking; inf excludes the key."""
     owners: Int[np.ndarray, "s"]
@@ -32,7 +31,7 @@ class Keys:
 
 
 def search(
-    index: Index, queries: Float32[np.ndarray, "q dim"], k: int
+    index: Index, queries: Float32[np.ndarray, "q dim"], k: int, *, block: int = BLOCK, shared: bool = False
 ) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
     """Find the rows and cosines of the k nearest snippets, nearest first, ties by lowest id.
 
@@ -43,20 +42,45 @@ def search(
         index: Snippet index.
         queries: Unit vectors of the queries, centred like the index.
         k: Number of snippets per query; fewer are returned if the index is smaller.
+        block: Queries per matrix product with a Flat index.
+        shared: Whether each process searches a part of a Flat index, for the same queries in all processes.
     """
-    wide = min(k + SPARE, len(index.ids))
-    rows = index.candidates(queries, wide, min(k, wide))
-    scores = cosines(queries, index.vectors(np.maximum(rows, 0)))
-    scores[rows < 0] = -np.inf
+    wide = min(k + SPARE, index.size)
+    stored = index.stored()
+    if index.flat:
+        vectors = stored.shards(shards_of_process(stored, shared))
+        rows = nearest_rows(queries, vectors, wide, block=block, faiss=index.searched_by_faiss, shared=shared)
+    else:
+        rows = index.candidates(queries, wide, min(k, wide))
+    scores = exact_cosines(queries, stored, rows)
     places = best_first(rows, scores, k)
     return np.take_along_axis(rows, places, 1), np.take_along_axis(scores, places, 1)
 
 
-def cosines(
-    queries: Float32[np.ndarray, "q dim"], vectors: Float32[np.ndarray, "q k dim"]
+def shards_of_process(stored: StoredRows, shared: bool) -> range:
+    """Return the shards that this process searches: all, or its share."""
+    processes, shards = get_processes(), stored.store.shards
+    return range(processes.rank, shards, processes.count) if shared else range(shards)
+
+
+def exact_cosines(
+    queries: Float32[np.ndarray, "q dim"], stored: StoredRows, rows: Int[np.ndarray, "q k"]
 ) -> Float32[np.ndarray, "q k"]:
-    """Compute rounded cosines of unit vectors, in an order of operations that does not depend on the batch size."""
-    return np.asarray(np.einsum("qd,qkd->qk", queries, vectors).round(DECIMALS), dtype=np.float32)
+    """Compute the rounded cosines of queries with their candidates; -inf for rows of -1.
+
+    The order of operations does not depend on the number of queries. Vectors are read in the order of the store, a
+    bounded number at once.
+    """
+    scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+    query, place = np.nonzero(rows >= 0)
+    found = rows[query, place]
+    order = np.argsort(stored.positions[found], kind="stable")
+    size = max(1, _RESCORED // queries.shape[1])
+    for start in range(0, len(order), size):
+        some = order[start : start + size]
+        cosines = np.einsum("pd,pd->p", queries[query[some]], stored.vectors(found[some]))
+        scores[query[some], place[some]] = cosines.round(DECIMALS)
+    return scores
 
 
 def best_first(rows: Int[np.ndarray, "q wide"], ranking: Float[np.ndarray, "q wide"], k: int) -> Int[np.ndarray, "q k"]:
@@ -65,7 +89,13 @@ def best_first(rows: Int[np.ndarray, "q wide"], ranking: Float[np.ndarray, "q wi
 
 
 def nearest(
-    queries: Float32[np.ndarray, "q dim"], owners: Int[np.ndarray, "q"], keys: Keys, k: int
+    queries: Float32[np.ndarray, "q dim"],
+    owners: Int[np.ndarray, "q"],
+    keys: Keys,
+    k: int,
+    *,
+    block: int = BLOCK,
+    shared: bool = False,
 ) -> Int[np.ndarray, "q k"]:
     """Find the rows of the k keys with the highest cosine minus bias, in no particular order, padded with -1.
 
@@ -74,47 +104,37 @@ def nearest(
         owners: Owner of each query, whose keys are excluded; -1: no owner.
         keys: Vectors to search.
         k: Number of keys per query, at most the total number of keys.
+        block: Queries per matrix product.
+        shared: Whether each process searches a part of the keys, for the same queries in all processes.
     """
-    device = keys.vectors.device
-    vectors, query_owners = torch.from_numpy(queries).to(device), torch.from_numpy(owners).to(device)
-    bias = torch.from_numpy(keys.bias.astype(np.float32)).to(device)
-    key_owners = torch.from_numpy(keys.owners).to(device)
+    vectors = keys.stored.shards(shards_of_process(keys.stored, shared))
+    return nearest_rows(queries, vectors, k, block=block, adjust=_adjust(owners, keys), shared=shared)
+
+
+def nearest_among(
+    queries: Float32[np.ndarray, "q dim"], keys: Keys, rows: Int[np.ndarray, "n"], k: int, block: int = BLOCK
+) -> Int[np.ndarray, "q k"]:
+    """Find the k of the given keys with the highest cosine minus bias, whatever their owner, padded with -1."""
+    device = get_processes().device
+    parts = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+    vectors = (
+        (torch.from_numpy(part).to(device), torch.from_numpy(keys.stored.vectors(part)).to(device)) for part in parts
+    )
+    no_owners: Int[np.ndarray, "q"] = np.full(len(queries), -1, dtype=np.int64)
+    return nearest_rows(queries, vectors, k, block=block, adjust=_adjust(no_owners, keys))
+
+
+def _adjust(owners: Int[np.ndarray, "q"], keys: Keys) -> Adjust:
+    """Return the function that subtracts biases, and excludes the keys of each query's owner."""
+    device = get_processes().device
+    query_owners = torch.from_numpy(owners).to(device)
     any_owned = bool((owners >= 0).any() and (keys.owners >= 0).any())
-    buffer = torch.empty(len(queries) * BLOCK, device=device)
 
-    def scores() -> Iterator[tuple[Int[Tensor, "_"], Float[Tensor, "q _"]]]:
-        for start in range(0, len(keys.vectors), BLOCK):
-            part = slice(start, start + BLOCK)
-            values = product(vectors, keys.vectors[part], buffer).sub_(bias[part])
-            if any_owned:
-                same_owner = (query_owners[:, None] == key_owners[part]) & (query_owners >= 0)[:, None]
-                values.masked_fill_(same_owner, -torch.inf)
-            yield torch.arange(start, start + values.shape[1], device=device), values
+    def adjust(part: slice, rows: Int[Tensor, "_"], values: Float[Tensor, "q _"]) -> None:
+        some = rows.cpu().numpy()
+        values.sub_(torch.from_numpy(keys.bias[some].astype(np.float32)).to(device))
+        if any_owned:
+            owned, mine = torch.from_numpy(keys.owners[some]).to(device), query_owners[part, None]
+            values.masked_fill_((mine == owned) & (mine >= 0), -torch.inf)
 
-    return best_rows(scores(), len(queries), k, device).cpu().numpy()
-
-
-def index_matrix(index: Index) -> Float[Tensor, "s dim"]:
-    """Return all vectors of an index (centred if the index is) as float32 on this process's device."""
-    matrix = np.empty((len(index.ids), index.store.dim), dtype=np.float32)
-    for start in range(0, len(matrix), BLOCK):
-        matrix[start : start + BLOCK] = index.vectors(np.arange(start, min(start + BLOCK, len(matrix))))
-    return torch.from_numpy(matrix).to(get_processes().device)
-
-
-def check_finite(store: Store, what: str) -> None:
-    """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
-
-    Raises:
-        DataError: Some are not finite; the message lists their ids.
-    """
-    non_finite: list[str] = []
-    for start, block in store.blocks(SHARD):
-        if not np.isfinite(block.sum()):
-            non_finite += store.ids[start + np.flatnonzero(~np.isfinite(block).all(axis=1))].tolist()
-    if non_finite:
-        raise DataError(
-            f"{len(non_finite)} embeddings of {what} are not finite: {shortlist(non_finite)}",
-            where=store.artifact.folder,
-            fix="delete this folder and embed again with vlm.precision=fp32; if the error remains, check these inputs",
-        )
+    return adjust

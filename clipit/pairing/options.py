@@ -12,11 +12,11 @@ from jaxtyping import Float32, Float64, Int
 from clipit.config.run import PairingConfig
 from clipit.distributed import get_processes
 from clipit.errors import printable
-from clipit.pairing.nearest import check_finite
 from clipit.pairing.pairs import check_same_encoder
 from clipit.pairing.selection import Candidates, Selection, find_candidates, judged_table, kept_pairs, prepare
 from clipit.pairing.sources import sole_groups
 from clipit.pairing.summary import agreement, summarise
+from clipit.stores.check import check_finite
 from clipit.stores.embed import Store, centred
 from clipit.stores.index import Index
 
@@ -85,7 +85,7 @@ class _Inputs:
             figures = None
             if self.labels is not None:
                 figures = agreement(kept, self.labels, index=index, class_vectors=class_vectors)
-            summary = summarise(kept, len(index.ids), n_tiles=len(self.tiles.ids), dropped=dropped, agreement=figures)
+            summary = summarise(kept, index.size, n_tiles=self.tiles.size, dropped=dropped, agreement=figures)
             options.append(Option(_name(rules), rules, summary))
         return options
 

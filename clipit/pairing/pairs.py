@@ -1,7 +1,7 @@
 """Pairs of tiles with their nearest snippets, as an artefact."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,10 @@ from clipit.artifacts import REBUILD, Artifact, fingerprint, read_json, whole_fi
 from clipit.config.run import PairingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError
-from clipit.pairing.blocks import read_blocks, write_blocks
-from clipit.pairing.nearest import check_finite, search
+from clipit.pairing.blocks import each_block, read_blocks, write_passes, write_tables
+from clipit.pairing.nearest import search
 from clipit.pairing.selection import (
+    REASONS,
     check_pairs_left,
     find_candidates,
     judged_table,
@@ -28,7 +29,9 @@ from clipit.pairing.selection import (
     rule_inputs,
 )
 from clipit.pairing.summary import summarise
+from clipit.stores.check import check_finite, check_shards
 from clipit.stores.embed import Store, centred
+from clipit.stores.exact import blocks_held
 from clipit.stores.index import Index
 
 logger = logging.getLogger(__name__)
@@ -109,7 +112,7 @@ def pair_tiles(
         DataError: There is no tile, an embedding is not finite, or the rules leave no pair.
     """
     check_same_encoder(index, tiles)
-    if not len(tiles.ids):
+    if not tiles.size:
         raise DataError(
             "there are no training tiles to pair", where="tiles", fix="assign tiles to the train split: tiles.splits"
         )
@@ -127,40 +130,60 @@ def pair_tiles(
 
     def make(folder: Path) -> dict[str, Any]:
         processes = get_processes()
-        check_finite(tiles, "tiles")
-        check_finite(index.store, "snippets")
+        for store, what in ((tiles, "tiles"), (index.store, "snippets")):
+            check_shards(store)
+            check_finite(store, what)
         mean = tiles.mean() if index.mean is not None else None
         selection = prepare(index, tiles, rules, block=block, sources=sources, groups=groups, shown=processes.main)
 
-        def pair(rows: Int[np.ndarray, "_"]) -> pa.Table:
-            queries = centred(tiles.rows(rows), mean)
+        def pair(blocks: Sequence[Int[np.ndarray, "_"]], shared: bool) -> Iterator[pa.Table]:
+            rows = np.concatenate(blocks)
+            ends = np.cumsum([len(some) for some in blocks]).tolist()
+            parts = [slice(end - len(some), end) for end, some in zip(ends, blocks, strict=True)]
+            queries = np.empty((len(rows), tiles.dim), dtype=np.float32)
+            for part in parts:
+                queries[part] = centred(tiles.rows(rows[part]), mean)
             if rule_keys:
-                return judged_table(
-                    tiles.ids[rows], selection, find_candidates(selection, queries, selection.owners[rows], k)
-                )
-            return pair_table(tiles.ids[rows], index.ids, *search(index, queries, k))
+                found = find_candidates(selection, queries, selection.owners[rows], k, block=block, shared=shared)
+                for part in parts:
+                    yield judged_table(tiles.ids_at(rows[part]), selection, found.part(part))
+                return
+            nearest, scores = search(index, queries, k, block=block, shared=shared)
+            for part in parts:
+                yield pair_table(tiles.ids_at(rows[part]), index, nearest[part], scores[part])
 
-        files = write_blocks(folder, len(tiles.ids), block, "pairing tiles", pair)
-        table = read_blocks(files)
-        missing = len(tiles.ids) * min(k, len(index.ids)) - table.num_rows
-        key = index.artifact.manifest.facts["key"]
-        if missing and key != "Flat" and processes.main:
+        held, shards = (blocks_held(block, tiles.dim), index.store.shards) if index.flat else (1, 1)
+        files = write_passes(folder, tiles.size, block, "pairing tiles", pair, held=held, shards=shards)
+        outcomes = _count_outcomes(files)
+        missing = tiles.size * min(k, index.size) - int(outcomes.sum())
+        if missing and not index.flat and processes.main:
+            key = index.artifact.manifest.facts["key"]
             logger.info(f"note: index {key} finds {missing} fewer candidates than {k} per tile; Flat finds all")
-        dropped: dict[str, int] = {}
-        if rule_keys:
-            check_pairs_left(table, rules)
-            table, dropped = kept_pairs(table)
+        if rule_keys and not outcomes[0]:
+            check_pairs_left(read_blocks(files), rules)
         processes.barrier()
         if not processes.main:
             return {}
         with whole_file(folder / "pairs.parquet") as temporary:
-            pq.write_table(table, temporary)
+            write_tables(temporary, (kept_pairs(table)[0] if rule_keys else table for table in each_block(files)))
+            pairs = pq.read_table(temporary)
         if mean is not None:
             with whole_file(folder / "tile_mean.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, mean)
-        write_json(folder / "summary.json", summarise(table, len(index.ids), n_tiles=len(tiles.ids), dropped=dropped))
+        dropped = {name: count for name, count in zip(REASONS[1:], outcomes[1:].tolist(), strict=True) if count}
+        write_json(folder / "summary.json", summarise(pairs, index.size, n_tiles=tiles.size, dropped=dropped))
         for file in folder.glob(".part-*.parquet"):  # including those of other block sizes
             file.unlink()
-        return {"tiles": len(tiles.ids), "pairs": table.num_rows, "k": k, "vlm": tiles.vlm}
+        return {"tiles": tiles.size, "pairs": pairs.num_rows, "k": k, "vlm": tiles.vlm}
 
     return Pairs(build_once(root, "pairs", inputs, make))
+
+
+def _count_outcomes(files: Sequence[Path]) -> Int[np.ndarray, "outcomes"]:
+    """Count the pairs of all blocks by their outcome (number in `REASONS`); without rules, all are kept."""
+    counts = np.zeros(len(REASONS), dtype=np.int64)
+    for table in each_block(files):
+        judged = "reason" in table.column_names
+        reasons = np.asarray(table.column("reason")) if judged else np.zeros(table.num_rows, dtype=np.int8)
+        counts += np.bincount(reasons, minlength=len(REASONS))
+    return counts

@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import Bool, Float32, Float64, Int, Int8
 
 from clipit.config.run import PairingConfig
 from clipit.errors import ConfigError, DataError
-from clipit.pairing.correction import TileBlocks, nearest_tiles, snippet_biases
-from clipit.pairing.nearest import SPARE, Keys, best_first, cosines, index_matrix, nearest, search
+from clipit.pairing.correction import TileBlocks, snippet_statistics
+from clipit.pairing.nearest import SPARE, Keys, best_first, exact_cosines, nearest, nearest_among, search
 from clipit.pairing.sources import OwnSnippets, allowed_snippets, own_snippets, owners, sole_groups
-from clipit.progress import progress
 from clipit.stores.embed import Store
+from clipit.stores.exact import BLOCK
 from clipit.stores.index import Index
 
 REASONS = ("kept", "threshold", "margin", "mutual")
@@ -52,6 +51,10 @@ class Candidates:
     cosines: Float32[np.ndarray, "q k1"]
     ranking: Float64[np.ndarray, "q k1"]
     """Ranking score: cosine minus bias."""
+
+    def part(self, tiles: slice) -> "Candidates":
+        """Return the candidates of some tiles."""
+        return Candidates(self.rows[tiles], self.cosines[tiles], self.ranking[tiles])
 
 
 def rule_inputs(rules: PairingConfig) -> dict[str, Any]:
@@ -105,10 +108,10 @@ def prepare(
         ConfigError: The index is not Flat, and a rule needs all scores.
         DataError: `organs` leaves no snippet, no group is known, or `reports` finds no report of a tile's patient.
     """
-    no_owners: Int[np.ndarray, "n"] = np.full(len(tiles.ids), -1, dtype=np.int64)
+    no_owners: Int[np.ndarray, "n"] = np.full(tiles.size, -1, dtype=np.int64)
     if not rules.exact:
         return Selection(rules, index, None, None, no_owners)
-    if index.artifact.manifest.facts["key"] != "Flat":
+    if not index.flat:
         raise ConfigError(
             f"index {index.artifact.manifest.facts['key']!r} does not compute all scores, which correction, mutual, "
             "organs, exclude_same_group and reports require",
@@ -116,31 +119,28 @@ def prepare(
             fix="use pairing.index=Flat, or remove these rules",
         )
     allowed = allowed_snippets(index, sources, rules.organs)
-    snippet_owners: Int[np.ndarray, "s"] = np.full(len(index.ids), -1, dtype=np.int64)
+    snippet_owners: Int[np.ndarray, "s"] = np.full(index.size, -1, dtype=np.int64)
     tile_owners = no_owners
     if rules.exclude_same_group:
         snippet_owners, tile_owners = owners(sole_groups(index, sources), tiles, groups)
     own = own_snippets(index, sources, tiles, groups) if rules.reports != "any" else None
-    snippets = index_matrix(index)
+    stored = index.stored()
     blocks = TileBlocks(tiles, tiles.mean() if index.mean is not None else None, block)
-    count = max(
-        rules.correction_neighbours if rules.correction == "csls" else 0, rules.mutual_neighbours if rules.mutual else 0
-    )
-    rounds = rules.correction_iterations if rules.correction == "sinkhorn" else rules.correction == "inverted_softmax"
-    near = None
-    with progress("preparing pairing rules", len(tiles.ids) * (int(rounds) + (count > 0)), shown=shown) as advance:
-        if count:
-            near = nearest_tiles(snippets, blocks, count, advance)
-        biases = snippet_biases(snippets, blocks, rules, near, advance)
-    mutual = near[:, min(rules.mutual_neighbours, near.shape[1]) - 1] if rules.mutual and near is not None else None
-    keys = Keys(snippets, np.where(allowed, biases, np.inf), snippet_owners)
+    biases, mutual = snippet_statistics(stored, blocks, rules, shown=shown)
+    keys = Keys(stored, np.where(allowed, biases, np.inf), snippet_owners)
     return Selection(rules, index, keys, mutual, tile_owners if own is None else own.owners, own)
 
 
 def find_candidates(
-    selection: Selection, queries: Float32[np.ndarray, "q dim"], owners: Int[np.ndarray, "q"], k: int
+    selection: Selection,
+    queries: Float32[np.ndarray, "q dim"],
+    owners: Int[np.ndarray, "q"],
+    k: int,
+    *,
+    block: int = BLOCK,
+    shared: bool = False,
 ) -> Candidates:
-    """Find the candidate snippets of a block of tiles.
+    """Find the candidate snippets of tiles.
 
     Args:
         selection: Rules from `prepare`.
@@ -148,19 +148,19 @@ def find_candidates(
         owners: Patients of the tiles (`selection.owners`); -1 for tiles of other splits, which may be paired with any
             report.
         k: Snippets per tile.
+        block: Tiles per matrix product.
+        shared: Whether each process searches a part of the snippets, for the same tiles in all processes.
     """
     index, keys = selection.index, selection.keys
     if keys is None:
-        rows, scores = search(index, queries, k + 1)
+        rows, scores = search(index, queries, k + 1, block=block, shared=shared)
         ranking = scores.astype(np.float64)
     else:
-        wide = min(k + 1 + SPARE, len(index.ids))
-        rows = nearest(queries, owners, keys, wide)
+        wide = min(k + 1 + SPARE, index.size)
+        rows = nearest(queries, owners, keys, wide, block=block, shared=shared)
         if selection.own is not None:
-            rows = _among_own(selection.own, selection.rules.reports == "own", queries, owners, keys, rows)
-        # Use the centred vectors in memory: reading and centring them again takes a third of the search time.
-        scores = cosines(queries, keys.vectors[torch.from_numpy(np.maximum(rows, 0))].cpu().numpy())
-        scores[rows < 0] = -np.inf
+            rows = _among_own(selection.own, selection.rules.reports == "own", queries, owners, keys, rows, block)
+        scores = exact_cosines(queries, keys.stored, rows)
         ranking = np.where(rows >= 0, scores.astype(np.float64) - keys.bias[rows], -np.inf)
         places = best_first(rows, ranking, k + 1)
         rows, scores, ranking = (np.take_along_axis(values, places, 1) for values in (rows, scores, ranking))
@@ -179,6 +179,7 @@ def _among_own(
     owners: Int[np.ndarray, "q"],
     keys: Keys,
     rows: Int[np.ndarray, "q wide"],
+    block: int,
 ) -> Int[np.ndarray, "q wide"]:
     """Replace the candidates of tiles whose patient has a report by that patient's snippets.
 
@@ -189,6 +190,7 @@ def _among_own(
         owners: Patients of the tiles; tiles with -1 keep their candidates.
         keys: All snippets.
         rows: Candidates among all snippets.
+        block: Tiles per matrix product.
     """
     rows = rows.copy()
     for owner in np.unique(owners[owners >= 0]).tolist():
@@ -196,12 +198,10 @@ def _among_own(
         allowed = snippets[np.isfinite(keys.bias[snippets])]
         if not len(allowed) and not only:
             continue
-        some = Keys(keys.vectors[torch.from_numpy(allowed)], keys.bias[allowed], keys.owners[allowed])
         count = min(rows.shape[1], len(allowed))
         rows[tiles] = -1
         if count:
-            found = nearest(queries[tiles], owners[tiles], some, count)
-            rows[tiles, :count] = np.where(found >= 0, allowed[found], -1)
+            rows[tiles, :count] = nearest_among(queries[tiles], keys, allowed, count, block)
     return rows
 
 
@@ -277,7 +277,7 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
 
 
 def pair_table(
-    tile_ids: np.ndarray, snippet_ids: np.ndarray, rows: Int[np.ndarray, "q k"], scores: Float32[np.ndarray, "q k"]
+    tile_ids: np.ndarray, index: Index, rows: Int[np.ndarray, "q k"], scores: Float32[np.ndarray, "q k"]
 ) -> pa.Table:
     """Tabulate pairs by tile and rank, without those of score -inf."""
     valid = np.isfinite(scores)
@@ -286,7 +286,7 @@ def pair_table(
         {
             "tile_id": pa.array(tile_ids[tile].tolist(), pa.string()),
             "rank": pa.array(rank, pa.int16()),
-            "snippet_id": pa.array(snippet_ids[rows[valid]].tolist(), pa.string()),
+            "snippet_id": pa.array(index.ids_of(rows[valid]).tolist(), pa.string()),
             "score": pa.array(scores[valid], pa.float32()),
         }
     )
@@ -300,7 +300,7 @@ def judged_table(tile_ids: np.ndarray, selection: Selection, candidates: Candida
     reasons = judge_candidates(candidates, selection.rules, selection.mutual)
     rows, scores = candidates.rows[:, :-1], candidates.cosines[:, :-1]
     exists, kept = reasons >= 0, reasons == 0
-    table = pair_table(tile_ids, selection.index.ids, rows, scores)
+    table = pair_table(tile_ids, selection.index, rows, scores)
     ranks = np.where(kept, np.cumsum(kept, axis=1) - 1, -1)[exists]
     table = table.set_column(1, "rank", pa.array(ranks, pa.int16()))
     if selection.rules.score_temperature is not None:

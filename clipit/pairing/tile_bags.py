@@ -3,7 +3,7 @@
 After CPLIP (CVPR 2024), with two differences: distant members are dropped, and only training tiles are members.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import Bool, Float32, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.pairing.bags import side_by_side
-from clipit.pairing.blocks import read_blocks, write_blocks
-from clipit.pairing.nearest import SPARE, Keys, best_first, check_finite, cosines, nearest
+from clipit.pairing.blocks import read_blocks, write_passes
+from clipit.pairing.nearest import SPARE, Keys, best_first, exact_cosines, nearest
 from clipit.pairing.pairs import Pairs
+from clipit.stores.check import check_finite
 from clipit.stores.embed import Store, centred
+from clipit.stores.exact import blocks_held
 from clipit.stores.index import Index
+from clipit.stores.stored_rows import StoredRows
 
 KINDS = ("image", "text")
 """Members near the tile's own embedding, or near that of its first snippet."""
@@ -119,17 +121,24 @@ def tile_bags(
         keys, owners = _tile_keys(tiles, mean, groups, by_id)
         first = None if pairs is None or index is None else first_snippets(tiles.ids, pairs, index)
 
-        def find_members(rows: Int[np.ndarray, "_"]) -> pa.Table:
-            kinds = [_members(centred(tiles.rows(rows), mean), owners[rows], keys, k, margin)]
+        def find_members(blocks: Sequence[Int[np.ndarray, "_"]], shared: bool) -> Iterator[pa.Table]:
+            rows = np.concatenate(blocks)
+            queries = [centred(tiles.rows(rows), mean)]
             if first is not None and index is not None:
-                vectors = index.vectors(np.maximum(first[rows], 0))
-                members, scores, far = _members(vectors, owners[rows], keys, k, margin)
-                without_snippet = first[rows] < 0
-                scores[without_snippet], far[without_snippet] = -np.inf, 0
-                kinds.append((members, scores, far))
-            return _bag_table(tiles.ids[rows], tiles.ids[by_id], kinds)
+                queries.append(index.vectors(np.maximum(first[rows], 0)))
+            kinds = len(queries)
+            values = _members(np.concatenate(queries), np.tile(owners[rows], kinds), keys, k, margin, block, shared)
+            members, scores, far = (value.reshape(kinds, len(rows), -1) for value in values)
+            if first is not None and kinds > 1:
+                scores[1, first[rows] < 0], far[1, first[rows] < 0] = -np.inf, False
+            for part in np.split(np.arange(len(rows)), np.cumsum([len(some) for some in blocks])[:-1]):
+                each = [(members[kind, part], scores[kind, part], far[kind, part]) for kind in range(kinds)]
+                yield _bag_table(tiles.ids[rows[part]], tiles.ids[by_id], each)
 
-        files = write_blocks(folder, len(tiles.ids), block, "making tile bags", find_members)
+        held = max(1, blocks_held(block, tiles.dim) // 2)  # two kinds of queries
+        files = write_passes(
+            folder, tiles.size, block, "making tile bags", find_members, held=held, shards=tiles.shards
+        )
         if not processes.main:
             return {}
         table = read_blocks(files)
@@ -178,18 +187,23 @@ def _tile_keys(
     names = [(groups or {}).get(tile, "") for tile in tiles.ids.tolist()]
     labels = [f"group {name}" if name else f"tile {tile}" for name, tile in zip(names, tiles.ids.tolist(), strict=True)]
     owners = np.unique(np.asarray(labels, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
-    vectors = np.concatenate([centred(block, mean) for _, block in tiles.blocks()])
-    matrix = torch.from_numpy(vectors[by_id]).to(get_processes().device)
-    return Keys(matrix, np.zeros(n), owners[by_id]), owners
+    numbers = np.empty(n, dtype=np.int64)
+    numbers[by_id] = np.arange(n)
+    return Keys(StoredRows(tiles, mean, by_id, numbers), np.zeros(n), owners[by_id]), owners
 
 
 def _members(
-    queries: Float32[np.ndarray, "b dim"], owners: Int[np.ndarray, "b"], keys: Keys, k: int, margin: float | None
+    queries: Float32[np.ndarray, "b dim"],
+    owners: Int[np.ndarray, "b"],
+    keys: Keys,
+    k: int,
+    margin: float | None,
+    block: int,
+    shared: bool,
 ) -> tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
     """Find the rows (by id) of the k nearest tiles of other owners, cosines (-inf: none), and the dropped ones."""
-    rows = nearest(queries, owners, keys, min(k + SPARE, len(keys.vectors)))
-    scores = cosines(queries, keys.vectors[torch.from_numpy(np.maximum(rows, 0))].cpu().numpy())
-    scores[rows < 0] = -np.inf
+    rows = nearest(queries, owners, keys, min(k + SPARE, len(keys.stored)), block=block, shared=shared)
+    scores = exact_cosines(queries, keys.stored, rows)
     places = best_first(rows, scores, k)
     rows, scores = np.take_along_axis(rows, places, 1), np.take_along_axis(scores, places, 1)
     best = scores[:, :1]

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from clipit.distributed import get_processes
 from clipit.errors import ConfigError
 from clipit.stores.embed import centred, unit
-from clipit.stores.exact import BLOCK, best_rows
+from clipit.stores.exact import BLOCK, nearest_rows
 
 if TYPE_CHECKING:
     from clipit.workspace.workspace import Workspace
@@ -32,14 +33,15 @@ class TextNeighbours:
 
     def nearest(self, embeddings: Float32[np.ndarray, "q dim"], count: int) -> list[list[tuple[int, float]]]:
         """Return row and cosine similarity of the nearest texts of each embedding, the most similar first."""
-        queries, matrix = torch.from_numpy(unit(embeddings)), torch.from_numpy(self.vectors)
-        blocks = (
-            (torch.arange(start, min(start + BLOCK, len(matrix))), queries @ matrix[start : start + BLOCK].T)
-            for start in range(0, len(matrix), BLOCK)
+        queries, device = unit(embeddings), get_processes().device
+        starts = range(0, len(self.vectors), BLOCK)
+        parts = (np.arange(start, min(start + BLOCK, len(self.vectors))) for start in starts)
+        vectors = (
+            (torch.from_numpy(part).to(device), torch.from_numpy(self.vectors[part]).to(device)) for part in parts
         )
-        rows = best_rows(blocks, len(queries), min(count, len(matrix)), torch.device("cpu")).numpy()
+        rows = nearest_rows(queries, vectors, min(count, len(self.vectors)))
         found = []
-        for query, places in zip(queries.numpy(), rows.tolist(), strict=True):
+        for query, places in zip(queries, rows.tolist(), strict=True):
             scored = [(place, float(self.vectors[place] @ query)) for place in places]
             found.append(sorted(scored, key=lambda pair: (-pair[1], pair[0])))
         return found

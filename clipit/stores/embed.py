@@ -7,7 +7,8 @@ are distributed over the processes. The content of a batch depends only on its s
 number of processes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SHARD = 4096
 """Rows per shard."""
+_MOST_MAPPED = 256  # shards that are kept mapped, each of which needs a file handle
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,17 @@ class Store:
         return int(self.artifact.manifest.facts["dim"])
 
     @cached_property
+    def shards(self) -> int:
+        """Number of shards."""
+        return len(self._names("emb-"))
+
+    @cached_property
+    def size(self) -> int:
+        """Number of rows."""
+        rows = self.artifact.manifest.facts.get("rows")
+        return len(self.ids) if rows is None else int(rows)
+
+    @cached_property
     def ids(self) -> np.ndarray:
         """Ids, in the order of the rows."""
         names = self._names("ids-")
@@ -73,23 +86,44 @@ class Store:
         """Memory-mapped shards that `rows` has read from, by number."""
         return {}
 
+    def _shard(self, number: int) -> Float[np.ndarray, "_ _"]:
+        """Map a shard into memory; all processes of a machine share the pages."""
+        return self.artifact.array(f"emb-{number:05d}.npy", "r")
+
     def blocks(self, size: int = SHARD) -> Iterable[tuple[int, Float32[np.ndarray, "_ dim"]]]:
         """Iterate over blocks of at most `size` rows, as pairs of first row and vectors, with one shard open."""
-        for number, name in enumerate(self._names("emb-")):
-            shard = self.artifact.array(name, "r")
+        for number in range(self.shards):
+            shard = self._shard(number)
             for start in range(0, len(shard), size):
                 yield number * SHARD + start, np.asarray(shard[start : start + size], dtype=np.float32)
+
+    def shard(self, number: int) -> Float[np.ndarray, "_ dim"]:
+        """Read a shard, in the precision in which it is stored."""
+        return np.array(self._shard(number))
 
     def rows(self, positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         """Read the vectors at the given rows."""
         flat = positions.reshape(-1)
         vectors = np.empty((len(flat), self.dim), dtype=np.float32)
-        for number in np.unique(flat // SHARD).tolist():
-            if number not in self._mapped:
-                self._mapped[number] = self.artifact.array(f"emb-{number:05d}.npy", "r")
-            in_shard = flat // SHARD == number
-            vectors[in_shard] = self._mapped[number][flat[in_shard] % SHARD]
+        for number, places in _by_shard(flat):
+            shard = self._mapped.get(number)
+            if shard is None:
+                if len(self._mapped) >= _MOST_MAPPED:
+                    self._mapped.clear()
+                shard = self._mapped[number] = self._shard(number)
+            vectors[places] = shard[flat[places] % SHARD]
+            _release(shard)
         return vectors.reshape(*positions.shape, self.dim)
+
+    def ids_at(self, positions: Int[np.ndarray, "n"]) -> np.ndarray:
+        """Read the ids of the given rows, without reading those of other shards."""
+        if "ids" in self.__dict__:
+            return np.asarray(self.ids[positions])
+        found = np.empty(len(positions), dtype=object)
+        for number, places in _by_shard(positions):
+            column = self.artifact.table(f"ids-{number:05d}.parquet").column("id")
+            found[places] = column.take(positions[places] % SHARD).to_pylist()
+        return found.astype(np.str_)
 
     def positions(self, ids: Sequence[str] | np.ndarray) -> Int[np.ndarray, "n"]:
         """Find the rows of the given ids.
@@ -120,6 +154,22 @@ class Store:
         for _, block in self.blocks():
             total += block.sum(axis=0, dtype=np.float64)
         return (total / max(len(self.ids), 1)).astype(np.float32)
+
+
+def _by_shard(rows: Int[np.ndarray, "n"]) -> Iterator[tuple[int, Int[np.ndarray, "_"]]]:
+    """Iterate over shards, as pairs of number and places of its rows among the given ones."""
+    order = np.argsort(rows, kind="stable")
+    numbers = rows[order] // SHARD
+    for places in np.split(order, np.flatnonzero(np.diff(numbers)) + 1):
+        if len(places):
+            yield int(rows[places[0]] // SHARD), places
+
+
+def _release(array: np.ndarray) -> None:
+    """Release the pages of a mapped file, which stay in the cache of the system: they no longer count as ours."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def unit(

@@ -1,54 +1,123 @@
-"""Exact search by matrix products, in blocks of vectors, so that memory depends on the block alone."""
+"""Exact search by matrix products, block by block, so that memory depends on the block alone.
 
-from collections.abc import Iterable, Iterator
+Products are in full float32, on a GPU as well: TF32 keeps ten bits of the mantissa, so that some of the nearest rows
+would be missed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from clipit.distributed import get_processes
+
 BLOCK = 4096
-"""Number of vectors per matrix product; together with the number of queries, it limits memory."""
+"""Largest number of vectors per matrix product; together with the number of queries, it limits memory."""
+_HELD = {"cpu": 2**24, "cuda": 2**28}  # float32 values of vectors that are kept for one pass: 64 MiB, 1 GiB
+_CHUNK = 64  # scores per maximum
+
+Scored = tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]
+Adjust = Callable[[slice, Int[Tensor, "_"], Float[Tensor, "q _"]], None]
 
 
-def best_rows(
-    scores: Iterable[tuple[Int[Tensor, "_"], Float[Tensor, "q _"]]], n_queries: int, k: int, device: torch.device
-) -> Int[Tensor, "q k"]:
-    """Return the rows with the k highest scores of each query, in no particular order.
+def blocks_held(block: int, dim: int) -> int:
+    """Return the number of blocks of vectors that are kept for one pass over the other side, at least one."""
+    return max(1, values_held() // (block * dim))
+
+
+def values_held() -> int:
+    """Return the number of float32 values of vectors that are kept for one pass: 64 MiB, on a GPU 1 GiB."""
+    return _HELD.get(get_processes().device.type, _HELD["cpu"])
+
+
+def nearest_rows(
+    queries: Float32[np.ndarray, "q dim"],
+    vectors: Iterable[Scored],
+    k: int,
+    *,
+    block: int = BLOCK,
+    adjust: Adjust | None = None,
+    faiss: bool = False,
+    shared: bool = False,
+) -> Int[np.ndarray, "q k"]:
+    """Find the rows with the k highest scores of each query, in no particular order, padded with -1.
+
+    The vectors are read once for all queries; each part of them is compared with one block of queries after the other.
 
     Args:
-        scores: Rows and scores of each block; -inf excludes a row.
-        n_queries: Number of queries.
-        k: Number of rows per query; missing ones are -1.
-        device: Device of the scores.
+        queries: Vectors of the queries.
+        vectors: Rows and vectors to search, in parts of at most `BLOCK`, on this process's device.
+        k: Number of rows per query.
+        block: Queries per matrix product.
+        adjust: Function that changes the scores of some queries with some rows in place; -inf excludes a row.
+        faiss: Whether faiss searches, where nothing is adjusted.
+        shared: Whether the other processes search other vectors for the same queries, so that the best are merged.
     """
-
-    def best_of_block() -> Iterator[tuple[Tensor, Tensor]]:
-        for block, values in scores:
-            best = values.topk(min(k, values.shape[1]), dim=1)
-            yield block[best.indices], best.values
-
-    return merge_best(best_of_block(), n_queries, k, device)
-
-
-def merge_best(
-    parts: Iterable[tuple[Int[Tensor, "q _"], Float[Tensor, "q _"]]], n_queries: int, k: int, device: torch.device
-) -> Int[Tensor, "q k"]:
-    """Merge the best rows of several blocks into the k best of each query.
-
-    Args:
-        parts: Rows and scores of the best of each block.
-        n_queries: Number of queries.
-        k: Number of rows per query; missing ones are -1.
-        device: Device of the scores.
-    """
-    highest = torch.full((n_queries, k), -torch.inf, device=device)
-    rows = torch.full((n_queries, k), -1, dtype=torch.int64, device=device)
-    for block_rows, block_scores in parts:
-        both = torch.cat([highest, block_scores], dim=1).topk(k, dim=1)
-        highest, rows = both.values, torch.cat([rows, block_rows], dim=1).gather(1, both.indices)
+    processes = get_processes()
+    device = processes.device
+    on_device = torch.from_numpy(np.ascontiguousarray(queries)).to(device)
+    highest = torch.full((len(queries), k), -torch.inf, device=device)
+    rows = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
+    buffer = torch.empty(0 if faiss else min(block, len(queries)) * BLOCK, device=device)
+    with full_precision():
+        for some, there in vectors:
+            for start in range(0, len(queries), block):
+                part = slice(start, start + block)
+                if faiss:
+                    scores, places = _faiss_best(on_device[part], there, k)
+                else:
+                    values = product(on_device[part], there, buffer)
+                    if adjust is not None:
+                        adjust(part, some, values)
+                    scores, places = best_of(values, k)
+                highest[part], rows[part] = _merged(highest[part], rows[part], scores, some[places])
+    if shared and processes.count > 1:
+        parts = processes.gather((highest.cpu().numpy(), rows.cpu().numpy()))
+        both = [torch.from_numpy(np.concatenate(values, axis=1)) for values in zip(*parts, strict=True)]
+        best = both[0].topk(k, dim=1)
+        highest, rows = best.values, both[1].gather(1, best.indices)
     rows[highest == -torch.inf] = -1
-    return rows
+    return rows.cpu().numpy()
+
+
+def _merged(
+    highest: Float[Tensor, "q k"], rows: Int[Tensor, "q k"], scores: Float[Tensor, "q b"], others: Int[Tensor, "q b"]
+) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
+    both = torch.cat([highest, scores], dim=1).topk(highest.shape[1], dim=1)
+    return both.values, torch.cat([rows, others], dim=1).gather(1, both.indices)
+
+
+def best_of(scores: Float[Tensor, "q n"], k: int) -> tuple[Float[Tensor, "q b"], Int[Tensor, "q b"]]:
+    """Return the k highest scores of each row (all, if there are fewer) and their columns.
+
+    The k best columns lie in the k chunks with the highest maxima. Maxima take one quick pass over the scores, and
+    `topk` then only reads these chunks, which takes less time than `topk` of all columns.
+    """
+    chunks = scores.shape[1] // _CHUNK
+    if chunks <= 2 * k:
+        best = scores.topk(min(k, scores.shape[1]), dim=1)
+        return best.values, best.indices
+    whole = scores[:, : chunks * _CHUNK].reshape(len(scores), chunks, _CHUNK)
+    chosen = whole.amax(dim=2).topk(k, dim=1).indices
+    inside = whole.gather(1, chosen[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
+    rest = scores[:, chunks * _CHUNK :]
+    best = torch.cat([inside, rest], dim=1).topk(k, dim=1)
+    first = torch.cat([chosen * _CHUNK, torch.full_like(chosen[:, :1], chunks * _CHUNK)], dim=1)
+    number = best.indices.div(_CHUNK, rounding_mode="floor").clamp_(max=k)
+    return best.values, first.gather(1, number) + best.indices - number * _CHUNK
+
+
+def _faiss_best(
+    queries: Float[Tensor, "q dim"], vectors: Float[Tensor, "n dim"], k: int
+) -> tuple[Float[Tensor, "q b"], Int[Tensor, "q b"]]:
+    import faiss
+
+    inner = faiss.METRIC_INNER_PRODUCT
+    scores, places = faiss.knn(queries.numpy(), vectors.numpy(), min(k, len(vectors)), metric=inner)
+    return torch.from_numpy(scores), torch.from_numpy(places)
 
 
 def product(
@@ -64,3 +133,19 @@ def product(
     else:
         torch.mm(left, right.T, out=out)
     return out
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute products of float32 matrices on a GPU without TF32, whatever training allows, and without autocast."""
+    device = get_processes().device
+    if device.type != "cuda":
+        yield
+        return
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed

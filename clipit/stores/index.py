@@ -1,13 +1,12 @@
 """Index over a text store for nearest-neighbour search of snippets.
 
-A Flat index is the text store itself, whose shards faiss (or torch) searches one after the other without a copy; only
-approximate indexes of faiss are files.
+A Flat index is the text store itself, whose shards are searched one after the other without a copy; only approximate
+indexes of faiss are files.
 
 Snippets with identical embeddings (for example, if the tokeniser ignores case) share one row of the index, represented
 by their lowest id. Because scores are exact and ties are broken by id, pairs depend only on the data.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,21 +15,21 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import Float32, Int
-from torch import Tensor
 
 from clipit.artifacts import Artifact, whole_file
 from clipit.config.run import has_lists
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.stores.approximate import FaissIndex, write_faiss
+from clipit.stores.check import check_shards
 from clipit.stores.embed import Store, centred
-from clipit.stores.exact import BLOCK, best_rows, merge_best, product
+from clipit.stores.stored_rows import StoredRows
 
 Backend = Literal["auto", "faiss", "torch"]
 _NO_SPREAD = 1e-3  # largest distance between unit vectors that are equal up to half precision
 _MAX_SPREAD_CHECK = 4096
+_POSITIONS, _ROWS = "positions.npy", "rows.npy"  # row of the store of each row of the index, and the inverse
 
 
 def has_faiss() -> bool:
@@ -90,15 +89,17 @@ def build_index(
                 where=store.artifact.folder,
                 fix="relax the filters of `reports`",
             )
+        check_shards(store)
         mean = store.mean() if centring else None
         rows = _distinct_rows(store)
         if mean is not None:
             _check_spread(store, rows, mean)
         with whole_file(folder / "ids.parquet") as temporary:
             pq.write_table(pa.table({"snippet_id": store.ids[rows].tolist()}), temporary)
-        if mean is not None:
-            with whole_file(folder / "mean.npy") as temporary, temporary.open("wb") as stream:
-                np.save(stream, mean)
+        arrays = {_POSITIONS: rows, _ROWS: _inverse(rows, len(store.ids))}
+        for name, values in (arrays if mean is None else {"mean.npy": mean, **arrays}).items():
+            with whole_file(folder / name) as temporary, temporary.open("wb") as stream:
+                np.save(stream, values)
         if key != "Flat":
             write_faiss(folder / "index.faiss", store, rows, mean, key)
         return {
@@ -123,11 +124,25 @@ class Index:
     nprobe: int | None = None
     """Number of lists that an IVF index searches; None uses the default of faiss."""
 
+    @property
+    def flat(self) -> bool:
+        """Whether the index is exact: the text store itself."""
+        return str(self.artifact.manifest.facts["key"]) == "Flat"
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return int(self.artifact.manifest.facts["rows"])
+
     @cached_property
     def ids(self) -> np.ndarray:
-        """Snippet ids, one per row of the index, ascending."""
+        """Snippet ids, one per row of the index, ascending; for large corpora, `ids_of` needs less memory."""
         column = self.artifact.table("ids.parquet").column("snippet_id")
         return np.asarray(column.to_numpy(), dtype=np.str_)
+
+    def ids_of(self, rows: Int[np.ndarray, "n"]) -> np.ndarray:
+        """Read the snippet ids of these rows."""
+        return self.ids[rows] if "ids" in self.__dict__ else self.store.ids_at(np.asarray(self.rows_in_store[rows]))
 
     @cached_property
     def mean(self) -> Float32[np.ndarray, "dim"] | None:
@@ -139,72 +154,54 @@ class Index:
 
     @cached_property
     def rows_in_store(self) -> Int[np.ndarray, "_"]:
-        """Row in the store of each row of the index."""
-        return self.store.positions(self.ids)
+        """Row in the store of each row of the index, memory-mapped."""
+        if _POSITIONS not in self.artifact.manifest.files:  # written by an earlier version
+            return self.store.positions(self.ids)
+        positions: Int[np.ndarray, "_"] = self.artifact.array(_POSITIONS, "r")
+        return positions
+
+    @cached_property
+    def _rows_by_position(self) -> Int[np.ndarray, "_"]:
+        """Row of the index of each row of the store, memory-mapped; -1 for those that another one represents."""
+        if _ROWS not in self.artifact.manifest.files:
+            return _inverse(self.rows_in_store, self.store.size)
+        rows: Int[np.ndarray, "_"] = self.artifact.array(_ROWS, "r")
+        return rows
+
+    def stored(self) -> StoredRows:
+        """Return the vectors, to be read shard by shard."""
+        return StoredRows(self.store, self.mean, self.rows_in_store, self._rows_by_position)
+
+    @property
+    def searched_by_faiss(self) -> bool:
+        """Whether faiss searches a Flat index in this process: with that backend, on the CPU."""
+        on_cpu = get_processes().device.type == "cpu"
+        return on_cpu and self.artifact.manifest.facts["backend"] == "faiss" and has_faiss()
 
     @cached_property
     def _faiss(self) -> "FaissIndex":
         return FaissIndex(self.artifact.file("index.faiss"), self.nprobe)
 
-    @cached_property
-    def _matrix(self) -> Tensor:
-        """All vectors on the GPU of this process."""
-        matrix = torch.empty((len(self.ids), self.store.dim), device=get_processes().device)
-        for rows, vectors in self._blocks():
-            matrix[torch.from_numpy(rows).to(matrix.device)] = torch.from_numpy(vectors).to(matrix.device)
-        return matrix
-
-    @cached_property
-    def _by_position(self) -> Int[np.ndarray, "_"]:
-        """Rows of the index in the order of the store, whose shards are read one after the other."""
-        return np.asarray(np.argsort(self.rows_in_store, kind="stable"), dtype=np.int64)
-
-    def _blocks(self) -> Iterator[tuple[Int[np.ndarray, "_"], Float32[np.ndarray, "_ dim"]]]:
-        """Iterate over the shards of the store: rows of the index, and their vectors (centred if the index is)."""
-        places = self.rows_in_store[self._by_position]
-        for start, block in self.store.blocks(BLOCK):
-            first, last = np.searchsorted(places, (start, start + len(block)))
-            if last > first:
-                yield self._by_position[first:last], centred(block[places[first:last] - start], self.mean)
-
     def candidates(self, queries: Float32[np.ndarray, "q dim"], k: int, needed: int = 1) -> Int[np.ndarray, "q k"]:
-        """Find the k nearest rows of each query; -1 where an approximate index returns fewer.
+        """Find the k nearest rows of each query in an approximate index; -1 where it returns fewer.
 
         Args:
             queries: Unit vectors of the queries, centred like the index.
             k: Number of rows per query, at most the number of rows of the index.
             needed: Number of rows per query below which an IVF index searches more than `nprobe` lists.
         """
-        if self.artifact.manifest.facts["key"] != "Flat":
-            return self._faiss.search(np.ascontiguousarray(queries), k, needed)
-        device = get_processes().device
-        if device.type == "cpu" and self.artifact.manifest.facts["backend"] == "faiss" and has_faiss():
-            return merge_best(self._faiss_blocks(np.ascontiguousarray(queries), k), len(queries), k, device).numpy()
-        vectors = torch.from_numpy(np.ascontiguousarray(queries)).to(device)
-        buffer = torch.empty(len(queries) * BLOCK, device=device)
-
-        def scores() -> Iterator[tuple[Tensor, Tensor]]:
-            if device.type == "cpu":
-                for rows, block in self._blocks():
-                    yield torch.from_numpy(rows), product(vectors, torch.from_numpy(block), buffer)
-                return
-            for start in range(0, len(self._matrix), BLOCK):
-                values = product(vectors, self._matrix[start : start + BLOCK], buffer)
-                yield torch.arange(start, start + values.shape[1], device=device), values
-
-        return best_rows(scores(), len(queries), k, device).cpu().numpy()
-
-    def _faiss_blocks(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Search each shard of the store with faiss: rows of the index, and scores."""
-        import faiss
-
-        for rows, block in self._blocks():
-            scores, places = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-            yield torch.from_numpy(rows[places]), torch.from_numpy(scores)
+        return self._faiss.search(np.ascontiguousarray(queries), k, needed)
 
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         """Read the vectors of these rows, centred if the index is."""
-        return centred(self.store.rows(self.rows_in_store[rows]), self.mean)
+        return centred(self.store.rows(np.asarray(self.rows_in_store[rows])), self.mean)
+
+
+def _inverse(positions: Int[np.ndarray, "n"], size: int) -> Int[np.ndarray, "size"]:
+    """Return the row of each of `size` positions; -1 for the others."""
+    rows = np.full(size, -1, dtype=np.int64)
+    rows[positions] = np.arange(len(positions))
+    return rows
 
 
 def _check_spread(store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.ndarray, "dim"]) -> None:

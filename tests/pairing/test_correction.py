@@ -11,7 +11,7 @@ import clipit.pairing.correction as module
 from clipit.config.run import PairingConfig
 from clipit.distributed import Processes
 from clipit.pairing.correction import TileBlocks, inverted_softmax_biases, nearest_tiles, sinkhorn_biases
-from clipit.pairing.nearest import Keys, index_matrix, nearest
+from clipit.pairing.nearest import Keys, nearest
 from clipit.pairing.pairs import pair_tiles
 from clipit.stores.embed import Store, centred, unit
 from clipit.stores.index import Index, build_index
@@ -70,7 +70,7 @@ def test_pairs_are_those_of_the_published_score(
 
 def test_sinkhorn_gives_every_snippet_the_same_mass(index: Index, tiles: Store, cosines: np.ndarray) -> None:
     blocks = TileBlocks(tiles, tiles.mean(), 16)
-    biases = sinkhorn_biases(index_matrix(index), blocks, T, 200, lambda units=1, note="": None)
+    biases = sinkhorn_biases(index.stored(), blocks, T, 200, quiet)
     powers = np.exp((cosines - biases) / T)
     powers /= powers.sum(axis=1, keepdims=True)
     assert np.allclose(powers.sum(axis=0), TILES / SNIPPETS, rtol=1e-3)
@@ -78,20 +78,47 @@ def test_sinkhorn_gives_every_snippet_the_same_mass(index: Index, tiles: Store, 
 
 def test_a_small_temperature_does_not_underflow(index: Index, tiles: Store, cosines: np.ndarray) -> None:
     blocks = TileBlocks(tiles, tiles.mean(), 16)
-    biases = inverted_softmax_biases(index_matrix(index), blocks, 1e-3, lambda units=1, note="": None)
+    biases = inverted_softmax_biases(index.stored(), blocks, 1e-3, quiet)
     assert np.allclose(biases, cosines.max(axis=0), atol=0.01)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+def quiet(units: int = 1, note: str = "") -> None:
+    """No bar."""
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of 32 rows, of which two are in memory at a time."""
+    for name in (
+        "clipit.stores.embed",
+        "clipit.stores.stored_rows",
+        "clipit.stores.check",
+        "clipit.pairing.correction",
+    ):
+        monkeypatch.setattr(f"{name}.SHARD", 32)
+    for name in ("clipit.stores.exact", "clipit.pairing.correction"):
+        monkeypatch.setattr(f"{name}.values_held", lambda: 2 * 32 * DIM)
+
+
+@pytest.mark.parametrize(("count", "size"), [(2, 16), (3, 16), (2, 4096), (4, 35)])
 def test_several_processes_find_the_same_statistics(
-    index: Index, tiles: Store, count: int, monkeypatch: pytest.MonkeyPatch
+    small_shards: None, index: Index, tiles: Store, count: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snippets, blocks = index_matrix(index), TileBlocks(tiles, tiles.mean(), 16)
+    """By blocks of tiles while there are enough, else by shards of snippets."""
+    snippets, blocks = index.stored(), TileBlocks(tiles, tiles.mean(), size)
 
-    def quiet(units: int = 1, note: str = "") -> None:
-        """No bar."""
+    def statistics() -> list[np.ndarray]:
+        near = np.empty((SNIPPETS, 5))
+        for rows, some in nearest_tiles(snippets, blocks, 5, quiet):
+            near[rows] = some
+        return [near, inverted_softmax_biases(snippets, blocks, T, quiet)]
 
-    alone = nearest_tiles(snippets, blocks, 5, quiet), inverted_softmax_biases(snippets, blocks, T, quiet)
+    def run_as(processes: Processes) -> list[np.ndarray]:
+        for name in ("clipit.pairing.correction", "clipit.pairing.blocks", "clipit.stores.exact"):
+            monkeypatch.setattr(f"{name}.get_processes", lambda: processes)
+        return statistics()
+
+    alone = statistics()
     parts: list[list[np.ndarray]] = []
     for rank in range(count):  # what each one would send ...
         sent: list[np.ndarray] = []
@@ -101,31 +128,35 @@ def test_several_processes_find_the_same_statistics(
                 sent.append(value)
                 return [value]
 
-        monkeypatch.setattr(module, "get_processes", lambda r=rank, c=Recording: c(r, count, torch.device("cpu")))
-        nearest_tiles(snippets, blocks, 5, quiet)
-        inverted_softmax_biases(snippets, blocks, T, quiet)
+        run_as(Recording(rank, count, torch.device("cpu")))
         parts.append(sent)
+    assert not np.array_equal(parts[0][0], parts[1][0])
+    calls = iter(range(len(parts[0])))
 
     class Joining(Processes):
-        calls = 0
-
         def gather(self, value: np.ndarray) -> list[np.ndarray]:  # type: ignore[override]
-            Joining.calls += 1
-            return [part[Joining.calls - 1] for part in parts]
+            place = next(calls)
+            return [part[place] for part in parts]
 
-    monkeypatch.setattr(module, "get_processes", lambda: Joining(0, count, torch.device("cpu")))  # ... put together
-    assert np.array_equal(nearest_tiles(snippets, blocks, 5, quiet), alone[0])
-    assert np.array_equal(inverted_softmax_biases(snippets, blocks, T, quiet), alone[1])
+    for together, whole in zip(run_as(Joining(0, count, torch.device("cpu"))), alone, strict=True):  # ... put together
+        assert np.array_equal(together, whole)
 
 
-def test_nearest_over_chunks_is_a_plain_search(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipit.pairing import nearest as search
+def test_sinkhorn_of_snippets_that_do_not_fit_is_the_same(
+    small_shards: None, index: Index, tiles: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snippets, blocks = index.stored(), TileBlocks(tiles, tiles.mean(), 16)
+    streamed = sinkhorn_biases(snippets, blocks, T, 10, quiet)
+    monkeypatch.setattr(module, "fits", lambda snippets: True)
+    assert np.allclose(sinkhorn_biases(snippets, blocks, T, 10, quiet), streamed, atol=2e-6)
+    assert np.abs(streamed).max() > 0.01
 
-    monkeypatch.setattr(search, "BLOCK", 64)
+
+def test_nearest_over_shards_is_a_plain_search(small_shards: None, index: Index) -> None:
     queries, bias = vectors(9, 3), np.random.default_rng(0).random(SNIPPETS) / 5
     owners = np.arange(SNIPPETS) % 9
     bias[5] = np.inf
-    found = nearest(queries, np.arange(9), Keys(index_matrix(index), bias, owners), 4)
+    found = nearest(queries, np.arange(9), Keys(index.stored(), bias, owners), 4, block=2)
     scores = queries @ index.vectors(np.arange(SNIPPETS)).T - bias
     scores[np.arange(9)[:, None] == owners] = -np.inf
     assert np.array_equal(np.sort(found), np.sort(np.argsort(-scores, axis=1)[:, :4]))

@@ -26,10 +26,13 @@ from clipit.pairing.tile_bags import tile_bags
 texts, tiles = (Store(open_artifact(Path(sys.argv[i]), kind)) for i, kind in ((1, "text_store"), (2, "tile_store")))
 out = Path(sys.argv[3])
 index = build_index(Path(sys.argv[1]).parent, texts)
-for correction in ("csls", "inverted_softmax", "sinkhorn"):
-    rules = PairingConfig(correction=correction, mutual=True, score_temperature=0.1, margin=0.001)
-    pairs = pair_tiles(out / correction, index, tiles, k=3, block=16, rules=rules)
+for block in (16, 4096):  # more blocks than processes, and one block, so that the processes share the shards
+    pair_tiles(out / f"plain{block}", index, tiles, k=3, block=block)
+    for correction in ("csls", "inverted_softmax", "sinkhorn"):
+        rules = PairingConfig(correction=correction, mutual=True, score_temperature=0.1, margin=0.001)
+        pairs = pair_tiles(out / f"{correction}{block}", index, tiles, k=3, block=block, rules=rules)
 tile_bags(out / "bags", tiles, 4, mean=tiles.mean(), pairs=pairs, index=index, block=16, margin=0.1)
+tile_bags(out / "bags4096", tiles, 4, mean=tiles.mean(), pairs=pairs, index=index, margin=0.1)
 table = options_text(compare_options(index, tiles, PairingConfig(block=16)))
 (out / f"options{__import__('clipit.distributed').distributed.get_processes().rank}.txt").write_text(table)
 try:
@@ -41,8 +44,8 @@ except DataError as error:
 
 def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    made = [unit(rng.normal(size=(n, 8)).astype(np.float32) + 0.5) for n in (300, 90)]
-    texts = write_store(tmp_path, [f"s{i:03d}" for i in range(300)], made[0])
+    made = [unit(rng.normal(size=(n, 8)).astype(np.float32) + 0.5) for n in (9000, 90)]
+    texts = write_store(tmp_path, [f"s{i:04d}" for i in range(9000)], made[0])
     tiles = write_store(tmp_path, [f"t{i:03d}" for i in range(90)], made[1], kind="tile_store")
     build_index(tmp_path, texts)
     script = tmp_path / "make.py"
@@ -54,7 +57,7 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
         assert done.stdout.count("refused: the rules keep none of 90") == {"one": 1, "two": 2}[name]
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet"))
     files = [file for file in files if not any(part.endswith(".partial") for part in file.parts)]
-    assert len(files) == 5
+    assert len(files) == 12
     for file in files:
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes(), file
     tables = [(tmp_path / file).read_text() for file in ("one/options0.txt", "two/options0.txt", "two/options1.txt")]

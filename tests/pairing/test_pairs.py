@@ -1,6 +1,7 @@
 """Pairs: by id, the same for any block and after a kill, never between different encoders."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,14 +81,15 @@ def test_killed_pairing_ends_with_the_same_pairs(
     whole = pair_tiles(tmp_path / "a", index, tiles, k=2, block=10)
     searched = 0
 
-    def dying(*arguments: object) -> object:
+    def dying(*arguments: Any, **keys: Any) -> object:
         nonlocal searched
         if searched == blocks_done:
             raise KeyboardInterrupt
         searched += 1
-        return original(*arguments)
+        return original(*arguments, **keys)
 
     original = module.search
+    monkeypatch.setattr(module, "blocks_held", lambda block, dim: 1)
     monkeypatch.setattr(module, "search", dying)
     with pytest.raises(KeyboardInterrupt):
         pair_tiles(tmp_path / "b", index, tiles, k=2, block=10)
@@ -128,7 +130,9 @@ def test_summary_of_no_pairs(tmp_path: Path, index: Index, tiles: Store) -> None
     assert summary_text(summarise(empty, 5), {}) == "no tile was paired"
 
 
-@pytest.mark.parametrize("name", ["emb-00000.npy", "ids-00000.parquet", "mean.npy", "ids.parquet", "pairs.parquet"])
+@pytest.mark.parametrize(
+    "name", ["emb-00000.npy", "ids-00000.parquet", "mean.npy", "rows.npy", "positions.npy", "pairs.parquet"]
+)
 def test_a_flipped_bit_in_a_large_file(
     tmp_path: Path, index: Index, texts: Store, tiles: Store, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -151,7 +155,7 @@ def test_a_damaged_part_of_a_killed_attempt(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "read_blocks", kill)
+        patch.setattr(module, "_count_outcomes", kill)
         with pytest.raises(KeyboardInterrupt):
             pair_tiles(tmp_path, index, tiles)
     (part,) = tmp_path.glob("pairs-*.partial/.part-*")

@@ -243,11 +243,12 @@ def test_a_killed_pairing_with_rules_goes_on(
     whole = pair_tiles(tmp_path / "a", index, tiles, k=2, block=10, rules=rules)
     original, calls = module.find_candidates, iter([True, True, False])
 
-    def dying(*arguments: Any) -> Any:
+    def dying(*arguments: Any, **keys: Any) -> Any:
         if not next(calls):
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **keys)
 
+    monkeypatch.setattr(module, "blocks_held", lambda block, dim: 1)
     monkeypatch.setattr(module, "find_candidates", dying)
     with pytest.raises(KeyboardInterrupt):
         pair_tiles(tmp_path / "b", index, tiles, k=2, block=10, rules=rules)

@@ -187,7 +187,12 @@ def test_memory_of_exact_search_depends_on_the_block(tmp_path: Path) -> None:
 
 
 def test_a_flat_index_is_no_copy_of_the_vectors(store: Store, tmp_path: Path) -> None:
-    assert set(build_index(tmp_path, store).artifact.manifest.files) == {"ids.parquet", "mean.npy"}
+    assert set(build_index(tmp_path, store).artifact.manifest.files) == {
+        "ids.parquet",
+        "mean.npy",
+        "positions.npy",
+        "rows.npy",
+    }
 
 
 @needs_faiss

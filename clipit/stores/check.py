@@ -1,0 +1,59 @@
+"""Check the shards of a store before they are searched."""
+
+import numpy as np
+
+from clipit.errors import ArtifactError, DataError, shortlist
+from clipit.stores.embed import SHARD, Store
+
+_SHOWN = 5
+
+
+def check_shards(store: Store) -> None:
+    """Check that the shards of a store are complete and agree, from their headers.
+
+    Raises:
+        ArtifactError: A shard is missing, unreadable or truncated, or has another dimension or number of rows than it
+            must have.
+    """
+    shards = [name for name in sorted(store.artifact.manifest.files) if name.startswith("emb-")]
+    wanted = [f"emb-{number:05d}.npy" for number in range(-(-store.size // SHARD))]
+    problems = [f"{name} is missing" for name in sorted(set(wanted) - set(shards))]
+    problems += [f"{name} is not expected" for name in sorted(set(shards) - set(wanted))]
+    for number, name in enumerate(wanted):
+        ids = name.replace("emb-", "ids-").replace(".npy", ".parquet")
+        if ids not in store.artifact.manifest.files:
+            problems.append(f"{ids} is missing")
+        if name not in shards:
+            continue
+        expected = (min(SHARD, store.size - number * SHARD), store.dim)
+        try:
+            shape = np.load(store.artifact.folder / name, mmap_mode="r", allow_pickle=False).shape
+        except (OSError, ValueError, EOFError) as error:
+            problems.append(f"{name} is unreadable ({error})")
+            continue
+        if shape != expected:
+            problems.append(f"{name} has the shape {shape}, not {expected}")
+    if problems:
+        raise ArtifactError(
+            f"the shards of embeddings are damaged or do not fit together: {shortlist(problems, _SHOWN)}",
+            where=store.artifact.folder,
+            fix="delete this folder and embed again",
+        )
+
+
+def check_finite(store: Store, what: str) -> None:
+    """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
+
+    Raises:
+        DataError: Some are not finite; the message lists their ids.
+    """
+    non_finite: list[str] = []
+    for start, block in store.blocks(SHARD):
+        if not np.isfinite(block.sum()):
+            non_finite += store.ids_at(start + np.flatnonzero(~np.isfinite(block).all(axis=1))).tolist()
+    if non_finite:
+        raise DataError(
+            f"{len(non_finite)} embeddings of {what} are not finite: {shortlist(non_finite)}",
+            where=store.artifact.folder,
+            fix="delete this folder and embed again with vlm.precision=fp32; if the error remains, check these inputs",
+        )

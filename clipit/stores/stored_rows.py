@@ -1,0 +1,99 @@
+"""Rows of a store in an order of their own, centred, and read shard by shard."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from clipit.distributed import get_processes
+from clipit.stores.embed import SHARD, Store, centred
+
+_GPU_SHARE = 0.25  # of the GPU's free memory, for vectors that are kept between two passes
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of a store, read shard by shard.
+
+    On a GPU, vectors are kept between two passes while they fit a quarter of the memory that was free at first; use a
+    new object for each task, so that this memory becomes free again.
+
+    Attributes:
+        store: Store of the vectors.
+        mean: Mean to subtract before the vectors are normalised again; None for no centring.
+        positions: Row of the store of each row.
+        numbers: Row of each row of the store; -1 for those that are left out.
+    """
+
+    store: Store
+    mean: Float32[np.ndarray, "dim"] | None
+    positions: Int[np.ndarray, "n"]
+    numbers: Int[np.ndarray, "stored"]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.positions)
+
+    def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
+        """Read the vectors of these rows, centred."""
+        return centred(self.store.rows(np.asarray(self.positions[rows])), self.mean)
+
+    def shards(self, numbers: Sequence[int] | None = None) -> Iterator[tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]]:
+        """Iterate over shards of the store, as pairs of rows and vectors on this process's device.
+
+        Centring is quicker than in `vectors` and rounds differently, so these vectors suit the choice of candidates.
+
+        Args:
+            numbers: Shards to read; None for all.
+        """
+        device = get_processes().device
+        for number in range(self.store.shards) if numbers is None else numbers:
+            rows = self.rows_of(number)
+            if not len(rows):
+                continue
+            vectors = self._kept.get(number)
+            if vectors is None:
+                vectors = _centred(torch.from_numpy(self._read(number)).to(device).float(), self.mean)
+                if self._room >= SHARD * self.store.dim * 4 * (len(self._kept) + 1):
+                    self._kept[number] = vectors
+            yield torch.from_numpy(rows).to(device), vectors
+
+    def rows_of(self, shard: int) -> Int[np.ndarray, "_"]:
+        """Return the rows in a shard, in its order."""
+        numbers = np.asarray(self.numbers[shard * SHARD : (shard + 1) * SHARD])
+        return numbers[numbers >= 0]
+
+    def shard(self, number: int) -> Float[Tensor, "_ dim"]:
+        """Read the vectors of a shard to this process's device, centred as in `vectors`."""
+        read = self._read(number).astype(np.float32, copy=False)
+        return torch.from_numpy(centred(read, self.mean)).to(get_processes().device)
+
+    def _read(self, number: int) -> Float[np.ndarray, "_ dim"]:
+        vectors = self.store.shard(number)
+        present = np.asarray(self.numbers[number * SHARD : (number + 1) * SHARD]) >= 0
+        return vectors if present.all() else vectors[present]
+
+    @cached_property
+    def _kept(self) -> dict[int, Tensor]:
+        return {}
+
+    @cached_property
+    def _room(self) -> int:
+        """Bytes for vectors that are kept."""
+        return room_to_keep(get_processes().device)
+
+
+def room_to_keep(device: torch.device) -> int:
+    """Return the bytes for vectors that a device keeps between two passes: none on a CPU, which has memory maps."""
+    return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE) if device.type == "cuda" else 0
+
+
+def _centred(vectors: Float[Tensor, "n dim"], mean: Float32[np.ndarray, "dim"] | None) -> Float[Tensor, "n dim"]:
+    if mean is None:
+        return vectors
+    vectors = vectors.sub_(torch.from_numpy(mean).to(vectors.device))
+    return vectors.div_(torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_(min=1e-12))

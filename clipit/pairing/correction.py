@@ -23,9 +23,9 @@ from clipit.distributed import get_processes
 from clipit.pairing.blocks import shares
 from clipit.pairing.nearest import DECIMALS
 from clipit.progress import progress
-from clipit.stores.embed import SHARD, Store, centred
+from clipit.stores.embed import SHARD, Store
 from clipit.stores.exact import BLOCK, best_of, blocks_held, full_precision, product, values_held
-from clipit.stores.stored_rows import StoredRows
+from clipit.stores.stored_rows import StoredRows, centred_rows
 
 if TYPE_CHECKING:
     from clipit.progress import Advance
@@ -54,7 +54,7 @@ class TileBlocks:
 
     def vectors(self, start: int) -> Float32[np.ndarray, "_ dim"]:
         """Read the unit vectors of the block that starts at row `start`."""
-        return centred(self.store.rows(np.arange(start, min(start + self.size, self.store.size))), self.mean)
+        return centred_rows(self.store, np.arange(start, min(start + self.size, self.store.size)), self.mean)
 
 
 def snippet_statistics(

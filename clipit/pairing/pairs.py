@@ -30,9 +30,10 @@ from clipit.pairing.selection import (
 )
 from clipit.pairing.summary import summarise
 from clipit.stores.check import check_finite, check_shards
-from clipit.stores.embed import Store, centred
+from clipit.stores.embed import Store
 from clipit.stores.exact import blocks_held
 from clipit.stores.index import Index
+from clipit.stores.stored_rows import centred_rows
 
 logger = logging.getLogger(__name__)
 
@@ -140,9 +141,7 @@ def pair_tiles(
             rows = np.concatenate(blocks)
             ends = np.cumsum([len(some) for some in blocks]).tolist()
             parts = [slice(end - len(some), end) for end, some in zip(ends, blocks, strict=True)]
-            queries = np.empty((len(rows), tiles.dim), dtype=np.float32)
-            for part in parts:
-                queries[part] = centred(tiles.rows(rows[part]), mean)
+            queries = centred_rows(tiles, rows, mean)
             if rule_keys:
                 found = find_candidates(selection, queries, selection.owners[rows], k, block=block, shared=shared)
                 for part in parts:

@@ -16,21 +16,19 @@ from jaxtyping import Bool, Float32, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ConfigError, DataError
+from clipit.errors import DataError
 from clipit.pairing.bags import side_by_side
 from clipit.pairing.blocks import read_blocks, write_passes
 from clipit.pairing.nearest import SPARE, Keys, best_first, exact_cosines, nearest
 from clipit.pairing.pairs import Pairs
 from clipit.stores.check import check_finite
-from clipit.stores.embed import Store, centred
+from clipit.stores.embed import Store
 from clipit.stores.exact import blocks_held
 from clipit.stores.index import Index
-from clipit.stores.stored_rows import StoredRows
+from clipit.stores.stored_rows import StoredRows, centred_rows
 
 KINDS = ("image", "text")
 """Members near the tile's own embedding, or near that of its first snippet."""
-BOUND_MIB = 2048.0
-"""Maximum memory for the vectors of one block's bags."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,6 @@ def tile_bags(
     groups: Mapping[str, str] | None = None,
     margin: float | None = None,
     block: int = 4096,
-    bound_mib: float = BOUND_MIB,
 ) -> TileBags:
     """Build the bags of all tiles of a store: the nearest other tiles, and the tiles nearest to the first snippet.
 
@@ -95,16 +92,13 @@ def tile_bags(
         index: Snippet index of the pairs.
         groups: Tile id -> group; bags exclude tiles of the same group. None to exclude only the tile itself.
         margin: Maximum gap between a member's cosine and the best of its kind; more distant members are dropped.
-        block: Number of tiles per search.
-        bound_mib: Maximum memory for the vectors of a block's bags, MiB.
+        block: Number of tiles per matrix product, which bounds the memory.
 
     Raises:
-        ConfigError: The bags of a block exceed the bound.
         DataError: There is no tile, or an embedding is not finite.
     """
     if not len(tiles.ids):
         raise DataError("there are no training tiles to build bags from", where=tiles.artifact.folder)
-    _check_bound(k, min(block, len(tiles.ids)), tiles.dim, bound_mib)
     inputs: dict[str, Any] = {
         "tiles": tiles.fingerprint,
         "k": k,
@@ -123,7 +117,7 @@ def tile_bags(
 
         def find_members(blocks: Sequence[Int[np.ndarray, "_"]], shared: bool) -> Iterator[pa.Table]:
             rows = np.concatenate(blocks)
-            queries = [centred(tiles.rows(rows), mean)]
+            queries = [centred_rows(tiles, rows, mean)]
             if first is not None and index is not None:
                 queries.append(index.vectors(np.maximum(first[rows], 0)))
             kinds = len(queries)
@@ -163,17 +157,6 @@ def first_snippets(tile_ids: np.ndarray, pairs: Pairs, index: Index) -> Int[np.n
     snippets = np.asarray(table.column("snippet_id").to_pylist(), dtype=np.str_)
     row_of = dict(zip(table.column("tile_id").to_pylist(), np.searchsorted(index.ids, snippets).tolist(), strict=True))
     return np.asarray([row_of.get(tile, -1) for tile in tile_ids.tolist()], dtype=np.int64)
-
-
-def _check_bound(k: int, block: int, dim: int, bound_mib: float) -> None:
-    needed = (k + SPARE) * block * dim * 4 / 2**20
-    if needed > bound_mib:
-        raise ConfigError(
-            f"bags of {k} tiles need {needed:,.0f} MiB for {block} tiles at once ({dim} numbers of 4 bytes per "
-            f"member); the limit is {bound_mib:,.0f} MiB",
-            where="tile bags",
-            fix=f"use fewer members, or at most {int(block * bound_mib / needed)} tiles at once (pairing.block)",
-        )
 
 
 def _tile_keys(

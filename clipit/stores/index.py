@@ -23,7 +23,7 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.stores.approximate import FaissIndex, write_faiss
 from clipit.stores.check import check_shards
-from clipit.stores.embed import Store, centred
+from clipit.stores.embed import Store
 from clipit.stores.stored_rows import StoredRows
 
 Backend = Literal["auto", "faiss", "torch"]
@@ -194,7 +194,7 @@ class Index:
 
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         """Read the vectors of these rows, centred if the index is."""
-        return centred(self.store.rows(np.asarray(self.rows_in_store[rows])), self.mean)
+        return self.stored().vectors(rows)
 
 
 def _inverse(positions: Int[np.ndarray, "n"], size: int) -> Int[np.ndarray, "size"]:

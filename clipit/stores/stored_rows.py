@@ -40,7 +40,8 @@ class StoredRows:
 
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         """Read the vectors of these rows, centred."""
-        return centred(self.store.rows(np.asarray(self.positions[rows])), self.mean)
+        flat = centred_rows(self.store, np.asarray(self.positions[rows.reshape(-1)]), self.mean)
+        return flat.reshape(*rows.shape, self.store.dim)
 
     def shards(self, numbers: Sequence[int] | None = None) -> Iterator[tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]]:
         """Iterate over shards of the store, as pairs of rows and vectors on this process's device.
@@ -85,6 +86,16 @@ class StoredRows:
     def _room(self) -> int:
         """Bytes for vectors that are kept."""
         return room_to_keep(get_processes().device)
+
+
+def centred_rows(
+    store: Store, rows: Int[np.ndarray, "n"], mean: Float32[np.ndarray, "dim"] | None
+) -> Float32[np.ndarray, "n dim"]:
+    """Read rows of a store and centre them, a bounded number at a time."""
+    vectors = np.empty((len(rows), store.dim), dtype=np.float32)
+    for start in range(0, len(rows), SHARD):
+        vectors[start : start + SHARD] = centred(store.rows(rows[start : start + SHARD]), mean)
+    return vectors
 
 
 def room_to_keep(device: torch.device) -> int:

@@ -101,10 +101,11 @@ def test_equally_near_members_come_by_id(tmp_path: Path) -> None:
     assert table.column("member_id").to_pylist() == ["a", "b", "a", "c", "a", "b", "b", "c"]
 
 
-def test_bags_over_the_bound_are_refused_with_numbers(tmp_path: Path, tiles: Store) -> None:
-    with pytest.raises(ConfigError, match=r"bags of 996 tiles need 1 MiB for 40 tiles(?s:.*)at most 16 tiles at once"):
-        tile_bags(tmp_path, tiles, 996, bound_mib=0.5)
-    assert tile_bags(tmp_path, tiles, 996, bound_mib=0.5, block=10).table.num_rows == TILES * (TILES - 1)
+@pytest.mark.parametrize("block", [1, 7])
+def test_bags_do_not_depend_on_the_block(tmp_path: Path, tiles: Store, block: int) -> None:
+    whole, parts = tile_bags(tmp_path / "a", tiles, 996), tile_bags(tmp_path / "b", tiles, 996, block=block)
+    assert whole.table.num_rows == TILES * (TILES - 1)
+    assert parts.artifact.manifest.files == whole.artifact.manifest.files
 
 
 def test_text_bags_hold_the_pairs_and_their_weights(index: Index, tiles: Store, pairs: Pairs) -> None:

@@ -271,15 +271,16 @@ def hub_id(path: str) -> str | None:
     return path.removeprefix(_HUB) if path.startswith(_HUB) else None
 
 
-def load_huggingface(path: str, key: str) -> Any:
+def load_huggingface(path: str, key: str, *, streaming: bool = False) -> Any:
     """Load a Hugging Face data set: `hf:owner/name` on the hub, a local folder, or one written by `save_to_disk`.
 
     Args:
         path: Local folder, or id on the hub with the prefix `hf:`. A local path is never looked up on the hub.
         key: Configuration key with this path, for error messages.
+        streaming: Whether to open streams, so that nothing is downloaded or converted; not for `save_to_disk`.
 
     Returns:
-        A `datasets.Dataset`, or a dictionary of them by split.
+        A `datasets.Dataset`, or a dictionary of them by split; with `streaming`, `datasets.IterableDataset`.
 
     Raises:
         DataError: The folder does not exist, or the data set cannot be loaded.
@@ -298,7 +299,8 @@ def load_huggingface(path: str, key: str) -> Any:
     try:
         if name is None and is_saved_dataset(folder):
             return datasets.load_from_disk(str(folder))
-        return datasets.load_dataset(str(folder) if name is None else name)
+        options = {"streaming": True} if streaming else {}
+        return datasets.load_dataset(str(folder) if name is None else name, **options)
     except Exception as error:  # its own errors, those of its dependencies and of the network
         raise DataError(
             f"cannot load this data set: {type(error).__name__}: {error}",

@@ -81,12 +81,13 @@ class ImageSet:
             raise
 
 
-class _JoinedReader:
+class JoinedReader:
     """Reads the rows of several readers, one after the other."""
 
-    def __init__(self, sets: Sequence[ImageSet]) -> None:
-        self._readers = [images.reader for images in sets]
-        self._starts = [0, *accumulate(len(images) for images in sets)][:-1]
+    def __init__(self, readers: Sequence[Reader], counts: Sequence[int]) -> None:
+        """Join readers with these numbers of rows."""
+        self._readers = list(readers)
+        self._starts = [0, *accumulate(counts)][:-1]
 
     def _find(self, row: int) -> tuple[Reader, int]:
         place = bisect_right(self._starts, row) - 1
@@ -140,7 +141,7 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
     ids = [name for images in sets for name in images.ids]
     repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:
-        reader = _JoinedReader(sets)
+        reader = _join_readers(sets)
         places = [reader.where(row) for row, name in enumerate(ids) if name == repeated[0]]
         parent = os.path.commonpath([images.where for images in sets])
         raise DataError(
@@ -153,7 +154,11 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
         return sets[0]
     stamps = [stamp for images in sets for stamp in images.stamps]
     notes = tuple(note for images in sets for note in images.notes)
-    return ImageSet(ids, stamps, _JoinedReader(sets), shortlist([images.where for images in sets], 3), notes)
+    return ImageSet(ids, stamps, _join_readers(sets), shortlist([images.where for images in sets], 3), notes)
+
+
+def _join_readers(sets: Sequence[ImageSet]) -> JoinedReader:
+    return JoinedReader([images.reader for images in sets], [len(images) for images in sets])
 
 
 def _checked(

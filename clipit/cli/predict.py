@@ -40,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         type=option_path,
         nargs="+",
         metavar="INPUT",
-        help="image file, folder, zip, table (.csv, .tsv, .parquet) of paths, or slide (its tissue tiles)",
+        help="image file, folder, zip, webdataset shard (.tar), table (.csv, .tsv, .parquet) of paths, or slide (its "
+        "tissue tiles)",
     )
     parser.add_argument(
         "--out", type=option_path, required=True, metavar="FILE", help="table to write: .csv or .parquet"

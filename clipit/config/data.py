@@ -15,7 +15,7 @@ MOST_VOTES = 999_999
 """Largest number of votes for a class that a table of annotators may give a tile."""
 
 TileSource = Literal[
-    "folders", "table", "huggingface", "slides",
+    "folders", "table", "huggingface", "webdataset", "slides",
     "pcam", "nct_crc", "bach", "pannuke", "digestpath", "wsss4luad", "kimia_path24c", "mhist",
     "lc25000", "lc25000_lung", "lc25000_colon", "breakhis", "breakhis_types", "kather2016", "sicapv2",
 ]  # fmt: skip
@@ -155,11 +155,20 @@ class TilesConfig(Section):
     """Tiles, their classes and their splits."""
 
     source: TileSource
-    """`folders`, `table` or `huggingface` for your own tiles, `slides` for whole slides, or the name of a published
-    data set (`data_cards/`)."""
+    """`folders`, `table`, `huggingface` or `webdataset` for your own tiles, `slides` for whole slides, or the name of a
+    published data set (`data_cards/`)."""
     path: Data[LocalPath[str]]
-    """Folder or zip of class folders, table file, folder or table of slides, or data set on the Hugging Face hub
-    (`hf:owner/name`), depending on the source."""
+    """Folder or zip of class folders, table file, folder or table of slides, data set on the Hugging Face hub
+    (`hf:owner/name`), or folder or pattern of tar shards (`shards/train-{000..123}.tar`), depending on the source."""
+    streaming: Data[bool] = False
+    """`huggingface` and `webdataset`: read the set once, in order, and keep its tiles in the output folder, so that the
+    originals need not be on this disk."""
+    keep_pixels: Data[int | None] = Field(None, ge=16)
+    """With `streaming`: resize tiles whose shorter edge is longer than this many pixels; null: the largest input of the
+    VLMs and the backbone, as far as their names tell it."""
+    keep_quality: Data[int | None] = Field(95, ge=1, le=100)
+    """With `streaming`: JPEG quality of tiles that are resized; null: PNG, without loss. Other tiles are kept as they
+    are, byte for byte."""
     check_counts: bool = True
     """Published data sets: fail if the number of tiles differs from the published one; false: only log the difference,
     for partial copies."""
@@ -169,9 +178,11 @@ class TilesConfig(Section):
     """`table` and `slides`: folder (for tiles also zip) to which the paths in the table are relative; null: the folder
     of the table."""
     columns: dict[Literal["id", "path", "label", "split", "group", "mpp", "mask"], str] = Field(default_factory=dict)
-    """`table`, `huggingface` and `slides`: mapping from clipit's column names to those of the source, where they
-    differ; for slides, `path` is the file and `id` the name of a slide, by default the columns `path` and `slide`.
-    `mask` (not `huggingface`) is the file of a mask, in the folder or zip of the images."""
+    """`table`, `huggingface`, `webdataset` and `slides`: mapping from clipit's column names to those of the source,
+    where they differ; for slides, `path` is the file and `id` the name of a slide, by default the columns `path` and
+    `slide`; for webdataset, `path` is the suffix of the images, such as `img.png`, and the others are keys of the
+    samples' JSON or suffixes of their text members. `mask` (`table` and `slides`) is the file of a mask, in the folder
+    or zip of the images."""
     group_pattern: Data[str | None] = None
     """Regular expression that finds the patient or slide in the id of a tile, or else in its path, if the source has no
     groups, such as `patient_\\d+`; its first parenthesis, if it has one, is the group. Null: TCGA barcodes alone are

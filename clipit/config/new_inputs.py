@@ -58,7 +58,8 @@ def read_new_inputs(
 ) -> GivenInputs:
     """Parse a command line with `--run FOLDER`.
 
-    Without `--tiles.source`, a folder or zip is read as class folders and another file as a table.
+    Without `--tiles.source`, a folder or zip is read as class folders, tar files as webdataset shards, and another file
+    as a table.
 
     Args:
         description: Purpose of the command, for `--help`.
@@ -109,6 +110,8 @@ def as_changes(keys: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def default_source(path: str) -> str:
     """Return the source of tiles that are given by their path alone."""
+    if path.lower().endswith(".tar"):
+        return "webdataset"
     in_folders = Path(path).expanduser().is_dir() or path.lower().endswith(".zip")
     return "folders" if in_folders else "huggingface" if path.startswith("hf:") else "table"
 

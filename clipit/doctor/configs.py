@@ -15,7 +15,7 @@ from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import key_of, read_yaml
 from clipit.config.run import RunConfig, TilesConfig
 from clipit.doctor.checks import Check, failed_check
-from clipit.doctor.data import check_prompts, check_reports, check_tiles, is_unwritten, unwritten_paths
+from clipit.doctor.data import check_kept_size, check_prompts, check_reports, check_tiles, is_unwritten, unwritten_paths
 from clipit.doctor.models import AskHub, check_backbone, check_vlm
 from clipit.errors import ClipitError, shortlist
 
@@ -105,6 +105,8 @@ def _pending_checks(
         if not is_unwritten(tiles.path) and tiles.path != _PLACEHOLDER:
             key = fingerprint(tiles.model_dump(mode="json", exclude={"labels"}))
             yield f"{subject} {key}", partial(check_tiles, subject, tiles)
+            if tiles.streaming:
+                yield f"kept size {key}", partial(check_kept_size, subject, tiles, config)
     if config.reports is not None and not is_unwritten(config.reports.path) and "reports.path" not in missing:
         yield f"reports {config.reports!r}", partial(check_reports, config)
     yield f"prompts {config.prompts} {config.reports!r}", partial(check_prompts, config)

@@ -35,7 +35,13 @@ def check_tiles(subject: str, config: TilesConfig) -> list[Check]:
     if config.source == "huggingface" and hub_id(config.path) is not None:
         return [_on_hub(subject, config.path)]
     try:
-        tiles = read_tiles(config, check=False, decode=False)
+        if config.streaming and config.source == "huggingface":
+            from clipit.tiles.streaming import describe_set
+
+            parts = ", ".join(describe_set(config, None))
+            return [Check("PASS", subject, f"{config.path}: parts {parts}; read once and kept at the first use")]
+        listed = config.model_copy(update={"streaming": False, "keep_pixels": None})
+        tiles = read_tiles(listed, check=False, decode=False)
     except ClipitError as error:
         return [failed_check(subject, error)]
     counts = ", ".join(f"{int((tiles.splits == split).sum())} {split}" for split in ("train", "validation", "test"))
@@ -43,6 +49,17 @@ def check_tiles(subject: str, config: TilesConfig) -> list[Check]:
         fix = "name the source's training part in tiles.splits.train, or correct the split column"
         return [Check("FAIL", subject, f"There are no training tiles in {config.path} ({counts}).", fix)]
     return [Check("PASS", subject, f"{config.path}: {counts}")]
+
+
+def check_kept_size(subject: str, tiles: TilesConfig, config: RunConfig) -> list[Check]:
+    """Check that the size to which streamed tiles are resized is known."""
+    from clipit.workspace.tile_reading import with_kept_size
+
+    try:
+        pixels = with_kept_size(tiles, config).keep_pixels
+    except ClipitError as error:
+        return [failed_check(subject, error)]
+    return [Check("PASS", subject, f"streamed tiles whose shorter edge is longer than {pixels} px are resized to it")]
 
 
 def check_reports(config: RunConfig) -> list[Check]:

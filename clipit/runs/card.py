@@ -20,6 +20,7 @@ _SOURCES = {
     "folders": "one folder per class",
     "table": "a table of images",
     "huggingface": "a Hugging Face data set",
+    "webdataset": "shards in webdataset format",
     "slides": "whole slides",
 }
 

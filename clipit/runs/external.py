@@ -188,7 +188,7 @@ def _new_tiles(
         own = workspace.tiles(config.seed).of_split("test")
         checks: dict[str, Any] = {"policy": "off", "leaks": [], "not_checked": []}
         return map_to_classes(replace(own, notes=()), classifier.classes), checks
-    mapped = map_to_classes(read_external(section), classifier.classes)
+    mapped = map_to_classes(read_external(section, config), classifier.classes)
     warning = mpp_warning(mapped.tiles, classifier.spec.mpp, f"classifier {run.name}")
     if warning:
         logger.info(f"warning: {warning}")

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clipit.config.run import LabelsConfig, TilesConfig
+from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.errors import DataError, shortlist
 from clipit.tiles.load import read_tiles
 from clipit.tiles.source import spelled_alike
 from clipit.tiles.tileset import TileSet
+from clipit.workspace.tile_reading import artefacts_of, with_kept_size
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,20 @@ class MappedTiles:
     excluded: dict[str, int]
 
 
-def read_external(section: TilesConfig) -> TileSet:
+def read_external(section: TilesConfig, config: RunConfig) -> TileSet:
     """Read a new test set with all of its labels: its test part, or all tiles if it has none.
+
+    Args:
+        section: Section `tiles` of the new set.
+        config: Configuration of the run, in whose output streamed tiles and indexes of shards are kept.
 
     Raises:
         DataError: The data set is missing or contradictory.
         ConfigError: An option does not apply to the source.
     """
     cut = section.test_fraction is not None or section.folds is not None
-    tiles = read_tiles(section.model_copy(update={"labels": LabelsConfig()}), check=False, cut=cut)
+    section = with_kept_size(section.model_copy(update={"labels": LabelsConfig()}), config)
+    tiles = read_tiles(section, check=False, cut=cut, root=artefacts_of(config))
     tests = tiles.splits == "test"
     if not tests.any():
         return replace(tiles, splits=np.full(len(tiles), "test", dtype="<U10"))

@@ -15,6 +15,7 @@ from clipit.prompts.files import packaged
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.tiles.slides import is_slide_input, tiles_of_slide
 from clipit.tiles.table import TABLES, table_images
+from clipit.tiles.webdataset import shard_images
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
@@ -48,7 +49,8 @@ def open_inputs(
     """List the images of all inputs, in their order.
 
     Args:
-        inputs: Image files, folders, zips, tables with a column of paths, and slides, whose tissue tiles are listed.
+        inputs: Image files, folders, zips, webdataset shards (.tar), tables with a column of paths, and slides, whose
+            tissue tiles are listed.
         images: Folder or zip that the paths of tables are relative to; None for the folder of each table.
         path_column: Name of the column of paths of tables; None for `path`.
         id_column: Name of the column of ids of tables; None for `id`, if there is one, or else the paths.
@@ -74,6 +76,8 @@ def open_inputs(
             listed = table_images(path, images, path_column, id_column)
             _refuse_slides(path, listed)
             sets.append(listed)
+        elif path.suffix.lower() == ".tar" and path.is_file():
+            sets.append(shard_images(path))
         elif slides is not None and is_slide_input(path):
             sets.append(tiles_of_slide(path, slides, slide_mpp))
         else:

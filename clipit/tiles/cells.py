@@ -11,6 +11,8 @@ from clipit.errors import DataError, shortlist
 
 logger = logging.getLogger(__name__)
 
+_UNUSABLE = "\0"  # start of a stored cell that cannot be used; no usable cell contains this character
+
 
 def read_cells(values: Iterable[Any], column: str, where: object, place: Callable[[int], str]) -> list[str]:
     """Convert the cells of a column to text (see `cell_text`).
@@ -24,17 +26,41 @@ def read_cells(values: Iterable[Any], column: str, where: object, place: Callabl
     Raises:
         DataError: A cell contains a list, a line break, a null character, or characters that are not valid Unicode.
     """
-    texts: list[str] = []
-    for row, value in enumerate(values):
-        try:
-            texts.append(cell_text(value))
-        except ValueError as error:
+    return check_stored(map(stored_cell, values), column, where, place)
+
+
+def stored_cell(value: Any) -> str:
+    """Convert a cell to text; text that starts with a null character says why the cell cannot be used.
+
+    Sources that are read once store all columns in this form, so that a bad cell is an error only where it is used.
+    """
+    try:
+        return cell_text(value)
+    except ValueError as error:
+        return f"{_UNUSABLE}{error}"
+
+
+def check_stored(texts: Iterable[str], column: str, where: object, place: Callable[[int], str]) -> list[str]:
+    """Return cells that `stored_cell` made.
+
+    Args:
+        texts: Cells, in the order of the rows.
+        column: Name of the column, for error messages.
+        where: File or data set, for error messages.
+        place: Function from the number of a row to its name in error messages.
+
+    Raises:
+        DataError: A cell cannot be used.
+    """
+    cells = list(texts)
+    for row, text in enumerate(cells):
+        if text.startswith(_UNUSABLE):
             raise DataError(
-                f"{place(row)} contains {error} in column {column}",
+                f"{place(row)} contains {text.removeprefix(_UNUSABLE)} in column {column}",
                 where=where,
                 fix="correct this cell; in csv files, a quotation mark that is never closed joins rows",
-            ) from None
-    return texts
+            )
+    return cells
 
 
 def check_joined_rows(table: CsvTable, delimiter: str, where: object) -> None:

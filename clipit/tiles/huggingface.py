@@ -1,20 +1,24 @@
 """Tiles from a Hugging Face data set: a local folder, or `hf:owner/name` on the hub."""
 
 import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.data_files import check_arrow, load_huggingface
 from clipit.errors import DataError, is_limit, shortlist
+from clipit.image_readers import Reader
 from clipit.images import ImageError, decode
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import names_groups
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import configured_parts, part_map
 
+Part = TypeVar("Part")
 _DEFAULTS = {"path": "image", "label": "label"}
 
 
@@ -48,6 +52,25 @@ class DatasetReader:
         return f"part {name}, row {part_row}"
 
 
+@dataclass(frozen=True)
+class PartRows:
+    """Rows of a part of a data set, without its images.
+
+    Attributes:
+        count: Number of rows.
+        names: Names of all columns.
+        text: Function from the name of a column to its cells as text, "" where missing; class numbers stay numbers.
+        class_names: Class names of the columns that have them.
+        stamps: Stamp of each image.
+    """
+
+    count: int
+    names: Sequence[str]
+    text: Callable[[str], list[str]]
+    class_names: Mapping[str, Sequence[str]]
+    stamps: Sequence[str]
+
+
 def read_huggingface(config: TilesConfig) -> SourceTiles:
     """Read the tiles of a data set; the id is the `id` column if tiles.columns names one, else `<part>/<row>`.
 
@@ -58,44 +81,54 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         DataError: The data set cannot be loaded, or lacks parts or columns.
     """
     loaded = load_huggingface(config.path, "tiles.path")
-    parts = _select_parts(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
-    names = {key: config.columns.get(key, _DEFAULTS.get(key, key)) for key in ("id", "path", "label", "group", "mpp")}
-    labelled = config.labels.kind != "none" and config.annotations is None
-    required = {"path"} | set(config.columns) - {"split"} | ({"label"} if labelled else set())
+    parts = select_parts(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
+    column = image_column(config)
+    undecoded: dict[str, Any] = {}
+    described: dict[str, PartRows] = {}
+    for part, rows in parts.items():
+        check_columns(part, rows.column_names, config)
+        check_arrow(rows, f"{config.path}, part {part}")
+        undecoded[part] = _undecoded_images(rows, column, config.path)
+        described[part] = _describe_rows(rows, f"{config.path}, part {part}")
+    return join_parts(described, config, DatasetReader(undecoded, column))
+
+
+def join_parts(parts: Mapping[str, PartRows], config: TilesConfig, reader: Reader) -> SourceTiles:
+    """Return the tiles of all parts.
+
+    Args:
+        parts: Rows of each part; their columns have been checked.
+        config: Section `tiles`.
+        reader: Reader of the images, with the rows numbered across the parts.
+
+    Raises:
+        DataError: The parts contradict each other, have no rows, or contain cells that cannot be used.
+    """
+    names = _column_names(config)
     columns: dict[str, list[str]] = {key: [] for key in names}
     part_of_row: list[str] = []
     stamps: list[str] = []
     classes: tuple[str, ...] | None = None
-    present = {name for rows in parts.values() for name in rows.column_names}
+    present = {name for rows in parts.values() for name in rows.names}
     others: dict[str, list[str]] = {
         name: [] for name in sorted(present - {*names.values()}) if names_groups(name) and names["group"] not in present
     }
-    undecoded: dict[str, Any] = {}
     for part, rows in parts.items():
-        missing = sorted(names[key] for key in required if names[key] not in rows.column_names)
-        if missing:
-            raise DataError(
-                f"missing columns: {', '.join(missing)}; part {part} has: {', '.join(rows.column_names)}",
-                where=config.path,
-                fix="set the column names in tiles.columns (path: the image column)",
-            )
-        check_arrow(rows, f"{config.path}, part {part}")
-        undecoded[part] = _undecoded_images(rows, names["path"], config.path)
-        part_classes = tuple(getattr(rows.features.get(names["label"]), "names", None) or ()) or None
+        part_classes = tuple(rows.class_names.get(names["label"], ())) or None
         if classes is not None and part_classes != classes:
             raise DataError("the parts have different class names", where=config.path, fix="repair the data set")
         classes = part_classes
-        part_of_row += [part] * rows.num_rows
-        stamps += [str(rows._fingerprint)] * rows.num_rows
-        for key in ("id", "label", "group", "mpp"):
-            columns[key] += _column_as_text(
-                rows, names[key], part_classes if key == "label" else None, f"{config.path}, part {part}"
-            )
+        part_of_row += [part] * rows.count
+        stamps += rows.stamps
+        for key in ("id", "group", "mpp"):
+            columns[key] += rows.text(names[key])
+        labels = rows.text(names["label"])
+        columns["label"] += labels if classes is None else _name_classes(labels, classes, f"{config.path}, part {part}")
         for name, values in others.items():
-            values += _column_as_text(rows, name, None, f"{config.path}, part {part}")
+            values += rows.text(name)
     if not part_of_row:
         raise DataError("the data set has no rows", where=config.path, fix="choose another")
-    row_ids = [f"{part}/{row:06d}" for part, rows in parts.items() for row in range(rows.num_rows)]
+    row_ids = [f"{part}/{row:06d}" for part, rows in parts.items() for row in range(rows.count)]
     ids = columns["id"] if "id" in config.columns else row_ids
     without_id = [row_ids[row] for row, name in enumerate(ids) if not name]
     if without_id:
@@ -111,7 +144,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         groups=groups,
         mpp=parse_mpp(columns["mpp"], config.path, row_ids.__getitem__),
         stamps=stamps,
-        reader=DatasetReader(undecoded, names["path"]),
+        reader=reader,
         where=config.path,
         classes=classes,
         notes=(*label_notes, *group_notes),
@@ -119,7 +152,65 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     )
 
 
-def _select_parts(parts: dict[str, Any], config: TilesConfig) -> dict[str, Any]:
+def image_column(config: TilesConfig) -> str:
+    """Return the name of the image column."""
+    return _column_names(config)["path"]
+
+
+def check_columns(part: str, present: Sequence[str], config: TilesConfig) -> None:
+    """Check that a part has the columns that the configuration needs.
+
+    Raises:
+        DataError: Columns are missing.
+    """
+    names = _column_names(config)
+    labelled = config.labels.kind != "none" and config.annotations is None
+    required = {"path"} | set(config.columns) - {"split"} | ({"label"} if labelled else set())
+    missing = sorted(names[key] for key in required if names[key] not in present)
+    if missing:
+        raise DataError(
+            f"missing columns: {', '.join(missing)}; part {part} has: {', '.join(present)}",
+            where=config.path,
+            fix="set the column names in tiles.columns (path: the image column)",
+        )
+
+
+def _column_names(config: TilesConfig) -> dict[str, str]:
+    """Return the data set's column for each of ours."""
+    by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
+    return {key: by_name.get(key, _DEFAULTS.get(key, key)) for key in ("id", "path", "label", "group", "mpp")}
+
+
+def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) -> list[str]:
+    """Replace class numbers with names, and negative ones, which mark missing labels, with ""."""
+    names = {"": ""} | {str(number): name for number, name in enumerate(classes)}
+    wrong = sorted({number for number in numbers if number not in names and not number.startswith("-")})
+    if wrong:
+        raise DataError(
+            f"class numbers without a name: {shortlist(wrong)}; there are {len(classes)} names",
+            where=where,
+            fix="repair the data set",
+        )
+    return [names.get(number, "") for number in numbers]
+
+
+def _describe_rows(rows: Any, where: str) -> PartRows:
+    """Describe a part that is on disk."""
+    class_names = {name: tuple(feature.names) for name, feature in rows.features.items() if hasattr(feature, "names")}
+
+    def text(column: str) -> list[str]:
+        return _column_as_text(rows, column, where)
+
+    count = int(rows.num_rows)
+    return PartRows(count, rows.column_names, text, class_names, [str(rows._fingerprint)] * count)
+
+
+def select_parts(parts: Mapping[str, Part], config: TilesConfig) -> dict[str, Part]:
+    """Return the parts that tiles.splits names, or all parts.
+
+    Raises:
+        DataError: A part that it names is missing.
+    """
     absent = sorted(set(configured_parts(config.splits)) - set(parts))
     if absent:
         raise DataError(
@@ -128,9 +219,16 @@ def _select_parts(parts: dict[str, Any], config: TilesConfig) -> dict[str, Any]:
             fix="correct tiles.splits",
         )
     if not config.splits:
-        return parts
+        return dict(parts)
     mapping = part_map(config.splits, ALIASES)
     return {name: rows for name, rows in parts.items() if name in mapping}
+
+
+def not_images(column: str, kind: str, where: str) -> DataError:
+    """Return the error for an image column that contains values of another kind."""
+    return DataError(
+        f"column {column} contains {kind}, not images", where=where, fix="name the image column: tiles.columns.path"
+    )
 
 
 def _undecoded_images(rows: Any, column: str, where: str) -> Any:
@@ -138,22 +236,16 @@ def _undecoded_images(rows: Any, column: str, where: str) -> Any:
     import datasets
 
     if not isinstance(rows.features[column], datasets.Image):
-        raise DataError(
-            f"column {column} contains {rows.features[column]}, not images",
-            where=where,
-            fix="name the image column: tiles.columns.path",
-        )
+        raise not_images(column, str(rows.features[column]), where)
     return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-def _column_as_text(rows: Any, column: str, classes: tuple[str, ...] | None, where: str) -> list[str]:
-    """Read a column as text: "" where absent or missing, class names in place of class numbers."""
+def _column_as_text(rows: Any, column: str, where: str) -> list[str]:
+    """Read a column as text: "" where absent or missing."""
     if column not in rows.column_names:
         return [""] * int(rows.num_rows)
     try:
         values = list(rows[column])
-        if classes is not None:
-            values = [None if value is None or value < 0 else classes[value] for value in values]
     except Exception as error:  # of pyarrow, for damaged files
         raise DataError(
             f"cannot read column {column}: {type(error).__name__}: {error}", where=where, fix="download it again"

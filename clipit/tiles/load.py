@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -24,8 +25,10 @@ from clipit.tiles.quarantine import check_images
 from clipit.tiles.slides import read_slides
 from clipit.tiles.source import DROPPED, SourceTiles, map_labels, sorted_names, spelled_alike
 from clipit.tiles.splits import check_groups, resolve_parts
+from clipit.tiles.streaming import stream_tiles
 from clipit.tiles.table import read_table
 from clipit.tiles.tileset import TileSet
+from clipit.tiles.webdataset import read_webdataset
 
 SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
     "folders": read_folders,
@@ -34,6 +37,7 @@ SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
     "nct_crc": read_nct_crc,
     "bach": read_bach,
     "huggingface": read_huggingface,
+    "webdataset": read_webdataset,
     "slides": read_slides,
 }
 """Sources with their own reader; `read_data_set` reads the other data sets of `DATASETS`."""
@@ -55,7 +59,9 @@ def load_tiles(config: TilesConfig, seed: int) -> TileSet:
     return hide_labels(read_tiles(config), config.labels, seed)
 
 
-def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True, cut: bool = True) -> TileSet:
+def read_tiles(
+    config: TilesConfig, *, check: bool = True, decode: bool = True, cut: bool = True, root: Path | None = None
+) -> TileSet:
     """Load tiles without hiding labels (`labels` equals `truth`); the result is the same for every seed.
 
     Steps: read the source, map and check classes, map splits, drop unmapped tiles, check groups, drop unreadable
@@ -68,6 +74,8 @@ def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True, 
         check: Whether groups in two splits are an error; False if the caller handles leaks.
         decode: Whether to decode every image if tiles.unreadable is quarantine.
         cut: Whether to split off a missing test or validation part; False for tiles that are only predicted.
+        root: Folder of artefacts, for streamed tiles and the index of shards, which is called by all processes; None:
+            no tiles can be streamed, and shards are indexed again.
 
     Raises:
         DataError: The data set is missing, contradictory or not as published.
@@ -77,7 +85,11 @@ def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True, 
     data_set = DATASETS.get(config.source)
     # With `class_map`, `tiles.classes` holds the mapped names, which the source does not use.
     source_config = config.model_copy(update={"classes": None}) if config.class_map else config
-    if config.source in SOURCES:
+    if config.streaming:
+        source = stream_tiles(source_config, root)
+    elif config.source == "webdataset":
+        source = read_webdataset(source_config, root)
+    elif config.source in SOURCES:
         source = SOURCES[config.source](source_config)
     else:
         source = read_data_set(source_config, DATASETS[config.source])
@@ -224,9 +236,13 @@ def _check_options(config: TilesConfig) -> None:
     wrong = []
     if config.images is not None and config.source not in ("table", "slides"):
         wrong.append("tiles.images (table and slides only)")
-    if config.columns and config.source not in ("table", "huggingface", "slides"):
-        wrong.append("tiles.columns (table, huggingface and slides only)")
-    if "mask" in config.columns and config.source == "huggingface":
+    if config.columns and config.source not in ("table", "huggingface", "webdataset", "slides"):
+        wrong.append("tiles.columns (table, huggingface, webdataset and slides only)")
+    if config.streaming and config.source not in ("huggingface", "webdataset"):
+        wrong.append("tiles.streaming (huggingface and webdataset only)")
+    if config.keep_pixels is not None and not config.streaming:
+        wrong.append("tiles.keep_pixels (with tiles.streaming only)")
+    if "mask" in config.columns and config.source in ("huggingface", "webdataset"):
         wrong.append("tiles.columns.mask (table and slides only)")
     if config.slides is not None and config.source != "slides":
         wrong.append("tiles.slides (slides only)")

@@ -22,7 +22,7 @@ from clipit.tiles.splits import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.leak_policy import hash_images, leak_folder
 from clipit.workspace.preflight import check_output
-from clipit.workspace.tile_reading import read_with_overview
+from clipit.workspace.tile_reading import artefacts_of, read_with_overview, with_kept_size
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
 
     check_output(config.output)
     section = config.leaks.model_copy(update={"pixels": pixels or config.leaks.pixels})
-    tiles = read_with_overview(config.tiles, lambda _, read: read(), check=False)
+    listed = with_kept_size(config.tiles, config)
+    tiles = read_with_overview(listed, lambda _, read: read(), root=artefacts_of(config), check=False)
     reports = read_reports(config.reports).reports if config.reports else ()
     prints = hash_images(tiles, config, section.pixels)
     leaks = find_leaks(tiles, section, prints, reports)

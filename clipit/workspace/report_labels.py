@@ -20,7 +20,7 @@ from clipit.tiles.labels import hide_labels
 from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.report_vectors import report_vectors
-from clipit.workspace.tile_reading import read_with_overview
+from clipit.workspace.tile_reading import artefacts_of, read_with_overview, with_kept_size
 from clipit.workspace.workspace import Workspace
 
 FEATURES = {"tfidf": "TF-IDF of words and word pairs", "vlm": "the mean VLM embedding of a report's snippets"}
@@ -97,7 +97,11 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     reports, read = corpus.reports, None
     if tiles:
         read = hide_labels(
-            read_with_overview(config.tiles, lambda _, read: read(), check=False), config.tiles.labels, config.seed
+            read_with_overview(
+                with_kept_size(config.tiles, config), lambda _, read: read(), root=artefacts_of(config), check=False
+            ),
+            config.tiles.labels,
+            config.seed,
         )
         reports = _without_later_patients(reports, read, config, notes)
     mapped = [map_label(report.label, section.class_map) for report in reports]

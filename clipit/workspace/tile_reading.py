@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import fingerprint
-from clipit.config.run import TilesConfig
-from clipit.errors import shortlist
+from clipit.config.run import RunConfig, TilesConfig
+from clipit.errors import ConfigError, shortlist
+from clipit.models.input_size import input_pixels
 from clipit.tiles.load import read_tiles
 from clipit.tiles.overview import tiles_overview
 from clipit.tiles.tileset import TileSet
@@ -20,10 +22,41 @@ Memory = Callable[[str, Callable[[], Any]], Any]
 """Function from a key and a function to the function's value, which is computed once."""
 
 
+def artefacts_of(config: RunConfig) -> Path:
+    """Return the folder of artefacts of a configuration."""
+    return config.output / "artefacts"
+
+
+def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
+    """Return a section `tiles` with the size to which streamed tiles are resized.
+
+    Args:
+        section: Section `tiles`; unchanged if it is not streamed or has a size.
+        config: Configuration with the models that read the tiles.
+
+    Raises:
+        ConfigError: The input of a model is not known from its name.
+    """
+    if not section.streaming or section.keep_pixels is not None:
+        return section
+    models = [model for model in (config.vlm, config.second_vlm, config.backbone) if model is not None]
+    sizes = {model.name: input_pixels(model) for model in models}
+    unknown = [name for name, pixels in sizes.items() if pixels is None]
+    if unknown:
+        raise ConfigError(
+            f"the input size of {shortlist(unknown)} is not known before it is loaded, so neither is the size to which "
+            "streamed tiles are resized",
+            where="tiles.keep_pixels",
+            fix="set it to the largest input of your models, such as --tiles.keep_pixels=224",
+        )
+    return section.model_copy(update={"keep_pixels": max(pixels for pixels in sizes.values() if pixels is not None)})
+
+
 def read_with_overview(
     section: TilesConfig,
     remember: Memory,
     *,
+    root: Path,
     check: bool = True,
     decode: bool = True,
     shown: TilesConfig | None = None,
@@ -34,6 +67,7 @@ def read_with_overview(
     Args:
         section: Section `tiles` to read.
         remember: Memory of the workspace.
+        root: Folder of artefacts, for streamed tiles and indexes of shards.
         check: Whether groups in two splits are an error.
         decode: Whether to decode every image if tiles.unreadable is quarantine.
         shown: Section with the labels that the run may use, for the overview; `section` by default.
@@ -43,15 +77,15 @@ def read_with_overview(
 
     def read() -> TileSet:
         if quarantine and decode:
-            read_with_overview(section, remember, check=check, decode=False, shown=shown, shifted=shifted)
-            tiles = read_tiles(section, check=check)
+            read_with_overview(section, remember, root=root, check=check, decode=False, shown=shown, shifted=shifted)
+            tiles = read_tiles(section, check=check, root=root)
             if tiles.quarantined:
                 count, total = len(tiles.quarantined), len(tiles) + len(tiles.quarantined)
                 logger.info(
                     f"note: {count} of {total} images cannot be decoded, dropped: {shortlist(tiles.quarantined)}"
                 )
             return tiles
-        tiles = read_tiles(section, check=check, decode=False)
+        tiles = read_tiles(section, check=check, decode=False, root=root)
         title = f"shifted test set {shifted}" if shifted else "tiles"
         text = tiles_overview(tiles.of_split("test") if shifted else tiles, shown or section, title)
         # Arms with other labels read the same source again.

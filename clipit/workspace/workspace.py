@@ -33,7 +33,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles
 from clipit.workspace.near_copies import warn_of_near_copies
 from clipit.workspace.snippet_filter import filter_bags, score_morphology
-from clipit.workspace.tile_reading import note_many_classes, read_with_overview
+from clipit.workspace.tile_reading import artefacts_of, note_many_classes, read_with_overview, with_kept_size
 
 if TYPE_CHECKING:
     from clipit.models.preprocess import Preprocess
@@ -61,7 +61,7 @@ class Workspace:
             shared: In-memory objects shared by the workspaces of several configurations; see `for_config`.
         """
         self.config = config
-        self.root = config.output / "artefacts"
+        self.root = artefacts_of(config)
         self._shared = {} if shared is None else shared
         self._shared.setdefault(_key("workspace", config, *_SECTIONS), self)
 
@@ -110,8 +110,10 @@ class Workspace:
         # Which labels are kept is irrelevant here, unless the configuration forbids reading any.
         unlabelled = self.config.tiles.labels.kind == "none"
         labels = LabelsConfig(kind="none" if unlabelled else "all")
-        section = self.config.tiles.model_copy(update={"labels": labels})
-        tiles = read_with_overview(section, self._cached, check=False, decode=decode, shown=self.config.tiles)
+        section = with_kept_size(self.config.tiles.model_copy(update={"labels": labels}), self.config)
+        tiles = read_with_overview(
+            section, self._cached, root=self.root, check=False, decode=decode, shown=self.config.tiles
+        )
         if not tiles.classes and self.prompts is not None:  # without labels, the prompts define the classes
             return replace(tiles, classes=tuple(self.prompts.classes))
         return tiles
@@ -132,7 +134,8 @@ class Workspace:
         """
 
         def check() -> TileSet:
-            tests = read_with_overview(section, self._cached, shifted=name).of_split("test")
+            streamed = with_kept_size(section, self.config)
+            tests = read_with_overview(streamed, self._cached, root=self.root, shifted=name).of_split("test")
             own = self.all_tiles
             where = f"comparison.shifted.{name}"
             if not len(tests):

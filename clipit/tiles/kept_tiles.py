@@ -1,0 +1,292 @@
+"""Kept tiles: images of a set that is read once, in order, in tar shards in the workspace; large ones are resized."""
+
+import io
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from clipit.artifacts import Artifact, reading, whole_file
+from clipit.distributed import build_once, get_processes
+from clipit.images import decode
+from clipit.progress import Advance, progress
+from clipit.read_ahead import read_ahead, reading_threads
+from clipit.tiles.tar_shards import TarReader
+
+_SHARD = 4096  # tiles per shard; an interrupted copy goes on after the last whole shard
+_BATCH = 32  # tiles that are resized together; three batches of original images are in memory
+_ROWS = "rows.parquet"
+FIELD = "field."
+"""Start of the names of columns that hold the fields of a row."""
+
+
+@dataclass(frozen=True)
+class KeptSize:
+    """How images are kept.
+
+    Attributes:
+        pixels: Largest shorter edge; None: images are never resized.
+        quality: JPEG quality of resized images; None: PNG, without loss.
+    """
+
+    pixels: int | None
+    quality: int | None
+
+
+@dataclass(frozen=True)
+class SourceTile:
+    """A tile of a stream.
+
+    Attributes:
+        data: Bytes of the image file; empty if the row has none.
+        fields: Cells of the row by column, as `stored_cell` writes them.
+    """
+
+    data: bytes
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a set that one process reads in order, such as one of its files.
+
+    Attributes:
+        title: Name, for messages.
+        read: Function from a number of rows to an iterator over the tiles after them.
+    """
+
+    title: str
+    read: Callable[[int], Iterator[SourceTile]]
+
+
+@dataclass(frozen=True)
+class KeptTiles:
+    """Kept tiles, in the order of the set.
+
+    Attributes:
+        artifact: Tar files, and the table of the rows.
+    """
+
+    artifact: Artifact
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return int(self.artifact.manifest.facts["tiles"])
+
+    def rows(self, columns: Sequence[str]) -> pa.Table:
+        """Read columns of the rows: where each image is, its `scale` (original edge / kept edge), and fields."""
+        return self.artifact.table(_ROWS, list(columns))
+
+    def stamps(self) -> list[str]:
+        """Return size and CRC-32 of each kept image."""
+        table = self.rows(["size", "crc"])
+        pairs = zip(table.column("size").to_pylist(), table.column("crc").to_pylist(), strict=True)
+        return [f"{size}:{crc:08x}" for size, crc in pairs]
+
+    def scales(self) -> np.ndarray:
+        """Return original edge / kept edge of each image; 1 for images that were not resized."""
+        return np.asarray(self.rows(["scale"]).column("scale"), dtype=np.float64)
+
+    def reader(self, prefix: str = "") -> TarReader:
+        """Return a reader of the images, which verifies the checksum of each."""
+        table = self.rows(["shard", "name", "offset", "size", "crc"])
+        shard, offset, size, crc = (
+            np.asarray(table.column(name), dtype=dtype)
+            for name, dtype in (("shard", np.int32), ("offset", np.int64), ("size", np.int64), ("crc", np.uint32))
+        )
+        files = sorted(name for name in self.artifact.manifest.files if name.endswith(".tar"))
+        names = [f"{prefix}{name}" for name in table.column("name").to_pylist()]
+        return TarReader([self.artifact.folder / file for file in files], names, shard, offset, size, crc)
+
+
+def keep_tiles(
+    root: Path,
+    inputs: dict[str, Any],
+    blocks: Callable[[], Sequence[Block]],
+    columns: Sequence[str],
+    size: KeptSize,
+    title: str,
+) -> KeptTiles:
+    """Read a set once and keep its tiles, or open those kept before; called by all processes, which share the blocks.
+
+    An image that is not larger than the kept size, or cannot be decoded, is kept as it is, byte for byte, so that it
+    gives the same pixels or the same error as in the set.
+
+    Args:
+        root: Folder of artefacts.
+        inputs: JSON-like description of the set.
+        blocks: Function that opens the set; called if its tiles have not been kept.
+        columns: Names of the fields of its tiles.
+        size: How images are kept.
+        title: Name of the set, for messages.
+
+    Raises:
+        DataError: The set cannot be read; tiles that have been kept are used by the next attempt.
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        processes = get_processes()
+        opened = blocks()
+        with (
+            progress(f"keeping tiles of {title}", len(opened), shown=processes.main) as advance,
+            reading_threads() as pool,
+        ):
+            for number in processes.share(range(len(opened))):
+                _keep_block(folder, number, opened[number], columns, size, pool, advance)
+                advance(processes.count)
+        processes.barrier()
+        return _merge(folder, len(opened), columns) if processes.main else {}
+
+    return KeptTiles(build_once(root, "kept_tiles", {**inputs, "pixels": size.pixels, "quality": size.quality}, make))
+
+
+def _keep_block(
+    folder: Path,
+    number: int,
+    block: Block,
+    columns: Sequence[str],
+    size: KeptSize,
+    pool: ThreadPoolExecutor,
+    advance: Advance,
+) -> None:
+    """Write the shards of a block that are missing."""
+    done = folder / f".done-{number:06d}"
+    if done.is_file():
+        return
+    part = 0
+    while _rows_file(folder, number, part).is_file():
+        part += 1
+    kept = part * _SHARD
+
+    def batches() -> Iterator[list[SourceTile]]:
+        stream = block.read(kept)
+        while batch := list(islice(stream, _BATCH)):
+            yield batch
+
+    shrunk = read_ahead(batches(), lambda tile: keep_image(tile.data, size), pool, depth=2)
+    tiles = ((tile, image) for batch, images in shrunk for tile, image in zip(batch, images, strict=True))
+    for first in tiles:
+        _write_shard(folder, number, part, chain([first], islice(tiles, _SHARD - 1)), columns)
+        part += 1
+        advance(0, f"{block.title}, {part * _SHARD:,} tiles")
+    done.touch()
+
+
+def _write_shard(
+    folder: Path, number: int, part: int, tiles: "Iterator[tuple[SourceTile, KeptImage]]", columns: Sequence[str]
+) -> None:
+    """Write a tar file and the table of its rows."""
+    values: dict[str, list[Any]] = {name: [] for name in _schema(columns).names}
+    with (
+        whole_file(folder / f"tiles-{number:06d}-{part:06d}.tar") as temporary,
+        tarfile.open(temporary, "w:", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        for row, (tile, image) in enumerate(tiles):
+            info = tarfile.TarInfo(f"{number:06d}/{part * _SHARD + row:09d}.{image.suffix}")
+            info.size = len(image.data)
+            cells: dict[str, Any] = {
+                "shard": 0,
+                "name": info.name,
+                "offset": archive.offset + tarfile.BLOCKSIZE,
+                "size": info.size,
+                "crc": zlib.crc32(image.data),
+                "scale": image.scale,
+                **{f"{FIELD}{name}": tile.fields.get(name, "") for name in columns},
+            }
+            archive.addfile(info, io.BytesIO(image.data))
+            for name, value in cells.items():
+                values[name].append(value)
+    with whole_file(_rows_file(folder, number, part)) as temporary:
+        pq.write_table(pa.table(values, schema=_schema(columns)), temporary)
+
+
+def _rows_file(folder: Path, number: int, part: int) -> Path:
+    return folder / f".rows-{number:06d}-{part:06d}.parquet"
+
+
+def _schema(columns: Sequence[str]) -> pa.Schema:
+    """Return the columns of the rows."""
+    own = {
+        "shard": pa.int32(),
+        "name": pa.string(),
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "crc": pa.uint32(),
+        "scale": pa.float64(),
+    }
+    return pa.schema([*own.items(), *((f"{FIELD}{name}", pa.string()) for name in columns)])
+
+
+def _merge(folder: Path, blocks: int, columns: Sequence[str]) -> dict[str, Any]:
+    """Join the tables of all shards, in the order of the set, and number the shards."""
+    files = sorted(folder.glob(".rows-*.parquet"))
+    tiles, resized = 0, 0
+    with whole_file(folder / _ROWS) as temporary, pq.ParquetWriter(temporary, _schema(columns)) as writer:
+        for number, file in enumerate(files):
+            with reading(file, fix="delete this file and start again"):
+                table = pq.read_table(file)
+            tiles += table.num_rows
+            resized += int((np.asarray(table.column("scale")) > 1).sum())
+            writer.write_table(table.set_column(0, "shard", pa.array([number] * table.num_rows, pa.int32())))
+    shards = {file.name.replace(".rows", "tiles").replace(".parquet", ".tar") for file in files}
+    leftover = [shard for shard in folder.glob("tiles-*.tar") if shard.name not in shards]
+    # Marks of whole blocks first: without them, a killed attempt reads the set again rather than lose rows.
+    for file in (*(folder / f".done-{number:06d}" for number in range(blocks)), *files, *leftover):
+        file.unlink(missing_ok=True)
+    return {"tiles": tiles, "resized": resized, "blocks": blocks}
+
+
+@dataclass(frozen=True)
+class KeptImage:
+    """A kept image file.
+
+    Attributes:
+        data: Bytes of the file.
+        suffix: Suffix of its format.
+        scale: Original edge / kept edge.
+    """
+
+    data: bytes
+    suffix: str
+    scale: float
+
+
+def keep_image(data: bytes, size: KeptSize) -> KeptImage:
+    """Resize an image if its shorter edge is longer than the kept size; keep its bytes otherwise.
+
+    Resizing is Pillow's bicubic filter to the size to which models resize, so that a model of this input size and
+    filter receives the pixels that it would make of the original, up to the loss of the JPEG.
+    """
+    if not data:
+        return KeptImage(data, "none", 1.0)
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            shorter, suffix = min(header.size), (header.format or "image").lower()
+        if size.pixels is None or shorter <= size.pixels:
+            return KeptImage(data, suffix, 1.0)
+        image, stream = _resize(decode(io.BytesIO(data)), size.pixels), io.BytesIO()
+        if size.quality is None:
+            image.save(stream, "PNG")
+        else:
+            image.save(stream, "JPEG", quality=size.quality, subsampling=0)
+    except MemoryError:
+        raise
+    except Exception:  # reading the tile gives the error
+        return KeptImage(data, "image", 1.0)
+    return KeptImage(stream.getvalue(), "png" if size.quality is None else "jpeg", shorter / size.pixels)
+
+
+def _resize(image: Image.Image, pixels: int) -> Image.Image:
+    width, height = image.size
+    if width <= height:
+        return image.resize((pixels, int(pixels * height / width)), Image.Resampling.BICUBIC)
+    return image.resize((int(pixels * width / height), pixels), Image.Resampling.BICUBIC)

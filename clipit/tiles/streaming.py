@@ -1,0 +1,281 @@
+"""Tiles of sets that fit no disk: they are streamed once, in order, and kept in the workspace (see `kept_tiles`)."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipit.artifacts import fingerprint, write_json
+from clipit.config.run import TilesConfig
+from clipit.data_files import hub_id, is_saved_dataset, list_files, load_huggingface
+from clipit.distributed import build_once, get_processes
+from clipit.errors import ClipitError, ConfigError, DataError, is_limit
+from clipit.image_readers import file_stamp
+from clipit.image_set import JoinedReader
+from clipit.tiles.cells import check_stored, stored_cell
+from clipit.tiles.huggingface import PartRows, check_columns, image_column, join_parts, not_images, select_parts
+from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
+from clipit.tiles.source import SourceTiles
+from clipit.tiles.webdataset import index_shards, read_webdataset
+
+_ROWS = 4096  # rows per block of a set that `save_to_disk` wrote
+
+
+@dataclass(frozen=True)
+class StreamedPart:
+    """A part of a data set that is streamed.
+
+    Attributes:
+        columns: Names of all columns.
+        kinds: Description of each column's values; "image" for images.
+        class_names: Class names of the columns that have them.
+    """
+
+    columns: list[str]
+    kinds: dict[str, str]
+    class_names: dict[str, list[str]]
+
+
+def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
+    """Keep the tiles of a data set or of webdataset shards, or open those kept before; called by all processes.
+
+    Ids, labels, parts, groups and refusals are those of the same source without streaming.
+
+    Args:
+        config: Section `tiles`.
+        root: Folder of artefacts, in which the tiles are kept.
+
+    Raises:
+        ConfigError: There is no folder of artefacts.
+        DataError: The set cannot be read, or lacks parts or columns.
+    """
+    if root is None:
+        raise ConfigError(
+            "streamed tiles are kept in the folder of a configuration's output, which this command does not have",
+            where="tiles.streaming",
+            fix="remove tiles.streaming, or use a command with a configuration",
+        )
+    size = KeptSize(config.keep_pixels, config.keep_quality)
+    return _stream_webdataset(config, root, size) if config.source == "webdataset" else _stream_set(config, root, size)
+
+
+def describe_set(config: TilesConfig, root: Path | None) -> dict[str, StreamedPart]:
+    """Describe the parts of a Hugging Face data set that the configuration uses, and check their columns.
+
+    Args:
+        config: Section `tiles`.
+        root: Folder of artefacts, in which the description is kept, so that a set that has been read is not looked up
+            again; called by all processes. None: the set is looked up.
+
+    Raises:
+        DataError: The set cannot be loaded, or lacks parts or columns.
+    """
+
+    def look_up() -> dict[str, StreamedPart]:
+        return {name: _describe(rows) for name, rows in _open_set(config).items()}
+
+    def make(folder: Path) -> dict[str, Any]:
+        if not get_processes().main:
+            return {}
+        write_json(folder / "parts.json", {name: vars(part) for name, part in look_up().items()})
+        return {}
+
+    if root is None:
+        described = look_up()
+    else:
+        artifact = build_once(root, "streamed_set", {"set": _identity(config), "version": 1}, make)
+        values = json.loads(artifact.file("parts.json").read_text(encoding="utf-8"))
+        described = {name: StreamedPart(**part) for name, part in values.items()}
+    parts = select_parts(described, config)
+    column = image_column(config)
+    for name, part in parts.items():
+        check_columns(name, part.columns, config)
+        if part.kinds[column] != "image":
+            raise not_images(column, part.kinds[column], config.path)
+    return parts
+
+
+def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
+    """Stream a Hugging Face data set."""
+    column = image_column(config)
+    described = describe_set(config, root)
+    kept: dict[str, KeptTiles] = {}
+    for name, part in described.items():
+        fields = [field for field in part.columns if part.kinds[field] != "image"]
+        inputs = {"set": _identity(config), "part": name, "column": column}
+
+        def blocks(name: str = name) -> list[Block]:
+            return _set_blocks(config, name, column)
+
+        kept[name] = keep_tiles(root, {**inputs, "version": 1}, blocks, fields, size, f"{config.path}, part {name}")
+    reader = JoinedReader(
+        [tiles.reader(f"{name}/") for name, tiles in kept.items()], [len(tiles) for tiles in kept.values()]
+    )
+    rows = {name: _kept_rows(kept[name], part, f"{config.path}, part {name}") for name, part in described.items()}
+    source = join_parts(rows, config, reader)
+    return _scale(source, config, np.concatenate([tiles.scales() for tiles in kept.values()]))
+
+
+def _kept_rows(kept: KeptTiles, part: StreamedPart, where: str) -> PartRows:
+    """Describe the rows of a part that is kept."""
+
+    def text(column: str) -> list[str]:
+        if column not in part.columns:
+            return [""] * len(kept)
+        values = kept.rows([f"{FIELD}{column}"]).column(0).to_pylist()
+        return check_stored(values, column, where, lambda row: f"row {row}")
+
+    return PartRows(len(kept), part.columns, text, part.class_names, kept.stamps())
+
+
+def _scale(source: SourceTiles, config: TilesConfig, scales: np.ndarray) -> SourceTiles:
+    """Return the tiles with the micrometres per pixel of the kept images, and a note if some are resized."""
+    resized = int((scales > 1).sum())
+    if not resized:
+        return source
+    stated = np.asarray(source.mpp, dtype=np.float64)
+    mpp = np.where(np.isnan(stated), np.nan if config.mpp is None else config.mpp, stated) * scales
+    how = "without loss" if config.keep_quality is None else f"as JPEG of quality {config.keep_quality}"
+    note = f"{resized} of {len(scales)} tiles are kept at {config.keep_pixels} px, {how}"
+    return replace(source, mpp=mpp.tolist(), notes=(*source.notes, note))
+
+
+def _identity(config: TilesConfig) -> Any:
+    """Return what identifies a data set: its id on the hub, or the files of its folder.
+
+    A set on the hub is read in the revision of the first time, so that it need not be reachable later.
+    """
+    if hub_id(config.path) is not None:
+        return config.path
+    folder = Path(config.path).expanduser()
+    if not folder.is_dir():
+        load_huggingface(config.path, "tiles.path")  # the error for a path that is not a folder
+    files = list_files(folder).files
+    return {"folder": fingerprint([[str(file.relative_to(folder)), file_stamp(file)] for file in files])}
+
+
+def _open_set(config: TilesConfig) -> dict[str, Any]:
+    """Open a data set as streams by part, with undecoded images.
+
+    Raises:
+        DataError: It cannot be loaded.
+    """
+    folder = Path(config.path).expanduser()
+    if hub_id(config.path) is None and folder.is_dir() and is_saved_dataset(folder):
+        saved = load_huggingface(config.path, "tiles.path")
+        parts = dict(saved) if isinstance(saved, dict) else {"train": saved}
+        opened = {
+            name: rows.to_iterable_dataset(num_shards=max(1, -(-int(rows.num_rows) // _ROWS)))
+            for name, rows in parts.items()
+        }
+    else:
+        streams = load_huggingface(config.path, "tiles.path", streaming=True)
+        opened = dict(streams) if isinstance(streams, dict) else {"train": streams}
+    return {name: _undecoded(rows, config) for name, rows in opened.items()}
+
+
+def _undecoded(rows: Any, config: TilesConfig) -> Any:
+    """Return a stream whose images are bytes or paths, with known features."""
+    import datasets
+
+    with _reading(config, "its first rows"):
+        if rows.features is None:
+            rows = rows._resolve_features()
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows
+
+
+def _describe(rows: Any) -> StreamedPart:
+    import datasets
+
+    features = dict(rows.features or {})
+    kinds = {name: "image" if isinstance(kind, datasets.Image) else str(kind) for name, kind in features.items()}
+    names = {name: list(kind.names) for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+    return StreamedPart(list(features), kinds, names)
+
+
+def _set_blocks(config: TilesConfig, part: str, column: str) -> list[Block]:
+    """Return the files of a part, in order; each is read by one process."""
+    rows = _open_set(config)[part]
+    images = {name for name, kind in _describe(rows).kinds.items() if kind == "image"}
+
+    def read(block: int, skipped: int) -> Iterator[SourceTile]:
+        stream = rows.shard(num_shards=rows.num_shards, index=block)
+        row, entries = skipped, iter(stream.skip(skipped) if skipped else stream)
+        while True:
+            with _reading(config, f"part {part}, file {block + 1} of {rows.num_shards}, row {row}"):
+                entry = next(entries, None)
+                if entry is None:
+                    return
+                data = _image_bytes(entry[column] or {})
+            row += 1
+            yield SourceTile(data, {name: stored_cell(entry[name]) for name in entry if name not in images})
+
+    def block(number: int) -> Block:
+        return Block(f"file {number + 1} of {rows.num_shards}", lambda skipped: read(number, skipped))
+
+    return [block(number) for number in range(rows.num_shards)]
+
+
+def _image_bytes(value: Mapping[str, Any]) -> bytes:
+    """Return the bytes of an image, from its file or URL if the row does not contain them."""
+    if value.get("bytes") is not None:
+        return bytes(value["bytes"])
+    path = value.get("path")
+    if not path:
+        return b""
+    if "://" not in path:
+        return Path(path).read_bytes()
+    import fsspec
+
+    with fsspec.open(path, "rb") as stream:
+        return bytes(stream.read())
+
+
+class _reading:
+    """Turn the errors of a stream into a `DataError` that says where it broke off."""
+
+    def __init__(self, config: TilesConfig, place: str) -> None:
+        self._config, self._place = config, place
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, ClipitError | MemoryError) and not is_limit(error):
+            raise DataError(
+                f"the set cannot be read: {type(error).__name__}: {error}",
+                where=f"{self._config.path}, {self._place}",
+                fix="check the network or the file, and start again: whole shards of kept tiles are not read again",
+            ) from error
+
+
+def _stream_webdataset(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
+    """Read webdataset shards once, each by one process, and keep their images."""
+    source = read_webdataset(config, root)
+    index = index_shards(config, root)
+    reader = index.reader()
+    bounds = np.searchsorted(index.shard_of, np.arange(len(index.shards) + 1))
+
+    def read(first: int, last: int) -> Iterator[SourceTile]:
+        for row in range(first, last):
+            with _reading(config, reader.where(row)):
+                data = reader.content(row)
+            yield SourceTile(data, {})
+
+    def block(number: int) -> Block:
+        first, last = int(bounds[number]), int(bounds[number + 1])
+        return Block(index.shard_names[number], lambda skipped: read(first + skipped, last))
+
+    def blocks() -> Sequence[Block]:
+        return [block(number) for number in range(len(index.shards))]
+
+    inputs = {"stamps": fingerprint(list(source.stamps)), "version": 1}
+    kept = keep_tiles(root, inputs, blocks, (), size, config.path)
+    moved = replace(source, reader=kept.reader(), stamps=kept.stamps())
+    return _scale(moved, config, kept.scales())

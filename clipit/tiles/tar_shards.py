@@ -1,0 +1,280 @@
+"""Shards: plain tar files whose members are read at random, by their offset, without extraction."""
+
+import io
+import os
+import re
+import tarfile
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt32
+from PIL import Image
+
+from clipit.data_files import list_files, neighbours
+from clipit.errors import DataError, is_limit, shortlist
+from clipit.images import ImageError, decode
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_MOST_SHARDS = 1_000_000
+_SCHEME = re.compile(r"^(pipe:|[A-Za-z][A-Za-z0-9+.-]*://)")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_BLOCK = 512  # bytes; a header, and the unit to which members are padded
+_KEPT_OPEN = 256  # shards that a process keeps open; it opens the others for each read
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand `{a,b}` and `{000..123}` in a pattern, in order, as bash and the webdataset package do.
+
+    Raises:
+        DataError: A brace is not closed, or there are more than a million results.
+    """
+    choices: list[list[str]] = []
+    place = 0
+    while (start := pattern.find("{", place)) >= 0:
+        stop = _closing(pattern, start)
+        choices += [[pattern[place:start]], _alternatives(pattern[start + 1 : stop], pattern)]
+        place = stop + 1
+    choices.append([pattern[place:]])
+    if int(np.prod([len(texts) for texts in choices], dtype=np.float64)) > _MOST_SHARDS:
+        raise _bad_braces(pattern, f"the pattern names more than {_MOST_SHARDS:,} shards")
+    return ["".join(parts) for parts in product(*choices)]
+
+
+def _closing(pattern: str, start: int) -> int:
+    """Return the place of the brace that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(pattern)):
+        depth += {"{": 1, "}": -1}.get(pattern[place], 0)
+        if depth == 0:
+            return place
+    raise _bad_braces(pattern, "a brace is not closed")
+
+
+def _alternatives(inner: str, pattern: str) -> list[str]:
+    """Expand what is between two braces."""
+    numbers = _RANGE.fullmatch(inner)
+    if numbers is not None:
+        first, last = int(numbers[1]), int(numbers[2])
+        if abs(last - first) >= _MOST_SHARDS:
+            raise _bad_braces(pattern, f"the pattern names more than {_MOST_SHARDS:,} shards")
+        padded = any(text.lstrip("-").startswith("0") and len(text.lstrip("-")) > 1 for text in numbers.groups())
+        width = max(map(len, numbers.groups())) if padded else 0
+        step = 1 if last >= first else -1
+        return [f"{number:0{width}d}" for number in range(first, last + step, step)]
+    parts, depth, begin = list[str](), 0, 0
+    for place, char in enumerate(inner):
+        depth += {"{": 1, "}": -1}.get(char, 0)
+        if char == "," and depth == 0:
+            parts.append(inner[begin:place])
+            begin = place + 1
+    parts.append(inner[begin:])
+    if len(parts) == 1:
+        raise _bad_braces(pattern, f"{{{inner}}} is neither a list such as {{a,b}} nor a range such as {{000..123}}")
+    return [text for part in parts for text in expand_braces(part)]
+
+
+def _bad_braces(pattern: str, what: str) -> DataError:
+    return DataError(what, where=pattern, fix="write tiles.path such as shards/train-{000..123}.tar")
+
+
+def list_shards(path: str) -> list[Path]:
+    """List the shards that a path names: a tar file, a folder of them, or brace patterns (several joined by `::`).
+
+    Raises:
+        DataError: Shards are missing, compressed or named twice, the path is a URL or a pipe, or a folder has none.
+    """
+    if _SCHEME.match(path):
+        raise DataError(
+            "shards are read at random from files, not from a pipe or URL",
+            where=path,
+            fix="copy the shards to a disk or mount them; a data set on the Hugging Face hub can be streamed with "
+            "tiles.source: huggingface and tiles.streaming: true",
+        )
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        shards = list_files(folder, lambda file: file.name.endswith(".tar") and not file.name.startswith(".")).files
+        if not shards:
+            raise DataError("no .tar files in this folder", where=path, fix="correct tiles.path")
+        return shards
+    shards = [Path(name).expanduser() for text in path.split("::") for name in expand_braces(text)]
+    missing = [str(shard) for shard in shards if not shard.is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(shards)} shards do not exist: {shortlist(missing, 3)}",
+            where=path,
+            fix=f"correct tiles.path; {neighbours(missing[0])}",
+        )
+    if len(set(shards)) < len(shards):
+        raise DataError("a shard is named twice", where=path, fix="name each shard once")
+    return shards
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """A file in a shard: its name, and where its bytes are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def scan_tar(path: Path, wanted: "re.Pattern[str]", largest: int) -> Iterator[tuple[TarMember, bytes | None]]:
+    """Yield the files of a shard in order; the content of those whose name matches `wanted`, and None for the others.
+
+    Only headers and wanted contents are read.
+
+    Args:
+        path: Shard.
+        wanted: Pattern that is searched in the names.
+        largest: Largest wanted content, bytes.
+
+    Raises:
+        DataError: The shard is no plain tar file, truncated or damaged, or contains links, sparse files or a wanted
+            file that is too large.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        for magic, method in _COMPRESSED.items():
+            if start.startswith(magic):
+                raise DataError(
+                    f"the shard is compressed ({method}), so its members cannot be read at random",
+                    where=path,
+                    fix="decompress it; images are compressed already",
+                )
+        stream.seek(0)
+        size = os.fstat(stream.fileno()).st_size
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    if member.isdir():
+                        continue
+                    if not member.isreg() or member.issparse():
+                        raise DataError(
+                            f"{member.name} is a link, a sparse file or a device, not a plain file",
+                            where=path,
+                            fix="write the shard again with tar --dereference --hard-dereference, or webdataset",
+                        )
+                    content = None
+                    if wanted.search(member.name):
+                        if member.size > largest:
+                            raise DataError(f"{member.name} has {member.size:,} bytes", where=path, fix="shorten it")
+                        reader = archive.extractfile(member)
+                        content = reader.read() if reader is not None else b""
+                    yield TarMember(member.name, member.offset_data, member.size), content
+                end = archive.offset
+        except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+            if isinstance(error, DataError) or is_limit(error) or getattr(error, "errno", None) is not None:
+                raise
+            raise _damaged(path, str(error)) from error
+        # tarfile takes a damaged header for the end of the file.
+        stream.seek(end)
+        if end + _BLOCK > size or any(stream.read(_BLOCK)):
+            raise _damaged(path, f"no end mark at byte {end:,} of {size:,}")
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(
+        f"not a complete plain tar file: {what}", where=path, fix="copy or download the shard again, or write it again"
+    )
+
+
+class TarReader:
+    """Reads one member of a shard per row; shards are opened in the process that reads."""
+
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        names: Sequence[str],
+        shard_of: Int32[np.ndarray, " n"],
+        offsets: Int64[np.ndarray, " n"],
+        sizes: Int64[np.ndarray, " n"],
+        checksums: UInt32[np.ndarray, " n"] | None = None,
+    ) -> None:
+        """Describe where each row's bytes are; nothing is opened yet.
+
+        Args:
+            shards: Tar files.
+            names: Name of each row, for messages.
+            shard_of: Number of each row's shard.
+            offsets: First byte of each row in its shard.
+            sizes: Bytes of each row; 0: the row has no image.
+            checksums: CRC-32 of each row, verified when it is read; None: not verified.
+        """
+        self._shards = tuple(shards)
+        self._names = names
+        self._shard_of, self._offsets, self._sizes, self._checksums = shard_of, offsets, sizes, checksums
+        self._forget()
+
+    def _forget(self) -> None:
+        self._handles: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def _pread(self, shard: int, size: int, offset: int) -> bytes:
+        handle = self._handles.get(shard)
+        if handle is not None:
+            return os.pread(handle, size, offset)
+        handle = os.open(self._shards[shard], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        with self._lock:
+            kept = shard not in self._handles and len(self._handles) < _KEPT_OPEN
+            if kept:
+                self._handles[shard] = handle
+        try:
+            return os.pread(handle, size, offset)
+        finally:
+            if not kept:
+                os.close(handle)
+
+    def content(self, row: int) -> bytes:
+        """Read the bytes of a row; empty if the row has no image.
+
+        Raises:
+            ImageError: The shard has changed: it is shorter, or the checksum is wrong.
+        """
+        size = int(self._sizes[row])
+        if not size:
+            return b""
+        data = self._pread(int(self._shard_of[row]), size, int(self._offsets[row]))
+        if len(data) < size:
+            raise ImageError("the shard is shorter than its index says")
+        if self._checksums is not None and zlib.crc32(data) != int(self._checksums[row]):
+            raise ImageError("the checksum is wrong: the shard is damaged")
+        return data
+
+    def open(self, row: int) -> io.BytesIO:
+        """Return the file of a row.
+
+        Raises:
+            ImageError: The row has no image, or the shard has changed.
+        """
+        data = self.content(row)
+        if not data:
+            raise ImageError("the row has no image")
+        return io.BytesIO(data)
+
+    def read(self, row: int) -> Image.Image:
+        """Decode the member of a row."""
+        return decode(self.open(row))
+
+    def where(self, row: int) -> str:
+        """Return shard and name, for messages."""
+        return f"{self._shards[int(self._shard_of[row])]}!{self._names[row]}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without open files."""
+        return {name: value for name, value in vars(self).items() if name not in ("_handles", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle without open files."""
+        vars(self).update(state)
+        self._forget()
+
+    def __del__(self) -> None:
+        """Close the shards."""
+        for handle in getattr(self, "_handles", {}).values():
+            os.close(handle)

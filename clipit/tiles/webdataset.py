@@ -1,0 +1,361 @@
+"""Tiles from shards in the format of the webdataset package: tar files of samples such as 0001.jpg and 0001.json."""
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from os.path import commonpath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipit.artifacts import fingerprint, reading, whole_file
+from clipit.config.run import LabelsConfig, TilesConfig
+from clipit.data_files import is_unicode
+from clipit.distributed import build_once, get_processes
+from clipit.errors import DataError, shortlist
+from clipit.image_readers import file_stamp
+from clipit.image_set import ImageSet
+from clipit.images import SUFFIXES
+from clipit.progress import progress
+from clipit.tiles.cells import check_stored, parse_mpp, resolve_missing, stored_cell
+from clipit.tiles.groups import names_groups
+from clipit.tiles.source import ALIASES, SourceTiles
+from clipit.tiles.tar_shards import TarMember, TarReader, list_shards, scan_tar
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+"""Key and suffix of a member, as the webdataset package cuts them: at the first dot of the file's name."""
+_FIELDS = re.compile(r"[.](json|jsn|cls|cls2|class|count|index|inx|id|txt|text)$", re.IGNORECASE)
+"""Members whose content describes a sample."""
+_JSON = frozenset({"json", "jsn"})
+_LONGEST_FIELD = 16 * 2**20  # bytes
+_OURS = ("id", "label", "split", "group", "mpp")
+_PREFIX = "field."  # of the index's columns that hold fields of the samples
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Samples of shards, and where their images are.
+
+    Attributes:
+        shards: Tar files.
+        stamps: Size and modification time of each shard.
+        table: One row per sample: shard, key, name (of the image, "" without one), offset, size, and fields.
+        names: Names of fields that occur, those that are not in the table included.
+        unread: Numbers of members that are neither images nor fields, by suffix.
+    """
+
+    shards: list[Path]
+    stamps: list[str]
+    table: pa.Table
+    names: list[str]
+    unread: dict[str, int]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return int(self.table.num_rows)
+
+    @cached_property
+    def shard_names(self) -> list[str]:
+        """Paths of the shards relative to their common folder, without .tar."""
+        folder = commonpath([shard.parent for shard in self.shards])
+        return [shard.relative_to(folder).with_suffix("").as_posix() for shard in self.shards]
+
+    @cached_property
+    def shard_of(self) -> np.ndarray:
+        """Number of each row's shard."""
+        return np.asarray(self.table.column("shard"), dtype=np.int32)
+
+    @cached_property
+    def members(self) -> list[str]:
+        """Name of each sample: `<shard>/<key>`."""
+        keys = self.text("key")
+        return [f"{self.shard_names[shard]}/{key}" for shard, key in zip(self.shard_of, keys, strict=True)]
+
+    @cached_property
+    def image_stamps(self) -> list[str]:
+        """Stamp of each image: that of its shard, and its place in it."""
+        offsets, sizes = self.table.column("offset").to_pylist(), self.table.column("size").to_pylist()
+        places = zip(self.shard_of, offsets, sizes, strict=True)
+        return [f"{self.stamps[shard]}:{offset}:{size}" for shard, offset, size in places]
+
+    def text(self, name: str) -> list[str]:
+        """Return a column of text, "" where missing."""
+        return [value or "" for value in self.table.column(name).to_pylist()]
+
+    def has(self, field: str) -> bool:
+        """Return whether a sample has this field."""
+        name = f"{_PREFIX}{field}"
+        return name in self.table.column_names and self.table.column(name).null_count < len(self)
+
+    def reader(self) -> TarReader:
+        """Return a reader of the images."""
+        offsets, sizes = (np.asarray(self.table.column(name), dtype=np.int64) for name in ("offset", "size"))
+        return TarReader(self.shards, self.text("name"), self.shard_of, offsets, sizes)
+
+
+def read_webdataset(config: TilesConfig, root: Path | None = None) -> SourceTiles:
+    """Read the samples of shards; the id is the field that tiles.columns names, else `<shard>/<key>`.
+
+    Fields are the entries of a sample's JSON member, and its text members under their suffix (`cls`, `txt`). The label
+    is the field `label`, or else `cls`. Without a field `split`, words such as train in the names of the shards give
+    the split.
+
+    Args:
+        config: Section `tiles`.
+        root: Folder of artefacts, in which the index of the shards is kept; None: it is made again each time.
+
+    Raises:
+        DataError: Shards are missing or damaged, or lack fields or images.
+    """
+    index = index_shards(config, root)
+    if not len(index):
+        raise DataError("the shards contain no samples", where=config.path, fix="correct tiles.path")
+    names = _field_names(index, config)
+    members = index.members
+    _check_images(index, config, members)
+
+    def column(ours: str) -> list[str]:
+        if not index.has(names[ours]):
+            return [""] * len(index)
+        return check_stored(index.text(f"{_PREFIX}{names[ours]}"), names[ours], config.path, members.__getitem__)
+
+    ids = column("id") if "id" in config.columns else members
+    without_id = [members[row] for row, name in enumerate(ids) if not name]
+    if without_id:
+        raise DataError(f"tiles without an id: {shortlist(without_id)}", where=config.path, fix="choose another field")
+    labels, label_notes = resolve_missing(column("label"), "label", config, config.path, members.__getitem__)
+    groups, group_notes = resolve_missing(column("group"), "group", config, config.path, members.__getitem__)
+    parts = [_part_in(name) for name in index.shard_names]
+    columns = table_columns(index)
+    unread = shortlist([f"{suffix} ({count})" for suffix, count in sorted(index.unread.items())])
+    return SourceTiles(
+        ids=ids,
+        labels=labels,
+        parts=column("split") if index.has(names["split"]) else [parts[shard] for shard in index.shard_of],
+        groups=groups,
+        mpp=parse_mpp(column("mpp"), config.path, members.__getitem__),
+        stamps=index.image_stamps,
+        reader=index.reader(),
+        where=config.path,
+        notes=(*label_notes, *group_notes, *([f"members of these kinds are not read: {unread}"] if unread else [])),
+        paths=members if "id" in config.columns else (),
+        columns={name: values for name, values in columns.items() if name not in names.values()},
+    )
+
+
+def shard_images(path: Path) -> ImageSet:
+    """List the images of a shard; their ids are `<shard>/<key>`.
+
+    Raises:
+        DataError: The shard is missing or damaged, or contains no image.
+    """
+    config = TilesConfig(source="webdataset", path=str(path), labels=LabelsConfig(kind="none"), unreadable="quarantine")
+    index = index_shards(config, None)
+    if not len(index):
+        raise DataError("the shard contains no samples", where=path, fix="name another shard")
+    _check_images(index, config, index.members)
+    return ImageSet(index.members, index.image_stamps, index.reader(), str(path))
+
+
+def table_columns(index: TarIndex) -> dict[str, list[str]]:
+    """Return the fields that seem to name patients or slides."""
+    names = [name.removeprefix(_PREFIX) for name in index.table.column_names if name.startswith(_PREFIX)]
+    return {name: index.text(f"{_PREFIX}{name}") for name in names if names_groups(name)}
+
+
+def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
+    """Return the samples' field for each of our columns."""
+    by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
+    names = {ours: by_name.get(ours, ours) for ours in _OURS}
+    if "label" not in config.columns and not index.has("label"):
+        names["label"] = "cls"
+    labelled = config.labels.kind != "none" and config.annotations is None
+    required = {key for key in config.columns if key != "path"} | ({"label"} if labelled else set())
+    missing = sorted(names[key] for key in required if not index.has(names[key]))
+    if missing:
+        raise DataError(
+            f"no sample has the fields: {', '.join(missing)}; the samples have: {shortlist(index.names, 20) or 'none'}",
+            where=config.path,
+            fix="name the right fields in tiles.columns, e.g. --tiles.columns.label=diagnosis",
+        )
+    return names
+
+
+def _check_images(index: TarIndex, config: TilesConfig, members: list[str]) -> None:
+    """Refuse samples without an image, unless such tiles are dropped when images are decoded."""
+    missing = np.flatnonzero(np.asarray(index.table.column("size")) == 0).tolist()
+    if missing and (config.unreadable == "error" or len(missing) == len(index)):
+        wanted = f"an image .{config.columns['path']}" if "path" in config.columns else "an image"
+        raise DataError(
+            f"{len(missing)} of {len(index)} samples have no bytes of {wanted}: "
+            f"{shortlist([members[row] for row in missing], 3)}",
+            where=config.path,
+            fix="name the images' suffix in tiles.columns.path, or set tiles.unreadable: quarantine to drop and list "
+            "such samples",
+        )
+
+
+def _part_in(shard: str) -> str:
+    """Return the only word for a split in the name of a shard, such as train; "" if there is none, or several."""
+    words = {word for word in re.split(r"[^a-z]+", shard.lower()) if word in ALIASES}
+    return words.pop() if len(words) == 1 else ""
+
+
+def index_shards(config: TilesConfig, root: Path | None) -> TarIndex:
+    """Read the headers and fields of all shards, or open the index made before; called by all processes with `root`.
+
+    Raises:
+        DataError: A shard is missing or damaged, or its samples are not as the webdataset package writes them.
+    """
+    shards = list_shards(config.path)
+    stamps = [file_stamp(shard) for shard in shards]
+    suffixes = tuple(config.columns.get("path", "").lower().split(";"))
+    wanted = {*config.columns.values(), *_OURS, "cls"}
+    if root is None:
+        found = [_index_shard(shard, number, suffixes, wanted) for number, shard in enumerate(shards)]
+        return _merge(shards, stamps, found)
+
+    def make(folder: Path) -> dict[str, Any]:
+        processes = get_processes()
+        files = [folder / f".part-{number:06d}.parquet" for number in range(len(shards))]
+        with progress("indexing shards", len(shards), shown=processes.main) as advance:
+            for number in processes.share(range(len(shards))):
+                if not files[number].is_file():
+                    table = _index_shard(shards[number], number, suffixes, wanted)
+                    with whole_file(files[number]) as temporary:
+                        pq.write_table(table, temporary)
+                advance(processes.count)
+        processes.barrier()
+        if not processes.main:
+            return {}
+        parts = []
+        for file in files:
+            with reading(file, fix="delete this file and start again"):
+                parts.append(pq.read_table(file))
+        index = _merge(shards, stamps, parts)
+        with whole_file(folder / "index.parquet") as temporary:
+            pq.write_table(index.table, temporary)
+        for file in files:
+            file.unlink()
+        return {"samples": len(index), "names": index.names, "unread": index.unread}
+
+    inputs = {
+        "shards": [[str(shard), stamp] for shard, stamp in zip(shards, stamps, strict=True)],
+        "suffixes": suffixes,
+        "fields": sorted(wanted),
+        "version": 1,
+    }
+    # The fingerprint in place of the list, which may have thousands of entries.
+    artifact = build_once(root, "tar_index", {"shards": len(shards), "content": fingerprint(inputs)}, make)
+    facts = artifact.manifest.facts
+    return TarIndex(shards, stamps, artifact.table("index.parquet"), facts["names"], facts["unread"])
+
+
+def _merge(shards: list[Path], stamps: list[str], parts: list[pa.Table]) -> TarIndex:
+    """Join the tables of all shards."""
+    names: dict[str, None] = {}
+    unread: Counter[str] = Counter()
+    for part in parts:
+        facts = json.loads(part.schema.metadata[b"facts"])
+        names |= dict.fromkeys(facts["names"])
+        unread.update(facts["unread"])
+    table = pa.concat_tables([part.replace_schema_metadata(None) for part in parts], promote_options="default")
+    return TarIndex(shards, stamps, table, sorted(names), dict(unread))
+
+
+def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set[str]) -> pa.Table:
+    """Return a table of the samples of a shard, with the names of all fields in its metadata."""
+    samples: dict[str, _Sample] = {}
+    current, names, unread = "", dict[str, None](), Counter[str]()
+    for member, content in scan_tar(path, _FIELDS, _LONGEST_FIELD):
+        if not is_unicode(member.name):
+            raise DataError("a member's name is not UTF-8", where=f"{path}, byte {member.offset}", fix="rename it")
+        match = _NAME.match(member.name)
+        if match is None or Path(member.name).name.startswith("__"):  # hidden files, and notes of the writer
+            unread[member.name.rpartition(".")[2] if "." in member.name else "(no suffix)"] += 1
+            continue
+        key, suffix = match[1], match[2].lower()
+        if key != current and key in samples:
+            raise DataError(
+                f"the members of sample {key} do not follow one another, so programs differ in how they read it",
+                where=path,
+                fix="write the shard again with tar --sort=name, or with the webdataset package; make keys unique",
+            )
+        current = key
+        sample = samples.setdefault(key, _Sample())
+        if suffix in sample.suffixes:
+            raise DataError(f"two members are called {member.name}", where=path, fix="write the shard again")
+        sample.suffixes.add(suffix)
+        if content is not None:
+            fields = _parse(content, suffix, f"{path}!{member.name}")
+            names |= dict.fromkeys(fields)
+            sample.fields |= {
+                name: stored_cell(value)
+                for name, value in fields.items()
+                if name in wanted or (names_groups(name) and is_unicode(name))
+            }
+        elif f".{suffix.rpartition('.')[2]}" in SUFFIXES or suffix in suffixes:
+            sample.images[suffix] = member
+        else:
+            unread[suffix] += 1
+    chosen = [sample.choose(suffixes, f"{path}!{key}") for key, sample in samples.items()]
+    columns = sorted({name for sample in samples.values() for name in sample.fields})
+    table = pa.table(
+        {
+            "shard": pa.array([number] * len(samples), pa.int32()),
+            "key": pa.array(list(samples), pa.string()),
+            "name": pa.array([member.name for member in chosen], pa.string()),
+            "offset": pa.array([member.offset for member in chosen], pa.int64()),
+            "size": pa.array([member.size for member in chosen], pa.int64()),
+        }
+        | {
+            f"{_PREFIX}{name}": pa.array([sample.fields.get(name) for sample in samples.values()], pa.string())
+            for name in columns
+        }
+    )
+    return table.replace_schema_metadata({"facts": json.dumps({"names": list(names), "unread": unread})})
+
+
+class _Sample:
+    """Members of one sample."""
+
+    def __init__(self) -> None:
+        self.suffixes: set[str] = set()
+        self.images: dict[str, TarMember] = {}
+        self.fields: dict[str, str] = {}
+
+    def choose(self, suffixes: tuple[str, ...], where: str) -> TarMember:
+        """Return the image with the first of the suffixes, or the only one; an empty member if there is none."""
+        if any(suffixes):
+            named = [self.images[suffix] for suffix in suffixes if suffix in self.images]
+            return named[0] if named else TarMember("", 0, 0)
+        if len(self.images) > 1:
+            raise DataError(
+                f"the sample has several images: {shortlist(sorted(self.images))}",
+                where=where,
+                fix="name the suffix of the tiles in tiles.columns.path",
+            )
+        return next(iter(self.images.values()), TarMember("", 0, 0))
+
+
+def _parse(content: bytes, suffix: str, where: str) -> Mapping[str, Any]:
+    """Return the fields of a member that describes its sample."""
+    try:
+        text = content.decode("utf-8-sig")
+        if suffix.rpartition(".")[2] not in _JSON:
+            return {suffix: text}
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"unreadable: {error}", where=where, fix="write UTF-8, and JSON in .json members") from error
+    if not isinstance(values, dict):
+        raise DataError("not a JSON object", where=where, fix='write an object such as {"label": "tumour"}')
+    return values

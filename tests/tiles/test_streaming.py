@@ -1,0 +1,221 @@
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit.config.run import TilesConfig
+from clipit.errors import ConfigError, DataError
+from clipit.images import ImageError, Unreadable
+from clipit.tiles import kept_tiles, streaming
+from clipit.tiles.kept_tiles import Block, KeptSize, SourceTile, keep_image, keep_tiles
+from clipit.tiles.load import read_tiles
+
+
+def picture(value: int, kind: str = "JPEG", size: tuple[int, int] = (8, 8)) -> bytes:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(value).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, kind)
+    return stream.getvalue()
+
+
+def config(path: Path | str, **more: object) -> TilesConfig:
+    base = {"source": "huggingface", "path": str(path), "columns": {"group": "patient"}, "other_parts": "ignore"}
+    return TilesConfig.model_validate({**base, **more})
+
+
+def rows(first: int, count: int) -> list[dict[str, Any]]:
+    """Rows with a missing label, a damaged image and a large one."""
+    table = []
+    for number in range(first, first + count):
+        data = picture(number, size=(40, 30) if number == 3 else (8, 8))
+        data = data[:200] if number == 5 else data
+        label = None if number == 6 else number % 2
+        table.append({"image": {"bytes": data, "path": None}, "label": label, "patient": f"p{number}", "mpp": 0.25})
+    return table
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of three files of training rows and one of test rows, written by the library itself."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("set")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["normal", "tumour"]),
+            "patient": datasets.Value("string"),
+            "mpp": datasets.Value("float64"),
+        }
+    )
+    parts = {f"train-{n:05d}-of-00003": rows(4 * n, 4) for n in range(3)} | {"test-00000-of-00001": rows(12, 4)}
+    for name, part in parts.items():
+        datasets.Dataset.from_list(part, features=features).to_parquet(str(folder / f"{name}.parquet"))
+    return folder
+
+
+def test_a_streamed_set_gives_what_the_downloaded_one_does(parquet: Path, tmp_path: Path) -> None:
+    whole = read_tiles(config(parquet))
+    streamed = read_tiles(config(parquet, streaming=True), root=tmp_path)
+    for name in ("ids", "labels", "splits", "groups", "mpp"):
+        assert getattr(streamed, name).tolist() == getattr(whole, name).tolist(), name
+    assert streamed.classes == whole.classes
+    assert (whole.truth == -1).sum() == 1
+    for row in range(len(whole)):
+        one, other = whole.try_read(row), streamed.try_read(row)
+        if isinstance(one, Unreadable):
+            assert isinstance(other, Unreadable)
+            assert one.reason == other.reason
+        else:
+            assert not isinstance(other, Unreadable)
+            assert one.tobytes() == other.tobytes()
+    assert isinstance(whole.try_read(whole.ids.tolist().index("train/000005")), Unreadable)
+    quarantined = read_tiles(config(parquet, streaming=True, unreadable="quarantine"), root=tmp_path)
+    assert quarantined.quarantined == ("train/000005",)
+    assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir() if path.is_dir()) == [
+        "kept_tiles", "kept_tiles", "streamed_set",
+    ]  # fmt: skip
+
+
+def test_large_tiles_are_resized_and_their_mpp_with_them(parquet: Path, tmp_path: Path) -> None:
+    tiles = read_tiles(config(parquet, streaming=True, keep_pixels=16, keep_quality=None), root=tmp_path)
+    row = tiles.ids.tolist().index("train/000003")
+    with Image.open(io.BytesIO(picture(3, size=(40, 30)))) as image:
+        resized = image.convert("RGB").resize((21, 16), Image.Resampling.BICUBIC)
+    assert tiles.read(row).tobytes() == resized.tobytes()
+    assert tiles.mpp[row] == 0.25 * 30 / 16
+    assert (np.delete(tiles.mpp, row) == 0.25).all()
+    assert any("1 of 16 tiles are kept at 16 px, without loss" in note for note in tiles.notes)
+    assert tiles.fingerprint != read_tiles(config(parquet, streaming=True), root=tmp_path).fingerprint
+
+
+def test_a_set_that_was_read_is_not_opened_again(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = config(parquet, streaming=True, splits={"train": "train"})
+    first = read_tiles(section, root=tmp_path)
+    opened: list[str] = []
+    real = streaming._open_set
+    monkeypatch.setattr(streaming, "_open_set", lambda config: opened.append(config.path) or real(config))
+    assert read_tiles(section, root=tmp_path).fingerprint == first.fingerprint
+    other = read_tiles(config(parquet, streaming=True, columns={"label": "patient"}), root=tmp_path)
+    assert opened == [str(parquet)]  # for the test part, which the first configuration does not use
+    assert len(other.classes) == 16
+
+
+def test_the_refusals_of_the_downloaded_set(parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        streaming, "_set_blocks", lambda *_: pytest.fail("tiles are read before the columns are checked")
+    )
+    for keys, message in (
+        ({"columns": {"label": "diagnosis"}}, "missing columns: diagnosis; part train has: image, label, patient, mpp"),
+        ({"columns": {"path": "patient"}}, "column patient contains .* not images"),
+        ({"splits": {"validation": "val"}}, "no part val; the data set has: test, train|no part val"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_tiles(config(parquet, **keys))
+        with pytest.raises(DataError, match=message):
+            read_tiles(config(parquet, streaming=True, **keys), root=tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        read_tiles(config(tmp_path / "absent", streaming=True), root=tmp_path)
+    with pytest.raises(ConfigError, match="streamed tiles are kept"):
+        read_tiles(config(parquet, streaming=True))
+    with pytest.raises(ConfigError, match=r"tiles.streaming \(huggingface and webdataset only\)"):
+        read_tiles(config(parquet, source="folders", columns={}, streaming=True), root=tmp_path)
+    with pytest.raises(ConfigError, match=r"tiles.keep_pixels \(with tiles.streaming only\)"):
+        read_tiles(config(parquet, keep_pixels=32))
+
+
+def test_a_set_written_by_save_to_disk_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    table = [{"image": {"bytes": picture(n), "path": None}, "label": "ab"[n % 2], "patient": f"p{n}"} for n in range(7)]
+    saved = datasets.Dataset.from_list(table).cast_column("image", datasets.Image())
+    saved.save_to_disk(str(tmp_path / "saved"))
+    monkeypatch.setattr(streaming, "_ROWS", 3)
+    whole = read_tiles(config(tmp_path / "saved"))
+    tiles = read_tiles(config(tmp_path / "saved", streaming=True), root=tmp_path / "kept")
+    assert tiles.ids.tolist() == whole.ids.tolist()
+    assert [tiles.read(row).tobytes() for row in range(7)] == [whole.read(row).tobytes() for row in range(7)]
+
+
+def numbered_blocks(skips: list[int], broken: int | None = None) -> list[Block]:
+    def read(block: int, skipped: int) -> Iterator[SourceTile]:
+        skips.append(skipped)
+        for row in range(skipped, 10):
+            if broken is not None and (block, row) == (1, broken):
+                raise DataError("the network is gone")
+            yield SourceTile(picture(100 * block + row, "PNG"), {"row": f"{block}/{row}"})
+
+    return [Block(f"block {block}", lambda skipped, block=block: read(block, skipped)) for block in range(2)]
+
+
+def test_an_interrupted_stream_goes_on_after_the_last_whole_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_tiles, "_SHARD", 4)
+    monkeypatch.setattr(kept_tiles, "_BATCH", 1)
+    skips: list[int] = []
+    size = KeptSize(None, 95)
+    with pytest.raises(DataError, match="the network is gone"):
+        keep_tiles(tmp_path, {}, lambda: numbered_blocks(skips, broken=7), ["row"], size, "set")
+    kept = keep_tiles(tmp_path, {}, lambda: numbered_blocks(skips), ["row"], size, "set")
+    assert skips == [0, 0, 4]
+    whole = keep_tiles(tmp_path / "other", {}, lambda: numbered_blocks([]), ["row"], size, "set")
+    assert kept.artifact.manifest.files == whole.artifact.manifest.files
+    assert kept.rows(["field.row"]).column(0).to_pylist() == [f"{b}/{r}" for b in range(2) for r in range(10)]
+    assert [kept.reader().content(row) for row in (0, 13, 19)] == [picture(n, "PNG") for n in (0, 103, 109)]
+
+
+def test_a_damaged_kept_image_is_unreadable(tmp_path: Path) -> None:
+    kept = keep_tiles(tmp_path, {}, lambda: numbered_blocks([]), ["row"], KeptSize(None, 95), "set")
+    (shard, _) = sorted(kept.artifact.folder.glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 255
+    shard.write_bytes(bytes(data))
+    with pytest.raises(ImageError, match="the checksum is wrong"):
+        kept.reader().content(0)
+    assert kept.reader().content(1) == picture(1, "PNG")
+
+
+def test_only_images_that_are_too_large_are_written_again() -> None:
+    small, broken = picture(1, size=(16, 40)), picture(1, size=(40, 40))[:300]
+    for data in (small, broken, b"", b"no image"):
+        kept = keep_image(data, KeptSize(16, 95))
+        assert (kept.data, kept.scale) == (data, 1.0)
+    kept = keep_image(picture(1, size=(64, 32)), KeptSize(16, 95))
+    with Image.open(io.BytesIO(kept.data)) as image:
+        assert (image.format, image.size, kept.scale) == ("JPEG", (32, 16), 2.0)
+    deep = io.BytesIO()
+    Image.fromarray(np.zeros((40, 40), dtype=np.uint16)).save(deep, "PNG")
+    assert keep_image(deep.getvalue(), KeptSize(16, 95)).data == deep.getvalue()
+
+
+def test_streamed_webdataset_shards_give_what_plain_ones_do(tmp_path: Path) -> None:
+    import webdataset as wds
+
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    with wds.ShardWriter(str(folder / "train-%02d.tar"), maxcount=3, verbose=0) as writer:
+        for n in range(8):
+            size = (32, 32) if n == 2 else (8, 8)
+            fields = {"label": "ab"[n % 2], "patient": f"p{n}"}
+            writer.write({"__key__": f"{n}", "jpg": picture(n, size=size), "json": fields})
+    plain = config(folder, source="webdataset")
+    tiles = read_tiles(plain)
+    streamed = read_tiles(config(folder, source="webdataset", streaming=True, keep_pixels=16, mpp=0.5), root=tmp_path)
+    assert streamed.ids.tolist() == tiles.ids.tolist()
+    assert streamed.truth.tolist() == tiles.truth.tolist()
+    assert streamed.splits.tolist() == tiles.splits.tolist()
+    (resized,) = np.flatnonzero(streamed.mpp == 1.0)
+    assert streamed.ids[resized] == "train-00/2"
+    assert streamed.read(resized).size == (16, 16)
+    others = [row for row in range(8) if row != resized]
+    assert [streamed.read(row).tobytes() for row in others] == [tiles.read(row).tobytes() for row in others]
+    described = json.loads(next(tmp_path.glob("kept_tiles-*/manifest.json")).read_text())["facts"]
+    assert described == {"tiles": 8, "resized": 1, "blocks": 3}

@@ -1,0 +1,252 @@
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit.config.run import TilesConfig
+from clipit.errors import DataError
+from clipit.images import ImageError
+from clipit.tiles import webdataset
+from clipit.tiles.load import read_tiles
+from clipit.tiles.tar_shards import expand_braces, list_shards
+from clipit.tiles.webdataset import shard_images
+
+Sample = Mapping[str, Any]
+
+
+def picture(value: int, kind: str = "PNG", size: tuple[int, int] = (8, 8)) -> bytes:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(value).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, kind)
+    return stream.getvalue()
+
+
+def pixels(value: int) -> bytes:
+    with Image.open(io.BytesIO(picture(value))) as image:
+        return image.convert("RGB").tobytes()
+
+
+def samples(first: int, count: int, split: str = "") -> list[Sample]:
+    return [
+        {
+            "__key__": f"case{number // 2}_{number:04d}",
+            "png": picture(number),
+            "json": {
+                "label": ["gland", "stroma"][number % 2],
+                "split": split,
+                "patient": f"p{number // 2}",
+                "mpp": 0.5,
+            },
+        }
+        for number in range(first, first + count)
+    ]
+
+
+def write_shards(folder: Path, name: str, rows: Sequence[Sample], most: int = 100) -> None:
+    """Write samples as the webdataset package does."""
+    import webdataset as wds
+
+    folder.mkdir(exist_ok=True, parents=True)
+    with wds.ShardWriter(str(folder / name), maxcount=most, verbose=0) as writer:
+        for row in rows:
+            writer.write(dict(row))
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def config(path: Path | str, **more: object) -> TilesConfig:
+    return TilesConfig.model_validate(
+        {"source": "webdataset", "path": str(path), "columns": {"group": "patient"}, **more}
+    )
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three shards of training samples and one of test samples."""
+    write_shards(tmp_path / "set", "train-%03d.tar", samples(0, 10, "train"), most=4)
+    write_shards(tmp_path / "set", "test-%03d.tar", samples(10, 4, "test"))
+    return tmp_path / "set"
+
+
+def test_samples_of_the_real_writer_are_read_as_its_own_reader_does(shards: Path) -> None:
+    import webdataset as wds
+
+    tiles = read_tiles(config(shards))
+    assert sorted(path.name for path in shards.iterdir()) == [
+        "test-000.tar",
+        "train-000.tar",
+        "train-001.tar",
+        "train-002.tar",
+    ]
+    pattern = f"{shards}/{{test-000,train-{{000..002}}}}.tar"
+    theirs = list(wds.WebDataset(pattern, shardshuffle=False, empty_check=False))
+    assert [name.partition("/")[2] for name in tiles.ids] == [sample["__key__"] for sample in theirs]
+    assert tiles.ids[-1] == "train-002/case4_0009"
+    for row, sample in enumerate(theirs):
+        said = json.loads(sample["json"])
+        assert tiles.classes[tiles.truth[row]] == said["label"]
+        assert (tiles.groups[row], tiles.mpp[row]) == (said["patient"], 0.5)
+        with Image.open(io.BytesIO(sample["png"])) as image:
+            assert tiles.read(row).tobytes() == image.tobytes()
+    assert (tiles.splits == "test").sum() == 4
+    named = read_tiles(config(pattern))
+    assert named.fingerprint == tiles.fingerprint
+    again = pickle.loads(pickle.dumps(tiles))
+    assert again.read(3).tobytes() == tiles.read(3).tobytes() == pixels(13)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["a-{000..012}.tar", "{a,b}/{1..3}", "x{a,b{1..2},c}y", "{08..11}", "{3..1}", "plain.tar", "{a,}z", "{-2..1}"],
+)
+def test_braces_expand_as_in_webdataset(pattern: str) -> None:
+    from webdataset.shardlists import expand_urls
+
+    assert expand_braces(pattern) == expand_urls(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["a-{0..3.tar", "a-{0.tar}", "{0..99999999}", "{0..9999}{0..9999}"])
+def test_braces_that_are_wrong(pattern: str) -> None:
+    with pytest.raises(DataError):
+        expand_braces(pattern)
+
+
+@pytest.mark.parametrize(
+    "path", ["pipe:cat a.tar", "https://host/a.tar", "s3://bucket/{0..3}.tar", "hf://datasets/a/b.tar"]
+)
+def test_pipes_and_urls_are_refused(path: str) -> None:
+    with pytest.raises(DataError, match="not from a pipe or URL"):
+        list_shards(path)
+
+
+def test_missing_shards_are_listed(shards: Path) -> None:
+    with pytest.raises(DataError, match=r"2 of 5 shards do not exist: .*train-003.tar, .*train-004.tar"):
+        list_shards(f"{shards}/train-{{000..004}}.tar")
+    with pytest.raises(DataError, match="named twice"):
+        list_shards(f"{shards}/train-000.tar::{shards}/train-{{000..001}}.tar")
+    empty = shards.parent / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match=r"no .tar files"):
+        list_shards(str(empty))
+
+
+def test_the_index_is_made_once_and_again_when_a_shard_changes(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned: list[str] = []
+    scan = webdataset._index_shard
+
+    def counted(path: Path, *rest: Any) -> Any:
+        scanned.append(path.name)
+        return scan(path, *rest)
+
+    monkeypatch.setattr(webdataset, "_index_shard", counted)
+    root = shards.parent / "artefacts"
+    first = read_tiles(config(shards), root=root)
+    assert len(scanned) == 4
+    second = read_tiles(config(shards, splits={"test": "test"}), root=root)
+    assert len(scanned) == 4
+    assert first.fingerprint == second.fingerprint == read_tiles(config(shards)).fingerprint
+    assert second.read(0).tobytes() == pixels(10)
+    scanned.clear()
+    write_shards(shards, "test-%03d.tar", samples(10, 3, "test"))
+    assert len(read_tiles(config(shards), root=root)) == 13
+    assert len(scanned) == 4
+
+
+def test_labels_in_cls_splits_in_names_and_images_by_suffix(tmp_path: Path) -> None:
+    rows = [
+        {"__key__": f"{n:03d}", "img.png": picture(n), "mask.png": picture(0), "cls": n % 2, "txt": "a b", "npy": b"x"}
+        for n in range(6)
+    ]
+    write_shards(tmp_path / "s", "tiles-train-%02d.tar", [{k: v for k, v in row.items() if k != "npy"} for row in rows])
+    write_tar(tmp_path / "s" / "tiles-test-00.tar", [("k/1.img.png", picture(9)), ("k/1.cls", b"1"), ("k/1.npy", b"x")])
+    with pytest.raises(DataError, match=r"several images: img.png, mask.png"):
+        read_tiles(config(tmp_path / "s", columns={}))
+    tiles = read_tiles(config(tmp_path / "s", columns={"path": "img.png"}))
+    assert tiles.classes == ("0", "1")
+    assert tiles.ids[0] == "tiles-test-00/k/1"
+    assert tiles.splits.tolist()[0] == "test"
+    assert (tiles.splits != "test").sum() == 6
+    assert tiles.read(0).tobytes() == pixels(9)
+    assert any("not read: npy (1)" in note for note in tiles.notes)
+    captions = read_tiles(config(tmp_path / "s" / "tiles-train-00.tar", columns={"path": "img.png", "label": "txt"}))
+    assert captions.classes == ("a b",)
+    with pytest.raises(DataError, match=r"no sample has the fields: diagnosis; the samples have: cls, txt"):
+        read_tiles(config(tmp_path / "s", columns={"path": "img.png", "label": "diagnosis"}))
+
+
+def test_samples_without_an_image_are_errors_or_quarantined(tmp_path: Path) -> None:
+    members = [pair for n in range(3) for pair in ((f"{n}.json", b'{"label": "a"}'), (f"{n}.png", picture(n)))][:-1]
+    path = write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(DataError, match=r"1 of 3 samples have no bytes of an image: a/2"):
+        read_tiles(config(path, columns={}))
+    tiles = read_tiles(config(path, columns={}, unreadable="quarantine"), cut=False)
+    assert tiles.quarantined == ("a/2",)
+    assert tiles.ids.tolist() == ["a/0", "a/1"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-10240], "no end mark"),
+        (lambda data: data[: len(data) // 2], "not a complete plain tar file"),
+        (lambda data: data[:700], "not a complete plain tar file"),
+        (lambda data: b"", "not a complete plain tar file"),
+        (lambda data: data.replace(b"2.png", b"2.p\xffg"), "not a complete plain tar file"),
+        (lambda data: b"\x1f\x8b" + data, r"compressed \(gzip\)"),
+    ],
+)
+def test_damaged_shards_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes], message: str) -> None:
+    path = write_tar(tmp_path / "a.tar", [(f"{n}.png", picture(n)) for n in range(40)])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=message):
+        shard_images(path)
+
+
+def test_shards_that_readers_take_differently_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="do not follow one another"):
+        shard_images(write_tar(tmp_path / "a.tar", [("1.png", b"x"), ("2.png", b"x"), ("1.json", b"{}")]))
+    with pytest.raises(DataError, match="two members are called"):
+        shard_images(write_tar(tmp_path / "b.tar", [("1.png", b"x"), ("1.PNG", b"x")]))
+    with pytest.raises(DataError, match="not a JSON object"):
+        shard_images(write_tar(tmp_path / "c.tar", [("1.png", b"x"), ("1.json", b"[1]")]))
+    with pytest.raises(DataError, match="unreadable"):
+        shard_images(write_tar(tmp_path / "d.tar", [("1.png", b"x"), ("1.json", b"{")]))
+    with tarfile.open(tmp_path / "e.tar", "w") as archive:
+        link = tarfile.TarInfo("1.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "0.png"
+        archive.addfile(link)
+    with pytest.raises(DataError, match="is a link"):
+        shard_images(tmp_path / "e.tar")
+
+
+def test_bad_cells_are_errors_only_where_they_are_used(tmp_path: Path) -> None:
+    rows = [
+        {"__key__": str(n), "png": picture(n), "json": {"label": "a", "group": ["x"], "mpp": "wide"}} for n in range(3)
+    ]
+    write_shards(tmp_path / "s", "%d.tar", rows)
+    with pytest.raises(DataError, match=r"0/0 contains a list .* in column group"):
+        read_tiles(config(tmp_path / "s", columns={}))
+    with pytest.raises(DataError, match=r"mpp is 'wide' in 0/0"):
+        read_tiles(config(tmp_path / "s", columns={"group": "label"}))
+
+
+def test_a_shard_that_shrinks_after_it_was_indexed_gives_unreadable_images(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [(f"{n}.png", picture(n)) for n in range(3)])
+    images = shard_images(path)
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(ImageError, match="shorter than its index"):
+        images.reader.read(2)

@@ -1,6 +1,7 @@
 import io
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipit import distributed
 from clipit.config.run import TilesConfig
-from clipit.errors import ConfigError, DataError
+from clipit.distributed import Processes
+from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.images import ImageError, Unreadable
 from clipit.tiles import kept_tiles, streaming
 from clipit.tiles.kept_tiles import Block, KeptSize, SourceTile, keep_image, keep_tiles
@@ -103,7 +106,7 @@ def test_a_set_that_was_read_is_not_opened_again(
     real = streaming._open_set
     monkeypatch.setattr(streaming, "_open_set", lambda config: opened.append(config.path) or real(config))
     assert read_tiles(section, root=tmp_path).fingerprint == first.fingerprint
-    other = read_tiles(config(parquet, streaming=True, columns={"label": "patient"}), root=tmp_path)
+    other = read_tiles(config(parquet, streaming=True, columns={"label": "patient"}), root=tmp_path, cut=False)
     assert opened == [str(parquet)]  # for the test part, which the first configuration does not use
     assert len(other.classes) == 16
 
@@ -170,6 +173,31 @@ def test_an_interrupted_stream_goes_on_after_the_last_whole_shard(
     assert kept.artifact.manifest.files == whole.artifact.manifest.files
     assert kept.rows(["field.row"]).column(0).to_pylist() == [f"{b}/{r}" for b in range(2) for r in range(10)]
     assert [kept.reader().content(row) for row in (0, 13, 19)] == [picture(n, "PNG") for n in (0, 103, 109)]
+
+
+class OneOfTwo(Processes):
+    """A process of two, which run one after the other here."""
+
+    def barrier(self) -> None:
+        pass
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+
+def test_two_processes_keep_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    size, skips = KeptSize(None, 95), list[int]()
+    one = keep_tiles(tmp_path / "one", {}, lambda: numbered_blocks([]), ["row"], size, "set")
+    for rank in (1, 0):
+        process = OneOfTwo(rank, 2, torch.device("cpu"))
+        for module in (distributed, kept_tiles):
+            monkeypatch.setattr(module, "get_processes", lambda process=process: process)
+        with pytest.raises(ArtifactError, match="no complete kept_tiles") if rank else nullcontext():
+            two = keep_tiles(tmp_path / "two", {}, lambda: numbered_blocks(skips), ["row"], size, "set")
+    assert skips == [0, 0]  # each block was read by one of them
+    assert two.artifact.manifest.files == one.artifact.manifest.files
 
 
 def test_a_damaged_kept_image_is_unreadable(tmp_path: Path) -> None:

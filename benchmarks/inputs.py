@@ -20,7 +20,7 @@ SIZE = 224
 CLASSES = ("first", "second", "third")
 
 
-def make_tiles(folder: Path, count: int, distinct: int = 1024) -> "TileSet":
+def make_tiles(folder: Path, count: int, distinct: int = 1024, size: int = SIZE) -> "TileSet":
     """Write JPEG tiles to a zip with a table beside it, and open them as a user's own table.
 
     The pixels are noise on smooth random shapes, so that a file is as large (about 20 kB) as that of a real tile.
@@ -29,6 +29,7 @@ def make_tiles(folder: Path, count: int, distinct: int = 1024) -> "TileSet":
         folder: New folder.
         count: Number of tiles.
         distinct: Number of different images; further tiles repeat them.
+        size: Edge of a tile in pixels.
     """
     from clipit.config.run import LabelsConfig, TilesConfig
     from clipit.tiles.load import load_tiles
@@ -37,7 +38,7 @@ def make_tiles(folder: Path, count: int, distinct: int = 1024) -> "TileSet":
     folder.mkdir(parents=True, exist_ok=True)
     rows = ["path,label,split"]
     with zipfile.ZipFile(folder / "tiles.zip", "w") as archive:
-        images = [_encode(rng, "JPEG") for _ in range(min(count, distinct))]
+        images = [encode(draw_tile(rng, size)) for _ in range(min(count, distinct))]
         for number in range(count):
             archive.writestr(f"{number:05d}.jpg", images[number % len(images)])
             rows.append(f"{number:05d}.jpg,{CLASSES[number % 3]},{'train' if number < count - 6 else 'validation'}")
@@ -54,7 +55,7 @@ def make_image_folder(folder: Path, count: int, distinct: int = 1024) -> Path:
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     kinds = ("JPEG", "PNG")
-    images = [_encode(rng, kinds[number % 2]) for number in range(min(count, distinct))]
+    images = [encode(draw_tile(rng), kinds[number % 2]) for number in range(min(count, distinct))]
     for number in range(count):
         suffix = ("jpg", "png")[number % 2]
         (folder / f"{number:05d}.{suffix}").write_bytes(images[number % len(images)])
@@ -77,13 +78,14 @@ def encode(image: "Image.Image", kind: str = "JPEG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _encode(rng: np.random.Generator, kind: str) -> bytes:
-    """Draw a tile and encode it."""
-    return encode(draw_tile(rng), kind)
+def make_vlm(folder: Path, options: "Options", pixels: int = SIZE) -> "VLM":
+    """Build a VLM with random weights.
 
-
-def make_vlm(folder: Path, options: "Options") -> "VLM":
-    """Build a VLM with random weights and a ViT-S/16 at 224 px (ViT-L/16 on a GPU, two layers of ViT-Ti if quick)."""
+    Args:
+        folder: New folder for its files.
+        options: The image tower is a ViT-S/16, on a GPU a ViT-L/16; if quick, two layers of a ViT-Ti/16.
+        pixels: Input size; at 448 px, the tower is a ViT-B/16, as that of CONCH.
+    """
     import open_clip
     import torch
     from open_clip.push_to_hf_hub import save_config_for_hf
@@ -93,15 +95,17 @@ def make_vlm(folder: Path, options: "Options") -> "VLM":
     from clipit.distributed import get_processes
     from clipit.models.vlm import load_vlm
 
-    width, layers = (192, 2) if options.quick else (1024, 24) if options.gpu else (384, 12)
+    width, layers = (768, 12) if pixels > SIZE else (1024, 24) if options.gpu else (384, 12)
+    if options.quick:
+        width, layers = 192, 2
     architecture: dict[str, Any] = {
         "embed_dim": 512,
-        "vision_cfg": {"image_size": SIZE, "layers": layers, "width": width, "head_width": 64, "patch_size": 16},
+        "vision_cfg": {"image_size": pixels, "layers": layers, "width": width, "head_width": 64, "patch_size": 16},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
     }
     torch.manual_seed(0)
     model = open_clip.CLIP(**architecture)
-    preprocess = {"size": SIZE, "interpolation": "bicubic", "resize_mode": "shortest"}
+    preprocess = {"size": pixels, "interpolation": "bicubic", "resize_mode": "shortest"}
     open_clip.model.set_model_preprocess_cfg(model, {**preprocess, "mean": (0.5,) * 3, "std": (0.5,) * 3})
     folder.mkdir(parents=True)
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}

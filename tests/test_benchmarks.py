@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from launching import run_program
 
-from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.__main__ import BENCHMARKS, GPU, main
 from benchmarks.harness import Figure, Options, alternate, ratios, table
 
 
@@ -47,6 +47,12 @@ def test_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
         main(["embeding"])
     assert stopped.value.code == 2
     assert "no benchmark embeding: choose from embedding" in capsys.readouterr().err
+
+
+def test_the_run_for_a_gpu_refuses_a_machine_without_one_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--gpu"])
+    assert "there is no GPU that torch can use" in capsys.readouterr().err
 
 
 def test_a_script_that_fails_is_reported_and_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +99,16 @@ def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["embedding", "pairing", "training_step", "bag_step", "classifier", "prediction"])
+def test_the_run_for_a_gpu_starts_nothing_after_its_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.__main__._GPU_SECONDS", -1)
+    main(["--gpu", "--quick", "--json", str(tmp_path / "gpu.json")])
+    assert "out of time: training_step, bag_step, embedding, pairing, prediction not measured" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*GPU, "classifier"])
 def test_the_variant_for_a_gpu_runs_on_a_cpu_at_quick_sizes(tmp_path: Path, name: str) -> None:
     from accelerate.state import AcceleratorState
 

@@ -61,7 +61,9 @@ def _measure(options: Options, size: int) -> Figure:
         "pixels": vlm.preprocess.size,
         "batch": batch_size,
         "tiles_per_second": {name: len(tiles) / min(taken) for name, taken in samples.items()},
-        "image_tower": ("ViT-B/16" if size > SIZE else "ViT-L/16") + ", bfloat16" if options.gpu else "ViT-S/16, float32",
+        "image_tower": ("ViT-B/16" if size > SIZE else "ViT-L/16") + ", bfloat16"
+        if options.gpu
+        else "ViT-S/16, float32",
         "lowest_cosine_between_both": float(cosines.min()),
     }
     values = ratios(samples, "forward", "embed_tiles")

@@ -1,7 +1,7 @@
 """Benchmark clipit against the bare models; print a table and write JSON.
 
-About 15 minutes on 2 cores. On a machine with a GPU, the models are ViT-L/16 in bfloat16 and the index is larger; there,
-`--gpu` measures what depends on the GPU within eight minutes, and records it in results/ under the name of the card.
+About 15 minutes on 2 cores. On a machine with a GPU, the models are ViT-L/16 in bfloat16 and the index is larger;
+there, `--gpu` measures what depends on the GPU within eight minutes, and records it under the name of the card.
 """
 
 import argparse

@@ -1,28 +1,119 @@
-"""Read items in threads beside the model: batches in order, a bounded number of them in memory."""
+"""Read items in threads beside the model: batches in order, a bounded number of them in memory.
+
+Threads feed more than worker processes do: decoding and resizing release Python's global lock, and nothing is copied
+between processes.
+"""
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 Batch = TypeVar("Batch", bound=Iterable[Any])
 Result = TypeVar("Result")
 
 _MOST_THREADS = 8
+_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)  # Linux
+_MOST_BYTES = 2**30  # of results that are read ahead; at least one batch
+_NOTABLE = 0.1
+"""Share of the time spent waiting above which a note says what to do."""
+
+
+@dataclass
+class ReadingClock:
+    """Time that a loop waits for its batches, and what the reading threads do meanwhile.
+
+    Attributes:
+        start: Time at which the clock was started, seconds.
+        waited: Time that the loop waited for items, seconds.
+        items: Number of items that the loop received.
+        reading: Time that items took to read, summed over the threads, seconds.
+        computing: Part of `reading` in which a thread used a core, as decoding and resizing do, seconds.
+        blocks: Blocks of 512 bytes that had to be fetched from a disk or a network, where the system counts them.
+        threads: Number of reading threads.
+    """
+
+    start: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    items: int = 0
+    reading: float = 0.0
+    computing: float = 0.0
+    blocks: int = 0
+    threads: int = 1
+
+    def seconds(self) -> float:
+        """Return the seconds since the start."""
+        return max(time.perf_counter() - self.start, 1e-9)
+
+    def share(self) -> float:
+        """Return the share of the time spent waiting for items."""
+        return min(self.waited / self.seconds(), 1.0)
+
+    def describe(self, threads_key: str, *, cache: bool = False) -> str:
+        """Describe the time spent waiting; above a tenth, add what limits reading and what to do.
+
+        Args:
+            threads_key: Key or option that sets the number of threads.
+            cache: Whether the tiles are read repeatedly, so that a cache would help.
+        """
+        text = f"{self.items / self.seconds():,.0f} tiles/s, {self.share():.0%} of the time waiting for tiles"
+        if self.share() <= _NOTABLE or not self.items:
+            return text
+        per_tile = self.reading / self.items
+        limit = f"{1000 * per_tile:.1f} ms per tile on {self.threads} threads"
+        if self.computing >= self.reading / 2:
+            text += f"; decoding and resizing limit the speed ({limit})"
+            cores = available_cores()
+            if self.threads < cores:
+                ways = [f"raise {threads_key} (this process may use {cores} cores)"]
+            else:
+                ways = ["use more cores per process"]
+            ways.append("store tiles at the size that the model reads")
+        elif self.blocks:
+            text += f"; the disk or network limits the speed ({limit})"
+            ways = ["copy the tiles to a local disk", f"raise {threads_key}"]
+        else:
+            text += f"; other programs on these cores limit the speed ({limit})"
+            ways = ["use more cores per process"]
+        if cache:
+            ways.append("cache resized tiles (training.cache_tiles=disk)")
+        return f"{text}: {', or '.join(ways)}"
+
+
+def _blocks() -> int:
+    """Return the blocks that this thread has fetched from disks; 0 on systems that do not count them."""
+    return resource.getrusage(_THREAD).ru_inblock if _THREAD is not None else 0
+
+
+def available_cores() -> int:
+    """Return the number of cores for each process of this machine: those that it may use, shared among its peers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def reading_threads(count: int = 0) -> ThreadPoolExecutor:
     """Make a pool of reading threads.
 
     Args:
-        count: Number of threads; 0: one per core, at most 8.
+        count: Number of threads; 0: one per available core, at most 8.
     """
-    return ThreadPoolExecutor(count or min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="images")
+    return ThreadPoolExecutor(count or min(_MOST_THREADS, available_cores()), thread_name_prefix="images")
 
 
 def read_ahead(
-    batches: Iterable[Batch], read: Callable[[Any], Result], pool: ThreadPoolExecutor, depth: int = 4
+    batches: Iterable[Batch],
+    read: Callable[[Any], Result],
+    pool: ThreadPoolExecutor,
+    depth: int = 4,
+    clock: ReadingClock | None = None,
 ) -> Iterator[tuple[Batch, list[Result]]]:
     """Yield each batch with the results of its items, in order, while threads read the next batches.
 
@@ -30,22 +121,40 @@ def read_ahead(
         batches: Batches of items, such as row numbers.
         read: Function that reads one item; called in the pool's threads.
         pool: Reading threads.
-        depth: Number of batches that are read ahead.
+        depth: Number of batches that are read ahead; fewer if their arrays take more than 1 GiB.
+        clock: Clock that is advanced by the time spent waiting and reading.
 
     Raises:
         Exception: The first error of `read`, at the batch in which it occurs.
     """
-    pending: deque[tuple[Batch, list[Future[Result]]]] = deque()
+    clock = ReadingClock() if clock is None else clock
+    clock.threads = pool._max_workers
+    pending: deque[tuple[Batch, list[Future[tuple[Result, float, float, int]]]]] = deque()
+
+    def timed(item: Any) -> tuple[Result, float, float, int]:
+        start, used, blocks = time.perf_counter(), time.thread_time(), _blocks()
+        result = read(item)
+        return result, time.perf_counter() - start, time.thread_time() - used, _blocks() - blocks
 
     def next_batch() -> tuple[Batch, list[Result]]:
         batch, futures = pending.popleft()
-        return batch, [future.result() for future in futures]
+        before = time.perf_counter()
+        outcomes = [future.result() for future in futures]
+        clock.waited += time.perf_counter() - before
+        clock.items += len(outcomes)
+        clock.reading += sum(seconds for _, seconds, _, _ in outcomes)
+        clock.computing += sum(seconds for _, _, seconds, _ in outcomes)
+        clock.blocks += sum(blocks for _, _, _, blocks in outcomes)
+        return batch, [result for result, _, _, _ in outcomes]
 
     try:
         for batch in batches:
-            pending.append((batch, [pool.submit(read, item) for item in batch]))
-            if len(pending) > depth:
-                yield next_batch()
+            pending.append((batch, [pool.submit(timed, item) for item in batch]))
+            while len(pending) > depth:
+                finished = next_batch()
+                size = sum(getattr(result, "nbytes", 0) for result in finished[1])
+                depth = max(1, min(depth, _MOST_BYTES // max(size, 1)))
+                yield finished
         while pending:
             yield next_batch()
     finally:

@@ -22,6 +22,7 @@ _CHANGED = (
     "evaluation",
     "training.threads",
     "training.cache_tiles",
+    "training.cache_gigabytes",
     "vlm.path",
     "vlm.batch_size",
     "vlm.trust_remote_code",

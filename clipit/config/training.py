@@ -216,7 +216,11 @@ class TrainingConfig(Section):
     checkpoint_every: Speed[int] = Field(200, ge=1)
     """Steps between two resumable checkpoints."""
     threads: Speed[int] = Field(0, ge=0)
-    """Number of threads that prefetch tiles; 0: one per core, at most 8."""
-    cache_tiles: Speed[Literal["auto", "memory", "none"]] = "auto"
-    """Cache of resized tiles; `auto`: in memory if they take less than 2 GiB."""
+    """Number of threads that prefetch tiles; 0: one per core that the process may use, at most 8."""
+    cache_tiles: Speed[Literal["auto", "memory", "disk", "none"]] = "auto"
+    """Cache of resized tiles. `disk`: one memory-mapped array in the workspace, shared by runs and processes. `auto`:
+    in memory if they take less than 2 GiB; else on disk if all tiles fit `training.cache_gigabytes` and a run reads
+    each at least twice."""
+    cache_gigabytes: Speed[float] = Field(20.0, ge=0)
+    """Largest cache on disk of `training.cache_tiles=auto`, of all tiles of the configuration together, gigabytes."""
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipit.config.run import VLMConfig
+from clipit.device_copies import copy_ahead, stack
 from clipit.errors import DataError, ModelError, is_out_of_memory, out_of_memory
 from clipit.image_set import ZIP, open_images
 from clipit.models.classifier_network import ClassifierNetwork, parse_device, parse_dtype
@@ -232,8 +233,10 @@ class Classifier:
         preprocess = self.spec.preprocess
         rows = (range(start, min(start + batch_size, count)) for start in range(0, count, batch_size))
         with reading_threads(workers) as pool:
-            for _, batch in read_ahead(rows, lambda row: preprocess.pixels(read(row)), pool):
-                yield preprocess.normalise(torch.from_numpy(np.stack(batch)).to(self.device))
+            read_images = read_ahead(rows, lambda row: preprocess.pixels(read(row)), pool)
+            batches = ((batch, stack(pixels, self.device)) for batch, pixels in read_images)
+            for _, pixels in copy_ahead(batches, self.device):
+                yield preprocess.normalise(pixels)
 
     def _read_cached(self, name: str | None) -> Tensor:
         known = list(self.spec.prompts)

@@ -1,5 +1,6 @@
 """Predictions in chunks of images, shared among processes and kept on disk so that a killed command can resume."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from clipit.artifacts import reading, whole_file
+from clipit.device_copies import copy_ahead, stack
 from clipit.distributed import get_processes
 from clipit.errors import ModelError
 from clipit.evaluation.predictions import softmax
@@ -20,11 +22,13 @@ from clipit.evaluation.zero_shot import zero_shot_probabilities
 from clipit.image_set import ImageSet
 from clipit.images import Unreadable
 from clipit.progress import progress
-from clipit.read_ahead import read_ahead, reading_threads
+from clipit.read_ahead import ReadingClock, read_ahead, reading_threads
 from clipit.runs.prediction_inputs import ZeroShotClasses
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
+
+logger = logging.getLogger(__name__)
 
 REASON = "reason"
 """Column of a chunk: why an image could not be read; null for images with predictions."""
@@ -90,18 +94,22 @@ def write_chunks(
 
     mine = processes.share(missing)
     batches = [batch for start in mine for batch in _batches(start, min(start + starts.step, total), options)]
-    chunk = _Chunk(classifier, images, zero_shot)
+    chunk, clock, device = _Chunk(classifier, images, zero_shot), ReadingClock(), classifier.device
     with (
         progress("predicting images", total, shown=processes.main, done=done) as advance,
         torch.inference_mode(),
         reading_threads(options.workers) as pool,
     ):
-        for rows, results in read_ahead(batches, read, pool):
-            chunk.add(rows, results)
+        read_images = read_ahead(batches, read, pool, clock=clock)
+        stacked = (((rows, _reasons(results)), stack(_readable(results), device)) for rows, results in read_images)
+        for (rows, reasons), pixels in copy_ahead(stacked, device):
+            chunk.add(rows, reasons, pixels)
             if rows.stop == total or rows.stop % starts.step == 0:
                 with whole_file(files[chunk.start]) as temporary:
                     pq.write_table(chunk.finish(), temporary)
             advance(len(rows) * processes.count)
+    if mine:
+        logger.info(f"predicting images: {clock.describe('the number of reading threads (--workers)')}")
     processes.barrier()
     return list(files.values())
 
@@ -123,6 +131,14 @@ def _batches(start: int, stop: int, options: PredictionOptions) -> Iterator[rang
         yield range(first, min(first + options.batch_size, stop))
 
 
+def _reasons(results: Sequence[Read]) -> list[str | None]:
+    return [result.reason if isinstance(result, Unreadable) else None for result in results]
+
+
+def _readable(results: Sequence[Read]) -> list[UInt8[np.ndarray, "3 h w"]]:
+    return [result for result in results if not isinstance(result, Unreadable)]
+
+
 class _Chunk:
     """Predictions of the current chunk; they stay on the device until it is finished, so that a GPU never waits."""
 
@@ -140,17 +156,18 @@ class _Chunk:
         """First row of the chunk."""
         return self._rows[0]
 
-    def add(self, rows: range, results: Sequence[Read]) -> None:
-        """Predict a batch; unreadable images are left out of it."""
+    def add(self, rows: range, reasons: Sequence[str | None], pixels: UInt8[Tensor, "b 3 h w"]) -> None:
+        """Predict a batch.
+
+        Args:
+            rows: Rows of the images.
+            reasons: Why each image could not be read; None for images that could.
+            pixels: Pixels of the readable images, on the device.
+        """
         self._rows += rows
-        self._reasons += [result.reason if isinstance(result, Unreadable) else None for result in results]
-        pixels = [result for result in results if not isinstance(result, Unreadable)]
-        if pixels:
-            batch, device = torch.from_numpy(np.stack(pixels)), self._classifier.device
-            if device.type == "cuda":
-                batch = batch.pin_memory()
-            normalised = self._classifier.spec.preprocess.normalise(batch.to(device, non_blocking=True))
-            self._outputs.append(self._classifier.forward(normalised))
+        self._reasons += reasons
+        if len(pixels):
+            self._outputs.append(self._classifier.forward(self._classifier.spec.preprocess.normalise(pixels)))
 
     def finish(self) -> pa.Table:
         """Return the table of the chunk, and begin the next one."""

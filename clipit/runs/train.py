@@ -197,6 +197,10 @@ def _fit(
     # Validation tiles with hidden labels are not scored, so they are not read, unless the metric needs no labels.
     label_free = config.training.monitor in LABEL_FREE
     rows = np.arange(len(validation)) if label_free else np.flatnonzero(validation.labels >= 0)
+    t = config.training
+    workspace.cache_pixels("train", backbone.preprocess, t, t.steps * t.tiles_per_step / max(len(train_tiles), 1))
+    validation_reads = t.steps // t.evaluate_every * len(rows) / max(len(validation), 1)
+    workspace.cache_pixels("validation", backbone.preprocess, t, validation_reads)
     data = TrainingData(
         plan=plan,
         source=workspace.pixels("train", backbone.preprocess),

@@ -7,6 +7,7 @@ are distributed over the processes. The content of a batch depends only on its s
 number of processes.
 """
 
+import logging
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError, shortlist
 from clipit.progress import Advance, progress
+from clipit.read_ahead import ReadingClock
 
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM, Space
     from clipit.tiles.tileset import TileSet
+
+logger = logging.getLogger(__name__)
 
 SHARD = 4096
 """Rows per shard."""
@@ -235,7 +239,9 @@ def drop_words(text: str, share: float, seed: int, key: str) -> str:
     return " ".join(kept or words[:1])
 
 
-def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 64, space: "Space" = "joint") -> Store:
+def embed_tiles(
+    root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 64, space: "Space" = "joint", threads: int = 0
+) -> Store:
     """Embed a set of tiles; labels are not used.
 
     Args:
@@ -244,6 +250,7 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
         tiles: Tiles to embed.
         batch_size: Tiles per forward pass.
         space: `joint` for matching with texts, `raw` for probes; each space has its own store.
+        threads: Number of reading threads; 0: one per available core, at most 8.
 
     Raises:
         ModelError: The VLM has no raw space.
@@ -256,18 +263,20 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
 
         from clipit.tiles.pixel_source import PixelSource
 
-        source = PixelSource(tiles, vlm.preprocess.pixels)
+        source, clock = PixelSource(tiles, vlm.preprocess.pixels, threads=threads), ReadingClock()
 
         def encode(start: int, stop: int, advance: Advance) -> Float32[np.ndarray, "_ dim"]:
             batches = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
-            vectors = []
-            for rows, pixels in source.ahead(batches):
-                images = torch.from_numpy(pixels).to(vlm.device)
-                vectors.append(vlm.encode_images(images, space=space).float().cpu().numpy())
+            vectors = []  # they stay on the device until the shard is finished, so that a GPU does not wait
+            for rows, pixels in source.on_device(batches, vlm.device, clock):
+                vectors.append(vlm.encode_images(pixels, space=space).float())
                 advance(len(rows))
-            return np.concatenate(vectors)
+            return np.asarray(torch.cat(vectors).cpu().numpy(), dtype=np.float32)
 
-        return write_embeddings(folder, [str(i) for i in tiles.ids], vlm, space, encode, "embedding tiles")
+        facts = write_embeddings(folder, [str(i) for i in tiles.ids], vlm, space, encode, "embedding tiles")
+        if clock.items:
+            logger.info(f"embedding tiles: {clock.describe('training.threads')}")
+        return facts
 
     return Store(build_once(root, "tile_store", inputs, make))
 

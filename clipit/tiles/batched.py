@@ -1,5 +1,6 @@
 """Apply a function to batches of tiles, distributed over all processes."""
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from clipit.distributed import get_processes
 from clipit.progress import progress
+from clipit.read_ahead import ReadingClock
 from clipit.tiles.pixel_source import PixelSource
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -35,10 +39,14 @@ def map_batches(
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     results: dict[int, Result] = {}
     shown = title is not None and processes.main
+    clock = ReadingClock()
     with torch.inference_mode(), progress(title or "", len(batches), shown=shown) as advance:
         shared = processes.share(range(len(batches)))
-        for number, (_, pixels) in zip(shared, source.ahead(batches[k] for k in shared), strict=True):
-            results[number] = compute(torch.from_numpy(pixels).to(processes.device))
+        read = source.on_device((batches[number] for number in shared), processes.device, clock)
+        for number, (_, pixels) in zip(shared, read, strict=True):
+            results[number] = compute(pixels)
             advance(processes.count)
+    if shown:
+        logger.info(f"{title}: {clock.describe('training.threads')}")
     merged = {number: result for part in processes.gather(results) for number, result in part.items()}
     return [merged[number] for number in range(len(batches))]

@@ -1,22 +1,29 @@
 """Batches of tile pixels, prefetched by threads while the model computes."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL.Image import Image
 
-from clipit.read_ahead import read_ahead, reading_threads
+from clipit.device_copies import copy_ahead, stack
+from clipit.errors import ClipitError, DataError, is_limit
+from clipit.read_ahead import ReadingClock, read_ahead, reading_threads
 from clipit.tiles.tileset import TileSet
+
+if TYPE_CHECKING:
+    import torch
 
 Geometry = Callable[[Image], UInt8[np.ndarray, "3 h w"]]
 """Resizes and crops one image to a model's input."""
 
-_CACHE_LIMIT = 2 * 1024**3  # bytes; largest cache of `cache: auto`
+MEMORY_LIMIT = 2 * 1024**3
+"""Largest cache in memory of `cache: auto`, bytes."""
 
 
 class PixelSource:
-    """Reads resized tiles by row, with an optional cache in memory.
+    """Reads resized tiles by row, with an optional cache in memory or on disk.
 
     Resizing and cropping are the same in every epoch and are done here; augmentation and normalisation, which differ
     by step, work on the whole batch on the model's device.
@@ -28,33 +35,73 @@ class PixelSource:
         Args:
             tiles: Tiles, indexed by row from 0.
             geometry: Function from an image to uint8 pixels [3, h, w], of the same size for every tile.
-            cache: `memory`, `none`, or `auto` (memory if all tiles take less than 2 GiB).
-            threads: Number of reading threads; 0: one per core, at most 8.
+            cache: `memory`, `auto` (memory if all tiles take less than 2 GiB), or `none`. `disk` caches nothing until
+                `use_resized` is called.
+            threads: Number of reading threads; 0: one per available core, at most 8.
         """
         self.tiles = tiles
         self._geometry = geometry
         self._mode = cache
         self._cache: dict[int, UInt8[np.ndarray, "3 h w"]] = {}
+        self._resized: UInt8[np.ndarray, "n 3 h w"] | None = None
         self._pool = reading_threads(threads)
 
+    def use_resized(self, pixels: UInt8[np.ndarray, "n 3 h w"]) -> None:
+        """Read the resized tiles from an array from now on, such as a memory-mapped file, instead of their images.
+
+        Args:
+            pixels: Resized tiles, one row per tile.
+        """
+        self._resized = pixels
+        self._cache.clear()
+
     def _pixels(self, row: int) -> UInt8[np.ndarray, "3 h w"]:
+        if self._resized is not None:
+            return np.array(self._resized[row])  # a copy, so that this thread reads the disk
         cached = self._cache.get(row)
         if cached is not None:
             return cached
-        pixels = self._geometry(self.tiles.read(row))
+        pixels = self._read(row)
         if self._mode == "auto":
-            self._mode = "memory" if pixels.nbytes * len(self.tiles.ids) < _CACHE_LIMIT else "none"
+            self._mode = "memory" if pixels.nbytes * len(self.tiles.ids) < MEMORY_LIMIT else "none"
         if self._mode == "memory":
             self._cache[row] = pixels
         return pixels
+
+    def _read(self, row: int) -> UInt8[np.ndarray, "3 h w"]:
+        try:
+            return self._geometry(self.tiles.read(row))
+        except ClipitError:
+            raise
+        except Exception as error:
+            if is_limit(error):
+                raise
+            raise DataError(
+                f"tile {self.tiles.ids[row]} cannot be read or resized: {type(error).__name__}: {error}",
+                where=self.tiles.reader.where(int(self.tiles.rows[row])),
+                fix="replace the file, or remove the tile",
+            ) from error
 
     def batch(self, rows: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b 3 h w"]:
         """Read the pixels of these rows."""
         return np.stack([self._pixels(int(row)) for row in rows])
 
     def ahead(
-        self, batches: Iterable[Int[np.ndarray, "_"]], depth: int = 4
+        self, batches: Iterable[Int[np.ndarray, "_"]], depth: int = 4, clock: ReadingClock | None = None
     ) -> Iterator[tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]]:
         """Yield each batch of rows with its pixels, reading `depth` batches ahead."""
-        for rows, pixels in read_ahead(batches, lambda row: self._pixels(int(row)), self._pool, depth):
+        for rows, pixels in read_ahead(batches, lambda row: self._pixels(int(row)), self._pool, depth, clock):
             yield rows, np.stack(pixels)
+
+    def on_device(
+        self, batches: Iterable[Int[np.ndarray, "_"]], device: "torch.device", clock: ReadingClock | None = None
+    ) -> "Iterator[tuple[Int[np.ndarray, 'b'], torch.Tensor]]":
+        """Yield each batch of rows with its uint8 pixels [b, 3, h, w] on a device, reading and copying ahead.
+
+        Args:
+            batches: Rows of each batch.
+            device: Device of the pixels.
+            clock: Clock that is advanced by the time spent waiting for tiles.
+        """
+        read = read_ahead(batches, lambda row: self._pixels(int(row)), self._pool, clock=clock)
+        return copy_ahead(((rows, stack(pixels, device)) for rows, pixels in read), device)

@@ -1,6 +1,7 @@
 """The training loop: one optimiser, one sequence of batches, every loss a global sum over a global count."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ from clipit.training.terms.term import Normalise
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def train(
     clock = Clock()
     first, seconds_before = progress.step, progress.seconds
     checked_step, unchecked_loss = progress.step, torch.zeros((), device=processes.device)
-    batches = slices(data, range(progress.step, t.steps), processes, t.accumulation)
+    batches = slices(data, range(progress.step, t.steps), processes, t.accumulation, clock.reading)
     with progress_bar(
         f"training {config.arm or config.name}", t.steps, shown=processes.main, done=progress.step
     ) as advance:
@@ -152,6 +156,8 @@ def train(
                     save_checkpoint(checkpoints, progress, student, optimizer.optimizer)
                 processes.barrier()
             advance(1, f"{clock.speed():.0f} tiles/s, data wait {clock.data_wait():.0%}")
+    if clock.tiles:
+        logger.info(f"training: {clock.reading.describe('training.threads', cache=t.cache_tiles != 'disk')}")
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # back to float32
     chosen = progress.best_step or progress.step
     if progress.best_step:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Integer, UInt8, UInt64
+from jaxtyping import Int, Integer, UInt64
 from torch import Tensor
 
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes
+from clipit.read_ahead import ReadingClock
 from clipit.tiles.augment import augment
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.batches import BatchPlan
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 _COPY = np.uint64(0x9E3779B97F4A7C15)  # augments copies of a tile in one batch differently
 _VIEW = 0xC2B2AE3D27D4EB4F  # augments the views of one copy differently
-Slice = tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]
+Slice = tuple[Int[np.ndarray, "b"], Tensor]
+"""Rows of a micro-batch and their pixels on the device, uint8 [b, 3, h, w]."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,19 @@ class TrainingData:
 
 @dataclass
 class Clock:
-    """Timer of a training: throughput, and the fraction of time spent waiting for tiles."""
+    """Timer of a training: throughput, and the fraction of time spent waiting for tiles.
+
+    Attributes:
+        start: Time of the start, seconds.
+        waited: Time that the steps waited for tiles, seconds.
+        tiles: Tiles of all processes.
+        reading: Clock of this process's reading threads.
+    """
 
     start: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     tiles: int = 0
+    reading: ReadingClock = field(default_factory=ReadingClock)
 
     def seconds(self) -> float:
         """Return the seconds since the start of the training."""
@@ -66,11 +76,12 @@ class Clock:
         return self.waited / self.seconds()
 
 
-def slices(data: TrainingData, steps: range, processes: Processes, accumulation: int) -> Iterator[Slice]:
-    """Iterate over this process's micro-batches, step by step, with prefetching."""
-    return data.source.ahead(
-        rows for step in steps for rows in local_parts(data.plan.rows(step), processes, accumulation)
-    )
+def slices(
+    data: TrainingData, steps: range, processes: Processes, accumulation: int, clock: ReadingClock | None = None
+) -> Iterator[Slice]:
+    """Iterate over this process's micro-batches on its device, step by step, with prefetching."""
+    batches = (rows for step in steps for rows in local_parts(data.plan.rows(step), processes, accumulation))
+    return data.source.on_device(batches, processes.device, clock)
 
 
 def local_parts(
@@ -112,10 +123,9 @@ def one_step(
     losses: dict[str, Tensor] = {}
     for micro in range(t.accumulation):
         before = time.perf_counter()
-        rows, pixels = next(batches)
+        rows, images = next(batches)
         clock.waited += time.perf_counter() - before
         clock.tiles += len(rows) * processes.count
-        images = torch.from_numpy(pixels).to(processes.device, non_blocking=True)
         views = [
             augment(images, keys[micro] ^ np.uint64(_VIEW * view % 2**64), config.seed, step, t.augmentation)
             for view in range(n_views)

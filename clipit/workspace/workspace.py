@@ -14,7 +14,7 @@ from jaxtyping import Float32, Shaped
 
 from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
 from clipit.config.load import names_tiles
-from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfig
+from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfig, TrainingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.evaluation.zero_shot import prompt_embeddings
@@ -29,6 +29,7 @@ from clipit.stores.index import Index, build_index
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.load import mpp_warning
 from clipit.tiles.pixel_source import PixelSource
+from clipit.tiles.resized_tiles import resize_tiles, resized_folder, worth_caching
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles
 from clipit.workspace.near_copies import warn_of_near_copies
@@ -167,6 +168,28 @@ class Workspace:
             lambda: PixelSource(tiles, preprocess.pixels, t.cache_tiles, t.threads),
         )
         return source
+
+    def cache_pixels(self, split: str, preprocess: "Preprocess", training: TrainingConfig, reads: float) -> None:
+        """Cache the resized tiles of a split on disk, if `training.cache_tiles` asks for it; called by all processes.
+
+        Args:
+            split: Split of the tiles.
+            preprocess: Preprocessing of the model that reads them.
+            training: Training that reads them.
+            reads: How often the training reads each tile on average.
+        """
+        tiles, size, mode = self.all_tiles.of_split(split), preprocess.size, training.cache_tiles
+        folder = resized_folder(self.root, tiles, size, preprocess.hash)
+        total, budget = len(self.all_tiles), training.cache_gigabytes
+        if not len(tiles) or mode not in ("disk", "auto"):
+            return
+        if mode == "auto" and not worth_caching(len(tiles), total, size, reads=reads, gigabytes=budget, folder=folder):
+            return
+        pixels = self._cached(
+            f"resized {folder.name}",
+            lambda: resize_tiles(self.root, tiles, preprocess.pixels, size, preprocess.hash, threads=training.threads),
+        )
+        self.pixels(split, preprocess).use_resized(pixels)
 
     def warn_of_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
         """Warn if a model receives tiles at a resolution other than that of its training."""
@@ -331,7 +354,13 @@ class Workspace:
 
     def tile_store(self, split: str) -> Store:
         """Return the embeddings of the tiles of a split."""
-        return embed_tiles(self.root, self.vlm, self.all_tiles.of_split(split), batch_size=self.config.vlm.batch_size)
+        return embed_tiles(
+            self.root,
+            self.vlm,
+            self.all_tiles.of_split(split),
+            batch_size=self.config.vlm.batch_size,
+            threads=self.config.training.threads,
+        )
 
     @cached_property
     def text_mean(self) -> Float32[np.ndarray, "dim"] | None:

@@ -65,6 +65,7 @@ def test_keys_of_speed_and_reporting() -> None:
     """What a user may change without training again; a key that joins this list must not change a number."""
     assert set(select_keys(CONFIG, "speed")) == {
         "vlm.batch_size", "second_vlm.batch_size", "pairing.block", "training.threads", "training.cache_tiles",
+        "training.cache_gigabytes",
         "training.checkpoint_every", "evaluation.batch_size",
     }  # fmt: skip
     assert set(select_keys(CONFIG, "reporting")) == {

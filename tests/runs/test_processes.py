@@ -32,7 +32,8 @@ import atexit, json, runpy, sys
 from pathlib import Path
 # Registered first, so called last: threads that outlive the process group may end the program with SIGABRT.
 atexit.register(lambda: print("threads", [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]))
-import clipit.stores.embed, pytest
+import clipit.stores.embed, clipit.tiles.resized_tiles, pytest
+clipit.tiles.resized_tiles._BLOCK = 8  # so that both processes resize tiles to the disk
 sys.path.insert(0, sys.argv[2])
 from no_plots import COMPARISON_PLOTS, RUN_PLOTS, leave_out_plots
 leave_out_plots(pytest.MonkeyPatch(), RUN_PLOTS | COMPARISON_PLOTS)
@@ -106,7 +107,7 @@ def two_processes(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
         return [str(ROOT / "scripts" / script), f"--config={folder / name}.yaml", *options]
 
     commands = [
-        (None, command("train.py", "equal", WHOLE_BATCHES)),
+        (None, command("train.py", "equal", WHOLE_BATCHES | {"training.cache_tiles": "disk"})),
         (None, command("train.py", "terms", EVERY_TERM)),
         (None, command("compare.py", "compared", COMPARED)),
         # Small shards, so that both processes have some.

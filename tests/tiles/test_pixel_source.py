@@ -1,0 +1,118 @@
+"""Batches of resized tiles: reading ahead, the copies to a device, and the time spent waiting."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipit.config.run import TilesConfig
+from clipit.device_copies import copy_ahead, stack
+from clipit.errors import DataError
+from clipit.read_ahead import ReadingClock, available_cores, read_ahead, reading_threads
+from clipit.tiles.load import load_tiles
+from clipit.tiles.pixel_source import PixelSource
+from clipit.tiles.tileset import TileSet
+
+from .conftest import paint, write_table
+
+BATCHES = [np.array([0, 3, 1]), np.array([2, 2]), np.array([5])]
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> TileSet:
+    rows = [
+        {"path": paint(tmp_path / f"{n}.png", n).name, "label": n % 2, "split": "train" if n else "validation"}
+        for n in range(6)
+    ]
+    write_table(tmp_path / "t.csv", rows)
+    return load_tiles(TilesConfig(source="table", path=str(tmp_path / "t.csv")), seed=0)
+
+
+def geometry(image: Image.Image) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("cache", ["auto", "memory", "disk", "none"])
+def test_every_way_of_reading_gives_the_same_pixels(tiles: TileSet, cache: str) -> None:
+    source = PixelSource(tiles, geometry, cache, threads=2)
+    wanted = [np.stack([geometry(tiles.read(row)) for row in rows]) for rows in BATCHES]
+    for _ in range(2):  # the second time from the cache, if there is one
+        found = list(source.on_device(BATCHES, torch.device("cpu")))
+        assert all(rows is given for (rows, _), given in zip(found, BATCHES, strict=True))
+        assert all(
+            np.array_equal(pixels.numpy(), pixels_wanted)
+            for (_, pixels), pixels_wanted in zip(found, wanted, strict=True)
+        )
+        assert all(np.array_equal(a, b) for (_, a), b in zip(source.ahead(BATCHES), wanted, strict=True))
+    source.use_resized(np.full((6, 3, 8, 8), 7, dtype=np.uint8))
+    assert (source.batch(BATCHES[0]) == 7).all()
+
+
+def test_the_tile_that_cannot_be_resized_is_named(tiles: TileSet) -> None:
+    broken = tiles.read(2).tobytes()
+
+    def fail(image: Image.Image) -> np.ndarray:
+        if image.tobytes() == broken:
+            raise ValueError("no such filter")
+        return geometry(image)
+
+    batches = PixelSource(tiles, fail, threads=2).on_device(BATCHES, torch.device("cpu"))
+    assert len(next(batches)[0]) == 3
+    with pytest.raises(DataError, match=r"(?s)tile 2\.png cannot be read or resized: ValueError: no such.*/2\.png"):
+        next(batches)
+
+
+def test_large_batches_are_read_ahead_only_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipit.read_ahead._MOST_BYTES", 2000)
+    started = []
+
+    def read(item: int) -> np.ndarray:
+        started.append(item)
+        return np.zeros(1000, dtype=np.uint8)
+
+    with reading_threads(1) as pool:
+        stream = read_ahead([[item] for item in range(20)], read, pool, depth=6)
+        seen = [(batch[0], len(started)) for batch, _ in stream]
+    assert [item for item, _ in seen] == list(range(20))
+    assert max(ahead - item for item, ahead in seen[8:]) <= 3, "the batch itself and two ahead of it"
+
+
+def test_what_limits_reading_is_named_with_what_to_do_where_the_loop_waits_for_more_than_a_tenth() -> None:
+    def text(*, waited: float = 5.0, computing: float = 1.0, blocks: int = 0) -> str:
+        start = time.perf_counter() - 10
+        clock = ReadingClock(start, waited, 1000, reading=8.0, computing=computing, blocks=blocks, threads=1)
+        return clock.describe("training.threads", cache=True)
+
+    assert text(waited=0.9) == "100 tiles/s, 9% of the time waiting for tiles"
+    assert "decoding and resizing limit the speed (8.0 ms per tile on 1 threads)" in text(computing=6.0)
+    assert "the disk or network limits the speed" in text(blocks=9) and "local disk" in text(blocks=9)
+    assert "other programs on these cores limit the speed" in text()
+    assert all("training.cache_tiles=disk" in text(blocks=blocks) for blocks in (0, 9))
+
+
+def test_the_clock_counts_waiting_reading_and_computing() -> None:
+    clock = ReadingClock()
+    with reading_threads(2) as pool:
+        for _ in read_ahead([[0, 1], [2, 3]], lambda _: time.sleep(0.05), pool, clock=clock):
+            pass
+    assert (clock.items, clock.threads) == (4, 2)
+    assert clock.reading >= 0.2 and clock.waited >= 0.05 and clock.computing < 0.1
+    assert 0 < clock.share() <= 1
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    assert available_cores() == 12
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert available_cores() == 3
+    assert reading_threads()._max_workers == 3
+
+
+def test_a_batch_without_tiles_keeps_its_place() -> None:
+    pixels = [np.ones((3, 2, 2), dtype=np.uint8)]
+    device = torch.device("cpu")
+    found = list(copy_ahead([("a", stack([], device)), ("b", stack(pixels, device))], device))
+    assert [(key, len(batch)) for key, batch in found] == [("a", 0), ("b", 1)]

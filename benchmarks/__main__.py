@@ -28,6 +28,7 @@ from benchmarks import (
     slide_tiles,
     slide_tissue,
     start_up,
+    tile_input,
     token_head,
     training_step,
 )
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "classifier": classifier.measure,
     "prediction": prediction.measure,
     "report_splitting": report_splitting.measure,
+    "tile_input": tile_input.measure,
     "token_head": token_head.measure,
     "map_stitching": map_stitching.measure,
     "slide_geojson": slide_geojson.measure,

@@ -45,7 +45,7 @@ def copy_ahead(
         return
     import torch
 
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copied: tuple[Key, torch.Tensor, Any] | None = None
     for key, batch in batches:
         with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Check the installed packages: the required ones, and faiss in particular."""
+"""Check the installed packages: the required ones, faiss, and the decoder of JPEG tiles."""
 
 import importlib.metadata
 import re
@@ -15,9 +15,10 @@ _MODERN_KERNELS = frozenset({"haswell", "zen", "skylakex", "cooperlake", "sapphi
 
 
 def check_packages() -> list[Check]:
-    """Check required packages, faiss and the kernels of its OpenBLAS."""
+    """Check required packages, faiss and the kernels of its OpenBLAS, and the decoder of JPEG tiles."""
     versions = installed(_FAISS)
-    return [check_requirements(), check_faiss(versions), *(check_openblas() if versions else [])]
+    openblas = check_openblas() if versions else []
+    return [check_requirements(), check_faiss(versions), *openblas, check_jpeg()]
 
 
 def check_requirements() -> Check:
@@ -74,6 +75,17 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
         fix = "compare its CUDA version with the driver's (nvidia-smi); until then it searches on the CPU"
         return Check("WARN", "faiss", f"{listed} ({options}) finds no GPU, although torch does.", fix)
     return Check("PASS", "faiss", f"{listed} ({options})")
+
+
+def check_jpeg() -> Check:
+    """Check what decodes JPEG tiles: simplejpeg if it is installed and decodes as Pillow does, otherwise Pillow."""
+    from clipit.jpeg import find_decoder
+
+    versions = installed(["simplejpeg"])
+    if find_decoder() is not None:
+        return Check("PASS", "JPEG tiles", f"simplejpeg {versions.get('simplejpeg', '')} decodes them")
+    why = "simplejpeg decodes differently from this build of Pillow" if versions else "faster with the extra `fast`"
+    return Check("PASS", "JPEG tiles", f"Pillow decodes them ({why})")
 
 
 def _has_gpu() -> bool:

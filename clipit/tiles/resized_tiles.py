@@ -125,7 +125,7 @@ def _write_blocks(folder: Path, shape: tuple[int, ...], source: PixelSource) -> 
     ):
         for rows, pixels in source.ahead(batches, clock=clock):
             stream.seek(header + int(rows[0]) * row_bytes)
-            stream.write(memoryview(pixels).cast("B"))
+            stream.write(pixels.data)
             if rows[-1] + 1 == total or (rows[-1] + 1) % _BLOCK == 0:
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -145,7 +145,7 @@ def test_a_killed_command_goes_on_and_the_files_are_the_same(
     read: list[int] = []
     add = prediction_chunks._Chunk.add
     monkeypatch.setattr(
-        prediction_chunks._Chunk, "add", lambda self, rows, got: (read.extend(rows), add(self, rows, got))
+        prediction_chunks._Chunk, "add", lambda self, rows, *rest: (read.extend(rows), add(self, rows, *rest))
     )
     predict_images(classifier, open_images(tiles), out, options=SMALL)
     assert read == list(range(8, 37)), "the two finished chunks of four images are not predicted again"

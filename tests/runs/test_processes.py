@@ -131,6 +131,10 @@ def test_two_processes_equal_one(two_processes: Path, configure: Callable[..., R
     assert same_predictions(two, one)
     for kind in ("snippets", "text_store", "tile_store", "index", "pairs"):
         assert files_of(two_processes / "equal", kind) == files_of(tmp_path / "one", kind)
+    cached = [
+        json.loads(path.read_text()) for path in two_processes.glob("equal/artefacts/resized_tiles-*/manifest.json")
+    ]
+    assert len(cached) == 2, "both processes resized the training and validation tiles to the disk"
 
 
 def test_two_processes_with_several_shards_and_arms(

@@ -108,5 +108,5 @@ def test_a_training_reads_its_tiles_from_the_disk_if_the_configuration_says_so(
     for mode, caches in (("auto", 0), ("none", 0), ("disk", 1)):
         training = workspace.config.training.model_copy(update={"cache_tiles": mode})
         workspace.cache_pixels("train", preprocess, training, reads=100.0)
-        assert len(list((tmp_path / "artefacts").glob("resized_tiles-*.lock"))) == caches
+        assert len(list((tmp_path / "artefacts").glob("resized_tiles-*/manifest.json"))) == caches
         assert np.array_equal(workspace.pixels("train", preprocess).batch(rows), wanted)

@@ -1,0 +1,117 @@
+"""Reading tiles: decoding, resizing and batching by threads, against the bare decoder and resize."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.inputs import draw_tile, encode
+from clipit.read_ahead import available_cores
+
+_MODEL = 224  # edge of the model's input, pixels
+_WORKERS = 8
+_FLOP_PER_TILE = 2 * 61.6e9  # forward pass of a ViT-L/16 at 224 px (61.6 billion multiply-adds)
+_H100_FLOP_PER_SECOND = 4e14  # assumed: 40 % of the card's 989 TFLOP/s in bf16
+
+
+def bare(path: Path) -> UInt8[np.ndarray, "3 224 224"]:
+    """Decode and resize a file by the libraries alone: simplejpeg for JPEG files if it is used, and Pillow."""
+    from clipit.jpeg import find_decoder
+
+    decode = find_decoder() if path.suffix == ".jpg" else None
+    image = Image.fromarray(decode(path.read_bytes())) if decode else Image.open(path).convert("RGB")
+    if image.size != (_MODEL, _MODEL):
+        image = image.resize((_MODEL, _MODEL), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def measure(options: Options) -> list[Figure]:
+    """Measure the tiles per second of `PixelSource` relative to the bare libraries in a pool of the same size."""
+    figures = []
+    for kind, edge in (("jpg", 224), ("jpg", 256), ("png", 256), ("jpg", 512)):
+        files = _write(options.folder / f"{kind}{edge}", kind, edge, options.size(384, 8, 4096))
+        figures.append(_against_bare(files, kind, edge, options))
+    files = sorted((options.folder / "jpg256").glob("*/*.jpg"))
+    return [*figures, _threads_against_processes(files, options)]
+
+
+def _against_bare(files: Sequence[Path], kind: str, edge: int, options: Options) -> Figure:
+    from clipit.config.run import TilesConfig
+    from clipit.models.preprocess import Preprocess
+    from clipit.tiles.load import load_tiles
+    from clipit.tiles.pixel_source import PixelSource
+
+    preprocess = Preprocess(_MODEL, _MODEL, "shortest", "bicubic", (0.5,) * 3, (0.5,) * 3)
+    tiles = load_tiles(TilesConfig(source="folders", path=str(files[0].parents[1])), 0)
+    paths = [Path(tiles.reader.where(int(row))) for row in tiles.rows]
+    source, threads = PixelSource(tiles, preprocess.pixels), min(_WORKERS, available_cores())
+    batches = [np.arange(start, min(start + 64, len(tiles))) for start in range(0, len(tiles), 64)]
+
+    def ours() -> None:
+        for _ in source.ahead(batches):
+            pass
+
+    with ThreadPoolExecutor(threads) as pool:
+        works: dict[str, Callable[[], float]] = {
+            "ours": lambda: seconds(ours),
+            "bare": lambda: seconds(lambda: list(pool.map(bare, paths))),
+        }
+        samples = alternate(works, options)
+    per_core = len(paths) / median(_cpu_seconds(paths) for _ in range(options.repeats))
+    wanted = _H100_FLOP_PER_SECOND / _FLOP_PER_TILE
+    facts = {
+        "tiles": len(tiles),
+        "threads": threads,
+        "equal": bool(np.array_equal(source.batch(batches[0]), np.stack([bare(path) for path in paths[:64]]))),
+        "tiles_per_second": {name: len(tiles) / min(taken) for name, taken in samples.items()},
+        "tiles_per_second_of_a_core": per_core,
+        "on_paper": f"8 cores: {_WORKERS * per_core:,.0f} tiles/s; an H100 embeds {wanted:,.0f} tiles/s by a ViT-L/16 "
+        "at 400 TFLOP/s",
+    }
+    name = f"reading {kind.upper()} of {edge} px: tiles/s against the bare libraries"
+    return Figure("tile_input", name, ratios(samples, "bare", "ours"), goal=0.9, at_least=True,
+                  samples=samples, facts=facts)  # fmt: skip
+
+
+def _threads_against_processes(files: Sequence[Path], options: Options) -> Figure:
+    """Measure a pool of threads relative to one of processes, which pass the pixels to the parent."""
+    count = min(_WORKERS, available_cores())
+    spawn = multiprocessing.get_context("spawn")  # a forked child of a program with OpenMP threads may hang
+    with ThreadPoolExecutor(count) as threads, ProcessPoolExecutor(count, mp_context=spawn) as processes:
+
+        def reading(pool: Executor) -> float:
+            return seconds(lambda: list(pool.map(bare, files, chunksize=8)))
+
+        reading(processes)  # starts them
+        samples = alternate({"threads": lambda: reading(threads), "processes": lambda: reading(processes)}, options)
+    facts = {"workers": count, "tiles": len(files)}
+    name = "reading JPEG of 256 px: threads/s against processes"
+    return Figure("tile_input", name, ratios(samples, "processes", "threads"), samples=samples, facts=facts)
+
+
+def _cpu_seconds(paths: Sequence[Path]) -> float:
+    """Return the CPU time of the bare libraries in one thread, which other programs on the cores change little."""
+    start = time.thread_time()
+    for path in paths:
+        bare(path)
+    return time.thread_time() - start
+
+
+def _write(folder: Path, kind: str, edge: int, count: int) -> list[Path]:
+    """Write image files into class folders, some for validation."""
+    rng = np.random.default_rng(0)
+    images = [encode(draw_tile(rng, edge), {"jpg": "JPEG", "png": "PNG"}[kind]) for _ in range(min(count, 64))]
+    files = []
+    for number in range(count):
+        path = folder / ("tumour", "stroma")[number % 2] / f"{number:05d}.{kind}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(images[number % len(images)])
+        files.append(path)
+    return files

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from clipit.artifacts import fingerprint, make_folder, reading, whole_file
+from clipit.device_copies import stack
 from clipit.distributed import get_processes
 from clipit.errors import DataError, ModelError, disk_errors
 from clipit.images import Unreadable, attempt
@@ -133,10 +134,8 @@ def _score_slide(
         }
         pixels = [result for result in results if not isinstance(result, Unreadable)]
         if pixels:
-            batch = torch.from_numpy(np.stack(pixels))
-            if scorer.device.type == "cuda":
-                batch = batch.pin_memory()
-            output, embeddings = scorer.compute(batch.to(scorer.device, non_blocking=True))
+            batch = stack(pixels, scorer.device).to(scorer.device, non_blocking=True)
+            output, embeddings = scorer.compute(batch)
             outputs.append(output)
             if draws is not None:
                 similarities.append(draw_similarities(embeddings, draws))

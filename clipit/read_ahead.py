@@ -4,6 +4,7 @@ Threads feed more than worker processes do: decoding and resizing release Python
 between processes.
 """
 
+import logging
 import os
 import time
 from collections import deque
@@ -20,9 +21,12 @@ except ImportError:  # Windows
 Batch = TypeVar("Batch", bound=Iterable[Any])
 Result = TypeVar("Result")
 
+logger = logging.getLogger(__name__)
+
 _MOST_THREADS = 8
 _THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)  # Linux
 _MOST_BYTES = 2**30  # of results that are read ahead; at least one batch
+_SHORTEST = 1.0  # seconds; shorter loops are not reported
 _NOTABLE = 0.1
 """Share of the time spent waiting above which a note says what to do."""
 
@@ -56,6 +60,11 @@ class ReadingClock:
     def share(self) -> float:
         """Return the share of the time spent waiting for items."""
         return min(self.waited / self.seconds(), 1.0)
+
+    def report(self, title: str, threads_key: str, *, cache: bool = False) -> None:
+        """Log the speed and the time spent waiting, unless the loop was too short to tell; see `describe`."""
+        if self.items and self.seconds() >= _SHORTEST:
+            logger.info(f"{title}: {self.describe(threads_key, cache=cache)}")
 
     def describe(self, threads_key: str, *, cache: bool = False) -> str:
         """Describe the time spent waiting; above a tenth, add what limits reading and what to do.

@@ -1,6 +1,5 @@
 """Predictions in chunks of images, shared among processes and kept on disk so that a killed command can resume."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,6 @@ from clipit.runs.prediction_inputs import ZeroShotClasses
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
-
-logger = logging.getLogger(__name__)
 
 REASON = "reason"
 """Column of a chunk: why an image could not be read; null for images with predictions."""
@@ -108,8 +105,7 @@ def write_chunks(
                 with whole_file(files[chunk.start]) as temporary:
                     pq.write_table(chunk.finish(), temporary)
             advance(len(rows) * processes.count)
-    if mine:
-        logger.info(f"predicting images: {clock.describe('the number of reading threads (--workers)')}")
+    clock.report("predicting images", "the number of reading threads (--workers)")
     processes.barrier()
     return list(files.values())
 

@@ -7,7 +7,6 @@ are distributed over the processes. The content of a batch depends only on its s
 number of processes.
 """
 
-import logging
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ from clipit.read_ahead import ReadingClock
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM, Space
     from clipit.tiles.tileset import TileSet
-
-logger = logging.getLogger(__name__)
 
 SHARD = 4096
 """Rows per shard."""
@@ -274,8 +271,7 @@ def embed_tiles(
             return np.asarray(torch.cat(vectors).cpu().numpy(), dtype=np.float32)
 
         facts = write_embeddings(folder, [str(i) for i in tiles.ids], vlm, space, encode, "embedding tiles")
-        if clock.items:
-            logger.info(f"embedding tiles: {clock.describe('training.threads')}")
+        clock.report("embedding tiles", "training.threads")
         return facts
 
     return Store(build_once(root, "tile_store", inputs, make))

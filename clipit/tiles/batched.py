@@ -1,6 +1,5 @@
 """Apply a function to batches of tiles, distributed over all processes."""
 
-import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,8 +12,6 @@ from clipit.distributed import get_processes
 from clipit.progress import progress
 from clipit.read_ahead import ReadingClock
 from clipit.tiles.pixel_source import PixelSource
-
-logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -46,7 +43,7 @@ def map_batches(
         for number, (_, pixels) in zip(shared, read, strict=True):
             results[number] = compute(pixels)
             advance(processes.count)
-    if shown:
-        logger.info(f"{title}: {clock.describe('training.threads')}")
+    if title is not None and processes.main:
+        clock.report(title, "training.threads")
     merged = {number: result for part in processes.gather(results) for number, result in part.items()}
     return [merged[number] for number in range(len(batches))]

@@ -112,6 +112,7 @@ def _write_blocks(folder: Path, shape: tuple[int, ...], source: PixelSource) -> 
     done = total - sum(min(_BLOCK, total - start) for start in missing)
     row_bytes = int(np.prod(shape[1:]))
     header = path.stat().st_size - row_bytes * total
+    logger.info(f"{total:,} resized tiles are cached on disk: {row_bytes * total / 1e9:.2f} GB in {folder.parent}")
     clock = ReadingClock()
     mine = processes.share(missing)
     batches = [
@@ -131,8 +132,7 @@ def _write_blocks(folder: Path, shape: tuple[int, ...], source: PixelSource) -> 
                 os.fsync(stream.fileno())
                 _mark(folder, int(rows[-1]) // _BLOCK * _BLOCK).touch()
             advance(len(rows) * processes.count)
-    if mine:
-        logger.info(f"resized {clock.items:,} tiles to the disk: {clock.describe('training.threads')}")
+    clock.report("resizing tiles to the disk", "training.threads")
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:

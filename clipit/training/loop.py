@@ -1,7 +1,6 @@
 """The training loop: one optimiser, one sequence of batches, every loss a global sum over a global count."""
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,9 +36,6 @@ from clipit.training.terms.term import Normalise
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -156,8 +152,7 @@ def train(
                     save_checkpoint(checkpoints, progress, student, optimizer.optimizer)
                 processes.barrier()
             advance(1, f"{clock.speed():.0f} tiles/s, data wait {clock.data_wait():.0%}")
-    if clock.tiles:
-        logger.info(f"training: {clock.reading.describe('training.threads', cache=t.cache_tiles != 'disk')}")
+    clock.reading.report("training", "training.threads", cache=t.cache_tiles != "disk")
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # back to float32
     chosen = progress.best_step or progress.step
     if progress.best_step:

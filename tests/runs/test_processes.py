@@ -119,7 +119,7 @@ def two_processes(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("classifier:") == 2 + len(ARMS), "only the main process prints"
     assert done.stdout.count("comparison.html") == 1
-    assert done.stdout.count("threads") == 2 and "gloo" not in done.stdout
+    assert done.stdout.count("threads [") == 2 and "gloo" not in done.stdout
     return folder
 
 

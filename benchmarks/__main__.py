@@ -22,6 +22,7 @@ from benchmarks import (
     map_stitching,
     mil_epoch,
     pairing,
+    pairing_scale,
     prediction,
     report_splitting,
     slide_geojson,
@@ -40,6 +41,7 @@ from clipit.errors import LaunchError, user_errors
 BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "embedding": embedding.measure,
     "pairing": pairing.measure,
+    "pairing_scale": pairing_scale.measure,
     "hubness": hubness.measure,
     "training_step": training_step.measure,
     "mil_epoch": mil_epoch.measure,

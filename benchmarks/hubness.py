@@ -41,12 +41,13 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
         with_sinkhorn: Also measure Sinkhorn with its ten rounds, once and without a goal.
     """
     from clipit.config.run import PairingConfig
+    from clipit.pairing.nearest import search
     from clipit.stores.index import build_index
 
     texts = make_store(options.folder, "text_store", n_snippets, _DIM, seed=0)
     tiles = make_store(options.folder, "tile_store", n_tiles, _DIM, seed=1)
     index = build_index(options.folder, texts)
-    index.candidates(tiles.rows(np.arange(1)), 1)  # read the index before the first round
+    search(index, tiles.rows(np.arange(1)), 1)  # read the index before the first round
     works: dict[str, Work] = {
         "plain": lambda: seconds(lambda: _plain(index, tiles)),
         "csls": _corrected(index, tiles, PairingConfig(correction="csls")),
@@ -82,10 +83,8 @@ def _plain(index: "Index", tiles: "Store") -> None:
     from clipit.pairing.nearest import search
     from clipit.stores.embed import centred
 
-    mean = tiles.mean()
-    for start in range(0, len(tiles.ids), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(tiles.ids)))
-        search(index, centred(tiles.rows(rows), mean), _K)
+    queries = centred(tiles.rows(np.arange(tiles.size)), tiles.mean())
+    search(index, queries, _K, block=_BLOCK)
 
 
 def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Work:
@@ -93,11 +92,9 @@ def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Work:
         from clipit.pairing.selection import find_candidates, prepare
         from clipit.stores.embed import centred
 
-        mean = tiles.mean()
+        queries = centred(tiles.rows(np.arange(tiles.size)), tiles.mean())
         ready = prepare(index, tiles, rules, block=_BLOCK, shown=False)
-        for start in range(0, len(tiles.ids), _BLOCK):
-            rows = np.arange(start, min(start + _BLOCK, len(tiles.ids)))
-            find_candidates(ready, centred(tiles.rows(rows), mean), ready.owners[rows], _K)
+        find_candidates(ready, queries, ready.owners, _K, block=_BLOCK)
 
     return lambda: seconds(work)
 

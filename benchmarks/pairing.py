@@ -1,8 +1,5 @@
 """Pairing of tiles against a bare matrix product with top-k, and its peak memory."""
 
-import json
-import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +9,7 @@ from jaxtyping import Float32, Int
 
 from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
 from benchmarks.inputs import make_store
-from clipit.errors import LaunchError
+from benchmarks.pairing_scale import pair
 
 if TYPE_CHECKING:
     from clipit.stores.embed import Store
@@ -86,7 +83,7 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
     }
     names = {"search": "search, index open", "pair_tiles": "pair_tiles, index read and pairs written"}
     return [
-        Figure("pairing", f"{name}: time against {bare}", ratios(samples, key, bare), "", 1.3, False, samples, facts)
+        Figure("pairing", f"{name}: time against {bare}", ratios(samples, key, bare), "", 1.0, False, samples, facts)
         for key, name in names.items()
     ]
 
@@ -110,7 +107,7 @@ def _memory(options: Options, texts: "Store") -> list[Figure]:
     ways = {"few": (few, few), "many": (10 * few, few), "many, default block": (10 * few, 4096)}
     runs_of: dict[str, list[dict[str, Any]]] = {
         name: [
-            _peak(options.folder, texts, stores[n], block, f"{n}-{block}-{turn}") for turn in range(options.size(2, 1))
+            pair(options.folder, texts, stores[n], block, f"{n}-{block}-{turn}") for turn in range(options.size(2, 1))
         ]
         for name, (n, block) in ways.items()
     }
@@ -128,14 +125,3 @@ def _memory(options: Options, texts: "Store") -> list[Figure]:
         ),
         Figure("pairing", f"peak memory of {10 * few} tiles, 4096 at once", whole, "MiB", samples=samples, facts=facts),
     ]
-
-
-def _peak(root: Path, texts: "Store", tiles: "Store", block: int, name: str) -> dict[str, Any]:
-    folders = [str(store.artifact.folder) for store in (texts, tiles)]
-    command = [sys.executable, "-m", "benchmarks.pairing_memory", str(root), *folders, str(block), name]
-    home = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LaunchError("the program that measures memory failed", where=name, fix=done.stderr.strip()[-2000:])
-    memory: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return memory

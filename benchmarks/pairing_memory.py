@@ -1,14 +1,16 @@
-"""Pair tiles in this process and print its peak memory in bytes (before and after, as JSON)."""
+"""Pair tiles in this process, or in those of torchrun, and print seconds and peak memory in bytes as JSON."""
 
 import json
 import resource
 import sys
+import time
 from pathlib import Path
 
 
 def main() -> None:
     """Arguments: output root, text store, tile store, tiles at once, name of a folder for the pairs."""
     from clipit.artifacts import open_artifact
+    from clipit.distributed import get_processes
     from clipit.pairing.pairs import pair_tiles
     from clipit.stores.embed import Store
     from clipit.stores.index import build_index
@@ -17,8 +19,12 @@ def main() -> None:
     index = build_index(root, Store(open_artifact(texts, "text_store")))
     store = Store(open_artifact(tiles, "tile_store"))
     before = peak_bytes()
+    get_processes().barrier()
+    start = time.perf_counter()
     pair_tiles(root / f"memory-{sys.argv[5]}", index, store, k=5, block=int(sys.argv[4]))
-    print(json.dumps({"before": before, "peak": peak_bytes()}))
+    seconds = time.perf_counter() - start
+    if get_processes().main:
+        print(json.dumps({"before": before, "peak": peak_bytes(), "seconds": seconds}))
 
 
 def peak_bytes() -> int:

@@ -1,0 +1,94 @@
+"""Exact pairing of large corpora: peak memory by the number of snippets, and two processes against one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness import Figure, Options, alternate, ratios
+from benchmarks.inputs import make_store
+from clipit.errors import LaunchError
+
+if TYPE_CHECKING:
+    from clipit.stores.embed import Store
+
+_DIM = 512
+_TILES = 2_000
+
+
+def measure(options: Options) -> list[Figure]:
+    """Measure peak memory with 800,000 and with 100,000 snippets, and (unless quick) the time of two processes."""
+    from clipit.stores.index import build_index
+
+    few = make_store(options.folder, "text_store", options.size(100_000, 1_000), _DIM, seed=0)
+    many = make_store(options.folder, "text_store", options.size(800_000, 9_000), _DIM, seed=0)
+    tiles = make_store(options.folder, "tile_store", options.size(_TILES, 64), _DIM, seed=1)
+    for texts in (few, many):
+        build_index(options.folder, texts)
+    memory = _memory(options, few, many, tiles)
+    return memory if options.quick else memory + _two_processes(options, few, tiles)
+
+
+def _memory(options: Options, few: "Store", many: "Store", tiles: "Store") -> list[Figure]:
+    peaks: dict[str, list[float]] = {}
+    for texts in (few, many):
+        run = pair(options.folder, texts, tiles, tiles.size, f"{texts.size}")
+        peaks[f"{texts.size} snippets"] = [run["peak"]]
+        peaks[f"{texts.size} snippets, before pairing"] = [run["before"]]
+    ratio = peaks[f"{many.size} snippets"][0] / peaks[f"{few.size} snippets"][0]
+    title = f"peak memory of pairing with {many.size} snippets against {few.size}"
+    facts = {"tiles": tiles.size, "dim": _DIM}
+    return [Figure("pairing_scale", title, [ratio], goal=1.1, samples=peaks, facts=facts)]
+
+
+def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
+    """Compare two processes with one, each with half of the cores: by blocks of tiles, and by shards of snippets."""
+    cores = os.cpu_count() or 1
+    figures = []
+    for way, block in {"blocks of tiles": -(-tiles.size // 2), "shards of snippets": tiles.size}.items():
+        number = iter(range(10_000))
+
+        def seconds(processes: int, block: int = block, number: Any = number, way: str = way) -> float:
+            name = f"{way.split()[0]}-{processes}-{next(number)}"
+            threads = max(1, cores // 2)
+            return float(pair(options.folder, texts, tiles, block, name, processes, threads)["seconds"])
+
+        samples = alternate({"one": lambda s=seconds: s(1), "two": lambda s=seconds: s(2)}, options)
+        facts = {"tiles": tiles.size, "snippets": texts.size, "dim": _DIM, "block": block, "cores": cores}
+        title = f"pairing by one process against two that share {way}, time"
+        goal = 1.8 if cores > 1 else None
+        figures.append(
+            Figure("pairing_scale", title, ratios(samples, "one", "two"), "", goal, True, samples=samples, facts=facts)
+        )
+    return figures
+
+
+def pair(
+    root: Path, texts: "Store", tiles: "Store", block: int, name: str, processes: int = 1, threads: int | None = None
+) -> dict[str, Any]:
+    """Pair in processes of their own, and return seconds and peak memory.
+
+    Args:
+        root: Output root, with the index.
+        texts: Text store.
+        tiles: Tile store.
+        block: Tiles at once.
+        name: Name of a folder for the pairs.
+        processes: Number of processes.
+        threads: Threads of each process; None for the default.
+    """
+    folders = [str(store.artifact.folder) for store in (texts, tiles)]
+    arguments = ["-m", "benchmarks.pairing_memory", str(root), *folders, str(block), name]
+    if processes > 1:
+        arguments = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", *arguments]
+    changes = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    environment = {**os.environ, **changes, **({"ACCELERATE_USE_CPU": "1"} if processes > 1 else {})}
+    home = Path(__file__).resolve().parent.parent
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError("the program that pairs failed", where=name, fix=done.stderr.strip()[-2000:])
+    measured: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    return measured

@@ -1,7 +1,6 @@
 """Pairing of tiles against a bare matrix product with top-k, and its peak memory."""
 
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np

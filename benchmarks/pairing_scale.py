@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +50,8 @@ def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Fig
     cores = os.cpu_count() or 1
     figures = []
     for way, block in {"blocks of tiles": -(-tiles.size // 2), "shards of snippets": tiles.size}.items():
-        number = iter(range(10_000))
-
-        def seconds(processes: int, block: int = block, number: Any = number, way: str = way) -> float:
-            name = f"{way.split()[0]}-{processes}-{next(number)}"
-            threads = max(1, cores // 2)
-            return float(pair(options.folder, texts, tiles, block, name, processes, threads)["seconds"])
-
-        samples = alternate({"one": lambda s=seconds: s(1), "two": lambda s=seconds: s(2)}, options)
+        one, two = (partial(_seconds, options, texts, tiles, block, processes) for processes in (1, 2))
+        samples = alternate({"one": one, "two": two}, options)
         facts = {"tiles": tiles.size, "snippets": texts.size, "dim": _DIM, "block": block, "cores": cores}
         title = f"pairing by one process against two that share {way}, time"
         goal = 1.8 if cores > 1 else None
@@ -63,6 +59,14 @@ def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Fig
             Figure("pairing_scale", title, ratios(samples, "one", "two"), "", goal, True, samples=samples, facts=facts)
         )
     return figures
+
+
+def _seconds(options: Options, texts: "Store", tiles: "Store", block: int, processes: int) -> float:
+    """Return the seconds of pairing by processes that have half of the cores each."""
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:  # new pairs each time
+        name = Path(folder).name
+        return float(pair(options.folder, texts, tiles, block, name, processes, threads)["seconds"])
 
 
 def pair(

@@ -66,8 +66,9 @@ class TarIndex:
     @cached_property
     def shard_names(self) -> list[str]:
         """Paths of the shards relative to their common folder, without .tar."""
-        folder = commonpath([shard.parent for shard in self.shards])
-        return [shard.relative_to(folder).with_suffix("").as_posix() for shard in self.shards]
+        shards = [shard.absolute() for shard in self.shards]
+        folder = commonpath([shard.parent for shard in shards])
+        return [shard.relative_to(folder).with_suffix("").as_posix() for shard in shards]
 
     @cached_property
     def shard_of(self) -> np.ndarray:

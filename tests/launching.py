@@ -1,4 +1,4 @@
-"""Programs in processes of their own: forked from one that has imported the libraries, or started by Accelerate.
+"""Programs in processes of their own, forked from one that has imported the libraries.
 
 Importing torch and the model libraries takes longer than most programs of the tests. `start` runs a program in a fork
 of a process that has imported them once: in the root of the project, with arguments, environment, output and exit
@@ -131,10 +131,3 @@ def run_two(*command: str | Path) -> "subprocess.CompletedProcess[str]":
     """Run a program in two forked processes on the CPU, with the variables that Accelerate's launcher sets."""
     group = {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
     return run_group(command, [group | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")])
-
-
-def launch(options: Sequence[str], script: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a program by `ACCELERATE_USE_CPU=1 accelerate launch`, each process with imports of its own."""
-    command = [sys.executable, *LAUNCHER, *options, str(script), *arguments]
-    variables = environment(ACCELERATE_USE_CPU="1")
-    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300, check=False)

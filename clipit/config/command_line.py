@@ -135,6 +135,12 @@ def _settings(sections: tuple[str, ...]) -> type[BaseSettings]:
     return create_model("CommandLine", __base__=CommandLine, **fields)
 
 
+@cache
+def _parser(settings: type[BaseSettings]) -> CliSettingsSource[BaseSettings]:
+    """Build the parser of a settings model, which takes longer than parsing and can be used again."""
+    return CliSettingsSource(settings, cli_exit_on_error=False)
+
+
 def _refuse_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None:
     """Refuse options of a section that the command does not read, which would otherwise have no effect."""
     idle = sorted(key for key in unknown if key.partition(".")[0] in {*SECTIONS} - {*sections})
@@ -165,7 +171,7 @@ def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, 
         return {}
     arguments = [f"--{key}={text}" for key, text in known.items()]
     try:
-        values: dict[str, Any] = CliSettingsSource(settings, cli_parse_args=arguments, cli_exit_on_error=False)()
+        values: dict[str, Any] = _parser(settings)(args=arguments)()
     except (SettingsError, argparse.ArgumentError, RecursionError) as error:
         if len(known) > 1:
             for key, text in known.items():

@@ -44,7 +44,8 @@ def test_the_table_holds_what_the_papers_use() -> None:
 
 
 @pytest.mark.parametrize("spec", TIMM, ids=lambda spec: spec.name)
-def test_architecture_without_weights(spec: ModelSpec) -> None:
+def test_architecture_without_weights(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("timm.models.vision_transformer.trunc_normal_", lambda weight, **_: weight)  # slow without values
     with torch.device("meta"):
         module = build_named(spec).eval()
         whole = module
@@ -52,6 +53,8 @@ def test_architecture_without_weights(spec: ModelSpec) -> None:
             module.reset_classifier(0, "token")
         if spec.pooling == "cls_mean":
             whole = TokenPool(module, "timm", module.num_prefix_tokens, "cls_mean")
+        weights = sum(weight.numel() for weight in module.parameters()) / 1e6
+        module.blocks = module.blocks[:2]  # the others are the same
         with torch.no_grad():
             features = whole(torch.zeros(1, 3, spec.pixels, spec.pixels))
     assert features.shape == (1, spec.dim)
@@ -62,7 +65,6 @@ def test_architecture_without_weights(spec: ModelSpec) -> None:
     if spec.name == "prov-gigapath":
         assert preprocess.resize_to == 256
     if spec.name in MILLIONS:
-        weights = sum(weight.numel() for weight in module.parameters()) / 1e6
         assert weights == pytest.approx(MILLIONS[spec.name], rel=0.01)
 
 

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,12 @@ def count_tokens() -> TokenCounter:
     open_clip = pytest.importorskip("open_clip")
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
 
+    @cache
+    def length(text: str) -> int:
+        return len(tokenizer.encode(text)) + 2
+
     def count(texts: Sequence[str]) -> list[int]:
-        return [len(tokenizer.encode(text)) + 2 for text in texts]
+        return [length(text) for text in texts]
 
     return count
 
@@ -39,8 +44,11 @@ def recovered(report: str, pieces: str) -> float:
     wanted, found = ("".join(filter(str.isalnum, text)) for text in (report, pieces))
     if wanted == found:
         return 1.0
-    blocks = difflib.SequenceMatcher(None, wanted, found, autojunk=False).get_matching_blocks()
-    return sum(block.size for block in blocks) / max(len(wanted), 1)
+    start = len(os.path.commonprefix((wanted, found)))
+    end = len(os.path.commonprefix((wanted[start:][::-1], found[start:][::-1])))
+    middle, other = wanted[start : len(wanted) - end], found[start : len(found) - end]
+    blocks = difflib.SequenceMatcher(None, middle, other, autojunk=False).get_matching_blocks()
+    return (start + end + sum(block.size for block in blocks)) / max(len(wanted), 1)
 
 
 @pytest.mark.parametrize(("path", "n_reports"), [(COLON, 376), (PROSTATE, 404)], ids=["colon", "prostate"])

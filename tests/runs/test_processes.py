@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from launching import LAUNCHER, ROOT, TWO, launch, run_group, run_program, start
+from launching import LAUNCHER, ROOT, TWO, run_group, run_program, start
 from run_files import losses, predictions
 
 from clipit.comparison.compare import compare
@@ -60,6 +60,13 @@ COMPARED = {
 SEVERAL_SHARDS = {"training.steps": 6, "pairing.block": 10, "training.learning_rate": 1e-3}
 ARMS = ("clip_it_paper", "word_drop", "image_embedding", "heads_without_text")
 
+# Writes the variables that the launcher sets for a process; that takes no import of torch.
+VARIABLES = """
+import json, os, sys
+from pathlib import Path
+Path(sys.argv[1], os.environ.get("RANK", "0")).write_text(json.dumps(dict(os.environ)))
+"""
+
 # Dies without any clean-up when the n-th file is about to get its final name.
 DYING = """
 import os, sys
@@ -96,6 +103,16 @@ def same_predictions(one: Path, other: Path) -> bool:
     return same and all(np.allclose(a[name], b[name], atol=1e-4) for name in columns)
 
 
+def launched_variables(options: Sequence[str], folder: Path, **more: str) -> list[dict[str, str]]:
+    """The environment of each process that `accelerate launch` starts with these options."""
+    script, found = folder / "variables.py", folder / "variables"
+    script.write_text(VARIABLES)
+    found.mkdir()
+    launched = run_program(*LAUNCHER, *options, script, found, **more)
+    assert launched.returncode == 0, launched.stderr
+    return [json.loads(path.read_text()) for path in sorted(found.iterdir())]
+
+
 @pytest.fixture(scope="module")
 def two_processes(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output folders of commands that two processes ran together: equal, terms, compared and shards."""
@@ -115,7 +132,8 @@ def two_processes(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     ]
     (folder / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     (folder / "commands.py").write_text(COMMANDS, encoding="utf-8")
-    done = launch(TWO, folder / "commands.py", str(folder / "commands.json"), str(ROOT / "tests"))
+    variables = launched_variables(TWO, folder, ACCELERATE_USE_CPU="1")
+    done = run_group([folder / "commands.py", folder / "commands.json", ROOT / "tests"], variables)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("classifier:") == 2 + len(ARMS), "only the main process prints"
     assert done.stdout.count("comparison.html") == 1
@@ -157,14 +175,6 @@ def test_two_processes_with_several_shards_and_arms(
         assert manifests[0]["files"] == manifests[1]["files"] and len(manifests[0]["files"]) > 20
 
 
-# Writes the variables that the launcher sets for a process; that takes no import of torch.
-VARIABLES = """
-import json, os, sys
-from pathlib import Path
-Path(sys.argv[1], os.environ.get("RANK", "0")).write_text(json.dumps(dict(os.environ)))
-"""
-
-
 @pytest.mark.parametrize(("options", "count"), [(("--cpu", "--num_processes", "2"), 1), (TWO, 2)])
 def test_fewer_processes_than_asked_for(
     write_config: WriteConfig, tmp_path: Path, options: tuple[str, ...], count: int
@@ -173,12 +183,7 @@ def test_fewer_processes_than_asked_for(
 
     if torch.cuda.is_available() and options is TWO:
         pytest.skip("with GPUs this launch is right")
-    script, folder = tmp_path / "variables.py", tmp_path / "variables"
-    script.write_text(VARIABLES)
-    folder.mkdir()
-    launched = run_program(*LAUNCHER, *options, script, folder)
-    assert launched.returncode == 0, launched.stderr
-    processes = [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
+    processes = launched_variables(options, tmp_path)
     assert len(processes) == count
     command = [ROOT / "scripts" / "train.py", f"--config={write_config()}"]
     done = run_program(*command, **processes[0]) if count == 1 else run_group(command, processes)

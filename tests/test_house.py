@@ -3,6 +3,7 @@
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tools.package_map import PAGE, updated_page
 PACKAGE = Path(__file__).parents[1] / "clipit"
 
 
+@cache
 def _modules() -> dict[str, ast.Module]:
     trees = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -46,6 +48,13 @@ def _imports(tree: ast.Module, modules: set[str]) -> set[str]:
     return imported
 
 
+@cache
+def _import_graph() -> dict[str, set[str]]:
+    """The other modules of the package that each module imports."""
+    modules = _modules()
+    return {name: _imports(tree, set(modules)) - {name} for name, tree in modules.items()}
+
+
 def _circle(graph: dict[str, set[str]]) -> list[str]:
     """The nodes of one circle of a graph; empty without one."""
     finished: set[str] = set()
@@ -70,21 +79,19 @@ def _circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_no_import_closes_a_circle_even_inside_a_function() -> None:
-    modules = _modules()
-    graph = {name: _imports(tree, set(modules)) - {name} for name, tree in modules.items()}
+    graph = _import_graph()
     assert sum(map(len, graph.values())) > 200
     assert _circle(graph) == []
 
 
 @pytest.mark.parametrize("depth", [2, 3])
 def test_no_import_closes_a_circle_of_rooms(depth: int) -> None:
-    modules = _modules()
     rooms: dict[str, set[str]] = defaultdict(set)
-    for name, tree in modules.items():
+    for name, targets in _import_graph().items():
         if name == "clipit":  # its lazy names stand above all rooms
             continue
         room = ".".join(name.split(".")[:depth])
-        rooms[room] |= {".".join(target.split(".")[:depth]) for target in _imports(tree, set(modules))} - {room}
+        rooms[room] |= {".".join(target.split(".")[:depth]) for target in targets} - {room}
     assert _circle(dict(rooms)) == []
 
 

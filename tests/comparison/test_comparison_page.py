@@ -35,7 +35,7 @@ from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
 from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.reporting.html import Links, page, write_page
-from clipit.reporting.plots import inline_svg, plot_reliability
+from clipit.reporting.plots import inline_svg, plot_lines, plot_reliability
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
@@ -104,23 +104,23 @@ def _no_comparison_plots() -> None:
 
 @pytest.fixture(scope="module")
 def page_of_28_arms(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Made once for all tests: it has some eighty plots, of which the 56 reliability diagrams show the first one."""
+    """Made once for all tests: it has some eighty plots, of which those of one kind show the first of that kind."""
     folder = tmp_path_factory.mktemp("big")
-    diagrams: list[Markup] = []
+    drawn: dict[str, Markup] = {}
+
+    def once(plot: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **named: plot.__name__ if plot.__name__ in drawn else (plot.__name__, plot(*given, **named))
 
     def draw(figure: Any, label: str) -> Markup:
-        if not label.startswith("Reliability diagram"):
-            return inline_svg(figure, label)
-        if not diagrams:
-            diagrams.append(inline_svg(figure, "Reliability diagram"))
-        return Markup(diagrams[0].replace("Reliability diagram", str(escape(label))))
-
-    def plot(bins: Any) -> Any:
-        return None if diagrams else plot_reliability(bins)
+        """The picture of this kind, under a label of its own."""
+        if not isinstance(figure, str):
+            figure, drawn[figure[0]] = figure[0], inline_svg(figure[1], "label of a plot")
+        return Markup(drawn[figure].replace("label of a plot", str(escape(label))))
 
     with pytest.MonkeyPatch.context() as patch:
+        for plot in (plot_reliability, plot_lines):
+            patch.setattr(f"clipit.comparison.report.arm_figures.{plot.__name__}", once(plot))
         patch.setattr("clipit.comparison.report.arm_figures.inline_svg", draw)
-        patch.setattr("clipit.comparison.report.arm_figures.plot_reliability", plot)
         return big_page(folder, validate({**world, "output": folder}, "test"), 28)
 
 

@@ -109,13 +109,16 @@ def page_of_28_arms(world: dict[str, Any], tmp_path_factory: pytest.TempPathFact
     drawn: dict[str, Markup] = {}
 
     def once(plot: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *given, **named: plot.__name__ if plot.__name__ in drawn else (plot.__name__, plot(*given, **named))
+        """The name of the plot, and the figure the first time."""
+        kind = plot.__name__
+        return lambda *given, **named: (kind, None if kind in drawn else plot(*given, **named))
 
     def draw(figure: Any, label: str) -> Markup:
         """The picture of this kind, under a label of its own."""
-        if not isinstance(figure, str):
-            figure, drawn[figure[0]] = figure[0], inline_svg(figure[1], "label of a plot")
-        return Markup(drawn[figure].replace("label of a plot", str(escape(label))))
+        kind, plot = figure
+        if plot is not None:
+            drawn[kind] = inline_svg(plot, "label of a plot")
+        return Markup(drawn[kind].replace("label of a plot", str(escape(label))))
 
     with pytest.MonkeyPatch.context() as patch:
         for plot in (plot_reliability, plot_lines):

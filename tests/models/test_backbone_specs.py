@@ -45,7 +45,8 @@ def test_the_table_holds_what_the_papers_use() -> None:
 
 @pytest.mark.parametrize("spec", TIMM, ids=lambda spec: spec.name)
 def test_architecture_without_weights(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("timm.models.vision_transformer.trunc_normal_", lambda weight, **_: weight)  # slow without values
+    # Drawing weights that have no values takes longer than building the model.
+    monkeypatch.setattr("timm.models.vision_transformer.trunc_normal_", lambda weight, **_: weight)
     with torch.device("meta"):
         module = build_named(spec).eval()
         whole = module

@@ -39,13 +39,19 @@ def count_tokens() -> TokenCounter:
     return count
 
 
+def same_letters(one: str, other: str) -> int:
+    """Length of the longest common beginning."""
+    shorter = min(len(one), len(other))
+    return next((place for place in range(shorter) if one[place] != other[place]), shorter)
+
+
 def recovered(report: str, pieces: str) -> float:
     """Share of a report's letters and digits that are found again, in order, in its pieces."""
     wanted, found = ("".join(filter(str.isalnum, text)) for text in (report, pieces))
     if wanted == found:
         return 1.0
-    start = len(os.path.commonprefix((wanted, found)))
-    end = len(os.path.commonprefix((wanted[start:][::-1], found[start:][::-1])))
+    start = same_letters(wanted, found)
+    end = same_letters(wanted[start:][::-1], found[start:][::-1])
     middle, other = wanted[start : len(wanted) - end], found[start : len(found) - end]
     blocks = difflib.SequenceMatcher(None, middle, other, autojunk=False).get_matching_blocks()
     return (start + end + sum(block.size for block in blocks)) / max(len(wanted), 1)

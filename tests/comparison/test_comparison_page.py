@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from clipit.evaluation.predictions import Predictions, softmax, write_prediction
 from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.reporting.html import Links, page, write_page
 from clipit.reporting.plots import inline_svg, plot_lines, plot_reliability
+from clipit.reporting.score_plots import plot_seed_scores
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
@@ -102,10 +104,9 @@ def _no_comparison_plots() -> None:
     """Override the fixture of all comparisons: pages are tested with their plots."""
 
 
-@pytest.fixture(scope="module")
-def page_of_28_arms(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Made once for all tests: it has some eighty plots, of which those of one kind show the first of that kind."""
-    folder = tmp_path_factory.mktemp("big")
+@contextmanager
+def drawn_once() -> Iterator[None]:
+    """Draw one plot of each kind, and show it in place of the others; a page of 28 arms has some eighty."""
     drawn: dict[str, Markup] = {}
 
     def once(plot: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,10 +121,20 @@ def page_of_28_arms(world: dict[str, Any], tmp_path_factory: pytest.TempPathFact
             drawn[kind] = inline_svg(plot, "label of a plot")
         return Markup(drawn[kind].replace("label of a plot", str(escape(label))))
 
+    modules = {"arm_figures": (plot_reliability, plot_lines), "sections": (plot_seed_scores,)}
     with pytest.MonkeyPatch.context() as patch:
-        for plot in (plot_reliability, plot_lines):
-            patch.setattr(f"clipit.comparison.report.arm_figures.{plot.__name__}", once(plot))
-        patch.setattr("clipit.comparison.report.arm_figures.inline_svg", draw)
+        for name, plots in modules.items():
+            for plot in plots:
+                patch.setattr(f"clipit.comparison.report.{name}.{plot.__name__}", once(plot))
+            patch.setattr(f"clipit.comparison.report.{name}.inline_svg", draw)
+        yield
+
+
+@pytest.fixture(scope="module")
+def page_of_28_arms(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Made once for all tests."""
+    folder = tmp_path_factory.mktemp("big")
+    with drawn_once():
         return big_page(folder, validate({**world, "output": folder}, "test"), 28)
 
 
@@ -188,7 +199,8 @@ def test_a_large_page_in_a_browser(page_of_28_arms: str, tmp_path: Path) -> None
 @pytest.mark.slow
 @in_browser
 def test_a_link_to_a_folded_section_unfolds_it(configure: MakeConfig, tmp_path: Path) -> None:
-    text = big_page(tmp_path, configure(), 4)
+    with drawn_once():
+        text = big_page(tmp_path, configure(), 4)
     number = re.search(r'href="#(s\d+)">Against image_only', text)
     assert number
     opened = "document.body.dataset.open = document.querySelector('details.section').open"
@@ -308,7 +320,8 @@ def test_a_comparison_is_made_again_without_training(
     json_file = moved / "comparisons" / "small" / "comparison.json"
     written = json.loads(json_file.read_text(encoding="utf-8"))
     json_file.write_text(json.dumps(written | {"notes": ["earlier"], "checksum": None}), encoding="utf-8")
-    rebuild_comparison(validate(values, "test"))
+    with drawn_once():
+        rebuild_comparison(validate(values, "test"))
     assert json.loads(json_file.read_text(encoding="utf-8"))["notes"] == written["notes"], "the page's own"
 
     for wrong, error, match in wrongs():

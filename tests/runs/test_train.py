@@ -97,7 +97,7 @@ def own_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("arm", [*ARMS, "distil_more"])
 def test_every_arm_trains_and_exports(
-    configure: MakeConfig, train: Train, own_reports: dict[str, Any], arm: str
+    configure: MakeConfig, train: Train, kept: dict[str, Workspace], own_reports: dict[str, Any], arm: str
 ) -> None:
     import clipit
 
@@ -124,7 +124,7 @@ def test_every_arm_trains_and_exports(
     assert {term.name for term in terms} <= first.keys()
     assert first["loss"] == pytest.approx(sum(term.weight * first[term.name] for term in terms), rel=1e-4)
     classifier = clipit.load_classifier(folder / "classifier")
-    image = Workspace(config).all_tiles.read(0)
+    image = kept["workspace"].all_tiles.read(0)
     assert classifier.predict_proba([image]).shape == (1, 3)
 
 

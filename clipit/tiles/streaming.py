@@ -146,7 +146,7 @@ def _scale(source: SourceTiles, config: TilesConfig, scales: np.ndarray) -> Sour
 def _identity(config: TilesConfig) -> Any:
     """Return what identifies a data set: its id on the hub, or the files of its folder.
 
-    A set on the hub is read in the revision of the first time, so that it need not be reachable later.
+    Newer revisions of a set on the hub are not looked up, so that the hub need not be reachable once tiles are kept.
     """
     if hub_id(config.path) is not None:
         return config.path

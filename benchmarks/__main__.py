@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import (
     bag_step,
+    checkpointing,
     classifier,
     embedding,
     faiss_threads,
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "pairing_scale": pairing_scale.measure,
     "hubness": hubness.measure,
     "training_step": training_step.measure,
+    "checkpointing": checkpointing.measure,
     "mil_epoch": mil_epoch.measure,
     "bag_step": bag_step.measure,
     "classifier": classifier.measure,

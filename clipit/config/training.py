@@ -1,6 +1,6 @@
 """Configuration of the student, its loss terms and its training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -198,10 +198,16 @@ class TrainingConfig(Section):
     """Label smoothing of the cross-entropy with labels, or with posteriors of annotators in their place."""
     clip_norm: float = Field(1.0, ge=0)
     """Maximum gradient norm; gradients above it are clipped; 0: no clipping."""
-    accumulation: int = Field(1, ge=1)
-    """Number of micro-batches per step over which gradients are accumulated."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision, as in Accelerate."""
+    accumulation: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Number of micro-batches per step over which gradients are accumulated; `auto`: the smallest that fits into the
+    memory of the device."""
+    gradient_checkpointing: Speed[Literal["auto", "always", "never"]] = "auto"
+    """Keep only the inputs of each block of the backbone, and compute the rest again in the backward pass: less
+    memory, about a third more time, the same gradients. `auto`: where the batch does not fit without it."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision, as in Accelerate; `auto`: bf16 on GPUs that compute in it, otherwise none."""
+    compile: Speed[bool] = False
+    """Compile the backbone with `torch.compile`, which takes up to a few minutes at the first step."""
     evaluate_every: int = Field(100, ge=1)
     """Steps between two evaluations on the validation split."""
     patience: int | None = Field(None, ge=1)
@@ -224,3 +230,8 @@ class TrainingConfig(Section):
     cache_gigabytes: Speed[float] = Field(20.0, ge=0)
     """Largest cache on disk of `training.cache_tiles=auto`, of all tiles of the configuration together, gigabytes."""
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    @property
+    def micro_batches(self) -> int:
+        """Number of micro-batches per step; 1 while `accumulation: auto` is not resolved."""
+        return 1 if self.accumulation == "auto" else self.accumulation

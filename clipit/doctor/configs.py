@@ -133,7 +133,7 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
             message = "This GPU emulates bf16 (training.precision) slowly."
             return [Check("WARN", "precision", message, "--training.precision=fp16 or no")]
         return []
-    if precision != "no":
+    if precision not in ("no", "auto"):
         message = f"No GPU is available for training.precision {precision}."
         fix = "run it where there is a GPU; on a CPU: --training.precision=no, and expect hours or days"
         return [Check("WARN", "precision", message, fix)]

@@ -71,14 +71,20 @@ def check_backbone_name(config: BackboneConfig) -> None:
         check_timm_name(config, spec, BACKBONES)
 
 
-def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> Backbone:
+def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *, weights: bool = True) -> Backbone:
     """Load the backbone of a configuration; without `pretrained`, its weights are random.
+
+    Args:
+        config: Configuration of the backbone.
+        device: Device of the weights.
+        weights: Whether to load the weights; False builds the architecture alone, on the device of the context (such
+            as meta, which takes no memory), and with an empty fingerprint.
 
     Raises:
         ModelError: The name is unknown, files are missing, weights are gated or missing, the features are not one
             vector per tile, the input size is not supported, or the model differs from its entry in the table.
     """
-    config, spec = _resolve(config)
+    config, spec = _resolve(config if weights else config.model_copy(update={"pretrained": False}))
     pooling = config.pooling if config.pooling != "default" or spec is None else spec.pooling
     if (spec.family if spec else _family(config.name)) == "transformers":
         with guard_remote_code(config.trust_remote_code, "set backbone.trust_remote_code: true"):
@@ -92,11 +98,11 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         pooled += ("post_layernorm",)
     return Backbone(
         name=config.name,
-        module=channels_last(trunk.module.to(device)),
+        module=channels_last(trunk.module.to(device) if weights else trunk.module),
         preprocess=trunk.preprocess,
         dim=trunk.dim,
         expected_mpp=spec.expected_mpp if spec else expected_mpp(trunk.source),
-        fingerprint=weights_fingerprint(trunk.module, trunk.preprocess.hash, *pooled),
+        fingerprint=weights_fingerprint(trunk.module, trunk.preprocess.hash, *pooled) if weights else "",
         timm=trunk.timm,
         plain_head=trunk.plain_head,
         pooling=trunk.pooling,

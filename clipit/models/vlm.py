@@ -1,7 +1,8 @@
 """Frozen vision-language models, with one interface for all packages that load them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from clipit.config.run import VLMConfig
 from clipit.errors import ModelError, shortlist
 from clipit.models.loading import expected_mpp, foreign_errors, weights_fingerprint
 from clipit.models.open_clip_vlm import TRUST, has_quick_gelu
+from clipit.models.precision import tf32_products
 from clipit.models.preprocess import Preprocess
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.specs import check_spec
@@ -169,9 +171,14 @@ class VLM:
             embeddings = self.towers.text(tokens)
         return embeddings.float().clone()
 
-    def _autocast(self) -> torch.autocast:
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
         dtype = _DTYPES.get(self.precision)
-        return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+        with (
+            tf32_products(self.device),
+            torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
+        ):
+            yield
 
 
 def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:

@@ -9,6 +9,7 @@ from clipit.artifacts import file_sha256, fingerprint
 from clipit.config.effects import select_keys
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
 from clipit.differences import list_differences
+from clipit.training.precision import resolve_precision
 from clipit.training.terms.table import active_terms, uses_reports, uses_vlm
 from clipit.workspace.workspace import Workspace
 
@@ -48,6 +49,7 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
         workspace: Workspace of this configuration.
         backbone_fingerprint: Fingerprint of the loaded backbone.
     """
+    config = resolve_precision(config)
     tiles = workspace.tiles(config.seed)
     models = {"vlm": config.vlm, "second_vlm": config.second_vlm, "backbone": config.backbone}
     names = {f"{key}.name": _model(model) for key, model in models.items() if model is not None}

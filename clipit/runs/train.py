@@ -35,6 +35,7 @@ from clipit.training.arms import resolve_arm
 from clipit.training.batches import BatchPlan, plan_batches
 from clipit.training.checks import check
 from clipit.training.monitor import LABEL_FREE, make_monitor
+from clipit.training.precision import resolve_precision
 from clipit.training.terms.distillation import second_workspace
 from clipit.training.terms.table import (
     active_terms,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
     from clipit.models.backbones import Backbone
     from clipit.models.student import Student
+    from clipit.training.fitting import Fit
     from clipit.training.loop import Outcome
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
         ConfigError: The arm's keys contradict each other.
         ArtifactError: The folder contains a run of another configuration, or its classifier or results are damaged.
     """
-    given, config = config, resolve_arm(config)
+    given, config = config, resolve_precision(resolve_arm(config))
     check(config)
     processes = get_processes()
     folder = run_folder(config)
@@ -113,6 +115,8 @@ def _train_and_evaluate(
     image_only: Callable[[str], Probabilities],
 ) -> None:
     tiles = workspace.tiles(config.seed)
+    from clipit.training.fitting import fit_training
+
     plan = plan_batches(config, tiles.of_split("train").labels >= 0)  # first, to report missing labels early
     student, backbone = _build_student(config, workspace, tiles)
     fingerprint = run_fingerprint(config, workspace, backbone.fingerprint)
@@ -125,8 +129,9 @@ def _train_and_evaluate(
     if not processes.broadcast(is_trained(folder)):
         if evaluated:
             logger.info(f"note: {folder} has results but no classifier: it is trained again")
+        fit = fit_training(config, student, backbone.preprocess.normalise, backbone.preprocess.size)
         terms, term_facts = prepare_terms(config, workspace, tiles, image_only)
-        outcome, trackers = _fit(config, workspace, tiles, plan, student, backbone, terms, folder)
+        outcome, trackers = _fit(config, workspace, tiles, plan, student, backbone, terms, folder, fit)
         steps = outcome.steps
         # All processes help to compute the exported parts; only one writes them.
         facts = _facts(config, workspace, tiles, backbone)
@@ -135,7 +140,9 @@ def _train_and_evaluate(
         text = _text_side(config, workspace)
         if processes.main:
             write_training_tiles(folder, tiles, workspace.tiles_as_read.fingerprint)
-            write_record(folder / "training.json", asdict(outcome) | facts | {RUN_FINGERPRINT: fingerprint.value})
+            write_record(
+                folder / "training.json", asdict(outcome) | fit.facts() | facts | {RUN_FINGERPRINT: fingerprint.value}
+            )
             _export(student, backbone, tiles, text, folder, config)
     else:
         missing = processes.broadcast(find_missing_output(folder, config))
@@ -185,10 +192,13 @@ def _fit(
     backbone: "Backbone",
     terms: Sequence[Term[Any]],
     folder: Path,
+    fit: "Fit",
 ) -> "tuple[Outcome, list[GeneralTracker]]":
     """Train; the returned trackers are still open."""
     from accelerate import Accelerator
 
+    from clipit.models.checkpointing import set_checkpointing
+    from clipit.models.precision import tf32_products
     from clipit.training.checkpoints import latest_checkpoint
     from clipit.training.loop import Validation, train
     from clipit.training.step import TrainingData
@@ -221,7 +231,13 @@ def _fit(
     )
     start_trackers(accelerator, config, folder)
     scored = Validation(workspace.pixels("validation", backbone.preprocess), rows, monitor)
-    return train(config, student, normalise, data, scored, folder, accelerator), accelerator.trackers
+    training = config.training.model_copy(update={"accumulation": fit.micro_batches})
+    config = config.model_copy(update={"training": training})
+    set_checkpointing(student.backbone, fit.checkpointing)
+    with tf32_products(accelerator.device):
+        outcome = train(config, student, normalise, data, scored, folder, accelerator)
+    set_checkpointing(student.backbone, False)
+    return outcome, accelerator.trackers
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from clipit.sweeps.live_keys import equal_trials
 from clipit.sweeps.report import format_score, format_values, write_tables
 from clipit.sweeps.trials import Proposals, SweepPlan
 from clipit.training.arms import resolve_arm
+from clipit.training.precision import resolve_precision
 from clipit.training.terms.table import models_of, uses_reports
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
@@ -79,7 +80,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
 
 
 def _check_launch(plan: SweepPlan, launch: str | None) -> None:
-    precisions = {resolve_arm(trial.config).training.precision for trial in plan.trials}
+    precisions = {resolve_precision(resolve_arm(trial.config)).training.precision for trial in plan.trials}
     if launch is None and len(precisions) > 1:
         raise ConfigError(
             f"one process trains with one training.precision, but the sweep has {', '.join(sorted(precisions))}",
@@ -134,7 +135,8 @@ def _is_finished(config: RunConfig) -> bool:
         recorded = validate(read_yaml(folder / "config.yaml"), folder)
     except ConfigError:  # written by an earlier version
         return False
-    compared = [select_keys(each, "results", "data", "evaluation") for each in (recorded, resolve_arm(config))]
+    current = resolve_precision(resolve_arm(config))
+    compared = [select_keys(each, "results", "data", "evaluation") for each in (recorded, current)]
     return compared[0] == compared[1]
 
 

@@ -13,7 +13,7 @@ def check(config: RunConfig) -> None:
         ConfigError: Some keys contradict each other.
     """
     problems = [problem for term in all_terms(config) for problem in term.problems()]
-    size, processes, parts = config.training.tiles_per_step, get_processes().count, config.training.accumulation
+    size, processes, parts = config.training.tiles_per_step, get_processes().count, config.training.micro_batches
     if size < processes * parts:
         problems.append(
             f"training.tiles_per_step={size} leaves no tile for some of {processes} processes x {parts} micro-batches"

@@ -1,8 +1,10 @@
 """The training loop: one optimiser, one sequence of batches, every loss a global sum over a global count."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from clipit.artifacts import whole_file
 from clipit.config.run import RunConfig, TrainingConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ModelError, disk_errors
+from clipit.models.checkpointing import compile_backbone, compile_errors, undo_compile
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student
 from clipit.progress import progress as progress_bar
@@ -36,6 +39,8 @@ from clipit.training.terms.term import Normalise
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Outcome:
     data_wait: float
     trainable_parameters: int
     stopped_early: bool
+    compile_seconds: float | None = None
 
 
 def train(
@@ -99,13 +105,16 @@ def train(
     progress = load_checkpoint(checkpoints, student, optimizer)
     if accelerator.scaler is not None and progress.scale:
         accelerator.scaler.load_state_dict(progress.scale)
+    if t.compile:
+        compile_backbone(student.backbone)
+    warm_up: float | None = None
     model = accelerator.prepare_model(student)
     optimizer = accelerator.prepare_optimizer(optimizer)
     log = _Log(folder / "metrics.jsonl", progress.step, processes, accelerator)
     clock = Clock()
     first, seconds_before = progress.step, progress.seconds
     checked_step, unchecked_loss = progress.step, torch.zeros((), device=processes.device)
-    batches = slices(data, range(progress.step, t.steps), processes, t.accumulation, clock.reading)
+    batches = slices(data, range(progress.step, t.steps), processes, t.micro_batches, clock.reading)
     with progress_bar(
         f"training {config.arm or config.name}", t.steps, shown=processes.main, done=progress.step
     ) as advance:
@@ -113,7 +122,10 @@ def train(
             step = progress.step
             model.train()
             torch.manual_seed(config.seed * 1_000_003 + step * 1009 + processes.rank)  # for dropout, if any
-            losses = one_step(config, model, normalise, data, batches, step, processes, accelerator, clock)
+            with compile_errors() if t.compile else nullcontext():
+                losses = one_step(config, model, normalise, data, batches, step, processes, accelerator, clock)
+            if step == first and t.compile:
+                warm_up = _report_warm_up(losses["loss"], clock, processes)
             if step == first and config.backbone.tuning == "lora":
                 check_gradients(student)
             norm = _clip_gradients(accelerator, student, t.clip_norm)
@@ -153,6 +165,7 @@ def train(
                 processes.barrier()
             advance(1, f"{clock.speed():.0f} tiles/s, data wait {clock.data_wait():.0%}")
     clock.reading.report("training", "training.threads", cache=t.cache_tiles != "disk")
+    undo_compile(student.backbone)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # back to float32
     chosen = progress.best_step or progress.step
     if progress.best_step:
@@ -167,6 +180,7 @@ def train(
         data_wait=round(clock.data_wait(), 4),
         trainable_parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
         stopped_early=progress.stopped,
+        compile_seconds=warm_up,
     )
 
 
@@ -187,6 +201,15 @@ def predict_logits(
         source, rows, lambda pixels: student(normalise(pixels)).logits.float().cpu().numpy(), batch_size
     )
     return np.concatenate(logits)
+
+
+def _report_warm_up(loss: Float[Tensor, ""], clock: Clock, processes: Processes) -> float:
+    """Return and log the seconds of the first step, in which the backbone was compiled."""
+    float(loss)  # waits for the device
+    taken = round(clock.seconds() - clock.waited, 2)
+    if processes.main:
+        logger.info(f"note: the first step took {taken:.0f} s, because it compiled the backbone (training.compile)")
+    return taken
 
 
 def _optimizer(student: Student, t: TrainingConfig) -> torch.optim.Optimizer:

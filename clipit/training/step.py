@@ -117,11 +117,11 @@ def one_step(
     """
     t = config.training
     batch_rows = data.plan.rows(step)
-    keys = local_parts(data.keys[batch_rows] + _COPY * occurrences(batch_rows), processes, t.accumulation)
+    keys = local_parts(data.keys[batch_rows] + _COPY * occurrences(batch_rows), processes, t.micro_batches)
     counts = {term.name: max(term.count(batch_rows), 0.0) or 1.0 for term in data.terms}
     n_views = max(term.views for term in data.terms)
     losses: dict[str, Tensor] = {}
-    for micro in range(t.accumulation):
+    for micro in range(t.micro_batches):
         before = time.perf_counter()
         rows, images = next(batches)
         clock.waited += time.perf_counter() - before
@@ -130,7 +130,7 @@ def one_step(
             augment(images, keys[micro] ^ np.uint64(_VIEW * view % 2**64), config.seed, step, t.augmentation)
             for view in range(n_views)
         ]
-        exchange = accelerator.no_sync(model) if micro < t.accumulation - 1 else nullcontext()
+        exchange = accelerator.no_sync(model) if micro < t.micro_batches - 1 else nullcontext()
         with exchange:
             with accelerator.autocast():
                 output = model(normalise(torch.cat(views)))  # two passes would break the gradient exchange

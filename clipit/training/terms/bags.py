@@ -66,7 +66,7 @@ class BagsTerm(Term[BagsConfig]):
             problems.append("bags of snippets and tiles needs reports: set reports.path, or bags.weight=0")
         if config.pairing.k < b.snippets:
             problems.append(f"bags.snippets={b.snippets} needs as many pairs per tile: pairing.k is {config.pairing.k}")
-        if config.training.accumulation > 1:
+        if config.training.micro_batches > 1:
             problems.append(
                 "bags contrast a tile with the whole batch, which accumulation cuts: training.accumulation=1, "
                 "or bags.weight=0"

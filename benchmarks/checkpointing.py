@@ -1,0 +1,50 @@
+"""A training step with gradient checkpointing against one without: memory of the backbone's step, and time."""
+
+from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+
+
+def measure(options: Options) -> list[Figure]:
+    """Measure forward and backward passes of a LoRA student; memory is that beside weights and optimiser state."""
+    import torch
+
+    from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
+    from clipit.distributed import get_processes
+    from clipit.models.backbones import load_backbone
+    from clipit.models.checkpointing import set_checkpointing
+    from clipit.models.student import build_student
+    from clipit.training.memory import estimate_memory
+
+    device, tiles = get_processes().device, options.size(16, 2, 64)
+    torch.manual_seed(0)
+    backbone = load_backbone(BackboneConfig(name=options.vit, pretrained=False, pixels=options.pixels), device)
+    student = build_student(backbone, StudentConfig(), LoraConfig(), "lora", n_classes=3, joint_dim=512)
+    normalise, precision = backbone.preprocess.normalise, options.precision
+    estimate = estimate_memory(student, normalise, options.pixels, precision=precision)
+    images = torch.zeros(tiles, 3, options.pixels, options.pixels, dtype=torch.uint8, device=device)
+
+    def step(checkpointing: bool) -> float:
+        set_checkpointing(student.backbone, checkpointing)
+
+        def work() -> None:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                output = student(normalise(images))
+            torch.autograd.backward(output.logits.float().sum())
+            student.zero_grad(set_to_none=True)
+
+        return seconds(work)
+
+    works = {"checkpointed": lambda: step(True), "plain": lambda: step(False)}
+    samples = alternate(works, options)
+    loaded = estimate.weights + estimate.optimiser
+    memory = {
+        name: [float(estimate.total(tiles, checkpointing=name == "checkpointed") - loaded)] for name in works
+    }  # fmt: skip
+    facts = {"backbone": options.vit, "precision": precision, "tiles": tiles}
+    memory_facts = {**facts, "weights": estimate.weights, "memory": "estimated; measured within 20 % by the tests"}
+    return [
+        Figure(
+            "checkpointing", "step: memory beside weights, against a plain step", ratios(memory, *works), "", 0.35,
+            False, memory, memory_facts,
+        ),
+        Figure("checkpointing", "step: time against a plain step", ratios(samples, *works), "", 1.4, False, samples, facts),
+    ]  # fmt: skip

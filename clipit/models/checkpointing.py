@@ -1,0 +1,76 @@
+"""Gradient checkpointing (Chen et al., arXiv 1604.06174) and compilation of a backbone with pooling and LoRA."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from clipit.errors import ModelError
+from clipit.models.trunks import inner_model
+
+
+def set_checkpointing(backbone: nn.Module, enabled: bool) -> bool:
+    """Switch gradient checkpointing of a backbone on or off.
+
+    Only the inputs of each block are kept; the backward pass computes its activations again, with the same random
+    numbers, so that gradients do not change.
+
+    Args:
+        backbone: Model of timm or transformers, possibly with clipit's pooling and LoRA.
+        enabled: Whether to use checkpointing.
+
+    Returns:
+        Whether the model supports it; otherwise nothing is changed.
+    """
+    model = inner_model(plain_backbone(backbone))
+    if hasattr(model, "set_grad_checkpointing"):  # timm
+        try:
+            model.set_grad_checkpointing(enabled)
+        except (AssertionError, NotImplementedError):
+            return False
+        return True
+    if not getattr(model, "supports_gradient_checkpointing", False):  # transformers
+        return False
+    if enabled:
+        # The reentrant kind gives no gradients where the input of a block needs none, as with LoRA.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
+    return True
+
+
+def compile_backbone(backbone: nn.Module, **options: Any) -> None:
+    """Compile a backbone in place with `torch.compile`; names of its weights do not change.
+
+    Args:
+        backbone: Backbone, possibly with LoRA.
+        options: Arguments of `torch.compile`.
+    """
+    plain_backbone(backbone).compile(**options)
+
+
+@contextmanager
+def compile_errors() -> Iterator[None]:
+    """Turn errors of `torch.compile` into a `ModelError`."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        raise ModelError(
+            f"torch.compile failed: {' '.join(str(error).split())[:300]}",
+            where="training.compile",
+            fix="set training.compile=false; on a CPU, torch.compile needs a C++ compiler",
+        ) from error
+
+
+def undo_compile(backbone: nn.Module) -> None:
+    """Return to the uncompiled backbone."""
+    plain_backbone(backbone)._compiled_call_impl = None
+
+
+def plain_backbone(backbone: nn.Module) -> nn.Module:
+    """Return the backbone without peft's wrapper; the layers of LoRA stay in it."""
+    module: nn.Module = backbone.get_base_model() if hasattr(backbone, "peft_config") else backbone  # type: ignore[operator]
+    return module

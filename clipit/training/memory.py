@@ -1,0 +1,265 @@
+"""Estimate the memory that training needs, from the student itself."""
+
+import gc
+import os
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clipit.models.checkpointing import set_checkpointing
+from clipit.models.student import Student, StudentOutput
+from clipit.training.terms.term import Normalise
+
+_TILES = (2, 3)  # measured batches; with one tile, memory formats are ambiguous and copies differ
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_known: dict[tuple[object, ...], "Activations"] = {}
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Memory beside weights and optimiser after each operation of a forward and backward pass, in bytes.
+
+    It is linear in the number of tiles, with other coefficients at each operation: activations dominate at the end of
+    the forward pass, gradients at the end of the backward pass.
+
+    Attributes:
+        fixed: Bytes that do not depend on the batch.
+        per_tile: Bytes per tile.
+    """
+
+    fixed: Float64[np.ndarray, "o"]
+    per_tile: Float64[np.ndarray, "o"]
+
+    def peak(self, tiles: int) -> tuple[int, int]:
+        """Return the fixed bytes and the bytes per tile at the operation with the largest sum."""
+        largest = int(np.argmax(self.fixed + tiles * self.per_tile))
+        return int(self.fixed[largest]), int(self.per_tile[largest])
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Memory of training a student, in bytes.
+
+    Attributes:
+        weights: Parameters and buffers.
+        gradients: Gradients of the trained parameters.
+        optimiser: Two moments per trained parameter (AdamW).
+        update: Gradients and temporary tensors of the optimiser's step.
+        plain: Activations of a pass without checkpointing.
+        checkpointed: Activations with gradient checkpointing; None if the backbone does not support it, or if they
+            were not asked for.
+    """
+
+    weights: int
+    gradients: int
+    optimiser: int
+    update: int
+    plain: Activations
+    checkpointed: Activations | None
+
+    def activations(self, checkpointing: bool) -> Activations:
+        """Return the activations with or without checkpointing.
+
+        Raises:
+            ValueError: They are not known.
+        """
+        found = self.checkpointed if checkpointing else self.plain
+        if found is None:
+            raise ValueError("the estimate has no activations with checkpointing")
+        return found
+
+    def workspace(self, tiles: int, *, checkpointing: bool) -> int:
+        """Return the bytes at the peak that do not depend on the batch, such as gradients and copies of weights."""
+        return self.activations(checkpointing).peak(tiles)[0]
+
+    def per_tile(self, tiles: int, *, checkpointing: bool) -> int:
+        """Return the bytes of activations per tile at the peak."""
+        return self.activations(checkpointing).peak(tiles)[1]
+
+    def total(self, tiles: int, *, checkpointing: bool = False, micro_batches: int = 1, processes: int = 1) -> int:
+        """Return the peak memory of a process in bytes.
+
+        Args:
+            tiles: Images in one forward pass: tiles per micro-batch, times the views of each.
+            checkpointing: Whether gradient checkpointing is used.
+            micro_batches: Micro-batches per step; with several, the gradients of the earlier ones are in memory.
+            processes: Number of processes; several exchange gradients through buffers of the same size.
+        """
+        fixed, per_tile = self.activations(checkpointing).peak(tiles)
+        copies = (micro_batches > 1) + (processes > 1)
+        return self.weights + self.optimiser + copies * self.gradients + max(fixed + tiles * per_tile, self.update)
+
+
+def estimate_memory(
+    student: Student,
+    normalise: Normalise,
+    pixels: int,
+    *,
+    precision: Literal["no", "bf16", "fp16"] = "no",
+    checkpointing: bool = True,
+    mode: AbstractContextManager[Any] | None = None,
+) -> MemoryEstimate:
+    """Estimate the memory of training a student, by passes of two and of three blank tiles through it.
+
+    Weights, gradients and the state of torch's random generators are unchanged afterwards. What operations allocate
+    and free inside (workspaces of libraries) is not counted.
+
+    Args:
+        student: Student in training mode.
+        normalise: Function from pixels 0..255 to the backbone's input.
+        pixels: Edge of the input in pixels.
+        precision: Mixed precision.
+        checkpointing: Whether to measure passes with gradient checkpointing, too.
+        mode: The `FakeTensorMode` in which the student was built without memory for its weights; None for a real one.
+    """
+    parameters = list(student.parameters())
+    trained = sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad)
+
+    def measure(name: str) -> Activations:
+        device = parameters[0].device
+        trains = tuple(parameter.requires_grad for parameter in parameters)
+        key = (name, str(student), trains, tuple(p.shape for p in parameters), pixels, precision, str(device))
+        if key not in _known:
+            _known[key] = _activations(student, normalise, pixels, precision, mode)
+        return _known[key]
+
+    set_checkpointing(student.backbone, False)
+    plain, checkpointed = measure("plain"), None
+    if checkpointing and set_checkpointing(student.backbone, True):
+        checkpointed = measure("checkpointed")
+        set_checkpointing(student.backbone, False)
+    return MemoryEstimate(
+        weights=sum(map(_bytes, [*parameters, *student.buffers()])),
+        gradients=trained,
+        optimiser=2 * trained,
+        update=2 * trained if parameters[0].device.type == "cuda" else trained,  # a GPU updates all at once
+        plain=plain,
+        checkpointed=checkpointed,
+    )
+
+
+def device_memory(device: torch.device) -> int:
+    """Return the free memory of a device in bytes.
+
+    On a GPU, what torch has reserved and does not use counts as free. On a CPU, it is the memory that is available
+    without swapping, within the limits of the control groups (containers, batch systems) that the process is in.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    import psutil
+
+    return min([int(psutil.virtual_memory().available), *_cgroup_memory(Path("/"))])
+
+
+def _cgroup_memory(root: Path) -> Iterable[int]:
+    """Yield the free memory in each control group of this process that has a limit, of version 1 or 2."""
+    try:
+        lines = (root / f"proc/{os.getpid()}/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            base, limit, usage, cache = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, limit, usage = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        own = Path(path.lstrip("/"))
+        for group in (own, *own.parents):
+            folder = root / base / group
+            try:
+                most, used = (int((folder / name).read_text()) for name in (limit, usage))
+                facts = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no limit ("max"), or a group that this process cannot see
+                continue
+            yield max(most - used + int(facts.get(cache, 0)), 0)
+
+
+def _activations(
+    student: Student, normalise: Normalise, pixels: int, precision: str, mode: AbstractContextManager[Any] | None
+) -> Activations:
+    few, more = (
+        np.array(_live_bytes(student, normalise, pixels, tiles, precision, mode), dtype=np.float64) for tiles in _TILES
+    )
+    if len(few) != len(more):  # operations that depend on the batch: the peaks alone
+        few, more = few.max(keepdims=True), more.max(keepdims=True)
+    per_tile = np.maximum((more - few) / (_TILES[1] - _TILES[0]), 0)
+    return Activations(np.maximum(few - _TILES[0] * per_tile, 0), per_tile)
+
+
+def _live_bytes(
+    student: Student,
+    normalise: Normalise,
+    pixels: int,
+    tiles: int,
+    precision: str,
+    mode: AbstractContextManager[Any] | None,
+) -> list[int]:
+    """Return the bytes in use beside weights after each operation of a forward and backward pass."""
+    device = next(student.parameters()).device
+    autocast = torch.autocast(device.type, dtype=_AUTOCAST.get(precision), enabled=precision != "no")
+    generators = [device] if device.type == "cuda" else []
+    gc.collect()
+    with torch.random.fork_rng(generators), mode or nullcontext(), _LiveStorages(student) as live:
+        images = torch.zeros(tiles, 3, pixels, pixels, dtype=torch.uint8, device=device)
+        with autocast:
+            output = student(normalise(images))
+        torch.autograd.backward(_any_loss(output))
+        del output
+    for parameter in student.parameters():
+        parameter.grad = None
+    timeline: list[int] = live.timeline
+    return timeline
+
+
+def _any_loss(output: StudentOutput) -> Tensor:
+    """Return a scalar that depends on all outputs; the memory of the real loss is small."""
+    parts = (output.logits, output.projected, output.second)
+    return torch.stack([part.float().sum() for part in parts if part is not None]).sum()
+
+
+class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Record the bytes of all live storages after each operation, each storage once and without those of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        own = (*module.parameters(), *module.buffers())
+        self.timeline: list[int] = []
+        self._now = 0
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in own}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor):
+                self._count(value.untyped_storage())
+        self.timeline.append(self._now)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self._now += self._sizes[key]
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self._now -= self._sizes.pop(key)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -71,8 +71,6 @@ def fit_training(config: RunConfig, student: Student, normalise: Normalise, pixe
     """
     processes = get_processes()
     precision = config.training.precision
-    if precision == "auto":
-        raise ValueError("resolve the precision first")
 
     def estimate(checkpointing: bool) -> MemoryEstimate:
         try:

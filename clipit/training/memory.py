@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ def estimate_memory(
     normalise: Normalise,
     pixels: int,
     *,
-    precision: Literal["no", "bf16", "fp16"] = "no",
+    precision: str = "no",
     checkpointing: bool = True,
     mode: AbstractContextManager[Any] | None = None,
 ) -> MemoryEstimate:
@@ -117,7 +117,7 @@ def estimate_memory(
         student: Student in training mode.
         normalise: Function from pixels 0..255 to the backbone's input.
         pixels: Edge of the input in pixels.
-        precision: Mixed precision.
+        precision: Mixed precision: `no`, `bf16` or `fp16`.
         checkpointing: Whether to measure passes with gradient checkpointing, too.
         mode: The `FakeTensorMode` in which the student was built without memory for its weights; None for a real one.
     """

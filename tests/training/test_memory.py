@@ -1,5 +1,6 @@
 """Estimates of the memory of training, and what is chosen by them."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from logged_lines import capture_log
 from tiny_backbones import TINY, save_vit
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import clipit.training.fitting as fitting
 from clipit.config.run import BackboneConfig, LoraConfig, RunConfig, StudentConfig
+from clipit.distributed import Processes
 from clipit.doctor.memory import check_memory
 from clipit.errors import ConfigError, ModelError
 from clipit.models.backbones import load_backbone
@@ -21,7 +24,7 @@ from clipit.models.lora import add_lora
 from clipit.models.student import Student, build_student
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
-from clipit.training.fitting import choose_fit
+from clipit.training.fitting import _smallest_memory, choose_fit
 from clipit.training.memory import Activations, MemoryEstimate, _cgroup_memory, device_memory, estimate_memory
 from clipit.training.precision import resolve_precision
 
@@ -82,7 +85,7 @@ def test_a_frozen_backbone_keeps_no_activations() -> None:
     module = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY)
     module.requires_grad_(False)
     student = Student(module, StudentConfig(), dim=32, n_classes=3, joint_dim=8).train()
-    assert saved_in(student, [module.patch_embed, *module.blocks]) == [0] * 3
+    assert kept_in(student, [module.patch_embed, *module.blocks]) == [0, 0, 0]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -91,25 +94,21 @@ def test_blocks_before_the_first_adapter_keep_no_activations(checkpointing: bool
     parts = [module.patch_embed, *module.blocks]
     adapted = add_lora(module, LoraConfig(rank=2, targets=("blocks.1.attn.qkv",))).train()
     set_checkpointing(adapted, checkpointing)
-    before, first, second = saved_in(adapted, parts)
+    before, first, second = kept_in(adapted, parts)
     assert (before, first) == (0, 0) and second > 0
 
 
-def saved_in(model: nn.Module, parts: list[nn.Module]) -> list[int]:
-    """Tensors that autograd saves while each part computes its output."""
-    counts, current = [0] * len(parts), [-1]
-
-    def save(tensor: torch.Tensor) -> torch.Tensor:
-        if current[0] >= 0 and not isinstance(tensor, nn.Parameter):
-            counts[current[0]] += 1
-        return tensor
-
-    for number, part in enumerate(parts):
-        part.register_forward_pre_hook(lambda *_, number=number: current.__setitem__(0, number))
-        part.register_forward_hook(lambda *_: current.__setitem__(0, -1))
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        kept = model(torch.randn(2, 3, 32, 32))  # alive, as what it keeps is counted
-    del kept
+def kept_in(model: nn.Module, parts: list[nn.Module]) -> list[int]:
+    """Inputs and inner outputs of each part that are alive after the forward pass, because autograd needs them."""
+    alive: list[list[weakref.ref[torch.Tensor]]] = [[] for _ in parts]
+    for part, kept in zip(parts, alive, strict=True):
+        part.register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(weakref.ref(inputs[0])))
+        for inner in part.modules():
+            if inner is not part:
+                inner.register_forward_hook(lambda _, inputs, output, kept=kept: kept.append(weakref.ref(output)))
+    output = model(torch.randn(2, 3, 32, 32))
+    counts = [sum(tensor() is not None for tensor in kept) for kept in alive]
+    del output
     return counts
 
 
@@ -216,16 +215,10 @@ def test_without_a_gpu_the_automatic_precision_is_none(configure: MakeConfig) ->
 
 
 def test_processes_on_unequal_devices_take_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Two:
-        device, main = torch.device("cpu"), False
-
-        def __init__(self, places: list[tuple[tuple[str, str], int]]) -> None:
-            self.places = places
-
-        def gather(self, _: object) -> list[tuple[tuple[str, str], int]]:
-            return self.places
-
-    shared = Two([(("node", "cpu"), 100), (("node", "cpu"), 100)])
-    assert fitting._smallest_memory(shared) == 50  # type: ignore[arg-type]
-    cards = Two([(("node", "cuda:0"), 80), (("node", "cuda:1"), 40)])
-    assert fitting._smallest_memory(cards) == 40  # type: ignore[arg-type]
+    processes, lines = Processes(0, 2, torch.device("cpu")), capture_log()
+    for places, smallest in ((("cpu", 100), ("cpu", 100)), 50), ((("cuda:0", 80), ("cuda:1", 40)), 40):
+        gathered = [(("node", device), free) for device, free in places]
+        monkeypatch.setattr(Processes, "gather", lambda *_, gathered=gathered: gathered)
+        assert _smallest_memory(processes) == smallest
+    (note,) = lines
+    assert "different free memory, 80 bytes, 40 bytes" in note

@@ -32,11 +32,13 @@ def set_checkpointing(backbone: nn.Module, enabled: bool) -> bool:
         return True
     if not getattr(model, "supports_gradient_checkpointing", False):  # transformers
         return False
+    # Its name since 5.23 ("activation") and before ("gradient")
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if enabled:
         # The reentrant kind gives no gradients where the input of a block needs none, as with LoRA.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     else:
-        model.gradient_checkpointing_disable()
+        getattr(model, f"{kind}_checkpointing_disable")()
     return True
 
 

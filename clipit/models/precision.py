@@ -1,4 +1,4 @@
-"""Floating-point formats of matrix products on a GPU: TF32 where it is precise enough, full float32 where it is not."""
+"""Floating-point formats of matrix products: TF32 for training and embedding on a GPU, and mixed precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,29 +11,14 @@ import torch
 def tf32_products(device: torch.device) -> Iterator[None]:
     """Allow TF32 for float32 products on a GPU, as in training and embedding; on a CPU, change nothing.
 
-    TF32 keeps 10 bits of the mantissa, as fp16 does, and is several times faster than float32 on tensor cores.
+    TF32 has 10 bits of mantissa, as fp16 has, and is several times faster than float32 on tensor cores. Pairing never
+    uses it (`clipit.stores.exact`), because scores of neighbouring snippets differ by less.
     """
-    with _products(device, "high"):
-        yield
-
-
-@contextmanager
-def full_products(device: torch.device) -> Iterator[None]:
-    """Compute float32 products in full on a GPU, also where a program has allowed TF32; on a CPU, change nothing.
-
-    Pairing needs it: scores of neighbouring snippets differ by less than TF32 resolves.
-    """
-    with _products(device, "highest"):
-        yield
-
-
-@contextmanager
-def _products(device: torch.device, precision: Literal["high", "highest"]) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ def measure(options: Options) -> list[Figure]:
     """Measure the tiles per second of `PixelSource` relative to the bare libraries in a pool of the same size."""
     figures = []
     for kind, edge in (("jpg", 224), ("jpg", 256), ("png", 256), ("jpg", 512)):
-        files = _write(options.folder / f"{kind}{edge}", kind, edge, options.size(384, 8, 4096))
+        files = _write(options.folder / f"{kind}{edge}", kind, edge, options.size(192, 8, 4096))
         figures.append(_against_bare(files, kind, edge, options))
     files = sorted((options.folder / "jpg256").glob("*/*.jpg"))
     return [*figures, _threads_against_processes(files, options)]

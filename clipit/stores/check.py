@@ -3,7 +3,8 @@
 import numpy as np
 
 from clipit.errors import ArtifactError, DataError, shortlist
-from clipit.stores.embed import SHARD, Store
+from clipit.stores import embed
+from clipit.stores.embed import Store
 
 _SHOWN = 5
 
@@ -16,7 +17,7 @@ def check_shards(store: Store) -> None:
             must have.
     """
     shards = [name for name in sorted(store.artifact.manifest.files) if name.startswith("emb-")]
-    wanted = [f"emb-{number:05d}.npy" for number in range(-(-store.size // SHARD))]
+    wanted = [f"emb-{number:05d}.npy" for number in range(-(-store.size // embed.SHARD))]
     problems = [f"{name} is missing" for name in sorted(set(wanted) - set(shards))]
     problems += [f"{name} is not expected" for name in sorted(set(shards) - set(wanted))]
     for number, name in enumerate(wanted):
@@ -25,7 +26,7 @@ def check_shards(store: Store) -> None:
             problems.append(f"{ids} is missing")
         if name not in shards:
             continue
-        expected = (min(SHARD, store.size - number * SHARD), store.dim)
+        expected = (min(embed.SHARD, store.size - number * embed.SHARD), store.dim)
         try:
             shape = np.load(store.artifact.folder / name, mmap_mode="r", allow_pickle=False).shape
         except (OSError, ValueError, EOFError) as error:
@@ -48,7 +49,7 @@ def check_finite(store: Store, what: str) -> None:
         DataError: Some are not finite; the message lists their ids.
     """
     non_finite: list[str] = []
-    for start, block in store.blocks(SHARD):
+    for start, block in store.blocks(embed.SHARD):
         if not np.isfinite(block.sum()):
             non_finite += store.ids_at(start + np.flatnonzero(~np.isfinite(block).all(axis=1))).tolist()
     if non_finite:

@@ -10,7 +10,8 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from clipit.distributed import get_processes
-from clipit.stores.embed import SHARD, Store, centred
+from clipit.stores import embed
+from clipit.stores.embed import Store, centred
 
 _GPU_SHARE = 0.25  # of the GPU's free memory, for vectors that are kept between two passes
 
@@ -59,13 +60,13 @@ class StoredRows:
             vectors = self._kept.get(number)
             if vectors is None:
                 vectors = _centred(torch.from_numpy(self._read(number)).to(device).float(), self.mean)
-                if self._room >= SHARD * self.store.dim * 4 * (len(self._kept) + 1):
+                if self._room >= embed.SHARD * self.store.dim * 4 * (len(self._kept) + 1):
                     self._kept[number] = vectors
             yield torch.from_numpy(rows).to(device), vectors
 
     def rows_of(self, shard: int) -> Int[np.ndarray, "_"]:
         """Return the rows in a shard, in its order."""
-        numbers = np.asarray(self.numbers[shard * SHARD : (shard + 1) * SHARD])
+        numbers = np.asarray(self.numbers[shard * embed.SHARD : (shard + 1) * embed.SHARD])
         return numbers[numbers >= 0]
 
     def shard(self, number: int) -> Float[Tensor, "_ dim"]:
@@ -75,7 +76,7 @@ class StoredRows:
 
     def _read(self, number: int) -> Float[np.ndarray, "_ dim"]:
         vectors = self.store.shard(number)
-        present = np.asarray(self.numbers[number * SHARD : (number + 1) * SHARD]) >= 0
+        present = np.asarray(self.numbers[number * embed.SHARD : (number + 1) * embed.SHARD]) >= 0
         return vectors if present.all() else vectors[present]
 
     @cached_property
@@ -93,8 +94,8 @@ def centred_rows(
 ) -> Float32[np.ndarray, "n dim"]:
     """Read rows of a store and centre them, a bounded number at a time."""
     vectors = np.empty((len(rows), store.dim), dtype=np.float32)
-    for start in range(0, len(rows), SHARD):
-        vectors[start : start + SHARD] = centred(store.rows(rows[start : start + SHARD]), mean)
+    for start in range(0, len(rows), embed.SHARD):
+        vectors[start : start + embed.SHARD] = centred(store.rows(rows[start : start + embed.SHARD]), mean)
     return vectors
 
 

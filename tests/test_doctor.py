@@ -15,7 +15,7 @@ from clipit.config.file import ConfigFile
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
 from clipit.doctor import machine, models, packages
 from clipit.doctor.checks import Check, CheckGroup, failed_check, format_checks
-from clipit.doctor.configs import check_config, check_gpu
+from clipit.doctor.configs import check_config, check_gpu, check_index
 from clipit.doctor.data import check_prompts, check_reports, check_tiles
 from clipit.doctor.models import Access, AskHub, check_backbone, check_download, check_hub, check_vlm, is_cached
 from clipit.errors import DataError, explain
@@ -447,6 +447,16 @@ def test_a_gpu_that_is_asked_for(
     checks = check_gpu(configure(**{"training.precision": precision}), needs)
     assert [check.status for check in checks] == ["WARN"] * bool(match)
     assert match in "".join(check.message for check in checks)
+
+
+def test_an_approximate_index_needs_faiss(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(**{"pairing.index": "HNSW32", "reports": {"path": "reports.csv"}})
+    monkeypatch.setattr("clipit.stores.index.has_faiss", lambda: True)
+    assert [check.status for check in check_index(config)] == ["PASS"]
+    monkeypatch.setattr("clipit.stores.index.has_faiss", lambda: False)
+    (check,) = check_index(config)
+    assert check.status == "FAIL" and "HNSW32 needs faiss" in check.message
+    assert not check_index(configure())
 
 
 def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(configure_file: MakeFile) -> None:

@@ -57,6 +57,11 @@ def has_lists(index: str) -> bool:
     return re.search(r"(^|,)IVF\d", index) is not None
 
 
+def has_graph(index: str) -> bool:
+    """Return whether a faiss.index_factory key has a graph (HNSW, NSG), searched with a list of `ef_search`."""
+    return re.search(r"(HNSW|NSG)", index) is not None
+
+
 class VLMConfig(Section):
     """The frozen vision-language model."""
 
@@ -122,10 +127,17 @@ class PairingConfig(Section):
     centring: bool = True
     """Subtract the mean of each modality, after the snippets are filtered, before matching."""
     index: str = "Flat"
-    """Key of faiss.index_factory; Flat is exact, and IVF keys search `nprobe` of their lists per tile."""
+    """Key of faiss.index_factory; Flat is exact, others are approximate and for corpora above ten million snippets. The
+    summary of the pairs gives the recall of an approximate index, on tiles that are also searched exactly."""
+    candidates: int | None = Field(None, ge=1, le=65536)
+    """Snippets per tile that an approximate index returns, and whose cosines are then computed exactly; null: the
+    smallest power of two that reaches a recall of .99 on a sample of the tiles, at most 1024."""
     nprobe: int | None = Field(None, ge=1)
-    """Lists that an IVF index searches; null: 1, the default of faiss, which misses many nearest snippets. More lists
-    are searched for tiles that have fewer than k snippets in these."""
+    """Lists that an IVF index searches per tile; null: the smallest power of two that reaches a recall of .99 on a
+    sample of the tiles. More lists are searched for tiles that have fewer than k snippets in these."""
+    ef_search: int | None = Field(None, ge=1)
+    """Length of the candidate list while a graph (HNSW, NSG) is searched; null: the smallest power of two that reaches
+    a recall of .99 on a sample of the tiles, or `nprobe` where the graph only finds the lists of an IVF index."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
     """Library that searches. torch allows only Flat; auto is faiss if it is installed. On a GPU, torch searches Flat
     with either backend."""
@@ -169,6 +181,12 @@ class PairingConfig(Section):
     def _lists_to_search(self) -> "PairingConfig":
         if self.nprobe is not None and not has_lists(self.index):
             raise ValueError(f"nprobe belongs to an IVF index, not to index: {self.index}")
+        if self.ef_search is not None and not has_graph(self.index):
+            raise ValueError(f"ef_search belongs to an HNSW index, not to index: {self.index}")
+        if self.candidates is not None and self.index == "Flat":
+            raise ValueError("candidates belongs to an approximate index; index: Flat computes all cosines")
+        if self.candidates is not None and self.candidates < self.k:
+            raise ValueError(f"candidates: {self.candidates} are fewer than the k: {self.k} snippets of a tile")
         if self.exact and self.index != "Flat":
             raise ValueError(
                 "correction, mutual, organs, exclude_same_group and reports need the scores of all snippets, so "

@@ -87,6 +87,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
         checks.append(Check("WARN", "keys", message, f"set them in {path.name}, or give {options}"))
     else:
         checks += check_unwritten(plans, comparison.shifted, command_of(path))
+    checks += check_index(config)
     checks += check_gpu(config, head_entry(path, "needs"))
     return list(dict.fromkeys(checks))  # two data sets may lack the same file
 
@@ -121,6 +122,20 @@ def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesCon
         return [Check("PASS", "data", f"synthetic, written by the command itself: {command}")]
     fix = f"first: {command}" if command else "first run what writes them, or correct these paths"
     return [Check("FAIL", "data", f"Not written yet: {shortlist(paths, 3)}.", fix)]
+
+
+def check_index(config: RunConfig) -> list[Check]:
+    """Check that faiss is installed for an approximate index, and say what such an index costs."""
+    from clipit.stores.index import has_faiss
+
+    key = config.pairing.index
+    if config.reports is None or key == "Flat":
+        return []
+    if not has_faiss():
+        fix = "install faiss-cpu, or --pairing.index=Flat"
+        return [Check("FAIL", "index", f"pairing.index {key} needs faiss, which is not installed.", fix)]
+    message = f"pairing.index {key} is approximate: its recall is measured at every pairing. "
+    return [Check("PASS", "index", f"{message}Flat is exact, and recommended up to ten million snippets.")]
 
 
 def check_gpu(config: RunConfig, needs: str) -> list[Check]:

@@ -31,12 +31,19 @@ class Keys:
 
 
 def search(
-    index: Index, queries: Float32[np.ndarray, "q dim"], k: int, *, block: int = BLOCK, shared: bool = False
+    index: Index,
+    queries: Float32[np.ndarray, "q dim"],
+    k: int,
+    *,
+    block: int = BLOCK,
+    shared: bool = False,
+    exact: bool = False,
 ) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
     """Find the rows and cosines of the k nearest snippets, nearest first, ties by lowest id.
 
-    The index returns slightly more than k candidates. Their cosines are recomputed exactly, in an order of operations
-    that does not depend on the batch size, and rounded before sorting.
+    The index returns slightly more than k candidates, or as many as its settings demand if it is approximate. Their
+    cosines are recomputed exactly, in an order of operations that does not depend on the batch size, and rounded before
+    sorting.
 
     Args:
         index: Snippet index.
@@ -44,10 +51,12 @@ def search(
         k: Number of snippets per query; fewer are returned if the index is smaller.
         block: Queries per matrix product with a Flat index.
         shared: Whether each process searches a part of a Flat index, for the same queries in all processes.
+        exact: Whether to search all snippets even if the index is approximate.
     """
-    wide = min(k + SPARE, index.size)
+    exact = exact or index.flat
+    wide = min(k + SPARE if exact else max(k, index.settings.candidates or k + SPARE), index.size)
     stored = index.stored()
-    if index.flat:
+    if exact:
         vectors = stored.shards(shards_of_process(stored, shared))
         rows = nearest_rows(queries, vectors, wide, block=block, faiss=index.searched_by_faiss, shared=shared)
     else:

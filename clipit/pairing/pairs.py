@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError
 from clipit.pairing.blocks import each_block, read_blocks, write_passes, write_tables
 from clipit.pairing.nearest import search
+from clipit.pairing.recall import fit_search
 from clipit.pairing.selection import (
     REASONS,
     check_pairs_left,
@@ -29,6 +30,7 @@ from clipit.pairing.selection import (
     rule_inputs,
 )
 from clipit.pairing.summary import summarise
+from clipit.stores.approximate import SearchSettings
 from clipit.stores.check import check_finite, check_shards
 from clipit.stores.embed import Store
 from clipit.stores.exact import blocks_held
@@ -61,6 +63,14 @@ class Pairs:
     def summary(self) -> dict[str, Any]:
         """Statistics from `summarise`."""
         return read_json(self.artifact.file("summary.json"), REBUILD)
+
+    def as_searched(self, index: Index) -> Index:
+        """Return an index with the settings that these pairs were found with, including the chosen ones."""
+        figures = self.summary.get("recall")
+        if index.flat or figures is None:
+            return index
+        settings = SearchSettings(figures["nprobe"], figures["ef_search"], figures["candidates"])
+        return replace(index, settings=settings)
 
 
 def check_same_encoder(index: Index, tiles: Store) -> None:
@@ -123,9 +133,11 @@ def pair_tiles(
         "index": index.artifact.fingerprint,
         "tiles": tiles.fingerprint,
         "k": k,
-        "nprobe": index.nprobe,
+        "nprobe": index.settings.nprobe,
         **rule_keys,
     }
+    if not index.flat:
+        inputs |= {"ef_search": index.settings.ef_search, "candidates": index.settings.candidates}
     if rules.exclude_same_group or rules.reports != "any":
         inputs["groups"] = fingerprint([(groups or {}).get(tile, "") for tile in tiles.ids.tolist()])
 
@@ -135,7 +147,8 @@ def pair_tiles(
             check_shards(store)
             check_finite(store, what)
         mean = tiles.mean() if index.mean is not None else None
-        selection = prepare(index, tiles, rules, block=block, sources=sources, groups=groups, shown=processes.main)
+        searched, recall = fit_search(index, tiles, mean, k) if not index.flat else (index, None)
+        selection = prepare(searched, tiles, rules, block=block, sources=sources, groups=groups, shown=processes.main)
 
         def pair(blocks: Sequence[Int[np.ndarray, "_"]], shared: bool) -> Iterator[pa.Table]:
             rows = np.concatenate(blocks)
@@ -147,7 +160,7 @@ def pair_tiles(
                 for part in parts:
                     yield judged_table(tiles.ids_at(rows[part]), selection, found.part(part))
                 return
-            nearest, scores = search(index, queries, k, block=block, shared=shared)
+            nearest, scores = search(searched, queries, k, block=block, shared=shared)
             for part in parts:
                 yield pair_table(tiles.ids_at(rows[part]), index, nearest[part], scores[part])
 
@@ -170,7 +183,8 @@ def pair_tiles(
             with whole_file(folder / "tile_mean.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, mean)
         dropped = {name: count for name, count in zip(REASONS[1:], outcomes[1:].tolist(), strict=True) if count}
-        write_json(folder / "summary.json", summarise(pairs, index.size, n_tiles=tiles.size, dropped=dropped))
+        summary = summarise(pairs, index.size, n_tiles=tiles.size, dropped=dropped, recall=recall)
+        write_json(folder / "summary.json", summary)
         for file in folder.glob(".part-*.parquet"):  # including those of other block sizes
             file.unlink()
         return {"tiles": tiles.size, "pairs": pairs.num_rows, "k": k, "vlm": tiles.vlm}

@@ -8,6 +8,7 @@ import pyarrow as pa
 from jaxtyping import Float, Float32, Int
 
 from clipit.errors import printable
+from clipit.pairing.recall import recall_lines
 from clipit.stores.index import Index
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -20,6 +21,7 @@ def summarise(
     n_tiles: int | None = None,
     dropped: Mapping[str, int] | None = None,
     agreement: Mapping[str, Any] | None = None,
+    recall: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compute statistics of a pairing, on the first snippet of each tile.
 
@@ -29,6 +31,7 @@ def summarise(
         n_tiles: Number of tiles that were searched; by default those of the table.
         dropped: Number of dropped candidate pairs by reason.
         agreement: Figures from `agreement`; None to omit them.
+        recall: Figures of an approximate index from `fit_search`; None for a Flat index.
 
     Returns:
         Score quantiles; distinct snippets used; share of tiles paired with the most used 1 % of all snippets (hubness);
@@ -46,6 +49,7 @@ def summarise(
         "share_without_pair": (all_tiles - len(tiles)) / all_tiles if all_tiles else None,
         "dropped": dict(dropped or {}),
         "snippets": n_snippets,
+        **({"recall": dict(recall)} if recall else {}),
     }
     if not len(tiles):
         return {**counts_of, "snippets_used": 0}
@@ -107,6 +111,7 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
         lines.append(f"{without} tiles ({summary['share_without_pair']:.1%}) have no pair")
     if dropped:
         lines.append(f"dropped candidates: {dropped}")
+    lines += recall_lines(summary["recall"]) if "recall" in summary else []
     lines += _agreement_lines(summary.get("agreement"))
     lines.append("most used:")
     lines += [

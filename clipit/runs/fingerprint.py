@@ -53,8 +53,11 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
     tiles = workspace.tiles(config.seed)
     models = {"vlm": config.vlm, "second_vlm": config.second_vlm, "backbone": config.backbone}
     names = {f"{key}.name": _model(model) for key, model in models.items() if model is not None}
+    keys = select_keys(config, "results") | names
+    if config.pairing.index == "Flat":  # these keys came later, and are always null there: older runs stay valid
+        keys = {key: value for key, value in keys.items() if key not in ("pairing.candidates", "pairing.ef_search")}
     return RunFingerprint(
-        select_keys(config, "results") | names,
+        keys,
         {
             "tiles": tiles.fingerprint,
             "labels of tiles": fingerprint([tiles.labels.tolist(), tiles.groups.tolist()]),

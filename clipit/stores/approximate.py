@@ -1,50 +1,137 @@
-"""Approximate indexes of faiss, as files."""
+"""Search of approximate indexes of faiss."""
 
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from clipit.artifacts import reading, whole_file
+from clipit.artifacts import reading
+from clipit.config.run import PairingConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, is_limit
-from clipit.stores.embed import Store, centred
 
-_TRAINING_ROWS = 200_000  # enough to train the coarse quantiser of any index that fits on one machine
+logger = logging.getLogger(__name__)
+
+LEAST_GRAPH_LIST = 16
+"""Default length of the candidate list while a graph is searched, as in faiss."""
+_MOST_LISTS_ON_GPU = 2048  # limit of faiss
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How an approximate index is searched; no part of the index itself.
+
+    Attributes:
+        nprobe: Number of lists that an IVF index searches per query; None: 1.
+        ef_search: Length of the candidate list while a graph (HNSW, NSG) is searched; None: 16, or `nprobe` if that is
+            larger and the graph finds the lists of an IVF index.
+        candidates: Number of rows per query whose cosines are computed exactly; None: as many as an exact search needs.
+    """
+
+    nprobe: int | None = None
+    ef_search: int | None = None
+    candidates: int | None = None
+
+
+DEFAULT_SETTINGS = SearchSettings()
+
+
+def search_settings(config: PairingConfig) -> SearchSettings:
+    """Return the configured settings."""
+    return SearchSettings(config.nprobe, config.ef_search, config.candidates)
 
 
 class FaissIndex:
-    """Approximate index of faiss, on the GPU of this process if faiss supports it there."""
+    """Approximate index of faiss, on the GPU of this process if faiss supports it there.
 
-    def __init__(self, path: Path, nprobe: int | None) -> None:
+    On the CPU, the index is memory-mapped, so that the processes of a node share one copy, and so that an IVF index may
+    be larger than the memory. Codes in blocks (PQ...fs) are read into memory by faiss.
+
+    Attributes:
+        lists: Number of lists of an IVF index that can be searched; 0 for an index without lists.
+        has_graph: Whether rows are found by a graph (HNSW, NSG).
+    """
+
+    def __init__(self, path: Path) -> None:
         import faiss
 
+        device = get_processes().device
         with reading(path):
-            index = faiss.read_index(str(path))
-        self._space = faiss.ParameterSpace()
-        if nprobe is not None:
-            self._space.set_index_parameter(index, "nprobe", nprobe)
+            index = _read_mapped(path) if device.type == "cpu" else faiss.read_index(str(path))
         lists = faiss.try_extract_index_ivf(index)
-        self._probed, self._lists = (lists.nprobe, lists.nlist) if lists is not None else (1, 1)
+        self._graph = None if lists is not None else _graph(index)
         self._index = _on_device(index)
-        if self._index is not index:
-            self._space = faiss.GpuParameterSpace()
+        self._on_gpu = self._index is not index
+        self._space = faiss.GpuParameterSpace() if self._on_gpu else faiss.ParameterSpace()
+        self._quantiser = None if lists is None or self._on_gpu else _graph(faiss.downcast_index(lists.quantizer))
+        self.lists = 0 if lists is None else min(lists.nlist, _MOST_LISTS_ON_GPU) if self._on_gpu else lists.nlist
+        self.has_graph = self._graph is not None
 
-    def search(self, queries: Float32[np.ndarray, "q dim"], k: int, needed: int) -> Int[np.ndarray, "q k"]:
-        """Search `nprobe` lists, and more for queries with fewer than `needed` rows in these."""
-        rows = self._search(queries, k)
-        probed, few = self._probed, rows[:, needed - 1] < 0
-        while few.any() and probed < self._lists:
-            probed = min(2 * probed, self._lists)
-            self._space.set_index_parameter(self._index, "nprobe", probed)
-            rows[few] = self._search(queries[few], k)
-            self._space.set_index_parameter(self._index, "nprobe", self._probed)
+    def search(
+        self, queries: Float32[np.ndarray, "q dim"], k: int, needed: int, settings: SearchSettings
+    ) -> Int[np.ndarray, "q k"]:
+        """Find candidates for the k nearest rows of each query; -1 where fewer are found.
+
+        Args:
+            queries: Unit vectors of the queries.
+            k: Number of rows per query.
+            needed: Number of rows per query below which an IVF index searches more lists.
+            settings: How far to search.
+        """
+        if not self.lists:
+            if self._graph is not None:
+                _set_list_length(self._graph, settings.ef_search or LEAST_GRAPH_LIST)
+            return self._search(queries, k)
+        probed = min(settings.nprobe or 1, self.lists)
+        rows = self._probe(queries, k, probed, settings)
+        few = rows[:, needed - 1] < 0
+        while few.any() and probed < self.lists:
+            probed = min(2 * probed, self.lists)
+            rows[few] = self._probe(queries[few], k, probed, settings)
             few = rows[:, needed - 1] < 0
         return rows
 
+    def _probe(
+        self, queries: Float32[np.ndarray, "q dim"], k: int, probed: int, settings: SearchSettings
+    ) -> Int[np.ndarray, "q k"]:
+        self._space.set_index_parameter(self._index, "nprobe", probed)
+        if self._quantiser is not None:
+            _set_list_length(self._quantiser, max(settings.ef_search or LEAST_GRAPH_LIST, probed))
+        return self._search(queries, k)
+
     def _search(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Int[np.ndarray, "q k"]:
         return np.asarray(self._index.search(queries, k)[1], dtype=np.int64)
+
+
+def _read_mapped(path: Path) -> Any:
+    """Memory-map an index, or read it into memory if faiss cannot map it."""
+    import faiss
+
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError:
+        return faiss.read_index(str(path))
+
+
+def _graph(index: Any) -> Any:
+    """Return the graph index inside an index of faiss; None if there is none."""
+    import faiss
+
+    inner = faiss.downcast_index(index)
+    while isinstance(inner, faiss.IndexPreTransform | faiss.IndexRefine):
+        inner = faiss.downcast_index(inner.index if isinstance(inner, faiss.IndexPreTransform) else inner.base_index)
+    return inner if isinstance(inner, faiss.IndexHNSW | faiss.IndexNSG) else None
+
+
+def _set_list_length(graph: Any, length: int) -> None:
+    import faiss
+
+    if isinstance(graph, faiss.IndexHNSW):
+        graph.hnsw.efSearch = length
+    else:
+        graph.nsg.search_L = length
 
 
 def _on_device(index: Any) -> Any:
@@ -56,35 +143,7 @@ def _on_device(index: Any) -> Any:
         return index
     try:
         return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
-    except RuntimeError:
-        return index
-
-
-def write_faiss(
-    path: Path, store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.ndarray, "dim"] | None, key: str
-) -> None:
-    """Train and write the index of these rows of a text store.
-
-    Raises:
-        ConfigError: faiss refuses the key for these rows.
-    """
-    import faiss
-
-    try:
-        index = faiss.index_factory(store.dim, key, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            sample = np.random.default_rng(0).permutation(len(rows))[:_TRAINING_ROWS]
-            index.train(centred(store.rows(rows[np.sort(sample)]), mean))
-        for start in range(0, len(rows), 65536):
-            index.add(centred(store.rows(rows[start : start + 65536]), mean))
     except RuntimeError as error:
-        if is_limit(error):
-            raise
         reason = str(error).strip().splitlines()[-1]
-        raise ConfigError(
-            f"faiss cannot build index {key!r} of {len(rows)} snippets: {reason}",
-            where="pairing.index",
-            fix="use a key with fewer lists, or Flat, which is exact",
-        ) from None
-    with whole_file(path) as temporary:
-        faiss.write_index(index, str(temporary))
+        logger.info(f"note: the index is searched on the CPU, because faiss cannot move it to the GPU: {reason}")
+        return index

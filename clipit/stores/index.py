@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int
 
 from clipit.artifacts import Artifact, whole_file
-from clipit.config.run import has_lists
+from clipit.config.run import has_graph, has_lists
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError
-from clipit.stores.approximate import FaissIndex, write_faiss
+from clipit.stores.approximate import DEFAULT_SETTINGS, FaissIndex, SearchSettings
+from clipit.stores.approximate_build import LEAST_ROWS, MOST_ROWS, check_key, write_faiss
 from clipit.stores.check import check_shards
 from clipit.stores.embed import Store
 from clipit.stores.stored_rows import StoredRows
@@ -46,7 +47,7 @@ def build_index(
     key: str = "Flat",
     centring: bool = True,
     backend: Backend = "auto",
-    nprobe: int | None = None,
+    search: SearchSettings = DEFAULT_SETTINGS,
 ) -> "Index":
     """Build the index of a text store.
 
@@ -57,12 +58,11 @@ def build_index(
         centring: Whether to subtract the store's mean and normalise again before indexing.
         backend: Library that searches. `torch` allows only Flat; `auto` is faiss if it is installed. On a GPU, torch
             searches Flat whatever the backend.
-        nprobe: Number of lists that an IVF index searches; None uses the default of faiss (1). Does not change the
-            index itself. More are searched for tiles with too few snippets in these.
+        search: How an approximate index is searched, which does not change the index itself.
 
     Raises:
-        ConfigError: The key is unknown, needs faiss, or needs more training rows than there are; or `nprobe` is given
-            for an index without lists.
+        ConfigError: The key is unknown, needs faiss, or needs more training rows than there are; or a setting is given
+            for an index without lists or without a graph.
         DataError: The store is empty.
     """
     chosen = ("faiss" if has_faiss() else "torch") if backend == "auto" else backend
@@ -74,11 +74,17 @@ def build_index(
         raise ConfigError(
             f"index key {key!r} needs faiss", where="pairing.index", fix="install faiss-cpu, or pairing.index=Flat"
         )
-    if nprobe is not None and not has_lists(key):
+    if search.nprobe is not None and not has_lists(key):
         raise ConfigError(
             f"index key {key!r} has no lists", where="pairing.nprobe", fix="use an IVF index, or remove nprobe"
         )
+    if search.ef_search is not None and not has_graph(key):
+        raise ConfigError(
+            f"index key {key!r} has no graph", where="pairing.ef_search", fix="use an HNSW index, or remove ef_search"
+        )
     inputs = {"store": store.fingerprint, "key": key, "centring": centring, "backend": chosen}
+    if key != "Flat":
+        inputs |= {"distance": "Euclidean", "training_rows": f"{LEAST_ROWS} to {MOST_ROWS} per centroid"}
 
     def make(folder: Path) -> dict[str, Any]:
         if not get_processes().main:
@@ -90,6 +96,8 @@ def build_index(
                 fix="relax the filters of `reports`",
             )
         check_shards(store)
+        if key != "Flat":
+            check_key(key, store.dim, store.size)
         mean = store.mean() if centring else None
         rows = _distinct_rows(store)
         if mean is not None:
@@ -112,7 +120,7 @@ def build_index(
             "centring": centring,
         }
 
-    return Index(build_once(root, "index", inputs, make), store, nprobe)
+    return Index(build_once(root, "index", inputs, make), store, search)
 
 
 @dataclass(frozen=True)
@@ -121,8 +129,8 @@ class Index:
 
     artifact: Artifact
     store: Store
-    nprobe: int | None = None
-    """Number of lists that an IVF index searches; None uses the default of faiss."""
+    settings: SearchSettings = DEFAULT_SETTINGS
+    """How an approximate index is searched."""
 
     @property
     def flat(self) -> bool:
@@ -179,8 +187,9 @@ class Index:
         return on_cpu and self.artifact.manifest.facts["backend"] == "faiss" and has_faiss()
 
     @cached_property
-    def _faiss(self) -> "FaissIndex":
-        return FaissIndex(self.artifact.file("index.faiss"), self.nprobe)
+    def faiss_index(self) -> FaissIndex:
+        """The open index of faiss; only of an approximate index."""
+        return FaissIndex(self.artifact.file("index.faiss"))
 
     def candidates(self, queries: Float32[np.ndarray, "q dim"], k: int, needed: int = 1) -> Int[np.ndarray, "q k"]:
         """Find the k nearest rows of each query in an approximate index; -1 where it returns fewer.
@@ -190,7 +199,7 @@ class Index:
             k: Number of rows per query, at most the number of rows of the index.
             needed: Number of rows per query below which an IVF index searches more than `nprobe` lists.
         """
-        return self._faiss.search(np.ascontiguousarray(queries), k, needed)
+        return self.faiss_index.search(np.ascontiguousarray(queries), k, needed, self.settings)
 
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         """Read the vectors of these rows, centred if the index is."""

@@ -17,6 +17,7 @@ from clipit.reporting.html import write_page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.pairing_page import MOST_TILES, choose_tiles, pairing_page
 from clipit.reporting.thumbnails import LARGE, LARGE_BYTES, SMALL, page_pictures
+from clipit.stores.approximate import search_settings
 from clipit.stores.index import Index, build_index
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
@@ -151,7 +152,12 @@ def _with_other_centring(
     """Build an index of the same snippets with the opposite centring, and its class embeddings if requested."""
     p, prompts = workspace.config.pairing, workspace.prompts
     index = build_index(
-        workspace.root, workspace.text_store(), key=p.index, centring=not p.centring, backend=p.backend, nprobe=p.nprobe
+        workspace.root,
+        workspace.text_store(),
+        key=p.index,
+        centring=not p.centring,
+        backend=p.backend,
+        search=search_settings(p),
     )
     if prompts is None or not with_prompts:
         return index, None

@@ -24,8 +24,10 @@ from clipit.pairing.summary import summary_text
 from clipit.prompts.prompt_set import PromptSet, load_bag, load_prompts
 from clipit.reports.build import snippet_keys
 from clipit.reports.rules import RuleSet, label_report
+from clipit.stores.approximate import search_settings
+from clipit.stores.approximate_build import check_key
 from clipit.stores.embed import Store, embed_texts, embed_tiles, unit
-from clipit.stores.index import Index, build_index
+from clipit.stores.index import Index, build_index, has_faiss
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.load import mpp_warning
 from clipit.tiles.pixel_source import PixelSource
@@ -377,8 +379,11 @@ class Workspace:
     def index(self) -> Index:
         """The index of the snippets."""
         p = self.config.pairing
+        count = int(self.snippets.manifest.facts["snippets"])
+        if p.index != "Flat" and count and has_faiss():  # before the snippets are embedded
+            check_key(p.index, self.vlm.joint_dim, count)
         return build_index(
-            self.root, self.text_store(), key=p.index, centring=p.centring, backend=p.backend, nprobe=p.nprobe
+            self.root, self.text_store(), key=p.index, centring=p.centring, backend=p.backend, search=search_settings(p)
         )
 
     @cached_property

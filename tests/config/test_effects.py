@@ -99,6 +99,16 @@ def test_a_fingerprint_names_what_differs(configure: Callable[..., RunConfig]) -
     assert shown[2].startswith("labels of tiles: ") and len(shown) == 3
 
 
+def test_keys_of_approximate_indexes_leave_the_fingerprint_of_flat_ones(configure: Callable[..., RunConfig]) -> None:
+    def keys_of(**keys: Any) -> set[str]:
+        config = resolve_arm(configure({"arm": "clip_it_all", **keys}))
+        return set(run_fingerprint(config, Workspace(config), "backbone").keys)
+
+    later = {"pairing.candidates", "pairing.ef_search"}
+    assert not keys_of() & later, "runs from before these keys keep their fingerprint"
+    assert keys_of(**{"pairing.index": "IVF16,Flat"}) == keys_of() | later
+
+
 def test_the_folder_of_another_run_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"fingerprint": "x", "keys": {"seed": 0, "lora.rank": 8}, "inputs": {"VLM": "a"}})
     with pytest.raises(

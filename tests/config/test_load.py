@@ -85,6 +85,23 @@ def test_nprobe_is_for_lists(file: Callable[..., str]) -> None:
             read_command("test", [*keys, f"--pairing.index={key}"])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["index=IVF16,Flat", "ef_search=4"], "ef_search belongs to an HNSW index, not to index: IVF16,Flat"),
+        (["candidates=64"], "candidates belongs to an approximate index"),
+        (["index=HNSW32", "k=5", "candidates=4"], "candidates: 4 are fewer than the k: 5"),
+    ],
+)
+def test_settings_of_a_search_that_the_index_does_not_have(
+    file: Callable[..., str], options: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_command("test", [file(), *(f"--pairing.{option}" for option in options)])
+    allowed = read_command("test", [file(), "--pairing.index=IVF16_HNSW32,SQ8", "--pairing.ef_search=4"])[0]
+    assert allowed.pairing.ef_search == 4
+
+
 def test_negative_numbers_lists_and_a_null_section(file: Callable[..., str]) -> None:
     values = {**MINIMAL, "reports": None}
     config, _ = read_command(

@@ -12,6 +12,7 @@ from clipit.config.run import PairingConfig
 from clipit.errors import ConfigError, DataError
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
+from clipit.stores.approximate import SearchSettings
 from clipit.stores.embed import Store, centred, unit
 from clipit.stores.index import Index, build_index, has_faiss
 
@@ -200,7 +201,7 @@ def test_rules_that_leave_no_pair_tell_the_scores(tmp_path: Path, index: Index, 
 
 @pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
 def test_rules_over_all_scores_need_a_flat_index(tmp_path: Path, index: Index, tiles: Store) -> None:
-    lists = build_index(tmp_path, index.store, key="IVF4,Flat", nprobe=4)
+    lists = build_index(tmp_path, index.store, key="IVF4,Flat", search=SearchSettings(nprobe=4))
     with pytest.raises(ConfigError, match=r"IVF4,Flat.*does not compute all scores(?s:.*)pairing\.index=Flat"):
         pair_tiles(tmp_path, lists, tiles, rules=PairingConfig(correction="csls"))
     some = pair_tiles(tmp_path, lists, tiles, rules=PairingConfig(threshold=0.3)).table

@@ -12,6 +12,7 @@ from tiny_models import write_store
 from clipit.distributed import Processes
 from clipit.errors import ConfigError, DataError
 from clipit.pairing.pairs import search
+from clipit.stores.approximate import SearchSettings
 from clipit.stores.embed import Store, centred, unit
 from clipit.stores.index import Index, build_index, has_faiss
 
@@ -112,7 +113,9 @@ def test_more_lists_find_more(store: Store, tmp_path: Path, key: str) -> None:
     exact = found(build_index(tmp_path, store), random_unit(100, 5), 1)[0]
 
     def recall(nprobe: int | None) -> float:
-        first = found(build_index(tmp_path, store, key=key, nprobe=nprobe), random_unit(100, 5), 1)[0]
+        first = found(
+            build_index(tmp_path, store, key=key, search=SearchSettings(nprobe=nprobe)), random_unit(100, 5), 1
+        )[0]
         return float(np.mean([a == b for a, b in zip(first, exact, strict=True)]))
 
     assert recall(None) == recall(1) < recall(4) < recall(32)
@@ -122,7 +125,9 @@ def test_more_lists_find_more(store: Store, tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("key", ["Flat", "HNSW32"])
 def test_nprobe_is_for_lists(store: Store, tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match=r"no lists(?s:.*)pairing\.nprobe"):
-        build_index(tmp_path, store, key=key, backend="faiss" if has_faiss() else "torch", nprobe=2)
+        build_index(
+            tmp_path, store, key=key, backend="faiss" if has_faiss() else "torch", search=SearchSettings(nprobe=2)
+        )
 
 
 @needs_faiss
@@ -134,26 +139,28 @@ def test_a_process_with_a_gpu_searches_there_if_faiss_can(
     import torch
 
     asked: list[int] = []
+    moved: list[Any] = []
 
     def to_gpu(resources: object, device: int, index: Any) -> Any:
         asked.append(device)
         if not possible:
             raise RuntimeError("this index type is not implemented on GPU")
-        assert faiss.extract_index_ivf(index).nprobe == 3  # before it is copied
+        moved.append(index)
         return index
 
     queries = random_unit(20, 5)
-    index = build_index(tmp_path, store, key="IVF8,Flat", nprobe=3)
+    index = build_index(tmp_path, store, key="IVF8,Flat", search=SearchSettings(nprobe=3))
     wanted = found(index, queries, 2)[0]
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2, raising=False)
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
     monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
-    assert found(Index(index.artifact, store, 3), queries, 2)[0] == wanted
+    assert found(Index(index.artifact, store, SearchSettings(nprobe=3)), queries, 2)[0] == wanted
     assert asked == []  # the process itself runs on the CPU
     second = Processes(rank=1, count=2, device=torch.device("cuda", 1))
     monkeypatch.setattr("clipit.stores.approximate.get_processes", lambda: second)
-    assert found(Index(index.artifact, store, 3), queries, 2)[0] == wanted
+    assert found(Index(index.artifact, store, SearchSettings(nprobe=3)), queries, 2)[0] == wanted
     assert asked == [1]
+    assert all(faiss.extract_index_ivf(each).nprobe == 3 for each in moved) and len(moved) == possible
 
 
 @needs_faiss

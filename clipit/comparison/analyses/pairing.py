@@ -154,7 +154,7 @@ def prepare_rules(workspace: Workspace) -> Selection:
     rules, train = workspace.config.pairing, workspace.tile_store("train")
     sources, groups = workspace.rule_inputs()
     return prepare(
-        workspace.index,
+        workspace.pairs.as_searched(workspace.index),
         train,
         rules,
         block=rules.block,

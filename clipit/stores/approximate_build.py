@@ -1,0 +1,157 @@
+"""Training and writing of approximate indexes of faiss, and the keys that a corpus of some size can train."""
+
+import logging
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from clipit.artifacts import whole_file
+from clipit.errors import ConfigError, is_limit
+from clipit.stores.embed import Store, centred
+
+logger = logging.getLogger(__name__)
+
+LEAST_ROWS, MOST_ROWS = 39, 256
+"""Training rows per centroid that faiss recommends at least, and uses at most."""
+_OTHER_ROWS = 65_536  # of rotations and scalar codes, which have no centroids
+_MOST_BYTES = 2 * 2**30  # of training rows beyond the recommended ones
+_BLOCK = 65_536  # rows added at once
+
+
+def check_key(key: str, dim: int, rows: int) -> None:
+    """Check that faiss can build an index with this key, without building it.
+
+    Args:
+        key: Key of `faiss.index_factory`.
+        dim: Dimension of the vectors.
+        rows: Number of vectors, or more if not all are distinct.
+
+    Raises:
+        ConfigError: The key is unknown, does not fit the dimension, or trains more centroids than there are vectors.
+    """
+    _checked(key, dim, rows)
+
+
+def training_rows(centroids: int, dim: int, rows: int) -> int:
+    """Return how many rows to train on: 256 per centroid, fewer if these take more than 2 GiB, but at least 39.
+
+    Args:
+        centroids: Largest number of centroids that one k-means of the index trains.
+        dim: Dimension of the vectors.
+        rows: Number of vectors.
+    """
+    affordable = min(MOST_ROWS * centroids, _MOST_BYTES // (4 * dim))
+    return min(rows, max(affordable, LEAST_ROWS * centroids, _OTHER_ROWS))
+
+
+def fitting_key(key: str, rows: int) -> str:
+    """Lower the lists and the bits per code of a key until each centroid has as many training rows as faiss recommends.
+
+    Args:
+        key: Key of `faiss.index_factory`.
+        rows: Number of vectors.
+    """
+    most = max(rows // LEAST_ROWS, 1)
+
+    def fewer_lists(found: re.Match[str]) -> str:
+        return f"IVF{min(int(found[1]), 2 ** int(math.log2(most)))}"
+
+    def fewer_bits(found: re.Match[str]) -> str:
+        bits = int(found[2] or 8)
+        return found[0] if 2**bits <= most else f"PQ{found[1]}x{max(int(math.log2(most)), 1)}"
+
+    return re.sub(r"PQ(\d+)(?:x(\d+))?(?![\dx])", fewer_bits, re.sub(r"IVF(\d+)", fewer_lists, key))
+
+
+def write_faiss(
+    path: Path, store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.ndarray, "dim"] | None, key: str
+) -> None:
+    """Train and write the index of these rows of a text store.
+
+    Distances are Euclidean, which rank unit vectors as cosines do: faiss codes the residuals of the lists more closely
+    than for inner products.
+
+    Raises:
+        ConfigError: faiss refuses the key for these rows.
+    """
+    import faiss
+
+    index = _checked(key, store.dim, len(rows))
+    centroids = _centroids(index)
+    if len(rows) < LEAST_ROWS * centroids:
+        logger.info(
+            f"note: index {key!r} trains {centroids} centroids on {len(rows)} snippets; faiss recommends "
+            f"{LEAST_ROWS} to {MOST_ROWS} per centroid, as for {fitting_key(key, len(rows))!r}"
+        )
+    try:
+        if not index.is_trained:
+            count = training_rows(centroids, store.dim, len(rows))
+            sample = np.random.default_rng(0).permutation(len(rows))[:count]
+            index.train(centred(store.rows(rows[np.sort(sample)]), mean))
+        for start in range(0, len(rows), _BLOCK):
+            index.add(centred(store.rows(rows[start : start + _BLOCK]), mean))
+    except RuntimeError as error:
+        if is_limit(error):
+            raise
+        raise _refusal(key, len(rows), str(error).strip().splitlines()[-1]) from None
+    with whole_file(path) as temporary:
+        faiss.write_index(index, str(temporary))
+
+
+def _checked(key: str, dim: int, rows: int) -> Any:
+    """Return the empty index of a key.
+
+    Raises:
+        ConfigError: faiss cannot build it.
+    """
+    import faiss
+
+    try:
+        index = faiss.index_factory(dim, key, faiss.METRIC_L2)
+    except RuntimeError as error:
+        if is_limit(error):
+            raise
+        raise _refusal(key, rows, str(error).strip().splitlines()[-1]) from None
+    centroids = _centroids(index)
+    if rows < centroids:
+        reason = f"it trains {centroids:,} centroids, of lists or codes, and needs {LEAST_ROWS} snippets for each"
+        raise _refusal(key, rows, reason)
+    return index
+
+
+def _refusal(key: str, rows: int, reason: str) -> ConfigError:
+    fitting = fitting_key(key, rows)
+    keys = "a key with fewer lists" if fitting == key else fitting
+    return ConfigError(
+        f"faiss cannot build index {key!r} of {rows} snippets: {reason}",
+        where="pairing.index",
+        fix=f"use {keys}, HNSW32, which needs no training, or Flat, which is exact",
+    )
+
+
+def _centroids(index: Any) -> int:
+    """Return the largest number of centroids that one k-means of an index trains; 0 if there is none."""
+    import faiss
+
+    inner: Any = faiss.downcast_index(index)
+    counts = [0]
+    if isinstance(inner, faiss.IndexPreTransform):
+        chain: Any = inner.chain
+        steps = [faiss.downcast_VectorTransform(chain.at(number)) for number in range(chain.size())]
+        counts += [256 for step in steps if isinstance(step, faiss.OPQMatrix)]  # codes of 8 bits
+        counts.append(_centroids(inner.index))
+    if isinstance(inner, faiss.IndexRefine):
+        counts += [_centroids(inner.base_index), _centroids(inner.refine_index)]
+    if isinstance(inner, faiss.IndexIVF):
+        quantiser: Any = faiss.downcast_index(inner.quantizer)
+        multiple = isinstance(quantiser, faiss.MultiIndexQuantizer)
+        counts.append(quantiser.pq.ksub if multiple else inner.nlist)
+    if isinstance(storage := getattr(inner, "storage", None), faiss.Index):  # the codes of a graph
+        counts.append(_centroids(storage))
+    if (codes := getattr(inner, "pq", None)) is not None:
+        counts.append(codes.ksub)
+    return int(max(counts))

@@ -1,0 +1,77 @@
+"""Training of approximate indexes: how many rows, and keys that cannot be trained on so few."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from logged_lines import capture_log
+from tiny_models import write_store
+
+from clipit.errors import ConfigError
+from clipit.stores.approximate_build import check_key, fitting_key, training_rows
+from clipit.stores.embed import unit
+from clipit.stores.index import build_index, has_faiss
+
+needs_faiss = pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
+
+
+@pytest.mark.parametrize(
+    ("centroids", "dim", "rows", "trained"),
+    [
+        (0, 512, 1_000_000, 65_536),
+        (256, 512, 1_000_000, 65_536),
+        (4096, 512, 1_000_000, 1_000_000),
+        (4096, 512, 10_000_000, 4096 * 256),
+        (65_536, 512, 10_000_000, 65_536 * 39),  # 256 per list would take 34 GB
+        (16, 512, 300, 300),
+    ],
+)
+def test_training_rows_are_those_that_faiss_recommends(centroids: int, dim: int, rows: int, trained: int) -> None:
+    assert training_rows(centroids, dim, rows) == trained
+
+
+@pytest.mark.parametrize(
+    ("key", "rows", "fitting"),
+    [
+        ("IVF4096,Flat", 10_000, "IVF256,Flat"),
+        ("IVF16,Flat", 10_000, "IVF16,Flat"),
+        ("IVF64,PQ16", 1000, "IVF16,PQ16x4"),
+        ("PQ8x10", 20_000, "PQ8x9"),
+        ("OPQ16,IVF8,PQ16x4fs", 1000, "OPQ16,IVF8,PQ16x4fs"),
+        ("IVF8_HNSW32,SQ8", 200, "IVF4_HNSW32,SQ8"),
+        ("IVF8,Flat", 5, "IVF1,Flat"),
+    ],
+)
+def test_a_key_is_lowered_to_what_can_be_trained(key: str, rows: int, fitting: str) -> None:
+    assert fitting_key(key, rows) == fitting
+
+
+@needs_faiss
+@pytest.mark.parametrize(
+    ("key", "rows", "message"),
+    [
+        (
+            "PQ8",
+            200,
+            r"of 200 snippets: it trains 256 centroids(?s:.*)use PQ8x2, HNSW32, which.*or Flat",
+        ),
+        ("IVF300,Flat", 299, r"trains 300 centroids(?s:.*)use IVF4,Flat"),
+        ("OPQ8,PQ8x4", 255, r"trains 256 centroids"),
+        ("IVF4,PQ8x4,RFlat", 15, r"trains 16 centroids"),
+        ("PQ7", 1000, r"dimension(?s:.*)pairing\.index"),
+    ],
+)
+def test_keys_that_too_few_rows_cannot_train_are_refused_before_work(key: str, rows: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"faiss cannot build index '{key}'(?s:.*){message}"):
+        check_key(key, 16, rows)
+
+
+@needs_faiss
+def test_few_rows_per_list_are_noted(tmp_path: Path) -> None:
+    log = capture_log()
+    vectors = unit(np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32))
+    store = write_store(tmp_path, [f"{i:03d}" for i in range(300)], vectors)
+    build_index(tmp_path, store, key="IVF4,Flat")
+    assert not log
+    build_index(tmp_path, store, key="IVF16,Flat")
+    assert any("trains 16 centroids on 300 snippets" in line and "'IVF4,Flat'" in line for line in log)

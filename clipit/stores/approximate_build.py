@@ -20,6 +20,7 @@ LEAST_ROWS, MOST_ROWS = 39, 256
 _OTHER_ROWS = 65_536  # of rotations and scalar codes, which have no centroids
 _MOST_BYTES = 2 * 2**30  # of training rows beyond the recommended ones
 _BLOCK = 65_536  # rows added at once
+_OPQ_CENTROIDS = 256  # of the codes of 8 bits that a rotation is trained with
 
 
 def check_key(key: str, dim: int, rows: int) -> None:
@@ -51,6 +52,8 @@ def training_rows(centroids: int, dim: int, rows: int) -> int:
 def fitting_key(key: str, rows: int) -> str:
     """Lower the lists and the bits per code of a key until each centroid has as many training rows as faiss recommends.
 
+    A rotation (OPQ) that cannot be trained is left out.
+
     Args:
         key: Key of `faiss.index_factory`.
         rows: Number of vectors.
@@ -64,7 +67,9 @@ def fitting_key(key: str, rows: int) -> str:
         bits = int(found[2] or 8)
         return found[0] if 2**bits <= most else f"PQ{found[1]}x{max(int(math.log2(most)), 1)}"
 
-    return re.sub(r"PQ(\d+)(?:x(\d+))?(?![\dx])", fewer_bits, re.sub(r"IVF(\d+)", fewer_lists, key))
+    if rows < _OPQ_CENTROIDS:
+        key = re.sub(r"OPQ\d+(_\d+)?,", "", key)
+    return re.sub(r"(?<![A-Z])PQ(\d+)(?:x(\d+))?(?![\dx])", fewer_bits, re.sub(r"IVF(\d+)", fewer_lists, key))
 
 
 def write_faiss(
@@ -142,7 +147,7 @@ def _centroids(index: Any) -> int:
     if isinstance(inner, faiss.IndexPreTransform):
         chain: Any = inner.chain
         steps = [faiss.downcast_VectorTransform(chain.at(number)) for number in range(chain.size())]
-        counts += [256 for step in steps if isinstance(step, faiss.OPQMatrix)]  # codes of 8 bits
+        counts += [_OPQ_CENTROIDS for step in steps if isinstance(step, faiss.OPQMatrix)]
         counts.append(_centroids(inner.index))
     if isinstance(inner, faiss.IndexRefine):
         counts += [_centroids(inner.base_index), _centroids(inner.refine_index)]

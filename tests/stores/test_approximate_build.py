@@ -56,7 +56,7 @@ def test_a_key_is_lowered_to_what_can_be_trained(key: str, rows: int, fitting: s
             r"of 200 snippets: it trains 256 centroids(?s:.*)use PQ8x2, HNSW32, which.*or Flat",
         ),
         ("IVF300,Flat", 299, r"trains 300 centroids(?s:.*)use IVF4,Flat"),
-        ("OPQ8,PQ8x4", 255, r"trains 256 centroids"),
+        ("OPQ8,PQ8x4", 255, r"trains 256 centroids(?s:.*)use PQ8x2,"),
         ("IVF4,PQ8x4,RFlat", 15, r"trains 16 centroids"),
         ("PQ7", 1000, r"dimension(?s:.*)pairing\.index"),
     ],

@@ -31,10 +31,11 @@ class Section(BaseModel):
     @classmethod
     def _check_numbers(cls, value: Any, info: Any) -> Any:
         """Refuse true and false (which YAML also reads from yes, no, on and off) where a number is needed."""
-        kind = cls.model_fields[info.field_name or ""].annotation
-        kinds = {kind, *get_args(kind)}
-        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
-            raise ValueError("write a number, not true, false, yes, no, on or off")
+        if isinstance(value, bool):
+            kind = cls.model_fields[info.field_name or ""].annotation
+            kinds = {kind, *get_args(kind)}
+            if bool not in kinds and kinds & {int, float}:
+                raise ValueError("write a number, not true, false, yes, no, on or off")
         return value
 
 

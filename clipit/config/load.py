@@ -107,13 +107,14 @@ def _undecodable(values: Any) -> str:
     while left:
         value = left.pop()
         if isinstance(value, str):
-            escaped = value.encode("utf-8", "backslashreplace").decode()
-            if escaped != value:
-                return escaped
-        elif isinstance(value, Mapping):
-            left += reversed([*value, *value.values()])
+            if not value.isascii():
+                escaped = value.encode("utf-8", "backslashreplace").decode()
+                if escaped != value:
+                    return escaped
         elif isinstance(value, list | tuple):
             left += reversed(value)
+        elif not isinstance(value, int | float | None) and isinstance(value, Mapping):  # the second takes long
+            left += reversed([*value, *value.values()])
     return ""
 
 

@@ -20,11 +20,11 @@ def main() -> None:
     store = Store(open_artifact(tiles, "tile_store"))
     before = peak_bytes()
     get_processes().barrier()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     pair_tiles(root / f"memory-{sys.argv[5]}", index, store, k=5, block=int(sys.argv[4]))
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     if get_processes().main:
-        print(json.dumps({"before": before, "peak": peak_bytes(), "seconds": seconds}))
+        print(json.dumps({"before": before, "peak": peak_bytes(), "seconds": seconds, "cpu_seconds": cpu}))
 
 
 def peak_bytes() -> int:

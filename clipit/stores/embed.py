@@ -87,20 +87,16 @@ class Store:
         """Memory-mapped shards that `rows` has read from, by number."""
         return {}
 
-    def _shard(self, number: int) -> Float[np.ndarray, "_ _"]:
-        """Map a shard into memory; all processes of a machine share the pages."""
+    def shard(self, number: int) -> Float[np.ndarray, "_ dim"]:
+        """Map a shard into memory, in the precision in which it is stored; processes of a machine share the pages."""
         return self.artifact.array(f"emb-{number:05d}.npy", "r")
 
     def blocks(self, size: int = SHARD) -> Iterable[tuple[int, Float32[np.ndarray, "_ dim"]]]:
         """Iterate over blocks of at most `size` rows, as pairs of first row and vectors, with one shard open."""
         for number in range(self.shards):
-            shard = self._shard(number)
+            shard = self.shard(number)
             for start in range(0, len(shard), size):
                 yield number * SHARD + start, np.asarray(shard[start : start + size], dtype=np.float32)
-
-    def shard(self, number: int) -> Float[np.ndarray, "_ dim"]:
-        """Read a shard, in the precision in which it is stored."""
-        return np.array(self._shard(number))
 
     def rows(self, positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         """Read the vectors at the given rows."""
@@ -111,7 +107,7 @@ class Store:
             if shard is None:
                 if len(self._mapped) >= _MOST_MAPPED:
                     self._mapped.clear()
-                shard = self._mapped[number] = self._shard(number)
+                shard = self._mapped[number] = self.shard(number)
             vectors[places] = shard[flat[places] % SHARD]
             _release(shard)
         return vectors.reshape(*positions.shape, self.dim)

@@ -138,14 +138,10 @@ def product(
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Compute products of float32 matrices on a GPU without TF32, whatever training allows, and without autocast."""
-    device = get_processes().device
-    if device.type != "cuda":
-        yield
-        return
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast("cuda", enabled=False):
+        with torch.autocast(get_processes().device.type, enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.set_float32_matmul_precision(before)

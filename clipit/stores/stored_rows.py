@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from clipit.distributed import get_processes
@@ -48,19 +48,29 @@ class StoredRows:
         """Iterate over shards of the store, as pairs of rows and vectors on this process's device.
 
         Centring is quicker than in `vectors` and rounds differently, so these vectors suit the choice of candidates.
+        They are overwritten by those of the next shard.
 
         Args:
             numbers: Shards to read; None for all.
         """
-        device = get_processes().device
+        device, dim = get_processes().device, self.store.dim
+        shared = torch.empty((embed.SHARD, dim), device=device)
+        read: np.ndarray | None = None
         for number in range(self.store.shards) if numbers is None else numbers:
             rows = self.rows_of(number)
             if not len(rows):
                 continue
             vectors = self._kept.get(number)
             if vectors is None:
-                vectors = _centred(torch.from_numpy(self._read(number)).to(device).float(), self.mean)
-                if self._room >= embed.SHARD * self.store.dim * 4 * (len(self._kept) + 1):
+                keep = self._room >= embed.SHARD * dim * 4 * (len(self._kept) + 1)
+                vectors = torch.empty((len(rows), dim), device=device) if keep else shared[: len(rows)]
+                shard = self.store.shard(number)
+                read = np.empty((embed.SHARD, dim), dtype=shard.dtype) if read is None else read
+                places = np.flatnonzero(self._present(number))
+                np.take(shard, places, axis=0, out=read[: len(rows)], mode="clip")  # other modes copy once more
+                vectors.copy_(torch.from_numpy(read[: len(rows)]))
+                _centre(vectors, self.mean)
+                if keep:
                     self._kept[number] = vectors
             yield torch.from_numpy(rows).to(device), vectors
 
@@ -71,13 +81,11 @@ class StoredRows:
 
     def shard(self, number: int) -> Float[Tensor, "_ dim"]:
         """Read the vectors of a shard to this process's device, centred as in `vectors`."""
-        read = self._read(number).astype(np.float32, copy=False)
+        read = self.store.shard(number)[self._present(number)].astype(np.float32)
         return torch.from_numpy(centred(read, self.mean)).to(get_processes().device)
 
-    def _read(self, number: int) -> Float[np.ndarray, "_ dim"]:
-        vectors = self.store.shard(number)
-        present = np.asarray(self.numbers[number * embed.SHARD : (number + 1) * embed.SHARD]) >= 0
-        return vectors if present.all() else vectors[present]
+    def _present(self, shard: int) -> Bool[np.ndarray, "_"]:
+        return np.asarray(self.numbers[shard * embed.SHARD : (shard + 1) * embed.SHARD]) >= 0
 
     @cached_property
     def _kept(self) -> dict[int, Tensor]:
@@ -104,8 +112,8 @@ def room_to_keep(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE) if device.type == "cuda" else 0
 
 
-def _centred(vectors: Float[Tensor, "n dim"], mean: Float32[np.ndarray, "dim"] | None) -> Float[Tensor, "n dim"]:
-    if mean is None:
-        return vectors
-    vectors = vectors.sub_(torch.from_numpy(mean).to(vectors.device))
-    return vectors.div_(torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_(min=1e-12))
+def _centre(vectors: Float[Tensor, "n dim"], mean: Float32[np.ndarray, "dim"] | None) -> None:
+    """Subtract the mean and normalise again, in place."""
+    if mean is not None:
+        vectors.sub_(torch.from_numpy(mean).to(vectors.device))
+        vectors.div_(torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_(min=1e-12))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, shortlist
 from clipit.stores import embed
 from clipit.stores.embed import Store
@@ -45,13 +46,21 @@ def check_shards(store: Store) -> None:
 def check_finite(store: Store, what: str) -> None:
     """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
 
+    The processes share the shards; call it in all of them.
+
     Raises:
         DataError: Some are not finite; the message lists their ids.
     """
-    non_finite: list[str] = []
-    for start, block in store.blocks(embed.SHARD):
-        if not np.isfinite(block.sum()):
-            non_finite += store.ids_at(start + np.flatnonzero(~np.isfinite(block).all(axis=1))).tolist()
+    import torch
+
+    processes = get_processes()
+    mine: list[str] = []
+    for number in processes.share(range(store.shards)):
+        finite = torch.from_numpy(np.array(store.shard(number))).isfinite()
+        if not finite.all():
+            rows = np.flatnonzero(~finite.all(dim=1).numpy())
+            mine += store.ids_at(number * embed.SHARD + rows).tolist()
+    non_finite = sorted(name for names in processes.gather(mine) for name in names)
     if non_finite:
         raise DataError(
             f"{len(non_finite)} embeddings of {what} are not finite: {shortlist(non_finite)}",

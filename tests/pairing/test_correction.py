@@ -89,13 +89,8 @@ def quiet(units: int = 1, note: str = "") -> None:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of 32 rows, of which two are in memory at a time."""
-    for name in (
-        "clipit.stores.embed",
-        "clipit.stores.stored_rows",
-        "clipit.stores.check",
-        "clipit.pairing.correction",
-    ):
-        monkeypatch.setattr(f"{name}.SHARD", 32)
+    for name in ("stores.embed", "pairing.correction"):
+        monkeypatch.setattr(f"clipit.{name}.SHARD", 32)
     for name in ("clipit.stores.exact", "clipit.pairing.correction"):
         monkeypatch.setattr(f"{name}.values_held", lambda: 2 * 32 * DIM)
 

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _MOST_THREADS = 8
 _THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)  # Linux
 _MOST_BYTES = 2**30  # of results that are read ahead; at least one batch
+_GROUPS = 4  # groups of items per thread into which a batch is divided
 _SHORTEST = 1.0  # seconds; shorter loops are not reported
 _NOTABLE = 0.1
 """Share of the time spent waiting above which a note says what to do."""
@@ -138,27 +139,34 @@ def read_ahead(
     """
     clock = ReadingClock() if clock is None else clock
     clock.threads = pool._max_workers
-    pending: deque[tuple[Batch, list[Future[tuple[Result, float, float, int]]]]] = deque()
+    pending: deque[tuple[Batch, list[Future[tuple[list[Result], float, float, int]]]]] = deque()
 
-    def timed(item: Any) -> tuple[Result, float, float, int]:
+    def submit(batch: Batch) -> list[Future[tuple[list[Result], float, float, int]]]:
+        # Handing an item to a thread takes a tenth of the time that a small tile takes to decode, so hand over several.
+        items = list(batch)
+        size = max(1, len(items) // (_GROUPS * clock.threads))
+        return [pool.submit(timed, items[first : first + size]) for first in range(0, len(items), size)]
+
+    def timed(items: list[Any]) -> tuple[list[Result], float, float, int]:
         start, used, blocks = time.perf_counter(), time.thread_time(), _blocks()
-        result = read(item)
-        return result, time.perf_counter() - start, time.thread_time() - used, _blocks() - blocks
+        results = [read(item) for item in items]
+        return results, time.perf_counter() - start, time.thread_time() - used, _blocks() - blocks
 
     def next_batch() -> tuple[Batch, list[Result]]:
         batch, futures = pending.popleft()
         before = time.perf_counter()
         outcomes = [future.result() for future in futures]
         clock.waited += time.perf_counter() - before
-        clock.items += len(outcomes)
+        results = [result for group, _, _, _ in outcomes for result in group]
+        clock.items += len(results)
         clock.reading += sum(seconds for _, seconds, _, _ in outcomes)
         clock.computing += sum(seconds for _, _, seconds, _ in outcomes)
         clock.blocks += sum(blocks for _, _, _, blocks in outcomes)
-        return batch, [result for result, _, _, _ in outcomes]
+        return batch, results
 
     try:
         for batch in batches:
-            pending.append((batch, [pool.submit(timed, item) for item in batch]))
+            pending.append((batch, submit(batch)))
             while len(pending) > depth:
                 finished = next_batch()
                 size = sum(getattr(result, "nbytes", 0) for result in finished[1])

@@ -24,13 +24,14 @@ from clipit.pairing.blocks import shares
 from clipit.pairing.nearest import DECIMALS
 from clipit.progress import progress
 from clipit.stores.embed import SHARD, Store
-from clipit.stores.exact import BLOCK, best_of, blocks_held, full_precision, product, values_held
+from clipit.stores.exact import BLOCK, best_of, blocks_held, full_precision, product
 from clipit.stores.stored_rows import StoredRows, centred_rows
 
 if TYPE_CHECKING:
     from clipit.progress import Advance
 
 _SINKHORN_SCORES = 2**25  # maximum number of scores that Sinkhorn holds in memory
+_SINKHORN_VALUES = 2**24  # maximum number of float32 values of all snippets that Sinkhorn holds in memory (64 MiB)
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def sinkhorn_biases(
 
 def fits(snippets: StoredRows) -> bool:
     """Return whether the vectors of all snippets may be in memory at once."""
-    return len(snippets) * snippets.store.dim <= values_held()
+    return len(snippets) * snippets.store.dim <= _SINKHORN_VALUES
 
 
 Masses = Callable[[Float[Tensor, "s"]], Float[Tensor, "s"]]

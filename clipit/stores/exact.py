@@ -16,7 +16,7 @@ from clipit.distributed import get_processes
 
 BLOCK = 4096
 """Largest number of vectors per matrix product; together with the number of queries, it limits memory."""
-_HELD = {"cpu": 2**24, "cuda": 2**28}  # float32 values of vectors that are kept for one pass: 64 MiB, 1 GiB
+_HELD = {"cpu": 2**23, "cuda": 2**28}  # float32 values of vectors that are kept for one pass: 32 MiB, 1 GiB
 _CHUNK = 64  # scores per maximum
 
 Scored = tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]
@@ -29,7 +29,7 @@ def blocks_held(block: int, dim: int) -> int:
 
 
 def values_held() -> int:
-    """Return the number of float32 values of vectors that are kept for one pass: 64 MiB, on a GPU 1 GiB."""
+    """Return the number of float32 values of vectors that are kept for one pass: 32 MiB, on a GPU 1 GiB."""
     return _HELD.get(get_processes().device.type, _HELD["cpu"])
 
 

@@ -91,8 +91,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of 32 rows, of which two are in memory at a time."""
     for name in ("stores.embed", "pairing.correction"):
         monkeypatch.setattr(f"clipit.{name}.SHARD", 32)
-    for name in ("clipit.stores.exact", "clipit.pairing.correction"):
-        monkeypatch.setattr(f"{name}.values_held", lambda: 2 * 32 * DIM)
+    monkeypatch.setattr("clipit.stores.exact.values_held", lambda: 2 * 32 * DIM)
 
 
 @pytest.mark.parametrize(("count", "size"), [(2, 16), (3, 16), (2, 4096), (4, 35)])
@@ -141,6 +140,7 @@ def test_sinkhorn_of_snippets_that_do_not_fit_is_the_same(
     small_shards: None, index: Index, tiles: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snippets, blocks = index.stored(), TileBlocks(tiles, tiles.mean(), 16)
+    monkeypatch.setattr(module, "fits", lambda snippets: False)
     streamed = sinkhorn_biases(snippets, blocks, T, 10, quiet)
     monkeypatch.setattr(module, "fits", lambda snippets: True)
     assert np.allclose(sinkhorn_biases(snippets, blocks, T, 10, quiet), streamed, atol=2e-6)

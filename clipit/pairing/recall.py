@@ -104,10 +104,8 @@ def _choose(index: Index, queries: _Queries, given: SearchSettings) -> SearchSet
     elif given.ef_search is None and index.faiss_index.has_graph:
         lengths = _doubled(LEAST_GRAPH_LIST, max(LEAST_GRAPH_LIST, min(_LONGEST_LIST, total)))
         efforts = [replace(given, ef_search=length) for length in lengths]
-    # Fewer candidates cost recall, too, so that the effort has to reach more if both are chosen.
-    goal = TARGET if given.candidates is not None else (1 + TARGET) / 2
     chosen = _least(
-        efforts, lambda effort: _recall(replace(index, settings=replace(effort, candidates=wide)), queries), goal
+        efforts, lambda effort: _recall(replace(index, settings=replace(effort, candidates=wide)), queries), TARGET
     )
     if given.candidates is not None:
         return chosen

@@ -62,7 +62,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "start_up": start_up.measure,
     "faiss_threads": faiss_threads.measure,
 }
-GPU = ("training_step", "bag_step", "embedding", "pairing", "prediction")
+GPU = ("training_step", "bag_step", "checkpointing", "embedding", "pairing", "prediction")
 """Benchmarks of `--gpu`, the most important first."""
 _GPU_REPEATS = 3
 _GPU_SECONDS = 330  # no further benchmark is started after it; the longest of them takes two minutes

@@ -1,12 +1,12 @@
 """Texts that are nearest to tiles in the joint space: class prompts, and snippets of reports."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError
@@ -24,27 +24,24 @@ class TextNeighbours:
     Attributes:
         texts: Texts.
         sources: Class of each prompt, or id of each snippet.
-        vectors: Unit vector of each text, in the space of the model's image embeddings.
+        read: Function from rows to their unit vectors in the space of the model's image embeddings; those of many texts
+            stay on the disk.
     """
 
     texts: Sequence[str]
     sources: Sequence[str]
-    vectors: Float32[np.ndarray, "n dim"]
+    read: Callable[[Int64[np.ndarray, "n"]], Float32[np.ndarray, "n dim"]]
 
     def nearest(self, embeddings: Float32[np.ndarray, "q dim"], count: int) -> list[list[tuple[int, float]]]:
         """Return row and cosine similarity of the nearest texts of each embedding, the most similar first."""
-        queries, device = unit(embeddings), get_processes().device
-        starts = range(0, len(self.vectors), BLOCK)
-        parts = (np.arange(start, min(start + BLOCK, len(self.vectors))) for start in starts)
-        vectors = (
-            (torch.from_numpy(part).to(device), torch.from_numpy(self.vectors[part]).to(device)) for part in parts
-        )
-        rows = nearest_rows(queries, vectors, min(count, len(self.vectors)))
-        found = []
-        for query, places in zip(queries, rows.tolist(), strict=True):
-            scored = [(place, float(self.vectors[place] @ query)) for place in places]
-            found.append(sorted(scored, key=lambda pair: (-pair[1], pair[0])))
-        return found
+        queries, device, total = unit(embeddings), get_processes().device, len(self.texts)
+        parts = (np.arange(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK))
+        vectors = ((torch.from_numpy(part).to(device), torch.from_numpy(self.read(part)).to(device)) for part in parts)
+        nearest = []
+        for query, rows in zip(queries, nearest_rows(queries, vectors, min(count, total)), strict=True):
+            scored = zip(rows.tolist(), (self.read(rows) @ query).tolist(), strict=True)
+            nearest.append(sorted(scored, key=lambda pair: (-pair[1], pair[0])))
+        return nearest
 
 
 def snippet_neighbours(
@@ -71,5 +68,4 @@ def snippet_neighbours(
     store = workspace.text_store()
     texts = workspace.snippet_texts()
     ids = [str(name) for name in store.ids.tolist()]
-    vectors = np.concatenate([block for _, block in store.blocks()])
-    return TextNeighbours([texts[name] for name in ids], ids, centred(unit(vectors), mean))
+    return TextNeighbours([texts[name] for name in ids], ids, lambda rows: centred(unit(store.rows(rows)), mean))

@@ -119,7 +119,7 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
     return TileScorer(
         zero_shot.classes, "student", f"zero-shot student {facts['run']} with {zero_shot.source}", cosines,
         spec.preprocess, classifier.device, spec.mpp, spec.tile_pixels, zero_shot.logit_scale, facts,
-        TextNeighbours(zero_shot.classes, [""] * len(zero_shot.classes), zero_shot.embeddings), vlm,
+        TextNeighbours(zero_shot.classes, [""] * len(zero_shot.classes), zero_shot.embeddings.__getitem__), vlm,
         classifier.text_mean,
     )  # fmt: skip
 
@@ -131,7 +131,7 @@ def _own_prompts(classifier: "Classifier") -> TextNeighbours | None:
         return None
     vectors = classifier.prompt_embeddings(name).astype(np.float32)
     classes = classifier.spec.prompts[name]
-    return TextNeighbours(classes, [name] * len(classes), vectors)
+    return TextNeighbours(classes, [name] * len(classes), vectors.__getitem__)
 
 
 def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = ()) -> TileScorer:
@@ -148,7 +148,7 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
 
     texts = embed_prompts(prompts, encode)
     vectors = torch.from_numpy(class_means(texts)).to(vlm.device)
-    known = TextNeighbours(texts.texts, [texts.classes[code] for code in texts.class_of.tolist()], texts.vectors)
+    known = TextNeighbours(texts.texts, [texts.classes[code] for code in texts.class_of.tolist()], texts.vectors.__getitem__)
 
     def cosines(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         embeddings = vlm.encode_images(pixels)

@@ -148,7 +148,9 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
 
     texts = embed_prompts(prompts, encode)
     vectors = torch.from_numpy(class_means(texts)).to(vlm.device)
-    known = TextNeighbours(texts.texts, [texts.classes[code] for code in texts.class_of.tolist()], texts.vectors.__getitem__)
+    known = TextNeighbours(
+        texts.texts, [texts.classes[code] for code in texts.class_of.tolist()], texts.vectors.__getitem__
+    )
 
     def cosines(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         embeddings = vlm.encode_images(pixels)

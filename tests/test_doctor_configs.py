@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clipit.config.run import RunConfig
+from clipit.config.run import RunConfig, TilesConfig
 from clipit.config.shipped import run_configs, shipped_folder
 from clipit.doctor.checks import Check, merge_checks
 from clipit.doctor.configs import (
@@ -16,6 +16,7 @@ from clipit.doctor.configs import (
     missing_keys,
     read_incomplete,
 )
+from clipit.doctor.data import check_tiles
 from clipit.doctor.diagnose import diagnose
 from clipit.doctor.models import Access
 from clipit.errors import ConfigError
@@ -111,6 +112,19 @@ def test_a_configuration_with_keys_of_its_user(configure: Callable[..., RunConfi
     assert config.run.output == Path("elsewhere") and not missing
     assert {check.status for check in check_config(config, missing, path, silent)} == {"PASS"}
     assert read_incomplete(shipped_folder() / "own_comparison.yaml", keys[:1])[1] == ["reports.path"]
+
+
+def test_tiles_without_groups_are_named_with_the_key_to_set(tmp_path: Path) -> None:
+    rows = [f"{number}.png,a,train,case {number // 2}" for number in range(4)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split,patient_id", *rows]) + "\n")
+    for number in range(4):
+        (tmp_path / f"{number}.png").touch()
+    config = TilesConfig(source="table", path=str(tmp_path / "t.csv"))
+    passed, warning = check_tiles("tiles", config)
+    assert (passed.status, warning.status) == ("PASS", "WARN") and "has a group" in warning.message
+    assert warning.fix.endswith("set --tiles.columns.group=patient_id")
+    grouped = config.model_copy(update={"columns": {"group": "patient_id"}})
+    assert [check.status for check in check_tiles("tiles", grouped)] == ["PASS"]
 
 
 def test_wrong_tiles_are_found_although_reports_are_not_set() -> None:

@@ -83,7 +83,7 @@ def train_mil(config: Config) -> MilResult:
     from clipit.mil.conditions import conditions_study
     from clipit.mil.study import mil_study
 
-    file = as_config(config)
+    file = as_config(config, needs_tiles=False)
     if file.mil.conditions:
         return MilResult(conditions_study(file))
     return MilResult(mil_study(file.run, file.mil))

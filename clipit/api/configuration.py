@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.file import SECTIONS, ConfigFile
-from clipit.config.load import dotted, merge, nested, override, read_yaml, validate_file
+from clipit.config.load import dotted, fill_tiles, merge, nested, override, read_yaml, require_tiles, validate_file
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
 
@@ -24,6 +24,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
         >>> config = clipit.load_config("own_table", {"tiles.path": "tiles.csv", "training.steps": 200}, seed=1)
         >>> config = clipit.load_config("config.yaml", lora={"rank": 16})
         >>> text_free = clipit.load_config(config, arm="image_only")
+        >>> reports_alone = clipit.load_config("own_table", {"reports.path": "reports.csv"})  # for build_text_index
 
     Args:
         config: Path of a YAML file, name of a shipped configuration (`clipit init` lists them), or a configuration to
@@ -33,7 +34,8 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
 
     Returns:
         The validated configuration: the keys of a run in `run`, and the sections `comparison`, `probing`, `robustness`,
-        `prompt_study` and `segmentation`.
+        `prompt_study` and `segmentation`. Without `tiles.path`, it serves functions that need no tiles; the others
+        refuse it.
 
     Raises:
         ConfigError: The file cannot be read, or keys or values are wrong; all of them are listed.
@@ -48,12 +50,20 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     else:
         path = _path(config)
         values, where = read_yaml(path), str(path)
-    return validate_file(override(values, changes, given), f"{where} and the overrides" if changes else where)
+    values = fill_tiles(override(values, changes, given))
+    return validate_file(values, f"{where} and the overrides" if changes else where)
 
 
-def as_config(config: Config) -> ConfigFile:
-    """Return a configuration as it is, or read it by its path or name."""
-    return config if isinstance(config, ConfigFile) else load_config(config)
+def as_config(config: Config, *, needs_tiles: bool = True) -> ConfigFile:
+    """Return a configuration as it is, or read it by its path or name.
+
+    Raises:
+        ConfigError: It cannot be read, or lacks tiles that are needed.
+    """
+    file = config if isinstance(config, ConfigFile) else load_config(config)
+    if needs_tiles:
+        require_tiles(file.run)
+    return file
 
 
 def _path(config: str | Path) -> Path:

@@ -94,7 +94,8 @@ def build_text_index(config: Config) -> IndexResult:
         >>> index.snippets["text"].head()
 
     Args:
-        config: Configuration with reports.
+        config: Configuration with reports. It needs no tiles; with them, reports of patients with validation or test
+            tiles are left out.
 
     Raises:
         ClipitError: The reports, the VLM or the index have a problem; the message says what to do.
@@ -102,7 +103,7 @@ def build_text_index(config: Config) -> IndexResult:
     from clipit.workspace.preflight import check_inputs
     from clipit.workspace.workspace import Workspace
 
-    workspace = Workspace(as_config(config).run)
+    workspace = Workspace(as_config(config, needs_tiles=False).run)
     check_inputs(workspace, ["vlm"], reports=True)
     artifact = workspace.index.artifact
     facts = artifact.manifest.facts
@@ -121,7 +122,7 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
         >>> slides = clipit.pair(config, features="trident/features_conch_v1")
 
     Args:
-        config: Configuration with tiles and reports.
+        config: Configuration with reports and, unless `features` is given, tiles.
         features: Files of TRIDENT or CLAM (.h5), or a folder of them, whose tiles are paired in place of the
             configured ones. They must be unit vectors of the image tower of `vlm`, projected into the joint space (in
             TRIDENT's encoder of CONCH: `with_proj=True, normalize=True`). The group of a tile is its slide; no page is
@@ -136,7 +137,7 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
     from clipit.workspace.preflight import check_inputs
     from clipit.workspace.workspace import Workspace
 
-    run = as_config(config).run
+    run = as_config(config, needs_tiles=features is None).run
     workspace = Workspace(run)
     if features is not None:
         paths = [features] if isinstance(features, str | Path) else features

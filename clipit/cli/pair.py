@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.command_line import read_file_command
+from clipit.config.load import require_tiles
 from clipit.errors import user_errors
 
 
@@ -19,7 +20,7 @@ def main() -> None:
                 "help": "pair the tiles of slides by features of TRIDENT or CLAM (a file or folder; may be repeated)",
             },
         }
-        config, options = read_file_command(__doc__, (), extra=extra)
+        config, options = read_file_command(__doc__, (), extra=extra, needs_tiles=False)
         from clipit.api.texts import pair
         from clipit.distributed import get_processes
         from clipit.workspace.pairing_report import compare_pairing_rules
@@ -27,6 +28,7 @@ def main() -> None:
         from clipit.workspace.workspace import Workspace
 
         if options.options:
+            require_tiles(config.run)
             workspace = Workspace(config.run)
             check_inputs(workspace, ["vlm"], reports=True)
             table = compare_pairing_rules(workspace)

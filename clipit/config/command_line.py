@@ -12,8 +12,8 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import (
-    NO_TILES,
     dotted,
+    fill_tiles,
     key_types,
     merge,
     names_tiles,
@@ -115,9 +115,8 @@ def read_file_command(
     given += [key for key in unknown if key.startswith("terms.")]  # validated with the class of the term
     changes = merge(overrides, nested({key: decode_text(text) for key, text in unknown.items()}))
     values = override(read_yaml(options.config) if options.config else {}, changes, given)
-    tiles = values.get("tiles", {})
-    if not needs_tiles and isinstance(tiles, Mapping) and "path" not in tiles:
-        values["tiles"] = {"source": "table", "path": NO_TILES, **tiles}
+    if not needs_tiles:
+        values = fill_tiles(values)
     origin = f"{options.config} and the command line" if options.config else "the command line"
     return validate_file(values, origin), options
 

@@ -221,6 +221,28 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
     return values
 
 
+def fill_tiles(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy the content of a file; tiles without a path become the placeholder of `names_tiles`."""
+    tiles = values.get("tiles", {})
+    if not isinstance(tiles, Mapping) or "path" in tiles:
+        return dict(values)
+    return {**values, "tiles": {"source": "table", "path": NO_TILES, **tiles}}
+
+
 def names_tiles(config: RunConfig) -> bool:
     """Return whether a configuration names tiles; without them, the section `tiles` is a placeholder."""
     return config.tiles.path != NO_TILES
+
+
+def require_tiles(config: RunConfig) -> None:
+    """Check that a configuration names tiles.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    if not names_tiles(config):
+        raise ConfigError(
+            "the configuration names no tiles",
+            where="tiles.path",
+            fix="name them, such as tiles.path=tiles.csv with tiles.images=tiles.zip",
+        )

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipit.config.run import RunConfig, TilesConfig
 from clipit.data_files import hub_id, neighbours
 from clipit.doctor.checks import Check, failed_check
 from clipit.errors import ClipitError
+
+if TYPE_CHECKING:
+    from clipit.tiles.tileset import TileSet
 
 _TCGA_PAGE = "https://github.com/tatonetti-lab/tcga-path-reports"
 
@@ -48,7 +52,21 @@ def check_tiles(subject: str, config: TilesConfig) -> list[Check]:
     if subject == "tiles" and not (tiles.splits == "train").any():
         fix = "name the source's training part in tiles.splits.train, or correct the split column"
         return [Check("FAIL", subject, f"There are no training tiles in {config.path} ({counts}).", fix)]
-    return [Check("PASS", subject, f"{config.path}: {counts}")]
+    return [Check("PASS", subject, f"{config.path}: {counts}"), *_patients_unknown(subject, config, tiles)]
+
+
+def _patients_unknown(subject: str, config: TilesConfig, tiles: TileSet) -> list[Check]:
+    """Warn if no tile has a patient or slide, except in a published data set, whose groups are documented."""
+    from clipit.tiles.datasets import DATASETS
+    from clipit.tiles.splits import patients
+
+    if config.source in DATASETS or (patients(tiles.groups, tiles.ids) != "").any():
+        return []
+    what = f"No tile of {config.path} has a group, so one patient or slide may be in two splits, and scores too high."
+    fix = tiles.advice or (
+        "name the patient or slide in a column group, or set tiles.columns.group or tiles.group_pattern"
+    )
+    return [Check("WARN", subject, what, fix)]
 
 
 def check_kept_size(subject: str, tiles: TilesConfig, config: RunConfig) -> list[Check]:

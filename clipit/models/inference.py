@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from clipit.config.run import VLMConfig
 from clipit.device_copies import copy_ahead, stack
 from clipit.errors import DataError, ModelError, is_out_of_memory, out_of_memory
-from clipit.image_set import ZIP, open_images
 from clipit.models.classifier_network import ClassifierNetwork, parse_device, parse_dtype
 from clipit.models.classifier_spec import (
     HEADS,
@@ -27,7 +25,7 @@ from clipit.models.classifier_spec import (
 )
 from clipit.models.hub import classifier_folder
 from clipit.models.loading import foreign_errors
-from clipit.models.preprocess import Picture, check_several, open_picture
+from clipit.models.pictures import Images, open_pictures
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
@@ -35,8 +33,6 @@ from clipit.models.trunks import channels_last
 from clipit.models.vlm import VLM, load_vlm
 from clipit.read_ahead import read_ahead, reading_threads
 
-Images = Sequence[Picture] | str | Path
-"""A list of images, or the path of a folder or zip, whose images are read in the order of their paths."""
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
 """Mapping from class to its texts, or to their embeddings by the classifier's VLM ([D] or [n,D])."""
 
@@ -124,7 +120,8 @@ class Classifier:
         """Predict class probabilities, one row per image, in the order of `classes`.
 
         Args:
-            images: Images as paths, arrays or PIL images; or a folder or zip, in the order of sorted paths.
+            images: Images as paths, arrays or PIL images; or a folder or zip, in the order of sorted paths. Slides are
+                refused: `clipit.predict` predicts their tissue tiles.
             batch_size: Images per batch.
             workers: Threads that read images beside the model; 0: one per core, at most 8.
 
@@ -229,7 +226,7 @@ class Classifier:
         return self._compute(pixels.to(self.device, self.dtype))
 
     def _batches(self, images: Images, batch_size: int, workers: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
-        count, read = _opened(images)
+        count, read = open_pictures(images)
         preprocess = self.spec.preprocess
         rows = (range(start, min(start + batch_size, count)) for start in range(0, count, batch_size))
         with reading_threads(workers) as pool:
@@ -379,17 +376,6 @@ def load_classifier(
     network = network.to(chosen).eval().requires_grad_(False)
     classifier = Classifier(spec, network, zero_shot, vlm, trust_remote_code).to(dtype=dtype)
     return classifier.compile() if compile else classifier
-
-
-def _opened(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
-    """Return the number of images, and a function that reads one of them by its position."""
-    if isinstance(images, str | Path):
-        path = Path(images).expanduser()
-        if path.suffix.lower() == ZIP or path.is_dir():
-            source = open_images(path)
-            return len(source), source.read
-    listed = check_several(images)
-    return len(listed), lambda position: open_picture(listed[position], position)
 
 
 def _normalised(vectors: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:

@@ -46,12 +46,12 @@ def prediction_page(
     counts = {"images": summary["images"], "predicted": summary["predicted"], "unreadable": summary["unreadable"]}
     sections = [
         PageSection("Classes", [facts_table(counts, f"{name}"), _shares(summary, "Predicted classes")]),
-        PageSection("Least certain", [_cards(predicted, predicted.least_certain(LEAST), images, zero_shot, "")]),
+        PageSection("Least certain", [_least_certain(predicted, images, zero_shot)]),
         PageSection("Most certain", _most_certain(predicted, images, zero_shot)),
     ]
     if zero_shot is not None:
         shares = _shares(summary["zero_shot"], f"Zero-shot classes of {summary['zero_shot']['prompts']}")
-        least = _cards(zero_shot, zero_shot.least_certain(LEAST), images, None, "Least certain zero-shot classes")
+        least = _least_certain(zero_shot, images, None, "zero-shot ")
         sections.append(PageSection("Zero-shot", [shares, least]))
     if unreadable:
         shown = unreadable[:MOST_UNREADABLE]
@@ -77,14 +77,25 @@ def _shares(summary: Mapping[str, Any], caption: str) -> Table:
     return Table(SHARES_HEADER, shares_rows(summary), caption=caption)
 
 
+def _least_certain(
+    predicted: PredictedClasses, images: ImageSet, zero_shot: PredictedClasses | None, kind: str = ""
+) -> Cards:
+    which = predicted.least_certain(LEAST)
+    caption = (
+        f"{len(which)} of {len(predicted.best):,} images, the least certain first: {kind}class and its probability"
+    )
+    return _cards(predicted, which, images, zero_shot, caption)
+
+
 def _most_certain(predicted: PredictedClasses, images: ImageSet, zero_shot: PredictedClasses | None) -> list[Part]:
     counts = np.bincount(predicted.best, minlength=len(predicted.classes))
     order = np.argsort(-counts, kind="stable")
-    parts: list[Part] = [
-        _cards(predicted, predicted.most_certain(int(c), MOST_PER_CLASS), images, zero_shot, predicted.classes[c])
-        for c in order[:MOST_CLASSES]
-        if counts[c]
-    ]
+    parts: list[Part] = []
+    for c in order[:MOST_CLASSES].tolist():
+        if counts[c]:
+            which = predicted.most_certain(c, MOST_PER_CLASS)
+            caption = f"{predicted.classes[c]}: {len(which)} of {int(counts[c]):,} images, the most certain first"
+            parts.append(_cards(predicted, which, images, zero_shot, caption))
     if (counts > 0).sum() > MOST_CLASSES:
         parts.append(Text(f"Only the {MOST_CLASSES} most frequent classes are shown."))
     return parts

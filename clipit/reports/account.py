@@ -58,6 +58,8 @@ class Account:
     """Descriptions of the reports with such words, one line each."""
     kept_short: Tally | None = None
     """Short snippets that were kept because they name a diagnosis."""
+    section_reports: dict[str, int] | None = None
+    """Section -> number of reports with text in it."""
     mended: dict[str, int] | None = None
     """Mended words, written as "intesFnal -> intestinal", with their numbers; the most frequent first."""
 
@@ -94,12 +96,18 @@ class Account:
         lines.append(f"tokens (special tokens included; budget {self.budget})")
         lines += [f"  {span:>9} {n:>9,}  {'#' * round(40 * n / max(largest, 1))}" for span, n in self.tokens.items()]
         if self.sections:
-            lines.append("sections   (pieces) " + ", ".join(f"{name} {n:,}" for name, n in self.sections.items()))
+            lines.append(f"sections   {', '.join(map(self._format_section, self.sections))}")
         if self.long_words:
             lines.append(f"long words {self.long_words:>9,}  of more than 500 characters were dropped")
             lines += _first(self.long_word_reports)
         lines.append(f"problems   {len(reports.problems):>9,}")
         return "\n".join([*lines, *_first(reports.problems)])
+
+    def _format_section(self, name: str) -> str:
+        pieces = f"{self.sections[name]:,} pieces"
+        if self.section_reports is None:
+            return f"{name} {pieces}"
+        return f"{name} in {self.section_reports[name]:,} reports ({pieces})"
 
     def _format_mended(self) -> list[str]:
         if not self.mended:

@@ -107,6 +107,7 @@ def build_snippets(
         dropped=dropped,
         kept=len(texts),
         sections=dict(Counter(piece.section for piece in pieces).most_common()),
+        section_reports=_count_reports(occurrences),
         budget=budget,
         tokens=token_histogram(snippets["n_tokens"].to_pylist(), budget),
         long_words=sum(map(len, long_words.values())),
@@ -121,6 +122,12 @@ def build_snippets(
             fix="relax the filters under `reports`, or use another corpus",
         )
     return Snippets(snippets, sources, account)
+
+
+def _count_reports(occurrences: _Occurrences) -> dict[str, int]:
+    """Count the reports with text in each section."""
+    found = {(piece.section, report.report_id) for places in occurrences.values() for report, piece in places}
+    return dict(sorted(Counter(section for section, _ in found).items()))
 
 
 def _snippet_id(text: str) -> str:

@@ -23,8 +23,8 @@ from clipit.tiles.nct_crc import read_nct_crc
 from clipit.tiles.pcam import read_pcam
 from clipit.tiles.quarantine import check_images
 from clipit.tiles.slides import read_slides
-from clipit.tiles.source import DROPPED, SourceTiles, map_labels, sorted_names, spelled_alike
-from clipit.tiles.splits import check_groups, resolve_parts
+from clipit.tiles.source import ALIASES, DROPPED, SourceTiles, map_labels, sorted_names, spelled_alike
+from clipit.tiles.splits import check_groups, configured_parts, resolve_parts
 from clipit.tiles.streaming import stream_tiles
 from clipit.tiles.table import read_table
 from clipit.tiles.tileset import TileSet
@@ -172,7 +172,7 @@ def _make_tile_set(source: SourceTiles, config: TilesConfig, annotators: Annotat
         reader=source.reader,
         rows=np.arange(len(source.ids), dtype=np.int64),
         stamps=np.asarray(source.stamps, dtype=np.str_),
-        notes=(*source.notes, *_part_notes(source, splits)),
+        notes=(*source.notes, *_part_notes(source, splits), *_alias_notes(source, splits, config)),
         where=source.where,
         advice=group_advice(source),
     )
@@ -185,6 +185,20 @@ def _part_notes(source: SourceTiles, splits: list[str]) -> tuple[str, ...]:
         return ()
     listed = shortlist([f"{part}: {count}" for part, count in sorted(others.items())])
     return (f"{sum(others.values())} tiles of other parts dropped ({listed})",)
+
+
+def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) -> tuple[str, ...]:
+    """Describe how split values were read that are neither ours nor configured, such as Training or VAL."""
+    if source.part_names is not ALIASES:
+        return ()
+    named = {*configured_parts(config.splits)}
+    read = Counter(
+        (part, split)
+        for part, split in zip(source.parts, splits, strict=True)
+        if part and split and part != split and part not in named
+    )
+    listed = [f"{part} ({count:,} tiles) as {split}" for (part, split), count in sorted(read.items())]
+    return (f"split values were understood: {', '.join(listed)}; tiles.splits maps them otherwise",) if listed else ()
 
 
 def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[str]) -> tuple[str, ...]:

@@ -26,6 +26,10 @@ from clipit.workspace.tile_reading import artefacts_of, read_with_overview, with
 
 logger = logging.getLogger(__name__)
 
+_NAME_THEM = (
+    "name the patient or slide of each tile in a column group, or set --tiles.columns.group=COLUMN or "
+    "--tiles.group_pattern=REGEX"
+)
 _MOST_NAMES = 50  # patients listed for a pair of splits; leaks.json has all
 _SCHEMA = pa.schema(
     [
@@ -76,7 +80,15 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
         with whole_file(path.with_suffix(".parquet")) as temporary:
             pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), temporary)
         logger.info(
-            "\n".join(["", leaks_table(leaks), *list_patients(leaks), *(f"not checked: {x}" for x in unchecked)])
+            "\n".join(
+                [
+                    "",
+                    leaks_table(leaks),
+                    *list_patients(leaks),
+                    *_hint(leaks, tiles),
+                    *(f"not checked: {x}" for x in unchecked),
+                ]
+            )
         )
     return path, len({(leak.kind == "report", leak.id) for leak in leaks})
 
@@ -107,6 +119,13 @@ def list_patients(leaks: Sequence[Leak]) -> list[str]:
     return lines
 
 
+def _hint(leaks: Sequence[Leak], tiles: TileSet) -> list[str]:
+    """Explain what similar images in two splits suggest if no tile has a group."""
+    if (patients(tiles.groups, tiles.ids) == "").all() and any(leak.kind == "near" for leak in leaks):
+        return ["similar images in two splits often show the same patient or slide; more of their tiles may leak"]
+    return []
+
+
 def _unchecked(
     tiles: TileSet, source: str, pixels: str, reports: Sequence[Any], prints: Prints | None, spread: float
 ) -> list[str]:
@@ -117,7 +136,8 @@ def _unchecked(
         lines.append(f"patients: {card.title} names only the {card.group_is} of a tile, which is its group here")
     nameless = int((patients(tiles.groups, tiles.ids) == "").sum())
     if nameless:
-        lines.append(f"patients of {nameless} of {len(tiles)} tiles: the data do not name them")
+        advice = tiles.advice or _NAME_THEM
+        lines.append(f"patients of {nameless} of {len(tiles)} tiles: the data do not name them; {advice}")
     unknown = sum(not patient_of(report) for report in reports)
     if unknown:
         lines.append(f"patients of {unknown} of {len(reports)} reports: none named (reports.group_column)")

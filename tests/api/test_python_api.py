@@ -11,6 +11,7 @@ import pytest
 from tiny_models import MakeFile
 
 import clipit
+from clipit.api.configuration import as_config
 from clipit.api.runs import RunResult
 from clipit.cli.train import main as train_command
 from clipit.config.command_line import read_file_command
@@ -66,6 +67,14 @@ def test_a_wrong_configuration_is_an_exception_that_lists_all_problems() -> None
         clipit.load_config("demo", {"seed": 1}, seed=2)
     with pytest.raises(ConfigError, match="home folder"):
         clipit.load_config("~nobody-has-this-name/config.yaml")
+
+
+def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_without_tiles(world: dict) -> None:
+    config = clipit.load_config("own_table", {"reports.path": world["reports"]["path"]})
+    assert as_config(clipit.load_config(config, seed=1), needs_tiles=False).run.reports is not None
+    for task in (clipit.train, clipit.pair, clipit.compare, clipit.probe):
+        with pytest.raises(ConfigError, match=r"names no tiles\n +where: tiles.path"):
+            task(config)
 
 
 def test_the_index_and_the_pairs_are_data_frames_with_texts(configure_file: MakeFile) -> None:

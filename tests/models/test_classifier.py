@@ -21,6 +21,7 @@ from clipit.models.export import export_classifier
 from clipit.models.inference import Classifier
 from clipit.models.loading import public_name
 from clipit.models.lora import check_gradients
+from clipit.models.pictures import open_pictures
 from clipit.models.student import Student, build_student
 from clipit.models.vlm import VLM, load_vlm
 
@@ -259,6 +260,18 @@ def test_folders_and_zips_are_read_in_the_order_of_their_paths(
         np.testing.assert_array_equal(classifier.predict_proba(source), classifier.predict_proba(listed))
         np.testing.assert_array_equal(classifier.zero_shot(source, workers=2), classifier.zero_shot(listed))
         assert classifier.predict(source) == classifier.predict(listed)
+
+
+def test_slides_are_refused_with_the_function_that_reads_them(tmp_path: Path) -> None:
+    slide = tmp_path / "a.svs"
+    slide.touch()
+    for given in (slide, str(slide), [slide], tmp_path):
+        with pytest.raises(DataError, match=r"(?s)not classified as one image: a.svs.*clipit.predict\(classifier"):
+            open_pictures(given)
+    with pytest.raises(DataError, match="does not exist"):
+        open_pictures(tmp_path / "absent.svs")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    assert open_pictures(tmp_path)[0] == 1, "a slide beside images is skipped as other files are"
 
 
 def test_export_refuses_what_does_not_fit(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -113,6 +114,8 @@ def test_the_page_shows_the_least_and_most_certain_images(classifier: Classifier
     order = sorted(sure, key=lambda name: sure[name])
     least, rest = page.split("Least certain")[-1].split("Most certain")
     assert least.index(f"id {order[0]}<") < least.index(f"id {order[1]}<") and f"id {order[-1]}<" in rest
+    assert f"of {len(sure)} images, the least certain first: class and its probability" in least
+    assert re.search(r"tumour: \d+ of \d+ images, the most certain first", rest)
     assert f"id {order[-1]}<" not in least and "data:image/jpeg" in least and "case 2/35.png" in page
 
 

@@ -55,6 +55,18 @@ def test_the_validation_cut_keeps_groups_whole(tmp_path: Path) -> None:
     assert not validation & set(tiles.groups[tiles.splits == "train"])
 
 
+def test_split_values_in_other_words_are_listed_with_their_meaning(tmp_path: Path) -> None:
+    table = rows(tmp_path)
+    for row in table:
+        row["split"] = {"train": "Training", "test": "TEST"}[str(row["split"])]
+    path = write_table(tmp_path / "t.csv", table)
+    notes = load_tiles(config(path), seed=0).notes
+    assert any("TEST (4 tiles) as test, Training (8 tiles) as train; tiles.splits" in note for note in notes)
+    mapped = load_tiles(config(path, splits={"train": "Training", "test": "TEST"}), seed=0).notes
+    plain = load_tiles(config(write_table(tmp_path / "u.csv", rows(tmp_path))), seed=0).notes
+    assert not [note for note in (*mapped, *plain) if "split values" in note]
+
+
 def test_zip_and_folder_hold_the_same_pixels(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:

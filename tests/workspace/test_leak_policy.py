@@ -280,6 +280,8 @@ def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:
     _, leaking = check_leaks(configure(), "off", ["elsewhere"])
     assert leaking == 0 and "no leak found" in said[-1]
     assert "not checked: patients of 60 of 60 reports" in said[-1]
+    check_leaks(configure({"tiles.columns": {"group": None}}), "off")
+    assert "the data do not name them; name the patient or slide of each tile in a column group" in said[-1]
     assert "not checked: comparison.shifted: elsewhere" in said[-1]
 
 

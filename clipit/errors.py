@@ -162,7 +162,7 @@ def _limit_errors() -> Iterator[None]:
     """Turn a lack of memory, a limit on threads, processes or files, or mixed builds into a `ClipitError`."""
     try:
         yield
-    except (RuntimeError, OSError, MemoryError) as error:
+    except (RuntimeError, OSError, MemoryError, ImportError) as error:
         number = getattr(error, "errno", None)
         if is_out_of_memory(error):
             raise out_of_memory(error) from error
@@ -174,7 +174,8 @@ def _limit_errors() -> Iterator[None]:
                 fix="raise the limit (ulimit -u, or the memory and process limits of the job), or lower "
                 "training.threads and OMP_NUM_THREADS",
             ) from error
-        if "torchvision::nms does not exist" in str(error):
+        causes = (error, error.__cause__, error.__context__)  # transformers raises ImportError from it
+        if any("torchvision::nms does not exist" in str(cause) for cause in causes):
             raise ClipitError(
                 "the installed torch and torchvision do not fit together: one is a build for CUDA, one for CPUs",
                 fix="python -m clipit.torchvision_hook makes them work; or install both from one source",

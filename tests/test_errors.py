@@ -161,6 +161,17 @@ def test_limits_of_the_system(error: Exception, message: str, capsys: pytest.Cap
     assert message in capsys.readouterr().err
 
 
+def test_mixed_builds_are_named_also_when_transformers_hides_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"), user_errors():
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        except RuntimeError as error:
+            raise ModuleNotFoundError("Could not import module 'CLIPImageProcessor'.") from error
+    assert "torch and torchvision do not fit together" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError), user_errors():
+        raise ModuleNotFoundError("No module named 'absent'")
+
+
 @pytest.mark.parametrize("writer", ["faiss", "safetensors", "numpy", "parquet"])
 def test_a_limit_on_file_sizes_as_each_library_reports_it(writer: str, tmp_path: Path) -> None:
     import resource

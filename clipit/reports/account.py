@@ -96,7 +96,8 @@ class Account:
         lines.append(f"tokens (special tokens included; budget {self.budget})")
         lines += [f"  {span:>9} {n:>9,}  {'#' * round(40 * n / max(largest, 1))}" for span, n in self.tokens.items()]
         if self.sections:
-            lines.append(f"sections   {', '.join(map(self._format_section, self.sections))}")
+            unit = "(pieces)" if self.section_reports is None else "reports (pieces):"
+            lines.append(f"sections   {unit} {', '.join(map(self._format_section, self.sections))}")
         if self.long_words:
             lines.append(f"long words {self.long_words:>9,}  of more than 500 characters were dropped")
             lines += _first(self.long_word_reports)
@@ -104,10 +105,10 @@ class Account:
         return "\n".join([*lines, *_first(reports.problems)])
 
     def _format_section(self, name: str) -> str:
-        pieces = f"{self.sections[name]:,} pieces"
-        if self.section_reports is None:
-            return f"{name} {pieces}"
-        return f"{name} in {self.section_reports[name]:,} reports ({pieces})"
+        pieces = f"{self.sections[name]:,}"
+        return (
+            f"{name} {pieces}" if self.section_reports is None else f"{name} {self.section_reports[name]:,} ({pieces})"
+        )
 
     def _format_mended(self) -> list[str]:
         if not self.mended:

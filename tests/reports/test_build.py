@@ -72,9 +72,9 @@ def test_account_adds_up_and_can_be_read() -> None:
     assert saved["dropped"]["length (fewer than 3 readable words)"]["count"] == 4
     shown = account.text(REPORTS)
     assert Account.from_dict(saved).text(REPORTS) == shown
-    assert "diagnosis in 2 reports (" in shown and "comment in 1 reports (" in shown
+    assert "sections   reports (pieces): " in shown and "diagnosis 2 (" in shown and "comment 1 (" in shown
     older = Account.from_dict({key: value for key, value in saved.items() if key != "section_reports"})
-    assert "diagnosis" in older.text(REPORTS) and "in 2 reports" not in older.text(REPORTS)
+    assert "sections   (pieces) " in older.text(REPORTS) and "diagnosis 2 (" not in older.text(REPORTS)
     for part in ("3  with text, 1 empty", "by length", "'Diagnosis:'", "budget 15", "x: line 4: empty report"):
         assert part in shown
 

@@ -55,7 +55,7 @@ def check_tiles(subject: str, config: TilesConfig) -> list[Check]:
     return [Check("PASS", subject, f"{config.path}: {counts}"), *_patients_unknown(subject, config, tiles)]
 
 
-def _patients_unknown(subject: str, config: TilesConfig, tiles: TileSet) -> list[Check]:
+def _patients_unknown(subject: str, config: TilesConfig, tiles: "TileSet") -> list[Check]:
     """Warn if no tile has a patient or slide, except in a published data set, whose groups are documented."""
     from clipit.tiles.datasets import DATASETS
     from clipit.tiles.splits import patients

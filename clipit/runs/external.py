@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from clipit.artifacts import locked, read_json, whole_folder
 from clipit.config.effects import select_keys
-from clipit.config.run import RunConfig, TilesConfig
+from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, ModelError
@@ -27,6 +27,7 @@ from clipit.runs.prediction_inputs import class_embeddings
 from clipit.runs.training_tiles import find_training_tiles
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import mpp_warning
+from clipit.tiles.overview import tiles_overview
 from clipit.tiles.splits import patients
 from clipit.training.terms.table import uses_reports
 from clipit.workspace.external_leaks import enforce_on_external, note_reports
@@ -188,7 +189,10 @@ def _new_tiles(
         own = workspace.tiles(config.seed).of_split("test")
         checks: dict[str, Any] = {"policy": "off", "leaks": [], "not_checked": []}
         return map_to_classes(replace(own, notes=()), classifier.classes), checks
-    mapped = map_to_classes(read_external(section, config), classifier.classes)
+    read = read_external(section, config)
+    shown = section.model_copy(update={"labels": LabelsConfig()})  # all labels are scored
+    logger.info(tiles_overview(replace(read, notes=()), shown, f"new set {name}", tests_only=True))  # notes follow
+    mapped = map_to_classes(read, classifier.classes)
     warning = mpp_warning(mapped.tiles, classifier.spec.mpp, f"classifier {run.name}")
     if warning:
         logger.info(f"warning: {warning}")

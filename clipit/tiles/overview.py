@@ -10,13 +10,14 @@ from clipit.tiles.tileset import SPLITS, TileSet
 _MOST_CLASSES = 10  # listed; the others are counted
 
 
-def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles") -> str:
+def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *, tests_only: bool = False) -> str:
     """Format source, classes, splits, labels and patients of tiles, and what is missing with its consequence.
 
     Args:
         tiles: Tiles with all labels of the source.
         config: Section `tiles` that they were read with.
         title: What the tiles are.
+        tests_only: Whether the tiles are a further test set, which needs no other parts.
     """
     counts = np.bincount(tiles.truth[tiles.truth >= 0], minlength=len(tiles.classes)).tolist()
     classes = [f"{name} {count:,}" for name, count in zip(tiles.classes, counts, strict=True)]
@@ -34,7 +35,7 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles") ->
             labels = "all labelled" if labelled and not unlabelled else labels
             lines.append(f"  {split:<10} {int(inside.sum()):>7,} tiles, {labels}, {_patients_of(named[inside])}")
     lines += [f"  labels used: {used}" for used in [_labels_used(config)] if used]
-    lines += [f"  missing: {problem}" for problem in _missing(tiles, named)]
+    lines += [f"  missing: {problem}" for problem in _missing(tiles, named, tests_only)]
     lines += [f"  note: {note}" for note in tiles.notes]
     if tiles.advice:
         lines.append(f"  WARNING: {tiles.advice}")
@@ -62,14 +63,14 @@ def _labels_used(config: TilesConfig) -> str:
     return "" if labels.kind == "fraction" and labels.value == 1 else limits[labels.kind]
 
 
-def _missing(tiles: TileSet, named: np.ndarray) -> list[str]:
+def _missing(tiles: TileSet, named: np.ndarray, tests_only: bool) -> list[str]:
     """List missing parts, labels and groups, each with its consequence."""
     problems = []
     inside = {split: tiles.splits == split for split in SPLITS}
     labelled = {split: mask & (tiles.truth >= 0) for split, mask in inside.items()}
-    if not inside["train"].any():
+    if not tests_only and not inside["train"].any():
         problems.append("no train part, so nothing can be trained: name it in tiles.splits")
-    elif not inside["validation"].any():
+    elif not tests_only and not inside["validation"].any():
         problems.append("no validation part, so the best step cannot be chosen")
     if not inside["test"].any():
         problems.append("no test part, so there is no test score: tiles.test_fraction or tiles.folds cuts one")
@@ -85,8 +86,10 @@ def _missing(tiles: TileSet, named: np.ndarray) -> list[str]:
     nameless = int((named == "").sum())
     if nameless:
         how_many = "no groups" if nameless == len(tiles) else f"no group for {nameless:,} tiles"
+        effect = "so tiles of one patient or slide may be in two splits, and scores too high"
+        if tests_only:
+            effect = "so patients or slides are not compared with those of the training"
         problems.append(
-            f"{how_many}, so tiles of one patient or slide may be in two splits, and scores too high: name the patient "
-            "in a column group, tiles.columns.group or tiles.group_pattern"
+            f"{how_many}, {effect}: name the patient in a column group, tiles.columns.group or tiles.group_pattern"
         )
     return problems

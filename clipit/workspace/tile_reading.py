@@ -87,7 +87,8 @@ def read_with_overview(
             return tiles
         tiles = read_tiles(section, check=check, decode=False, root=root)
         title = f"shifted test set {shifted}" if shifted else "tiles"
-        text = tiles_overview(tiles.of_split("test") if shifted else tiles, shown or section, title)
+        shown_tiles = tiles.of_split("test") if shifted else tiles
+        text = tiles_overview(shown_tiles, shown or section, title, tests_only=bool(shifted))
         # Arms with other labels read the same source again.
         remember(
             f"overview {title} {fingerprint(section.model_dump(mode='json', exclude={'labels'}))}",

@@ -211,7 +211,9 @@ def test_the_command_takes_a_run_alone_or_with_new_tiles(
     path = make_set({"gland": 2, "tumour": 2}).path
     monkeypatch.setattr(sys, "argv", ["clipit", "evaluate", f"--run={run}", f"--tiles.path={path}", "--name=centre2"])
     main()
-    assert "centre2 (n = 4)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "centre2 (n = 4)" in told
+    assert "new set centre2: table" in told and "4 tiles, 2 classes: gland 2, tumour 2" in told
     assert (run / "external" / "centre2" / "results.json").is_file()
     monkeypatch.setattr(sys, "argv", ["clipit", "evaluate", "--run", str(run.parent)])
     with pytest.raises(SystemExit, match="2"):

@@ -44,6 +44,12 @@ def test_many_classes_are_folded_and_the_limit_of_labels_is_named(make_tiles: Ma
     assert "labels used: none (tiles.labels.kind: none)" in none
 
 
+def test_a_further_test_set_lacks_no_other_parts(make_tiles: Make) -> None:
+    told = tiles_overview(make_tiles([0, 0, 1], ["test"] * 3), TABLE, "new set b", tests_only=True)
+    assert told.startswith("new set b: table") and "no train part" not in told and "no validation part" not in told
+    assert "missing: no groups, so patients or slides are not compared with those of the training" in told
+
+
 def test_tcga_barcodes_in_ids_count_as_patients(make_tiles: Make) -> None:
     tiles = make_tiles([0, 1], ["train", "test"])
     tiles.ids[:] = ["TCGA-A6-2671-01_1", "TCGA-A6-2672-01_1"]

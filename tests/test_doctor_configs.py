@@ -115,9 +115,9 @@ def test_a_configuration_with_keys_of_its_user(configure: Callable[..., RunConfi
 
 
 def test_tiles_without_groups_are_named_with_the_key_to_set(tmp_path: Path) -> None:
-    rows = [f"{number}.png,a,train,case {number // 2}" for number in range(4)]
+    rows = [f"{number}.png,{'ab'[number % 2]},train,case {number // 2}" for number in range(12)]
     (tmp_path / "t.csv").write_text("\n".join(["path,label,split,patient_id", *rows]) + "\n")
-    for number in range(4):
+    for number in range(12):
         (tmp_path / f"{number}.png").touch()
     config = TilesConfig(source="table", path=str(tmp_path / "t.csv"))
     passed, warning = check_tiles("tiles", config)

@@ -280,9 +280,21 @@ def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:
     _, leaking = check_leaks(configure(), "off", ["elsewhere"])
     assert leaking == 0 and "no leak found" in said[-1]
     assert "not checked: patients of 60 of 60 reports" in said[-1]
-    check_leaks(configure({"tiles.columns": {"group": None}}), "off")
-    assert "the data do not name them; name the patient or slide of each tile in a column group" in said[-1]
     assert "not checked: comparison.shifted: elsewhere" in said[-1]
+
+
+def test_tiles_without_groups_are_no_silent_success(configure: MakeConfig, leaky: Leaky) -> None:
+    keys = leaky(groups=False, pixels=False, reports=False)
+    path = Path(keys["tiles.path"])
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = [{key: value for key, value in row.items() if key != "group"} for row in csv.DictReader(stream)]
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    said = capture_log()
+    check_leaks(configure(keys), "off")
+    assert "the data do not name them; name the patient or slide of each tile in a column group" in said[-1]
 
 
 @pytest.mark.slow

@@ -206,8 +206,9 @@ class TrainingConfig(Section):
     memory, about a third more time, the same gradients. `auto`: where the batch does not fit without it."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision, as in Accelerate; `auto`: bf16 on GPUs that compute in it, otherwise none."""
-    compile: Speed[bool] = False
-    """Compile the backbone with `torch.compile`, which takes up to a few minutes at the first step."""
+    compile: bool = False
+    """Compile the backbone with `torch.compile`, which takes up to a few minutes at the first step and
+    changes results by rounding."""
     evaluate_every: int = Field(100, ge=1)
     """Steps between two evaluations on the validation split."""
     patience: int | None = Field(None, ge=1)

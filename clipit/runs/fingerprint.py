@@ -54,8 +54,11 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
     models = {"vlm": config.vlm, "second_vlm": config.second_vlm, "backbone": config.backbone}
     names = {f"{key}.name": _model(model) for key, model in models.items() if model is not None}
     keys = select_keys(config, "results") | names
-    if config.pairing.index == "Flat":  # these keys came later, and are always null there: older runs stay valid
-        keys = {key: value for key, value in keys.items() if key not in ("pairing.candidates", "pairing.ef_search")}
+    # These keys came later, and change nothing in these cases: older runs stay valid.
+    unused = {"pairing.candidates", "pairing.ef_search"} if config.pairing.index == "Flat" else set()
+    if not config.training.compile:
+        unused.add("training.compile")
+    keys = {key: value for key, value in keys.items() if key not in unused}
     return RunFingerprint(
         keys,
         {

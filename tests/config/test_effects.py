@@ -66,7 +66,7 @@ def test_keys_of_speed_and_reporting() -> None:
     assert set(select_keys(CONFIG, "speed")) == {
         "vlm.batch_size", "second_vlm.batch_size", "pairing.block", "training.threads", "training.cache_tiles",
         "training.cache_gigabytes",
-        "training.checkpoint_every", "evaluation.batch_size",
+        "training.gradient_checkpointing", "training.checkpoint_every", "evaluation.batch_size",
     }  # fmt: skip
     assert set(select_keys(CONFIG, "reporting")) == {
         "name", "output", "note", "training.log_every", "tracking.tracker", "tracking.project", "tracking.group",

@@ -182,18 +182,18 @@ def test_a_threshold_that_leaves_no_pair_is_told_with_one_that_would(configure: 
 def test_embeddings_that_are_no_numbers_are_named(
     configure: MakeConfig, side: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    blocks = Store.blocks
+    shard = Store.shard
 
-    def spoilt(self: Store, size: int = 4096) -> Any:
+    def spoilt(self: Store, number: int) -> Any:
         """One row of one store is spoilt, as by a bad disk or an overflow."""
-        for start, block in blocks(self, size):
-            if self.artifact.manifest.kind == side:
-                block[1] = np.nan
-            yield start, block
+        vectors = np.array(shard(self, number))
+        if self.artifact.manifest.kind == side:
+            vectors[1] = np.nan
+        return vectors
 
     config = resolve_arm(configure({"pairing.block": 50}, arm="bags"))  # pairs of its own, over the shared stores
     workspace = Workspace(config.model_copy(update={"pairing": config.pairing.model_copy(update={"k": 6})}))
     assert len(workspace.index.ids)  # whole before
-    monkeypatch.setattr(Store, "blocks", spoilt)
+    monkeypatch.setattr(Store, "shard", spoilt)
     with pytest.raises(DataError, match=r"1 embeddings of (tiles|snippets) are not finite(?s:.*)vlm\.precision=fp32"):
         make_bags(config, workspace, workspace.all_tiles.of_split("train"))

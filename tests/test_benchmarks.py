@@ -104,9 +104,7 @@ def test_the_run_for_a_gpu_starts_nothing_after_its_time(
 ) -> None:
     monkeypatch.setattr("benchmarks.__main__._GPU_SECONDS", -1)
     main(["--gpu", "--quick", "--json", str(tmp_path / "gpu.json")])
-    assert (
-        f"out of time: {', '.join(GPU)} not measured" in capsys.readouterr().out
-    )
+    assert f"out of time: {', '.join(GPU)} not measured" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -176,7 +176,7 @@ def evaluate_external(
     """Score a finished run on new tiles, or with new prompts, beside its own test results.
 
     Tiles of patients or images that the run was trained on are an error by default (`leaks.policy`). The results are
-    written to `external/<name>` in the run's folder; the run's own files are not changed.
+    written to `external/<name>` in the run's folder; of its own files, only the classifier's card changes.
 
     Example:
         >>> other = clipit.evaluate_external("outputs/runs/run", "other_hospital.csv")

@@ -110,7 +110,8 @@ def evaluate_external(
         with locked(folder), whole_folder(folder) as partial:
             write_external(partial, run, results, named, scored)
         if os.access(run / "classifier", os.W_OK):
-            write_card(run, read_run_config(run), own)
+            with locked(folder.with_name("card")):  # another evaluation may write it at the same time
+                write_card(run, read_run_config(run), own)
     get_processes().barrier()
     return folder, results
 

@@ -23,11 +23,12 @@ def check_memory(config: RunConfig) -> list[Check]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from clipit.distributed import get_processes
+    from clipit.free_memory import device_memory
     from clipit.models.backbones import load_backbone
     from clipit.models.student import build_student
     from clipit.training.arms import resolve_arm
     from clipit.training.fitting import choose_fit
-    from clipit.training.memory import device_memory, estimate_memory
+    from clipit.training.memory import estimate_memory
     from clipit.training.precision import resolve_precision
 
     config = resolve_precision(resolve_arm(config))

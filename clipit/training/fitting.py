@@ -12,8 +12,9 @@ import torch
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ConfigError, ModelError
+from clipit.free_memory import device_memory
 from clipit.models.student import Student
-from clipit.training.memory import MemoryEstimate, device_memory, estimate_memory
+from clipit.training.memory import MemoryEstimate, estimate_memory
 from clipit.training.terms.table import all_terms
 from clipit.training.terms.term import Normalise
 

@@ -1,12 +1,10 @@
 """Estimate the memory that training needs, from the student itself."""
 
 import gc
-import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,46 +143,6 @@ def estimate_memory(
         plain=plain,
         checkpointed=checkpointed,
     )
-
-
-def device_memory(device: torch.device) -> int:
-    """Return the free memory of a device in bytes.
-
-    On a GPU, what torch has reserved and does not use counts as free. On a CPU, it is the memory that is available
-    without swapping, within the limits of the control groups (containers, batch systems) that the process is in.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    import psutil
-
-    return min([int(psutil.virtual_memory().available), *_cgroup_memory(Path("/"))])
-
-
-def _cgroup_memory(root: Path) -> Iterable[int]:
-    """Yield the free memory in each control group of this process that has a limit, of version 1 or 2."""
-    try:
-        lines = (root / f"proc/{os.getpid()}/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            base, limit, usage, cache = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base, limit, usage = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"
-        else:
-            continue
-        own = Path(path.lstrip("/"))
-        for group in (own, *own.parents):
-            folder = root / base / group
-            try:
-                most, used = (int((folder / name).read_text()) for name in (limit, usage))
-                facts = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # no limit ("max"), or a group that this process cannot see
-                continue
-            yield max(most - used + int(facts.get(cache, 0)), 0)
 
 
 def _activations(

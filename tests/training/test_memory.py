@@ -25,7 +25,8 @@ from clipit.models.student import Student, build_student
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
 from clipit.training.fitting import _smallest_memory, choose_fit
-from clipit.training.memory import Activations, MemoryEstimate, _cgroup_memory, device_memory, estimate_memory
+from clipit.free_memory import _cgroup_memory, device_memory
+from clipit.training.memory import Activations, MemoryEstimate, estimate_memory
 from clipit.training.precision import resolve_precision
 
 MakeConfig = Callable[..., RunConfig]
@@ -184,7 +185,7 @@ def test_a_training_that_cannot_fit_stops_before_any_work(
 def test_the_doctor_estimates_without_weights(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     (check,) = check_memory(configure({"training.tiles_per_step": 8}))
     assert check.status == "PASS" and "memory of training: " in check.message and "8 images of" in check.message
-    monkeypatch.setattr("clipit.training.memory.device_memory", lambda device: 1000)
+    monkeypatch.setattr("clipit.free_memory.device_memory", lambda device: 1000)
     (check,) = check_memory(configure({"training.tiles_per_step": 8}))
     assert check.status == "FAIL" and "8 tiles needs" in check.message and "backbone.tuning=frozen" in check.fix
 

@@ -18,6 +18,7 @@ from clipit.config.run import BackboneConfig, LoraConfig, RunConfig, StudentConf
 from clipit.distributed import Processes
 from clipit.doctor.memory import check_memory
 from clipit.errors import ConfigError, ModelError
+from clipit.free_memory import _cgroup_memory, device_memory
 from clipit.models.backbones import load_backbone
 from clipit.models.checkpointing import set_checkpointing
 from clipit.models.lora import add_lora
@@ -25,7 +26,6 @@ from clipit.models.student import Student, build_student
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
 from clipit.training.fitting import _smallest_memory, choose_fit
-from clipit.free_memory import _cgroup_memory, device_memory
 from clipit.training.memory import Activations, MemoryEstimate, estimate_memory
 from clipit.training.precision import resolve_precision
 

@@ -51,7 +51,7 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
     Raises:
         DataError: A folder cannot be read.
     """
-    found = FolderFiles([], [], [])
+    listed = FolderFiles([], [], [])
     entered: set[tuple[int, int]] = set()
     real, linked = [folder], list[Path]()
     while real or linked:
@@ -80,14 +80,14 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
                 continue
             elif not _ends_in(entry.is_file):
                 if entry.is_symlink():
-                    found.dangling.append(path)
+                    listed.dangling.append(path)
             elif decodable and is_unicode(entry.name):
-                found.files.append(path)
+                listed.files.append(path)
             else:
-                found.undecodable.append(path)
-    for paths in (found.files, found.dangling, found.undecodable):
+                listed.undecodable.append(path)
+    for paths in (listed.files, listed.dangling, listed.undecodable):
         paths.sort()
-    return found
+    return listed
 
 
 def is_unicode(text: str) -> bool:
@@ -226,16 +226,16 @@ def joined_rows(table: CsvTable, delimiter: str, least: int) -> list[int]:
         delimiter: Its delimiter.
         least: Lowest column to look at, from 0; texts with few delimiters per line are weak evidence.
     """
-    found = []
+    shifted = []
     for row, cells in enumerate(table.rows):
         for place, cell in enumerate(cells):
             if place < least or "\n" not in cell:
                 continue
             counts, last = [line.count(delimiter) for line in cell.split("\n")], len(cells) - 1
             if counts == [last - place, *[last] * (len(counts) - 2), place]:
-                found.append(row)
+                shifted.append(row)
                 break
-    return found
+    return shifted
 
 
 def check_column_names(names: Sequence[str], where: object) -> None:

@@ -22,8 +22,10 @@ def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tup
     Raises:
         DataError: A folder cannot be read, a name is not UTF-8, or a link's target does not exist.
     """
-    found = list_files(folder, lambda path: path.name != "Thumbs.db" and not path.name.startswith("."))
-    files, dangling, undecodable = (_below(folder, paths) for paths in (found.files, found.dangling, found.undecodable))
+    listed = list_files(folder, lambda path: path.name != "Thumbs.db" and not path.name.startswith("."))
+    files, dangling, undecodable = (
+        _below(folder, paths) for paths in (listed.files, listed.dangling, listed.undecodable)
+    )
     if undecodable:
         raise DataError(
             f"{len(undecodable)} files have names that are not UTF-8: {shortlist(undecodable)}",

@@ -166,9 +166,9 @@ def _checked(
 ) -> ImageSet:
     """Make the set of a folder or zip, which must contain images."""
     if not names:
-        found = f"; it contains {shortlist(others, 3)}" if others else ""
+        contents = f"; it contains {shortlist(others, 3)}" if others else ""
         raise DataError(
-            f"no images here{found}", where=path, fix=f"use files of the kinds {', '.join(sorted(SUFFIXES))}"
+            f"no images here{contents}", where=path, fix=f"use files of the kinds {', '.join(sorted(SUFFIXES))}"
         )
     note = (f"{len(others)} files in {path} are not images and were skipped: {shortlist(others, 3)}",) if others else ()
     return ImageSet(names, stamps, reader, str(path), note)

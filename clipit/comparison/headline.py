@@ -130,10 +130,10 @@ def _amount(contrast: Contrast) -> str:
 
 def _over_tiles(verdict: ArmVerdict, arms: Sequence[ArmResult]) -> str:
     """Format the interval of the difference from the baseline when test tiles are resampled; empty without one."""
-    found = next((result for result in arms if result.key == verdict.key), None)
-    if found is None or found.over_tiles is None or found.over_tiles.interval.low is None:
+    of_arm = next((result for result in arms if result.key == verdict.key), None)
+    if of_arm is None or of_arm.over_tiles is None or of_arm.over_tiles.interval.low is None:
         return ""
-    bounds = found.over_tiles.interval
+    bounds = of_arm.over_tiles.interval
     low, high = (PERCENT * bound for bound in (bounds.low or 0.0, bounds.high or 0.0))
-    units = found.rows[0].resampled or "test tiles"
+    units = of_arm.rows[0].resampled or "test tiles"
     return f"resampling {units}: {interval(low, high, 1, signed=True)} against {verdict.contrasts[0].control}"

@@ -33,7 +33,7 @@ def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
     """
     sources = label_sources(plan)
     paired = [arm for arm in plan.arms if _reads_own_snippets(resolve_plan_arm(plan, arm))]
-    found = {}
+    comparisons = {}
     for arm in plan.arms:
         if arm not in sources and arm not in paired:
             continue
@@ -44,14 +44,14 @@ def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
             controls["report probe"] = report_probe_name(sources[arm])
         else:
             del controls["shuffled"]
-        found[arm] = {
+        comparisons[arm] = {
             role: controls[role]
             for role in ROLES
             if role in controls
             and controls[role] != arm
             and (role == "baseline" or controls[role] != plan.comparison.baseline)
         }
-    return found
+    return comparisons
 
 
 def label_sources(plan: Plan) -> dict[str, str]:

@@ -53,7 +53,7 @@ def judge_arms(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[ArmVerd
         arms: Every arm and reference row.
     """
     by_key = {result.key: result for result in arms}
-    found, gains = list[ArmVerdict](), dict[ArmKey, dict[str, Interval | None]]()
+    verdicts, gains = list[ArmVerdict](), dict[ArmKey, dict[str, Interval | None]]()
     for plan in plans:
         for arm, judged in judged_arms(plan).items():
             key = ArmKey(plan.data_set, plan.backbone, "test", arm)
@@ -61,11 +61,11 @@ def judge_arms(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[ArmVerd
                 continue
             results = {role: by_key.get(key._replace(arm=name or "")) for role, name in judged.controls.items()}
             contrasts = tuple(compare_with(role, by_key[key], control) for role, control in results.items())
-            found.append(ArmVerdict(key, judged.text, contrasts))
+            verdicts.append(ArmVerdict(key, judged.text, contrasts))
             gains[key] = {role: result.over_seeds for role, result in results.items() if result is not None}
-    corrected = holm({(result.key, c.role): c.p for result in found for c in result.contrasts})
+    corrected = holm({(result.key, c.role): c.p for result in verdicts for c in result.contrasts})
     decided = []
-    for result in found:
+    for result in verdicts:
         contrasts = tuple(replace(c, p_holm=corrected[result.key, c.role]) for c in result.contrasts)
         decided.append(decide_verdict(replace(result, contrasts=contrasts), gains[result.key]))
     return decided

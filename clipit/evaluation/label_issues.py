@@ -178,7 +178,7 @@ def score_ranking(
 
     def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
         total, both = weights.sum(axis=0), (weights * (wrong & flagged)[:, None]).sum(axis=0)
-        errors, found = (weights * wrong[:, None]).sum(axis=0), (weights * flagged[:, None]).sum(axis=0)
+        errors, flags = (weights * wrong[:, None]).sum(axis=0), (weights * flagged[:, None]).sum(axis=0)
         areas = [
             roc_auc_score(wrong, -quality, sample_weight=weight) if 0 < error < all_tiles else np.nan
             for weight, error, all_tiles in zip(weights.T, errors, total, strict=True)
@@ -186,7 +186,7 @@ def score_ranking(
         with np.errstate(invalid="ignore", divide="ignore"):
             return {
                 "share of wrong labels": errors / total,
-                "precision of the flagged labels": both / found,
+                "precision of the flagged labels": both / flags,
                 "recall of the wrong labels": both / errors,
                 "AUROC of the ranking": np.asarray(areas, dtype=np.float64),
             }

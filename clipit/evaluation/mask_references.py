@@ -69,8 +69,8 @@ def best_answers(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> Int
     """
     inside, labelled = _areas(truth == code, edge), _areas(truth >= 0, edge)
     order = np.argsort(-inside / np.maximum(labelled, 1), axis=None, kind="stable")
-    found, predicted = (np.cumsum([0, *areas.ravel()[order]]) for areas in (inside, labelled))
-    dice = 2 * found / np.maximum(found[-1] + predicted, 1)
+    hits, predicted = (np.cumsum([0, *areas.ravel()[order]]) for areas in (inside, labelled))
+    dice = 2 * hits / np.maximum(hits[-1] + predicted, 1)
     answers = np.full(inside.size, 1 - code)
     answers[order[: int(dice.argmax())]] = code
     return _spread(answers.reshape(inside.shape), edge, truth.shape)

@@ -111,9 +111,9 @@ def smooth_scores(scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 
     for row, column in _NEIGHBOURHOOD:
         wanted = keys + row * width + column
         place = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)
-        found = ordered[place] == wanted
-        total[found] += scores[order[place[found]]]
-        count += found
+        present = ordered[place] == wanted
+        total[present] += scores[order[place[present]]]
+        count += present
     return total / count[:, None]
 
 

@@ -121,15 +121,15 @@ def score_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]
     columns = [name for name in table.columns if name.startswith("score_")]
     classes = [name.removeprefix("score_") for name in columns]
     rows = table[(table["split"] == "test") & table["label"].isin(classes)]
-    found: dict[str, dict[int, float]] = {}
+    scores: dict[str, dict[int, float]] = {}
     for key, part in rows.groupby(["arm", "seed"], sort=False):
         arm, seed = str(key[0]), int(str(key[1]))
         labels = np.array([classes.index(name) for name in part["label"]], dtype=np.int64)
         probabilities = part[columns].to_numpy(np.float32)
         value = float(weighted_scores(labels, probabilities, np.ones((len(part), 1)), (metric,))[metric][0])
         if np.isfinite(value):
-            found.setdefault(arm, {})[seed] = value
-    return found
+            scores.setdefault(arm, {})[seed] = value
+    return scores
 
 
 def find_contrasts(scores: dict[str, dict[str, dict[int, float]]]) -> list[MilContrast]:
@@ -138,15 +138,15 @@ def find_contrasts(scores: dict[str, dict[str, dict[int, float]]]) -> list[MilCo
     Args:
         scores: Scores by condition, arm and seed.
     """
-    found: dict[tuple[str, str, str], tuple[float, ...]] = {}
+    differences: dict[tuple[str, str, str], tuple[float, ...]] = {}
     for condition, arms in scores.items():
         for arm in arms:
             for control in ARMS[arm].controls if arm in ARMS else ():
                 seeds = sorted(arms[arm].keys() & arms.get(control, {}).keys())
                 if seeds:
-                    found[condition, arm, control] = tuple(arms[arm][s] - arms[control][s] for s in seeds)
-    tests = holm({key: paired_t_test(values) for key, values in found.items()})
-    return [MilContrast(*key, values, tests[key]) for key, values in found.items()]
+                    differences[condition, arm, control] = tuple(arms[arm][s] - arms[control][s] for s in seeds)
+    tests = holm({key: paired_t_test(values) for key, values in differences.items()})
+    return [MilContrast(*key, values, tests[key]) for key, values in differences.items()]
 
 
 def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:

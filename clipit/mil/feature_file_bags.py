@@ -99,8 +99,8 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
     """
     files = {path.stem: path for path in find_feature_files([features])}
     listed = _read_slides(table, files, classes)
-    found, dim = _open_files(files, listed.tiles, features)
-    tiles = np.array([found[str(name)].tiles for name in listed.tiles.ids.tolist()])
+    opened, dim = _open_files(files, listed.tiles, features)
+    tiles = np.array([opened[str(name)].tiles for name in listed.tiles.ids.tolist()])
     slides = _split(listed.tiles.select(tiles > 0), held_out, table)
     notes = [*listed.notes, *slides.notes]
     if not tiles.all():
@@ -113,7 +113,7 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
     labels, mixed = common_labels(slides.truth, member, len(unique))
     parts: list[list[FeatureFile]] = [[] for _ in unique]
     for place, name in zip(member.tolist(), slides.ids.tolist(), strict=True):
-        parts[place].append(found[str(name)])
+        parts[place].append(opened[str(name)])
     bags = MilBags(
         names=unique.astype(object),
         labels=labels,
@@ -190,10 +190,10 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
 
 def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> tuple[dict[str, FeatureFile], int]:
     """Check the files of all listed slides; return them by slide, and the dimension of their features."""
-    found, dims = {}, dict[str, int]()
+    opened, dims = {}, dict[str, int]()
     for name in map(str, listed.ids.tolist()):
         slide = open_slide_features(files[name])
-        found[name], dims[name] = FeatureFile(slide.path, len(slide)), slide.dim
+        opened[name], dims[name] = FeatureFile(slide.path, len(slide)), slide.dim
     if len({*dims.values()}) > 1:
         given = shortlist([f"{name} ({dim})" for name, dim in dims.items()], 6)
         raise DataError(
@@ -201,9 +201,9 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> tupl
             where=where,
             fix="compute the features of all slides with the same model",
         )
-    if not any(file.tiles for file in found.values()):
+    if not any(file.tiles for file in opened.values()):
         raise DataError("no slide has a tile", where=where, fix="use slides with tissue")
-    return found, next(iter(dims.values()))
+    return opened, next(iter(dims.values()))
 
 
 def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:

@@ -50,22 +50,22 @@ def report_labels(
     train, cases = bags.of_split("train"), _cases(config, workspace, bags)
     if config.soft_labels.own_report.labels == "case":  # which needs no report
         cases = cases.with_all_patients()
-    found = label_cases(config, workspace, cases, train.labels, bags.classes)
-    answers = ", ".join(f"{name} {count:,}" for name, count in found.answers.items())
-    if not found.known.any():
+    case_labels = label_cases(config, workspace, cases, train.labels, bags.classes)
+    answers = ", ".join(f"{name} {count:,}" for name, count in case_labels.answers.items())
+    if not case_labels.known.any():
         raise DataError(
             f"no report gives a label: {answers}",
             where=f"{_WHERE}.labels",
             fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
-    agreement = label_agreement(found, cases, train.labels)
+    agreement = label_agreement(case_labels, cases, train.labels)
     exchanged = shuffled or config.soft_labels.own_report.shuffled
     if exchanged:
-        found = exchange_labels(found, cases.organs, seed)
+        case_labels = exchange_labels(case_labels, cases.organs, seed)
     row = np.maximum(cases.case_of, 0)
     unlabelled = train.labels == NO_LABEL
-    given = (cases.case_of >= 0) & found.known[row] & unlabelled
-    probabilities = np.where(given[:, None], found.probabilities[row], 1 / len(bags.classes)).astype(np.float32)
+    given = (cases.case_of >= 0) & case_labels.known[row] & unlabelled
+    probabilities = np.where(given[:, None], case_labels.probabilities[row], 1 / len(bags.classes)).astype(np.float32)
     notes = [
         cases.account.text(),
         f"answers of reports: {answers}",

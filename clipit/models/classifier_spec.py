@@ -144,11 +144,11 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
             fix="use the folder classifier/ of a finished run",
         )
     values = read_json(file)
-    found = values.pop("format", None)
-    if found != FORMAT:
-        older = "; it was written before classifiers contained checksums" if found == 1 else ""
+    version = values.pop("format", None)
+    if version != FORMAT:
+        older = "; it was written before classifiers contained checksums" if version == 1 else ""
         raise ModelError(
-            f"unsupported classifier format {found}{older}; this version reads format {FORMAT}",
+            f"unsupported classifier format {version}{older}; this version reads format {FORMAT}",
             where=file,
             fix="export or train it again: delete this folder and run clipit train with the run's configuration",
         )

@@ -37,7 +37,7 @@ def _in_folder(folder: Path) -> int | None:
     open_clip = values.get("open_clip_config.json", {})
     processor = values.get("preprocessor_config.json", {})
     timm = values.get("config.json", {})
-    found = [
+    sizes = [
         _at(open_clip, "model_cfg", "vision_cfg", "image_size"),
         _at(processor, "crop_size"),
         _at(processor, "size"),
@@ -45,7 +45,7 @@ def _in_folder(folder: Path) -> int | None:
         _at(timm, "vision_config", "image_size"),
         _at(timm, "image_size"),
     ]
-    return next((size for size in map(_edge, found) if size is not None), None)
+    return next((size for size in map(_edge, sizes) if size is not None), None)
 
 
 def _at(values: Any, *keys: str) -> Any:

@@ -218,9 +218,9 @@ def _compare(
         largest = max(largest, float(expected.abs().max()))
     allowed = tolerance * largest
     if not max(differences.values()) <= allowed:  # also true for NaN
-        found = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
+        listed = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
         raise ModelError(
-            f"the exported program differs from the classifier: {found} (allowed {allowed:.2g}); no file was written",
+            f"the exported program differs from the classifier: {listed} (allowed {allowed:.2g}); no file was written",
             where=path,
             fix="report this backbone; if such differences do not matter to you, pass a larger --tolerance",
         )

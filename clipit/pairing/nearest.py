@@ -82,12 +82,12 @@ def exact_cosines(
     """
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
     query, place = np.nonzero(rows >= 0)
-    found = rows[query, place]
-    order = np.argsort(stored.positions[found], kind="stable")
+    candidates = rows[query, place]
+    order = np.argsort(stored.positions[candidates], kind="stable")
     size = max(1, _RESCORED // queries.shape[1])
     for start in range(0, len(order), size):
         some = order[start : start + size]
-        cosines = np.einsum("pd,pd->p", queries[query[some]], stored.vectors(found[some]))
+        cosines = np.einsum("pd,pd->p", queries[query[some]], stored.vectors(candidates[some]))
         scores[query[some], place[some]] = cosines.round(DECIMALS)
     return scores
 

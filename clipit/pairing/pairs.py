@@ -156,9 +156,9 @@ def pair_tiles(
             parts = [slice(end - len(some), end) for end, some in zip(ends, blocks, strict=True)]
             queries = centred_rows(tiles, rows, mean)
             if rule_keys:
-                found = find_candidates(selection, queries, selection.owners[rows], k, block=block, shared=shared)
+                candidates = find_candidates(selection, queries, selection.owners[rows], k, block=block, shared=shared)
                 for part in parts:
-                    yield judged_table(tiles.ids_at(rows[part]), selection, found.part(part))
+                    yield judged_table(tiles.ids_at(rows[part]), selection, candidates.part(part))
                 return
             nearest, scores = search(searched, queries, k, block=block, shared=shared)
             for part in parts:

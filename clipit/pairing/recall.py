@@ -133,8 +133,10 @@ def _recall(index: Index, queries: _Queries) -> float:
     wide = min(max(k, index.settings.candidates or k + SPARE), index.size)
 
     def hits(part: Int[np.ndarray, "_"]) -> int:
-        found = index.candidates(queries.vectors[part], wide, min(k, wide))
-        return int(sum(np.isin(nearest, row).sum() for nearest, row in zip(queries.nearest[part], found, strict=True)))
+        candidates = index.candidates(queries.vectors[part], wide, min(k, wide))
+        return int(
+            sum(np.isin(nearest, row).sum() for nearest, row in zip(queries.nearest[part], candidates, strict=True))
+        )
 
     return float(sum(_shared(total, hits)) / (total * k))
 

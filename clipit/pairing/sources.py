@@ -88,11 +88,11 @@ def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: M
     rows, patients = _source_patients(index, sources)
     _check_known(tile_patients, patients, "pairing.reports")
     names = sorted(set(tile_patients.tolist()) - {""})
-    found: dict[str, set[int]] = {name: set() for name in names}
+    rows_of: dict[str, set[int]] = {name: set() for name in names}
     for row, name in zip(rows.tolist(), patients.tolist(), strict=True):
-        if name in found:
-            found[name].add(row)
-    if not any(found.values()):
+        if name in rows_of:
+            rows_of[name].add(row)
+    if not any(rows_of.values()):
         raise DataError(
             f"no training tile has a report of its own patient: groups of tiles are {shortlist(names, 3)}, of reports "
             f"{shortlist(sorted(set(patients.tolist()) - {''}), 3)}",
@@ -101,7 +101,7 @@ def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: M
         )
     number = {name: place for place, name in enumerate(names)} | {"": len(names)}
     return OwnSnippets(
-        (*(np.array(sorted(found[name]), dtype=np.int64) for name in names), np.empty(0, dtype=np.int64)),
+        (*(np.array(sorted(rows_of[name]), dtype=np.int64) for name in names), np.empty(0, dtype=np.int64)),
         np.asarray([number[name] for name in tile_patients.tolist()], dtype=np.int64),
     )
 

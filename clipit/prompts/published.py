@@ -57,9 +57,9 @@ def _entries(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
     """Return the entries of a published file by their keys; None for a prompt set of clipit."""
     structures = _structures(raw)
     if len(structures) != 1:
-        found = "none of the known structures" if not structures else f"{len(structures)} structures at once"
+        layout = "none of the known structures" if not structures else f"{len(structures)} structures at once"
         keys = ", ".join(list(raw)[:5]) or "no keys"
-        problem = f"prompts with {found}; the file has the keys {keys}"
+        problem = f"prompts with {layout}; the file has the keys {keys}"
         raise DataError(problem, where=path, fix=_EXPECTED)
     if structures[0] == _OURS[0]:
         return None
@@ -68,11 +68,11 @@ def _entries(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
 
 def _structures(raw: Mapping[str, Any]) -> list[str]:
     """List the structures that a file's keys belong to."""
-    found = [name for name, _ in (_OURS, _ONE) if name in raw]
+    layouts = [name for name, _ in (_OURS, _ONE) if name in raw]
     if any(isinstance(value, Mapping) and _KEYS & {*value} for key, value in raw.items() if key != _OURS[0]):
-        found.append(_MANY)
+        layouts.append(_MANY)
     own_keys = {"name", "version"} & {*raw}  # an incomplete set of ours: its own problems are listed
-    return found or ([_OURS[0]] if own_keys else [])
+    return layouts or ([_OURS[0]] if own_keys else [])
 
 
 def _pool(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -102,16 +102,16 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
 
 def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
     """Show the estimates of Dawid-Skene, or why there are none."""
-    found, classes = record[name], record["classes"]
+    estimates, classes = record[name], record["classes"]
     source = f"annotators.json: {name}"
-    if found["why_not"]:
-        return [Text(f"{found['why_not'][0].upper()}{found['why_not'][1:]}. The consensus is the majority.")]
+    if estimates["why_not"]:
+        return [Text(f"{estimates['why_not'][0].upper()}{estimates['why_not'][1:]}. The consensus is the majority.")]
     shares = Table(
         ("class", "estimated share"),
-        [[label, number(value)] for label, value in zip(classes, found["priors"], strict=True)],
+        [[label, number(value)] for label, value in zip(classes, estimates["priors"], strict=True)],
         source=source,
     )
-    converged = "converged" if found["converged"] else "not converged"
+    converged = "converged" if estimates["converged"] else "not converged"
     parts: list[Part] = [
         Table(
             ("annotator", "tiles", "accuracy", "balanced accuracy", "agrees with consensus"),
@@ -123,15 +123,16 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
                     number(each["balanced_accuracy"]),
                     number(each["agreement"]),
                 ]
-                for each in found["annotators"]
+                for each in estimates["annotators"]
             ],
-            caption=f"Estimates of Dawid-Skene on {found['tiles']:,} tiles",
+            caption=f"Estimates of Dawid-Skene on {estimates['tiles']:,} tiles",
             source=source,
         ),
         Text(
-            f"EM has {converged} after {found['iterations']:,} iterations, at a log likelihood of "
-            f"{found['log_likelihood']:.1f}. "
-            f"The consensus differs from the majority on {found['differs']:,} tiles; {found['tied']:,} tiles are tied. "
+            f"EM has {converged} after {estimates['iterations']:,} iterations, at a log likelihood of "
+            f"{estimates['log_likelihood']:.1f}. "
+            f"The consensus differs from the majority on {estimates['differs']:,} tiles; {estimates['tied']:,} tiles "
+            "are tied. "
             "Accuracy is the estimated probability that a label is the true class, not a measured one: it assumes that "
             "annotators err independently, given the class."
         ),
@@ -139,4 +140,4 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
     ]
     if len(classes) > MOST_CLASSES:
         return [*parts, Text(f"The confusions of {len(classes)} classes are in {source}.")]
-    return [*parts, *confusion_tables(found["annotators"], classes, source)]
+    return [*parts, *confusion_tables(estimates["annotators"], classes, source)]

@@ -132,7 +132,7 @@ def _front_matter(
     if backbone.source:
         values |= {"base_model": backbone.source, "base_model_relation": "finetune"}
     scores = facts.results.get("splits", {}).get("test", {}).get("metrics", {})
-    found = [
+    eval_results = [
         EvalResult(
             task_type="image-classification", dataset_type="histology-tiles", dataset_name="test tiles of the run",
             dataset_split="test", metric_type=kind, metric_name=LABELS[name], metric_value=round(value, 4),
@@ -140,8 +140,8 @@ def _front_matter(
         for name, kind in _METRIC_TYPES.items()
         if isinstance(value := scores.get(name, {}).get("value"), float | int)
     ]  # fmt: skip
-    if found:
-        values |= {"eval_results": found, "model_name": "clipit classifier"}
+    if eval_results:
+        values |= {"eval_results": eval_results, "model_name": "clipit classifier"}
     return f"{ModelCardData(**values).to_yaml()}\n"
 
 

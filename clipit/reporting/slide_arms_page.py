@@ -60,21 +60,21 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
         return "Not decided: no slide with a label can be compared."
     if reference.key is None:
         return f"Not decided: {reference.sentence[0].lower()}{reference.sentence[1:]}"
-    found: dict[str, list[str]] = {}
+    arms_by_outcome: dict[str, list[str]] = {}
     for row in rows:
         if row["arm"] != comparison.reference:
             outcome, reason = _outcome(row)
-            found.setdefault(outcome, []).append(row["arm"] + (f" ({reason})" if reason else ""))
+            arms_by_outcome.setdefault(outcome, []).append(row["arm"] + (f" ({reason})" if reason else ""))
     first = rows[0]
     parts = [
-        f"{start}: {', '.join(found[outcome])}"
+        f"{start}: {', '.join(arms_by_outcome[outcome])}"
         for outcome, start in (
             ("better", f"better than {comparison.reference}"),
             ("worse", f"worse than {comparison.reference}"),
             ("open", f"no difference to {comparison.reference} shown"),
             ("undecided", "not decided"),
         )
-        if outcome in found
+        if outcome in arms_by_outcome
     ]
     units = f"slides of {first['patients']:,} patients" if level == "slide" else "patients"
     return f"Balanced accuracy on {first['labelled']:,} {first['split']} {units}: {'; '.join(parts)}."

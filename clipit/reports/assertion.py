@@ -117,9 +117,9 @@ class Assertions:
                     _mark_preceding(after, tokens, begin, barrier, _BITS[status])
         statuses: list[Status] = []
         for begin, end in zip(first, last, strict=True):
-            found = before[begin] | after[end - 1] if end > begin else 0
+            bits = before[begin] | after[end - 1] if end > begin else 0
             statuses.append(
-                "uncertain" if found & _BITS["uncertain"] else "negated" if found & _BITS["negated"] else "affirmed"
+                "uncertain" if bits & _BITS["uncertain"] else "negated" if bits & _BITS["negated"] else "affirmed"
             )
         return statuses
 
@@ -127,16 +127,16 @@ class Assertions:
         self, tokens: Sequence[Token], mentions: Iterable[tuple[int, int]]
     ) -> list[tuple[int, int, Sequence[str]]]:
         """Find triggers between mentions from left to right as (first token, token after the last, names)."""
-        found: list[tuple[int, int, Sequence[str]]] = []
+        triggers: list[tuple[int, int, Sequence[str]]] = []
         index = 0
         for begin, end in [*sorted(mentions), (len(tokens), len(tokens))]:
             while index < begin:
                 after, names = self._triggers.longest(tokens, index, begin)
                 if names:
-                    found.append((index, after, names))
+                    triggers.append((index, after, names))
                 index = max(after, index + 1)
             index = max(index, end)
-        return found
+        return triggers
 
 
 def _phrases(text: str) -> list[str]:

@@ -49,16 +49,16 @@ def find_damage(texts: Iterable[str]) -> dict[str, str]:
     learnt: set[tuple[str, str]] = set()
     for word in sorted(inside):
         marks = {char for char in word[1:] if char.isupper()} | {char for char in word if char in _FOREIGN}
-        found = _candidates(word, marks, _LETTERS, vocabulary)
-        if len(marks) == 1 and len(found) == 1:
-            ((letters, whole),) = found.items()
+        candidates = _candidates(word, marks, _LETTERS, vocabulary)
+        if len(marks) == 1 and len(candidates) == 1:
+            ((letters, whole),) = candidates.items()
             mended[word] = whole
             learnt.add((next(iter(marks)), letters))
     for word in sorted(initial):
         known = [letters for mark, letters in learnt if mark == word[0]]
-        found = _candidates(word, {word[0]}, known, vocabulary)
-        if len(found) == 1 and not plain[word.lower()]:
-            mended[word] = next(iter(found.values()))
+        candidates = _candidates(word, {word[0]}, known, vocabulary)
+        if len(candidates) == 1 and not plain[word.lower()]:
+            mended[word] = next(iter(candidates.values()))
     return mended
 
 
@@ -80,12 +80,12 @@ def mend(text: str, mended: Mapping[str, str], counts: Counter[str]) -> str:
 
 def _candidates(word: str, marks: set[str], ligatures: Iterable[str], vocabulary: set[str]) -> dict[str, str]:
     """Return the words of the vocabulary that result from a ligature in place of every mark, by ligature."""
-    found: dict[str, str] = {}
+    words: dict[str, str] = {}
     if len(marks) != 1:
-        return found
+        return words
     mark = next(iter(marks))
     for letters in ligatures:
         whole = word.replace(mark, letters)
         if whole.lower() in vocabulary:
-            found[letters] = whole
-    return found
+            words[letters] = whole
+    return words

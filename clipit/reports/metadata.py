@@ -187,8 +187,8 @@ def parse_date(text: str) -> datetime:
     Raises:
         ValueError: The text is neither.
     """
-    found = datetime.fromisoformat(text)
-    return found if found.tzinfo is None else found.astimezone(UTC).replace(tzinfo=None)
+    date = datetime.fromisoformat(text)
+    return date if date.tzinfo is None else date.astimezone(UTC).replace(tzinfo=None)
 
 
 def _is_date(text: str) -> bool:

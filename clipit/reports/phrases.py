@@ -94,7 +94,7 @@ class PhraseFinder:
 
     def find(self, text: str) -> list[Match]:
         """Find all matches in reading order, without those that lie within a longer one."""
-        found = [
+        matches = [
             Match(match.start(), match.end(), name)
             for pattern, name in self._patterns
             for match in pattern.finditer(text)
@@ -105,8 +105,8 @@ class PhraseFinder:
             if token.text not in self._tree.following:
                 continue
             end, names = self._tree.longest(tokens, begin)
-            found += [Match(tokens[begin].start, tokens[end - 1].end, name) for name in names]
-        return _longest_only(found)
+            matches += [Match(tokens[begin].start, tokens[end - 1].end, name) for name in names]
+        return _longest_only(matches)
 
 
 def regular_expression(phrase: str) -> re.Pattern[str] | None:

@@ -119,8 +119,8 @@ def _detect_format(config: ReportsConfig, path: Path) -> str:
     if path.is_dir():
         if is_saved_dataset(path):
             return "huggingface"
-        found = list_files(path)
-        names = [file.relative_to(path).as_posix() for file in (*found.files, *found.dangling, *found.undecodable)]
+        listed = list_files(path)
+        names = [file.relative_to(path).as_posix() for file in (*listed.files, *listed.dangling, *listed.undecodable)]
         is_tables = any(name.lower().endswith(_TABLES) for name in names) and not any(map(is_text, names))
         return "huggingface" if is_tables else "texts"
     if path.suffix.lower() in _FORMAT_OF_SUFFIX:

@@ -106,7 +106,7 @@ def _find_mentions(sentences: Sequence[tuple[str, str]], rules: RuleSet) -> list
 
 def _with_sentences(matches: Sequence[Match], starts: Sequence[int]) -> list[tuple[Match, int, int]]:
     """Add to each match, in reading order, the indices of the sentences in which it begins and ends."""
-    found = []
+    located = []
     first = 0
     for match in matches:
         while starts[first + 1] <= match.start:
@@ -114,5 +114,5 @@ def _with_sentences(matches: Sequence[Match], starts: Sequence[int]) -> list[tup
         last = first
         while starts[last + 1] < match.end:
             last += 1
-        found.append((match, first, last))
-    return found
+        located.append((match, first, last))
+    return located

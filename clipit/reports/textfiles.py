@@ -68,14 +68,14 @@ def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
 
 def _folder_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of every .txt file of a folder, sorted by name."""
-    found = list_files(path)
+    listed = list_files(path)
     for files, what in (
-        (found.dangling, "links to missing files"),
-        (found.undecodable, "files whose names are not UTF-8"),
+        (listed.dangling, "links to missing files"),
+        (listed.undecodable, "files whose names are not UTF-8"),
     ):
         if files:
             problems.append(f"{path}: {len(files)} {what} skipped: {shortlist([f.relative_to(path) for f in files])}")
-    for name in _text_names(path, [file.relative_to(path).as_posix() for file in found.files], problems):
+    for name in _text_names(path, [file.relative_to(path).as_posix() for file in listed.files], problems):
         _check_size((path / name).stat().st_size, f"{path}, {name}")
         yield name, (path / name).read_bytes()
 
@@ -141,9 +141,9 @@ def _check_count(path: Path, archive: zipfile.ZipFile) -> None:
     with path.open("rb") as stream:
         stream.seek(-_END_RECORD.size - len(archive.comment), os.SEEK_END)
         signature, count = _END_RECORD.unpack(stream.read(_END_RECORD.size))
-    found = len(archive.infolist())
-    if signature == b"PK\5\6" and count not in (found & 0xFFFF, 0xFFFF):  # the largest count marks a long zip
-        raise zipfile.BadZipFile(f"{found} files found, {count} expected")
+    members = len(archive.infolist())
+    if signature == b"PK\5\6" and count not in (members & 0xFFFF, 0xFFFF):  # the largest count marks a long zip
+        raise zipfile.BadZipFile(f"{members} files found, {count} expected")
 
 
 def _check_size(size: int, where: str) -> None:

@@ -123,7 +123,7 @@ def write_table(
     Returns:
         Predicted classes by prefix; and id, file and reason of each unreadable image.
     """
-    found: dict[str, list[np.ndarray]] = {prefix: [] for prefix in heads}
+    predicted: dict[str, list[np.ndarray]] = {prefix: [] for prefix in heads}
     rows: list[np.ndarray] = []
     unreadable: list[tuple[str, str, str]] = []
     first = 0
@@ -137,12 +137,12 @@ def write_table(
                 unreadable.append((images.ids[first + row], where, reasons[row].as_py()))
             table = chunk.filter(pc.is_null(reasons)).drop_columns([REASON])
             for prefix, classes in heads.items():
-                found[prefix].append(np.stack([table[prefix + name].to_numpy() for name in classes], axis=1))
+                predicted[prefix].append(np.stack([table[prefix + name].to_numpy() for name in classes], axis=1))
             writer.write(table)
             first += chunk.num_rows
     outcomes = {}
     for prefix, classes in heads.items():
-        values = np.concatenate(found[prefix])
+        values = np.concatenate(predicted[prefix])
         outcomes[prefix] = PredictedClasses(
             classes, np.concatenate(rows).astype(np.int64), values.argmax(axis=1), values.max(axis=1)
         )

@@ -107,8 +107,8 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
         ConfigError: There are fewer than two classes, or a class is repeated.
     """
     if classes is None:
-        found = prompts is not None and (Path(prompts).exists() or prompts in packaged("sets"))
-        return load_prompts(prompts) if prompts is not None and found else None
+        known = prompts is not None and (Path(prompts).exists() or prompts in packaged("sets"))
+        return load_prompts(prompts) if prompts is not None and known else None
     names = [name.strip() for name in classes.split(";") if name.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(

@@ -73,13 +73,13 @@ def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -
     recorded = _read_record(folder)
     trained_on = str(read_training(folder).get("tiles", ""))
     pixels = config.leaks.pixels
-    found = None if pixels == "off" else cached_hashes(workspace.root, recorded[1] if recorded else trained_on)
+    hashes = None if pixels == "off" else cached_hashes(workspace.root, recorded[1] if recorded else trained_on)
     if recorded is None:
-        return _without_record(folder, config, workspace, trained_on, found)
+        return _without_record(folder, config, workspace, trained_on, hashes)
     tiles = recorded[0]
     if pixels == "off":
         return TrainingTiles(tiles, None, ("images: leaks.pixels is off",))
-    prints, problem = _match(tiles, found), ""
+    prints, problem = _match(tiles, hashes), ""
     if prints is None:
         prints, problem = _hash_again(tiles, config, workspace)
     if prints is not None and pixels == "near" and isinstance(prints, np.ndarray):

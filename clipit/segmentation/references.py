@@ -65,12 +65,12 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
                 otsu.append(count_pixels(_two_classes(above, names, stained, options.averaged), truth, len(names)))
             for edge in answers:
                 pixels = max(1, round(edge if math.isnan(mpp) else edge / mpp))
-                found = (
+                predicted = (
                     majority_answers(truth, pixels, len(names))
                     if single is None
                     else best_answers(truth, pixels, single)
                 )
-                answers[edge].append(count_pixels(found, truth, len(names)))
+                answers[edge].append(count_pixels(predicted, truth, len(names)))
             advance()
     if otsu:
         floors.append(Reference(f"haematoxylin above Otsu's threshold is {stained}", "floor", np.stack(otsu)))

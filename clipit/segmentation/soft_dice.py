@@ -17,6 +17,6 @@ def soft_dice(probabilities: Float[Tensor, "n c"], shares: Float[Tensor, "n c"])
         shares: Share of each class; rows sum to the labelled part, 1 without ignored pixels.
     """
     present = shares.any(dim=0)
-    found, shares = (probabilities * shares.sum(dim=1, keepdim=True))[:, present], shares[:, present]
-    both, total = (found * shares).sum(dim=0), (found.square() + shares.square()).sum(dim=0)
+    predicted, shares = (probabilities * shares.sum(dim=1, keepdim=True))[:, present], shares[:, present]
+    both, total = (predicted * shares).sum(dim=0), (predicted.square() + shares.square()).sum(dim=0)
     return (2 * both / total.clamp(min=_SMALLEST)).mean()

@@ -43,15 +43,15 @@ class TileCache:
 
     def get(self, key: tuple[int, int], decode: Callable[[], Image.Image]) -> Image.Image:
         """Return a tile, decoded at most once even if several threads ask for it at the same time."""
-        found = self._find(key)
-        if found is not None:
-            return found
+        tile = self._find(key)
+        if tile is not None:
+            return tile
         with self._decoding[hash(key) % _STRIPES]:
-            found = self._find(key)
-            if found is None:
-                found = decode()
-                self._add(key, found)
-            return found
+            tile = self._find(key)
+            if tile is None:
+                tile = decode()
+                self._add(key, tile)
+            return tile
 
     def _find(self, key: tuple[int, int]) -> Image.Image | None:
         with self._lock:
@@ -167,14 +167,14 @@ def open_jpeg_levels(path: Path, levels: Sequence[Level]) -> dict[int, JpegLevel
                 if page.is_tiled:
                     by_size.setdefault((page.imagewidth, page.imagelength), []).append(page)
             file = _File(path)
-            found = {}
+            readable = {}
             for number, level in enumerate(levels):
                 pages = by_size.get((level.width, level.height), [])
                 if len(pages) == 1 and _is_plain(pages[0]):
-                    found[number] = JpegLevel(file, pages[0])
+                    readable[number] = JpegLevel(file, pages[0])
     except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide then explains
         return {}
-    return found
+    return readable
 
 
 def _is_plain(page: Any) -> bool:

@@ -146,7 +146,7 @@ def _rings(labels: Integer[np.ndarray, "h w"]) -> list[tuple[int, Int64[np.ndarr
     following = np.select([owners[way] == owners[edges] for way in ways], ways)
     after = np.searchsorted(edges, following)
     turns = (direction[after] != direction).tolist()
-    after, end, found = after.tolist(), end.tolist(), []
+    after, end, rings = after.tolist(), end.tolist(), []
     left = bytearray(b"\1") * len(edges)
     for first in range(len(edges)):
         ring, at = [], first
@@ -157,5 +157,5 @@ def _rings(labels: Integer[np.ndarray, "h w"]) -> list[tuple[int, Int64[np.ndarr
             at = after[at]
         if ring:
             y, x = np.divmod(np.array([*ring, ring[0]]), width)
-            found.append((int(owners[edges[first]]), np.stack([x, y], axis=1)))
-    return found
+            rings.append((int(owners[edges[first]]), np.stack([x, y], axis=1)))
+    return rings

@@ -183,10 +183,10 @@ def _prepare(slide: SlidePath, config: SlidesConfig) -> PreparedSlide:
     if not (folder / MANIFEST).is_file():
         with locked(folder):
             if not (folder / MANIFEST).is_file():
-                found = _find(slide, config, contours)
+                prepared = _find(slide, config, contours)
                 partial = start_partial(folder)
-                _write(partial, slide, found)
-                finish_partial(folder, KIND, inputs, found.facts)
+                _write(partial, slide, prepared)
+                finish_partial(folder, KIND, inputs, prepared.facts)
     return _open(open_artifact(folder, KIND), slide, stamp, config)
 
 

@@ -116,11 +116,11 @@ class Store:
         """Read the ids of the given rows, without reading those of other shards."""
         if "ids" in self.__dict__:
             return np.asarray(self.ids[positions])
-        found = np.empty(len(positions), dtype=object)
+        ids = np.empty(len(positions), dtype=object)
         for number, places in _by_shard(positions):
             column = self.artifact.table(f"ids-{number:05d}.parquet").column("id")
-            found[places] = column.take(positions[places] % SHARD).to_pylist()
-        return found.astype(np.str_)
+            ids[places] = column.take(positions[places] % SHARD).to_pylist()
+        return ids.astype(np.str_)
 
     def positions(self, ids: Sequence[str] | np.ndarray) -> Int[np.ndarray, "n"]:
         """Find the rows of the given ids.

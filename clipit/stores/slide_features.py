@@ -73,14 +73,14 @@ def open_slide_features(path: Path) -> SlideFeatures:
     """
     try:
         with h5py.File(path, "r") as file:
-            found = {name: file[name] for name in ("features", "coords") if isinstance(file.get(name), h5py.Dataset)}
-            problem = _problem(found, list(file))
+            arrays = {name: file[name] for name in ("features", "coords") if isinstance(file.get(name), h5py.Dataset)}
+            problem = _problem(arrays, list(file))
             if problem:
                 raise DataError(problem, where=path, fix=f"use a file with {_EXPECTED}")
-            coords = found["coords"]
+            coords = arrays["coords"]
             values = np.asarray(coords[0] if coords.ndim == 3 else coords[:], dtype=np.int64)
             attributes = {name: _plain(value) for name, value in coords.attrs.items()}
-            return SlideFeatures(path, path.stem, int(found["features"].shape[-1]), values, attributes)
+            return SlideFeatures(path, path.stem, int(arrays["features"].shape[-1]), values, attributes)
     except FileNotFoundError:
         raise DataError("no such file of features", where=path, fix=f"use a file with {_EXPECTED}") from None
     except (OSError, RuntimeError, KeyError) as error:

@@ -109,9 +109,9 @@ def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, d
         mask = path.parent / str(slide.row["mask"])
         with disk_errors(mask):
             labels = np.asarray(Image.open(mask))
-        found = labels[labels > 0].astype(np.int64) - 1
+        codes = labels[labels > 0].astype(np.int64) - 1
         rng = stream(config.seed, "slides", slide.name, "fields")
-        tissues.setdefault(str(slide.row["group"]), []).append(rng.choice(found, _FIELDS))
+        tissues.setdefault(str(slide.row["group"]), []).append(rng.choice(codes, _FIELDS))
     parts: dict[str, list[Case]] = {"train": [], "validation": [], "test": []}
     for name, slide in patients.items():
         case = _describe_case(config, slide, np.concatenate(tissues[name]))

@@ -59,12 +59,12 @@ class AnnotatedTiles:
         inside = np.full(len(tiles), all_tests) | (tiles.splits == "test")
         tests: Collection[str] = tiles.ids[inside].tolist()
         learnt: Collection[str] = [] if self.blind else tiles.ids[~inside].tolist()
-        made = label_tiles(self.votes, self.config, learnt, tests)
-        labels = dict(made.of_tile)
+        labelling = label_tiles(self.votes, self.config, learnt, tests)
+        labels = dict(labelling.of_tile)
         if self.config.test_labels == "source":
             labels |= {name: self.source[name] for name in tests}
         labelled = _with_labels(tiles, labels)
-        return replace(labelled, annotations=made.annotations, notes=(*tiles.notes, *made.notes))
+        return replace(labelled, annotations=labelling.annotations, notes=(*tiles.notes, *labelling.notes))
 
 
 def read_annotators(config: TilesConfig) -> AnnotationTable | None:

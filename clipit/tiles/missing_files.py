@@ -40,16 +40,16 @@ def spelled_in_zip(members: Iterable[str], where: Path) -> Mapping[str, str]:
     Raises:
         DataError: Two members have the same normalised name.
     """
-    found: dict[str, str] = {}
+    member_of: dict[str, str] = {}
     for member in members:
-        other = found.setdefault(normalise(member), member)
+        other = member_of.setdefault(normalise(member), member)
         if other != member:
             raise DataError(
                 f"two files of the zip have the same name: {shortlist([other, member])}",
                 where=where,
                 fix="repack the zip without one of them",
             )
-    return found
+    return member_of
 
 
 def files_below(folder: Path) -> list[str]:
@@ -74,7 +74,7 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
         table: The table.
     """
     difference = _difference(missing, present)
-    found = f"{len(present)} files, such as {shortlist(present[:3])}" if present else "no file"
+    contents = f"{len(present)} files, such as {shortlist(present[:3])}" if present else "no file"
     hint = f"; all of them match if {difference}" if difference else ""
     archives = [name for name in present if name.lower().endswith(_ARCHIVES)]
     if archives and not difference:
@@ -83,7 +83,7 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
         hint = "; the paths are URLs, which clipit does not download"
     return DataError(
         f"{len(missing)} of {total} files that the table names are missing: {shortlist(missing)}; {images} contains "
-        f"{found}{hint}",
+        f"{contents}{hint}",
         where=f"{table}, images in {images}",
         fix="correct the paths, set tiles.images (clipit predict: --images) to the folder or zip that they are "
         "relative to, or remove the rows",

@@ -71,9 +71,9 @@ def read_pcam(config: TilesConfig) -> SourceTiles:
     unknown = sorted(set(configured_parts(config.splits)) - set(COUNTS))
     if unknown:
         raise DataError(f"PatchCamelyon has no part {unknown[0]}", where="tiles.splits", fix=f"use {', '.join(COUNTS)}")
-    found = list_files(root, lambda path: path.name.removesuffix(".gz") in _FILES)
-    files = [_find(root, found, f"camelyonpatch_level_2_split_{part}_x.h5") for part in parts]
-    label_files = [_find(root, found, f"camelyonpatch_level_2_split_{part}_y.h5") for part in parts]
+    listed = list_files(root, lambda path: path.name.removesuffix(".gz") in _FILES)
+    files = [_find(root, listed, f"camelyonpatch_level_2_split_{part}_x.h5") for part in parts]
+    label_files = [_find(root, listed, f"camelyonpatch_level_2_split_{part}_y.h5") for part in parts]
     labels = [
         _read_labels(file, label_file, part, config.check_counts)
         for part, file, label_file in zip(parts, files, label_files, strict=True)
@@ -138,6 +138,6 @@ def _read_labels(images: Path, labels: Path, part: str, check_counts: bool) -> l
         )
     others = sorted({str(value) for value in values} - {"0", "1", "0.0", "1.0", "False", "True"})
     if len(values) != expected or others:
-        found = f"also {shortlist(others)}" if others else list(label_shape)
-        raise PCAM.missing(f"expected {expected} labels 0 or 1, found {found}", labels)
+        actual = f"also {shortlist(others)}" if others else list(label_shape)
+        raise PCAM.missing(f"expected {expected} labels 0 or 1, found {actual}", labels)
     return [int(value) for value in values]

@@ -143,8 +143,8 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
     """
     if path.is_file():
         try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-            if found.shape == shape and found.dtype == np.uint8:
+            pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+            if pixels.shape == shape and pixels.dtype == np.uint8:
                 return
         except (ValueError, EOFError):
             pass

@@ -193,18 +193,18 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     Raises:
         DataError: There is no slide, or two have the same name.
     """
-    found = list_files(folder, lambda file: not file.name.startswith(".")).files
-    files = sorted(file for file in found if is_slide(file))
+    listed = list_files(folder, lambda file: not file.name.startswith(".")).files
+    files = sorted(file for file in listed if is_slide(file))
     if not files:
         raise DataError(
-            f"no slides here ({len(found)} other files)",
+            f"no slides here ({len(listed)} other files)",
             where=folder,
             fix=f"use files of the kinds {', '.join(sorted(SLIDE_SUFFIXES))}",
         )
     slides = [SlidePath(slide_name(file), file, mpp) for file in files]
     check_names([slide.name for slide in slides], folder)
     # The data of an MRXS slide lie in a folder beside it.
-    others = [file for file in found if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
+    others = [file for file in listed if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
     notes = (f"{len(others)} files are no slides and were skipped: {shortlist([f.name for f in others], 3)}",)
     empty = [""] * len(slides)
     return SlideList(slides, empty, empty, empty, str(folder), notes if others else ())

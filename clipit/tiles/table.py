@@ -275,7 +275,7 @@ def open_files(
     stamps: list[str] = []
     missing = []
     dangling: list[str] = []
-    found = list(files)
+    names = list(files)
     for row, name in enumerate(files):
         try:
             try:
@@ -285,8 +285,8 @@ def open_files(
                     dangling.append(name)
                     stamps += image_stamps(images, [name])
                     continue
-                found[row] = spelled_on_disk(images, name) or name
-                stamps.append(file_stamp(images / found[row]))
+                names[row] = spelled_on_disk(images, name) or name
+                stamps.append(file_stamp(images / names[row]))
         except PermissionError:
             raise
         except (OSError, ValueError):  # missing, or an invalid file name: too long, or with a NUL
@@ -295,4 +295,4 @@ def open_files(
         raise missing_files(missing, len(files), files_below(images), images, table)
     if dangling and unreadable == "error":
         raise dangling_links(dangling, images)
-    return FileReader(images, found), stamps
+    return FileReader(images, names), stamps

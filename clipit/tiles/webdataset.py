@@ -222,8 +222,8 @@ def index_shards(config: TilesConfig, root: Path | None) -> TarIndex:
     suffixes = tuple(config.columns.get("path", "").lower().split(";"))
     wanted = {*config.columns.values(), *_OURS, "cls"}
     if root is None:
-        found = [_index_shard(shard, number, suffixes, wanted) for number, shard in enumerate(shards)]
-        return _merge(shards, stamps, found)
+        tables = [_index_shard(shard, number, suffixes, wanted) for number, shard in enumerate(shards)]
+        return _merge(shards, stamps, tables)
 
     def make(folder: Path) -> dict[str, Any]:
         processes = get_processes()

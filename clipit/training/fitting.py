@@ -75,24 +75,24 @@ def fit_training(config: RunConfig, student: Student, normalise: Normalise, pixe
 
     def estimate(checkpointing: bool) -> MemoryEstimate:
         try:
-            found = estimate_memory(student, normalise, pixels, precision=precision, checkpointing=checkpointing)
+            memory = estimate_memory(student, normalise, pixels, precision=precision, checkpointing=checkpointing)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 "not even two tiles fit into the memory of the device",
                 where=str(processes.device),
                 fix="choose a smaller backbone, backbone.tuning=frozen, or a device with more memory",
             ) from error
-        return processes.broadcast(found)
+        return processes.broadcast(memory)
 
     measured = estimate(False)
     free = _smallest_memory(processes) + measured.weights  # they are loaded
     plain = _fit(config, measured, free, processes.count, config.training.micro_batches, False)
     if config.training.gradient_checkpointing == "always" or plain.needed > _USABLE * free:
         measured = estimate(True)
-    found = choose_fit(config, measured, free, processes.count)
+    fit = choose_fit(config, measured, free, processes.count)
     if processes.main:
-        logger.info(found.message)
-    return found
+        logger.info(fit.message)
+    return fit
 
 
 def choose_fit(config: RunConfig, estimate: MemoryEstimate, free: int, processes: int = 1) -> Fit:
@@ -222,9 +222,9 @@ def _smallest_memory(processes: Processes) -> int:
     """Return the free memory of the process with the least, if processes share a device each its part of it."""
     device = processes.device
     place = (socket.gethostname(), str(device))
-    found: Sequence[tuple[tuple[str, str], int]] = processes.gather((place, device_memory(device)))
-    places = [where for where, _ in found]
-    shares = [free // places.count(where) for where, free in found]
+    devices: Sequence[tuple[tuple[str, str], int]] = processes.gather((place, device_memory(device)))
+    places = [where for where, _ in devices]
+    shares = [free // places.count(where) for where, free in devices]
     if min(shares) < _UNEQUAL * max(shares) and processes.main:
         logger.info(
             f"note: the devices have different free memory, {', '.join(_size(share) for share in shares)}: "

@@ -70,10 +70,10 @@ class MemoryEstimate:
         Raises:
             ValueError: They are not known.
         """
-        found = self.checkpointed if checkpointing else self.plain
-        if found is None:
+        activations = self.checkpointed if checkpointing else self.plain
+        if activations is None:
             raise ValueError("the estimate has no activations with checkpointing")
-        return found
+        return activations
 
     def workspace(self, tiles: int, *, checkpointing: bool) -> int:
         """Return the bytes at the peak that do not depend on the batch, such as gradients and copies of weights."""

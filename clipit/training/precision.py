@@ -11,6 +11,6 @@ def resolve_precision(config: RunConfig) -> RunConfig:
     from clipit.models.precision import mixed_precision
 
     processes = get_processes()
-    found = set(processes.gather(mixed_precision(processes.device)))
-    training = config.training.model_copy(update={"precision": found.pop() if len(found) == 1 else "no"})
+    precisions = set(processes.gather(mixed_precision(processes.device)))
+    training = config.training.model_copy(update={"precision": precisions.pop() if len(precisions) == 1 else "no"})
     return config.model_copy(update={"training": training})

@@ -207,13 +207,13 @@ def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> P
     name_of = {str(masks.tiles.ids[row]): name for row, name in _names(masks)}
     rows = []
     for place, tile in enumerate(ids):
-        found = {
+        mask_cells = {
             f"mask_{kind}": Path(os.path.relpath(folder / kind / f"{name_of[tile]}.png", root)).as_posix()
             if tile in name_of
             else ""
             for kind in ("consensus", "confident")
         }
-        rows.append({name: cells[place] for name, cells in columns.items()} | found)
+        rows.append({name: cells[place] for name, cells in columns.items()} | mask_cells)
     with whole_file(folder / "tiles.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, [*columns, *_COLUMNS], lineterminator="\n")
         writer.writeheader()

@@ -80,8 +80,8 @@ def sample_reports(labels: CorpusLabels, per_answer: int, seed: int) -> list[Sam
     """Draw reports for each answer of the rules; reports with uncertain mentions only are drawn apart from "none"."""
     strata: dict[str, list[int]] = {}
     for row in sorted(range(len(labels.found)), key=lambda row: labels.reports[row].report_id):
-        found = labels.found[row]
-        strata.setdefault("uncertain" if found.uncertain_only else found.answer, []).append(row)
+        label = labels.found[row]
+        strata.setdefault("uncertain" if label.uncertain_only else label.answer, []).append(row)
     order = [*labels.classes, "both", "uncertain", "none"]
     generator = np.random.default_rng(seed)
     sample: list[SampledReport] = []
@@ -117,16 +117,16 @@ def _facts(config: RunConfig, labels: CorpusLabels) -> dict[str, Any]:
 def _record(labels: CorpusLabels, row: int) -> dict[str, Any]:
     """Collect what is known about one report."""
     report = labels.reports[row]
-    found = labels.found[row] if labels.found else None
+    label = labels.found[row] if labels.found else None
     record: dict[str, Any] = {
         "report_id": report.report_id,
         "group": report.group,
         "label": labels.classes[labels.own[row]] if labels.own[row] >= 0 else None,
-        "answer": found.answer if found else None,
-        "uncertain_only": found.uncertain_only if found else None,
+        "answer": label.answer if label else None,
+        "uncertain_only": label.uncertain_only if label else None,
         "text_class": None,
         "text_probability": None,
-        "mentions": [asdict(mention) for mention in found.mentions] if found else [],
+        "mentions": [asdict(mention) for mention in label.mentions] if label else [],
     }
     if labels.probabilities is not None:
         best = int(labels.probabilities[row].argmax())

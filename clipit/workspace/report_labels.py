@@ -112,13 +112,13 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     of_tiles = np.full(len(reports), -1, dtype=np.int64)
     if read is not None:
         of_tiles = _tile_labels(reports, read, classes, notes)
-    found: list[ReportLabel] = []
+    labelled: list[ReportLabel] = []
     if rules is not None:
         with progress("reports labelled by rules", len(reports)) as advance:
             for report in reports:
-                found.append(label_report(report.text, rules))
+                labelled.append(label_report(report.text, rules))
                 advance()
-        notes += _rule_notes(rules, found)
+        notes += _rule_notes(rules, labelled)
     probabilities = None
     fitted_to = own if (own >= 0).any() else of_tiles
     if classifier and (fitted_to >= 0).any():
@@ -131,7 +131,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
         except DataError as error:
             notes.append(f"text classifier not fitted: {str(error).splitlines()[0]}")
     return CorpusLabels(
-        tuple(reports), classes, own, of_tiles, rules, tuple(found), probabilities, tuple(notes), section.features
+        tuple(reports), classes, own, of_tiles, rules, tuple(labelled), probabilities, tuple(notes), section.features
     )
 
 

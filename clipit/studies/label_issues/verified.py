@@ -36,17 +36,17 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
         raise DataError(f"missing columns: {listed}", where=path, fix=delimiter_hint(table.header) or _FIX)
     row_of = {name: row for row, name in enumerate(tiles.ids.tolist())}
     names, labels = table.header.index(key), table.header.index("label")
-    found = [(row[names], row[labels]) for row in table.rows if row[names] in row_of]
-    if not found:
+    checked = [(row[names], row[labels]) for row in table.rows if row[names] in row_of]
+    if not checked:
         raise DataError("no checked tile has a verified label", where=path, fix="use the ids of the checked tiles")
-    unknown = sorted({label for _, label in found} - {*tiles.classes})
-    repeated = sorted(name for name, count in Counter(name for name, _ in found).items() if count > 1)
+    unknown = sorted({label for _, label in checked} - {*tiles.classes})
+    repeated = sorted(name for name, count in Counter(name for name, _ in checked).items() if count > 1)
     if unknown or repeated:
         problems = [f"unknown classes: {shortlist(unknown)}"] if unknown else []
         problems += [f"{len(repeated)} tiles occur more than once: {shortlist(repeated)}"] if repeated else []
         raise DataError("; ".join(problems), where=path, fix="write each tile once, with a class of the configuration")
     verified = np.full(len(tiles), -1, dtype=np.int64)
-    for name, label in found:
+    for name, label in checked:
         verified[row_of[name]] = tiles.classes.index(label)
     return verified
 

@@ -70,8 +70,10 @@ def label_cases(
             )
         number = {name: classes.index(name) for name in rules.classes}
         answer_of = workspace.rule_answers(rules, cases)
-        found = [[answer_of[report.report_id] for report in reports] for reports in cases.reports]
-        return _average_answers([[(answer, number.get(answer, -1)) for answer in each] for each in found], len(classes))
+        answers_of_case = [[answer_of[report.report_id] for report in reports] for reports in cases.reports]
+        return _average_answers(
+            [[(answer, number.get(answer, -1)) for answer in each] for each in answers_of_case], len(classes)
+        )
     tile_labels = _case_histogram(cases, labels, len(classes))
     if options.labels == "case":
         counts = tile_labels.sum(axis=1)

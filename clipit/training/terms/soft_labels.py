@@ -163,9 +163,9 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
             return {"own_reports": own.facts, "sections": {"Own reports": own.text}}
         if self.replaces_labels:
             train = inputs.tiles.of_split("train")
-            found, labelled = _posteriors(train), train.labels >= 0
+            posteriors, labelled = _posteriors(train), train.labels >= 0
             soft = make_soft_labels(
-                np.where(labelled[:, None], found, 1 / found.shape[1]), self.options, found[labelled]
+                np.where(labelled[:, None], posteriors, 1 / posteriors.shape[1]), self.options, posteriors[labelled]
             )
             self._soft = SoftLabels(soft.probabilities, soft.weights * labelled)
             return {"annotated_tiles": int(labelled.sum())}

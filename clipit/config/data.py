@@ -166,7 +166,7 @@ class TilesConfig(Section):
     originals need not be on this disk."""
     keep_pixels: Data[int | None] = Field(None, ge=16)
     """With `streaming`: resize tiles whose shorter edge is longer than this many pixels; null: the largest input of the
-    VLMs and the backbone, as far as their names tell it."""
+    VLMs and the backbone, if it is known before they are loaded."""
     keep_quality: Data[int | None] = Field(95, ge=1, le=100)
     """With `streaming`: JPEG quality of tiles that are resized; null: PNG, without loss. Other tiles are kept as they
     are, byte for byte."""

@@ -125,7 +125,7 @@ def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesCon
 
 
 def check_index(config: RunConfig) -> list[Check]:
-    """Check that faiss is installed for an approximate index, and say what such an index costs."""
+    """Check that faiss is installed for an approximate index, and describe what such an index costs."""
     from clipit.stores.index import has_faiss
 
     key = config.pairing.index

@@ -134,7 +134,7 @@ def _finish(
             f"none of the {len(images)} images can be read: "
             + shortlist([f"{reason} ({name})" for name, _, reason in unreadable], 3),
             where=images.where,
-            fix="check that the files are complete images",
+            fix="convert files of an unsupported kind, and replace damaged ones",
         )
     list_unreadable(paths.unreadable, unreadable)
     summary: dict[str, Any] = {

@@ -7,6 +7,7 @@ are distributed over the processes. The content of a batch depends only on its s
 number of processes.
 """
 
+import logging
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from clipit.read_ahead import ReadingClock
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM, Space
     from clipit.tiles.tileset import TileSet
+
+logger = logging.getLogger(__name__)
 
 SHARD = 4096
 """Rows per shard."""
@@ -221,6 +224,27 @@ def embed_texts(
         return write_embeddings(folder, ids, vlm, "joint", encode, "embedding snippets")
 
     return Store(build_once(root, "text_store", inputs, make))
+
+
+def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[np.ndarray, "n dim"]:
+    """Encode prompts as unit vectors, without storing them; over-long texts are truncated with a warning.
+
+    Args:
+        vlm: Model with a text tower.
+        texts: Prompts.
+        batch_size: Number of texts per batch.
+    """
+    truncated, tokens = vlm.cut_tokens(texts)
+    if truncated:
+        logger.info(
+            f"warning: {truncated} of {len(texts)} texts exceed the {vlm.context_length} tokens of "
+            f"{vlm.name}: {tokens} tokens were cut"
+        )
+    batches = [
+        vlm.encode_texts(list(texts[start : start + batch_size]), truncate=True).cpu().numpy()
+        for start in range(0, len(texts), batch_size)
+    ]
+    return unit(np.concatenate(batches))
 
 
 def drop_words(text: str, share: float, seed: int, key: str) -> str:

@@ -30,7 +30,7 @@ def read_cells(values: Iterable[Any], column: str, where: object, place: Callabl
 
 
 def stored_cell(value: Any) -> str:
-    """Convert a cell to text; text that starts with a null character says why the cell cannot be used.
+    """Convert a cell to text; text that starts with a null character is the reason why the cell cannot be used.
 
     Sources that are read once store all columns in this form, so that a bad cell is an error only where it is used.
     """

@@ -36,7 +36,7 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
         raise DataError(
             f"none of the {len(tiles)} images can be decoded: {reason}",
             where=tiles.reader.where(int(tiles.rows[0])),
-            fix="check that the files are complete images",
+            fix="convert files of an unsupported kind, and replace damaged ones",
         )
     if not bad.any():
         return tiles

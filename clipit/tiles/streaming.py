@@ -238,7 +238,7 @@ def _image_bytes(value: Mapping[str, Any]) -> bytes:
 
 
 class _reading:
-    """Turn the errors of a stream into a `DataError` that says where it broke off."""
+    """Turn the errors of a stream into a `DataError` that names the place at which it broke off."""
 
     def __init__(self, config: TilesConfig, place: str) -> None:
         self._config, self._place = config, place

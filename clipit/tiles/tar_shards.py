@@ -241,7 +241,7 @@ class TarReader:
             return b""
         data = self._pread(int(self._shard_of[row]), size, int(self._offsets[row]))
         if len(data) < size:
-            raise ImageError("the shard is shorter than its index says")
+            raise ImageError("the shard is shorter than recorded in its index")
         if self._checksums is not None and zlib.crc32(data) != int(self._checksums[row]):
             raise ImageError("the checksum is wrong: the shard is damaged")
         return data

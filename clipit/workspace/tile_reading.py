@@ -1,14 +1,14 @@
 """Read the tiles of a configuration for a workspace, and log what was read before any image is decoded."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import fingerprint
 from clipit.config.run import RunConfig, TilesConfig
-from clipit.errors import ConfigError, shortlist
+from clipit.errors import ConfigError, DataError, shortlist
 from clipit.models.input_size import input_pixels
 from clipit.tiles.load import read_tiles
 from clipit.tiles.overview import tiles_overview
@@ -99,6 +99,22 @@ def read_with_overview(
     listed = "listed " if quarantine and not decode else ""
     tiles: TileSet = remember(f"{listed}tiles {fingerprint(section.model_dump(mode='json'))}", read)
     return tiles
+
+
+def check_shifted(tests: TileSet, classes: Sequence[str], where: str) -> None:
+    """Check that a shifted test set has test tiles and the classes of the configuration's tiles.
+
+    Raises:
+        DataError: It has no test tiles, or other classes.
+    """
+    if not len(tests):
+        raise DataError("no test tiles in a shifted set", where=where, fix="map its split to test (splits)")
+    if tests.classes != tuple(classes):
+        raise DataError(
+            f"a shifted set has the classes {', '.join(tests.classes)}; the tiles have {', '.join(classes)}",
+            where=where,
+            fix="map its labels in its class_map, and name all classes of the tiles in its classes",
+        )
 
 
 def note_many_classes(tiles: TileSet) -> TileSet:

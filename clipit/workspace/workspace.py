@@ -16,7 +16,7 @@ from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
 from clipit.config.load import names_tiles
 from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfig, TrainingConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.cases import Cases, join_cases, join_patients
 from clipit.pairing.pairs import Pairs, pair_tiles
@@ -26,7 +26,7 @@ from clipit.reports.build import snippet_keys
 from clipit.reports.rules import RuleSet, label_report
 from clipit.stores.approximate import search_settings
 from clipit.stores.approximate_build import check_key
-from clipit.stores.embed import Store, embed_texts, embed_tiles, unit
+from clipit.stores.embed import Store, embed_prompts, embed_texts, embed_tiles
 from clipit.stores.index import Index, build_index, has_faiss
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.load import mpp_warning
@@ -36,7 +36,13 @@ from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles
 from clipit.workspace.near_copies import warn_of_near_copies
 from clipit.workspace.snippet_filter import filter_bags, score_morphology
-from clipit.workspace.tile_reading import artefacts_of, note_many_classes, read_with_overview, with_kept_size
+from clipit.workspace.tile_reading import (
+    artefacts_of,
+    check_shifted,
+    note_many_classes,
+    read_with_overview,
+    with_kept_size,
+)
 
 if TYPE_CHECKING:
     from clipit.models.preprocess import Preprocess
@@ -140,16 +146,7 @@ class Workspace:
             streamed = with_kept_size(section, self.config)
             tests = read_with_overview(streamed, self._cached, root=self.root, shifted=name).of_split("test")
             own = self.all_tiles
-            where = f"comparison.shifted.{name}"
-            if not len(tests):
-                raise DataError("no test tiles in a shifted set", where=where, fix="map its split to test (splits)")
-            if tests.classes != own.classes:
-                theirs, ours = ", ".join(tests.classes), ", ".join(own.classes)
-                raise DataError(
-                    f"a shifted set has the classes {theirs}; the tiles have {ours}",
-                    where=where,
-                    fix="map its labels in its class_map, and name all classes of the tiles in its classes",
-                )
+            check_shifted(tests, own.classes, f"comparison.shifted.{name}")
             learnt = own.select(own.splits != "test")
             return enforce_on_shifted(tests, self.tiles_as_read, learnt, name, self.config)
 
@@ -328,18 +325,7 @@ class Workspace:
 
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
         """Encode prompts as unit vectors; over-long texts are truncated with a warning."""
-        size = self.config.vlm.batch_size
-        truncated, tokens = self.vlm.cut_tokens(texts)
-        if truncated:
-            logger.info(
-                f"warning: {truncated} of {len(texts)} texts exceed the {self.vlm.context_length} tokens of "
-                f"{self.vlm.name}: {tokens} tokens were cut"
-            )
-        batches = [
-            self.vlm.encode_texts(list(texts[start : start + size]), truncate=True).cpu().numpy()
-            for start in range(0, len(texts), size)
-        ]
-        return unit(np.concatenate(batches))
+        return embed_prompts(self.vlm, texts, self.config.vlm.batch_size)
 
     def class_embeddings(self) -> Float32[np.ndarray, "classes dim"] | None:
         """Compute unit-norm class embeddings from the prompts, in the tiles' class order, centred like the snippets."""
@@ -396,9 +382,9 @@ class Workspace:
 
     def rule_inputs(self) -> tuple[pa.Table | None, dict[str, str] | None]:
         """Return the sources of the snippets and the groups of the training tiles, each None unless a rule needs it."""
-        p = self.config.pairing
+        p, snippets = self.config.pairing, self.snippets  # unreadable reports fail before tiles are embedded
         needs_groups = p.exclude_same_group or p.reports != "any"
-        sources = self.snippets.table("snippet_sources.parquet") if needs_groups or p.organs else None
+        sources = snippets.table("snippet_sources.parquet") if needs_groups or p.organs else None
         if not needs_groups:
             return sources, None
         tiles = self.all_tiles.of_split("train")

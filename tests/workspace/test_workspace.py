@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 from slide_files import picture, write_slide
 
 from clipit.config.run import RunConfig
+from clipit.errors import DataError
 from clipit.workspace.workspace import Workspace
 
 MakeConfig = Callable[..., RunConfig]
@@ -36,6 +38,15 @@ def test_the_account_belongs_to_the_reports_that_were_read(configure: MakeConfig
     summary = second.snippet_summary()
     assert "2  with text, 1 empty; from" in summary and "second.jsonl, line 3: empty report" in summary
     assert "first.jsonl" not in summary
+
+
+def test_reports_that_cannot_be_read_fail_before_tiles_are_embedded(configure: MakeConfig, tmp_path: Path) -> None:
+    reports = tmp_path / "reports.jsonl"
+    reports.write_bytes(b'{"id": "a", "text": "45 \xb5m of mucosa."}\n')
+    workspace = Workspace(configure({"reports": {"path": str(reports)}, "output": str(tmp_path / "out")}))
+    with pytest.raises(DataError, match="not valid utf-8"):
+        _ = workspace.pairs
+    assert not list(tmp_path.glob("out/artefacts/tile_store*"))
 
 
 def test_classes_about_as_many_as_tiles_are_noted(configure: MakeConfig, tmp_path: Path) -> None:

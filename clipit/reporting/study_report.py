@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from clipit.artifacts import whole_file
 from clipit.config.run import RunConfig
+from clipit.leftovers import delete_leftovers
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_table, page, write_page
 from clipit.reporting.notes import compose_note
@@ -192,6 +193,7 @@ def write_study(
         for chapter in (*chapters, all_rows_chapter(frame, f"{name}.parquet"))
     ]
     write_page(folder / f"{name}.html", page(title, note, sections))
+    delete_leftovers(folder)
 
 
 def render_markdown(title: str, note: str, chapters: Sequence[Chapter]) -> str:

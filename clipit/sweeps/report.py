@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from clipit.artifacts import whole_file, write_json
+from clipit.leftovers import delete_leftovers
 from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, page, write_page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.plots import save_plot
@@ -54,6 +55,7 @@ def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None
         temporary.write_text(_markdown(sweep.name, summary, note), encoding="utf-8")
     picture = (folder / "sweep.png").read_bytes()
     write_page(folder / "sweep.html", _page(sweep.name, summary, note, picture, table))
+    delete_leftovers(folder)
     facts = {"sweep": sweep.path.name, "options": dict(sweep.options), "metric": metric, "test_metric": tested}
     write_json(
         folder / "sweep.json", facts | {"chosen": chosen, "rows": rows, "commit": git_commit(), "versions": versions()}

@@ -320,8 +320,12 @@ def test_a_comparison_is_made_again_without_training(
     json_file = moved / "comparisons" / "small" / "comparison.json"
     written = json.loads(json_file.read_text(encoding="utf-8"))
     json_file.write_text(json.dumps(written | {"notes": ["earlier"], "checksum": None}), encoding="utf-8")
+    leftovers = [json_file.parent / f"{folder}.x.png.999999999.tmp" for folder in ("", "predictions/small/")]
+    for leftover in leftovers:
+        leftover.write_text("of a killed process", encoding="utf-8")
     with drawn_once():
         rebuild_comparison(validate(values, "test"))
+    assert not any(leftover.exists() for leftover in leftovers)
     assert json.loads(json_file.read_text(encoding="utf-8"))["notes"] == written["notes"], "the page's own"
 
     for wrong, error, match in wrongs():

@@ -72,7 +72,9 @@ def test_markdown_page_and_table_have_the_same_content(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "dot.png")
     scores = Table(("model", "score"), [("<b>", None), ("c | d", "0.5")], caption="Scores", source="x.parquet: value")
     parts = [Text("Words."), scores, Plot("dot.png", "A dot", "x.parquet: dot"), Text("![](https://a.b/c.png)")]
+    (leftover := tmp_path / ".x.md.999999999.tmp").write_text("of a killed process", encoding="utf-8")
     write_study(tmp_path, "x", "Title", "Beware.", [Chapter("First", parts)], table())
+    assert not leftover.exists()
     markdown = (tmp_path / "x.md").read_text(encoding="utf-8")
     assert markdown.startswith("# Title\n\n> **Note.** Beware.\n\n## First\n\nWords.\n\n**Scores**\n\n| model")
     assert "| c \\| d |" in markdown and "| &lt;b> |   n/a |" in markdown and "![A dot](dot.png)" in markdown

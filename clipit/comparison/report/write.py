@@ -37,6 +37,7 @@ from clipit.comparison.report.verdicts import verdict_markdown, verdict_sections
 from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
+from clipit.leftovers import delete_leftovers
 from clipit.reporting.html import page, write_page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.tables import markdown_line, markdown_table, markdown_text
@@ -96,6 +97,8 @@ def write_report(
         row_section(results.rows),
     ]
     write_page(folder / "comparison.html", page(config.name, note, sections, verdict=verdict.headline))
+    for place in (folder, *folder.glob("predictions/*/")):
+        delete_leftovers(place)
     return notes
 
 

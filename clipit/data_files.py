@@ -271,13 +271,34 @@ def hub_id(path: str) -> str | None:
     return path.removeprefix(_HUB) if path.startswith(_HUB) else None
 
 
-def load_huggingface(path: str, key: str, *, streaming: bool = False) -> Any:
+def hub_revision(path: str, key: str) -> str | None:
+    """Look up the newest commit of a data set on the hub, for `load_huggingface`; None offline and for local folders.
+
+    Raises:
+        DataError: The data set does not exist, or the hub cannot be reached.
+    """
+    name = hub_id(path)
+    if name is None:
+        return None
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        return str(HfApi().dataset_info(name).sha)
+    except OfflineModeIsEnabled:  # what is cached is used
+        return None
+    except Exception as error:  # of huggingface_hub and of the network
+        raise _not_loaded(path, key, error) from error
+
+
+def load_huggingface(path: str, key: str, *, streaming: bool = False, revision: str | None = None) -> Any:
     """Load a Hugging Face data set: `hf:owner/name` on the hub, a local folder, or one written by `save_to_disk`.
 
     Args:
         path: Local folder, or id on the hub with the prefix `hf:`. A local path is never looked up on the hub.
         key: Configuration key with this path, for error messages.
         streaming: Whether to open streams, so that nothing is downloaded or converted; not for `save_to_disk`.
+        revision: Commit of a data set on the hub; None: the newest, or offline that in the cache.
 
     Returns:
         A `datasets.Dataset`, or a dictionary of them by split; with `streaming`, `datasets.IterableDataset`.
@@ -299,16 +320,21 @@ def load_huggingface(path: str, key: str, *, streaming: bool = False) -> Any:
     try:
         if name is None and is_saved_dataset(folder):
             return datasets.load_from_disk(str(folder))
-        options = {"streaming": True} if streaming else {}
+        options: dict[str, Any] = {"streaming": True} if streaming else {}
+        options |= {} if revision is None else {"revision": revision}
         return datasets.load_dataset(str(folder) if name is None else name, **options)
     except Exception as error:  # its own errors, those of its dependencies and of the network
-        raise DataError(
-            f"cannot load this data set: {type(error).__name__}: {error}",
-            where=path,
-            fix=f"check that {key} is the folder of a data set; copy it again if it is damaged, or run git lfs pull"
-            if name is None
-            else "check the spelling of the id, the network and HF_HUB_OFFLINE, or use a local folder",
-        ) from error
+        raise _not_loaded(path, key, error) from error
+
+
+def _not_loaded(path: str, key: str, error: Exception) -> DataError:
+    return DataError(
+        f"cannot load this data set: {type(error).__name__}: {error}",
+        where=path,
+        fix=f"check that {key} is the folder of a data set; copy it again if it is damaged, or run git lfs pull"
+        if hub_id(path) is None
+        else "check the spelling of the id, the network and HF_HUB_OFFLINE, or use a local folder",
+    )
 
 
 def check_arrow(rows: Any, where: str) -> None:

@@ -42,7 +42,7 @@ def check_tiles(subject: str, config: TilesConfig) -> list[Check]:
         if config.streaming and config.source == "huggingface":
             from clipit.tiles.streaming import describe_set
 
-            parts = ", ".join(describe_set(config, None))
+            parts = ", ".join(describe_set(config, None).parts)
             return [Check("PASS", subject, f"{config.path}: parts {parts}; read once and kept at the first use")]
         listed = config.model_copy(update={"streaming": False, "keep_pixels": None})
         tiles = read_tiles(listed, check=False, decode=False)

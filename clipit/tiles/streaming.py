@@ -10,7 +10,7 @@ import numpy as np
 
 from clipit.artifacts import fingerprint, write_json
 from clipit.config.run import TilesConfig
-from clipit.data_files import hub_id, is_saved_dataset, list_files, load_huggingface
+from clipit.data_files import hub_id, hub_revision, is_saved_dataset, list_files, load_huggingface
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ClipitError, ConfigError, DataError, is_limit
 from clipit.image_readers import file_stamp
@@ -39,6 +39,19 @@ class StreamedPart:
     class_names: dict[str, list[str]]
 
 
+@dataclass(frozen=True)
+class StreamedSet:
+    """A data set that is streamed.
+
+    Attributes:
+        parts: Parts that the configuration uses, by name.
+        revision: Commit of a set on the hub, from which all parts are read; None for local folders and offline.
+    """
+
+    parts: dict[str, StreamedPart]
+    revision: str | None
+
+
 def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
     """Keep the tiles of a data set or of webdataset shards, or open those kept before; called by all processes.
 
@@ -62,8 +75,10 @@ def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
     return _stream_webdataset(config, root, size) if config.source == "webdataset" else _stream_set(config, root, size)
 
 
-def describe_set(config: TilesConfig, root: Path | None) -> dict[str, StreamedPart]:
+def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
     """Describe the parts of a Hugging Face data set that the configuration uses, and check their columns.
+
+    The revision of a set on the hub is looked up once, so that a set that changes meanwhile is not mixed.
 
     Args:
         config: Section `tiles`.
@@ -74,47 +89,51 @@ def describe_set(config: TilesConfig, root: Path | None) -> dict[str, StreamedPa
         DataError: The set cannot be loaded, or lacks parts or columns.
     """
 
-    def look_up() -> dict[str, StreamedPart]:
-        return {name: _describe(rows) for name, rows in _open_set(config).items()}
+    def look_up() -> StreamedSet:
+        revision = hub_revision(config.path, "tiles.path")
+        return StreamedSet({name: _describe(rows) for name, rows in _open_set(config, revision).items()}, revision)
 
     def make(folder: Path) -> dict[str, Any]:
         if not get_processes().main:
             return {}
-        write_json(folder / "parts.json", {name: vars(part) for name, part in look_up().items()})
-        return {}
+        found = look_up()
+        write_json(folder / "parts.json", {name: vars(part) for name, part in found.parts.items()})
+        return {} if found.revision is None else {"revision": found.revision}
 
     if root is None:
         described = look_up()
     else:
         artifact = build_once(root, "streamed_set", {"set": _identity(config), "version": 1}, make)
         values = json.loads(artifact.file("parts.json").read_text(encoding="utf-8"))
-        described = {name: StreamedPart(**part) for name, part in values.items()}
-    parts = select_parts(described, config)
+        parts = {name: StreamedPart(**part) for name, part in values.items()}
+        described = StreamedSet(parts, artifact.manifest.facts.get("revision"))
+    parts = select_parts(described.parts, config)
     column = image_column(config)
     for name, part in parts.items():
         check_columns(name, part.columns, config)
         if part.kinds[column] != "image":
             raise not_images(column, part.kinds[column], config.path)
-    return parts
+    return StreamedSet(parts, described.revision)
 
 
 def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
     """Stream a Hugging Face data set."""
     column = image_column(config)
     described = describe_set(config, root)
+    revision = {} if described.revision is None else {"revision": described.revision}
     kept: dict[str, KeptTiles] = {}
-    for name, part in described.items():
+    for name, part in described.parts.items():
         fields = [field for field in part.columns if part.kinds[field] != "image"]
-        inputs = {"set": _identity(config), "part": name, "column": column}
+        inputs = {"set": _identity(config), "part": name, "column": column, **revision}
 
         def blocks(name: str = name) -> list[Block]:
-            return _set_blocks(config, name, column)
+            return _set_blocks(config, name, column, described.revision)
 
         kept[name] = keep_tiles(root, {**inputs, "version": 1}, blocks, fields, size, f"{config.path}, part {name}")
     reader = JoinedReader(
         [tiles.reader(f"{name}/") for name, tiles in kept.items()], [len(tiles) for tiles in kept.values()]
     )
-    rows = {name: _kept_rows(kept[name], part, f"{config.path}, part {name}") for name, part in described.items()}
+    rows = {name: _kept_rows(kept[name], part, f"{config.path}, part {name}") for name, part in described.parts.items()}
     source = join_parts(rows, config, reader)
     return _scale(source, config, np.concatenate([tiles.scales() for tiles in kept.values()]))
 
@@ -157,8 +176,8 @@ def _identity(config: TilesConfig) -> Any:
     return {"folder": fingerprint([[str(file.relative_to(folder)), file_stamp(file)] for file in files])}
 
 
-def _open_set(config: TilesConfig) -> dict[str, Any]:
-    """Open a data set as streams by part, with undecoded images.
+def _open_set(config: TilesConfig, revision: str | None) -> dict[str, Any]:
+    """Open a data set, on the hub at a revision, as streams by part, with undecoded images.
 
     Raises:
         DataError: It cannot be loaded.
@@ -172,7 +191,7 @@ def _open_set(config: TilesConfig) -> dict[str, Any]:
             for name, rows in parts.items()
         }
     else:
-        streams = load_huggingface(config.path, "tiles.path", streaming=True)
+        streams = load_huggingface(config.path, "tiles.path", streaming=True, revision=revision)
         opened = dict(streams) if isinstance(streams, dict) else {"train": streams}
     return {name: _undecoded(rows, config) for name, rows in opened.items()}
 
@@ -199,20 +218,21 @@ def _describe(rows: Any) -> StreamedPart:
     return StreamedPart(list(features), kinds, names)
 
 
-def _set_blocks(config: TilesConfig, part: str, column: str) -> list[Block]:
+def _set_blocks(config: TilesConfig, part: str, column: str, revision: str | None) -> list[Block]:
     """Return the files of a part, in order; each is read by one process."""
-    rows = _open_set(config)[part]
+    rows = _open_set(config, revision)[part]
     images = {name for name, kind in _describe(rows).kinds.items() if kind == "image"}
 
     def read(block: int, skipped: int) -> Iterator[SourceTile]:
         stream = rows.shard(num_shards=rows.num_shards, index=block)
         row, entries = skipped, iter(stream.skip(skipped) if skipped else stream)
         while True:
-            with _reading(config, f"part {part}, file {block + 1} of {rows.num_shards}, row {row}"):
+            place = f"part {part}, file {block + 1} of {rows.num_shards}, row {row}"
+            with _reading(config, place):
                 entry = next(entries, None)
                 if entry is None:
                     return
-                data = _image_bytes(entry[column] or {})
+                data = _image_bytes(entry[column] or {}, f"{config.path}, {place}")
             row += 1
             yield SourceTile(data, {name: stored_cell(entry[name]) for name in entry if name not in images})
 
@@ -222,15 +242,28 @@ def _set_blocks(config: TilesConfig, part: str, column: str) -> list[Block]:
     return [block(number) for number in range(rows.num_shards)]
 
 
-def _image_bytes(value: Mapping[str, Any]) -> bytes:
-    """Return the bytes of an image, from its file or URL if the row does not contain them."""
+def _image_bytes(value: Mapping[str, Any], where: str) -> bytes:
+    """Return the bytes of an image, from its file or URL if the row does not contain them.
+
+    Raises:
+        DataError: The file cannot be opened; as without streaming, such tiles are not quarantined.
+    """
     if value.get("bytes") is not None:
         return bytes(value["bytes"])
     path = value.get("path")
     if not path:
         return b""
     if "://" not in path:
-        return Path(path).read_bytes()
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            if is_limit(error):
+                raise
+            raise DataError(
+                f"cannot open the image {path}: {error.strerror or error}",
+                where=where,
+                fix="put the file back or correct its permissions",
+            ) from error
     import fsspec
 
     with fsspec.open(path, "rb") as stream:

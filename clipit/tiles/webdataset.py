@@ -66,9 +66,12 @@ class TarIndex:
     @cached_property
     def shard_names(self) -> list[str]:
         """Paths of the shards relative to their common folder, without .tar."""
-        shards = [shard.absolute() for shard in self.shards]
-        folder = commonpath([shard.parent for shard in shards])
-        return [shard.relative_to(folder).with_suffix("").as_posix() for shard in shards]
+        return [shard.absolute().relative_to(self.folder).with_suffix("").as_posix() for shard in self.shards]
+
+    @cached_property
+    def folder(self) -> Path:
+        """Innermost folder that contains all shards."""
+        return Path(commonpath([shard.absolute().parent for shard in self.shards]))
 
     @cached_property
     def shard_of(self) -> np.ndarray:
@@ -106,9 +109,10 @@ class TarIndex:
 def read_webdataset(config: TilesConfig, root: Path | None = None) -> SourceTiles:
     """Read the samples of shards; the id is the field that tiles.columns names, else `<shard>/<key>`.
 
-    Fields are the entries of a sample's JSON member, and its text members under their suffix (`cls`, `txt`). The label
-    is the field `label`, or else `cls`. Without a field `split`, words such as train in the names of the shards give
-    the split.
+    `<shard>` is the shard's path below the innermost folder that contains all shards, so that these ids depend on which
+    shards are named together. Fields are the entries of a sample's JSON member, and its text members under their suffix
+    (`cls`, `txt`). The label is the field `label`, or `cls` if no sample has it. Without a field `split`, a word such
+    as train in a shard's path gives the split, or else one in the name of the folder that contains all shards.
 
     Args:
         config: Section `tiles`.
@@ -135,7 +139,7 @@ def read_webdataset(config: TilesConfig, root: Path | None = None) -> SourceTile
         raise DataError(f"tiles without an id: {shortlist(without_id)}", where=config.path, fix="choose another field")
     labels, label_notes = resolve_missing(column("label"), "label", config, config.path, members.__getitem__)
     groups, group_notes = resolve_missing(column("group"), "group", config, config.path, members.__getitem__)
-    parts = [_part_in(name) for name in index.shard_names]
+    parts = [_part_in(name, index.folder.name) for name in index.shard_names]
     columns = table_columns(index)
     unread = shortlist([f"{suffix} ({count})" for suffix, count in sorted(index.unread.items())])
     return SourceTiles(
@@ -188,7 +192,25 @@ def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
             where=config.path,
             fix="name the right fields in tiles.columns, e.g. --tiles.columns.label=diagnosis",
         )
+    if labelled and "label" not in config.columns and index.has("label") and index.has("cls"):
+        _check_one_label(index, config)
     return names
+
+
+def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
+    """Check that no sample has a class in `cls` only, where the labels of the others are in `label`."""
+    from pyarrow import compute
+
+    label, number = (index.table.column(f"{_PREFIX}{name}") for name in ("label", "cls"))
+    rows = np.flatnonzero(compute.and_(compute.is_null(label), compute.is_valid(number)).to_numpy())
+    if len(rows):
+        raise DataError(
+            f"{len(rows)} of {len(index)} samples have a field cls but no field label, unlike the others: "
+            f"{shortlist([index.members[row] for row in rows[:3]], 3)}",
+            where=config.path,
+            fix="write the shards with one of them, or choose with --tiles.columns.label=label, which leaves these "
+            "samples without a label, or --tiles.columns.label=cls",
+        )
 
 
 def _check_images(index: TarIndex, config: TilesConfig, members: list[str]) -> None:
@@ -205,10 +227,16 @@ def _check_images(index: TarIndex, config: TilesConfig, members: list[str]) -> N
         )
 
 
-def _part_in(shard: str) -> str:
-    """Return the only word for a split in the name of a shard, such as train; "" if there is none, or several."""
-    words = {word for word in re.split(r"[^a-z]+", shard.lower()) if word in ALIASES}
-    return words.pop() if len(words) == 1 else ""
+def _part_in(shard: str, folder: str) -> str:
+    """Return the only word for a split, such as train, in a shard's path, or else in the name of its folder.
+
+    The result is "" if there is no such word, or if the path or the folder's name contains several.
+    """
+    for name in (shard, folder):
+        words = {word for word in re.split(r"[^a-z]+", name.lower()) if word in ALIASES}
+        if words:
+            return words.pop() if len(words) == 1 else ""
+    return ""
 
 
 def index_shards(config: TilesConfig, root: Path | None) -> TarIndex:

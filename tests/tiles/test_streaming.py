@@ -1,8 +1,10 @@
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from clipit import distributed
 from clipit.config.run import TilesConfig
+from clipit.data_files import hub_revision
 from clipit.distributed import Processes
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.images import ImageError, Unreadable
@@ -104,7 +107,7 @@ def test_a_set_that_was_read_is_not_opened_again(
     first = read_tiles(section, root=tmp_path)
     opened: list[str] = []
     real = streaming._open_set
-    monkeypatch.setattr(streaming, "_open_set", lambda config: opened.append(config.path) or real(config))
+    monkeypatch.setattr(streaming, "_open_set", lambda config, revision: opened.append(config.path) or real(config, revision))
     assert read_tiles(section, root=tmp_path).fingerprint == first.fingerprint
     other = read_tiles(config(parquet, streaming=True, columns={"label": "patient"}), root=tmp_path, cut=False)
     assert len(other.classes) == 16
@@ -145,6 +148,68 @@ def test_a_set_written_by_save_to_disk_is_streamed(tmp_path: Path, monkeypatch: 
     tiles = read_tiles(config(tmp_path / "saved", streaming=True), root=tmp_path / "kept")
     assert tiles.ids.tolist() == whole.ids.tolist()
     assert [tiles.read(row).tobytes() for row in range(7)] == [whole.read(row).tobytes() for row in range(7)]
+
+
+def test_a_set_on_the_hub_is_read_from_one_revision(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    import huggingface_hub
+
+    newest = iter("abc")
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=f"{name}@{next(newest)}")
+    )
+    load, asked = datasets.load_dataset, list[object]()
+
+    def load_dataset(name: str, revision: object = None, **options: Any) -> Any:
+        asked.append(revision)
+        return load(str(parquet), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    section = config("hf:lab/tiles", streaming=True)
+    tiles = read_tiles(section, root=tmp_path)
+    assert len(asked) == 3  # to describe the parts, and to read each of the two
+    assert set(asked) == {"lab/tiles@a"}
+    assert read_tiles(section, root=tmp_path).fingerprint == tiles.fingerprint
+    for folder in tmp_path.glob("streamed_set-*"):
+        shutil.rmtree(folder)
+    read_tiles(section, root=tmp_path)
+    assert asked[3:] == ["lab/tiles@b"] * 3  # tiles of another revision are not mixed with those that are kept
+
+
+def test_without_a_network_the_cached_revision_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    def offline(self: object, name: str) -> None:
+        raise OfflineModeIsEnabled
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
+    assert hub_revision("hf:lab/tiles", "tiles.path") is None
+    assert hub_revision("folder", "tiles.path") is None
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: 1 / 0)
+    with pytest.raises(DataError, match="cannot load this data set"):
+        hub_revision("hf:lab/tiles", "tiles.path")
+
+
+def test_a_missing_image_file_is_an_error_as_in_the_downloaded_set(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    image = pa.array([{"bytes": None, "path": str(tmp_path / "gone.png")}], kind)
+    features = {"image": {"_type": "Image"}, "label": {"dtype": "string", "_type": "Value"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    (tmp_path / "set").mkdir()
+    pq.write_table(
+        pa.table({"image": image, "label": ["a"]}).replace_schema_metadata(metadata), tmp_path / "set" / "train.parquet"
+    )
+    for streaming_too in (False, True):
+        section = config(tmp_path / "set", columns={}, unreadable="quarantine", streaming=streaming_too)
+        with pytest.raises(DataError, match="cannot open the image .*No such file") as caught:
+            read_tiles(section, root=tmp_path)
+        assert "put the file back" in caught.value.fix
 
 
 def numbered_blocks(skips: list[int], broken: int | None = None) -> list[Block]:

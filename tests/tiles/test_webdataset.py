@@ -16,7 +16,7 @@ from clipit.images import ImageError
 from clipit.tiles import webdataset
 from clipit.tiles.load import read_tiles
 from clipit.tiles.tar_shards import expand_braces, list_shards
-from clipit.tiles.webdataset import shard_images
+from clipit.tiles.webdataset import _part_in, shard_images
 
 Sample = Mapping[str, Any]
 
@@ -186,6 +186,29 @@ def test_labels_in_cls_splits_in_names_and_images_by_suffix(tmp_path: Path) -> N
     assert captions.classes == ("a b",)
     with pytest.raises(DataError, match=r"no sample has the fields: diagnosis; the samples have: cls, txt"):
         read_tiles(config(tmp_path / "s", columns={"path": "img.png", "label": "diagnosis"}))
+
+
+def test_the_folder_of_all_shards_gives_their_split(tmp_path: Path) -> None:
+    rows = [{"__key__": f"k{n}", "png": picture(n), "cls": n % 2} for n in range(4)]
+    write_shards(tmp_path / "set" / "test", "%03d.tar", rows, most=2)
+    for path in (tmp_path / "set" / "test", tmp_path / "set" / "test" / "{000..001}.tar"):
+        tiles = read_tiles(config(path, columns={}))
+        assert (tiles.splits == "test").all()
+        assert tiles.ids[0] == "000/k0"
+    write_shards(tmp_path / "set" / "train", "%03d.tar", rows)
+    both = read_tiles(config(tmp_path / "set", columns={}), cut=False)
+    assert both.ids[[0, -1]].tolist() == ["test/000/k0", "train/000/k3"]
+    assert [_part_in(*names) for names in (("val-0", "train"), ("a", "b"), ("a", "train_test"))] == ["val", "", ""]
+
+
+def test_labels_in_two_fields_are_refused_unless_one_is_chosen(tmp_path: Path) -> None:
+    rows = [{"__key__": "0", "png": picture(0), "cls": 1}, *samples(0, 3)]
+    write_shards(tmp_path / "s", "%d.tar", rows)
+    with pytest.raises(DataError, match="1 of 4 samples have a field cls but no field label, unlike the others: 0/0"):
+        read_tiles(config(tmp_path / "s"))
+    chosen = read_tiles(config(tmp_path / "s", columns={"label": "label"}), cut=False)
+    assert [chosen.classes[label] if label >= 0 else "" for label in chosen.truth] == ["", "gland", "stroma", "gland"]
+    assert len(read_tiles(config(tmp_path / "s", labels={"kind": "none"}), cut=False)) == 4
 
 
 def test_samples_without_an_image_are_errors_or_quarantined(tmp_path: Path) -> None:

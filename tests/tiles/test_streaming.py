@@ -107,7 +107,9 @@ def test_a_set_that_was_read_is_not_opened_again(
     first = read_tiles(section, root=tmp_path)
     opened: list[str] = []
     real = streaming._open_set
-    monkeypatch.setattr(streaming, "_open_set", lambda config, revision: opened.append(config.path) or real(config, revision))
+    monkeypatch.setattr(
+        streaming, "_open_set", lambda config, revision: opened.append(config.path) or real(config, revision)
+    )
     assert read_tiles(section, root=tmp_path).fingerprint == first.fingerprint
     other = read_tiles(config(parquet, streaming=True, columns={"label": "patient"}), root=tmp_path, cut=False)
     assert len(other.classes) == 16

@@ -209,7 +209,7 @@ def test_a_missing_image_file_is_an_error_as_in_the_downloaded_set(tmp_path: Pat
     )
     for streaming_too in (False, True):
         section = config(tmp_path / "set", columns={}, unreadable="quarantine", streaming=streaming_too)
-        with pytest.raises(DataError, match="cannot open the image .*No such file") as caught:
+        with pytest.raises(DataError, match=r"cannot open the image .*No such file") as caught:
             read_tiles(section, root=tmp_path)
         assert "put the file back" in caught.value.fix
 

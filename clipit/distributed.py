@@ -6,10 +6,11 @@ the number of processes.
 
 import atexit
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TIMEOUT = timedelta(hours=12)  # while another process builds an artefact
+_claims = count()  # every process calls `claim` in the same order
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,22 @@ class Processes:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Return this process's share of the items: every `count`-th, starting at its rank."""
         return items[self.rank :: self.count]
+
+    def claim(self, items: Sequence[T]) -> Iterator[T]:
+        """Yield items that no other process has claimed, so that faster processes get more of them.
+
+        All processes call this with the same items, in the same order of calls. Which items a process gets depends on
+        its speed, so results must not depend on the process.
+        """
+        if self.count == 1:
+            yield from items
+            return
+        import torch.distributed as dist
+
+        store = dist.distributed_c10d._get_default_store()
+        key = f"clipit/claim/{next(_claims)}"
+        while (place := store.add(key, 1) - 1) < len(items):
+            yield items[place]
 
     def barrier(self) -> None:
         """Wait until all processes have reached this point."""

@@ -203,12 +203,13 @@ class _Slides:
         names = np.array([parse_tile_id(name)[0] for name in ids])
         for name in dict.fromkeys(names.tolist()):
             slide = self._prepare(name)
-            place_of = {tile: place for place, tile in enumerate(slide.grid.ids)}
+            grid = slide.grid
+            place_of = {tile: place for place, tile in enumerate(grid.ids)}
             inside = [row for row in np.flatnonzero(names == name).tolist() if ids[row] in place_of]
             rows = np.array(sorted(inside, key=lambda row: place_of[ids[row]]), dtype=np.int64)
             kept = np.array([place_of[ids[row]] for row in rows.tolist()], dtype=np.int64)
-            columns = {column: getattr(slide.grid, column)[kept] for column in ("x", "y", "tissue")}
-            yield _SlideRows(slide, rows, replace(slide.grid, **columns))
+            columns = {column: getattr(grid, column)[kept] for column in ("x", "y", "tissue")}
+            yield _SlideRows(slide, rows, replace(grid, **columns))
 
     def _prepare(self, name: str) -> PreparedSlide:
         if name not in self._prepared:

@@ -88,7 +88,7 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
         )
     by_name = {slide.name: slide for slide in scored.prepared}
     with progress("mapping slides", len(missing), shown=processes.main and bool(missing)) as advance:
-        for name in processes.share(missing):
+        for name in processes.claim(missing):
             _map_slide(by_name[name], scored, scorer, out, options)
             advance(processes.count)
     processes.barrier()

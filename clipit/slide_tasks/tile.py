@@ -116,7 +116,7 @@ def slides_table(outcome: SlideOutcome, failed: Sequence[FailedSlide] = ()) -> p
                 "group": listed.groups[number],
                 "status": "failed" if slide.name in reasons else "ok",
                 "reason": reasons.get(slide.name, ""),
-                "tiles": len(prepared.grid) if prepared else 0,
+                "tiles": prepared.tiles if prepared else 0,
                 **{
                     name: prepared.facts[name] if prepared else None
                     for name in ("mpp", "width", "height", "format", "tissue")
@@ -152,7 +152,7 @@ def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequ
     processes = get_processes()
     outcome = open_slides(listed, config)
     with progress("writing grids", len(outcome.prepared), shown=processes.main) as advance:
-        for slide in processes.share(outcome.prepared):
+        for slide in processes.claim(outcome.prepared):
             folder = slide_folder(out, slide.name)
             make_folder(folder)
             delete_leftovers(folder)

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from clipit.artifacts import fingerprint, make_folder, reading, whole_file
-from clipit.device_copies import stack
+from clipit.device_copies import copy_ahead, stack
 from clipit.distributed import get_processes
 from clipit.errors import DataError, ModelError, disk_errors
 from clipit.images import Unreadable, attempt
 from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
-from clipit.read_ahead import read_ahead, reading_threads
+from clipit.read_ahead import ReadingClock, read_ahead, reading_threads
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer
 from clipit.slide_tasks.prompt_draws import draw_similarities, write_draws
@@ -81,15 +81,16 @@ def score_tiles(
     listed = enumerate(slides) if processes.main else ()
     open_slides = processes.broadcast([place for place, slide in listed if not _is_scored(slide, scorer, out)])
     # The largest first, so that all processes end at about the same time.
-    open_slides.sort(key=lambda place: (-len(slides[place].grid), place))
-    total = sum(len(slides[place].grid) for place in open_slides)
+    open_slides.sort(key=lambda place: (-slides[place].tiles, place))
+    total = sum(slides[place].tiles for place in open_slides)
     failed: dict[int, str] = {}
+    clock = ReadingClock()
     with (
         progress("scoring tiles", total, shown=processes.main) as advance,
         torch.inference_mode(),
         reading_threads(options.workers) as pool,
     ):
-        for place in processes.share(open_slides):
+        for place in processes.claim(open_slides):
             slide = slides[place]
 
             def done(count: int) -> None:
@@ -97,11 +98,13 @@ def score_tiles(
 
             delete_leftovers(slide_folder(out, slide.name))
             try:
-                reason = _score_slide(slide, scorer, out, options.batch_size, pool, done)
+                reason = _score_slide(slide, scorer, out, options.batch_size, pool, clock, done)
             except DataError as error:  # the file is gone, for example
                 reason = error.what
             if reason:
                 failed[place] = reason
+    if processes.main:
+        clock.report("scoring tiles", "the number of reading threads (--workers)")
     merged = {place: reason for part in processes.gather(failed) for place, reason in part.items()}
     return [
         FailedSlide(slides[place].name, slides[place].path, reason, "copy the slide again")
@@ -115,10 +118,11 @@ def _score_slide(
     out: Path,
     batch_size: int,
     pool: Any,
+    clock: ReadingClock,
     done: Callable[[int], None],
 ) -> str:
     """Score the tiles of one slide and write its table; return why no tile can be read, or ""."""
-    tiles, total = slide_tiles([slide]), len(slide.grid)
+    tiles, total = slide_tiles([slide]), slide.tiles
 
     def read(row: int) -> UInt8[np.ndarray, "3 h w"] | Unreadable:
         image = attempt(lambda: tiles.reader.read(row), tile_id=str(row), where=tiles.reader.where(row))
@@ -128,14 +132,20 @@ def _score_slide(
     draws = None if scorer.draws is None else torch.from_numpy(scorer.draws).to(scorer.device)
     outputs: list[torch.Tensor] = []  # on the device until the slide is done, so that a GPU never waits
     similarities: list[torch.Tensor] = []
-    for rows, results in read_ahead(_batches(total, batch_size), read, pool):
-        reasons |= {
-            row: result.reason for row, result in zip(rows, results, strict=True) if isinstance(result, Unreadable)
-        }
-        pixels = [result for result in results if not isinstance(result, Unreadable)]
-        if pixels:
-            batch = stack(pixels, scorer.device).to(scorer.device, non_blocking=True)
-            output, embeddings = scorer.compute(batch)
+
+    def batches() -> Iterator[tuple[range, torch.Tensor]]:
+        for rows, results in read_ahead(_batches(total, batch_size), read, pool, clock=clock):
+            readable = []
+            for row, result in zip(rows, results, strict=True):
+                if isinstance(result, Unreadable):
+                    reasons[row] = result.reason
+                else:
+                    readable.append(result)
+            yield rows, stack(readable, scorer.device)
+
+    for rows, pixels in copy_ahead(batches(), scorer.device):
+        if len(pixels):
+            output, embeddings = scorer.compute(pixels)
             outputs.append(output)
             if draws is not None:
                 similarities.append(draw_similarities(embeddings, draws))

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,34 +68,52 @@ class SlidePath:
 
 @dataclass(frozen=True)
 class PreparedSlide:
-    """A slide with its tissue tiles.
+    """A slide with its tissue tiles, whose places are read from the disk whenever they are needed.
 
     Attributes:
         name: Name of the slide.
         path: File.
         stamp: Stamp of the file's content.
-        grid: Tissue tiles.
+        artifact: Artefact with the overview, the tissue and the places of all tissue tiles.
+        tiles: Number of tissue tiles.
         extent: Edge of a tile in pixels of level 0, not necessarily whole.
         pixels: Edge of a tile as it is read.
         facts: Format, levels, source of the micrometres per pixel, share of tissue.
-        overview: Image of the whole slide on which tissue was found.
-        tissue: GeoJSON of the tissue's outlines.
     """
 
     name: str
     path: Path
     stamp: str
-    grid: SlideGrid
+    artifact: Artifact
+    tiles: int
     extent: float
     pixels: int
     facts: dict[str, Any]
-    overview: Path
-    tissue: Path
 
     @property
+    def grid(self) -> SlideGrid:
+        """Tissue tiles, as many as `tiles`."""
+        table, facts = self.artifact.table(GRID), self.facts
+        x, y, tissue = (np.asarray(table[name]) for name in ("x", "y", "tissue"))
+        edge = round(self.extent)
+        grid = SlideGrid(self.name, facts["width"], facts["height"], facts["mpp"], edge, facts["step"], x, y, tissue)
+        return _drawn(grid, self.tiles)
+
+    @property
+    def overview(self) -> Path:
+        """Image of the whole slide on which tissue was found."""
+        return self.artifact.folder / OVERVIEW
+
+    @property
+    def tissue(self) -> Path:
+        """GeoJSON of the tissue's outlines."""
+        return self.artifact.folder / TISSUE
+
+    @cached_property
     def identity(self) -> str:
         """Fingerprint of the slide's file and its tiles."""
-        places = fingerprint([self.grid.x.tolist(), self.grid.y.tolist()])
+        grid = self.grid
+        places = fingerprint([grid.x.tolist(), grid.y.tolist()])
         return fingerprint([self.stamp, self.pixels, self.extent, places])
 
     @property
@@ -293,27 +312,14 @@ def _no_tissue(mask: Bool[np.ndarray, "h w"], grid: SlideGrid, config: SlidesCon
 
 def _open(artifact: Artifact, slide: SlidePath, stamp: str, config: SlidesConfig) -> PreparedSlide:
     facts = artifact.manifest.facts
-    table = artifact.table(GRID)
+    tiles = min(facts["tiles"], config.tiles_per_slide or facts["tiles"])
     extent = config.pixels * config.mpp / facts["mpp"]
-    grid = SlideGrid(
-        slide.name,
-        facts["width"],
-        facts["height"],
-        facts["mpp"],
-        round(extent),
-        facts["step"],
-        *(np.asarray(table[name]) for name in ("x", "y", "tissue")),
-    )
-    grid = _drawn(grid, config.tiles_per_slide)
-    return PreparedSlide(
-        slide.name, slide.path, stamp, grid, extent, config.pixels, facts, artifact.folder / OVERVIEW,
-        artifact.folder / TISSUE,
-    )  # fmt: skip
+    return PreparedSlide(slide.name, slide.path, stamp, artifact, tiles, extent, config.pixels, facts)
 
 
-def _drawn(grid: SlideGrid, most: int | None) -> SlideGrid:
+def _drawn(grid: SlideGrid, most: int) -> SlideGrid:
     """Draw tiles at random, the same ones every time, and keep their order."""
-    if most is None or len(grid) <= most:
+    if len(grid) <= most:
         return grid
     generator = np.random.default_rng(int(fingerprint(["tiles_per_slide", grid.slide]), 16))
     rows = np.sort(generator.permutation(len(grid))[:most])

@@ -59,7 +59,7 @@ def read_slides(config: TilesConfig) -> SourceTiles:
         raise _failure(failed, len(results), listed.where)
     prepared = [(row, result) for row, result in enumerate(results) if isinstance(result, PreparedSlide)]
     images = slide_tiles([slide for _, slide in prepared])
-    sizes = [len(slide.grid) for _, slide in prepared]
+    sizes = [slide.tiles for _, slide in prepared]
 
     # A slide of an unknown patient is its own group, so that its tiles never cross splits.
     groups = [group or slide.name for group, slide in zip(listed.groups, listed.slides, strict=True)]
@@ -89,7 +89,7 @@ def slide_tiles(slides: Sequence[PreparedSlide]) -> ImageSet:
     reader = SlideReader([slide.placed for slide in slides], slide_of, x, y)
     return ImageSet(
         ids=[name for grid in grids for name in grid.ids],
-        stamps=[slide.stamp for slide in slides for _ in range(len(slide.grid))],
+        stamps=[slide.stamp for slide in slides for _ in range(slide.tiles)],
         reader=reader,
         where=shortlist([str(slide.path) for slide in slides], 3),
     )

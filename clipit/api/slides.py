@@ -141,12 +141,15 @@ def tile_slides(
     """
     from clipit.reporting.tables import markdown_table
     from clipit.slide_tasks.inputs import list_inputs
+    from clipit.slide_tasks.output_folder import output_folder
+    from clipit.slide_tasks.tile import TILING as RECORD
     from clipit.slide_tasks.tile import tile_slides as tile
 
     folder = expand_home(Path(out))
     config, _ = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
-    table = tile(listed, config, folder, tuple(extras))
+    with output_folder(folder, RECORD):
+        table = tile(listed, config, folder, tuple(extras))
     shown = table[table["status"] == "ok"]
     rows = [[row.slide, row.format, f"{row.mpp:.4g}", f"{row.tissue:.0%}", row.tiles] for row in shown.itertuples()]
     text = markdown_table(["slide", "format", "um/px", "tissue", "tiles"], rows[:20])
@@ -222,21 +225,23 @@ def score_slides(
     """
     from clipit.runs.prediction_chunks import PredictionOptions
     from clipit.slide_tasks.inputs import list_inputs
+    from clipit.slide_tasks.output_folder import output_folder
+    from clipit.slide_tasks.score import RECORD, write_report
     from clipit.slide_tasks.score import score_slides as score
-    from clipit.slide_tasks.score import write_report
 
     folder = expand_home(Path(out))
     asked, given = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
     scorer = open_scorer(classifier, prompts, classes, vlm, device, bf16, trust_remote_code)
-    scored = score(listed, scorer, asked, given, folder, PredictionOptions(batch_size, workers))
-    pages = None
-    if maps:
-        from clipit.slide_tasks.map import MapOptions, map_slides
+    with output_folder(folder, RECORD):
+        scored = score(listed, scorer, asked, given, folder, PredictionOptions(batch_size, workers))
+        pages = None
+        if maps:
+            from clipit.slide_tasks.map import MapOptions, map_slides
 
-        texts = None if snippets is None else _snippets(snippets, scorer)
-        pages = map_slides(scored, scorer, folder, MapOptions(top, texts))
-    report = write_report(scored, scorer, folder, pages)
+            texts = None if snippets is None else _snippets(snippets, scorer)
+            pages = map_slides(scored, scorer, folder, MapOptions(top, texts))
+        report = write_report(scored, scorer, folder, pages)
     return SlidesResult(folder, report.text, report.page)
 
 
@@ -300,9 +305,10 @@ def compare_slides(
     """
     from clipit.distributed import get_processes
     from clipit.runs.prediction_chunks import PredictionOptions
-    from clipit.slide_tasks.compare import ComparisonOptions
+    from clipit.slide_tasks.compare import RECORD, ComparisonOptions, check_resolution
     from clipit.slide_tasks.compare import compare_slides as compare
     from clipit.slide_tasks.inputs import list_inputs
+    from clipit.slide_tasks.output_folder import output_folder
     from clipit.slide_tasks.slide_runs import check_comparison, find_runs
 
     folder = expand_home(Path(out))
@@ -315,8 +321,11 @@ def compare_slides(
         for note in notes:
             logger.info(f"note: {note}")
     scorer = None if vlm is None else open_scorer(None, prompts, None, vlm, device, bf16, trust_remote_code)
+    if "mpp" not in given:
+        check_resolution(found, scorer)
     options = ComparisonOptions(reference, PredictionOptions(batch_size, workers), device, bf16, trust_remote_code)
-    report = compare(listed, found, scorer, asked, given, folder, options)
+    with output_folder(folder, RECORD):
+        report = compare(listed, found, scorer, asked, given, folder, options)
     return SlideCompareResult(folder, report.text, report.page)
 
 

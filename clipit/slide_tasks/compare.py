@@ -92,11 +92,8 @@ def compare_slides(
         options: How to open and compare the runs.
 
     Raises:
-        ConfigError: A model does not state the resolution of its tiles and none is given.
         DataError: No slide can be used, or there is none that every run can score.
     """
-    if "mpp" not in given:
-        _check_resolution(runs, vlm)
     arms: list[_ScoredArm] = []
     for arm, seed, folder, name, open_scorer in _models(runs, vlm, options):
         if get_processes().main:
@@ -131,7 +128,12 @@ def _open(folder: Path, options: ComparisonOptions) -> TileScorer:
     )
 
 
-def _check_resolution(runs: Sequence[SlideRun], vlm: TileScorer | None) -> None:
+def check_resolution(runs: Sequence[SlideRun], vlm: TileScorer | None) -> None:
+    """Check that every model states the resolution of its tiles.
+
+    Raises:
+        ConfigError: A model does not.
+    """
     unknown = [run.name for run in runs if run.mpp is None]
     if vlm is not None and vlm.mpp is None:
         unknown.append(vlm.title)

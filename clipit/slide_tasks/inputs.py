@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clipit.config.data import LabelsConfig, TilesConfig
 from clipit.errors import DataError, shortlist
+from clipit.slides.dicom import one_per_slide
 from clipit.slides.opening import SLIDE_SUFFIXES, check_mpp, import_openslide, slide_name
 from clipit.slides.prepare import SlidePath
 from clipit.tiles.slides import SlideList, check_names, list_slides, slides_in_folder
@@ -45,7 +46,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
         return replace(table, parts=[ALIASES.get(part.lower(), part) for part in table.parts])
     listed: list[SlidePath] = []
     notes: list[str] = []
-    for path in paths:
+    for path in one_per_slide(paths):
         if path.is_dir():
             folder = slides_in_folder(path, mpp)
             listed += folder.slides

@@ -14,6 +14,7 @@ from jaxtyping import Float32
 from clipit.artifacts import file_sha256, fingerprint, read_json, write_record
 from clipit.distributed import get_processes
 from clipit.evaluation.slide_scores import SCORE_PREFIX
+from clipit.evaluation.slide_sets import PoolingKey
 from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
 from clipit.reporting.heat_map_tiff import write_heat_map_tiff
@@ -24,7 +25,7 @@ from clipit.reporting.thumbnails import jpeg_uri, thumbnail
 from clipit.runs.text_neighbours import TextNeighbours
 from clipit.runs.tile_scorer import TileScorer
 from clipit.slide_tasks.score import PAGE as INDEX
-from clipit.slide_tasks.score import ScoredSlides, embedded_caution
+from clipit.slide_tasks.score import ScoredSlides, chosen_pooling, embedded_caution
 from clipit.slide_tasks.tile_scores import MAPS, TILES, TileScores, read_scores, slide_folder
 from clipit.slides.geojson import read_polygons
 from clipit.slides.opening import HEAT_MAP
@@ -79,8 +80,11 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
         ArtifactError: A file cannot be written, for example because the disk is full.
     """
     processes = get_processes()
+    chosen = chosen_pooling(scored, scorer)
     open_slides = scored.prepared if processes.main else ()
-    missing = processes.broadcast([slide.name for slide in open_slides if not _is_mapped(slide, scored, out, options)])
+    missing = processes.broadcast(
+        [slide.name for slide in open_slides if not _is_mapped(slide, scored, out, options, chosen)]
+    )
     changed = [name for name in missing if (slide_folder(out, name) / RECORD).is_file()] if processes.main else []
     if changed:
         logger.info(
@@ -89,23 +93,35 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     by_name = {slide.name: slide for slide in scored.prepared}
     with progress("mapping slides", len(missing), shown=processes.main and bool(missing)) as advance:
         for name in processes.claim(missing):
-            _map_slide(by_name[name], scored, scorer, out, options)
+            _map_slide(by_name[name], scored, scorer, out, options, chosen)
             advance(processes.count)
     processes.barrier()
     return {slide.name: f"slides/{slide.name}/{PAGE}" for slide in scored.prepared}
 
 
-def _inputs(slide: PreparedSlide, scored: ScoredSlides, out: Path, options: MapOptions) -> dict[str, Any]:
+def _inputs(
+    slide: PreparedSlide, scored: ScoredSlides, out: Path, options: MapOptions, chosen: PoolingKey | None
+) -> dict[str, Any]:
     scores = file_sha256(slide_folder(out, slide.name) / TILES)
-    return {"scores": scores, "label": scored.outcome.label_of(slide.name), "options": options.identity}
+    inputs = {"scores": scores, "label": scored.outcome.label_of(slide.name), "options": options.identity}
+    return inputs | ({"chosen": chosen.title} if chosen else {})
 
 
-def _is_mapped(slide: PreparedSlide, scored: ScoredSlides, out: Path, options: MapOptions) -> bool:
+def _is_mapped(
+    slide: PreparedSlide, scored: ScoredSlides, out: Path, options: MapOptions, chosen: PoolingKey | None
+) -> bool:
     record = slide_folder(out, slide.name) / RECORD
-    return record.is_file() and read_json(record, _AGAIN) == _inputs(slide, scored, out, options)
+    return record.is_file() and read_json(record, _AGAIN) == _inputs(slide, scored, out, options, chosen)
 
 
-def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, out: Path, options: MapOptions) -> None:
+def _map_slide(
+    slide: PreparedSlide,
+    scored: ScoredSlides,
+    scorer: TileScorer,
+    out: Path,
+    options: MapOptions,
+    chosen: PoolingKey | None,
+) -> None:
     folder, tiles = slide_folder(out, slide.name), read_scores(slide, scorer, out)
     (folder / RECORD).unlink(missing_ok=True)
     delete_leftovers(folder)
@@ -113,8 +129,8 @@ def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, o
     grid, classes = tiles.grid, scorer.classes
     probabilities = scorer.probabilities(tiles.scores)
     colours = class_colours(len(classes))
-    write_tiles_geojson(folder / TILES_QUPATH, grid, classes, probabilities, colours)
-    write_regions_geojson(folder / REGIONS_QUPATH, grid, classes, probabilities, colours)
+    write_tiles_geojson(folder / TILES_QUPATH, grid, classes, probabilities, colours, slide.origin)
+    write_regions_geojson(folder / REGIONS_QUPATH, grid, classes, probabilities, colours, slide.origin)
     write_heat_map_tiff(folder / HEAT_MAP, grid, classes, probabilities)
     label = scored.outcome.label_of(slide.name)
     overview = read_whole(slide, OVERVIEW_PIXELS)
@@ -132,22 +148,25 @@ def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, o
             **({"resolution from": slide.facts["note"]} if slide.facts["note"] else {}),
             **scored.facts,
         },
-        slide_scores=pooled_scores(scored.table, slide.name, classes),
+        slide_scores=pooled_scores(scored.table, slide.name, classes, chosen),
         top=_top_tiles(slide, tiles, probabilities, scorer, options),
         note=embedded_caution(scorer),
         index=f"../../{INDEX}",
         colours=colours,
     )
     write_page(folder / PAGE, slide_page(content))
-    write_record(folder / RECORD, _inputs(slide, scored, out, options))
+    write_record(folder / RECORD, _inputs(slide, scored, out, options, chosen))
 
 
-def pooled_scores(table: pd.DataFrame, slide: str, classes: Sequence[str]) -> Mapping[str, Sequence[float]]:
-    """Return the scores of a slide by pooling, smoothed ones after the others."""
+def pooled_scores(
+    table: pd.DataFrame, slide: str, classes: Sequence[str], chosen: PoolingKey | None = None
+) -> Mapping[str, Sequence[float]]:
+    """Return the scores of a slide by pooling, smoothed ones after the others; the chosen one is marked."""
     rows = table[table["slide"] == slide]
     scores = rows[[f"{SCORE_PREFIX}{name}" for name in classes]].to_numpy(dtype=float).tolist()
     titles = [
-        f"{pooling}, smoothed" if smoothed else str(pooling)
+        f"{pooling}{', smoothed' if smoothed else ''}"
+        f"{' (chosen on validation slides)' if chosen == (pooling, smoothed) else ''}"
         for pooling, smoothed in zip(rows["pooling"], rows["smoothed"], strict=True)
     ]
     return dict(zip(titles, scores, strict=True))

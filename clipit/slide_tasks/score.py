@@ -11,9 +11,10 @@ from clipit.artifacts import whole_file, write_record
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, shortlist
-from clipit.evaluation.slide_metrics import evaluate_slides
+from clipit.evaluation.slide_metrics import choose_pooling, evaluate_slides
 from clipit.evaluation.slide_prompts import ENSEMBLE, PUBLISHED_DRAWS, score_prompts
 from clipit.evaluation.slide_scores import pool_slide, slide_table
+from clipit.evaluation.slide_sets import PoolingKey, collect_slides
 from clipit.reporting.html import Table, write_page
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
 from clipit.reporting.subtyping_table import subtyping_tables
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 SCORES, METRICS, RECORD, PAGE = "slide_scores.csv", "slide_metrics.csv", "scoring.json", "slides.html"
 SUMMARY = "summary.md"
+_KNOWN = ["slide", "label", "split", "group"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,12 @@ def _check_labels(listed: SlideList, scorer: TileScorer) -> None:
         )
 
 
+def chosen_pooling(scored: ScoredSlides, scorer: TileScorer) -> PoolingKey | None:
+    """Return the pooling that is chosen on labelled validation slides; None without them."""
+    known = slides_table(scored.outcome)[_KNOWN]
+    return choose_pooling(collect_slides(scored.table, known, scorer.classes)).key
+
+
 def write_report(
     scored: ScoredSlides, scorer: TileScorer, out: Path, pages: Mapping[str, str] | None = None
 ) -> SlideReport:
@@ -155,7 +163,7 @@ def write_report(
     """
     processes = get_processes()
     table = slides_table(scored.outcome)
-    known = table[["slide", "label", "split", "group"]]
+    known = table[_KNOWN]
     failures = {slide.name: slide.reason for slide in scored.outcome.failed}
     evaluation = evaluate_slides(scored.table, known, scorer.classes, failures=failures)
     note = embedded_caution(scorer)

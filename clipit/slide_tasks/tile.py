@@ -27,8 +27,11 @@ from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
 from clipit.read_ahead import read_ahead, reading_threads
 from clipit.slide_tasks.tile_scores import slide_folder
-from clipit.slides.prepare import FailedSlide, PreparedSlide, prepare_slides
+from clipit.slides.geojson import read_polygons
+from clipit.slides.prepare import TISSUE, TISSUE_COLOUR, FailedSlide, PreparedSlide, prepare_slides
+from clipit.slides.qupath import write_polygons_geojson
 from clipit.tiles.slides import SlideList, failure_notes, slide_tiles
+from clipit.versions import git_commit, versions
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,8 @@ Extra = Literal["png", "h5"]
 """Further output per slide: tiles as PNG files, or their coordinates as TRIDENT writes them."""
 SLIDES = "slides.csv"
 """Table of the slides: where they lie, what is known of them, and why failed ones failed."""
+TILING = "tiling.json"
+"""Record of the tiles, the slides and versions."""
 THUMBNAIL, COORDINATES, TILE_FOLDER, RECORD = "tiles.png", "coords.h5", "tiles", "tile.json"
 _TISSUE_LINE, _TILE_LINE = (27, 120, 55), (33, 102, 172)
 
@@ -137,7 +142,7 @@ def write_slides_table(out: Path, table: pd.DataFrame) -> Path:
 def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequence[Extra] = ()) -> pd.DataFrame:
     """Find the tissue of slides and lay their grids; called by all processes, which share the slides out.
 
-    Writes `slides.csv`, and for each slide `slides/<name>/grid.parquet` (id, x, y, tissue), `tissue.geojson`, the
+    Writes `slides.csv`, `tiling.json` (options, slides and versions), and for each slide `slides/<name>/grid.parquet` (id, x, y, tissue), `tissue.geojson`, the
     thumbnail `tiles.png` with the outlines of tissue and tiles, and what `extras` name: the folder `tiles/` of PNG
     files, or `coords.h5`. The files of a slide are kept if they belong to the same tiles (`tile.json`); others are
     replaced.
@@ -165,6 +170,13 @@ def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequ
     table = slides_table(outcome)
     if processes.main:
         write_slides_table(out, table)
+        record = {
+            "tiles": config.model_dump(mode="json", exclude={"grids"}),
+            "slides": {slide.name: slide.stamp for slide in outcome.prepared},
+            "commit": git_commit(),
+            "versions": versions(),
+        }
+        write_record(out / TILING, record)
     processes.barrier()
     return table
 
@@ -182,8 +194,12 @@ def _write_grid(slide: PreparedSlide, folder: Path) -> None:
         pd.DataFrame({"id": grid.ids, "x": grid.x, "y": grid.y, "tissue": grid.tissue}).to_parquet(
             temporary, index=False
         )
-    with whole_file(folder / "tissue.geojson") as temporary:
-        shutil.copyfile(slide.tissue, temporary)
+    if slide.origin == (0, 0):
+        with whole_file(folder / TISSUE) as temporary:
+            shutil.copyfile(slide.tissue, temporary)
+    else:
+        outlines = [outline.shifted(-slide.origin[0], -slide.origin[1]) for outline in read_polygons(slide.tissue)[0]]
+        write_polygons_geojson(folder / TISSUE, slide.name, outlines, "Tissue", TISSUE_COLOUR)
     with whole_file(folder / THUMBNAIL) as temporary:
         thumbnail(slide).save(temporary, format="PNG")
     write_record(record, inputs)
@@ -191,8 +207,6 @@ def _write_grid(slide: PreparedSlide, folder: Path) -> None:
 
 def thumbnail(slide: PreparedSlide) -> Image.Image:
     """Draw the outlines of the tissue and of the tiles over the overview of a slide."""
-    from clipit.slides.geojson import read_polygons
-
     grid, downsample = slide.grid, float(slide.facts["overview_downsample"])
     with Image.open(slide.overview) as stored:
         image = stored.convert("RGB")

@@ -22,22 +22,26 @@ _DEGREES = ("CRS84", "4326")  # in the names of coordinate systems of longitude 
 _TOLERANCE = 0.01  # of the width and height of a slide
 _CORNER = 1 / 8  # contours within this share of the width and height are likely in pixels of a smaller image
 _LEAST_RING = 4  # corners of a triangle, the first one twice
+_QUPATH = b'"objectType"'  # a property of the features that QuPath writes
 _PIXELS = "write the coordinates in pixels of the slide's full resolution (level 0)"
 
 
-def read_contours(path: Path, width: int, height: int) -> list[Polygon]:
+def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] = (0, 0)) -> list[Polygon]:
     """Read the contours that a user brings (`read_polygons`), and check that they are pixels of this slide.
 
     Args:
         path: GeoJSON file.
         width: Width of the slide at level 0.
         height: Height of the slide at level 0.
+        origin: Pixel of level 0 from which QuPath counts (see `clipit.slides.qupath`); other programs count from 0.
 
     Raises:
         DataError: The file cannot be read (`read_polygons`), or its coordinates are not pixels of this slide (with a
             tolerance of 1 % at the borders).
     """
     polygons, system = read_polygons(path)
+    if origin != (0, 0) and _QUPATH in path.read_bytes():
+        polygons = [polygon.shifted(*origin) for polygon in polygons]
     _check_place(polygons, width, height, path, system)
     return polygons
 

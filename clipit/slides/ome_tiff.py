@@ -72,6 +72,7 @@ class OmeTiff:
         self.levels = [Level(page.imagewidth, page.imagelength, first.imagewidth / page.imagewidth) for page in pages]
         self.mpp = _ome_mpp(self._file.ome_metadata)
         self.magnification: float | None = None
+        self.origin = (0, 0)
 
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
         """Read a rectangle as RGB; pixels outside the image are white."""

@@ -88,6 +88,12 @@ def _open(path: Path) -> SlideFile:
     suffix = path.suffix.lower()
     if suffix in SUFFIXES and suffix not in _TIFF:
         return _FlatImage(path)
+    if suffix == ".vsi":  # a TIFF of label and overview; openslide does not read the .ets files beside it
+        raise DataError(
+            "VSI slides (Olympus) cannot be read",
+            where=path,
+            fix="convert it to a pyramidal OME-TIFF, with QuPath (Export images) or bfconvert of Bio-Formats",
+        )
     openslide = import_openslide()
     if suffix in _TIFF and is_ome_tiff(path):
         return OmeTiff(path)
@@ -132,6 +138,8 @@ class _OpenSlideFile:
             _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.mpp-y")), path
         )
         self.magnification = _number(properties.get("openslide.objective-power"))
+        x, y = (properties.get(f"openslide.bounds-{axis}") for axis in "xy")
+        self.origin = (int(x), int(y)) if x is not None and y is not None else (0, 0)
         self._jpeg = open_jpeg_levels(path, self.levels) if self.format in FORMATS else {}
 
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
@@ -162,6 +170,7 @@ class _FlatImage:
             ) from error
         self.format = "flat image"
         self.magnification: float | None = None
+        self.origin = (0, 0)
         self.levels = [Level(*self._image.size, 1.0)]
         self.mpp = _tiff_mpp(path) if path.suffix.lower() in _TIFF else None
 

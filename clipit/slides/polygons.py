@@ -33,6 +33,11 @@ class Polygon:
         """Area in square pixels, without the holes."""
         return abs(signed_area(self.exterior)) - sum(abs(signed_area(hole)) for hole in self.holes)
 
+    def shifted(self, x: float, y: float) -> "Polygon":
+        """Return the polygon moved to the right and down by these numbers of pixels."""
+        distance = np.array([x, y], dtype=np.float64)
+        return Polygon(self.exterior + distance, tuple(hole + distance for hole in self.holes), self.name)
+
 
 def signed_area(ring: Float64[np.ndarray, "_ 2"]) -> float:
     """Return the area of a closed ring; positive if it runs clockwise on the screen, where y points down."""

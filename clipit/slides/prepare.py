@@ -47,7 +47,8 @@ KIND = "slide_grids"
 GRID, OVERVIEW, TISSUE = "grid.parquet", "overview.png", "tissue.geojson"
 _OVERVIEW_MPP = 8.0  # enough for tissue
 _OVERVIEW_EDGE = 4096  # pixels; bounds the memory
-_TISSUE_COLOUR = "#1b7837"
+TISSUE_COLOUR = "#1b7837"
+"""Colour of the tissue in QuPath."""
 _THREADS = 4  # each holds one overview
 
 
@@ -89,6 +90,12 @@ class PreparedSlide:
     extent: float
     pixels: int
     facts: dict[str, Any]
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """Left and upper edge of the scanned area, pixels of level 0."""
+        x, y = self.facts.get("origin", (0, 0))  # not in earlier artefacts
+        return int(x), int(y)
 
     @property
     def grid(self) -> SlideGrid:
@@ -251,12 +258,13 @@ def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None) -> _Fou
         whole = file.levels[0]
         downsample = _overview_downsample(file, mpp, config)
         overview = read_overview(file, downsample)
+        origin = file.origin
     finally:
         file.close()
     if contours is None:
         mask = find_tissue(overview, mpp * downsample)
     else:
-        polygons = read_contours(contours, whole.width, whole.height)
+        polygons = read_contours(contours, whole.width, whole.height, origin)
         mask = rasterise(polygons, (overview.height, overview.width), downsample)
     grid = make_grid(slide.name, whole.width, whole.height, mpp, config, TissueShare(mask, downsample).of_squares)
     if not len(grid):
@@ -269,6 +277,7 @@ def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None) -> _Fou
         "format": file.format,
         "width": whole.width,
         "height": whole.height,
+        "origin": origin,
         "levels": [level.downsample for level in file.levels],
         "mpp": mpp,
         "note": note,
@@ -290,7 +299,7 @@ def _write(folder: Path, slide: SlidePath, found: _Found) -> None:
         Polygon(np.minimum(outline.exterior, limit), tuple(np.minimum(hole, limit) for hole in outline.holes))
         for outline in trace(found.mask, found.downsample)
     ]
-    write_polygons_geojson(folder / TISSUE, slide.name, outlines, "Tissue", _TISSUE_COLOUR)
+    write_polygons_geojson(folder / TISSUE, slide.name, outlines, "Tissue", TISSUE_COLOUR)
     with whole_file(folder / GRID) as temporary:
         pq.write_table(pa.table({"x": grid.x, "y": grid.y, "tissue": grid.tissue}), temporary)
 

@@ -1,7 +1,8 @@
 """Write tile predictions and regions as GeoJSON that QuPath (0.4 and later) imports.
 
 QuPath reads each feature as an object: `objectType`, a UUID as `id`, a `classification` with name and colour, numbers
-as `measurements`, and a closed polygon in pixels of level 0.
+as `measurements`, and a closed polygon in pixels of level 0. QuPath shows only the scanned area of slides whose files
+state its bounds (MRXS, SCN), and counts the pixels from its corner: pass it as `origin`.
 """
 
 import json
@@ -26,7 +27,12 @@ _json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def write_tiles_geojson(
-    path: Path, grid: SlideGrid, classes: Sequence[str], scores: Float[np.ndarray, "n classes"], colours: Sequence[str]
+    path: Path,
+    grid: SlideGrid,
+    classes: Sequence[str],
+    scores: Float[np.ndarray, "n classes"],
+    colours: Sequence[str],
+    origin: tuple[int, int] = (0, 0),
 ) -> None:
     """Write each tile as an object of its most probable class, with the probabilities of all classes as measurements.
 
@@ -39,6 +45,7 @@ def write_tiles_geojson(
         classes: Names of the classes.
         scores: Probability of each tile and class.
         colours: Colour of each class, as #rrggbb.
+        origin: Pixel of level 0 from which coordinates are counted.
 
     Raises:
         DataError: A score is not finite.
@@ -55,10 +62,11 @@ def write_tiles_geojson(
             rows = (grid.x[block].tolist(), grid.y[block].tolist(), scores[block].tolist())
             for x, y, values, best in zip(*rows, scores[block].argmax(axis=1).tolist(), strict=True):
                 name = tile_id(grid.slide, x, y, grid.edge)
-                right, bottom = min(x + grid.edge, grid.width), min(y + grid.edge, grid.height)
+                right, bottom = min(x + grid.edge, grid.width) - origin[0], min(y + grid.edge, grid.height) - origin[1]
+                left, top = x - origin[0], y - origin[1]
                 yield (
                     f'{{"type":"Feature","id":"{uuid.uuid5(_NAMESPACE, name)}","geometry":{{"type":"Polygon",'
-                    f'"coordinates":[[[{x},{y}],[{right},{y}],[{right},{bottom}],[{x},{bottom}],[{x},{y}]]]}},'
+                    f'"coordinates":[[[{left},{top}],[{right},{top}],[{right},{bottom}],[{left},{bottom}],[{left},{top}]]]}},'
                     f'"properties":{{"objectType":"tile","name":{_json(name)},"classification":{of_class[best]},'
                     f'"isLocked":true,"measurements":{measurements % tuple(values)}}}}}'
                 )
@@ -68,7 +76,12 @@ def write_tiles_geojson(
 
 
 def write_regions_geojson(
-    path: Path, grid: SlideGrid, classes: Sequence[str], scores: Float[np.ndarray, "n classes"], colours: Sequence[str]
+    path: Path,
+    grid: SlideGrid,
+    classes: Sequence[str],
+    scores: Float[np.ndarray, "n classes"],
+    colours: Sequence[str],
+    origin: tuple[int, int] = (0, 0),
 ) -> None:
     """Write the connected regions of each most probable class as annotations.
 
@@ -82,6 +95,7 @@ def write_regions_geojson(
         classes: Names of the classes.
         scores: Probability of each tile and class.
         colours: Colour of each class, as #rrggbb.
+        origin: Pixel of level 0 from which coordinates are counted.
 
     Raises:
         DataError: A score is not finite.
@@ -93,7 +107,7 @@ def write_regions_geojson(
 
     def features() -> Iterator[str]:
         for number, (name, colour) in enumerate(zip(classes, colours, strict=True)):
-            for region in _regions(best, means, number, name, colour, grid):
+            for region in _regions(best, means, number, name, colour, grid, origin):
                 yield _json(region)
 
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
@@ -128,6 +142,7 @@ def _regions(
     name: str,
     colour: str,
     grid: SlideGrid,
+    origin: tuple[int, int],
 ) -> Iterator[dict[str, Any]]:
     """Yield the features of the regions of one class."""
     from scipy import ndimage
@@ -146,7 +161,7 @@ def _regions(
             "cells": int(sizes[i]),
             "mean probability": float(f"{probabilities[i]:.6g}"),
         }
-        yield _annotation(f"{grid.slide}\n{name}\n{i}", inside, of_class, measurements)
+        yield _annotation(f"{grid.slide}\n{name}\n{i}", inside.shifted(-origin[0], -origin[1]), of_class, measurements)
 
 
 def _annotation(key: str, polygon: Polygon, of_class: dict[str, Any], measurements: dict[str, float]) -> dict[str, Any]:

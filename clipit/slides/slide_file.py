@@ -30,12 +30,14 @@ class SlideFile(Protocol):
         mpp: Micrometres per pixel of level 0 as the file states them; None if it does not.
         magnification: Objective power as the file states it; None if it does not.
         format: Name of the format.
+        origin: Left and upper edge of the scanned area in pixels of level 0, where viewers such as QuPath begin.
     """
 
     levels: list[Level]
     mpp: float | None
     magnification: float | None
     format: str
+    origin: tuple[int, int]
 
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
         """Read a rectangle as RGB; pixels outside the scanned area are white.

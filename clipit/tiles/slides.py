@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from clipit.data_files import list_files
 from clipit.errors import DataError, shortlist
 from clipit.image_set import ImageSet
 from clipit.images import is_image
+from clipit.slides.dicom import SUFFIX as DICOM
+from clipit.slides.dicom import one_per_slide, slide_key
 from clipit.slides.opening import SLIDE_SUFFIXES, check_mpp, count_levels, import_openslide, is_slide, slide_name
 from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
 from clipit.slides.reading import SlideReader
@@ -184,7 +186,9 @@ def list_slides(config: TilesConfig) -> SlideList:
 
 
 def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
-    """List the slides below a folder, sorted by path.
+    """List the slides below a folder, sorted by path; the files of a DICOM series are one slide.
+
+    A DICOM slide that has a folder of its own is named after that folder.
 
     Args:
         folder: Folder; hidden files are skipped, other files are counted.
@@ -193,21 +197,34 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     Raises:
         DataError: There is no slide, or two have the same name.
     """
-    listed = list_files(folder, lambda file: not file.name.startswith(".")).files
-    files = sorted(file for file in listed if is_slide(file))
+    found = list_files(folder, lambda file: not file.name.startswith(".")).files
+    listed = sorted(file for file in found if is_slide(file))
+    files = one_per_slide(listed)
     if not files:
         raise DataError(
-            f"no slides here ({len(listed)} other files)",
+            f"no slides here ({len(found)} other files)",
             where=folder,
             fix=f"use files of the kinds {', '.join(sorted(SLIDE_SUFFIXES))}",
         )
-    slides = [SlidePath(slide_name(file), file, mpp) for file in files]
+    in_folder = Counter(file.parent for file in files)
+    slides = [
+        SlidePath(
+            file.parent.name if file.suffix.lower() == DICOM and in_folder[file.parent] == 1 else slide_name(file),
+            file,
+            mpp,
+        )
+        for file in files
+    ]
     check_names([slide.name for slide in slides], folder)
     # The data of an MRXS slide lie in a folder beside it.
-    others = [file for file in listed if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
-    notes = (f"{len(others)} files are no slides and were skipped: {shortlist([f.name for f in others], 3)}",)
+    others = [file for file in found if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
+    notes = []
+    if others:
+        notes.append(f"{len(others)} files are no slides and were skipped: {shortlist([f.name for f in others], 3)}")
+    if len(files) < len(listed):
+        notes.append(f"{len(listed) - len(files)} files are further levels and images of DICOM slides")
     empty = [""] * len(slides)
-    return SlideList(slides, empty, empty, empty, str(folder), notes if others else ())
+    return SlideList(slides, empty, empty, empty, str(folder), tuple(notes))
 
 
 def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
@@ -258,6 +275,9 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
     files, missing = [], []
     for cell in cells:
         file = root / cell.replace("\\", "/")
+        if cell and file.is_dir():  # of a DICOM slide
+            inside = one_per_slide(sorted(other for other in file.iterdir() if is_slide(other)))
+            file = inside[0] if len(inside) == 1 else file
         if not file.is_file():
             if by_name is None:
                 by_name = {}
@@ -282,16 +302,16 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
 
 def _check_rows(names: Sequence[str], files: Sequence[Path], parts: Sequence[str], path: Path) -> None:
     """Refuse a slide that is listed twice, above all in two splits."""
-    by_file: dict[Path, list[int]] = {}
+    by_slide: dict[Hashable, list[int]] = {}
     for row, file in enumerate(files):
-        by_file.setdefault(file.resolve(), []).append(row)
-    twice = {file: rows for file, rows in by_file.items() if len(rows) > 1}
+        by_slide.setdefault(slide_key(file), []).append(row)
+    twice = [rows for rows in by_slide.values() if len(rows) > 1]
     if twice:
         listed = []
-        for file, rows in twice.items():
+        for rows in twice:
             splits = sorted({parts[row] for row in rows})
             listed.append(
-                f"{file.name} in rows {', '.join(str(row + 1) for row in rows)}"
+                f"{files[rows[0]].name} in rows {', '.join(str(row + 1) for row in rows)}"
                 + (f" (splits {', '.join(splits)})" if len(splits) > 1 else "")
             )
         raise DataError(

@@ -1,0 +1,44 @@
+"""The output folder of a command on slides: one command at a time, and tables of one kind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from clipit.artifacts import locked
+from clipit.distributed import get_processes
+from clipit.errors import ConfigError
+
+RECORDS = {
+    "clipit slides tile": "tiling.json",
+    "clipit slides score (or map)": "scoring.json",
+    "clipit slides compare": "slide_comparison.json",
+}
+"""The record that each command writes last to its output folder."""
+_LOCK = "slides"
+
+
+@contextmanager
+def output_folder(out: Path, record: str) -> Iterator[None]:
+    """Lock an output folder while a command writes to it; called by all processes of the command.
+
+    Another command on the same folder waits, and then finds the slides that are done.
+
+    Args:
+        out: Output folder.
+        record: Record of this command, one of `RECORDS`.
+
+    Raises:
+        ConfigError: The folder contains the tables of another command, such as its `slides.csv`.
+    """
+    processes = get_processes()
+    with locked(out / _LOCK) if processes.main else nullcontext():
+        present = [name for name, other in RECORDS.items() if other != record and (out / other).is_file()]
+        others = processes.broadcast(present)
+        if others:
+            raise ConfigError(
+                f"this folder contains the tables of {' and '.join(others)}",
+                where=out,
+                fix="choose another folder with --out",
+            )
+        yield
+        processes.barrier()

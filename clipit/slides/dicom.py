@@ -1,0 +1,38 @@
+"""DICOM slides: a series of files, one per level, which openslide opens by any one of them."""
+
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+
+SUFFIX = ".dcm"
+_SERIES = b"\x20\x00\x0e\x00UI"  # tag and type of SeriesInstanceUID, explicit VR, little endian
+_HEADER = 2**20  # bytes that are searched; the tag comes before the pixels
+
+
+def series_of(path: Path) -> str:
+    """Return the UID of a DICOM file's series; "" if the file cannot be read or names none."""
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(_HEADER)
+    except OSError:
+        return ""
+    _, found, rest = header.partition(_SERIES)
+    if not found or len(rest) < 2:
+        return ""
+    length = int.from_bytes(rest[:2], "little")
+    return rest[2 : 2 + length].decode("ascii", errors="replace").strip(" \0")
+
+
+def slide_key(path: Path) -> Hashable:
+    """Return what identifies a slide: its file, or the folder and series of a DICOM file."""
+    resolved = path.resolve()
+    series = series_of(path) if path.suffix.lower() == SUFFIX else ""
+    return (resolved.parent, series) if series else resolved
+
+
+def one_per_slide(files: Iterable[Path]) -> list[Path]:
+    """Return the files without further files of the same DICOM series in the same folder, in their order."""
+    kept: dict[Hashable, Path] = {}
+    for number, path in enumerate(files):
+        key = slide_key(path) if path.suffix.lower() == SUFFIX else number  # other files are compared by the caller
+        kept.setdefault(key, path)
+    return list(kept.values())

@@ -1,8 +1,13 @@
 """Processes: launches that went wrong, shares, and the endless shuffled stream."""
 
+from itertools import repeat
+
 import numpy as np
 import pytest
+import torch
+from torch.distributed import HashStore, distributed_c10d
 
+from clipit import distributed
 from clipit.distributed import Processes, check_launch, get_processes, stream_positions
 from clipit.errors import LaunchError
 
@@ -73,3 +78,14 @@ def test_stream_depends_on_seed_name_and_position_only() -> None:
     assert not np.array_equal(stream_positions(1, "unlabelled", 0, 40, 10), whole)
     assert not np.array_equal(whole[:10], whole[10:20])
     assert len(stream_positions(1, "labelled", 5, 0, 10)) == 0
+
+
+def test_every_item_is_claimed_once_whichever_process_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = HashStore()
+    monkeypatch.setattr(distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(distributed, "_claims", repeat(0))  # both processes in one: the same call
+    slow, fast = (Processes(rank, 2, torch.device("cpu")).claim("abcde") for rank in range(2))
+    assert next(slow) == "a"
+    assert list(fast) == ["b", "c", "d", "e"]
+    assert list(slow) == []
+    assert list(Processes(0, 1, torch.device("cpu")).claim("ab")) == ["a", "b"]

@@ -142,10 +142,10 @@ def write_slides_table(out: Path, table: pd.DataFrame) -> Path:
 def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequence[Extra] = ()) -> pd.DataFrame:
     """Find the tissue of slides and lay their grids; called by all processes, which share the slides out.
 
-    Writes `slides.csv`, `tiling.json` (options, slides and versions), and for each slide `slides/<name>/grid.parquet` (id, x, y, tissue), `tissue.geojson`, the
-    thumbnail `tiles.png` with the outlines of tissue and tiles, and what `extras` name: the folder `tiles/` of PNG
-    files, or `coords.h5`. The files of a slide are kept if they belong to the same tiles (`tile.json`); others are
-    replaced.
+    Writes `slides.csv` and `tiling.json` (options, slides and versions), and for each slide
+    `slides/<name>/grid.parquet` (id, x, y, tissue), `tissue.geojson`, the thumbnail `tiles.png` with the outlines of
+    tissue and tiles, and what `extras` name: the folder `tiles/` of PNG files, or `coords.h5`. The files of a slide are
+    kept if they belong to the same tiles (`tile.json`); others are replaced.
 
     Returns:
         The table of slides.

@@ -33,7 +33,7 @@ class Polygon:
         """Area in square pixels, without the holes."""
         return abs(signed_area(self.exterior)) - sum(abs(signed_area(hole)) for hole in self.holes)
 
-    def shifted(self, x: float, y: float) -> "Polygon":
+    def shifted(self, x: int, y: int) -> "Polygon":
         """Return the polygon moved to the right and down by these numbers of pixels."""
         distance = np.array([x, y], dtype=np.float64)
         return Polygon(self.exterior + distance, tuple(hole + distance for hole in self.holes), self.name)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +20,15 @@ from tiny_classifier import CLASSES, save_classifier
 
 import clipit
 from clipit.api.slides import SlidesResult
+from clipit.artifacts import locked
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.slide_tasks import tile_scores
 from clipit.slide_tasks.inputs import list_inputs
 from clipit.slides.geojson import read_contours
+from clipit.slides.grid import parse_tile_id
+from clipit.slides.opening import open_slide
 from clipit.slides.prepare import FailedSlide, PreparedSlide
+from clipit.slides.slide_file import SlideFile
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +110,7 @@ def test_every_slide_gets_tile_scores_slide_scores_and_maps(mapped: SlidesResult
     tiles = pd.read_parquet(folder / "slides/s0/tiles.parquet")
     assert np.allclose(means.to_numpy()[0], tiles[[f"score_{c}" for c in CLASSES]].mean(), atol=1e-5)
     assert "s4" not in set(scores["slide"]) and "the file is empty" in mapped.text
+    assert (folder / "slides/s0/index.html").read_text(encoding="utf-8").count("(chosen on validation slides)") == 1
     page = (folder / "slides.html").read_text(encoding="utf-8")
     assert "slides/s0/index.html" in page and "s4" in page
     metrics = pd.read_csv(folder / "slide_metrics.csv")
@@ -328,6 +334,55 @@ def test_a_full_disk_is_an_error_after_which_the_command_resumes(
     assert not [path for path in tmp_path.rglob("*.tmp") if path.is_file()]
     clipit.score_slides(slides.parent / "s0.tiff", tmp_path, **arguments)
     assert (tmp_path / "slides/s0/tiles.parquet").is_file()
+
+
+def test_coordinates_for_qupath_begin_at_the_scanned_area(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_slide(tmp_path / "s.tiff", picture(), levels=1)
+
+    def with_bounds(path: Path) -> SlideFile:
+        slide = open_slide(path)
+        slide.origin = (90, 70)
+        return slide
+
+    monkeypatch.setattr("clipit.slides.prepare.open_slide", with_bounds)
+    tiles: dict[str, Any] = {"tile_mpp": 1.0, "tile_pixels": 32}
+    clipit.tile_slides(path, tmp_path / "tiles", **tiles)
+    outlines = tmp_path / "tiles/slides/s/tissue.geojson"
+    corners = read_contours(outlines, 600, 400)[0].exterior
+    assert np.abs(corners.min(axis=0) - (100 - 90, 80 - 70)).max() <= 8  # the tissue begins at x 100, y 80
+    clipit.tile_slides(path, tmp_path / "again", contours=outlines, **tiles)
+    first, second = (pd.read_parquet(tmp_path / name / "slides/s/grid.parquet") for name in ("tiles", "again"))
+    assert first["id"].tolist() == second["id"].tolist()
+    clipit.score_slides(path, tmp_path / "maps", classifier=models / "run", maps=True, top=1)
+    feature = json.loads((tmp_path / "maps/slides/s/tiles.geojson").read_text())["features"][0]
+    _, x, y, _ = parse_tile_id(feature["properties"]["name"])
+    assert feature["geometry"]["coordinates"][0][0] == [x - 90, y - 70]
+    regions = json.loads((tmp_path / "maps/slides/s/regions.geojson").read_text())["features"]
+    least = np.min([np.min(region["geometry"]["coordinates"][0], axis=0) for region in regions], axis=0)
+    assert least.tolist() == [first["x"].min() - 90, first["y"].min() - 70]
+
+
+def test_a_second_command_on_a_folder_waits_and_other_tables_are_refused(
+    models: Path, slides: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    slide = slides.parent / "s0.tiff"
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / "tiles/slides"):
+            waiting = pool.submit(clipit.tile_slides, slide, tmp_path / "tiles")
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+            assert not (tmp_path / "tiles/slides.csv").exists() and "waiting: another process" in caplog.text
+        assert len(waiting.result().slides) == 1
+    with pytest.raises(ConfigError, match="contains the tables of clipit slides tile"):
+        clipit.score_slides(slide, tmp_path / "tiles", classifier=models / "run")
+    clipit.score_slides(slide, tmp_path / "scores", classifier=models / "run")
+    before = contents(tmp_path / "scores", "slides.csv")
+    with pytest.raises(ConfigError, match=r"contains the tables of clipit slides score[\s\S]*--out"):
+        clipit.tile_slides(slide, tmp_path / "scores")
+    assert contents(tmp_path / "scores", "slides.csv") == before
 
 
 def test_heat_maps_in_a_folder_of_slides_are_no_slides(mapped: SlidesResult, slides: Path, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from slide_files import PINK, picture, write_ome, write_slide
+from slide_files import PINK, levels_of, picture, write_dicom, write_ome, write_slide
 
 from clipit.errors import DataError
+from clipit.slides.dicom import one_per_slide, series_of, slide_key
 from clipit.slides.opening import count_levels, open_slide, resolve_mpp, slide_name, white_below
 
 REAL = "slides"
@@ -64,7 +65,9 @@ def test_files_that_are_no_slides_are_explained(tmp_path: Path) -> None:
     write_ome(tmp_path / "fluo.ome.tif", np.zeros((5, 64, 64), np.uint16), axes="CYX")
     whole = write_slide(tmp_path / "whole.tiff", picture())
     (tmp_path / "cut.svs").write_bytes(whole.read_bytes()[:3000])
+    shutil.copy(whole, tmp_path / "olympus.vsi")
     for name, words in {
+        "olympus.vsi": "VSI slides .Olympus. cannot be read",
         "missing.svs": "no such slide",
         "empty.svs": "the file is empty",
         "bytes.svs": "damaged, cut off or of another format",
@@ -92,6 +95,18 @@ def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp
         resolve_mpp(printed, None, "a")
     silent.magnification = 20.0
     assert resolve_mpp(silent, None, "a") == (0.5, "0.5 micrometres per pixel from the objective's power of 20")
+
+
+def test_a_dicom_slide_is_opened_by_any_file_of_its_series(tmp_path: Path) -> None:
+    for number, level in enumerate(levels_of(picture(), 2)):
+        write_dicom(tmp_path / f"{number}.dcm", level, mpp=0.5 * 2**number)
+    assert one_per_slide([tmp_path / "0.dcm", tmp_path / "1.dcm"]) == [tmp_path / "0.dcm"]
+    for name in ("0.dcm", "1.dcm"):
+        slide = open_slide(tmp_path / name)
+        assert (slide.format, slide.mpp, [level.width for level in slide.levels]) == ("dicom", 0.5, [600, 300])
+        assert np.array_equal(np.asarray(slide.read_region(0, 0, 0, 600, 400)), picture())
+    (tmp_path / "none.dcm").write_bytes(b"no series")
+    assert series_of(tmp_path / "none.dcm") == "" and slide_key(tmp_path / "none.dcm") == tmp_path / "none.dcm"
 
 
 def test_the_name_of_a_slide_has_no_suffix() -> None:

@@ -24,6 +24,7 @@ class Levels:
     """A slide with levels and no pixels."""
 
     mpp = magnification = None
+    origin = (0, 0)
     format = "none"
 
     def __init__(self, *downsamples: float) -> None:
@@ -135,7 +136,7 @@ def test_prepared_slides_are_kept_and_failures_do_not_stop_the_others(tmp_path: 
     again = prepare_slides(slides[:1], config)[0]
     assert isinstance(again, PreparedSlide) and again.grid.ids == good.grid.ids
     few = prepare_slides(slides[:1], config.model_copy(update={"tiles_per_slide": 7}))[0]
-    assert isinstance(few, PreparedSlide) and len(few.grid) == 7 and set(few.grid.ids) < set(good.grid.ids)
+    assert isinstance(few, PreparedSlide) and len(few.grid) == few.tiles == 7 and set(few.grid.ids) < set(good.grid.ids)
 
 
 def test_a_slide_that_changes_gets_a_new_grid(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from slide_files import picture, write_slide
+from slide_files import levels_of, picture, write_dicom, write_slide
 
 from clipit.config.data import LabelsConfig, SlidesConfig, TilesConfig
 from clipit.errors import ConfigError, DataError
 from clipit.tiles.load import read_tiles
-from clipit.tiles.slides import is_slide_input, list_slides
+from clipit.tiles.slides import is_slide_input, list_slides, slides_in_folder
 
 
 def write_table(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -96,6 +96,22 @@ def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: 
     (tmp_path / "images" / "a.svs").write_bytes(b"")
     with pytest.raises(DataError, match="1 names of slides occur more than once: a"):
         read_tiles(section(tmp_path / "images", labels=unlabelled), cut=False)
+
+
+def test_the_files_of_a_dicom_series_are_one_slide(tmp_path: Path) -> None:
+    for case in ("A", "B"):
+        (tmp_path / case).mkdir()
+        for number, level in enumerate(levels_of(picture(), 2)):
+            write_dicom(tmp_path / case / f"DCM_{number}.dcm", level, mpp=2.0**number)
+    listed = slides_in_folder(tmp_path)
+    assert [slide.name for slide in listed.slides] == ["A", "B"]
+    assert listed.notes == ("2 files are further levels and images of DICOM slides",)
+    unlabelled = LabelsConfig(kind="none")
+    table = write_table(tmp_path / "slides.csv", [{"slide": "first", "path": "A"}])
+    assert list_slides(section(table, labels=unlabelled)).slides[0].path == tmp_path / "A/DCM_0.dcm"
+    write_table(table, [{"slide": f"s{number}", "path": f"A/DCM_{number}.dcm"} for number in range(2)])
+    with pytest.raises(DataError, match=r"1 slides are listed more than once: DCM_0.dcm in rows 1, 2"):
+        list_slides(section(table, labels=unlabelled))
 
 
 def test_options_of_slides_apply_to_slides_only(tmp_path: Path) -> None:

@@ -62,24 +62,28 @@ class ReadingClock:
         """Return the share of the time spent waiting for items."""
         return min(self.waited / self.seconds(), 1.0)
 
-    def report(self, title: str, threads_key: str, *, cache: bool = False) -> None:
+    def report(self, title: str, threads_key: str, *, cache: bool = False, cached: bool = False) -> None:
         """Log the speed and the time spent waiting, unless the loop was too short to tell; see `describe`."""
         if self.items and self.seconds() >= _SHORTEST:
-            logger.info(f"{title}: {self.describe(threads_key, cache=cache)}")
+            logger.info(f"{title}: {self.describe(threads_key, cache=cache, cached=cached)}")
 
-    def describe(self, threads_key: str, *, cache: bool = False) -> str:
+    def describe(self, threads_key: str, *, cache: bool = False, cached: bool = False) -> str:
         """Describe the time spent waiting; above a tenth, add what limits reading and what to do.
 
         Args:
             threads_key: Key or option that sets the number of threads.
-            cache: Whether the tiles are read repeatedly, so that a cache would help.
+            cache: Whether the tiles are read repeatedly and no cache was chosen, so that one would help.
+            cached: Whether resized tiles are read from a cache, so that they are not decoded again.
         """
         text = f"{self.items / self.seconds():,.0f} tiles/s, {self.share():.0%} of the time waiting for tiles"
         if self.share() <= _NOTABLE or not self.items:
             return text
         per_tile = self.reading / self.items
         limit = f"{1000 * per_tile:.1f} ms per tile on {self.threads} threads"
-        if self.computing >= self.reading / 2:
+        if cached:
+            text += f"; reading the cached tiles limits the speed ({limit})"
+            ways = [f"raise {threads_key}", "keep the output folder on a local disk"]
+        elif self.computing >= self.reading / 2:
             text += f"; decoding and resizing limit the speed ({limit})"
             cores = available_cores()
             if self.threads < cores:
@@ -131,7 +135,8 @@ def read_ahead(
         batches: Batches of items, such as row numbers.
         read: Function that reads one item; called in the pool's threads.
         pool: Reading threads.
-        depth: Number of batches that are read ahead; fewer if their arrays take more than 1 GiB.
+        depth: Number of batches that are read ahead; fewer if their arrays take more than 1 GiB, and one
+            until the first batch is read.
         clock: Clock that is advanced by the time spent waiting and reading.
 
     Raises:
@@ -139,6 +144,7 @@ def read_ahead(
     """
     clock = ReadingClock() if clock is None else clock
     clock.threads = pool._max_workers
+    ahead = min(depth, 1)  # until the size of a batch is known
     pending: deque[tuple[Batch, list[Future[tuple[list[Result], float, float, int]]]]] = deque()
 
     def submit(batch: Batch) -> list[Future[tuple[list[Result], float, float, int]]]:
@@ -167,10 +173,10 @@ def read_ahead(
     try:
         for batch in batches:
             pending.append((batch, submit(batch)))
-            while len(pending) > depth:
+            while len(pending) > ahead:
                 finished = next_batch()
                 size = sum(getattr(result, "nbytes", 0) for result in finished[1])
-                depth = max(1, min(depth, _MOST_BYTES // max(size, 1)))
+                ahead = max(1, min(depth, _MOST_BYTES // max(size, 1))) if depth else 0
                 yield finished
         while pending:
             yield next_batch()

@@ -18,6 +18,7 @@ from clipit.doctor.checks import Check, failed_check
 from clipit.doctor.data import check_kept_size, check_prompts, check_reports, check_tiles, is_unwritten, unwritten_paths
 from clipit.doctor.models import AskHub, check_backbone, check_vlm
 from clipit.errors import ClipitError, shortlist
+from clipit.workspace.tile_reading import artefacts_of
 
 _PLACEHOLDER = "(to be given)"
 _ENTRY = re.compile(r"#\s?(?P<word>[a-z]+)\s{2,}(?P<text>\S.*)")
@@ -105,7 +106,7 @@ def _pending_checks(
     for subject, tiles in {"tiles": config.tiles, **sets}.items():
         if not is_unwritten(tiles.path) and tiles.path != _PLACEHOLDER:
             key = fingerprint(tiles.model_dump(mode="json", exclude={"labels"}))
-            yield f"{subject} {key}", partial(check_tiles, subject, tiles)
+            yield f"{subject} {key}", partial(check_tiles, subject, tiles, artefacts_of(config))
             if tiles.streaming:
                 yield f"kept size {key}", partial(check_kept_size, subject, tiles, config)
     if config.reports is not None and not is_unwritten(config.reports.path) and "reports.path" not in missing:

@@ -32,9 +32,16 @@ def unwritten_paths(config: RunConfig, shifted: Mapping[str, TilesConfig]) -> li
     return [path for path in dict.fromkeys(paths) if path is not None and is_unwritten(path)]
 
 
-def check_tiles(subject: str, config: TilesConfig) -> list[Check]:
-    """Check a data set of tiles by reading everything except the images."""
+def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> list[Check]:
+    """Check a data set of tiles by reading everything except the images.
+
+    Args:
+        subject: Name of the data set, for messages.
+        config: Section `tiles`.
+        root: Folder of artefacts; an index of shards that is kept there is used, but none is written.
+    """
     from clipit.tiles.load import read_tiles
+    from clipit.tiles.webdataset import has_index
 
     if config.source == "huggingface" and hub_id(config.path) is not None:
         return [_on_hub(subject, config.path)]
@@ -45,7 +52,8 @@ def check_tiles(subject: str, config: TilesConfig) -> list[Check]:
             parts = ", ".join(describe_set(config, None).parts)
             return [Check("PASS", subject, f"{config.path}: parts {parts}; read once and kept at the first use")]
         listed = config.model_copy(update={"streaming": False, "keep_pixels": None})
-        tiles = read_tiles(listed, check=False, decode=False)
+        kept = root if root is not None and config.source == "webdataset" and has_index(listed, root) else None
+        tiles = read_tiles(listed, check=False, decode=False, root=kept)
     except ClipitError as error:
         return [failed_check(subject, error)]
     counts = ", ".join(f"{int((tiles.splits == split).sum())} {split}" for split in ("train", "validation", "test"))

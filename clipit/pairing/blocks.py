@@ -45,7 +45,7 @@ def write_blocks(
     def each(blocks: Sequence[Int[np.ndarray, "_"]], _: bool) -> Iterator[pa.Table]:
         return (compute(rows) for rows in blocks)
 
-    return write_passes(folder, total, size, title, each, held=1, shards=1)
+    return write_passes(folder, total, size, title, each, per_pass=1, shards=1)
 
 
 def write_passes(
@@ -55,7 +55,7 @@ def write_passes(
     title: str,
     compute: Callable[[Sequence[Int[np.ndarray, "_"]], bool], Iterable[pa.Table]],
     *,
-    held: int,
+    per_pass: int,
     shards: int,
 ) -> list[Path]:
     """Write one table per block of rows, with one pass over the shards of a store for several blocks.
@@ -70,7 +70,7 @@ def write_passes(
         title: Title of the progress bar.
         compute: Function from the row numbers of some blocks, and whether the processes share the shards, to the table
             of each block.
-        held: Blocks per pass.
+        per_pass: Blocks per pass.
         shards: Number of shards.
 
     Returns:
@@ -84,8 +84,8 @@ def write_passes(
     mine, my_shards = shares(len(missing), shards)
     shared = len(my_shards) < shards
     with progress(title, total, shown=processes.main, done=done) as advance:
-        for first in range(0, len(mine), held):
-            starts = [missing[number] for number in mine[first : first + held]]
+        for first in range(0, len(mine), per_pass):
+            starts = [missing[number] for number in mine[first : first + per_pass]]
             blocks = [np.arange(start, min(start + size, total)) for start in starts]
             for start, rows, table in zip(starts, blocks, compute(blocks, shared), strict=True):
                 if processes.main or not shared:

@@ -24,7 +24,7 @@ from clipit.pairing.blocks import shares
 from clipit.pairing.nearest import DECIMALS
 from clipit.progress import progress
 from clipit.stores.embed import SHARD, Store
-from clipit.stores.exact import BLOCK, best_of, blocks_held, full_precision, product
+from clipit.stores.exact import BLOCK, best_of, blocks_per_pass, full_precision, product
 from clipit.stores.stored_rows import StoredRows, centred_rows
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float,
     """Return the function of `_scale_dense`, with one pass over the shards for the tiles and one for the snippets."""
     processes = get_processes()
     mine, shards = shares(len(tiles.starts), snippets.store.shards)
-    shared, held = len(shards) < snippets.store.shards, blocks_held(tiles.size, tiles.store.dim)
+    shared, per_pass = len(shards) < snippets.store.shards, blocks_per_pass(tiles.size, tiles.store.dim)
     buffer = torch.empty(min(tiles.size, tiles.store.size) * BLOCK, device=processes.device)
 
     def masses(biases: Float[Tensor, "s"]) -> Float[Tensor, "s"]:
@@ -243,8 +243,8 @@ def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float,
             return product(block, vectors, buffer).sub_(biases[rows]).div_(temperature)
 
         mass = _empty_sums(len(snippets))
-        for first in range(0, len(mine), held):
-            starts = [tiles.starts[number] for number in mine[first : first + held]]
+        for first in range(0, len(mine), per_pass):
+            starts = [tiles.starts[number] for number in mine[first : first + per_pass]]
             blocks = [torch.from_numpy(tiles.vectors(start)).to(processes.device) for start in starts]
             totals = [_empty_sums(len(block)) for block in blocks]
             with full_precision():
@@ -266,8 +266,8 @@ def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float,
 
 def _groups(snippets: StoredRows) -> list[range]:
     """Return the shards that are in memory at a time, at least one for each process."""
-    held, shards = max(blocks_held(SHARD, snippets.store.dim), get_processes().count), snippets.store.shards
-    return [range(first, min(first + held, shards)) for first in range(0, shards, held)]
+    per_pass, shards = max(blocks_per_pass(SHARD, snippets.store.dim), get_processes().count), snippets.store.shards
+    return [range(first, min(first + per_pass, shards)) for first in range(0, shards, per_pass)]
 
 
 def _empty_sums(count: int) -> Float[Tensor, "_"]:

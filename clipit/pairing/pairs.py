@@ -33,7 +33,7 @@ from clipit.pairing.summary import summarise
 from clipit.stores.approximate import SearchSettings
 from clipit.stores.check import check_finite, check_shards
 from clipit.stores.embed import Store
-from clipit.stores.exact import blocks_held
+from clipit.stores.exact import blocks_per_pass
 from clipit.stores.index import Index
 from clipit.stores.stored_rows import centred_rows
 
@@ -164,8 +164,8 @@ def pair_tiles(
             for part in parts:
                 yield pair_table(tiles.ids_at(rows[part]), index, nearest[part], scores[part])
 
-        held, shards = (blocks_held(block, tiles.dim), index.store.shards) if index.flat else (1, 1)
-        files = write_passes(folder, tiles.size, block, "pairing tiles", pair, held=held, shards=shards)
+        per_pass, shards = (blocks_per_pass(block, tiles.dim), index.store.shards) if index.flat else (1, 1)
+        files = write_passes(folder, tiles.size, block, "pairing tiles", pair, per_pass=per_pass, shards=shards)
         outcomes = _count_outcomes(files)
         missing = tiles.size * min(k, index.size) - int(outcomes.sum())
         if missing and not index.flat and processes.main:

@@ -77,21 +77,19 @@ def fit_search(
         "candidates": fitted.settings.candidates,
         "advice": advice,
     }
-    if get_processes().main:
-        log = logger.info if advice is None else logger.warning
-        log("\n".join(recall_lines(figures)))
+    if get_processes().main and advice is not None:
+        logger.warning(f"index {figures['index']}: recall {recall:.3f} is low: {advice}")
     return fitted, figures
 
 
 def recall_lines(figures: dict[str, Any]) -> list[str]:
-    """Format the figures of `fit_search` as lines of text."""
+    """Format the figures of `fit_search` for the summary; the advice is logged when it is found."""
     names = {"nprobe": "nprobe {:,}", "ef_search": "ef_search {:,}", "candidates": "{:,} candidates scored exactly"}
     settings = [text.format(figures[name]) for name, text in names.items() if figures[name] is not None]
-    line = (
+    return [
         f"index {figures['index']}: recall@{figures['k']} {figures['recall']:.3f} against exact search on "
         f"{figures['tiles']} tiles ({', '.join(settings)})"
-    )
-    return [line] if figures["advice"] is None else [line, f"  warning: {figures['advice']}"]
+    ]
 
 
 def _choose(index: Index, queries: _Queries, given: SearchSettings) -> SearchSettings:

@@ -23,7 +23,7 @@ from clipit.pairing.nearest import SPARE, Keys, best_first, exact_cosines, neare
 from clipit.pairing.pairs import Pairs
 from clipit.stores.check import check_finite
 from clipit.stores.embed import Store
-from clipit.stores.exact import blocks_held
+from clipit.stores.exact import blocks_per_pass
 from clipit.stores.index import Index
 from clipit.stores.stored_rows import StoredRows, centred_rows
 
@@ -129,9 +129,9 @@ def tile_bags(
                 each = [(members[kind, part], scores[kind, part], far[kind, part]) for kind in range(kinds)]
                 yield _bag_table(tiles.ids[rows[part]], tiles.ids[by_id], each)
 
-        held = max(1, blocks_held(block, tiles.dim) // 2)  # two kinds of queries
+        per_pass = max(1, blocks_per_pass(block, tiles.dim) // 2)  # two kinds of queries
         files = write_passes(
-            folder, tiles.size, block, "making tile bags", find_members, held=held, shards=tiles.shards
+            folder, tiles.size, block, "making tile bags", find_members, per_pass=per_pass, shards=tiles.shards
         )
         if not processes.main:
             return {}

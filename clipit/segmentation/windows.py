@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int16, UInt8
 from PIL import Image
+from torch import Tensor
 
+from clipit.device_copies import copy_ahead, stack
 from clipit.errors import DataError
 from clipit.read_ahead import read_ahead, reading_threads
 from clipit.runs.tile_scorer import TileScorer
@@ -75,15 +77,17 @@ class WindowModel:
                 return preprocess.pixels(whole.crop(box))
 
             with reading_threads() as pool:
-                for _, pixels in read_ahead(grid.batches(self.batch_size), read, pool):
-                    yield self._classify(np.stack(pixels))
+                device = self.scorer.device
+                batches = read_ahead(grid.batches(self.batch_size), read, pool)
+                for _, pixels in copy_ahead(((batch, stack(read, device)) for batch, read in batches), device):
+                    yield self._classify(pixels)
 
         return window_strips(np.asarray(image.convert("RGB")), edge, self.overlap, answer)
 
-    def _classify(self, pixels: UInt8[np.ndarray, "b 3 s s"]) -> Float32[np.ndarray, "b c"]:
+    def _classify(self, pixels: UInt8[Tensor, "b 3 s s"]) -> Float32[np.ndarray, "b c"]:
         """Return the probabilities of the masks' classes, those of unmapped classes dropped."""
         with torch.inference_mode():
-            scores = self.scorer.compute(torch.from_numpy(pixels).to(self.scorer.device))[0]
+            scores = self.scorer.compute(pixels)[0]
         summed = self.scorer.probabilities(scores.float().cpu().numpy()) @ self.class_of
         return np.asarray(summed / np.maximum(summed.sum(axis=1, keepdims=True), 1e-12), dtype=np.float32)
 

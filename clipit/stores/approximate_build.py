@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Int
 
 from clipit.artifacts import whole_file
 from clipit.errors import ConfigError, is_limit
+from clipit.free_memory import device_memory
 from clipit.stores.embed import Store, centred
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ def check_key(key: str, dim: int, rows: int) -> None:
         rows: Number of vectors, or more if not all are distinct.
 
     Raises:
-        ConfigError: The key is unknown, does not fit the dimension, or trains more centroids than there are vectors.
+        ConfigError: The key is unknown, does not fit the dimension, trains more centroids than there are vectors.
     """
     _checked(key, dim, rows)
 
@@ -96,7 +98,7 @@ def write_faiss(
         if not index.is_trained:
             count = training_rows(centroids, store.dim, len(rows))
             sample = np.random.default_rng(0).permutation(len(rows))[:count]
-            index.train(centred(store.rows(rows[np.sort(sample)]), mean))
+            index.train(_sample(store, rows[np.sort(sample)], mean))
         for start in range(0, len(rows), _BLOCK):
             index.add(centred(store.rows(rows[start : start + _BLOCK]), mean))
     except RuntimeError as error:
@@ -105,6 +107,75 @@ def write_faiss(
         raise _refusal(key, len(rows), str(error).strip().splitlines()[-1]) from None
     with whole_file(path) as temporary:
         faiss.write_index(index, str(temporary))
+
+
+def _sample(
+    store: Store, rows: Int[np.ndarray, "n"], mean: Float32[np.ndarray, "dim"] | None
+) -> Float32[np.ndarray, "n dim"]:
+    """Read and centre rows in blocks, so that no second copy of the sample is needed."""
+    sample = np.empty((len(rows), store.dim), dtype=np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        sample[start : start + _BLOCK] = centred(store.rows(rows[start : start + _BLOCK]), mean)
+    return sample
+
+
+def build_bytes(key: str, dim: int, rows: int) -> tuple[int, int]:
+    """Estimate the memory of building an index, in bytes: of the training rows, and of the index itself.
+
+    Args:
+        key: Key of `faiss.index_factory`.
+        dim: Dimension of the vectors.
+        rows: Number of vectors.
+
+    Raises:
+        ConfigError: faiss cannot build the index.
+    """
+    index = _checked(key, dim, rows)
+    sample = 0 if index.is_trained else training_rows(_centroids(index), dim, rows)
+    return 4 * dim * sample, _index_bytes(index, rows)
+
+
+def check_memory(key: str, dim: int, rows: int) -> None:
+    """Check that the training rows and the index fit into the free memory of this machine.
+
+    Args:
+        key: Key of `faiss.index_factory`.
+        dim: Dimension of the vectors.
+        rows: Number of vectors.
+
+    Raises:
+        ConfigError: They do not, or faiss cannot build the index.
+    """
+    training, whole = build_bytes(key, dim, rows)
+    free = device_memory(torch.device("cpu"))
+    if training + whole > free:
+        raise ConfigError(
+            f"building index {key!r} of {rows:,} snippets needs about {(training + whole) / 1e9:,.1f} GB of memory "
+            f"({training / 1e9:,.1f} GB of training rows, {whole / 1e9:,.1f} GB of index), and {free / 1e9:,.1f} GB "
+            "are free",
+            where="pairing.index",
+            fix="use a key with fewer lists or smaller codes, a machine with more memory, or Flat, which is exact and "
+            "needs no index in memory",
+        )
+
+
+def _index_bytes(index: Any, rows: int) -> int:
+    """Estimate the size of an index: codes, ids of lists, centroids and links of graphs."""
+    import faiss
+
+    inner: Any = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexPreTransform):
+        return _index_bytes(inner.index, rows)
+    if isinstance(inner, faiss.IndexRefine):
+        return _index_bytes(inner.base_index, rows) + _index_bytes(inner.refine_index, rows)
+    if isinstance(inner, faiss.IndexIVF):
+        quantiser: Any = faiss.downcast_index(inner.quantizer)
+        lists = 0 if isinstance(quantiser, faiss.MultiIndexQuantizer) else _index_bytes(quantiser, int(inner.nlist))
+        return rows * (int(inner.code_size) + 8) + lists
+    if (storage := getattr(inner, "storage", None)) is not None:  # a graph
+        links = inner.hnsw.cum_nb_neighbors(1) if isinstance(inner, faiss.IndexHNSW) else inner.nsg.R
+        return _index_bytes(storage, rows) + 4 * rows * int(links)
+    return rows * int(inner.sa_code_size())
 
 
 def _checked(key: str, dim: int, rows: int) -> Any:
@@ -123,7 +194,7 @@ def _checked(key: str, dim: int, rows: int) -> Any:
         raise _refusal(key, rows, str(error).strip().splitlines()[-1]) from None
     centroids = _centroids(index)
     if rows < centroids:
-        reason = f"it trains {centroids:,} centroids, of lists or codes, and needs {LEAST_ROWS} snippets for each"
+        reason = f"it has {centroids:,} lists or codes, and each needs about {LEAST_ROWS} snippets"
         raise _refusal(key, rows, reason)
     return index
 

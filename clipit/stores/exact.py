@@ -16,21 +16,21 @@ from clipit.distributed import get_processes
 
 BLOCK = 4096
 """Largest number of vectors per matrix product; together with the number of queries, it limits memory."""
-_HELD = {"cpu": 2**23, "cuda": 2**28}  # float32 values of vectors that are kept for one pass: 32 MiB, 1 GiB
+_VALUES_PER_PASS = {"cpu": 2**23, "cuda": 2**28}  # float32 values of vectors that are kept for one pass: 32 MiB, 1 GiB
 _CHUNK = 64  # scores per maximum
 
 Scored = tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]
 Adjust = Callable[[slice, Int[Tensor, "_"], Float[Tensor, "q _"]], None]
 
 
-def blocks_held(block: int, dim: int) -> int:
+def blocks_per_pass(block: int, dim: int) -> int:
     """Return the number of blocks of vectors that are kept for one pass over the other side, at least one."""
-    return max(1, values_held() // (block * dim))
+    return max(1, values_per_pass() // (block * dim))
 
 
-def values_held() -> int:
+def values_per_pass() -> int:
     """Return the number of float32 values of vectors that are kept for one pass: 32 MiB, on a GPU 1 GiB."""
-    return _HELD.get(get_processes().device.type, _HELD["cpu"])
+    return _VALUES_PER_PASS.get(get_processes().device.type, _VALUES_PER_PASS["cpu"])
 
 
 def nearest_rows(

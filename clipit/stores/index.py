@@ -22,7 +22,7 @@ from clipit.config.run import has_graph, has_lists
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.stores.approximate import DEFAULT_SETTINGS, FaissIndex, SearchSettings
-from clipit.stores.approximate_build import LEAST_ROWS, MOST_ROWS, check_key, write_faiss
+from clipit.stores.approximate_build import LEAST_ROWS, MOST_ROWS, check_memory, write_faiss
 from clipit.stores.check import check_shards
 from clipit.stores.embed import Store
 from clipit.stores.stored_rows import StoredRows
@@ -97,7 +97,7 @@ def build_index(
             )
         check_shards(store)
         if key != "Flat":
-            check_key(key, store.dim, store.size)
+            check_memory(key, store.dim, store.size)
         mean = store.mean() if centring else None
         rows = _distinct_rows(store)
         if mean is not None:
@@ -229,11 +229,11 @@ def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
     """Return rows of the store in order of their ids; of duplicate embeddings, keep the lowest id."""
     import hashlib
 
-    digests = np.empty(len(store.ids), dtype="S16")
+    digests = np.empty(len(store.ids), dtype="S32")
     row = 0
     for _, block in store.blocks():
         for vector in block.astype(np.float16):
-            digests[row] = hashlib.blake2b(vector.tobytes(), digest_size=16).hexdigest().encode()[:16]
+            digests[row] = hashlib.blake2b(vector.tobytes(), digest_size=16).hexdigest().encode()
             row += 1
     by_id = np.argsort(store.ids, kind="stable")
     _, first = np.unique(digests[by_id], return_index=True)

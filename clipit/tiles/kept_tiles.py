@@ -22,7 +22,7 @@ from clipit.progress import Advance, progress
 from clipit.read_ahead import read_ahead, reading_threads
 from clipit.tiles.tar_shards import TarReader
 
-_SHARD = 4096  # tiles per shard; an interrupted copy goes on after the last whole shard
+_SHARD = 4096  # tiles per shard; an interrupted copy resumes after the last whole shard
 _BATCH = 32  # tiles that are resized together; three batches of original images are in memory
 _ROWS = "rows.parquet"
 FIELD = "field."

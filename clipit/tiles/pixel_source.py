@@ -55,6 +55,11 @@ class PixelSource:
         self._resized = pixels
         self._cache.clear()
 
+    @property
+    def cached(self) -> bool:
+        """Whether tiles are read from the array of `use_resized`, so that no image is decoded."""
+        return self._resized is not None
+
     def _pixels(self, row: int) -> UInt8[np.ndarray, "3 h w"]:
         if self._resized is not None:
             return np.array(self._resized[row])  # a copy, so that this thread reads the disk

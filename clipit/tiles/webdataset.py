@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.artifacts import fingerprint, reading, whole_file
+from clipit.artifacts import MANIFEST, artifact_folder, fingerprint, reading, whole_file
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.data_files import is_unicode
 from clipit.distributed import build_once, get_processes
@@ -36,6 +36,7 @@ _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _FIELDS = re.compile(r"[.](json|jsn|cls|cls2|class|count|index|inx|id|txt|text)$", re.IGNORECASE)
 """Members whose content describes a sample."""
 _JSON = frozenset({"json", "jsn"})
+_KIND = "tar_index"
 _LONGEST_FIELD = 16 * 2**20  # bytes
 _OURS = ("id", "label", "split", "group", "mpp")
 _PREFIX = "field."  # of the index's columns that hold fields of the samples
@@ -247,8 +248,7 @@ def index_shards(config: TilesConfig, root: Path | None) -> TarIndex:
     """
     shards = list_shards(config.path)
     stamps = [file_stamp(shard) for shard in shards]
-    suffixes = tuple(config.columns.get("path", "").lower().split(";"))
-    wanted = {*config.columns.values(), *_OURS, "cls"}
+    suffixes, wanted = _read_members(config)
     if root is None:
         tables = [_index_shard(shard, number, suffixes, wanted) for number, shard in enumerate(shards)]
         return _merge(shards, stamps, tables)
@@ -277,16 +277,34 @@ def index_shards(config: TilesConfig, root: Path | None) -> TarIndex:
             file.unlink()
         return {"samples": len(index), "names": index.names, "unread": index.unread}
 
+    artifact = build_once(root, _KIND, _index_inputs(config, shards, stamps), make)
+    facts = artifact.manifest.facts
+    return TarIndex(shards, stamps, artifact.table("index.parquet"), facts["names"], facts["unread"])
+
+
+def has_index(config: TilesConfig, root: Path) -> bool:
+    """Return whether `index_shards` has made the index of these shards, which have not changed since."""
+    shards = list_shards(config.path)
+    inputs = _index_inputs(config, shards, [file_stamp(shard) for shard in shards])
+    return (artifact_folder(root, _KIND, inputs) / MANIFEST).is_file()
+
+
+def _read_members(config: TilesConfig) -> tuple[tuple[str, ...], set[str]]:
+    """Return the suffixes of the images, and the names of the fields that the index contains."""
+    suffixes = tuple(config.columns.get("path", "").lower().split(";"))
+    return suffixes, {*config.columns.values(), *_OURS, "cls"}
+
+
+def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str]) -> dict[str, Any]:
+    """Return what identifies an index; a fingerprint in place of the shards, which may be thousands."""
+    suffixes, wanted = _read_members(config)
     inputs = {
         "shards": [[str(shard), stamp] for shard, stamp in zip(shards, stamps, strict=True)],
         "suffixes": suffixes,
         "fields": sorted(wanted),
         "version": 1,
     }
-    # The fingerprint in place of the list, which may have thousands of entries.
-    artifact = build_once(root, "tar_index", {"shards": len(shards), "content": fingerprint(inputs)}, make)
-    facts = artifact.manifest.facts
-    return TarIndex(shards, stamps, artifact.table("index.parquet"), facts["names"], facts["unread"])
+    return {"shards": len(shards), "content": fingerprint(inputs)}
 
 
 def _merge(shards: list[Path], stamps: list[str], parts: list[pa.Table]) -> TarIndex:

@@ -164,7 +164,7 @@ def train(
                     save_checkpoint(checkpoints, progress, student, optimizer.optimizer)
                 processes.barrier()
             advance(1, f"{clock.speed():.0f} tiles/s, data wait {clock.data_wait():.0%}")
-    clock.reading.report("training", "training.threads", cache=t.cache_tiles != "disk")
+    clock.reading.report("training", "training.threads", cache=t.cache_tiles == "none", cached=data.source.cached)
     undo_compile(student.backbone)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # back to float32
     chosen = progress.best_step or progress.step

@@ -91,7 +91,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of 32 rows, of which two are in memory at a time."""
     for name in ("stores.embed", "pairing.correction"):
         monkeypatch.setattr(f"clipit.{name}.SHARD", 32)
-    monkeypatch.setattr("clipit.stores.exact.values_held", lambda: 2 * 32 * DIM)
+    monkeypatch.setattr("clipit.stores.exact.values_per_pass", lambda: 2 * 32 * DIM)
 
 
 @pytest.mark.parametrize(("count", "size"), [(2, 16), (3, 16), (2, 4096), (4, 35)])

@@ -93,7 +93,7 @@ def test_killed_pairing_ends_with_the_same_pairs(
         return original(*arguments, **keys)
 
     original = module.search
-    monkeypatch.setattr(module, "blocks_held", lambda block, dim: 1)
+    monkeypatch.setattr(module, "blocks_per_pass", lambda block, dim: 1)
     monkeypatch.setattr(module, "search", dying)
     with pytest.raises(KeyboardInterrupt):
         pair_tiles(tmp_path / "b", index, tiles, k=2, block=10)

@@ -96,8 +96,8 @@ def test_a_low_recall_is_warned_of_with_the_keys_that_raise_it(
     assert figures["recall"] < 0.95 and re.search(advice, figures["advice"])
     lines = summary_text(pairs.summary, dict.fromkeys(texts.ids.tolist(), "a text")).splitlines()
     assert f"index {key}: recall@3 {figures['recall']:.3f} against exact search on 200 tiles" in lines[3]
-    assert lines[4] == f"  warning: {figures['advice']}"
-    assert any("warning: raise pairing." in line for line in log)
+    assert figures["advice"] not in "\n".join(lines)
+    assert [figures["advice"] in line for line in log].count(True) == 1
     name, raised = re.findall(r"pairing\.(\w+) from \d+ to (\d+)", figures["advice"])[0]
     better = build_index(root, texts, key=key, search=SearchSettings(**(given | {name: int(raised)})))
     assert pair_tiles(root, better, tiles, k=K).summary["recall"]["recall"] >= 0.95, "the advice helps"

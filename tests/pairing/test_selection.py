@@ -249,7 +249,7 @@ def test_a_killed_pairing_with_rules_goes_on(
             raise KeyboardInterrupt
         return original(*arguments, **keys)
 
-    monkeypatch.setattr(module, "blocks_held", lambda block, dim: 1)
+    monkeypatch.setattr(module, "blocks_per_pass", lambda block, dim: 1)
     monkeypatch.setattr(module, "find_candidates", dying)
     with pytest.raises(KeyboardInterrupt):
         pair_tiles(tmp_path / "b", index, tiles, k=2, block=10, rules=rules)

@@ -8,7 +8,7 @@ from logged_lines import capture_log
 from tiny_models import write_store
 
 from clipit.errors import ConfigError
-from clipit.stores.approximate_build import check_key, fitting_key, training_rows
+from clipit.stores.approximate_build import build_bytes, check_key, check_memory, fitting_key, training_rows
 from clipit.stores.embed import unit
 from clipit.stores.index import build_index, has_faiss
 
@@ -53,17 +53,38 @@ def test_a_key_is_lowered_to_what_can_be_trained(key: str, rows: int, fitting: s
         (
             "PQ8",
             200,
-            r"of 200 snippets: it trains 256 centroids(?s:.*)use PQ8x2, HNSW32, which.*or Flat",
+            r"of 200 snippets: it has 256 lists or codes(?s:.*)use PQ8x2, HNSW32, which.*or Flat",
         ),
-        ("IVF300,Flat", 299, r"trains 300 centroids(?s:.*)use IVF4,Flat"),
-        ("OPQ8,PQ8x4", 255, r"trains 256 centroids(?s:.*)use PQ8x2,"),
-        ("IVF4,PQ8x4,RFlat", 15, r"trains 16 centroids"),
+        ("IVF300,Flat", 299, r"has 300 lists or codes(?s:.*)use IVF4,Flat"),
+        ("OPQ8,PQ8x4", 255, r"has 256 lists or codes(?s:.*)use PQ8x2,"),
+        ("IVF4,PQ8x4,RFlat", 15, r"has 16 lists or codes"),
         ("PQ7", 1000, r"dimension(?s:.*)pairing\.index"),
     ],
 )
 def test_keys_that_too_few_rows_cannot_train_are_refused_before_work(key: str, rows: int, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"faiss cannot build index '{key}'(?s:.*){message}"):
         check_key(key, 16, rows)
+
+
+@needs_faiss
+@pytest.mark.parametrize("key", ["IVF32,SQ8", "IVF32_HNSW8,PQ4x4", "HNSW16", "PQ8x4,RFlat", "PCA8,IVF16,Flat"])
+def test_the_memory_of_an_index_is_estimated(tmp_path: Path, key: str) -> None:
+    vectors = unit(np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float32))
+    store = write_store(tmp_path, [f"{i:04d}" for i in range(3000)], vectors)
+    index = build_index(tmp_path, store, key=key)
+    training, whole = build_bytes(key, 16, 3000)
+    assert training == (0 if key == "HNSW16" else 3000 * 16 * 4)
+    assert whole == pytest.approx(index.artifact.file("index.faiss").stat().st_size, rel=0.2)
+
+
+@needs_faiss
+def test_an_index_that_does_not_fit_into_memory_is_refused_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipit.stores.approximate_build.device_memory", lambda device: 8_000_000_000)
+    training, whole = build_bytes("IVF262144,SQ8", 512, 100_000_000)
+    assert round(training / 1e9) == 21 and round(whole / 1e9, 1) == 52.5
+    with pytest.raises(ConfigError, match=r"needs about 73\.5 GB of memory \(20\.9 GB of training.* 8\.0 GB are free"):
+        check_memory("IVF262144,SQ8", 512, 100_000_000)
+    check_memory("IVF16384,PQ32", 512, 10_000_000)
 
 
 @needs_faiss

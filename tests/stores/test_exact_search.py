@@ -113,7 +113,7 @@ def test_each_shard_is_read_once_for_several_blocks(
 
 
 def test_rules_keep_a_few_numbers_per_snippet_and_no_vector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipit.stores.exact.values_held", lambda: 4096 * 64)
+    monkeypatch.setattr("clipit.stores.exact.values_per_pass", lambda: 4096 * 64)
     rules = PairingConfig(correction="csls", mutual=True)
 
     def peak(n: int) -> int:

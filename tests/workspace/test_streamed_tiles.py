@@ -9,8 +9,9 @@ from clipit.config.run import BackboneConfig, TilesConfig, VLMConfig
 from clipit.doctor.data import check_kept_size, check_tiles
 from clipit.errors import ConfigError
 from clipit.models.input_size import input_pixels
+from clipit.tiles import webdataset
 from clipit.workspace.check_leaks import check_leaks
-from clipit.workspace.tile_reading import with_kept_size
+from clipit.workspace.tile_reading import artefacts_of, with_kept_size
 from clipit.workspace.workspace import Workspace
 
 
@@ -33,7 +34,7 @@ def shards(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_pairs_and_leaks_of_a_streamed_set_are_those_of_its_files(
-    configure: MakeConfig, shards: Path, tmp_path: Path
+    configure: MakeConfig, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {"tiles.source": "webdataset", "tiles.path": str(shards), "tiles.columns": {"id": "id"}}
     streamed = configure(**keys, **{"tiles.streaming": True, "output": str(tmp_path)})
@@ -44,6 +45,10 @@ def test_pairs_and_leaks_of_a_streamed_set_are_those_of_its_files(
     assert check_leaks(streamed, "exact")[1] == check_leaks(configure(output=str(tmp_path / "own")), "exact")[1]
     assert [check.status for check in check_tiles("tiles", streamed.tiles)] == ["PASS"]
     assert [check.status for check in check_kept_size("tiles", streamed.tiles, streamed)] == ["PASS"]
+    with monkeypatch.context() as patch:  # the index that is kept is used
+        patch.setattr(webdataset, "_index_shard", lambda *_: pytest.fail("shards are indexed again"))
+        (check,) = check_tiles("tiles", streamed.tiles, artefacts_of(streamed))
+        assert check.status == "PASS", check
 
 
 def test_the_kept_size_is_the_largest_input_of_the_models(configure: MakeConfig) -> None:

@@ -173,7 +173,7 @@ def _index_bytes(index: Any, rows: int) -> int:
         lists = 0 if isinstance(quantiser, faiss.MultiIndexQuantizer) else _index_bytes(quantiser, int(inner.nlist))
         return rows * (int(inner.code_size) + 8) + lists
     if (storage := getattr(inner, "storage", None)) is not None:  # a graph
-        links = inner.hnsw.cum_nb_neighbors(1) if isinstance(inner, faiss.IndexHNSW) else inner.nsg.R
+        links = inner.nsg.R if isinstance(inner, faiss.IndexNSG) else inner.hnsw.cum_nb_neighbors(1)
         return _index_bytes(storage, rows) + 4 * rows * int(links)
     return rows * int(inner.sa_code_size())
 

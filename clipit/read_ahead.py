@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_THREADS = 8
 _THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)  # Linux
+_AHEAD = 4  # batches
 _MOST_BYTES = 2**30  # of results that are read ahead; at least one batch
 _GROUPS = 4  # groups of items per thread into which a batch is divided
 _SHORTEST = 1.0  # seconds; shorter loops are not reported
@@ -122,11 +123,16 @@ def reading_threads(count: int = 0) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count or min(_MOST_THREADS, available_cores()), thread_name_prefix="images")
 
 
+def bytes_ahead(batch: int) -> int:
+    """Return the memory of `read_ahead` beside the batch in use, for batches of this number of bytes."""
+    return batch + min(_AHEAD * batch, max(_MOST_BYTES, batch))
+
+
 def read_ahead(
     batches: Iterable[Batch],
     read: Callable[[Any], Result],
     pool: ThreadPoolExecutor,
-    depth: int = 4,
+    depth: int = _AHEAD,
     clock: ReadingClock | None = None,
 ) -> Iterator[tuple[Batch, list[Result]]]:
     """Yield each batch with the results of its items, in order, while threads read the next batches.

@@ -203,7 +203,9 @@ class TrainingConfig(Section):
     memory of the device."""
     gradient_checkpointing: Speed[Literal["auto", "always", "never"]] = "auto"
     """Keep only the inputs of each block of the backbone, and compute the rest again in the backward pass: less
-    memory, about a third more time, the same gradients. `auto`: where the batch does not fit without it."""
+    memory, about a third more time, the same gradients. `auto`: where the batch does not fit without it, or with
+    `accumulation: auto` only in micro-batches of fewer than 8 tiles. With `always` or `never`, and a number for
+    `accumulation`, a batch that seems too large for the memory is a warning instead of an error."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision, as in Accelerate; `auto`: bf16 on GPUs that compute in it, otherwise none."""
     compile: bool = False

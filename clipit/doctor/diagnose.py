@@ -6,7 +6,7 @@ from pathlib import Path
 from clipit.config.load import read_yaml
 from clipit.config.shipped import run_configs, shipped_folder
 from clipit.doctor.checks import Check, CheckGroup, failed_check, merge_checks
-from clipit.doctor.configs import check_config, check_shipped_config, read_incomplete
+from clipit.doctor.configs import check_config, check_shipped_config, head_entry, read_incomplete
 from clipit.doctor.machine import check_machine
 from clipit.doctor.memory import check_memory
 from clipit.doctor.models import ask_hub, check_hub
@@ -37,7 +37,7 @@ def diagnose(path: Path | None = None, options: Sequence[str] = (), *, shipped: 
             fix = "use the configuration that the command at its head names"
             raise ConfigError("a file of a sweep or of Accelerate, not of a run", where=path, fix=fix)
         file, missing = read_incomplete(path, options)
-        checks = check_config(file, missing, path, ask_hub) + check_memory(file.run)
+        checks = check_config(file, missing, path, ask_hub) + check_memory(file.run, head_entry(path, "needs"))
         output, group = file.run.output, CheckGroup(str(path), checks)
     return [
         group,

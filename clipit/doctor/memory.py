@@ -1,9 +1,11 @@
 """Check whether the training of a configuration fits into the memory of this machine."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from clipit.config.run import RunConfig
 from clipit.doctor.checks import Check, failed_check
+from clipit.doctor.models import vlm_weight_bytes
 from clipit.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -13,11 +15,13 @@ if TYPE_CHECKING:
 _CLASSES, _JOINT_DIM = 10, 768  # the heads are small, whatever the data and the VLM
 
 
-def check_memory(config: RunConfig) -> list[Check]:
+def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
     """Estimate the memory of a training, without loading any weights, and compare it with what is free.
 
     Args:
         config: Run configuration, with or without an arm.
+        needs: Entry `needs` of the file's head comment; if it names a GPU and there is none, a training that does not
+            fit is a warning.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,11 +31,17 @@ def check_memory(config: RunConfig) -> list[Check]:
     from clipit.models.backbones import load_backbone
     from clipit.models.student import build_student
     from clipit.training.arms import resolve_arm
+    from clipit.training.checks import check
     from clipit.training.fitting import choose_fit
     from clipit.training.memory import estimate_memory
     from clipit.training.precision import resolve_precision
+    from clipit.training.terms.table import uses_vlm
 
-    config = resolve_precision(resolve_arm(config))
+    try:
+        config = resolve_precision(resolve_arm(config))
+        check(config)
+    except ConfigError as error:
+        return [failed_check("keys", error)]
     device, mode = get_processes().device, FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -53,14 +63,23 @@ def check_memory(config: RunConfig) -> list[Check]:
             precision=config.training.precision,
             mode=mode,
         )
-    except Exception as error:  # the model is not cached, which is another check, or needs values of its weights
+    except Exception as error:  # an unknown model, one that is not cached, or one that needs values of its weights
         reason = " ".join(str(error).split())[:120]
-        return [Check("PASS", "memory", f"estimated when the training starts, not here ({reason})")]
+        fix = "correct the backbone if its own check fails; the training estimates its memory when it starts"
+        return [Check("WARN", "memory", f"The memory of training is not estimated: {reason}.", fix)]
+    vlms = [vlm for vlm in (config.vlm, config.second_vlm) if vlm is not None and uses_vlm(config)]
+    held = sum(map(vlm_weight_bytes, vlms))  # they stay loaded
+    size = backbone.preprocess.size
     try:
-        fit = choose_fit(config, estimate, device_memory(device))
+        fit = choose_fit(config, estimate, device_memory(device), held=held, pixels=size)
     except (ConfigError, ModelError) as error:
-        return [failed_check("memory", error)]
-    return [Check("PASS", "memory", fit.message)]
+        failed = failed_check("memory", error)
+        elsewhere = "a GPU" in needs and device.type == "cpu" and isinstance(error, ConfigError)
+        return [replace(failed, status="WARN") if elsewhere else failed]
+    notes = ". ".join(note.partition(": ")[2] for note in fit.notes)
+    if not fit.fits:
+        return [Check("WARN", "memory", f"{notes[:1].upper()}{notes[1:]}.")]
+    return [Check("PASS", "memory", ". ".join(filter(None, [fit.message, notes])))]
 
 
 def _place(module: "nn.Module", device: "torch.device") -> None:

@@ -78,6 +78,30 @@ def is_cached(hub_id: str) -> bool:
     return any(path.suffix in _WEIGHTS and path.exists() for path in files)
 
 
+def vlm_weight_bytes(config: VLMConfig) -> int:
+    """Return the size of a VLM's weights on this machine in bytes; 0 if they are not here."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    from clipit.models.vlm_specs import VLMS
+
+    place = Path(config.path or config.name.removeprefix("clip:")).expanduser()
+    if place.is_file():
+        return place.stat().st_size
+    folders = [place]
+    if not place.is_dir():
+        hub_id = vlm_hub_id(config, VLMS.get(config.name))
+        if hub_id is None:
+            return 0
+        name = repo_folder_name(repo_id=hub_id.partition("@")[0], repo_type="model")
+        folders = [*(Path(constants.HF_HUB_CACHE) / name / "snapshots").glob("*")]
+    sizes = [0]
+    for folder in folders:  # a snapshot may contain the same weights in several formats
+        for suffix in _WEIGHTS:
+            sizes.append(sum(path.stat().st_size for path in folder.rglob(f"*{suffix}") if path.exists()))
+    return max(sizes)
+
+
 def check_vlm(subject: str, config: VLMConfig, ask: AskHub) -> list[Check]:
     """Check whether a VLM loads or can be downloaded, its package and its weights separately."""
     from clipit.models.vlm import load_vlm

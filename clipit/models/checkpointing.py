@@ -53,10 +53,33 @@ def compile_backbone(backbone: nn.Module, **options: Any) -> None:
 
 
 @contextmanager
-def compile_errors() -> Iterator[None]:
-    """Turn errors of `torch.compile` into a `ModelError`."""
+def checkpointed_backbone(backbone: nn.Module, enabled: bool) -> Iterator[None]:
+    """Use gradient checkpointing, if enabled, and switch it off at the end."""
+    set_checkpointing(backbone, enabled)
+    try:
+        yield
+    finally:
+        set_checkpointing(backbone, False)
+
+
+@contextmanager
+def compiled_backbone(backbone: nn.Module, enabled: bool, **options: Any) -> Iterator[None]:
+    """Compile a backbone in place, if enabled, and return to the uncompiled one at the end.
+
+    Args:
+        backbone: Backbone, possibly with LoRA.
+        enabled: Whether to compile it.
+        options: Arguments of `torch.compile`.
+
+    Raises:
+        ModelError: `torch.compile` failed.
+    """
+    if not enabled:
+        yield
+        return
     from torch._dynamo.exc import TorchDynamoException
 
+    compile_backbone(backbone, **options)
     try:
         yield
     except TorchDynamoException as error:
@@ -65,6 +88,8 @@ def compile_errors() -> Iterator[None]:
             where="training.compile",
             fix="set training.compile=false; on a CPU, torch.compile needs a C++ compiler",
         ) from error
+    finally:
+        undo_compile(backbone)
 
 
 def undo_compile(backbone: nn.Module) -> None:

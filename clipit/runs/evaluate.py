@@ -26,6 +26,7 @@ from clipit.runs.folder import (
     find_missing_output,
     read_results,
     read_training,
+    resolve_run_precision,
     run_folder,
     run_lock,
 )
@@ -85,6 +86,7 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
     from clipit.models.backbones import load_backbone
 
     processes, folder = get_processes(), folder or run_folder(config)
+    config = resolve_run_precision(config, folder)
     check_inputs(workspace, models_of(config))
     check_fingerprint(
         folder, run_fingerprint(config, workspace, load_backbone(config.backbone, "cpu").fingerprint), config

@@ -23,6 +23,7 @@ from clipit.models.classifier_spec import read_spec
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.arms import resolve_arm
 from clipit.training.checkpoints import latest_checkpoint
+from clipit.training.precision import resolve_precision
 from clipit.versions import git_commit, versions
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,30 @@ _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
 def run_folder(config: RunConfig) -> Path:
     """Return the path of a run's folder."""
     return config.output / "runs" / config.name / f"{config.arm or 'custom'}-seed{config.seed}"
+
+
+def resolve_run_precision(config: RunConfig, folder: Path | None = None) -> RunConfig:
+    """Replace `training.precision: auto` by the precision of the run's folder, else by that of the devices.
+
+    A run that was trained on a GPU can thus be evaluated, compared or resumed on another kind of machine.
+
+    Args:
+        config: Run configuration with its arm resolved.
+        folder: Folder of the run; by default the one that the configuration names.
+    """
+    folder = folder or run_folder(config)
+    recorded = None
+    if config.training.precision == "auto" and is_started(folder) and (folder / "run.json").is_file():
+        keys = read_json(folder / "run.json", "restore run.json, or delete the run's folder").get("keys")
+        found = keys.get("training.precision") if isinstance(keys, dict) else None
+        recorded = found if found in ("no", "bf16", "fp16") else None
+    return resolve_precision(config, recorded)
+
+
+def is_started(folder: Path) -> bool:
+    """Check whether a folder has a checkpoint, a classifier or results of a run."""
+    started = (folder / "classifier").is_dir() or (folder / "results.json").is_file()
+    return started or latest_checkpoint(folder / "checkpoints") is not None
 
 
 def read_run_config(folder: Path) -> RunConfig:
@@ -193,8 +218,7 @@ def claim_folder(folder: Path, config: RunConfig, fingerprint: RunFingerprint) -
     Raises:
         ArtifactError: The folder belongs to another run, or run.json is missing.
     """
-    started = (folder / "classifier").is_dir() or (folder / "results.json").is_file()
-    if started or latest_checkpoint(folder / "checkpoints") is not None:
+    if is_started(folder):
         if not (folder / "run.json").is_file():
             raise ArtifactError(
                 "run.json is missing, so the configuration and inputs of this run are unknown",

@@ -14,6 +14,7 @@ from jaxtyping import Float32
 from clipit.artifacts import write_record
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
+from clipit.errors import ConfigError
 from clipit.evaluation.predictions import softmax
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
@@ -23,6 +24,7 @@ from clipit.runs.folder import (
     delete_temporary_files,
     find_missing_output,
     is_trained,
+    resolve_run_precision,
     run_folder,
     run_lock,
 )
@@ -35,7 +37,6 @@ from clipit.training.arms import resolve_arm
 from clipit.training.batches import BatchPlan, plan_batches
 from clipit.training.checks import check
 from clipit.training.monitor import LABEL_FREE, make_monitor
-from clipit.training.precision import resolve_precision
 from clipit.training.terms.distillation import second_workspace
 from clipit.training.terms.table import (
     active_terms,
@@ -81,7 +82,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
         ConfigError: The arm's keys contradict each other.
         ArtifactError: The folder contains a run of another configuration, or its classifier or results are damaged.
     """
-    given, config = config, resolve_precision(resolve_arm(config))
+    given, config = config, resolve_run_precision(resolve_arm(config))
     check(config)
     processes = get_processes()
     folder = run_folder(config)
@@ -129,7 +130,12 @@ def _train_and_evaluate(
     if not processes.broadcast(is_trained(folder)):
         if evaluated:
             logger.info(f"note: {folder} has results but no classifier: it is trained again")
-        fit = fit_training(config, student, backbone.preprocess.normalise, backbone.preprocess.size)
+        preprocess, t = backbone.preprocess, config.training
+        reads = {"train": t.steps * t.tiles_per_step, "validation": None}
+        cached = sum(
+            workspace.pixels(split, preprocess).cache_growth(preprocess.size, count) for split, count in reads.items()
+        )
+        fit = fit_training(config, student, preprocess.normalise, preprocess.size, cached)
         terms, term_facts = prepare_terms(config, workspace, tiles, image_only)
         outcome, trackers = _fit(config, workspace, tiles, plan, student, backbone, terms, folder, fit)
         steps = outcome.steps
@@ -197,7 +203,7 @@ def _fit(
     """Train; the returned trackers are still open."""
     from accelerate import Accelerator
 
-    from clipit.models.checkpointing import set_checkpointing
+    from clipit.models.checkpointing import checkpointed_backbone
     from clipit.models.precision import tf32_products
     from clipit.training.checkpoints import latest_checkpoint
     from clipit.training.loop import Validation, train
@@ -224,19 +230,25 @@ def _fit(
         for term in terms:
             term.initialise(student, normalise, data.source)
     tracker = config.tracking.tracker
-    accelerator = Accelerator(
-        mixed_precision=config.training.precision,
-        log_with=None if tracker == "none" else tracker,
-        project_dir=str(folder),
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.training.precision,
+            log_with=None if tracker == "none" else tracker,
+            project_dir=str(folder),
+        )
+    except ValueError as error:  # fp16 without a GPU, or an earlier run of this process with another precision
+        raise ConfigError(
+            f"training.precision={config.training.precision} cannot be used here: {' '.join(str(error).split())[:200]}",
+            where="training.precision",
+            fix="choose a precision of this device, and train runs of another precision in a process of their own",
+        ) from error
     start_trackers(accelerator, config, folder)
     scored = Validation(workspace.pixels("validation", backbone.preprocess), rows, monitor)
     training = config.training.model_copy(update={"accumulation": fit.micro_batches})
     config = config.model_copy(update={"training": training})
-    set_checkpointing(student.backbone, fit.checkpointing)
-    with tf32_products(accelerator.device):
+    # The exported classifier predicts in full float32, here and in `clipit predict`: the same on all devices.
+    with tf32_products(accelerator.device), checkpointed_backbone(student.backbone, fit.checkpointing):
         outcome = train(config, student, normalise, data, scored, folder, accelerator)
-    set_checkpointing(student.backbone, False)
     return outcome, accelerator.trackers
 
 

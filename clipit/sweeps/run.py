@@ -12,7 +12,7 @@ from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, LaunchError, disk_errors
 from clipit.progress import RunsLeft
-from clipit.runs.folder import read_training, run_folder
+from clipit.runs.folder import is_trained, read_training, resolve_run_precision, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.sweeps.file import Sweep
@@ -20,7 +20,6 @@ from clipit.sweeps.live_keys import equal_trials
 from clipit.sweeps.report import format_score, format_values, write_tables
 from clipit.sweeps.trials import Proposals, SweepPlan
 from clipit.training.arms import resolve_arm
-from clipit.training.precision import resolve_precision
 from clipit.training.terms.table import models_of, uses_reports
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
@@ -80,7 +79,8 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
 
 
 def _check_launch(plan: SweepPlan, launch: str | None) -> None:
-    precisions = {resolve_precision(resolve_arm(trial.config)).training.precision for trial in plan.trials}
+    unfinished = [trial.config for trial in plan.trials if not is_trained(run_folder(trial.config))]
+    precisions = {resolve_run_precision(resolve_arm(config)).training.precision for config in unfinished}
     if launch is None and len(precisions) > 1:
         raise ConfigError(
             f"one process trains with one training.precision, but the sweep has {', '.join(sorted(precisions))}",
@@ -135,7 +135,7 @@ def _is_finished(config: RunConfig) -> bool:
         recorded = validate(read_yaml(folder / "config.yaml"), folder)
     except ConfigError:  # written by an earlier version
         return False
-    current = resolve_precision(resolve_arm(config))
+    current = resolve_run_precision(resolve_arm(config))
     compared = [select_keys(each, "results", "data", "evaluation") for each in (recorded, current)]
     return compared[0] == compared[1]
 

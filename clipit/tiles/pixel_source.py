@@ -60,6 +60,19 @@ class PixelSource:
         """Whether tiles are read from the array of `use_resized`, so that no image is decoded."""
         return self._resized is not None
 
+    def cache_growth(self, size: int, reads: int | None = None) -> int:
+        """Return the bytes that the cache in memory will still grow by.
+
+        Args:
+            size: Edge of the resized tiles, pixels.
+            reads: Number of tiles that will be read; None for all of them.
+        """
+        count, each = len(self.tiles), 3 * size * size
+        small = self._mode == "auto" and each * count < MEMORY_LIMIT
+        if self._resized is not None or not (small or self._mode == "memory"):
+            return 0
+        return each * min(count - len(self._cache), count if reads is None else reads)
+
     def _pixels(self, row: int) -> UInt8[np.ndarray, "3 h w"]:
         if self._resized is not None:
             return np.array(self._resized[row])  # a copy, so that this thread reads the disk

@@ -4,16 +4,15 @@ import logging
 import math
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
-from clipit.errors import ConfigError, ModelError
+from clipit.errors import ClipitError, ConfigError, ModelError, is_out_of_memory
 from clipit.free_memory import device_memory
 from clipit.models.student import Student
+from clipit.read_ahead import bytes_ahead
 from clipit.training.memory import MemoryEstimate, estimate_memory
 from clipit.training.terms.table import all_terms
 from clipit.training.terms.term import Normalise
@@ -35,6 +34,7 @@ class Fit:
         needed: Estimated peak memory of a process in bytes.
         free: Free memory of the smallest device in bytes, with that of the loaded weights.
         parts: What the memory consists of.
+        notes: Warnings and notes to log.
     """
 
     checkpointing: bool
@@ -42,6 +42,12 @@ class Fit:
     needed: int
     free: int
     parts: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether the estimate fits into the share of the free memory that is planned."""
+        return self.needed <= _USABLE * self.free
 
     def facts(self) -> dict[str, Any]:
         """Return what is recorded in training.json."""
@@ -57,7 +63,17 @@ class Fit:
         return f"memory of training: {_size(self.needed)} of {_size(self.free)} free ({self.parts})"
 
 
-def fit_training(config: RunConfig, student: Student, normalise: Normalise, pixels: int) -> Fit:
+@dataclass(frozen=True)
+class _Room:
+    """Memory of a process: bytes that are free, and what needs some of them beside the student."""
+
+    free: int
+    processes: int
+    held: int  # bytes
+    pixels: int  # edge of the tiles that are read ahead; 0: not counted
+
+
+def fit_training(config: RunConfig, student: Student, normalise: Normalise, pixels: int, cached: int = 0) -> Fit:
     """Choose micro-batches and checkpointing for a loaded student, and log the estimate.
 
     Args:
@@ -65,6 +81,7 @@ def fit_training(config: RunConfig, student: Student, normalise: Normalise, pixe
         student: Student on this process's device.
         normalise: Function from pixels 0..255 to the backbone's input.
         pixels: Edge of the input in pixels.
+        cached: Bytes that the cache of tiles will add to the CPU's memory.
 
     Raises:
         ConfigError: The batch does not fit, whatever the keys that are `auto`.
@@ -74,44 +91,74 @@ def fit_training(config: RunConfig, student: Student, normalise: Normalise, pixe
     precision = config.training.precision
 
     def estimate(checkpointing: bool) -> MemoryEstimate:
+        found, problem = None, None
         try:
-            memory = estimate_memory(student, normalise, pixels, precision=precision, checkpointing=checkpointing)
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                "not even two tiles fit into the memory of the device",
-                where=str(processes.device),
-                fix="choose a smaller backbone, backbone.tuning=frozen, or a device with more memory",
-            ) from error
-        return processes.broadcast(memory)
+            found = estimate_memory(student, normalise, pixels, precision=precision, checkpointing=checkpointing)
+        except Exception as error:
+            if processes.count == 1 and not is_out_of_memory(error):
+                raise
+            problem = "" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+        _raise_together(processes.gather(problem), processes)
+        return processes.broadcast(found)  # type: ignore[return-value]
 
     measured = estimate(False)
     free = _smallest_memory(processes) + measured.weights  # they are loaded
-    plain = _fit(config, measured, free, processes.count, config.training.micro_batches, False)
-    if config.training.gradient_checkpointing == "always" or plain.needed > _USABLE * free:
+    held = cached if processes.device.type == "cpu" else 0  # the VLM is loaded by now, and not free
+    room = _Room(free, processes.count, held, pixels)
+    if config.training.gradient_checkpointing == "always" or not _fit(
+        config, measured, room, config.training.micro_batches, False
+    ).fits:
         measured = estimate(True)
-    fit = choose_fit(config, measured, free, processes.count)
+    found = choose_fit(config, measured, free, processes.count, held=held, pixels=pixels)
     if processes.main:
-        logger.info(fit.message)
-    return fit
+        for line in (found.message, *found.notes):
+            logger.info(line)
+    return found
 
 
-def choose_fit(config: RunConfig, estimate: MemoryEstimate, free: int, processes: int = 1) -> Fit:
+def _raise_together(problems: Sequence[str | None], processes: Processes) -> None:
+    """Raise the same error in all processes if one of them has failed, so that none waits for another.
+
+    Args:
+        problems: For each process, None, "" for a lack of memory, or the message of another error.
+        processes: Processes of the training.
+    """
+    failed = [(rank, problem) for rank, problem in enumerate(problems) if problem is not None]
+    if not failed:
+        return
+    rank, problem = failed[0]
+    where = str(processes.device) if processes.count == 1 else f"process {rank}"
+    if problem:
+        raise ClipitError(f"the memory of training cannot be estimated: {problem}", where=where)
+    raise ConfigError(
+        "not even two tiles fit into the memory of the device",
+        where=where,
+        fix="choose a smaller backbone, backbone.tuning=frozen, or a device with more memory",
+    )
+
+
+def choose_fit(
+    config: RunConfig, estimate: MemoryEstimate, free: int, processes: int = 1, *, held: int = 0, pixels: int = 0
+) -> Fit:
     """Choose micro-batches and checkpointing within the keys of a configuration.
 
     With `accumulation: auto`, the smallest number of micro-batches that fits. Where checkpointing is `auto`, too, it is
-    used if micro-batches would otherwise have fewer than eight tiles.
+    used if micro-batches would otherwise have fewer than eight tiles. It is not used where it saves nothing. If both
+    keys are explicit, a batch that does not fit gives a warning.
 
     Args:
         config: Run configuration, with its arm resolved.
         estimate: Memory of its student.
         free: Free memory of the smallest device in bytes, before the student is loaded.
         processes: Number of processes.
+        held: Bytes of the device's memory that are needed beside the student, such as by a cache of tiles.
+        pixels: Edge of the tiles that are read ahead; 0 to leave them out.
 
     Raises:
-        ConfigError: The batch does not fit; the message gives the numbers and three ways out.
+        ConfigError: The batch does not fit; the message gives the numbers and ways out.
         ModelError: `gradient_checkpointing: always`, and the backbone does not support it.
     """
-    t = config.training
+    t, room = config.training, _Room(free, processes, held, pixels)
     frozen = config.backbone.tuning == "frozen"  # keeps no activations anyway
     supported = estimate.checkpointed is not None and not frozen
     if t.gradient_checkpointing == "always" and not supported and not frozen:
@@ -122,15 +169,31 @@ def choose_fit(config: RunConfig, estimate: MemoryEstimate, free: int, processes
         )
     modes = {"auto": [False, True], "never": [False], "always": [True]}[t.gradient_checkpointing]
     fits: list[Fit] = []
-    for checkpointing in [mode and supported for mode in modes]:
+    for mode in modes:
         for count in _micro_batches(config, processes):
-            if _fits(config, estimate, free, processes, count, checkpointing):
-                fits.append(_fit(config, estimate, free, processes, count, checkpointing))
+            found = _fit(config, estimate, room, count, mode and supported)
+            if found.fits:
+                fits.append(found)
                 break
-    if not fits:
-        raise _too_large(config, estimate, free, processes, supported)
-    few_tiles = _tiles(config, processes, fits[0].micro_batches) < _FEWEST
-    return min(fits, key=lambda fit: fit.micro_batches) if few_tiles else fits[0]
+    if fits:
+        few_tiles = _tiles(config, processes, fits[0].micro_batches) < _FEWEST
+        chosen = min(fits, key=lambda fit: fit.micro_batches) if few_tiles else fits[0]
+    else:
+        what, ways = _too_large(config, estimate, room, supported)
+        if t.gradient_checkpointing == "auto" or t.accumulation == "auto":
+            override = (
+                "to train all the same, set training.gradient_checkpointing to always or never, and "
+                "training.accumulation to a number"
+            )
+            raise ConfigError(what, where="training.tiles_per_step", fix=f"{'; or '.join(ways)}; {override}")
+        chosen = _fit(config, estimate, room, t.accumulation, modes[0] and supported)
+        warning = f"warning: {what}. The training may run out of memory; what helps: {'; or '.join(ways)}"
+        chosen = replace(chosen, notes=(warning,))
+    if t.gradient_checkpointing == "always" and not chosen.checkpointing:
+        why = "with backbone.tuning=frozen, no activations are kept" if frozen else "it saves nothing for this student"
+        note = f"note: training.gradient_checkpointing=always is not used: {why}"
+        chosen = replace(chosen, notes=(*chosen.notes, note))
+    return chosen
 
 
 def _micro_batches(config: RunConfig, processes: int) -> Iterator[int]:
@@ -162,55 +225,56 @@ def _views(config: RunConfig) -> int:
     return max((term.views for term in all_terms(config) if term.active), default=1)
 
 
-def _fit(
-    config: RunConfig, estimate: MemoryEstimate, free: int, processes: int, micro_batches: int, checkpointing: bool
-) -> Fit:
-    images = _tiles(config, processes, micro_batches) * _views(config)
-    needed = estimate.total(images, checkpointing=checkpointing, micro_batches=micro_batches, processes=processes)
+def _fit(config: RunConfig, estimate: MemoryEstimate, room: _Room, micro_batches: int, checkpointing: bool) -> Fit:
+    """Compute what a number of micro-batches needs; checkpointing only where it saves memory."""
+    tiles = _tiles(config, room.processes, micro_batches)
+    images = tiles * _views(config)
+
+    def total(checkpointed: bool) -> int:
+        return estimate.total(
+            images, checkpointing=checkpointed, micro_batches=micro_batches, processes=room.processes
+        )
+
+    checkpointing = checkpointing and total(True) < total(False)
+    beside = room.held + bytes_ahead(3 * room.pixels**2 * tiles)
     per_tile = estimate.per_tile(images, checkpointing=checkpointing)
     notes = [f"{images} images of {_size(per_tile)} at a time"]
     notes += [f"weights {_size(estimate.weights)}", f"gradients {_size(estimate.gradients)}"]
     notes += [f"optimiser {_size(estimate.optimiser)}"]
+    notes += [f"beside the student {_size(beside)}"] if beside else []
     notes += [f"{micro_batches} micro-batches per step"] if micro_batches > 1 else []
     notes += ["with gradient checkpointing"] if checkpointing else []
-    return Fit(checkpointing, micro_batches, needed, free, ", ".join(notes))
+    return Fit(checkpointing, micro_batches, total(checkpointing) + beside, room.free, ", ".join(notes))
 
 
-def _fits(
-    config: RunConfig, estimate: MemoryEstimate, free: int, processes: int, micro_batches: int, checkpointing: bool
-) -> bool:
-    return _fit(config, estimate, free, processes, micro_batches, checkpointing).needed <= _USABLE * free
-
-
-def _too_large(config: RunConfig, estimate: MemoryEstimate, free: int, processes: int, supported: bool) -> ConfigError:
-    """Compose the error for a batch that does not fit, with three ways out, the least costly first."""
-    t = config.training
+def _too_large(config: RunConfig, estimate: MemoryEstimate, room: _Room, supported: bool) -> tuple[str, list[str]]:
+    """Describe a batch that does not fit, and three ways out, the least costly first."""
+    t, processes = config.training, room.processes
     checkpointing = t.gradient_checkpointing != "never" and supported
     automatic = _with(config, accumulation="auto")
     half = _with(config, tiles_per_step=max(t.tiles_per_step // 2, processes))
-    while half.training.tiles_per_step > processes and not _fits(half, estimate, free, processes, 1, checkpointing):
+    while half.training.tiles_per_step > processes and not _fit(half, estimate, room, 1, checkpointing).fits:
         half = _with(half, tiles_per_step=max(half.training.tiles_per_step // 2, processes))
     tries = [("training.gradient_checkpointing=auto", config, t.micro_batches, True)] if supported else []
     for count in _micro_batches(automatic, processes):
-        if _fits(config, estimate, free, processes, count, checkpointing):
+        if _fit(config, estimate, room, count, checkpointing).fits:
             tries.append((f"training.accumulation={count}", config, count, checkpointing))
             break
     tries.append((f"training.tiles_per_step={half.training.tiles_per_step}", half, 1, checkpointing))
     ways = []
     for way, changed, count, recomputes in tries:
-        fit = _fit(changed, estimate, free, processes, count, recomputes)
-        if fit.needed <= _USABLE * free:
+        fit = _fit(changed, estimate, room, count, recomputes)
+        if fit.fits:
             ways.append(f"{way} (needs {_size(fit.needed)})")
     if config.backbone.tuning != "frozen":
         ways.append("backbone.tuning=frozen, which keeps no activations")
     ways += ["a smaller backbone or fewer backbone.pixels", "a device with more memory"]
-    smallest = _fit(config, estimate, free, processes, max(_micro_batches(config, processes)), checkpointing)
-    return ConfigError(
+    smallest = _fit(config, estimate, room, max(_micro_batches(config, processes)), checkpointing)
+    what = (
         f"a step of {t.tiles_per_step} tiles needs {_size(smallest.needed)} ({smallest.parts}), and only "
-        f"{_size(int(_USABLE * free))} can be used: {_USABLE:.0%} of the device's free memory",
-        where="training.tiles_per_step",
-        fix="; or ".join(ways[:3]),
+        f"{_size(int(_USABLE * room.free))} can be used: {_USABLE:.0%} of the device's free memory"
     )
+    return what, ways[:3]
 
 
 def _with(config: RunConfig, **training: object) -> RunConfig:

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from clipit.artifacts import whole_file
 from clipit.config.run import RunConfig, TrainingConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ModelError, disk_errors
-from clipit.models.checkpointing import compile_backbone, compile_errors, undo_compile
+from clipit.models.checkpointing import compiled_backbone
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student
 from clipit.progress import progress as progress_bar
@@ -105,8 +104,6 @@ def train(
     progress = load_checkpoint(checkpoints, student, optimizer)
     if accelerator.scaler is not None and progress.scale:
         accelerator.scaler.load_state_dict(progress.scale)
-    if t.compile:
-        compile_backbone(student.backbone)
     warm_up: float | None = None
     model = accelerator.prepare_model(student)
     optimizer = accelerator.prepare_optimizer(optimizer)
@@ -115,15 +112,16 @@ def train(
     first, seconds_before = progress.step, progress.seconds
     checked_step, unchecked_loss = progress.step, torch.zeros((), device=processes.device)
     batches = slices(data, range(progress.step, t.steps), processes, t.micro_batches, clock.reading)
-    with progress_bar(
-        f"training {config.arm or config.name}", t.steps, shown=processes.main, done=progress.step
-    ) as advance:
+    title = f"training {config.arm or config.name}"
+    with (
+        compiled_backbone(student.backbone, t.compile),
+        progress_bar(title, t.steps, shown=processes.main, done=progress.step) as advance,
+    ):
         while progress.step < t.steps and not progress.stopped:
             step = progress.step
             model.train()
             torch.manual_seed(config.seed * 1_000_003 + step * 1009 + processes.rank)  # for dropout, if any
-            with compile_errors() if t.compile else nullcontext():
-                losses = one_step(config, model, normalise, data, batches, step, processes, accelerator, clock)
+            losses = one_step(config, model, normalise, data, batches, step, processes, accelerator, clock)
             if step == first and t.compile:
                 warm_up = _report_warm_up(losses["loss"], clock, processes)
             if step == first and config.backbone.tuning == "lora":
@@ -165,7 +163,6 @@ def train(
                 processes.barrier()
             advance(1, f"{clock.speed():.0f} tiles/s, data wait {clock.data_wait():.0%}")
     clock.reading.report("training", "training.threads", cache=t.cache_tiles == "none", cached=data.source.cached)
-    undo_compile(student.backbone)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # back to float32
     chosen = progress.best_step or progress.step
     if progress.best_step:

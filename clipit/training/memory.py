@@ -1,6 +1,8 @@
 """Estimate the memory that training needs, from the student itself."""
 
+import copy
 import gc
+import logging
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +19,9 @@ from clipit.models.checkpointing import set_checkpointing
 from clipit.models.student import Student, StudentOutput
 from clipit.training.terms.term import Normalise
 
+logger = logging.getLogger(__name__)
+
+_TRIVIAL = (20_000_000, 224)  # bytes of weights and edge in pixels up to which real passes of few tiles always fit
 _TILES = (2, 3)  # measured batches; with one tile, memory formats are ambiguous and copies differ
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _known: dict[tuple[object, ...], "Activations"] = {}
@@ -108,8 +113,9 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the memory of training a student, by passes of two and of three blank tiles through it.
 
-    Weights, gradients and the state of torch's random generators are unchanged afterwards. What operations allocate
-    and free inside (workspaces of libraries) is not counted.
+    The passes use tensors with shapes and no values, unless the student is tiny or its operations need values; then
+    they are real. Weights, gradients and the state of torch's random generators are unchanged afterwards. What
+    operations allocate and free inside (workspaces of libraries) is not counted.
 
     Args:
         student: Student in training mode.
@@ -119,6 +125,16 @@ def estimate_memory(
         checkpointing: Whether to measure passes with gradient checkpointing, too.
         mode: The `FakeTensorMode` in which the student was built without memory for its weights; None for a real one.
     """
+    weights = sum(map(_bytes, [*student.parameters(), *student.buffers()]))
+    if mode is None and (weights > _TRIVIAL[0] or pixels > _TRIVIAL[1]):
+        try:
+            fake, mode = _without_values(student)
+            return estimate_memory(
+                fake, normalise, pixels, precision=precision, checkpointing=checkpointing, mode=mode
+            )
+        except Exception as error:  # an operation whose result's shape depends on values, or one without a fake kernel
+            logger.debug(f"the memory is estimated with real tensors: {error}")
+            mode = None
     parameters = list(student.parameters())
     trained = sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad)
 
@@ -136,13 +152,22 @@ def estimate_memory(
         checkpointed = measure("checkpointed")
         set_checkpointing(student.backbone, False)
     return MemoryEstimate(
-        weights=sum(map(_bytes, [*parameters, *student.buffers()])),
+        weights=weights,
         gradients=trained,
         optimiser=2 * trained,
         update=2 * trained if parameters[0].device.type == "cuda" else trained,  # a GPU updates all at once
         plain=plain,
         checkpointed=checkpointed,
     )
+
+
+def _without_values(student: Student) -> tuple[Student, AbstractContextManager[Any]]:
+    """Copy a student with tensors that have shapes and no values, on the same device."""
+    from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with FakeCopyMode(mode):
+        return copy.deepcopy(student), mode
 
 
 def _activations(

@@ -4,13 +4,20 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 
 
-def resolve_precision(config: RunConfig) -> RunConfig:
-    """Replace `training.precision: auto` by the mixed precision that the devices of all processes compute in."""
+def resolve_precision(config: RunConfig, recorded: str | None = None) -> RunConfig:
+    """Replace `training.precision: auto` by a mixed precision; called by all processes.
+
+    Args:
+        config: Run configuration.
+        recorded: Precision that the run was started with; None for the one that the devices of all processes suit.
+    """
     if config.training.precision != "auto":
         return config
     from clipit.models.precision import mixed_precision
 
     processes = get_processes()
-    precisions = set(processes.gather(mixed_precision(processes.device)))
-    training = config.training.model_copy(update={"precision": precisions.pop() if len(precisions) == 1 else "no"})
-    return config.model_copy(update={"training": training})
+    precision = processes.broadcast(recorded)
+    if precision is None:
+        found = set(processes.gather(mixed_precision(processes.device)))
+        precision = found.pop() if len(found) == 1 else "no"
+    return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})

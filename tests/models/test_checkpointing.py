@@ -10,7 +10,8 @@ from torch import nn
 
 from clipit.config.run import BackboneConfig, LoraConfig
 from clipit.models.backbones import load_backbone
-from clipit.models.checkpointing import compile_backbone, set_checkpointing, undo_compile
+from clipit.models.checkpointing import checkpointed_backbone, compiled_backbone, set_checkpointing
+from clipit.errors import ModelError
 from clipit.models.lora import add_lora
 
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -78,10 +79,25 @@ def test_a_compiled_backbone_keeps_its_names_and_can_be_undone() -> None:
         calls.append(1)
         return graph.forward
 
-    compile_backbone(module, backend=backend)
-    assert torch.allclose(module(PIXELS), expected, atol=1e-5) and calls
-    assert list(module.state_dict()) == names
-    undo_compile(module)
+    with compiled_backbone(module, True, backend=backend):
+        assert torch.allclose(module(PIXELS), expected, atol=1e-5) and calls
+        assert list(module.state_dict()) == names
     calls.clear()
     torch._dynamo.reset()
     assert torch.equal(module(PIXELS), expected) and not calls
+
+
+def test_a_failure_to_compile_is_an_error_in_evaluation_too_and_the_backbone_is_uncompiled_and_plain_again() -> None:
+    module = with_lora(backbone_of("timm", Path()))
+    torch._dynamo.reset()
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        raise RuntimeError("no C++ compiler")
+
+    expected = module.eval()(PIXELS)
+    with pytest.raises(ModelError, match=r"(?s)torch\.compile failed.*no C\+\+ compiler.*training\.compile"):
+        with checkpointed_backbone(module, True), compiled_backbone(module, True, backend=backend):
+            assert module.get_base_model().grad_checkpointing
+            module(PIXELS)
+    assert not module.get_base_model().grad_checkpointing
+    assert torch.equal(module(PIXELS), expected)

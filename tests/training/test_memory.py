@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +12,29 @@ import torch
 from logged_lines import capture_log
 from tiny_backbones import TINY, save_vit
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import ProfilerActivity, profile
 
 import clipit.training.fitting as fitting
-from clipit.config.run import BackboneConfig, LoraConfig, RunConfig, StudentConfig
+import clipit.training.memory as memory
+from clipit.config.run import BackboneConfig, LoraConfig, RunConfig, StudentConfig, VLMConfig
 from clipit.distributed import Processes
 from clipit.doctor.memory import check_memory
+from clipit.doctor.models import vlm_weight_bytes
 from clipit.errors import ConfigError, ModelError
 from clipit.free_memory import _cgroup_memory, device_memory
 from clipit.models.backbones import load_backbone
 from clipit.models.checkpointing import set_checkpointing
 from clipit.models.lora import add_lora
 from clipit.models.student import Student, build_student
-from clipit.runs.folder import run_folder
+from clipit.read_ahead import bytes_ahead
+from clipit.runs.folder import resolve_run_precision, run_folder
 from clipit.runs.train import train_run
+from clipit.tiles.pixel_source import PixelSource
 from clipit.training.fitting import _smallest_memory, choose_fit
 from clipit.training.memory import Activations, MemoryEstimate, estimate_memory
 from clipit.training.precision import resolve_precision
+from clipit.workspace.workspace import Workspace
 
 MakeConfig = Callable[..., RunConfig]
 TILES = 6
@@ -145,14 +152,99 @@ def test_several_processes_share_the_tiles_and_exchange_gradients(configure: Mak
     assert fit.needed == 100 + 20 + 10 + 32 * 10
 
 
-def test_a_batch_that_cannot_fit_gives_the_numbers_and_three_ways_out(configure: MakeConfig) -> None:
-    config = configure({"training.tiles_per_step": 64, "training.gradient_checkpointing": "never"})
+def test_a_batch_that_cannot_fit_gives_the_numbers_and_ways_out(configure: MakeConfig) -> None:
     with pytest.raises(ConfigError) as caught:
-        choose_fit(config, made_estimate(), 400)
+        choose_fit(configure({"training.tiles_per_step": 64}), made_estimate(supported=False), 400)
     message = str(caught.value)
     assert "64 tiles needs 760 bytes" in message and "only 360 bytes can be used" in message
-    for way in ("gradient_checkpointing=auto (needs 268", "accumulation=3 (needs 350", "tiles_per_step=16 (needs 280"):
+    for way in ("accumulation=3 (needs 350", "tiles_per_step=16 (needs 280", "set training.gradient_checkpointing to"):
         assert way in message
+
+
+def test_with_explicit_keys_a_batch_that_does_not_fit_is_a_warning_with_the_ways_out(configure: MakeConfig) -> None:
+    keys = {"training.tiles_per_step": 64, "training.gradient_checkpointing": "never"}
+    fit = choose_fit(configure(keys), made_estimate(), 400)
+    assert (fit.checkpointing, fit.micro_batches, fit.needed, fit.fits) == (False, 1, 760, False)
+    (warning,) = fit.notes
+    assert warning.startswith("warning: a step of 64 tiles needs 760 bytes")
+    for way in ("gradient_checkpointing=auto (needs 268", "accumulation=3 (needs 350", "tiles_per_step=16 (needs 280"):
+        assert way in warning
+    with pytest.raises(ConfigError, match="64 tiles"):
+        choose_fit(configure(keys | {"training.accumulation": "auto"}), made_estimate(), 120)
+
+
+def test_checkpointing_that_saves_nothing_or_is_not_needed_is_not_used_and_a_note_tells_why(
+    configure: MakeConfig,
+) -> None:
+    keys = {"training.tiles_per_step": 64, "training.gradient_checkpointing": "always"}
+    useless = replace(made_estimate(), checkpointed=made_estimate().plain)
+    fit = choose_fit(configure(keys), useless, 10_000)
+    assert not fit.checkpointing and "saves nothing" in fit.notes[0]
+    fit = choose_fit(configure(keys | {"backbone.tuning": "frozen"}), made_estimate(), 10_000)
+    assert not fit.checkpointing and "tuning=frozen" in fit.notes[0]
+    with pytest.raises(ConfigError) as caught:
+        choose_fit(configure({"training.tiles_per_step": 64}), useless, 400)
+    assert "with gradient checkpointing" not in str(caught.value)
+
+
+def test_tiles_that_are_read_ahead_and_what_else_is_held_count(configure: MakeConfig) -> None:
+    fit = choose_fit(configure({"training.tiles_per_step": 64}), made_estimate(), 10**6, held=1000, pixels=4)
+    assert fit.needed == 760 + 1000 + 5 * 64 * 3 * 4 * 4 and "beside the student" in fit.message
+    assert bytes_ahead(2**29) == 2**29 + 2**30 and bytes_ahead(2**31) == 2 * 2**31
+
+
+def test_the_cache_in_memory_counts_what_it_will_still_hold(configure: MakeConfig) -> None:
+    tiles = Workspace(configure()).all_tiles
+
+    def geometry(image: object) -> np.ndarray:
+        return np.zeros((3, 8, 8), dtype=np.uint8)
+
+    source = PixelSource(tiles, geometry, "auto")
+    count, each = len(tiles), 3 * 8 * 8
+    assert source.cache_growth(8) == count * each and source.cache_growth(8, reads=2) == 2 * each
+    source.batch(np.arange(1))
+    assert source.cache_growth(8) == (count - 1) * each
+    assert PixelSource(tiles, geometry, "none").cache_growth(8) == 0
+    assert PixelSource(tiles, geometry, "auto").cache_growth(10**6) == 0
+
+
+def test_all_but_tiny_students_are_estimated_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, normalise = student_of("embedded", "lora", 32)
+    real = estimate_memory(student, normalise, 32)
+    kinds: list[bool] = []
+    student.backbone.register_forward_pre_hook(lambda _, inputs: kinds.append(isinstance(inputs[0], FakeTensor)))
+    monkeypatch.setattr(memory, "_TRIVIAL", (0, 0))
+    monkeypatch.setattr(memory, "_known", {})
+    fake = estimate_memory(student, normalise, 32, checkpointing=False)
+    assert kinds and all(kinds)
+    assert fake.total(8) == real.total(8) and fake.weights == real.weights
+
+    student.backbone.register_forward_pre_hook(lambda _, inputs: float(inputs[0].sum()) and None)  # needs a value
+    monkeypatch.setattr(memory, "_known", {})
+    assert estimate_memory(student, normalise, 32, checkpointing=False).total(8) == real.total(8)
+    assert not kinds[-1]
+
+
+@pytest.mark.parametrize(("own", "other"), [("", None), (None, "")])
+def test_a_lack_of_memory_in_one_process_stops_all_of_them(
+    own: str | None, other: str | None, configure: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def estimate(*_: object, **__: object) -> MemoryEstimate:
+        if own is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made_estimate()
+
+    gathered: list[object] = []
+    monkeypatch.setattr(fitting, "get_processes", lambda: Processes(0, 2, torch.device("cpu")))
+    monkeypatch.setattr(Processes, "gather", lambda _, value: gathered.append(value) or [value, other])
+    monkeypatch.setattr(fitting, "estimate_memory", estimate)
+    with pytest.raises(ConfigError, match="not even two tiles"):
+        student = Student(nn.Identity(), StudentConfig(), dim=4, n_classes=3, joint_dim=8)
+        fitting.fit_training(configure(), student, lambda pixels: pixels, 8)
+    assert gathered == [own]
+
+
+def test_a_student_whose_weights_do_not_fit_gets_other_ways_out(configure: MakeConfig) -> None:
     config = configure({"backbone.tuning": "full"})
     with pytest.raises(ConfigError, match=r"frozen.*; or a smaller backbone .*; or a device with more memory"):
         choose_fit(config, made_estimate(), 100)
@@ -188,6 +280,24 @@ def test_the_doctor_estimates_without_weights(configure: MakeConfig, monkeypatch
     monkeypatch.setattr("clipit.free_memory.device_memory", lambda device: 1000)
     (check,) = check_memory(configure({"training.tiles_per_step": 8}))
     assert check.status == "FAIL" and "8 tiles needs" in check.message and "backbone.tuning=frozen" in check.fix
+    (check,) = check_memory(configure({"training.tiles_per_step": 8}), needs="a GPU with 16 GB")
+    assert check.status == "WARN" and "8 tiles needs" in check.message
+    (check,) = check_memory(configure({"training.tiles_per_step": 8, "training.gradient_checkpointing": "never"}))
+    assert check.status == "WARN" and "may run out of memory" in check.message
+
+
+def test_the_doctor_fails_what_training_refuses_and_warns_of_what_it_cannot_estimate(configure: MakeConfig) -> None:
+    (check,) = check_memory(configure({"training.tiles_per_step": 64, "training.accumulation": 100}))
+    assert check.status == "FAIL" and "leaves no tile" in check.message
+    (check,) = check_memory(configure({"backbone.name": "no_such_model"}))
+    assert check.status == "WARN" and "no_such_model" in check.message
+
+
+def test_the_weights_of_a_vlm_count_once(tmp_path: Path) -> None:
+    for name, size in (("model.safetensors", 300), ("pytorch_model.bin", 310), ("config.json", 9)):
+        (tmp_path / name).write_bytes(b"0" * size)
+    assert vlm_weight_bytes(VLMConfig(name=f"clip:{tmp_path}")) == 310
+    assert vlm_weight_bytes(VLMConfig(name="embedded")) == 0
 
 
 def test_limits_of_containers_and_batch_systems_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +323,19 @@ def test_without_a_gpu_the_automatic_precision_is_none(configure: MakeConfig) ->
     assert config.training.precision == "auto"
     assert resolve_precision(config).training.precision == "no"
     assert resolve_precision(configure({"training.precision": "bf16"})).training.precision == "bf16"
+
+
+def test_automatic_precision_is_that_of_a_run_which_was_started_elsewhere(configure: MakeConfig) -> None:
+    config, explicit = configure({}, name="elsewhere"), configure({"training.precision": "no"}, name="elsewhere")
+    folder = run_folder(config)
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"keys": {"training.precision": "bf16"}}')
+    assert resolve_run_precision(config).training.precision == "no"  # not started: the folder is overwritten
+    (folder / "results.json").write_text("{}")
+    assert resolve_run_precision(config).training.precision == "bf16"
+    assert resolve_run_precision(explicit).training.precision == "no"
+    (folder / "run.json").write_text('{"keys": {"training.precision": "no"}}')
+    assert resolve_run_precision(config).training.precision == "no"
 
 
 def test_processes_on_unequal_devices_take_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:

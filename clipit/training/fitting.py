@@ -105,9 +105,10 @@ def fit_training(config: RunConfig, student: Student, normalise: Normalise, pixe
     free = _smallest_memory(processes) + measured.weights  # they are loaded
     held = cached if processes.device.type == "cpu" else 0  # the VLM is loaded by now, and not free
     room = _Room(free, processes.count, held, pixels)
-    if config.training.gradient_checkpointing == "always" or not _fit(
-        config, measured, room, config.training.micro_batches, False
-    ).fits:
+    if (
+        config.training.gradient_checkpointing == "always"
+        or not _fit(config, measured, room, config.training.micro_batches, False).fits
+    ):
         measured = estimate(True)
     found = choose_fit(config, measured, free, processes.count, held=held, pixels=pixels)
     if processes.main:
@@ -231,9 +232,7 @@ def _fit(config: RunConfig, estimate: MemoryEstimate, room: _Room, micro_batches
     images = tiles * _views(config)
 
     def total(checkpointed: bool) -> int:
-        return estimate.total(
-            images, checkpointing=checkpointed, micro_batches=micro_batches, processes=room.processes
-        )
+        return estimate.total(images, checkpointing=checkpointed, micro_batches=micro_batches, processes=room.processes)
 
     checkpointing = checkpointing and total(True) < total(False)
     beside = room.held + bytes_ahead(3 * room.pixels**2 * tiles)

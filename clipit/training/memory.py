@@ -129,9 +129,7 @@ def estimate_memory(
     if mode is None and (weights > _TRIVIAL[0] or pixels > _TRIVIAL[1]):
         try:
             fake, mode = _without_values(student)
-            return estimate_memory(
-                fake, normalise, pixels, precision=precision, checkpointing=checkpointing, mode=mode
-            )
+            return estimate_memory(fake, normalise, pixels, precision=precision, checkpointing=checkpointing, mode=mode)
         except Exception as error:  # an operation whose result's shape depends on values, or one without a fake kernel
             logger.debug(f"the memory is estimated with real tensors: {error}")
             mode = None

@@ -9,9 +9,9 @@ from tiny_backbones import TINY, save_vit
 from torch import nn
 
 from clipit.config.run import BackboneConfig, LoraConfig
+from clipit.errors import ModelError
 from clipit.models.backbones import load_backbone
 from clipit.models.checkpointing import checkpointed_backbone, compiled_backbone, set_checkpointing
-from clipit.errors import ModelError
 from clipit.models.lora import add_lora
 
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -95,9 +95,9 @@ def test_a_failure_to_compile_is_an_error_in_evaluation_too_and_the_backbone_is_
         raise RuntimeError("no C++ compiler")
 
     expected = module.eval()(PIXELS)
-    with pytest.raises(ModelError, match=r"(?s)torch\.compile failed.*no C\+\+ compiler.*training\.compile"):
-        with checkpointed_backbone(module, True), compiled_backbone(module, True, backend=backend):
-            assert module.get_base_model().grad_checkpointing
-            module(PIXELS)
+    failure = pytest.raises(ModelError, match=r"(?s)torch\.compile failed.*no C\+\+ compiler.*training\.compile")
+    with failure, checkpointed_backbone(module, True), compiled_backbone(module, True, backend=backend):
+        assert module.get_base_model().grad_checkpointing
+        module(PIXELS)
     assert not module.get_base_model().grad_checkpointing
     assert torch.equal(module(PIXELS), expected)

@@ -32,6 +32,7 @@ EXTERNAL = "external"
 """Folder inside a run's folder with its evaluations on new test sets, by name."""
 RUN_FINGERPRINT = "run_fingerprint"
 """Key of training.json: the fingerprint in run.json."""
+_OTHER_FOLDER = "choose another --name, or delete the run's folder"
 _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "score": (float, int, type(None)),
     "seconds": (float, int),
@@ -59,7 +60,7 @@ def resolve_run_precision(config: RunConfig, folder: Path | None = None) -> RunC
     folder = folder or run_folder(config)
     recorded = None
     if config.training.precision == "auto" and is_started(folder) and (folder / "run.json").is_file():
-        keys = read_json(folder / "run.json", "restore run.json, or delete the run's folder").get("keys")
+        keys = read_json(folder / "run.json", _OTHER_FOLDER).get("keys")
         found = keys.get("training.precision") if isinstance(keys, dict) else None
         recorded = found if found in ("no", "bf16", "fp16") else None
     return resolve_precision(config, recorded)
@@ -255,8 +256,7 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConf
         raise ArtifactError(
             "this folder does not contain a run", where=folder, fix="train it first: clipit train --config ..."
         )
-    fix = "choose another --name, or delete the run's folder"
-    record = read_json(file, fix)
+    record = read_json(file, _OTHER_FOLDER)
     if record.get("fingerprint") != fingerprint.value:
         differences = fingerprint.differences(record)
         if config is not None and record.get("inputs") != fingerprint.inputs:
@@ -265,7 +265,7 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConf
         if not (isinstance(record.get("keys"), dict) and isinstance(record.get("inputs"), dict)):
             lines = "unknown, because run.json was written by an earlier version of clipit"
         message = f"this folder belongs to a run with another configuration or other inputs; differences:\n    {lines}"
-        raise ArtifactError(message, where=folder, fix=fix)
+        raise ArtifactError(message, where=folder, fix=_OTHER_FOLDER)
 
 
 def config_differences(folder: Path, config: RunConfig, *effects: Effect, sections: Sequence[str] = ()) -> list[str]:

@@ -21,6 +21,8 @@ from clipit.tiles.tileset import SPLITS
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clipit.models.backbones import Backbone
 
 JOINT = "VLM, joint space"
@@ -133,12 +135,11 @@ def _embed_with_backbone(
     name: str, backbone: "Backbone", config: RunConfig, workspace: Workspace, facts: dict[str, Any]
 ) -> FeatureStores:
     import torch
+    from torch import Tensor
 
-    device = get_processes().device
-
-    def forward(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Float32[np.ndarray, "b d"]:
+    def forward(pixels: UInt8[Tensor, "b 3 h w"]) -> Float32[np.ndarray, "b d"]:
         with torch.inference_mode():
-            features = backbone.module(backbone.preprocess.normalise(torch.from_numpy(pixels).to(device)))
+            features = backbone.module(backbone.preprocess.normalise(pixels))
         return np.asarray(features.float().cpu().numpy())
 
     backbone.module.eval()
@@ -163,7 +164,7 @@ def store_features(
     inputs: dict[str, Any],
     source: PixelSource,
     dim: int,
-    forward: Callable[[np.ndarray], Float32[np.ndarray, "b d"]],
+    forward: "Callable[[Tensor], Float32[np.ndarray, 'b d']]",
     batch_size: int,
 ) -> Store:
     """Compute features of all tiles of a source, kept as the artefact `features` (float32 shards and ids).
@@ -173,7 +174,7 @@ def store_features(
         inputs: Everything that the features depend on, including the tiles and the model.
         source: Preprocessed tiles.
         dim: Dimension of the features.
-        forward: Function from pixels [b, 3, h, w] to features.
+        forward: Function from uint8 pixels [b, 3, h, w] on this process's device to features.
         batch_size: Tiles per forward pass. Batches do not cross shards, so that the bytes do not depend on the number
             of processes.
     """
@@ -182,7 +183,7 @@ def store_features(
     def encode(start: int, stop: int, advance: Advance) -> Float32[np.ndarray, "_ d"]:
         batches = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
         features = []
-        for rows, pixels in source.ahead(batches):
+        for rows, pixels in source.on_device(batches, get_processes().device):
             features.append(forward(pixels))
             advance(len(rows))
         return np.asarray(np.concatenate(features), dtype=np.float32)

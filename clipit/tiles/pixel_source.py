@@ -105,10 +105,10 @@ class PixelSource:
         return np.stack([self._pixels(int(row)) for row in rows])
 
     def ahead(
-        self, batches: Iterable[Int[np.ndarray, "_"]], depth: int = 4, clock: ReadingClock | None = None
+        self, batches: Iterable[Int[np.ndarray, "_"]], clock: ReadingClock | None = None
     ) -> Iterator[tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]]:
-        """Yield each batch of rows with its pixels, reading `depth` batches ahead."""
-        for rows, pixels in read_ahead(batches, lambda row: self._pixels(int(row)), self._pool, depth, clock):
+        """Yield each batch of rows with its pixels, reading ahead."""
+        for rows, pixels in read_ahead(batches, lambda row: self._pixels(int(row)), self._pool, clock=clock):
             yield rows, np.stack(pixels)
 
     def on_device(

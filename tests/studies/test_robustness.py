@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from launching import ROOT, run_program, run_two
 from PIL import Image
 from study_records import lacking
@@ -161,7 +162,9 @@ def test_adaptation_of_perturbed_tiles_can_be_reproduced(measured: tuple[ConfigF
     pictures = np.stack([np.asarray(test.read(i)).transpose(2, 0, 1) for i in range(len(test))])
     changed = perturb(pictures, "blur", 2.0, tile_keys(test.ids.tolist()), file.robustness.seed).pixels
     images = [Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed]
-    vectors = subject.forward(np.stack([subject.preprocess.pixels(image) for image in images]))["head"]
+    vectors = subject.forward(torch.from_numpy(np.stack([subject.preprocess.pixels(image) for image in images])))[
+        "head"
+    ]
     training = sample_tiles(workspace.all_tiles.of_split("train"), MAX_TRAINING_TILES, labelled=False)
     seen = compute_vectors(subject, training, config, workspace)["head"]
     moved = align_statistics(vectors, compute_feature_statistics(vectors), compute_feature_statistics(seen))

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipit.config.run import TilesConfig
+from clipit.tiles.load import load_tiles
 from clipit.tiles.tileset import TileSet
 
 
@@ -36,6 +38,21 @@ def write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def painted_tiles(folder: Path, count: int) -> TileSet:
+    """Write and load images of noise with a table: the first is for validation, the others for training."""
+    rows: list[dict[str, object]] = [
+        {"path": paint(folder / f"{n}.png", n).name, "label": n % 2, "split": "train" if n else "validation"}
+        for n in range(count)
+    ]
+    write_table(folder / "t.csv", rows)
+    return load_tiles(TilesConfig(source="table", path=str(folder / "t.csv")), seed=0)
+
+
+def channels_first(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image as [3, h, w], without resizing."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 class NoReader:

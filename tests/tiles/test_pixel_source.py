@@ -8,37 +8,26 @@ import pytest
 import torch
 from PIL import Image
 
-from clipit.config.run import TilesConfig
 from clipit.device_copies import copy_ahead, stack
 from clipit.errors import DataError
 from clipit.read_ahead import ReadingClock, available_cores, read_ahead, reading_threads
-from clipit.tiles.load import load_tiles
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import TileSet
 
-from .conftest import paint, write_table
+from .conftest import channels_first, painted_tiles
 
 BATCHES = [np.array([0, 3, 1]), np.array([2, 2]), np.array([5])]
 
 
 @pytest.fixture
 def tiles(tmp_path: Path) -> TileSet:
-    rows = [
-        {"path": paint(tmp_path / f"{n}.png", n).name, "label": n % 2, "split": "train" if n else "validation"}
-        for n in range(6)
-    ]
-    write_table(tmp_path / "t.csv", rows)
-    return load_tiles(TilesConfig(source="table", path=str(tmp_path / "t.csv")), seed=0)
-
-
-def geometry(image: Image.Image) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return painted_tiles(tmp_path, 6)
 
 
 @pytest.mark.parametrize("cache", ["auto", "memory", "disk", "none"])
 def test_every_way_of_reading_gives_the_same_pixels(tiles: TileSet, cache: str) -> None:
-    source = PixelSource(tiles, geometry, cache, threads=2)
-    wanted = [np.stack([geometry(tiles.read(row)) for row in rows]) for rows in BATCHES]
+    source = PixelSource(tiles, channels_first, cache, threads=2)
+    wanted = [np.stack([channels_first(tiles.read(row)) for row in rows]) for rows in BATCHES]
     for _ in range(2):  # the second time from the cache, if there is one
         found = list(source.on_device(BATCHES, torch.device("cpu")))
         assert all(rows is given for (rows, _), given in zip(found, BATCHES, strict=True))
@@ -57,7 +46,7 @@ def test_the_tile_that_cannot_be_resized_is_named(tiles: TileSet) -> None:
     def fail(image: Image.Image) -> np.ndarray:
         if image.tobytes() == broken:
             raise ValueError("no such filter")
-        return geometry(image)
+        return channels_first(image)
 
     batches = PixelSource(tiles, fail, threads=2).on_device(BATCHES, torch.device("cpu"))
     assert len(next(batches)[0]) == 3

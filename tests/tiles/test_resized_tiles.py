@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipit.config.run import RunConfig, TilesConfig
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.models.preprocess import Preprocess
 from clipit.tiles import resized_tiles
-from clipit.tiles.load import load_tiles
 from clipit.tiles.resized_tiles import resize_tiles, resized_folder, worth_caching
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
-from .conftest import paint, write_table
+from .conftest import channels_first, painted_tiles
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -26,16 +25,7 @@ MakeConfig = Callable[..., RunConfig]
 def tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TileSet:
     monkeypatch.setattr(resized_tiles, "_BLOCK", 4)
     monkeypatch.setattr(resized_tiles, "_BATCH", 3)
-    rows = [
-        {"path": paint(tmp_path / f"{n}.png", n).name, "label": n % 2, "split": "train" if n else "validation"}
-        for n in range(10)
-    ]
-    write_table(tmp_path / "t.csv", rows)
-    return load_tiles(TilesConfig(source="table", path=str(tmp_path / "t.csv")), seed=0)
-
-
-def geometry(image: Image.Image) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return painted_tiles(tmp_path, 10)
 
 
 def test_an_interrupted_cache_resumes_with_the_missing_blocks(tiles: TileSet, tmp_path: Path) -> None:
@@ -47,7 +37,7 @@ def test_an_interrupted_cache_resumes_with_the_missing_blocks(tiles: TileSet, tm
         if fails and image.tobytes() == images[9].tobytes():
             raise RuntimeError("killed")
         read[image.tobytes()] += 1
-        return geometry(image)
+        return channels_first(image)
 
     with pytest.raises(DataError, match=r"tile 9\.png"):
         resize_tiles(tmp_path / "out", tiles, counting, 8, "hash", threads=1)
@@ -55,7 +45,9 @@ def test_an_interrupted_cache_resumes_with_the_missing_blocks(tiles: TileSet, tm
     assert not folder.exists()
     fails = False
     pixels = resize_tiles(tmp_path / "out", tiles, counting, 8, "hash", threads=1)
-    assert isinstance(pixels, np.memmap) and np.array_equal(pixels, np.stack([geometry(image) for image in images]))
+    assert isinstance(pixels, np.memmap) and np.array_equal(
+        pixels, np.stack([channels_first(image) for image in images])
+    )
     assert [read[image.tobytes()] for image in images[:8]] == [1] * 8, "complete blocks are not read again"
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "pixels.npy"]
     before = read.total()
@@ -72,11 +64,11 @@ def test_a_disk_that_is_too_small_is_an_error_before_any_tile_is_read(
 
 
 def test_a_damaged_cache_is_an_error(tiles: TileSet, tmp_path: Path) -> None:
-    resize_tiles(tmp_path / "out", tiles, geometry, 8, "hash")
+    resize_tiles(tmp_path / "out", tiles, channels_first, 8, "hash")
     path = resized_folder(tmp_path / "out", tiles, 8, "hash") / "pixels.npy"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(ArtifactError, match="missing or changed"):
-        resize_tiles(tmp_path / "out", tiles, geometry, 8, "hash")
+        resize_tiles(tmp_path / "out", tiles, channels_first, 8, "hash")
 
 
 def test_auto_caches_sets_that_fit_the_budget_but_not_the_memory_and_are_read_twice(

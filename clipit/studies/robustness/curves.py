@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Int64
 
 from clipit.config.run import RunConfig
@@ -121,12 +122,13 @@ def _embed_images(models: list[MeasuredModel], images: list[np.ndarray]) -> dict
     """Compute vectors by model and reading; images are preprocessed once for models with the same preprocessing."""
     from PIL import Image
 
-    inputs: dict[str, np.ndarray] = {}
+    inputs: dict[str, torch.Tensor] = {}
     vectors = {}
     for model in models:
         preprocess = model.preprocess
         if preprocess.hash not in inputs:
             pictures = [Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))) for image in images]
-            inputs[preprocess.hash] = np.stack([preprocess.pixels(picture) for picture in pictures])
+            pixels = np.stack([preprocess.pixels(picture) for picture in pictures])
+            inputs[preprocess.hash] = torch.from_numpy(pixels).to(get_processes().device)
         vectors[model.name] = model.forward(inputs[preprocess.hash])
     return vectors

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
 
 from clipit.artifacts import file_sha256
 from clipit.config.run import RunConfig
@@ -41,7 +42,8 @@ class MeasuredModel:
     Attributes:
         name: Name of the model in tables.
         preprocess: Preprocessing of the model's input.
-        forward: Function from input pixels (uint8 [b, 3, h, w]) to the vectors of each reading.
+        forward: Function from input pixels (uint8 [b, 3, h, w], on this process's device) to the vectors of each
+            reading.
         dims: Dimension of the vectors by reading.
         readouts: Function from vectors to class probabilities by reading.
         fingerprint: Fingerprint of the weights.
@@ -52,7 +54,7 @@ class MeasuredModel:
 
     name: str
     preprocess: Preprocess
-    forward: Callable[[UInt8[np.ndarray, "b 3 h w"]], Vectors]
+    forward: Callable[[UInt8[Tensor, "b 3 h w"]], Vectors]
     dims: Mapping[str, int]
     readouts: Mapping[str, Readout]
     fingerprint: str
@@ -90,10 +92,10 @@ def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
         readouts[ZERO_SHOT_READING] = lambda vectors: zero_shot_probabilities(vectors, class_embeddings, scale)
     project = _load_projection(folder, device) if plain is not None and ZERO_SHOT_READING in dims else None
 
-    def forward(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Vectors:
+    def forward(pixels: UInt8[Tensor, "b 3 h w"]) -> Vectors:
         """Return pooled features before the head (logits if the head is not linear) and predicted text embeddings."""
         with torch.inference_mode():
-            inputs = spec.preprocess.normalise(torch.from_numpy(pixels).to(device))
+            inputs = spec.preprocess.normalise(pixels)
             if plain is None:
                 features, projected = classifier.forward(inputs)
             else:
@@ -118,8 +120,8 @@ def load_vlm_model(config: RunConfig, workspace: Workspace) -> MeasuredModel | N
     vlm = workspace.vlm
     class_embeddings = prompt_embeddings(workspace.prompts, workspace.encode, None, workspace.all_tiles.classes)
 
-    def forward(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Vectors:
-        embeddings = vlm.encode_images(torch.from_numpy(pixels).to(vlm.device))
+    def forward(pixels: UInt8[Tensor, "b 3 h w"]) -> Vectors:
+        embeddings = vlm.encode_images(pixels)
         return {ZERO_SHOT_READING: np.asarray(embeddings.float().cpu().numpy())}
 
     readouts = {ZERO_SHOT_READING: lambda vectors: zero_shot_probabilities(vectors, class_embeddings, vlm.logit_scale)}
@@ -134,7 +136,7 @@ def compute_vectors(model: MeasuredModel, tiles: TileSet, config: RunConfig, wor
     readings = list(model.dims)
     edges = np.cumsum([model.dims[reading] for reading in readings])
 
-    def forward(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Float32[np.ndarray, "b d"]:
+    def forward(pixels: UInt8[Tensor, "b 3 h w"]) -> Float32[np.ndarray, "b d"]:
         vectors = model.forward(pixels)
         return np.concatenate([vectors[reading] for reading in readings], axis=1)
 

@@ -13,7 +13,7 @@ START, END = "<!-- map: python -m tools.package_map -->", "<!-- end of map -->"
 ROOMS = (
     "config", "slides", "annotators", "models", "tiles", "reports", "prompts", "synthetic", "stores", "evaluation",
     "reporting", "pairing", "workspace", "training", "runs", "comparison", "studies", "sweeps", "slide_tasks", "mil",
-    "segmentation", "doctor", "api", "cli",
+    "vlm_training", "segmentation", "doctor", "api", "cli",
 )  # fmt: skip
 
 

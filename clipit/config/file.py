@@ -11,8 +11,9 @@ from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.config.studies import LabelIssuesConfig, ProbingConfig, PromptStudyConfig, RobustnessConfig
+from clipit.config.vlm_training import AdaptConfig
 
-SECTIONS = ("comparison", "probing", "robustness", "prompt_study", "label_issues", "mil", "segmentation")
+SECTIONS = ("comparison", "probing", "robustness", "prompt_study", "label_issues", "mil", "segmentation", "adapt")
 """Sections of a configuration file that do not belong to a run."""
 
 
@@ -27,6 +28,7 @@ class ConfigFile(Section):
     label_issues: LabelIssuesConfig = LabelIssuesConfig()
     mil: MilConfig = MilConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
+    adapt: AdaptConfig = AdaptConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -48,6 +48,7 @@ _USED_BY = {
     "label_issues": "Used by `clipit label-issues`, not by a run.",
     "mil": "Used by `clipit mil`, not by a run.",
     "segmentation": "Used by `clipit segment`, not by a run.",
+    "adapt": "Used by `clipit adapt`, not by a run.",
 }
 
 

@@ -1,0 +1,133 @@
+"""Configuration of the adaptation of a VLM: what it learns from, which weights, and how."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from clipit.config.data import LARGEST_SEED, Section, check_once, check_seeds
+from clipit.config.effects import Data, Reporting, Speed
+from clipit.config.paths import LocalPath
+from clipit.config.run import LoraConfig
+from clipit.config.training import AugmentationConfig
+
+AdaptArm = Literal["text", "shuffled_text", "images"]
+
+
+class PairsConfig(Section):
+    """Images with a text each."""
+
+    source: Literal["table", "webdataset"] = "table"
+    """A table with one row per image and text (an image may have several rows), or tar shards as the package webdataset
+    writes them."""
+    path: Data[LocalPath[str | None]] = None
+    """Table file, or folder or pattern of tar shards (`shards/train-{000..123}.tar`)."""
+    images: Data[LocalPath[str | None]] = None
+    """`table`: folder or zip to which the paths in the table are relative; null: the folder of the table."""
+    columns: dict[Literal["id", "path", "text", "group", "split", "mpp"], str] = Field(default_factory=dict)
+    """Mapping from clipit's column names to those of the source, where they differ; for webdataset, `path` and `text`
+    are suffixes of the samples' members, such as `jpg` and `txt`, or `text` is a key of their JSON."""
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the groups (without groups: of the images) that is held out if the source has no validation split."""
+    split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    """Seed of these held-out groups."""
+
+
+class ContrastBagsConfig(Section):
+    """Members of the bags, mined from the stores of the project; the reports, `pairing` and `prompts` are the run's."""
+
+    tiles: int = Field(3, ge=0, le=32)
+    """Nearest training tiles that a tile bag contains beside the tile itself."""
+    snippets: int = Field(3, ge=0, le=32)
+    """Paired snippets of a text bag."""
+    prompts: int = Field(0, ge=0, le=32)
+    """Nearest texts of the prompt dictionary in a text bag."""
+    class_prompts: int = Field(0, ge=0, le=32)
+    """Nearest texts of the class prompts in a text bag (needs `prompts`)."""
+    dictionary: Data[LocalPath[str]] = "histology"
+    """Prompt dictionary: a YAML file or the name of a packaged dictionary."""
+    margin: float | None = Field(None, ge=0)
+    """Drop members whose similarity is more than this below that of the best member of the same kind; null: keep
+    all."""
+    mine_every: int = Field(0, ge=0)
+    """Embed tiles and texts with the adapted VLM and mine the bags again after this many steps; 0: never."""
+
+
+class CasesConfig(Section):
+    """Tiles of a patient against the snippets of the patient's own reports."""
+
+    tiles: int = Field(1, ge=1, le=64)
+    """Tiles of a tile bag, drawn from the patient's."""
+    snippets: int = Field(4, ge=1, le=64)
+    """Snippets of a text bag, drawn from the patient's reports."""
+
+
+class AdaptConfig(Section):
+    """Adaptation of the VLM `vlm`: examples, weights, training, and the evaluation before and after."""
+
+    data: Literal["pairs", "bags", "cases"] = "cases"
+    """What the VLM learns from. `pairs`: images with a text each (`adapt.pairs`). `bags`: training tiles with their
+    nearest tiles, snippets and prompts (`adapt.bags`). `cases`: training tiles with the reports of their own patients
+    (`adapt.cases`). No label of a tile is used."""
+    pairs: PairsConfig = PairsConfig()
+    bags: ContrastBagsConfig = ContrastBagsConfig()
+    cases: CasesConfig = CasesConfig()
+    tuning: Literal["lora", "full", "projection"] = "lora"
+    """Weights that are trained: low-rank adapters, all, or only the projections into the joint space."""
+    towers: tuple[Literal["image", "text"], ...] = Field(("image", "text"), min_length=1)
+    """Towers that are trained; the other one keeps its weights."""
+    lora: LoraConfig = LoraConfig()
+    steps: int = Field(500, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(256, ge=2)
+    """Bags or pairs per step, over all processes; each is contrasted with all others."""
+    micro_batch: Speed[int] = Field(32, ge=1)
+    """Images or texts per forward pass of a process, which bounds the memory; the batch may be far larger, because
+    gradients are cached at the embeddings (arXiv 2101.06983)."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate of AdamW; warm-up and half a cosine to 0."""
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    clip_norm: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0: no limit."""
+    learn_temperature: bool = True
+    """Train the VLM's logit scale, which is held between 1 and 100."""
+    precision: Literal["auto", "no", "bf16"] = "auto"
+    """Mixed precision; auto: bf16 on a GPU that has it."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    validate_every: int = Field(50, ge=1)
+    """Steps between computations of the contrastive loss of the validation part."""
+    keep: Literal["last", "best"] = "last"
+    """Step that is kept: the last, or the one with the lowest loss of the validation part."""
+    log_every: Reporting[int] = Field(10, ge=1)
+    checkpoint_every: Reporting[int] = Field(100, ge=1)
+    arms: tuple[AdaptArm, ...] = Field(("text", "shuffled_text", "images"), min_length=1)
+    """Trainings of the study. `text`: as configured. Controls: `shuffled_text`, each bag gets the texts of another
+    patient (without groups: of another image); `images`, each image is contrasted with another view of itself or
+    another tile of its bag, and no text is used."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Seeds of initialisation, order and augmentation."""
+    forgetting: dict[str, dict[str, Data[LocalPath[str]]]] = Field(default_factory=dict)
+    """Further sets on which zero-shot classification is measured before and after: name -> `config`, a configuration
+    file with tiles and prompts."""
+
+    @field_validator("towers", "arms")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        check_once(names)
+        return names
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        check_seeds(seeds)
+        return seeds
+
+    @model_validator(mode="after")
+    def _complete(self) -> "AdaptConfig":
+        if self.data == "pairs" and self.pairs.path is None:
+            raise ValueError("data: pairs needs pairs.path, the table or shards of images with texts")
+        bags = self.bags
+        if self.data == "bags" and not bags.snippets + bags.prompts + bags.class_prompts:
+            raise ValueError("text bags would be empty: set bags.snippets, bags.prompts or bags.class_prompts")
+        return self

@@ -1,0 +1,1 @@
+"""Training of a VLM: contrastive examples, cached gradients, the loop."""

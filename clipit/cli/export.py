@@ -9,9 +9,6 @@ from clipit.errors import user_errors
 def main() -> None:
     """Run the command."""
     with user_errors():
-        from clipit.models.inference import load_classifier
-        from clipit.models.interchange import TOLERANCE, export_program
-
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("classifier", metavar="CLASSIFIER", help="folder classifier/ of a run, or a repository")
         parser.add_argument("--format", choices=("onnx", "torch_export"), default="onnx", help="default: onnx")
@@ -19,14 +16,17 @@ def main() -> None:
         parser.add_argument(
             "--tolerance",
             type=float,
-            default=TOLERANCE,
             metavar="SHARE",
-            help="largest difference of a logit, relative to the largest logit (default: %(default)s)",
+            help="largest difference of a logit, relative to the largest logit (default: 0.0001)",
         )
         parser.add_argument("--trust-remote-code", action="store_true", help="run Python code in the classifier")
         options = parser.parse_args()
+        from clipit.models.inference import load_classifier
+        from clipit.models.interchange import TOLERANCE, export_program
+
+        tolerance = TOLERANCE if options.tolerance is None else options.tolerance
         classifier = load_classifier(options.classifier, "cpu", trust_remote_code=options.trust_remote_code)
-        exported = export_program(classifier, options.out, options.format, tolerance=options.tolerance)
+        exported = export_program(classifier, options.out, options.format, tolerance=tolerance)
         found = ", ".join(f"{name} {value:.2g}" for name, value in exported.differences.items())
         print(f"{exported.path}: classes and preprocessing in {exported.description}")
         print(f"largest difference of a logit: {found} (allowed {exported.allowed:.2g})")

@@ -9,8 +9,6 @@ from clipit.errors import user_errors
 def main() -> None:
     """Run the command."""
     with user_errors():
-        from clipit.models.hub import plan_upload, push_classifier
-
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("classifier", type=option_path, metavar="CLASSIFIER", help="folder classifier/ of a run")
         parser.add_argument("repository", metavar="REPO", help="repository on the hub: owner/name")
@@ -22,6 +20,8 @@ def main() -> None:
             help="upload although a licence forbids it, because its holder permitted it",
         )
         options = parser.parse_args()
+        from clipit.models.hub import plan_upload, push_classifier
+
         upload = plan_upload(options.classifier, options.repository, private=options.private)
         print(upload.describe())
         address = push_classifier(upload, accept=lambda: options.yes or _agreed(), permitted=options.i_have_permission)

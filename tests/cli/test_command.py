@@ -42,6 +42,31 @@ def test_help_lists_every_command_by_task_in_a_second_without_torch() -> None:
     assert text.strip() == usage() and max(map(len, text.splitlines())) <= 110
 
 
+def test_no_help_of_a_command_imports_torch() -> None:
+    code = """
+import contextlib, io, sys
+from clipit.cli.commands import command_names
+from clipit.cli.main import main
+for name in command_names():
+    sys.argv = ["clipit", name, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main()
+    if "torch" in sys.modules:
+        sys.exit(f"clipit {name} --help imports torch")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_tolerance_in_the_help_of_export_is_the_one_that_is_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from clipit.models.interchange import TOLERANCE
+
+    with pytest.raises(SystemExit, match="0"):
+        run(monkeypatch, "export", "--help")
+    assert float(re.search(r"\(default: ([\d.]+)\)\s", capsys.readouterr().out)[1]) == TOLERANCE
+
+
 def test_the_version_is_the_distribution_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     run(monkeypatch, "--version")
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -1,5 +1,7 @@
-"""Low-rank adaptation (Hu et al., arXiv 2106.09685) of a backbone, through peft."""
+"""Low-rank adaptation (Hu et al., arXiv 2106.09685) of a backbone or VLM, through peft."""
 
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,52 @@ _PROJECTION = {"proj", "out_proj", "o_proj"}
 _MLP = {
     "fc1", "fc2", "fc1_g", "fc1_x", "w1", "w2", "w3", "w12",  # timm, DINOv2; SwiGLU packed or with two layers
     "gate_proj", "up_proj", "down_proj", "weights_in", "weights_out",  # transformers 5 and 4
+    "c_fc", "c_proj",  # open_clip
 }  # fmt: skip
 _PATCH_PARENTS = {"patch_embed", "patch_embeddings"}
 _PATCHES = {"proj", "projection"}
 _PATCH_LAYERS = {"patch_embed", "patch_embedding", "patch_embeddings"}  # CLIP and DINOv3 in transformers
+_EXPERTS = {"A", "B"}
+"""Image and text expert of a layer of MUSK."""
 _KINDS = ("qkv", "projection", "mlp", "patch_embed", "conv")
 _DEFAULT = LoraConfig().targets
 
 
-def target_modules(backbone: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """Return the full names of the linear and convolution layers that `targets` (kinds or module names) select.
+def target_modules(
+    module: nn.Module,
+    targets: tuple[str, ...],
+    *,
+    called: Collection[str] | None = None,
+    where: str = "lora.targets",
+) -> list[str]:
+    """Return the full names of the layers that `targets` (kinds or module names) select.
 
-    The default targets select those of its kinds that exist, and the convolutions of a network with none of them.
+    The default targets select those of its kinds that exist, and the convolutions of a network with none of them. The
+    packed attention of PyTorch (`nn.MultiheadAttention`) is of the kind qkv; its output projection is adapted with it.
+
+    Args:
+        module: Backbone or VLM.
+        targets: Kinds, names of modules, or their last parts.
+        called: Names of the layers to select from, those that the forward pass calls; None for all.
+        where: Configuration key of the targets, for errors.
 
     Raises:
         ModelError: A target matches no layer, and the existing ones are listed; or a layer cannot be adapted.
     """
-    layers = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    refused = {name: reason for name, module in layers.items() if (reason := _not_adaptable(module))}
+    layers = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.MultiheadAttention) and (called is None or name in called)
+    }
+    packed = {f"{name}.out_proj" for name, layer in layers.items() if isinstance(layer, nn.MultiheadAttention)}
+    refused = {
+        name: reason
+        for name, layer in layers.items()
+        if (reason := "part of a packed attention, the kind qkv" if name in packed else _not_adaptable(layer))
+    }
     by_kind: dict[str, list[str]] = {kind: [] for kind in _KINDS}
-    for name, module in layers.items():
-        kind = _kind(name, module)
+    for name, layer in layers.items():
+        kind = _kind(name, layer)
         if kind and name not in refused:
             by_kind[kind].append(name)
     if targets == _DEFAULT:
@@ -51,14 +78,14 @@ def target_modules(backbone: nn.Module, targets: tuple[str, ...]) -> list[str]:
         if not matches:
             endings = sorted({name.rpartition(".")[2] for name in layers if name not in refused})
             raise ModelError(
-                f"LoRA target {target!r} matches no linear or convolution layer of the backbone",
-                where="lora.targets",
+                f"LoRA target {target!r} matches no linear or convolution layer of the model",
+                where=where,
                 fix=f"available kinds: {kinds or 'none'}; last parts of layer names: {shortlist(endings, 20)}",
             )
         if unfit := [f"{name} ({refused[name]})" for name in matches if name in refused]:
             raise ModelError(
-                f"LoRA cannot be merged into these layers, so the student could not be exported: {shortlist(unfit)}",
-                where=f"lora.targets: {target}",
+                f"LoRA cannot be merged into these layers, so the model could not be exported: {shortlist(unfit)}",
+                where=f"{where}: {target}",
                 fix=f"use other layers, or kinds, which select only layers that can be merged: {kinds or 'none'}",
             )
         chosen += [name for name in matches if name not in chosen]
@@ -67,6 +94,8 @@ def target_modules(backbone: nn.Module, targets: tuple[str, ...]) -> list[str]:
 
 def _not_adaptable(module: nn.Module) -> str:
     """Return why peft cannot adapt and merge a layer, or "" if it can."""
+    if isinstance(module, nn.MultiheadAttention):
+        return "" if module.in_proj_weight is not None else "an attention with separate q, k and v weights"
     if not isinstance(module, nn.Conv2d):
         return ""
     if module.groups > 1:
@@ -78,14 +107,17 @@ def _not_adaptable(module: nn.Module) -> str:
     return "" if module.padding_mode == "zeros" else f"a convolution with {module.padding_mode} padding"
 
 
-def add_lora(backbone: nn.Module, config: LoraConfig, *, base_name: str | None = None) -> nn.Module:
-    """Freeze a backbone and add trainable low-rank updates to its target layers.
+def add_lora(
+    backbone: nn.Module, config: LoraConfig, *, names: Sequence[str] | None = None, base_name: str | None = None
+) -> nn.Module:
+    """Freeze a model and add trainable low-rank updates to its target layers.
 
-    The backbone is modified in place; use the returned module. The initial updates are zero.
+    The model is modified in place; use the returned module. The initial updates are zero.
 
     Args:
-        backbone: Module that maps one tensor to one tensor.
-        config: Rank, alpha, dropout and targets.
+        backbone: Backbone, or the module of a VLM.
+        config: Rank, alpha, dropout and targets. A packed attention has no dropout before its adapter.
+        names: Full names of the layers to adapt; None to select them by the targets.
         base_name: Name of the base model to record in the adapter.
 
     Raises:
@@ -95,18 +127,24 @@ def add_lora(backbone: nn.Module, config: LoraConfig, *, base_name: str | None =
 
     if not config.targets:
         raise ModelError("no LoRA targets", where="lora.targets", fix=f"name some of {', '.join(_KINDS)}")
-    names = target_modules(backbone, config.targets)
+    # peft takes a list for the last parts of names, and those of one tower may end like those of the other
+    exact = None if names is None else "|".join(map(re.escape, names))
+    names = target_modules(backbone, config.targets) if names is None else names
+    settings = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=exact or list(names)
+    )
     with foreign_errors("LoRA", hint=f"The layers to be adapted: {shortlist(names)}."):
-        adapted: Any = peft.get_peft_model(
-            backbone,
-            peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names),
-        )
+        if any(isinstance(layer, nn.MultiheadAttention) for layer in backbone.modules()):
+            from clipit.models.lora_attention import PackedAttention
+
+            settings._register_custom_module({nn.MultiheadAttention: PackedAttention})
+        adapted: Any = peft.get_peft_model(backbone, settings)
     # set afterwards, because peft overwrites it with an attribute of the module, which timm's lack
     adapted.peft_config["default"].base_model_name_or_path = base_name
     return adapted  # type: ignore[no-any-return]
 
 
-def check_gradients(module: nn.Module) -> None:
+def check_gradients(module: nn.Module, where: str = "lora.targets") -> None:
     """Check after the first backward pass that every LoRA layer has received a gradient.
 
     The gradient of factor A is zero while factor B is zero, as at the start, so only that of B must be non-zero.
@@ -125,7 +163,7 @@ def check_gradients(module: nn.Module) -> None:
     if idle:
         raise ModelError(
             f"{len(idle)} of {len(factors)} LoRA weights receive no gradient: {shortlist(idle)}",
-            where="lora.targets",
+            where=where,
             fix="take these layers out of the targets: their output does not reach the loss",
         )
 
@@ -143,8 +181,8 @@ def merge_lora(module: nn.Module) -> nn.Module:
         merged: nn.Module = merge(safe_merge=True)
     except ValueError as error:  # peft's error for weights that are not finite
         raise ModelError(
-            f"the LoRA updates cannot be added to the backbone: {error}",
-            where="the trained student",
+            f"the LoRA updates cannot be added to the model: {error}",
+            where="the trained weights",
             fix="the training diverged: lower training.learning_rate, or check the backbone's weights",
         ) from error
     return merged
@@ -181,7 +219,9 @@ def _strip_pooling(folder: Path, kind: type) -> None:
 
 
 def _kind(name: str, module: nn.Module) -> str | None:
-    *parents, last = name.split(".")
+    if isinstance(module, nn.MultiheadAttention):
+        return "qkv"
+    *parents, last = (part for part in name.split(".") if part not in _EXPERTS)
     if isinstance(module, nn.Conv2d):
         if last in _PATCH_LAYERS or (_PATCH_PARENTS & set(parents) and last in _PATCHES):
             return "patch_embed"
@@ -196,7 +236,7 @@ def _kind_in_block(parents: list[str], last: str) -> str | None:
         if parent == "output" and "attention" in parents:
             return "projection"
         return "mlp" if parent in ("intermediate", "output") else None
-    if "attn" in parent or "attention" in parent:
+    if "attn" in parent or "attention" in parent or (parent == "self" and "attention" in parents):  # self: BERT
         if last in _QKV:
             return "qkv"
         return "projection" if last in _PROJECTION else None

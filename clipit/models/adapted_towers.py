@@ -1,0 +1,269 @@
+"""Towers of a VLM with a choice of trainable weights: low-rank updates, projections, or all."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipit.config.run import LoraConfig
+from clipit.errors import ModelError, shortlist
+from clipit.models.lora import add_lora, merge_lora, target_modules
+from clipit.models.towers import Tokens, Towers
+
+Tower = Literal["image", "text"]
+Tuning = Literal["lora", "full", "projection"]
+
+_PROBE = ("Moderately differentiated adenocarcinoma.", "Mucin")
+_PROJECTIONS = re.compile(
+    r"visual\.proj|visual\.head\.(proj|mlp)\b.*|visual\.attnpool\.c_proj\..*"  # open_clip: ViT, timm, ResNet
+    r"|(text\.)?text_projection(\.weight|\.bias)?|text\.proj(\..*)?"  # its text towers, its own or from transformers
+    r"|visual_projection\.weight"  # CLIPModel, whose text projection is named as in open_clip
+    r"|visual\.proj_contrast"  # CONCH
+    r"|visual_head\..*|text\.pooler\..*"  # KEEP, whose text tower ends with BERT's pooler
+    r"|(vision_head|language_head)\..*"  # MUSK
+)
+"""Names of the weights of the projections into the joint space."""
+
+
+class AdaptedTowers(nn.Module):
+    """The towers of a VLM of which some weights are trained.
+
+    Attributes:
+        towers: Towers of the VLM; their functions compute with the trained weights.
+        network: Module of the VLM, with adapters if they are trained.
+        tuning: Weights that are trained.
+        which: Towers that are trained.
+        logit_scale: Logarithm of the scale of cosine similarities: the weight of the VLM's module, if it has one.
+    """
+
+    def __init__(self, towers: Towers, network: nn.Module, tuning: Tuning, which: tuple[Tower, ...]) -> None:
+        super().__init__()
+        self.towers = towers
+        self.network = network
+        self.tuning = tuning
+        self.which = which
+        own = getattr(towers.module, "logit_scale", None)
+        is_log_scale = isinstance(own, nn.Parameter) and own.numel() == 1
+        if is_log_scale and math.isclose(float(own.detach().exp()), towers.logit_scale, rel_tol=1e-4):
+            self.logit_scale = own
+        else:
+            device = next(towers.module.parameters()).device
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(towers.logit_scale), device=device))
+
+    def image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Encode normalised pixels as un-normalised embeddings of the joint space."""
+        return self.towers.image(pixels)
+
+    def text(self, tokens: Tokens) -> Float[Tensor, "b d"]:
+        """Encode tokens as un-normalised embeddings of the joint space."""
+        return self.towers.text(tokens)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the weights that are trained, the scale included if it is learnt, by name."""
+        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+
+    def train(self, mode: bool = True) -> "AdaptedTowers":
+        """Switch dropout on or off.
+
+        With `full`, the dropout of the trained towers is switched. Otherwise only that of the adapters is: the frozen
+        weights cannot adapt to noise, and embeddings are trained as they are used. Batch normalisation always uses its
+        stored statistics, because those of a micro-batch would differ from those of the batch.
+        """
+        super().train(mode)
+        for name, part in self.network.named_modules():
+            is_adapter = ".lora_dropout" in name
+            is_norm = isinstance(part, nn.modules.batchnorm._BatchNorm)
+            part.training = mode and (is_adapter or (self.tuning == "full" and not is_norm))
+        return self
+
+    def merge(self) -> Towers:
+        """Add the updates to the weights of the VLM's module, in place, and return its towers with the learnt scale.
+
+        Raises:
+            ModelError: The trained weights are not finite.
+        """
+        self.eval()
+        merged = merge_lora(self.network)
+        self.network = merged
+        broken = [name for name, weight in self.named_parameters() if not bool(weight.isfinite().all())]
+        if broken:
+            raise ModelError(
+                f"the trained weights are not finite: {shortlist(broken)}",
+                where="the adapted VLM",
+                fix="the training diverged: lower adapt.learning_rate",
+            )
+        merged.requires_grad_(False)
+        return replace(self.towers, logit_scale=float(self.logit_scale.detach().exp()))
+
+
+def adapt_towers(
+    towers: Towers,
+    tuning: Tuning,
+    which: Sequence[Tower],
+    lora: LoraConfig,
+    learn_temperature: bool,
+    base_name: str | None = None,
+) -> AdaptedTowers:
+    """Make the wanted weights of a VLM trainable, and freeze all others.
+
+    The VLM's module is changed in place, so that the functions of `towers` compute with the trained weights. Initial
+    updates are zero. The random numbers of the initial factors come from PyTorch's global generator.
+
+    Args:
+        towers: Towers of the VLM, in evaluation mode.
+        tuning: `lora`, low-rank updates of the layers that `lora.targets` selects; `projection`, the projections into
+            the joint space; `full`, all weights that an embedding depends on.
+        which: Towers that are trained. A weight that both towers use is trained only if both are.
+        lora: Rank, alpha, dropout and targets.
+        learn_temperature: Whether the logit scale is trained.
+        base_name: Name of the VLM to record in the adapter.
+
+    Raises:
+        ModelError: A tower has no weights of this kind, or gradients do not reach them.
+    """
+    wanted: tuple[Tower, ...] = tuple(name for name in ("image", "text") if name in which)
+    towers.module.eval().requires_grad_(False)
+    network = towers.module
+    if tuning == "lora":
+        names = _lora_layers(towers, wanted, lora)
+        network = add_lora(towers.module, lora, names=names, base_name=base_name)
+    else:
+        _unfreeze(towers, wanted, tuning)
+    adapted = AdaptedTowers(towers, network, tuning, wanted)
+    adapted.eval()
+    adapted.logit_scale.requires_grad_(False)
+    if tuning == "lora":
+        _check_reach(adapted)
+    adapted.logit_scale.requires_grad_(learn_temperature)
+    return adapted
+
+
+def _lora_layers(towers: Towers, which: Sequence[Tower], lora: LoraConfig) -> list[str]:
+    """Return the names of the layers to adapt, each used by a wanted tower and by no other."""
+    usable = {tower: _usable_layers(towers, tower) for tower in ("image", "text")}
+    frozen = set().union(*(layers for tower, layers in usable.items() if tower not in which))
+    where = "adapt.lora.targets"
+    by_tower: dict[str, list[str]] = {}
+    all_usable = set().union(*usable.values()) - frozen
+    default = lora.targets == LoraConfig().targets
+    selected = [] if default else target_modules(towers.module, lora.targets, called=all_usable, where=where)
+    for tower in which:
+        own = usable[tower] - frozen
+        if default:
+            try:
+                by_tower[tower] = target_modules(towers.module, lora.targets, called=own, where=where)
+            except ModelError:
+                by_tower[tower] = []
+        else:
+            by_tower[tower] = [name for name in selected if name in own]
+    if missing := [tower for tower in which if not by_tower[tower]]:
+        raise ModelError(
+            f"LoRA reaches no layer of the {' and the '.join(missing)} tower: none of its layers is of the kinds "
+            f"{', '.join(lora.targets)}, or their weights are read without calling the layer",
+            where=where,
+            fix="set adapt.tuning: projection or full, name other layers in adapt.lora.targets, or train only the "
+            f"other tower (adapt.towers); layers of this VLM: {shortlist(sorted(all_usable), 8)}",
+        )
+    return list(dict.fromkeys(name for tower in which for name in by_tower[tower]))
+
+
+def _unfreeze(towers: Towers, which: Sequence[Tower], tuning: Tuning) -> None:
+    """Make the projections or all weights of the wanted towers trainable."""
+    reached = {tower: _reached_weights(towers, tower) for tower in ("image", "text")}
+    frozen = set().union(*(names for tower, names in reached.items() if tower not in which))
+    weights = dict(towers.module.named_parameters())
+    for tower in which:
+        names = reached[tower] - frozen
+        chosen = {name for name in names if tuning == "full" or _PROJECTIONS.fullmatch(name)}
+        if not chosen:
+            raise ModelError(
+                f"the {tower} tower has no "
+                + ("weights of its own" if tuning == "full" else "projection into the joint space that is known"),
+                where=f"adapt.tuning: {tuning}",
+                fix="set adapt.tuning: full or lora, or train only the other tower (adapt.towers)"
+                if tuning == "projection"
+                else "train both towers (adapt.towers)",
+            )
+        for name in chosen:
+            weights[name].requires_grad_(True)
+
+
+def _usable_layers(towers: Towers, tower: Tower) -> set[str]:
+    """Return the names of the modules that a tower calls and whose own weights its embeddings depend on.
+
+    Updates of other layers would have no effect: a weight that is read without a call, as PyTorch's attention reads
+    that of its output projection, or an output that is not used, as that of a pooling for captions.
+    """
+    called: set[str] = set()
+
+    def record(name: str) -> Callable[..., None]:
+        return lambda *_: called.add(name)
+
+    hooks = [part.register_forward_pre_hook(record(name)) for name, part in towers.module.named_modules()]
+    try:
+        owners = {name.rpartition(".")[0] for name in _reached_weights(towers, tower)}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called & owners
+
+
+def _reached_weights(towers: Towers, tower: Tower) -> set[str]:
+    """Return the names of the weights that a tower's embeddings depend on."""
+    weights = dict(towers.module.named_parameters())
+    with _all_trainable(weights):
+        found = torch.autograd.grad(_scalar(_embed_probe(towers, tower)), list(weights.values()), allow_unused=True)
+    return {name for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+
+
+@contextmanager
+def _all_trainable(weights: dict[str, nn.Parameter]) -> Iterator[None]:
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in weights.values():
+            weight.requires_grad_(False)
+
+
+def _check_reach(adapted: AdaptedTowers) -> None:
+    """Check by one backward pass that the update of every adapted layer changes an embedding.
+
+    Raises:
+        ModelError: Some do not, such as a layer whose weight is read without calling it.
+    """
+    updates = {name: weight for name, weight in adapted.trainable().items() if "lora_B" in name}
+    total = torch.stack([_scalar(_embed_probe(adapted.towers, tower)) for tower in adapted.which]).sum()
+    found = torch.autograd.grad(total, list(updates.values()), allow_unused=True)
+    idle = [name for name, g in zip(updates, found, strict=True) if g is None or not bool(g.any())]
+    if idle:
+        raise ModelError(
+            f"{len(idle)} of {len(updates)} adapted layers do not reach an embedding: "
+            f"{shortlist([name.split('.lora_B')[0].removeprefix('network.base_model.model.') for name in idle])}",
+            where="adapt.lora.targets",
+            fix="take these layers out of adapt.lora.targets, or set adapt.tuning: projection or full",
+        )
+
+
+def _embed_probe(towers: Towers, tower: Tower) -> Tensor:
+    """Embed noise or two short texts; no random numbers of PyTorch's global generator are drawn."""
+    device = next(towers.module.parameters()).device
+    dtype = next(towers.module.parameters()).dtype
+    if tower == "text":
+        return towers.text({key: value.to(device) for key, value in towers.tokenise(list(_PROBE)).items()})
+    size = towers.preprocess.size
+    generator = torch.Generator().manual_seed(0)
+    return towers.image(torch.randn(2, 3, size, size, generator=generator).to(device, dtype))
+
+
+def _scalar(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
+    """Return a random linear combination; a sum of squares would be constant where embeddings are normalised."""
+    noise = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(1))
+    return (embeddings * noise.to(embeddings)).sum()

@@ -48,13 +48,7 @@ class AdaptedTowers(nn.Module):
         self.network = network
         self.tuning = tuning
         self.which = which
-        own = getattr(towers.module, "logit_scale", None)
-        is_log_scale = isinstance(own, nn.Parameter) and own.numel() == 1
-        if is_log_scale and math.isclose(float(own.detach().exp()), towers.logit_scale, rel_tol=1e-4):
-            self.logit_scale = own
-        else:
-            device = next(towers.module.parameters()).device
-            self.logit_scale = nn.Parameter(torch.tensor(math.log(towers.logit_scale), device=device))
+        self.logit_scale: nn.Parameter = _log_scale(towers)
 
     def image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Encode normalised pixels as un-normalised embeddings of the joint space."""
@@ -100,6 +94,16 @@ class AdaptedTowers(nn.Module):
             )
         merged.requires_grad_(False)
         return replace(self.towers, logit_scale=float(self.logit_scale.detach().exp()))
+
+
+def _log_scale(towers: Towers) -> nn.Parameter:
+    """Return the module's own logarithm of the scale, or a new weight with this value."""
+    own = getattr(towers.module, "logit_scale", None)
+    if isinstance(own, nn.Parameter) and own.numel() == 1:
+        if math.isclose(float(own.detach().exp()), towers.logit_scale, rel_tol=1e-4):
+            return own
+    device = next(towers.module.parameters()).device
+    return nn.Parameter(torch.tensor(math.log(towers.logit_scale), device=device))
 
 
 def adapt_towers(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 
-class PackedAttention(MultiheadAttention):
+class PackedAttention(MultiheadAttention):  # type: ignore[misc]
     """Adapter of the packed q, k, v weights and the output projection of an attention.
 
     The layer of peft 0.21 adds the update of the output projection twice, and replaces the frozen weights by rounded
@@ -30,14 +30,15 @@ class PackedAttention(MultiheadAttention):
         Raises:
             ValueError: `safe_merge`, and a sum is not finite.
         """
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         if merge:
             for name, value in self._sums().items():
                 if safe_merge and not bool(value.isfinite().all()):
                     raise ValueError(f"the merged weights {name} of an attention are not finite")
                 base.get_parameter(name).data = value.detach()
         base.out_proj = base.out_proj.get_base_layer()
-        return base
+        attention: nn.Module = base
+        return attention
 
     def _sums(self) -> dict[str, Tensor]:
         """Return the sums of weights and updates, by their names in the attention."""

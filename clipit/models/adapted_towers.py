@@ -99,9 +99,12 @@ class AdaptedTowers(nn.Module):
 def _log_scale(towers: Towers) -> nn.Parameter:
     """Return the module's own logarithm of the scale, or a new weight with this value."""
     own = getattr(towers.module, "logit_scale", None)
-    if isinstance(own, nn.Parameter) and own.numel() == 1:
-        if math.isclose(float(own.detach().exp()), towers.logit_scale, rel_tol=1e-4):
-            return own
+    if (
+        isinstance(own, nn.Parameter)
+        and own.numel() == 1
+        and math.isclose(float(own.detach().exp()), towers.logit_scale, rel_tol=1e-4)
+    ):
+        return own
     device = next(towers.module.parameters()).device
     return nn.Parameter(torch.tensor(math.log(towers.logit_scale), device=device))
 

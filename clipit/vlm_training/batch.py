@@ -1,7 +1,7 @@
 """The batch of a contrastive step: which tiles and texts are encoded, and how they form bags."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -44,6 +44,14 @@ class Examples(Protocol):
     @property
     def texts(self) -> list[str]:
         """Texts that the batches name, each within the context length."""
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What determines the examples beside the configuration, for the fingerprint of an adaptation."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Counts of what was used, dropped, split and masked (JSON-serialisable), for training.json."""
 
     def batch(self, step: int) -> ContrastBatch:
         """Return the global batch of a step, counted from 0."""

@@ -1,0 +1,209 @@
+"""Batches of bags that are drawn from the tiles and texts of each example: a pure function of seed and step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int, Int64
+
+from clipit.distributed import stream_positions
+from clipit.errors import DataError
+from clipit.tiles.pixel_source import PixelSource
+from clipit.training.terms.bags import share_text
+from clipit.vlm_training.batch import ContrastBatch
+
+
+@dataclass(frozen=True)
+class Members:
+    """Lists of rows of different lengths, one per example.
+
+    Attributes:
+        values: Rows of tiles or texts of all examples, one example after the other.
+        starts: Place in `values` of each example's first row, and of the end.
+    """
+
+    values: Int64[np.ndarray, "total"]
+    starts: Int64[np.ndarray, "bounds"]
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[int] | Int64[np.ndarray, "_"]]) -> "Members":
+        """Store one list per example."""
+        lengths = np.fromiter((len(each) for each in lists), dtype=np.int64, count=len(lists))
+        values = np.concatenate([np.asarray(each, dtype=np.int64) for each in lists] or [np.empty(0, dtype=np.int64)])
+        return cls(values, np.concatenate([np.zeros(1, dtype=np.int64), lengths.cumsum()]))
+
+    @classmethod
+    def grouped(cls, examples: Int64[np.ndarray, "m"], values: Int64[np.ndarray, "m"], count: int) -> "Members":
+        """Store values by example, in their order; negative examples are left out.
+
+        Args:
+            examples: Example of each value.
+            values: Rows of tiles or texts.
+            count: Number of examples.
+        """
+        known = np.flatnonzero(examples >= 0)
+        order = known[np.argsort(examples[known], kind="stable")]
+        return cls(values[order], np.searchsorted(examples[order], np.arange(count + 1)).astype(np.int64))
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.starts) - 1
+
+    def __getitem__(self, example: int) -> Int64[np.ndarray, "_"]:
+        """Return the rows of an example."""
+        return self.values[self.starts[example] : self.starts[example + 1]]
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "n"]:
+        """Number of rows of each example."""
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True)
+class BagExamples:
+    """Examples with tiles and texts, of which each step draws some.
+
+    Examples come in shuffled order, none twice before all others. Over the visits of an example, so do its tiles and
+    texts, but for those that do not fill a bag.
+
+    Attributes:
+        source: Pixels of the tiles.
+        tile_ids: Ids of the tiles.
+        texts: Distinct texts.
+        tiles_of: Rows of the tiles of each example; the first ones come first in a bag that takes all.
+        texts_of: Rows of the texts of each example.
+        tiles_per_bag: Largest number of tiles of a tile bag.
+        texts_per_bag: Largest number of texts of a text bag; 0 contrasts images with images.
+        batch_size: Bags per batch.
+        seed: Seed of the draws.
+        owners: Number of each example's patient; examples of the same patient are not negatives. Where examples of a
+            patient are negatives, the number of the example.
+        partners: Example whose texts each example gets; itself, except in the control.
+        same_pixels: Number of each tile; equal for tiles with the same pixels.
+        fingerprints: What determines the examples, for the fingerprint of an adaptation.
+        summary: Counts of what was used, dropped, split and masked (JSON-serialisable).
+    """
+
+    source: PixelSource
+    tile_ids: list[str]
+    texts: list[str]
+    tiles_of: Members
+    texts_of: Members
+    tiles_per_bag: int
+    texts_per_bag: int
+    batch_size: int
+    seed: int
+    owners: Int64[np.ndarray, "n"]
+    partners: Int64[np.ndarray, "n"]
+    same_pixels: Int64[np.ndarray, "t"]
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.tiles_of)
+
+    def batch(self, step: int) -> ContrastBatch:
+        """Return the global batch of a step, counted from 0."""
+        first, count = step * self.batch_size, len(self)
+        examples = stream_positions(self.seed, "examples", first, self.batch_size, count)
+        visits = (first + np.arange(self.batch_size)) // count
+        images, others, texts = [], [], []
+        for example, visit in zip(examples.tolist(), visits.tolist(), strict=True):
+            if self.texts_per_bag:
+                partner = int(self.partners[example])
+                images.append(self._draw(self.tiles_of, "tiles", example, self.tiles_per_bag, visit))
+                texts.append(self._draw(self.texts_of, "texts", partner, self.texts_per_bag, visit))
+            else:
+                drawn = self._draw(self.tiles_of, "tiles", example, 2 * self.tiles_per_bag, visit)
+                half = max(len(drawn) // 2, 1)
+                images.append(drawn[:half])
+                others.append(drawn[half:] if len(drawn) > 1 else drawn)
+        tiles, image_members = _distinct(images)
+        text_rows, text_members = _distinct(texts)
+        other_rows, other_members = _distinct(others)
+        return ContrastBatch(
+            tiles=tiles,
+            image_members=image_members,
+            texts=text_rows,
+            others=other_rows,
+            other_members=text_members if self.texts_per_bag else other_members,
+            same=self._same(examples, images, others, texts),
+        )
+
+    def _draw(self, members: Members, kind: str, example: int, count: int, visit: int) -> Int64[np.ndarray, "_"]:
+        """Draw up to `count` different rows of an example: all, or the next ones of its shuffled rows."""
+        rows = members[example]
+        if len(rows) <= count:
+            return rows
+        shuffle, place = divmod(visit, len(rows) // count)  # what is left of a shuffle is not drawn
+        start = shuffle * len(rows) + place * count
+        drawn: Int64[np.ndarray, "_"] = rows[stream_positions(self.seed, f"{kind} {example}", start, count, len(rows))]
+        return drawn
+
+    def _same(
+        self,
+        examples: Int64[np.ndarray, "b"],
+        images: list[Int64[np.ndarray, "_"]],
+        others: list[Int64[np.ndarray, "_"]],
+        texts: list[Int64[np.ndarray, "_"]],
+    ) -> Bool[np.ndarray, "b b"]:
+        """Find the bags that share a patient, pixels or a text, on any side."""
+        owners = self.owners[examples][:, None]
+        if self.texts_per_bag:
+            # In the control, the tiles of one bag and the texts of another may belong together: no negatives either.
+            owners = np.concatenate([owners, self.owners[self.partners[examples]][:, None]], axis=1)
+        pixels = [self.same_pixels[rows] for rows in images]
+        if others:
+            pixels = [np.concatenate([a, self.same_pixels[b]]) for a, b in zip(pixels, others, strict=True)]
+        same = share_text(owners) | share_text(_padded(pixels))
+        if texts:
+            same |= share_text(_padded(texts))
+        return same
+
+
+def check_negatives(examples: BagExamples, batches: int = 8) -> dict[str, Any]:
+    """Check that the bags of the first batches have negatives.
+
+    Args:
+        examples: Examples.
+        batches: Number of batches.
+
+    Returns:
+        Counts for the summary: mean number of negatives per bag, and share of the bags without any.
+
+    Raises:
+        DataError: No bag of a batch has a negative.
+    """
+    counts = np.concatenate([_negatives(examples.batch(step)) for step in range(batches)])
+    if not counts.any():
+        raise DataError(
+            "no bag of a batch has a negative: all bags share a patient, an image or a text",
+            where="adapt",
+            fix="add patients and different texts, or raise adapt.batch_size",
+        )
+    return {"negatives_per_bag": float(counts.mean()), "bags_without_negatives": float((counts == 0).mean())}
+
+
+def _negatives(batch: ContrastBatch) -> Int64[np.ndarray, "b"]:
+    masked = batch.same.copy()
+    np.fill_diagonal(masked, True)
+    return np.asarray((~masked).sum(axis=1), dtype=np.int64)
+
+
+def _padded(lists: Sequence[Int[np.ndarray, "_"]]) -> Int64[np.ndarray, "b most"]:
+    """Place lists side by side, padded with -1."""
+    table = np.full((len(lists), max((len(each) for each in lists), default=0)), -1, dtype=np.int64)
+    for row, each in enumerate(lists):
+        table[row, : len(each)] = each
+    return table
+
+
+def _distinct(lists: Sequence[Int[np.ndarray, "_"]]) -> tuple[Int64[np.ndarray, "t"], Int64[np.ndarray, "b most"]]:
+    """Return the distinct rows of all lists, sorted, and the places of each list's rows among them."""
+    if not lists:
+        return np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.int64)
+    rows, places = np.unique(np.concatenate(lists), return_inverse=True)
+    ends = np.cumsum([len(each) for each in lists])[:-1]
+    return rows.astype(np.int64), _padded(np.split(places.astype(np.int64), ends))

@@ -1,0 +1,167 @@
+"""Examples from cases: tiles of a patient with the snippets of the patient's own reports."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Int64
+
+from clipit.artifacts import Artifact, fingerprint, whole_file
+from clipit.config.run import RunConfig
+from clipit.config.vlm_training import AdaptArm, AdaptConfig
+from clipit.distributed import build_once, get_processes
+from clipit.errors import DataError
+from clipit.pairing.cases import Cases
+from clipit.prompts.prompt_set import load_bag
+from clipit.reports.build import snippet_keys
+from clipit.reports.readers import Reports
+from clipit.tiles.splits import patients
+from clipit.training.terms.case_labels import exchange_order
+from clipit.vlm_training.bag_batches import BagExamples, Members
+from clipit.workspace.leak_policy import hash_images
+from clipit.workspace.snippet_filter import filter_bags, score_morphology
+from clipit.workspace.workspace import Workspace
+
+
+def case_examples(
+    config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, split: str, workspace: Workspace
+) -> BagExamples:
+    """Make examples from the patients of a split who have tiles and reports.
+
+    The snippets are those of a text store, with the same filters. Reports of validation patients serve the validation
+    loss only; those of patients with tiles in several splits are not used.
+
+    Args:
+        config: Run configuration.
+        section: Section `adapt`.
+        arm: Arm of the study. `shuffled_text` gives each patient the reports of another patient, of the same organ
+            where there is one; their sentences may be worded as those of the own report by chance.
+        seed: Seed of the draws.
+        split: train, validation or test.
+        workspace: Workspace of this configuration.
+
+    Raises:
+        DataError: No patient of this split has both tiles and text, or in the control there is only one.
+    """
+    tiles = workspace.all_tiles.of_split(split)
+    cases = _cases_of(workspace, split)
+    snippets = _own_snippets(workspace, cases)
+    texts: list[str] = snippets.table("snippets.parquet").column("text").to_pylist()
+    texts_of = _texts_of(snippets, cases)
+    kept = np.flatnonzero(texts_of.lengths > 0)
+    if not len(kept):
+        raise DataError(
+            f"no report of a {split} patient has a snippet left after the filters",
+            where="reports",
+            fix="relax the filters under `reports`",
+        )
+    number = np.full(len(cases.names), -1, dtype=np.int64)
+    number[kept] = np.arange(len(kept))
+    example_of = np.where(cases.case_of >= 0, number[cases.case_of], -1).astype(np.int64)
+    tiles_of = Members.grouped(example_of, np.arange(len(tiles), dtype=np.int64), len(kept))
+    partners = np.arange(len(kept), dtype=np.int64)
+    if arm == "shuffled_text":
+        partners = _exchange([cases.organs[case] for case in kept.tolist()], seed)
+    used = int((example_of >= 0).sum())
+    account = {key: value for key, value in asdict(cases.account).items() if key not in ("tiles", "cases")}
+    return BagExamples(
+        source=workspace.pixels_of(tiles, workspace.vlm.preprocess),
+        tile_ids=tiles.ids.tolist(),
+        texts=texts,
+        tiles_of=tiles_of,
+        texts_of=Members.of([texts_of[case] for case in kept.tolist()]),
+        tiles_per_bag=section.cases.tiles,
+        texts_per_bag=0 if arm == "images" else section.cases.snippets,
+        batch_size=section.batch_size,
+        seed=seed,
+        owners=np.arange(len(kept), dtype=np.int64),
+        partners=partners,
+        same_pixels=number_pixels(workspace, split),
+        fingerprints={"tiles": tiles.fingerprint, "own reports": cases.fingerprint, "snippets": snippets.fingerprint},
+        summary={
+            "examples": len(kept),
+            "tiles": used,
+            "tiles_without_text": len(tiles) - used,
+            "texts": len(texts),
+            "patients_without_text": len(cases.names) - len(kept),
+            **account,
+        },
+    )
+
+
+def number_pixels(workspace: Workspace, split: str) -> Int64[np.ndarray, "n"]:
+    """Number the tiles of a split so that tiles with the same pixels get the same number.
+
+    Images are compared as `leaks.pixels` says for leaks; without that, every tile gets its own number.
+    """
+    tiles, config = workspace.all_tiles, workspace.config
+    pixels = "off" if config.leaks.pixels == "off" else "exact"
+    prints = hash_images(tiles, config, pixels)
+    rows = np.flatnonzero(tiles.splits == split)
+    if not isinstance(prints, np.ndarray):
+        return np.arange(len(rows), dtype=np.int64)
+    return np.unique(prints[rows], axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def _cases_of(workspace: Workspace, split: str) -> Cases:
+    """Join the tiles of a split with the reports of those patients who have no tiles in another split."""
+    tiles = workspace.all_tiles
+    if split == "train":
+        return workspace.cases
+    parts = np.where(tiles.splits == split, "train", "test")
+    return workspace.cases_of(patients(tiles.groups, tiles.ids), parts)
+
+
+def _own_snippets(workspace: Workspace, cases: Cases) -> Artifact:
+    """Cut the reports of these cases into snippets, with the filters of the text store."""
+    section, vlm = workspace.reports_config, workspace.vlm
+    corpus = Reports(tuple(report for reports in cases.reports for report in reports), (), section.path)
+    inputs: dict[str, Any] = {
+        "reports": corpus.fingerprint,
+        "config": snippet_keys(section),
+        "vlm": vlm.fingerprint,
+        **{key: fingerprint(list(load_bag(name).texts)) for key, name in filter_bags(section).items()},
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        from clipit.reports.build import build_snippets
+
+        if not get_processes().main:
+            return {}
+        similarity = (
+            (lambda texts: score_morphology(texts, workspace.encode, section)) if filter_bags(section) else None
+        )
+        built = build_snippets(corpus, section, vlm.count_tokens, vlm.context_length, similarity)
+        for name, table in (("snippets", built.snippets), ("snippet_sources", built.sources)):
+            with whole_file(folder / f"{name}.parquet") as temporary:
+                pq.write_table(table, temporary)
+        return {"snippets": built.snippets.num_rows, "split_sentences": built.account.split_sentences}
+
+    return build_once(workspace.root, "own_snippets", inputs, make)
+
+
+def _texts_of(snippets: Artifact, cases: Cases) -> Members:
+    """Return the rows of the snippets of each case, each once."""
+    names = snippets.table("snippets.parquet").column("snippet_id").to_pylist()
+    row_of = {name: row for row, name in enumerate(names)}
+    case_of = {report.report_id: case for case, reports in enumerate(cases.reports) for report in reports}
+    sources = snippets.table("snippet_sources.parquet")
+    rows: list[dict[int, None]] = [{} for _ in cases.names]
+    for report, snippet in zip(
+        sources.column("report_id").to_pylist(), sources.column("snippet_id").to_pylist(), strict=True
+    ):
+        rows[case_of[report]][row_of[snippet]] = None
+    return Members.of([sorted(each) for each in rows])
+
+
+def _exchange(organs: list[str], seed: int) -> Int64[np.ndarray, "n"]:
+    """Draw the patient whose reports each patient gets."""
+    if len(organs) < 2:
+        raise DataError(
+            "only one patient has tiles and a report, so reports cannot be exchanged",
+            where="adapt.arms",
+            fix="add patients, or leave out the arm shuffled_text",
+        )
+    return exchange_order(np.ones(len(organs), dtype=np.bool_), organs, seed)

@@ -157,10 +157,8 @@ class BagExamples:
         pixels = [self.same_pixels[rows] for rows in images]
         if others:
             pixels = [np.concatenate([a, self.same_pixels[b]]) for a, b in zip(pixels, others, strict=True)]
-        same = share_text(owners) | share_text(_padded(pixels))
-        if texts:
-            same |= share_text(_padded(texts))
-        return same
+        masks = [share_text(_padded(pixels)), share_text(owners), *([share_text(_padded(texts))] if texts else [])]
+        return np.logical_or.reduce(masks)
 
 
 def check_negatives(examples: BagExamples, batches: int = 8) -> dict[str, Any]:

@@ -158,7 +158,8 @@ class BagExamples:
         if others:
             pixels = [np.concatenate([a, self.same_pixels[b]]) for a, b in zip(pixels, others, strict=True)]
         masks = [share_text(_padded(pixels)), share_text(owners), *([share_text(_padded(texts))] if texts else [])]
-        return np.logical_or.reduce(masks)
+        same: Bool[np.ndarray, "b b"] = np.logical_or.reduce(masks)
+        return same
 
 
 def check_negatives(examples: BagExamples, batches: int = 8) -> dict[str, Any]:

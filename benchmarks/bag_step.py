@@ -118,7 +118,7 @@ def _work(options: Options, student: Any, size: int, steps: int, term: "BagsTerm
         loss = cross_entropy_sum(logits, labels) / size
         if term is not None:
             rows = draws.integers(0, len(term.bags.texts.members), size=size)
-            batch = MicroBatch(rows, rows, labels, (logits,), output.projected.float(), None, student, processes)
+            batch = MicroBatch(rows, rows, labels, (logits,), (output.projected.float(),), None, student, processes)
             loss = loss + term.weight * term.sum(batch)
         torch.autograd.backward(loss)
         optimizer.step()

@@ -48,6 +48,8 @@ __all__ = [
     "TrainingConfig",
 ]
 
+Correction = Literal["none", "csls", "inverted_softmax", "sinkhorn"]
+"""Corrections of hubness, each of which `clipit/pairing/correction.py` computes."""
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _LONGEST_NAME = 200  # file systems allow 255; an arm's steps and seed are appended
 
@@ -143,7 +145,7 @@ class PairingConfig(Section):
     with either backend."""
     block: Speed[int] = Field(4096, ge=1)
     """Tiles searched at once, which bounds the memory."""
-    correction: Literal["none", "csls", "inverted_softmax", "sinkhorn"] = "none"
+    correction: Correction = "none"
     """Correction of hubness: rank snippets by the cosine less their nearness to all tiles (needs index: Flat)."""
     correction_neighbours: int = Field(10, ge=1)
     """csls: number of a snippet's nearest tiles, half of whose mean cosine is subtracted."""

@@ -11,7 +11,7 @@ on the number of processes.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -56,6 +56,20 @@ class TileBlocks:
     def vectors(self, start: int) -> Float32[np.ndarray, "_ dim"]:
         """Read the unit vectors of the block that starts at row `start`."""
         return centred_rows(self.store, np.arange(start, min(start + self.size, self.store.size)), self.mean)
+
+
+def correction_inputs(rules: PairingConfig) -> dict[str, Any]:
+    """Return the keys of the correction that the fingerprint of pairs depends on; empty without a correction."""
+    if rules.correction == "none":
+        return {}
+    inputs: dict[str, Any] = {"correction": rules.correction}
+    if rules.correction == "csls":
+        inputs["correction_neighbours"] = rules.correction_neighbours
+    else:
+        inputs["correction_temperature"] = rules.correction_temperature
+    if rules.correction == "sinkhorn":
+        inputs["correction_iterations"] = rules.correction_iterations
+    return inputs
 
 
 def snippet_statistics(

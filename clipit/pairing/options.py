@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Float64, Int
 
-from clipit.config.run import PairingConfig
+from clipit.config.run import Correction, PairingConfig
 from clipit.distributed import get_processes
 from clipit.errors import printable
 from clipit.pairing.pairs import check_same_encoder
@@ -22,7 +22,6 @@ from clipit.stores.index import Index
 
 T = TypeVar("T")
 
-CORRECTIONS = ("none", "csls", "inverted_softmax", "sinkhorn")
 _MOST_ORGANS = 4
 _NAMED_ORGANS = 2  # longer lists are shown as a count
 _COLUMNS = {
@@ -136,7 +135,7 @@ def compare_options(
         margins = (rules.margin,)
     base = rules.model_copy(update={"threshold": None, "margin": None, "mutual": False})
     options: list[Option] = []
-    for correction in CORRECTIONS:
+    for correction in get_args(Correction):
         plain = base.model_copy(update={"correction": correction})
         mutual = plain.model_copy(update={"mutual": True})
         prepared = inputs.prepared(index, mutual)

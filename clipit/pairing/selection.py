@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float32, Float64, Int, Int8
 
 from clipit.config.run import PairingConfig
 from clipit.errors import ConfigError, DataError
-from clipit.pairing.correction import TileBlocks, snippet_statistics
+from clipit.pairing.correction import TileBlocks, correction_inputs, snippet_statistics
 from clipit.pairing.nearest import SPARE, Keys, best_first, exact_cosines, nearest, nearest_among, search
 from clipit.pairing.sources import OwnSnippets, allowed_snippets, own_snippets, owners, sole_groups
 from clipit.stores.embed import Store
@@ -59,15 +59,7 @@ class Candidates:
 
 def rule_inputs(rules: PairingConfig) -> dict[str, Any]:
     """Return the inputs that the rules add to the fingerprint of pairs; empty without rules."""
-    inputs: dict[str, Any] = {}
-    if rules.correction != "none":
-        inputs["correction"] = rules.correction
-        if rules.correction == "csls":
-            inputs["correction_neighbours"] = rules.correction_neighbours
-        else:
-            inputs["correction_temperature"] = rules.correction_temperature
-        if rules.correction == "sinkhorn":
-            inputs["correction_iterations"] = rules.correction_iterations
+    inputs = correction_inputs(rules)
     if rules.mutual:
         inputs["mutual_neighbours"] = rules.mutual_neighbours
     if rules.organs:

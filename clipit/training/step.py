@@ -141,7 +141,7 @@ def one_step(
                 batch_rows=batch_rows,
                 labels=labels,
                 views=logits.split(n),
-                projection=None if output.projected is None else output.projected[:n].float(),
+                projections=() if output.projected is None else output.projected.float().split(n),
                 second_projection=None if output.second is None else output.second[:n].float(),
                 student=model,
                 processes=processes,

@@ -106,7 +106,7 @@ def test_certain_posteriors_give_the_loss_of_hard_labels(
     soft._soft = SoftLabels(made.probabilities, made.weights * (labels >= 0))
     rows, logits = np.arange(5), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     batch = MicroBatch(
-        rows, rows, torch.from_numpy(labels), (logits,), None, None, torch.nn.Linear(1, 1), get_processes()
+        rows, rows, torch.from_numpy(labels), (logits,), (), None, torch.nn.Linear(1, 1), get_processes()
     )
     assert soft.count(rows) == hard.count(rows) == 4
     torch.testing.assert_close(soft.weight * soft.sum(batch), hard.sum(batch), rtol=1e-6, atol=1e-6)

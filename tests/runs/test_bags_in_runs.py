@@ -104,7 +104,7 @@ def test_weights_and_shared_texts_reach_the_term(configure: MakeConfig) -> None:
         found[name] = float(
             term.sum(
                 MicroBatch(
-                    rows, rows, torch.full((16,), -1), logits, projected, None, torch.nn.Identity(), get_processes()
+                    rows, rows, torch.full((16,), -1), logits, (projected,), None, torch.nn.Identity(), get_processes()
                 )
             )
         )

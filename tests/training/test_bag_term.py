@@ -67,7 +67,7 @@ def loss(
     local = rows[processes.rank :: processes.count]
     logits = (torch.zeros(len(projected), 2),)
     module = student or torch.nn.Identity()
-    return bags_term(options, bags).sum(MicroBatch(local, rows, labels, logits, projected, None, module, processes))
+    return bags_term(options, bags).sum(MicroBatch(local, rows, labels, logits, (projected,), None, module, processes))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -55,7 +55,8 @@ class MicroBatch:
         batch_rows: Rows of the complete batch, over all processes; of n processes, process r has every n-th row from r.
         labels: Class indices; -1 if unknown.
         views: Logits of each augmented view of the tiles; most terms use `logits`, the first view.
-        projection: Predicted text embeddings of the first view; None without a projector.
+        projections: Predicted text embeddings of each view; most terms use `projected`, the first view. Empty without a
+            projector.
         second_projection: Predicted text embeddings of the first view in the space of the second VLM.
         student: Trained module, possibly inside the wrapper that exchanges gradients.
         processes: Processes that share the batch.
@@ -65,7 +66,7 @@ class MicroBatch:
     batch_rows: Int[np.ndarray, "_"]
     labels: Int64[Tensor, "b"]
     views: tuple[Float[Tensor, "b classes"], ...]
-    projection: Float[Tensor, "b dim"] | None
+    projections: tuple[Float[Tensor, "b dim"], ...]
     second_projection: Float[Tensor, "b _"] | None
     student: torch.nn.Module
     processes: Processes
@@ -82,9 +83,9 @@ class MicroBatch:
         Raises:
             ModelError: The student has no projector.
         """
-        if self.projection is None:
+        if not self.projections:
             raise ModelError("a loss term needs a projector", where="student", fix="set student.projector_layers=1")
-        return self.projection
+        return self.projections[0]
 
     def tensor(self, values: np.ndarray) -> Tensor:
         """Convert an array to a tensor on the student's device."""

@@ -24,6 +24,7 @@ _CHANGED = (
     "training.cache_tiles",
     "training.cache_gigabytes",
     "vlm.path",
+    "vlm.adapter",
     "vlm.batch_size",
     "vlm.trust_remote_code",
     "backbone.trust_remote_code",

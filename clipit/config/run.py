@@ -73,6 +73,8 @@ class VLMConfig(Section):
     `python:package.module:function`, a function of yours that returns `clipit.models.towers.Towers`."""
     path: Data[LocalPath[str | None]] = None
     """Local folder or checkpoint file of a model with a known name, which is read by the rules of that name."""
+    adapter: Data[LocalPath[str | None]] = None
+    """Folder `adapter/` of an adaptation (`clipit adapt`), whose weights are added to this model."""
     trust_remote_code: bool = False
     """Allow a model to run Python code from its own repository, which KEEP needs. Read that code first."""
     quick_gelu: bool | None = None

@@ -48,7 +48,7 @@ class AdaptedTowers(nn.Module):
         self.network = network
         self.tuning = tuning
         self.which = which
-        self.logit_scale: nn.Parameter = _log_scale(towers)
+        self.logit_scale: nn.Parameter = log_scale(towers)
 
     def image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Encode normalised pixels as un-normalised embeddings of the joint space."""
@@ -96,7 +96,7 @@ class AdaptedTowers(nn.Module):
         return replace(self.towers, logit_scale=float(self.logit_scale.detach().exp()))
 
 
-def _log_scale(towers: Towers) -> nn.Parameter:
+def log_scale(towers: Towers) -> nn.Parameter:
     """Return the module's own logarithm of the scale, or a new weight with this value."""
     own = getattr(towers.module, "logit_scale", None)
     if (

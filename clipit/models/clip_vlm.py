@@ -1,5 +1,6 @@
 """VLMs that transformers loads as `CLIPModel`: hub ids and local folders."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ def clip_towers(source: str) -> Towers:
             fix="use a folder or hub id written by CLIPModel.save_pretrained",
         )
     context_length = int(model.config.text_config.max_position_embeddings)
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        # loaded again, because tokenising stores truncation and padding in a tokeniser
+        AutoTokenizer.from_pretrained(hub_id, trust_remote_code=False, **options).save_pretrained(folder)
+        if local:
+            shutil.copyfile(Path(source) / _PROCESSOR, folder / _PROCESSOR)
+        else:
+            CLIPImageProcessor.from_pretrained(hub_id, **options).save_pretrained(folder)
+
     return Towers(
         module=model,
         preprocess=preprocess_from_transformers(processor, source),
@@ -86,6 +97,7 @@ def clip_towers(source: str) -> Towers:
         raw=lambda pixels: model.vision_model(pixel_values=pixels).pooler_output,
         raw_dim=int(model.config.vision_config.hidden_size),
         tokens=lambda pixels: _patch_tokens(model, pixels),
+        save=save,
     )
 
 

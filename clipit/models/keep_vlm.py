@@ -3,6 +3,7 @@
 Tested with code and files in the layout of the release and random weights; not tested with the released weights.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,17 @@ from unittest.mock import patch
 
 from torch import Tensor
 
+from clipit.artifacts import write_tensors
 from clipit.errors import ModelError, shortlist
-from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, foreign_errors, hub_file, read_json, require_files
+from clipit.models.loading import (
+    CLIP_WEIGHTS,
+    TOKENIZER_FILES,
+    foreign_errors,
+    hub_access,
+    hub_file,
+    read_json,
+    require_files,
+)
 from clipit.models.preprocess import preprocess_from_spec
 from clipit.models.specs import ModelSpec
 from clipit.models.token_grids import pool_each, trunk_grid
@@ -21,6 +31,8 @@ from clipit.models.weights import read_tensors
 _WEIGHTS = CLIP_WEIGHTS[:2]
 _PARTS = ("encode_image", "encode_text", "visual", "logit_scale")
 """Attributes of the model that are used."""
+_COPIED = ["*.json", "*.py", "*.txt"]
+"""Code, configuration and tokeniser."""
 _LAYER_SCALES: dict[str, Any] = {}
 """Classes that imported code has put in the place of timm's `LayerScale`, by the name of its module."""
 
@@ -87,6 +99,7 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
         raw=model.visual,
         raw_dim=int(model.visual.num_features),
         tokens=_tokens(model),
+        save=lambda folder: _save(model, source, folder),
     )
 
 
@@ -95,6 +108,19 @@ def _tokens(model: Any) -> Callable[[Tensor], Tensor] | None:
     if not (hasattr(model.visual, "forward_features") and hasattr(model, "visual_head")):
         return None
     return lambda pixels: model.visual_head(pool_each(model.visual, trunk_grid(model.visual, pixels)))
+
+
+def _save(model: Any, source: str, folder: Path) -> None:
+    """Copy the code, configuration and tokeniser, and write the present weights."""
+    origin = Path(source)
+    if not origin.is_dir():
+        from huggingface_hub import snapshot_download
+
+        with hub_access():
+            origin = Path(snapshot_download(source, allow_patterns=_COPIED))
+    for file in sorted(file for pattern in _COPIED for file in origin.glob(pattern) if ".index." not in file.name):
+        shutil.copyfile(file, folder / file.name)
+    write_tensors(folder / _WEIGHTS[0], model.state_dict())
 
 
 def _build(source: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.classifier_spec import ClassifierSpec
+from clipit.models.loading import public_name
 from clipit.models.specs import ModelSpec
 from clipit.models.vlm_specs import VLMS
 
@@ -47,9 +48,14 @@ class ModelLicence:
         return self.licence != _UNKNOWN
 
     @property
+    def forbids_derivatives(self) -> bool:
+        """Whether the licence forbids to share changed copies of the weights."""
+        return "-ND" in self.licence.upper()
+
+    @property
     def objection(self) -> str:
         """Reason against sharing a classifier; "" if there is none."""
-        if "-ND" in self.licence.upper():
+        if self.forbids_derivatives:
             return "forbids to share derivatives"
         if self.gated and self.identifier == OTHER:
             return "is not known to permit sharing, and access to the model must be requested"
@@ -66,6 +72,11 @@ def model_licences(spec: ClassifierSpec) -> list[ModelLicence]:
         _look_up("backbone", backbone, BACKBONES),
         *(_look_up("VLM", str(name), VLMS) for name in dict.fromkeys(teachers)),
     ]
+
+
+def vlm_licence(name: str) -> ModelLicence:
+    """Look up the licence of a VLM by its configured name."""
+    return _look_up("VLM", public_name(name), VLMS)
 
 
 def _look_up(role: Literal["backbone", "VLM"], name: str, table: Mapping[str, ModelSpec]) -> ModelLicence:

@@ -35,6 +35,9 @@ CLIP_WEIGHTS = (
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 """Files of which a transformers tokeniser needs one."""
 
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+"""File that describes a model of open_clip."""
+
 _SCHEMES = ("open_clip:", "hf-hub:", "clip:", "transformers:")
 """Prefixes of names, before a hub id or a path."""
 
@@ -48,7 +51,7 @@ def expected_mpp(source: str) -> float | None:
     Hub ids are looked up in the tables; for a folder, the key `expected_mpp` of its configuration file is read.
     """
     folder = Path(source).expanduser()
-    for name in ("open_clip_config.json", "config.json"):
+    for name in (OPEN_CLIP_CONFIG, "config.json"):
         if (folder / name).is_file():
             value = read_json(folder / name).get("expected_mpp")
             return None if value is None else float(value)

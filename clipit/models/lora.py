@@ -3,8 +3,9 @@
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from clipit.artifacts import write_json, write_tensors
@@ -13,6 +14,10 @@ from clipit.errors import ModelError, shortlist
 from clipit.models.loading import foreign_errors, read_json
 from clipit.models.trunks import TokenPool
 
+if TYPE_CHECKING:
+    import peft
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _QKV = {"qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj", "query", "key", "value"}
 _PROJECTION = {"proj", "out_proj", "o_proj"}
 _MLP = {
@@ -133,15 +138,50 @@ def add_lora(
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=exact or list(names)
     )
-    with foreign_errors("LoRA", hint=f"The layers to be adapted: {shortlist(names)}."):
-        if any(isinstance(layer, nn.MultiheadAttention) for layer in backbone.modules()):
-            from clipit.models.lora_attention import PackedAttention
-
-            settings._register_custom_module({nn.MultiheadAttention: PackedAttention})
-        adapted: Any = peft.get_peft_model(backbone, settings)
+    adapted = _inject(backbone, settings, f"The layers to be adapted: {shortlist(names)}.")
     # set afterwards, because peft overwrites it with an attribute of the module, which timm's lack
     adapted.peft_config["default"].base_model_name_or_path = base_name
     return adapted  # type: ignore[no-any-return]
+
+
+def load_lora(module: nn.Module, folder: Path) -> nn.Module:
+    """Add the updates of an adapter in peft's format to a model, in place, and return it.
+
+    Of the adapter's settings, only rank, alpha and target layers are used.
+
+    Raises:
+        ModelError: The adapter is damaged, or belongs to another model.
+    """
+    import peft
+    from safetensors.torch import load_file
+
+    values = read_json(folder / ADAPTER_CONFIG)
+    with foreign_errors("LoRA", where=folder, hint="The adapter may belong to another model."):
+        rank, alpha, names = int(values["r"]), float(values["lora_alpha"]), values["target_modules"]
+        with torch.random.fork_rng(devices=[]):  # peft draws random numbers for initial factors
+            adapted = _inject(module, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), "")
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        report = peft.set_peft_model_state_dict(adapted, tensors)
+    factors = [name for name, _ in adapted.named_parameters() if "lora_" in name]
+    if report.unexpected_keys or len(factors) != len(tensors):
+        raise ModelError(
+            f"the adapter has {len(tensors)} weights, and the model takes {len(factors)}"
+            + (f"; unknown: {shortlist(report.unexpected_keys)}" if report.unexpected_keys else ""),
+            where=folder / ADAPTER_WEIGHTS,
+            fix="use the adapter with the model that it was trained on",
+        )
+    return merge_lora(adapted)
+
+
+def _inject(module: nn.Module, settings: "peft.LoraConfig", hint: str) -> Any:
+    import peft
+
+    with foreign_errors("LoRA", hint=hint):
+        if any(isinstance(layer, nn.MultiheadAttention) for layer in module.modules()):
+            from clipit.models.lora_attention import PackedAttention
+
+            settings._register_custom_module({nn.MultiheadAttention: PackedAttention})
+        return peft.get_peft_model(module, settings)
 
 
 def check_gradients(module: nn.Module, where: str = "lora.targets") -> None:
@@ -209,7 +249,7 @@ def _strip_pooling(folder: Path, kind: type) -> None:
     """Describe a saved adapter as that of the model within `TokenPool`, a class of timm or transformers."""
     from safetensors.torch import load_file
 
-    weights, description = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    weights, description = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG
     outer, inner = "base_model.model.", "trunk."
     write_tensors(weights, {name.replace(outer + inner, outer, 1): value for name, value in load_file(weights).items()})
     values = read_json(description)

@@ -6,17 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipit.errors import ModelError, shortlist
-from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, TOKENIZER_RULES, foreign_errors, hub_file, read_json
+from clipit.models.loading import (
+    CLIP_WEIGHTS,
+    OPEN_CLIP_CONFIG,
+    TOKENIZER_FILES,
+    TOKENIZER_RULES,
+    foreign_errors,
+    hub_file,
+    read_json,
+)
+from clipit.models.open_clip_files import has_quick_gelu, save_open_clip
 from clipit.models.preprocess import preprocess_from_open_clip
 from clipit.models.remote_code import check_tokenizer_options, text_config
 from clipit.models.specs import ModelSpec
 from clipit.models.token_grids import open_clip_tokens
 from clipit.models.towers import Towers
 
-CONFIG = "open_clip_config.json"
 _HUB_HINT = (
     "A text tower from the Hub (such as PubMedBERT) also needs its own configuration and tokeniser files. "
     "For a repository in transformers' format, use clip:ID."
@@ -101,7 +109,7 @@ def hub_towers(hub_id: str, quick_gelu: bool | None = None, trusted: bool = Fals
     """
     name = f"hf-hub:{hub_id}"
     with foreign_errors(name, hub_id, _HUB_HINT):
-        description = read_json(hub_file(hub_id, (CONFIG,)))
+        description = read_json(hub_file(hub_id, (OPEN_CLIP_CONFIG,)))
     check_tokenizer_options(description, name, trusted, TRUST)
     return _load(name, name, None, hub_id, _HUB_HINT, quick_gelu=quick_gelu)
 
@@ -115,9 +123,9 @@ def folder_towers(
         ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or contact the Hub), the
             weights do not fit the configuration, or it asks for code to run and is not trusted.
     """
-    description = read_json(folder / CONFIG)
-    check_tokenizer_options(description, folder / CONFIG, trusted, TRUST)
-    text = text_config(description, folder / CONFIG)
+    description = read_json(folder / OPEN_CLIP_CONFIG)
+    check_tokenizer_options(description, folder / OPEN_CLIP_CONFIG, trusted, TRUST)
+    text = text_config(description, folder / OPEN_CLIP_CONFIG)
     missing = []
     if not any((folder / name).is_file() for name in _WEIGHTS):
         missing.append(f"weights ({' or '.join(_WEIGHTS)})")
@@ -127,7 +135,7 @@ def folder_towers(
         missing.append(f"{TOKENIZER_RULES} of {text['hf_tokenizer_name']}")
     if missing:
         raise ModelError(
-            f"{CONFIG} is present, but files are missing: {'; '.join(missing)}",
+            f"{OPEN_CLIP_CONFIG} is present, but files are missing: {'; '.join(missing)}",
             where=folder,
             fix="copy these files into the same folder",
         )
@@ -155,7 +163,7 @@ def checkpoint_towers(file: Path, spec: ModelSpec, quick_gelu: bool | None = Non
         raise ModelError(
             f"a weights file alone does not define {spec.name}",
             where=file,
-            fix=f"use the folder with {CONFIG} and all files from {spec.page}",
+            fix=f"use the folder with {OPEN_CLIP_CONFIG} and all files from {spec.page}",
         )
     return builtin_towers(f"{spec.source.partition('/')[0]}/{file}", quick_gelu)
 
@@ -202,12 +210,8 @@ def _load(
         raw=raw,
         raw_dim=raw_dim,
         tokens=open_clip_tokens(model.visual),
+        save=lambda folder: save_open_clip(model, model_name, folder),
     )
-
-
-def has_quick_gelu(model: nn.Module) -> bool:
-    """Return whether a model uses QuickGELU, which cannot be inferred from its weights."""
-    return any(type(part).__name__ == "QuickGELU" for part in model.modules())
 
 
 def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:

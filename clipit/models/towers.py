@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,6 +62,8 @@ class Towers:
         tokens: Normalised pixels to un-normalised patch tokens [b,h,w,d] of the joint space; None if the model has
             none.
         is_image_weight: Whether a weight of `module`, given its name, belongs to the image tower.
+        save: Write the present weights, tokeniser and preprocessing into an existing folder, in the VLM's own format;
+            None if there is none.
     """
 
     module: nn.Module
@@ -77,3 +80,4 @@ class Towers:
     raw_dim: int | None = None
     tokens: Callable[[Tensor], Tensor] | None = None
     is_image_weight: Callable[[str], bool] = _starts_with_vis
+    save: Callable[[Path], None] | None = None

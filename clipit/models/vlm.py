@@ -1,9 +1,10 @@
 """Frozen vision-language models, with one interface for all packages that load them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,13 +13,15 @@ from jaxtyping import Float, UInt8
 from clipit.config.run import VLMConfig
 from clipit.errors import ModelError, shortlist
 from clipit.models.loading import expected_mpp, foreign_errors, weights_fingerprint
-from clipit.models.open_clip_vlm import TRUST, has_quick_gelu
+from clipit.models.open_clip_files import has_quick_gelu
+from clipit.models.open_clip_vlm import TRUST
 from clipit.models.precision import tf32_products
 from clipit.models.preprocess import Preprocess
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.specs import check_spec
 from clipit.models.token_grids import no_tokens
 from clipit.models.towers import Towers
+from clipit.models.vlm_adapter import merge_vlm_adapter, read_vlm_adapter
 from clipit.models.vlm_sources import named_towers, unnamed_towers
 from clipit.models.vlm_specs import VLMS
 
@@ -51,6 +54,7 @@ class VLM:
         towers: Image and text towers.
         quick_gelu: Configured value; None to follow the model's own configuration or the table.
         note: Note for users from the table of VLMs.
+        adapter: Base, kind and towers of the adapter that was merged into it; None without one.
     """
 
     name: str
@@ -67,6 +71,7 @@ class VLM:
     towers: Towers = field(repr=False, compare=False)
     quick_gelu: bool | None = None
     note: str = ""
+    adapter: Mapping[str, Any] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Describe the VLM for manifests and classifiers (JSON-serialisable)."""
@@ -80,6 +85,7 @@ class VLM:
             "quick_gelu": self.quick_gelu,
             "note": self.note,
             "preprocess": self.preprocess.describe(),
+            **({} if self.adapter is None else {"adapter": dict(self.adapter)}),
         }
 
     @property
@@ -186,7 +192,8 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
 
     Raises:
         ModelError: The name is unknown, files are missing, weights are gated or missing, or the model differs from its
-            entry of the table, or embeds a text differently in a batch.
+            entry of the table, or embeds a text differently in a batch, or its adapter is missing, damaged or of
+            another VLM.
         ConfigError: A path is given with a name outside the table.
     """
     device = torch.device(device)
@@ -199,13 +206,16 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
         hint="The tokeniser files may be incomplete, or belong to another model.",
         where=towers.source,
     ):
-        tokens = towers.tokenise([_PROBE])
         towers.count_tokens([_PROBE])
         joint_dim = _check_batches(towers)
-    quick = ("quick_gelu",) if has_quick_gelu(towers.module) else ()
-    words = sorted((number, word) for word, number in towers.vocabulary.items())
-    ids = (*(value.tolist() for value in tokens.values()), *words)
-    fingerprint = weights_fingerprint(towers.module, towers.preprocess.hash, towers.context_length, *ids, *quick)
+    fingerprint = vlm_fingerprint(towers)
+    adapter: dict[str, Any] | None = None
+    if config.adapter is not None:
+        folder = Path(config.adapter).expanduser()
+        adapter = {key: value for key, value in read_vlm_adapter(folder).items() if key in ("base", "tuning", "towers")}
+        towers = merge_vlm_adapter(towers, fingerprint, folder)
+        fingerprint = vlm_fingerprint(towers)
+        _check_batches(towers)
     if spec is not None:
         check_spec(spec, _listed_properties(towers, joint_dim), towers.source)
     towers.module.to(device)
@@ -224,7 +234,16 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
         towers=towers,
         quick_gelu=config.quick_gelu,
         note=spec.note if spec else "",
+        adapter=adapter,
     )
+
+
+def vlm_fingerprint(towers: Towers) -> str:
+    """Compute the fingerprint of weights, preprocessing and tokeniser."""
+    quick = ("quick_gelu",) if has_quick_gelu(towers.module) else ()
+    words = sorted((number, word) for word, number in towers.vocabulary.items())
+    ids = (*(value.tolist() for value in towers.tokenise([_PROBE]).values()), *words)
+    return weights_fingerprint(towers.module, towers.preprocess.hash, towers.context_length, *ids, *quick)
 
 
 def _check_batches(towers: Towers) -> int:

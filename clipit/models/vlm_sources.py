@@ -4,19 +4,24 @@ from pathlib import Path
 
 from clipit.config.run import VLMConfig
 from clipit.errors import ConfigError, ModelError
-from clipit.models.loading import EMBEDDED, read_json
+from clipit.models.loading import EMBEDDED, OPEN_CLIP_CONFIG, read_json
 from clipit.models.specs import ModelSpec, similar_names
 from clipit.models.towers import Towers
 from clipit.models.vlm_specs import VLMS
 
 
 def check_vlm_name(config: VLMConfig) -> None:
-    """Check the name and path of a VLM without loading it; whether the hub has it is not checked.
+    """Check the name, path and adapter of a VLM without loading it; whether the hub has it is not checked.
 
     Raises:
         ConfigError: `vlm.path` is given with a name outside the table.
-        ModelError: The name is unknown, the path does not exist, or the model has no text tower.
+        ModelError: The name is unknown, the path does not exist, the model has no text tower, or `vlm.adapter` is no
+            complete adapter.
     """
+    if config.adapter is not None:
+        from clipit.models.vlm_adapter import read_vlm_adapter
+
+        read_vlm_adapter(Path(config.adapter).expanduser())
     spec = VLMS.get(config.name)
     if spec is not None:
         _check_named(spec, config)
@@ -122,9 +127,7 @@ def _check_quick_gelu(config: VLMConfig, is_open_clip: bool) -> None:
 
 
 def _is_open_clip(folder: Path) -> bool:
-    from clipit.models import open_clip_vlm
-
-    return (folder / open_clip_vlm.CONFIG).is_file()
+    return (folder / OPEN_CLIP_CONFIG).is_file()
 
 
 def _check_folder(folder: Path, config: VLMConfig) -> None:
@@ -154,7 +157,7 @@ def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None)
         return clip_vlm.clip_towers(str(folder))
     other = f"; its config.json is for {model_type}" if description else ""
     raise ModelError(
-        f"no {spec.name if spec else 'VLM'} in this folder: looked for {open_clip_vlm.CONFIG} (open_clip) "
+        f"no {spec.name if spec else 'VLM'} in this folder: looked for {OPEN_CLIP_CONFIG} (open_clip) "
         f"and for config.json with model_type clip (transformers){other}",
         where=folder,
         fix="use the folder that holds the model's files",

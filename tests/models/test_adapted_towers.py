@@ -72,7 +72,11 @@ def test_lora_reaches_both_towers_and_is_merged(vlm_name: str) -> None:
     assert list(merged.module.state_dict()) == list(load_vlm(VLMConfig(name=vlm_name)).towers.module.state_dict())
 
 
-@pytest.mark.parametrize("tuning", ["lora", "projection", "full"])
+@pytest.mark.parametrize(
+    ("vlm_name", "tuning"),
+    [("open_clip_folder", "lora"), ("bert_folder", "projection"), ("clip_folder", "full")],
+    indirect=["vlm_name"],
+)
 def test_the_other_tower_keeps_its_weights(vlm_name: str, tuning: Tuning) -> None:
     image, text = embeddings(load_vlm(VLMConfig(name=vlm_name)).towers)
     model = adapted(vlm_name, tuning, ("text",))

@@ -1,0 +1,133 @@
+"""Adapter of a VLM: a folder with the trained weights alone, which are added to the VLM when it is loaded."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipit.artifacts import file_sha256, write_record, write_tensors
+from clipit.artifacts import read_json as read_record
+from clipit.errors import ArtifactError, ModelError, shortlist
+from clipit.models.adapted_towers import AdaptedTowers, log_scale
+from clipit.models.loading import foreign_errors
+from clipit.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_lora, save_adapter
+from clipit.models.towers import Towers
+
+RECORD = "clipit_adapter.json"
+_OTHERS = "weights.safetensors"
+_SCHEMA = 1
+_SCALE = "logit_scale"
+_COPY = "copy the adapter's folder again, with all its files"
+
+
+def save_vlm_adapter(adapted: AdaptedTowers, base: Mapping[str, str], folder: Path) -> None:
+    """Write the trained weights into an existing folder, before they are merged.
+
+    Low-rank updates are written in peft's format, all other trained weights and the learnt scale beside them.
+
+    Args:
+        adapted: Towers with trained weights.
+        base: `name` and `fingerprint` of the VLM that was adapted.
+        folder: Existing folder.
+    """
+    if adapted.tuning == "lora":
+        save_adapter(adapted.network, folder)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's, an empty form
+    others = {
+        name.removeprefix("network."): weight for name, weight in adapted.trainable().items() if "lora_" not in name
+    }
+    write_tensors(folder / _OTHERS, {**others, _SCALE: adapted.logit_scale})
+    files = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, _OTHERS) if (folder / name).is_file()]
+    record = {
+        "schema": _SCHEMA,
+        "base": dict(base),
+        "tuning": adapted.tuning,
+        "towers": list(adapted.which),
+        "files": {name: file_sha256(folder / name) for name in files},
+    }
+    write_record(folder / RECORD, record)
+
+
+def read_vlm_adapter(folder: Path) -> dict[str, Any]:
+    """Read the description of an adapter: its VLM, its kind and the checksums of its files.
+
+    Raises:
+        ModelError: The folder does not exist, or contains no complete adapter of `clipit adapt`.
+    """
+    if not (folder / RECORD).is_file():
+        raise ModelError(
+            "vlm.adapter does not exist" if not folder.exists() else f"no adapter in this folder: {RECORD} is missing",
+            where=folder,
+            fix="use the folder adapter/ of an adaptation by clipit adapt",
+        )
+    try:
+        record = read_record(folder / RECORD, _COPY)
+    except ArtifactError as error:
+        raise ModelError(f"the adapter's description is damaged: {error}", where=folder / RECORD, fix=_COPY) from error
+    files, base = record.get("files"), record.get("base")
+    if record.get("schema") != _SCHEMA or not isinstance(files, dict) or not isinstance(base, dict):
+        raise ModelError(
+            f"the adapter was written by another version of clipit (schema {record.get('schema')})",
+            where=folder / RECORD,
+            fix=f"use the version of clipit that wrote it; this one reads schema {_SCHEMA}",
+        )
+    if absent := [name for name in files if not (folder / name).is_file()]:
+        raise ModelError(f"files of the adapter are missing: {shortlist(absent)}", where=folder, fix=_COPY)
+    return record
+
+
+def merge_vlm_adapter(towers: Towers, fingerprint: str, folder: Path) -> Towers:
+    """Add the trained weights of an adapter to a VLM, in place, and return its towers with the learnt scale.
+
+    Args:
+        towers: Towers of the VLM that was adapted.
+        fingerprint: Fingerprint of this VLM.
+        folder: Folder of the adapter.
+
+    Raises:
+        ModelError: The adapter is missing or damaged, or belongs to another VLM.
+    """
+    record = read_vlm_adapter(folder)
+    base = record["base"]
+    if base.get("fingerprint") != fingerprint:
+        raise ModelError(
+            f"the adapter belongs to another VLM: {base.get('name')}, fingerprint {base.get('fingerprint')}; "
+            f"this one has {fingerprint}",
+            where=f"vlm.adapter: {folder}",
+            fix="set vlm.name (and vlm.path) to the VLM that was adapted, with the same weights and preprocessing",
+        )
+    if changed := [name for name, digest in record["files"].items() if file_sha256(folder / name) != digest]:
+        raise ModelError(f"files of the adapter are damaged: {shortlist(changed)}", where=folder, fix=_COPY)
+    from safetensors.torch import load_file
+
+    if ADAPTER_CONFIG in record["files"]:
+        load_lora(towers.module, folder)
+    with foreign_errors("adapter", where=folder):
+        others = load_file(folder / _OTHERS)
+    _copy_weights(towers, others, folder)
+    towers.module.requires_grad_(False)
+    return replace(towers, logit_scale=math.exp(float(others[_SCALE])))
+
+
+def _copy_weights(towers: Towers, others: Mapping[str, Tensor], folder: Path) -> None:
+    weights = dict(towers.module.named_parameters())
+    scale = log_scale(towers)
+    unfit = [
+        name
+        for name, value in others.items()
+        if name != _SCALE and (name not in weights or weights[name].shape != value.shape)
+    ]
+    if unfit or _SCALE not in others:
+        raise ModelError(
+            f"weights of the adapter do not fit the VLM: {shortlist(unfit or [f'{_SCALE} is missing'])}",
+            where=folder / _OTHERS,
+            fix="use the adapter with the VLM that it was trained on",
+        )
+    with torch.no_grad():
+        for name, value in others.items():
+            target = scale if name == _SCALE else weights[name]
+            target.copy_(value.reshape(target.shape))

@@ -1,0 +1,152 @@
+"""Write an adapted VLM: its adapter, and the merged model in its own format if the licence permits derivatives."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipit.artifacts import whole_folder, write_json
+from clipit.config.run import VLMConfig
+from clipit.errors import ConfigError, ModelError
+from clipit.models.adapted_towers import AdaptedTowers, Tuning
+from clipit.models.licences import vlm_licence
+from clipit.models.loading import OPEN_CLIP_CONFIG, public_name, read_json
+from clipit.models.vlm import VLM, load_vlm, vlm_fingerprint
+from clipit.models.vlm_adapter import save_vlm_adapter
+from clipit.models.vlm_specs import VLMS
+
+logger = logging.getLogger(__name__)
+
+MERGED, ADAPTER = "vlm", "adapter"
+"""Folders of an adaptation."""
+
+
+@dataclass(frozen=True)
+class ExportedVLM:
+    """Files of an adapted VLM.
+
+    Attributes:
+        adapter: Folder with the trained weights.
+        merged: Folder in the VLM's own format; None if only the adapter is written.
+        config: Configuration that opens the adapted VLM.
+        fingerprint: Fingerprint of the adapted VLM.
+        reason: Why only the adapter is written; "" otherwise.
+    """
+
+    adapter: Path
+    merged: Path | None
+    config: VLMConfig
+    fingerprint: str
+    reason: str = ""
+
+
+def check_adaptable(config: VLMConfig, tuning: Tuning) -> None:
+    """Check before any training that the result can be written, and warn about a licence that forbids derivatives.
+
+    Raises:
+        ConfigError: All weights would be trained although the licence forbids derivatives, or the VLM already has an
+            adapter that another one would have to be added to.
+    """
+    licence = vlm_licence(config.name)
+    if not licence.forbids_derivatives:
+        return
+    if tuning == "full":
+        raise ConfigError(
+            f"the licence of {licence.model} ({licence.licence}) forbids derivatives, and with all weights trained "
+            "the result would be a copy of the model",
+            where="adapt.tuning: full",
+            fix="set adapt.tuning: lora or projection, of which only an adapter is written",
+        )
+    if config.adapter is not None:
+        raise ConfigError(
+            f"{licence.model} is adapted already, and of a second adaptation only an adapter could be written",
+            where=f"vlm.adapter: {config.adapter}",
+            fix="remove vlm.adapter, and adapt the released model",
+        )
+    logger.warning(
+        f"The licence of {licence.model} ({licence.licence}) forbids derivatives: only an adapter is written, for your "
+        f"own use with vlm.adapter; ask its publisher before you share it ({licence.page})"
+    )
+
+
+def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path, card: str = "") -> ExportedVLM:
+    """Write `adapter/` and, if the licence and the format allow it, the merged model `vlm/`, each whole or not at all.
+
+    The adapted towers are moved to the CPU and merged in place.
+
+    Args:
+        vlm: VLM that was adapted, as it was loaded.
+        config: Configuration that it was loaded from.
+        adapted: Its adapted towers.
+        folder: Folder of the adaptation.
+        card: Text of `README.md` in both folders; "" for none.
+
+    Raises:
+        ModelError: The trained weights are not finite, or the written folder does not give the same model.
+    """
+    licence = vlm_licence(vlm.name)
+    adapted.cpu().eval()
+    with whole_folder(folder / ADAPTER) as partial:
+        save_vlm_adapter(adapted, {"name": public_name(vlm.name), "fingerprint": vlm.fingerprint}, partial)
+        _write_card(partial, card)
+    towers = adapted.merge()
+    fingerprint = vlm_fingerprint(towers)
+    with_adapter = config.model_copy(update={"adapter": str(folder / ADAPTER)})
+    if licence.forbids_derivatives:
+        reason = f"the licence of {licence.model} ({licence.licence}) forbids derivatives"
+    elif towers.save is None:
+        reason = f"{public_name(vlm.name)} has no format of its own"
+    else:
+        reason = ""
+    if towers.save is None or reason:
+        logger.warning(f"Only the adapter is written, which vlm.adapter adds to the VLM: {reason}")
+        return ExportedVLM(folder / ADAPTER, None, with_adapter, fingerprint, reason)
+    with whole_folder(folder / MERGED) as partial:
+        towers.save(partial)
+        _write_scale(partial, vlm.expected_mpp)
+        written = load_vlm(_opening(config, partial)).fingerprint
+        if written != fingerprint:
+            raise ModelError(
+                f"the merged model cannot be written in its own format: its weights, tokeniser or preprocessing differ "
+                f"when it is read again (fingerprint {written}, not {fingerprint})",
+                where=folder / MERGED,
+                fix=f"use the adapter with the VLM: vlm.adapter: {folder / ADAPTER}",
+            )
+        _write_card(partial, card)
+    return ExportedVLM(folder / ADAPTER, folder / MERGED, _opening(config, folder / MERGED), fingerprint)
+
+
+def adapted_vlm(config: VLMConfig, folder: Path) -> VLMConfig:
+    """Return the configuration that opens the VLM of a finished adaptation: merged, or the base with the adapter.
+
+    Args:
+        config: Configuration of the VLM that was adapted.
+        folder: Folder of the adaptation.
+
+    Raises:
+        ModelError: The folder contains neither.
+    """
+    if (folder / MERGED).is_dir():
+        return _opening(config, folder / MERGED)
+    if (folder / ADAPTER).is_dir():
+        return config.model_copy(update={"adapter": str(folder / ADAPTER)})
+    raise ModelError("no adapted VLM in this folder", where=folder, fix="finish the adaptation: clipit adapt")
+
+
+def _opening(config: VLMConfig, folder: Path) -> VLMConfig:
+    """Return the configuration of a merged folder: as `vlm.path` for a VLM of the table, otherwise as `vlm.name`."""
+    changes = {"adapter": None}
+    place = {"path": str(folder)} if config.name in VLMS else {"name": str(folder), "path": None}
+    return config.model_copy(update={**changes, **place})
+
+
+def _write_scale(folder: Path, mpp: float | None) -> None:
+    """Record the micrometres per pixel of the VLM's tiles where `expected_mpp` reads them."""
+    if mpp is None:
+        return
+    file = next(file for name in (OPEN_CLIP_CONFIG, "config.json") if (file := folder / name).is_file())
+    write_json(file, read_json(file) | {"expected_mpp": mpp})
+
+
+def _write_card(folder: Path, card: str) -> None:
+    if card:
+        (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,184 @@
+"""Adapted VLMs as files: the merged folder in the original library, and the adapter on the VLM."""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from tiny_models import save_keep, save_open_clip_bert
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel
+
+from clipit.config.run import LoraConfig, VLMConfig
+from clipit.errors import ConfigError, ModelError
+from clipit.models.adapted_towers import AdaptedTowers, Tuning, adapt_towers
+from clipit.models.licences import ModelLicence
+from clipit.models.vlm import VLM, load_vlm
+from clipit.models.vlm_adapter import RECORD
+from clipit.models.vlm_export import ExportedVLM, adapted_vlm, check_adaptable, export_vlm
+from clipit.models.vlm_specs import VLMS
+
+TEXTS = ["a tumour with mucin", "normal mucosa", "necrosis and a gland of grade"]
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_open_clip_bert(tmp_path_factory.mktemp("bert"))
+
+
+def adapt_and_export(config: VLMConfig, folder: Path, tuning: Tuning = "lora") -> tuple[ExportedVLM, AdaptedTowers]:
+    torch.manual_seed(0)
+    vlm = load_vlm(config)
+    adapted = adapt_towers(vlm.towers, tuning, ("image", "text"), LoraConfig(rank=2, alpha=4), True)
+    for weight in adapted.trainable().values():
+        weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    return export_vlm(vlm, config, adapted, folder, "A card."), adapted
+
+
+def pixels_of(size: int) -> Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def of_towers(towers: Any, size: int) -> list[Tensor]:
+    inner = towers.towers if isinstance(towers, AdaptedTowers | VLM) else towers
+    with torch.no_grad():
+        return [inner.image(pixels_of(size)), inner.text(inner.tokenise(TEXTS))]
+
+
+def test_open_clip_opens_the_merged_folder(open_clip_folder: Path, tmp_path: Path) -> None:
+    written, adapted = adapt_and_export(VLMConfig(name=str(open_clip_folder)), tmp_path)
+    assert written.merged is not None
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{written.merged}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{written.merged}")
+    model.eval()
+    with torch.no_grad():
+        same([model.encode_image(pixels_of(32)), model.encode_text(tokenizer(TEXTS))], of_towers(adapted, 32))
+    assert transform.transforms[-1].mean == pytest.approx((0.7, 0.6, 0.7))
+    assert float(model.logit_scale.detach()) == pytest.approx(float(adapted.logit_scale.detach()))
+
+
+def test_open_clip_opens_a_merged_folder_with_a_text_tower_of_transformers(bert_folder: Path, tmp_path: Path) -> None:
+    written, adapted = adapt_and_export(VLMConfig(name=str(bert_folder)), tmp_path)
+    assert written.merged is not None
+    described = json.loads((written.merged / "open_clip_config.json").read_text())["model_cfg"]
+    assert described["text_cfg"]["hf_model_name"] == "somebody/some-bert"  # on the hub, as in the original
+    text = {**described["text_cfg"], "hf_model_name": str(written.merged)}
+    model = open_clip.create_model(f"local-dir:{written.merged}", text_cfg=text).eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{written.merged}")(TEXTS)
+    with torch.no_grad():
+        same([model.encode_image(pixels_of(160)), model.encode_text(tokens)], of_towers(adapted, 160))
+
+
+@pytest.mark.parametrize("name", ["clip_folder", "embedded"])
+def test_transformers_opens_the_merged_folder(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    source = name if name == "embedded" else str(request.getfixturevalue(name))
+    written, adapted = adapt_and_export(VLMConfig(name=source), tmp_path)
+    assert written.merged is not None
+    size = adapted.towers.preprocess.size
+    model = CLIPModel.from_pretrained(written.merged)
+    tokens = AutoTokenizer.from_pretrained(written.merged)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = [model.get_image_features(pixel_values=pixels_of(size)), model.get_text_features(**tokens)]
+    same([part if isinstance(part, Tensor) else part.pooler_output for part in found], of_towers(adapted, size))
+    assert load_vlm(written.config).expected_mpp == load_vlm(VLMConfig(name=source)).expected_mpp
+    assert (written.merged / "README.md").read_text() == "A card."
+
+
+@pytest.mark.parametrize(
+    ("family", "tuning"), [("open_clip_folder", "lora"), ("bert_folder", "projection"), ("clip_folder", "full")]
+)
+def test_the_adapter_on_the_vlm_is_the_merged_one(
+    family: str, tuning: Tuning, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    config = VLMConfig(name=str(request.getfixturevalue(family)))
+    written, _ = adapt_and_export(config, tmp_path, tuning)
+    torch.manual_seed(5)
+    base, drawn = load_vlm(config), torch.rand(1)
+    torch.manual_seed(5)
+    added = load_vlm(config.model_copy(update={"adapter": str(written.adapter)}))
+    assert torch.rand(1) == drawn  # whoever trains after loading draws the same numbers with an adapter as without
+    merged = load_vlm(adapted_vlm(config, tmp_path))
+    size = merged.preprocess.size
+    same(of_towers(added, size), of_towers(merged, size))
+    assert added.fingerprint == merged.fingerprint == written.fingerprint != base.fingerprint
+    assert added.logit_scale == pytest.approx(merged.logit_scale)
+    assert added.describe()["adapter"]["tuning"] == tuning and "adapter" not in merged.describe()
+
+
+def test_wrong_adapters_are_refused(clip_folder: Path, open_clip_folder: Path, tmp_path: Path) -> None:
+    config = VLMConfig(name=str(clip_folder))
+    adapter = adapt_and_export(config, tmp_path)[0].adapter
+
+    def refused(words: str, folder: Path = adapter, name: Path = clip_folder) -> None:
+        with pytest.raises(ModelError, match=words):
+            load_vlm(VLMConfig(name=str(name), adapter=str(folder)))
+
+    refused(r"(?s)belongs to another VLM: local .*set vlm\.name", name=open_clip_folder)
+    refused("vlm.adapter does not exist", tmp_path / "none")
+    refused(f"no adapter in this folder: {RECORD} is missing", clip_folder)
+    for name, change in (("adapter_model.safetensors", b"x"), ("weights.safetensors", b""), (RECORD, b"{}")):
+        broken = shutil.copytree(adapter, tmp_path / f"broken-{name}")
+        (broken / name).write_bytes((broken / name).read_bytes()[:-20] + change)
+        refused("damaged", broken)
+    (broken / RECORD).unlink()
+    shutil.copyfile(adapter / RECORD, broken / RECORD)
+    (broken / "weights.safetensors").unlink()
+    refused("missing: weights.safetensors", broken)
+
+
+def test_licences_without_derivatives_and_own_towers_give_an_adapter_only(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)forbids derivatives.*lora or projection"):
+        check_adaptable(VLMConfig(name="conch"), "full")
+    with caplog.at_level(logging.WARNING):
+        check_adaptable(VLMConfig(name="musk"), "lora")
+        check_adaptable(VLMConfig(name="hf-hub:MahmoodLab/conch"), "projection")
+    assert caplog.text.count("only an adapter is written") == 2
+    config = VLMConfig(name=str(clip_folder))
+    forbidding = ModelLicence("VLM", "conch", "CC-BY-NC-ND-4.0")
+    with monkeypatch.context() as patched:
+        patched.setattr("clipit.models.vlm_export.vlm_licence", lambda name: forbidding)
+        written, adapted = adapt_and_export(config, tmp_path)
+    assert written.merged is None and "forbids derivatives" in written.reason and not (tmp_path / "vlm").exists()
+    assert written.config == adapted_vlm(config, tmp_path)
+    same(of_towers(load_vlm(written.config), 32), of_towers(adapted, 32))
+
+
+def test_a_folder_that_gives_another_model_is_not_kept(clip_folder: Path, tmp_path: Path) -> None:
+    config = VLMConfig(name=str(clip_folder))
+    vlm = load_vlm(config)
+    save = vlm.towers.save
+    assert save is not None
+
+    def wrong(folder: Path) -> None:
+        save(folder)
+        values = json.loads((folder / "preprocessor_config.json").read_text())
+        (folder / "preprocessor_config.json").write_text(json.dumps({**values, "image_mean": [0.1, 0.1, 0.1]}))
+
+    towers = replace(vlm.towers, save=wrong)
+    adapted = adapt_towers(towers, "projection", ("image", "text"), LoraConfig(), True)
+    with pytest.raises(ModelError, match=r"(?s)differ when it is read again.*vlm\.adapter"):
+        export_vlm(vlm, config, adapted, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_keep_is_written_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setitem(VLMS, "keep", replace(VLMS["keep"], dim=16, raw_dim=20, pixels=32, context_length=24))
+    (tmp_path / "keep_written").mkdir()
+    config = VLMConfig(name="keep", path=str(save_keep(tmp_path / "keep_written")), trust_remote_code=True)
+    written, adapted = adapt_and_export(config, tmp_path / "out")
+    assert written.merged is not None and written.config.path == str(written.merged)
+    same(of_towers(load_vlm(written.config), 32), of_towers(adapted, 32))

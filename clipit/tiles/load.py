@@ -94,7 +94,7 @@ def read_tiles(
     else:
         source = read_data_set(source_config, DATASETS[config.source])
     table = read_annotators(config)
-    tiles, annotated = join_annotators(_make_tile_set(source, config, table), table, config)
+    tiles, annotated = join_annotators(resolve_source(source, config, table), table, config)
     if check:
         check_groups(tiles)
     if decode:
@@ -140,8 +140,18 @@ def _cut_test_part(tiles: TileSet, config: TilesConfig, data_set: DataSet | None
     return tiles
 
 
-def _make_tile_set(source: SourceTiles, config: TilesConfig, annotators: AnnotationTable | None) -> TileSet:
-    """Resolve labels, splits and mpp; drop labels outside `class_map` and, if configured, other parts."""
+def resolve_source(source: SourceTiles, config: TilesConfig, annotators: AnnotationTable | None = None) -> TileSet:
+    """Resolve labels, splits and mpp; drop labels outside `class_map` and, if configured, other parts.
+
+    Args:
+        source: Rows of the source.
+        config: Section `tiles`.
+        annotators: Labels by annotators, whose classes count as classes of the tiles.
+
+    Raises:
+        DataError: Labels, splits or groups are contradictory, or no tile is left.
+        ConfigError: The configured classes are contradictory.
+    """
     if annotators is None or any(source.labels):
         source = map_labels(source, config.class_map)
     source = add_groups(source, config.group_pattern)

@@ -107,7 +107,7 @@ class TarIndex:
         return TarReader(self.shards, self.text("name"), self.shard_of, offsets, sizes)
 
 
-def read_webdataset(config: TilesConfig, root: Path | None = None) -> SourceTiles:
+def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str = "") -> SourceTiles:
     """Read the samples of shards; the id is the field that tiles.columns names, else `<shard>/<key>`.
 
     `<shard>` is the shard's path below the innermost folder that contains all shards, so that these ids depend on which
@@ -118,11 +118,12 @@ def read_webdataset(config: TilesConfig, root: Path | None = None) -> SourceTile
     Args:
         config: Section `tiles`.
         root: Folder of artefacts, in which the index of the shards is kept; None: it is made again each time.
+        captions: Field with captions, which the index contains too (see `index_shards`).
 
     Raises:
         DataError: Shards are missing or damaged, or lack fields or images.
     """
-    index = index_shards(config, root)
+    index = index_shards(config, root, captions)
     if not len(index):
         raise DataError("the shards contain no samples", where=config.path, fix="correct tiles.path")
     names = _field_names(index, config)
@@ -240,8 +241,13 @@ def _part_in(shard: str, folder: str) -> str:
     return ""
 
 
-def index_shards(config: TilesConfig, root: Path | None) -> TarIndex:
+def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> TarIndex:
     """Read the headers and fields of all shards, or open the index made before; called by all processes with `root`.
+
+    Args:
+        config: Section `tiles`.
+        root: Folder of artefacts, in which the index is kept; None: it is made again each time.
+        captions: Field with one text, or a list of texts, of any length; the index contains them as JSON.
 
     Raises:
         DataError: A shard is missing or damaged, or its samples are not as the webdataset package writes them.
@@ -250,7 +256,7 @@ def index_shards(config: TilesConfig, root: Path | None) -> TarIndex:
     stamps = [file_stamp(shard) for shard in shards]
     suffixes, wanted = _read_members(config)
     if root is None:
-        tables = [_index_shard(shard, number, suffixes, wanted) for number, shard in enumerate(shards)]
+        tables = [_index_shard(shard, number, suffixes, wanted, captions) for number, shard in enumerate(shards)]
         return _merge(shards, stamps, tables)
 
     def make(folder: Path) -> dict[str, Any]:
@@ -259,7 +265,7 @@ def index_shards(config: TilesConfig, root: Path | None) -> TarIndex:
         with progress("indexing shards", len(shards), shown=processes.main) as advance:
             for number in processes.share(range(len(shards))):
                 if not files[number].is_file():
-                    table = _index_shard(shards[number], number, suffixes, wanted)
+                    table = _index_shard(shards[number], number, suffixes, wanted, captions)
                     with whole_file(files[number]) as temporary:
                         pq.write_table(table, temporary)
                 advance(processes.count)
@@ -277,7 +283,7 @@ def index_shards(config: TilesConfig, root: Path | None) -> TarIndex:
             file.unlink()
         return {"samples": len(index), "names": index.names, "unread": index.unread}
 
-    artifact = build_once(root, _KIND, _index_inputs(config, shards, stamps), make)
+    artifact = build_once(root, _KIND, _index_inputs(config, shards, stamps, captions), make)
     facts = artifact.manifest.facts
     return TarIndex(shards, stamps, artifact.table("index.parquet"), facts["names"], facts["unread"])
 
@@ -295,7 +301,7 @@ def _read_members(config: TilesConfig) -> tuple[tuple[str, ...], set[str]]:
     return suffixes, {*config.columns.values(), *_OURS, "cls"}
 
 
-def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str]) -> dict[str, Any]:
+def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str], captions: str = "") -> dict[str, Any]:
     """Return what identifies an index; a fingerprint in place of the shards, which may be thousands."""
     suffixes, wanted = _read_members(config)
     inputs = {
@@ -303,6 +309,7 @@ def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str]) ->
         "suffixes": suffixes,
         "fields": sorted(wanted),
         "version": 1,
+        **({"captions": captions} if captions else {}),
     }
     return {"shards": len(shards), "content": fingerprint(inputs)}
 
@@ -319,7 +326,7 @@ def _merge(shards: list[Path], stamps: list[str], parts: list[pa.Table]) -> TarI
     return TarIndex(shards, stamps, table, sorted(names), dict(unread))
 
 
-def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set[str]) -> pa.Table:
+def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set[str], captions: str = "") -> pa.Table:
     """Return a table of the samples of a shard, with the names of all fields in its metadata."""
     samples: dict[str, _Sample] = {}
     current, names, unread = "", dict[str, None](), Counter[str]()
@@ -350,6 +357,8 @@ def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set
                 for name, value in fields.items()
                 if name in wanted or (names_groups(name) and is_unicode(name))
             }
+            if captions and captions in fields:
+                sample.fields[captions] = json.dumps(fields[captions])
         elif f".{suffix.rpartition('.')[2]}" in SUFFIXES or suffix in suffixes:
             sample.images[suffix] = member
         else:

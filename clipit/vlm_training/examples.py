@@ -3,16 +3,19 @@
 import dataclasses
 import logging
 
+from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import DataError
 from clipit.vlm_training.bag_batches import BagExamples, check_negatives
+from clipit.vlm_training.captions import count_prompt_texts
 from clipit.vlm_training.cases import case_examples
+from clipit.vlm_training.pairs import pair_examples
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_MAKERS = {"cases": case_examples}
+_MAKERS = {"cases": case_examples, "pairs": pair_examples}
 
 
 def make_examples(
@@ -41,6 +44,9 @@ def make_examples(
         )
     examples = dataclasses.replace(examples, batch_size=min(count, examples.batch_size))
     facts = {"data": section.data, "arm": arm, "split": split} | examples.summary | check_negatives(examples)
+    if arm == "text":
+        classes = workspace.all_tiles.classes if names_tiles(config) else ()
+        facts |= count_prompt_texts(examples, workspace.prompts, classes)
     return dataclasses.replace(examples, summary=facts)
 
 

@@ -79,7 +79,7 @@ class Workspace:
         workspace: Workspace | None = self._shared.get(_key("workspace", config, *_SECTIONS))
         return Workspace(config, self._shared) if workspace is None else workspace
 
-    def _cached(self, key: str, make: Callable[[], Any]) -> Any:
+    def cached(self, key: str, make: Callable[[], Any]) -> Any:
         """Return the value of `make`, cached in the memory that workspaces share."""
         if key not in self._shared:
             self._shared[key] = make()
@@ -90,7 +90,7 @@ class Workspace:
     def tiles(self, seed: int) -> TileSet:
         """Return all tiles, with the labels that this seed keeps."""
         key = f"{seed} {_key('labelled', self.config, 'tiles', 'leaks')}"
-        tiles: TileSet = self._cached(key, lambda: hide_labels(self.all_tiles, self.config.tiles.labels, seed))
+        tiles: TileSet = self.cached(key, lambda: hide_labels(self.all_tiles, self.config.tiles.labels, seed))
         return tiles
 
     @cached_property
@@ -102,7 +102,7 @@ class Workspace:
             kept = enforce_on_tiles(self.tiles_as_read, self.config)
             return note_many_classes(warn_of_near_copies(kept, self.config))
 
-        tiles: TileSet = self._cached(key, check)
+        tiles: TileSet = self.cached(key, check)
         return tiles
 
     @property
@@ -121,7 +121,7 @@ class Workspace:
         labels = LabelsConfig(kind="none" if unlabelled else "all")
         section = with_kept_size(self.config.tiles.model_copy(update={"labels": labels}), self.config)
         tiles = read_with_overview(
-            section, self._cached, root=self.root, check=False, decode=decode, shown=self.config.tiles
+            section, self.cached, root=self.root, check=False, decode=decode, shown=self.config.tiles
         )
         if not tiles.classes and self.prompts is not None:  # without labels, the prompts define the classes
             return replace(tiles, classes=tuple(self.prompts.classes))
@@ -129,7 +129,7 @@ class Workspace:
 
     def log_once(self, text: str) -> None:
         """Log a text that no workspace with the same memory has logged."""
-        self._cached(f"logged {text}", lambda: logger.info(text))
+        self.cached(f"logged {text}", lambda: logger.info(text))
 
     def shifted_tiles(self, name: str, section: TilesConfig) -> TileSet:
         """Read a shifted test set without the tiles that `leaks` drops; called by all processes.
@@ -144,7 +144,7 @@ class Workspace:
 
         def check() -> TileSet:
             streamed = with_kept_size(section, self.config)
-            tests = read_with_overview(streamed, self._cached, root=self.root, shifted=name).of_split("test")
+            tests = read_with_overview(streamed, self.cached, root=self.root, shifted=name).of_split("test")
             own = self.all_tiles
             check_shifted(tests, own.classes, f"comparison.shifted.{name}")
             learnt = own.select(own.splits != "test")
@@ -152,7 +152,7 @@ class Workspace:
 
         content = fingerprint(section.model_dump(mode="json"))
         key = f"shifted {name} {content} {_key('checked', self.config, 'tiles', 'leaks', 'prompts')}"
-        tiles: TileSet = self._cached(key, check)
+        tiles: TileSet = self.cached(key, check)
         return tiles
 
     def pixels(self, split: str, preprocess: "Preprocess") -> PixelSource:
@@ -162,7 +162,7 @@ class Workspace:
     def pixels_of(self, tiles: TileSet, preprocess: "Preprocess") -> PixelSource:
         """Return the preprocessed images of tiles, cached so that several runs in one program read them once."""
         t = self.config.training
-        source: PixelSource = self._cached(
+        source: PixelSource = self.cached(
             f"pixels {tiles.fingerprint} {preprocess.hash}",
             lambda: PixelSource(tiles, preprocess.pixels, t.cache_tiles, t.threads),
         )
@@ -184,7 +184,7 @@ class Workspace:
             return
         if mode == "auto" and not worth_caching(len(tiles), total, size, reads=reads, gigabytes=budget, folder=folder):
             return
-        pixels = self._cached(
+        pixels = self.cached(
             f"resized {folder.name}",
             lambda: resize_tiles(self.root, tiles, preprocess.pixels, size, preprocess.hash, threads=training.threads),
         )
@@ -211,7 +211,7 @@ class Workspace:
     def reports(self) -> "Reports":
         """The reports, without those that `leaks` drops."""
         own = self.config.pairing.reports != "any"
-        reports: Reports = self._cached(
+        reports: Reports = self.cached(
             f"{own} {_key('kept reports', self.config, 'tiles', 'reports', 'leaks', 'prompts')}",
             lambda: self._keep_reports(self._reports_as_read),
         )
@@ -227,7 +227,7 @@ class Workspace:
     def _reports_as_read(self) -> "Reports":
         from clipit.reports.readers import read_reports
 
-        reports: Reports = self._cached(
+        reports: Reports = self.cached(
             _key("reports", self.config, "reports"), lambda: read_reports(self.reports_config)
         )
         return reports
@@ -244,7 +244,7 @@ class Workspace:
     def rule_answers(self, rules: RuleSet, cases: Cases) -> dict[str, str]:
         """Return the answer of a rule set for each report of these cases, by report id; computed once for all arms."""
         key, reports = f"answers {cases.fingerprint} {rules.hash}", [r for each in cases.reports for r in each]
-        answers: dict[str, str] = self._cached(
+        answers: dict[str, str] = self.cached(
             key, lambda: {r.report_id: label_report(r.text, rules).answer for r in reports}
         )
         return answers
@@ -320,7 +320,7 @@ class Workspace:
             self.warn_of_mpp(vlm.name, vlm.expected_mpp, vlm.preprocess)
             return vlm
 
-        vlm: VLM = self._cached(_key("vlm", self.config, "vlm"), load)
+        vlm: VLM = self.cached(_key("vlm", self.config, "vlm"), load)
         return vlm
 
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "n dim"]:

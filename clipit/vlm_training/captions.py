@@ -1,0 +1,94 @@
+"""Texts of examples: within the context length, each once, and compared with the prompts of the evaluation."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipit.prompts.prompt_set import PromptSet
+from clipit.reports.cleaning import clean_text
+from clipit.reports.snippets import split_reports
+from clipit.types import TokenCounter
+from clipit.vlm_training.bag_batches import BagExamples, Members
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FittedTexts:
+    """Distinct texts within the context length.
+
+    Attributes:
+        texts: Distinct texts, sorted.
+        members: Rows of the texts of each example.
+        counts: Texts that were empty, repeated within an example, and split.
+    """
+
+    texts: list[str]
+    members: Members
+    counts: dict[str, int]
+
+
+def fit_texts(captions: Sequence[Sequence[str]], count_tokens: TokenCounter, budget: int) -> FittedTexts:
+    """Split texts over the context length into snippets, and merge equal texts.
+
+    Texts within the context length stay as they are. The others are cleaned and split as reports are: each part is a
+    text of the example.
+
+    Args:
+        captions: Texts of each example.
+        count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
+        budget: Maximum number of tokens of a text, including special tokens.
+    """
+    distinct = [text for text in dict.fromkeys(text for each in captions for text in each) if _has_words(text)]
+    too_long = [text for text, n in zip(distinct, count_tokens(distinct), strict=True) if n > budget]
+    pieces = split_reports([clean_text(text) for text in too_long], count_tokens, budget)
+    parts = {text: [piece.text for piece in each] for text, each in zip(too_long, pieces, strict=True)}
+    fitted = [[part for text in each if _has_words(text) for part in parts.get(text, [text])] for each in captions]
+    texts = sorted({text for each in fitted for text in each})
+    row_of = {text: row for row, text in enumerate(texts)}
+    members = [list(dict.fromkeys(row_of[text] for text in each)) for each in fitted]
+    counts = {
+        "empty_texts": sum(not _has_words(text) for each in captions for text in each),
+        "repeated_texts": sum(map(len, fitted)) - sum(map(len, members)),
+        "split_texts": len(too_long),
+    }
+    return FittedTexts(texts, Members.of(members), counts)
+
+
+def count_prompt_texts(examples: BagExamples, prompts: PromptSet | None, classes: Sequence[str]) -> dict[str, int]:
+    """Count the texts that equal a class name or a prompt, and warn of them: such texts are labels.
+
+    Args:
+        examples: Examples.
+        prompts: Prompt set of the evaluation.
+        classes: Classes of the evaluated tiles.
+
+    Returns:
+        `texts_like_prompts`, distinct texts, and `examples_like_prompts`, examples with such a text.
+    """
+    known = {_folded(name) for name in classes}
+    for name in prompts.classes if prompts is not None else ():
+        assert prompts is not None
+        known |= {_folded(text) for text in (name, *prompts.classes[name], *prompts.texts(name))}
+    equal = np.asarray([_folded(text) in known for text in examples.texts], dtype=np.bool_)
+    used = equal[examples.texts_of.values]
+    owners: Int64[np.ndarray, "m"] = np.repeat(np.arange(len(examples.texts_of)), examples.texts_of.lengths)
+    count, affected = int(np.unique(examples.texts_of.values[used]).size), int(np.unique(owners[used]).size)
+    if count:
+        logger.info(
+            f"warning: {count:,} texts of {affected:,} of {len(examples):,} examples equal a class name or a prompt of "
+            "the evaluated tiles: the adaptation learns labels, so compare it with supervised training, not with "
+            "zero-shot classification"
+        )
+    return {"texts_like_prompts": count, "examples_like_prompts": affected}
+
+
+def _has_words(text: str) -> bool:
+    return any(map(str.isalnum, text))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(" .")

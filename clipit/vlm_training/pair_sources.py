@@ -1,0 +1,201 @@
+"""Read images with texts: a table with one row per image and text, or tar shards of the package webdataset."""
+
+import json
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipit.config.run import LabelsConfig, TilesConfig
+from clipit.config.vlm_training import PairsConfig
+from clipit.data_files import cell_text, delimiter_hint
+from clipit.errors import ClipitError, DataError, shortlist
+from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
+from clipit.tiles.cuts import cut_validation
+from clipit.tiles.load import resolve_source
+from clipit.tiles.quarantine import check_images
+from clipit.tiles.source import ALIASES, SourceTiles
+from clipit.tiles.splits import check_groups
+from clipit.tiles.table import TileTable, open_files, open_table
+from clipit.tiles.tileset import TileSet
+from clipit.tiles.webdataset import index_shards, read_webdataset
+
+_SHARED_KEYS = re.compile(r"\btiles\.(?=(path|images|columns|validation_fraction)\b)")
+"""Keys of `tiles` that `adapt.pairs` has too."""
+
+
+@dataclass(frozen=True)
+class CaptionedTiles:
+    """Images with their texts.
+
+    Attributes:
+        tiles: Images that can be decoded, with splits and groups.
+        captions: Texts of each row of the source, which `tiles.rows` names; without line breaks, perhaps empty.
+    """
+
+    tiles: TileSet
+    captions: list[list[str]]
+
+    def captions_of(self, tile: int) -> list[str]:
+        """Return the texts of a tile."""
+        return self.captions[int(self.tiles.rows[tile])]
+
+
+def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
+    """Read images with texts, drop those that cannot be decoded, and hold out a validation part if there is none.
+
+    Args:
+        section: Section `adapt.pairs`.
+        root: Folder of artefacts, in which the index of shards is kept; called by all processes.
+
+    Raises:
+        DataError: The source is missing, damaged or contradictory, or an image is missing.
+    """
+    columns = {ours: theirs for ours, theirs in section.columns.items() if ours != "text"}
+    values = section.model_dump(include={"source", "path", "images", "validation_fraction", "split_seed"})
+    labels = LabelsConfig(kind="none")
+    config = TilesConfig.model_validate({**values, "columns": columns, "labels": labels, "unreadable": "quarantine"})
+    with _keys_of_pairs():
+        if section.source == "table":
+            source, captions = _read_table(config, section)
+        else:
+            source, captions = _read_shards(config, section, root)
+        _check_parts(source)
+        tiles = resolve_source(source, config)
+        check_groups(tiles)
+        tiles = check_images(tiles, config.unreadable)
+        if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
+            tiles = cut_validation(tiles, section.validation_fraction, section.split_seed, blind=True)
+    return CaptionedTiles(tiles, captions)
+
+
+@contextmanager
+def _keys_of_pairs() -> Iterator[None]:
+    """Name the keys of `adapt.pairs` in errors of functions that read tiles."""
+    try:
+        yield
+    except ClipitError as error:
+        message = str(error).replace("name a validation part in tiles.splits", "add a column split")
+        raise type(error)(_SHARED_KEYS.sub("adapt.pairs.", message)) from error
+
+
+def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles, list[list[str]]]:
+    """Read a table in which an image may have several rows."""
+    path = Path(config.path).expanduser()
+    table = open_table(path)
+    names = {ours: section.columns.get(ours, ours) for ours in ("id", "path", "text", "group", "split", "mpp")}
+    required = {"path", "text", *section.columns}
+    missing = sorted(names[ours] for ours in required if names[ours] not in table.names)
+    if missing:
+        raise DataError(
+            f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
+            where=path,
+            fix=delimiter_hint(table.names)
+            or "name the right ones in adapt.pairs.columns, e.g. --adapt.pairs.columns.text=caption",
+        )
+    cells = {
+        ours: read_cells(table.column(theirs), theirs, path, table.place)
+        for ours, theirs in names.items()
+        if ours != "text" and theirs in table.names
+    }
+    texts = [_caption(value, path, table.place(row)) for row, value in enumerate(table.column(names["text"]))]
+    files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in cells["path"]]
+    rows = _rows_by_file(files, cells, path, table)
+    first = [each[0] for each in rows]
+    images = Path(section.images).expanduser() if section.images else path.parent
+    reader, stamps = open_files(images, [files[row] for row in first], path, config.unreadable)
+
+    def column(ours: str) -> list[str]:
+        return [cells[ours][row] for row in first] if ours in cells else [""] * len(first)
+
+    def place(row: int) -> str:
+        return table.place(first[row])
+
+    ids = column("id") if "id" in cells else [files[row] for row in first]
+    without_id = [place(row) for row, name in enumerate(ids) if not name]
+    if without_id:
+        raise DataError(f"images without an id: {shortlist(without_id)}", where=path, fix="fill in the id column")
+    groups, notes = resolve_missing(column("group"), "group", config, path, place)
+    source = SourceTiles(
+        ids=ids,
+        labels=[""] * len(first),
+        parts=column("split"),
+        groups=groups,
+        mpp=parse_mpp(column("mpp"), path, place),
+        stamps=stamps,
+        reader=reader,
+        where=str(path),
+        notes=notes,
+    )
+    return source, [[texts[row] for row in each] for each in rows]
+
+
+def _rows_by_file(files: list[str], cells: dict[str, list[str]], path: Path, table: TileTable) -> list[list[int]]:
+    """Return the rows of each file, in the order of first rows; rows of a file must agree in all but the text."""
+    if not files:
+        raise DataError("the table has no rows", where=path, fix="add a row per image and text")
+    nameless = [table.place(row) for row, name in enumerate(files) if not name]
+    if nameless:
+        raise DataError(
+            f"{len(nameless)} rows name no file: {shortlist(nameless, 3)}",
+            where=path,
+            fix="fill in the path or remove the rows",
+        )
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(files):
+        rows.setdefault(name, []).append(row)
+    others = [name for name in cells if name != "path"]
+    wrong = [
+        f"{table.place(row)} ({name})"
+        for each in rows.values()
+        for row in each[1:]
+        for name in others
+        if cells[name][row] != cells[name][each[0]]
+    ]
+    if wrong:
+        raise DataError(
+            f"rows of the same image differ in more than the text: {shortlist(wrong)}",
+            where=path,
+            fix="give all rows of an image the same id, group, split and mpp",
+        )
+    return list(rows.values())
+
+
+def _read_shards(config: TilesConfig, section: PairsConfig, root: Path) -> tuple[SourceTiles, list[list[str]]]:
+    field = section.columns.get("text", "txt")
+    index = index_shards(config, root, field)
+    if not index.has(field):
+        raise DataError(
+            f"no sample has the text {field}; the samples have: {shortlist(index.names, 20) or 'images only'}",
+            where=config.path,
+            fix="name the suffix of the text members, or the key of the JSON, in adapt.pairs.columns.text",
+        )
+    captions = []
+    for row, stored in enumerate(index.text(f"field.{field}")):
+        value = json.loads(stored) if stored else ""
+        values = value if isinstance(value, list) else [value]
+        captions.append([_caption(each, config.path, index.members[row]) for each in values])
+    return read_webdataset(config, root, field), captions
+
+
+def _caption(value: Any, where: object, place: str) -> str:
+    """Return a text with single spaces in place of line breaks and other white space."""
+    try:
+        return cell_text(" ".join(value.split()) if isinstance(value, str) else value)
+    except ValueError as error:
+        raise DataError(f"{place} contains {error} as a text", where=where, fix="correct this text") from error
+
+
+def _check_parts(source: SourceTiles) -> None:
+    unknown: Sequence[str] = sorted({part for part in source.parts if part and part.lower() not in ALIASES})
+    partly = any(source.parts) and not all(source.parts)
+    if unknown or partly:
+        what = f"unknown splits: {shortlist(unknown)}" if unknown else "some images have a split, others have none"
+        raise DataError(
+            what,
+            where=source.where,
+            fix="use train, validation and test in the column adapt.pairs.columns.split, or remove the column",
+        )

@@ -1,0 +1,202 @@
+"""Examples from pairs: images with a text each, or several."""
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from clipit.artifacts import fingerprint
+from clipit.config.load import names_tiles
+from clipit.config.run import RunConfig
+from clipit.config.vlm_training import AdaptArm, AdaptConfig
+from clipit.errors import DataError, shortlist
+from clipit.pairing.leaks import Leak, find_copies, find_shared_patients
+from clipit.tiles.splits import patients
+from clipit.tiles.tileset import SPLITS, TileSet
+from clipit.vlm_training.bag_batches import BagExamples, Members
+from clipit.vlm_training.captions import FittedTexts, fit_texts
+from clipit.vlm_training.pair_sources import CaptionedTiles, read_captioned
+from clipit.workspace.leak_policy import hash_images, select_prints
+from clipit.workspace.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Images of all splits with a text, without those that leak."""
+
+    tiles: TileSet
+    texts: FittedTexts
+    same_pixels: Int64[np.ndarray, "n"]
+    captions: str
+    without_text: int
+    leaks: int
+
+
+def pair_examples(
+    config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, split: str, workspace: Workspace
+) -> BagExamples:
+    """Make examples from the images of a split: one image and one of its texts per bag.
+
+    Images of the same patient are negatives, unless they have the same pixels or a text in common.
+
+    Args:
+        config: Run configuration.
+        section: Section `adapt`.
+        arm: Arm of the study. `shuffled_text` gives each image the texts of an image of another patient.
+        seed: Seed of the draws.
+        split: train, validation or test.
+        workspace: Workspace of this configuration.
+
+    Raises:
+        DataError: The split has no image with a text, patients or images of the evaluated tiles are among the training
+            pairs (`leaks.policy`), or in the control all images are of one patient.
+    """
+    pairs: _Pairs = workspace.cached(
+        f"pairs {fingerprint(section.pairs.model_dump(mode='json'))} {workspace.vlm.fingerprint}",
+        lambda: _read(section, workspace),
+    )
+    chosen = np.flatnonzero(pairs.tiles.splits == split)
+    tiles = pairs.tiles.select(chosen)
+    if not len(tiles):
+        names, counts = np.unique(pairs.tiles.splits, return_counts=True)
+        found = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts.tolist(), strict=True))
+        raise DataError(
+            f"no {split} image has a text; images with texts: {found}",
+            where=pairs.tiles.where,
+            fix="add images with texts, or correct the splits (adapt.pairs.columns)",
+        )
+    texts_of = Members.of([pairs.texts.members[row] for row in chosen.tolist()])
+    numbers = np.arange(len(tiles), dtype=np.int64)
+    owners = patients(tiles.groups, tiles.ids)
+    return BagExamples(
+        source=workspace.pixels_of(tiles, workspace.vlm.preprocess),
+        tile_ids=tiles.ids.tolist(),
+        texts=pairs.texts.texts,
+        tiles_of=Members.of(numbers[:, None].tolist()),
+        texts_of=texts_of,
+        tiles_per_bag=1,
+        texts_per_bag=0 if arm == "images" else 1,
+        batch_size=section.batch_size,
+        seed=seed,
+        owners=numbers,
+        partners=exchange_images(owners, seed) if arm == "shuffled_text" else numbers,
+        same_pixels=pairs.same_pixels[chosen],
+        fingerprints={"pairs": pairs.tiles.fingerprint, "texts": pairs.captions},
+        summary={
+            "examples": len(tiles),
+            "tiles": len(tiles),
+            "texts": len(set(texts_of.values.tolist())),
+            "pairs": len(texts_of.values),
+            "patients": len(set(owners.tolist()) - {""}),
+            "tiles_without_text": pairs.without_text,
+            "unreadable_tiles": len(pairs.tiles.quarantined),
+            "leaking_tiles": pairs.leaks,
+            **pairs.texts.counts,
+            "notes": list(pairs.tiles.notes),
+        },
+    )
+
+
+def exchange_images(owners: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, "n"]:
+    """Draw the image whose texts each image gets: always one of another patient.
+
+    Every image gives its texts once, unless one patient has more than half of the images.
+
+    Args:
+        owners: Patient of each image; "" where unknown, which counts as a patient of its own.
+        seed: Seed of the draw.
+
+    Raises:
+        DataError: All images are of one patient.
+    """
+    n = len(owners)
+    names = [f"patient {name}" if name else f"image {row}" for row, name in enumerate(owners.tolist())]
+    codes = np.unique(np.asarray(names, dtype=object), return_inverse=True)[1]
+    counts = np.bincount(codes)
+    if len(counts) < 2:
+        raise DataError(
+            "all images are of one patient, so texts cannot be exchanged between patients",
+            where="adapt.arms",
+            fix="add images of other patients, or leave out the arm shuffled_text",
+        )
+    rng = np.random.default_rng([seed, 0x5F])
+    order = np.lexsort((rng.permutation(n), rng.permutation(len(counts))[codes]))
+    most = int(counts.max())
+    partners = np.empty(n, dtype=np.int64)
+    if 2 * most <= n:
+        partners[order] = np.roll(order, -most)  # images of a patient are neighbours in this order
+        return partners
+    for code in range(len(counts)):
+        others = order[codes[order] != code]
+        own = order[codes[order] == code]
+        partners[own] = others[np.arange(len(own)) % len(others)]
+    return partners
+
+
+def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
+    """Read the pairs, fit their texts, and drop images that leak or have no text."""
+    read = read_captioned(section.pairs, workspace.root)
+    config, vlm = workspace.config, workspace.vlm
+    prints = hash_images(read.tiles, config, "exact")
+    assert isinstance(prints, np.ndarray)
+    same_pixels = np.unique(prints, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    leaking = _leaks(read, workspace) if names_tiles(config) else set[str]()
+    texts = fit_texts([read.captions_of(tile) for tile in range(len(read.tiles))], vlm.count_tokens, vlm.context_length)
+    with_text = texts.members.lengths > 0
+    kept = np.flatnonzero(with_text & ~read.tiles.among(leaking))
+    if not len(kept):
+        raise DataError("no image has a text", where=read.tiles.where, fix="fill in the texts (adapt.pairs.columns)")
+    return _Pairs(
+        tiles=read.tiles.select(kept),
+        texts=replace(texts, members=Members.of([texts.members[row] for row in kept.tolist()])),
+        same_pixels=same_pixels[kept],
+        captions=fingerprint([read.captions_of(row) for row in kept.tolist()]),
+        without_text=int((~with_text).sum()),
+        leaks=len(leaking),
+    )
+
+
+def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
+    """Find the images that may not be trained on; with the policy `note`, they are only logged.
+
+    Training images are compared with the tiles of validation and test, validation images with those of test.
+    """
+    config = workspace.config
+    if config.leaks.policy == "off":
+        return set()
+    tiles, leaks = workspace.all_tiles, dict[str, Leak]()
+    prints, of_tiles = (hash_images(each, config, config.leaks.pixels) for each in (read.tiles, tiles))
+    ranks = {name: rank for rank, name in enumerate(SPLITS)}
+    of_pairs = np.asarray([ranks[name] for name in read.tiles.splits.tolist()])
+    evaluated = np.asarray([ranks[name] for name in tiles.splits.tolist()])
+    for rank in (0, 1):
+        own, later = np.flatnonzero(of_pairs == rank), np.flatnonzero(evaluated > rank)
+        pairs, tests = read.tiles.select(own), tiles.select(later)
+        if not len(pairs) or not len(tests):
+            continue
+        leaks |= find_shared_patients(pairs, tests)
+        if prints is not None and of_tiles is not None:
+            copies = find_copies(pairs, select_prints(prints, own), tests, select_prints(of_tiles, later), config.leaks)
+            leaks |= {name: leak for name, leak in copies.items() if name not in leaks}
+    if not leaks:
+        return set()
+    listed = [
+        f"{name} ({'patient ' + leak.group if leak.group else 'copy'} of {leak.split} tile {leak.id})"
+        for name, leak in sorted(leaks.items())
+    ]
+    what = f"{len(leaks)} of {len(read.tiles)} images with texts are of evaluated patients or images"
+    if config.leaks.policy == "error":
+        raise DataError(
+            f"{what}: {shortlist(listed, 3)}",
+            where=read.tiles.where,
+            fix="remove them; or --leaks.policy=exclude drops them, note only logs them. If different patients have "
+            "the same name, rename them",
+        )
+    dropped = config.leaks.policy == "exclude"
+    logger.info(
+        f"note: {what}, {'dropped' if dropped else 'kept on request (leaks.policy: note)'}: {shortlist(listed, 3)}"
+    )
+    return set(leaks) if dropped else set()

@@ -1,0 +1,225 @@
+"""Examples from pairs: tables and shards of images with texts, and what is wrong with them."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import WORDS, MakeConfig
+
+from clipit.config.run import RunConfig
+from clipit.config.vlm_training import AdaptConfig
+from clipit.errors import DataError
+from clipit.vlm_training.bag_batches import BagExamples
+from clipit.vlm_training.examples import make_examples, validation_examples
+from clipit.vlm_training.pairs import exchange_images
+from clipit.workspace.workspace import Workspace
+
+Row = tuple[str, str, str]
+"""Path, text and group."""
+
+
+def rows(count: int = 24) -> list[Row]:
+    """One text for each of some training images, four images per patient."""
+    return [
+        (f"images/train-{n:03d}.png", f"{WORDS[n % 19]} with {WORDS[n % 13 + 3]} {n}", f"train-{n // 4}")
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def config(configure: MakeConfig) -> RunConfig:
+    return configure({"reports": None})
+
+
+def write_table(path: Path, config: RunConfig, content: Sequence[Row]) -> AdaptConfig:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("filepath", "title", "user"))
+        writer.writerows(content)
+    columns = {"path": "filepath", "text": "title", "group": "user"}
+    pairs = {"path": str(path), "images": str(Path(config.tiles.path).parent), "columns": columns}
+    return AdaptConfig.model_validate({"data": "pairs", "batch_size": 8, "pairs": pairs})
+
+
+def make(
+    config: RunConfig, section: AdaptConfig, arm: Any = "text", split: str = "train", seed: int = 0
+) -> BagExamples:
+    return make_examples(config, section, arm, seed, split, Workspace(config))
+
+
+def paired(examples: BagExamples, steps: int = 6) -> set[tuple[str, str]]:
+    """Ids of images with their texts in the first batches."""
+    found = set()
+    for step in range(steps):
+        batch = examples.batch(step)
+        for tile, text in zip(batch.image_members[:, 0], batch.other_members[:, 0], strict=True):
+            found.add((examples.tile_ids[batch.tiles[tile]], examples.texts[batch.texts[text]]))
+    return found
+
+
+def test_each_image_meets_its_texts_and_groups_stay_together(config: RunConfig, tmp_path: Path) -> None:
+    content = [*rows(), ("images/train-003.png", "a second text", "train-0")]
+    section = write_table(tmp_path / "pairs.csv", config, content)
+    workspace = Workspace(config)
+    train = make_examples(config, section, "text", 0, "train", workspace)
+    held_out = validation_examples(config, section, "text", 0, workspace)
+    assert held_out is not None and len(held_out) == 4, "one of six patients"
+    expected = {(path, text) for path, text, _ in content}
+    assert paired(train, 8) | paired(held_out, 8) == expected
+    assert not set(train.tile_ids) & set(held_out.tile_ids)
+    groups = {path: group for path, _, group in content}
+    assert not {groups[name] for name in train.tile_ids} & {groups[name] for name in held_out.tile_ids}
+    assert train.summary["tiles"] + held_out.summary["tiles"] == 24
+
+
+def test_texts_are_split_dropped_and_counted(config: RunConfig, tmp_path: Path) -> None:
+    long = ". ".join(f"{word.capitalize()} with atypia and mild fibrosis of the {word}" for word in WORDS[:4]) + "."
+    content = [*rows(20), ("images/train-020.png", long, "train-5"), ("images/train-021.png", " -- ", "train-5")]
+    content += [("images/train-000.png", content[0][1] + "\n ", "train-0"), ("images/train-022.png", "same", "train-5")]
+    section = write_table(tmp_path / "pairs.csv", config, content)
+    workspace = Workspace(config)
+    parts = [make_examples(config, section, "text", 0, split, workspace) for split in ("train", "validation")]
+    summary = parts[0].summary
+    assert (summary["empty_texts"], summary["split_texts"], summary["repeated_texts"]) == (1, 1, 1)
+    assert summary["tiles_without_text"] == 1
+    limit = workspace.vlm.context_length
+    assert max(workspace.vlm.count_tokens(parts[0].texts)) <= limit < workspace.vlm.count_tokens([long])[0]
+    split = [text for part in parts for name, text in paired(part, 40) if name == "images/train-020.png"]
+    assert sorted(split) == sorted(f"{sentence.rstrip('.')}." for sentence in long.split(". "))
+
+
+def test_equal_texts_and_equal_pixels_are_no_negatives(config: RunConfig, tmp_path: Path) -> None:
+    content = [(path, "mild atypia" if n < 8 else text, group) for n, (path, text, group) in enumerate(rows())]
+    source = Path(config.tiles.path).parent
+    (tmp_path / "images").mkdir()
+    for path, _, _ in content:
+        (tmp_path / path).write_bytes((source / path).read_bytes())
+    (tmp_path / content[9][0]).write_bytes((source / content[10][0]).read_bytes())
+    section = write_table(tmp_path / "pairs.csv", config, content)
+    pairs = section.pairs.model_copy(update={"images": str(tmp_path)})
+    examples = make(config, section.model_copy(update={"pairs": pairs, "batch_size": 20}))
+    batch = examples.batch(0)
+    names = [examples.tile_ids[batch.tiles[row[0]]] for row in batch.image_members]
+    text_of = {path: text for path, text, _ in content}
+    twins = {content[9][0], content[10][0]}
+    expected = [[text_of[a] == text_of[b] or {a, b} <= twins for b in names] for a in names]
+    assert np.array_equal(batch.same, expected) and not batch.same.all()
+    assert set(names) >= twins
+
+
+def test_in_the_control_texts_come_from_other_patients(config: RunConfig, tmp_path: Path) -> None:
+    section = write_table(tmp_path / "pairs.csv", config, rows())
+    examples = make(config, section, "shuffled_text")
+    group_of = {path: group for path, _, group in rows()}
+    owner = {text: group for _, text, group in rows()}
+    found = paired(examples, 5)
+    assert len(found) == 20 == len({text for _, text in found}), "each image gives its text once"
+    assert all(group_of[name] != owner[text] for name, text in found)
+    images = make(config, section, "images").batch(0)
+    assert np.array_equal(images.tiles, images.others) and np.array_equal(images.image_members, images.other_members)
+
+
+def test_texts_are_exchanged_even_if_one_patient_has_most_images() -> None:
+    owners = np.asarray(["a"] * 7 + ["b", "", ""], dtype=object)
+    for seed in range(3):
+        partners = exchange_images(owners, seed)
+        assert all(mine == "" or mine != other for mine, other in zip(owners, owners[partners], strict=True))
+        assert (partners != np.arange(10)).all()
+    with pytest.raises(DataError, match="of one patient"):
+        exchange_images(np.asarray(["a", "a"], dtype=object), 0)
+
+
+def write_shard(path: Path, config: RunConfig, content: Sequence[Row]) -> None:
+    import webdataset as wds
+
+    folder = Path(config.tiles.path).parent
+    with wds.TarWriter(str(path)) as writer:
+        for number, (name, text, group) in enumerate(content):
+            more = {"caption": [text, f"{text} again"], "patient": group}
+            image = (folder / name).read_bytes()
+            writer.write({"__key__": f"{number:05d}", "png": image, "txt": text, "json": json.dumps(more).encode()})
+
+
+def test_shards_give_texts_of_members_or_of_json(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    write_shard(tmp_path / "shards" / "pairs-000.tar", config, rows())
+    section = AdaptConfig.model_validate(
+        {"data": "pairs", "batch_size": 8, "pairs": {"source": "webdataset", "path": str(tmp_path / "shards")}}
+    )
+    assert paired(make(config, section), 3) <= {(f"pairs-000/{n:05d}", text) for n, (_, text, _) in enumerate(rows())}
+    columns = {"text": "caption", "group": "patient"}
+    section = section.model_copy(update={"pairs": section.pairs.model_copy(update={"columns": columns})})
+    examples = make(config, section)
+    assert examples.texts_of.lengths.tolist() == [2] * 20 and examples.summary["patients"] == 5
+    wrong = section.model_copy(update={"pairs": section.pairs.model_copy(update={"columns": {"text": "title"}})})
+    with pytest.raises(DataError, match=r"(?s)no sample has the text title.*adapt\.pairs\.columns\.text"):
+        make(config, wrong)
+
+
+@pytest.mark.parametrize("kind", ["patient", "pixels"])
+def test_evaluated_patients_and_images_among_the_pairs_are_leaks(config: RunConfig, tmp_path: Path, kind: str) -> None:
+    bad = ("images/train-030.png", "mild", "test-3") if kind == "patient" else ("images/test-007.png", "mild", "x")
+    section = write_table(tmp_path / "pairs.csv", config, [*rows(), bad, ("images/train-031.png", "mild", "y")])
+    words = "patient test-3 of test tile" if kind == "patient" else "copy of test tile images/test-007.png"
+    with pytest.raises(DataError, match=f"(?s)1 of 26 images.*{words}"):
+        make(config, section)
+    keep = config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": "exclude"})})
+    examples = make(keep, section)
+    assert examples.summary["leaking_tiles"] == 1 and bad[0] not in examples.tile_ids
+
+
+def test_texts_that_are_prompts_are_counted(
+    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = [
+        (path, "An image of normal gland" if n % 2 else text, group) for n, (path, text, group) in enumerate(rows())
+    ]
+    with caplog.at_level("INFO", logger="clipit"):
+        summary = make(config, write_table(tmp_path / "pairs.csv", config, content)).summary
+    assert summary["texts_like_prompts"] == 1 and summary["examples_like_prompts"] == 10
+    assert "the adaptation learns labels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([("images/none.png", "a", "p")], r"none\.png"),
+        ([*rows(), ("images/train-000.png", "b", "other")], r"rows of the same image differ.*record 25"),
+        ([("", "a", "p"), *rows()], r"1 rows name no file"),
+        ([(path, "", group) for path, _, group in rows()], r"no image has a text"),
+        ([(path, "same", group) for path, _, group in rows()], r"no bag of a batch has a negative"),
+        ([(path, text, "one") for path, text, _ in rows()], r"no validation part can.*add a column split, or raise adapt\.pairs\.valid"),
+    ],
+)  # fmt: skip
+def test_wrong_pairs_are_errors(config: RunConfig, tmp_path: Path, content: list[Row], message: str) -> None:
+    section = write_table(tmp_path / "pairs.csv", config, content)
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        make(config, section)
+
+
+def test_missing_columns_small_sets_and_damaged_images_are_reported(config: RunConfig, tmp_path: Path) -> None:
+    section = write_table(tmp_path / "pairs.csv", config, rows())
+    columns = {**section.pairs.columns, "text": "caption"}
+    wrong = section.model_copy(update={"pairs": section.pairs.model_copy(update={"columns": columns})})
+    with pytest.raises(
+        DataError, match=r"(?s)missing columns: caption; the table has: filepath.*adapt\.pairs\.columns"
+    ):
+        make(config, wrong)
+    with pytest.raises(DataError, match="only 20 training images have a text, fewer than a batch of 21"):
+        make(config, section.model_copy(update={"batch_size": 21}))
+    source = Path(config.tiles.path).parent
+    (tmp_path / "images").mkdir()
+    for number, (path, _, _) in enumerate(rows()):
+        content = (source / path).read_bytes()
+        (tmp_path / path).write_bytes(content[: len(content) // 2] if number == 5 else content)
+    pairs = section.pairs.model_copy(update={"images": str(tmp_path)})
+    workspace = Workspace(config)
+    parts = [
+        make_examples(config, section.model_copy(update={"pairs": pairs}), "text", 0, split, workspace)
+        for split in ("train", "validation")
+    ]
+    assert parts[0].summary["unreadable_tiles"] == 1 and sum(len(part) for part in parts) == 23

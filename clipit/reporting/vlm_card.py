@@ -1,0 +1,175 @@
+"""Card of an adapted VLM: README.md in Hugging Face's format, without report texts, patient ids or paths."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clipit.models.licences import OTHER, ModelLicence, vlm_licence
+from clipit.models.specs import LICENCE_NOTE
+from clipit.models.vlm import VLM
+from clipit.reporting.model_card import plain_text
+from clipit.reporting.tables import markdown_table, number
+
+_DATA = {
+    "pairs": "images with a text each",
+    "bags": "unlabelled tiles with their nearest tiles, report snippets and prompts",
+    "cases": "tiles of patients with snippets of their own reports",
+}
+_ARMS = {
+    "text": "image-text contrast",
+    "shuffled_text": "control: image-text contrast with the texts of other patients",
+    "images": "control: image-image contrast without any text",
+}
+_TUNING = {
+    "lora": "low-rank updates (LoRA)",
+    "projection": "the projections into the joint space",
+    "full": "all weights",
+}
+
+
+@dataclass(frozen=True)
+class AdaptationFacts:
+    """Facts of an adaptation for its card.
+
+    Attributes:
+        arm: Kind of training.
+        seed: Seed.
+        data: What the VLM learnt from.
+        tuning: Weights that were trained.
+        towers: Towers that were trained.
+        weights: Number of trained weights.
+        settings: Settings of the training, such as steps and batch size, by name.
+        counts: Numbers of images, texts and patients, by name; other values are not shown.
+        logit_scale: Learnt scale.
+        scores: Rows of name, score before and score after; empty if unknown.
+    """
+
+    arm: str
+    seed: int
+    data: str
+    tuning: str
+    towers: Sequence[str]
+    weights: int
+    settings: Mapping[str, int | float]
+    counts: Mapping[str, Any]
+    logit_scale: float
+    scores: Sequence[tuple[str, float | None, float | None]] = field(default=())
+
+
+def vlm_card(vlm: VLM, facts: AdaptationFacts) -> str:
+    """Compose the card of an adapted VLM: YAML front matter for the hub, and the text for readers.
+
+    Args:
+        vlm: VLM that was adapted.
+        facts: Facts of the adaptation.
+    """
+    licence = vlm_licence(vlm.name)
+    sections = {
+        "Data": _data(facts),
+        "Training": _training(vlm, facts, licence),
+        "Scores": _scores(facts),
+        "Limits": _limits(vlm, facts),
+        "Licence": _licence(licence),
+        "Use": _usage(licence),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
+    intro = (
+        f"Vision-language model of histology: {plain_text(licence.model)}, adapted with clipit. "
+        "**For research use only: not a medical device, and not for diagnosis or treatment.**"
+    )
+    return f"---\n{_front_matter(licence)}---\n\n# Adapted {plain_text(licence.model)}\n\n{intro}\n\n{body}\n"
+
+
+def _front_matter(licence: ModelLicence) -> str:
+    from huggingface_hub import ModelCardData
+
+    values: dict[str, Any] = {
+        "license": licence.identifier,
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["clip", "histopathology", "pathology", "clipit"],
+    }
+    if licence.identifier == OTHER:
+        values["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence.licence.lower()).strip("-")
+        if licence.page:
+            values["license_link"] = licence.page
+    if licence.source:
+        values |= {"base_model": licence.source, "base_model_relation": "finetune"}
+    return f"{ModelCardData(**values).to_yaml()}\n"
+
+
+def _data(facts: AdaptationFacts) -> str:
+    counts = {name: value for name, value in facts.counts.items() if _is_count(value)}
+    lines = [f"- Kind: {_DATA.get(facts.data, plain_text(facts.data))}"]
+    return "\n".join([*lines, *(f"- {plain_text(_words(name))}: {value:,}" for name, value in counts.items())])
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _words(name: str) -> str:
+    text = name.replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def _training(vlm: VLM, facts: AdaptationFacts, licence: ModelLicence) -> str:
+    lines = [
+        f"- Base: {plain_text(licence.model)}, fingerprint {vlm.fingerprint}",
+        f"- Objective: {_ARMS.get(facts.arm, plain_text(facts.arm))}, seed {facts.seed}",
+        f"- Trained: {_TUNING.get(facts.tuning, plain_text(facts.tuning))} of the {' and '.join(facts.towers)} "
+        f"tower{'s' if len(facts.towers) > 1 else ''}, {facts.weights:,} weights",
+        *(f"- {plain_text(_words(name))}: {value:g}" for name, value in facts.settings.items()),
+        f"- Scale of similarities: {vlm.logit_scale:.4g} before, {facts.logit_scale:.4g} after",
+        f"- Input: {vlm.preprocess.describe()}; "
+        + (f"{vlm.expected_mpp:g} micrometres per pixel" if vlm.expected_mpp else "micrometres per pixel unknown"),
+    ]
+    return "\n".join(lines)
+
+
+def _scores(facts: AdaptationFacts) -> str:
+    if not facts.scores:
+        return ""
+    rows = [(plain_text(name), _score(before), _score(after)) for name, before, after in facts.scores]
+    return f"{markdown_table(('', 'before', 'after'), rows, left=1)}\n\nOn tiles of patients or slides never seen."
+
+
+def _score(value: float | None) -> str:
+    return number(None if value is None or not math.isfinite(value) else value)
+
+
+def _limits(vlm: VLM, facts: AdaptationFacts) -> str:
+    lines = [
+        "- An adapted model can lose what it could do before: compare both on tiles that differ from the training data.",
+        "- Other scanners, stains, magnifications and centres can lower the scores; test it on your own tiles first.",
+    ]
+    if facts.arm != "text":
+        lines.insert(0, "- This model is a control of a study. It did not learn from images with their own texts.")
+    if vlm.name == "embedded":
+        lines.append(
+            "- The embedded VLM of clipit was trained on synthetic tiles: scores on real tiles say nothing about "
+            "pathology."
+        )
+    return "\n".join(lines)
+
+
+def _licence(licence: ModelLicence) -> str:
+    name = licence.licence if licence.known else "unknown: ask its publisher"
+    forbids = (
+        " It forbids derivatives: this adapter is for your own use, and needs the original weights."
+        if licence.forbids_derivatives
+        else ""
+    )
+    page = f" ({licence.page})" if licence.page else ""
+    return f"The licence of the base applies: {name}{page}.{forbids} {LICENCE_NOTE}"
+
+
+def _usage(licence: ModelLicence) -> str:
+    adapter = "`vlm.adapter: FOLDER` adds the folder `adapter/` to the base, which `vlm.name` and `vlm.path` name"
+    if licence.forbids_derivatives:
+        return f"In a configuration of clipit, {adapter}."
+    return (
+        "In a configuration of clipit, `vlm.name: FOLDER` opens the merged folder `vlm/`; the package that the base "
+        f"comes from (open_clip or transformers) opens it, too. {adapter}."
+    )

@@ -1,0 +1,37 @@
+"""Card of an adapted VLM: its facts, and nothing of the reports."""
+
+from dataclasses import replace
+
+import yaml
+
+from clipit.config.run import VLMConfig
+from clipit.models.vlm import load_vlm
+from clipit.reporting.vlm_card import AdaptationFacts, vlm_card
+
+FACTS = AdaptationFacts(
+    arm="text", seed=3, data="cases", tuning="lora", towers=("image", "text"), weights=82944,
+    settings={"steps": 500, "learning_rate": 1e-4},
+    counts={"tiles": 1200, "texts": 340, "longest": "carcinoma of Jane Doe", "by_patient": {"P-17": 3}, "ok": True},
+    logit_scale=21.5, scores=[("zero-shot AUROC, `grade` <b>", 0.628, 0.883), ("recall@5", None, float("nan"))],
+)  # fmt: skip
+
+
+def test_the_card_states_base_data_and_scores() -> None:
+    vlm = load_vlm(VLMConfig(name="embedded"))
+    card = vlm_card(vlm, FACTS)
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == "apache-2.0"
+    for text in ("82,944 weights", "Tiles: 1,200", vlm.fingerprint, ".628", ".883", "Learning rate: 0.0001", "synthetic"):
+        assert text in body
+    assert "<b>" not in body and "Jane" not in card and "P-17" not in card and "Ok" not in body
+    assert "control" not in body
+    assert "is a control of a study" in vlm_card(vlm, replace(FACTS, arm="images"))
+
+
+def test_the_card_of_a_licence_without_derivatives_offers_the_adapter_only() -> None:
+    vlm = replace(load_vlm(VLMConfig(name="embedded")), name="conch")
+    card = vlm_card(vlm, FACTS)
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-nc-nd-4.0"
+    assert "forbids derivatives" in card and "vlm.adapter" in card and "merged folder" not in card
+    local = vlm_card(replace(vlm, name="/data/hospital/clip"), FACTS)
+    assert "hospital" not in local and "a local model" in local

@@ -21,7 +21,15 @@ def test_the_card_states_base_data_and_scores() -> None:
     card = vlm_card(vlm, FACTS)
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "apache-2.0"
-    for text in ("82,944 weights", "Tiles: 1,200", vlm.fingerprint, ".628", ".883", "Learning rate: 0.0001", "synthetic"):
+    for text in (
+        "82,944 weights",
+        "Tiles: 1,200",
+        vlm.fingerprint,
+        ".628",
+        ".883",
+        "Learning rate: 0.0001",
+        "synthetic",
+    ):
         assert text in body
     assert "<b>" not in body and "Jane" not in card and "P-17" not in card and "Ok" not in body
     assert "control" not in body

@@ -397,9 +397,10 @@ def test_help_lists_the_keys(file: Callable[..., str], capsys: pytest.CaptureFix
 
 HOME_KEYS = (
     "output", "prompts", "tiles.path", "tiles.images", "tiles.annotations.path", "reports.path", "reports.cancer_types",
-    "reports.morphology_prompts", "reports.boilerplate_prompts", "vlm.name", "vlm.path", "vlm.adapter", "second_vlm.name",
-    "second_vlm.path", "second_vlm.adapter", "adapt.pairs.path", "adapt.pairs.images", "adapt.bags.dictionary", "backbone.name", "backbone.path", "bags.dictionary", "probing.captions", "prompt_study.simple",
-    "comparison.searched", "label_issues.verified",
+    "reports.morphology_prompts", "reports.boilerplate_prompts", "vlm.name", "vlm.path", "vlm.adapter",
+    "second_vlm.name", "second_vlm.path", "second_vlm.adapter", "adapt.pairs.path", "adapt.pairs.images",
+    "adapt.bags.dictionary", "backbone.name", "backbone.path", "bags.dictionary", "probing.captions",
+    "prompt_study.simple", "comparison.searched", "label_issues.verified",
 )  # fmt: skip
 
 

@@ -8,14 +8,16 @@ from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import DataError
 from clipit.vlm_training.bag_batches import BagExamples, check_negatives
+from clipit.vlm_training.bags import bag_examples
 from clipit.vlm_training.captions import count_prompt_texts
 from clipit.vlm_training.cases import case_examples
+from clipit.vlm_training.mining import warn_of_mining
 from clipit.vlm_training.pairs import pair_examples
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_MAKERS = {"cases": case_examples, "pairs": pair_examples}
+_MAKERS = {"cases": case_examples, "pairs": pair_examples, "bags": bag_examples}
 
 
 def make_examples(
@@ -47,6 +49,8 @@ def make_examples(
     if arm == "text":
         classes = workspace.all_tiles.classes if names_tiles(config) else ()
         facts |= count_prompt_texts(examples, workspace.prompts, classes)
+    if section.data == "bags":
+        warn_of_mining(examples, section)
     return dataclasses.replace(examples, summary=facts)
 
 

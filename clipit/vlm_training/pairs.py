@@ -54,10 +54,9 @@ def pair_examples(
         DataError: The split has no image with a text, patients or images of the evaluated tiles are among the training
             pairs (`leaks.policy`), or in the control all images are of one patient.
     """
-    pairs: _Pairs = workspace.cached(
-        f"pairs {fingerprint(section.pairs.model_dump(mode='json'))} {workspace.vlm.fingerprint}",
-        lambda: _read(section, workspace),
-    )
+    inputs = config.model_dump(mode="json", include={"tiles", "leaks", "prompts"})  # with these, leaks are found
+    content = fingerprint([section.pairs.model_dump(mode="json"), workspace.vlm.fingerprint, inputs])
+    pairs: _Pairs = workspace.cached(f"pairs {content}", lambda: _read(section, workspace))
     chosen = np.flatnonzero(pairs.tiles.splits == split)
     tiles = pairs.tiles.select(chosen)
     if not len(tiles):

@@ -39,12 +39,14 @@ class PromptMembers:
         codes: One number per distinct text, since dictionary and class prompts may have texts in common.
         rows: Rows of `vectors` for each tile.
         exists: Mask of the rows that are members.
+        texts: Distinct texts, one per code.
     """
 
     vectors: Float32[np.ndarray, "entries dim"]
     codes: Int[np.ndarray, "entries"]
     rows: Int[np.ndarray, "n p"]
     exists: Bool[np.ndarray, "n p"]
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,9 @@ def _prompts(config: RunConfig, workspace: Workspace, train: TileSet) -> PromptM
         nearest.append(positions + sum(len(part) for part in parts))
         parts.append(embedded)
     vectors, rows = np.concatenate(parts), np.concatenate(nearest, axis=1)
-    codes = np.unique([text for texts, _ in pools for text in texts], return_inverse=True)[1].astype(np.int64)
+    distinct, codes = np.unique([text for texts, _ in pools for text in texts], return_inverse=True)
     exists = np.ones(rows.shape, dtype=np.bool_)
     if b.margin is not None:
         scores = np.einsum("nd,npd->np", tiles, vectors[rows])
         exists = scores >= scores.max(axis=1, keepdims=True) - b.margin
-    return PromptMembers(vectors, codes, rows, exists)
+    return PromptMembers(vectors, codes.astype(np.int64), rows, exists, tuple(distinct.tolist()))

@@ -1,0 +1,153 @@
+"""Examples from bags: training tiles with their nearest tiles, paired snippets and prompts, as CPLIP trains."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipit.artifacts import fingerprint
+from clipit.config.run import RunConfig
+from clipit.config.vlm_training import AdaptArm, AdaptConfig
+from clipit.errors import ConfigError, DataError
+from clipit.prompts.dictionary import load_dictionary
+from clipit.tiles.splits import patients
+from clipit.training.terms.bag_members import make_bags
+from clipit.vlm_training.bag_batches import BagExamples, Members
+from clipit.vlm_training.cases import number_pixels
+from clipit.vlm_training.pairs import exchange_images
+from clipit.workspace.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class MinedBags:
+    """Members of the bags of all training tiles.
+
+    Attributes:
+        tiles: Rows of the training tiles in each tile bag, the tile itself first.
+        texts: Numbers of the texts in each text bag: rows of the table of snippets, then of the distinct prompts.
+        prompts: Distinct prompts.
+        counts: Pruned members and empty bags.
+    """
+
+    tiles: Members
+    texts: Members
+    prompts: tuple[str, ...]
+    counts: dict[str, int]
+
+
+def bag_examples(
+    config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, split: str, workspace: Workspace
+) -> BagExamples:
+    """Make examples from the training tiles with the bags that the VLM mines before it is adapted.
+
+    Tile bags contain the nearest tiles of other patients. Text bags contain the paired snippets, under the rules of
+    `pairing`, and the nearest prompts. Bags with a tile or a text in common are not negatives.
+
+    Args:
+        config: Run configuration.
+        section: Section `adapt`.
+        arm: Arm of the study. `shuffled_text` gives each tile the text bag of a tile of another patient.
+        seed: Seed of the draws.
+        split: Must be train: tiles of other splits are never paired.
+        workspace: Workspace of this configuration.
+
+    Raises:
+        DataError: Another split is asked for, or all text bags are empty.
+        ConfigError: There are fewer pairs per tile than snippets in a bag.
+    """
+    if split != "train":
+        raise DataError("tiles of validation and test are not paired, so they have no bags", where="adapt.data")
+    if config.pairing.k < section.bags.snippets:
+        raise ConfigError(
+            f"bags of {section.bags.snippets} snippets need as many pairs per tile: pairing.k is {config.pairing.k}",
+            where="adapt.bags.snippets",
+            fix=f"set pairing.k={section.bags.snippets}, or lower adapt.bags.snippets",
+        )
+    return examples_of(section, arm, seed, workspace, first_bags(section, workspace))
+
+
+def first_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
+    """Return the bags that the VLM mines before it is adapted; collected once for all arms and seeds."""
+    content = fingerprint(section.bags.model_dump(mode="json"))
+    mined: MinedBags = workspace.cached(
+        f"bags {content} {workspace.pairs.artifact.fingerprint}", lambda: collect_bags(section, workspace)
+    )
+    return mined
+
+
+def collect_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
+    """Collect the bags of all training tiles from the pairs and stores of a workspace."""
+    options = section.bags.model_dump(include={"tiles", "snippets", "prompts", "class_prompts", "dictionary", "margin"})
+    base = workspace.config
+    changed = {**options, "text_neighbours": False, "weighted": False}
+    config = base.model_copy(update={"bags": base.bags.model_copy(update=changed)})
+    train = workspace.all_tiles.of_split("train")
+    bags = make_bags(config, workspace, train)
+    numbers = bags.text_ids(np.arange(len(train)))
+    members = np.arange(len(train), dtype=np.int64)[:, None]
+    if bags.tiles is not None:
+        row_of = np.empty(bags.tiles.store.size, dtype=np.int64)
+        row_of[bags.tiles.store.positions(train.ids)] = members[:, 0]
+        found = bags.tiles.members
+        members = np.concatenate([members, np.where(found >= 0, row_of[np.maximum(found, 0)], -1)], axis=1)
+    prompts = bags.prompts.texts if bags.prompts is not None else ()
+    return MinedBags(_members(members), _members(numbers), prompts, bags.counts)
+
+
+def _members(table: Int64[np.ndarray, "n k"]) -> Members:
+    """Return the lists of a table padded with -1, without repeated members."""
+    return Members.of([list(dict.fromkeys(row[row >= 0].tolist())) for row in table])
+
+
+def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Workspace, mined: MinedBags) -> BagExamples:
+    """Make examples from the tiles whose text bag is not empty.
+
+    Args:
+        section: Section `adapt`.
+        arm: Arm of the study.
+        seed: Seed of the draws.
+        workspace: Workspace with the VLM before the adaptation.
+        mined: Members of the bags of all training tiles.
+
+    Raises:
+        DataError: All text bags are empty.
+    """
+    tiles = workspace.all_tiles.of_split("train")
+    kept = np.flatnonzero(mined.texts.lengths > 0)
+    if not len(kept):
+        raise DataError("every text bag is empty", where="adapt.bags", fix="raise adapt.bags.margin")
+    texts_of = Members.of([mined.texts[row] for row in kept.tolist()])
+    used, places = np.unique(texts_of.values, return_inverse=True)
+    snippets: list[str] = workspace.snippets.table("snippets.parquet", ["text"]).column("text").to_pylist()
+    numbers = np.arange(len(kept), dtype=np.int64)
+    owners = patients(tiles.groups, tiles.ids)[kept]
+    bags = section.bags
+    count = len(snippets)
+    fingerprints = {"tiles": tiles.fingerprint, "pairs": workspace.pairs.artifact.fingerprint}
+    if bags.prompts:
+        fingerprints["prompt dictionary"] = load_dictionary(bags.dictionary).hash
+    if bags.class_prompts and workspace.prompts is not None:
+        fingerprints["class prompts"] = workspace.prompts.hash
+    return BagExamples(
+        source=workspace.pixels_of(tiles, workspace.vlm.preprocess),
+        tile_ids=tiles.ids.tolist(),
+        texts=[snippets[row] if row < count else mined.prompts[row - count] for row in used.tolist()],
+        tiles_of=Members.of([mined.tiles[row] for row in kept.tolist()]),
+        texts_of=Members(places.astype(np.int64), texts_of.starts),
+        tiles_per_bag=1 + bags.tiles,
+        texts_per_bag=0 if arm == "images" else bags.snippets + bags.prompts + bags.class_prompts,
+        batch_size=section.batch_size,
+        seed=seed,
+        owners=numbers,
+        partners=exchange_images(owners, seed) if arm == "shuffled_text" else numbers,
+        same_pixels=number_pixels(workspace, "train"),
+        fingerprints=fingerprints,
+        summary={
+            "examples": len(kept),
+            "tiles": len(kept),
+            "tiles_without_text": len(tiles) - len(kept),
+            "texts": len(used),
+            "minable_texts": count + len(mined.prompts),
+            **mined.counts,
+        },
+    )

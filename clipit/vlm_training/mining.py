@@ -1,0 +1,135 @@
+"""Mine the bags again while the VLM is adapted: embeddings with the present weights, kept as lists of members."""
+
+import logging
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from clipit.artifacts import fingerprint, reading, whole_file
+from clipit.config.vlm_training import AdaptArm, AdaptConfig
+from clipit.distributed import get_processes
+from clipit.errors import ArtifactError
+from clipit.vlm_training.bag_batches import BagExamples, Members
+from clipit.vlm_training.bags import MinedBags, collect_bags, examples_of, first_bags
+from clipit.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from clipit.models.vlm import VLM
+
+logger = logging.getLogger(__name__)
+
+_COSTLY = 0.1
+"""Share of the time between two minings that a mining should take at most."""
+_STEP_PASSES = 4
+"""Cost of an image or text in a step, in forward passes: two with cached gradients, and a backward pass of two."""
+
+
+def mine(
+    section: AdaptConfig,
+    arm: AdaptArm,
+    examples: BagExamples,
+    vlm: "VLM",
+    workspace: Workspace,
+    folder: Path,
+    step: int,
+) -> BagExamples:
+    """Mine the bags again with the adapted VLM; called by all processes.
+
+    Tiles, snippets and prompts are embedded with the present weights, and bags are collected as before the adaptation.
+    The members are kept in `mined/` of the adaptation's folder, so that a training that is resumed after this step
+    reads them; the embeddings are deleted. The texts of the result differ from those of `examples`.
+
+    Args:
+        section: Section `adapt`.
+        arm: Arm of the study.
+        examples: Present examples.
+        vlm: VLM whose towers have the present weights, in evaluation mode.
+        workspace: Workspace of this configuration, with the VLM before the adaptation.
+        folder: Folder of the adaptation.
+        step: Number of steps taken.
+
+    Raises:
+        ArtifactError: The members of an earlier attempt are damaged or of another adaptation.
+    """
+    processes, started = get_processes(), time.monotonic()
+    name = f"step-{step:08d}"
+    file, stores = folder / "mined" / f"{name}.safetensors", folder / "mined" / name
+    identity = fingerprint([examples.fingerprints, section.model_dump(mode="json"), examples.seed, arm, step])
+    if not processes.broadcast(file.is_file()):
+        present = replace(vlm, fingerprint=f"{vlm.fingerprint}-{identity}")
+        mined = collect_bags(section, _with_vlm(workspace, present, stores))
+        if processes.main:
+            _save(file, mined, identity)
+            shutil.rmtree(stores, ignore_errors=True)
+            logger.info(f"bags mined again after step {step}: {time.monotonic() - started:.1f} s")
+        processes.barrier()
+    mined = _load(file, identity, first_bags(section, workspace).prompts)
+    found = examples_of(section, arm, examples.seed, workspace, mined)
+    summary = examples.summary | found.summary | {"mined_after_step": step}
+    return replace(found, batch_size=examples.batch_size, summary=summary)
+
+
+def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
+    """Warn if mining the bags takes more than a tenth of the training.
+
+    The cost is counted in forward passes: a mining embeds all training tiles and texts, a step those of its batch.
+
+    Args:
+        examples: Examples of the training part.
+        section: Section `adapt`.
+    """
+    every = section.bags.mine_every
+    if not every:
+        return
+    batch = examples.batch(0)
+    per_step = _STEP_PASSES * (len(batch.tiles) + len(batch.texts) + len(batch.others))
+    share = (len(examples.tile_ids) + int(examples.summary["minable_texts"])) / (per_step * every)
+    if share > _COSTLY:
+        logger.info(
+            f"warning: mining the bags takes about {share:.0%} of the time of the {every} steps between two minings; "
+            f"with adapt.bags.mine_every={int(np.ceil(every * share / _COSTLY))} it is a tenth"
+        )
+
+
+def _with_vlm(workspace: Workspace, vlm: "VLM", root: Path) -> Workspace:
+    """Return a workspace with the same tiles and snippets, whose embeddings, index and pairs are of another VLM."""
+    other = Workspace(workspace.config)
+    other.root = root
+    # Values of cached properties, which are then not computed.
+    vars(other).update(vlm=vlm, all_tiles=workspace.all_tiles, snippets=workspace.snippets)
+    return other
+
+
+def _save(file: Path, mined: MinedBags, identity: str) -> None:
+    values = {
+        "tiles.values": mined.tiles.values,
+        "tiles.starts": mined.tiles.starts,
+        "texts.values": mined.texts.values,
+        "texts.starts": mined.texts.starts,
+    }
+    facts = {"identity": identity} | {f"count.{name}": str(count) for name, count in mined.counts.items()}
+    with whole_file(file) as temporary:
+        save_file(values, temporary, facts)
+
+
+def _load(file: Path, identity: str, prompts: tuple[str, ...]) -> MinedBags:
+    fix = "delete the folder of this adaptation and start again"
+    try:
+        with reading(file, fix), safe_open(file, framework="numpy") as stored:
+            facts = stored.metadata()
+            if facts["identity"] != identity:
+                raise ArtifactError("bags of another adaptation", where=file, fix=fix)
+            tiles, texts = (
+                Members(stored.get_tensor(f"{name}.values"), stored.get_tensor(f"{name}.starts"))
+                for name in ("tiles", "texts")
+            )
+    except SafetensorError as error:
+        raise ArtifactError(f"unreadable: {error}", where=file, fix=fix) from error
+    counts = {name.removeprefix("count."): int(value) for name, value in facts.items() if name != "identity"}
+    return MinedBags(tiles, texts, prompts, counts)

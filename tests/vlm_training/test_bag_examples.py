@@ -1,0 +1,136 @@
+"""Examples from bags: mined with the VLM before the adaptation, and again with changed weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import MakeConfig
+
+import clipit
+from clipit.config.run import RunConfig
+from clipit.config.vlm_training import AdaptConfig
+from clipit.errors import ArtifactError, ConfigError, DataError
+from clipit.models.vlm import VLM, load_vlm
+from clipit.prompts.dictionary import load_dictionary
+from clipit.vlm_training import mining
+from clipit.vlm_training.bag_batches import BagExamples
+from clipit.vlm_training.examples import make_examples, validation_examples
+from clipit.vlm_training.mining import mine
+from clipit.workspace.workspace import Workspace
+
+CHAPTER = Path(clipit.__file__).parent / "prompts/dictionaries/histology/artefacts.yaml"
+BAGS = {"tiles": 2, "snippets": 2, "prompts": 1, "class_prompts": 1, "dictionary": str(CHAPTER)}
+SECTION = AdaptConfig.model_validate({"data": "bags", "batch_size": 8, "bags": BAGS})
+
+
+@pytest.fixture
+def config(configure: MakeConfig) -> RunConfig:
+    return configure({"pairing.k": 2})
+
+
+def bags(examples: BagExamples, tile: int) -> tuple[list[str], list[str]]:
+    """Ids of the tiles and texts in the bags of an example."""
+    tiles = [examples.tile_ids[row] for row in examples.tiles_of[tile]]
+    return tiles, [examples.texts[row] for row in examples.texts_of[tile]]
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def nearest_by_hand(vlm: VLM, workspace: Workspace) -> tuple[list[set[str]], list[set[str]]]:
+    """The two nearest tiles of other patients, and the two nearest snippets, of each training tile."""
+    tiles = workspace.all_tiles.of_split("train")
+    pixels = torch.from_numpy(np.stack([vlm.preprocess.pixels(tiles.read(row)) for row in range(len(tiles))]))
+    texts = sorted(set(workspace.snippet_texts().values()))
+    images, encoded = unit(vlm.encode_images(pixels).numpy()), unit(vlm.encode_texts(texts).numpy())
+    images, encoded = unit(images - images.mean(axis=0)), unit(encoded - encoded.mean(axis=0))
+    near = images @ images.T - 9.0 * (tiles.groups[:, None] == tiles.groups[None, :])
+    best_tiles = [set(tiles.ids[row].tolist()) for row in np.argsort(-near, axis=1)[:, :2]]
+    best_texts = [{texts[place] for place in row} for row in np.argsort(-(images @ encoded.T), axis=1)[:, :2]]
+    return best_tiles, best_texts
+
+
+def agreement(examples: BagExamples, best_tiles: list[set[str]], best_texts: list[set[str]]) -> tuple[float, float]:
+    """Shares of the tiles whose mined tiles and snippets are the nearest; snippets with equal embeddings may differ."""
+    found = [bags(examples, tile) for tile in range(len(examples))]
+    same_tiles = [set(tiles[1:]) == best for (tiles, _), best in zip(found, best_tiles, strict=True)]
+    same_texts = [bool(set(texts) & best) for (_, texts), best in zip(found, best_texts, strict=True)]
+    return float(np.mean(same_tiles)), float(np.mean(same_texts))
+
+
+def test_bags_have_the_nearest_tiles_snippets_and_prompts(config: RunConfig) -> None:
+    workspace = Workspace(config)
+    examples = make_examples(config, SECTION, "text", 0, "train", workspace)
+    assert len(examples) == 72 and min(agreement(examples, *nearest_by_hand(workspace.vlm, workspace))) > 0.95
+    dictionary = load_dictionary(SECTION.bags.dictionary)
+    terms = {text for entry in dictionary.entries for text in dictionary.texts(entry)}
+    assert workspace.prompts is not None
+    prompts = {text for name in workspace.prompts.classes for text in workspace.prompts.texts(name)}
+    snippets = set(workspace.snippet_texts().values())
+    for tile in range(72):
+        tiles, texts = bags(examples, tile)
+        assert tiles[0] == examples.tile_ids[tile] and len(tiles) == 3
+        assert [text in snippets for text in texts[:2]] == [True, True] and texts[2] in terms and texts[3] in prompts
+    assert examples.summary["texts_like_prompts"] > 0, "class prompts are in the bags on purpose"
+
+
+def test_bags_that_share_a_tile_or_text_are_no_negatives(config: RunConfig) -> None:
+    section = SECTION.model_copy(update={"bags": SECTION.bags.model_copy(update={"class_prompts": 0, "prompts": 0})})
+    workspace = Workspace(config)
+    examples = make_examples(config, section, "text", 0, "train", workspace)
+    batch = examples.batch(0)
+    tiles = [set(batch.tiles[row[row >= 0]].tolist()) for row in batch.image_members]
+    texts = [set(batch.texts[row[row >= 0]].tolist()) for row in batch.other_members]
+    expected = [[bool(tiles[i] & tiles[j] or texts[i] & texts[j]) for j in range(8)] for i in range(8)]
+    assert np.array_equal(batch.same, expected)
+    shuffled = make_examples(config, section, "shuffled_text", 0, "train", workspace)
+    groups = workspace.all_tiles.of_split("train").groups
+    assert (groups != groups[shuffled.partners]).all()
+    images = make_examples(config, section, "images", 0, "train", workspace).batch(0)
+    left, right = (
+        [set(rows[row[row >= 0]].tolist()) for row in members]
+        for rows, members in ((images.tiles, images.image_members), (images.others, images.other_members))
+    )
+    assert [a | b for a, b in zip(left, right, strict=True)] == tiles
+    assert not any(a & b for a, b in zip(left, right, strict=True))
+
+
+def test_mining_follows_the_weights_and_is_read_again(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace = Workspace(config)
+    section = SECTION.model_copy(update={"bags": SECTION.bags.model_copy(update={"mine_every": 1})})
+    with caplog.at_level("INFO", logger="clipit"):
+        examples = make_examples(config, section, "text", 0, "train", workspace)
+    assert "mining the bags takes about" in caplog.text
+    vlm = load_vlm(config.vlm)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in vlm.towers.module.parameters():
+            weight.add_(torch.randn_like(weight) * weight.std(correction=0))
+    mined = mine(section, "text", examples, vlm, workspace, tmp_path, 1)
+    by_hand = nearest_by_hand(vlm, workspace)
+    assert min(agreement(mined, *by_hand)) > 0.95 > 2 * max(agreement(examples, *by_hand))
+    assert [path.name for path in (tmp_path / "mined").iterdir()] == ["step-00000001.safetensors"]
+    assert mined.batch_size == examples.batch_size and mined.summary["mined_after_step"] == 1
+
+    monkeypatch.setattr(mining, "collect_bags", lambda *_: pytest.fail("bags are mined again"))
+    again = mine(section, "text", examples, vlm, workspace, tmp_path, 1)
+    assert [bags(again, tile) for tile in range(72)] == [bags(mined, tile) for tile in range(72)]
+    with pytest.raises(ArtifactError, match="bags of another adaptation"):
+        mine(section, "images", examples, vlm, workspace, tmp_path, 1)
+    (tmp_path / "mined" / "step-00000001.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(ArtifactError, match=r"(?s)unreadable.*delete the folder of this adaptation"):
+        mine(section, "text", examples, vlm, workspace, tmp_path, 1)
+
+
+def test_wrong_options_and_other_splits_are_errors(config: RunConfig) -> None:
+    workspace = Workspace(config)
+    section = SECTION.model_copy(update={"bags": SECTION.bags.model_copy(update={"snippets": 3})})
+    with pytest.raises(ConfigError, match=r"need as many pairs per tile: pairing\.k is 2"):
+        make_examples(config, section, "text", 0, "train", workspace)
+    assert validation_examples(config, SECTION, "text", 0, workspace) is None
+    with pytest.raises(DataError, match="have no bags"):
+        make_examples(config, SECTION, "text", 0, "test", workspace)

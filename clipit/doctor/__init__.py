@@ -1,1 +1,1 @@
-"""Checks of this machine, its packages and the files of a configuration, each with what to do about a problem."""
+"""Checks of this machine, its packages and the files of a configuration; every problem comes with what to do."""

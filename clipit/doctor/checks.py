@@ -53,7 +53,7 @@ def _sentence(text: str) -> str:
 
 
 def merge_checks(checks: Mapping[str, Sequence[Check]]) -> list[Check]:
-    """List each finding of several files once, followed by the files; a finding of all files has no such list.
+    """List each finding once, followed by the files that have it, unless all files do.
 
     Args:
         checks: Checks of each file, by its name.

@@ -26,7 +26,7 @@ _CONTINUATION = re.compile(r"#\s{3,}(?P<text>\S.*)")
 
 
 def check_shipped_config(path: Path, ask: AskHub) -> list[Check]:
-    """Check a configuration that is not about to be used: missing data and models are warnings."""
+    """Check a shipped configuration; missing data and models are only warnings, since it may never be used."""
     try:
         checks = check_config(*read_incomplete(path, []), path, ask)
     except ClipitError as error:
@@ -36,13 +36,13 @@ def check_shipped_config(path: Path, ask: AskHub) -> list[Check]:
 
 
 def read_incomplete(path: Path, options: Sequence[str]) -> tuple[ConfigFile, list[str]]:
-    """Read a configuration with its command line; required keys that are set in neither get a placeholder.
+    """Read a configuration with its command line; required keys that neither sets get a placeholder.
 
     Returns:
         The configuration and its missing keys.
 
     Raises:
-        ConfigError: The configuration has any other error.
+        ConfigError: The configuration has another error.
     """
     given = {option.removeprefix("--").partition("=")[0] for option in options}
     missing = [key for key in missing_keys(read_yaml(path)) if key not in given]
@@ -64,7 +64,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
 
     Args:
         file: Configuration of a run or comparison.
-        missing: Required keys with placeholders; what they belong to is not checked.
+        missing: Required keys with placeholders; the data that they name are not checked.
         path: File of the configuration, whose head comment gives the command and its requirements.
         ask: Function that returns whether a hub repository may be downloaded.
 
@@ -121,7 +121,7 @@ def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesCon
         return []
     if command.startswith("make ") or "clipit demo" in command:  # the demo and the comparison of synthetic worlds
         return [Check("PASS", "data", f"synthetic, written by the command itself: {command}")]
-    fix = f"first: {command}" if command else "first run what writes them, or correct these paths"
+    fix = f"first: {command}" if command else "run the command that writes them first, or correct these paths"
     return [Check("FAIL", "data", f"Not written yet: {shortlist(paths, 3)}.", fix)]
 
 
@@ -151,7 +151,7 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
         return []
     if precision not in ("no", "auto"):
         message = f"No GPU is available for training.precision {precision}."
-        fix = "run it where there is a GPU; on a CPU: --training.precision=no, and expect hours or days"
+        fix = "use a machine with a GPU; or set --training.precision=no, and expect hours or days on a CPU"
         return [Check("WARN", "precision", message, fix)]
     if "a GPU" in needs:
         return [Check("WARN", "GPU", f"No GPU is available, and the file needs {needs}.", "expect hours")]

@@ -21,7 +21,7 @@ def is_unwritten(path: str) -> bool:
 
 
 def unwritten_paths(config: RunConfig, shifted: Mapping[str, TilesConfig]) -> list[str]:
-    """Return the paths of a configuration that an earlier command has yet to write."""
+    """Return the paths of a configuration that another command must write first."""
     reports = config.reports
     paths = [
         config.tiles.path, config.tiles.images, config.prompts, config.vlm.name, config.backbone.name,
@@ -50,7 +50,7 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
             from clipit.tiles.streaming import describe_set
 
             parts = ", ".join(describe_set(config, None).parts)
-            return [Check("PASS", subject, f"{config.path}: parts {parts}; read once and kept at the first use")]
+            return [Check("PASS", subject, f"{config.path}: parts {parts}; streamed and kept at the first use")]
         listed = config.model_copy(update={"streaming": False, "keep_pixels": None})
         kept = root if root is not None and config.source == "webdataset" and has_index(listed, root) else None
         tiles = read_tiles(listed, check=False, decode=False, root=kept)
@@ -70,7 +70,7 @@ def _patients_unknown(subject: str, config: TilesConfig, tiles: "TileSet") -> li
 
     if config.source in DATASETS or (patients(tiles.groups, tiles.ids) != "").any():
         return []
-    what = f"No tile of {config.path} has a group, so one patient or slide may be in two splits, and scores too high."
+    what = f"No tile of {config.path} has a group: one patient or slide may be in two splits, and scores too high."
     fix = tiles.advice or (
         "name the patient or slide in a column group, or set tiles.columns.group or tiles.group_pattern"
     )

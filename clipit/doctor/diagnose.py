@@ -20,7 +20,7 @@ def diagnose(path: Path | None = None, options: Sequence[str] = (), *, shipped: 
     Args:
         path: Configuration file of a run or comparison; None: those in the current folder.
         options: Overrides, as on a command line (`--lora.rank=8`).
-        shipped: Whether to check the shipped configurations instead, of which most lack data and models.
+        shipped: Whether to check the shipped configurations instead, most of which lack data and models.
 
     Raises:
         ConfigError: The file cannot be read, is not a run configuration, or has invalid keys.
@@ -34,8 +34,8 @@ def diagnose(path: Path | None = None, options: Sequence[str] = (), *, shipped: 
         group = CheckGroup("Configurations in this folder", _check_folder(Path()))
     else:
         if {"method", "distributed_type"} & set(read_yaml(path)):
-            fix = "use the configuration that the command at its head names"
-            raise ConfigError("a file of a sweep or of Accelerate, not of a run", where=path, fix=fix)
+            fix = "use the configuration named in the command at its head"
+            raise ConfigError("this is a file of a sweep or of Accelerate, not of a run", where=path, fix=fix)
         file, missing = read_incomplete(path, options)
         checks = check_config(file, missing, path, ask_hub) + check_memory(file.run, head_entry(path, "needs"))
         output, group = file.run.output, CheckGroup(str(path), checks)
@@ -48,7 +48,7 @@ def diagnose(path: Path | None = None, options: Sequence[str] = (), *, shipped: 
 
 
 def _check_folder(folder: Path) -> list[Check]:
-    """Check all run configurations of a folder; one with an invalid key fails by itself."""
+    """Check all run configurations of a folder; an invalid key fails its own file alone."""
     files = run_configs(folder)
     if not files:
         hint = "none here; clipit init own_table > config.yaml writes one, --shipped checks those of the package"

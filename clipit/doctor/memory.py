@@ -16,7 +16,7 @@ _CLASSES, _JOINT_DIM = 10, 768  # the heads are small, whatever the data and the
 
 
 def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
-    """Estimate the memory of a training, without loading any weights, and compare it with what is free.
+    """Estimate the memory that training needs, without loading weights, and compare it with the free memory.
 
     Args:
         config: Run configuration, with or without an arm.
@@ -63,12 +63,12 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
             precision=config.training.precision,
             mode=mode,
         )
-    except Exception as error:  # an unknown model, one that is not cached, or one that needs values of its weights
+    except Exception as error:  # the model is unknown, not cached, or cannot be built without its weights
         reason = " ".join(str(error).split())[:120]
-        fix = "correct the backbone if its own check fails; the training estimates its memory when it starts"
-        return [Check("WARN", "memory", f"The memory of training is not estimated: {reason}.", fix)]
+        fix = "correct the backbone if its own check fails; training estimates its memory again when it starts"
+        return [Check("WARN", "memory", f"The memory of training could not be estimated: {reason}.", fix)]
     vlms = [vlm for vlm in (config.vlm, config.second_vlm) if vlm is not None and uses_vlm(config)]
-    held = sum(map(vlm_weight_bytes, vlms))  # they stay loaded
+    held = sum(map(vlm_weight_bytes, vlms))  # VLMs stay loaded during training
     size = backbone.preprocess.size
     try:
         fit = choose_fit(config, estimate, device_memory(device), held=held, pixels=size)
@@ -83,7 +83,7 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
 
 
 def _place(module: "nn.Module", device: "torch.device") -> None:
-    """Replace parameters and buffers on the meta device by fake ones of a device, within a `FakeTensorMode`."""
+    """Replace parameters and buffers on the meta device by fake ones on a device, within a `FakeTensorMode`."""
     import torch
     from torch import nn
 

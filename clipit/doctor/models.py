@@ -112,11 +112,11 @@ def check_vlm(subject: str, config: VLMConfig, ask: AskHub) -> list[Check]:
         return [Check("PASS", subject, "embedded in the package")]
     checks = []
     if spec is not None and not all(importlib.util.find_spec(name) for name in _PACKAGES.get(spec.family, ())):
-        # by name alone, because with a path the loader could fail there first
+        # by name alone, because with a path the loader could fail at the path first
         checks.append(_check_load(subject, config.name, lambda: load_vlm(VLMConfig(name=config.name))))
         if config.path is not None:
             if not Path(config.path).expanduser().exists():
-                fix = f"get the files from {spec.page}, all into this folder"
+                fix = f"download all files from {spec.page} into this folder"
                 checks.append(Check("FAIL", subject, f"The path of {config.name} does not exist: {config.path}.", fix))
             return checks
     hub_id = vlm_hub_id(config, spec)
@@ -193,7 +193,7 @@ def backbone_hub_id(config: BackboneConfig, spec: "ModelSpec | None") -> str | N
 
 
 def _check_load(subject: str, name: str, load: Callable[[], object]) -> Check:
-    """Load the model as a run would, and report the loader's error."""
+    """Load the model as a run would; an error of the loader becomes a failed check."""
     try:
         load()
     except ClipitError as error:
@@ -221,7 +221,7 @@ def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None
     page = f"https://huggingface.co/{repository}"
     licence = f"accept the licence at {page}, then hf auth login"
     gated = spec is not None and spec.gated
-    download = f"where there is a network: hf download {repository}; copy the folder here: "
+    download = f"on a machine with a network: hf download {repository}; copy the folder here and set "
     download = f"{licence}; " * gated + f"{download}--{section}.{'path' if spec else 'name'}=FOLDER"
     unknown = "; it is gated, and access could not be checked" * gated
     missing = f"{model} is not in the local cache, and"

@@ -47,7 +47,7 @@ def check_requirements() -> Check:
 
 
 def check_faiss(versions: Mapping[str, str]) -> Check:
-    """Check that exactly one faiss is installed, can be imported and fits the device.
+    """Check that exactly one package of faiss is installed, can be imported and fits the device.
 
     Args:
         versions: Versions of the installed faiss distributions.
@@ -84,7 +84,7 @@ def check_jpeg() -> Check:
     versions = installed(["simplejpeg"])
     if find_decoder() is not None:
         return Check("PASS", "JPEG tiles", f"simplejpeg {versions.get('simplejpeg', '')} decodes them")
-    why = "simplejpeg decodes differently from this build of Pillow" if versions else "faster with the extra `fast`"
+    why = "simplejpeg decodes differently from this build of Pillow" if versions else "the extra `fast` is faster"
     return Check("PASS", "JPEG tiles", f"Pillow decodes them ({why})")
 
 

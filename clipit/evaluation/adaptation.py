@@ -70,8 +70,8 @@ def align_statistics(
 
     x' = (x - m_target) / s_target * s_training + m_training. AdaBN (Li et al. 2016, arXiv 1603.04779) does this to each
     normalisation layer; here it is applied once, to the frozen features. Features that are constant among target or
-    training tiles are only shifted. It assumes the class proportions of training: where they differ, it moves tiles
-    across the decision boundary.
+    training tiles are only shifted. The method assumes that the class proportions are those of the training tiles;
+    where they differ, it moves tiles across the decision boundary.
 
     Args:
         vectors: Features of the target tiles.
@@ -106,7 +106,7 @@ def transductive(
         s     <- sum_ik z_ik (f_i - m_k)^2 / n
 
     starting at z = p, the means under p, and s = 1/d. A class without any assigned tile keeps its mean. The result
-    does not depend on the order of the tiles, but on the set of tiles: it is undefined for a single tile.
+    depends on the set of tiles, but not on their order; a single tile cannot be predicted.
 
     Args:
         ids: Unique ids, which break ties between neighbours.

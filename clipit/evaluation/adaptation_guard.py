@@ -10,8 +10,8 @@ class proportions differ. The guard tells these cases apart in four steps.
 4. Accept the adaptation if the misfit is at least `MIN_MISFIT`, and refuse it otherwise.
 
 Limitations: the guard does not detect a change in the spread of features without a change of their mean (it refuses,
-although adapting may help). It mistakes a class that training lacks, or one unusual patient, for a change in appearance
-(it accepts). It also accepts if appearance and proportions change together, although adapting may then harm.
+although adapting may help). It mistakes a class without training tiles, or one unusual patient, for a change in
+appearance (it accepts). It also accepts if appearance and proportions change together, although adapting may then harm.
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,13 @@ from clipit.errors import DataError
 from clipit.evaluation.adaptation import check_finite
 
 MIN_MISFIT = 8.0
-"""Chosen on the second synthetic world: of 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15, the value with the highest
-mean change in score over full sets and batches, weighted equally. docs/results.md reports its errors on the first."""
+"""Chosen on the second synthetic world among 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15: the value with the highest
+mean change in score, with full sets and batches weighted equally. docs/results.md reports the guard's error rates on
+the first world."""
 MAX_TILES = 400
-"""Upper limit of n in the sampling variance, the most tiles that `MIN_MISFIT` was chosen on. Without it, any difference
-would become significant with enough tiles, while the cost of adapting stays the same."""
+"""Upper limit of n in the sampling variance: the size of the largest set that `MIN_MISFIT` was chosen on.
+
+Without it, any difference would become significant with enough tiles, while the cost of adapting stays the same."""
 MIN_CLASS_TILES = 5
 _EM_ITERATIONS = 50
 

@@ -11,7 +11,7 @@ from clipit.evaluation.metrics import expected_calibration_error
 from clipit.evaluation.predictions import softmax
 
 MIN_LABELS = 20
-"""Minimum number of validation labels; with fewer, a temperature would describe the tiles more than the classifier."""
+"""Minimum number of validation labels; with fewer, the temperature would fit these tiles rather than the classifier."""
 MEASURES = ("ece", "nll", "brier")
 _RANGE = (0.02, 50.0)
 _MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
@@ -69,10 +69,11 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
     best = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
     if min(best - low, high - best) < 1e-2:
         raise DataError(
-            f"no temperature between {_RANGE[0]:g} and {_RANGE[1]:g} minimises the loss: on the {len(labels)} "
-            f"validation labels it keeps falling towards {np.exp(best):.3g}",
+            f"no temperature between {_RANGE[0]:g} and {_RANGE[1]:g} minimises the loss on the {len(labels)} "
+            f"validation labels: it keeps falling towards {np.exp(best):.3g}",
             where="validation predictions",
-            fix="this happens when all tiles are predicted correctly, or no better than chance: label more tiles",
+            fix="label more validation tiles; this happens when all tiles are predicted correctly, or no better than "
+            "chance",
         )
     return Temperature(float(np.exp(best)), len(labels), loss(0.0), loss(best))
 

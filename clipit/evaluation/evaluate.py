@@ -40,8 +40,8 @@ def evaluate_predictions(
         splits: Names of the splits to evaluate, in the order of the results.
         bootstrap: Number of resamples; 0 for no intervals.
         seed: Seed of the bootstrap.
-        present_only: Whether to average every score over classes over those that have tiles; otherwise AUROC is
-            undefined if a class has none, and macro F1 counts classes that are only predicted.
+        present_only: Whether to average macro F1 and AUROC over the classes that have tiles alone; otherwise AUROC is
+            undefined if a class has none, and macro F1 also covers classes that are only predicted.
 
     Raises:
         DataError: A split has no tile in the table.

@@ -18,7 +18,7 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa")
 
 @dataclass(frozen=True)
 class AnnotatorScore:
-    """Scores of an annotator, or of a random one of annotators without names.
+    """Scores of an annotator, or of a random one if the annotators have no names.
 
     Attributes:
         annotator: Name of the annotator.
@@ -38,8 +38,8 @@ def score_annotators(tiles: TileSet) -> list[AnnotatorScore]:
 
     The reference of an annotator is the consensus of the other annotators of the test labels (without the annotator's
     own label, which would agree with itself), or the labels of the source if these are the test labels. For votes
-    without names, it is the accuracy of one vote, drawn at random, against the majority of the other votes of the tile;
-    ties count in part.
+    without names, the score is the expected accuracy of one vote, drawn at random, against the majority of the other
+    votes of its tile; tied majorities count in part.
 
     Args:
         tiles: Tiles of one split, or of one test set.

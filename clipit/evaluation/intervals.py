@@ -152,7 +152,7 @@ def t_interval(values: Sequence[float | int]) -> Interval:
     if not np.isfinite(array).all():
         raise DataError("an undefined score cannot be averaged", where=list(values), fix="drop it first")
     if len(array) < 2:
-        return Interval(None, None, "one seed: none" if len(array) else "no seed: none")
+        return Interval(None, None, "only one seed" if len(array) else "no seed")
     if not standard_deviation(array):
         return Interval(None, None, NO_SPREAD)
     from scipy.special import stdtrit

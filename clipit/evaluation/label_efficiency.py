@@ -38,10 +38,12 @@ def label_subset(
     """Draw the labelled tiles of a share; returns the reason as text if the share is undefined.
 
     Follows `tiles.labels.hide_labels` with kind `fraction`, so a training run with the same share and seed uses the
-    same tiles: of each class, the rounded share of its labelled training tiles, in an order drawn from (seed, id), so
-    that a larger share contains the smaller ones; of validation, at most as many labels in total, in the proportions
-    of its classes. Two differences: if a class would get no tile, the share is undefined here, whereas training uses
-    one tile of the class; and tiles with labels by annotators are drawn here per class of the labels trained on.
+    same tiles. From each class, the rounded share of its labelled training tiles is drawn, in an order that depends on
+    (seed, id) alone, so that a larger share contains the smaller ones. Of the validation tiles, at most as many labels
+    are kept in total, in proportion to their classes.
+
+    There are two differences. A share that leaves a class without a tile is undefined here, whereas training uses one
+    tile of that class. Tiles labelled by several annotators are drawn by the classes of the labels that are trained on.
     """
     train, validation = train.labelled(), validation.labelled()
     quota = np.rint(class_counts(train, n_classes) * share).astype(np.int64)
@@ -64,7 +66,7 @@ def label_efficiency(
 ) -> list[LabelPoint]:
     """Compute the test score of a probe for every share and seed; test labels are only used for scoring.
 
-    Seeds that draw the same tiles (as at a share of 1) share one fit.
+    Seeds that draw the same tiles, as all do at a share of 1, share one fit.
     """
     test = test.labelled()
     points = []

@@ -22,8 +22,8 @@ class OutOfFold:
     Attributes:
         probabilities: Class probabilities, one row per tile.
         folds: Fold of each tile; all tiles of a group are in the same fold.
-        checked: Whether the probe of the tile's fold was fitted on tiles of the tile's given class. Without any, the
-            probability of the given class is 0 whatever the tile shows.
+        checked: Whether the probe of the tile's fold was fitted on tiles of the tile's given class. If it was not, the
+            probability of that class is 0, whatever the tile shows.
         strengths: Inverse of the L2 penalty that each fold chose.
     """
 
@@ -54,9 +54,9 @@ def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int 
     """Predict the class of each tile with a linear probe that was fitted on the tiles of other groups.
 
     Groups are divided into folds, stratified by class (scikit-learn's StratifiedGroupKFold); a tile without a group is
-    its own. The probe of a fold is a logistic regression on all other folds; its penalty has the lowest log loss on the
-    next fold, for a probe that was fitted without that fold. Neither uses labels of the tile's own group. The result
-    does not depend on the order of the tiles.
+    a group of its own. The probe of a fold is a logistic regression on all other folds. Its penalty is the one with the
+    lowest log loss on the next fold, for a probe that was fitted without that fold. Neither uses labels of the tile's
+    own group. The result does not depend on the order of the tiles.
 
     Args:
         features: Features and labels of the tiles; every tile has a label.
@@ -74,14 +74,14 @@ def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int 
     groups = group_numbers(ordered.groups)
     if folds < 3 or len(np.unique(groups)) < folds:
         raise DataError(
-            f"{folds} folds of {len(np.unique(groups))} groups (patients, slides or single tiles) with a label",
+            f"cannot make {folds} folds of {len(np.unique(groups))} labelled groups (patients, slides or single tiles)",
             where="label_issues.folds",
             fix="use at least 3 folds and no more folds than groups",
         )
     fold_of = np.empty(len(order), dtype=np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class")  # `checked` has the tiles of such a class
+        warnings.filterwarnings("ignore", "The least populated class")  # `checked` marks the tiles of such a class
         for fold, (_, inside) in enumerate(splitter.split(ordered.vectors, ordered.labels, groups)):
             fold_of[inside] = fold
     probabilities = np.zeros((len(order), n_classes), dtype=np.float32)
@@ -129,7 +129,8 @@ def find_label_issues(labels: Int64[np.ndarray, " n"], probabilities: Float[np.n
         from cleanlab.filter import find_label_issues as flag_issues
     except ImportError as error:
         raise ModelError(
-            "suspicious labels need the package cleanlab", fix="pip install 'clipit-pathology[labels]'"
+            "finding suspicious labels needs the package cleanlab, which is not installed",
+            fix="pip install 'clipit-pathology[labels]'",
         ) from error
     given = np.searchsorted(present, labels)  # cleanlab expects every class among the labels
     shares = probabilities[:, present].astype(np.float64)
@@ -169,7 +170,7 @@ def score_ranking(
     Args:
         wrong: Whether the given label differs from the verified one.
         flagged: Whether the label was flagged.
-        quality: Quality of the given label; a lower one should go with wrong labels.
+        quality: Quality of the given label; it should be lower for wrong labels.
         groups: Group of each tile; "" where unknown.
         resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
@@ -199,5 +200,5 @@ def score_ranking(
 
 
 def rank_issues(issues: LabelIssues, ids: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Order tiles: flagged ones first, each part by quality, lowest first; ties by id."""
+    """Order tiles: flagged ones first, then the others, each by ascending quality; ties by id."""
     return np.lexsort((ids, issues.quality.round(6), ~issues.flagged)).astype(np.int64)

@@ -1,8 +1,8 @@
-"""Agreement of a map of classes with a mask, beside its floor and the majority answer per tile.
+"""Agreement of a map of classes with a mask, beside two references: one class everywhere, the majority class per tile.
 
-The majority answer gives every tile the class that covers most of it, and goes through the same grid and averaging as
-the model's scores. For tiles side by side, no other answer per tile has a higher accuracy; a higher Dice is possible.
-The floor calls everything the most frequent class.
+The floor assigns the most frequent class to every pixel. The majority reference gives every tile the class that covers
+most of it, and passes through the same grid and averaging as the model's scores. If the tiles do not overlap, no other
+choice of one class per tile has a higher accuracy, but another may have a higher Dice.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class MapAgreement:
 
     @property
     def accuracy(self) -> float:
-        """Share of the labelled pixels with the right class; pixels without a tile are wrong."""
+        """Share of the labelled pixels with the right class; pixels without a tile count as wrong."""
         return float(np.trace(self.counts[:, :-1]) / max(self.counts.sum(), 1))
 
     @property
@@ -66,7 +66,7 @@ def measure_agreement(
     """
     labelled = truth != IGNORED
     if not labelled.any():
-        raise DataError("the mask has no labelled pixel", fix="use a mask with classes")
+        raise DataError("the mask has no labelled pixel", fix="use a mask with at least one labelled pixel")
     columns = np.where(mapped == IGNORED, classes, mapped)[labelled]
     flat = truth[labelled].astype(np.int64) * (classes + 1) + columns
     return MapAgreement(np.bincount(flat, minlength=classes * (classes + 1)).reshape(classes, classes + 1))
@@ -81,7 +81,7 @@ def class_map(grid: SlideGrid, scores: Float[np.ndarray, "n c"], downsample: flo
 def perfect_tiles(
     grid: SlideGrid, truth: Integer[np.ndarray, "h w"], classes: int, downsample: float
 ) -> Float32[np.ndarray, "n c"]:
-    """Return the majority answer per tile: 1 for the class that covers most of its labelled pixels, 0 for the others.
+    """Return the majority class of each tile as scores: 1 for the class of most of its labelled pixels, 0 for others.
 
     A tile without labelled pixels gets 0 for all classes.
 
@@ -108,16 +108,16 @@ def compare_with_mask(
     truth: Integer[np.ndarray, "h w"],
     downsample: float,
 ) -> Mapping[str, MapAgreement]:
-    """Measure the agreement of a map, of its floor and of the majority answers with a mask.
+    """Measure the agreement with a mask, of a map, of the floor and of the majority class per tile.
 
     Args:
         grid: Tiles of the slide.
-        scores: Probability of each tile and class.
+        scores: Class probabilities of each tile.
         truth: True class of each pixel of the map (`clipit.slides.heat_map.map_shape`); -1 is ignored.
         downsample: Pixels of level 0 per pixel of the map.
 
     Returns:
-        Agreement of `map`, `floor` (everything is the most frequent class) and `majority` (the majority answer per
+        Agreement of `map`, `floor` (the most frequent class everywhere) and `majority` (the majority class of each
         tile).
     """
     classes = scores.shape[1]

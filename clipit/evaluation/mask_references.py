@@ -1,4 +1,4 @@
-"""Floors and ceilings of segmentations: answers that need no model, and the best answers per tile."""
+"""Floors and ceilings of segmentations: predictions that need no model, and the best predictions per tile."""
 
 import numpy as np
 from jaxtyping import Bool, Int64, Integer, UInt8
@@ -8,12 +8,12 @@ from clipit.slides.tissue import otsu
 
 
 def all_one_class(present: Int64[np.ndarray, "n c"], code: int) -> Int64[np.ndarray, "n c c"]:
-    """Return the confusion matrices of a prediction that calls every pixel one class.
+    """Return the confusion matrices of a prediction that assigns one class to every pixel.
 
-    The Dice of this class in an image of which it covers the share p is 2 p / (1 + p).
+    If this class covers the share p of an image, its Dice in that image is 2 p / (1 + p).
 
     Args:
-        present: Pixels of each image by true class.
+        present: Number of pixels of each image, by true class.
         code: Predicted class.
     """
     counts = np.zeros((*present.shape, present.shape[1]), dtype=np.int64)
@@ -44,8 +44,8 @@ def haematoxylin_mask(image: UInt8[np.ndarray, "h w 3"], smoothing: float | int)
 def majority_answers(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -> Int64[np.ndarray, "h w"]:
     """Return the segmentation in which each tile gets the class of most of its labelled pixels.
 
-    It has the highest accuracy of all segmentations by tiles, but not the highest Dice (`best_answers`). Tiles lie side
-    by side from the upper left corner; those at the right and lower border are cut off.
+    No segmentation by tiles has a higher accuracy, but some have a higher Dice (see `best_answers`). Tiles lie side by
+    side from the upper left corner; those at the right and lower borders may be smaller.
 
     Args:
         truth: True class of each pixel; -1 is ignored.
@@ -57,10 +57,11 @@ def majority_answers(truth: Integer[np.ndarray, "h w"], edge: int, classes: int)
 
 
 def best_answers(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> Int64[np.ndarray, "h w"]:
-    """Return the segmentation by tiles, as those of `majority_answers`, with the highest Dice of one of two classes.
+    """Return the segmentation by tiles that has the highest Dice of one of two classes.
 
-    A tile raises the Dice if its share of the class exceeds half of it, so that the best tiles are those with the
-    largest shares. The number of tiles is that with the highest Dice.
+    Tiles lie as in `majority_answers`. Adding a tile raises the Dice if the class covers more of the tile than half of
+    the present Dice. Tiles are therefore ordered by the share that the class covers, largest first, and added up to the
+    number with the highest Dice.
 
     Args:
         truth: True class of each pixel, 0 or 1; -1 is ignored.
@@ -83,5 +84,5 @@ def _areas(where: Bool[np.ndarray, "h w"], edge: int) -> Int64[np.ndarray, "r k"
 
 
 def _spread(answers: Int64[np.ndarray, "r k"], edge: int, shape: tuple[int, ...]) -> Int64[np.ndarray, "h w"]:
-    """Give the pixels of each tile its class."""
+    """Give all pixels of each tile the tile's class."""
     return np.asarray(answers.repeat(edge, axis=0)[: shape[0]].repeat(edge, axis=1)[:, : shape[1]], dtype=np.int64)

@@ -103,7 +103,7 @@ def weighted_scores(
         probabilities: Class probabilities.
         weights: Number of times each tile is drawn, one column per resample.
         names: Names of the metrics, from `METRICS`.
-        present_only: Whether to average macro F1 and AUROC over the classes that have tiles, too.
+        present_only: Whether to average macro F1 and AUROC, like balanced accuracy, over the classes that have tiles.
 
     Returns:
         Score per weighting by metric; NaN where undefined.

@@ -1,4 +1,4 @@
-"""Multiple-instance assumption: a patient's finding is visible on at least one tile, and which ones is unknown."""
+"""Multiple-instance learning of single tiles: a finding is visible on some of a patient's tiles, unknown which."""
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -16,7 +16,7 @@ def assign_instances(
 ) -> Int64[np.ndarray, " n"]:
     """Choose the instances that show the label of their bag: mi-SVM (Andrews et al., NIPS 2002) with a linear probe.
 
-    Start with the label of the bag for all instances. Then repeat until nothing changes, 20 times at most: fit a
+    Start with the label of the bag for all instances. Then repeat until nothing changes, at most 20 times: fit a
     logistic regression on standardised features; an instance keeps the label of its bag if the regression finds that
     label at least as probable as the background. In a bag without such an instance, the one with the highest log ratio
     of the two keeps it. Bags of the background class contain only background.

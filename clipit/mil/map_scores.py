@@ -77,7 +77,7 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
     covered = class_map(grid, np.ones((len(grid), 1), dtype=np.float32), cell) != IGNORED
     truth = np.where((sampled == IGNORED_VALUE) | ~covered, IGNORED, sampled == value).astype(np.int64)
     if not (truth != IGNORED).any():
-        raise DataError("the mask has no labelled pixel on a tile", where=path, fix="use a mask with classes")
+        raise DataError("the mask has no labelled pixel on a tile", where=path, fix="use a mask that labels them")
     tiles = perfect_tiles(grid, truth, 2, cell)[:, 1].astype(np.int64)
     return SlideTruth(grid, label, cell, truth, tiles)
 

@@ -22,7 +22,7 @@ class AnnotatedTiles:
         config: Section `tiles.annotations`.
         votes: Labels of all annotators on all tiles.
         source: Label of each tile in the source, by id; -1 for none.
-        blind: Whether no label of a training or validation tile may be read.
+        blind: Whether labels of training and validation tiles must not be read.
     """
 
     config: AnnotationsConfig
@@ -31,12 +31,12 @@ class AnnotatedTiles:
     blind: bool
 
     def for_cut(self, tiles: TileSet, *, tests: bool) -> TileSet:
-        """Replace labels with those by which a cut is stratified, the same for every `labels` of annotators.
+        """Replace labels with those that a cut is stratified by, which do not depend on the key `annotations.labels`.
 
         Args:
             tiles: Tiles before the cut.
-            tests: Whether test tiles are cut off, by their own labels; otherwise validation tiles, by the majority of
-                the annotators of training tiles.
+            tests: Whether a test part is cut, stratified by the labels that test tiles get. Otherwise a validation part
+                is cut, stratified by the majority of the annotators of training tiles.
         """
         if tests and self.config.test_labels == "source":
             return _with_labels(tiles, self.source)
@@ -79,7 +79,7 @@ def read_annotators(config: TilesConfig) -> AnnotationTable | None:
 def join_annotators(
     tiles: TileSet, table: AnnotationTable | None, config: TilesConfig
 ) -> tuple[TileSet, AnnotatedTiles | None]:
-    """Match the labels of annotators with tiles, and add notes on rows that were left out.
+    """Match the labels of annotators with tiles, and add notes on rows that were dropped.
 
     Raises:
         DataError: A label is outside the classes, or no annotated tile is among the tiles.

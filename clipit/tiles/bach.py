@@ -48,7 +48,7 @@ class CropReader:
         photo, (left, upper, right, lower) = last[1], self._boxes[row]
         if photo.width < right or photo.height < lower:
             raise ImageError(
-                f"the photo has {photo.width} x {photo.height} pixels, published are {SIZE[0]} x {SIZE[1]}"
+                f"the photo has {photo.width} x {photo.height} pixels; published photos have {SIZE[0]} x {SIZE[1]}"
             )
         return photo.crop((left, upper, right, lower))
 

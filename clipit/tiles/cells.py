@@ -41,7 +41,7 @@ def stored_cell(value: Any) -> str:
 
 
 def check_stored(texts: Iterable[str], column: str, where: object, place: Callable[[int], str]) -> list[str]:
-    """Return cells that `stored_cell` made.
+    """Check that all cells made by `stored_cell` can be used, and return them.
 
     Args:
         texts: Cells, in the order of the rows.
@@ -84,7 +84,7 @@ def resolve_missing(
 ) -> tuple[list[str], tuple[str, ...]]:
     """Replace -1 in a column of integers with "", and refuse texts that mark missing values.
 
-    Labels that tiles.classes or tiles.class_map names are classes.
+    A label that tiles.classes or tiles.class_map names is always a class.
 
     Args:
         values: Labels or groups as text, "" where missing.
@@ -97,7 +97,7 @@ def resolve_missing(
         The values, and notes on replaced ones.
 
     Raises:
-        DataError: A text such as NA, nan, None or NULL, or labels of which it is unclear whether -1 is a class.
+        DataError: A value is a text such as NA, nan, None or NULL, or it is unclear whether -1 is a class.
     """
     is_label = kind == "label"
     named = {*(config.classes or ()), *config.class_map} if is_label else set()
@@ -113,7 +113,7 @@ def resolve_missing(
             if is_label
             else "leave these cells empty if the patient or slide is unknown, or rename the group",
         )
-    no_class = NO_CLASS if NO_CLASS in counts else f"{NO_CLASS}.0"  # as programs write it among missing values
+    no_class = NO_CLASS if NO_CLASS in counts else f"{NO_CLASS}.0"  # as programs write it beside empty cells
     others = set(counts) - {"", no_class}
     whole = all(name.lstrip("-").removesuffix(".0").isdecimal() for name in others)
     if no_class not in counts or no_class in named or not whole:

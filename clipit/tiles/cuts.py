@@ -56,7 +56,7 @@ def cut_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
     members = _members(name_of, inside)
     if len(members) < folds:
         raise DataError(
-            f"{folds} folds need as many groups: train has {len(members)} groups for {len(inside)} tiles",
+            f"{folds} folds need at least {folds} groups; train has {len(members)}, with {len(inside)} tiles",
             where=tiles.where,
             fix="lower tiles.folds",
         )
@@ -115,7 +115,7 @@ def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, s
 
 
 def _group_names(tiles: TileSet, rows: Sequence[int]) -> dict[int, str]:
-    """Return the name of each tile's group; a tile without a group is its own."""
+    """Return the name of each tile's group; a tile without a group is a group of its own."""
     groups, ids = patients(tiles.groups, tiles.ids), tiles.ids.tolist()
     return {row: f"group:{groups[row]}" if groups[row] else f"tile:{ids[row]}" for row in rows}
 
@@ -146,7 +146,7 @@ def _move(
     part: Literal["validation", "test"],
     note: str,
 ) -> TileSet:
-    """Move whole groups of train to a part, with a note, and a further one if groups are unknown."""
+    """Move whole groups of train to a part, and add a note, with a warning if groups are unknown."""
     splits = tiles.splits.astype("<U10")
     splits[[row for row in inside if name_of[row] in moved]] = part
     if any(name_of[row].startswith("tile:") for row in inside):

@@ -80,7 +80,7 @@ class DataSet:
     by_annotators: bool = False
     """Whether the labels were made from the published labels of several annotators."""
     group_is: str = ""
-    """Meaning of a group other than a patient (photo, slide); "" for a patient, or if groups are unknown."""
+    """What a group is, if not a patient (photo, slide); "" for a patient, or if groups are unknown."""
     files: tuple[Remote, ...] = ()
     """Direct downloads."""
     access: str = ""
@@ -253,8 +253,8 @@ _ENTRIES: dict[str, DataSet] = {
         mpp=0.25,
         pattern=r"(?:^|[/_])(?P<label>benign|malignant)(?:/[^/]+|_\d+\.png)$",
         test_fraction=0.3,
-        faults="no slide or patient of a tile is published: tiles of one may stand on both sides of the split",
-        access="download the three folds and prepare tiles as the data card says",
+        faults="slides and patients are not published, so tiles of one patient may be on both sides of the split",
+        access="download the three folds and prepare the tiles as described in the data card",
     ),
     "digestpath": DataSet(
         title="DigestPath 2019 colonoscopy tissue, benign or malignant as PLIP prepares it",
@@ -272,7 +272,7 @@ _ENTRIES: dict[str, DataSet] = {
         labels={"negative": "benign", "positive": "malignant"},
         test_fraction=0.3,
         faults="PLIP's own split leaks tiles of one image; here a source image stays on one side",
-        access="register for the challenge and prepare tiles as the data card says",
+        access="register for the challenge and prepare the tiles as described in the data card",
     ),
     "wsss4luad": DataSet(
         title="WSSS4LUAD training tiles, tumour or not as PLIP uses them",
@@ -326,7 +326,7 @@ _ENTRIES: dict[str, DataSet] = {
         table="annotations.csv",
         columns={"path": "Image Name", "label": "Majority Vote Label", "split": "Partition"},
         counts=(("train", "", 2_175), ("test", "", 977)),
-        faults="labels are the majority of seven pathologists, who often disagree; no patient of a tile is published",
+        faults="labels are the majority of seven pathologists, who often disagree; patients are not published",
         by_annotators=True,
         access="fill in the form on that page; the links come by e-mail",
     ),
@@ -365,7 +365,7 @@ _ENTRIES: dict[str, DataSet] = {
         pattern=r"(?:^|/)(?P<label>0[1-8]_[A-Z]+)/(?:[^/]*(?P<group>CRC-Prim-HE-\d+))?[^/]*$",
         counts=tuple(("", name, 625) for name in _KATHER_2016),
         test_fraction=0.3,
-        faults="ten slides only: with whole slides on one side, the test part holds few of them",
+        faults="there are only ten slides, and slides are not split, so the test part contains few of them",
         files=(
             Remote(
                 f"{_ZENODO}/53169/files/Kather_texture_2016_image_tiles_5000.zip",
@@ -388,7 +388,7 @@ _ENTRIES: dict[str, DataSet] = {
         scale="10x",
         pattern=r"(?:^|/)(?P<label>NC|G3|G4|G5)/(?:(?P<group>[^_/]+)_Block_Region_)?[^/]*$",
         faults="neighbouring tiles overlap by half; non-cancerous tiles come from non-cancerous slides only",
-        access="download it from that page and sort the images as the data card says",
+        access="download it from that page and sort the images as described in the data card",
     ),
 }
 DATASETS = {name: replace(entry, name=name) for name, entry in _ENTRIES.items()}

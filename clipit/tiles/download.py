@@ -49,7 +49,8 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
         raise DataError(
             f"{data_set.title} has no public download with a checksum",
             where=data_set.page,
-            fix=f"{data_set.access}; then set tiles.source {name} and tiles.path the folder with {data_set.layout}",
+            fix=f"{data_set.access}; then set tiles.source to {name} and tiles.path to the folder that contains "
+            f"{data_set.layout}",
         )
     if not accept():
         raise DataError(
@@ -57,7 +58,7 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
         )
     with locked(folder / f".{name}"):
         _get(data_set, folder)
-    logger.info(f"{data_set.title} is in {folder}: tiles.source {name}, tiles.path {folder}")
+    logger.info(f"{data_set.title} is in {folder}: use it with tiles.source={name} and tiles.path={folder}")
     return folder
 
 
@@ -96,8 +97,8 @@ def _verify_existing(place: Path, remote: Remote, page: str) -> str:
     content = _content(place)
     if {key: recorded.get(key) for key in content} != content:
         raise DataError(
-            f"{content['files']} files with {content['bytes']} bytes, but {recorded.get('files')} with "
-            f"{recorded.get('bytes')} were unpacked",
+            f"the folder contains {content['files']} files with {content['bytes']} bytes, but {recorded.get('files')} "
+            f"files with {recorded.get('bytes')} bytes were unpacked",
             where=place,
             fix=f"delete {place} and {stamp}, and run the same command again",
         )
@@ -116,7 +117,7 @@ def _check_file(file: Path, remote: Remote, page: str) -> bool:
         actual = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if actual != remote.unpacked_md5:
         raise DataError(
-            f"not the published file: its MD5 is {actual}, published is {remote.unpacked_md5}",
+            f"not the published file: its MD5 is {actual}, the published one is {remote.unpacked_md5}",
             where=file,
             fix=f"delete it and run the same command again, or see {page}",
         )

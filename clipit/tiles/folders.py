@@ -24,9 +24,9 @@ UNLABELLED = ("unlabelled", "unlabeled")
 def read_folders(config: TilesConfig) -> SourceTiles:
     """Read tiles from class folders, or a zip of them; the id of a tile is its path inside `tiles.path`.
 
-    The first level holds splits if one of its folders has the name of a split. Folders inside a class folder belong to
-    that class. A folder `unlabelled` (or `Unlabeled`, in any letter case) holds tiles without a label, unless
-    tiles.classes or tiles.class_map names it.
+    The folders of the first level are splits if one of them has the name of a split. Folders inside a class folder
+    belong to that class. A folder `unlabelled` (or `Unlabeled`, in any letter case) contains tiles without a label,
+    unless tiles.classes or tiles.class_map names it.
 
     Raises:
         DataError: No images, images outside class folders, split folders without a mapping, or an unknown, missing or
@@ -94,7 +94,7 @@ def _source(
     """Derive labels and parts from the ids; `others` are files of class folders that are not images."""
     if not ids:
         raise DataError(
-            "no images in class folders", where=root, fix="put them into <split>/<class>/ or <class>/ folders"
+            "no images in class folders", where=root, fix="put the images into <split>/<class>/ or <class>/ folders"
         )
     depth = 2 if with_splits else 1
     folders = [file.split("/", depth)[depth - 1] for file in ids]

@@ -1,4 +1,4 @@
-"""Groups of tiles, patients or slides, from patterns in their names; advice where a source seems to name them."""
+"""Groups of tiles (patients or slides) from patterns in their names, and advice if a source seems to name them."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ GROUP_COLUMNS = (
     "caseid", "case", "casesubmitterid", "submitterid", "caseno", "casenumber",
     "slideid", "slide", "slidename", "slidebarcode", "wsiid", "wsi", "wsiname", "specimenid", "specimen",
 )  # fmt: skip
-"""Names of columns that usually name patients or slides, as `folded_name` writes them, the best group first."""
+"""Names of columns, as `folded_name` writes them, that usually identify patients or slides; the best choice first."""
 _BARCODES: Mapping[str, str] = {
     "TCGA barcodes": r"TCGA-[A-Za-z0-9]{2}-[A-Za-z0-9]{4}",
     "CPTAC barcodes": r"C3[LN]-\d{5}",
@@ -24,17 +24,17 @@ _BARCODES: Mapping[str, str] = {
     "names of cases": r"(?i:case)[-_ ]?[a-z]?\d+",
     "names of slides": r"(?i:slide|wsi)[-_ ]?[a-z]?\d+",
 }
-"""Patterns of barcodes and of usual names of patients and slides in file names, the best group first."""
+"""Patterns of barcodes and of usual names of patients and slides in file names; the best choice first."""
 _COMMON = 0.5  # share of the tiles in which a pattern must occur
 
 
 def folded_name(column: str) -> str:
-    """Return the name of a column in lower case, with letters and digits alone."""
+    """Reduce the name of a column to letters and digits, in lower case."""
     return "".join(char for char in column.casefold() if char.isalnum())
 
 
 def names_groups(column: str) -> bool:
-    """Return whether a column usually names patients or slides, by its name."""
+    """Return whether a column of this name usually identifies patients or slides."""
     return folded_name(column) in GROUP_COLUMNS
 
 
@@ -56,16 +56,16 @@ def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
     missing = [name for name, group in zip(source.ids, groups, strict=True) if not group]
     if len(missing) == len(groups):
         raise DataError(
-            f"tiles.group_pattern {pattern!r} occurs in no tile; their ids are such as: {shortlist(source.ids, 3)}",
+            f"tiles.group_pattern {pattern!r} matches no tile; ids of tiles: {shortlist(source.ids, 3)}",
             where=source.where,
             fix="correct the regular expression",
         )
-    note = f"{len(missing)} tiles without a group: tiles.group_pattern does not occur in {shortlist(missing, 3)}"
+    note = f"{len(missing)} tiles without a group: tiles.group_pattern does not match {shortlist(missing, 3)}"
     return replace(source, groups=groups, notes=(*source.notes, note) if missing else source.notes)
 
 
 def group_advice(source: SourceTiles) -> str:
-    """Return how to name the patients of a source without groups that seems to name them; "" without a sign of them."""
+    """Return which key would set the groups, if a source without groups seems to name patients; otherwise ""."""
     if any(source.groups) or any(patient_in(name) for name in source.ids):
         return ""
     rank = {name: place for place, name in enumerate(GROUP_COLUMNS)}
@@ -95,7 +95,7 @@ def _find(source: SourceTiles, pattern: re.Pattern[str]) -> list[str]:
 
 
 def _is_shared(values: Sequence[str]) -> bool:
-    """Return whether values could be groups: most tiles have one, there are several, and tiles share them."""
+    """Return whether values could be groups: half of the tiles have one, there are several, and tiles share them."""
     named = [value for value in values if value]
     distinct = len(set(named))
     return len(named) >= _COMMON * len(values) and 1 < distinct < len(named)

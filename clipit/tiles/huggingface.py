@@ -23,7 +23,7 @@ _DEFAULTS = {"path": "image", "label": "label"}
 
 
 class DatasetReader:
-    """Decodes an image column over several parts of a data set; rows are numbered across the parts."""
+    """Reader of the image column of a data set with several parts; rows are numbered across the parts."""
 
     def __init__(self, parts: dict[str, Any], column: str) -> None:
         """Index the rows of the parts (name -> `datasets.Dataset` with undecoded images)."""
@@ -36,7 +36,7 @@ class DatasetReader:
         name, part_row = self._places[row]
         try:
             value = self._parts[name][part_row][self._column] or {}
-        except Exception as error:  # of pyarrow, for damaged files
+        except Exception as error:  # pyarrow raises many kinds for damaged files
             if is_limit(error):
                 raise
             raise ImageError(f"{type(error).__name__}: {error}") from error
@@ -127,7 +127,7 @@ def join_parts(parts: Mapping[str, PartRows], config: TilesConfig, reader: Reade
         for name, values in others.items():
             values += rows.text(name)
     if not part_of_row:
-        raise DataError("the data set has no rows", where=config.path, fix="choose another")
+        raise DataError("the data set has no rows", where=config.path, fix="choose another data set")
     row_ids = [f"{part}/{row:06d}" for part, rows in parts.items() for row in range(rows.count)]
     ids = columns["id"] if "id" in config.columns else row_ids
     without_id = [row_ids[row] for row, name in enumerate(ids) if not name]
@@ -176,7 +176,7 @@ def check_columns(part: str, present: Sequence[str], config: TilesConfig) -> Non
 
 
 def _column_names(config: TilesConfig) -> dict[str, str]:
-    """Return the data set's column for each of ours."""
+    """Return the name of the data set's column for each of clipit's."""
     by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
     return {key: by_name.get(key, _DEFAULTS.get(key, key)) for key in ("id", "path", "label", "group", "mpp")}
 
@@ -209,7 +209,7 @@ def select_parts(parts: Mapping[str, Part], config: TilesConfig) -> dict[str, Pa
     """Return the parts that tiles.splits names, or all parts.
 
     Raises:
-        DataError: A part that it names is missing.
+        DataError: A part named in tiles.splits is missing.
     """
     absent = sorted(set(configured_parts(config.splits)) - set(parts))
     if absent:
@@ -241,12 +241,12 @@ def _undecoded_images(rows: Any, column: str, where: str) -> Any:
 
 
 def _column_as_text(rows: Any, column: str, where: str) -> list[str]:
-    """Read a column as text: "" where absent or missing."""
+    """Read a column as text; "" for missing cells, and for all if there is no such column."""
     if column not in rows.column_names:
         return [""] * int(rows.num_rows)
     try:
         values = list(rows[column])
-    except Exception as error:  # of pyarrow, for damaged files
+    except Exception as error:  # pyarrow raises many kinds for damaged files
         raise DataError(
             f"cannot read column {column}: {type(error).__name__}: {error}", where=where, fix="download it again"
         ) from error

@@ -1,4 +1,4 @@
-"""Kept tiles: images of a set that is read once, in order, in tar shards in the workspace; large ones are resized."""
+"""Kept tiles: images of a streamed set, copied once into tar shards in the workspace; large ones are resized."""
 
 import io
 import tarfile
@@ -26,16 +26,16 @@ _SHARD = 4096  # tiles per shard; an interrupted copy resumes after the last who
 _BATCH = 32  # tiles that are resized together; three batches of original images are in memory
 _ROWS = "rows.parquet"
 FIELD = "field."
-"""Start of the names of columns that hold the fields of a row."""
+"""Prefix of the columns that contain the fields of a row."""
 
 
 @dataclass(frozen=True)
 class KeptSize:
-    """How images are kept.
+    """Size and quality of kept images.
 
     Attributes:
-        pixels: Largest shorter edge; None: images are never resized.
-        quality: JPEG quality of resized images; None: PNG, without loss.
+        pixels: Maximum length of the shorter edge, in pixels; None to resize no image.
+        quality: JPEG quality of resized images; None for lossless PNG.
     """
 
     pixels: int | None
@@ -83,7 +83,7 @@ class KeptTiles:
         return int(self.artifact.manifest.facts["tiles"])
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
-        """Read columns of the rows: where each image is, its `scale` (original edge / kept edge), and fields."""
+        """Read columns of the rows: place of the image, `scale` (original edge / kept edge), and fields."""
         return self.artifact.table(_ROWS, list(columns))
 
     def stamps(self) -> list[str]:
@@ -116,7 +116,7 @@ def keep_tiles(
     size: KeptSize,
     title: str,
 ) -> KeptTiles:
-    """Read a set once and keep its tiles, or open those kept before; called by all processes, which share the blocks.
+    """Read a set once and keep its tiles, or open those kept before; call it in all processes, which share the blocks.
 
     An image that is not larger than the kept size, or cannot be decoded, is kept as it is, byte for byte, so that it
     gives the same pixels or the same error as in the set.
@@ -126,11 +126,11 @@ def keep_tiles(
         inputs: JSON-like description of the set.
         blocks: Function that opens the set; called if its tiles have not been kept.
         columns: Names of the fields of its tiles.
-        size: How images are kept.
+        size: Size and quality of the kept images.
         title: Name of the set, for messages.
 
     Raises:
-        DataError: The set cannot be read; tiles that have been kept are used by the next attempt.
+        DataError: The set cannot be read; the next attempt continues after the tiles that were kept.
     """
 
     def make(folder: Path) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _keep_block(
     pool: ThreadPoolExecutor,
     advance: Advance,
 ) -> None:
-    """Write the shards of a block that are missing."""
+    """Write the missing shards of a block."""
     done = folder / f".done-{number:06d}"
     if done.is_file():
         return
@@ -239,7 +239,7 @@ def _merge(folder: Path, blocks: int, columns: Sequence[str]) -> dict[str, Any]:
             writer.write_table(table.set_column(0, "shard", pa.array([number] * table.num_rows, pa.int32())))
     shards = {file.name.replace(".rows", "tiles").replace(".parquet", ".tar") for file in files}
     leftover = [shard for shard in folder.glob("tiles-*.tar") if shard.name not in shards]
-    # Marks of whole blocks first: without them, a killed attempt reads the set again rather than lose rows.
+    # The marks of finished blocks go first: if this is interrupted, the set is read again, and no row is lost.
     for file in (*(folder / f".done-{number:06d}" for number in range(blocks)), *files, *leftover):
         file.unlink(missing_ok=True)
     return {"tiles": tiles, "resized": resized, "blocks": blocks}
@@ -263,8 +263,8 @@ class KeptImage:
 def keep_image(data: bytes, size: KeptSize) -> KeptImage:
     """Resize an image if its shorter edge is longer than the kept size; keep its bytes otherwise.
 
-    Resizing is Pillow's bicubic filter to the size to which models resize, so that a model of this input size and
-    filter receives the pixels that it would make of the original, up to the loss of the JPEG.
+    Images are resized as models resize them, with Pillow's bicubic filter. A model with this filter and input size
+    therefore receives the same pixels as from the original, up to the loss of the JPEG.
     """
     if not data:
         return KeptImage(data, "none", 1.0)
@@ -280,7 +280,7 @@ def keep_image(data: bytes, size: KeptSize) -> KeptImage:
             image.save(stream, "JPEG", quality=size.quality, subsampling=0)
     except MemoryError:
         raise
-    except Exception:  # reading the tile gives the error
+    except Exception:  # the error is raised when the tile is read
         return KeptImage(data, "image", 1.0)
     return KeptImage(stream.getvalue(), "png" if size.quality is None else "jpeg", shorter / size.pixels)
 

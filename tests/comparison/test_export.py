@@ -267,7 +267,7 @@ def test_missing_statistics_have_a_reason() -> None:
     assert (gap["mean"], gap["sd"], gap["difference"], gap["over_seeds"]) == (None, None, None, None)
     assert same["costs"]["steps"] == 30 and same["costs"]["seconds"] is None
     one = exported(compute_results(rows_of("base", [0.5]) + rows_of("a", [0.6]), "base", lambda old, new: None))
-    assert line_of(one, "a")["over_seeds"]["reason"] == "one seed: none" and line_of(one, "a")["sd"] is None
+    assert line_of(one, "a")["over_seeds"]["reason"] == "only one seed" and line_of(one, "a")["sd"] is None
     json.dumps(found, allow_nan=False)
 
 

@@ -118,7 +118,7 @@ def test_equal_seeds_have_no_interval_of_width_0(values: list[float]) -> None:
     assert found == intervals.Interval(None, None, "no spread over seeds"), "float error is no spread"
     almost = intervals.t_interval([0.02, 0.02, 0.0201])
     assert almost.low is not None and almost.high is not None and almost.low < almost.high
-    assert intervals.t_interval([0.7]).reason == "one seed: none"
+    assert intervals.t_interval([0.7]).reason == "only one seed"
 
 
 def test_resamples_are_scored_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

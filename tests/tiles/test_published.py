@@ -208,7 +208,7 @@ def test_bach_photos_and_crops(bach_folder: Path) -> None:
 def test_bach_photos_of_another_size_have_no_crops(bach_folder: Path) -> None:
     paint(bach_folder / "Photos" / "InSitu" / "is007.tif", size=(1024, 768))
     crops = load_tiles(config("bach", bach_folder, photos="crops"), seed=0)
-    with pytest.raises(DataError, match=r"1024 x 768 pixels, published are 2048 x 1536"):
+    with pytest.raises(DataError, match=r"1024 x 768 pixels; published photos have 2048 x 1536"):
         crops.read(crops.ids.tolist().index("is007.tif#2,3"))
 
 

@@ -121,7 +121,7 @@ def test_an_unpacked_file_is_compared_with_its_own_checksum(
     (tmp_path / "labels.h5").write_bytes(b"labels")
     assert "labels.h5: exists, checksum verified" in run(tmp_path)
     (tmp_path / "labels.h5").write_bytes(b"damage")
-    with pytest.raises(DataError, match=rf"(?s)not the published file.*the published one is {md5}.*labels.h5.*delete it"):
+    with pytest.raises(DataError, match=rf"(?s)not the published file.*published one is {md5}.*labels.h5.*delete it"):
         run(tmp_path)
 
 

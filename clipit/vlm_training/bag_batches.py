@@ -81,6 +81,7 @@ class BagExamples:
             patient are negatives, the number of the example.
         partners: Example whose texts each example gets; itself, except in the control.
         same_pixels: Number of each tile; equal for tiles with the same pixels.
+        neighbours: Whether the texts are about the first tile of an example alone, and the others are its neighbours.
         fingerprints: What determines the examples, for the fingerprint of an adaptation.
         summary: Counts of what was used, dropped, split and masked (JSON-serialisable).
     """
@@ -97,6 +98,7 @@ class BagExamples:
     owners: Int64[np.ndarray, "n"]
     partners: Int64[np.ndarray, "n"]
     same_pixels: Int64[np.ndarray, "t"]
+    neighbours: bool = False
     fingerprints: dict[str, str] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -131,6 +133,21 @@ class BagExamples:
             other_members=text_members if self.texts_per_bag else other_members,
             same=self._same(examples, images, others, texts),
         )
+
+    def captions(self, example: int) -> list[tuple[int, int]]:
+        """Return the rows of tiles and texts of an example, each tile with as many texts as a bag has.
+
+        A single tile, or the first one of neighbours, is returned with all texts.
+        """
+        tiles, partner = self.tiles_of[example], int(self.partners[example])
+        if self.neighbours or len(tiles) == 1:
+            return [(int(tiles[0]), int(text)) for text in self.texts_of[partner]]
+        count = max(self.texts_per_bag, 1)
+        return [
+            (int(tile), int(text))
+            for visit, tile in enumerate(tiles)
+            for text in self._draw(self.texts_of, "texts", partner, count, visit)
+        ]
 
     def _draw(self, members: Members, kind: str, example: int, count: int, visit: int) -> Int64[np.ndarray, "_"]:
         """Draw up to `count` different rows of an example: all, or the next ones of its shuffled rows."""

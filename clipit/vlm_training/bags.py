@@ -141,6 +141,7 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
         owners=numbers,
         partners=exchange_images(owners, seed) if arm == "shuffled_text" else numbers,
         same_pixels=number_pixels(workspace, "train"),
+        neighbours=True,
         fingerprints=fingerprints,
         summary={
             "examples": len(kept),

@@ -1,0 +1,146 @@
+"""Write examples as images with captions, in the formats that open_clip's own trainer reads."""
+
+import csv
+import io
+import os
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from clipit.artifacts import whole_folder, write_json
+from clipit.data_files import MISSING_VALUES
+from clipit.distributed import get_processes
+from clipit.errors import ArtifactError
+from clipit.progress import progress
+from clipit.vlm_training.bag_batches import BagExamples
+
+PairFormat = Literal["csv", "webdataset"]
+
+_QUALITY = 95
+_PER_SHARD = 1000
+_CHUNK = 64  # images in memory
+_README = """Images with captions, written by clipit for the trainer of open_clip (open_clip_train):
+
+    python -m open_clip_train.main {arguments}
+
+Images are JPEGs of quality {quality}. The captions may be text of reports: treat them as such.
+"""
+
+
+def write_pairs(parts: Mapping[str, BagExamples], folder: Path, format: PairFormat) -> dict[str, int]:
+    """Write examples as images with one caption each, completely or not at all; called by all processes.
+
+    An image with several texts is written with each of them. Of patients with several tiles and a report, each tile is
+    written with as many snippets as a bag has. Neighbours in tile bags are not written. The order is shuffled.
+
+    `csv` writes `<part>.csv`, separated by tabs, with the columns filepath (absolute) and title, and `images/`.
+    `webdataset` writes `<part>-<number>.tar` with members such as 00000012.jpg and 00000012.txt, and `sizes.json`.
+
+    Args:
+        parts: Examples of the arm `text` by part, such as train and validation.
+        folder: Folder to create.
+        format: Format of the files.
+
+    Returns:
+        Number of pairs by part.
+
+    Raises:
+        ArtifactError: The folder exists and is not empty, or cannot be written.
+        DataError: An image cannot be read.
+    """
+    processes = get_processes()
+    folder = folder.expanduser().absolute()
+    if processes.broadcast(folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise ArtifactError("the folder is not empty", where=folder, fix="name another folder")
+    counts: dict[str, int] = {}
+    if processes.main:
+        with whole_folder(folder) as partial:
+            for part, examples in parts.items():
+                pairs = _shuffled_pairs(examples)
+                counts[part] = len(pairs)
+                if format == "csv":
+                    _write_table(examples, pairs, part, partial, folder)
+                else:
+                    _write_shards(examples, pairs, part, partial)
+            if format == "webdataset":
+                sizes = {path.name: _size(path) for path in sorted(partial.glob("*.tar"))}
+                write_json(partial / "sizes.json", sizes)
+            text = _README.format(arguments=_arguments(counts, folder, format), quality=_QUALITY)
+            (partial / "README.txt").write_text(text, encoding="utf-8")
+    return processes.broadcast(counts)
+
+
+def _shuffled_pairs(examples: BagExamples) -> list[tuple[int, int]]:
+    """List the rows of tiles and texts of all pairs, in an order that depends on the seed."""
+    pairs = [pair for example in range(len(examples)) for pair in examples.captions(example)]
+    order = np.random.default_rng(examples.seed).permutation(len(pairs))
+    return [pairs[place] for place in order.tolist()]
+
+
+def _jpegs(examples: BagExamples, tiles: Sequence[int], title: str) -> Iterator[bytes]:
+    """Yield the images of tiles as JPEG files, encoded by threads."""
+
+    def encode(row: int) -> bytes:
+        stream = io.BytesIO()
+        examples.source.tiles.read(row).convert("RGB").save(stream, "JPEG", quality=_QUALITY, subsampling=0)
+        return stream.getvalue()
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, progress(title, len(tiles)) as advance:
+        for start in range(0, len(tiles), _CHUNK):
+            for data in pool.map(encode, tiles[start : start + _CHUNK]):
+                yield data
+                advance(1)
+
+
+def _write_table(
+    examples: BagExamples, pairs: Sequence[tuple[int, int]], part: str, partial: Path, folder: Path
+) -> None:
+    """Write each image once, and a row for each of its texts."""
+    tiles = list(dict.fromkeys(tile for tile, _ in pairs))
+    names = {tile: f"images/{part}-{number:08d}.jpg" for number, tile in enumerate(tiles)}
+    (partial / "images").mkdir(exist_ok=True)
+    for tile, data in zip(tiles, _jpegs(examples, tiles, f"writing {part} images"), strict=True):
+        (partial / names[tile]).write_bytes(data)
+    with (partial / f"{part}.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, delimiter="\t")
+        writer.writerow(("filepath", "title"))
+        for tile, text in pairs:
+            title = examples.texts[text]
+            # pandas, with which open_clip reads the table, takes a few words for missing values.
+            writer.writerow((str(folder / names[tile]), f"{title}." if title in MISSING_VALUES else title))
+
+
+def _write_shards(examples: BagExamples, pairs: Sequence[tuple[int, int]], part: str, partial: Path) -> None:
+    """Write tar files of at most 1,000 samples; images with several texts are written with each."""
+    images = _jpegs(examples, [tile for tile, _ in pairs], f"writing {part} shards")
+    for first in range(0, len(pairs), _PER_SHARD):
+        with tarfile.open(partial / f"{part}-{first // _PER_SHARD:06d}.tar", "w") as archive:
+            for place, (_, text) in enumerate(pairs[first : first + _PER_SHARD], first):
+                for suffix, data in (("jpg", next(images)), ("txt", examples.texts[text].encode())):
+                    member = tarfile.TarInfo(f"{place:08d}.{suffix}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+
+
+def _size(shard: Path) -> int:
+    with tarfile.open(shard) as archive:
+        return len(archive.getnames()) // 2
+
+
+def _arguments(counts: Mapping[str, int], folder: Path, format: PairFormat) -> str:
+    """Return the arguments of open_clip's trainer that name the data."""
+    options = {"train": "--train-data", "validation": "--val-data"}
+    parts = [part for part in options if counts.get(part)]
+    if format == "csv":
+        return " ".join([f'{options[part]} "{folder / part}.csv"' for part in parts] + ["--dataset-type csv"])
+    named = []
+    for part in parts:
+        last = (counts[part] - 1) // _PER_SHARD
+        shards = f"{{000000..{last:06d}}}" if last else "000000"
+        named.append(f'{options[part]} "{folder / part}-{shards}.tar"')
+        named += [f"--val-num-samples {counts[part]}"] if part == "validation" else []
+    return " ".join([*named, "--dataset-type webdataset"])

@@ -1,0 +1,107 @@
+"""Examples written for open_clip's own trainer, read by its own code."""
+
+import logging
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_models import MakeConfig
+
+from clipit.errors import ArtifactError
+from clipit.tiles.pixel_source import PixelSource
+from clipit.tiles.tileset import TileSet
+from clipit.vlm_training.bag_batches import BagExamples, Members
+from clipit.vlm_training.write_pairs import write_pairs
+from clipit.workspace.workspace import Workspace
+
+data = pytest.importorskip("open_clip_train.data")
+
+
+@pytest.fixture
+def tiles(configure: MakeConfig) -> TileSet:
+    return Workspace(configure({"reports": None})).all_tiles.of_split("validation").select(range(6))
+
+
+def examples_of(tiles: TileSet, texts: list[str], texts_of: list[list[int]]) -> BagExamples:
+    numbers = np.arange(len(texts_of))
+    return BagExamples(
+        source=PixelSource(tiles, lambda image: np.asarray(image).transpose(2, 0, 1)),
+        tile_ids=tiles.ids.tolist(),
+        texts=texts,
+        tiles_of=Members.of([[number] for number in numbers.tolist()]),
+        texts_of=Members.of(texts_of),
+        tiles_per_bag=1,
+        texts_per_bag=1,
+        batch_size=2,
+        seed=0,
+        owners=numbers,
+        partners=numbers,
+        same_pixels=np.arange(len(tiles)),
+    )
+
+
+TEXTS = ['Mild "atypia"\tand é', "Severe, with necrosis", "None", "1.0"]
+"""Texts that a careless table would change."""
+
+
+@pytest.fixture
+def parts(tiles: TileSet) -> dict[str, BagExamples]:
+    train = examples_of(tiles, TEXTS, [[0, 1], [1], [2], [3]])
+    return {"train": train, "validation": examples_of(tiles, TEXTS, [[0]])}
+
+
+def distance(image: Image.Image, tile: Image.Image) -> float:
+    return float(np.abs(np.asarray(image, dtype=np.float32) - np.asarray(tile, dtype=np.float32)).mean())
+
+
+def test_the_table_is_read_by_open_clip(parts: dict[str, BagExamples], tiles: TileSet, tmp_path: Path) -> None:
+    assert write_pairs(parts, tmp_path / "pairs", "csv") == {"train": 5, "validation": 1}
+    read = data.CsvDataset(
+        str(tmp_path / "pairs" / "train.csv"), lambda image: image, "filepath", "title", tokenizer=lambda texts: texts
+    )
+    found = [read[number] for number in range(len(read))]
+    owners = {TEXTS[0]: [0], TEXTS[1]: [0, 1], "None.": [2], TEXTS[3]: [3]}
+    assert Counter(text for _, text in found) == Counter([*owners, TEXTS[1]])
+    assert all(min(distance(image, tiles.read(row)) for row in owners[text]) < 12 for image, text in found)
+    assert len(list((tmp_path / "pairs" / "images").glob("train-*.jpg"))) == 4
+    assert f'--train-data "{tmp_path / "pairs" / "train"}.csv"' in (tmp_path / "pairs" / "README.txt").read_text()
+
+
+def test_the_shards_are_read_by_open_clip(
+    parts: dict[str, BagExamples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("clipit.vlm_training.write_pairs._PER_SHARD", 3)
+    folder = tmp_path / "pairs"
+    write_pairs(parts, folder, "webdataset")
+    shards = str(folder / "train-{000000..000001}.tar")
+    assert shards in (folder / "README.txt").read_text()
+    assert data.get_dataset_size(shards) == (5, 2)
+    args = Namespace(
+        train_data=None, val_data=shards, val_num_samples=5, batch_size=2, workers=0, world_size=1,
+        train_data_upsampling_factors=None, seed=0, dataset_resampled=False, train_num_samples=None,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        info = data.get_wds_dataset(args, lambda image: np.asarray(image), False, tokenizer=lambda text: [text])
+        texts = [text for images, batch in info.dataloader for text in batch]
+    assert Counter(texts) == Counter([*TEXTS, TEXTS[1]]) and not caplog.records
+
+
+def test_captions_follow_the_kind_of_examples(tiles: TileSet) -> None:
+    single = examples_of(tiles, TEXTS, [[0, 1, 2]])
+    assert single.captions(0) == [(0, 0), (0, 1), (0, 2)]
+    case = BagExamples(**{**vars(single), "tiles_of": Members.of([[0, 1, 2, 3]]), "texts_per_bag": 2})
+    found = case.captions(0)
+    assert Counter(tile for tile, _ in found) == dict.fromkeys(range(4), 2)
+    assert {text for _, text in found} == {0, 1, 2} and len(set(found)) == 8
+    bag = BagExamples(**{**vars(case), "neighbours": True})
+    assert bag.captions(0) == single.captions(0)
+
+
+def test_a_folder_with_files_is_kept(parts: dict[str, BagExamples], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(ArtifactError, match="the folder is not empty"):
+        write_pairs(parts, tmp_path, "csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

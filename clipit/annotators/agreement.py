@@ -8,6 +8,7 @@ from jaxtyping import Float64, Int64
 from clipit.annotators.votes import Votes
 from clipit.errors import shortlist
 
+_ROUNDING = 1e-12
 FEW_ITEMS = 5
 """Below this number of tiles, the estimated confusion of an annotator is listed as uncertain."""
 
@@ -42,7 +43,9 @@ def krippendorff_alpha(
 def alpha_interval(
     counts: Int64[np.ndarray, "n c"], groups: Int64[np.ndarray, " n"], resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    """Compute the 95 % interval of alpha by bootstrap over groups of items; None if it is undefined in a resample.
+    """Compute the 95 % interval of alpha by bootstrap over groups of items.
+
+    It is None if alpha is undefined in a resample, or the same in all of them, as where all annotators agree.
 
     Args:
         counts: Labels of each class per item.
@@ -62,7 +65,7 @@ def alpha_interval(
             return None
         values.append(alpha)
     low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    return (float(low), float(high)) if high - low > _ROUNDING else None
 
 
 @dataclass(frozen=True, eq=False)

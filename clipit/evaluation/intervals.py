@@ -21,6 +21,8 @@ Resampling a handful of units gives intervals that are too narrow: n units have 
 resamples, 3 for two units. Clustered tests reject too often with 5 to 30 clusters, most with the fewest (Cameron,
 Gelbach and Miller, Review of Economics and Statistics 2008).
 """
+NO_VARIATION = "the same in all resamples"
+"""Beginning of the reason for a missing bootstrap interval if the resamples agree."""
 NO_SPREAD = "no spread over seeds"
 """Reason for a missing t-interval or p-value if all seeds agree."""
 
@@ -65,6 +67,11 @@ def bootstrap(
     resamples are drawn 50 at a time. A score with a resampling bias (such as the calibration error, which rises) can
     lie near the edge of its interval, or outside.
 
+    If the resamples agree, as they do where every tile is right, the percentile interval would be one point, whatever
+    the number of tiles. Such an interval is undefined; its reason states the exact one-sided binomial bound (Clopper
+    and Pearson, Biometrika 1934; 3 / n in short, Hanley and Lippman-Hand, JAMA 1983): a deviation that occurs in no
+    more than 1 - 0.05^(1/n) of all units is absent among n units in 5 % of samples or more.
+
     Args:
         statistics: Function that computes the scores.
         groups: Group of each tile; "" where unknown.
@@ -79,7 +86,7 @@ def bootstrap(
         return {name: Interval(None, None, "no resamples requested") for name in names}
     if n_units < MIN_UNITS:
         return {name: Interval(None, None, _too_few(n_units)) for name in names}
-    return {name: _percentile_interval(np.concatenate([part[name] for part in parts])) for name in names}
+    return {name: _percentile_interval(np.concatenate([part[name] for part in parts]), n_units) for name in names}
 
 
 def bootstrap_intervals(
@@ -185,10 +192,21 @@ def _too_few(n_units: int) -> str:
     return f"{n_units} independent {units} to resample; a 95 % interval needs {MIN_UNITS}"
 
 
-def _percentile_interval(values: Float[np.ndarray, " r"]) -> Interval:
+def _percentile_interval(values: Float[np.ndarray, " r"], n_units: int) -> Interval:
     defined = values[np.isfinite(values)]
     missing = len(values) - len(defined)
     if missing > _MAX_UNDEFINED * len(values):
         return Interval(None, None, f"undefined in {missing} of {len(values)} resamples")
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if high - low <= _ROUNDING * max(1.0, abs(high)):
+        return Interval(None, None, _no_variation(n_units))
     return Interval(float(low), float(high))
+
+
+def _no_variation(n_units: int) -> str:
+    """Explain an interval of width 0, with the share of deviating units that n units may miss at a level of 95 %."""
+    unseen = 1 - (1 - LEVEL) ** (1 / n_units)
+    return (
+        f"{NO_VARIATION} of {n_units} independent units; a deviation in up to {100 * unseen:.2g} % of all units could "
+        "have been missed"
+    )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from clipit.evaluation.intervals import NO_VARIATION
 from clipit.evaluation.slide_arms import SlideComparison
 from clipit.evaluation.slide_metrics import CHOSEN_BY, SLIDE_METRICS
 from clipit.evaluation.slide_sets import ALL_SLIDES, LEVELS, Level
@@ -82,13 +83,16 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
 
 def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:
     """Return whether an arm is better, worse, open or undecided, and the reason of the last."""
-    if row["low"] is None:
+    low, high = row["low"], row["high"]
+    if low is None and str(row["reason"]).startswith(NO_VARIATION):
+        low = high = row["difference"]  # its sign is the same in all resamples
+    if low is None:
         return "undecided", row["reason"] or "a score is undefined"
     if row["seeds_low"] is None:
         return "undecided", "one seed" if row["seeds"] == 1 else "no interval over seeds"
-    if row["low"] > 0 and row["seeds_low"] > 0:
+    if low > 0 and row["seeds_low"] > 0:
         return "better", ""
-    return ("worse", "") if row["high"] < 0 and row["seeds_high"] < 0 else ("open", "")
+    return ("worse", "") if high < 0 and row["seeds_high"] < 0 else ("open", "")
 
 
 def _main_rows(comparison: SlideComparison, level: Level = "slide") -> list[dict[str, Any]]:

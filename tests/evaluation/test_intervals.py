@@ -84,7 +84,7 @@ def test_paired_difference_is_narrower_than_two_intervals_and_signed() -> None:
     alone = intervals.bootstrap_intervals(labels, first, no_groups(800))["accuracy"]
     assert found.interval.high - found.interval.low < 0.7 * (alone.high - alone.low)
     same = intervals.paired_bootstrap([(table(labels, first), table(labels, first))])["macro_f1"]
-    assert (same.value, same.interval.low, same.interval.high) == (0, 0, 0)
+    assert same.value == 0 and same.interval.low is None and intervals.NO_VARIATION in same.interval.reason
 
 
 def test_no_interval_says_why() -> None:
@@ -100,6 +100,23 @@ def test_no_interval_says_why() -> None:
     assert auroc.low is None and "of 1000 resamples" in auroc.reason
     empty = intervals.bootstrap_intervals(labels[:0], probabilities[:0], no_groups(0))
     assert empty["accuracy"].low is None
+
+
+@pytest.mark.parametrize(("tiles", "unseen"), [(10, "26 %"), (300, "0.99 %")])
+@pytest.mark.parametrize("right", [False, True])
+def test_tiles_that_are_all_right_or_all_wrong_have_no_interval_of_width_0(
+    tiles: int, unseen: str, right: bool
+) -> None:
+    labels, probabilities = two_columns(np.full(tiles, right))
+    for score in ("accuracy", "balanced_accuracy", "macro_f1"):
+        found = intervals.bootstrap_intervals(labels, probabilities, no_groups(tiles))[score]
+        assert (found.low, found.high) == (None, None)
+        assert f"in up to {unseen} of all units" in found.reason, "the exact binomial bound, about 3 / n"
+    assert stats.binomtest(0, 10, alternative="less").proportion_ci(0.95).high == pytest.approx(1 - 0.05**0.1)
+    one_wrong = np.arange(tiles) > 0
+    labels, probabilities = two_columns(one_wrong if right else ~one_wrong)
+    found = intervals.bootstrap_intervals(labels, probabilities, no_groups(tiles))["accuracy"]
+    assert found.low is not None and found.high is not None and found.low < found.high
 
 
 def test_t_interval() -> None:

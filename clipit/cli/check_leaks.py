@@ -1,8 +1,13 @@
-"""Find tiles, patients and reports that occur on both sides of a split; the exit status is 1 if there are any."""
+"""Find tiles, patients and reports that occur on both sides of a split.
+
+The exit status is 0 if nothing leaks, 1 if anything does, 2 for errors, and 3 if nothing leaks as far as could be
+checked, but patients and slides could not be compared, because they are known in fewer than two splits.
+"""
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
 
+_NOT_COMPARED = 3  # exit status
 PIXELS = {
     "choices": ("off", "exact", "near"),
     "default": "near",
@@ -17,7 +22,9 @@ def main() -> None:
         from clipit.distributed import get_processes
         from clipit.workspace.check_leaks import check_leaks
 
-        path, leaking = check_leaks(file.run, options.pixels, list(file.comparison.shifted))
+        found = check_leaks(file.run, options.pixels, list(file.comparison.shifted))
         if get_processes().main:
-            print(f"\n{leaking} tiles and reports leak: {path} (and .parquet)")
-        raise SystemExit(1 if leaking else 0)
+            print(f"\n{found.leaking} tiles and reports leak: {found.path} (and .parquet)")
+            if not found.compared_patients:
+                print("patients and slides could not be compared: this does not show that the splits are independent")
+        raise SystemExit(1 if found.leaking else 0 if found.compared_patients else _NOT_COMPARED)

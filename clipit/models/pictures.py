@@ -10,7 +10,7 @@ from clipit.errors import DataError, shortlist
 from clipit.image_set import ZIP, open_images
 from clipit.images import is_image
 from clipit.models.preprocess import Picture, check_several, open_picture
-from clipit.slides.opening import count_levels, is_slide
+from clipit.slides.opening import is_pyramid, is_slide
 
 Images = Sequence[Picture] | str | Path
 """A list of images, or the path of a folder or zip, whose images are read in the order of their paths."""
@@ -24,7 +24,7 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
     """
     if isinstance(images, str | Path):
         path = Path(images).expanduser()
-        _refuse_slides(_slides_alone(path) if path.is_dir() else [path], images)
+        _refuse_slides(_slides_in(path) if path.is_dir() else [path], images)
         if path.suffix.lower() == ZIP or path.is_dir():
             source = open_images(path)
             return len(source), source.read
@@ -33,23 +33,20 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
     return len(listed), lambda position: open_picture(listed[position], position)
 
 
-def _slides_alone(folder: Path) -> list[Path]:
-    """List the slides of a folder without images."""
+def _slides_in(folder: Path) -> list[Path]:
+    """List the files of a folder that may be slides; beside images, only those that would be read as images."""
     files = list_files(folder, lambda file: not file.name.startswith(".")).files
-    return [] if any(map(is_image, files)) else files
+    images = [file for file in files if is_image(file)]
+    return images or files
 
 
 def _refuse_slides(paths: Sequence[Path], where: str | Path) -> None:
-    """Refuse files of whole slides, each of which would be classified as one small picture.
-
-    A pyramidal TIFF is told from an image only where it is the only path, because every file has to be opened for it.
+    """Refuse files of whole slides, pyramidal TIFFs included, each of which would be classified as one small picture.
 
     Raises:
         DataError: A file is a slide.
     """
-    slides = [path for path in paths if is_slide(path) and not is_image(path) and path.is_file()]
-    if len(paths) == 1 and not slides and is_slide(paths[0]) and count_levels(paths[0]) > 1:
-        slides = [*paths]
+    slides = [path for path in paths if path.is_file() and (is_pyramid(path) if is_image(path) else is_slide(path))]
     if slides:
         raise DataError(
             f"whole slides are not classified as one image: {shortlist([path.name for path in slides], 3)}",

@@ -13,6 +13,8 @@ from clipit.errors import ConfigError, DataError, ModelError, shortlist
 from clipit.image_set import ImageSet, join_images, open_images
 from clipit.prompts.files import packaged
 from clipit.prompts.prompt_set import PromptSet, load_prompts
+from clipit.slides.opening import is_pyramid
+from clipit.slides.option_names import PREDICT_OPTIONS
 from clipit.tiles.slides import is_slide_input, tiles_of_slide
 from clipit.tiles.table import TABLES, table_images
 from clipit.tiles.webdataset import shard_images
@@ -73,26 +75,27 @@ def open_inputs(
     sets = []
     for path in inputs:
         if path in tables:
-            listed = table_images(path, images, path_column, id_column)
-            _refuse_slides(path, listed)
-            sets.append(listed)
+            sets.append(_refuse_slides(path, table_images(path, images, path_column, id_column)))
         elif path.suffix.lower() == ".tar" and path.is_file():
             sets.append(shard_images(path))
         elif slides is not None and is_slide_input(path):
-            sets.append(tiles_of_slide(path, slides, slide_mpp))
+            sets.append(tiles_of_slide(path, slides, slide_mpp, PREDICT_OPTIONS))
         else:
-            sets.append(open_images(path))
+            sets.append(_refuse_slides(path, open_images(path)))
     return join_images(sets)
 
 
-def _refuse_slides(path: Path, listed: ImageSet) -> None:
-    """Refuse a table of slides, each of which would be predicted as one small picture."""
-    if is_slide_input(Path(listed.reader.where(0))):
+def _refuse_slides(path: Path, listed: ImageSet) -> ImageSet:
+    """Return images of a table or folder; refuse slides among them, which would be predicted as one small picture."""
+    slides = [name for row, name in enumerate(listed.ids) if is_pyramid(Path(listed.reader.where(row)))]
+    if slides:
         raise DataError(
-            f"the table names slides, such as {listed.ids[0]}, not images of tiles",
+            f"{len(slides)} of {len(listed)} images are whole slides: {shortlist(slides, 3)}",
             where=path,
-            fix="score them with clipit slides score, or name the slides or their folder in place of the table",
+            fix="name slides, or a folder of slides alone, as inputs of their own; or score them with clipit slides "
+            "score",
         )
+    return listed
 
 
 def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:

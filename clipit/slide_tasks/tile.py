@@ -28,6 +28,7 @@ from clipit.progress import progress
 from clipit.read_ahead import read_ahead, reading_threads
 from clipit.slide_tasks.tile_scores import slide_folder
 from clipit.slides.geojson import read_polygons
+from clipit.slides.option_names import SLIDES_OPTIONS
 from clipit.slides.prepare import TISSUE, TISSUE_COLOUR, FailedSlide, PreparedSlide, prepare_slides
 from clipit.slides.qupath import write_polygons_geojson
 from clipit.tiles.slides import SlideList, failure_notes, slide_tiles
@@ -73,7 +74,7 @@ def open_slides(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
     Raises:
         DataError: No slide can be used.
     """
-    results = prepare_slides(listed.slides, config)
+    results = prepare_slides(listed.slides, config, SLIDES_OPTIONS)
     own = {result.name: result for result in results if isinstance(result, FailedSlide)}
     # A slide that one process could not read, of a network drive for example, is left out by all.
     lost = {name: slide for part in reversed(get_processes().gather(own)) for name, slide in part.items()}

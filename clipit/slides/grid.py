@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from clipit.config.data import SlidesConfig
 from clipit.errors import DataError
+from clipit.slides.option_names import KEYS, OptionNames
 
 _TILE_ID = re.compile(r"^(.+)@(\d+),(\d+),(\d+)$", re.DOTALL)
 _SMALLEST = 16  # pixels of level 0
@@ -71,6 +72,7 @@ def make_grid(
     mpp: float,
     config: SlidesConfig,
     share: Callable[[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"], float], Float32[np.ndarray, " n"]],
+    options: OptionNames = KEYS,
 ) -> SlideGrid:
     """Lay a grid over a slide and keep the tiles with enough tissue; the last of a row or column may extend over it.
 
@@ -81,6 +83,7 @@ def make_grid(
         mpp: Micrometres per pixel of level 0.
         config: Resolution, size and overlap of tiles, and the share of tissue that they need.
         share: Function from left edges, upper edges and the tiles' edge to the share of tissue.
+        options: Names of options in messages.
 
     Raises:
         DataError: The tiles are smaller than 16 pixels of level 0, or more than 67 million.
@@ -91,15 +94,16 @@ def make_grid(
             f"tiles of {config.pixels} pixels at {config.mpp:g} micrometres per pixel have an edge of only "
             f"{extent:.2g} pixels of the slide, at {mpp:g} micrometres per pixel",
             where=slide,
-            fix="read coarser or larger tiles (--tile-mpp, tiles.slides.mpp), or correct the slide's micrometres per "
-            "pixel",
+            fix=f"read coarser tiles ({options.tile_mpp}), or correct the micrometres per pixel of the slide "
+            f"({options.mpp})",
         )
     step = max(1.0, extent * (1 - config.overlap))
     if (width / step) * (height / step) > _MOST:
         raise DataError(
             f"a grid of {width / step:.0f} x {height / step:.0f} tiles is too large",
             where=slide,
-            fix="let tiles overlap less (--overlap, tiles.slides.overlap), or read larger ones",
+            fix=f"read coarser tiles ({options.tile_mpp}), or let them overlap less "
+            f"({options.overlap}){options.elsewhere}",
         )
     columns, rows = (np.rint(np.arange(0, length, step)).astype(np.int32) for length in (width, height))
     parts = []

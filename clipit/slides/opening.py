@@ -9,6 +9,7 @@ from clipit.errors import ConfigError, DataError, is_limit
 from clipit.images import SUFFIXES, ImageError, decode
 from clipit.slides.jpeg_tiles import FORMATS, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, is_ome_tiff
+from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.slide_file import Level, SlideFile
 from clipit.slides.tiff_pages import check_pages
 
@@ -23,6 +24,7 @@ _BELIEVABLE = (0.02, 50.0)
 _TOLERANCE = 0.02
 """Relative difference up to which two statements of micrometres per pixel agree."""
 _TIFF = (".tif", ".tiff")
+_SUB_PAGES = 330  # TIFF tag of sub-IFDs, in which OME-TIFF stores smaller levels
 _MISSING = (
     "install the packages that read slides: pip install 'clipit-pathology[slides]' "
     "(in a checkout: pip install openslide-python openslide-bin tifffile)"
@@ -45,6 +47,21 @@ def import_openslide() -> Any:
 def is_slide(path: Path) -> bool:
     """Check by its suffix whether a file may be a slide, and neither hidden nor one of clipit's heat maps."""
     return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".") and path.name != HEAT_MAP
+
+
+def is_pyramid(path: Path) -> bool:
+    """Check by its content whether a TIFF with the suffix of an image is a slide, which has several levels.
+
+    Only the header is read of a file with a single page, so that many files can be checked.
+    """
+    if path.suffix.lower() not in _TIFF or not is_slide(path):
+        return False
+    try:
+        with Image.open(path) as image:
+            several = getattr(image, "n_frames", 1) > 1 or _SUB_PAGES in getattr(image, "tag_v2", {})
+    except Exception:  # Pillow raises many kinds of exceptions for damaged bytes, and knows no BigTIFF of some kinds
+        several = path.is_file()
+    return several and count_levels(path) > 1
 
 
 def count_levels(path: Path) -> int:
@@ -233,7 +250,9 @@ def check_mpp(mpp: float | None) -> None:
         raise ConfigError(f"micrometres per pixel must be a positive number, not {mpp:g}", fix="correct --mpp")
 
 
-def resolve_mpp(slide: SlideFile, stated: float | None, where: object) -> tuple[float, str]:
+def resolve_mpp(
+    slide: SlideFile, stated: float | None, where: object, options: OptionNames = KEYS
+) -> tuple[float, str]:
     """Return micrometres per pixel of level 0, and a note on their source if it is not the file's own statement.
 
     Without a statement, 10 micrometres are divided by the objective's power; the power is never assumed.
@@ -242,6 +261,7 @@ def resolve_mpp(slide: SlideFile, stated: float | None, where: object) -> tuple[
         slide: Open slide.
         stated: Value of the user's table or option; None without one.
         where: Slide, for messages.
+        options: Names of options in messages.
 
     Raises:
         DataError: There is no statement, or two statements differ by more than 2 %.
@@ -264,7 +284,7 @@ def resolve_mpp(slide: SlideFile, stated: float | None, where: object) -> tuple[
     raise DataError(
         f"the slide states neither micrometres per pixel nor a magnification{unbelievable}",
         where=where,
-        fix="give micrometres per pixel of its finest level: column mpp of the table of slides, tiles.mpp, or --mpp",
+        fix=f"give micrometres per pixel of its finest level: {options.mpp}, or a column mpp of a table of slides",
     )
 
 

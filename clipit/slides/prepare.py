@@ -35,6 +35,7 @@ from clipit.read_ahead import reading_threads
 from clipit.slides.geojson import read_contours
 from clipit.slides.grid import SlideGrid, make_grid
 from clipit.slides.opening import open_slide, resolve_mpp
+from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.polygons import Polygon, rasterise, trace
 from clipit.slides.qupath import write_polygons_geojson
 from clipit.slides.reading import PlacedSlide, read_overview
@@ -146,7 +147,9 @@ class FailedSlide:
     fix: str
 
 
-def prepare_slides(slides: Sequence[SlidePath], config: SlidesConfig) -> list[PreparedSlide | FailedSlide]:
+def prepare_slides(
+    slides: Sequence[SlidePath], config: SlidesConfig, options: OptionNames = KEYS
+) -> list[PreparedSlide | FailedSlide]:
     """Find tissue and lay the grid of every slide, or open what was computed before.
 
     Several processes that call this share the slides out; each returns all of them, in order. Slides that cannot be
@@ -155,6 +158,7 @@ def prepare_slides(slides: Sequence[SlidePath], config: SlidesConfig) -> list[Pr
     Args:
         slides: Slides with unique names.
         config: Section `tiles.slides`.
+        options: Names of options in messages.
 
     Raises:
         ConfigError: Several slides have one file of contours.
@@ -174,30 +178,30 @@ def prepare_slides(slides: Sequence[SlidePath], config: SlidesConfig) -> list[Pr
         reading_threads(_THREADS) as pool,
     ):
         for place, result in zip(
-            order, pool.map(lambda place: _try_prepare(slides[place], config), order), strict=True
+            order, pool.map(lambda place: _try_prepare(slides[place], config, options), order), strict=True
         ):
             results[place] = result
             advance()
     return [results[place] for place in range(len(slides))]
 
 
-def _try_prepare(slide: SlidePath, config: SlidesConfig) -> PreparedSlide | FailedSlide:
+def _try_prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> PreparedSlide | FailedSlide:
     try:
-        return _prepare(slide, config)
+        return _prepare(slide, config, options)
     except DataError as error:
         return FailedSlide(slide.name, slide.path, error.what, error.fix)
     except ImageError as error:
         return FailedSlide(slide.name, slide.path, f"the slide is damaged: {error}", "copy it again")
 
 
-def _prepare(slide: SlidePath, config: SlidesConfig) -> PreparedSlide:
+def _prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> PreparedSlide:
     try:
         if not slide.path.is_file():
             raise DataError("no such slide", where=slide.path, fix="correct the path")
         stamp = file_stamp(slide.path)
     except PermissionError as error:
         raise DataError("no permission to read the slide", where=slide.path, fix="correct its permissions") from error
-    contours = None if config.contours is None else _contour_file(Path(config.contours).expanduser(), slide)
+    contours = None if config.contours is None else _contour_file(Path(config.contours).expanduser(), slide, options)
     inputs = {
         "slide": slide.name,
         "stamp": stamp,
@@ -209,14 +213,14 @@ def _prepare(slide: SlidePath, config: SlidesConfig) -> PreparedSlide:
     if not (folder / MANIFEST).is_file():
         with locked(folder):
             if not (folder / MANIFEST).is_file():
-                prepared = _find(slide, config, contours)
+                prepared = _find(slide, config, contours, options)
                 partial = start_partial(folder)
                 _write(partial, slide, prepared)
                 finish_partial(folder, KIND, inputs, prepared.facts)
     return _open(open_artifact(folder, KIND), slide, stamp, config)
 
 
-def _contour_file(contours: Path, slide: SlidePath) -> Path:
+def _contour_file(contours: Path, slide: SlidePath, options: OptionNames) -> Path:
     """Return the file of contours of a slide.
 
     Raises:
@@ -231,7 +235,7 @@ def _contour_file(contours: Path, slide: SlidePath) -> Path:
     raise DataError(
         f"no contours of this slide in {contours}",
         where=slide.path,
-        fix=f"add {slide.name}.geojson, or remove tiles.slides.contours so that tissue is found by colour",
+        fix=f"add {slide.name}.geojson, or remove {options.contours} so that tissue is found by colour",
     )
 
 
@@ -246,7 +250,7 @@ class _Found:
     facts: dict[str, Any]
 
 
-def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None) -> _Found:
+def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None, options: OptionNames) -> _Found:
     """Read the overview, find the tissue and lay the grid.
 
     Raises:
@@ -254,7 +258,7 @@ def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None) -> _Fou
     """
     file = open_slide(slide.path)
     try:
-        mpp, note = resolve_mpp(file, slide.mpp, slide.path)
+        mpp, note = resolve_mpp(file, slide.mpp, slide.path, options)
         whole = file.levels[0]
         downsample = _overview_downsample(file, mpp, config)
         overview = read_overview(file, downsample)
@@ -266,12 +270,14 @@ def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None) -> _Fou
     else:
         polygons = read_contours(contours, whole.width, whole.height, origin)
         mask = rasterise(polygons, (overview.height, overview.width), downsample)
-    grid = make_grid(slide.name, whole.width, whole.height, mpp, config, TissueShare(mask, downsample).of_squares)
+    grid = make_grid(
+        slide.name, whole.width, whole.height, mpp, config, TissueShare(mask, downsample).of_squares, options
+    )
     if not len(grid):
         raise DataError(
             _no_tissue(mask, grid, config),
             where=slide.path,
-            fix="lower tiles.slides.min_tissue, or give contours of the tissue (tiles.slides.contours)",
+            fix=f"lower {options.min_tissue}, or give contours of the tissue ({options.contours}){options.elsewhere}",
         )
     facts = {
         "format": file.format,

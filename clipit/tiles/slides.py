@@ -15,7 +15,8 @@ from clipit.image_set import ImageSet
 from clipit.images import is_image
 from clipit.slides.dicom import SUFFIX as DICOM
 from clipit.slides.dicom import one_per_slide, slide_key
-from clipit.slides.opening import SLIDE_SUFFIXES, check_mpp, count_levels, import_openslide, is_slide, slide_name
+from clipit.slides.opening import SLIDE_SUFFIXES, check_mpp, import_openslide, is_pyramid, is_slide, slide_name
+from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
 from clipit.slides.reading import SlideReader
 from clipit.tiles.cells import parse_mpp, resolve_missing
@@ -109,16 +110,17 @@ def is_slide_input(path: Path) -> bool:
 
 
 def _is_slide_file(path: Path) -> bool:
-    return is_slide(path) and (not is_image(path) or count_levels(path) > 1)
+    return is_pyramid(path) if is_image(path) else is_slide(path)
 
 
-def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None) -> ImageSet:
+def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, options: OptionNames = KEYS) -> ImageSet:
     """Return the tissue tiles of a slide, or of the slides of a folder.
 
     Args:
         path: Slide, or folder of slides.
         config: Resolution and size of tiles.
         mpp: Micrometres per pixel of the finest level, for slides that do not state them.
+        options: Names of options in messages.
 
     Raises:
         ConfigError: `mpp` is not a positive number.
@@ -127,7 +129,7 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None) -
     import_openslide()
     check_mpp(mpp)
     listed = slides_in_folder(path, mpp).slides if path.is_dir() else [SlidePath(slide_name(path), path, mpp)]
-    results = prepare_slides(listed, config)
+    results = prepare_slides(listed, config, options)
     failed = [result for result in results if isinstance(result, FailedSlide)]
     if len(failed) == len(results):
         lines = "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10])
@@ -240,7 +242,7 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
             f"no column {name_column} or {file_column} with the files of the slides; the table has: "
             f"{', '.join(table.names) or 'none'}",
             where=path,
-            fix=f"name the column {name_column}, or map it in tiles.columns (path: its name)",
+            fix=f"name the column {name_column}, or map it in a configuration (tiles.columns.path)",
         )
     if named:
         columns["id"] = name_column

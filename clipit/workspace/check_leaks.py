@@ -2,10 +2,10 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,9 @@ from clipit.workspace.leak_policy import hash_images, leak_folder
 from clipit.workspace.preflight import check_output
 from clipit.workspace.tile_reading import artefacts_of, read_with_overview, with_kept_size
 
+if TYPE_CHECKING:
+    from clipit.reports.readers import Report
+
 logger = logging.getLogger(__name__)
 
 _NAME_THEM = (
@@ -40,16 +43,27 @@ _SCHEMA = pa.schema(
 )
 
 
-def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[str] = ()) -> tuple[Path, int]:
+class LeakCheck(NamedTuple):
+    """Result of a search for leaks.
+
+    Attributes:
+        path: Path of leaks.json.
+        leaking: Number of leaking tiles and reports.
+        compared_patients: Whether patients or slides are known in two splits or more, so that they could be compared.
+    """
+
+    path: Path
+    leaking: int
+    compared_patients: bool
+
+
+def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[str] = ()) -> LeakCheck:
     """Find leaks of every kind, and write them to leaks.json and leaks.parquet.
 
     Args:
         config: Run configuration; its `leaks.policy` is ignored, and nothing is dropped.
         pixels: Comparison of images (off, exact or near); `leaks.pixels` by default.
         shifted: Names of the shifted test sets, to be listed as not checked.
-
-    Returns:
-        Path of leaks.json, and the number of leaking tiles and reports.
     """
     from clipit.reports.readers import read_reports
 
@@ -62,6 +76,11 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     leaks = find_leaks(tiles, section, prints, reports)
     unchecked = _unchecked(tiles, config.tiles.source, section.pixels, reports, prints, section.spread)
     unchecked += [f"comparison.shifted: {name}" for name in shifted]
+    known = _known_patients(tiles)
+    compared = sum(count > 0 for count, _ in known.values()) > 1
+    if not compared:
+        unchecked.insert(0, "patients and slides: fewer than two splits have tiles whose patient or slide is known")
+    checked = _checked(known, compared, section.pixels, len(tiles), reports)
     path = leak_folder(config) / "leaks.json"
     if get_processes().main:
         records = [asdict(leak) for leak in leaks]
@@ -73,6 +92,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
                 "counts": {split: int((tiles.splits == split).sum()) for split in SPLITS},
                 "leaks": dict(Counter(leak.kind for leak in leaks)),
                 "thresholds": {name: getattr(section, name) for name in ("pixels", "distance", "similarity", "spread")},
+                "checked": checked,
                 "not_checked": unchecked,
                 "found": records,
             },
@@ -86,11 +106,36 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
                     leaks_table(leaks),
                     *list_patients(leaks),
                     *_hint(leaks, tiles),
+                    *(f"checked: {x}" for x in checked or ["nothing"]),
                     *(f"not checked: {x}" for x in unchecked),
                 ]
             )
         )
-    return path, len({(leak.kind == "report", leak.id) for leak in leaks})
+    return LeakCheck(path, len({(leak.kind == "report", leak.id) for leak in leaks}), compared)
+
+
+def _known_patients(tiles: TileSet) -> dict[str, tuple[int, int]]:
+    """Count per split that has tiles how many of them have a known patient or slide, and how many there are."""
+    known = patients(tiles.groups, tiles.ids) != ""
+    parts = {split: tiles.splits == split for split in SPLITS}
+    return {split: (int(known[part].sum()), int(part.sum())) for split, part in parts.items() if part.any()}
+
+
+def _checked(
+    known: Mapping[str, tuple[int, int]], compared: bool, pixels: str, n_tiles: int, reports: Sequence["Report"]
+) -> list[str]:
+    """List what was compared."""
+    lines = []
+    if compared:
+        counts = ", ".join(f"{count:,} of {total:,} {split} tiles" for split, (count, total) in known.items())
+        lines.append(f"patients or slides of {counts}")
+    if pixels != "off":
+        kinds = "equal and similar images" if pixels == "near" else "equal images"
+        lines.append(f"{kinds} among {n_tiles:,} tiles")
+    with_patient = sum(bool(patient_of(report)) for report in reports)
+    if with_patient and any(count for split, (count, _) in known.items() if split != "train"):
+        lines.append(f"patients of {with_patient:,} of {len(reports):,} reports")
+    return lines
 
 
 def leaks_table(leaks: Sequence[Leak]) -> str:

@@ -12,6 +12,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from slide_files import picture, write_ome, write_slide
 
 import clipit
 from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
@@ -272,6 +273,13 @@ def test_slides_are_refused_with_the_function_that_reads_them(tmp_path: Path) ->
         open_pictures(tmp_path / "absent.svs")
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
     assert open_pictures(tmp_path)[0] == 1, "a slide beside images is skipped as other files are"
+    write_slide(tmp_path / "p.tif", picture())
+    write_ome(tmp_path / "o.tif", picture())
+    write_slide(tmp_path / "flat.tif", picture(), levels=1)
+    for given in ([tmp_path / "b.png", tmp_path / "p.tif", tmp_path / "o.tif"], tmp_path):
+        with pytest.raises(DataError, match=r"not classified as one image: (p|o).tif, (p|o).tif"):
+            open_pictures(given)
+    assert open_pictures([tmp_path / "b.png", tmp_path / "flat.tif"])[0] == 2
 
 
 def test_export_refuses_what_does_not_fit(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:

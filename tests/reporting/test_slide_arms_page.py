@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from clipit.evaluation.intervals import NO_VARIATION
 from clipit.evaluation.slide_arms import _COLUMNS, SlideComparison
 from clipit.evaluation.slide_metrics import SLIDE_METRICS, PoolingChoice
 from clipit.evaluation.slide_sets import LEVELS, PoolingKey
@@ -37,6 +38,11 @@ def comparison(choice: PoolingChoice = CHOSEN, **arms: dict[str, Any]) -> SlideC
         ({"low": -0.3, "high": -0.1, "seeds_low": -0.3, "seeds_high": -0.1}, "worse than image_only: text."),
         ({"low": -0.3, "high": -0.1}, "no difference to image_only shown: text."),
         ({"seeds": 1, "seeds_low": None, "seeds_high": None}, "not decided: text (one seed)."),
+        ({"low": None, "high": None, "reason": f"{NO_VARIATION} of 30 units"}, "better than image_only: text."),
+        (
+            {"low": None, "high": None, "difference": 0.0, "reason": f"{NO_VARIATION} of 30 units"},
+            "no difference to image_only shown: text.",
+        ),
         ({"low": None, "high": None, "reason": "one patient"}, "not decided: text (one patient)."),
     ],
 )

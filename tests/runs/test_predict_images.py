@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from launching import ROOT, run_two
 from PIL import Image
+from slide_files import picture, write_slide
 from tiny_classifier import CLASSES, save_classifier
 
 import clipit
 from clipit.cli.predict import main
+from clipit.config.data import SlidesConfig
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.image_set import open_images
 from clipit.models.inference import Classifier
@@ -247,6 +249,27 @@ def test_tables_name_images_by_their_own_columns_and_labels_do_not_matter(tiles:
         open_inputs([tiles], images=tiles)
     both = open_inputs([tiles / "case 0", tmp_path / "t.csv"], tiles, "file", "key")
     assert list(both.ids)[-3:] == ["36.png", "x", "y"]
+
+
+def test_pyramidal_tiffs_among_images_are_recognised_by_their_content(tiles: Path, tmp_path: Path) -> None:
+    (tmp_path / "mixed").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "mixed/a.png")
+    write_slide(tmp_path / "mixed/flat.tif", picture(), levels=1)
+    assert open_inputs([tmp_path / "mixed"]).ids == ["a.png", "flat.tif"]
+    write_slide(tmp_path / "mixed/slide.tif", picture())
+    (tmp_path / "t.csv").write_text("path\nmixed/a.png\nmixed/slide.tif\n")
+    for given, count in (("mixed", 3), ("t.csv", 2)):
+        with pytest.raises(DataError, match=rf"1 of {count} images are whole slides: (mixed/)?slide.tif"):
+            open_inputs([tmp_path / given])
+    tiles_of_slides = SlidesConfig(mpp=1.0, pixels=64, grids=str(tmp_path / "grids"))
+    listed = open_inputs([tmp_path / "mixed/a.png", tmp_path / "mixed/slide.tif"], slides=tiles_of_slides)
+    assert listed.ids[0] == "a.png" and all(name.startswith("slide@") for name in listed.ids[1:]) and len(listed) > 9
+    write_slide(tmp_path / "glass.tif", np.full((200, 200, 3), 250, np.uint8))
+    with pytest.raises(DataError, match="no tissue") as error:
+        open_inputs([tmp_path / "glass.tif"], slides=tiles_of_slides)
+    assert error.value.fix == (
+        "lower --min-tissue, or give contours of the tissue (--contours); clipit slides score has these options"
+    )
 
 
 def test_zero_shot_classes_come_from_files_names_and_the_command_line(

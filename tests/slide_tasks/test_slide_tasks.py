@@ -129,7 +129,7 @@ def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped
     assert result.predictions["id"].tolist() == scored["id"].tolist()
     assert np.allclose(result.predictions[f"p_{CLASSES[0]}"], scored[f"score_{CLASSES[0]}"], atol=1e-5)
     pd.DataFrame({"path": ["s1.tiff"]}).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(DataError, match=r"the table names slides, such as s1.tiff[\s\S]*clipit slides score"):
+    with pytest.raises(DataError, match=r"1 of 1 images are whole slides: s1.tiff[\s\S]*clipit slides score"):
         clipit.predict(models / "run", tmp_path / "t.csv", tmp_path / "q.csv", images=slides.parent)
     with pytest.raises(ConfigError, match="only slides have use for --mpp"):
         clipit.predict(models / "run", tmp_path / "no.png", tmp_path / "q.csv", mpp=0.5)

@@ -14,6 +14,7 @@ from clipit.images import ImageError
 from clipit.slides.geojson import read_contours
 from clipit.slides.grid import make_grid, parse_tile_id
 from clipit.slides.opening import open_slide
+from clipit.slides.option_names import SLIDES_OPTIONS
 from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
 from clipit.slides.reading import PlacedSlide, SlidePool, SlideReader, choose_level, read_overview, read_tile
 from clipit.slides.slide_file import Level
@@ -129,6 +130,10 @@ def test_prepared_slides_are_kept_and_failures_do_not_stop_the_others(tmp_path: 
     good, bad, glass = prepare_slides(slides, config)
     assert isinstance(good, PreparedSlide) and isinstance(bad, FailedSlide) and isinstance(glass, FailedSlide)
     assert bad.reason == "the file is empty" and glass.reason.startswith("no tissue: none of 49 tiles")
+    assert glass.fix == "lower tiles.slides.min_tissue, or give contours of the tissue (tiles.slides.contours)"
+    assert prepare_slides(slides[2:], config, SLIDES_OPTIONS)[0].fix == (
+        "lower --min-tissue, or give contours of the tissue (--contours)"
+    )
     assert len(good.grid) == 10 * 8 - 1  # of the upper row, half is tissue, and less of one of its corners
     assert (good.grid.tissue >= 0.5).all()
     folders = sorted(path.name for path in (tmp_path / "grids").iterdir() if path.is_dir())

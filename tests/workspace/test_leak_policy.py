@@ -245,9 +245,10 @@ def test_fingerprints_are_made_once_and_go_on_after_a_kill(
 
 def test_the_command_lists_every_kind(configure: MakeConfig, leaky: Leaky, tmp_path: Path) -> None:
     said = capture_log()
-    path, leaking = check_leaks(configure(leaky()), "exact")
+    path, leaking, compared = check_leaks(configure(leaky()), "exact")
     found = json.loads(path.read_text())
-    assert leaking == 5
+    assert leaking == 5 and compared
+    assert found["checked"][0].startswith("patients or slides of ") and "equal images among" in found["checked"][1]
     assert found["leaks"] == {"group": 2, "exact": 1, "report": 2}
     assert found["thresholds"] == {"pixels": "exact", "distance": 7, "similarity": 0.9, "spread": 6.0}
     assert found["not_checked"] == ["near-duplicates: leaks.pixels is exact"]
@@ -268,7 +269,7 @@ def test_the_patients_on_both_sides_of_the_published_split_of_glas_are_named(con
     splits = {"train": "train", "test": ["testA", "testB"]}
     keys = {"tiles.path": f"{glas}/glas.csv", "tiles.images": f"{glas}/glas_half.zip", "tiles.splits": splits}
     said = capture_log()
-    path, leaking = check_leaks(configure(keys, reports=None, prompts=None), "off")
+    path, leaking, _ = check_leaks(configure(keys, reports=None, prompts=None), "off")
     named = [line.partition("): ")[2] for line in said[-1].splitlines() if line.startswith("patients or slides in")]
     assert {name for names in named for name in names.split(", ")} == both
     assert len(both) == 8 and {row["group"] for row in json.loads(path.read_text())["found"]} == both
@@ -277,8 +278,8 @@ def test_the_patients_on_both_sides_of_the_published_split_of_glas_are_named(con
 
 def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:
     said = capture_log()
-    _, leaking = check_leaks(configure(), "off", ["elsewhere"])
-    assert leaking == 0 and "no leak found" in said[-1]
+    _, leaking, compared = check_leaks(configure(), "off", ["elsewhere"])
+    assert leaking == 0 and compared and "no leak found" in said[-1]
     assert "not checked: patients of 60 of 60 reports" in said[-1]
     assert "not checked: comparison.shifted: elsewhere" in said[-1]
 
@@ -293,7 +294,10 @@ def test_tiles_without_groups_are_no_silent_success(configure: MakeConfig, leaky
         writer.writeheader()
         writer.writerows(rows)
     said = capture_log()
-    check_leaks(configure(keys), "off")
+    _, leaking, compared = check_leaks(configure(keys), "off")
+    assert (leaking, compared) == (0, False)
+    assert "\nchecked: nothing" in said[-1], "neither patients nor images were compared"
+    assert "not checked: patients and slides: fewer than two splits" in said[-1]
     assert "the data do not name them; name the patient or slide of each tile in a column group" in said[-1]
 
 

@@ -1,0 +1,36 @@
+"""Names of the options of slides in the command that runs, for the advice of messages."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class OptionNames:
+    """Names of the options of slides.
+
+    Attributes:
+        mpp: Micrometres per pixel of slides that do not state them.
+        tile_mpp: Micrometres per pixel of tiles.
+        overlap: Overlap of tiles.
+        min_tissue: Share of a tile that must be tissue.
+        contours: Contours of the tissue.
+        elsewhere: Remark where the last three are options of another command.
+    """
+
+    mpp: str
+    tile_mpp: str
+    overlap: str
+    min_tissue: str
+    contours: str
+    elsewhere: str = ""
+
+
+KEYS = OptionNames(
+    "tiles.mpp", "tiles.slides.mpp", "tiles.slides.overlap", "tiles.slides.min_tissue", "tiles.slides.contours"
+)
+"""Keys of a configuration."""
+SLIDES_OPTIONS = OptionNames("--mpp", "--tile-mpp", "--overlap", "--min-tissue", "--contours")
+"""Options of `clipit slides`."""
+PREDICT_OPTIONS = OptionNames(
+    "--mpp", "--tile-mpp", "--overlap", "--min-tissue", "--contours", "; clipit slides score has these options"
+)
+"""Options of `clipit predict`, and those of `clipit slides score` that it lacks."""

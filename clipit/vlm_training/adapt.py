@@ -1,15 +1,58 @@
-"""Adapt a VLM: train or resume one adaptation, and export the adapted VLM."""
+"""Adapt a VLM: from examples to an adapter and a merged model, resumable, in one folder per arm and seed."""
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clipit.artifacts import locked, read_json, write_record
+from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
+from clipit.distributed import get_processes
+from clipit.errors import ClipitError, ModelError, is_out_of_memory
+from clipit.models.adapted_towers import AdaptedTowers, adapt_towers
+from clipit.models.loading import public_name
+from clipit.models.precision import tf32_products
+from clipit.models.vlm import VLM, load_vlm
+from clipit.models.vlm_export import ADAPTER, check_adaptable, export_vlm
+from clipit.runs.fingerprint import RunFingerprint
+from clipit.runs.folder import RUN_FINGERPRINT, check_fingerprint, claim_folder, delete_temporary_files
+from clipit.training.checkpoints import Progress, best_file, load_checkpoint, load_weights
+from clipit.training.precision import resolve_precision
+from clipit.training.steps import Schedule, StepParts, make_optimizer, run_steps
+from clipit.vlm_training.bag_batches import BagExamples
+from clipit.vlm_training.examples import make_examples, validation_examples
+from clipit.vlm_training.mining import mine, warn_of_mining
+from clipit.vlm_training.step import ContrastStep, clamp_scale
+from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
+logger = logging.getLogger(__name__)
 
-def adaptation_folder(config: RunConfig, arm: AdaptArm, seed: int) -> Path:
-    """Return the path of the folder of an adaptation."""
+TRAINING = "training.json"
+"""File of a finished adaptation with its counts, loss and provenance."""
+_VALIDATION_BATCHES = 4
+_LOWEST = 1.001
+"""Logit scale at or below which the temperature has run away."""
+_OTHER_ARMS = ("arms", "seeds", "forgetting")
+
+
+def adaptation_folder(config: RunConfig, arm: str, seed: int) -> Path:
+    """Return the folder of an adaptation."""
     return config.output / "adapt" / config.name / f"{arm}-seed{seed}"
+
+
+def is_adapted(folder: Path) -> bool:
+    """Return whether a folder holds a finished adaptation."""
+    return (folder / TRAINING).is_file() and (folder / ADAPTER).is_dir()
 
 
 def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Workspace) -> Path:
@@ -20,10 +63,246 @@ def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, wor
         section: Section `adapt`.
         arm: Arm of the study.
         seed: Seed of initialisation, order and augmentation.
-        workspace: Workspace of this configuration; its VLM keeps its weights.
+        workspace: Workspace of this configuration.
 
     Returns:
-        The folder of the adaptation: config.yaml, metrics.jsonl, checkpoints/, training.json, adapter/ and, where the
-        licence permits it, vlm/.
+        The folder of the adaptation: config.yaml, run.json, metrics.jsonl, checkpoints/, training.json, adapter/ and,
+        if the licence and the format permit it, vlm/.
+
+    Raises:
+        ConfigError: The licence forbids what would be written.
+        DataError: The examples cannot be made.
+        ModelError: The training diverged, or the weights cannot be trained.
+        ArtifactError: The folder belongs to another adaptation.
     """
-    raise NotImplementedError(adaptation_folder(config, arm, seed))
+    processes = get_processes()
+    check_adaptable(config.vlm, section.tuning)
+    check_inputs(workspace, ["vlm"], reports=section.data != "pairs")
+    folder = adaptation_folder(config, arm, seed)
+    with locked(folder) if processes.main else nullcontext():
+        if processes.main:
+            delete_temporary_files(folder)
+        section = _resolve_precision(config, section, folder)
+        examples = make_examples(config, section, arm, seed, "train", workspace)
+        fingerprint = _fingerprint(config, section, arm, seed, workspace, examples)
+        done = processes.broadcast(is_adapted(folder))
+        if processes.main:
+            if done:
+                check_fingerprint(folder, fingerprint)
+            else:
+                claim_folder(folder, config, fingerprint)
+        processes.barrier()
+        if not done:
+            validation = validation_examples(config, section, arm, seed, workspace)
+            _train_and_export(config, section, arm, seed, workspace, examples, validation, folder, fingerprint)
+        processes.barrier()
+    return folder
+
+
+def _resolve_precision(config: RunConfig, section: AdaptConfig, folder: Path) -> AdaptConfig:
+    """Replace `precision: auto` by that of the folder, else by that of the devices."""
+    recorded = None
+    if section.precision == "auto" and (folder / "run.json").is_file():
+        keys = read_json(folder / "run.json", "delete the folder").get("keys")
+        recorded = keys.get("adapt.precision") if isinstance(keys, dict) else None
+    training = config.training.model_copy(update={"precision": section.precision})
+    resolved = resolve_precision(config.model_copy(update={"training": training}), recorded)
+    return section.model_copy(update={"precision": resolved.training.precision})
+
+
+def _fingerprint(
+    config: RunConfig, section: AdaptConfig, arm: str, seed: int, workspace: Workspace, examples: BagExamples
+) -> RunFingerprint:
+    """Compute the fingerprint of an adaptation from its keys and inputs."""
+    unused = {*_OTHER_ARMS, *({"pairs", "bags", "cases"} - {section.data})}
+    keys = {
+        f"adapt.{key}": value
+        for key, value in select_keys(section, "results").items()
+        if key.partition(".")[0] not in unused
+    }
+    if section.data == "bags":
+        keys |= {key: value for key, value in select_keys(config, "results").items() if key.startswith("pairing.")}
+    keys |= {"adapt.arm": arm, "adapt.seed": seed}
+    return RunFingerprint(keys, {"VLM": workspace.vlm.fingerprint, **examples.fingerprints})
+
+
+def _train_and_export(
+    config: RunConfig,
+    section: AdaptConfig,
+    arm: AdaptArm,
+    seed: int,
+    workspace: Workspace,
+    examples: BagExamples,
+    validation: BagExamples | None,
+    folder: Path,
+    fingerprint: RunFingerprint,
+) -> None:
+    processes = get_processes()
+    vlm = load_vlm(config.vlm, processes.device)  # a copy of its own, whose weights are changed
+    torch.manual_seed(seed)
+    names = (section.tuning, section.towers, section.lora, section.learn_temperature)
+    adapted = adapt_towers(vlm.towers, *names, base_name=public_name(vlm.name)).to(processes.device)
+    trained = sum(weight.numel() for weight in adapted.trainable().values())
+    with tf32_products(processes.device), _memory_errors(section):
+        progress = _train(section, arm, seed, workspace, vlm, adapted, examples, validation, folder)
+    if processes.main:
+        scale = float(adapted.logit_scale.detach().exp())
+        exported = export_vlm(vlm, config.vlm, adapted, folder)
+        facts: dict[str, Any] = {
+            "arm": arm,
+            "seed": seed,
+            "steps": progress.step,
+            "chosen_step": progress.best_step or progress.step,
+            "validation_loss": None if progress.best_score is None else -progress.best_score,
+            "seconds": round(progress.seconds, 2),
+            "trained_weights": trained,
+            "logit_scale": [vlm.logit_scale, scale],
+            "vlm": public_name(vlm.name),
+            "vlm_fingerprint": vlm.fingerprint,
+            "adapted_fingerprint": exported.fingerprint,
+            "only_adapter": exported.reason,
+            "adapt": section.model_dump(mode="json", exclude=set(_OTHER_ARMS)),
+            "examples": examples.summary,
+            "validation_examples": None if validation is None else validation.summary,
+            RUN_FINGERPRINT: fingerprint.value,
+        }
+        write_record(folder / TRAINING, facts)
+
+
+def _train(
+    section: AdaptConfig,
+    arm: AdaptArm,
+    seed: int,
+    workspace: Workspace,
+    vlm: VLM,
+    adapted: AdaptedTowers,
+    examples: BagExamples,
+    validation: BagExamples | None,
+    folder: Path,
+) -> Progress:
+    """Train the adapted towers in place; they end with the chosen weights."""
+    processes = get_processes()
+    optimizer = make_optimizer(adapted.trainable().values(), section.learning_rate, section.weight_decay)
+    checkpoints = folder / "checkpoints"
+    progress = load_checkpoint(checkpoints, adapted, optimizer)
+    warn_of_mining(examples, section)
+    contrast = ContrastStep(adapted, examples, section, seed, processes, section.precision)
+    feed = _Feed(contrast, lambda bags, step: _mine(section, arm, bags, vlm, adapted, workspace, folder, step))
+    scorer = None if validation is None else replace(feed.contrast, examples=validation)
+    best = section.keep == "best"
+
+    def validate(scorer: ContrastStep) -> tuple[dict[str, float | None], float | None]:
+        loss = scorer.mean_loss(range(_VALIDATION_BATCHES))
+        return {"validation_loss": loss}, -loss if best else None
+
+    parts = StepParts(
+        model=adapted,
+        optimizer=optimizer,
+        saved_optimizer=optimizer,
+        compute=feed.compute,
+        clip=lambda: _clip(adapted, section.clip_norm),
+        after_update=lambda: clamp_scale(adapted),
+        validate=None if scorer is None else lambda: validate(scorer),
+        facts=lambda: _facts(section, adapted, feed.contrast),
+        status=lambda: f"{feed.contrast.clock.speed():.0f} images/s, data wait {feed.contrast.clock.data_wait():.0%}",
+        seconds=feed.contrast.clock.seconds,
+        scaler=lambda: None,
+        log=lambda row, step: None,
+        device=processes.device,
+    )
+    schedule = Schedule(
+        title=f"adapting {public_name(vlm.name)} ({arm}, seed {seed})",
+        steps=section.steps,
+        learning_rate=section.learning_rate,
+        rate_key="adapt.learning_rate",
+        warmup=section.warmup,
+        log_every=section.log_every,
+        validate_every=section.validate_every,
+        checkpoint_every=section.checkpoint_every,
+    )
+    run_steps(schedule, parts, progress, folder, processes)
+    feed.contrast.clock.reading.report("adapting", "training.threads", cache=False, cached=examples.source.cached)
+    if progress.best_step:
+        load_weights(best_file(checkpoints, progress.best_step), adapted, progress.best_sha256)
+    return progress
+
+
+class _Feed:
+    """Steps between two minings of the bags, with their pixels."""
+
+    def __init__(self, contrast: ContrastStep, mine_at: Callable[[BagExamples, int], BagExamples]) -> None:
+        self.contrast = contrast
+        self._mine_at = mine_at
+        self._pixels: Iterator[tuple[Int[np.ndarray, "n"], Tensor]] | None = None
+
+    def compute(self, step: int) -> dict[str, Tensor]:
+        """Compute the gradients of a step, after mining the bags again where it is due."""
+        section = self.contrast.section
+        every = section.bags.mine_every if section.data == "bags" else 0
+        if self._pixels is None or (every and step % every == 0):
+            mined_at = step - step % every if every else 0
+            if mined_at:  # also when a training is resumed between two minings
+                mined = self._mine_at(self.contrast.examples, mined_at)
+                self.contrast = replace(self.contrast, examples=mined)
+            end = min(mined_at + every, section.steps) if every else section.steps
+            self._pixels = self.contrast.pixels(range(step, end))
+        return self.contrast(step, self._pixels)
+
+
+def _mine(
+    section: AdaptConfig,
+    arm: AdaptArm,
+    examples: BagExamples,
+    vlm: VLM,
+    adapted: AdaptedTowers,
+    workspace: Workspace,
+    folder: Path,
+    step: int,
+) -> BagExamples:
+    adapted.eval()
+    return mine(section, arm, examples, replace(vlm, towers=adapted.towers), workspace, folder, step)
+
+
+def _clip(adapted: AdaptedTowers, largest: float) -> float:
+    """Clip the gradient to a norm; 0 for no limit."""
+    weights = list(adapted.trainable().values())
+    return float(torch.nn.utils.clip_grad_norm_(weights, largest if largest > 0 else float("inf")))
+
+
+def _facts(section: AdaptConfig, adapted: AdaptedTowers, contrast: ContrastStep) -> dict[str, float]:
+    """Return columns of the log, after a check of the scale.
+
+    Raises:
+        ModelError: The learnt scale has fallen to its lower bound, at which all cosines are almost alike.
+    """
+    scale = float(adapted.logit_scale.detach().exp())
+    if section.learn_temperature and scale <= _LOWEST:
+        raise ModelError(
+            "the temperature runs away: the logit scale has fallen to its lower bound of 1, because images and texts "
+            "of a pair are not more alike than others",
+            where="adapt.learn_temperature",
+            fix="check that texts belong to their images, lower adapt.learning_rate, or set adapt.learn_temperature: "
+            "false",
+        )
+    clock = contrast.clock
+    return {
+        "logit_scale": scale,
+        "images_per_second": round(clock.speed(), 2),
+        "data_wait": round(clock.data_wait(), 4),
+    }
+
+
+@contextmanager
+def _memory_errors(section: AdaptConfig) -> Iterator[None]:
+    """Name the key that bounds the memory in the error for a lack of it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ClipitError(
+            f"not enough memory for {section.micro_batch} images or texts with their activations",
+            where="adapt.micro_batch",
+            fix=f"lower adapt.micro_batch, such as to {max(section.micro_batch // 2, 1)}: the result stays the same; "
+            "or choose adapt.tuning: projection",
+        ) from error

@@ -1,7 +1,7 @@
 """The batch of a contrastive step: which tiles and texts are encoded, and how they form bags."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -30,6 +30,7 @@ class ContrastBatch:
     same: Bool[np.ndarray, "b b"]
 
 
+@runtime_checkable
 class Examples(Protocol):
     """Examples of a split: a pure function of seed and step gives each batch, whatever the number of processes."""
 

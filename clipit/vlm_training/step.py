@@ -1,0 +1,272 @@
+"""One contrastive step of a VLM: embeddings of the whole batch, with gradients cached at the embeddings.
+
+The loss contrasts every bag with all others, but only a few images or texts at a time fit into memory with their
+activations. So all are encoded without gradient, the loss and its gradient at the embeddings are computed, and then
+each micro-batch is encoded again, with gradient, and receives the gradient of its embeddings (Gao et al. 2021, arXiv
+2101.06983, section 3). The result is that of one large batch.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+
+from clipit.config.vlm_training import AdaptConfig
+from clipit.distributed import Processes
+from clipit.models.adapted_towers import AdaptedTowers
+from clipit.tiles.augment import augment, tile_keys
+from clipit.training.losses import many_to_many_sum
+from clipit.training.step import Clock
+from clipit.vlm_training.batch import ContrastBatch, Examples
+
+WARMEST, COLDEST = 0.0, math.log(100)
+"""Bounds of the learnt logarithm of the scale: 1 and 100, CLIP's maximum (arXiv 2103.00020, section 2.5)."""
+_BLOCK = 4_194_304
+"""Similarities of members that are in memory at once, which bounds the rows of bags per block."""
+_VIEW = np.uint64(0xC2B2AE3D27D4EB4F)
+"""Augments a tile differently when it is on the other side."""
+
+Kind = Literal["tiles", "others", "texts"]
+
+
+@dataclass
+class _Part:
+    """A micro-batch of this process.
+
+    Attributes:
+        kind: What is encoded.
+        places: Places in the batch's distinct tiles, others or texts.
+        inputs: Augmented pixels [n,3,h,w], uint8, or the rows of the texts.
+        output: Embeddings with their graph, if they are not encoded again.
+    """
+
+    kind: Kind
+    places: Int64[np.ndarray, "n"]
+    inputs: Tensor | Int64[np.ndarray, "n"]
+    output: Tensor | None = None
+
+
+@dataclass
+class ContrastStep:
+    """Forward and backward of contrastive batches.
+
+    Attributes:
+        adapted: VLM with its trained weights, on this process's device.
+        examples: Examples of the batches.
+        section: Section `adapt`.
+        seed: Seed of augmentation and dropout.
+        processes: Processes that share a batch.
+        precision: `bf16` or `no`.
+        clock: Timer of images and of the time spent waiting for them.
+    """
+
+    adapted: AdaptedTowers
+    examples: Examples
+    section: AdaptConfig
+    seed: int
+    processes: Processes
+    precision: str
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self._keys = tile_keys(self.examples.tile_ids)
+        self._frozen_texts: dict[int, Tensor] = {}
+        self._batches: dict[int, ContrastBatch] = {}  # of the steps that are read ahead
+
+    def pixels(self, steps: range) -> Iterator[tuple[Int[np.ndarray, "n"], Tensor]]:
+        """Yield the pixels of this process's micro-batches of images, step by step, reading ahead."""
+        rows = (rows for step in steps for rows in self._image_rows(step))
+        return self.examples.source.on_device(rows, self.processes.device, self.clock.reading)
+
+    def __call__(self, step: int, pixels: Iterator[tuple[Int[np.ndarray, "n"], Tensor]]) -> dict[str, Tensor]:
+        """Compute the gradients of a step, summed over all processes.
+
+        Args:
+            step: Index of the step, from 0.
+            pixels: Iterator of `pixels`, at this step.
+
+        Returns:
+            This process's share of the loss, by name.
+        """
+        batch = self._batches.pop(step, None) or self.examples.batch(step)
+        self.adapted.train()
+        parts = self._read(batch, step, pixels)
+        last = {part.kind == "texts": number for number, part in enumerate(parts)}  # of each tower
+        vectors: dict[Kind, list[Tensor]] = {"tiles": [], "others": [], "texts": []}
+        for number, part in enumerate(parts):
+            keeps_graph = number == last[part.kind == "texts"] and self._is_trained(part.kind)
+            with torch.set_grad_enabled(keeps_graph):
+                output = self._encode(part, step, number)
+            part.output = output if keeps_graph else None
+            vectors[part.kind].append(output.detach())
+        whole = {kind: self._gather(vectors[kind], count) for kind, count in _counts(batch).items()}
+        leaves = {kind: values.requires_grad_(self._is_trained(kind)) for kind, values in whole.items()}
+        loss = self._contrast(batch, leaves)
+        for number, part in enumerate(parts):
+            gradient = leaves[part.kind].grad
+            if gradient is None:
+                continue
+            output = part.output if part.output is not None else self._encode(part, step, number)
+            torch.autograd.backward(output, gradient[torch.from_numpy(part.places).to(output.device)])
+            part.output = None
+        self._sum_gradients()
+        return {"loss": loss}
+
+    @torch.no_grad()
+    def mean_loss(self, steps: range) -> float:
+        """Compute the mean loss of batches without training on them and without augmentation, over all processes."""
+        self.adapted.eval()
+        pixels, total = self.pixels(steps), torch.zeros((), device=self.processes.device)
+        for step in steps:
+            batch = self._batches.pop(step, None) or self.examples.batch(step)
+            vectors: dict[Kind, list[Tensor]] = {"tiles": [], "others": [], "texts": []}
+            for number, part in enumerate(self._read(batch, None, pixels)):
+                vectors[part.kind].append(self._encode(part, step, number))
+            whole = {kind: self._gather(vectors[kind], count) for kind, count in _counts(batch).items()}
+            total += self._contrast(batch, whole)
+        return sum(self.processes.gather(float(total))) / len(steps)
+
+    # Inputs
+
+    def _image_rows(self, step: int) -> Iterator[Int64[np.ndarray, "_"]]:
+        batch = self._batches[step] = self.examples.batch(step)
+        for rows in (batch.tiles, batch.others):
+            yield from (rows[places] for places in self._shares(len(rows)))
+
+    def _shares(self, count: int) -> list[Int64[np.ndarray, "_"]]:
+        """Return the places of this process's micro-batches among `count` items."""
+        own = np.arange(self.processes.rank, count, self.processes.count)
+        return [own[start : start + self.section.micro_batch] for start in range(0, len(own), self.section.micro_batch)]
+
+    def _read(
+        self, batch: ContrastBatch, step: int | None, pixels: Iterator[tuple[Int[np.ndarray, "n"], Tensor]]
+    ) -> list[_Part]:
+        """Read and augment this process's images; without a step, they are not augmented."""
+        parts = []
+        sides: list[tuple[Kind, Int[np.ndarray, "_"]]] = [("tiles", batch.tiles), ("others", batch.others)]
+        for kind, rows in sides:
+            for places in self._shares(len(rows)):
+                before = time.perf_counter()
+                read, images = next(pixels)
+                self.clock.waited += time.perf_counter() - before
+                self.clock.tiles += len(read) * self.processes.count
+                if step is not None:
+                    keys = self._keys[read] ^ (_VIEW if kind == "others" else np.uint64(0))
+                    images = augment(images, keys, self.seed, step, self.section.augmentation)
+                parts.append(_Part(kind, places, images))
+        parts += [_Part("texts", places, batch.texts[places]) for places in self._shares(len(batch.texts))]
+        return parts
+
+    # Embeddings
+
+    def _is_trained(self, kind: Kind) -> bool:
+        return ("text" if kind == "texts" else "image") in self.adapted.which
+
+    def _encode(self, part: _Part, step: int, number: int) -> Float[Tensor, "n d"]:
+        """Encode a micro-batch; a second call draws the same random numbers."""
+        device = self.processes.device
+        torch.manual_seed((self.seed * 1_000_003 + step * 1009 + self.processes.rank) * 4099 + number)  # for dropout
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            if isinstance(part.inputs, Tensor):
+                return self.adapted.image(self.adapted.towers.preprocess.normalise(part.inputs)).float()
+            if self._is_trained("texts"):
+                return self._encode_texts(part.inputs.tolist())
+            return self._look_up(part.inputs.tolist())
+
+    def _encode_texts(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
+        tokens = self.adapted.towers.tokenise([self.examples.texts[row] for row in rows])
+        device = self.processes.device
+        return self.adapted.text({key: value.to(device) for key, value in tokens.items()}).float()
+
+    def _look_up(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
+        """Return the embeddings of texts by a frozen tower, which are computed once."""
+        new = [row for row in rows if row not in self._frozen_texts]
+        if new:
+            self._frozen_texts.update(zip(new, self._encode_texts(new).cpu(), strict=True))
+        return torch.stack([self._frozen_texts[row] for row in rows]).to(self.processes.device)
+
+    def _gather(self, vectors: list[Tensor], count: int) -> Float[Tensor, "count d"]:
+        """Gather the embeddings of all processes in the order of the batch."""
+        processes = self.processes
+        if processes.count == 1:
+            return torch.cat(vectors) if vectors else torch.zeros(0, 1, device=processes.device)
+        if not count:
+            return torch.zeros(0, 1, device=processes.device)
+        dim = max(processes.gather(vectors[0].shape[1] if vectors else 0))
+        most = -(-count // processes.count)
+        own = torch.zeros(most, dim, device=processes.device)
+        if vectors:
+            joined = torch.cat(vectors)
+            own[: len(joined)] = joined
+        received = [torch.empty_like(own) for _ in range(processes.count)]
+        dist.all_gather(received, own)
+        return torch.stack(received, dim=1).flatten(0, 1)[:count].contiguous()
+
+    # Loss and gradients
+
+    def _contrast(self, batch: ContrastBatch, leaves: dict[Kind, Tensor]) -> Float[Tensor, ""]:
+        """Compute this process's share of the mean loss, and the gradients at the embeddings of all processes."""
+        device, processes = self.processes.device, self.processes
+        scale = self.adapted.logit_scale
+        trained = any(values.requires_grad for values in leaves.values())
+        other: Kind = "texts" if len(batch.texts) else "others"
+        image_mask, other_mask = (_on(members >= 0, device) for members in (batch.image_members, batch.other_members))
+        places = [_on(np.maximum(each, 0), device) for each in (batch.image_members, batch.other_members)]
+        same, usable = _on(batch.same, device), int((image_mask.any(dim=1) & other_mask.any(dim=1)).sum())
+        bags = len(batch.image_members)
+        first, end = (bags * rank // processes.count for rank in (processes.rank, processes.rank + 1))
+        rows = max(_BLOCK // max(bags * image_mask.shape[1] * other_mask.shape[1], 1), 1)
+        total = torch.zeros((), device=device)
+        for start in range(first, end, rows):
+            part, _ = many_to_many_sum(
+                leaves["tiles"][places[0]],
+                image_mask,
+                leaves[other][places[1]],
+                other_mask,
+                torch.exp(-scale.to(torch.float32)),
+                slice(start, min(start + rows, end)),
+                same=same,
+            )
+            part = part / max(usable, 1)
+            if trained and part.requires_grad:
+                torch.autograd.backward(part)
+            total = total + part.detach()
+        if processes.count > 1:
+            for values in leaves.values():
+                if values.requires_grad:
+                    values.grad = torch.zeros_like(values) if values.grad is None else values.grad
+                    dist.all_reduce(values.grad)
+        return total
+
+    def _sum_gradients(self) -> None:
+        """Sum the gradients of the trained weights over the processes."""
+        if self.processes.count == 1:
+            return
+        weights = list(self.adapted.trainable().values())
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        flat = torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
+        dist.all_reduce(flat)
+        for weight, part in zip(weights, torch.split(flat, [weight.numel() for weight in weights]), strict=True):
+            weight.grad = part.view_as(weight).clone()
+
+
+def clamp_scale(adapted: AdaptedTowers) -> None:
+    """Hold the learnt scale between 1 and 100, after an update, as CLIP does."""
+    with torch.no_grad():
+        adapted.logit_scale.clamp_(WARMEST, COLDEST)
+
+
+def _counts(batch: ContrastBatch) -> dict[Kind, int]:
+    return {"tiles": len(batch.tiles), "others": len(batch.others), "texts": len(batch.texts)}
+
+
+def _on(values: Bool[np.ndarray, "..."] | Int[np.ndarray, "..."], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)

@@ -27,6 +27,7 @@ from clipit.runs.fingerprint import RunFingerprint
 from clipit.runs.folder import RUN_FINGERPRINT, check_fingerprint, claim_folder, delete_temporary_files
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, load_weights
 from clipit.training.precision import resolve_precision
+from clipit.training.step import Clock
 from clipit.training.steps import Schedule, StepParts, make_optimizer, run_steps
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.examples import make_examples, validation_examples
@@ -188,7 +189,7 @@ def _train(
     warn_of_mining(examples, section)
     contrast = ContrastStep(adapted, examples, section, seed, processes, section.precision)
     feed = _Feed(contrast, lambda bags, step: _mine(section, arm, bags, vlm, adapted, workspace, folder, step))
-    scorer = None if validation is None else replace(feed.contrast, examples=validation)
+    scorer = None if validation is None else replace(feed.contrast, examples=validation, clock=Clock())
     best = section.keep == "best"
 
     def validate(scorer: ContrastStep) -> tuple[dict[str, float | None], float | None]:

@@ -1,12 +1,9 @@
 """The batch of a contrastive step: which tiles and texts are encoded, and how they form bags."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
-
-from clipit.tiles.pixel_source import PixelSource
 
 
 @dataclass(frozen=True)
@@ -28,31 +25,3 @@ class ContrastBatch:
     others: Int[np.ndarray, "y"]
     other_members: Int[np.ndarray, "b n"]
     same: Bool[np.ndarray, "b b"]
-
-
-@runtime_checkable
-class Examples(Protocol):
-    """Examples of a split: a pure function of seed and step gives each batch, whatever the number of processes."""
-
-    @property
-    def source(self) -> PixelSource:
-        """Pixels of the tiles that the batches name."""
-
-    @property
-    def tile_ids(self) -> list[str]:
-        """Ids of these tiles, which key their augmentation."""
-
-    @property
-    def texts(self) -> list[str]:
-        """Texts that the batches name, each within the context length."""
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """What determines the examples beside the configuration, for the fingerprint of an adaptation."""
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """Counts of what was used, dropped, split and masked (JSON-serialisable), for training.json."""
-
-    def batch(self, step: int) -> ContrastBatch:
-        """Return the global batch of a step, counted from 0."""

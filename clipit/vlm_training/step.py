@@ -24,7 +24,8 @@ from clipit.models.adapted_towers import AdaptedTowers
 from clipit.tiles.augment import augment, tile_keys
 from clipit.training.losses import many_to_many_sum
 from clipit.training.step import Clock
-from clipit.vlm_training.batch import ContrastBatch, Examples
+from clipit.vlm_training.bag_batches import BagExamples
+from clipit.vlm_training.batch import ContrastBatch
 
 WARMEST, COLDEST = 0.0, math.log(100)
 """Bounds of the learnt logarithm of the scale: 1 and 100, CLIP's maximum (arXiv 2103.00020, section 2.5)."""
@@ -59,7 +60,7 @@ class ContrastStep:
 
     Attributes:
         adapted: VLM with its trained weights, on this process's device.
-        examples: Examples of the batches.
+        examples: BagExamples of the batches.
         section: Section `adapt`.
         seed: Seed of augmentation and dropout.
         processes: Processes that share a batch.
@@ -68,7 +69,7 @@ class ContrastStep:
     """
 
     adapted: AdaptedTowers
-    examples: Examples
+    examples: BagExamples
     section: AdaptConfig
     seed: int
     processes: Processes

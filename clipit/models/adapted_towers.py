@@ -20,8 +20,11 @@ Tower = Literal["image", "text"]
 Tuning = Literal["lora", "full", "projection"]
 
 _PROBE = ("Moderately differentiated adenocarcinoma.", "Mucin")
+_ALIKE = 1e-4
+"""Largest distance, relative to their length, of embeddings with and without gradients."""
 _PROJECTIONS = re.compile(
-    r"visual\.proj|visual\.head\.(proj|mlp)\b.*|visual\.attnpool\.c_proj\..*"  # open_clip: ViT, timm, ResNet
+    r"visual\.proj|visual\.head\.(proj|mlp)\b.*|visual\.trunk\.head\..*"  # open_clip: ViT, timm, EVA and MobileCLIP
+    r"|visual\.attnpool\.c_proj\..*"  # open_clip: ResNet
     r"|(text\.)?text_projection(\.weight|\.bias)?|text\.proj(\..*)?"  # its text towers, its own or from transformers
     r"|visual_projection\.weight"  # CLIPModel, whose text projection is named as in open_clip
     r"|visual\.proj_contrast"  # CONCH
@@ -241,22 +244,48 @@ def _all_trainable(weights: dict[str, nn.Parameter]) -> Iterator[None]:
 
 
 def _check_reach(adapted: AdaptedTowers) -> None:
-    """Check by one backward pass that the update of every adapted layer changes an embedding.
+    """Check by one backward pass that an embedding depends on the update of every adapted layer.
 
     Raises:
-        ModelError: Some do not, such as a layer whose weight is read without calling it.
+        ModelError: It does not, as for a layer whose weight is read without calling it, or it does so only while
+            gradients are recorded, as in layers of PyTorch that have a fast path without.
     """
     updates = {name: weight for name, weight in adapted.trainable().items() if "lora_B" in name}
-    total = torch.stack([_scalar(_embed_probe(adapted.towers, tower)) for tower in adapted.which]).sum()
-    found = torch.autograd.grad(total, list(updates.values()), allow_unused=True)
-    idle = [name for name, g in zip(updates, found, strict=True) if g is None or not bool(g.any())]
-    if idle:
+    # a gradient of zero is no fault: a later weight may be zero
+    idle, differs = set(updates), False
+    with _noise(list(updates.values())):
+        for tower in adapted.which:
+            embedded = _embed_probe(adapted.towers, tower)
+            with torch.no_grad():
+                without = _embed_probe(adapted.towers, tower)
+            if not embedded.requires_grad:
+                continue
+            found = torch.autograd.grad(_scalar(embedded), list(updates.values()), allow_unused=True)
+            idle -= {name for name, gradient in zip(updates, found, strict=True) if gradient is not None}
+            differs |= not bool((embedded - without).norm() <= _ALIKE * embedded.norm())
+    if idle or differs:
+        names = [name.split(".lora_B")[0].removeprefix("network.base_model.model.") for name in updates if name in idle]
         raise ModelError(
-            f"{len(idle)} of {len(updates)} adapted layers do not reach an embedding: "
-            f"{shortlist([name.split('.lora_B')[0].removeprefix('network.base_model.model.') for name in idle])}",
+            f"{len(idle)} of {len(updates)} adapted layers do not reach an embedding: {shortlist(names)}"
+            if idle
+            else "the adapted layers have another effect while gradients are recorded than without",
             where="adapt.lora.targets",
-            fix="take these layers out of adapt.lora.targets, or set adapt.tuning: projection or full",
+            fix="take these layers out of adapt.lora.targets, set adapt.tuning: projection or full, or, for layers of "
+            "torch.nn.TransformerEncoder, call torch.backends.mha.set_fastpath_enabled(False) in the VLM's function",
         )
+
+
+@contextmanager
+def _noise(weights: list[nn.Parameter]) -> Iterator[None]:
+    """Set weights that are zero to small random values within the block."""
+    generator = torch.Generator().manual_seed(2)
+    for weight in weights:
+        weight.data += 1e-3 * torch.randn(weight.shape, generator=generator).to(weight)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.data.zero_()
 
 
 def _embed_probe(towers: Towers, tower: Tower) -> Tensor:

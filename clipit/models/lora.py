@@ -121,7 +121,7 @@ def add_lora(
 
     Args:
         backbone: Backbone, or the module of a VLM.
-        config: Rank, alpha, dropout and targets. A packed attention has no dropout before its adapter.
+        config: Rank, alpha, dropout and targets.
         names: Full names of the layers to adapt; None to select them by the targets.
         base_name: Name of the base model to record in the adapter.
 

@@ -6,13 +6,17 @@ import torch
 from peft.tuners.lora.layer import MultiheadAttention
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
+
+_PROJECTION = "out_proj.base_layer.weight"
 
 
 class PackedAttention(MultiheadAttention):  # type: ignore[misc]
     """Adapter of the packed q, k, v weights and the output projection of an attention.
 
     The layer of peft 0.21 adds the update of the output projection twice, and replaces the frozen weights by rounded
-    copies in each forward pass. Here the forward pass computes with the sums, and the frozen weights stay as they are.
+    copies in each forward pass. Here the frozen weights stay as they are. Self-attention applies the low-rank factors
+    to the tokens, which needs no gradient of a whole weight; other uses compute with the sums of weights and updates.
     """
 
     def forward(self, query: Tensor, *arguments: Any, **options: Any) -> Any:
@@ -20,7 +24,32 @@ class PackedAttention(MultiheadAttention):  # type: ignore[misc]
         base = self.get_base_layer()
         if self.disable_adapters or self.merged:
             return base(query, *arguments, **options)
+        is_self = len(arguments) == 2 and all(other is query for other in arguments) and query.dim() == 3
+        plain = base.bias_k is None and not base.add_zero_attn and set(options) <= {"need_weights", "attn_mask"}
+        if is_self and plain and options.get("need_weights", True) is False:
+            return self._attend(query, options.get("attn_mask")), None
         return functional_call(base, self._sums(), (query, *arguments), options)
+
+    def _attend(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        base = self.get_base_layer()
+        if not base.batch_first:
+            tokens = tokens.transpose(0, 1)
+        batch, length, width = tokens.shape
+        packed = F.linear(tokens, base.in_proj_weight, base.in_proj_bias)
+        for name in self.active_adapters:
+            update = self.lora_B[name](self.lora_A[name](self.lora_dropout[name](tokens)))
+            packed = packed + update * self.scaling[name]
+        heads = packed.view(batch, length, 3, base.num_heads, width // base.num_heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        if mask is not None:
+            # a Boolean mask of this layer marks what is hidden, one of the function below what is seen
+            mask = ~mask if mask.dtype == torch.bool else mask.to(query.dtype)
+            mask = mask.view(batch, base.num_heads, length, length) if mask.dim() == 3 else mask
+        attended = F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=base.dropout if base.training else 0.0
+        )
+        output: Tensor = base.out_proj(attended.transpose(1, 2).reshape(batch, length, width))
+        return output if base.batch_first else output.transpose(0, 1)
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
@@ -49,7 +78,7 @@ class PackedAttention(MultiheadAttention):  # type: ignore[misc]
             for name in self.active_adapters:
                 packed = packed + self.get_delta_weight(name)
                 projection = projection + output.get_delta_weight(name)
-        return {"in_proj_weight": packed, "out_proj.base_layer.weight": projection}
+        return {"in_proj_weight": packed, _PROJECTION: projection}
 
     def _restore_weights(self) -> None:
         """Do nothing: the weights stay registered."""

@@ -98,7 +98,7 @@ def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path
     else:
         reason = ""
     if towers.save is None or reason:
-        logger.warning(f"Only the adapter is written, which vlm.adapter adds to the VLM: {reason}")
+        logger.info(f"Only the adapter is written, which vlm.adapter adds to the VLM: {reason}")
         return ExportedVLM(folder / ADAPTER, None, with_adapter, fingerprint, reason)
     with whole_folder(folder / MERGED) as partial:
         towers.save(partial)

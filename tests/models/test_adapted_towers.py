@@ -14,7 +14,7 @@ from clipit.config.run import LoraConfig, VLMConfig
 from clipit.errors import ModelError
 from clipit.models.adapted_towers import AdaptedTowers, Tower, Tuning, adapt_towers
 from clipit.models.preprocess import Preprocess
-from clipit.models.towers import Towers
+from clipit.models.towers import Tokens, Towers
 from clipit.models.vlm import load_vlm
 
 BOTH: tuple[Tower, ...] = ("image", "text")
@@ -166,6 +166,49 @@ def test_layers_that_do_not_reach_an_embedding_are_left_out(clip_folder: Path) -
         adapt_towers(
             load_vlm(VLMConfig(name=str(clip_folder))).towers, "lora", BOTH, LoraConfig(targets=("out_of_this",)), True
         )
+
+
+def test_frozen_layers_keep_no_activations(clip_folder: Path) -> None:
+    """Autograd saves the inputs of the projections alone, whose trunks are frozen."""
+    model = adapted(str(clip_folder), "projection")
+    saved: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.image(torch.randn(5, 3, 32, 32))
+        model.text(model.towers.tokenise(["a tumour"] * 5))
+    assert sum(saved) <= 2 * 5 * 32  # five pooled features of both towers
+
+
+class Encoder(nn.Module):
+    """A text tower of PyTorch's own layers, whose fast path reads the weights without calling a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_weight, self.words = nn.Parameter(torch.randn(3, 8)), nn.Embedding(9, 8)
+        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+
+
+def test_layers_of_a_fast_path_are_out_of_reach_unless_it_is_off() -> None:
+    def adapt() -> AdaptedTowers:
+        module = Encoder()
+
+        def text(tokens: Tokens) -> Tensor:
+            return module.layers(module.words(tokens["ids"][:, None]))[:, 0]
+
+        own = replace(plain_towers(), module=module, text=text, image=lambda x: x.mean((2, 3)) @ module.image_weight)
+        return adapt_towers(own, "lora", ("text",), LoraConfig(targets=("linear1",)), True)
+
+    with pytest.raises(ModelError, match=r"(?s)do not reach an embedding.*set_fastpath_enabled\(False\)"):
+        adapt()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        assert any("linear1" in name for name in adapt().trainable())
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
 
 
 def test_training_diverged(clip_folder: Path) -> None:

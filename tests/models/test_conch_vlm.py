@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 from tiny_models import CONCH, save_conch
 
-from clipit.config.run import VLMConfig
+from clipit.config.run import LoraConfig, VLMConfig
 from clipit.errors import ModelError
+from clipit.models.adapted_towers import Tuning, adapt_towers
 from clipit.models.conch_vlm import conch_tokenizer, tokens_of
 from clipit.models.loading import optional_module
+from clipit.models.towers import Towers
 from clipit.models.vlm import VLM, load_vlm
+from clipit.models.vlm_export import export_vlm
 from clipit.models.vlm_specs import VLMS
 
 needs_conch = pytest.mark.skipif(importlib.util.find_spec("conch") is None, reason="the package conch is not installed")
@@ -99,10 +102,10 @@ def test_conch_files_that_do_not_fit(conch_folder: Path, tmp_path: Path) -> None
     with pytest.raises(ModelError, match=r"visual\.proj_contrast is missing"):
         load("conch", tmp_path / "lacking.pt")
     torch.save({**weights, "text.ln_final.weight": torch.zeros(5)}, tmp_path / "shapes.pt")
-    with pytest.raises(ModelError, match="weights do not fit"):
+    with pytest.raises(ModelError, match="weights do not match its configuration"):
         load("conch", tmp_path / "shapes.pt")
     (tmp_path / "other").mkdir()
-    with pytest.raises(ModelError, match=r"no pytorch_model\.bin of CONCH here"):
+    with pytest.raises(ModelError, match=r"no file pytorch_model\.bin of conch"):
         load("conch", tmp_path / "other")
 
 
@@ -119,8 +122,9 @@ def test_conch_as_published_is_what_the_table_says() -> None:
     assert len(conch_tokenizer()) == config["text_cfg"]["vocab_size"]
 
 
-@needs_musk
-def test_musk_equals_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[Image.Image]) -> None:
+@pytest.fixture
+def musk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """A small model of the package, whose weights are in `tmp_path`."""
     from safetensors.torch import save_file
     from timm.models import register_model
 
@@ -139,7 +143,12 @@ def test_musk_equals_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "model.safetensors")
     spec = replace(VLMS["musk"], dim=16, raw_dim=16, pixels=32, loader={"architecture": "musk_tiny"})
     monkeypatch.setitem(VLMS, "musk", spec)
-    vlm = load("musk", tmp_path)
+    return model
+
+
+@needs_musk
+def test_musk_equals_its_package(tmp_path: Path, musk: torch.nn.Module, pictures: list[Image.Image]) -> None:
+    model, vlm = musk, load("musk", tmp_path)
     assert (vlm.joint_dim, vlm.raw_dim, vlm.context_length) == (16, 16, 100)
     pixels = torch.from_numpy(np.stack([vlm.preprocess.pixels(picture) for picture in pictures]))
     with torch.no_grad():
@@ -154,3 +163,36 @@ def test_musk_equals_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert tokens["padding"].sum(dim=1).tolist() == [100 - counts[0], 0] and counts[1] > 100
     assert vlm.encode_texts(["adenocarcinoma"]).shape == (1, 16)
     assert 0 < vlm.image_parameters < sum(p.numel() for p in model.parameters()) / 2
+
+
+@needs_conch
+@pytest.mark.parametrize("tuning", ["lora", "projection"])
+def test_an_adapter_of_conch(conch_folder: Path, tuning: Tuning) -> None:
+    check_adapter(VLMConfig(name="conch", path=str(conch_folder)), conch_folder, tuning)
+
+
+@needs_musk
+@pytest.mark.usefixtures("musk")
+@pytest.mark.parametrize("tuning", ["lora", "projection"])
+def test_an_adapter_of_musk(tmp_path: Path, tuning: Tuning) -> None:
+    check_adapter(VLMConfig(name="musk", path=str(tmp_path)), tmp_path, tuning)
+
+
+def check_adapter(config: VLMConfig, folder: Path, tuning: Tuning) -> None:
+    """Both towers change, and the written adapter gives the same embeddings; no merged copy is written."""
+    vlm = load_vlm(config)
+    pixels = torch.randn(2, 3, vlm.preprocess.size, vlm.preprocess.size)
+
+    def embed(towers: Towers) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            return towers.image(pixels), towers.text(towers.tokenise(["mucin", LONG]))
+
+    before = embed(vlm.towers)
+    adapted = adapt_towers(vlm.towers, tuning, ("image", "text"), LoraConfig(rank=2), True)
+    for weight in adapted.trainable().values():
+        weight.data += torch.randn_like(weight) * 0.05
+    expected = embed(vlm.towers)
+    assert all((one - other).abs().max() > 1e-3 for one, other in zip(expected, before, strict=True))
+    written = export_vlm(vlm, config, adapted, folder / "adapted")
+    assert written.merged is None
+    torch.testing.assert_close(embed(load_vlm(written.config).towers), expected, atol=1e-5, rtol=1e-5)

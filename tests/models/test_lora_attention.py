@@ -1,0 +1,80 @@
+"""LoRA of PyTorch's packed attention: the same as an attention with the sums of weights and updates."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipit.config.run import LoraConfig
+from clipit.errors import ModelError
+from clipit.models.lora import add_lora, merge_lora, target_modules
+
+CAUSAL = torch.full((5, 5), float("-inf")).triu(1)
+
+
+class Layer(nn.Module):
+    def __init__(self, batch_first: bool, **options: Any) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(16, 2, batch_first=batch_first, **options)
+
+    def forward(self, tokens: Tensor, **options: Any) -> Tensor:
+        output: Tensor = self.attn(tokens, tokens, tokens, **options)[0]
+        return output
+
+
+@pytest.mark.parametrize(
+    ("batch_first", "options"),
+    [
+        (True, {"need_weights": False}),
+        (False, {"need_weights": False, "attn_mask": CAUSAL}),
+        (True, {"need_weights": False, "attn_mask": CAUSAL.isinf()}),
+        (True, {"need_weights": False, "attn_mask": CAUSAL.repeat(6, 1, 1)}),
+        (True, {"need_weights": False, "key_padding_mask": torch.tensor([[False] * 4 + [True]] * 3)}),
+        (True, {}),
+    ],
+)
+def test_adapted_and_merged_attention_are_the_sum(batch_first: bool, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    plain = Layer(batch_first).double().eval()
+    adapted = add_lora(copy.deepcopy(plain), LoraConfig(rank=2, targets=("qkv",))).eval()
+    factors = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert len(factors) == 4
+    for weight in factors.values():
+        nn.init.normal_(weight, std=0.3)
+    layer = adapted.base_model.model.attn
+    with torch.no_grad():
+        plain.attn.in_proj_weight += layer.get_delta_weight("default")
+        plain.attn.out_proj.weight += layer.base_layer.out_proj.get_delta_weight("default")
+    tokens = torch.randn((3, 5, 16) if batch_first else (5, 3, 16), dtype=torch.float64)
+    before = {name: weight.clone() for name, weight in adapted.named_parameters()}
+    output = adapted(tokens, **options)
+    torch.testing.assert_close(output, plain(tokens, **options))
+    output.square().sum().backward()
+    assert all(weight.grad is not None and bool(weight.grad.any()) for weight in factors.values())
+    assert all(bool((weight == before[name]).all()) for name, weight in adapted.named_parameters())
+    merged = merge_lora(adapted)
+    torch.testing.assert_close(merged(tokens, **options), plain(tokens, **options))
+    assert list(merged.state_dict()) == list(plain.state_dict())
+
+
+def test_dropout_is_applied_before_the_factors() -> None:
+    torch.manual_seed(0)
+    adapted = add_lora(Layer(True).eval(), LoraConfig(rank=2, dropout=0.5, targets=("qkv",)))
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(weight, std=0.3)
+    tokens = torch.randn(1, 5, 16)
+    adapted.train()
+    assert not torch.equal(adapted(tokens, need_weights=False), adapted(tokens, need_weights=False))
+    adapted.eval()
+    assert torch.equal(adapted(tokens, need_weights=False), adapted(tokens, need_weights=False))
+
+
+def test_attention_with_separate_weights_cannot_be_adapted() -> None:
+    layer = Layer(True, kdim=8, vdim=8)
+    with pytest.raises(ModelError, match="separate q, k and v weights"):
+        target_modules(layer, ("attn",))
+    with pytest.raises(ModelError, match="part of a packed attention"):
+        target_modules(Layer(True), ("out_proj",))

@@ -25,7 +25,7 @@ class PairsConfig(Section):
     """`table`: folder or zip to which the paths in the table are relative; null: the folder of the table."""
     columns: dict[Literal["id", "path", "text", "group", "split", "mpp"], str] = Field(default_factory=dict)
     """Mapping from clipit's column names to those of the source, where they differ; for webdataset, `path` and `text`
-    are suffixes of the samples' members, such as `jpg` and `txt`, or `text` is a key of their JSON."""
+    are suffixes of the samples' members, by default any image and `txt`, or `text` is a key of their JSON."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the groups (without groups: of the images) that is held out if the source has no validation split."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)

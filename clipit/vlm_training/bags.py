@@ -11,7 +11,7 @@ from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import ConfigError, DataError
 from clipit.prompts.dictionary import load_dictionary
 from clipit.tiles.splits import patients
-from clipit.training.terms.bag_members import make_bags
+from clipit.training.terms.bag_members import make_bags, neighbour_members, prompt_members
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.cases import number_pixels
 from clipit.vlm_training.pairs import exchange_images
@@ -57,7 +57,7 @@ def bag_examples(
     """
     if split != "train":
         raise DataError("tiles of validation and test are not paired, so they have no bags", where="adapt.data")
-    if config.pairing.k < section.bags.snippets:
+    if section.bags.snippets and config.pairing.k < section.bags.snippets:
         raise ConfigError(
             f"bags of {section.bags.snippets} snippets need as many pairs per tile: pairing.k is {config.pairing.k}",
             where="adapt.bags.snippets",
@@ -68,10 +68,8 @@ def bag_examples(
 
 def first_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
     """Return the bags that the VLM mines before it is adapted; collected once for all arms and seeds."""
-    content = fingerprint(section.bags.model_dump(mode="json"))
-    mined: MinedBags = workspace.cached(
-        f"bags {content} {workspace.pairs.artifact.fingerprint}", lambda: collect_bags(section, workspace)
-    )
+    content = fingerprint([section.bags.model_dump(mode="json"), _inputs(section, workspace)])
+    mined: MinedBags = workspace.cached(f"bags {content}", lambda: collect_bags(section, workspace))
     return mined
 
 
@@ -82,16 +80,33 @@ def collect_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
     changed = {**options, "text_neighbours": False, "weighted": False}
     config = base.model_copy(update={"bags": base.bags.model_copy(update=changed)})
     train = workspace.all_tiles.of_split("train")
-    bags = make_bags(config, workspace, train)
-    numbers = bags.text_ids(np.arange(len(train)))
+    if section.bags.snippets:
+        bags = make_bags(config, workspace, train)
+        numbers, tiles, prompts, counts = bags.text_ids(np.arange(len(train))), bags.tiles, bags.prompts, bags.counts
+    else:
+        prompts = prompt_members(config, workspace, train)
+        numbers = np.where(prompts.exists, prompts.codes[prompts.rows], -1)
+        tiles, counts = neighbour_members(config, workspace, train)
     members = np.arange(len(train), dtype=np.int64)[:, None]
-    if bags.tiles is not None:
-        row_of = np.empty(bags.tiles.store.size, dtype=np.int64)
-        row_of[bags.tiles.store.positions(train.ids)] = members[:, 0]
-        found = bags.tiles.members
-        members = np.concatenate([members, np.where(found >= 0, row_of[np.maximum(found, 0)], -1)], axis=1)
-    prompts = bags.prompts.texts if bags.prompts is not None else ()
-    return MinedBags(_members(members), _members(numbers), prompts, bags.counts)
+    if tiles is not None:
+        row_of = np.empty(tiles.store.size, dtype=np.int64)
+        row_of[tiles.store.positions(train.ids)] = members[:, 0]
+        found = np.where(tiles.members >= 0, row_of[np.maximum(tiles.members, 0)], -1)
+        members = np.concatenate([members, found], axis=1)
+    return MinedBags(_members(members), _members(numbers), prompts.texts if prompts is not None else (), counts)
+
+
+def _inputs(section: AdaptConfig, workspace: Workspace) -> dict[str, str]:
+    """Return the fingerprints of everything that bags are mined from, before the adaptation."""
+    tiles = workspace.all_tiles.of_split("train")
+    inputs = {"tiles": tiles.fingerprint, "groups": fingerprint(tiles.groups.tolist())}
+    if section.bags.snippets:
+        inputs["pairs"] = workspace.pairs.artifact.fingerprint
+    if section.bags.prompts:
+        inputs["prompt dictionary"] = load_dictionary(section.bags.dictionary).hash
+    if section.bags.class_prompts and workspace.prompts is not None:
+        inputs["class prompts"] = workspace.prompts.hash
+    return inputs
 
 
 def _members(table: Int64[np.ndarray, "n k"]) -> Members:
@@ -118,16 +133,13 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
         raise DataError("every text bag is empty", where="adapt.bags", fix="raise adapt.bags.margin")
     texts_of = Members.of([mined.texts[row] for row in kept.tolist()])
     used, places = np.unique(texts_of.values, return_inverse=True)
-    snippets: list[str] = workspace.snippets.table("snippets.parquet", ["text"]).column("text").to_pylist()
+    snippets: list[str] = []
+    if section.bags.snippets:
+        snippets = workspace.snippets.table("snippets.parquet", ["text"]).column("text").to_pylist()
     numbers = np.arange(len(kept), dtype=np.int64)
     owners = patients(tiles.groups, tiles.ids)[kept]
     bags = section.bags
     count = len(snippets)
-    fingerprints = {"tiles": tiles.fingerprint, "pairs": workspace.pairs.artifact.fingerprint}
-    if bags.prompts:
-        fingerprints["prompt dictionary"] = load_dictionary(bags.dictionary).hash
-    if bags.class_prompts and workspace.prompts is not None:
-        fingerprints["class prompts"] = workspace.prompts.hash
     return BagExamples(
         source=workspace.pixels_of(tiles, workspace.vlm.preprocess),
         tile_ids=tiles.ids.tolist(),
@@ -142,7 +154,7 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
         partners=exchange_images(owners, seed) if arm == "shuffled_text" else numbers,
         same_pixels=number_pixels(workspace, "train"),
         neighbours=True,
-        fingerprints=fingerprints,
+        fingerprints=_inputs(section, workspace),
         summary={
             "examples": len(kept),
             "tiles": len(kept),

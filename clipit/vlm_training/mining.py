@@ -102,7 +102,9 @@ def _with_vlm(workspace: Workspace, vlm: "VLM", root: Path) -> Workspace:
     other = Workspace(workspace.config)
     other.root = root
     # Values of cached properties, which are then not computed.
-    vars(other).update(vlm=vlm, all_tiles=workspace.all_tiles, snippets=workspace.snippets)
+    vars(other).update(vlm=vlm, all_tiles=workspace.all_tiles)
+    if workspace.config.reports is not None:
+        vars(other).update(snippets=workspace.snippets)
     return other
 
 

@@ -45,7 +45,7 @@ class CaptionedTiles:
 
 
 def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
-    """Read images with texts, drop those that cannot be decoded, and hold out a validation part if there is none.
+    """Read images with texts, and drop those that cannot be decoded.
 
     Args:
         section: Section `adapt.pairs`.
@@ -67,9 +67,19 @@ def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
         tiles = resolve_source(source, config)
         check_groups(tiles)
         tiles = check_images(tiles, config.unreadable)
-        if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
-            tiles = cut_validation(tiles, section.validation_fraction, section.split_seed, blind=True)
     return CaptionedTiles(tiles, captions)
+
+
+def hold_out(tiles: TileSet, section: PairsConfig) -> TileSet:
+    """Move images of training to a validation part, by complete groups, unless there is one.
+
+    Raises:
+        DataError: No group can be moved.
+    """
+    if not (tiles.splits == "train").any() or (tiles.splits == "validation").any():
+        return tiles
+    with _keys_of_pairs():
+        return cut_validation(tiles, section.validation_fraction, section.split_seed, blind=True)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from clipit.tiles.splits import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.captions import FittedTexts, fit_texts
-from clipit.vlm_training.pair_sources import CaptionedTiles, read_captioned
+from clipit.vlm_training.pair_sources import CaptionedTiles, hold_out, read_captioned
 from clipit.workspace.leak_policy import hash_images, select_prints
 from clipit.workspace.workspace import Workspace
 
@@ -149,7 +149,7 @@ def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
     if not len(kept):
         raise DataError("no image has a text", where=read.tiles.where, fix="fill in the texts (adapt.pairs.columns)")
     return _Pairs(
-        tiles=read.tiles.select(kept),
+        tiles=hold_out(read.tiles.select(kept), section.pairs),
         texts=replace(texts, members=Members.of([texts.members[row] for row in kept.tolist()])),
         same_pixels=same_pixels[kept],
         captions=fingerprint([read.captions_of(row) for row in kept.tolist()]),

@@ -126,6 +126,18 @@ def test_mining_follows_the_weights_and_is_read_again(
         mine(section, "text", examples, vlm, workspace, tmp_path, 1)
 
 
+def test_bags_of_prompts_need_no_reports(config: RunConfig, tmp_path: Path) -> None:
+    workspace = Workspace(config.model_copy(update={"reports": None}))
+    changes = {"snippets": 0, "prompts": 2, "class_prompts": 0, "mine_every": 50}
+    section = SECTION.model_copy(update={"bags": SECTION.bags.model_copy(update=changes)})
+    examples = make_examples(workspace.config, section, "text", 0, "train", workspace)
+    dictionary = load_dictionary(section.bags.dictionary)
+    terms = {text for entry in dictionary.entries for text in dictionary.texts(entry)}
+    assert examples.texts_of.lengths.tolist() == [2] * 72 and set(examples.texts) <= terms
+    mined = mine(section, "text", examples, workspace.vlm, workspace, tmp_path, 50)
+    assert [bags(mined, tile) for tile in range(72)] == [bags(examples, tile) for tile in range(72)]
+
+
 def test_wrong_options_and_other_splits_are_errors(config: RunConfig) -> None:
     workspace = Workspace(config)
     section = SECTION.model_copy(update={"bags": SECTION.bags.model_copy(update={"snippets": 3})})

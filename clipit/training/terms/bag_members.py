@@ -115,7 +115,7 @@ def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
         )
     index = workspace.index
     texts = text_bag(train.ids, workspace.pairs, index.store, b.snippets, b.margin)
-    prompts = _prompts(config, workspace, train) if b.prompts or b.class_prompts else None
+    prompts = prompt_members(config, workspace, train) if b.prompts or b.class_prompts else None
     if texts.empty.all() and prompts is None:
         raise DataError("every text bag is empty", where="bags", fix="raise bags.margin, or lower pairing.threshold")
     empty = texts.empty if prompts is None else texts.empty & ~prompts.exists.any(axis=1)
@@ -124,30 +124,47 @@ def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
         "without_snippets": int(texts.empty.sum()),
         "pruned_snippets": texts.pruned,
     }
-    tiles = None
-    if b.tiles:
-        store = workspace.tile_store("train")
-        grouped = (train.groups != "").any()
-        groups = dict(zip(train.ids.tolist(), train.groups.tolist(), strict=True)) if grouped else None
-        neighbours = tile_bags(
-            workspace.root,
-            store,
-            b.tiles,
-            mean=workspace.tile_mean,
-            pairs=workspace.pairs if b.text_neighbours else None,
-            index=index if b.text_neighbours else None,
-            groups=groups,
-            margin=b.margin,
-            block=config.pairing.block,
-        )
-        tiles = BagMembers(store, workspace.tile_mean, neighbours.rows(train.ids, store))
-        counts |= {"empty_tile_bags": len(neighbours.empty), "pruned_tiles": neighbours.pruned}
+    tiles, more = neighbour_members(config, workspace, train)
+    counts |= more
     weights = texts.weights if b.weighted else None
     return Bags(BagMembers(index.store, index.mean, texts.rows), prompts, tiles, counts, weights)
 
 
-def _prompts(config: RunConfig, workspace: Workspace, train: TileSet) -> PromptMembers:
-    """Find the nearest texts of the dictionary and of the class prompts, without those beyond `bags.margin`."""
+def neighbour_members(
+    config: RunConfig, workspace: Workspace, train: TileSet
+) -> tuple[BagMembers | None, dict[str, int]]:
+    """Find the nearest tiles of other patients of each training tile, without those beyond `bags.margin`.
+
+    Returns:
+        The members, None if `bags.tiles` is 0, and the numbers of empty bags and pruned members.
+    """
+    b = config.bags
+    if not b.tiles:
+        return None, {}
+    store = workspace.tile_store("train")
+    grouped = (train.groups != "").any()
+    groups = dict(zip(train.ids.tolist(), train.groups.tolist(), strict=True)) if grouped else None
+    neighbours = tile_bags(
+        workspace.root,
+        store,
+        b.tiles,
+        mean=workspace.tile_mean,
+        pairs=workspace.pairs if b.text_neighbours else None,
+        index=workspace.index if b.text_neighbours else None,
+        groups=groups,
+        margin=b.margin,
+        block=config.pairing.block,
+    )
+    members = BagMembers(store, workspace.tile_mean, neighbours.rows(train.ids, store))
+    return members, {"empty_tile_bags": len(neighbours.empty), "pruned_tiles": neighbours.pruned}
+
+
+def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> PromptMembers:
+    """Find the nearest texts of the dictionary and of the class prompts, without those beyond `bags.margin`.
+
+    Raises:
+        ConfigError: Class prompts are wanted without a prompt set.
+    """
     b, store = config.bags, workspace.tile_store("train")
     tiles = centred(store.rows(store.positions(train.ids)), workspace.tile_mean)
     pools: list[tuple[list[str], int]] = []

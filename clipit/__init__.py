@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
+    from clipit.api.adaptation import adapt_vlm
     from clipit.api.bags import train_mil
     from clipit.api.configuration import load_config
     from clipit.api.experiments import compare, probe, tune
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClipitError",
     "__version__",
+    "adapt_vlm",
     "build_text_index",
     "compare",
     "compare_slides",
@@ -53,6 +55,7 @@ _MODULES = {
     "load_classifier": "clipit.models.inference",
     **dict.fromkeys(("build_text_index", "pair"), "clipit.api.texts"),
     **dict.fromkeys(("describe_annotators", "find_label_issues", "merge_masks"), "clipit.api.labels"),
+    "adapt_vlm": "clipit.api.adaptation",
     "train_mil": "clipit.api.bags",
     "predict": "clipit.api.prediction",
     **dict.fromkeys(("train", "evaluate", "evaluate_external"), "clipit.api.runs"),

@@ -34,6 +34,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "compare": "compare arms over seeds, with controls and statistics",
         "tune": "search hyperparameters, the same grid for every arm",
         "sweep": "run a sweep file in wandb's format",
+        "adapt": "adapt the VLM itself, with controls, and measure it before and after",
         "probe": "measure frozen features by probes and retrieval",
         "segment": "segment tiles by several methods, scored with masks",
         "robustness": "measure perturbations, calibration and adaptation of runs",

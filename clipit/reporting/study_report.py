@@ -167,7 +167,7 @@ def study_note(config: RunConfig) -> str:
 
 def write_study(
     folder: Path, name: str, title: str, note: str, chapters: Sequence[Chapter], frame: pd.DataFrame,
-    schema: pa.Schema | None = None,
+    schema: pa.Schema | None = None, verdict: str = "",
 ) -> None:  # fmt: skip
     """Write the study as <name>.parquet, <name>.md and <name>.html.
 
@@ -179,26 +179,28 @@ def write_study(
         chapters: Content of the Markdown and the page; the page also lists every row.
         frame: Table from `add_provenance`.
         schema: Schema of the Parquet table; inferred if None.
+        verdict: Result in plain words, shown under the title; "" for none.
     """
     columns = schema.names if schema else [str(name) for name in frame.columns]
     records = frame[columns].to_dict("records")
     with whole_file(folder / f"{name}.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(records, schema=schema), temporary)
     with whole_file(folder / f"{name}.md") as temporary:
-        temporary.write_text(render_markdown(title, note, chapters), encoding="utf-8")
+        temporary.write_text(render_markdown(title, note, chapters, verdict), encoding="utf-8")
     sections = [
         PageSection(
             chapter.heading, [_embed(part, folder) if isinstance(part, Plot) else part for part in chapter.parts]
         )
         for chapter in (*chapters, all_rows_chapter(frame, f"{name}.parquet"))
     ]
-    write_page(folder / f"{name}.html", page(title, note, sections))
+    write_page(folder / f"{name}.html", page(title, note, sections, verdict=verdict))
     delete_leftovers(folder)
 
 
-def render_markdown(title: str, note: str, chapters: Sequence[Chapter]) -> str:
+def render_markdown(title: str, note: str, chapters: Sequence[Chapter], verdict: str = "") -> str:
     """Render the chapters as Markdown; plots are links to files in the same folder."""
-    parts = [f"# {markdown_line(title)}", *([f"> **Note.** {markdown_line(note)}"] if note else [])]
+    parts = [f"# {markdown_line(title)}", *([f"**{markdown_line(verdict)}**"] if verdict else [])]
+    parts += [f"> **Note.** {markdown_line(note)}"] if note else []
     for chapter in chapters:
         parts += [f"## {markdown_line(chapter.heading)}", *map(_render_part, chapter.parts)]
     return "\n\n".join(parts) + "\n"

@@ -58,6 +58,11 @@ def vlm_features(config: RunConfig, workspace: Workspace) -> list[FrozenFeatures
     return [_load(model, workspace.all_tiles) for model in models]
 
 
+def joint_features(workspace: Workspace) -> FrozenFeatures:
+    """Compute features of the VLM in its joint space."""
+    return _load(vlm_stores(workspace), workspace.all_tiles)
+
+
 def backbone_features(config: RunConfig, workspace: Workspace) -> FrozenFeatures:
     """Compute features of the configured backbone without LoRA or training."""
     return _load(backbone_stores(config, workspace), workspace.all_tiles)

@@ -79,6 +79,13 @@ class Workspace:
         workspace: Workspace | None = self._shared.get(_key("workspace", config, *_SECTIONS))
         return Workspace(config, self._shared) if workspace is None else workspace
 
+    def apart(self, config: RunConfig) -> "Workspace":
+        """Return the workspace of another configuration, which uses what this one has read but keeps nothing in it.
+
+        What it reads itself, such as the weights of another VLM, is released with it.
+        """
+        return Workspace(config, {**self._shared})
+
     def cached(self, key: str, make: Callable[[], Any]) -> Any:
         """Return the value of `make`, cached in the memory that workspaces share."""
         if key not in self._shared:

@@ -16,7 +16,7 @@ from clipit.config.shipped import config_file, shipped_folder, shipped_names
 from clipit.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-RENAMED = {"index": "build_text_index", "world": "make_world"}
+RENAMED = {"adapt": "adapt_vlm", "index": "build_text_index", "world": "make_world"}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

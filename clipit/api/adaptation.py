@@ -1,0 +1,129 @@
+"""Adaptation of VLMs in Python: train a VLM with controls, and measure it before and after."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from clipit.api.configuration import Config, as_config
+from clipit.api.entry import public
+
+
+@dataclass(frozen=True)
+class AdaptationResult:
+    """A finished study of adapted VLMs.
+
+    Attributes:
+        folder: Folder of the study.
+    """
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """HTML page of the study."""
+        return self.folder / "adapt.html"
+
+    @property
+    def report(self) -> Path:
+        """Tables as Markdown."""
+        return self.folder / "adapt.md"
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """Content of adapt.json: verdict, means, differences and provenance."""
+        from clipit.artifacts import read_json
+
+        return read_json(self.folder / "adapt.json", "run the study again")
+
+    @property
+    def verdict(self) -> str:
+        """Whether the text taught the VLM, in plain words."""
+        return str(self.numbers["verdict"])
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Means over seeds, one row per task, model and metric, with the interval over groups (low, high)."""
+        return pd.DataFrame(self.numbers["scores"]).drop(columns="seeds")
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Differences between models, one row per task, pair of models and metric.
+
+        Columns: difference (mean over seeds) with its bootstrap interval over groups (low, high), its t-interval over
+        seeds (seeds_low, seeds_high), p and p_holm, and the outcome: better, worse, open or undecided.
+        """
+        return pd.DataFrame(self.numbers["contrasts"]).drop(columns="seeds")
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Scores, one row per task (`what`), model (`arm`), seed and metric, with provenance."""
+        from clipit.artifacts import reading
+
+        path = self.folder / "adapt.parquet"
+        with reading(path, fix="run the study again"):
+            return pd.read_parquet(path)
+
+    def vlm(self, arm: str = "text", seed: int | None = None) -> Path:
+        """Return the folder of an adapted VLM, for `vlm.name` (or `vlm.path`, for a VLM with a known name).
+
+        Where the licence or the format allows no merged model, this is the folder of the adapter, for `vlm.adapter`.
+
+        Args:
+            arm: Arm of the adaptation.
+            seed: Seed; None for the first.
+
+        Raises:
+            DataError: The study has no such adaptation.
+        """
+        from clipit.errors import DataError
+        from clipit.models.vlm_export import ADAPTER, MERGED
+
+        adaptations = self.numbers["adaptations"]
+        by_seed = adaptations.get(arm, {})
+        key = next(iter(by_seed), "") if seed is None else str(seed)
+        if key not in by_seed:
+            known = ", ".join(f"{name}, seed {each}" for name, seeds in adaptations.items() for each in seeds)
+            raise DataError(f"no adaptation {arm}, seed {seed}", where=self.folder, fix=f"use one of: {known}")
+        folder = Path(by_seed[key]["folder"])
+        return folder / (MERGED if (folder / MERGED).is_dir() else ADAPTER)
+
+
+@public
+def adapt_vlm(config: Config) -> AdaptationResult:
+    """Adapt the VLM once per arm and seed, and measure it before and after; finished adaptations are kept.
+
+    Example:
+        >>> study = clipit.adapt_vlm(clipit.load_config("own_adaptation", {"adapt.seeds": [0, 1]}))
+        >>> study.verdict
+        >>> study.table.query("task == 'zero-shot' and metric == 'auroc'")[["model", "reference", "difference"]]
+        >>> taught = clipit.load_config("own_table", {"vlm.name": study.vlm("text")})
+
+    Args:
+        config: Configuration with a section `adapt`.
+
+    Raises:
+        ConfigError: Keys contradict each other, or a configuration of `adapt.forgetting` cannot be read.
+        DataError: The examples do not suffice, or test tiles leak into them.
+        ModelError: A tower cannot be adapted as `adapt.tuning` says.
+    """
+    from clipit.studies.adapted_vlms.study import adapt_study
+
+    file = as_config(config, needs_tiles=False)
+    return AdaptationResult(adapt_study(file.run, file.adapt, file.probing))
+
+
+def write_pairs(config: Config, folder: Path, format: Literal["csv", "webdataset"] = "csv") -> Path:
+    """Write the training and validation examples of a section `adapt` in the formats of open_clip's own trainer.
+
+    Args:
+        config: Configuration with a section `adapt`.
+        folder: Folder to write.
+        format: `csv`, a table of paths and texts beside the images, or `webdataset`, tar shards.
+
+    Returns:
+        The folder.
+    """
+    raise NotImplementedError

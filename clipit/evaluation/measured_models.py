@@ -1,0 +1,257 @@
+"""Compare models that were measured on the same items, such as a VLM before and after its adaptation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from clipit.errors import DataError
+from clipit.evaluation.intervals import Interval, Statistics, bootstrap, t_interval
+from clipit.evaluation.significance import Significance, holm, paired_t_test
+
+
+class Subject(NamedTuple):
+    """A model on a task."""
+
+    task: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Results of one model on the items of a task, from which its scores are computed.
+
+    Attributes:
+        ids: Ids of the items: tiles, or queries of a retrieval.
+        groups: Group of each item; "" where unknown.
+        scores: Scores of weighted items by name.
+        random: Expected score at random by name, where it is known.
+        reasons: Why a score is undefined, by name.
+    """
+
+    ids: Shaped[np.ndarray, " n"]
+    groups: Shaped[np.ndarray, " n"]
+    scores: Statistics
+    random: Mapping[str, float]
+    reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class SubjectScore:
+    """Score of a model over seeds.
+
+    Attributes:
+        subject: Task and model.
+        metric: Name of the score.
+        seeds: Score of each seed; None where undefined.
+        mean: Mean over seeds; None if any is undefined.
+        interval: Bootstrap interval of the mean over groups of items.
+        random: Expected score at random; None where it is not known.
+        n: Number of items.
+        reason: Why the mean is undefined.
+    """
+
+    subject: Subject
+    metric: str
+    seeds: Mapping[int, float | None]
+    mean: float | None
+    interval: Interval
+    random: float | None
+    n: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Difference between two models on the same items, paired by item and seed.
+
+    Attributes:
+        subject: Task and model.
+        reference: Task and model that is subtracted.
+        metric: Name of the score.
+        differences: Difference of each seed; empty if a score is undefined.
+        mean: Mean over seeds; None if undefined.
+        over_groups: Paired bootstrap interval of the mean over groups of items.
+        over_seeds: t-interval of the mean over seeds.
+        p: Paired t-test over seeds.
+        p_holm: The same, Holm-corrected over the contrasts of the same task and metric.
+    """
+
+    subject: Subject
+    reference: Subject
+    metric: str
+    differences: Mapping[int, float]
+    mean: float | None
+    over_groups: Interval
+    over_seeds: Interval
+    p: Significance
+    p_holm: Significance
+
+    @property
+    def outcome(self) -> str:
+        """`better` or `worse` if both intervals lie on the same side of 0, `open` if not, `undecided` without them."""
+        if self.over_groups.low is None or self.over_groups.high is None:
+            return "undecided"
+        low, high = self.over_groups.low, self.over_groups.high
+        if self.over_seeds.low is not None and self.over_seeds.high is not None:
+            low, high = min(low, self.over_seeds.low), max(high, self.over_seeds.high)
+        elif len(self.differences) < 2:
+            return "undecided"
+        if low > 0:
+            return "better"
+        return "worse" if high < 0 else "open"
+
+    @property
+    def reason(self) -> str:
+        """Why it is undecided; "" otherwise."""
+        if self.outcome != "undecided":
+            return ""
+        return self.over_groups.reason if self.over_groups.low is None else "one seed"
+
+
+def compare_models(
+    measured: Mapping[Subject, Mapping[int, Measured]],
+    contrasts: Sequence[tuple[Subject, Subject]],
+    resamples: int,
+    seed: int = 0,
+) -> tuple[list[SubjectScore], list[Contrast]]:
+    """Compute the scores of models on the same items, and differences between them, with intervals and p-values.
+
+    All scores and differences are computed on the same resamples of groups. A model with one result, such as the VLM
+    before its adaptation, has the same result for every seed. Retrieval resamples queries; the gallery stays.
+
+    Args:
+        measured: Results by subject and seed; all have the same items and the same seeds.
+        contrasts: Pairs of a subject and the reference that is subtracted.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        One score per subject and metric, and one difference per contrast and metric that both have.
+
+    Raises:
+        DataError: The items or seeds differ.
+    """
+    first = next(iter(next(iter(measured.values())).values()))
+    _check_same(measured, first)
+    distinct = {id(each): each for by_seed in measured.values() for each in by_seed.values()}
+
+    def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        known = {key: each.scores(weights) for key, each in distinct.items()}
+        return _means(measured, contrasts, known)
+
+    whole = scores(np.ones((len(first.ids), 1)))
+    intervals = bootstrap(scores, first.groups, resamples, seed)
+    values = {key: each.scores(np.ones((len(first.ids), 1))) for key, each in distinct.items()}
+    found = [
+        _subject_score(subject, metric, by_seed, values, whole, intervals)
+        for subject, by_seed in measured.items()
+        for metric in values[id(next(iter(by_seed.values())))]
+    ]
+    by_key = {(score.subject, score.metric): score for score in found}
+    compared = [
+        _contrast(by_key[subject, metric], by_key[reference, metric], whole, intervals)
+        for subject, reference in contrasts
+        for metric in dict.fromkeys(score.metric for score in found if score.subject == subject)
+        if (reference, metric) in by_key
+    ]
+    return found, _correct(compared)
+
+
+def _means(
+    measured: Mapping[Subject, Mapping[int, Measured]],
+    contrasts: Sequence[tuple[Subject, Subject]],
+    known: Mapping[int, Mapping[str, Float[np.ndarray, " r"]]],
+) -> dict[str, Float[np.ndarray, " r"]]:
+    """Compute the mean over seeds of each score, and the differences of these means."""
+    means: dict[str, Float[np.ndarray, " r"]] = {}
+    for subject, by_seed in measured.items():
+        for metric in known[id(next(iter(by_seed.values())))]:
+            values = np.stack([known[id(each)][metric] for each in by_seed.values()])
+            means[_name(subject, metric)] = values.mean(axis=0)
+    differences = {}
+    for subject, reference in contrasts:
+        for name, values in means.items():
+            metric = name.rpartition("\t")[2]
+            if name == _name(subject, metric) and (other := _name(reference, metric)) in means:
+                differences[_difference_name(subject, reference, metric)] = values - means[other]
+    return means | differences
+
+
+def _subject_score(
+    subject: Subject,
+    metric: str,
+    by_seed: Mapping[int, Measured],
+    values: Mapping[int, Mapping[str, Float[np.ndarray, " r"]]],
+    whole: Mapping[str, Float[np.ndarray, " r"]],
+    intervals: Mapping[str, Interval],
+) -> SubjectScore:
+    name, first = _name(subject, metric), next(iter(by_seed.values()))
+    mean = _defined(whole[name])
+    return SubjectScore(
+        subject=subject,
+        metric=metric,
+        seeds={seed: _defined(values[id(each)][metric]) for seed, each in by_seed.items()},
+        mean=mean,
+        interval=intervals[name],
+        random=first.random.get(metric),
+        n=len(first.ids),
+        reason="" if mean is not None else first.reasons.get(metric, "undefined on these items"),
+    )
+
+
+def _contrast(
+    score: SubjectScore,
+    reference: SubjectScore,
+    whole: Mapping[str, Float[np.ndarray, " r"]],
+    intervals: Mapping[str, Interval],
+) -> Contrast:
+    name = _difference_name(score.subject, reference.subject, score.metric)
+    pairs = {seed: (value, reference.seeds[seed]) for seed, value in score.seeds.items()}
+    differences = {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
+    if len(differences) < len(pairs):
+        differences = {}
+    p = paired_t_test([*differences.values()]) if differences else Significance(None, "a score is undefined")
+    return Contrast(
+        subject=score.subject,
+        reference=reference.subject,
+        metric=score.metric,
+        differences=differences,
+        mean=_defined(whole[name]),
+        over_groups=intervals[name],
+        over_seeds=t_interval([*differences.values()]),
+        p=p,
+        p_holm=p,
+    )
+
+
+def _correct(contrasts: Sequence[Contrast]) -> list[Contrast]:
+    """Apply Holm's correction to the contrasts of each task and metric."""
+    corrected: dict[int, Significance] = {}
+    for family in dict.fromkeys((each.subject.task, each.metric) for each in contrasts):
+        members = {i: each.p for i, each in enumerate(contrasts) if (each.subject.task, each.metric) == family}
+        corrected |= holm(members)
+    return [replace(each, p_holm=corrected[i]) for i, each in enumerate(contrasts)]
+
+
+def _check_same(measured: Mapping[Subject, Mapping[int, Measured]], first: Measured) -> None:
+    seeds = [*next(iter(measured.values()))]
+    for subject, by_seed in measured.items():
+        if [*by_seed] != seeds:
+            raise DataError(f"{subject.model} on {subject.task} has other seeds than the rest", where=[*by_seed])
+        if any(not np.array_equal(each.ids, first.ids) for each in by_seed.values()):
+            raise DataError(f"{subject.model} on {subject.task} was measured on other items than the rest")
+
+
+def _name(subject: Subject, metric: str) -> str:
+    return "\t".join((*subject, metric))
+
+
+def _difference_name(subject: Subject, reference: Subject, metric: str) -> str:
+    return "\t".join((*subject, "-", *reference, metric))
+
+
+def _defined(value: Float[np.ndarray, " r"]) -> float | None:
+    return float(value[0]) if np.isfinite(value[0]) else None

@@ -1,0 +1,281 @@
+"""Chapters and verdict of the evaluation of a VLM before and after its adaptation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clipit.evaluation.measured_models import Contrast, Subject, SubjectScore
+from clipit.reporting.curves import Series
+from clipit.reporting.html import Table, Text, facts_table
+from clipit.reporting.study_report import Chapter, Plot
+from clipit.reporting.tables import LABELS, difference, interval, number
+
+BEFORE, TEXT = "before", "text"
+"""The VLM without adaptation, and the arm that learns from text."""
+ZERO_SHOT, PROBE = "zero-shot", "linear probe"
+"""Tasks on the tiles of the configuration."""
+MODELS = {
+    BEFORE: "the VLM as it was",
+    TEXT: "adapted with the texts of the images",
+    "shuffled_text": "control: adapted with the texts of other patients or images",
+    "images": "control: adapted with images alone",
+}
+"""Models of the study."""
+CURVES = "training.png"
+_MAIN = "balanced_accuracy"
+_CONTROLS = {"shuffled_text": "with the texts of others", "images": "with images alone"}
+_HOW = (
+    "Scores are means over seeds (± standard deviation), on test tiles whose groups no adaptation has seen. In brackets: "
+    "95 % percentile bootstrap of the mean over groups, where known. Zero-shot classification uses no label. The linear "
+    "probe is fitted on the image embeddings with the labels of tiles.labels. Differences are paired by tile, group and "
+    "seed. A model is better or worse than its reference if both intervals of the difference, over groups and over "
+    "seeds, lie on the same side of 0. p: paired t-test over seeds, Holm-corrected over the differences of the same "
+    "task and metric."
+)
+_CONTROLS_TEXT = (
+    "The text has taught the VLM something only if the arm text is better than both controls: with the texts of others, "
+    "the VLM sees the same images, texts and number of steps, and with images alone, it learns from the same images. A "
+    "gain that a control shows as well comes from the images, or from texts in general."
+)
+_RETRIEVAL = (
+    "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; below it how "
+    "often it exceeds k random items. Partners of an image are the texts of its example (its caption, or all snippets of "
+    "its patient's reports). Intervals are over the groups of the queries; the gallery stays the same. Scores depend on "
+    "the size of the gallery and cannot be compared between data sets."
+)
+_FORGETTING = (
+    "Zero-shot classification of sets that the VLM was not adapted to. Worse scores are the price of the adaptation."
+)
+
+
+@dataclass(frozen=True)
+class AdaptContent:
+    """Content of the page.
+
+    Attributes:
+        scores: Scores of all models on all tasks.
+        contrasts: Differences between models.
+        forgetting: Names of the further sets; their tasks are `forgetting_task(name)`.
+        directions: Tasks of retrieval between held-out images and texts.
+        class_match: Task, measure and k of retrieval by class -> model -> mean over seeds and expectation at random.
+        held_out: Split and numbers of the images and texts that are retrieved.
+        probe_labels: Labels of the linear probe; None without a probe.
+        training: Facts of each adaptation, by arm and seed.
+        examples: Counts of what each arm learned from.
+        notes: Remarks on what could not be measured or limits what the scores mean.
+        curves: Loss by name of the series.
+        facts: Provenance.
+    """
+
+    scores: Sequence[SubjectScore]
+    contrasts: Sequence[Contrast]
+    forgetting: Sequence[str] = ()
+    directions: Sequence[str] = ()
+    class_match: Mapping[tuple[str, str, int], Mapping[str, tuple[float | None, float | None]]] = field(
+        default_factory=dict
+    )
+    held_out: str = ""
+    probe_labels: int | None = None
+    training: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    examples: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    curves: Series = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def score(self, task: str, model: str, metric: str = _MAIN) -> SubjectScore | None:
+        """Return the score of a model on a task; None if it was not measured."""
+        found = (each for each in self.scores if each.subject == Subject(task, model) and each.metric == metric)
+        return next(found, None)
+
+    def contrast(self, subject: Subject, reference: Subject, metric: str = _MAIN) -> Contrast | None:
+        """Return the difference between two models; None if it was not computed."""
+        keys = (subject, reference, metric)
+        found = (each for each in self.contrasts if (each.subject, each.reference, each.metric) == keys)
+        return next(found, None)
+
+
+def forgetting_task(name: str) -> str:
+    """Return the task of a further set."""
+    return f"{ZERO_SHOT}, {name}"
+
+
+def adapt_verdict(content: AdaptContent) -> str:
+    """State in plain words whether the text taught the VLM, what a probe would have given, and what was forgotten."""
+    gain = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, BEFORE))
+    if gain is None:
+        return "Not decided: this needs prompts, labelled test tiles and the arm text."
+    return " ".join(part for part in (_gain(content, gain), _probe(content), _forgotten(content)) if part)
+
+
+def _gain(content: AdaptContent, gain: Contrast) -> str:
+    before, after = (content.score(ZERO_SHOT, model) for model in (BEFORE, TEXT))
+    change = f"from {_mean(before)} to {_mean(after)} ({_difference(gain)})"
+    name = f"zero-shot {LABELS[_MAIN]}"
+    if gain.outcome == "undecided":
+        return f"Not decided ({gain.reason}): {name} went {change}."
+    if gain.outcome == "open":
+        return f"No gain: {name} went {change}."
+    if gain.outcome == "worse":
+        return f"Worse than before: {name} fell {change}."
+    controls = {
+        words: content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, arm)) for arm, words in _CONTROLS.items()
+    }
+    beaten = [words for words, contrast in controls.items() if contrast is not None and contrast.outcome == "better"]
+    others = [words for words, contrast in controls.items() if contrast is not None and contrast.outcome != "better"]
+    if others:
+        return (
+            f"Better than before, but also without text of its own: {name} rose {change}, which is not shown to be more "
+            f"than {' or '.join(others)}."
+        )
+    if len(beaten) == len(_CONTROLS):
+        return f"The text taught it: {name} rose {change}, and more than {' and '.join(beaten)}."
+    missing = [words for words, contrast in controls.items() if contrast is None]
+    return f"Better than before: {name} rose {change}. Not compared with an adaptation {' or '.join(missing)}."
+
+
+def _probe(content: AdaptContent) -> str:
+    compared = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(PROBE, BEFORE))
+    if compared is None or content.probe_labels is None:
+        return ""
+    probe = f"a linear probe of the frozen VLM on {content.probe_labels:,} labels"
+    score = f"({_mean(content.score(PROBE, BEFORE))})"
+    if compared.outcome == "better":
+        return f"It exceeds {probe} {score}."
+    if compared.outcome == "worse":
+        return f"With labels, use the probe: {probe} is better {score}."
+    return f"No difference is shown to {probe} {score}."
+
+
+def _forgotten(content: AdaptContent) -> str:
+    worse = []
+    for name in content.forgetting:
+        task = forgetting_task(name)
+        lost = content.contrast(Subject(task, TEXT), Subject(task, BEFORE))
+        if lost is not None and lost.outcome == "worse":
+            worse.append(f"{name} {_difference(lost)}")
+    return f"It forgot: {'; '.join(worse)}." if worse else ""
+
+
+def adapt_chapters(content: AdaptContent) -> list[Chapter]:
+    """Build the chapters of the page and the Markdown."""
+    chapters = [
+        Chapter("Before and after", [*_score_tables(content), Text(_CONTROLS_TEXT), *map(Text, content.notes)]),
+        Chapter("Differences", [_difference_table(content, (ZERO_SHOT, PROBE)), Text(_HOW)]),
+    ]
+    if content.directions or content.class_match:
+        chapters.append(Chapter("Retrieval", _retrieval_parts(content)))
+    if content.forgetting:
+        tasks = [forgetting_task(name) for name in content.forgetting]
+        parts = [_model_table(content, tasks), _difference_table(content, tasks), Text(_FORGETTING)]
+        chapters.append(Chapter("Forgetting", parts))
+    training = []
+    if content.curves:
+        training.append(Plot(CURVES, "Contrastive loss by step", "metrics.jsonl of each adaptation"))
+    for caption, rows in (
+        ("What each arm learned from", content.examples),
+        ("Adaptations", content.training),
+    ):
+        if rows:
+            training.append(_transposed(caption, rows))
+    if training:
+        chapters.append(Chapter("Training", training))
+    return [*chapters, Chapter("Provenance", [facts_table(content.facts)])]
+
+
+def _score_tables(content: AdaptContent) -> list[Table | Text]:
+    tasks = [task for task in (ZERO_SHOT, PROBE) if any(each.subject.task == task for each in content.scores)]
+    if not tasks:
+        return [Text("No classification was measured: this needs labelled test tiles.")]
+    return [_model_table(content, tasks)]
+
+
+def _model_table(content: AdaptContent, tasks: Sequence[str]) -> Table:
+    """One row per task and model with its scores."""
+    chosen = [each for each in content.scores if each.subject.task in tasks]
+    metrics = list(dict.fromkeys(each.metric for each in chosen))
+    rows: list[list[object]] = []
+    for subject in dict.fromkeys(each.subject for each in chosen):
+        by_metric = {each.metric: each for each in chosen if each.subject == subject}
+        cells = [_cell(by_metric[metric]) if metric in by_metric else "" for metric in metrics]
+        rows.append([subject.task, subject.model, MODELS.get(subject.model, ""), *cells])
+    header = ("task", "model", "what it is", *(LABELS.get(metric, metric) for metric in metrics))
+    return Table(header, rows, left=3, source="adapt.json: scores")
+
+
+def _difference_table(content: AdaptContent, tasks: Sequence[str]) -> Table:
+    rows: list[list[object]] = []
+    for each in content.contrasts:
+        if each.subject.task not in tasks:
+            continue
+        same = each.subject.task == each.reference.task
+        reference = each.reference.model if same else f"{each.reference.task}, {each.reference.model}"
+        rows.append(
+            [
+                each.subject.task,
+                f"{each.subject.model} - {reference}",
+                LABELS.get(each.metric, each.metric),
+                number(each.mean, signed=True),
+                interval(each.over_groups.low, each.over_groups.high, signed=True) or each.over_groups.reason,
+                interval(each.over_seeds.low, each.over_seeds.high, signed=True) or each.over_seeds.reason,
+                number(each.p_holm.p) if each.p_holm.p is not None else each.p_holm.reason,
+                each.outcome,
+            ]
+        )
+    header = ("task", "difference", "metric", "mean", "over groups", "over seeds", "p (Holm)", "outcome")
+    return Table(header, rows, left=3, source="adapt.json: contrasts")
+
+
+def _retrieval_parts(content: AdaptContent) -> list[Text | Table]:
+    parts: list[Text | Table] = []
+    models = list(dict.fromkeys(each.subject.model for each in content.scores))
+    if content.directions:
+        rows: list[list[object]] = []
+        chosen = [each for each in content.scores if each.subject.task in content.directions]
+        for task, metric in dict.fromkeys((each.subject.task, each.metric) for each in chosen):
+            found = {model: content.score(task, model, metric) for model in models}
+            random = next((each.random for each in found.values() if each is not None), None)
+            cells = [_cell(each, random) if each is not None else "" for each in found.values()]
+            rows.append([task, metric, number(random), *cells])
+        parts.append(Text(f"Held-out examples: {content.held_out}."))
+        header = ("query to gallery", "measure", "random", *models)
+        parts.append(Table(header, rows, left=2, source="adapt.json: scores"))
+        parts.append(_difference_table(content, content.directions))
+        parts.append(Text(_RETRIEVAL))
+    if content.class_match:
+        lines: list[list[object]] = []
+        for (task, measure, k), by_model in content.class_match.items():
+            chance = next((random for _, random in by_model.values()), None)
+            lines.append([task, f"{measure}@{k}", number(chance), *(number(by_model[m][0]) for m in by_model)])
+        header = ("query to gallery", "measure", "random", *next(iter(content.class_match.values())))
+        parts.append(Table(header, lines, left=2, caption="Retrieval by class, and of captions, on test tiles"))
+    return parts
+
+
+def _transposed(caption: str, rows: Mapping[str, Mapping[str, object]]) -> Table:
+    names = list(dict.fromkeys(name for facts in rows.values() for name in facts))
+    lines = [[name, *(_shown(facts.get(name, "")) for facts in rows.values())] for name in names]
+    return Table(("what", *rows), lines, caption=caption)
+
+
+def _shown(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _cell(score: SubjectScore, random: float | None = None) -> str:
+    if score.mean is None:
+        return f"n/a ({score.reason})"
+    values = [value for value in score.seeds.values() if value is not None]
+    mean = sum(values) / len(values)
+    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else 0.0
+    parts = [number(score.mean), f"± {number(spread)}" if spread else "", interval(score.interval.low, score.interval.high)]
+    parts += [f"{score.mean / random:.1f} x random"] if random else []
+    return " ".join(part for part in parts if part)
+
+
+def _mean(score: SubjectScore | None) -> str:
+    return number(None if score is None else score.mean)
+
+
+def _difference(contrast: Contrast) -> str:
+    low, high = contrast.over_groups.low, contrast.over_groups.high
+    return difference(contrast.mean, None if low is None or high is None else (low, high))

@@ -1,0 +1,1 @@
+"""Evaluation of a VLM before and after its adaptation, with controls."""

@@ -1,0 +1,128 @@
+"""Measure a VLM on labelled tiles: zero-shot classification, a linear probe, and class-match retrieval."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Int64, Shaped
+
+from clipit.config.run import RunConfig
+from clipit.config.studies import ProbingConfig
+from clipit.distributed import get_processes
+from clipit.errors import DataError
+from clipit.evaluation.features import Features
+from clipit.evaluation.intervals import Statistics
+from clipit.evaluation.measured_models import Measured
+from clipit.evaluation.metrics import explain_undefined, weighted_scores
+from clipit.evaluation.probes import linear_probe
+from clipit.evaluation.retrieval import RetrievalScore
+from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
+from clipit.studies.features import FrozenFeatures
+from clipit.studies.probing.text_retrieval import text_retrieval
+from clipit.tiles.tileset import TileSet
+from clipit.workspace.workspace import Workspace
+
+METRICS = ("balanced_accuracy", "weighted_f1", "auroc")
+"""Scores of classifications."""
+
+
+@dataclass(frozen=True)
+class TileScores:
+    """Results of one VLM on the test tiles.
+
+    Attributes:
+        zero_shot: Zero-shot classification; None without prompts or labelled test tiles.
+        probes: Linear probe of the labels that each seed keeps; empty without labels.
+        retrieval: Class-match retrieval with prompts, and recall of captions, as task and score.
+        labels: Training and validation labels of the probe, by seed.
+        problems: Why something could not be measured.
+    """
+
+    zero_shot: Measured | None
+    probes: Mapping[int, Measured]
+    retrieval: list[tuple[str, RetrievalScore]]
+    labels: Mapping[int, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def measure_tiles(
+    config: RunConfig, probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures, seeds: tuple[int, ...]
+) -> TileScores:
+    """Measure the VLM of a workspace on its test tiles; called by all processes, of which the main one gets the probes.
+
+    Args:
+        config: Run configuration, whose `tiles.labels` says which labels the probe learns from.
+        probing: Numbers of retrieved items, and captions.
+        workspace: Workspace with the VLM.
+        joint: Features of all tiles in the joint space.
+        seeds: Seeds of the labels of the probe.
+    """
+    zero_shot = measure_zero_shot(workspace, joint)
+    retrieval = text_retrieval(probing, workspace, joint)
+    if not get_processes().main:
+        return TileScores(zero_shot, {}, retrieval)
+    probes: dict[int, Measured] = {}
+    labels: dict[int, int] = {}
+    problems: list[str] = []
+    test = joint.split(workspace.all_tiles, "test").labelled()
+    for seed in seeds if len(test) and config.tiles.labels.kind != "none" else ():
+        visible = workspace.tiles(seed)
+        train, validation = joint.split(visible, "train").labelled(), joint.split(visible, "validation").labelled()
+        try:
+            probes[seed] = _probe(train, validation, test, workspace.all_tiles)
+        except DataError as error:
+            problems.append(f"no linear probe: {str(error).splitlines()[0]}")
+            probes = {}
+            break
+        labels[seed] = len(train) + len(validation)
+    return TileScores(zero_shot, probes, retrieval, labels, problems)
+
+
+def measure_zero_shot(workspace: Workspace, joint: FrozenFeatures) -> Measured | None:
+    """Classify the labelled test tiles by prompts; None without prompts or labels. Embeddings are not centred."""
+    tiles, prompts = workspace.all_tiles, workspace.prompts
+    test = joint.split(tiles, "test").labelled()
+    if prompts is None or not len(test):
+        return None
+    classes = prompt_embeddings(prompts, workspace.encode, None, tiles.classes)
+    probabilities = zero_shot_probabilities(
+        np.asarray(test.vectors, dtype=np.float32), classes, workspace.vlm.logit_scale
+    )
+    return _classified(test, probabilities, tiles.classes)
+
+
+def _probe(train: Features, validation: Features, test: Features, tiles: TileSet) -> Measured:
+    fitted = linear_probe(train.vectors, train.labels, validation.vectors, validation.labels, len(tiles.classes))
+    return _classified(test, fitted.probabilities(test.vectors), tiles.classes)
+
+
+def _classified(test: Features, probabilities: Float[np.ndarray, "n c"], classes: tuple[str, ...]) -> Measured:
+    return Measured(
+        ids=test.ids,
+        groups=test.groups,
+        scores=_classification(test.labels, probabilities),
+        random={},
+        reasons={name: explain_undefined(name, test.labels, classes) for name in METRICS},
+    )
+
+
+def _classification(labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]) -> Statistics:
+    def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        return weighted_scores(labels, probabilities, weights, METRICS)
+
+    return scores
+
+
+def query_scores(
+    ids: Shaped[np.ndarray, " n"],
+    groups: Shaped[np.ndarray, " n"],
+    values: Mapping[str, Float[np.ndarray, " n"]],
+    random: Mapping[str, float],
+) -> Measured:
+    """Return results whose scores are weighted means of one value per query."""
+
+    def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        total = weights.sum(axis=0)
+        return {name: value @ weights / total for name, value in values.items()}
+
+    return Measured(ids, groups, scores, random, {})

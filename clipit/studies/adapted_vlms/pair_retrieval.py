@@ -1,0 +1,144 @@
+"""Retrieval between held-out images and their texts: recall@k of PLIP's tables, in both directions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64, Shaped
+
+from clipit.artifacts import fingerprint, whole_file
+from clipit.distributed import build_once, get_processes
+from clipit.evaluation.features import Features
+from clipit.evaluation.measured_models import Measured
+from clipit.evaluation.neighbours import nearest_rows
+from clipit.studies.adapted_vlms.measure import query_scores
+from clipit.vlm_training.bag_batches import BagExamples, Members
+from clipit.workspace.workspace import Workspace
+
+IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
+
+
+def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]) -> dict[str, Measured]:
+    """Measure retrieval between the images and texts of held-out examples; called by all processes.
+
+    Recall@k is the share of queries with a true partner among the k nearest items. An image's partners are all texts of
+    its example (its caption, or the snippets of its patient's reports), a text's partners all images of the examples
+    that have it. k that cover the whole gallery are left out. The expectation at random is that of k items drawn without
+    replacement.
+
+    Args:
+        workspace: Workspace with the VLM.
+        examples: Held-out examples.
+        at: Values of k.
+
+    Returns:
+        Results by direction; empty outside the main process, or if there are fewer than two images or texts.
+    """
+    tiles, tile_examples = _rows(examples.tiles_of)
+    texts, text_examples = _rows(examples.texts_of)
+    if len(tiles) < 2 or len(texts) < 2:
+        return {}
+    images, sentences = _embed(workspace, examples, tiles, texts)
+    if not get_processes().main:
+        return {}
+    owner = [str(number) for number in examples.owners.tolist()]
+    queries = {
+        IMAGE_TO_TEXT: _features("image", tiles, images, [owner[each[0]] for each in tile_examples]),
+        TEXT_TO_IMAGE: _features("text", texts, sentences, [owner[each[0]] for each in text_examples]),
+    }
+    partners = {
+        IMAGE_TO_TEXT: _partners(tile_examples, examples.texts_of, texts),
+        TEXT_TO_IMAGE: _partners(text_examples, examples.tiles_of, tiles),
+    }
+    galleries = {IMAGE_TO_TEXT: queries[TEXT_TO_IMAGE], TEXT_TO_IMAGE: queries[IMAGE_TO_TEXT]}
+    return {task: recall(queries[task], galleries[task], partners[task], at) for task in queries}
+
+
+def recall(queries: Features, gallery: Features, partners: Sequence[Int64[np.ndarray, "_"]], at: Sequence[int]) -> Measured:
+    """Compute recall@k of each query: whether a true partner is among the k nearest items of the gallery.
+
+    Args:
+        queries: Features of the queries.
+        gallery: Features that are searched.
+        partners: Rows of the gallery that are true partners of each query.
+        at: Values of k; those that cover the whole gallery are left out.
+    """
+    at = [k for k in at if k < len(gallery)]
+    rows = nearest_rows(queries, gallery, max(at, default=0))
+    hits = np.stack([np.isin(row, true) for row, true in zip(rows, partners, strict=True)])
+    counts = np.array([len(true) for true in partners], dtype=np.int64)
+    return query_scores(
+        queries.ids,
+        queries.groups,
+        {f"recall@{k}": hits[:, :k].any(axis=1).astype(np.float64) for k in at},
+        {f"recall@{k}": float(_chance(counts, len(gallery), k).mean()) for k in at},
+    )
+
+
+def _chance(counts: Int64[np.ndarray, " q"], gallery: int, k: int) -> Float64[np.ndarray, " q"]:
+    """Return the probability that one of k items drawn without replacement is a partner."""
+    missed = np.ones(len(counts))
+    for drawn in range(k):
+        missed *= np.maximum(gallery - counts - drawn, 0) / (gallery - drawn)
+    return 1.0 - missed
+
+
+def _rows(members: Members) -> tuple[Int64[np.ndarray, " n"], list[list[int]]]:
+    """Return the rows that examples have, sorted, and the examples of each."""
+    examples = np.repeat(np.arange(len(members), dtype=np.int64), members.lengths)
+    rows = np.unique(members.values)
+    places = np.searchsorted(rows, members.values)
+    found: list[list[int]] = [[] for _ in rows]
+    for place, example in zip(places.tolist(), examples.tolist(), strict=True):
+        found[place].append(example)
+    return rows, found
+
+
+def _partners(
+    examples: Sequence[Sequence[int]], members: Members, rows: Int64[np.ndarray, " n"]
+) -> list[Int64[np.ndarray, "_"]]:
+    """Return the places in `rows` of the members of each query's examples."""
+    return [
+        np.searchsorted(rows, np.unique(np.concatenate([members[example] for example in each]))) for each in examples
+    ]
+
+
+def _features(
+    kind: str, rows: Int64[np.ndarray, " n"], vectors: Float32[np.ndarray, "n d"], groups: Sequence[str]
+) -> Features:
+    ids: Shaped[np.ndarray, " n"] = np.array([f"{kind}:{row:09d}" for row in rows.tolist()], dtype=np.str_)
+    return Features(ids, vectors, np.full(len(ids), -1, dtype=np.int64), np.array(groups, dtype=np.str_))
+
+
+def _embed(
+    workspace: Workspace, examples: BagExamples, tiles: Int64[np.ndarray, " n"], texts: Int64[np.ndarray, " m"]
+) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "m d"]]:
+    """Embed images and texts as unit vectors, or read them where this VLM has embedded them before."""
+    vlm = workspace.vlm
+    sentences = [examples.texts[row] for row in texts.tolist()]
+    inputs: dict[str, Any] = {
+        "examples": examples.fingerprints,
+        "tiles": fingerprint([examples.tile_ids[row] for row in tiles.tolist()]),
+        "texts": fingerprint(sentences),
+        "vlm": vlm.fingerprint,
+        "precision": vlm.precision,
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        if not get_processes().main:
+            return {}
+        size = workspace.config.vlm.batch_size
+        batches = [tiles[start : start + size] for start in range(0, len(tiles), size)]
+        images = [
+            vlm.encode_images(pixels).cpu().numpy() for _, pixels in examples.source.on_device(batches, vlm.device)
+        ]
+        vectors = np.concatenate(images).astype(np.float32)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        for name, array in (("images", vectors), ("texts", workspace.encode(sentences))):
+            with whole_file(folder / f"{name}.npy") as temporary, temporary.open("wb") as stream:
+                np.save(stream, array, allow_pickle=False)
+        return {"images": len(tiles), "texts": len(sentences)}
+
+    stored = build_once(workspace.root, "pair_vectors", inputs, make)
+    return stored.array("images.npy"), stored.array("texts.npy")

@@ -1,0 +1,304 @@
+"""Write the tables and pages of a study of adapted VLMs."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clipit.artifacts import make_folder, read_json, write_json
+from clipit.config.load import names_tiles
+from clipit.config.run import RunConfig
+from clipit.config.studies import ProbingConfig
+from clipit.config.vlm_training import AdaptConfig
+from clipit.errors import DataError
+from clipit.evaluation.measured_models import Contrast, SubjectScore
+from clipit.reporting.adapt_page import (
+    BEFORE,
+    CURVES,
+    PROBE,
+    ZERO_SHOT,
+    AdaptContent,
+    adapt_chapters,
+    adapt_verdict,
+)
+from clipit.reporting.curves import read_curves
+from clipit.reporting.notes import compose_note
+from clipit.reporting.plots import plot_lines, save_plot
+from clipit.reporting.study_report import (
+    StudyRow,
+    add_provenance,
+    collect_provenance,
+    prompt_columns,
+    write_study,
+)
+from clipit.studies.adapted_vlms.measure import TileScores
+from clipit.vlm_training.bag_batches import BagExamples
+from clipit.workspace.workspace import Workspace
+
+_RERUN = "run clipit adapt again"
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """All measurements of a study.
+
+    Attributes:
+        scores: Scores of all models.
+        contrasts: Differences between models.
+        facts: Provenance of each model by seed.
+        tiles: Results on the test tiles by model and seed.
+        folders: Folder of each adaptation, by arm and seed.
+        forgetting: Names of the further sets.
+        held_out: Examples between which images and texts were retrieved; None without any.
+        split: Their split.
+    """
+
+    scores: Sequence[SubjectScore]
+    contrasts: Sequence[Contrast]
+    facts: Mapping[str, Mapping[int, dict[str, Any]]]
+    tiles: Mapping[str, Mapping[int, TileScores]]
+    folders: Mapping[str, Mapping[int, Path]]
+    forgetting: tuple[str, ...]
+    held_out: BagExamples | None
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptRow(StudyRow):
+    """One score of one model with one seed.
+
+    Attributes:
+        what: Task.
+        arm: `before`, or the arm of the adaptation.
+        value: Score; None if undefined.
+        reason: Why it is undefined.
+        n: Number of test tiles or queries.
+        random: Expected score at random.
+        fold: Score divided by that.
+        labels: Labels that the score depends on, beside those of the test tiles.
+    """
+
+    what: str
+    arm: str
+    value: float | None
+    reason: str = ""
+    n: int | None = None
+    random: float | None = None
+    fold: float | None = None
+    labels: int = 0
+
+
+def write_results(
+    config: RunConfig,
+    section: AdaptConfig,
+    probing: ProbingConfig,
+    workspace: Workspace,
+    folder: Path,
+    results: StudyResults,
+) -> None:
+    """Write `adapt.parquet`, `adapt.json`, `adapt.md`, `adapt.html` and the plot of the losses.
+
+    Args:
+        config: Run configuration.
+        section: Section `adapt`.
+        probing: Section `probing`.
+        workspace: Workspace of the VLM before its adaptation.
+        folder: Output folder.
+        results: All measurements.
+    """
+    make_folder(folder)
+    process = collect_provenance()
+    training = {arm: {seed: _training(path) for seed, path in seeds.items()} for arm, seeds in results.folders.items()}
+    content = _content(config, section, workspace, results, training, process)
+    verdict = adapt_verdict(content)
+    if content.curves:
+        save_plot(plot_lines(content.curves, y_label="contrastive loss"), folder / CURVES)
+    subjects = {
+        _subject(model, seed): facts for model, seeds in results.facts.items() for seed, facts in seeds.items()
+    }
+    study: dict[str, object] = {"split": "test", "seed": config.seed}
+    if names_tiles(config):
+        tiles = workspace.all_tiles
+        study |= {"classes": len(tiles.classes), "tiles_fingerprint": tiles.fingerprint}
+    frame = add_provenance([*_rows(workspace, results)], {**study, **process}, subjects)
+    write_json(
+        folder / "adapt.json",
+        {
+            "verdict": verdict,
+            "scores": [_flat_score(score) for score in results.scores],
+            "contrasts": [_flat_contrast(contrast) for contrast in results.contrasts],
+            "notes": [*content.notes],
+            "adaptations": {
+                arm: {str(seed): {"folder": str(path), **training[arm][seed]} for seed, path in seeds.items()}
+                for arm, seeds in results.folders.items()
+            },
+            "config": config.model_dump(mode="json")
+            | {"adapt": section.model_dump(mode="json"), "probing": probing.model_dump(mode="json")},
+            **process,
+            "versions": json.loads(process["versions"]),
+            "subjects": subjects,
+        },
+    )
+    title = f"{config.name}: a VLM before and after its adaptation"
+    note = compose_note(config.note, vlms=[config.vlm.name])
+    write_study(folder, "adapt", title, note, adapt_chapters(content), frame, verdict=verdict)
+
+
+def _content(
+    config: RunConfig,
+    section: AdaptConfig,
+    workspace: Workspace,
+    results: StudyResults,
+    training: Mapping[str, Mapping[int, dict[str, Any]]],
+    process: Mapping[str, str],
+) -> AdaptContent:
+    before = next(iter(results.tiles[BEFORE].values()))
+    labels = [*before.labels.values()]
+    problems = dict.fromkeys(
+        problem for seeds in results.tiles.values() for each in seeds.values() for problem in each.problems
+    )
+    examples = {arm: next(iter(seeds.values())).get("examples") for arm, seeds in training.items()}
+    adaptations = {
+        f"{arm}, seed {seed}": {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
+        for arm, seeds in training.items()
+        for seed, facts in seeds.items()
+    }
+    held_out = results.held_out
+    directions = [s.subject.task for s in results.scores if s.metric.startswith("recall@")]
+    found = "" if held_out is None else f"{results.split} part, {len(held_out)} examples, {len(held_out.texts)} texts"
+    return AdaptContent(
+        scores=results.scores,
+        contrasts=results.contrasts,
+        forgetting=results.forgetting,
+        directions=list(dict.fromkeys(directions)),
+        class_match=_class_match(results),
+        held_out=found,
+        probe_labels=labels[0] if labels else None,
+        training=adaptations,
+        examples={arm: _plain(facts) for arm, facts in examples.items() if isinstance(facts, Mapping)},
+        notes=[*_notes(section, results), *problems],
+        curves=_curves(results.folders),
+        facts={
+            "VLM": workspace.vlm.name,
+            "fingerprint": workspace.vlm.fingerprint,
+            "seeds": ", ".join(map(str, section.seeds)),
+            "bootstrap": f"{config.evaluation.bootstrap} resamples of groups",
+            "commit": process["commit"],
+            "command": process["command"],
+        },
+    )
+
+
+def _notes(section: AdaptConfig, results: StudyResults) -> Iterator[str]:
+    if section.keep == "best" and results.split == "validation":
+        yield (
+            "Retrieval is measured on the validation part, which also chose the step (adapt.keep: best): these scores "
+            "are optimistic."
+        )
+    if len(section.seeds) < 2:
+        yield "One seed: no interval over seeds, so nothing is decided."
+    missing = [arm for arm in ("shuffled_text", "images") if arm not in section.arms]
+    if missing:
+        yield f"Not trained: the controls {' and '.join(missing)} (adapt.arms)."
+
+
+def _rows(workspace: Workspace, results: StudyResults) -> Iterator[AdaptRow]:
+    prompts = prompt_columns(workspace.prompts)
+    for score in results.scores:
+        task, model = score.subject
+        once = model == BEFORE and task != PROBE  # the same for every seed
+        for seed, value in list(score.seeds.items())[: 1 if once else None]:
+            yield AdaptRow(
+                subject=_subject(model, seed), what=task, arm=model, metric=score.metric, seed=None if once else seed,
+                value=value, reason=score.reason, n=score.n, random=score.random,
+                fold=None if value is None or not score.random else value / score.random,
+                labels=results.tiles[model][seed].labels.get(seed, 0) if task == PROBE else 0,
+                **(prompts if task == ZERO_SHOT else prompt_columns(None)),
+            )  # fmt: skip
+    for model, seeds in results.tiles.items():
+        for seed, tiles in list(seeds.items())[: 1 if model == BEFORE else None]:
+            for task, found in tiles.retrieval:
+                yield AdaptRow(
+                    subject=_subject(model, seed), what=task, arm=model, metric=f"{found.name}@{found.k}",
+                    seed=None if model == BEFORE else seed, value=found.value, reason=found.reason, n=found.queries,
+                    random=found.random, fold=found.fold,
+                    **(prompt_columns(None) if "caption" in task else prompts),
+                )  # fmt: skip
+
+
+def _class_match(
+    results: StudyResults,
+) -> dict[tuple[str, str, int], dict[str, tuple[float | None, float | None]]]:
+    """Average the scores of retrieval by class over seeds."""
+    table: dict[tuple[str, str, int], dict[str, tuple[float | None, float | None]]] = {}
+    for model, seeds in results.tiles.items():
+        found: dict[tuple[str, str, int], list[tuple[float | None, float | None]]] = {}
+        for tiles in seeds.values():
+            for task, score in tiles.retrieval:
+                found.setdefault((task, score.name, score.k), []).append((score.value, score.random))
+        for key, values in found.items():
+            defined = [value for value, _ in values if value is not None]
+            mean = sum(defined) / len(defined) if len(defined) == len(values) else None
+            table.setdefault(key, {})[model] = (mean, values[0][1])
+    return table
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    path = folder / "training.json"
+    return read_json(path, _RERUN) if path.is_file() else {}
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, object]:
+    return {name: value if isinstance(value, str | int | float) else json.dumps(value) for name, value in facts.items()}
+
+
+def _curves(folders: Mapping[str, Mapping[int, Path]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Read the training and validation losses of each arm's first seed."""
+    curves = {}
+    for arm, seeds in folders.items():
+        try:
+            logged = read_curves(next(iter(seeds.values())) / "metrics.jsonl")
+        except DataError:
+            continue  # only the curves are drawn from it
+        curves |= {f"{arm}, {name}": logged[name] for name in ("loss", "validation_loss") if name in logged}
+    return curves
+
+
+def _subject(model: str, seed: int) -> str:
+    return model if model == BEFORE else f"{model}, seed {seed}"
+
+
+def _flat_score(score: SubjectScore) -> dict[str, Any]:
+    return {
+        "task": score.subject.task,
+        "model": score.subject.model,
+        "metric": score.metric,
+        "mean": score.mean,
+        **{key: value for key, value in asdict(score.interval).items() if key != "reason"},
+        "seeds": {str(seed): value for seed, value in score.seeds.items()},
+        "random": score.random,
+        "n": score.n,
+        "reason": score.reason or score.interval.reason,
+    }
+
+
+def _flat_contrast(contrast: Contrast) -> dict[str, Any]:
+    groups, seeds = contrast.over_groups, contrast.over_seeds
+    return {
+        "task": contrast.subject.task,
+        "model": contrast.subject.model,
+        "reference_task": contrast.reference.task,
+        "reference": contrast.reference.model,
+        "metric": contrast.metric,
+        "difference": contrast.mean,
+        "low": groups.low,
+        "high": groups.high,
+        "seeds_low": seeds.low,
+        "seeds_high": seeds.high,
+        "p": contrast.p.p,
+        "p_holm": contrast.p_holm.p,
+        "outcome": contrast.outcome,
+        "reason": contrast.reason or seeds.reason or contrast.p_holm.reason,
+        "seeds": {str(seed): value for seed, value in contrast.differences.items()},
+    }

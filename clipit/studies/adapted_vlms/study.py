@@ -1,0 +1,190 @@
+"""Adapt a VLM with controls, and measure it before and after."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipit.config.load import names_tiles, require_tiles
+from clipit.config.run import RunConfig
+from clipit.config.studies import ProbingConfig
+from clipit.config.vlm_training import AdaptConfig
+from clipit.distributed import get_processes
+from clipit.errors import DataError
+from clipit.evaluation.measured_models import Contrast, Measured, Subject, SubjectScore, compare_models
+from clipit.models.vlm_export import adapted_vlm
+from clipit.reporting.adapt_page import BEFORE, PROBE, TEXT, ZERO_SHOT, forgetting_task
+from clipit.runs.feature_stores import vlm_facts
+from clipit.studies.adapted_vlms.further_sets import read_further_sets
+from clipit.studies.adapted_vlms.measure import TileScores, measure_tiles, measure_zero_shot
+from clipit.studies.adapted_vlms.pair_retrieval import measure_pairs
+from clipit.studies.adapted_vlms.results import StudyResults, write_results
+from clipit.studies.features import joint_features
+from clipit.vlm_training.adapt import adapt
+from clipit.vlm_training.bag_batches import BagExamples
+from clipit.vlm_training.examples import make_examples
+from clipit.workspace.preflight import check_inputs
+from clipit.workspace.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+NAME = "adapt"
+"""Base name of the study's files."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Measurements of one VLM.
+
+    Attributes:
+        facts: Provenance.
+        tiles: Results on the test tiles.
+        pairs: Results of retrieval by direction.
+        further: Zero-shot results on further sets, by name.
+    """
+
+    facts: dict[str, Any]
+    tiles: TileScores
+    pairs: Mapping[str, Measured]
+    further: Mapping[str, Measured] = field(default_factory=dict)
+
+
+def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig) -> Path:
+    """Adapt the VLM once per arm and seed, and measure it before and after; finished adaptations are kept.
+
+    Writes `adapt.parquet` (one row per score, model and seed), `adapt.json` (means, differences, provenance),
+    `adapt.md` and `adapt.html`; the adaptations lie in folders `<arm>-seed<seed>/` beside them.
+
+    Args:
+        config: Run configuration: tiles, reports, VLM, prompts.
+        section: Section `adapt`.
+        probing: Numbers of retrieved items, and captions of test tiles.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        ConfigError: A configuration of `adapt.forgetting` cannot be read, or keys contradict each other.
+        DataError: The examples do not suffice, or a test tile leaks into them.
+        ModelError: A tower cannot be adapted as `adapt.tuning` says.
+    """
+    if section.data != "pairs":
+        require_tiles(config)
+    workspace = Workspace(config)
+    further = read_further_sets(config, section)
+    check_inputs(workspace, ["vlm"])
+    for name, each in further.items():
+        check_inputs(workspace.for_config(each), ["vlm"])
+        logger.info(f"forgetting is measured on {name}")
+    held_out, split = _held_out(config, section, workspace)
+    logger.info("measuring the VLM before its adaptation")
+    models: dict[str, dict[int, _Model]] = {}
+    measured = _measure(config, section, probing, workspace, held_out, further)
+    models[BEFORE] = dict.fromkeys(section.seeds, measured)
+    folders: dict[str, dict[int, Path]] = {}
+    for arm in section.arms:
+        for seed in section.seeds:
+            folder = adapt(config, section, arm, seed, workspace)
+            adapted = config.model_copy(update={"vlm": adapted_vlm(config.vlm, folder)})
+            logger.info(f"measuring {arm}, seed {seed}")
+            own = workspace.apart(adapted)  # its VLM is released afterwards
+            measured = _measure(adapted, section, probing, own, held_out, further)
+            models.setdefault(arm, {})[seed] = measured
+            folders.setdefault(arm, {})[seed] = folder
+    folder = config.output / NAME / config.name
+    if get_processes().main:
+        scores, contrasts = _compare(config, section, models)
+        write_results(
+            config,
+            section,
+            probing,
+            workspace,
+            folder,
+            StudyResults(
+                scores=scores,
+                contrasts=contrasts,
+                facts={model: {seed: each.facts for seed, each in seeds.items()} for model, seeds in models.items()},
+                tiles={model: {seed: each.tiles for seed, each in seeds.items()} for model, seeds in models.items()},
+                folders=folders,
+                forgetting=tuple(further),
+                held_out=held_out,
+                split=split,
+            ),
+        )
+    get_processes().barrier()
+    return folder
+
+
+def _held_out(config: RunConfig, section: AdaptConfig, workspace: Workspace) -> tuple[BagExamples | None, str]:
+    """Return the examples between which texts and images are retrieved: of the test part, else of validation."""
+    for split in ("test", "validation"):
+        try:
+            return make_examples(config, section, TEXT, section.seeds[0], split, workspace), split
+        except DataError as error:
+            logger.info(f"note: no retrieval on {split} examples: {str(error).splitlines()[0]}")
+    return None, ""
+
+
+def _measure(
+    config: RunConfig,
+    section: AdaptConfig,
+    probing: ProbingConfig,
+    workspace: Workspace,
+    held_out: BagExamples | None,
+    further: Mapping[str, RunConfig],
+) -> _Model:
+    """Measure the VLM of a workspace; called by all processes."""
+    tiles = TileScores(None, {}, [])
+    if names_tiles(config):
+        tiles = measure_tiles(config, probing, workspace, joint_features(workspace), section.seeds)
+    pairs = {} if held_out is None else measure_pairs(workspace, held_out, probing.at)
+    zero_shot = {}
+    for name, other in further.items():
+        own = workspace.for_config(other.model_copy(update={"vlm": config.vlm}))
+        result = measure_zero_shot(own, joint_features(own))
+        if result is not None:
+            zero_shot[name] = result
+    return _Model(vlm_facts(workspace), tiles, pairs, zero_shot)
+
+
+def _compare(
+    config: RunConfig, section: AdaptConfig, models: Mapping[str, Mapping[int, _Model]]
+) -> tuple[list[SubjectScore], list[Contrast]]:
+    """Compare the models on each set of items."""
+    scores: list[SubjectScore] = []
+    contrasts: list[Contrast] = []
+    for measured in _families(models):
+        tasks = list(dict.fromkeys(subject.task for subject in measured))
+        pairs = [pair for task in tasks for pair in _pairs(task, section.arms)]
+        pairs.append((Subject(ZERO_SHOT, TEXT), Subject(PROBE, BEFORE)))
+        pairs = [pair for pair in pairs if pair[0] in measured and pair[1] in measured]
+        found, compared = compare_models(measured, pairs, config.evaluation.bootstrap, config.seed)
+        scores += found
+        contrasts += compared
+    return scores, contrasts
+
+
+def _pairs(task: str, arms: Sequence[str]) -> Iterator[tuple[Subject, Subject]]:
+    """Pair each arm with the VLM before, and the arm text with its controls."""
+    for arm in arms:
+        yield Subject(task, arm), Subject(task, BEFORE)
+    for arm in arms:
+        if arm != TEXT:
+            yield Subject(task, TEXT), Subject(task, arm)
+
+
+def _families(models: Mapping[str, Mapping[int, _Model]]) -> Iterator[dict[Subject, dict[int, Measured]]]:
+    """Group the results by the items that they were measured on."""
+    tiles: dict[Subject, dict[int, Measured]] = {}
+    others: dict[str, dict[Subject, dict[int, Measured]]] = {}
+    for model, by_seed in models.items():
+        for seed, each in by_seed.items():
+            found = {ZERO_SHOT: each.tiles.zero_shot, PROBE: each.tiles.probes.get(seed)}
+            for task, result in found.items():
+                if result is not None:
+                    tiles.setdefault(Subject(task, model), {})[seed] = result
+            named = {**each.pairs, **{forgetting_task(name): result for name, result in each.further.items()}}
+            for task, result in named.items():
+                others.setdefault(task, {}).setdefault(Subject(task, model), {})[seed] = result
+    yield from (family for family in (tiles, *others.values()) if family)

@@ -6,7 +6,7 @@ from typing import Any
 
 from clipit.evaluation.measured_models import Contrast, Subject, SubjectScore
 from clipit.reporting.curves import Series
-from clipit.reporting.html import Table, Text, facts_table
+from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.study_report import Chapter, Plot
 from clipit.reporting.tables import LABELS, difference, interval, number
 
@@ -21,7 +21,7 @@ MODELS = {
     "images": "control: adapted with images alone",
 }
 """Models of the study."""
-CURVES = "training.png"
+CURVES, SEED_SCORES = "training.png", "zero_shot.png"
 _MAIN = "balanced_accuracy"
 _CONTROLS = {"shuffled_text": "with the texts of others", "images": "with images alone"}
 _HOW = (
@@ -38,8 +38,8 @@ _CONTROLS_TEXT = (
     "gain that a control shows as well comes from the images, or from texts in general."
 )
 _RETRIEVAL = (
-    "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; below it how "
-    "often it exceeds k random items. Partners of an image are the texts of its example (its caption, or all snippets of "
+    "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; in "
+    "brackets how many times the score of k random items (fold over random). Partners of an image are the texts of its example (its caption, or all snippets of "
     "its patient's reports). Intervals are over the groups of the queries; the gallery stays the same. Scores depend on "
     "the size of the gallery and cannot be compared between data sets."
 )
@@ -114,7 +114,7 @@ def _gain(content: AdaptContent, gain: Contrast) -> str:
     if gain.outcome == "undecided":
         return f"Not decided ({gain.reason}): {name} went {change}."
     if gain.outcome == "open":
-        return f"No gain: {name} went {change}."
+        return f"No gain shown: {name} went {change}."
     if gain.outcome == "worse":
         return f"Worse than before: {name} fell {change}."
     controls = {
@@ -159,16 +159,16 @@ def _forgotten(content: AdaptContent) -> str:
 def adapt_chapters(content: AdaptContent) -> list[Chapter]:
     """Build the chapters of the page and the Markdown."""
     chapters = [
-        Chapter("Before and after", [*_score_tables(content), Text(_CONTROLS_TEXT), *map(Text, content.notes)]),
-        Chapter("Differences", [_difference_table(content, (ZERO_SHOT, PROBE)), Text(_HOW)]),
+        Chapter("Before and after", [*_score_parts(content), Text(_CONTROLS_TEXT), *map(Text, content.notes)]),
+        Chapter("Differences", [*_difference_tables(content, (ZERO_SHOT, PROBE)), Text(_HOW)]),
     ]
     if content.directions or content.class_match:
         chapters.append(Chapter("Retrieval", _retrieval_parts(content)))
     if content.forgetting:
         tasks = [forgetting_task(name) for name in content.forgetting]
-        parts = [_model_table(content, tasks), _difference_table(content, tasks), Text(_FORGETTING)]
+        parts = [_model_table(content, tasks), *_difference_tables(content, tasks), Text(_FORGETTING)]
         chapters.append(Chapter("Forgetting", parts))
-    training = []
+    training: list[Plot | Table] = []
     if content.curves:
         training.append(Plot(CURVES, "Contrastive loss by step", "metrics.jsonl of each adaptation"))
     for caption, rows in (
@@ -182,11 +182,27 @@ def adapt_chapters(content: AdaptContent) -> list[Chapter]:
     return [*chapters, Chapter("Provenance", [facts_table(content.facts)])]
 
 
-def _score_tables(content: AdaptContent) -> list[Table | Text]:
+def _score_parts(content: AdaptContent) -> list[Table | Text | Plot]:
     tasks = [task for task in (ZERO_SHOT, PROBE) if any(each.subject.task == task for each in content.scores)]
     if not tasks:
         return [Text("No classification was measured: this needs labelled test tiles.")]
-    return [_model_table(content, tasks)]
+    parts: list[Table | Text | Plot] = [_model_table(content, tasks)]
+    if seed_scores(content):
+        caption = "Zero-shot balanced accuracy: one dot per seed; dashed: before"
+        parts.append(Plot(SEED_SCORES, caption, "adapt.json: scores"))
+    models = dict.fromkeys(each.subject.model for each in content.scores)
+    return [*parts, Text("Models: " + "; ".join(f"{model}, {MODELS[model]}" for model in models) + ".")]
+
+
+def seed_scores(content: AdaptContent) -> dict[str, dict[str, float | None]]:
+    """Return the zero-shot scores of each model by seed, for a plot."""
+    found: dict[str, dict[str, float | None]] = {}
+    for model in dict.fromkeys(each.subject.model for each in content.scores):
+        score = content.score(ZERO_SHOT, model)
+        if score is not None:
+            seeds = [*score.seeds.items()][: 1 if model == BEFORE else None]
+            found[model] = {f"seed {seed}": value for seed, value in seeds}
+    return found
 
 
 def _model_table(content: AdaptContent, tasks: Sequence[str]) -> Table:
@@ -194,39 +210,49 @@ def _model_table(content: AdaptContent, tasks: Sequence[str]) -> Table:
     chosen = [each for each in content.scores if each.subject.task in tasks]
     metrics = list(dict.fromkeys(each.metric for each in chosen))
     rows: list[list[object]] = []
-    for subject in dict.fromkeys(each.subject for each in chosen):
+    subjects = dict.fromkeys(each.subject for each in chosen)
+    for subject in sorted(subjects, key=lambda subject: tasks.index(subject.task)):
         by_metric = {each.metric: each for each in chosen if each.subject == subject}
         cells = [_cell(by_metric[metric]) if metric in by_metric else "" for metric in metrics]
-        rows.append([subject.task, subject.model, MODELS.get(subject.model, ""), *cells])
-    header = ("task", "model", "what it is", *(LABELS.get(metric, metric) for metric in metrics))
-    return Table(header, rows, left=3, source="adapt.json: scores")
+        rows.append([subject.task, subject.model, *cells])
+    header = ("task", "model", *(LABELS.get(metric, metric) for metric in metrics))
+    return Table(header, rows, left=2, source="adapt.json: scores")
 
 
-def _difference_table(content: AdaptContent, tasks: Sequence[str]) -> Table:
-    rows: list[list[object]] = []
-    for each in content.contrasts:
-        if each.subject.task not in tasks:
-            continue
-        same = each.subject.task == each.reference.task
-        reference = each.reference.model if same else f"{each.reference.task}, {each.reference.model}"
-        rows.append(
-            [
-                each.subject.task,
-                f"{each.subject.model} - {reference}",
-                LABELS.get(each.metric, each.metric),
-                number(each.mean, signed=True),
-                interval(each.over_groups.low, each.over_groups.high, signed=True) or each.over_groups.reason,
-                interval(each.over_seeds.low, each.over_seeds.high, signed=True) or each.over_seeds.reason,
-                number(each.p_holm.p) if each.p_holm.p is not None else each.p_holm.reason,
-                each.outcome,
-            ]
-        )
+def _difference_tables(content: AdaptContent, tasks: Sequence[str]) -> list[Table | Rows]:
+    """Differences of the main metric, and those of all metrics in a folded table."""
     header = ("task", "difference", "metric", "mean", "over groups", "over seeds", "p (Holm)", "outcome")
-    return Table(header, rows, left=3, source="adapt.json: contrasts")
+    chosen = [each for each in content.contrasts if each.subject.task in tasks]
+    main = [_difference_row(each) for each in chosen if each.metric == _MAIN]
+    rest = [_difference_row(each) for each in chosen if each.metric != _MAIN]
+    tables: list[Table | Rows] = [Table(header, main, left=3, source="adapt.json: contrasts")] if main else []
+    return tables + ([Rows(header, rest, f"Differences of {_listed(chosen)}", "adapt.json: contrasts")] if rest else [])
 
 
-def _retrieval_parts(content: AdaptContent) -> list[Text | Table]:
-    parts: list[Text | Table] = []
+def _listed(contrasts: Sequence[Contrast]) -> str:
+    metrics = dict.fromkeys(LABELS.get(each.metric, each.metric) for each in contrasts if each.metric != _MAIN)
+    tasks = dict.fromkeys(each.subject.task for each in contrasts if each.metric != _MAIN)
+    return f"{', '.join(metrics)} ({', '.join(tasks)})"
+
+
+def _difference_row(contrast: Contrast) -> list[object]:
+    same = contrast.subject.task == contrast.reference.task
+    reference = contrast.reference.model if same else f"{contrast.reference.task}, {contrast.reference.model}"
+    groups, seeds, p = contrast.over_groups, contrast.over_seeds, contrast.p_holm
+    return [
+        contrast.subject.task,
+        f"{contrast.subject.model} - {reference}",
+        LABELS.get(contrast.metric, contrast.metric),
+        number(contrast.mean, signed=True),
+        interval(groups.low, groups.high, signed=True) or groups.reason,
+        interval(seeds.low, seeds.high, signed=True) or seeds.reason,
+        p.reason if p.p is None else "< 0.001" if p.p < 0.001 else number(p.p),
+        contrast.outcome,
+    ]
+
+
+def _retrieval_parts(content: AdaptContent) -> list[Text | Table | Rows]:
+    parts: list[Text | Table | Rows] = []
     models = list(dict.fromkeys(each.subject.model for each in content.scores))
     if content.directions:
         rows: list[list[object]] = []
@@ -234,12 +260,12 @@ def _retrieval_parts(content: AdaptContent) -> list[Text | Table]:
         for task, metric in dict.fromkeys((each.subject.task, each.metric) for each in chosen):
             found = {model: content.score(task, model, metric) for model in models}
             random = next((each.random for each in found.values() if each is not None), None)
-            cells = [_cell(each, random) if each is not None else "" for each in found.values()]
+            cells = [_folded(each) if each is not None else "" for each in found.values()]
             rows.append([task, metric, number(random), *cells])
         parts.append(Text(f"Held-out examples: {content.held_out}."))
         header = ("query to gallery", "measure", "random", *models)
         parts.append(Table(header, rows, left=2, source="adapt.json: scores"))
-        parts.append(_difference_table(content, content.directions))
+        parts += _difference_tables(content, content.directions)
         parts.append(Text(_RETRIEVAL))
     if content.class_match:
         lines: list[list[object]] = []
@@ -261,14 +287,18 @@ def _shown(value: object) -> object:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def _cell(score: SubjectScore, random: float | None = None) -> str:
+def _folded(score: SubjectScore) -> str:
+    fold = "" if score.mean is None or not score.random else f" ({score.mean / score.random:.1f} ×)"
+    return number(score.mean) + fold
+
+
+def _cell(score: SubjectScore) -> str:
     if score.mean is None:
         return f"n/a ({score.reason})"
     values = [value for value in score.seeds.values() if value is not None]
     mean = sum(values) / len(values)
     spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else 0.0
     parts = [number(score.mean), f"± {number(spread)}" if spread else "", interval(score.interval.low, score.interval.high)]
-    parts += [f"{score.mean / random:.1f} x random"] if random else []
     return " ".join(part for part in parts if part)
 
 

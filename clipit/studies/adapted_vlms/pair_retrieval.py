@@ -24,7 +24,7 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
 
     Recall@k is the share of queries with a true partner among the k nearest items. An image's partners are all texts of
     its example (its caption, or the snippets of its patient's reports), a text's partners all images of the examples
-    that have it. k that cover the whole gallery are left out. The expectation at random is that of k items drawn without
+    that have it; a text belongs to the group of the first of them. k that cover the whole gallery are left out. The expectation at random is that of k items drawn without
     replacement.
 
     Args:
@@ -42,10 +42,11 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
     images, sentences = _embed(workspace, examples, tiles, texts)
     if not get_processes().main:
         return {}
-    owner = [str(number) for number in examples.owners.tolist()]
+    groups = examples.source.tiles.groups.astype(str)
+    first = [int(examples.tiles_of[each[0]][0]) for each in text_examples]
     queries = {
-        IMAGE_TO_TEXT: _features("image", tiles, images, [owner[each[0]] for each in tile_examples]),
-        TEXT_TO_IMAGE: _features("text", texts, sentences, [owner[each[0]] for each in text_examples]),
+        IMAGE_TO_TEXT: _features("image", tiles, images, groups[tiles].tolist()),
+        TEXT_TO_IMAGE: _features("text", texts, sentences, groups[first].tolist()),
     }
     partners = {
         IMAGE_TO_TEXT: _partners(tile_examples, examples.texts_of, texts),

@@ -17,14 +17,18 @@ from clipit.reporting.adapt_page import (
     BEFORE,
     CURVES,
     PROBE,
+    SEED_SCORES,
+    TEXT,
     ZERO_SHOT,
     AdaptContent,
     adapt_chapters,
     adapt_verdict,
+    seed_scores,
 )
 from clipit.reporting.curves import read_curves
 from clipit.reporting.notes import compose_note
 from clipit.reporting.plots import plot_lines, save_plot
+from clipit.reporting.score_plots import plot_seed_scores
 from clipit.reporting.study_report import (
     StudyRow,
     add_provenance,
@@ -32,6 +36,7 @@ from clipit.reporting.study_report import (
     prompt_columns,
     write_study,
 )
+from clipit.reporting.tables import LABELS
 from clipit.studies.adapted_vlms.measure import TileScores
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.workspace.workspace import Workspace
@@ -114,6 +119,9 @@ def write_results(
     verdict = adapt_verdict(content)
     if content.curves:
         save_plot(plot_lines(content.curves, y_label="contrastive loss"), folder / CURVES)
+    if by_seed := seed_scores(content):
+        figure = plot_seed_scores(by_seed, x_label=f"zero-shot {LABELS['balanced_accuracy']}", baseline=BEFORE)
+        save_plot(figure, folder / SEED_SCORES)
     subjects = {
         _subject(model, seed): facts for model, seeds in results.facts.items() for seed, facts in seeds.items()
     }
@@ -166,7 +174,11 @@ def _content(
     }
     held_out = results.held_out
     directions = [s.subject.task for s in results.scores if s.metric.startswith("recall@")]
-    found = "" if held_out is None else f"{results.split} part, {len(held_out)} examples, {len(held_out.texts)} texts"
+    found = ""
+    if held_out is not None:
+        texts = len(set(held_out.texts_of.values.tolist()))
+        images = len(set(held_out.tiles_of.values.tolist()))
+        found = f"{results.split} part, {images:,} images and {texts:,} texts of {len(held_out):,} examples"
     return AdaptContent(
         scores=results.scores,
         contrasts=results.contrasts,
@@ -177,7 +189,7 @@ def _content(
         probe_labels=labels[0] if labels else None,
         training=adaptations,
         examples={arm: _plain(facts) for arm, facts in examples.items() if isinstance(facts, Mapping)},
-        notes=[*_notes(section, results), *problems],
+        notes=[*_notes(section, results, examples), *problems],
         curves=_curves(results.folders),
         facts={
             "VLM": workspace.vlm.name,
@@ -190,7 +202,13 @@ def _content(
     )
 
 
-def _notes(section: AdaptConfig, results: StudyResults) -> Iterator[str]:
+def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, Any]) -> Iterator[str]:
+    alike = (examples.get(TEXT) or {}).get("examples_like_prompts", 0)
+    if alike:
+        yield (
+            f"{alike:,} training examples have a text that equals a class name or a prompt: the adaptation has learnt "
+            "labels, so that zero-shot scores after it measure supervised learning. Compare them with the linear probe."
+        )
     if section.keep == "best" and results.split == "validation":
         yield (
             "Retrieval is measured on the validation part, which also chose the step (adapt.keep: best): these scores "

@@ -1,0 +1,142 @@
+"""The evaluation of adapted VLMs: scores before and after, differences with controls, and the page."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import balanced_accuracy_score
+from tiny_models import WORDS, MakeFile
+
+import clipit
+from clipit.api.adaptation import AdaptationResult
+from clipit.config.file import ConfigFile
+from clipit.config.load import merge, nested, validate_file
+from clipit.errors import ClipitError, ConfigError, DataError
+from clipit.models.vlm_export import adapted_vlm
+from clipit.studies.adapted_vlms import study
+from clipit.studies.features import joint_features
+from clipit.workspace.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+
+def change_vlm(config: Any, section: Any, arm: str, seed: int, workspace: Workspace) -> Path:
+    """Stands in for an adaptation: the weights of the VLM changed a little."""
+    folder: Path = config.output / "adapt" / config.name / f"{arm}-seed{seed}"
+    shutil.copytree(config.vlm.name, folder / "vlm")
+    weights = load_file(folder / "vlm" / "model.safetensors")
+    rng = np.random.default_rng([seed, len(arm)])
+    for name, value in weights.items():
+        if name.endswith("projection.weight"):
+            value += 0.3 * value.std() * value.new_tensor(rng.standard_normal(tuple(value.shape)))
+    save_file(weights, folder / "vlm" / "model.safetensors", metadata={"format": "pt"})
+    record = {"steps": 3, "seconds": 0.5, "examples": {"arm": arm, "examples": 18, "negatives_per_bag": 11.0}}
+    (folder / "training.json").write_text(json.dumps(record))
+    rows = [{"step": step, "loss": 2.0 / (step + 1)} for step in range(4)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def keys(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Changes of the small world: a report for each patient, and another set to forget."""
+    folder = tmp_path_factory.mktemp("adapted")
+    rows = [
+        {"id": f"{split}{n}", "text": f"Section {n} shows {WORDS[n % 30]}. <b>Seen</b> {split}.", "group": f"{split}-{n}"}
+        for split, count in (("train", 18), ("validation", 6), ("test", 12))
+        for n in range(count)
+    ]
+    (folder / "reports.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other = {key: world[key] for key in ("tiles", "prompts")} | {"name": "other"}
+    (folder / "other.yaml").write_text(yaml.safe_dump(other))
+    return {
+        "reports.path": str(folder / "reports.jsonl"), "reports.group_column": "group", "reports.label_column": None,
+        "output": str(folder / "out"), "adapt.seeds": [0, 1], "adapt.batch_size": 8,
+        "adapt.arms": ["text", "shuffled_text"], "probing.at": [1, 5],
+        "adapt.forgetting": {"<other>": {"config": str(folder / "other.yaml")}},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adapted(world: dict[str, Any], keys: dict[str, Any]) -> tuple[ConfigFile, AdaptationResult]:
+    file = validate_file(merge(world, nested(keys)), "test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "adapt", change_vlm)
+        return file, clipit.adapt_vlm(file)
+
+
+def test_scores_are_those_of_the_adapted_vlm(adapted: tuple[ConfigFile, AdaptationResult]) -> None:
+    file, result = adapted
+    rows = result.rows
+    zero_shot = rows[(rows.what == "zero-shot") & (rows.metric == "balanced_accuracy")]
+    assert set(zero_shot.arm) == {"before", "text", "shuffled_text"} and len(zero_shot) == 5
+    row = zero_shot[(zero_shot.arm == "text") & (zero_shot.seed == 1)].iloc[0]
+    config = file.run.model_copy(update={"vlm": adapted_vlm(file.run.vlm, result.folder / "text-seed1")})
+    workspace = Workspace(config)
+    assert row.fingerprint == workspace.vlm.fingerprint != zero_shot[zero_shot.arm == "before"].iloc[0].fingerprint
+    test = joint_features(workspace).split(workspace.all_tiles, "test")
+    classes = np.stack(
+        [
+            workspace.encode([t.replace("{}", n) for t in ("{}.", "an image of {}.") for n in names]).mean(axis=0)
+            for names in (["normal gland"], ["stroma with fibrosis"], ["tumour with atypia"])
+        ]
+    )
+    classes /= np.linalg.norm(classes, axis=1, keepdims=True)
+    assert row.value == pytest.approx(balanced_accuracy_score(test.labels, (test.vectors @ classes.T).argmax(axis=1)))
+    probes = rows[(rows.what == "linear probe") & (rows.metric == "auroc")]
+    assert len(probes) == 6 and set(probes.labels) == {24}, "two seeds of each model; labels of train and validation"
+
+
+def test_differences_are_paired_and_the_tasks_have_their_own_families(
+    adapted: tuple[ConfigFile, AdaptationResult],
+) -> None:
+    table, scores = adapted[1].table, adapted[1].scores
+    line = table.query("task == 'zero-shot' and metric == 'auroc' and model == 'text' and reference == 'shuffled_text'").iloc[0]
+    means = scores.query("task == 'zero-shot' and metric == 'auroc'").set_index("model")["mean"]
+    assert line["difference"] == pytest.approx(means["text"] - means["shuffled_text"])
+    assert line["low"] <= line["difference"] <= line["high"]
+    found = set(zip(table.task, table.model, table.reference_task, table.reference, strict=True))
+    assert ("zero-shot", "text", "linear probe", "before") in found
+    assert ("zero-shot, <other>", "text", "zero-shot, <other>", "before") in found
+    assert ("text to image", "text", "text to image", "shuffled_text") in found
+
+
+def test_the_other_set_is_the_same_here_and_so_are_its_scores(adapted: tuple[ConfigFile, AdaptationResult]) -> None:
+    means = adapted[1].scores.set_index(["task", "model", "metric"])["mean"]
+    for model in ("before", "text"):
+        assert means["zero-shot", model, "auroc"] == means["zero-shot, <other>", model, "auroc"]
+
+
+def test_the_page_escapes_names_and_gives_the_verdict(adapted: tuple[ConfigFile, AdaptationResult]) -> None:
+    result = adapted[1]
+    page, text = result.page.read_text(encoding="utf-8"), result.report.read_text(encoding="utf-8")
+    assert "&lt;other&gt;" in page and "<other>" not in page
+    assert result.verdict.split(":")[0] in text and "shuffled_text" in text
+    assert "negatives_per_bag" in page and "text-seed0" not in result.verdict
+    assert result.vlm("text", 1) == result.folder / "text-seed1" / "vlm"
+    with pytest.raises(DataError, match="text, seed 1"):
+        result.vlm("text", 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapt.forgetting": {"x": {"tiles": "a.yaml"}}}, "expected the key config"),
+        ({"adapt.forgetting": {"x": {"config": "missing.yaml"}}}, "missing.yaml"),
+    ],
+)
+def test_wrong_further_sets_are_refused_before_anything_is_read(
+    configure_file: MakeFile, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        clipit.adapt_vlm(configure_file(changes))
+
+
+def test_cases_need_tiles(world: dict[str, Any]) -> None:
+    with pytest.raises(ClipitError, match="names no tiles"):
+        clipit.adapt_vlm(validate_file(world | {"tiles": {"source": "table", "path": ""}}, "test"))

@@ -14,6 +14,7 @@ from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import key_of, read_yaml
 from clipit.config.run import RunConfig, TilesConfig
+from clipit.doctor.adaptation import check_adaptation
 from clipit.doctor.checks import Check, failed_check
 from clipit.doctor.data import check_kept_size, check_prompts, check_reports, check_tiles, is_unwritten, unwritten_paths
 from clipit.doctor.models import AskHub, check_backbone, check_vlm
@@ -88,6 +89,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
         checks.append(Check("WARN", "keys", message, f"set them in {path.name}, or give {options}"))
     else:
         checks += check_unwritten(plans, comparison.shifted, command_of(path))
+        checks += check_adaptation(config, file.adapt)
     checks += check_index(config)
     checks += check_gpu(config, head_entry(path, "needs"))
     return list(dict.fromkeys(checks))  # two data sets may lack the same file

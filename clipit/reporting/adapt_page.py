@@ -143,6 +143,8 @@ def _probe(content: AdaptContent) -> str:
         return f"It exceeds {probe} {score}."
     if compared.outcome == "worse":
         return f"With labels, use the probe: {probe} is better {score}."
+    if compared.outcome == "undecided":
+        return f"{probe[0].upper()}{probe[1:]} scores {_mean(content.score(PROBE, BEFORE))}."
     return f"No difference is shown to {probe} {score}."
 
 

@@ -117,6 +117,7 @@ PUBLISHED_CLASSES = {
     "digestpath": "benign malignant",
     "pannuke": "benign malignant",
     "glas": "background gland",
+    "glas_grades": "benign malignant",
 }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -113,17 +113,3 @@ def adapt_vlm(config: Config) -> AdaptationResult:
 
     file = as_config(config, needs_tiles=False)
     return AdaptationResult(adapt_study(file.run, file.adapt, file.probing))
-
-
-def write_pairs(config: Config, folder: Path, format: Literal["csv", "webdataset"] = "csv") -> Path:
-    """Write the training and validation examples of a section `adapt` in the formats of open_clip's own trainer.
-
-    Args:
-        config: Configuration with a section `adapt`.
-        folder: Folder to write.
-        format: `csv`, a table of paths and texts beside the images, or `webdataset`, tar shards.
-
-    Returns:
-        The folder.
-    """
-    raise NotImplementedError

@@ -30,7 +30,9 @@ def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
     licence = vlm_licence(config.vlm.name)
     if licence.forbids_derivatives:
         message = f"The licence of {licence.model} ({licence.licence}) forbids derivatives: only an adapter is written."
-        checks.append(Check("WARN", _SUBJECT, message, "use it with vlm.adapter, and do not share it without permission"))
+        checks.append(
+            Check("WARN", _SUBJECT, message, "use it with vlm.adapter, and do not share it without permission")
+        )
     return checks or [Check("PASS", _SUBJECT, f"{section.data}, arms {', '.join(section.arms)}")]
 
 

@@ -25,23 +25,23 @@ CURVES, SEED_SCORES = "training.png", "zero_shot.png"
 _MAIN = "balanced_accuracy"
 _CONTROLS = {"shuffled_text": "with the texts of others", "images": "with images alone"}
 _HOW = (
-    "Scores are means over seeds (± standard deviation), on test tiles whose groups no adaptation has seen. In brackets: "
-    "95 % percentile bootstrap of the mean over groups, where known. Zero-shot classification uses no label. The linear "
-    "probe is fitted on the image embeddings with the labels of tiles.labels. Differences are paired by tile, group and "
-    "seed. A model is better or worse than its reference if both intervals of the difference, over groups and over "
-    "seeds, lie on the same side of 0. p: paired t-test over seeds, Holm-corrected over the differences of the same "
-    "task and metric."
+    "Scores are means over seeds (± standard deviation), on test tiles whose groups no adaptation has seen. In "
+    "brackets: 95 % percentile bootstrap of the mean over groups, where known. Zero-shot classification uses no label. "
+    "The linear probe is fitted on the image embeddings with the labels of tiles.labels. Differences are paired by "
+    "tile, group and seed. A model is better or worse than its reference if both intervals of the difference, over "
+    "groups and over seeds, lie on the same side of 0. p: paired t-test over seeds, Holm-corrected over the "
+    "differences of the same task and metric."
 )
 _CONTROLS_TEXT = (
-    "The text has taught the VLM something only if the arm text is better than both controls: with the texts of others, "
-    "the VLM sees the same images, texts and number of steps, and with images alone, it learns from the same images. A "
-    "gain that a control shows as well comes from the images, or from texts in general."
+    "The text has taught the VLM something only if the arm text is better than both controls: with the texts of "
+    "others, the VLM sees the same images, texts and number of steps, and with images alone, it learns from the same "
+    "images. A gain that a control shows as well comes from the images, or from texts in general."
 )
 _RETRIEVAL = (
     "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; in "
-    "brackets how many times the score of k random items (fold over random). Partners of an image are the texts of its example (its caption, or all snippets of "
-    "its patient's reports). Intervals are over the groups of the queries; the gallery stays the same. Scores depend on "
-    "the size of the gallery and cannot be compared between data sets."
+    "brackets how many times the score of k random items (fold over random). Partners of an image are the texts of its "
+    "example (its caption, or all snippets of its patient's reports). Intervals are over the groups of the queries; "
+    "the gallery stays the same. Scores depend on the size of the gallery and cannot be compared between data sets."
 )
 _FORGETTING = (
     "Zero-shot classification of sets that the VLM was not adapted to. Worse scores are the price of the adaptation."
@@ -124,8 +124,8 @@ def _gain(content: AdaptContent, gain: Contrast) -> str:
     others = [words for words, contrast in controls.items() if contrast is not None and contrast.outcome != "better"]
     if others:
         return (
-            f"Better than before, but also without text of its own: {name} rose {change}, which is not shown to be more "
-            f"than {' or '.join(others)}."
+            f"Better than before, but also without text of its own: {name} rose {change}, which is not shown to be "
+            f"more than {' or '.join(others)}."
         )
     if len(beaten) == len(_CONTROLS):
         return f"The text taught it: {name} rose {change}, and more than {' and '.join(beaten)}."
@@ -290,7 +290,7 @@ def _shown(value: object) -> object:
 
 
 def _folded(score: SubjectScore) -> str:
-    fold = "" if score.mean is None or not score.random else f" ({score.mean / score.random:.1f} ×)"
+    fold = "" if score.mean is None or not score.random else f" ({score.mean / score.random:.1f} x)"
     return number(score.mean) + fold
 
 
@@ -300,7 +300,11 @@ def _cell(score: SubjectScore) -> str:
     values = [value for value in score.seeds.values() if value is not None]
     mean = sum(values) / len(values)
     spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else 0.0
-    parts = [number(score.mean), f"± {number(spread)}" if spread else "", interval(score.interval.low, score.interval.high)]
+    parts = [
+        number(score.mean),
+        f"± {number(spread)}" if spread else "",
+        interval(score.interval.low, score.interval.high),
+    ]
     return " ".join(part for part in parts if part)
 
 

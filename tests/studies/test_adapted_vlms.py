@@ -47,7 +47,11 @@ def keys(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dic
     """Changes of the small world: a report for each patient, and another set to forget."""
     folder = tmp_path_factory.mktemp("adapted")
     rows = [
-        {"id": f"{split}{n}", "text": f"Section {n} shows {WORDS[n % 30]}. <b>Seen</b> {split}.", "group": f"{split}-{n}"}
+        {
+            "id": f"{split}{n}",
+            "text": f"Section {n} shows {WORDS[n % 30]}. <b>Seen</b> {split}.",
+            "group": f"{split}-{n}",
+        }
         for split, count in (("train", 18), ("validation", 6), ("test", 12))
         for n in range(count)
     ]
@@ -96,7 +100,9 @@ def test_differences_are_paired_and_the_tasks_have_their_own_families(
     adapted: tuple[ConfigFile, AdaptationResult],
 ) -> None:
     table, scores = adapted[1].table, adapted[1].scores
-    line = table.query("task == 'zero-shot' and metric == 'auroc' and model == 'text' and reference == 'shuffled_text'").iloc[0]
+    line = table.query(
+        "task == 'zero-shot' and metric == 'auroc' and model == 'text' and reference == 'shuffled_text'"
+    ).iloc[0]
     means = scores.query("task == 'zero-shot' and metric == 'auroc'").set_index("model")["mean"]
     assert line["difference"] == pytest.approx(means["text"] - means["shuffled_text"])
     assert line["low"] <= line["difference"] <= line["high"]

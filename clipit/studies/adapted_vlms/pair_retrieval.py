@@ -24,8 +24,8 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
 
     Recall@k is the share of queries with a true partner among the k nearest items. An image's partners are all texts of
     its example (its caption, or the snippets of its patient's reports), a text's partners all images of the examples
-    that have it; a text belongs to the group of the first of them. k that cover the whole gallery are left out. The expectation at random is that of k items drawn without
-    replacement.
+    that have it; a text belongs to the group of the first of them. k that cover the whole gallery are left out. The
+    expectation at random is that of k items drawn without replacement.
 
     Args:
         workspace: Workspace with the VLM.
@@ -56,7 +56,9 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
     return {task: recall(queries[task], galleries[task], partners[task], at) for task in queries}
 
 
-def recall(queries: Features, gallery: Features, partners: Sequence[Int64[np.ndarray, "_"]], at: Sequence[int]) -> Measured:
+def recall(
+    queries: Features, gallery: Features, partners: Sequence[Int64[np.ndarray, "_"]], at: Sequence[int]
+) -> Measured:
     """Compute recall@k of each query: whether a true partner is among the k nearest items of the gallery.
 
     Args:
@@ -72,7 +74,7 @@ def recall(queries: Features, gallery: Features, partners: Sequence[Int64[np.nda
     return query_scores(
         queries.ids,
         queries.groups,
-        {f"recall@{k}": hits[:, :k].any(axis=1).astype(np.float64) for k in at},
+        {f"recall@{k}": hits[:, :k].max(axis=1).astype(np.float64) for k in at},
         {f"recall@{k}": float(_chance(counts, len(gallery), k).mean()) for k in at},
     )
 

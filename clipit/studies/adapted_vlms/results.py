@@ -122,9 +122,7 @@ def write_results(
     if by_seed := seed_scores(content):
         figure = plot_seed_scores(by_seed, x_label=f"zero-shot {LABELS['balanced_accuracy']}", baseline=BEFORE)
         save_plot(figure, folder / SEED_SCORES)
-    subjects = {
-        _subject(model, seed): facts for model, seeds in results.facts.items() for seed, facts in seeds.items()
-    }
+    subjects = {_subject(model, seed): facts for model, seeds in results.facts.items() for seed, facts in seeds.items()}
     study: dict[str, object] = {"split": "test", "seed": config.seed}
     if names_tiles(config):
         tiles = workspace.all_tiles
@@ -273,7 +271,7 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, object]:
 
 def _curves(folders: Mapping[str, Mapping[int, Path]]) -> dict[str, tuple[list[int], list[float]]]:
     """Read the training and validation losses of each arm's first seed."""
-    curves = {}
+    curves: dict[str, tuple[list[int], list[float]]] = {}
     for arm, seeds in folders.items():
         try:
             logged = read_curves(next(iter(seeds.values())) / "metrics.jsonl")

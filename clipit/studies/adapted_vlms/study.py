@@ -120,7 +120,7 @@ def _held_out(config: RunConfig, section: AdaptConfig, workspace: Workspace) -> 
     """Return the examples between which texts and images are retrieved: of the test part, else of validation."""
     for split in ("test", "validation"):
         try:
-            return make_examples(config, section, TEXT, section.seeds[0], split, workspace), split
+            return make_examples(config, section, "text", section.seeds[0], split, workspace), split
         except DataError as error:
             logger.info(f"note: no retrieval on {split} examples: {str(error).splitlines()[0]}")
     return None, ""

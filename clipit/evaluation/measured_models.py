@@ -64,7 +64,7 @@ class SubjectScore:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class ModelDifference:
     """Difference between two models on the same items, paired by item and seed.
 
     Attributes:
@@ -116,7 +116,7 @@ def compare_models(
     contrasts: Sequence[tuple[Subject, Subject]],
     resamples: int,
     seed: int = 0,
-) -> tuple[list[SubjectScore], list[Contrast]]:
+) -> tuple[list[SubjectScore], list[ModelDifference]]:
     """Compute the scores of models on the same items, and differences between them, with intervals and p-values.
 
     All scores and differences are computed on the same resamples of groups. A model with one result, such as the VLM
@@ -207,14 +207,14 @@ def _contrast(
     reference: SubjectScore,
     whole: Mapping[str, Float[np.ndarray, " r"]],
     intervals: Mapping[str, Interval],
-) -> Contrast:
+) -> ModelDifference:
     name = _difference_name(score.subject, reference.subject, score.metric)
     pairs = {seed: (value, reference.seeds[seed]) for seed, value in score.seeds.items()}
     differences = {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
     if len(differences) < len(pairs):
         differences = {}
     p = paired_t_test([*differences.values()]) if differences else Significance(None, "a score is undefined")
-    return Contrast(
+    return ModelDifference(
         subject=score.subject,
         reference=reference.subject,
         metric=score.metric,
@@ -227,7 +227,7 @@ def _contrast(
     )
 
 
-def _correct(contrasts: Sequence[Contrast]) -> list[Contrast]:
+def _correct(contrasts: Sequence[ModelDifference]) -> list[ModelDifference]:
     """Apply Holm's correction to the contrasts of each task and metric."""
     corrected: dict[int, Significance] = {}
     for family in dict.fromkeys((each.subject.task, each.metric) for each in contrasts):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clipit.evaluation.measured_models import Contrast, Subject, SubjectScore
+from clipit.evaluation.measured_models import ModelDifference, Subject, SubjectScore
 from clipit.reporting.curves import Series
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.study_report import Chapter, Plot
@@ -68,7 +68,7 @@ class AdaptContent:
     """
 
     scores: Sequence[SubjectScore]
-    contrasts: Sequence[Contrast]
+    contrasts: Sequence[ModelDifference]
     forgetting: Sequence[str] = ()
     directions: Sequence[str] = ()
     class_match: Mapping[tuple[str, str, int], Mapping[str, tuple[float | None, float | None]]] = field(
@@ -87,7 +87,7 @@ class AdaptContent:
         found = (each for each in self.scores if each.subject == Subject(task, model) and each.metric == metric)
         return next(found, None)
 
-    def contrast(self, subject: Subject, reference: Subject, metric: str = _MAIN) -> Contrast | None:
+    def contrast(self, subject: Subject, reference: Subject, metric: str = _MAIN) -> ModelDifference | None:
         """Return the difference between two models; None if it was not computed."""
         keys = (subject, reference, metric)
         found = (each for each in self.contrasts if (each.subject, each.reference, each.metric) == keys)
@@ -107,7 +107,7 @@ def adapt_verdict(content: AdaptContent) -> str:
     return " ".join(part for part in (_gain(content, gain), _probe(content), _forgotten(content)) if part)
 
 
-def _gain(content: AdaptContent, gain: Contrast) -> str:
+def _gain(content: AdaptContent, gain: ModelDifference) -> str:
     before, after = (content.score(ZERO_SHOT, model) for model in (BEFORE, TEXT))
     change = f"from {_mean(before)} to {_mean(after)} ({_difference(gain)})"
     name = f"zero-shot {LABELS[_MAIN]}"
@@ -231,13 +231,13 @@ def _difference_tables(content: AdaptContent, tasks: Sequence[str]) -> list[Tabl
     return tables + ([Rows(header, rest, f"Differences of {_listed(chosen)}", "adapt.json: contrasts")] if rest else [])
 
 
-def _listed(contrasts: Sequence[Contrast]) -> str:
+def _listed(contrasts: Sequence[ModelDifference]) -> str:
     metrics = dict.fromkeys(LABELS.get(each.metric, each.metric) for each in contrasts if each.metric != _MAIN)
     tasks = dict.fromkeys(each.subject.task for each in contrasts if each.metric != _MAIN)
     return f"{', '.join(metrics)} ({', '.join(tasks)})"
 
 
-def _difference_row(contrast: Contrast) -> list[object]:
+def _difference_row(contrast: ModelDifference) -> list[object]:
     same = contrast.subject.task == contrast.reference.task
     reference = contrast.reference.model if same else f"{contrast.reference.task}, {contrast.reference.model}"
     groups, seeds, p = contrast.over_groups, contrast.over_seeds, contrast.p_holm
@@ -312,6 +312,6 @@ def _mean(score: SubjectScore | None) -> str:
     return number(None if score is None else score.mean)
 
 
-def _difference(contrast: Contrast) -> str:
+def _difference(contrast: ModelDifference) -> str:
     low, high = contrast.over_groups.low, contrast.over_groups.high
     return difference(contrast.mean, None if low is None or high is None else (low, high))

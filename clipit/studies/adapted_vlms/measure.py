@@ -27,7 +27,7 @@ METRICS = ("balanced_accuracy", "weighted_f1", "auroc")
 
 
 @dataclass(frozen=True)
-class TileScores:
+class TileResults:
     """Results of one VLM on the test tiles.
 
     Attributes:
@@ -47,7 +47,7 @@ class TileScores:
 
 def measure_tiles(
     config: RunConfig, probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures, seeds: tuple[int, ...]
-) -> TileScores:
+) -> TileResults:
     """Measure the VLM of a workspace on its test tiles; called by all processes, of which the main one gets the probes.
 
     Args:
@@ -60,7 +60,7 @@ def measure_tiles(
     zero_shot = measure_zero_shot(workspace, joint)
     retrieval = text_retrieval(probing, workspace, joint)
     if not get_processes().main:
-        return TileScores(zero_shot, {}, retrieval)
+        return TileResults(zero_shot, {}, retrieval)
     probes: dict[int, Measured] = {}
     labels: dict[int, int] = {}
     problems: list[str] = []
@@ -75,7 +75,7 @@ def measure_tiles(
             probes = {}
             break
         labels[seed] = len(train) + len(validation)
-    return TileScores(zero_shot, probes, retrieval, labels, problems)
+    return TileResults(zero_shot, probes, retrieval, labels, problems)
 
 
 def measure_zero_shot(workspace: Workspace, joint: FrozenFeatures) -> Measured | None:

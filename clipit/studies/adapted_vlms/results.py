@@ -12,7 +12,7 @@ from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import DataError
-from clipit.evaluation.measured_models import Contrast, SubjectScore
+from clipit.evaluation.measured_models import ModelDifference, SubjectScore
 from clipit.reporting.adapt_page import (
     BEFORE,
     CURVES,
@@ -37,7 +37,7 @@ from clipit.reporting.study_report import (
     write_study,
 )
 from clipit.reporting.tables import LABELS
-from clipit.studies.adapted_vlms.measure import TileScores
+from clipit.studies.adapted_vlms.measure import TileResults
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.workspace.workspace import Workspace
 
@@ -60,9 +60,9 @@ class StudyResults:
     """
 
     scores: Sequence[SubjectScore]
-    contrasts: Sequence[Contrast]
+    contrasts: Sequence[ModelDifference]
     facts: Mapping[str, Mapping[int, dict[str, Any]]]
-    tiles: Mapping[str, Mapping[int, TileScores]]
+    tiles: Mapping[str, Mapping[int, TileResults]]
     folders: Mapping[str, Mapping[int, Path]]
     forgetting: tuple[str, ...]
     held_out: BagExamples | None
@@ -299,7 +299,7 @@ def _flat_score(score: SubjectScore) -> dict[str, Any]:
     }
 
 
-def _flat_contrast(contrast: Contrast) -> dict[str, Any]:
+def _flat_contrast(contrast: ModelDifference) -> dict[str, Any]:
     groups, seeds = contrast.over_groups, contrast.over_seeds
     return {
         "task": contrast.subject.task,

@@ -12,12 +12,12 @@ from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError
-from clipit.evaluation.measured_models import Contrast, Measured, Subject, SubjectScore, compare_models
+from clipit.evaluation.measured_models import Measured, ModelDifference, Subject, SubjectScore, compare_models
 from clipit.models.vlm_export import adapted_vlm
 from clipit.reporting.adapt_page import BEFORE, PROBE, TEXT, ZERO_SHOT, forgetting_task
 from clipit.runs.feature_stores import vlm_facts
 from clipit.studies.adapted_vlms.further_sets import read_further_sets
-from clipit.studies.adapted_vlms.measure import TileScores, measure_tiles, measure_zero_shot
+from clipit.studies.adapted_vlms.measure import TileResults, measure_tiles, measure_zero_shot
 from clipit.studies.adapted_vlms.pair_retrieval import measure_pairs
 from clipit.studies.adapted_vlms.results import StudyResults, write_results
 from clipit.studies.features import joint_features
@@ -45,7 +45,7 @@ class _Model:
     """
 
     facts: dict[str, Any]
-    tiles: TileScores
+    tiles: TileResults
     pairs: Mapping[str, Measured]
     further: Mapping[str, Measured] = field(default_factory=dict)
 
@@ -135,7 +135,7 @@ def _measure(
     further: Mapping[str, RunConfig],
 ) -> _Model:
     """Measure the VLM of a workspace; called by all processes."""
-    tiles = TileScores(None, {}, [])
+    tiles = TileResults(None, {}, [])
     if names_tiles(config):
         tiles = measure_tiles(config, probing, workspace, joint_features(workspace), section.seeds)
     pairs = {} if held_out is None else measure_pairs(workspace, held_out, probing.at)
@@ -150,10 +150,10 @@ def _measure(
 
 def _compare(
     config: RunConfig, section: AdaptConfig, models: Mapping[str, Mapping[int, _Model]]
-) -> tuple[list[SubjectScore], list[Contrast]]:
+) -> tuple[list[SubjectScore], list[ModelDifference]]:
     """Compare the models on each set of items."""
     scores: list[SubjectScore] = []
-    contrasts: list[Contrast] = []
+    contrasts: list[ModelDifference] = []
     for measured in _families(models):
         tasks = list(dict.fromkeys(subject.task for subject in measured))
         pairs = [pair for task in tasks for pair in _pairs(task, section.arms)]

@@ -100,7 +100,7 @@ def _front_matter(licence: ModelLicence) -> str:
 
 
 def _data(facts: AdaptationFacts) -> str:
-    counts = {name: value for name, value in facts.counts.items() if _is_count(value)}
+    counts = {name: value for name, value in facts.counts.items() if _is_count(value) and value}
     lines = [f"- Kind: {_DATA.get(facts.data, plain_text(facts.data))}"]
     return "\n".join([*lines, *(f"- {plain_text(_words(name))}: {value:,}" for name, value in counts.items())])
 

@@ -1,7 +1,7 @@
 """Adapt a VLM: from examples to an adapter and a merged model, resumable, in one folder per arm and seed."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from clipit.models.loading import public_name
 from clipit.models.precision import tf32_products
 from clipit.models.vlm import VLM, load_vlm
 from clipit.models.vlm_export import ADAPTER, check_adaptable, export_vlm
+from clipit.reporting.vlm_card import AdaptationFacts, vlm_card
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.runs.folder import RUN_FINGERPRINT, check_fingerprint, claim_folder, delete_temporary_files
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, load_weights
@@ -148,7 +149,9 @@ def _train_and_export(
         progress = _train(section, arm, seed, workspace, vlm, adapted, examples, validation, folder)
     if processes.main:
         scale = float(adapted.logit_scale.detach().exp())
-        exported = export_vlm(vlm, config.vlm, adapted, folder)
+        counts = {"step": progress.best_step or progress.step, "weights": trained, "logit_scale": scale}
+        card = vlm_card(vlm, _card_facts(section, arm, seed, examples.summary, counts))
+        exported = export_vlm(vlm, config.vlm, adapted, folder, card)
         facts: dict[str, Any] = {
             "arm": arm,
             "seed": seed,
@@ -168,6 +171,27 @@ def _train_and_export(
             RUN_FINGERPRINT: fingerprint.value,
         }
         write_record(folder / TRAINING, facts)
+
+
+def _card_facts(
+    section: AdaptConfig, arm: AdaptArm, seed: int, summary: Mapping[str, Any], trained: Mapping[str, Any]
+) -> AdaptationFacts:
+    return AdaptationFacts(
+        arm=arm,
+        seed=seed,
+        data=section.data,
+        tuning=section.tuning,
+        towers=section.towers,
+        weights=trained["weights"],
+        settings={
+            "steps": trained["step"],
+            "bags_per_step": section.batch_size,
+            "peak_learning_rate": section.learning_rate,
+            **({"rank": section.lora.rank} if section.tuning == "lora" else {}),
+        },
+        counts=summary,
+        logit_scale=trained["logit_scale"],
+    )
 
 
 def _train(

@@ -14,6 +14,7 @@ from clipit.errors import DataError, shortlist
 
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
+_INVISIBLE = "\ufeff\u200b"  # byte order mark (of a file that was appended to another one), zero-width space
 _HUB = "hf:"  # prefix of ids on the Hugging Face hub
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
 _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN"})  # often unreadable
@@ -96,7 +97,7 @@ def is_unicode(text: str) -> bool:
 
 
 def cell_text(value: Any) -> str:
-    """Convert a cell of a table to text without surrounding spaces; null and NaN become "".
+    """Convert a cell of a table to text without surrounding spaces and byte order marks; null and NaN become "".
 
     Raises:
         ValueError: The cell contains a list, a line break, a null character, or characters that are not valid Unicode;
@@ -111,7 +112,7 @@ def cell_text(value: Any) -> str:
             value = value.decode()
         except UnicodeDecodeError:
             raise ValueError("bytes that are not UTF-8") from None
-    text = str(value).strip()
+    text = str(value).strip().strip(_INVISIBLE).strip()
     if "\n" in text or "\r" in text:
         raise ValueError(f"a line break ({shortlist([text[:60]])})")
     if "\0" in text:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clipit.data_files import delimiter_hint, list_files, load_huggingface, neighbours
+from clipit.data_files import cell_text, delimiter_hint, list_files, load_huggingface, neighbours
 from clipit.errors import DataError
 
 
@@ -13,6 +13,15 @@ def _write(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x")
     return path
+
+
+def test_byte_order_marks_are_no_part_of_a_cell() -> None:
+    assert [cell_text(cell) for cell in ("\ufeffgland", " gland\u200b ", "\ufeff", "\u200bgl\u00e4nd")] == [
+        "gland",
+        "gland",
+        "",
+        "gl\u00e4nd",
+    ]
 
 
 def test_follows_links_and_enters_each_folder_once(tmp_path: Path) -> None:

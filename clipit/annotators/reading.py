@@ -10,7 +10,15 @@ import numpy as np
 from clipit.annotators.votes import ANONYMOUS, Votes
 from clipit.config.data import MOST_VOTES
 from clipit.config.run import AnnotationsConfig
-from clipit.data_files import CsvTable, cell_text, check_column_names, delimiter_hint, neighbours, read_csv
+from clipit.data_files import (
+    MISSING_VALUES,
+    CsvTable,
+    cell_text,
+    check_column_names,
+    delimiter_hint,
+    neighbours,
+    read_csv,
+)
 from clipit.errors import DataError, shortlist
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -62,7 +70,7 @@ def read_annotations(config: AnnotationsConfig, class_map: Mapping[str, str]) ->
         table = read_csv(path, _DELIMITERS[path.suffix.lower()])
     except UnicodeDecodeError as error:
         raise DataError("not UTF-8 text", where=path, fix="save the table as UTF-8") from error
-    rows = _read_counts(table, config, path) if config.counts else _read_named(table, config, path)
+    rows = _read_counts(table, config, path) if config.counts else _read_named(table, config, path, class_map)
     return _map_labels(rows, class_map) if class_map else rows
 
 
@@ -156,7 +164,9 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
     return columns
 
 
-def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path) -> AnnotationTable:
+def _read_named(
+    table: CsvTable, config: AnnotationsConfig, path: Path, class_map: Mapping[str, str]
+) -> AnnotationTable:
     """Read one row per tile and annotator; rows without a label, and repeated ones, are left out and counted."""
     names = {ours: config.columns.get(ours, ours) for ours in ("tile", "annotator", "label")}
     columns = read_named_columns(
@@ -167,6 +177,17 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path) -> Annot
         for row in range(len(table.rows))
         if not columns["tile"][row] or not columns["annotator"][row]
     ]
+    missing = [
+        f"line {line} ({label})"
+        for line, label in zip(table.lines, columns["label"], strict=True)
+        if label in MISSING_VALUES and label not in class_map
+    ]
+    if missing:
+        raise DataError(
+            f"{len(missing)} labels mark a missing value in many programs: {shortlist(missing)}",
+            where=path,
+            fix="leave these cells empty, or name the label in tiles.class_map if it is a class",
+        )
     seen: dict[tuple[str, str], str] = {}
     double: dict[tuple[str, str], set[str]] = {}
     empty = repeated = 0

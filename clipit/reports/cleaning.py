@@ -1,14 +1,25 @@
 """Remove OCR and layout noise from a report while keeping every letter and digit."""
 
+import html
 import re
 import unicodedata
 from itertools import pairwise
+
+from clipit.reports.headings import STRONG, WEAK
 
 LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"  # quotes
 _BULLETS = "\u2022\u00b7\u25cf\u25aa\u25a0\u2023\uf0b7\uf0a7"
 _SYMBOLS = str.maketrans(dict.fromkeys(_DASHES, "-") | dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"'))
+
+_INLINE_TAG = r"(?:a|b|big|center|em|font|i|s|small|span|strong|sub|sup|td|th|u)"
+_BLOCK_TAG = r"(?:body|br|div|h[1-6]|head|hr|html|li|meta|ol|p|pre|table|tbody|thead|title|tr|ul)"
+_IN_TAG = r"(?:\s+[a-z-]{1,30}\s*=\s*(?:\"[^\"<>]{0,500}\"|'[^'<>]{0,500}'|[\w#.%-]{1,100})){0,20}\s*/?>"
+_INLINE = re.compile(rf"</?{_INLINE_TAG}{_IN_TAG}", re.I)
+_BLOCK = re.compile(rf"</?{_BLOCK_TAG}{_IN_TAG}", re.I)
+_CELL = re.compile(rf"</t[dh]{_IN_TAG}", re.I)
+_ENTITY = re.compile(r"&(?:[a-z]{2,8}\d?|#\d{1,6}|#x[0-9a-f]{1,5});", re.I)
 
 _FULL_LINE = 60  # characters; a shorter line without a full stop probably ends on purpose
 _OPEN_ENDED = re.compile(
@@ -17,6 +28,17 @@ _OPEN_ENDED = re.compile(
 _OPEN_NUMBER = re.compile(r"\d\.?$")  # "0.1 / cm in the region", "9. / 5 cm"
 _REST_OF_NUMBER = re.compile(r"(?i:(?:[cm]m|em|gm?|grams?)\b)|\d+\s*(?i:[cm]m|em|x|gm?|grams?)\b")
 _NEW_ITEM = re.compile(r"(?:[-*]|\(?(?:[A-Z]|\d{1,2})[.):]\s|[A-Z][A-Za-z /-]{2,40}:)")
+_MARKER = re.compile(r"p\d\d\b")  # "p53": a line of a table may begin with it
+
+_FOUND = r"(?:identified|seen|present|detected|found|observed|noted|demonstrated)"
+_NEGATED_LEAD = re.compile(
+    rf"(?i)(?:\b(?:no\s+(?:evidence|signs?|features)\s+(?:of|for)|negative\s+for|free\s+(?:of|from)|absence\s+of|"
+    rf"without|(?:is|are|was|were|shows?|has|have|with)\s+no|not\s+{_FOUND}|(?:is|are|was|were)\s+absent)|^absent)\s?:$"
+)
+"""Negation of a list in the following lines: "Negative for:"."""
+_LISTED = re.compile(r"[-*]\s*|\(?(\d{1,2}|[a-h])[.)]\s+")
+_NEGATIVE_VALUE = re.compile(rf"(?i)(?:not\s+{_FOUND}|negative|absent|uninvolved)\.?$")
+"""Line that negates the label in the line before it."""
 
 # Prefixes and endings that OCR separates from their word: "tumor -free", "non -polyposis".
 _PREFIX = (
@@ -77,20 +99,54 @@ def _continues(line: str, following: str) -> bool:
     """Return whether the sentence continues on the following line, so that the line end is only a wrap."""
     if _OPEN_ENDED.search(line) or (_OPEN_NUMBER.search(line) and _REST_OF_NUMBER.match(following)):
         return True
-    if line[-1] in ".:;?!" or _NEW_ITEM.match(following):
+    if line[-1] in ".:;?!" or _NEW_ITEM.match(following) or (len(line) < _FULL_LINE and _MARKER.match(following)):
         return False
     return following[0].islower() or len(line) >= _FULL_LINE
 
 
 def _unwrap(text: str) -> str:
-    """Join the wrapped lines of a sentence; keep line ends between items."""
+    """Join the wrapped lines of a sentence, and negations with what they negate; keep line ends between items."""
     lines = [line for line in (" ".join(line.split()) for line in text.split("\n")) if line]
     if not lines:
         return ""
     out = [lines[0]]
+    listed = 0  # items of a negated list so far
+    negated = _NEGATED_LEAD.search(lines[0]) is not None
     for last, line in pairwise(lines):
-        out.append((" " if _continues(last, line) else "\n") + line)
+        item = _LISTED.match(line) if negated else None
+        if item:
+            mark = f"({item.group(1)}) " if item.group(1) else ""
+            if listed:
+                out[-1] = out[-1].rstrip(".;,")
+            out.append(f"{', ' if listed else ' '}{mark}{line[item.end() :]}")
+            listed += 1
+            continue
+        if negated and not listed and not _NEW_ITEM.match(line):
+            join = " "
+        elif _negates(line, last):
+            join = " " if last.endswith(":") else ": "
+        else:
+            join = " " if _continues(last, line) else "\n"
+        out.append(join + line)
+        negated, listed = _NEGATED_LEAD.search(line) is not None, 0
     return "".join(out)
+
+
+def _negates(line: str, label: str) -> bool:
+    """Return whether a line is only the negative value of the label in the line before it."""
+    if _NEGATIVE_VALUE.match(line) is None or label[-1] in ".;?!" or _NEGATIVE_VALUE.match(label):
+        return False
+    if label[-1] != ":" and not (label[0].isupper() and " " in label):
+        return False
+    heading = STRONG.match(label) or WEAK.match(label)
+    return heading is None or heading.end() < len(label)
+
+
+def _without_markup(text: str) -> str:
+    """Replace the tags and entities of HTML; text in angle brackets that is no tag stays."""
+    if "<" in text:
+        text = _BLOCK.sub("\n", _INLINE.sub("", _CELL.sub(" ", text)))
+    return _ENTITY.sub(lambda match: html.unescape(match.group()), text) if "&" in text else text
 
 
 def trim(text: str) -> str:
@@ -100,12 +156,13 @@ def trim(text: str) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Remove OCR and layout noise: invisible characters, drawn lines, repeated punctuation, loose hyphens, wraps.
+    """Remove OCR and layout noise: invisible characters, drawn lines, repeated punctuation, loose hyphens, wraps, HTML.
 
-    All letters and digits are kept in their order (ligatures such as "ﬁ" are expanded). Line ends between items stay
-    as one newline; those within a sentence become spaces.
+    All letters and digits are kept in their order, except those of HTML tags (ligatures such as "ﬁ" are expanded). Line
+    ends between items stay as one newline; those within a sentence become spaces. A list after "Negative for:" stays in
+    the sentence of its negation, and "Not identified" on a line of its own in that of its label.
     """
-    text = _join_words(_characters(text))
+    text = _join_words(_characters(_without_markup(text)))
     for pattern, replacement in _STEPS:
         text = pattern.sub(replacement, text)
     text = _LOOSE_HYPHEN.sub(lambda match: f"{match.group(1) or ''}-", text)

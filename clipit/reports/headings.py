@@ -42,11 +42,11 @@ _WEAK: dict[str, str] = {
     "clinical": r"history|indications?|clinical|remarks",
     "gross": r"gross|macroscop(?:y|ic)",
     "microscopic": r"microscop(?:y|ic)",
-    "diagnosis": r"diagnos[ie]s(?:\s+diagnoses)?|impression|interpretation",
+    "diagnosis": r"diagnos[ie]s(?:\s+diagnoses)?|impression|interpretation|conclusions?",
     "comment": r"(?:diagnostic\s+|pathologist(?:'?s)?\s+|additional\s+)?comments?|notes?|remark",
     "specimen": r"specimens?(?:\(s\))?|materials?|procedures?",
     "ancillary": r"immunohistochem\w+",
-    "addendum": r"addend(?:um|a)",
+    "addendum": r"addend(?:um|a)(?:\s*(?:no\.?\s*|#\s*)?\d{1,2})?(?:\s*\([^()\n]{1,30}\))?",
     "stage": r"(?:p?tnm\s+)?stag(?:e|ing)|p?tnm",
     "administrative": r"pa\w{1,2}ent|gender|age|dob|mrn|accession|pesel|date|redacted|disclaimer|"
     r"examina\w{1,6}(?:\s+no\.)?",
@@ -55,10 +55,10 @@ _WEAK: dict[str, str] = {
 _FIELD = (
     r"(?:(?:specimen|tumou?r|polyp)\s+(?:type|site|size|features|extent|extension|location|configuration|focality|"
     r"integrity|length|dimensions?|budding|grade|deposits)|histolog(?:ic|ical)\s+(?:type|grade|pattern)|histology|grade|"
-    r"(?:(?:lympho-?\s?vascular|lymph-?vascular|angiolymphatic|perineural|vascular|venous|lymphatic|large\s+venous|"
+    r"(?:(?:lympho-?\s?vascular|lymph-?\s?vascular|angiolymphatic|perineural|vascular|venous|lymphatic|large\s+venous|"
     r"small\s+vessel|capsular|seminal\s+vesicle)\s+invasion)|(?:depth|extent)\s+of\s+invasion|"
     r"(?:(?:surgical|proximal|distal|radial|mesenteric|circumferential|deep|lateral|peripheral|resection)\s+){0,8}margins?"
-    r"(?:\s+status)?|(?:regional\s+|attached\s+)?lymph\s+nodes?|distance\s+(?:to|from|of)\s+(?:[a-z]+\s+){1,5}margins?|level\s+of\s+penetration|"
+    r"(?:\s+status)?|(?:number\s+of\s+)?(?:regional\s+|attached\s+)?lymph\s+nodes?|distance\s+(?:to|from|of)\s+(?:[a-z]+\s+){1,5}margins?|level\s+of\s+penetration|"
     r"increased\s+tumou?r\s+infiltrating\s+lymphocytes|distant\s+metastas[ie]s|primary\s+tumou?r|"
     r"(?:additional|other)\s+(?:pathologic(?:al)?\s+)?findings|treatment\s+effect|host\s+response|growth\s+pattern|"
     r"evidence\s+of\s+[a-z-]+\s+treatment|(?:extraprostatic|microscopic\s+tumou?r|local)\s+extension|"

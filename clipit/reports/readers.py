@@ -26,6 +26,8 @@ _FORMAT_OF_SUFFIX = {
 }  # fmt: skip
 _TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # files of Hugging Face data sets
 _SHOWN_PROBLEMS = 5
+_DOCUMENTS = {"{\\rtf": "Rich Text Format (RTF)", "%PDF-": "a PDF file"}
+"""First characters of documents that are not plain text."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
     """Assign ids and drop empty reports; returns the reports and the number of empty ones.
 
     Raises:
-        DataError: Two reports have the same id.
+        DataError: Two reports have the same id, or one is a document of another program.
     """
     reports: list[Report] = []
     locations: dict[str, str] = {}
@@ -183,6 +185,11 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
             empty += 1
             problems.append(f"{raw.where}: empty report")
             continue
+        kind = next((kind for start, kind in _DOCUMENTS.items() if raw.text.lstrip().startswith(start)), None)
+        if kind is not None:
+            raise DataError(
+                f"this report is {kind}, not plain text", where=raw.where, fix="convert the reports to plain text first"
+            )
         name = raw.report_id
         if name is None:
             content = hashlib.sha256(raw.text.encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -10,16 +10,25 @@ from clipit.reports.headings import FIELD, MENTION, PASSING, RECEIVED, STRONG, U
 _ABBREVIATIONS = frozenset({  # never the last word of a sentence
     "dr", "mr", "mrs", "ms", "prof", "st", "no", "nr", "vs", "e.g", "i.e", "eg", "ie", "approx", "fig", "figs", "ca",
     "cf", "viz", "resp", "incl", "max", "min", "dept", "inc", "ltd", "sect", "al", "var", "sp", "spp", "temp",
-    "hosp", "ext", "vol", "ref", "pt", "pts", "i.v", "m.d",
+    "hosp", "ext", "vol", "ref", "pt", "pts", "i.v", "m.d", "nos",
+    "bzw", "d.h", "evtl", "ggf", "inkl", "insges", "mind", "u.a", "vgl", "z.b",  # German
+    "aprox", "dra", "env", "máx", "mín", "sr", "sra",  # Spanish and French
 })  # fmt: skip
-_BEFORE_NUMBERS_ONLY = frozenset({"no", "nr", "max", "min", "ext", "vol", "al", "pt", "pts", "var"})
+_BEFORE_NUMBERS_ONLY = frozenset({
+    "no", "nos", "nr", "max", "máx", "min", "mín", "mind", "ext", "vol", "al", "pt", "pts", "var",
+})  # fmt: skip
 _NAMED_LETTER = re.compile(
     r"(?i:dukes'?|stage|hepatitis|vitamin|type|grade|group|class|level|blocks?|slides?|cassettes?|parts?|specimens?|"
     r"sections?|coller|and|through|to|label(?:l?ed)?)\s+(?:[A-Z](?:,|\s+and)\s+)*$"
 )
-_END = re.compile(r"[.!?]+[\"')\]]*(?:\s+(?=(?:[\"'(\[-]+\s?)?[A-Z0-9])|(?=[A-Z][a-z]+\s))")
+_END = re.compile(
+    r"[.!?]+[\"')\]]*(?:\s+(?=(?:[\"'(\[¿¡«-]+\s?)?(?![a-z])[^\W_])|(?=[A-Z][a-z]+\s))|"
+    r"[\u3002\uff01\uff1f\u061f\u06d4\u0964]+[\"')\]\u300d\u300f\uff09]*\s*"  # other scripts; no space has to follow
+)
 _TNM = re.compile(r"[pcy]{0,2}(?:[TNM][0-4Xx]|[LVRG][0-4X]\b)")
 _REMARK = re.compile(r"\((?:(?i:see\b)|\d)")  # "(see comment)", "(0/8)" belong to the preceding sentence
+_QUOTED_INITIAL = re.compile(r"[\"'][A-Z]")  # labeled "J. Doe, colon"
+_OF = re.compile(r"(?i:\b(?:of|for|in|to|the|and|or|with)\s+)$")  # "Number of Lymph Nodes Examined:" is one label
 _LOOK_BACK = 300  # characters before a full stop, item or field that decide whether a sentence ends there
 _LETTERS_BACK = 100  # characters before a letter in which its name is searched: "blocks A, B, C and"
 _LAST_WORD = re.compile(r"(?<![^\s,;:(\[])[^\s,;:(\[]+$")
@@ -130,7 +139,7 @@ def _sentence_starts(text: str) -> list[int]:
 
     Abbreviations ("approx. 3 cm"), decimals, numbered items, initials and TNM stages do not end a sentence.
     """
-    fields = {match.start() for match in FIELD.finditer(text) if match.start() and not _in_capitals(text, match)}
+    fields = {match.start() for match in FIELD.finditer(text) if match.start() and not _continues_label(text, match)}
     events: list[tuple[int, re.Match[str] | None, bool]] = [(start, None, False) for start in fields]
     events += [(match.end(), match, True) for match in _END.finditer(text) if match.end() < len(text)]
     events += [(match.start() + 1, match, False) for match in _ITEM.finditer(text)]
@@ -149,6 +158,9 @@ def _sentence_starts(text: str) -> list[int]:
 
 def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
     """Return whether the full stop at `dot` ends the sentence from `begin`; the next would start at `after`."""
+    following = text[after : after + 8].lstrip("\"'([¿¡«- ")
+    if following[:1].islower():  # beyond ASCII, which the pattern excludes
+        return False
     if text[dot] != ".":
         return True
     before = text[max(begin, dot - _LOOK_BACK) : dot]
@@ -157,9 +169,8 @@ def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
         return True
     word = last_word.group().lstrip("-'\"")
     before = before[: last_word.start()]
-    if _REMARK.match(text, after):
+    if _REMARK.match(text, after) or _QUOTED_INITIAL.fullmatch(last_word.group()):
         return False
-    following = text[after : after + 8].lstrip("\"'([- ")
     if _TNM.match(following) or (word[-1:].isdigit() and re.match(r"\d+(?![\d.):])", following)):
         return False  # a stage continues, or OCR has split a decimal: "3. 2 cm"
     if re.fullmatch(r"\d{1,2}|[IVX]{1,4}", word) and (not re.search(r"\w", before) or before.rstrip().endswith(":")):
@@ -189,7 +200,9 @@ def _starts_item(text: str, begin: int, match: re.Match[str]) -> bool:
     return not before.rstrip().endswith(".") and not _names_letter(before + " ")
 
 
-def _in_capitals(text: str, match: re.Match[str]) -> bool:
-    """Return whether a field label in capitals merely continues a line in capitals: "LEFT PELVIC LYMPH NODES:"."""
+def _continues_label(text: str, match: re.Match[str]) -> bool:
+    """Return whether a field label continues a longer one: "LEFT PELVIC LYMPH NODES:", "Number of Lymph Nodes:"."""
+    if _OF.search(text, max(0, match.start() - 10), match.start()):
+        return True
     before = text[max(0, match.start() - _LOOK_BACK) : match.start()].rsplit(None, 1)[-1]
     return match.group().isupper() and before.isalpha() and before.isupper()

@@ -1,6 +1,7 @@
 """Split reports into pieces within the token budget of the text tower."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,21 +27,36 @@ class Piece:
 
 # Patterns after which to split an over-long sentence, in order of preference.
 _CLAUSES = (
-    re.compile(r";\s+"),
-    re.compile(r":\s+|\s+(?=-\s)"),
-    re.compile(r",\s+"),
+    re.compile(r";\s+|\uff1b"),  # also the marks of Chinese and Japanese
+    re.compile(r":\s+|\s+(?=-\s)|\uff1a"),
+    re.compile(r",\s+|[\uff0c\u3001]"),
     re.compile(r"\s+(?=(?:and|with|or|which|but|where|while)\s)"),
     re.compile(r"\)\s+|\s+(?=\()"),
 )
 _SHORTER_PART = 0.2  # minimum share of characters in the shorter part when splitting at a clause
+
+# Measurements and ranges: "3.5 x 2 cm", "25 - 30 %".
+_NUMBER, _UNIT_OR_MORE = re.compile(r"\d\s*$"), re.compile(r"(?:[x\u00d7+-]|to|by)\s+\d|(?:[cmuµ]?m|m?g|kg|ml|grams?)\b|%")
+_OPEN_RANGE, _DIGIT = re.compile(r"\d\s*(?:[x\u00d7+-]|to|by)\s+$"), re.compile(r"\d")
+
+_NEGATION = re.compile(
+    r"(?i)\b(?:no\s+(?:definite\s+|histologic\s+)?(?:evidence|signs?|features)\s+of|negative\s+for|free\s+(?:of|from)|"
+    r"absence\s+of|without|no)(?=[\s:])\s?:?"
+)
+_AFTER_NEGATION = re.compile(
+    r"(?i)[.;!?]|\b(?:is|are|was|were|has|have|had|shows?|there|the|it|but|however|although|though|except|which|while|"
+    r"because|due|in\s+a|with)\b"
+)
+_CONJUNCTION = re.compile(r"(?i)(?:and|or|nor)\s+")
+_LONGEST_NEGATION = 0.25  # share of the text
 
 
 def split_reports(texts: Sequence[str], count_tokens: TokenCounter, budget: int) -> list[list[Piece]]:
     """Split cleaned reports into sentences within the token budget.
 
     A sentence over the budget is split at clauses, then between words, and within a word only if the word itself is
-    over the budget. The pieces contain all letters and digits of the report, in order. Tokens of all reports are
-    counted together.
+    over the budget. The pieces contain all letters and digits of the report, in order; where a list after a negation
+    is split, the negation is repeated. Tokens of all reports are counted together.
 
     Args:
         texts: Texts of the reports, cleaned by `clean_text`.
@@ -92,13 +108,53 @@ def _fit_to_budget(texts: Sequence[str], count_tokens: TokenCounter, budget: int
 
 
 def _halve(text: str) -> tuple[str, str]:
-    """Split a text near the middle: at a clause if possible, otherwise between words or within a word."""
+    """Split a text near the middle: at a clause if possible, otherwise between words or within a word.
+
+    Numbers stay with their units, and a part that begins within a negated list repeats the negation: "no evidence of".
+    """
     middle = len(text) / 2
     for pattern in _CLAUSES:
         ends = [m.end() for m in pattern.finditer(text) if _SHORTER_PART <= m.end() / len(text) <= 1 - _SHORTER_PART]
+        ends = [end for end in ends if not _in_measurement(text, end)]
         if ends:
             break
     else:
-        ends = [match.end() for match in re.finditer(r"\s+", text)]
+        spaces = [match.end() for match in re.finditer(r"\s+", text)]
+        ends = [end for end in spaces if not _in_measurement(text, end)] or spaces or _between_characters(text)
     split = min(ends, key=lambda end: (abs(end - middle), end)) if ends else len(text) // 2
-    return trim(text[:split]), trim(text[split:])
+    return trim(text[:split]), _with_negation(text, split)
+
+
+def _in_measurement(text: str, place: int) -> bool:
+    """Return whether a place lies between a number and its unit, or between the numbers of a size or range."""
+    start = max(0, place - 8)
+    if _NUMBER.search(text, start, place):
+        return _UNIT_OR_MORE.match(text, place) is not None
+    return _OPEN_RANGE.search(text, start, place) is not None and _DIGIT.match(text, place) is not None
+
+
+def _between_characters(text: str) -> list[int]:
+    """Return the places between the characters of a script without spaces; not within Latin words and numbers."""
+    return [
+        place
+        for place in range(1, len(text))
+        if not (text[place - 1].isascii() and text[place].isascii()) and not unicodedata.combining(text[place])
+    ]
+
+
+def _with_negation(text: str, split: int) -> str:
+    """Return the part of a text after `split`, with the negation before it if that governs a list across `split`."""
+    rest = trim(text[split:])
+    negation = None
+    for negation in _NEGATION.finditer(text, 0, split):
+        pass
+    if negation is None or len(negation.group()) > _LONGEST_NEGATION * len(text):
+        return rest
+    left = text[negation.end() : split].rstrip()
+    conjunction = _CONJUNCTION.match(rest)
+    first = rest.split(",")[0]
+    in_list = left.endswith(",") or conjunction is not None
+    if not left or not in_list or _AFTER_NEGATION.search(left) or _AFTER_NEGATION.search(first):
+        return rest
+    begin = conjunction.end() if conjunction else 0
+    return f"{rest[:begin]}{negation.group().strip()} {rest[begin:]}"

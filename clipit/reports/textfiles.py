@@ -16,6 +16,7 @@ from clipit.reports.encodings import check_head, codec, decoding, undecodable
 
 _LARGEST_TEXT = 16 * 2**20  # bytes of one report; longer ones are other data, or zip bombs
 _LARGEST_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # a zip of text shrinks to a tenth, rarely to a hundredth
+_EMPTY = 64  # bytes that every compression method needs at most for an empty file
 _END_RECORD = struct.Struct("<4s6xH10x")  # end of a zip without its comment: signature and number of members
 _DAMAGED = (
     zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError, struct.error, zlib.error,
@@ -97,7 +98,18 @@ def _zip_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
             _check_size(members[name].file_size, where)
             with _damage(where):
                 data = archive.read(members[name])
+                _check_read(data, members[name])
             yield name, data
+
+
+def _check_read(data: bytes, member: zipfile.ZipInfo) -> None:
+    """Check that a member was read as a whole; zipfile compares no checksum where it finds no data.
+
+    Raises:
+        BadZipFile: Its data and its sizes in the list of files contradict each other.
+    """
+    if len(data) != member.file_size or (not data and member.compress_size > _EMPTY):
+        raise zipfile.BadZipFile(f"{len(data)} bytes found, {member.file_size} expected in {member.compress_size}")
 
 
 def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:

@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Shaped
 
 from clipit.artifacts import file_sha256, whole_file, write_json
 from clipit.distributed import build_once, get_processes
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 TILES = "tiles.parquet"
 """File of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
+_LARGEST_PIXEL = 2**53  # up to which floats are exact
 _CHECKED, _TOLERANCE = 1000, 0.02  # vectors per slide; half precision and rounding
 _EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRIDENT and CLAM write them"
 
@@ -58,8 +60,12 @@ class SlideFeatures:
         return [f"{self.slide}:{x}_{y}" for x, y in self.coords.tolist()]
 
     def vectors(self, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, "_ dim"]:
-        """Read the vectors of the tiles from `start` to `stop` (exclusive; all by default)."""
-        with h5py.File(self.path, "r") as file:
+        """Read the vectors of the tiles from `start` to `stop` (exclusive; all by default).
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        with _reading(self.path), h5py.File(self.path, "r") as file:
             features = file["features"]
             rows = features[0, start:stop] if features.ndim == 3 else features[start:stop]
         return np.asarray(rows, dtype=np.float32)
@@ -71,20 +77,43 @@ def open_slide_features(path: Path) -> SlideFeatures:
     Raises:
         DataError: The file is missing or damaged, or lacks a dataset, or shapes or types are not those expected.
     """
+    with _reading(path), h5py.File(path, "r") as file:
+        arrays = {name: file[name] for name in ("features", "coords") if isinstance(file.get(name), h5py.Dataset)}
+        problem = _problem(arrays, list(file))
+        if problem:
+            raise DataError(problem, where=path, fix=f"use a file with {_EXPECTED}")
+        coords = arrays["coords"]
+        values = np.asarray(coords[0] if coords.ndim == 3 else coords[:])
+        _check_coords(values, path)
+        attributes = {name: _plain(value) for name, value in coords.attrs.items()}
+        return SlideFeatures(path, path.stem, int(arrays["features"].shape[-1]), values.astype(np.int64), attributes)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Convert the errors of a missing or damaged HDF5 file within the block into a `DataError`."""
     try:
-        with h5py.File(path, "r") as file:
-            arrays = {name: file[name] for name in ("features", "coords") if isinstance(file.get(name), h5py.Dataset)}
-            problem = _problem(arrays, list(file))
-            if problem:
-                raise DataError(problem, where=path, fix=f"use a file with {_EXPECTED}")
-            coords = arrays["coords"]
-            values = np.asarray(coords[0] if coords.ndim == 3 else coords[:], dtype=np.int64)
-            attributes = {name: _plain(value) for name, value in coords.attrs.items()}
-            return SlideFeatures(path, path.stem, int(arrays["features"].shape[-1]), values, attributes)
+        yield
     except FileNotFoundError:
         raise DataError("no such file of features", where=path, fix=f"use a file with {_EXPECTED}") from None
     except (OSError, RuntimeError, KeyError) as error:
         raise DataError(f"not a readable HDF5 file: {error}", where=path, fix="copy or compute it again") from error
+
+
+def _check_coords(values: Shaped[np.ndarray, "n 2"], path: Path) -> None:
+    """Check that coordinates are whole numbers; the ids of tiles are made of them.
+
+    Raises:
+        DataError: They are not.
+    """
+    whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < _LARGEST_PIXEL)
+    if not whole.all():
+        row = int(np.flatnonzero(~whole.all(axis=1))[0])
+        raise DataError(
+            f"coords must be whole pixels; those of tile {row} are {values[row].tolist()}",
+            where=path,
+            fix="compute the features of this slide again",
+        )
 
 
 def find_feature_files(paths: Sequence[Path]) -> list[Path]:

@@ -56,6 +56,30 @@ def test_examples(noisy: str, clean: str) -> None:
     assert clean_text(noisy) == clean
 
 
+@pytest.mark.parametrize(
+    ("report", "clean"),
+    [
+        ("NEGATIVE FOR:\n- dysplasia\n- malignancy.\nGross: 1 cm", "NEGATIVE FOR: dysplasia, malignancy.\nGross: 1 cm"),
+        ("No evidence of:\n1. Dysplasia;\n2) Mucin\nSkin", "No evidence of: (1) Dysplasia, (2) Mucin\nSkin"),
+        ("There is no:\nDysplasia or atrophy", "There is no: Dysplasia or atrophy"),
+        ("Accession No:\nColon with adenoma", "Accession No:\nColon with adenoma"),
+        ("Lymph node metastasis\nAbsent", "Lymph node metastasis: Absent"),
+        ("Perineural invasion:\nNot identified", "Perineural invasion: Not identified"),
+        ("FINAL DIAGNOSIS\nNegative", "FINAL DIAGNOSIS\nNegative"),
+        ("Margins are free.\nNot identified", "Margins are free.\nNot identified"),
+        ("CK20 negative\np53 wild type", "CK20 negative\np53 wild type"),
+    ],
+)
+def test_negations_stay_with_what_they_negate(report: str, clean: str) -> None:
+    assert clean_text(report) == clean
+
+
+def test_html_is_removed_and_comparisons_are_kept() -> None:
+    report = '<p class="a"><b>Diagnosis:</b><br/>ER &gt;95%, PR &lt;1% &amp; Ki-67 12&nbsp;%</p><td>A</td><td>B</td>'
+    assert clean_text(report) == "Diagnosis:\nER >95%, PR <1% & Ki-67 12 %\nA B"
+    assert clean_text("p <0.05, n > 3 and <5/10 HPF; <<inaudible>>") == "p <0.05, n > 3 and <5/10 HPF; <<inaudible>>"
+
+
 def test_long_words_are_dropped() -> None:
     picture, damage, url = "iVBORw0KGgo/" * 100, "a" * 501, "http://" + "b" * 400
     text, words = drop_long_words(f"Figure {picture} shows glands.\n{damage}\nSee {url}.")

@@ -386,6 +386,34 @@ def test_zip_members_that_differ_only_in_their_slashes(tmp_path: Path) -> None:
         read(tmp_path / "texts.zip")
 
 
+def test_a_zip_that_states_no_bytes_for_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "texts.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "Colon with adenoma. " * 4)
+        archive.writestr("empty.txt", "")
+    assert read(path).empty == 1
+    data = bytearray(path.read_bytes())
+    start = data.index(b"PK\1\2")
+    for places in ((16, 24), (16, 20)):  # checksum, and size before or after compression
+        damaged = data[:]
+        for place in places:
+            damaged[start + place : start + place + 4] = bytes(4)
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"cannot read this zip file: 0 bytes found, .+\n.*a\.txt"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [(r"{\rtf1\ansi FINAL DIAGNOSIS:\par Adenoma.}", "Rich Text Format"), ("%PDF-1.4 Adenoma.", "a PDF file")],
+)
+def test_documents_of_other_programs_are_refused(tmp_path: Path, text: str, kind: str) -> None:
+    (tmp_path / "a.txt").write_text("Adenoma.")
+    (tmp_path / "b.txt").write_text(text)
+    with pytest.raises(DataError, match=rf"this report is {kind}(.|\n)*b\.txt(.|\n)*convert"):
+        read(tmp_path)
+
+
 def test_a_zip_whose_list_of_files_is_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "texts.zip"
     with zipfile.ZipFile(path, "w") as archive:

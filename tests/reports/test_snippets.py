@@ -69,10 +69,50 @@ def test_nothing_is_lost_and_the_budget_is_held(text: str, budget: int) -> None:
         ["Sections are in block A.", "The tumor is firm."],
         ["A piece of 3. 2 cm is received.", "The serosa is smooth."],
         ["See slide No. 5 of the series.", "Lymph nodes are large (see comment)."],
+        ["The nodes (nos. 1-4) are free.", 'It is labeled "J. Doe, colon" and large.'],
+        ["Insges. 23 Lymphknoten, z.B. max. 1,2 cm.", "Überall fehlt Tumor bzw. Nekrose."],
+        ["Tamaño máx. 0,8 cm.", "¿Hay carcinoma?", "Úlcera de la mucosa."],
+        ["La tumeur mesure 2 cm.", "« Limites saines »."],
+        ["אין עדות לגידול.", "הגבולות נקיים."],
     ],
 )
 def test_sentences(sentences: list[str]) -> None:
     assert texts_of(" ".join(sentences)) == sentences
+
+
+def test_sentences_of_scripts_without_spaces() -> None:
+    assert texts_of("中分化腺癌，大小3.5×2.1cm。淋巴结（0/12）未见转移。CK7（-）") == [
+        "中分化腺癌，大小3.5×2.1cm。",
+        "淋巴结（0/12）未见转移。",
+        "CK7（-）",
+    ]
+
+
+def test_a_label_is_not_cut_at_a_shorter_one() -> None:
+    form = "Number of Lymph Nodes Involved: 0 Number of Lymph Nodes Examined: 21"
+    assert texts_of(form) == ["Number of Lymph Nodes Involved: 0", "Number of Lymph Nodes Examined: 21"]
+
+
+def test_numbered_addenda_and_conclusions_are_sections() -> None:
+    report = "Diagnosis: Adenoma of the colon.\nADDENDUM #1 (03/05/2020): BRAF is not mutated.\nConclusion: It is benign."
+    found = {piece.text: piece.section for piece in split_report(report, words_and_two, 60)}
+    assert found["BRAF is not mutated."] == "addendum"
+    assert found["It is benign."] == "diagnosis"
+
+
+def test_parts_of_a_long_negation_repeat_it() -> None:
+    text = "There is no evidence of invasion, necrosis, dysplasia, budding, metastasis, mucin, ulceration or granulomas."
+    first, second = [piece.text for piece in split_report(text, words_and_two, 24)]
+    assert first == "There is no evidence of invasion, necrosis, dysplasia"
+    assert second == "no evidence of budding, metastasis, mucin, ulceration or granulomas."
+    other = "There is no evidence of invasion, but the stroma is fibrotic, the mucosa is ulcerated, the serosa is dull."
+    assert not any("no evidence" in piece.text for piece in split_report(other, words_and_two, 20)[1:])
+
+
+def test_long_sentences_are_not_cut_within_a_measurement() -> None:
+    text = "tumour growing along serosa measures 3.5 x 2.1 x 1.0 cm deep under mucosa near resection margin"
+    pieces = [piece.text for piece in split_report(text, words_and_two, 16)]
+    assert any("3.5 x 2.1 x 1.0 cm" in piece for piece in pieces)
 
 
 def test_glued_sentences_and_form_fields_are_parted() -> None:

@@ -72,6 +72,30 @@ def test_files_that_are_missing_damaged_or_named_alike_are_refused(tmp_path: Pat
         find_feature_files(paths)
 
 
+@pytest.mark.parametrize("wrong", [0.5, np.nan, np.inf, 2.0**60])
+def test_coordinates_that_are_no_pixels_are_refused(wrong: float, tmp_path: Path) -> None:
+    coords = grid(3).astype(np.float64)
+    assert open_slide_features(write(tmp_path / "float.h5", np.zeros((3, 2)), coords)).ids[1] == "float:256_0"
+    coords[1, 1] = wrong
+    with pytest.raises(DataError, match="coords must be whole pixels; those of tile 1 are"):
+        open_slide_features(write(tmp_path / "a.h5", np.zeros((3, 2)), coords))
+
+
+def test_damaged_vectors_are_an_error_of_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    vectors = np.random.default_rng(0).normal(size=(50, 8))
+    with h5py.File(path, "w") as file:
+        place = file.create_dataset("features", data=vectors, chunks=(50, 8), compression="gzip").id
+        file["coords"] = grid(50)
+        begin = place.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[begin : begin + 100] = bytes(100)
+    path.write_bytes(content)
+    slide = open_slide_features(path)
+    with pytest.raises(DataError, match=r"not a readable HDF5 file(.|\n)*a\.h5(.|\n)*copy or compute it again"):
+        slide.vectors()
+
+
 def test_pairs_of_features_are_those_of_the_tiles(configure_file: MakeFile, tmp_path: Path) -> None:
     config = configure_file()
     workspace = Workspace(config.run)

@@ -214,6 +214,7 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
     ("rows", "keys", "message"),
     [
         (["t0.png,ann,benign", "t0.png,ann,tumour"], {}, "1 tiles have several labels by one annotator: ann on t0.png"),
+        (["t0.png,ann,NaN", "t1.png,ann,tumour"], {}, "1 labels mark a missing value in many programs: line 2 (NaN)"),
         (["t0.png,,benign", ",ann,tumour"], {}, "2 rows without a tile or an annotator: line 2, line 3"),
         (["t0.png,ann,cancer"], {"classes": CLASSES}, "labels of annotators outside the classes: 'cancer' in 1 rows"),
         (["t0.png,ann,tumour", "t1.png,ann,Tumour"], {}, "classes with almost the same name"),

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
 from clipit.config.studies import ProbingConfig
-from clipit.data_files import delimiter_hint, read_csv
+from clipit.data_files import MISSING_VALUES, delimiter_hint, read_csv
 from clipit.errors import DataError, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
@@ -88,7 +88,11 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
             where=path,
             fix="use the ids of test tiles, as in predictions.parquet",
         )
-    empty = [name for name, text in zip(ids, texts, strict=True) if not text.strip()]
+    empty = [
+        name
+        for name, text in zip(ids, texts, strict=True)
+        if not any(char.isalnum() for char in text) or text.strip() in MISSING_VALUES or "\0" in text
+    ]
     if empty or not ids:
         what = f"no text for {shortlist(empty)}" if empty else "no caption in the file"
         raise DataError(what, where=path, fix="write one text per row")

@@ -148,9 +148,7 @@ def _between_characters(text: str) -> list[int]:
 def _with_negation(text: str, split: int) -> str:
     """Return the part of a text after `split`, with the negation before it if that governs a list across `split`."""
     rest = trim(text[split:])
-    negation = None
-    for negation in _NEGATION.finditer(text, 0, split):
-        pass
+    negation = next(reversed(list(_NEGATION.finditer(text, 0, split))), None)
     if negation is None or len(negation.group()) > _LONGEST_NEGATION * len(text):
         return rest
     left = text[negation.end() : split].rstrip()

@@ -94,18 +94,14 @@ def test_a_label_is_not_cut_at_a_shorter_one() -> None:
 
 
 def test_numbered_addenda_and_conclusions_are_sections() -> None:
-    report = (
-        "Diagnosis: Colonic adenoma.\nADDENDUM #1 (03/05/2020): BRAF is not mutated.\nConclusion: It is benign."
-    )
+    report = "Diagnosis: Colonic adenoma.\nADDENDUM #1 (03/05/2020): BRAF is not mutated.\nConclusion: It is benign."
     found = {piece.text: piece.section for piece in split_report(report, words_and_two, 60)}
     assert found["BRAF is not mutated."] == "addendum"
     assert found["It is benign."] == "diagnosis"
 
 
 def test_parts_of_a_long_negation_repeat_it() -> None:
-    text = (
-        "There is no evidence of invasion, necrosis, dysplasia, budding, metastasis, mucin, ulcers or granulomas."
-    )
+    text = "There is no evidence of invasion, necrosis, dysplasia, budding, metastasis, mucin, ulcers or granulomas."
     first, second = [piece.text for piece in split_report(text, words_and_two, 24)]
     assert first == "There is no evidence of invasion, necrosis, dysplasia"
     assert second == "no evidence of budding, metastasis, mucin, ulcers or granulomas."

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -113,3 +113,32 @@ def adapt_vlm(config: Config) -> AdaptationResult:
 
     file = as_config(config, needs_tiles=False)
     return AdaptationResult(adapt_study(file.run, file.adapt, file.probing))
+
+
+@public
+def write_pairs(config: Config, folder: str | Path, format: Literal["csv", "webdataset"] = "csv") -> dict[str, int]:
+    """Write the training and validation examples of a section `adapt` for open_clip's own trainer; nothing is trained.
+
+    Args:
+        config: Configuration with a section `adapt`.
+        folder: Folder to create.
+        format: `csv`, tables of image files and captions, or `webdataset`, tar shards.
+
+    Returns:
+        Number of pairs by part.
+
+    Raises:
+        DataError: The examples do not suffice, or an image cannot be read.
+        ArtifactError: The folder is not empty, or cannot be written.
+    """
+    from clipit.vlm_training.examples import make_examples, validation_examples
+    from clipit.vlm_training.write_pairs import write_pairs as write
+    from clipit.workspace.workspace import Workspace
+
+    file = as_config(config, needs_tiles=False)
+    workspace, seed = Workspace(file.run), file.adapt.seeds[0]
+    parts = {"train": make_examples(file.run, file.adapt, "text", seed, "train", workspace)}
+    held_out = validation_examples(file.run, file.adapt, "text", seed, workspace)
+    if held_out is not None:
+        parts["validation"] = held_out
+    return write(parts, Path(folder), format)

@@ -1,14 +1,41 @@
 """Adapt the VLM to pairs, bags or cases, with controls, and measure it before and after on patients never seen."""
 
+from pathlib import Path
+from typing import Any
+
 from clipit.config.command_line import read_file_command
-from clipit.errors import user_errors
+from clipit.errors import ConfigError, user_errors
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    **RECORD_OPTION,
+    "--write-pairs": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "train nothing; write the training and validation examples for open_clip's own trainer",
+    },
+    "--format": {
+        "choices": ("csv", "webdataset"),
+        "default": "csv",
+        "help": "with --write-pairs: a table of paths and texts, or tar shards (csv)",
+    },
+}
 
 
 def main() -> None:
     """Run the command."""
     with user_errors():
-        file, options = read_file_command(__doc__, ["adapt", "probing"], extra=RECORD_OPTION, needs_tiles=False)
+        file, options = read_file_command(__doc__, ["adapt", "probing"], extra=_OPTIONS, needs_tiles=False)
+        if options.write_pairs:
+            if options.record:
+                raise ConfigError(
+                    "nothing is measured with --write-pairs", where="--record", fix="leave out one of them"
+                )
+            from clipit.api.adaptation import write_pairs
+
+            counts = write_pairs(file, options.write_pairs, options.format)
+            print(f"{', '.join(f'{part} {count:,} pairs' for part, count in counts.items())}: {options.write_pairs}")
+            return
         if options.record:
             check_export(options.record)
         from clipit.api.adaptation import adapt_vlm

@@ -146,3 +146,22 @@ def test_wrong_further_sets_are_refused_before_anything_is_read(
 def test_cases_need_tiles(world: dict[str, Any]) -> None:
     with pytest.raises(ClipitError, match="names no tiles"):
         clipit.adapt_vlm(validate_file(world | {"tiles": {"source": "table", "path": ""}}, "test"))
+
+
+def test_pairs_are_written_for_another_trainer(
+    world: dict[str, Any], keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from clipit.cli.main import main
+
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(merge(world, nested(keys))))
+    command = ["clipit", "adapt", "--config", str(path), "--write-pairs", str(tmp_path / "pairs")]
+    monkeypatch.setattr("sys.argv", command)
+    main()
+    assert "validation" in capsys.readouterr().out
+    lines = (tmp_path / "pairs" / "train.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "filepath\ttitle" and Path(lines[1].split("\t")[0]).is_file()
+    monkeypatch.setattr("sys.argv", [*command, "--record", str(tmp_path / "a.csv")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--record" in capsys.readouterr().err

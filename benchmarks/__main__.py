@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import (
+    adapt_mining,
     bag_step,
     checkpointing,
     classifier,
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "checkpointing": checkpointing.measure,
     "mil_epoch": mil_epoch.measure,
     "bag_step": bag_step.measure,
+    "adapt_mining": adapt_mining.measure,
     "classifier": classifier.measure,
     "prediction": prediction.measure,
     "report_splitting": report_splitting.measure,

@@ -11,7 +11,6 @@ from clipit.vlm_training.bag_batches import BagExamples, check_negatives
 from clipit.vlm_training.bags import bag_examples
 from clipit.vlm_training.captions import count_prompt_texts
 from clipit.vlm_training.cases import case_examples
-from clipit.vlm_training.mining import warn_of_mining
 from clipit.vlm_training.pairs import pair_examples
 from clipit.workspace.workspace import Workspace
 
@@ -49,8 +48,6 @@ def make_examples(
     if arm == "text":
         classes = workspace.all_tiles.classes if names_tiles(config) else ()
         facts |= count_prompt_texts(examples, workspace.prompts, classes)
-    if section.data == "bags":
-        warn_of_mining(examples, section)
     return dataclasses.replace(examples, summary=facts)
 
 

@@ -87,14 +87,24 @@ def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
     every = section.bags.mine_every
     if not every:
         return
+    least = least_interval(examples)
+    if every < least:
+        logger.info(
+            f"warning: mining the bags takes about {_COSTLY * least / every:.0%} of the time of the {every} steps "
+            f"between two minings; with adapt.bags.mine_every={least} it is a tenth"
+        )
+
+
+def least_interval(examples: BagExamples) -> int:
+    """Estimate the number of steps between two minings of which a mining takes a tenth.
+
+    Args:
+        examples: Examples of the training part, from bags.
+    """
     batch = examples.batch(0)
     per_step = _STEP_PASSES * (len(batch.tiles) + len(batch.texts) + len(batch.others))
-    share = (len(examples.tile_ids) + int(examples.summary["minable_texts"])) / (per_step * every)
-    if share > _COSTLY:
-        logger.info(
-            f"warning: mining the bags takes about {share:.0%} of the time of the {every} steps between two minings; "
-            f"with adapt.bags.mine_every={int(np.ceil(every * share / _COSTLY))} it is a tenth"
-        )
+    mined = len(examples.tile_ids) + int(examples.summary["minable_texts"])
+    return int(np.ceil(mined / (_COSTLY * per_step)))
 
 
 def _with_vlm(workspace: Workspace, vlm: "VLM", root: Path) -> Workspace:

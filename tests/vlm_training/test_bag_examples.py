@@ -16,7 +16,7 @@ from clipit.prompts.dictionary import load_dictionary
 from clipit.vlm_training import mining
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.examples import make_examples, validation_examples
-from clipit.vlm_training.mining import mine
+from clipit.vlm_training.mining import least_interval, mine, warn_of_mining
 from clipit.workspace.workspace import Workspace
 
 CHAPTER = Path(clipit.__file__).parent / "prompts/dictionaries/histology/artefacts.yaml"
@@ -102,9 +102,15 @@ def test_mining_follows_the_weights_and_is_read_again(
 ) -> None:
     workspace = Workspace(config)
     section = SECTION.model_copy(update={"bags": SECTION.bags.model_copy(update={"mine_every": 1})})
+    examples = make_examples(config, section, "text", 0, "train", workspace)
+    least = least_interval(examples)
     with caplog.at_level("INFO", logger="clipit"):
-        examples = make_examples(config, section, "text", 0, "train", workspace)
-    assert "mining the bags takes about" in caplog.text
+        warn_of_mining(examples, section)
+        assert f"with adapt.bags.mine_every={least} it is a tenth" in caplog.text
+        caplog.clear()
+        often = section.bags.model_copy(update={"mine_every": least})
+        warn_of_mining(examples, section.model_copy(update={"bags": often}))
+        assert not caplog.text
     vlm = load_vlm(config.vlm)
     torch.manual_seed(0)
     with torch.no_grad():

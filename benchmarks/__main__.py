@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import (
+    adapt_step,
     adapt_mining,
     bag_step,
     checkpointing,
@@ -51,6 +52,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "checkpointing": checkpointing.measure,
     "mil_epoch": mil_epoch.measure,
     "bag_step": bag_step.measure,
+    "adapt_step": adapt_step.measure,
     "adapt_mining": adapt_mining.measure,
     "classifier": classifier.measure,
     "prediction": prediction.measure,

@@ -17,7 +17,7 @@ from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.distributed import get_processes
-from clipit.errors import ClipitError, ModelError, is_out_of_memory
+from clipit.errors import ClipitError, ConfigError, ModelError, is_out_of_memory
 from clipit.models.adapted_towers import AdaptedTowers, adapt_towers
 from clipit.models.loading import public_name
 from clipit.models.precision import tf32_products
@@ -72,7 +72,7 @@ def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, wor
         if the licence and the format permit it, vlm/.
 
     Raises:
-        ConfigError: The licence forbids what would be written.
+        ConfigError: The licence forbids what would be written, or the keys contradict the arm or the data.
         DataError: The examples cannot be made.
         ModelError: The training diverged, or the weights cannot be trained.
         ArtifactError: The folder belongs to another adaptation.
@@ -84,7 +84,7 @@ def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, wor
     with locked(folder) if processes.main else nullcontext():
         if processes.main:
             delete_temporary_files(folder)
-        section = _resolve_precision(config, section, folder)
+        section = _resolve_precision(config, _used_towers(section, arm), folder)
         examples = make_examples(config, section, arm, seed, "train", workspace)
         fingerprint = _fingerprint(config, section, arm, seed, workspace, examples)
         done = processes.broadcast(is_adapted(folder))
@@ -96,9 +96,28 @@ def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, wor
         processes.barrier()
         if not done:
             validation = validation_examples(config, section, arm, seed, workspace)
+            if validation is None and section.keep == "best":
+                raise ConfigError(
+                    "there is no validation part by which the best step could be found",
+                    where="adapt.keep: best",
+                    fix="set adapt.keep: last, or add validation data",
+                )
             _train_and_export(config, section, arm, seed, workspace, examples, validation, folder, fingerprint)
         processes.barrier()
     return folder
+
+
+def _used_towers(section: AdaptConfig, arm: AdaptArm) -> AdaptConfig:
+    """Leave out the text tower where no text is used, so that it keeps its weights."""
+    if arm != "images":
+        return section
+    if "image" not in section.towers:
+        raise ConfigError(
+            "the arm images trains the image tower, which adapt.towers leaves out",
+            where="adapt.arms",
+            fix="leave out the arm images, or add image to adapt.towers",
+        )
+    return section.model_copy(update={"towers": ("image",)})
 
 
 def _resolve_precision(config: RunConfig, section: AdaptConfig, folder: Path) -> AdaptConfig:

@@ -78,7 +78,7 @@ class ContrastStep:
 
     def __post_init__(self) -> None:
         self._keys = tile_keys(self.examples.tile_ids)
-        self._frozen_texts: dict[int, Tensor] = {}
+        self._frozen_texts: dict[int, Tensor] = {}  # by block of rows
         self._batches: dict[int, ContrastBatch] = {}  # of the steps that are read ahead
 
     def pixels(self, steps: range) -> Iterator[tuple[Int[np.ndarray, "n"], Tensor]]:
@@ -176,7 +176,7 @@ class ContrastStep:
         torch.manual_seed((self.seed * 1_000_003 + step * 1009 + self.processes.rank) * 4099 + number)  # for dropout
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             if isinstance(part.inputs, Tensor):
-                return self.adapted.image(self.adapted.towers.preprocess.normalise(part.inputs)).float()
+                return _wide(self.adapted.image(self.adapted.towers.preprocess.normalise(part.inputs)))
             if self._is_trained("texts"):
                 return self._encode_texts(part.inputs.tolist())
             return self._look_up(part.inputs.tolist())
@@ -184,14 +184,19 @@ class ContrastStep:
     def _encode_texts(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
         tokens = self.adapted.towers.tokenise([self.examples.texts[row] for row in rows])
         device = self.processes.device
-        return self.adapted.text({key: value.to(device) for key, value in tokens.items()}).float()
+        return _wide(self.adapted.text({key: value.to(device) for key, value in tokens.items()}))
 
     def _look_up(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
-        """Return the embeddings of texts by a frozen tower, which are computed once."""
-        new = [row for row in rows if row not in self._frozen_texts]
-        if new:
-            self._frozen_texts.update(zip(new, self._encode_texts(new).cpu(), strict=True))
-        return torch.stack([self._frozen_texts[row] for row in rows]).to(self.processes.device)
+        """Return the embeddings of texts by a frozen tower, which are computed once.
+
+        They are computed in fixed blocks of texts, because rounding depends on the texts of a batch, and a resumed
+        training must give the same weights.
+        """
+        size = self.section.micro_batch
+        for block in sorted({row // size for row in rows} - self._frozen_texts.keys()):
+            texts = range(block * size, min((block + 1) * size, len(self.examples.texts)))
+            self._frozen_texts[block] = self._encode_texts(texts).detach().cpu()
+        return torch.stack([self._frozen_texts[row // size][row % size] for row in rows]).to(self.processes.device)
 
     def _gather(self, vectors: list[Tensor], count: int) -> Float[Tensor, "count d"]:
         """Gather the embeddings of all processes in the order of the batch."""
@@ -202,7 +207,8 @@ class ContrastStep:
             return torch.zeros(0, 1, device=processes.device)
         dim = max(processes.gather(vectors[0].shape[1] if vectors else 0))
         most = -(-count // processes.count)
-        own = torch.zeros(most, dim, device=processes.device)
+        dtype = vectors[0].dtype if vectors else torch.float32
+        own = torch.zeros(most, dim, dtype=dtype, device=processes.device)
         if vectors:
             joined = torch.cat(vectors)
             own[: len(joined)] = joined
@@ -231,7 +237,7 @@ class ContrastStep:
                 image_mask,
                 leaves[other][places[1]],
                 other_mask,
-                torch.exp(-scale.to(torch.float32)),
+                torch.exp(-_wide(scale.reshape(()))),
                 slice(start, min(start + rows, end)),
                 same=same,
             )
@@ -251,18 +257,22 @@ class ContrastStep:
         if self.processes.count == 1:
             return
         weights = list(self.adapted.trainable().values())
-        for weight in weights:
-            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        flat = torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
+        missing = torch.tensor([float(weight.grad is None) for weight in weights], device=self.processes.device)
+        dist.all_reduce(missing)
+        # A weight without a gradient in all processes, such as of a tower that is not used, is not updated.
+        reached = [each for each, count in zip(weights, missing.tolist(), strict=True) if count < self.processes.count]
+        parts = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in reached]
+        flat = torch.cat([part.flatten() for part in parts])
         dist.all_reduce(flat)
-        for weight, part in zip(weights, torch.split(flat, [weight.numel() for weight in weights]), strict=True):
+        for weight, part in zip(reached, torch.split(flat, [weight.numel() for weight in reached]), strict=True):
             weight.grad = part.view_as(weight).clone()
 
 
 def clamp_scale(adapted: AdaptedTowers) -> None:
-    """Hold the learnt scale between 1 and 100, after an update, as CLIP does."""
+    """Clamp the scale between 1 and 100 if it is learnt, after an update, as CLIP does."""
     with torch.no_grad():
-        adapted.logit_scale.clamp_(WARMEST, COLDEST)
+        if adapted.logit_scale.requires_grad:
+            adapted.logit_scale.clamp_(WARMEST, COLDEST)
 
 
 def _counts(batch: ContrastBatch) -> dict[Kind, int]:
@@ -271,3 +281,8 @@ def _counts(batch: ContrastBatch) -> dict[Kind, int]:
 
 def _on(values: Bool[np.ndarray, "..."] | Int[np.ndarray, "..."], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Convert half precision to float32; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

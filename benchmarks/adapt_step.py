@@ -1,0 +1,103 @@
+"""A step that adapts a VLM, with cached gradients, against the plain forward and backward of both towers."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+
+if TYPE_CHECKING:
+    from clipit.vlm_training.step import ContrastStep
+
+_WORDS = ("tumour", "gland", "stroma", "mucin", "necrosis", "lymphocytes")
+
+
+def measure(options: Options) -> list[Figure]:
+    """Measure the embedded VLM with LoRA in both towers, per image and text; pixels are in memory."""
+    micro = options.size(16, 2, 64)
+    parts = options.size(4, 2, 8)
+    one, many = _contrast(micro, micro), _contrast(micro, micro * parts)
+    plain = _contrast(micro, micro * parts)
+    works: dict[str, Work] = {
+        "one_micro_batch": lambda: parts * seconds(lambda: _cached(one)),
+        "cached": lambda: seconds(lambda: _cached(many)),
+        "plain": lambda: seconds(lambda: _plain(plain)),
+    }
+    samples = alternate(works, options)
+    facts = {"vlm": "embedded", "tuning": "lora", "micro_batch": micro, "batch": micro * parts}
+    names = {
+        "one_micro_batch": "batch of one micro-batch: time against plain forward and backward",
+        "cached": f"batch of {parts} micro-batches: time against plain forward and backward",
+    }
+    return [
+        Figure("adapt_step", name, ratios(samples, side, "plain"), "", 1.3, False, samples, facts)
+        for side, name in names.items()
+    ]
+
+
+def _contrast(micro_batch: int, batch: int) -> "ContrastStep":
+    """Make a step with one image and one text per bag."""
+    import numpy as np
+    import torch
+
+    from clipit.config.run import LoraConfig, VLMConfig
+    from clipit.config.training import AugmentationConfig
+    from clipit.config.vlm_training import AdaptConfig
+    from clipit.distributed import get_processes
+    from clipit.models.adapted_towers import adapt_towers
+    from clipit.models.vlm import load_vlm
+    from clipit.tiles.pixel_source import PixelSource
+    from clipit.vlm_training.bag_batches import BagExamples, Members
+    from clipit.vlm_training.step import ContrastStep
+
+    processes = get_processes()
+    vlm = load_vlm(VLMConfig(name="embedded"), processes.device)
+    size = vlm.preprocess.size
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
+    values = values.to(processes.device)
+
+    class InMemory(PixelSource):
+        def __init__(self) -> None:
+            pass
+
+        def on_device(self, batches: Any, device: Any, clock: Any = None) -> Iterator[tuple[Any, Any]]:
+            for rows in batches:
+                yield rows, values[torch.from_numpy(rows).to(device)]
+
+    numbers = np.arange(batch, dtype=np.int64)
+    examples = BagExamples(
+        source=InMemory(),
+        tile_ids=[str(number) for number in range(batch)],
+        texts=[f"{_WORDS[number % 6]} with {_WORDS[number // 6 % 6]}, part {number}" for number in range(batch)],
+        tiles_of=Members.of(numbers[:, None].tolist()),
+        texts_of=Members.of(numbers[:, None].tolist()),
+        tiles_per_bag=1,
+        texts_per_bag=1,
+        batch_size=batch,
+        seed=0,
+        owners=numbers,
+        partners=numbers,
+        same_pixels=numbers,
+    )
+    adapted = adapt_towers(vlm.towers, "lora", ("image", "text"), LoraConfig(), True).to(processes.device)
+    section = AdaptConfig(
+        batch_size=max(batch, 2), micro_batch=micro_batch, augmentation=AugmentationConfig(dihedral=False, stain=0.0)
+    )
+    return ContrastStep(adapted, examples, section, 0, processes, "no")
+
+
+def _cached(contrast: "ContrastStep") -> None:
+    contrast(0, contrast.pixels(range(1)))
+    contrast.adapted.zero_grad(set_to_none=True)
+
+
+def _plain(contrast: "ContrastStep") -> None:
+    """Encode each micro-batch once and differentiate it at once."""
+    import torch
+
+    batch = contrast.examples.batch(0)
+    contrast.adapted.train()
+    for number, part in enumerate(contrast._read(batch, None, contrast.pixels(range(1)))):
+        output = contrast._encode(part, 0, number)
+        torch.autograd.backward(output, torch.ones_like(output))
+    contrast.adapted.zero_grad(set_to_none=True)

@@ -1,0 +1,189 @@
+"""Adaptations on the small world: whole, resumed, and as their folder opens."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import WORDS, MakeConfig
+from torch import Tensor
+
+from clipit.artifacts import read_json
+from clipit.config.run import RunConfig
+from clipit.config.vlm_training import AdaptConfig
+from clipit.errors import ArtifactError, ClipitError, ConfigError, ModelError
+from clipit.models.vlm import load_vlm
+from clipit.models.vlm_export import adapted_vlm
+from clipit.vlm_training import adapt as adapt_module
+from clipit.vlm_training.adapt import adapt, adaptation_folder, is_adapted
+from clipit.vlm_training.step import ContrastStep
+from clipit.workspace.workspace import Workspace
+
+KEYS: dict[str, Any] = {
+    "steps": 9,
+    "batch_size": 8,
+    "micro_batch": 5,
+    "learning_rate": 3e-3,
+    "checkpoint_every": 4,
+    "validate_every": 3,
+    "log_every": 1,
+    "lora": {"dropout": 0.1},
+    "cases": {"tiles": 2, "snippets": 2},
+}
+
+
+def section(**keys: Any) -> AdaptConfig:
+    return AdaptConfig.model_validate(KEYS | keys)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of three sentences for each patient of the small world."""
+    path = tmp_path_factory.mktemp("own") / "reports.jsonl"
+    rows = []
+    for split, count in (("train", 18), ("validation", 6), ("test", 12)):
+        for number in range(count):
+            sentences = [f"Case {split}{number} part {k} shows {WORDS[(number + 5 * k) % 34]}" for k in range(3)]
+            rows.append({"id": f"{split}{number}", "text": ". ".join(sentences) + ".", "group": f"{split}-{number}"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def config(configure: MakeConfig, reports: Path, tmp_path: Path) -> RunConfig:
+    keys = {"reports.path": str(reports), "reports.group_column": "group", "reports.label_column": None}
+    made = configure({**keys, "pairing.reports": "own"}, name="adapted")
+    return made.model_copy(update={"output": tmp_path})
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in ("images_per_second", "data_wait")}
+        for line in lines
+    ]
+
+
+def weights_of(folder: Path) -> Mapping[str, Tensor]:
+    return load_file(folder / "checkpoints" / "step-00000009" / "weights.safetensors")
+
+
+def test_an_adapted_vlm_opens_and_a_killed_adaptation_goes_on_bit_by_bit(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(config)
+    before = workspace.vlm.encode_texts(["tumour with mucin"])
+    folder = adapt(config, section(), "text", 3, workspace)
+    rows, weights = rows_of(folder), weights_of(folder)
+    facts = read_json(folder / "training.json", "")
+    assert is_adapted(folder) and facts["steps"] == 9 and facts["examples"]["examples"] == 18
+    assert sum(row["loss"] for row in rows[-3:]) < sum(row["loss"] for row in rows[:3])
+    assert [row["step"] for row in rows if "validation_loss" in row] == [3, 6, 9]
+
+    after = load_vlm(adapted_vlm(config.vlm, folder))
+    assert after.fingerprint == facts["adapted_fingerprint"] != workspace.vlm.fingerprint
+    assert after.logit_scale == pytest.approx(facts["logit_scale"][1], rel=1e-5)
+    assert "Case train" not in (folder / "vlm" / "README.md").read_text(encoding="utf-8")
+    assert not torch.equal(after.encode_texts(["tumour with mucin"]), before)
+    assert torch.equal(workspace.vlm.encode_texts(["tumour with mucin"]), before), "the workspace's VLM is unchanged"
+
+    stamp = (folder / "training.json").stat().st_mtime_ns
+    assert adapt(config, section(), "text", 3, workspace) == folder
+    assert (folder / "training.json").stat().st_mtime_ns == stamp, "a finished adaptation is not repeated"
+    with pytest.raises(ArtifactError, match=r"adapt\.learning_rate"):
+        adapt(config, section(learning_rate=1e-4), "text", 3, workspace)
+
+    shutil.rmtree(folder)
+    calls = 0
+
+    original = ContrastStep.__call__
+
+    def killed(self: ContrastStep, step: int, pixels: Any) -> dict[str, Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise KeyboardInterrupt
+        return original(self, step, pixels)
+
+    monkeypatch.setattr(ContrastStep, "__call__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(config, section(), "text", 3, workspace)
+    assert not is_adapted(folder)
+    adapt(config, section(), "text", 3, workspace)
+    assert calls == 7 + 5, "two steps since the last checkpoint are repeated"
+    assert rows_of(folder) == rows
+    for name, value in weights_of(folder).items():
+        assert torch.equal(value, weights[name]), name
+    assert read_json(folder / "training.json", "")["adapted_fingerprint"] == facts["adapted_fingerprint"]
+
+
+def test_images_alone_train_only_the_image_tower(config: RunConfig) -> None:
+    workspace = Workspace(config)
+    folder = adapt(config, section(steps=3, lora={}), "images", 0, workspace)
+    after = load_vlm(adapted_vlm(config.vlm, folder))
+    assert torch.allclose(after.encode_texts(["mucin"]), workspace.vlm.encode_texts(["mucin"]))
+    with pytest.raises(ConfigError, match="images"):
+        adapt(config, section(towers=["text"]), "images", 0, workspace)
+
+
+def test_texts_of_a_frozen_text_tower_are_encoded_once_and_a_resumed_training_ends_alike(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(config)
+    keys = {"towers": ["image"], "validate_every": 100, "keep": "best"}
+    encoded: list[int] = []
+    original = ContrastStep._encode_texts
+
+    def counted(self: ContrastStep, rows: Any) -> Tensor:
+        encoded.extend(rows if len(self.examples.texts) == 54 else ())
+        return original(self, rows)
+
+    monkeypatch.setattr(ContrastStep, "_encode_texts", counted)
+    folder = adapt(config, section(**keys), "text", 1, workspace)
+    assert sorted(encoded) == list(range(54)), "each text of the training part once, in 9 steps of 8 bags"
+    facts, weights = read_json(folder / "training.json", ""), weights_of(folder)
+    assert facts["chosen_step"] == 9 and np.isfinite(facts["validation_loss"])
+    shutil.rmtree(folder / "checkpoints" / "step-00000009")
+    (folder / "training.json").unlink()
+    adapt(config, section(**keys), "text", 1, workspace)
+    assert all(torch.equal(value, weights[name]) for name, value in weights_of(folder).items())
+
+
+def test_a_temperature_at_its_bound_and_a_lack_of_memory_are_errors(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(config)
+    monkeypatch.setattr(adapt_module, "_LOWEST", 1000.0)
+    with pytest.raises(ModelError, match=r"temperature runs away[\s\S]*learn_temperature"):
+        adapt(config, section(), "text", 4, workspace)
+
+    def exhausted(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ContrastStep, "__call__", exhausted)
+    with pytest.raises(ClipitError, match=r"adapt\.micro_batch"):
+        adapt(config, section(), "text", 5, workspace)
+    assert not is_adapted(adaptation_folder(config, "text", 5))
+
+
+def test_bags_are_mined_again_and_a_resumed_adaptation_reads_them(
+    configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure({"pairing.k": 2}, name="mined").model_copy(update={"output": tmp_path})
+    keys = {"data": "bags", "steps": 6, "checkpoint_every": 5, "bags": {"tiles": 1, "snippets": 2, "mine_every": 2}}
+    workspace = Workspace(config)
+    folder = adapt(config, section(**keys), "text", 0, workspace)
+    mined = sorted(path.name for path in (folder / "mined").glob("*.safetensors"))
+    assert mined == ["step-00000002.safetensors", "step-00000004.safetensors"]
+    first = load_file(folder / "checkpoints" / "step-00000006" / "weights.safetensors")
+    shutil.rmtree(folder / "checkpoints" / "step-00000006")
+    (folder / "training.json").unlink()
+    adapt(config, section(**keys), "text", 0, workspace)
+    again = load_file(folder / "checkpoints" / "step-00000006" / "weights.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert np.isfinite([row["loss"] for row in rows_of(folder)]).all()

@@ -1,0 +1,172 @@
+"""Gradients of a contrastive step: cached ones equal those of the whole batch, and two processes equal one."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from launching import run_two
+from tiny_models import WORDS, save_clip
+from torch import Tensor
+
+from clipit.config.run import LoraConfig, VLMConfig
+from clipit.config.vlm_training import AdaptConfig
+from clipit.distributed import Processes, get_processes
+from clipit.models.adapted_towers import AdaptedTowers, adapt_towers
+from clipit.models.vlm import load_vlm
+from clipit.tiles.pixel_source import PixelSource
+from clipit.training.losses import many_to_many_sum
+from clipit.vlm_training import step as step_module
+from clipit.vlm_training.bag_batches import BagExamples, Members
+from clipit.vlm_training.step import ContrastStep
+
+
+class Noise(PixelSource):
+    """Random tiles."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.values = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+    def on_device(self, batches: Any, device: torch.device, clock: Any = None) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield the tiles of each batch of rows."""
+        for rows in batches:
+            yield rows, self.values[torch.from_numpy(rows)]
+
+
+def make_step(
+    folder: Path, processes: Processes, micro_batch: int, dropout: float = 0.0, texts_per_bag: int = 2
+) -> ContrastStep:
+    """A step of 7 bags in float64: tiles and texts are shared between bags, and two bags are no negatives."""
+    torch.manual_seed(0)
+    towers = load_vlm(VLMConfig(name=str(folder))).towers
+    towers.module.double()
+    image = towers.image
+    towers = replace(towers, image=lambda pixels: image(pixels.double()))
+    adapted = adapt_towers(towers, "lora", ("image", "text"), LoraConfig(dropout=dropout), True).double()
+    with torch.no_grad():
+        for weight in adapted.trainable().values():  # updates are zero at first, with no gradient of one factor
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
+    tiles = [[0, 1], [2], [3, 4], [5, 6], [7, 8], [1, 9], [10, 11]]
+    texts = [[0, 1], [2], [3, 4], [0], [1, 2], [4], [3]]
+    numbers = np.arange(7)
+    examples = BagExamples(
+        source=Noise(),
+        tile_ids=[f"tile {row}" for row in range(12)],
+        texts=[f"{WORDS[row]} with {WORDS[row + 5]}" * (1 + row % 2) for row in range(5)],
+        tiles_of=Members.of(tiles),
+        texts_of=Members.of(texts),
+        tiles_per_bag=2 if texts_per_bag else 1,
+        texts_per_bag=texts_per_bag,
+        batch_size=7,
+        seed=3,
+        owners=np.array([0, 1, 2, 3, 1, 4, 5]),
+        partners=numbers,
+        same_pixels=np.arange(12),
+    )
+    section = AdaptConfig(batch_size=7, micro_batch=micro_batch)
+    return ContrastStep(adapted, examples, section, 1, processes, "no")
+
+
+def gradients_of(adapted: AdaptedTowers) -> dict[str, Tensor]:
+    return {name: weight.grad for name, weight in adapted.trainable().items() if weight.grad is not None}
+
+
+def direct_gradients(contrast: ContrastStep, step: int) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of the whole batch with all activations; dropout draws as it does by micro-batch."""
+    batch = contrast.examples.batch(step)
+    contrast.adapted.train()
+    parts = contrast._read(batch, step, contrast.pixels(range(step, step + 1)))
+    outputs = [contrast._encode(part, step, number) for number, part in enumerate(parts)]
+    vectors = {
+        kind: torch.cat(own)
+        for kind in ("tiles", "texts", "others")
+        if (own := [output for part, output in zip(parts, outputs, strict=True) if part.kind == kind])
+    }
+    members = [torch.from_numpy(each) for each in (batch.image_members, batch.other_members)]
+    sides = [vectors["tiles"], vectors["texts"] if "texts" in vectors else vectors["others"]]
+    images, others = (side[each.clamp(min=0)] for side, each in zip(sides, members, strict=True))
+    temperature = torch.exp(-contrast.adapted.logit_scale)
+    loss, count = many_to_many_sum(
+        images, members[0] >= 0, others, members[1] >= 0, temperature, same=torch.from_numpy(batch.same)
+    )
+    (loss / count).backward()
+    found = gradients_of(contrast.adapted)
+    for weight in contrast.adapted.parameters():
+        weight.grad = None
+    return float(loss.detach()) / count, found
+
+
+@pytest.fixture(scope="module")
+def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.mark.parametrize("micro_batch", [2, 100])
+@pytest.mark.parametrize("texts_per_bag", [2, 0], ids=["texts", "images alone"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_cached_gradients_equal_those_of_the_whole_batch(
+    vlm_folder: Path, micro_batch: int, texts_per_bag: int, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contrast = make_step(vlm_folder, get_processes(), micro_batch, dropout, texts_per_bag)
+    loss, expected = direct_gradients(contrast, 1)
+    monkeypatch.setattr(step_module, "_BLOCK", 60)  # blocks of two bags
+    found = contrast(1, contrast.pixels(range(1, 2)))["loss"]
+    assert float(found) == pytest.approx(loss, abs=1e-6)
+    gradients = gradients_of(contrast.adapted)
+    assert gradients.keys() == expected.keys()
+    assert any("text" in name for name in expected) == bool(texts_per_bag)
+    for name, gradient in expected.items():
+        assert bool(gradient.any())
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_micro_batches_are_encoded_twice_but_for_the_last_of_a_tower(
+    vlm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contrast = make_step(vlm_folder, get_processes(), 5)
+    calls: list[tuple[str, int]] = []
+    original = ContrastStep._encode
+
+    def counted(self: ContrastStep, part: Any, step: int, number: int) -> Tensor:
+        calls.append((part.kind, number))
+        return original(self, part, step, number)
+
+    monkeypatch.setattr(ContrastStep, "_encode", counted)
+    contrast(0, contrast.pixels(range(1)))
+    batch = contrast.examples.batch(0)
+    images, texts = -(-len(batch.tiles) // 5), -(-len(batch.texts) // 5)
+    assert images == 3
+    assert len(calls) == 2 * (images + texts) - 2
+
+
+def test_two_processes_give_the_gradients_of_one(vlm_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    here = Path(__file__).parent
+    script.write_text(
+        f"""
+import sys
+sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]
+from pathlib import Path
+import torch
+from test_contrast_step import direct_gradients, gradients_of, make_step
+from clipit.distributed import Processes, get_processes
+for texts in (2, 0):
+    contrast = make_step(Path({str(vlm_folder)!r}), get_processes(), 2, texts_per_bag=texts)
+    alone = make_step(Path({str(vlm_folder)!r}), Processes(0, 1, torch.device("cpu")), 2, texts_per_bag=texts)
+    _, expected = direct_gradients(alone, 1)
+    contrast(1, contrast.pixels(range(1, 2)))
+    found = gradients_of(contrast.adapted)
+    assert get_processes().count == 2 and found.keys() == expected.keys(), set(found) ^ set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+print("equal", get_processes().rank)
+""",
+        encoding="utf-8",
+    )
+    done = run_two(script)
+    assert done.returncode == 0, done.stderr
+    assert "equal 0" in done.stdout and "equal 1" in done.stdout

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import (
-    adapt_step,
     adapt_mining,
+    adapt_step,
     bag_step,
     checkpointing,
     classifier,

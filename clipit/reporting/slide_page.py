@@ -98,14 +98,15 @@ def slide_page(slide: SlidePage) -> str:
     shows the most probable class over the overview.
     """
     colours = list(slide.colours) or class_colours(len(slide.classes))
-    sections = [
-        PageSection("Map", [Include("slide_map.html", _map_values(slide, colours))]),
-        PageSection("Slide", [facts_table(_facts(slide) | dict(slide.facts))]),
-    ]
+    sections = []
     if slide.slide_scores:
         rows = [(name, *(number(value) for value in values)) for name, values in slide.slide_scores.items()]
         caption = "Scores of the slide by pooling of its tiles"
         sections.append(PageSection("Slide scores", [Table(("pooling", *slide.classes), rows, caption=caption)]))
+    sections += [
+        PageSection("Map", [Include("slide_map.html", _map_values(slide, colours))]),
+        PageSection("Slide", [facts_table(_facts(slide) | dict(slide.facts))]),
+    ]
     sections.append(PageSection("Top tiles", _top_parts(slide, colours)))
     title = f"Slide {slide.grid.slide}"
     return page(title, slide.note, sections, script="slide_script.html", library=_openseadragon())

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.reports.account import Tally
-from clipit.reports.garbage import familiar_words, is_bare_heading, names_diagnosis, readability
+from clipit.reports.garbage import is_bare_heading, learn_vocabulary, names_diagnosis, readability
 from clipit.reports.headings import SECTIONS
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
@@ -59,8 +59,8 @@ def filter_snippets(
     if checks is not None and checks.headings:
         keep("headings without text", [not is_bare_heading(text) for text in texts])
     if checks is not None and checks.readable > 0:
-        familiar = familiar_words(texts)
-        passes = [readability(text, familiar) >= checks.readable for text in texts]
+        vocabulary = learn_vocabulary(texts)
+        passes = [readability(text, vocabulary) >= checks.readable for text in texts]
         keep(f"unreadable text (under {checks.readable:.0%} readable)", passes)
     length = f"length (fewer than {config.min_words} readable words)"
     keep(length, rescue([_readable_words(text) >= config.min_words for text in texts]))

@@ -3,12 +3,17 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from clipit.reports.headings import FIELD, STRONG, WEAK
 
 _FAMILIAR = 5  # occurrences from which a word of the corpus is one, however it looks
+_REPEATED = 3  # occurrences from which a word shows which letter sequences the corpus has
+_ENOUGH = 1000  # such words in a corpus whose letter sequences can be judged by
+_ABSENT, _STRANGE = 0.25, 0.3  # shares of absent trigrams in all unfamiliar words, and in two of them
+_MOST_FAMILIAR = 0.2  # share of the letters in familiar words of four letters or more
 _COMMON = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "do", "for", "from", "had", "has", "have",
     "he", "her", "him", "his", "if", "in", "into", "is", "it", "its", "may", "no", "none", "nor", "not", "of", "off",
@@ -67,30 +72,75 @@ def is_bare_heading(text: str) -> bool:
     )
 
 
-def familiar_words(texts: Iterable[str]) -> frozenset[str]:
-    """Return the words that occur at least five times in a corpus, in lower case; wrecks rarely repeat."""
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words and letter sequences of a corpus.
+
+    Attributes:
+        words: Words that occur at least five times, in lower case; wrecks rarely repeat.
+        trigrams: Sequences of three letters, marks of beginning and end included, of the words that occur at least
+            three times; empty for a corpus of fewer than 1,000 such words, which shows too few of them.
+    """
+
+    words: frozenset[str] = frozenset()
+    trigrams: frozenset[str] = frozenset()
+
+
+_NO_CORPUS = Vocabulary()
+
+
+def learn_vocabulary(texts: Iterable[str]) -> Vocabulary:
+    """Collect the familiar words of a corpus, and the letter sequences of its repeated words."""
     counts = Counter(word.lower() for text in texts for word in _PART.findall(text))
-    return frozenset(word for word, count in counts.items() if count >= _FAMILIAR)
+    repeated = [word for word, count in counts.items() if count >= _REPEATED and word.isalpha()]
+    trigrams = frozenset(part for word in repeated for part in _trigrams(word)) if len(repeated) >= _ENOUGH else ()
+    return Vocabulary(frozenset(word for word, count in counts.items() if count >= _FAMILIAR), frozenset(trigrams))
 
 
-def readability(text: str, familiar: Collection[str] = frozenset()) -> float:
+def readability(text: str, vocabulary: Vocabulary = _NO_CORPUS) -> float:
     """Return the share of a text's letters and digits that belong to readable words, from 0 to 1.
 
     A word is readable if it is familiar in the corpus; a number or code (pT3a, CD117, 5cm); or a word in ordinary
     letter case that has a vowel, no six consonants, four vowels or three equal letters in a row, and at least three
     letters if it is in lower case. Words that are glued by a mark such as ":" or "~" count only from four letters on.
     Other scripts than Latin are readable. The time is linear in the length of the text.
+
+    Words that pass this test may still be wrecks, such as those whose letters are mixed with those of their neighbours
+    ("oglcai plltlem" for "Histological pattern"). If hardly a word of a text is familiar and the unfamiliar ones
+    consist of letter sequences that the corpus lacks, none of these words is readable.
     """
-    good = total = 0
+    good = total = familiar = 0
+    unfamiliar: list[str] = []
     for token in text.split():
         glued = _JUNK.search(token) is not None
         for part in _PART.findall(token):
             total += len(part)
-            if (part.lower() in familiar and not (glued and len(part) < 4)) or (
-                _is_plausible(part) and not (glued and len(part) < 4)
-            ):
+            word = part.lower()
+            known = word in vocabulary.words
+            if (known or _is_plausible(part)) and not (glued and len(part) < 4):
                 good += len(part)
+                if len(part) >= 4 and known:
+                    familiar += len(part)
+                elif len(part) >= 4 and part.isascii() and part.isalpha():
+                    unfamiliar.append(word)
+    if familiar <= _MOST_FAMILIAR * total and _are_jumbled(unfamiliar, vocabulary.trigrams):
+        good -= sum(map(len, unfamiliar))
     return good / total if total else 1.0
+
+
+def _trigrams(word: str) -> list[str]:
+    marked = f"^{word}$"
+    return [marked[start : start + 3] for start in range(len(word))]
+
+
+def _are_jumbled(words: Sequence[str], trigrams: Collection[str]) -> bool:
+    """Return whether a quarter of the words' trigrams is absent from the corpus, in two words each 30 % or more."""
+    if len(words) < 2 or not trigrams:
+        return False
+    absent = [sum(part not in trigrams for part in _trigrams(word)) for word in words]
+    letters = [len(word) for word in words]  # as many as trigrams
+    strange = sum(count >= _STRANGE * length for count, length in zip(absent, letters, strict=True))
+    return sum(absent) > _ABSENT * sum(letters) and strange >= 2
 
 
 @lru_cache(maxsize=2**16)

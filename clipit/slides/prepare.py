@@ -28,7 +28,6 @@ from clipit.artifacts import (
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, DataError
-from clipit.image_readers import file_stamp
 from clipit.images import ImageError
 from clipit.progress import progress
 from clipit.read_ahead import reading_threads
@@ -40,6 +39,7 @@ from clipit.slides.polygons import Polygon, rasterise, trace
 from clipit.slides.qupath import write_polygons_geojson
 from clipit.slides.reading import PlacedSlide, read_overview
 from clipit.slides.slide_file import SlideFile
+from clipit.slides.stamps import slide_stamp
 from clipit.slides.tissue import TissueShare, find_tissue
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class PreparedSlide:
     Attributes:
         name: Name of the slide.
         path: File.
-        stamp: Stamp of the file's content.
+        stamp: Stamp of the content of its files.
         artifact: Artefact with the overview, the tissue and the places of all tissue tiles.
         tiles: Number of tissue tiles.
         extent: Edge of a tile in pixels of level 0, not necessarily whole.
@@ -198,7 +198,7 @@ def _prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> Pr
     try:
         if not slide.path.is_file():
             raise DataError("no such slide", where=slide.path, fix="correct the path")
-        stamp = file_stamp(slide.path)
+        stamp = slide_stamp(slide.path)
     except PermissionError as error:
         raise DataError("no permission to read the slide", where=slide.path, fix="correct its permissions") from error
     contours = None if config.contours is None else _contour_file(Path(config.contours).expanduser(), slide, options)

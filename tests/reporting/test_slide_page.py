@@ -60,6 +60,8 @@ def test_all_facts_scores_and_texts_are_on_the_page(text: str) -> None:
         "Nearest snippets", "Research use only.", "most probable class", "no picture",
     ):  # fmt: skip
         assert wanted in shown, wanted
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+    assert headings[:2] == ["Slide scores", "Map"]
     assert text.count('class="go"') == 9 and len(re.findall('class="layer"', text)) == 4
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from slide_files import PEN, PINK, PURPLE, damage_tile, picture, write_slide
+from slide_files import PEN, PINK, PURPLE, damage_tile, levels_of, picture, write_dicom, write_slide
 
 from clipit.config.data import SlidesConfig
 from clipit.errors import ConfigError, DataError
+from clipit.image_readers import file_stamp
 from clipit.images import ImageError
 from clipit.slides.geojson import read_contours
 from clipit.slides.grid import make_grid, parse_tile_id
@@ -18,6 +19,7 @@ from clipit.slides.option_names import SLIDES_OPTIONS
 from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
 from clipit.slides.reading import PlacedSlide, SlidePool, SlideReader, choose_level, read_overview, read_tile
 from clipit.slides.slide_file import Level
+from clipit.slides.stamps import slide_files, slide_stamp
 from clipit.slides.tissue import TissueShare, find_tissue, otsu, remove_small
 
 
@@ -153,6 +155,32 @@ def test_a_slide_that_changes_gets_a_new_grid(tmp_path: Path) -> None:
     after = prepare_slides([SlidePath("a", path)], config)[0]
     assert isinstance(before, PreparedSlide) and isinstance(after, PreparedSlide)
     assert before.stamp != after.stamp and before.grid.x.min() < after.grid.x.min()
+
+
+def test_the_stamp_of_a_slide_covers_all_of_its_files(tmp_path: Path) -> None:
+    def changed(path: Path, file: Path) -> bool:
+        before, content = slide_stamp(path), file.read_bytes()
+        file.write_bytes(content + b"x")
+        after = slide_stamp(path)
+        file.write_bytes(content)
+        return before != after
+
+    for number, level in enumerate(levels_of(picture(), 2)):
+        write_dicom(tmp_path / f"{number}.dcm", level, mpp=2.0**number)
+    (tmp_path / "notes.txt").write_text("x")
+    first = tmp_path / "0.dcm"
+    assert slide_files(first) == [first, tmp_path / "1.dcm"]
+    assert changed(first, tmp_path / "1.dcm") and not changed(first, tmp_path / "notes.txt")
+    (tmp_path / "m").mkdir()
+    for name in ("m.mrxs", "m/Slidedat.ini", "m/Data0000.dat", "v-0.jpg", "one.svs"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "v.vms").write_text("[Virtual Microscope Specimen]\nImageFile=v-0.jpg\nMacroImage=absent.jpg\n")
+    assert changed(tmp_path / "m.mrxs", tmp_path / "m/Data0000.dat")
+    assert changed(tmp_path / "v.vms", tmp_path / "v-0.jpg") and not changed(tmp_path / "v.vms", tmp_path / "notes.txt")
+    before = slide_stamp(tmp_path / "m.mrxs")
+    (tmp_path / "m/Data0001.dat").write_text("x")
+    assert slide_stamp(tmp_path / "m.mrxs") != before, "a file was added"
+    assert slide_stamp(tmp_path / "one.svs") == file_stamp(tmp_path / "one.svs")
 
 
 def test_contours_replace_detection(tmp_path: Path) -> None:

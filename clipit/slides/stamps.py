@@ -1,0 +1,48 @@
+"""Stamp the content of a slide over all of its files: DICOM, MRXS and VMS slides consist of several."""
+
+from hashlib import sha256
+from pathlib import Path
+
+from clipit.image_readers import file_stamp
+from clipit.slides.dicom import SUFFIX as DICOM
+from clipit.slides.dicom import series_of
+
+
+def slide_files(path: Path) -> list[Path]:
+    """List the files of a slide, sorted: that file alone, unless the format has several.
+
+    These are the files of the same series in the folder (DICOM); the files in the folder beside it that has its name
+    (MRXS); or the files beside it that it lists (VMS, VMU).
+
+    Args:
+        path: File by which the slide is opened.
+    """
+    suffix = path.suffix.lower()
+    others: list[Path] = []
+    if suffix == DICOM:
+        series = series_of(path)
+        same_kind = [file for file in path.parent.iterdir() if file.suffix.lower() == DICOM and file.is_file()]
+        others = [file for file in same_kind if series and series_of(file) == series]
+    elif suffix == ".mrxs":
+        data = path.with_suffix("")
+        others = [file for file in data.iterdir() if file.is_file()] if data.is_dir() else []
+    elif suffix in (".vms", ".vmu"):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        named = [path.parent / value.strip() for _, found, value in (line.partition("=") for line in lines) if found]
+        others = [file for file in named if file.name and file.parent == path.parent and file.is_file()]
+    return sorted({path, *others})
+
+
+def slide_stamp(path: Path) -> str:
+    """Return a stamp of the slide's content, which changes when any of its files is replaced, added or removed.
+
+    The stamp of a slide of one file is that of the file.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    files = slide_files(path)
+    if files == [path]:
+        return file_stamp(path)
+    listed = "\n".join(f"{file.relative_to(path.parent).as_posix()} {file_stamp(file)}" for file in files)
+    return f"{len(files)} files:{sha256(listed.encode(errors='surrogateescape')).hexdigest()[:16]}"

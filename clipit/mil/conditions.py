@@ -23,7 +23,7 @@ from clipit.mil.arms import ARMS
 from clipit.mil.study import NAME, SCORES, SUMMARY, mil_study
 from clipit.reporting.html import PageSection, Table, Text, write_page
 from clipit.reporting.html import page as render_page
-from clipit.reporting.tables import difference, markdown_table, mean_sd
+from clipit.reporting.tables import LABELS, difference, markdown_table, mean_sd
 
 logger = logging.getLogger(__name__)
 
@@ -161,18 +161,18 @@ def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
     headers = ("arm", *folders)
     by_metric = {metric: _score_rows(file, scores[metric]) for metric in METRICS}
     contrast_table = (
-        ("condition", "arm", "against", f"{METRICS[0]} in points", "p (Holm)"),
+        ("condition", "arm", "against", f"{LABELS[METRICS[0]]} in points", "p (Holm)"),
         [
             [each.condition, each.arm, each.control, _points(each.differences), _format_p(each.test)]
             for each in contrasts
         ],
     )
     parts = [f"# {file.run.name}", *([file.run.note] if file.run.note else []), _HOW]
-    parts += [f"{metric} in %:\n\n{markdown_table(headers, table)}" for metric, table in by_metric.items()]
+    parts += [f"{LABELS[metric]} in %:\n\n{markdown_table(headers, table)}" for metric, table in by_metric.items()]
     parts += [markdown_table(*contrast_table, left=3)]
     with whole_file(folder / SUMMARY) as temporary:
         temporary.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
-    sections = [PageSection(f"{metric} in %", [Table(headers, table)]) for metric, table in by_metric.items()]
+    sections = [PageSection(f"{LABELS[metric]} in %", [Table(headers, table)]) for metric, table in by_metric.items()]
     sections.append(PageSection("Arms that learn from reports against controls", [Table(*contrast_table, left=3)]))
     pages = ", ".join(f"{name}: {path / f'{NAME}.html'}" for name, path in folders.items())
     sections.append(PageSection("How to read this", [Text(_HOW), Text(f"Page of each condition: {pages}")]))

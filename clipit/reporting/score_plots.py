@@ -153,9 +153,10 @@ def plot_sweep(panels: Mapping[str, SweepPoints], *, metric: str, test_metric: s
         position = _place_values(axes, [value for value, _, _ in points])
         validation = [(position[str(value)], score) for value, score, _ in points if score is not None]
         test = [(position[str(value)], score) for value, _, score in points if score is not None]
-        _draw_trials(axes, validation, COLOURS[0], "-", f"validation {metric}", filled=True)
+        _draw_trials(axes, validation, COLOURS[0], "-", f"validation {LABELS.get(metric, metric)}", filled=True)
         if test_metric:
-            _draw_trials(axes, test, COLOURS[1], ":", f"test {test_metric} (not used to choose)", filled=False)
+            name = LABELS.get(test_metric, test_metric)
+            _draw_trials(axes, test, COLOURS[1], ":", f"test {name} (not used to choose)", filled=False)
         if not validation and not test:
             axes.text(0.5, 0.5, "no score is defined", ha="center", transform=axes.transAxes)
         axes.set(xlabel=key, ylabel="score")

@@ -89,7 +89,7 @@ def study_chapters(
         if rows.kind.iloc[0] == "method":
             chapters.append(Chapter(subject, [*_method_parts(frame, subject, provenance), *plots[subject]]))
     reasons = [
-        (f"{row.subject}: {row.metric} of {row.class_name}", str(row.reason))
+        (f"{row.subject}: {_LABELS.get(row.metric, row.metric)} of {row.class_name}", str(row.reason))
         for row in iter_rows(frame[frame.metric != FALSE_AREA])
         if row.reason
     ]

@@ -14,7 +14,7 @@ from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, page, 
 from clipit.reporting.notes import compose_note
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_sweep
-from clipit.reporting.tables import markdown_line, markdown_table, mean_sd
+from clipit.reporting.tables import LABELS, markdown_line, markdown_table, mean_sd
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.search import Trial
 from clipit.sweeps.trials import SweepPlan
@@ -102,7 +102,7 @@ class _Summary:
 def _summarise(
     plan: SweepPlan, groups: Mapping[str, pd.DataFrame], chosen: str | None, metric: str, tested: str
 ) -> _Summary:
-    test_header = f"test {tested} %" if tested else "test (not evaluated)"
+    test_header = f"test {LABELS.get(tested, tested)} %" if tested else "test (not evaluated)"
     rows: list[list[object]] = [
         [
             f"{name} (chosen)" if name == chosen else name,
@@ -127,7 +127,7 @@ def _summarise(
         else "One seed per row: the variation between seeds is not known.",
         *(f"Note: {note}." for note in plan.sweep.notes),
     ]
-    header = ["values", "seeds", f"validation {metric} %", test_header, "chosen step", "seconds"]
+    header = ["values", "seeds", f"validation {LABELS.get(metric, metric)} %", test_header, "chosen step", "seconds"]
     return _Summary(header, rows, choice, remarks)
 
 

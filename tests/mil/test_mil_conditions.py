@@ -76,6 +76,8 @@ def test_one_command_compares_the_arms_in_every_condition(
         "with all labels, there is no bag whose label a report could give"
     )
     text = result.report.read_text(encoding="utf-8")
+    assert "AUROC in %" in text and "balanced accuracy in %" in text and "balanced_accuracy" not in text
+    assert "auroc" not in result.page.read_text(encoding="utf-8"), "scores have the names of other pages"
     assert "| report_labels |" in text and "few labels" in text
     page = (result.folder.parent / "small-few-labels" / "mil.html").read_text(encoding="utf-8")
     assert " of 12 unlabelled training bags get a label from a report" in page

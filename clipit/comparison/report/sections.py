@@ -21,6 +21,7 @@ from clipit.evaluation.score_row import CSV_COLUMNS, ScoreRow
 from clipit.reporting.html import Figure, Folded, PageSection, Part, Rows, Table, Text, facts_table
 from clipit.reporting.plots import inline_svg, save_plot
 from clipit.reporting.score_plots import plot_label_efficiency, plot_planes, plot_seed_scores
+from clipit.reporting.tables import LABELS
 
 _LONG = 12  # rows; sections with a longer table, other than the main section, are folded
 
@@ -49,7 +50,7 @@ def score_sections(
             for result in results
             if result.key[:3] == place
         }
-        label = f"{' / '.join(place[i] for i in differing)}: {c.metric.replace('_', ' ')} %"
+        label = f"{' / '.join(place[i] for i in differing)}: {LABELS[c.metric]} %"
         source = "comparison.parquet: column score; comparison.json: lines, seeds"
         figures.append(seed_figure(scores, label=label, baseline=c.baseline, source=source))
     return [*sections, PageSection("Scores by seed", figures)]

@@ -40,7 +40,7 @@ from clipit.config.run import RunConfig
 from clipit.leftovers import delete_leftovers
 from clipit.reporting.html import page, write_page
 from clipit.reporting.notes import compose_note
-from clipit.reporting.tables import markdown_line, markdown_table, markdown_text
+from clipit.reporting.tables import LABELS, markdown_line, markdown_table, markdown_text
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.table import uses_vlm
 
@@ -155,7 +155,7 @@ def _latex(
 ) -> str:
     """Write the main table and one in the layout of CLIP-IT's table 1, with descriptive captions."""
     seeds = f"{len(c.seeds)} seed{'s' * (len(c.seeds) > 1)}"
-    title = f"{config.name}: {c.metric.replace('_', ' ')} in %, mean and standard deviation over {seeds}."
+    title = f"{config.name}: {LABELS[c.metric]} in %, mean and standard deviation over {seeds}."
     caption = f"{title} Differences are paired by seed, against {c.baseline}. {describe_holm_family(results)}"
     if published_source:
         caption += f" Published: {published_source}. {CAUTION}"

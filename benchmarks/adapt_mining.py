@@ -5,7 +5,9 @@ the members; a step encodes its bags with cached gradients.
 """
 
 from itertools import count
+from pathlib import Path
 
+import clipit
 from benchmarks.harness import Figure, Options, alternate, seconds
 from benchmarks.inputs import make_tiles
 
@@ -33,11 +35,13 @@ def measure(options: Options) -> list[Figure]:
         labels=LabelsConfig(kind="none"),
     )
     config = RunConfig(tiles=tiles, output=options.folder, leaks=LeaksConfig(policy="off", pixels="off"))
+    chapter = Path(clipit.__file__).parent / "prompts" / "dictionaries" / "histology" / "artefacts.yaml"
+    dictionary = str(chapter) if options.quick else "histology"
     section = AdaptConfig.model_validate(
         {
             "data": "bags",
             "batch_size": options.size(64, 4, 256),
-            "bags": {"tiles": 3, "snippets": 0, "prompts": 3, "mine_every": 1},
+            "bags": {"tiles": 3, "snippets": 0, "prompts": 3, "mine_every": 1, "dictionary": dictionary},
         }
     )
     workspace = Workspace(config)

@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 _COSTLY = 0.1
 """Share of the time between two minings that a mining should take at most."""
-_STEP_PASSES = 4
-"""Cost of an image or text in a step, in forward passes: two with cached gradients, and a backward pass of two."""
+_STEP_COST = 2.5
+"""Cost of an image or text in a step relative to its cost in a mining: two forward passes with cached gradients and a
+backward pass, against one forward pass with the reading of the image and the search (`benchmarks/adapt_mining.py`)."""
 
 
 def mine(
@@ -78,7 +79,7 @@ def mine(
 def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
     """Warn if mining the bags takes more than a tenth of the training.
 
-    The cost is counted in forward passes: a mining embeds all training tiles and texts, a step those of its batch.
+    A mining embeds all training tiles and texts, a step those of its batch.
 
     Args:
         examples: Examples of the training part.
@@ -102,7 +103,7 @@ def least_interval(examples: BagExamples) -> int:
         examples: Examples of the training part, from bags.
     """
     batch = examples.batch(0)
-    per_step = _STEP_PASSES * (len(batch.tiles) + len(batch.texts) + len(batch.others))
+    per_step = _STEP_COST * (len(batch.tiles) + len(batch.texts) + len(batch.others))
     mined = len(examples.tile_ids) + int(examples.summary["minable_texts"])
     return int(np.ceil(mined / (_COSTLY * per_step)))
 

@@ -92,23 +92,19 @@ class ModelDifference:
     @property
     def outcome(self) -> str:
         """`better` or `worse` if both intervals lie on the same side of 0, `open` if not, `undecided` without them."""
-        if self.over_groups.low is None or self.over_groups.high is None:
+        groups, seeds = self.over_groups, self.over_seeds
+        if groups.low is None or groups.high is None or seeds.low is None or seeds.high is None:
             return "undecided"
-        low, high = self.over_groups.low, self.over_groups.high
-        if self.over_seeds.low is not None and self.over_seeds.high is not None:
-            low, high = min(low, self.over_seeds.low), max(high, self.over_seeds.high)
-        elif len(self.differences) < 2:
-            return "undecided"
-        if low > 0:
+        if min(groups.low, seeds.low) > 0:
             return "better"
-        return "worse" if high < 0 else "open"
+        return "worse" if max(groups.high, seeds.high) < 0 else "open"
 
     @property
     def reason(self) -> str:
         """Why it is undecided; "" otherwise."""
         if self.outcome != "undecided":
             return ""
-        return self.over_groups.reason if self.over_groups.low is None else "one seed"
+        return self.over_groups.reason if self.over_groups.low is None else self.over_seeds.reason
 
 
 def compare_models(

@@ -24,18 +24,20 @@ MODELS = {
 CURVES, SEED_SCORES = "training.png", "zero_shot.png"
 _MAIN = "balanced_accuracy"
 _CONTROLS = {"shuffled_text": "with the texts of others", "images": "with images alone"}
-_HOW = (
-    "Scores are means over seeds (± standard deviation), on test tiles whose groups no adaptation has seen. In "
+_TILES = (
+    "Scores are means over seeds (± standard deviation) on the test tiles, which no adaptation was trained on. In "
     "brackets: 95 % percentile bootstrap of the mean over groups, where known. Zero-shot classification uses no label. "
-    "The linear probe is fitted on the image embeddings with the labels of tiles.labels. Differences are paired by "
-    "tile, group and seed. A model is better or worse than its reference if both intervals of the difference, over "
-    "groups and over seeds, lie on the same side of 0. p: paired t-test over seeds, Holm-corrected over the "
-    "differences of the same task and metric."
+    "The linear probe is fitted on the image embeddings with the labels of tiles.labels."
+)
+_COMPARED = (
+    "Differences are paired by item, group and seed. A model is better or worse than its reference if both intervals "
+    "of the difference, over groups and over seeds, lie on the same side of 0; open if they do not; undecided without "
+    "both. p: paired t-test over seeds, Holm-corrected over the differences of the same task and metric."
 )
 _CONTROLS_TEXT = (
-    "The text has taught the VLM something only if the arm text is better than both controls: with the texts of "
-    "others, the VLM sees the same images, texts and number of steps, and with images alone, it learns from the same "
-    "images. A gain that a control shows as well comes from the images, or from texts in general."
+    "The text has taught the VLM something only if the arm text is better than both controls. Training with the texts "
+    "of others uses the same images, texts and number of steps, and training with images alone the same images. A gain "
+    "that a control shows as well comes from the images, or from texts in general."
 )
 _RETRIEVAL = (
     "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; in "
@@ -117,20 +119,41 @@ def _gain(content: AdaptContent, gain: ModelDifference) -> str:
         return f"No gain shown: {name} went {change}."
     if gain.outcome == "worse":
         return f"Worse than before: {name} fell {change}."
-    controls = {
-        words: content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, arm)) for arm, words in _CONTROLS.items()
-    }
-    beaten = [words for words, contrast in controls.items() if contrast is not None and contrast.outcome == "better"]
-    others = [words for words, contrast in controls.items() if contrast is not None and contrast.outcome != "better"]
-    if others:
-        return (
-            f"Better than before, but also without text of its own: {name} rose {change}, which is not shown to be "
-            f"more than {' or '.join(others)}."
-        )
-    if len(beaten) == len(_CONTROLS):
-        return f"The text taught it: {name} rose {change}, and more than {' and '.join(beaten)}."
-    missing = [words for words, contrast in controls.items() if contrast is None]
-    return f"Better than before: {name} rose {change}. Not compared with an adaptation {' or '.join(missing)}."
+    controls = {arm: content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, arm)) for arm in _CONTROLS}
+    found = {arm: contrast for arm, contrast in controls.items() if contrast is not None}
+    missing = [_CONTROLS[arm] for arm in controls if arm not in found]
+    if not missing and all(contrast.outcome == "better" for contrast in found.values()):
+        return f"The text taught it: {name} rose {change}, and more than {' and '.join(_CONTROLS.values())}."
+    others = {arm: contrast for arm, contrast in found.items() if contrast.outcome != "better"}
+    limits = [_limit(content, arm, contrast) for arm, contrast in others.items()]
+    limits += [f"Not compared with an adaptation {' or '.join(missing)}."] if missing else []
+    start = "Better than before"
+    if any(_rose(content, arm) for arm in others):
+        start = "Better than before, but also without text of its own"
+    elif any(contrast.outcome != "undecided" for contrast in others.values()):
+        start = "Better than before, but not shown to be better than a control"
+    elif others:
+        start = "Better than before, but not decided against a control"
+    return " ".join([f"{start}: {name} rose {change}.", *limits])
+
+
+def _rose(content: AdaptContent, arm: str) -> bool:
+    """Return whether a control is better than the VLM before."""
+    contrast = content.contrast(Subject(ZERO_SHOT, arm), Subject(ZERO_SHOT, BEFORE))
+    return contrast is not None and contrast.outcome == "better"
+
+
+def _limit(content: AdaptContent, arm: str, contrast: ModelDifference) -> str:
+    """State how the gain compares with that of a control that it does not exceed."""
+    words = f"the change {_CONTROLS[arm]} ({_difference_to_before(content, arm)})"
+    if contrast.outcome == "undecided":
+        return f"Whether this is more than {words} is not decided: {contrast.reason}."
+    return f"This is {'less' if contrast.outcome == 'worse' else 'not shown to be more'} than {words}."
+
+
+def _difference_to_before(content: AdaptContent, arm: str) -> str:
+    contrast = content.contrast(Subject(ZERO_SHOT, arm), Subject(ZERO_SHOT, BEFORE))
+    return number(None) if contrast is None else _difference(contrast)
 
 
 def _probe(content: AdaptContent) -> str:
@@ -160,12 +183,14 @@ def _forgotten(content: AdaptContent) -> str:
 
 def adapt_chapters(content: AdaptContent) -> list[Chapter]:
     """Build the chapters of the page and the Markdown."""
-    chapters = [
-        Chapter("Before and after", [*_score_parts(content), Text(_CONTROLS_TEXT), *map(Text, content.notes)]),
-        Chapter("Differences", [*_difference_tables(content, (ZERO_SHOT, PROBE)), Text(_HOW)]),
-    ]
+    controls = [Text(_CONTROLS_TEXT)] if any(content.score(ZERO_SHOT, arm) for arm in _CONTROLS) else []
+    chapters = [Chapter("Before and after", [*_score_parts(content), *controls, *map(Text, content.notes)])]
+    differences = _difference_tables(content, (ZERO_SHOT, PROBE))
+    if differences:
+        chapters.append(Chapter("Differences", [*differences, Text(_COMPARED)]))
     if content.directions or content.class_match:
-        chapters.append(Chapter("Retrieval", _retrieval_parts(content)))
+        explained = [] if differences or not content.directions else [Text(_COMPARED)]
+        chapters.append(Chapter("Retrieval", [*_retrieval_parts(content), *explained]))
     if content.forgetting:
         tasks = [forgetting_task(name) for name in content.forgetting]
         parts = [_model_table(content, tasks), *_difference_tables(content, tasks), Text(_FORGETTING)]
@@ -193,7 +218,8 @@ def _score_parts(content: AdaptContent) -> list[Table | Text | Plot]:
         caption = "Zero-shot balanced accuracy: one dot per seed; dashed: before"
         parts.append(Plot(SEED_SCORES, caption, "adapt.json: scores"))
     models = dict.fromkeys(each.subject.model for each in content.scores)
-    return [*parts, Text("Models: " + "; ".join(f"{model}, {MODELS[model]}" for model in models) + ".")]
+    models_text = "Models: " + "; ".join(f"{model}, {MODELS[model]}" for model in models) + "."
+    return [*parts, Text(models_text), Text(_TILES)]
 
 
 def seed_scores(content: AdaptContent) -> dict[str, dict[str, float | None]]:

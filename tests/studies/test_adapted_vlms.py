@@ -17,7 +17,11 @@ from clipit.api.adaptation import AdaptationResult
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.errors import ClipitError, ConfigError, DataError
+from clipit.evaluation.intervals import Interval, t_interval
+from clipit.evaluation.measured_models import ModelDifference, Subject
+from clipit.evaluation.significance import Significance
 from clipit.models.vlm_export import adapted_vlm
+from clipit.reporting.adapt_page import AdaptContent, adapt_verdict
 from clipit.studies.adapted_vlms import study
 from clipit.studies.features import joint_features
 from clipit.workspace.workspace import Workspace
@@ -165,3 +169,35 @@ def test_pairs_are_written_for_another_trainer(
     with pytest.raises(SystemExit):
         main()
     assert "--record" in capsys.readouterr().err
+
+def _difference(model: str, reference: str, seeds: list[float], groups: tuple[float, float]) -> ModelDifference:
+    p = Significance(None, "few seeds")
+    return ModelDifference(
+        Subject("zero-shot", model), Subject("zero-shot", reference), "balanced_accuracy", dict(enumerate(seeds)),
+        sum(seeds) / len(seeds), Interval(*groups), t_interval(seeds), p, p,
+    )  # fmt: skip
+
+
+UP, FLAT = ([0.2, 0.21, 0.22], (0.1, 0.3)), ([-0.02, 0.0, 0.02], (-0.1, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("against", "risen", "verdict", "also"),
+    [
+        (UP, FLAT, "The text taught it", "and more than with the texts of others and with images alone"),
+        (FLAT, UP, "Better than before, but also without text of its own", "not shown to be more than the change"),
+        (FLAT, FLAT, "Better than before, but not shown to be better than a control", "not shown to be more"),
+        (([0.2], (0.1, 0.3)), FLAT, "Better than before, but not decided against a control", "only one seed"),
+        (([0.2, 0.2], (0.1, 0.3)), FLAT, "Better than before, but not decided", "no spread over seeds"),
+    ],
+)
+def test_the_verdict_names_a_control_only_if_it_rose_and_decides_nothing_without_an_interval_over_seeds(
+    against: Any, risen: Any, verdict: str, also: str
+) -> None:
+    controls = ("shuffled_text", "images")
+    contrasts = [_difference("text", "before", *UP)]
+    contrasts += [_difference(arm, "before", *risen) for arm in controls]
+    contrasts += [_difference("text", arm, *against) for arm in controls]
+    text = adapt_verdict(AdaptContent([], contrasts))
+    assert text.startswith(verdict + (":" if verdict.endswith("control") else "")) and also in text
+    assert ("without text of its own" in text) == (against is FLAT and risen is UP)

@@ -170,6 +170,7 @@ def test_pairs_are_written_for_another_trainer(
         main()
     assert "--record" in capsys.readouterr().err
 
+
 def _difference(model: str, reference: str, seeds: list[float], groups: tuple[float, float]) -> ModelDifference:
     p = Significance(None, "few seeds")
     return ModelDifference(

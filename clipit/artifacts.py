@@ -195,13 +195,17 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Write a folder completely or not at all: yield an empty folder, which replaces `path` if the block succeeds."""
+    """Write a folder completely or not at all: yield an empty folder, which replaces `path` if the block succeeds.
+
+    The modes of its files follow the umask.
+    """
     partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     with disk_errors(path):
         shutil.rmtree(partial, ignore_errors=True)
         make_folder(partial)
         try:
             yield partial
+            apply_umask(partial)
             shutil.rmtree(old, ignore_errors=True)
             if path.exists():
                 path.rename(old)
@@ -210,6 +214,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def apply_umask(folder: Path) -> None:
+    """Set the modes of files that packages wrote to that of a file written by Python."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_mode != mode:  # some file systems do not allow chmod
+            path.chmod(mode)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -134,7 +134,7 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
     return ConfigError(
         f"{len(lines)} configuration error{'s' * (len(lines) > 1)}:\n    {listed}",
         where=where,
-        fix="correct these keys; `clipit train --help` explains every key",
+        fix="correct these keys; the --help of this command and docs/configuration.md explain every key",
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipit.artifacts import write_json, write_tensors
+from clipit.artifacts import apply_umask, write_json, write_tensors
 from clipit.errors import ArtifactError, ModelError, disk_errors
 from clipit.models.backbones import Backbone
 from clipit.models.classifier_spec import (
@@ -188,19 +188,8 @@ def _write(
         remote_code=backbone.remote_code,
         export_note=export_note(backbone.loader, opens=opens, pooling=backbone.pooling, head=whole.config.head),
     )
-    _apply_umask(folder)
+    apply_umask(folder)
     write_spec(folder, spec)
-
-
-def _apply_umask(folder: Path) -> None:
-    """Set the modes of files that the packages wrote to that of a file written by Python."""
-    probe = folder / ".mode"
-    probe.touch()
-    mode = probe.stat().st_mode
-    probe.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file() and path.stat().st_mode != mode:  # some file systems do not allow chmod
-            path.chmod(mode)
 
 
 def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) -> None:

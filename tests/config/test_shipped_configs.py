@@ -33,6 +33,7 @@ ANNOTATED = ("--tiles.path=tiles.csv", "--tiles.annotations.path=annotations.csv
 MASKS = ("--tiles.path=glas.csv",)
 TO_GIVE = {
     "own_table": OWN, "own_comparison": OWN, "own_reports": OWN, "own_annotators": ANNOTATED, "glas_masks": MASKS,
+    "own_adaptation": OWN, "glas_captions": MASKS,
 }  # fmt: skip
 
 
@@ -212,7 +213,7 @@ def test_the_launcher_is_there() -> None:
     assert shutil.which("accelerate", path=str(Path(sys.executable).parent)), "the sweep's command starts it"
 
 
-TEMPLATES = ("own_table", "own_comparison", "own_reports")
+TEMPLATES = ("own_table", "own_comparison", "own_reports", "own_adaptation")
 """Configurations for reports of users, which have the default checks and filters of text."""
 
 

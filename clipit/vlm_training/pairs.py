@@ -11,7 +11,7 @@ from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import DataError, shortlist
-from clipit.pairing.leaks import Leak, find_copies, find_shared_patients
+from clipit.pairing.leaks import Leak, find_copies, find_leaks, find_shared_patients
 from clipit.tiles.splits import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.vlm_training.bag_batches import BagExamples, Members
@@ -33,6 +33,7 @@ class _Pairs:
     captions: str
     without_text: int
     leaks: int
+    copies: int
 
 
 def pair_examples(
@@ -40,7 +41,8 @@ def pair_examples(
 ) -> BagExamples:
     """Make examples from the images of a split: one image and one of its texts per bag.
 
-    Images of the same patient are negatives, unless they have the same pixels or a text in common.
+    Images of the same patient are negatives, unless they have the same pixels or a text in common. Copies of images in
+    a later split of the pairs are dropped, or an error, as `leaks` says.
 
     Args:
         config: Run configuration.
@@ -51,8 +53,8 @@ def pair_examples(
         workspace: Workspace of this configuration.
 
     Raises:
-        DataError: The split has no image with a text, patients or images of the evaluated tiles are among the training
-            pairs (`leaks.policy`), or in the control all images are of one patient.
+        DataError: The split has no image with a text, patients or images of the evaluated tiles or of a later split are
+            among the training pairs (`leaks.policy`), or in the control all images are of one patient.
     """
     inputs = config.model_dump(mode="json", include={"tiles", "leaks", "prompts"})  # with these, leaks are found
     content = fingerprint([section.pairs.model_dump(mode="json"), workspace.vlm.fingerprint, inputs])
@@ -93,6 +95,7 @@ def pair_examples(
             "tiles_without_text": pairs.without_text,
             "unreadable_tiles": len(pairs.tiles.quarantined),
             "leaking_tiles": pairs.leaks,
+            "copies_of_held_out_tiles": pairs.copies,
             **pairs.texts.counts,
             "notes": list(pairs.tiles.notes),
         },
@@ -148,14 +151,61 @@ def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
     kept = np.flatnonzero(with_text & ~read.tiles.among(leaking))
     if not len(kept):
         raise DataError("no image has a text", where=read.tiles.where, fix="fill in the texts (adapt.pairs.columns)")
+    given = read.tiles.select(kept)
+    tiles = hold_out(given, section.pairs)
+    copies = _copies(read, tiles, workspace, by_user=tiles is given)
+    if copies:
+        kept, tiles = kept[~tiles.among(copies)], tiles.select(~tiles.among(copies))
     return _Pairs(
-        tiles=hold_out(read.tiles.select(kept), section.pairs),
+        tiles=tiles,
         texts=replace(texts, members=Members.of([texts.members[row] for row in kept.tolist()])),
         same_pixels=same_pixels[kept],
         captions=fingerprint([read.captions_of(row) for row in kept.tolist()]),
         without_text=int((~with_text).sum()),
         leaks=len(leaking),
+        copies=len(copies),
     )
+
+
+def _copies(read: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_user: bool) -> set[str]:
+    """Find the images of which a later split of the pairs has copies; with the policy `note`, they are only logged.
+
+    Args:
+        read: Images with texts, as read.
+        tiles: Those that are used, in their splits.
+        workspace: Workspace of this configuration.
+        by_user: Whether the splits are those of the source. If images were held out here, the policy `error` drops
+            their copies.
+    """
+    config = workspace.config
+    prints = None if config.leaks.policy == "off" else hash_images(read.tiles, config, config.leaks.pixels)
+    if prints is None:
+        return set()
+    row_of = {name: row for row, name in enumerate(read.tiles.ids.tolist())}
+    rows = np.asarray([row_of[name] for name in tiles.ids.tolist()], dtype=np.int64)
+    leaks = {leak.id: leak for leak in find_leaks(tiles, config.leaks, select_prints(prints, rows))}
+    listed = [f"{name} (copy of {leak.other_split} image {leak.other_id})" for name, leak in sorted(leaks.items())]
+    what = f"{len(leaks)} of {len(tiles)} images with texts are copies of images in a later split of the pairs"
+    return _apply_policy(set(leaks), what, listed, read.tiles.where, config, fatal=by_user)
+
+
+def _apply_policy(
+    leaks: set[str], what: str, listed: list[str], where: str, config: RunConfig, *, fatal: bool = True
+) -> set[str]:
+    """Return the images to drop as `leaks.policy` says; raise an error or log the leaks."""
+    policy = config.leaks.policy
+    if not leaks:
+        return set()
+    if policy == "error" and fatal:
+        raise DataError(
+            f"{what}: {shortlist(listed, 3)}",
+            where=where,
+            fix="remove them; or --leaks.policy=exclude drops them, note only logs them. If different patients have "
+            "the same name, rename them",
+        )
+    outcome = "kept on request (leaks.policy: note)" if policy == "note" else "dropped"
+    logger.info(f"note: {what}, {outcome}: {shortlist(listed, 3)}")
+    return set() if policy == "note" else leaks
 
 
 def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
@@ -180,22 +230,9 @@ def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
         if prints is not None and of_tiles is not None:
             copies = find_copies(pairs, select_prints(prints, own), tests, select_prints(of_tiles, later), config.leaks)
             leaks |= {name: leak for name, leak in copies.items() if name not in leaks}
-    if not leaks:
-        return set()
     listed = [
         f"{name} ({'patient ' + leak.group if leak.group else 'copy'} of {leak.split} tile {leak.id})"
         for name, leak in sorted(leaks.items())
     ]
     what = f"{len(leaks)} of {len(read.tiles)} images with texts are of evaluated patients or images"
-    if config.leaks.policy == "error":
-        raise DataError(
-            f"{what}: {shortlist(listed, 3)}",
-            where=read.tiles.where,
-            fix="remove them; or --leaks.policy=exclude drops them, note only logs them. If different patients have "
-            "the same name, rename them",
-        )
-    dropped = config.leaks.policy == "exclude"
-    logger.info(
-        f"note: {what}, {'dropped' if dropped else 'kept on request (leaks.policy: note)'}: {shortlist(listed, 3)}"
-    )
-    return set(leaks) if dropped else set()
+    return _apply_policy(set(leaks), what, listed, read.tiles.where, config)

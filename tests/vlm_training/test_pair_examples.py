@@ -172,6 +172,38 @@ def test_evaluated_patients_and_images_among_the_pairs_are_leaks(config: RunConf
     assert examples.summary["leaking_tiles"] == 1 and bad[0] not in examples.tile_ids
 
 
+@pytest.mark.parametrize("split", ["cut here", "of the table"])
+def test_copies_of_held_out_images_are_not_trained_on(config: RunConfig, tmp_path: Path, split: str) -> None:
+    """Every image of six patients occurs a second time under another name, of a patient of its own."""
+    source = Path(config.tiles.path).parent
+    (tmp_path / "images").mkdir()
+    twins = [(path, path.replace("train", "copy"), text, group) for path, text, group in rows()]
+    content = [(path, text, group) for path, _, text, group in twins]
+    content += [(twin, f"{text} again", f"copy of {twin}") for _, twin, text, _ in twins]
+    for path, twin, _, _ in twins:
+        for name in (path, twin):
+            (tmp_path / name).write_bytes((source / path).read_bytes())
+    section = write_table(tmp_path / "pairs.csv", config, content)
+    pairs = section.pairs.model_copy(update={"images": str(tmp_path), "validation_fraction": 0.2})
+    section = section.model_copy(update={"pairs": pairs})
+    if split == "of the table":
+        table = (tmp_path / "pairs.csv").read_text(encoding="utf-8").splitlines()
+        parts = ["split", *["validation" if n < 8 else "train" for n in range(48)]]
+        lines = [f"{line},{part}" for line, part in zip(table, parts, strict=True)]
+        (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with pytest.raises(DataError, match=r"(?s)8 of 48 images.*images/copy-000.png \(copy of validation image"):
+            make(config, section)
+        config = config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": "exclude"})})
+    workspace = Workspace(config)
+    train, held_out = (
+        make_examples(config, section, "text", 0, part, workspace) for part in ("train", "validation")
+    )
+    content_of = {name: (tmp_path / name).read_bytes() for name in [*train.tile_ids, *held_out.tile_ids]}
+    assert not {content_of[name] for name in train.tile_ids} & {content_of[name] for name in held_out.tile_ids}
+    dropped = 48 - len(train) - len(held_out)
+    assert len(held_out) >= 8 and dropped == train.summary["copies_of_held_out_tiles"] > 0
+
+
 def test_texts_that_are_prompts_are_counted(
     config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

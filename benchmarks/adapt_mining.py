@@ -61,7 +61,7 @@ def measure(options: Options) -> list[Figure]:
 
     def mine_bags() -> None:
         adapted.eval()
-        mine(section, "text", examples, vlm, workspace, options.folder, next(minings))
+        mine(section, "text", examples, vlm, workspace, options.folder, next(minings), "benchmark")
 
     samples = alternate({"mining": lambda: seconds(mine_bags), "steps": lambda: seconds(take_steps)}, options)
     interval = least_interval(examples)

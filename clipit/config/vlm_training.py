@@ -82,7 +82,7 @@ class AdaptConfig(Section):
     """Bags or pairs per step, over all processes; each is contrasted with all others."""
     micro_batch: Speed[int] = Field(32, ge=1)
     """Images or texts per forward pass of a process, which bounds the memory; the batch may be far larger, because
-    gradients are cached at the embeddings (arXiv 2101.06983)."""
+    gradients are cached at the embeddings (arXiv 2101.06983). With dropout, other random numbers are drawn."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of AdamW; warm-up and half a cosine to 0."""
     weight_decay: float = Field(1e-2, ge=0)

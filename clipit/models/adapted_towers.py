@@ -68,15 +68,16 @@ class AdaptedTowers(nn.Module):
     def train(self, mode: bool = True) -> "AdaptedTowers":
         """Switch dropout on or off.
 
-        With `full`, the dropout of the trained towers is switched. Otherwise only that of the adapters is: the frozen
-        weights cannot adapt to noise, and embeddings are trained as they are used. Batch normalisation always uses its
-        stored statistics, because those of a micro-batch would differ from those of the batch.
+        With `full`, the dropout of the layers with trained weights is switched. Otherwise only that of the adapters is:
+        the frozen weights cannot adapt to noise, and embeddings are trained as they are used. Batch normalisation
+        always uses its stored statistics, because those of a micro-batch would differ from those of the batch.
         """
         super().train(mode)
+        trained = _parts_with_trained_weights(self.network) if self.tuning == "full" else frozenset()
         for name, part in self.network.named_modules():
             is_adapter = ".lora_dropout" in name
             is_norm = isinstance(part, nn.modules.batchnorm._BatchNorm)
-            part.training = mode and (is_adapter or (self.tuning == "full" and not is_norm))
+            part.training = mode and (is_adapter or (name in trained and not is_norm))
         return self
 
     def merge(self) -> Towers:
@@ -97,6 +98,25 @@ class AdaptedTowers(nn.Module):
             )
         merged.requires_grad_(False)
         return replace(self.towers, logit_scale=float(self.logit_scale.detach().exp()))
+
+
+def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
+    """Return the names of the modules with trained weights; one without weights counts as the module around it."""
+    weighty, trained = set[str](), set[str]()
+    for name, weight in network.named_parameters(remove_duplicate=False):
+        while name:
+            name = name.rpartition(".")[0]
+            weighty.add(name)
+            if weight.requires_grad:
+                trained.add(name)
+    found = set(trained)
+    for name, _ in network.named_modules(remove_duplicate=False):
+        around = name
+        while around and around not in weighty:
+            around = around.rpartition(".")[0]
+        if around in trained:
+            found.add(name)
+    return frozenset(found)
 
 
 def log_scale(towers: Towers) -> nn.Parameter:

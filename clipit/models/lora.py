@@ -1,6 +1,7 @@
 """Low-rank adaptation (Hu et al., arXiv 2106.09685) of a backbone or VLM, through peft."""
 
 import re
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,7 +182,9 @@ def _inject(module: nn.Module, settings: "peft.LoraConfig", hint: str) -> Any:
             from clipit.models.lora_attention import PackedAttention
 
             settings._register_custom_module({nn.MultiheadAttention: PackedAttention})
-        return peft.get_peft_model(module, settings)
+        with warnings.catch_warnings():  # peft reads an attribute that transformers renames in its next version
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            return peft.get_peft_model(module, settings)
 
 
 def check_gradients(module: nn.Module, where: str = "lora.targets") -> None:

@@ -10,6 +10,7 @@ from clipit.errors import ConfigError, ModelError
 from clipit.models.adapted_towers import AdaptedTowers, Tuning
 from clipit.models.licences import vlm_licence
 from clipit.models.loading import OPEN_CLIP_CONFIG, public_name, read_json
+from clipit.models.python_vlm import PREFIX, python_towers
 from clipit.models.vlm import VLM, load_vlm, vlm_fingerprint
 from clipit.models.vlm_adapter import save_vlm_adapter
 from clipit.models.vlm_specs import VLMS
@@ -43,10 +44,16 @@ def check_adaptable(config: VLMConfig, tuning: Tuning) -> None:
     """Check before any training that the result can be written, and warn about a licence that forbids derivatives.
 
     Raises:
-        ConfigError: All weights would be trained although the licence forbids derivatives, or the VLM already has an
-            adapter that another one would have to be added to.
+        ConfigError: All weights would be trained although the licence forbids derivatives, or the VLM has an adapter
+            already, and another one could not be merged into it, for its licence or for want of a format of its own.
     """
     licence = vlm_licence(config.name)
+    if config.adapter is not None and (licence.forbids_derivatives or not _has_format(config.name)):
+        raise ConfigError(
+            f"{licence.model} is adapted already, and of a second adaptation only an adapter could be written",
+            where=f"vlm.adapter: {config.adapter}",
+            fix="remove vlm.adapter, and adapt the released model",
+        )
     if not licence.forbids_derivatives:
         return
     if tuning == "full":
@@ -56,16 +63,16 @@ def check_adaptable(config: VLMConfig, tuning: Tuning) -> None:
             where="adapt.tuning: full",
             fix="set adapt.tuning: lora or projection, of which only an adapter is written",
         )
-    if config.adapter is not None:
-        raise ConfigError(
-            f"{licence.model} is adapted already, and of a second adaptation only an adapter could be written",
-            where=f"vlm.adapter: {config.adapter}",
-            fix="remove vlm.adapter, and adapt the released model",
-        )
     logger.warning(
         f"The licence of {licence.model} ({licence.licence}) forbids derivatives: only an adapter is written, for your "
         f"own use with vlm.adapter; ask its publisher before you share it ({licence.page})"
     )
+
+
+def _has_format(name: str) -> bool:
+    """Return whether a VLM can be written in its own format; of the towers of a user's function, some cannot."""
+    prefix, _, path = name.partition(":")
+    return prefix != PREFIX or python_towers(path).save is not None
 
 
 def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path, card: str = "") -> ExportedVLM:

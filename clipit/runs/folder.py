@@ -4,7 +4,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 
 from clipit.artifacts import lock_file, locked, make_folder, read_json, whole_file, write_json
 from clipit.config.effects import Effect, select_keys
-from clipit.config.load import read_yaml, validate
+from clipit.config.load import read_yaml, validate, validate_file
 from clipit.config.run import RunConfig
 from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
@@ -59,11 +59,23 @@ def resolve_run_precision(config: RunConfig, folder: Path | None = None) -> RunC
     """
     folder = folder or run_folder(config)
     recorded = None
-    if config.training.precision == "auto" and is_started(folder) and (folder / "run.json").is_file():
-        keys = read_json(folder / "run.json", _OTHER_FOLDER).get("keys")
-        found = keys.get("training.precision") if isinstance(keys, dict) else None
-        recorded = found if found in ("no", "bf16", "fp16") else None
+    if config.training.precision == "auto" and is_started(folder):
+        recorded = recorded_precision(folder, "training.precision")
     return resolve_precision(config, recorded)
+
+
+def recorded_precision(folder: Path, key: str) -> str | None:
+    """Return the precision in the fingerprint of a folder's training, such as bf16; None if none is recorded.
+
+    Args:
+        folder: Folder of a training that has started.
+        key: Key of the precision in `run.json`.
+    """
+    if not (folder / "run.json").is_file():
+        return None
+    keys = read_json(folder / "run.json", _OTHER_FOLDER).get("keys")
+    found = keys.get(key) if isinstance(keys, dict) else None
+    return found if found in ("no", "bf16", "fp16") else None
 
 
 def is_started(folder: Path) -> bool:
@@ -208,13 +220,16 @@ def _is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK) and os.access(lock if lock.exists() else folder.parent, os.W_OK)
 
 
-def claim_folder(folder: Path, config: RunConfig, fingerprint: RunFingerprint) -> None:
+def claim_folder(
+    folder: Path, config: RunConfig, fingerprint: RunFingerprint, sections: Mapping[str, Any] | None = None
+) -> None:
     """Claim the folder for this run; a folder without checkpoint, classifier and results is overwritten.
 
     Args:
         folder: Folder of the run, whose lock the caller holds.
         config: Configuration of the run, with its arm resolved.
         fingerprint: Fingerprint of the run.
+        sections: Sections that config.yaml contains beside the keys of a run.
 
     Raises:
         ArtifactError: The folder belongs to another run, or run.json is missing.
@@ -230,7 +245,8 @@ def claim_folder(folder: Path, config: RunConfig, fingerprint: RunFingerprint) -
         return
     make_folder(folder)
     with whole_file(folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        values = config.model_dump(mode="json") | dict(sections or {})
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     record = {
         "fingerprint": fingerprint.value,
         "commit": git_commit(),
@@ -281,7 +297,7 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
         One line per key; empty if the folder's config.yaml is missing or no longer valid.
     """
     try:
-        recorded = validate(read_yaml(folder / "config.yaml"), folder)
+        recorded = validate_file(read_yaml(folder / "config.yaml"), folder).run
     except ConfigError:
         return []
     before, now = (

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clipit.artifacts import locked, read_json, write_record
+from clipit.artifacts import locked, write_record
 from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.distributed import get_processes
-from clipit.errors import ClipitError, ConfigError, ModelError, is_out_of_memory
+from clipit.errors import ClipitError, ConfigError, is_out_of_memory
 from clipit.models.adapted_towers import AdaptedTowers, adapt_towers
 from clipit.models.loading import public_name
 from clipit.models.precision import tf32_products
@@ -25,15 +25,22 @@ from clipit.models.vlm import VLM, load_vlm
 from clipit.models.vlm_export import ADAPTER, check_adaptable, export_vlm
 from clipit.reporting.vlm_card import AdaptationFacts, vlm_card
 from clipit.runs.fingerprint import RunFingerprint
-from clipit.runs.folder import RUN_FINGERPRINT, check_fingerprint, claim_folder, delete_temporary_files
+from clipit.runs.folder import (
+    RUN_FINGERPRINT,
+    check_fingerprint,
+    claim_folder,
+    delete_temporary_files,
+    is_started,
+    recorded_precision,
+)
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, load_weights
 from clipit.training.precision import resolve_precision
 from clipit.training.step import Clock
 from clipit.training.steps import Schedule, StepParts, make_optimizer, run_steps
 from clipit.vlm_training.bag_batches import BagExamples
-from clipit.vlm_training.examples import make_examples, validation_examples
+from clipit.vlm_training.examples import make_examples, needs_reports, validation_examples
 from clipit.vlm_training.mining import mine, warn_of_mining
-from clipit.vlm_training.step import ContrastStep, clamp_scale
+from clipit.vlm_training.step import ContrastStep, ScaleWatch, clamp_scale
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -42,8 +49,6 @@ logger = logging.getLogger(__name__)
 TRAINING = "training.json"
 """File of a finished adaptation with its counts, loss and provenance."""
 _VALIDATION_BATCHES = 4
-_LOWEST = 1.001
-"""Logit scale at or below which the temperature has run away."""
 _OTHER_ARMS = ("arms", "seeds", "forgetting")
 
 
@@ -72,36 +77,40 @@ def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, wor
         if the licence and the format permit it, vlm/.
 
     Raises:
-        ConfigError: The licence forbids what would be written, or the keys contradict the arm or the data.
+        ConfigError: The licence forbids what would be written, a second adaptation could not be written at all, or the
+            keys contradict the arm or the data.
         DataError: The examples cannot be made.
         ModelError: The training diverged, or the weights cannot be trained.
         ArtifactError: The folder belongs to another adaptation.
     """
     processes = get_processes()
     check_adaptable(config.vlm, section.tuning)
-    check_inputs(workspace, ["vlm"], reports=section.data != "pairs")
+    check_inputs(workspace, ["vlm"], reports=needs_reports(section))
     folder = adaptation_folder(config, arm, seed)
     with locked(folder) if processes.main else nullcontext():
         if processes.main:
             delete_temporary_files(folder)
         section = _resolve_precision(config, _used_towers(section, arm), folder)
         examples = make_examples(config, section, arm, seed, "train", workspace)
-        fingerprint = _fingerprint(config, section, arm, seed, workspace, examples)
         done = processes.broadcast(is_adapted(folder))
+        validation = None
+        if not done or section.keep == "best":
+            validation = validation_examples(config, section, arm, seed, workspace)
+        if validation is None and section.keep == "best":
+            raise ConfigError(
+                "there is no validation part by which the best step could be found",
+                where="adapt.keep: best",
+                fix="set adapt.keep: last, or add validation data",
+            )
+        fingerprint = _fingerprint(config, section, arm, seed, workspace, examples, validation)
         if processes.main:
             if done:
                 check_fingerprint(folder, fingerprint)
             else:
-                claim_folder(folder, config, fingerprint)
+                recorded = section.model_copy(update={"arms": (arm,), "seeds": (seed,)})
+                claim_folder(folder, config, fingerprint, {"adapt": recorded.model_dump(mode="json")})
         processes.barrier()
         if not done:
-            validation = validation_examples(config, section, arm, seed, workspace)
-            if validation is None and section.keep == "best":
-                raise ConfigError(
-                    "there is no validation part by which the best step could be found",
-                    where="adapt.keep: best",
-                    fix="set adapt.keep: last, or add validation data",
-                )
             _train_and_export(config, section, arm, seed, workspace, examples, validation, folder, fingerprint)
         processes.barrier()
     return folder
@@ -123,18 +132,23 @@ def _used_towers(section: AdaptConfig, arm: AdaptArm) -> AdaptConfig:
 def _resolve_precision(config: RunConfig, section: AdaptConfig, folder: Path) -> AdaptConfig:
     """Replace `precision: auto` by that of the folder, else by that of the devices."""
     recorded = None
-    if section.precision == "auto" and (folder / "run.json").is_file():
-        keys = read_json(folder / "run.json", "delete the folder").get("keys")
-        recorded = keys.get("adapt.precision") if isinstance(keys, dict) else None
+    if section.precision == "auto" and (is_started(folder) or is_adapted(folder)):
+        recorded = recorded_precision(folder, "adapt.precision")
     training = config.training.model_copy(update={"precision": section.precision})
     resolved = resolve_precision(config.model_copy(update={"training": training}), recorded)
     return section.model_copy(update={"precision": resolved.training.precision})
 
 
 def _fingerprint(
-    config: RunConfig, section: AdaptConfig, arm: str, seed: int, workspace: Workspace, examples: BagExamples
+    config: RunConfig,
+    section: AdaptConfig,
+    arm: str,
+    seed: int,
+    workspace: Workspace,
+    examples: BagExamples,
+    validation: BagExamples | None,
 ) -> RunFingerprint:
-    """Compute the fingerprint of an adaptation from its keys and inputs."""
+    """Compute the fingerprint of an adaptation from its keys and inputs; with `keep: best`, also those of validation."""
     unused = {*_OTHER_ARMS, *({"pairs", "bags", "cases"} - {section.data})}
     keys = {
         f"adapt.{key}": value
@@ -144,7 +158,10 @@ def _fingerprint(
     if section.data == "bags":
         keys |= {key: value for key, value in select_keys(config, "results").items() if key.startswith("pairing.")}
     keys |= {"adapt.arm": arm, "adapt.seed": seed}
-    return RunFingerprint(keys, {"VLM": workspace.vlm.fingerprint, **examples.fingerprints})
+    inputs = {"VLM": workspace.vlm.fingerprint, **examples.fingerprints}
+    if section.keep == "best" and validation is not None:
+        inputs |= {f"validation {name}": value for name, value in validation.fingerprints.items()}
+    return RunFingerprint(keys, inputs)
 
 
 def _train_and_export(
@@ -165,7 +182,7 @@ def _train_and_export(
     adapted = adapt_towers(vlm.towers, *names, base_name=public_name(vlm.name)).to(processes.device)
     trained = sum(weight.numel() for weight in adapted.trainable().values())
     with tf32_products(processes.device), _memory_errors(section):
-        progress = _train(section, arm, seed, workspace, vlm, adapted, examples, validation, folder)
+        progress = _train(section, arm, seed, workspace, vlm, adapted, examples, validation, folder, fingerprint.value)
     if processes.main:
         scale = float(adapted.logit_scale.detach().exp())
         counts = {"step": progress.best_step or progress.step, "weights": trained, "logit_scale": scale}
@@ -223,6 +240,7 @@ def _train(
     examples: BagExamples,
     validation: BagExamples | None,
     folder: Path,
+    owner: str,
 ) -> Progress:
     """Train the adapted towers in place; they end with the chosen weights."""
     processes = get_processes()
@@ -231,9 +249,15 @@ def _train(
     progress = load_checkpoint(checkpoints, adapted, optimizer)
     warn_of_mining(examples, section)
     contrast = ContrastStep(adapted, examples, section, seed, processes, section.precision)
-    feed = _Feed(contrast, lambda bags, step: _mine(section, arm, bags, vlm, adapted, workspace, folder, step))
+
+    def mine_at(bags: BagExamples, step: int, present: bool) -> BagExamples:
+        adapted.eval()
+        current = replace(vlm, towers=adapted.towers)
+        return mine(section, arm, bags, current, workspace, folder, step, owner, present=present)
+
+    feed = _Feed(contrast, mine_at)
     scorer = None if validation is None else replace(feed.contrast, examples=validation, clock=Clock())
-    best = section.keep == "best"
+    best, watch = section.keep == "best", ScaleWatch(vlm.logit_scale)
 
     def validate(scorer: ContrastStep) -> tuple[dict[str, float | None], float | None]:
         loss = scorer.mean_loss(range(_VALIDATION_BATCHES))
@@ -247,7 +271,7 @@ def _train(
         clip=lambda: _clip(adapted, section.clip_norm),
         after_update=lambda: clamp_scale(adapted),
         validate=None if scorer is None else lambda: validate(scorer),
-        facts=lambda: _facts(section, adapted, feed.contrast),
+        facts=lambda: _facts(feed.contrast, watch.check(adapted)),
         status=lambda: f"{feed.contrast.clock.speed():.0f} images/s, data wait {feed.contrast.clock.data_wait():.0%}",
         seconds=feed.contrast.clock.seconds,
         scaler=lambda: None,
@@ -274,7 +298,7 @@ def _train(
 class _Feed:
     """Steps between two minings of the bags, with their pixels."""
 
-    def __init__(self, contrast: ContrastStep, mine_at: Callable[[BagExamples, int], BagExamples]) -> None:
+    def __init__(self, contrast: ContrastStep, mine_at: Callable[[BagExamples, int, bool], BagExamples]) -> None:
         self.contrast = contrast
         self._mine_at = mine_at
         self._pixels: Iterator[tuple[Int[np.ndarray, "n"], Tensor]] | None = None
@@ -286,25 +310,11 @@ class _Feed:
         if self._pixels is None or (every and step % every == 0):
             mined_at = step - step % every if every else 0
             if mined_at:  # also when a training is resumed between two minings
-                mined = self._mine_at(self.contrast.examples, mined_at)
+                mined = self._mine_at(self.contrast.examples, mined_at, step == mined_at)
                 self.contrast = replace(self.contrast, examples=mined)
             end = min(mined_at + every, section.steps) if every else section.steps
             self._pixels = self.contrast.pixels(range(step, end))
         return self.contrast(step, self._pixels)
-
-
-def _mine(
-    section: AdaptConfig,
-    arm: AdaptArm,
-    examples: BagExamples,
-    vlm: VLM,
-    adapted: AdaptedTowers,
-    workspace: Workspace,
-    folder: Path,
-    step: int,
-) -> BagExamples:
-    adapted.eval()
-    return mine(section, arm, examples, replace(vlm, towers=adapted.towers), workspace, folder, step)
 
 
 def _clip(adapted: AdaptedTowers, largest: float) -> float:
@@ -313,21 +323,8 @@ def _clip(adapted: AdaptedTowers, largest: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(weights, largest if largest > 0 else float("inf")))
 
 
-def _facts(section: AdaptConfig, adapted: AdaptedTowers, contrast: ContrastStep) -> dict[str, float]:
-    """Return columns of the log, after a check of the scale.
-
-    Raises:
-        ModelError: The learnt scale has fallen to its lower bound, at which all cosines are almost alike.
-    """
-    scale = float(adapted.logit_scale.detach().exp())
-    if section.learn_temperature and scale <= _LOWEST:
-        raise ModelError(
-            "the temperature runs away: the logit scale has fallen to its lower bound of 1, because images and texts "
-            "of a pair are not more alike than others",
-            where="adapt.learn_temperature",
-            fix="check that texts belong to their images, lower adapt.learning_rate, or set adapt.learn_temperature: "
-            "false",
-        )
+def _facts(contrast: ContrastStep, scale: float) -> dict[str, float]:
+    """Return columns of the log."""
     clock = contrast.clock
     return {
         "logit_scale": scale,
@@ -347,6 +344,7 @@ def _memory_errors(section: AdaptConfig) -> Iterator[None]:
         raise ClipitError(
             f"not enough memory for {section.micro_batch} images or texts with their activations",
             where="adapt.micro_batch",
-            fix=f"lower adapt.micro_batch, such as to {max(section.micro_batch // 2, 1)}: the result stays the same; "
-            "or choose adapt.tuning: projection",
+            fix=f"lower adapt.micro_batch, such as to {max(section.micro_batch // 2, 1)}: the gradient stays that of the "
+            "whole batch, and only dropout, where there is any, draws other random numbers; or choose adapt.tuning: "
+            "projection",
         ) from error

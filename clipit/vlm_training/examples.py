@@ -3,6 +3,9 @@
 import dataclasses
 import logging
 
+import numpy as np
+
+from clipit.artifacts import fingerprint
 from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
@@ -19,8 +22,20 @@ logger = logging.getLogger(__name__)
 _MAKERS = {"cases": case_examples, "pairs": pair_examples, "bags": bag_examples}
 
 
+def needs_reports(section: AdaptConfig) -> bool:
+    """Return whether the examples are made from reports: those of cases, and bags with snippets."""
+    return section.data == "cases" or (section.data == "bags" and section.bags.snippets > 0)
+
+
 def make_examples(
-    config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, split: str, workspace: Workspace
+    config: RunConfig,
+    section: AdaptConfig,
+    arm: AdaptArm,
+    seed: int,
+    split: str,
+    workspace: Workspace,
+    *,
+    batches: bool = True,
 ) -> BagExamples:
     """Make the examples of a split as `adapt.data` says; called by all processes.
 
@@ -31,28 +46,55 @@ def make_examples(
         seed: Seed of the order and of the control's exchange.
         split: `train`, or a split whose examples are never trained on: `validation` or `test`.
         workspace: Workspace of this configuration.
+        batches: Whether batches are drawn from the examples. Otherwise their number and negatives are not checked.
 
     Raises:
         DataError: The split has no examples, the training part fewer than a batch, or no bag of a batch has a negative.
     """
     examples = _MAKERS[section.data](config, section, arm, seed, split, workspace)
-    count = int(examples.tiles_of.lengths.sum())
-    if split == "train" and count < examples.batch_size:
-        raise DataError(
-            f"only {count} training images have a text, fewer than a batch of {examples.batch_size}",
-            where="adapt.batch_size",
-            fix=f"use at most {count}, or add data",
-        )
-    examples = dataclasses.replace(examples, batch_size=min(count, examples.batch_size))
-    facts = {"data": section.data, "arm": arm, "split": split} | examples.summary | check_negatives(examples)
+    fingerprints = examples.fingerprints | {"examples": examples_content(examples)}
+    examples = dataclasses.replace(examples, fingerprints=fingerprints)
+    facts = {"data": section.data, "arm": arm, "split": split} | examples.summary
+    if batches:
+        most = _different_bags(examples)
+        if split == "train" and most < examples.batch_size:
+            cases = f"{len(examples)} training patients give {most} different bags"
+            raise DataError(
+                f"{cases if section.data == 'cases' else f'only {most} training examples'}, fewer than a batch of "
+                f"{examples.batch_size}",
+                where="adapt.batch_size",
+                fix=f"use at most {max(len(examples), 2)}, or add data",
+            )
+        examples = dataclasses.replace(examples, batch_size=min(most, examples.batch_size))
+        facts |= check_negatives(examples)
     if arm == "text":
         classes = workspace.all_tiles.classes if names_tiles(config) else ()
         facts |= count_prompt_texts(examples, workspace.prompts, classes)
     return dataclasses.replace(examples, summary=facts)
 
 
+def _different_bags(examples: BagExamples) -> int:
+    """Count the tile bags before one is drawn again; tiles that are neighbours of others form no further bags."""
+    if examples.neighbours:
+        return len(examples)
+    return int(np.maximum(examples.tiles_of.lengths // examples.tiles_per_bag, 1).sum())
+
+
+def examples_content(examples: BagExamples) -> str:
+    """Return the fingerprint of all that batches are drawn from, but for the pixels and the wording of the texts."""
+    members = [part for each in (examples.tiles_of, examples.texts_of) for part in (each.values, each.starts)]
+    numbers = [*members, examples.owners, examples.partners, examples.same_pixels]
+    return fingerprint([examples.tile_ids, len(examples.texts), *(values.tolist() for values in numbers)])
+
+
 def validation_examples(
-    config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Workspace
+    config: RunConfig,
+    section: AdaptConfig,
+    arm: AdaptArm,
+    seed: int,
+    workspace: Workspace,
+    *,
+    batches: bool = True,
 ) -> BagExamples | None:
     """Make the examples of the validation part; None, with a note, if there are none.
 
@@ -62,9 +104,10 @@ def validation_examples(
         arm: Arm of the study.
         seed: Seed of the draws.
         workspace: Workspace of this configuration.
+        batches: Whether batches are drawn from the examples.
     """
     try:
-        return make_examples(config, section, arm, seed, "validation", workspace)
+        return make_examples(config, section, arm, seed, "validation", workspace, batches=batches)
     except DataError as error:
         logger.info(f"note: no validation loss: {error}")
         return None

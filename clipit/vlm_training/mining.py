@@ -29,6 +29,7 @@ _COSTLY = 0.1
 _STEP_COST = 2.5
 """Cost of an image or text in a step relative to its cost in a mining: two forward passes with cached gradients and a
 backward pass, against one forward pass with the reading of the image and the search (`benchmarks/adapt_mining.py`)."""
+_AGAIN = "delete the folder of this adaptation and start again"
 
 
 def mine(
@@ -39,6 +40,9 @@ def mine(
     workspace: Workspace,
     folder: Path,
     step: int,
+    owner: str,
+    *,
+    present: bool = True,
 ) -> BagExamples:
     """Mine the bags again with the adapted VLM; called by all processes.
 
@@ -53,18 +57,27 @@ def mine(
         vlm: VLM whose towers have the present weights, in evaluation mode.
         workspace: Workspace of this configuration, with the VLM before the adaptation.
         folder: Folder of the adaptation.
-        step: Number of steps taken.
+        step: Number of steps after which the bags are mined.
+        owner: Fingerprint of the adaptation.
+        present: Whether the present weights are those after `step`. Otherwise the members must have been kept.
 
     Raises:
-        ArtifactError: The members of an earlier attempt are damaged or of another adaptation.
+        ArtifactError: The members of an earlier attempt are damaged, of another adaptation, or missing where the
+            present weights are those of a later step.
     """
     processes, started = get_processes(), time.monotonic()
     name = f"step-{step:08d}"
     file, stores = folder / "mined" / f"{name}.safetensors", folder / "mined" / name
-    identity = fingerprint([examples.fingerprints, section.model_dump(mode="json"), examples.seed, arm, step])
+    identity = fingerprint([owner, step])
     if not processes.broadcast(file.is_file()):
-        present = replace(vlm, fingerprint=f"{vlm.fingerprint}-{identity}")
-        mined = collect_bags(section, _with_vlm(workspace, present, stores))
+        if not present:
+            raise ArtifactError(
+                f"the bags that were mined after step {step} are missing, and the weights of that step are gone",
+                where=file,
+                fix=_AGAIN,
+            )
+        adapted = replace(vlm, fingerprint=f"{vlm.fingerprint}-{identity}")
+        mined = collect_bags(section, _with_vlm(workspace, adapted, stores))
         if processes.main:
             _save(file, mined, identity)
             shutil.rmtree(stores, ignore_errors=True)
@@ -132,17 +145,16 @@ def _save(file: Path, mined: MinedBags, identity: str) -> None:
 
 
 def _load(file: Path, identity: str, prompts: tuple[str, ...]) -> MinedBags:
-    fix = "delete the folder of this adaptation and start again"
     try:
-        with reading(file, fix), safe_open(file, framework="numpy") as stored:
+        with reading(file, _AGAIN), safe_open(file, framework="numpy") as stored:
             facts = stored.metadata()
             if facts["identity"] != identity:
-                raise ArtifactError("bags of another adaptation", where=file, fix=fix)
+                raise ArtifactError("bags of another adaptation", where=file, fix=_AGAIN)
             tiles, texts = (
                 Members(stored.get_tensor(f"{name}.values"), stored.get_tensor(f"{name}.starts"))
                 for name in ("tiles", "texts")
             )
     except SafetensorError as error:
-        raise ArtifactError(f"unreadable: {error}", where=file, fix=fix) from error
+        raise ArtifactError(f"unreadable: {error}", where=file, fix=_AGAIN) from error
     counts = {name.removeprefix("count."): int(value) for name, value in facts.items() if name != "identity"}
     return MinedBags(tiles, texts, prompts, counts)

@@ -3,9 +3,11 @@
 The loss contrasts every bag with all others, but only a few images or texts at a time fit into memory with their
 activations. So all are encoded without gradient, the loss and its gradient at the embeddings are computed, and then
 each micro-batch is encoded again, with gradient, and receives the gradient of its embeddings (Gao et al. 2021, arXiv
-2101.06983, section 3). The result is that of one large batch.
+2101.06983, section 3). The gradient is that of one large batch. The random numbers of dropout, where there is any, are
+drawn for each micro-batch, so with dropout the weights depend on the size of micro-batches and the number of processes.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from clipit.config.vlm_training import AdaptConfig
 from clipit.distributed import Processes
+from clipit.errors import ModelError
 from clipit.models.adapted_towers import AdaptedTowers
 from clipit.tiles.augment import augment, tile_keys
 from clipit.training.losses import many_to_many_sum
@@ -27,8 +30,12 @@ from clipit.training.step import Clock
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.batch import ContrastBatch
 
+logger = logging.getLogger(__name__)
+
 WARMEST, COLDEST = 0.0, math.log(100)
 """Bounds of the learnt logarithm of the scale: 1 and 100, CLIP's maximum (arXiv 2103.00020, section 2.5)."""
+_AT_BOUND = 1e-3
+"""Distance, relative to a bound of the scale, at which the scale has reached it."""
 _BLOCK = 4_194_304
 """Similarities of members that are in memory at once, which bounds the rows of bags per block."""
 _VIEW = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -195,8 +202,16 @@ class ContrastStep:
         size = self.section.micro_batch
         for block in sorted({row // size for row in rows} - self._frozen_texts.keys()):
             texts = range(block * size, min((block + 1) * size, len(self.examples.texts)))
-            self._frozen_texts[block] = self._encode_texts(texts).detach().cpu()
+            self._frozen_texts[block] = self._encode_frozen(texts).detach().cpu()
         return torch.stack([self._frozen_texts[row // size][row % size] for row in rows]).to(self.processes.device)
+
+    def _encode_frozen(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
+        """Encode texts without dropout."""
+        mode = self.adapted.training
+        self.adapted.eval()
+        encoded = self._encode_texts(rows)
+        self.adapted.train(mode)
+        return encoded
 
     def _gather(self, vectors: list[Tensor], count: int) -> Float[Tensor, "count d"]:
         """Gather the embeddings of all processes in the order of the batch."""
@@ -273,6 +288,42 @@ def clamp_scale(adapted: AdaptedTowers) -> None:
     with torch.no_grad():
         if adapted.logit_scale.requires_grad:
             adapted.logit_scale.clamp_(WARMEST, COLDEST)
+
+
+@dataclass
+class ScaleWatch:
+    """Check of a learnt scale against its bounds.
+
+    Attributes:
+        start: Scale before the training.
+        noted: Whether the upper bound has been logged.
+    """
+
+    start: float
+    noted: bool = False
+
+    def check(self, adapted: AdaptedTowers) -> float:
+        """Return the scale; log once if it is at its upper bound.
+
+        Raises:
+            ModelError: The learnt scale has fallen to its lower bound, at which all cosines are almost alike.
+        """
+        scale = float(adapted.logit_scale.detach().exp())
+        if not adapted.logit_scale.requires_grad:
+            return scale
+        lowest, highest = math.exp(WARMEST) * (1 + _AT_BOUND), math.exp(COLDEST) * (1 - _AT_BOUND)
+        if scale <= lowest < self.start:
+            raise ModelError(
+                "the temperature runs away: the logit scale has fallen to its lower bound of 1, because images and "
+                "texts of a pair are not more alike than others",
+                where="adapt.learn_temperature",
+                fix="check that texts belong to their images, lower adapt.learning_rate, or set "
+                "adapt.learn_temperature: false",
+            )
+        if scale >= highest and not self.noted:
+            self.noted = True
+            logger.info(f"note: the logit scale is at its upper bound of 100 (before the adaptation: {self.start:.4g})")
+        return scale
 
 
 def _counts(batch: ContrastBatch) -> dict[Kind, int]:

@@ -156,6 +156,20 @@ def test_licences_without_derivatives_and_own_towers_give_an_adapter_only(
     same(of_towers(load_vlm(written.config), 32), of_towers(adapted, 32))
 
 
+def test_a_second_adaptation_needs_a_format_that_the_first_can_be_merged_in(
+    clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    towers = load_vlm(VLMConfig(name=str(clip_folder))).towers
+    own = VLMConfig(name="python:hospital.models:towers", adapter="adapter")
+    monkeypatch.setattr("clipit.models.vlm_export.python_towers", lambda path: replace(towers, save=None))
+    for config in (own, VLMConfig(name="conch", adapter="adapter")):
+        with pytest.raises(ConfigError, match=r"(?s)adapted already.*remove vlm\.adapter"):
+            check_adaptable(config, "lora")
+    check_adaptable(own.model_copy(update={"adapter": None}), "lora")
+    monkeypatch.setattr("clipit.models.vlm_export.python_towers", lambda path: towers)
+    check_adaptable(own, "lora")
+
+
 def test_a_folder_that_gives_another_model_is_not_kept(clip_folder: Path, tmp_path: Path) -> None:
     config = VLMConfig(name=str(clip_folder))
     vlm = load_vlm(config)

@@ -15,7 +15,7 @@ from clipit.models.vlm import VLM, load_vlm
 from clipit.prompts.dictionary import load_dictionary
 from clipit.vlm_training import mining
 from clipit.vlm_training.bag_batches import BagExamples
-from clipit.vlm_training.examples import make_examples, validation_examples
+from clipit.vlm_training.examples import make_examples, needs_reports, validation_examples
 from clipit.vlm_training.mining import least_interval, mine, warn_of_mining
 from clipit.workspace.workspace import Workspace
 
@@ -116,20 +116,24 @@ def test_mining_follows_the_weights_and_is_read_again(
     with torch.no_grad():
         for weight in vlm.towers.module.parameters():
             weight.add_(torch.randn_like(weight) * weight.std(correction=0))
-    mined = mine(section, "text", examples, vlm, workspace, tmp_path, 1)
+    mined = mine(section, "text", examples, vlm, workspace, tmp_path, 1, "run")
     by_hand = nearest_by_hand(vlm, workspace)
     assert min(agreement(mined, *by_hand)) > 0.95 > 2 * max(agreement(examples, *by_hand))
     assert [path.name for path in (tmp_path / "mined").iterdir()] == ["step-00000001.safetensors"]
     assert mined.batch_size == examples.batch_size and mined.summary["mined_after_step"] == 1
 
     monkeypatch.setattr(mining, "collect_bags", lambda *_: pytest.fail("bags are mined again"))
-    again = mine(section, "text", examples, vlm, workspace, tmp_path, 1)
+    faster = section.model_copy(update={"micro_batch": 3, "log_every": 1, "arms": ("text",)})
+    again = mine(faster, "text", mined, vlm, workspace, tmp_path, 1, "run", present=False)
     assert [bags(again, tile) for tile in range(72)] == [bags(mined, tile) for tile in range(72)]
     with pytest.raises(ArtifactError, match="bags of another adaptation"):
-        mine(section, "images", examples, vlm, workspace, tmp_path, 1)
+        mine(section, "text", examples, vlm, workspace, tmp_path, 1, "another run")
     (tmp_path / "mined" / "step-00000001.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(ArtifactError, match=r"(?s)unreadable.*delete the folder of this adaptation"):
-        mine(section, "text", examples, vlm, workspace, tmp_path, 1)
+        mine(section, "text", examples, vlm, workspace, tmp_path, 1, "run")
+    (tmp_path / "mined" / "step-00000001.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"(?s)mined after step 1 are missing.*delete the folder"):
+        mine(section, "text", examples, vlm, workspace, tmp_path, 1, "run", present=False)
 
 
 def test_bags_of_prompts_need_no_reports(config: RunConfig, tmp_path: Path) -> None:
@@ -139,13 +143,16 @@ def test_bags_of_prompts_need_no_reports(config: RunConfig, tmp_path: Path) -> N
     examples = make_examples(workspace.config, section, "text", 0, "train", workspace)
     dictionary = load_dictionary(section.bags.dictionary)
     terms = {text for entry in dictionary.entries for text in dictionary.texts(entry)}
+    assert not needs_reports(section) and needs_reports(SECTION) and needs_reports(AdaptConfig())
     assert examples.texts_of.lengths.tolist() == [2] * 72 and set(examples.texts) <= terms
-    mined = mine(section, "text", examples, workspace.vlm, workspace, tmp_path, 50)
+    mined = mine(section, "text", examples, workspace.vlm, workspace, tmp_path, 50, "run")
     assert [bags(mined, tile) for tile in range(72)] == [bags(examples, tile) for tile in range(72)]
 
 
 def test_wrong_options_and_other_splits_are_errors(config: RunConfig) -> None:
     workspace = Workspace(config)
+    with pytest.raises(DataError, match="only 72 training examples, fewer than a batch of 73"):
+        make_examples(config, SECTION.model_copy(update={"batch_size": 73}), "text", 0, "train", workspace)
     section = SECTION.model_copy(update={"bags": SECTION.bags.model_copy(update={"snippets": 3})})
     with pytest.raises(ConfigError, match=r"need as many pairs per tile: pairing\.k is 2"):
         make_examples(config, section, "text", 0, "train", workspace)

@@ -1,5 +1,6 @@
 """Gradients of a contrastive step: cached ones equal those of the whole batch, and two processes equal one."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from torch import Tensor
 from clipit.config.run import LoraConfig, VLMConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.distributed import Processes, get_processes
+from clipit.errors import ModelError
 from clipit.models.adapted_towers import AdaptedTowers, adapt_towers
 from clipit.models.vlm import load_vlm
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.losses import many_to_many_sum
 from clipit.vlm_training import step as step_module
 from clipit.vlm_training.bag_batches import BagExamples, Members
-from clipit.vlm_training.step import ContrastStep
+from clipit.vlm_training.step import ContrastStep, ScaleWatch
 
 
 class Noise(PixelSource):
@@ -141,6 +143,35 @@ def test_micro_batches_are_encoded_twice_but_for_the_last_of_a_tower(
     images, texts = -(-len(batch.tiles) // 5), -(-len(batch.texts) // 5)
     assert images == 3
     assert len(calls) == 2 * (images + texts) - 2
+
+
+def test_a_scale_at_a_bound_is_an_error_or_a_note(
+    vlm_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapted = make_step(vlm_folder, get_processes(), 5).adapted
+    scales: list[float] = []
+
+    def check(watch: ScaleWatch, scale: float) -> None:
+        with torch.no_grad():
+            adapted.logit_scale.fill_(math.log(scale))
+        scales.append(watch.check(adapted))
+
+    with caplog.at_level("INFO", logger="clipit"):
+        for scale in (1.0, 1.2, 1.0):
+            check(ScaleWatch(1.0), scale)
+        check(ScaleWatch(14.3), 99.0)
+    assert scales == pytest.approx([1.0, 1.2, 1.0, 99.0]) and not caplog.records
+    with pytest.raises(ModelError, match=r"(?s)temperature runs away.*learn_temperature"):
+        check(ScaleWatch(14.3), 1.0)
+    with caplog.at_level("INFO", logger="clipit"):
+        watch = ScaleWatch(14.3)
+        for scale in (99.99, 100.0):
+            check(watch, scale)
+        adapted.logit_scale.requires_grad_(False)
+        check(ScaleWatch(14.3), 1.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "note: the logit scale is at its upper bound of 100 (before the adaptation: 14.3)"
+    ]
 
 
 def test_two_processes_give_the_gradients_of_one(vlm_folder: Path, tmp_path: Path) -> None:

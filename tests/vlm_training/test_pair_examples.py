@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import DataError
 from clipit.vlm_training.bag_batches import BagExamples
-from clipit.vlm_training.examples import make_examples, validation_examples
+from clipit.vlm_training.examples import examples_content, make_examples, validation_examples
 from clipit.vlm_training.pairs import exchange_images
 from clipit.workspace.workspace import Workspace
 
@@ -121,6 +122,21 @@ def test_in_the_control_texts_come_from_other_patients(config: RunConfig, tmp_pa
     assert all(group_of[name] != owner[text] for name, text in found)
     images = make(config, section, "images").batch(0)
     assert np.array_equal(images.tiles, images.others) and np.array_equal(images.image_members, images.other_members)
+
+
+def test_other_groups_other_partners_and_other_equal_pixels_are_other_examples(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    section = write_table(tmp_path / "pairs.csv", config, rows())
+    workspace = Workspace(config)
+    texts, images = (make_examples(config, section, arm, 0, "train", workspace) for arm in ("text", "shuffled_text"))
+    assert texts.fingerprints["pairs"] == images.fingerprints["pairs"]
+    assert texts.fingerprints["examples"] != images.fingerprints["examples"]
+    again = make(config, section).fingerprints
+    assert again == texts.fingerprints
+    twins = np.zeros_like(texts.same_pixels)
+    assert examples_content(replace(texts, same_pixels=twins)) != texts.fingerprints["examples"]
+    assert examples_content(replace(texts, owners=twins)) != texts.fingerprints["examples"]
 
 
 def test_texts_are_exchanged_even_if_one_patient_has_most_images() -> None:
@@ -241,8 +257,10 @@ def test_missing_columns_small_sets_and_damaged_images_are_reported(config: RunC
         DataError, match=r"(?s)missing columns: caption; the table has: filepath.*adapt\.pairs\.columns"
     ):
         make(config, wrong)
-    with pytest.raises(DataError, match="only 20 training images have a text, fewer than a batch of 21"):
+    with pytest.raises(DataError, match="only 20 training examples, fewer than a batch of 21"):
         make(config, section.model_copy(update={"batch_size": 21}))
+    large = section.model_copy(update={"batch_size": 21})
+    assert len(make_examples(config, large, "text", 0, "train", Workspace(config), batches=False)) == 20
     source = Path(config.tiles.path).parent
     (tmp_path / "images").mkdir()
     for number, (path, _, _) in enumerate(rows()):

@@ -126,7 +126,10 @@ def test_validation_takes_the_reports_of_its_own_patients(config: RunConfig) -> 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
-    [({"batch_size": 69}, r"(?s)17 training patients give 68 different bags, fewer than a batch of 69.*at most 17"), ({"batch_size": 68}, None)],
+    [
+        ({"batch_size": 69}, r"(?s)17 training patients give 68 different bags, fewer than a batch of 69.*at most 17"),
+        ({"batch_size": 68}, None),
+    ],
 )
 def test_a_batch_larger_than_the_data_is_an_error(config: RunConfig, keys: dict[str, Any], message: str | None) -> None:
     section = AdaptConfig.model_validate(keys)

@@ -145,9 +145,7 @@ def test_micro_batches_are_encoded_twice_but_for_the_last_of_a_tower(
     assert len(calls) == 2 * (images + texts) - 2
 
 
-def test_a_scale_at_a_bound_is_an_error_or_a_note(
-    vlm_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_scale_at_a_bound_is_an_error_or_a_note(vlm_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     adapted = make_step(vlm_folder, get_processes(), 5).adapted
     scales: list[float] = []
 

@@ -211,9 +211,7 @@ def test_copies_of_held_out_images_are_not_trained_on(config: RunConfig, tmp_pat
             make(config, section)
         config = config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": "exclude"})})
     workspace = Workspace(config)
-    train, held_out = (
-        make_examples(config, section, "text", 0, part, workspace) for part in ("train", "validation")
-    )
+    train, held_out = (make_examples(config, section, "text", 0, part, workspace) for part in ("train", "validation"))
     content_of = {name: (tmp_path / name).read_bytes() for name in [*train.tile_ids, *held_out.tile_ids]}
     assert not {content_of[name] for name in train.tile_ids} & {content_of[name] for name in held_out.tile_ids}
     dropped = 48 - len(train) - len(held_out)

@@ -41,7 +41,7 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
         root: Folder of artefacts; an index of shards that is kept there is used, but none is written.
     """
     from clipit.tiles.load import read_tiles
-    from clipit.tiles.webdataset import has_index
+    from clipit.tiles.tar_index import has_index
 
     if config.source == "huggingface" and hub_id(config.path) is not None:
         return [_on_hub(subject, config.path)]

@@ -19,7 +19,8 @@ from clipit.tiles.cells import check_stored, stored_cell
 from clipit.tiles.huggingface import PartRows, check_columns, image_column, join_parts, not_images, select_parts
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
 from clipit.tiles.source import SourceTiles
-from clipit.tiles.webdataset import index_shards, read_webdataset
+from clipit.tiles.tar_index import index_shards
+from clipit.tiles.webdataset import read_webdataset
 
 _ROWS = 4096  # rows per block of a set that `save_to_disk` wrote
 

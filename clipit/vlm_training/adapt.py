@@ -148,7 +148,7 @@ def _fingerprint(
     examples: BagExamples,
     validation: BagExamples | None,
 ) -> RunFingerprint:
-    """Compute the fingerprint of an adaptation from its keys and inputs; with `keep: best`, also those of validation."""
+    """Compute the fingerprint of an adaptation from its keys and inputs, with `keep: best` also of validation."""
     unused = {*_OTHER_ARMS, *({"pairs", "bags", "cases"} - {section.data})}
     keys = {
         f"adapt.{key}": value
@@ -344,7 +344,7 @@ def _memory_errors(section: AdaptConfig) -> Iterator[None]:
         raise ClipitError(
             f"not enough memory for {section.micro_batch} images or texts with their activations",
             where="adapt.micro_batch",
-            fix=f"lower adapt.micro_batch, such as to {max(section.micro_batch // 2, 1)}: the gradient stays that of the "
-            "whole batch, and only dropout, where there is any, draws other random numbers; or choose adapt.tuning: "
-            "projection",
+            fix=f"lower adapt.micro_batch, such as to {max(section.micro_batch // 2, 1)}: the gradient stays that of "
+            "the whole batch, and only dropout, where there is any, draws other random numbers; or choose "
+            "adapt.tuning: projection",
         ) from error

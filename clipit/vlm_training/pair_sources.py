@@ -20,8 +20,9 @@ from clipit.tiles.quarantine import check_images
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import check_groups
 from clipit.tiles.table import TileTable, open_files, open_table
+from clipit.tiles.tar_index import FIELD_PREFIX, index_shards
 from clipit.tiles.tileset import TileSet
-from clipit.tiles.webdataset import index_shards, read_webdataset
+from clipit.tiles.webdataset import read_webdataset
 
 _SHARED_KEYS = re.compile(r"\btiles\.(?=(path|images|columns|validation_fraction)\b)")
 """Keys of `tiles` that `adapt.pairs` has too."""
@@ -184,7 +185,7 @@ def _read_shards(config: TilesConfig, section: PairsConfig, root: Path) -> tuple
             fix="name the suffix of the text members, or the key of the JSON, in adapt.pairs.columns.text",
         )
     captions = []
-    for row, stored in enumerate(index.text(f"field.{field}")):
+    for row, stored in enumerate(index.text(f"{FIELD_PREFIX}{field}")):
         value = json.loads(stored) if stored else ""
         values = value if isinstance(value, list) else [value]
         captions.append([_caption(each, config.path, index.members[row]) for each in values])

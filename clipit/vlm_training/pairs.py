@@ -190,7 +190,7 @@ def _copies(read: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_us
 
 
 def _apply_policy(
-    leaks: set[str], what: str, listed: list[str], where: str, config: RunConfig, *, fatal: bool = True
+    leaks: set[str], what: str, listed: list[str], where: object, config: RunConfig, *, fatal: bool = True
 ) -> set[str]:
     """Return the images to drop as `leaks.policy` says; raise an error or log the leaks."""
     policy = config.leaks.policy

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -181,7 +182,8 @@ class ContrastStep:
         """Encode a micro-batch; a second call draws the same random numbers."""
         device = self.processes.device
         torch.manual_seed((self.seed * 1_000_003 + step * 1009 + self.processes.rank) * 4099 + number)  # for dropout
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        with self._as_used(part.kind), autocast:
             if isinstance(part.inputs, Tensor):
                 return _wide(self.adapted.image(self.adapted.towers.preprocess.normalise(part.inputs)))
             if self._is_trained("texts"):
@@ -202,16 +204,19 @@ class ContrastStep:
         size = self.section.micro_batch
         for block in sorted({row // size for row in rows} - self._frozen_texts.keys()):
             texts = range(block * size, min((block + 1) * size, len(self.examples.texts)))
-            self._frozen_texts[block] = self._encode_frozen(texts).detach().cpu()
+            self._frozen_texts[block] = self._encode_texts(texts).detach().cpu()
         return torch.stack([self._frozen_texts[row // size][row % size] for row in rows]).to(self.processes.device)
 
-    def _encode_frozen(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
-        """Encode texts without dropout."""
+    @contextmanager
+    def _as_used(self, kind: Kind) -> Iterator[None]:
+        """Switch dropout off while items of a tower that is not trained are encoded."""
+        if self._is_trained(kind):
+            yield
+            return
         mode = self.adapted.training
         self.adapted.eval()
-        encoded = self._encode_texts(rows)
+        yield
         self.adapted.train(mode)
-        return encoded
 
     def _gather(self, vectors: list[Tensor], count: int) -> Float[Tensor, "count d"]:
         """Gather the embeddings of all processes in the order of the batch."""

@@ -50,6 +50,7 @@ def embeddings(towers: Towers | AdaptedTowers) -> tuple[Tensor, Tensor]:
         return towers.image(pixels), towers.text(inner.tokenise(["a tumour with mucin", "normal mucosa"]))
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_lora_reaches_both_towers_and_is_merged(vlm_name: str) -> None:
     before = embeddings(load_vlm(VLMConfig(name=vlm_name)).towers)
     model = adapted(vlm_name)
@@ -149,6 +150,19 @@ def test_dropout_of_frozen_towers_stays_off(open_clip_folder: Path) -> None:
     active = {name for name, part in model.network.named_modules() if part.training}
     assert active and all(".lora_dropout" in name for name in active)
     assert not any(name.endswith("logit_scale") for name in model.trainable())
+
+
+def test_with_full_tuning_dropout_is_on_in_the_trained_tower_only(clip_folder: Path, open_clip_folder: Path) -> None:
+    towers = load_vlm(VLMConfig(name=str(clip_folder))).towers
+    towers.module.vision_model.encoder.add_module("drop", nn.Dropout(0.5))  # type: ignore[union-attr, operator]
+    towers.module.text_model.encoder.add_module("drop", nn.Dropout(0.5))  # type: ignore[union-attr, operator]
+    model = adapt_towers(towers, "full", ("text",), LoraConfig(), True).train()
+    active = {name for name, part in model.network.named_modules() if part.training}
+    assert {"text_model.encoder.drop", "text_model.encoder.layers.0.self_attn", "text_projection"} <= active
+    assert not any("vis" in name for name in active)
+    image = adapted(str(open_clip_folder), "full", ("image",)).train()
+    inside = {name for name, part in image.network.named_modules() if part.training and "." in name}
+    assert inside and all(name.startswith("visual.") for name in inside)
 
 
 def test_layers_that_do_not_reach_an_embedding_are_left_out(clip_folder: Path) -> None:

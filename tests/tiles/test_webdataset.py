@@ -13,7 +13,7 @@ from PIL import Image
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.images import ImageError
-from clipit.tiles import webdataset
+from clipit.tiles import tar_index
 from clipit.tiles.load import read_tiles
 from clipit.tiles.tar_shards import expand_braces, list_shards
 from clipit.tiles.webdataset import _part_in, shard_images
@@ -146,13 +146,13 @@ def test_missing_shards_are_listed(shards: Path) -> None:
 
 def test_the_index_is_made_once_and_again_when_a_shard_changes(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scanned: list[str] = []
-    scan = webdataset._index_shard
+    scan = tar_index._index_shard
 
     def counted(path: Path, *rest: Any) -> Any:
         scanned.append(path.name)
         return scan(path, *rest)
 
-    monkeypatch.setattr(webdataset, "_index_shard", counted)
+    monkeypatch.setattr(tar_index, "_index_shard", counted)
     root = shards.parent / "artefacts"
     first = read_tiles(config(shards), root=root)
     assert len(scanned) == 4

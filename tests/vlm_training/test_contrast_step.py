@@ -145,6 +145,26 @@ def test_micro_batches_are_encoded_twice_but_for_the_last_of_a_tower(
     assert len(calls) == 2 * (images + texts) - 2
 
 
+@pytest.mark.parametrize("trained", ["image", "text"])
+def test_a_tower_that_is_not_trained_is_encoded_without_dropout(
+    vlm_folder: Path, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contrast = make_step(vlm_folder, get_processes(), 5)
+    monkeypatch.setattr(contrast.adapted, "which", (trained,))
+    modes: dict[str, set[bool]] = {"image": set(), "text": set()}
+    for name, found in modes.items():
+        original = getattr(AdaptedTowers, name)
+
+        def encode(self: AdaptedTowers, inputs: Any, original: Any = original, found: set[bool] = found) -> Tensor:
+            found.add(self.training)
+            return original(self, inputs)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(AdaptedTowers, name, encode)
+    contrast(0, contrast.pixels(range(1)))
+    assert modes == {"image": {trained == "image"}, "text": {trained == "text"}}
+    assert contrast.adapted.training
+
+
 def test_a_scale_at_a_bound_is_an_error_or_a_note(vlm_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     adapted = make_step(vlm_folder, get_processes(), 5).adapted
     scales: list[float] = []

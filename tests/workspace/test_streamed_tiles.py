@@ -9,7 +9,7 @@ from clipit.config.run import BackboneConfig, TilesConfig, VLMConfig
 from clipit.doctor.data import check_kept_size, check_tiles
 from clipit.errors import ConfigError
 from clipit.models.input_size import input_pixels
-from clipit.tiles import webdataset
+from clipit.tiles import tar_index
 from clipit.workspace.check_leaks import check_leaks
 from clipit.workspace.tile_reading import artefacts_of, with_kept_size
 from clipit.workspace.workspace import Workspace
@@ -46,7 +46,7 @@ def test_pairs_and_leaks_of_a_streamed_set_are_those_of_its_files(
     assert [check.status for check in check_tiles("tiles", streamed.tiles)] == ["PASS"]
     assert [check.status for check in check_kept_size("tiles", streamed.tiles, streamed)] == ["PASS"]
     with monkeypatch.context() as patch:  # the index that is kept is used
-        patch.setattr(webdataset, "_index_shard", lambda *_: pytest.fail("shards are indexed again"))
+        patch.setattr(tar_index, "_index_shard", lambda *_: pytest.fail("shards are indexed again"))
         (check,) = check_tiles("tiles", streamed.tiles, artefacts_of(streamed))
         assert check.status == "PASS", check
 

@@ -1,0 +1,280 @@
+"""Index of tar shards: where their images are, and the fields that describe the samples."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from os.path import commonpath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipit.artifacts import MANIFEST, artifact_folder, fingerprint, reading, whole_file
+from clipit.config.run import TilesConfig
+from clipit.data_files import is_unicode
+from clipit.distributed import build_once, get_processes
+from clipit.errors import DataError, shortlist
+from clipit.image_readers import file_stamp
+from clipit.images import SUFFIXES
+from clipit.progress import progress
+from clipit.tiles.cells import stored_cell
+from clipit.tiles.groups import names_groups
+from clipit.tiles.tar_shards import TarMember, TarReader, list_shards, scan_tar
+
+OWN_FIELDS = ("id", "label", "split", "group", "mpp")
+"""Fields of a sample that are read under these names unless `tiles.columns` names others."""
+FIELD_PREFIX = "field."
+"""Start of the names of the index's columns that hold fields of the samples."""
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+"""Key and suffix of a member, as the webdataset package cuts them: at the first dot of the file's name."""
+_FIELDS = re.compile(r"[.](json|jsn|cls|cls2|class|count|index|inx|id|txt|text)$", re.IGNORECASE)
+"""Members whose content describes a sample."""
+_JSON = frozenset({"json", "jsn"})
+_KIND = "tar_index"
+_LONGEST_FIELD = 16 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Samples of shards, and where their images are.
+
+    Attributes:
+        shards: Tar files.
+        stamps: Size and modification time of each shard.
+        table: One row per sample: shard, key, name (of the image, "" without one), offset, size, and fields.
+        names: Names of fields that occur, those that are not in the table included.
+        unread: Numbers of members that are neither images nor fields, by suffix.
+    """
+
+    shards: list[Path]
+    stamps: list[str]
+    table: pa.Table
+    names: list[str]
+    unread: dict[str, int]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return int(self.table.num_rows)
+
+    @cached_property
+    def shard_names(self) -> list[str]:
+        """Paths of the shards relative to their common folder, without .tar."""
+        return [shard.absolute().relative_to(self.folder).with_suffix("").as_posix() for shard in self.shards]
+
+    @cached_property
+    def folder(self) -> Path:
+        """Innermost folder that contains all shards."""
+        return Path(commonpath([shard.absolute().parent for shard in self.shards]))
+
+    @cached_property
+    def shard_of(self) -> np.ndarray:
+        """Number of each row's shard."""
+        return np.asarray(self.table.column("shard"), dtype=np.int32)
+
+    @cached_property
+    def members(self) -> list[str]:
+        """Name of each sample: `<shard>/<key>`."""
+        keys = self.text("key")
+        return [f"{self.shard_names[shard]}/{key}" for shard, key in zip(self.shard_of, keys, strict=True)]
+
+    @cached_property
+    def image_stamps(self) -> list[str]:
+        """Stamp of each image: that of its shard, and its place in it."""
+        offsets, sizes = self.table.column("offset").to_pylist(), self.table.column("size").to_pylist()
+        places = zip(self.shard_of, offsets, sizes, strict=True)
+        return [f"{self.stamps[shard]}:{offset}:{size}" for shard, offset, size in places]
+
+    def text(self, name: str) -> list[str]:
+        """Return a column of text, "" where missing."""
+        return [value or "" for value in self.table.column(name).to_pylist()]
+
+    def has(self, field: str) -> bool:
+        """Return whether a sample has this field."""
+        name = f"{FIELD_PREFIX}{field}"
+        return name in self.table.column_names and self.table.column(name).null_count < len(self)
+
+    def reader(self) -> TarReader:
+        """Return a reader of the images."""
+        offsets, sizes = (np.asarray(self.table.column(name), dtype=np.int64) for name in ("offset", "size"))
+        return TarReader(self.shards, self.text("name"), self.shard_of, offsets, sizes)
+
+
+def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> TarIndex:
+    """Read the headers and fields of all shards, or open the index made before; called by all processes with `root`.
+
+    Args:
+        config: Section `tiles`.
+        root: Folder of artefacts, in which the index is kept; None: it is made again each time.
+        captions: Field with one text, or a list of texts, of any length; the index contains them as JSON.
+
+    Raises:
+        DataError: A shard is missing or damaged, or its samples are not as the webdataset package writes them.
+    """
+    shards = list_shards(config.path)
+    stamps = [file_stamp(shard) for shard in shards]
+    suffixes, wanted = _read_members(config)
+    if root is None:
+        tables = [_index_shard(shard, number, suffixes, wanted, captions) for number, shard in enumerate(shards)]
+        return _merge(shards, stamps, tables)
+
+    def make(folder: Path) -> dict[str, Any]:
+        processes = get_processes()
+        files = [folder / f".part-{number:06d}.parquet" for number in range(len(shards))]
+        with progress("indexing shards", len(shards), shown=processes.main) as advance:
+            for number in processes.share(range(len(shards))):
+                if not files[number].is_file():
+                    table = _index_shard(shards[number], number, suffixes, wanted, captions)
+                    with whole_file(files[number]) as temporary:
+                        pq.write_table(table, temporary)
+                advance(processes.count)
+        processes.barrier()
+        if not processes.main:
+            return {}
+        parts = []
+        for file in files:
+            with reading(file, fix="delete this file and start again"):
+                parts.append(pq.read_table(file))
+        index = _merge(shards, stamps, parts)
+        with whole_file(folder / "index.parquet") as temporary:
+            pq.write_table(index.table, temporary)
+        for file in files:
+            file.unlink()
+        return {"samples": len(index), "names": index.names, "unread": index.unread}
+
+    artifact = build_once(root, _KIND, _index_inputs(config, shards, stamps, captions), make)
+    facts = artifact.manifest.facts
+    return TarIndex(shards, stamps, artifact.table("index.parquet"), facts["names"], facts["unread"])
+
+
+def has_index(config: TilesConfig, root: Path) -> bool:
+    """Return whether `index_shards` has made the index of these shards, which have not changed since."""
+    shards = list_shards(config.path)
+    inputs = _index_inputs(config, shards, [file_stamp(shard) for shard in shards])
+    return (artifact_folder(root, _KIND, inputs) / MANIFEST).is_file()
+
+
+def _read_members(config: TilesConfig) -> tuple[tuple[str, ...], set[str]]:
+    """Return the suffixes of the images, and the names of the fields that the index contains."""
+    suffixes = tuple(config.columns.get("path", "").lower().split(";"))
+    return suffixes, {*config.columns.values(), *OWN_FIELDS, "cls"}
+
+
+def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str], captions: str = "") -> dict[str, Any]:
+    """Return what identifies an index; a fingerprint in place of the shards, which may be thousands."""
+    suffixes, wanted = _read_members(config)
+    inputs = {
+        "shards": [[str(shard), stamp] for shard, stamp in zip(shards, stamps, strict=True)],
+        "suffixes": suffixes,
+        "fields": sorted(wanted),
+        "version": 1,
+        **({"captions": captions} if captions else {}),
+    }
+    return {"shards": len(shards), "content": fingerprint(inputs)}
+
+
+def _merge(shards: list[Path], stamps: list[str], parts: list[pa.Table]) -> TarIndex:
+    """Join the tables of all shards."""
+    names: dict[str, None] = {}
+    unread: Counter[str] = Counter()
+    for part in parts:
+        facts = json.loads(part.schema.metadata[b"facts"])
+        names |= dict.fromkeys(facts["names"])
+        unread.update(facts["unread"])
+    table = pa.concat_tables([part.replace_schema_metadata(None) for part in parts], promote_options="default")
+    return TarIndex(shards, stamps, table, sorted(names), dict(unread))
+
+
+def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set[str], captions: str = "") -> pa.Table:
+    """Return a table of the samples of a shard, with the names of all fields in its metadata."""
+    samples: dict[str, _Sample] = {}
+    current, names, unread = "", dict[str, None](), Counter[str]()
+    for member, content in scan_tar(path, _FIELDS, _LONGEST_FIELD):
+        if not is_unicode(member.name):
+            raise DataError("a member's name is not UTF-8", where=f"{path}, byte {member.offset}", fix="rename it")
+        match = _NAME.match(member.name)
+        if match is None or Path(member.name).name.startswith("__"):  # hidden files, and notes of the writer
+            unread[member.name.rpartition(".")[2] if "." in member.name else "(no suffix)"] += 1
+            continue
+        key, suffix = match[1], match[2].lower()
+        if key != current and key in samples:
+            raise DataError(
+                f"the members of sample {key} do not follow one another, so programs differ in how they read it",
+                where=path,
+                fix="write the shard again with tar --sort=name, or with the webdataset package; make keys unique",
+            )
+        current = key
+        sample = samples.setdefault(key, _Sample())
+        if suffix in sample.suffixes:
+            raise DataError(f"two members are called {member.name}", where=path, fix="write the shard again")
+        sample.suffixes.add(suffix)
+        if content is not None:
+            fields = _parse(content, suffix, f"{path}!{member.name}")
+            names |= dict.fromkeys(fields)
+            sample.fields |= {
+                name: stored_cell(value)
+                for name, value in fields.items()
+                if name in wanted or (names_groups(name) and is_unicode(name))
+            }
+            if captions and captions in fields:
+                sample.fields[captions] = json.dumps(fields[captions])
+        elif f".{suffix.rpartition('.')[2]}" in SUFFIXES or suffix in suffixes:
+            sample.images[suffix] = member
+        else:
+            unread[suffix] += 1
+    chosen = [sample.choose(suffixes, f"{path}!{key}") for key, sample in samples.items()]
+    columns = sorted({name for sample in samples.values() for name in sample.fields})
+    table = pa.table(
+        {
+            "shard": pa.array([number] * len(samples), pa.int32()),
+            "key": pa.array(list(samples), pa.string()),
+            "name": pa.array([member.name for member in chosen], pa.string()),
+            "offset": pa.array([member.offset for member in chosen], pa.int64()),
+            "size": pa.array([member.size for member in chosen], pa.int64()),
+        }
+        | {
+            f"{FIELD_PREFIX}{name}": pa.array([sample.fields.get(name) for sample in samples.values()], pa.string())
+            for name in columns
+        }
+    )
+    return table.replace_schema_metadata({"facts": json.dumps({"names": list(names), "unread": unread})})
+
+
+class _Sample:
+    """Members of one sample."""
+
+    def __init__(self) -> None:
+        self.suffixes: set[str] = set()
+        self.images: dict[str, TarMember] = {}
+        self.fields: dict[str, str] = {}
+
+    def choose(self, suffixes: tuple[str, ...], where: str) -> TarMember:
+        """Return the image with the first of the suffixes, or the only one; an empty member if there is none."""
+        if any(suffixes):
+            named = [self.images[suffix] for suffix in suffixes if suffix in self.images]
+            return named[0] if named else TarMember("", 0, 0)
+        if len(self.images) > 1:
+            raise DataError(
+                f"the sample has several images: {shortlist(sorted(self.images))}",
+                where=where,
+                fix="name the suffix of the tiles in tiles.columns.path",
+            )
+        return next(iter(self.images.values()), TarMember("", 0, 0))
+
+
+def _parse(content: bytes, suffix: str, where: str) -> Mapping[str, Any]:
+    """Return the fields of a member that describes its sample."""
+    try:
+        text = content.decode("utf-8-sig")
+        if suffix.rpartition(".")[2] not in _JSON:
+            return {suffix: text}
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"unreadable: {error}", where=where, fix="write UTF-8, and JSON in .json members") from error
+    if not isinstance(values, dict):
+        raise DataError("not a JSON object", where=where, fix='write an object such as {"label": "tumour"}')
+    return values

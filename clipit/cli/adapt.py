@@ -16,7 +16,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--format": {
         "choices": ("csv", "webdataset"),
-        "default": "csv",
         "help": "with --write-pairs: a table of paths and texts, or tar shards (csv)",
     },
 }
@@ -33,9 +32,11 @@ def main() -> None:
                 )
             from clipit.api.adaptation import write_pairs
 
-            counts = write_pairs(file, options.write_pairs, options.format)
+            counts = write_pairs(file, options.write_pairs, options.format or "csv")
             print(f"{', '.join(f'{part} {count:,} pairs' for part, count in counts.items())}: {options.write_pairs}")
             return
+        if options.format:
+            raise ConfigError("no pairs are written", where="--format", fix="leave it out, or add --write-pairs FOLDER")
         if options.record:
             check_export(options.record)
         from clipit.api.adaptation import adapt_vlm

@@ -37,8 +37,8 @@ class ContrastBagsConfig(Section):
 
     tiles: int = Field(3, ge=0, le=32)
     """Nearest training tiles that a tile bag contains beside the tile itself."""
-    snippets: int = Field(3, ge=0, le=32)
-    """Paired snippets of a text bag."""
+    snippets: int = Field(1, ge=0, le=32)
+    """Paired snippets of a text bag; at most `pairing.k`."""
     prompts: int = Field(0, ge=0, le=32)
     """Nearest texts of the prompt dictionary in a text bag."""
     class_prompts: int = Field(0, ge=0, le=32)

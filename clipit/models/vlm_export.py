@@ -7,6 +7,7 @@ from pathlib import Path
 from clipit.artifacts import whole_folder, write_json
 from clipit.config.run import VLMConfig
 from clipit.errors import ConfigError, ModelError
+from clipit.models.adapted_base import ADAPTED_FROM, base_of_adapted
 from clipit.models.adapted_towers import AdaptedTowers, Tuning
 from clipit.models.licences import vlm_licence
 from clipit.models.loading import OPEN_CLIP_CONFIG, public_name, read_json
@@ -109,7 +110,7 @@ def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path
         return ExportedVLM(folder / ADAPTER, None, with_adapter, fingerprint, reason)
     with whole_folder(folder / MERGED) as partial:
         towers.save(partial)
-        _write_scale(partial, vlm.expected_mpp)
+        _write_origin(partial, base_of_adapted(config.name), vlm.expected_mpp)
         written = load_vlm(_opening(config, partial)).fingerprint
         if written != fingerprint:
             raise ModelError(
@@ -146,12 +147,11 @@ def _opening(config: VLMConfig, folder: Path) -> VLMConfig:
     return config.model_copy(update={**changes, **place})
 
 
-def _write_scale(folder: Path, mpp: float | None) -> None:
-    """Record the micrometres per pixel of the VLM's tiles where `expected_mpp` reads them."""
-    if mpp is None:
-        return
+def _write_origin(folder: Path, base: str, mpp: float | None) -> None:
+    """Record the base, and the micrometres per pixel of its tiles where `expected_mpp` reads them."""
     file = next(file for name in (OPEN_CLIP_CONFIG, "config.json") if (file := folder / name).is_file())
-    write_json(file, read_json(file) | {"expected_mpp": mpp})
+    facts = {ADAPTED_FROM: public_name(base)} | ({"expected_mpp": mpp} if mpp is not None else {})
+    write_json(file, read_json(file) | facts)
 
 
 def _write_card(folder: Path, card: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipit.evaluation.measured_models import ModelDifference, Subject, SubjectScore
+from clipit.reporting.adapt_facts import fact_label, fact_text
 from clipit.reporting.curves import Series
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.study_report import Chapter, Plot
@@ -32,7 +33,8 @@ _TILES = (
 _COMPARED = (
     "Differences are paired by item, group and seed. A model is better or worse than its reference if both intervals "
     "of the difference, over groups and over seeds, lie on the same side of 0; open if they do not; undecided without "
-    "both. p: paired t-test over seeds, Holm-corrected over the differences of the same task and metric."
+    "both, such as with one seed, with fewer than ten groups, or if all resamples or all seeds agree. p: paired t-test "
+    "over seeds, Holm-corrected over the differences of the same task and metric."
 )
 _CONTROLS_TEXT = (
     "The text has taught the VLM something only if the arm text is better than both controls. Training with the texts "
@@ -42,8 +44,9 @@ _CONTROLS_TEXT = (
 _RETRIEVAL = (
     "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; in "
     "brackets how many times the score of k random items (fold over random). Partners of an image are the texts of its "
-    "example (its caption, or all snippets of its patient's reports). Intervals are over the groups of the queries; "
-    "the gallery stays the same. Scores depend on the size of the gallery and cannot be compared between data sets."
+    "example (its caption, or all snippets of its patient's reports). Values of k that cover the whole gallery are "
+    "left out. Intervals are over the groups of the queries; the gallery stays the same. Scores depend on the size of the "
+    "gallery and cannot be compared between data sets."
 )
 _FORGETTING = (
     "Zero-shot classification of sets that the VLM was not adapted to. Worse scores are the price of the adaptation."
@@ -104,8 +107,11 @@ def forgetting_task(name: str) -> str:
 def adapt_verdict(content: AdaptContent) -> str:
     """State in plain words whether the text taught the VLM, what a probe would have given, and what was forgotten."""
     gain = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, BEFORE))
+    if gain is None and content.score(ZERO_SHOT, BEFORE) is not None:
+        return "No verdict: the arm text was not trained (adapt.arms)."
     if gain is None:
-        return "Not decided: this needs prompts, labelled test tiles and the arm text."
+        missing = "labelled test tiles" if content.score(PROBE, BEFORE) is None else "prompts"
+        return f"No verdict: zero-shot classification before and after could not be measured without {missing}."
     return " ".join(part for part in (_gain(content, gain), _probe(content), _forgotten(content)) if part)
 
 
@@ -247,13 +253,17 @@ def _model_table(content: AdaptContent, tasks: Sequence[str]) -> Table:
     return Table(header, rows, left=2, source="adapt.json: scores")
 
 
-def _difference_tables(content: AdaptContent, tasks: Sequence[str]) -> list[Table | Rows]:
-    """Differences of the main metric, and those of all metrics in a folded table."""
+def _difference_tables(content: AdaptContent, tasks: Sequence[str]) -> list[Table | Rows | Text]:
+    """Differences of the main metric, and those of all metrics in a folded table; a sentence if none is decided."""
     header = ("task", "difference", "metric", "mean", "over groups", "over seeds", "p (Holm)", "outcome")
     chosen = [each for each in content.contrasts if each.subject.task in tasks]
     main = [_difference_row(each) for each in chosen if each.metric == _MAIN]
-    rest = [_difference_row(each) for each in chosen if each.metric != _MAIN]
-    tables: list[Table | Rows] = [Table(header, main, left=3, source="adapt.json: contrasts")] if main else []
+    others = [each for each in chosen if each.metric != _MAIN]
+    rest = [_difference_row(each) for each in others]
+    tables: list[Table | Rows | Text] = [Table(header, main, left=3, source="adapt.json: contrasts")] if main else []
+    reasons = dict.fromkeys(_short(each.reason) for each in others)
+    if rest and all(each.outcome == "undecided" for each in others) and len(reasons) == 1:
+        return [*tables, Text(f"No difference of {_listed(chosen)} is decided: {next(iter(reasons))}.")]
     return tables + ([Rows(header, rest, f"Differences of {_listed(chosen)}", "adapt.json: contrasts")] if rest else [])
 
 
@@ -272,11 +282,16 @@ def _difference_row(contrast: ModelDifference) -> list[object]:
         f"{contrast.subject.model} - {reference}",
         LABELS.get(contrast.metric, contrast.metric),
         number(contrast.mean, signed=True),
-        interval(groups.low, groups.high, signed=True) or groups.reason,
-        interval(seeds.low, seeds.high, signed=True) or seeds.reason,
+        interval(groups.low, groups.high, signed=True) or _short(groups.reason),
+        interval(seeds.low, seeds.high, signed=True) or _short(seeds.reason),
         p.reason if p.p is None else "< 0.001" if p.p < 0.001 else number(p.p),
         contrast.outcome,
     ]
+
+
+def _short(reason: str) -> str:
+    """Return the first clause of a reason."""
+    return reason.partition(";")[0]
 
 
 def _retrieval_parts(content: AdaptContent) -> list[Text | Table | Rows]:
@@ -307,12 +322,8 @@ def _retrieval_parts(content: AdaptContent) -> list[Text | Table | Rows]:
 
 def _transposed(caption: str, rows: Mapping[str, Mapping[str, object]]) -> Table:
     names = list(dict.fromkeys(name for facts in rows.values() for name in facts))
-    lines = [[name, *(_shown(facts.get(name, "")) for facts in rows.values())] for name in names]
+    lines = [[fact_label(name), *(fact_text(facts.get(name, "")) for facts in rows.values())] for name in names]
     return Table(("what", *rows), lines, caption=caption)
-
-
-def _shown(value: object) -> object:
-    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _folded(score: SubjectScore) -> str:
@@ -340,4 +351,6 @@ def _mean(score: SubjectScore | None) -> str:
 
 def _difference(contrast: ModelDifference) -> str:
     low, high = contrast.over_groups.low, contrast.over_groups.high
-    return difference(contrast.mean, None if low is None or high is None else (low, high))
+    if low is None or high is None:
+        return difference(contrast.mean, None)
+    return f"{difference(contrast.mean, (low, high))} over groups"

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from clipit.models.adapted_base import base_of_adapted
+
 
 def compose_note(note: str, *, backbones: Iterable[str] = (), vlms: Iterable[str] = ()) -> str:
     """Compose the note shown above scores; empty if there is nothing to note.
@@ -9,9 +11,11 @@ def compose_note(note: str, *, backbones: Iterable[str] = (), vlms: Iterable[str
     Args:
         note: Key `note` of the configuration.
         backbones: Names of the backbones that the scores come from.
-        vlms: Names of the VLMs that the scores come from.
+        vlms: Names of the VLMs that the scores come from; an adapted VLM counts as the one that was adapted.
     """
-    used = [role for role, names in (("backbone", backbones), ("VLM", vlms)) if "embedded" in names]
+    used = [
+        role for role, names in (("backbone", backbones), ("VLM", vlms)) if "embedded" in map(base_of_adapted, names)
+    ]
     caution = (
         f"The embedded {' and '.join(used)} {'has' if len(used) == 1 else 'have'} only seen synthetic tiles: on real "
         "tiles these scores prove that the path from reports to classifier works, and say nothing about CLIP-IT on "

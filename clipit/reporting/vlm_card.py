@@ -3,12 +3,16 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from clipit.artifacts import whole_file
+from clipit.models.adapted_base import base_of_adapted
 from clipit.models.licences import OTHER, ModelLicence, vlm_licence
 from clipit.models.specs import LICENCE_NOTE
 from clipit.models.vlm import VLM
+from clipit.reporting.adapt_facts import fact_label, learned_from
 from clipit.reporting.model_card import plain_text
 from clipit.reporting.tables import markdown_table, number
 
@@ -22,6 +26,7 @@ _ARMS = {
     "shuffled_text": "control: image-text contrast with the texts of other patients",
     "images": "control: image-image contrast without any text",
 }
+_SCORES = re.compile(r"## Scores\n.*?(?=## )", re.DOTALL)
 _TUNING = {
     "lora": "low-rank updates (LoRA)",
     "projection": "the projections into the joint space",
@@ -43,7 +48,6 @@ class AdaptationFacts:
         settings: Settings of the training, such as steps and batch size, by name.
         counts: Numbers of images, texts and patients, by name; other values are not shown.
         logit_scale: Learnt scale.
-        scores: Rows of name, score before and score after; empty if unknown.
     """
 
     arm: str
@@ -55,7 +59,6 @@ class AdaptationFacts:
     settings: Mapping[str, int | float]
     counts: Mapping[str, Any]
     logit_scale: float
-    scores: Sequence[tuple[str, float | None, float | None]] = field(default=())
 
 
 def vlm_card(vlm: VLM, facts: AdaptationFacts) -> str:
@@ -69,7 +72,6 @@ def vlm_card(vlm: VLM, facts: AdaptationFacts) -> str:
     sections = {
         "Data": _data(facts),
         "Training": _training(vlm, facts, licence),
-        "Scores": _scores(facts),
         "Limits": _limits(vlm, facts),
         "Licence": _licence(licence),
         "Use": _usage(licence),
@@ -100,9 +102,9 @@ def _front_matter(licence: ModelLicence) -> str:
 
 
 def _data(facts: AdaptationFacts) -> str:
-    counts = {name: value for name, value in facts.counts.items() if _is_count(value) and value}
+    counts = {name: value for name, value in learned_from(facts.counts, facts.arm).items() if _is_count(value)}
     lines = [f"- Kind: {_DATA.get(facts.data, plain_text(facts.data))}"]
-    return "\n".join([*lines, *(f"- {plain_text(_words(name))}: {value:,}" for name, value in counts.items())])
+    return "\n".join([*lines, *(f"- {plain_text(_words(name))}: {value:,}" for name, value in counts.items() if value)])
 
 
 def _is_count(value: object) -> bool:
@@ -110,7 +112,7 @@ def _is_count(value: object) -> bool:
 
 
 def _words(name: str) -> str:
-    text = name.replace("_", " ")
+    text = fact_label(name)
     return text[:1].upper() + text[1:]
 
 
@@ -120,7 +122,7 @@ def _training(vlm: VLM, facts: AdaptationFacts, licence: ModelLicence) -> str:
         f"- Objective: {_ARMS.get(facts.arm, plain_text(facts.arm))}, seed {facts.seed}",
         f"- Trained: {_TUNING.get(facts.tuning, plain_text(facts.tuning))} of the {' and '.join(facts.towers)} "
         f"tower{'s' if len(facts.towers) > 1 else ''}, {facts.weights:,} weights",
-        *(f"- {plain_text(_words(name))}: {value:g}" for name, value in facts.settings.items()),
+        *(f"- {plain_text(_words(_setting(name, facts.data)))}: {value:g}" for name, value in facts.settings.items()),
         f"- Scale of similarities: {vlm.logit_scale:.4g} before, {facts.logit_scale:.4g} after",
         f"- Input: {vlm.preprocess.describe()}; "
         + (f"{vlm.expected_mpp:g} micrometres per pixel" if vlm.expected_mpp else "micrometres per pixel unknown"),
@@ -128,11 +130,25 @@ def _training(vlm: VLM, facts: AdaptationFacts, licence: ModelLicence) -> str:
     return "\n".join(lines)
 
 
-def _scores(facts: AdaptationFacts) -> str:
-    if not facts.scores:
-        return ""
-    rows = [(plain_text(name), _score(before), _score(after)) for name, before, after in facts.scores]
-    return f"{markdown_table(('', 'before', 'after'), rows, left=1)}\n\nOn tiles of patients or slides never seen."
+def _setting(name: str, data: str) -> str:
+    return "pairs_per_step" if name == "bags_per_step" and data == "pairs" else name
+
+
+def write_card_scores(folder: Path, scores: Sequence[tuple[str, float | None, float | None]]) -> None:
+    """Write the scores of a study into the cards of an adaptation, in place of those of an earlier study.
+
+    Args:
+        folder: Folder of the adaptation.
+        scores: Rows of name, score before and score after.
+    """
+    for card in sorted(folder.glob("*/README.md")):
+        text = card.read_text(encoding="utf-8")
+        before, limits, after = _SCORES.sub("", text).partition("## Limits\n")
+        rows = [(plain_text(name), _score(old), _score(new)) for name, old, new in scores]
+        table = markdown_table(("", "before", "after"), rows, left=1)
+        section = f"## Scores\n\n{table}\n\nOn the test part of the study.\n\n" if rows and limits else ""
+        with whole_file(card) as temporary:
+            temporary.write_text(f"{before}{section}{limits}{after}", encoding="utf-8")
 
 
 def _score(value: float | None) -> str:
@@ -146,7 +162,7 @@ def _limits(vlm: VLM, facts: AdaptationFacts) -> str:
     ]
     if facts.arm != "text":
         lines.insert(0, "- This model is a control of a study. It did not learn from images with their own texts.")
-    if vlm.name == "embedded":
+    if base_of_adapted(vlm.name) == "embedded":
         lines.append(
             "- The embedded VLM of clipit was trained on synthetic tiles: scores on real tiles say nothing about "
             "pathology."

@@ -15,6 +15,7 @@ from clipit.evaluation.slide_metrics import choose_pooling, evaluate_slides
 from clipit.evaluation.slide_prompts import ENSEMBLE, PUBLISHED_DRAWS, score_prompts
 from clipit.evaluation.slide_scores import pool_slide, slide_table
 from clipit.evaluation.slide_sets import PoolingKey, collect_slides
+from clipit.models.adapted_base import base_of_adapted
 from clipit.reporting.html import Table, write_page
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
 from clipit.reporting.subtyping_table import subtyping_tables
@@ -208,6 +209,7 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
 
 def embedded_caution(scorer: TileScorer) -> str:
     """Warn of models that saw only synthetic tiles."""
-    if "embedded" not in (scorer.facts.get("backbone"), scorer.facts.get("vlm")):
+    names = (str(scorer.facts.get(role, "")) for role in ("backbone", "vlm"))
+    if "embedded" not in map(base_of_adapted, names):
         return ""
     return "The embedded models saw only synthetic tiles: on real slides, these scores only show that it runs."

@@ -158,7 +158,8 @@ class TileSet:
         for split in visible:
             inside = self.splits == split
             groups = self.groups[inside]
-            group_text = f"{np.unique(groups[groups != '']).size} groups" if (groups != "").any() else "groups unknown"
+            n = np.unique(groups[groups != ""]).size
+            group_text = f"{n} group{'s' * (n != 1)}" if n else "groups unknown"
             total = sum(all_labels[split].values())
             used = total - visible[split][NO_LABEL]
             per_class = ", ".join(f"{name} {visible[split][name]}/{all_labels[split][name]}" for name in self.classes)

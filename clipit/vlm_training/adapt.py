@@ -90,7 +90,7 @@ def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, wor
     with locked(folder) if processes.main else nullcontext():
         if processes.main:
             delete_temporary_files(folder)
-        section = _resolve_precision(config, _used_towers(section, arm), folder)
+        section = _resolve_precision(config, used_towers(section, arm), folder)
         examples = make_examples(config, section, arm, seed, "train", workspace)
         done = processes.broadcast(is_adapted(folder))
         validation = None
@@ -116,7 +116,7 @@ def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, wor
     return folder
 
 
-def _used_towers(section: AdaptConfig, arm: AdaptArm) -> AdaptConfig:
+def used_towers(section: AdaptConfig, arm: AdaptArm) -> AdaptConfig:
     """Leave out the text tower where no text is used, so that it keeps its weights."""
     if arm != "images":
         return section

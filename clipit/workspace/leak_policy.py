@@ -203,6 +203,6 @@ def _count(leaks: Sequence[Leak]) -> list[str]:
             by_split = " and ".join(f"{counts[split]} {split} tiles" for split in SPLITS if counts[split])
             number = f"{len(ids)} reports" if kind == "report" else by_split
             groups = sorted({leak.group for leak in leaks if leak.kind == kind and leak.group})
-            named = f", {len(groups)} groups: {shortlist(groups, 3)}" if groups else ""
+            named = f", {len(groups)} group{'s' * (len(groups) != 1)}: {shortlist(groups, 3)}" if groups else ""
             phrases.append(f"{number} {description} ({shortlist([name for name, _ in ids], 3)}{named})")
     return phrases

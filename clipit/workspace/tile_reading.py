@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import fingerprint
-from clipit.config.run import RunConfig, TilesConfig
+from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.errors import ConfigError, DataError, shortlist
 from clipit.models.input_size import input_pixels
+from clipit.prompts.prompt_set import PromptSet
 from clipit.tiles.load import read_tiles
 from clipit.tiles.overview import tiles_overview
 from clipit.tiles.tileset import TileSet
@@ -50,6 +51,26 @@ def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
             fix="set it to the largest input of your models, such as --tiles.keep_pixels=224",
         )
     return section.model_copy(update={"keep_pixels": max(pixels for pixels in sizes.values() if pixels is not None)})
+
+
+def read_configured(
+    config: RunConfig, remember: Memory, prompts: Callable[[], PromptSet | None], *, root: Path, decode: bool
+) -> TileSet:
+    """Read all tiles of a configuration with all their labels, unless it forbids reading any.
+
+    Args:
+        config: Run configuration.
+        remember: Memory of the workspace.
+        prompts: Function that reads the prompt set, which defines the classes of tiles without labels.
+        root: Folder of artefacts.
+        decode: Whether images are decoded, as `tiles.unreadable` requires.
+    """
+    labels = LabelsConfig(kind="none" if config.tiles.labels.kind == "none" else "all")
+    section = with_kept_size(config.tiles.model_copy(update={"labels": labels}), config)
+    tiles = read_with_overview(section, remember, root=root, check=False, decode=decode, shown=config.tiles)
+    if not tiles.classes and (prompt_set := prompts()) is not None:
+        return replace(tiles, classes=tuple(prompt_set.classes))
+    return tiles
 
 
 def read_with_overview(

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from jaxtyping import Float32, Shaped
 
 from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
 from clipit.config.load import names_tiles
-from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfig, TrainingConfig
+from clipit.config.run import ReportsConfig, RunConfig, TilesConfig, TrainingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError
 from clipit.evaluation.zero_shot import prompt_embeddings
@@ -40,6 +39,7 @@ from clipit.workspace.tile_reading import (
     artefacts_of,
     check_shifted,
     note_many_classes,
+    read_configured,
     read_with_overview,
     with_kept_size,
 )
@@ -123,16 +123,7 @@ class Workspace:
         return self._read_tiles()
 
     def _read_tiles(self, *, decode: bool = True) -> TileSet:
-        # Which labels are kept is irrelevant here, unless the configuration forbids reading any.
-        unlabelled = self.config.tiles.labels.kind == "none"
-        labels = LabelsConfig(kind="none" if unlabelled else "all")
-        section = with_kept_size(self.config.tiles.model_copy(update={"labels": labels}), self.config)
-        tiles = read_with_overview(
-            section, self.cached, root=self.root, check=False, decode=decode, shown=self.config.tiles
-        )
-        if not tiles.classes and self.prompts is not None:  # without labels, the prompts define the classes
-            return replace(tiles, classes=tuple(self.prompts.classes))
-        return tiles
+        return read_configured(self.config, self.cached, lambda: self.prompts, root=self.root, decode=decode)
 
     def log_once(self, text: str) -> None:
         """Log a text that no workspace with the same memory has logged."""

@@ -17,8 +17,10 @@ from transformers import AutoTokenizer, CLIPModel
 
 from clipit.config.run import LoraConfig, VLMConfig
 from clipit.errors import ConfigError, ModelError
+from clipit.models.adapted_base import base_of_adapted
 from clipit.models.adapted_towers import AdaptedTowers, Tuning, adapt_towers
 from clipit.models.licences import ModelLicence
+from clipit.models.loading import public_name
 from clipit.models.vlm import VLM, load_vlm
 from clipit.models.vlm_adapter import RECORD
 from clipit.models.vlm_export import ExportedVLM, adapted_vlm, check_adaptable, export_vlm
@@ -94,6 +96,7 @@ def test_transformers_opens_the_merged_folder(name: str, tmp_path: Path, request
         found = [model.get_image_features(pixel_values=pixels_of(size)), model.get_text_features(**tokens)]
     same([part if isinstance(part, Tensor) else part.pooler_output for part in found], of_towers(adapted, size))
     assert load_vlm(written.config).expected_mpp == load_vlm(VLMConfig(name=source)).expected_mpp
+    assert base_of_adapted(written.config.name) == public_name(source)
     assert (written.merged / "README.md").read_text() == "A card."
 
 

@@ -1,18 +1,21 @@
 """Card of an adapted VLM: its facts, and nothing of the reports."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import yaml
 
 from clipit.config.run import VLMConfig
 from clipit.models.vlm import load_vlm
+from clipit.reporting.notes import compose_note
 from clipit.reporting.vlm_card import AdaptationFacts, vlm_card
 
 FACTS = AdaptationFacts(
     arm="text", seed=3, data="cases", tuning="lora", towers=("image", "text"), weights=82944,
     settings={"steps": 500, "learning_rate": 1e-4},
     counts={"tiles": 1200, "texts": 340, "longest": "carcinoma of Jane Doe", "by_patient": {"P-17": 3}, "ok": True},
-    logit_scale=21.5, scores=[("zero-shot AUROC, `grade` <b>", 0.628, 0.883), ("recall@5", None, float("nan"))],
+    logit_scale=21.5,
 )  # fmt: skip
 
 
@@ -23,17 +26,24 @@ def test_the_card_states_base_data_and_scores() -> None:
     assert yaml.safe_load(front)["license"] == "apache-2.0"
     for text in (
         "82,944 weights",
-        "Tiles: 1,200",
+        "Images: 1,200",
         vlm.fingerprint,
-        ".628",
-        ".883",
         "Learning rate: 0.0001",
         "synthetic",
     ):
         assert text in body
-    assert "<b>" not in body and "Jane" not in card and "P-17" not in card and "Ok" not in body
+    assert "Jane" not in card and "P-17" not in card and "Ok" not in body
     assert "control" not in body
-    assert "is a control of a study" in vlm_card(vlm, replace(FACTS, arm="images"))
+    control = vlm_card(vlm, replace(FACTS, arm="images"))
+    assert "is a control of a study" in control and "340" not in control, "no text was used"
+
+
+def test_an_adapted_embedded_vlm_keeps_the_note_on_synthetic_tiles(tmp_path: Path) -> None:
+    note = compose_note("", vlms=["embedded"])
+    assert compose_note("", vlms=[str(tmp_path)]) == ""
+    (tmp_path / "config.json").write_text(json.dumps({"adapted_from": "embedded"}))
+    assert compose_note("", vlms=[str(tmp_path)]) == note != ""
+    assert "synthetic" in vlm_card(replace(load_vlm(VLMConfig(name="embedded")), name=str(tmp_path)), FACTS)
 
 
 def test_the_card_of_a_licence_without_derivatives_offers_the_adapter_only() -> None:

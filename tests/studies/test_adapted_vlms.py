@@ -21,7 +21,10 @@ from clipit.evaluation.intervals import Interval, t_interval
 from clipit.evaluation.measured_models import ModelDifference, Subject
 from clipit.evaluation.significance import Significance
 from clipit.models.vlm_export import adapted_vlm
-from clipit.reporting.adapt_page import AdaptContent, adapt_verdict
+from clipit.reporting.adapt_facts import learned_from
+from clipit.reporting.adapt_page import AdaptContent, adapt_chapters, adapt_verdict
+from clipit.reporting.study_report import render_markdown
+from clipit.reporting.vlm_card import write_card_scores
 from clipit.studies.adapted_vlms import study
 from clipit.studies.features import joint_features
 from clipit.workspace.workspace import Workspace
@@ -41,6 +44,7 @@ def change_vlm(config: Any, section: Any, arm: str, seed: int, workspace: Worksp
     save_file(weights, folder / "vlm" / "model.safetensors", metadata={"format": "pt"})
     record = {"steps": 3, "seconds": 0.5, "examples": {"arm": arm, "examples": 18, "negatives_per_bag": 11.0}}
     (folder / "training.json").write_text(json.dumps(record))
+    (folder / "vlm" / "README.md").write_text("# Card\n\n## Training\n\n- Seed\n\n## Limits\n\n- Many\n")
     rows = [{"step": step, "loss": 2.0 / (step + 1)} for step in range(4)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -100,6 +104,45 @@ def test_scores_are_those_of_the_adapted_vlm(adapted: tuple[ConfigFile, Adaptati
     assert len(probes) == 6 and set(probes.labels) == {24}, "two seeds of each model; labels of train and validation"
 
 
+def test_the_card_of_an_adapted_vlm_has_the_scores_of_its_seed(adapted: tuple[ConfigFile, AdaptationResult]) -> None:
+    result = adapted[1]
+    card = (result.vlm("text", 1) / "README.md").read_text(encoding="utf-8")
+    score = next(s for s in result.numbers["scores"] if s["task"] == "zero-shot" and s["metric"] == "auroc")
+    after = result.rows.query("what == 'zero-shot' and metric == 'auroc' and arm == 'text' and seed == 1").value.item()
+    line = next(line for line in card.splitlines() if line.startswith("| zero-shot, AUROC"))
+    assert [cell.strip() for cell in line.split("|")[2:4]] == [f"{score['mean']:.3f}", f"{after:.3f}"]
+    assert card.index("## Training") < card.index("## Scores") < card.index("## Limits") and "linear probe" not in card
+    write_card_scores(result.vlm("text", 1).parent, [("recall@5", None, float("nan"))])
+    card = (result.vlm("text", 1) / "README.md").read_text(encoding="utf-8")
+    assert card.count("## Scores") == 1 and "AUROC" not in card and "n/a" in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapt.batch_size": 500}, "a batch of 500"),
+        ({"adapt.lora.targets": ["no_such_layer"]}, "no_such_layer"),
+        ({"adapt.towers": ["text"], "adapt.arms": ["text", "images"]}, "leave out the arm images"),
+        ({"reports.path": "missing.jsonl"}, "missing.jsonl"),
+    ],
+)
+def test_what_no_arm_could_be_trained_on_is_found_before_the_vlm_is_measured(
+    world: dict[str, Any], keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(study, "_measure", lambda *_: pytest.fail("measured before the check"))
+    with pytest.raises(ClipitError, match=message):
+        clipit.adapt_vlm(validate_file(merge(world, nested(keys | changes | {"output": str(tmp_path)})), "test"))
+
+
+def test_without_test_tiles_the_page_says_what_is_missing_and_nothing_about_them() -> None:
+    content = AdaptContent([], [], examples={"images": learned_from({"tiles": 30, "texts": 9, "own": 3}, "images")})
+    text = render_markdown("x", "", adapt_chapters(content), adapt_verdict(content))
+    assert "could not be measured without labelled test tiles" in text
+    assert "test tiles, which" not in text and "Differences" not in text and "controls" not in text
+    assert "images" in text and "distinct texts" not in text and "reports of these patients" in text
+
+
 def test_differences_are_paired_and_the_tasks_have_their_own_families(
     adapted: tuple[ConfigFile, AdaptationResult],
 ) -> None:
@@ -127,7 +170,7 @@ def test_the_page_escapes_names_and_gives_the_verdict(adapted: tuple[ConfigFile,
     page, text = result.page.read_text(encoding="utf-8"), result.report.read_text(encoding="utf-8")
     assert "&lt;other&gt;" in page and "<other>" not in page
     assert result.verdict.split(":")[0] in text and "shuffled_text" in text
-    assert "negatives_per_bag" in page and "text-seed0" not in result.verdict
+    assert "negatives per bag (mean)" in page and "negatives_per_bag" not in page and "text-seed0" not in result.verdict
     assert result.vlm("text", 1) == result.folder / "text-seed1" / "vlm"
     with pytest.raises(DataError, match="text, seed 1"):
         result.vlm("text", 7)
@@ -145,6 +188,11 @@ def test_wrong_further_sets_are_refused_before_anything_is_read(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         clipit.adapt_vlm(configure_file(changes))
+
+
+def test_the_template_works_for_pairs_without_reports_and_its_defaults_for_bags() -> None:
+    file = clipit.load_config("own_adaptation", {"adapt.data": "pairs", "adapt.pairs.path": "captions.csv"})
+    assert file.run.reports is None and file.adapt.bags.snippets <= file.run.pairing.k
 
 
 def test_cases_need_tiles(world: dict[str, Any]) -> None:
@@ -165,10 +213,11 @@ def test_pairs_are_written_for_another_trainer(
     assert "validation" in capsys.readouterr().out
     lines = (tmp_path / "pairs" / "train.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "filepath\ttitle" and Path(lines[1].split("\t")[0]).is_file()
-    monkeypatch.setattr("sys.argv", [*command, "--record", str(tmp_path / "a.csv")])
-    with pytest.raises(SystemExit):
-        main()
-    assert "--record" in capsys.readouterr().err
+    for wrong in ([*command, "--record", str(tmp_path / "a.csv")], [*command[:4], "--format", "csv"]):
+        monkeypatch.setattr("sys.argv", wrong)
+        with pytest.raises(SystemExit):
+            main()
+        assert wrong[-2] in capsys.readouterr().err
 
 
 def _difference(model: str, reference: str, seeds: list[float], groups: tuple[float, float]) -> ModelDifference:

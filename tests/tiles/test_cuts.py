@@ -46,7 +46,7 @@ def test_unlabelled_tiles_of_a_moved_group_move_with_it(make_tiles: Make) -> Non
 
 
 def test_one_group_cannot_be_cut(make_tiles: Make) -> None:
-    with pytest.raises(DataError, match="train has 1 groups for 10 tiles"):
+    with pytest.raises(DataError, match="train has 1 group for 10 tiles"):
         cut_validation(make_tiles([0, 1] * 5, ["train"] * 10, ["p"] * 10), 0.2, seed=0)
 
 

@@ -68,7 +68,7 @@ def workspace(config: RunConfig) -> tuple[Workspace, list[str]]:
 def test_tiles_of_a_test_patient_stop_the_training(configure: MakeConfig, leaky: Leaky) -> None:
     made, _ = workspace(configure(leaky()))
     with pytest.raises(
-        DataError, match=r"2 train tiles of a patient (?s:.*)1 groups: test-0(?s:.*)leaks\.policy=exclude"
+        DataError, match=r"2 train tiles of a patient (?s:.*)1 group: test-0(?s:.*)leaks\.policy=exclude"
     ):
         made.tiles(0)
 

@@ -13,6 +13,7 @@ from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import DataError
 from clipit.evaluation.measured_models import ModelDifference, SubjectScore
+from clipit.reporting.adapt_facts import learned_from
 from clipit.reporting.adapt_page import (
     BEFORE,
     CURVES,
@@ -37,6 +38,7 @@ from clipit.reporting.study_report import (
     write_study,
 )
 from clipit.reporting.tables import LABELS
+from clipit.reporting.vlm_card import write_card_scores
 from clipit.studies.adapted_vlms.measure import TileResults
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.workspace.workspace import Workspace
@@ -148,6 +150,7 @@ def write_results(
     )
     title = f"{config.name}: a VLM before and after its adaptation"
     note = compose_note(config.note, vlms=[config.vlm.name])
+    _write_scores(content, results)
     write_study(folder, "adapt", title, note, adapt_chapters(content), frame, verdict=verdict)
 
 
@@ -166,7 +169,9 @@ def _content(
     )
     examples = {arm: next(iter(seeds.values())).get("examples") for arm, seeds in training.items()}
     adaptations = {
-        f"{arm}, seed {seed}": {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
+        f"{arm}, seed {seed}": {
+            name: value for name, value in facts.items() if not isinstance(value, Mapping) and value not in ("", None)
+        }
         for arm, seeds in training.items()
         for seed, facts in seeds.items()
     }
@@ -186,7 +191,7 @@ def _content(
         held_out=found,
         probe_labels=labels[0] if labels else None,
         training=adaptations,
-        examples={arm: _plain(facts) for arm, facts in examples.items() if isinstance(facts, Mapping)},
+        examples={arm: learned_from(facts, arm) for arm, facts in examples.items() if isinstance(facts, Mapping)},
         notes=[*_notes(section, results, examples), *problems],
         curves=_curves(results.folders),
         facts={
@@ -260,13 +265,23 @@ def _class_match(
     return table
 
 
+def _write_scores(content: AdaptContent, results: StudyResults) -> None:
+    """Add the scores of each adapted VLM, and those of the VLM before, to its cards."""
+    measured = [score for score in content.scores if score.subject.model == BEFORE and score.subject.task != PROBE]
+    for arm, seeds in results.folders.items():
+        for seed, folder in seeds.items():
+            rows: list[tuple[str, float | None, float | None]] = []
+            for before in measured:
+                after = content.score(before.subject.task, arm, before.metric)
+                if after is not None:
+                    name = f"{before.subject.task}, {LABELS.get(before.metric, before.metric)}"
+                    rows.append((name, before.mean, after.seeds.get(seed)))
+            write_card_scores(folder, rows)
+
+
 def _training(folder: Path) -> dict[str, Any]:
     path = folder / "training.json"
     return read_json(path, _RERUN) if path.is_file() else {}
-
-
-def _plain(facts: Mapping[str, Any]) -> dict[str, object]:
-    return {name: value if isinstance(value, str | int | float) else json.dumps(value) for name, value in facts.items()}
 
 
 def _curves(folders: Mapping[str, Mapping[int, Path]]) -> dict[str, tuple[list[int], list[float]]]:

@@ -11,9 +11,12 @@ from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError
+from clipit.errors import ConfigError, DataError
 from clipit.evaluation.measured_models import Measured, ModelDifference, Subject, SubjectScore, compare_models
-from clipit.models.vlm_export import adapted_vlm
+from clipit.models.adapted_towers import adapt_towers
+from clipit.models.loading import public_name
+from clipit.models.vlm import load_vlm
+from clipit.models.vlm_export import adapted_vlm, check_adaptable
 from clipit.reporting.adapt_page import BEFORE, PROBE, TEXT, ZERO_SHOT, forgetting_task
 from clipit.runs.feature_stores import vlm_facts
 from clipit.studies.adapted_vlms.further_sets import read_further_sets
@@ -21,9 +24,9 @@ from clipit.studies.adapted_vlms.measure import TileResults, measure_tiles, meas
 from clipit.studies.adapted_vlms.pair_retrieval import measure_pairs
 from clipit.studies.adapted_vlms.results import StudyResults, write_results
 from clipit.studies.features import joint_features
-from clipit.vlm_training.adapt import adapt
+from clipit.vlm_training.adapt import adapt, used_towers
 from clipit.vlm_training.bag_batches import BagExamples
-from clipit.vlm_training.examples import make_examples
+from clipit.vlm_training.examples import make_examples, validation_examples
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -73,10 +76,12 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
         require_tiles(config)
     workspace = Workspace(config)
     further = read_further_sets(config, section)
-    check_inputs(workspace, ["vlm"])
+    needs_reports = section.data == "cases" or (section.data == "bags" and section.bags.snippets > 0)
+    check_inputs(workspace, ["vlm"], reports=needs_reports)
     for name, each in further.items():
         check_inputs(workspace.for_config(each), ["vlm"])
         logger.info(f"forgetting is measured on {name}")
+    _check_arms(config, section, workspace)
     held_out, split = _held_out(config, section, workspace)
     logger.info("measuring the VLM before its adaptation")
     models: dict[str, dict[int, _Model]] = {}
@@ -114,6 +119,23 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
         )
     get_processes().barrier()
     return folder
+
+
+def _check_arms(config: RunConfig, section: AdaptConfig, workspace: Workspace) -> None:
+    """Make the examples of all arms and the trainable weights, so that bad input is found before heavy work."""
+    check_adaptable(config.vlm, section.tuning)
+    towers = [used_towers(section, arm).towers for arm in section.arms]
+    for arm in section.arms:
+        make_examples(config, section, arm, section.seeds[0], "train", workspace)
+    if section.keep == "best" and validation_examples(config, section, "text", section.seeds[0], workspace) is None:
+        raise ConfigError(
+            "there is no validation part by which the best step could be found",
+            where="adapt.keep: best",
+            fix="set adapt.keep: last, or add validation data",
+        )
+    vlm = load_vlm(config.vlm, get_processes().device)  # a copy of its own, which is changed and released
+    names = (section.tuning, max(towers, key=len), section.lora, section.learn_temperature)
+    adapt_towers(vlm.towers, *names, base_name=public_name(vlm.name))
 
 
 def _held_out(config: RunConfig, section: AdaptConfig, workspace: Workspace) -> tuple[BagExamples | None, str]:

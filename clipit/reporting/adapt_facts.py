@@ -1,0 +1,77 @@
+"""Names of the facts of an adaptation in words, for its page and its card."""
+
+from collections.abc import Mapping, Sequence
+
+_LABELS = {
+    "adapted_fingerprint": "fingerprint of the adapted VLM",
+    "bags_without_negatives": "share of bags without negatives",
+    "both_sides": "patients with tiles in training and in a later split, whose reports are not used",
+    "cases_with_report": "patients with a report of their own",
+    "cases_with_several": "patients with several reports",
+    "chosen_step": "step that was kept",
+    "empty_text_bags": "tiles without any text",
+    "empty_texts": "empty texts, dropped",
+    "empty_tile_bags": "tiles without neighbours",
+    "examples_like_prompts": "examples with a text that equals a class name or prompt",
+    "external": "reports of patients without tiles, not used",
+    "later_splits": "reports of patients with validation or test tiles, not used",
+    "leaking_tiles": "images dropped because of leaks",
+    "logit_scale": "scale of similarities, before and after",
+    "minable_texts": "texts that bags are mined from",
+    "mined_after_step": "bags mined last after step",
+    "negatives_per_bag": "negatives per bag (mean)",
+    "only_adapter": "why only the adapter is written",
+    "own": "reports of these patients",
+    "pairs": "pairs of an image and a text",
+    "patients": "patients or groups",
+    "patients_without_text": "patients whose reports have no usable text",
+    "pruned_snippets": "snippets dropped by adapt.bags.margin",
+    "pruned_tiles": "neighbours dropped by adapt.bags.margin",
+    "repeated_texts": "repeated texts, merged",
+    "reports": "reports in the source",
+    "run_fingerprint": "fingerprint of the adaptation",
+    "split_texts": "texts over the context length, split",
+    "texts": "distinct texts",
+    "texts_like_prompts": "distinct texts that equal a class name or prompt",
+    "tiles": "images",
+    "tiles_without_patient": "images without a patient, not used",
+    "tiles_without_text": "images without a text, not used",
+    "trained_weights": "trained weights",
+    "unreadable_tiles": "unreadable images, dropped",
+    "vlm": "VLM",
+    "vlm_fingerprint": "fingerprint of the VLM before",
+    "without_patient": "reports without a patient, not used",
+    "without_snippets": "tiles without a paired snippet",
+}
+_OF_TEXTS = {
+    "texts", "pairs", "empty_texts", "repeated_texts", "split_texts", "texts_like_prompts", "examples_like_prompts",
+    "minable_texts", "empty_text_bags", "pruned_snippets", "without_snippets",
+}  # fmt: skip
+_OF_STUDY = {"data", "arm", "split", "seed"}
+
+
+def fact_label(name: str) -> str:
+    """Return the name of a fact in words; underscores become spaces in unknown names."""
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def learned_from(summary: Mapping[str, object], arm: str) -> dict[str, object]:
+    """Select what an arm learned from: without the counts of texts where no text is used, and without empty lists.
+
+    Args:
+        summary: Counts of `training.json`, key `examples`.
+        arm: Arm of the adaptation.
+    """
+    unused = _OF_STUDY | (_OF_TEXTS if arm == "images" else set())
+    return {name: value for name, value in summary.items() if name not in unused and value not in ([], "", None)}
+
+
+def fact_text(value: object) -> object:
+    """Return a value as it is shown: lists joined, floats with four digits, whole numbers with separators."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(str(fact_text(each)) for each in value)
+    return value

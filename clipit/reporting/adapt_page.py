@@ -45,8 +45,8 @@ _RETRIEVAL = (
     "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; in "
     "brackets how many times the score of k random items (fold over random). Partners of an image are the texts of its "
     "example (its caption, or all snippets of its patient's reports). Values of k that cover the whole gallery are "
-    "left out. Intervals are over the groups of the queries; the gallery stays the same. Scores depend on the size of the "
-    "gallery and cannot be compared between data sets."
+    "left out. Intervals are over the groups of the queries; the gallery stays the same. Scores depend on the size of "
+    "the gallery and cannot be compared between data sets."
 )
 _FORGETTING = (
     "Zero-shot classification of sets that the VLM was not adapted to. Worse scores are the price of the adaptation."

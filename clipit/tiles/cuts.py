@@ -107,7 +107,8 @@ def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, s
     if not moved:
         key = "validation_fraction" if part == "validation" else "test_fraction"
         raise DataError(
-            f"no {part} part can be cut: train has {len(members)} group{'s' * (len(members) != 1)} for {len(counted)} tiles",
+            f"no {part} part can be cut: train has {len(members)} group{'s' * (len(members) != 1)} for "
+            f"{len(counted)} tiles",
             where=tiles.where,
             fix=f"name a {part} part in tiles.splits, or raise tiles.{key}",
         )

@@ -105,7 +105,7 @@ def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, wor
         fingerprint = _fingerprint(config, section, arm, seed, workspace, examples, validation)
         if processes.main:
             if done:
-                check_fingerprint(folder, fingerprint)
+                check_fingerprint(folder, fingerprint, config)
             else:
                 recorded = section.model_copy(update={"arms": (arm,), "seeds": (seed,)})
                 claim_folder(folder, config, fingerprint, {"adapt": recorded.model_dump(mode="json")})

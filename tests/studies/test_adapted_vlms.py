@@ -208,6 +208,7 @@ def test_pairs_are_written_for_another_trainer(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(merge(world, nested(keys))))
     command = ["clipit", "adapt", "--config", str(path), "--write-pairs", str(tmp_path / "pairs")]
+    command.append("--adapt.batch_size=5000")  # nothing is trained, so a batch need not be filled
     monkeypatch.setattr("sys.argv", command)
     main()
     assert "validation" in capsys.readouterr().out

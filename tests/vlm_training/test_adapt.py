@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from tiny_models import WORDS, MakeConfig
 from torch import Tensor
 
-from clipit.artifacts import read_json
+from clipit.artifacts import read_json, write_json
 from clipit.config.load import read_yaml, validate_file
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import ArtifactError, ClipitError, ConfigError
 from clipit.models.vlm import load_vlm
 from clipit.models.vlm_export import adapted_vlm
-from clipit.vlm_training.adapt import adapt, adaptation_folder, is_adapted
+from clipit.runs.folder import config_differences
+from clipit.vlm_training.adapt import _resolve_precision, adapt, adaptation_folder, is_adapted
 from clipit.vlm_training.step import ContrastStep
 from clipit.workspace.workspace import Workspace
 
@@ -95,6 +96,8 @@ def test_an_adapted_vlm_opens_and_a_killed_adaptation_goes_on_bit_by_bit(
     recorded = validate_file(read_yaml(folder / "config.yaml"), "config.yaml")
     assert recorded.run == config and recorded.adapt.learning_rate == 3e-3
     assert recorded.adapt.arms == ("text",) and recorded.adapt.seeds == (3,)
+    moved = config.model_copy(update={"tiles": config.tiles.model_copy(update={"split_seed": 7})})
+    assert [line.split(":")[0] for line in config_differences(folder, moved)] == ["tiles.split_seed"]
 
     stamp = (folder / "training.json").stat().st_mtime_ns
     assert adapt(config, section(), "text", 3, workspace) == folder
@@ -152,10 +155,20 @@ def test_texts_of_a_frozen_text_tower_are_encoded_once_and_a_resumed_training_en
     assert sorted(encoded) == list(range(54)), "each text of the training part once, in 9 steps of 8 bags"
     facts, weights = read_json(folder / "training.json", ""), weights_of(folder)
     assert facts["chosen_step"] == 9 and np.isfinite(facts["validation_loss"])
+    assert {"examples", "validation examples"} <= read_json(folder / "run.json", "")["inputs"].keys()
     shutil.rmtree(folder / "checkpoints" / "step-00000009")
     (folder / "training.json").unlink()
     adapt(config, section(**keys), "text", 1, workspace)
     assert all(torch.equal(value, weights[name]) for name, value in weights_of(folder).items())
+
+
+def test_a_started_adaptation_keeps_its_precision(config: RunConfig, tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"keys": {"adapt.precision": "bf16", "training.precision": "fp16"}})
+    assert _resolve_precision(config, section(), tmp_path).precision == "no", "it has not started"
+    (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000004" / "progress.json").write_text("{}")
+    assert _resolve_precision(config, section(), tmp_path).precision == "bf16"
+    assert _resolve_precision(config, section(precision="no"), tmp_path).precision == "no"
 
 
 def test_a_lack_of_memory_names_the_key_that_bounds_it(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

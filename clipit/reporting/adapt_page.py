@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipit.evaluation.intervals import NO_VARIATION
 from clipit.evaluation.measured_models import ModelDifference, Subject, SubjectScore
 from clipit.reporting.adapt_facts import fact_label, fact_text
 from clipit.reporting.curves import Series
@@ -284,14 +285,14 @@ def _difference_row(contrast: ModelDifference) -> list[object]:
         number(contrast.mean, signed=True),
         interval(groups.low, groups.high, signed=True) or _short(groups.reason),
         interval(seeds.low, seeds.high, signed=True) or _short(seeds.reason),
-        p.reason if p.p is None else "< 0.001" if p.p < 0.001 else number(p.p),
+        _short(p.reason) if p.p is None else "< 0.001" if p.p < 0.001 else number(p.p),
         contrast.outcome,
     ]
 
 
 def _short(reason: str) -> str:
-    """Return the first clause of a reason."""
-    return reason.partition(";")[0]
+    """Return the first clause of a reason, for a cell."""
+    return NO_VARIATION if reason.startswith(NO_VARIATION) else reason.partition(";")[0]
 
 
 def _retrieval_parts(content: AdaptContent) -> list[Text | Table | Rows]:
@@ -353,4 +354,5 @@ def _difference(contrast: ModelDifference) -> str:
     low, high = contrast.over_groups.low, contrast.over_groups.high
     if low is None or high is None:
         return difference(contrast.mean, None)
-    return f"{difference(contrast.mean, (low, high))} over groups"
+    seeds = interval(contrast.over_seeds.low, contrast.over_seeds.high, signed=True)
+    return f"{difference(contrast.mean, (low, high))} over groups{f', {seeds} over seeds' if seeds else ''}"

@@ -221,7 +221,7 @@ def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, A
         yield "One seed: no interval over seeds, so nothing is decided."
     missing = [arm for arm in ("shuffled_text", "images") if arm not in section.arms]
     if missing:
-        yield f"Not trained: the controls {' and '.join(missing)} (adapt.arms)."
+        yield f"Controls that were not trained: {', '.join(missing)} (adapt.arms)."
 
 
 def _rows(workspace: Workspace, results: StudyResults) -> Iterator[AdaptRow]:

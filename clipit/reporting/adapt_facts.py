@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 _LABELS = {
     "adapted_fingerprint": "fingerprint of the adapted VLM",
     "bags_without_negatives": "share of bags without negatives",
+    "copies_of_held_out_tiles": "copies of held-out images, dropped",
     "both_sides": "patients with tiles in training and in a later split, whose reports are not used",
     "cases_with_report": "patients with a report of their own",
     "cases_with_several": "patients with several reports",

@@ -146,7 +146,9 @@ def write_card_scores(folder: Path, scores: Sequence[tuple[str, float | None, fl
         before, limits, after = _SCORES.sub("", text).partition("## Limits\n")
         rows = [(plain_text(name), _score(old), _score(new)) for name, old, new in scores]
         table = markdown_table(("", "before", "after"), rows, left=1)
-        section = f"## Scores\n\n{table}\n\nOn images and texts that were not trained on.\n\n" if rows and limits else ""
+        section = (
+            f"## Scores\n\n{table}\n\nOn images and texts that were not trained on.\n\n" if rows and limits else ""
+        )
         with whole_file(card) as temporary:
             temporary.write_text(f"{before}{section}{limits}{after}", encoding="utf-8")
 

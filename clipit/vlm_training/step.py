@@ -28,8 +28,7 @@ from clipit.models.adapted_towers import AdaptedTowers
 from clipit.tiles.augment import augment, tile_keys
 from clipit.training.losses import many_to_many_sum
 from clipit.training.step import Clock
-from clipit.vlm_training.bag_batches import BagExamples
-from clipit.vlm_training.batch import ContrastBatch
+from clipit.vlm_training.bag_batches import BagExamples, ContrastBatch
 
 logger = logging.getLogger(__name__)
 

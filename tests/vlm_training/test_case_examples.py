@@ -12,8 +12,7 @@ from tiny_models import WORDS, MakeConfig
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import DataError
-from clipit.vlm_training.bag_batches import BagExamples
-from clipit.vlm_training.batch import ContrastBatch
+from clipit.vlm_training.bag_batches import BagExamples, ContrastBatch
 from clipit.vlm_training.examples import make_examples, validation_examples
 from clipit.workspace.workspace import Workspace
 

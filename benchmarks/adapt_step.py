@@ -1,9 +1,15 @@
 """A step that adapts a VLM, with cached gradients, against the plain forward and backward of both towers."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+from benchmarks.pairing_memory import peak_bytes
+from clipit.errors import LaunchError
 
 if TYPE_CHECKING:
     from clipit.vlm_training.step import ContrastStep
@@ -12,7 +18,10 @@ _WORDS = ("tumour", "gland", "stroma", "mucin", "necrosis", "lymphocytes")
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure the embedded VLM with LoRA in both towers, per image and text; pixels are in memory."""
+    """Measure the embedded VLM with LoRA in both towers, per image and text; pixels are in memory.
+
+    The memory is the peak of a fresh process for each size of the batch.
+    """
     micro = options.size(16, 2, 64)
     parts = options.size(4, 2, 8)
     one, many = _contrast(micro, micro), _contrast(micro, micro * parts)
@@ -28,10 +37,13 @@ def measure(options: Options) -> list[Figure]:
         "one_micro_batch": "batch of one micro-batch: time against plain forward and backward",
         "cached": f"batch of {parts} micro-batches: time against plain forward and backward",
     }
+    sizes = options.size(64, 4), options.size(512, 8)
+    peaks = [_measure_memory(size, options.size(32, 2)) for size in sizes]
+    growth = f"peak memory of a batch of {sizes[1]} / of {sizes[0]}"
     return [
         Figure("adapt_step", name, ratios(samples, side, "plain"), "", 1.3, False, samples, facts)
         for side, name in names.items()
-    ]
+    ] + [Figure("adapt_step", growth, [peaks[1] / peaks[0]], "", 1.1, False, {}, {"peak_bytes": peaks})]
 
 
 def _contrast(micro_batch: int, batch: int) -> "ContrastStep":
@@ -101,3 +113,26 @@ def _plain(contrast: "ContrastStep") -> None:
         output = contrast._encode(part, 0, number)
         torch.autograd.backward(output, torch.ones_like(output))
     contrast.adapted.zero_grad(set_to_none=True)
+
+
+def _measure_memory(batch: int, micro_batch: int) -> int:
+    command = [sys.executable, "-m", "benchmarks.adapt_step", str(batch), str(micro_batch)]
+    home = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError(
+            "the program that measures memory failed", where="adapt_step", fix=done.stderr.strip()[-2000:]
+        )
+    return int(json.loads(done.stdout.splitlines()[-1])["peak"])
+
+
+def main() -> None:
+    """Print the peak memory of this process after two steps with the batch and the micro-batch that are given."""
+    contrast = _contrast(int(sys.argv[2]), int(sys.argv[1]))
+    for _ in range(2):
+        _cached(contrast)
+    print(json.dumps({"peak": peak_bytes()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -111,6 +111,11 @@ class AdaptConfig(Section):
     """Further sets on which zero-shot classification is measured before and after: name -> `config`, a configuration
     file with tiles and prompts."""
 
+    @property
+    def needs_reports(self) -> bool:
+        """Whether the examples are made from reports: those of cases, and bags with snippets."""
+        return self.data == "cases" or (self.data == "bags" and self.bags.snippets > 0)
+
     @field_validator("towers", "arms")
     @classmethod
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def _check_texts(config: RunConfig, section: AdaptConfig) -> list[Check]:
         if plain and path is not None and not Path(path).expanduser().exists():
             return [Check("FAIL", _SUBJECT, f"adapt.pairs.path {path} does not exist.", "correct adapt.pairs.path")]
         return []
-    if config.reports is None and (section.data == "cases" or section.bags.snippets):
+    if config.reports is None and section.needs_reports:
         message = f"adapt.data: {section.data} needs reports, but none are configured."
         return [Check("FAIL", _SUBJECT, message, "set reports.path, or use adapt.data: pairs")]
     if section.data == "cases" and config.reports is not None and config.reports.group_column is None:

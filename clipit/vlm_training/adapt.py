@@ -38,7 +38,7 @@ from clipit.training.precision import resolve_precision
 from clipit.training.step import Clock
 from clipit.training.steps import Schedule, StepParts, make_optimizer, run_steps
 from clipit.vlm_training.bag_batches import BagExamples
-from clipit.vlm_training.examples import make_examples, needs_reports, validation_examples
+from clipit.vlm_training.examples import make_examples, validation_examples
 from clipit.vlm_training.mining import mine, warn_of_mining
 from clipit.vlm_training.step import ContrastStep, ScaleWatch, clamp_scale
 from clipit.workspace.preflight import check_inputs
@@ -85,7 +85,7 @@ def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, wor
     """
     processes = get_processes()
     check_adaptable(config.vlm, section.tuning)
-    check_inputs(workspace, ["vlm"], reports=needs_reports(section))
+    check_inputs(workspace, ["vlm"], reports=section.needs_reports)
     folder = adaptation_folder(config, arm, seed)
     with locked(folder) if processes.main else nullcontext():
         if processes.main:

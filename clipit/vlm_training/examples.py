@@ -22,11 +22,6 @@ logger = logging.getLogger(__name__)
 _MAKERS = {"cases": case_examples, "pairs": pair_examples, "bags": bag_examples}
 
 
-def needs_reports(section: AdaptConfig) -> bool:
-    """Return whether the examples are made from reports: those of cases, and bags with snippets."""
-    return section.data == "cases" or (section.data == "bags" and section.bags.snippets > 0)
-
-
 def make_examples(
     config: RunConfig,
     section: AdaptConfig,

@@ -15,7 +15,7 @@ from clipit.models.vlm import VLM, load_vlm
 from clipit.prompts.dictionary import load_dictionary
 from clipit.vlm_training import mining
 from clipit.vlm_training.bag_batches import BagExamples
-from clipit.vlm_training.examples import make_examples, needs_reports, validation_examples
+from clipit.vlm_training.examples import make_examples, validation_examples
 from clipit.vlm_training.mining import least_interval, mine, warn_of_mining
 from clipit.workspace.workspace import Workspace
 
@@ -143,7 +143,7 @@ def test_bags_of_prompts_need_no_reports(config: RunConfig, tmp_path: Path) -> N
     examples = make_examples(workspace.config, section, "text", 0, "train", workspace)
     dictionary = load_dictionary(section.bags.dictionary)
     terms = {text for entry in dictionary.entries for text in dictionary.texts(entry)}
-    assert not needs_reports(section) and needs_reports(SECTION) and needs_reports(AdaptConfig())
+    assert not section.needs_reports and SECTION.needs_reports and AdaptConfig().needs_reports
     assert examples.texts_of.lengths.tolist() == [2] * 72 and set(examples.texts) <= terms
     mined = mine(section, "text", examples, workspace.vlm, workspace, tmp_path, 50, "run")
     assert [bags(mined, tile) for tile in range(72)] == [bags(examples, tile) for tile in range(72)]

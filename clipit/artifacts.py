@@ -27,7 +27,6 @@ from clipit.versions import git_commit, versions
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +204,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         make_folder(partial)
         try:
             yield partial
-            apply_umask(partial)
+            _apply_umask(partial)
             shutil.rmtree(old, ignore_errors=True)
             if path.exists():
                 path.rename(old)
@@ -216,7 +215,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def apply_umask(folder: Path) -> None:
+def _apply_umask(folder: Path) -> None:
     """Set the modes of files that packages wrote to that of a file written by Python."""
     probe = folder / ".mode"
     probe.touch()
@@ -254,15 +253,6 @@ def without_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get(_CHECKSUM) not in (None, fingerprint(record)):
         raise ValueError("its content has changed since it was written")
     return record
-
-
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
-    """Write tensors atomically as a safetensors file; they are copied, because they must not share memory."""
-    from safetensors.torch import save_file
-
-    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    with whole_file(path) as temporary:
-        save_file(copies, temporary, metadata)
 
 
 def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from clipit.artifacts import REBUILD, read_json, reading, whole_file, write_record, write_tensors
+from clipit.artifacts import REBUILD, read_json, reading, whole_file, write_record
 from clipit.config.mil import MilTrainingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, ModelError
@@ -22,6 +22,7 @@ from clipit.mil.bags import MilBags
 from clipit.mil.distillation import TargetedBags, select_targeted, target_loss
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.targets import BagTargets
+from clipit.models.weights import write_tensors
 from clipit.stores.moments import mean_and_deviation
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, save_checkpoint, save_weights
 

@@ -1,7 +1,6 @@
 """Export a student as a classifier folder that needs only images; with a linear head, timm can also load it."""
 
 import copy
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipit.artifacts import apply_umask, write_json, write_tensors
+from clipit.artifacts import whole_folder, write_json
 from clipit.errors import ArtifactError, ModelError, disk_errors
 from clipit.models.backbones import Backbone
 from clipit.models.classifier_spec import (
@@ -33,6 +32,7 @@ from clipit.models.student import Student, collapse_linear
 from clipit.models.timm_backbones import build_timm
 from clipit.models.transformers_backbones import classification_model, save_transformers
 from clipit.models.trunks import TimmSpec, TokenPool, inner_model
+from clipit.models.weights import write_tensors
 from clipit.versions import versions
 
 _TOLERANCE = 1e-4  # of the largest logit (at least 1), float32
@@ -83,20 +83,12 @@ def export_classifier(
     _check(student, classes, vlm_info, text_mean, prompts)
     diverged = "the training diverged: lower training.learning_rate, or check the backbone's weights"
     check_finite(student.state_dict(), "the trained student", diverged)
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        with disk_errors(folder):
-            _check_place(folder)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            scale = mpp, tile_pixels
-            _write(
-                partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, scale, dict(provenance or {})
-            )
-            _compare(partial, student, backbone)
-            _replace(folder, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with disk_errors(folder):
+        _check_place(folder)
+    with whole_folder(folder) as partial:
+        scale = mpp, tile_pixels
+        _write(partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, scale, dict(provenance or {}))
+        _compare(partial, student, backbone)
     return folder
 
 
@@ -107,16 +99,6 @@ def _check_place(folder: Path) -> None:
             where=folder,
             fix="delete it, or choose another folder",
         )
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Replace a folder, keeping the old one under another name until the new one is in place."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(
@@ -188,7 +170,6 @@ def _write(
         remote_code=backbone.remote_code,
         export_note=export_note(backbone.loader, opens=opens, pooling=backbone.pooling, head=whole.config.head),
     )
-    apply_umask(folder)
     write_spec(folder, spec)
 
 

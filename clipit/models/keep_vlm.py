@@ -11,7 +11,6 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from clipit.artifacts import write_tensors
 from clipit.errors import ModelError, shortlist
 from clipit.models.loading import (
     CLIP_WEIGHTS,
@@ -26,7 +25,7 @@ from clipit.models.preprocess import preprocess_from_spec
 from clipit.models.specs import ModelSpec
 from clipit.models.token_grids import pool_each, trunk_grid
 from clipit.models.towers import Towers, transformers_token_counter, transformers_tokenise
-from clipit.models.weights import read_tensors
+from clipit.models.weights import read_tensors, write_tensors
 
 _WEIGHTS = CLIP_WEIGHTS[:2]
 _PARTS = ("encode_image", "encode_text", "visual", "logit_scale")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from clipit.artifacts import write_json, write_tensors
+from clipit.artifacts import write_json
 from clipit.config.run import LoraConfig
 from clipit.errors import ModelError, shortlist
 from clipit.models.loading import foreign_errors, read_json
 from clipit.models.trunks import TokenPool
+from clipit.models.weights import write_tensors
 
 if TYPE_CHECKING:
     import peft

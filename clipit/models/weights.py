@@ -1,4 +1,4 @@
-"""Check that all weights of a model came from its file; packages keep random values for missing ones."""
+"""Write weights, and check that all of a model came from its file; packages keep random values for missing ones."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from clipit.artifacts import whole_file
 from clipit.errors import ModelError, shortlist
 
 Shape = tuple[int, ...]
 
 _PATCHES = "patch_embed.proj.weight"
 """Weight of timm's patch convolution; its last two dimensions are height and width of a patch."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors atomically as a safetensors file; they are copied, because they must not share memory."""
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    with whole_file(path) as temporary:
+        save_file(copies, temporary, metadata)
 
 
 @dataclass(frozen=True)

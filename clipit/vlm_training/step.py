@@ -28,12 +28,13 @@ from clipit.models.adapted_towers import AdaptedTowers
 from clipit.tiles.augment import augment, tile_keys
 from clipit.training.losses import many_to_many_sum
 from clipit.training.step import Clock
+from clipit.training.terms.bags import COLDEST
 from clipit.vlm_training.bag_batches import BagExamples, ContrastBatch
 
 logger = logging.getLogger(__name__)
 
-WARMEST, COLDEST = 0.0, math.log(100)
-"""Bounds of the learnt logarithm of the scale: 1 and 100, CLIP's maximum (arXiv 2103.00020, section 2.5)."""
+_LARGEST_SCALE = 1 / COLDEST
+"""Upper bound of a learnt scale, that of the terms' temperatures; the lower bound is 1."""
 _AT_BOUND = 1e-3
 """Distance, relative to a bound of the scale, at which the scale has reached it."""
 _BLOCK = 4_194_304
@@ -67,7 +68,7 @@ class ContrastStep:
 
     Attributes:
         adapted: VLM with its trained weights, on this process's device.
-        examples: BagExamples of the batches.
+        examples: Examples of the batches.
         section: Section `adapt`.
         seed: Seed of augmentation and dropout.
         processes: Processes that share a batch.
@@ -214,8 +215,10 @@ class ContrastStep:
             return
         mode = self.adapted.training
         self.adapted.eval()
-        yield
-        self.adapted.train(mode)
+        try:
+            yield
+        finally:
+            self.adapted.train(mode)
 
     def _gather(self, vectors: list[Tensor], count: int) -> Float[Tensor, "count d"]:
         """Gather the embeddings of all processes in the order of the batch."""
@@ -291,7 +294,7 @@ def clamp_scale(adapted: AdaptedTowers) -> None:
     """Clamp the scale between 1 and 100 if it is learnt, after an update, as CLIP does."""
     with torch.no_grad():
         if adapted.logit_scale.requires_grad:
-            adapted.logit_scale.clamp_(WARMEST, COLDEST)
+            adapted.logit_scale.clamp_(0.0, math.log(_LARGEST_SCALE))
 
 
 @dataclass
@@ -315,7 +318,7 @@ class ScaleWatch:
         scale = float(adapted.logit_scale.detach().exp())
         if not adapted.logit_scale.requires_grad:
             return scale
-        lowest, highest = math.exp(WARMEST) * (1 + _AT_BOUND), math.exp(COLDEST) * (1 - _AT_BOUND)
+        lowest, highest = 1 + _AT_BOUND, _LARGEST_SCALE * (1 - _AT_BOUND)
         if scale <= lowest < self.start:
             raise ModelError(
                 "the temperature runs away: the logit scale has fallen to its lower bound of 1, because images and "

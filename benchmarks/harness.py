@@ -120,10 +120,10 @@ def peak_memory(work: Callable[[], object]) -> int | None:
     return int(torch.cuda.max_memory_allocated())
 
 
-def alternate(works: Mapping[str, Work], options: Options) -> dict[str, list[float]]:
+def alternate(works: Mapping[str, Work], options: Options, *, warm_up: bool = True) -> dict[str, list[float]]:
     """Measure each work in turn, round after round, after one warm-up round (none when quick); returns seconds."""
     samples: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(-options.size(1, 0), options.repeats):
+    for turn in range(-options.size(1, 0) if warm_up else 0, options.repeats):
         for name, work in works.items():
             taken = work()
             if turn >= 0:

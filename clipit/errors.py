@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from clipit.crash_watch import watch_reading
 from clipit.progress import close_console, flush_console, log_to_console
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -194,6 +195,7 @@ def machine_errors() -> Iterator[None]:
 def user_errors() -> Iterator[None]:
     """Run a command: print log messages, and turn a `ClipitError` into its message and exit status 2."""
     log_to_console()
+    watch_reading()
     try:
         with machine_errors():
             try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from clipit.crash_watch import noted
 from clipit.errors import DataError
 from clipit.jpeg import decode_plain
 
@@ -158,7 +159,8 @@ def attempt(read: Callable[[], Image.Image], *, tile_id: str, where: str) -> Ima
         DataError: The file cannot be opened (missing, no permission, too many open files), regardless of its content.
     """
     try:
-        return read()
+        with noted(where):
+            return read()
     except ImageError as error:
         return Unreadable(str(error))
     except OSError as error:

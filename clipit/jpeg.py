@@ -1,6 +1,6 @@
 """Decode plain JPEG files with simplejpeg, which is faster than Pillow, where it gives the same pixels.
 
-The package is optional (`pip install 'clipit-pathology[fast]'`) and changes no result: before its first use in a
+The package is optional (`pip install simplejpeg`) and changes no result: before its first use in a
 process, a few images are decoded with it and with Pillow, and it is used only if every value is equal. Both contain
 libjpeg-turbo as a rule, but a Pillow that was built with another JPEG library rounds differently.
 

@@ -120,3 +120,10 @@ def test_no_two_test_files_share_a_name() -> None:
     loose = {folder for folder in folders if not (folder / "__init__.py").exists()}
     counts = Counter(path.name for folder in loose for path in folder.glob("test_*.py"))
     assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_no_message_tells_to_install_the_package_from_an_index() -> None:
+    root = PACKAGE.parent
+    files = [*PACKAGE.rglob("*.py"), *root.glob("docs/*.md"), *root.glob("data_cards/*.md"), *root.glob("*.md")]
+    advice = "clipit-pathology" + "["  # extras of a distribution that is on no index: name their packages instead
+    assert len(files) > 300 and [path for path in files if advice in path.read_text(encoding="utf-8")] == []

@@ -33,13 +33,13 @@ def _map_slides(run: Path, out: Path) -> None:
     from clipit.distributed import get_processes
     from clipit.errors import DataError
     from clipit.slide_tasks.demo import demo_slides
-    from clipit.slides.opening import import_openslide
+    from clipit.slides.opening import MISSING_SLIDE_PACKAGES, import_openslide
 
     try:
         import_openslide()
         text = demo_slides(run, out)
     except DataError as error:
-        if "clipit-pathology[slides]" not in error.fix:
+        if error.fix != MISSING_SLIDE_PACKAGES:
             raise
         text = f"note: no slides were mapped: {error.what}\n  to do: {error.fix}"
     if get_processes().main:

@@ -24,7 +24,10 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
     if tuple(version) >= (3, 11):
         return Check("PASS", "Python", f"{text}, {sys.executable}")
     return Check(
-        "FAIL", "Python", f"Python {text} is too old.", "make env with Python 3.11 or later: PYTHON=python3.12 make env"
+        "FAIL",
+        "Python",
+        f"Python {text} is too old.",
+        "install clipit into an environment of Python 3.11 or later (in a checkout: PYTHON=python3.12 make env)",
     )
 
 
@@ -33,7 +36,8 @@ def check_torch() -> list[Check]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return [Check("FAIL", "torch", f"torch cannot be imported: {error}.", "make env (or pip install -e '.[cpu]')")]
+        fix = "pip install --force-reinstall torch torchvision (in a checkout: make env)"
+        return [Check("FAIL", "torch", f"torch cannot be imported: {error}.", fix)]
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     return [Check("PASS", "torch", f"{torch.__version__}, {build} build"), check_torchvision(), *check_devices()]
 

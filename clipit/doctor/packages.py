@@ -28,21 +28,18 @@ def check_requirements() -> Check:
     try:
         lines = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
-        return Check("FAIL", "packages", f"{DISTRIBUTION} is not installed in {sys.prefix}.", "make env")
+        fix = "pip install the wheel of clipit (in a checkout: make env)"
+        return Check("FAIL", "packages", f"{DISTRIBUTION} is not installed in {sys.prefix}.", fix)
     required = [r for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate({"extra": ""})]
     versions = installed({requirement.name for requirement in required})
     unmet = [
-        f"{r.name}{r.specifier} ({versions.get(r.name, 'absent')})"
-        for r in required
-        if r.name not in versions or not r.specifier.contains(versions[r.name], prereleases=True)
+        r for r in required if r.name not in versions or not r.specifier.contains(versions[r.name], prereleases=True)
     ]
     if unmet:
-        return Check(
-            "FAIL",
-            "packages",
-            f"Packages are missing or too old: {', '.join(unmet)}.",
-            "pip install -U clipit-pathology (in a checkout: make env)",
-        )
+        listed = ", ".join(f"{r.name}{r.specifier} ({versions.get(r.name, 'absent')})" for r in unmet)
+        wanted = " ".join(f"'{r.name}{r.specifier}'" for r in unmet)
+        fix = f"pip install {wanted} (in a checkout: make env)"
+        return Check("FAIL", "packages", f"Packages are missing or too old: {listed}.", fix)
     return Check("PASS", "packages", "all required packages are installed")
 
 
@@ -70,7 +67,7 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
         fix = f"pip install --force-reinstall --no-deps {next(iter(versions))}"
         return Check("FAIL", "faiss", f"{listed} cannot be imported: {error}.", fix)
     if has_gpu and "faiss-cpu" in versions:
-        return Check("PASS", "faiss", f"{listed} ({options}) searches on the CPU; EXTRA=gpu make env uses the GPU")
+        return Check("PASS", "faiss", f"{listed} ({options}) searches on the CPU; faiss-gpu uses the GPU")
     if has_gpu and not gpus:
         fix = "compare its CUDA version with the driver's (nvidia-smi); until then it searches on the CPU"
         return Check("WARN", "faiss", f"{listed} ({options}) finds no GPU, although torch does.", fix)

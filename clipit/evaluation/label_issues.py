@@ -130,7 +130,7 @@ def find_label_issues(labels: Int64[np.ndarray, " n"], probabilities: Float[np.n
     except ImportError as error:
         raise ModelError(
             "finding suspicious labels needs the package cleanlab, which is not installed",
-            fix="pip install 'clipit-pathology[labels]'",
+            fix="pip install cleanlab",
         ) from error
     given = np.searchsorted(present, labels)  # cleanlab expects every class among the labels
     shares = probabilities[:, present].astype(np.float64)

@@ -141,7 +141,7 @@ def _require_onnx() -> None:
         raise ModelError(
             f"export to ONNX needs packages that are not installed: {', '.join(missing)}",
             where="--format onnx",
-            fix="pip install 'clipit-pathology[export]', or use --format torch_export",
+            fix=f"pip install {' '.join(_ONNX_PACKAGES)}, or use --format torch_export",
         )
 
 

@@ -48,7 +48,7 @@ def write_heat_map_tiff(
     except ImportError as error:
         raise DataError(
             f"cannot write {path.name} without tifffile ({error})",
-            fix="install it: pip install 'clipit-pathology[slides]'",
+            fix="pip install tifffile",
         ) from error
     downsample = grid.step if downsample is None else downsample
     levels = [heat_map(grid, scores, downsample)]

@@ -11,6 +11,7 @@ import pyarrow as pa
 from clipit.config.effects import select_keys
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError
+from clipit.progress import progress
 from clipit.reports.account import Account, token_histogram
 from clipit.reports.cleaning import clean_text, drop_long_words
 from clipit.reports.filters import Similarity, check_sections, filter_snippets
@@ -143,17 +144,19 @@ def _split_and_merge(
 ) -> _Occurrences:
     """Clean, split and merge reports; adds their over-long words to `long_words`, by report id."""
     occurrences: _Occurrences = {}
-    for begin in range(0, len(reports.reports), _BLOCK):
-        block = reports.reports[begin : begin + _BLOCK]
-        texts: list[str] = []
-        for report in block:
-            text, dropped = drop_long_words(clean(report.text))
-            texts.append(text)
-            if dropped:
-                long_words[report.report_id] = dropped
-        for report, pieces in zip(block, split_reports(texts, count_tokens, budget), strict=True):
-            for piece in pieces:
-                occurrences.setdefault(piece.text, []).append((report, piece))
+    with progress("cutting reports", len(reports.reports)) as advance:
+        for begin in range(0, len(reports.reports), _BLOCK):
+            block = reports.reports[begin : begin + _BLOCK]
+            texts: list[str] = []
+            for report in block:
+                text, dropped = drop_long_words(clean(report.text))
+                texts.append(text)
+                if dropped:
+                    long_words[report.report_id] = dropped
+            for report, pieces in zip(block, split_reports(texts, count_tokens, budget), strict=True):
+                for piece in pieces:
+                    occurrences.setdefault(piece.text, []).append((report, piece))
+            advance(len(block))
     return occurrences
 
 

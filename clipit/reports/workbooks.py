@@ -69,7 +69,7 @@ def _load(path: Path, *, values: bool) -> "Workbook":
         raise DataError(
             "reading .xlsx files needs the package openpyxl, which is not installed",
             where=path,
-            fix="pip install openpyxl (or clipit-pathology[xlsx]), or save the sheet as .csv",
+            fix="pip install openpyxl, or save the sheet as .csv",
         ) from None
     try:
         with zipfile.ZipFile(path) as archive:

@@ -149,7 +149,7 @@ class ScaledNetwork(nn.Module):
 def missing_unet() -> str:
     """Return what is missing to build a U-Net; "" for nothing."""
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
-        return "segmentation-models-pytorch: pip install 'clipit-pathology[unet]'"
+        return "segmentation-models-pytorch: pip install segmentation-models-pytorch"
     return ""
 
 

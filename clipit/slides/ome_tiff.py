@@ -14,7 +14,7 @@ from clipit.slides.slide_file import Level
 from clipit.slides.tiff_pages import check_tiles
 
 _UNITS = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "nm": 1e-3}
-_MISSING = "install tifffile: pip install 'clipit-pathology[slides]'"
+_MISSING = "pip install tifffile"
 
 
 def is_ome_tiff(path: Path) -> bool:

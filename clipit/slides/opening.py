@@ -25,10 +25,8 @@ _TOLERANCE = 0.02
 """Relative difference up to which two statements of micrometres per pixel agree."""
 _TIFF = (".tif", ".tiff")
 _SUB_PAGES = 330  # TIFF tag of sub-IFDs, in which OME-TIFF stores smaller levels
-_MISSING = (
-    "install the packages that read slides: pip install 'clipit-pathology[slides]' "
-    "(in a checkout: pip install openslide-python openslide-bin tifffile)"
-)
+MISSING_SLIDE_PACKAGES = "install the packages that read slides: pip install openslide-python openslide-bin tifffile"
+"""What to do where openslide cannot be imported."""
 
 
 def import_openslide() -> Any:
@@ -40,7 +38,7 @@ def import_openslide() -> Any:
     try:
         import openslide
     except (ImportError, OSError) as error:
-        raise DataError(f"cannot read slides without openslide ({error})", fix=_MISSING) from error
+        raise DataError(f"cannot read slides without openslide ({error})", fix=MISSING_SLIDE_PACKAGES) from error
     return openslide
 
 

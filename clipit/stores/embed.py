@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MANY_PROMPTS = 1000
+"""Number of texts above which their embedding shows its progress: class prompts do not, snippets to filter do."""
 SHARD = 4096
 """Rows per shard."""
 _MOST_MAPPED = 256  # shards that are kept mapped, each of which needs a file handle
@@ -240,10 +242,13 @@ def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[
             f"warning: {truncated} of {len(texts)} texts exceed the {vlm.context_length} tokens of "
             f"{vlm.name}: {tokens} tokens were cut"
         )
-    batches = [
-        vlm.encode_texts(list(texts[start : start + batch_size]), truncate=True).cpu().numpy()
-        for start in range(0, len(texts), batch_size)
-    ]
+    batches = []
+    shown = get_processes().main and len(texts) > _MANY_PROMPTS
+    with progress("embedding texts", len(texts), shown=shown) as advance:
+        for start in range(0, len(texts), batch_size):
+            batch = list(texts[start : start + batch_size])
+            batches.append(vlm.encode_texts(batch, truncate=True).cpu().numpy())
+            advance(len(batch))
     return unit(np.concatenate(batches))
 
 

@@ -216,9 +216,7 @@ def ensure_slides(folder: Path, config: ConfigT, write_world: Callable[[Path, Co
 
 def _require_tifffile() -> None:
     if importlib.util.find_spec("tifffile") is None:
-        raise DataError(
-            "cannot write slides without the package tifffile", fix="pip install 'clipit-pathology[slides]'"
-        )
+        raise DataError("cannot write slides without the package tifffile", fix="pip install tifffile")
 
 
 def list_slides(config: SlideWorldConfig, mains: Sequence[int] = tuple(_OTHER_TISSUES)) -> Iterator[ListedSlide]:

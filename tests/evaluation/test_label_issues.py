@@ -90,7 +90,7 @@ def test_too_few_groups_one_class_and_a_missing_package_are_refused(monkeypatch:
     with pytest.raises(DataError, match="the same label"):
         find_label_issues(np.zeros(4, dtype=np.int64), np.full((4, 2), 0.5))
     monkeypatch.setitem(sys.modules, "cleanlab.count", None)
-    with pytest.raises(ModelError, match=r"clipit-pathology\[labels\]"):
+    with pytest.raises(ModelError, match="pip install cleanlab"):
         find_label_issues(np.array([0, 1]), np.full((2, 2), 0.5))
 
 

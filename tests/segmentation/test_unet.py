@@ -114,6 +114,6 @@ def test_unknown_encoders_and_a_missing_package_are_named(monkeypatch: pytest.Mo
     with pytest.raises(ModelError, match="cannot be built"):
         build_unet(UnetConfig(encoder="resnet0"), 2)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "clipit-pathology[unet]" in missing_unet()
+    assert "pip install segmentation-models-pytorch" in missing_unet()
     with pytest.raises(ModelError, match="not installed"):
         build_unet(OPTIONS, 2)

@@ -1,0 +1,113 @@
+"""Name the images that a process was reading when it died, which no exception can report.
+
+A decoder that crashes, or a kill for lack of memory, ends the process at once. So reading threads note the image in a
+shared block of memory, and a small process, which waits for the end of this one, prints the notes that are left.
+"""
+
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import IO
+
+_SLOTS, _BYTES = 128, 512
+"""Number of notes and bytes per note; further threads share the notes."""
+_WATCH = f"""
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+while os.read(0, 1):
+    pass
+notes = {{os.pread(int(sys.argv[1]), {_BYTES}, {_BYTES} * slot).rstrip(b"\\0") for slot in range({_SLOTS})}} - {{b""}}
+if notes:
+    shown = b", ".join(sorted(notes)[:16]).decode(errors="ignore").encode("unicode_escape").decode("ascii")
+    print("error: a signal ended the process while it read these images\\n  where: " + shown +
+          "\\n  to do: if nobody stopped it and it ends at the same image again, a decoder crashes: "
+          "replace this file; if memory ran out, read with fewer threads", file=sys.stderr)
+"""
+
+
+class _Watch:
+    """The notes of a process, and the process that waits for its end."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until the process ends
+        self._file.truncate(_SLOTS * _BYTES)
+        self._notes = mmap.mmap(self._file.fileno(), _SLOTS * _BYTES)
+        self._numbers, self._local = count(), threading.local()
+        number = self._file.fileno()
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _WATCH, str(number)],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=(number,),
+        )  # fmt: skip
+
+    def note(self, text: str) -> None:
+        """Note the image that this thread reads; "" for none."""
+        slot = getattr(self._local, "slot", None)
+        if slot is None:
+            slot = self._local.slot = next(self._numbers) % _SLOTS
+        self._notes[_BYTES * slot : _BYTES * (slot + 1)] = text.encode(errors="replace")[:_BYTES].ljust(_BYTES, b"\0")
+
+    @property
+    def pipe(self) -> IO[bytes] | None:
+        """Pipe whose closing tells the watcher that the process has ended."""
+        return self._watcher.stdin
+
+
+_wanted = False
+_watch: _Watch | None = None
+_lock = threading.Lock()
+
+
+def watch_reading() -> None:
+    """Report images that are being read when this process dies; commands call it at their start."""
+    global _wanted
+    _wanted = os.name == "posix"
+
+
+@contextmanager
+def noted(where: str) -> Iterator[None]:
+    """Note the image that is read in this block, in commands.
+
+    Args:
+        where: File of the image, or zip and member.
+    """
+    watch = _started() if _wanted else None
+    if watch is None:
+        yield
+        return
+    watch.note(where)
+    try:
+        yield
+    finally:
+        watch.note("")
+
+
+def _started() -> _Watch | None:
+    """Return the watch, started at the first image; None where no process can be started."""
+    global _watch, _wanted
+    if _watch is None:
+        with _lock:
+            if _watch is None and _wanted:
+                try:
+                    _watch = _Watch()
+                except OSError:  # no memory, processes or temporary folder: read without it
+                    _wanted = False
+    return _watch
+
+
+def _forget() -> None:
+    """Leave the watch to the parent: a fork that kept the pipe open would hide the parent's end."""
+    global _watch, _lock
+    if _watch is not None and _watch.pipe is not None:
+        os.close(_watch.pipe.fileno())
+    _watch, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

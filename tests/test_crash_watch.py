@@ -1,0 +1,71 @@
+"""What is printed when a process dies while it reads an image."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+HEAD = """
+    import os, signal, sys, threading, time
+    from clipit.errors import user_errors
+    from clipit.images import attempt
+    def read(name, what):
+        return attempt(what, tile_id=name, where=f"tiles.zip!{name}")
+    def die():
+        os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def run(tmp_path: Path, body: str) -> "subprocess.CompletedProcess[str]":
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(HEAD) + textwrap.dedent(body))
+    root = str(Path(__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, str(script)], env={"PYTHONPATH": root, "PATH": ""}, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_crash_names_the_images_that_threads_were_reading(tmp_path: Path) -> None:
+    done = run(tmp_path, """
+        def wait():
+            time.sleep(30)
+        with user_errors():
+            read("read_before.png", lambda: None)
+            threading.Thread(target=read, args=("slow.png", wait), daemon=True).start()
+            time.sleep(0.2)
+            read("bad\\n\u00e9.jp2", die)
+    """)  # fmt: skip
+    assert done.returncode == -signal.SIGSEGV
+    assert "error: a signal ended the process while it read these images" in done.stderr
+    assert "where: tiles.zip!bad\\n\\xe9.jp2, tiles.zip!slow.png\n" in done.stderr
+    assert "to do: " in done.stderr and "read_before" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "with user_errors():\n    read('a.png', lambda: None)",
+        "with user_errors():\n    read('a.png', lambda: None)\n    die()",
+        "with user_errors():\n    read('a.png', lambda: 1 / 0)",
+        "read('a.png', die)",
+    ],
+    ids=["end", "crash after reading", "exception", "outside of a command"],
+)
+def test_other_ends_print_nothing_of_it(tmp_path: Path, body: str) -> None:
+    assert "while it read" not in run(tmp_path, body).stderr
+
+
+def test_a_forked_process_does_not_hide_the_end(tmp_path: Path) -> None:
+    done = run(tmp_path, """
+        with user_errors():
+            read("a.png", lambda: None)
+            if not os.fork():
+                os.close(1), os.close(2)
+                time.sleep(20)
+                os._exit(0)
+            read("b.png", die)
+    """)  # fmt: skip
+    assert "where: tiles.zip!b.png" in done.stderr

@@ -67,15 +67,16 @@ def describe_protocol(results: Mapping[str, Any]) -> str:
 
 
 def list_undefined(results: Mapping[str, Any]) -> list[str]:
-    """List undefined scores and intervals, and scores that cover only some classes, as `split, score: reason`."""
-    lines = []
+    """List undefined scores and intervals, and scores of some classes only: each reason once, after its scores."""
+    names: dict[tuple[str, str], list[str]] = {}
     for split, split_results in results["splits"].items():
         for kind, scores in (("", split_results), (" zero-shot", split_results.get("zero_shot", {}))):
-            for name, score in scores.get("metrics", {}).items():
+            for metric, score in scores.get("metrics", {}).items():
+                name, where = tables.LABELS.get(metric, metric), f"{split}{kind}"
                 if "over" in score:
-                    lines.append(f"{split}{kind}, {tables.LABELS.get(name, name)}: computed {score['over']}")
+                    names.setdefault((where, f"computed {score['over']}"), []).append(name)
                 if score["value"] is None:
-                    lines.append(f"{split}{kind}, {tables.LABELS.get(name, name)}: {score['reason']}")
+                    names.setdefault((where, score["reason"]), []).append(name)
                 elif "reason" in score and results["protocol"]["resamples"]:
-                    lines.append(f"{split}{kind}, interval of {tables.LABELS.get(name, name)}: {score['reason']}")
-    return lines
+                    names.setdefault((where, score["reason"]), []).append(f"interval of {name}")
+    return [f"{where}, {', '.join(listed)}: {reason}" for (where, reason), listed in names.items()]

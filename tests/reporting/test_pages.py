@@ -201,6 +201,8 @@ def test_what_is_not_defined_is_said_to_be() -> None:
     predictions.labels[:] = -1
     text = run_page("a run", results_of(predictions), predictions)
     assert "no labelled tile" in text and "No labelled tile is misclassified." in text
+    reasons = re.findall(r"Undefined or of some classes only: test, ([^<]*): no labelled tile", text)
+    assert len(reasons) == 1 and reasons[0].startswith("accuracy, balanced accuracy, ")
 
 
 def test_extreme_tiles_are_those_of_a_slow_search() -> None:

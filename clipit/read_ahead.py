@@ -28,6 +28,8 @@ _THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)  # Linux
 _AHEAD = 4  # batches
 _MOST_BYTES = 2**30  # of results that are read ahead; at least one batch
 _GROUPS = 4  # groups of items per thread into which a batch is divided
+_Cost = tuple[float, float, float, int]
+"""Time of reading, on a core, and waiting for a core, in seconds, and blocks."""
 _SHORTEST = 1.0  # seconds; shorter loops are not reported
 _NOTABLE = 0.1
 """Share of the time spent waiting above which a note says what to do."""
@@ -43,6 +45,7 @@ class ReadingClock:
         items: Number of items that the loop received.
         reading: Time that items took to read, summed over the threads, seconds.
         computing: Part of `reading` in which a thread used a core, as decoding and resizing do, seconds.
+        queued: Part of `reading` in which a thread waited for a core, where the system counts it (Linux), seconds.
         blocks: Blocks of 512 bytes that had to be fetched from a disk or a network, where the system counts them.
         threads: Number of reading threads.
     """
@@ -52,6 +55,7 @@ class ReadingClock:
     items: int = 0
     reading: float = 0.0
     computing: float = 0.0
+    queued: float = 0.0
     blocks: int = 0
     threads: int = 1
 
@@ -92,7 +96,7 @@ class ReadingClock:
             else:
                 ways = ["use more cores per process"]
             ways.append("store tiles at the size that the model reads")
-        elif self.blocks:
+        elif self.blocks and self.queued < (self.reading - self.computing) / 2:
             text += f"; the disk or network limits the speed ({limit})"
             ways = ["copy the tiles to a local disk", f"raise {threads_key}"]
         else:
@@ -106,6 +110,20 @@ class ReadingClock:
 def _blocks() -> int:
     """Return the blocks that this thread has fetched from disks; 0 on systems that do not count them."""
     return resource.getrusage(_THREAD).ru_inblock if _THREAD is not None else 0
+
+
+def _queued() -> float:
+    """Return the seconds that this thread has waited for a core; 0 on systems that do not count them."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb") as file:  # noqa: PTH123 - called for every few tiles
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _spent() -> _Cost:
+    """Return what this thread has spent: seconds, seconds on a core, seconds waiting for a core, blocks."""
+    return time.perf_counter(), time.thread_time(), _queued(), _blocks()
 
 
 def available_cores() -> int:
@@ -151,29 +169,30 @@ def read_ahead(
     clock = ReadingClock() if clock is None else clock
     clock.threads = pool._max_workers
     ahead = min(depth, 1)  # until the size of a batch is known
-    pending: deque[tuple[Batch, list[Future[tuple[list[Result], float, float, int]]]]] = deque()
+    pending: deque[tuple[Batch, list[Future[tuple[list[Result], _Cost]]]]] = deque()
 
-    def submit(batch: Batch) -> list[Future[tuple[list[Result], float, float, int]]]:
+    def submit(batch: Batch) -> list[Future[tuple[list[Result], _Cost]]]:
         # Handing an item to a thread takes a tenth of the time that a small tile takes to decode, so hand over several.
         items = list(batch)
         size = max(1, len(items) // (_GROUPS * clock.threads))
         return [pool.submit(timed, items[first : first + size]) for first in range(0, len(items), size)]
 
-    def timed(items: list[Any]) -> tuple[list[Result], float, float, int]:
-        start, used, blocks = time.perf_counter(), time.thread_time(), _blocks()
+    def timed(items: list[Any]) -> tuple[list[Result], _Cost]:
+        start, used, queued, blocks = _spent()
         results = [read(item) for item in items]
-        return results, time.perf_counter() - start, time.thread_time() - used, _blocks() - blocks
+        end, used_then, queued_then, blocks_then = _spent()
+        return results, (end - start, used_then - used, queued_then - queued, blocks_then - blocks)
 
     def next_batch() -> tuple[Batch, list[Result]]:
         batch, futures = pending.popleft()
         before = time.perf_counter()
         outcomes = [future.result() for future in futures]
         clock.waited += time.perf_counter() - before
-        results = [result for group, _, _, _ in outcomes for result in group]
+        results = [result for group, _ in outcomes for result in group]
         clock.items += len(results)
-        clock.reading += sum(seconds for _, seconds, _, _ in outcomes)
-        clock.computing += sum(seconds for _, _, seconds, _ in outcomes)
-        clock.blocks += sum(blocks for _, _, _, blocks in outcomes)
+        for _, (seconds, computing, queued, blocks) in outcomes:
+            clock.reading, clock.computing = clock.reading + seconds, clock.computing + computing
+            clock.queued, clock.blocks = clock.queued + queued, clock.blocks + blocks
         return batch, results
 
     try:

@@ -1,11 +1,15 @@
 """The wheel: built from the sources, installed outside of the checkout, and used there."""
 
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipit.cli.commands import command_names
@@ -52,32 +56,74 @@ def test_the_installed_command_finds_all_it_needs(installed: Path, tmp_path: Pat
     assert not (tmp_path / "small").exists(), "refused before the world is written"
 
 
-@pytest.mark.slow
-def test_an_installed_clipit_trains_with_a_shipped_configuration(installed: Path, tmp_path: Path) -> None:
+IN_TURN = """
+import contextlib, json, sys
+from clipit.cli.main import main
+for arguments, output in json.loads(sys.argv.pop()):
+    sys.argv = arguments
+    with contextlib.ExitStack() as stack:
+        if output:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(output, "w"))))
+        try:
+            main()
+        except SystemExit as error:
+            if error.code:
+                raise
+"""
+"""Program that runs several commands in one process, which imports the libraries once."""
+
+
+def readme_commands() -> list[tuple[list[str], str]]:
+    """The lines of README's first use, as arguments and the file to which a line is redirected."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = re.search(r"## First use on your own tiles\n(.*?)\n## ", text, re.DOTALL)[1]
+    blocks = "".join(re.findall(r"```\n(.*?)```", section, re.DOTALL)).replace("\\\n", " ")
+    (run,) = re.findall(r"^RUN=(\S+)$", blocks, re.MULTILINE)
+    lines = [line.replace("$RUN", run) for line in blocks.splitlines() if line.startswith("clipit ")]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [(w[: w.index(">")], w[-1]) if ">" in w else (w, "") for w in words]
+
+
+def write_users_files(folder: Path) -> None:
+    """Write what the README assumes: tables, zips and a folder of tiles, and a file of reports."""
     from PIL import Image
 
-    rows = ["path,label,split"]
-    for number in range(24):
-        colour = (200, 80 + 100 * (number % 2), 150 + number)
-        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{number}.png")
-        rows.append(f"{number}.png,{'ab'[number % 2]},{('train', 'validation', 'test')[number // 8]}")
-    (tmp_path / "tiles.csv").write_text("\n".join(rows) + "\n")
-    (tmp_path / "reports.txt").write_text("Invasive ductal carcinoma of the breast.\nNormal colonic mucosa is seen.\n")
-    options = [
-        "--tiles.path=tiles.csv",
-        "--reports.path=reports.txt",
-        "--training.steps=4",
-        "--evaluation.bootstrap=20",
-    ]
-    done = clipit(
-        installed,
-        tmp_path,
-        "train",
-        "--config",
-        "own_table",
-        *options,
-        "--training.evaluate_every=4",
-        "--leaks.pixels=off",
-    )
+    rng = np.random.default_rng(0)
+    (folder / "new_tiles").mkdir()
+    for name, count in (("tiles", 24), ("second_hospital", 8), ("new_tiles", 3)):
+        rows = ["path,label,split"]
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            for number in range(count):
+                colour = np.array((200, 80 + 100 * (number % 2), 150))
+                pixels = (colour + rng.integers(0, 40, (64, 64, 3))).astype(np.uint8)
+                file = folder / "new_tiles" / f"{number}.png"
+                Image.fromarray(pixels).save(file)
+                archive.write(file, file.name)
+                rows.append(f"{file.name},{'ab'[number % 2]},{('train', 'validation', 'test')[number // 8]}")
+                if name != "new_tiles":
+                    file.unlink()
+        (folder / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    reports = "Invasive ductal carcinoma of the breast.\nNormal colonic mucosa is seen.\n"
+    (folder / "reports.txt").write_text(reports)
+
+
+@pytest.mark.slow
+def test_the_first_use_of_the_readme_works_as_written_outside_of_the_checkout(installed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    write_users_files(tmp_path)
+    commands = readme_commands()
+    assert [command[1] for command, _ in commands] == ["init", "doctor", "train", "predict", "evaluate", "export"]
+    small = ["--training.steps=4", "--training.evaluate_every=4", "--evaluation.bootstrap=20"]
+    del commands[1]  # the doctor only looks, and its exit status depends on the machine
+    commands[1][0].extend(small)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN, json.dumps(commands)],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "outputs").is_dir() and "classifier:" in done.stdout
+    run = tmp_path / "outputs/own_table/runs/own_table/clip_it_all-seed0"
+    assert (run / "report.html").is_file() and (run / "classifier/README.md").is_file()
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 4
+    (second,) = (run / "external").iterdir()
+    assert (second / "report.html").is_file() and (tmp_path / "model.onnx").is_file()

@@ -1,6 +1,8 @@
 """Batches of resized tiles: reading ahead, the copies to a device, and the time spent waiting."""
 
+import os
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -70,15 +72,18 @@ def test_large_batches_are_read_ahead_only_up_to_a_number_of_bytes(monkeypatch: 
 
 
 def test_what_limits_reading_is_named_with_what_to_do_where_the_loop_waits_for_more_than_a_tenth() -> None:
-    def text(*, waited: float = 5.0, computing: float = 1.0, blocks: int = 0, cached: bool = False) -> str:
+    def text(
+        *, waited: float = 5.0, computing: float = 1.0, queued: float = 0.0, blocks: int = 0, cached: bool = False
+    ) -> str:
         start = time.perf_counter() - 10
-        clock = ReadingClock(start, waited, 1000, reading=8.0, computing=computing, blocks=blocks, threads=1)
+        clock = ReadingClock(start, waited, 1000, 8.0, computing, queued=queued, blocks=blocks, threads=1)
         return clock.describe("training.threads", cache=not cached, cached=cached)
 
     assert text(waited=0.9) == "100 tiles/s, 9% of the time waiting for tiles"
     assert "decoding and resizing limit the speed (8.0 ms per tile on 1 threads)" in text(computing=6.0)
     assert "the disk or network limits the speed" in text(blocks=9) and "local disk" in text(blocks=9)
     assert "other programs on these cores limit the speed" in text()
+    assert "other programs on these cores limit the speed" in text(queued=4.0, blocks=9)
     assert "reading the cached tiles limits the speed" in text(computing=6.0, cached=True)
     assert "cache_tiles" not in text(computing=6.0, cached=True)
     assert all("training.cache_tiles=disk" in text(blocks=blocks) for blocks in (0, 9))
@@ -92,6 +97,24 @@ def test_the_clock_counts_waiting_reading_and_computing() -> None:
     assert (clock.items, clock.threads) == (4, 2)
     assert clock.reading >= 0.2 and clock.waited >= 0.05 and clock.computing < 0.1
     assert 0 < clock.share() <= 1
+
+
+def test_the_clock_counts_waiting_for_a_core() -> None:
+    if not Path("/proc/thread-self/schedstat").exists():
+        pytest.skip("this system does not count the time that threads wait for a core")
+    allowed = os.sched_getaffinity(0)
+
+    def work(_: int) -> None:
+        os.sched_setaffinity(0, {min(allowed)})
+        end = time.perf_counter() + 0.3
+        while time.perf_counter() < end:
+            sha256(bytes(2**20)).digest()  # without Python's global lock
+
+    clock = ReadingClock()
+    with reading_threads(2) as pool:
+        list(read_ahead([[0, 1]], work, pool, clock=clock))
+    assert clock.queued > 0.1, "two threads share one core for 0.3 seconds"
+    assert clock.computing + clock.queued <= clock.reading + 0.05
 
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,11 +73,9 @@ def test_large_batches_are_read_ahead_only_up_to_a_number_of_bytes(monkeypatch: 
 
 
 def test_what_limits_reading_is_named_with_what_to_do_where_the_loop_waits_for_more_than_a_tenth() -> None:
-    def text(
-        *, waited: float = 5.0, computing: float = 1.0, queued: float = 0.0, blocks: int = 0, cached: bool = False
-    ) -> str:
+    def text(*, cached: bool = False, waited: float = 5.0, computing: float = 1.0, **more: Any) -> str:
         start = time.perf_counter() - 10
-        clock = ReadingClock(start, waited, 1000, 8.0, computing, queued=queued, blocks=blocks, threads=1)
+        clock = ReadingClock(start, waited, 1000, reading=8.0, computing=computing, threads=1, **more)
         return clock.describe("training.threads", cache=not cached, cached=cached)
 
     assert text(waited=0.9) == "100 tiles/s, 9% of the time waiting for tiles"

@@ -46,7 +46,8 @@ def target_modules(
     """Return the full names of the layers that `targets` (kinds or module names) select.
 
     The default targets select those of its kinds that exist, and the convolutions of a network with none of them. The
-    packed attention of PyTorch (`nn.MultiheadAttention`) is of the kind qkv; its output projection is adapted with it.
+    packed attention of PyTorch (`nn.MultiheadAttention`) and that of open_clip (`Attention`, in its custom blocks) are
+    of the kind qkv; their output projection is adapted with them.
 
     Args:
         module: Backbone or VLM.
@@ -60,9 +61,9 @@ def target_modules(
     layers = {
         name: layer
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.MultiheadAttention) and (called is None or name in called)
+        if (isinstance(layer, nn.Linear | nn.Conv2d) or _is_packed(layer)) and (called is None or name in called)
     }
-    packed = {f"{name}.out_proj" for name, layer in layers.items() if isinstance(layer, nn.MultiheadAttention)}
+    packed = {f"{name}.out_proj" for name, layer in layers.items() if _is_packed(layer)}
     refused = {
         name: reason
         for name, layer in layers.items()
@@ -97,6 +98,15 @@ def target_modules(
             )
         chosen += [name for name in matches if name not in chosen]
     return chosen
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Return whether a module is an attention whose packed weights are read without calling a layer."""
+    return isinstance(module, nn.MultiheadAttention) or _is_open_clip_attention(module)
+
+
+def _is_open_clip_attention(module: nn.Module) -> bool:
+    return (type(module).__module__, type(module).__name__) == ("open_clip.transformer", "Attention")
 
 
 def _not_adaptable(module: nn.Module) -> str:
@@ -179,10 +189,15 @@ def _inject(module: nn.Module, settings: "peft.LoraConfig", hint: str) -> Any:
     import peft
 
     with foreign_errors("LoRA", hint=hint):
-        if any(isinstance(layer, nn.MultiheadAttention) for layer in module.modules()):
-            from clipit.models.lora_attention import PackedAttention
+        if packed := {type(layer): layer for layer in module.modules() if _is_packed(layer)}:
+            from clipit.models.lora_attention import OpenClipAttention, PackedAttention
 
-            settings._register_custom_module({nn.MultiheadAttention: PackedAttention})
+            settings._register_custom_module(
+                {
+                    kind: OpenClipAttention if _is_open_clip_attention(layer) else PackedAttention
+                    for kind, layer in packed.items()
+                }
+            )
         with warnings.catch_warnings():  # peft reads an attribute that transformers renames in its next version
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             return peft.get_peft_model(module, settings)
@@ -263,7 +278,7 @@ def _strip_pooling(folder: Path, kind: type) -> None:
 
 
 def _kind(name: str, module: nn.Module) -> str | None:
-    if isinstance(module, nn.MultiheadAttention):
+    if _is_packed(module):
         return "qkv"
     *parents, last = (part for part in name.split(".") if part not in _EXPERTS)
     if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Low-rank adaptation of `nn.MultiheadAttention`, whose weights are read without calling a layer."""
+"""Low-rank adaptation of attentions with packed weights, which are read without calling a layer."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-_PROJECTION = "out_proj.base_layer.weight"
+_PACKED, _PROJECTION = "in_proj_weight", "out_proj.base_layer.weight"
 
 
 class PackedAttention(MultiheadAttention):  # type: ignore[misc]
@@ -78,7 +78,26 @@ class PackedAttention(MultiheadAttention):  # type: ignore[misc]
             for name in self.active_adapters:
                 packed = packed + self.get_delta_weight(name)
                 projection = projection + output.get_delta_weight(name)
-        return {"in_proj_weight": packed, _PROJECTION: projection}
+        return {_PACKED: packed, _PROJECTION: projection}
 
     def _restore_weights(self) -> None:
         """Do nothing: the weights stay registered."""
+
+
+class OpenClipAttention(PackedAttention):
+    """Adapter of open_clip's own attention, which the blocks of its models with normalised or scaled heads use.
+
+    The output projection is called as a layer. The packed weights are replaced by the sums of weights and updates, so
+    that the dropout of the adapter applies to the output projection only.
+    """
+
+    def forward(self, query: Tensor, *arguments: Any, **options: Any) -> Any:
+        """Attend as the adapted layer does, with the updates added to its weights."""
+        base = self.get_base_layer()
+        if self.disable_adapters or self.merged:
+            return base(query, *arguments, **options)
+        return functional_call(base, {_PACKED: self._sums()[_PACKED]}, (query, *arguments), options)
+
+    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+        outputs, inputs = module.get_parameter(_PACKED).shape
+        return inputs, outputs

@@ -1,4 +1,4 @@
-"""Experiment trackers of a run: what they are told, and the command that opens them."""
+"""Experiment trackers of a run or an adaptation: what they are told, and the command that opens them."""
 
 import logging
 import shlex
@@ -9,49 +9,62 @@ from typing import TYPE_CHECKING, Any
 
 from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
+from clipit.distributed import get_processes
 from clipit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from accelerate.tracking import GeneralTracker
 
 logger = logging.getLogger(__name__)
 
 
-def start_trackers(accelerator: "Accelerator", config: RunConfig, folder: Path) -> None:
+def start_trackers(config: RunConfig, folder: Path, facts: Mapping[str, Any], arm: str) -> "list[GeneralTracker]":
     """Start the configured tracker, if any, and log the command that opens it once for all runs beside this one.
 
-    The runs of a comparison or sweep share `tracking.group`; for TensorBoard, the group is their common folder.
+    The runs of a comparison or sweep, and the adaptations of a study, share `tracking.group`; for TensorBoard, the
+    group is their common folder.
 
     Args:
-        accelerator: Accelerator made with `log_with` of this configuration.
-        config: Run configuration with its arm resolved.
-        folder: Folder of the run.
+        config: Run configuration.
+        folder: Folder of the run or adaptation.
+        facts: What determines its results, by key; only scalar values, which every tracker accepts, are recorded.
+        arm: Name of its arm.
+
+    Returns:
+        The open trackers; empty outside the main process.
 
     Raises:
         ConfigError: The tracker is not installed.
     """
     tracker = config.tracking.tracker
     if tracker == "none":
-        return
-    if not accelerator.log_with:
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+
+    if not filter_trackers([tracker], folder):
         raise ConfigError(f"tracker {tracker} is not installed", where="tracking.tracker", fix=f"pip install {tracker}")
+    if not get_processes().main:
+        return []
     name, group = f"{config.name}/{folder.name}", config.tracking.group or config.name
     options = {
         "wandb": {
-            "mode": config.tracking.wandb_mode, "name": name, "group": group, "job_type": config.arm or "custom",
-            "dir": str(folder),
-        }
+            "mode": config.tracking.wandb_mode, "name": name, "group": group, "job_type": arm, "dir": str(folder),
+        },
+        "tensorboard": {"logging_dir": str(folder)},
     }  # fmt: skip
-    accelerator.init_trackers(config.tracking.project, _scalars(config), options)
-    if accelerator.is_main_process and (line := opening_command(config, folder)):
+    started: GeneralTracker = LOGGER_TYPE_TO_CLASS[tracker](config.tracking.project, **options.get(tracker, {}))
+    started.start()
+    started.store_init_configuration(
+        {key: value for key, value in facts.items() if isinstance(value, str | int | float)}
+    )
+    if line := opening_command(config, folder):
         _log_once(line)
+    return [started]
 
 
-def _scalars(config: RunConfig) -> dict[str, Any]:
-    """Return the keys that change the classifier and have a scalar value, which every tracker accepts; no path."""
-    keys = {key: value for key, value in select_keys(config, "results").items() if isinstance(value, str | int | float)}
-    return {"arm": config.arm or "custom", "seed": config.seed} | keys
+def run_facts(config: RunConfig) -> dict[str, Any]:
+    """Return the keys that change the classifier, with arm and seed; no path."""
+    return {"arm": config.arm or "custom", "seed": config.seed} | select_keys(config, "results")
 
 
 def opening_command(config: RunConfig, folder: Path) -> str:
@@ -76,26 +89,30 @@ def _log_once(line: str) -> None:
     logger.info(f"to open the tracker: {line}")
 
 
-def log_test_scores(trackers: "Sequence[GeneralTracker]", results: Mapping[str, Any], step: int) -> None:
-    """Log the test scores of a run as `test_<metric>`, the zero-shot ones as `test_zero_shot_<metric>`.
+def test_scores(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the test scores of a run as `test_<metric>`, the zero-shot ones as `test_zero_shot_<metric>`.
 
     Args:
-        trackers: Open trackers.
         results: Content of results.json; empty outside the main process.
-        step: Last step of the training.
     """
     test = results.get("splits", {}).get("test", {})
-    scores = {
+    return {
         f"test_{prefix}{name}": metric["value"]
         for prefix, metrics in (("", test), ("zero_shot_", test.get("zero_shot", {})))
         for name, metric in metrics.get("metrics", {}).items()
         if metric["value"] is not None
     }
-    for tracker in trackers if scores else ():
-        tracker.log(scores, step=step)
 
 
-def finish_trackers(trackers: "Sequence[GeneralTracker]") -> None:
-    """Close the trackers, without ending the process group as `Accelerator.end_training` does."""
+def finish_trackers(trackers: "Sequence[GeneralTracker]", scores: Mapping[str, float], step: int) -> None:
+    """Log the final scores and close the trackers, without ending the process group as `end_training` does.
+
+    Args:
+        trackers: Open trackers.
+        scores: Test scores by name.
+        step: Last step of the training.
+    """
     for tracker in trackers:
+        if scores:
+            tracker.log(dict(scores), step=step)
         tracker.finish()

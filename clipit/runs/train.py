@@ -29,7 +29,7 @@ from clipit.runs.folder import (
     run_lock,
 )
 from clipit.runs.predict import open_classifier, predict_logits
-from clipit.runs.tracking import finish_trackers, log_test_scores, start_trackers
+from clipit.runs.tracking import finish_trackers, run_facts, start_trackers, test_scores
 from clipit.runs.training_tiles import write_training_tiles
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
@@ -158,8 +158,7 @@ def _train_and_evaluate(
             logger.info(f"note: {folder} lacks {missing}: it is evaluated again")
     processes.barrier()
     results = evaluate_run(config, workspace, folder)
-    log_test_scores(trackers, results, steps)
-    finish_trackers(trackers)
+    finish_trackers(trackers, test_scores(results), steps)
     processes.barrier()
 
 
@@ -229,20 +228,15 @@ def _fit(
     if latest_checkpoint(folder / "checkpoints") is None:
         for term in terms:
             term.initialise(student, normalise, data.source)
-    tracker = config.tracking.tracker
     try:
-        accelerator = Accelerator(
-            mixed_precision=config.training.precision,
-            log_with=None if tracker == "none" else tracker,
-            project_dir=str(folder),
-        )
+        accelerator = Accelerator(mixed_precision=config.training.precision)
     except ValueError as error:  # fp16 without a GPU, or an earlier run of this process with another precision
         raise ConfigError(
             f"training.precision={config.training.precision} cannot be used here: {' '.join(str(error).split())[:200]}",
             where="training.precision",
             fix="choose a precision of this device, and train runs of another precision in a process of their own",
         ) from error
-    start_trackers(accelerator, config, folder)
+    accelerator.trackers = start_trackers(config, folder, run_facts(config), config.arm or "custom")
     scored = Validation(workspace.pixels("validation", backbone.preprocess), rows, monitor)
     training = config.training.model_copy(update={"accumulation": fit.micro_batches})
     config = config.model_copy(update={"training": training})

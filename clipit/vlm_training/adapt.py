@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from clipit.runs.folder import (
     is_started,
     recorded_precision,
 )
+from clipit.runs.tracking import finish_trackers, start_trackers
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, load_weights
 from clipit.training.precision import resolve_precision
 from clipit.training.step import Clock
@@ -43,6 +44,9 @@ from clipit.vlm_training.mining import mine, warn_of_mining
 from clipit.vlm_training.step import ContrastStep, ScaleWatch, clamp_scale
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +66,14 @@ def is_adapted(folder: Path) -> bool:
     return (folder / TRAINING).is_file() and (folder / ADAPTER).is_dir()
 
 
-def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Workspace) -> Path:
+def adapt(
+    config: RunConfig,
+    section: AdaptConfig,
+    arm: AdaptArm,
+    seed: int,
+    workspace: Workspace,
+    measure: Callable[[Path], Mapping[str, float]] = lambda folder: {},
+) -> Path:
     """Adapt the VLM of a configuration, or resume it; a finished adaptation is not repeated.
 
     Args:
@@ -71,6 +82,8 @@ def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, wor
         arm: Arm of the study.
         seed: Seed of initialisation, order and augmentation.
         workspace: Workspace of this configuration.
+        measure: Measures the adapted VLM, given the folder of its adaptation; called by all processes. Its scores by
+            name go to the tracker.
 
     Returns:
         The folder of the adaptation: config.yaml, run.json, metrics.jsonl, checkpoints/, training.json, adapter/ and,
@@ -110,9 +123,13 @@ def adapt(config: RunConfig, section: AdaptConfig, arm: AdaptArm, seed: int, wor
                 recorded = section.model_copy(update={"arms": (arm,), "seeds": (seed,)})
                 claim_folder(folder, config, fingerprint, {"adapt": recorded.model_dump(mode="json")})
         processes.barrier()
+        trackers: list[GeneralTracker] = []  # open until the scores are logged
         if not done:
-            _train_and_export(config, section, arm, seed, workspace, examples, validation, folder, fingerprint)
+            trackers = _train_and_export(
+                config, section, arm, seed, workspace, examples, validation, folder, fingerprint
+            )
         processes.barrier()
+        finish_trackers(trackers, measure(folder), section.steps)
     return folder
 
 
@@ -174,15 +191,23 @@ def _train_and_export(
     validation: BagExamples | None,
     folder: Path,
     fingerprint: RunFingerprint,
-) -> None:
+) -> "list[GeneralTracker]":
+    """Train and write the VLM; the returned trackers are still open."""
     processes = get_processes()
+    trackers = start_trackers(config, folder, {"arm": arm, "seed": seed} | fingerprint.keys, arm)
+
+    def log(row: dict[str, Any], step: int) -> None:
+        for tracker in trackers:
+            tracker.log(row, step=step)
+
     vlm = load_vlm(config.vlm, processes.device)  # a copy of its own, whose weights are changed
     torch.manual_seed(seed)
     names = (section.tuning, section.towers, section.lora, section.learn_temperature)
     adapted = adapt_towers(vlm.towers, *names, base_name=public_name(vlm.name)).to(processes.device)
     trained = sum(weight.numel() for weight in adapted.trainable().values())
     with tf32_products(processes.device), _memory_errors(section):
-        progress = _train(section, arm, seed, workspace, vlm, adapted, examples, validation, folder, fingerprint.value)
+        of_vlm = (workspace, vlm, adapted, examples, validation)
+        progress = _train(section, arm, seed, *of_vlm, folder, fingerprint.value, log)
     if processes.main:
         scale = float(adapted.logit_scale.detach().exp())
         counts = {"step": progress.best_step or progress.step, "weights": trained, "logit_scale": scale}
@@ -207,6 +232,7 @@ def _train_and_export(
             RUN_FINGERPRINT: fingerprint.value,
         }
         write_record(folder / TRAINING, facts)
+    return trackers
 
 
 def _card_facts(
@@ -241,6 +267,7 @@ def _train(
     validation: BagExamples | None,
     folder: Path,
     owner: str,
+    log: Callable[[dict[str, Any], int], None],
 ) -> Progress:
     """Train the adapted towers in place; they end with the chosen weights."""
     processes = get_processes()
@@ -275,7 +302,7 @@ def _train(
         status=lambda: f"{feed.contrast.clock.speed():.0f} images/s, data wait {feed.contrast.clock.data_wait():.0%}",
         seconds=feed.contrast.clock.seconds,
         scaler=lambda: None,
-        log=lambda row, step: None,
+        log=log,
         device=processes.device,
     )
     schedule = Schedule(

@@ -3,8 +3,10 @@
 The loss contrasts every bag with all others, but only a few images or texts at a time fit into memory with their
 activations. So all are encoded without gradient, the loss and its gradient at the embeddings are computed, and then
 each micro-batch is encoded again, with gradient, and receives the gradient of its embeddings (Gao et al. 2021, arXiv
-2101.06983, section 3). The gradient is that of one large batch. The random numbers of dropout, where there is any, are
-drawn for each micro-batch, so with dropout the weights depend on the size of micro-batches and the number of processes.
+2101.06983, section 3). The gradient is that of one large batch. Between its two passes, a micro-batch of images waits
+in the memory of the CPU, so that only its embeddings stay on a GPU. The random numbers of dropout, where there is any,
+are drawn for each micro-batch, so with dropout the weights depend on the size of micro-batches and the number of
+processes.
 """
 
 import logging
@@ -18,7 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
 from clipit.config.vlm_training import AdaptConfig
@@ -52,7 +54,7 @@ class _Part:
     Attributes:
         kind: What is encoded.
         places: Places in the batch's distinct tiles, others or texts.
-        inputs: Augmented pixels [n,3,h,w], uint8, or the rows of the texts.
+        inputs: Augmented pixels [n,3,h,w], uint8, on any device, or the rows of the texts.
         output: Embeddings with their graph, if they are not encoded again.
     """
 
@@ -106,15 +108,18 @@ class ContrastStep:
         """
         batch = self._batches.pop(step, None) or self.examples.batch(step)
         self.adapted.train()
-        parts = self._read(batch, step, pixels)
-        last = {part.kind == "texts": number for number, part in enumerate(parts)}  # of each tower
+        last = self._last_of_towers(batch)
+        parts: list[_Part] = []
         vectors: dict[Kind, list[Tensor]] = {"tiles": [], "others": [], "texts": []}
-        for number, part in enumerate(parts):
-            keeps_graph = number == last[part.kind == "texts"] and self._is_trained(part.kind)
+        for number, part in enumerate(self._read(batch, step, pixels)):
+            keeps_graph = number in last and self._is_trained(part.kind)
             with torch.set_grad_enabled(keeps_graph):
                 output = self._encode(part, step, number)
-            part.output = output if keeps_graph else None
             vectors[part.kind].append(output.detach())
+            if isinstance(part.inputs, Tensor):
+                part.inputs = _in_cpu_memory(part.inputs)
+            part.output = output if keeps_graph else None
+            parts.append(part)
         whole = {kind: self._gather(vectors[kind], count) for kind, count in _counts(batch).items()}
         leaves = {kind: values.requires_grad_(self._is_trained(kind)) for kind, values in whole.items()}
         loss = self._contrast(batch, leaves)
@@ -154,11 +159,15 @@ class ContrastStep:
         own = np.arange(self.processes.rank, count, self.processes.count)
         return [own[start : start + self.section.micro_batch] for start in range(0, len(own), self.section.micro_batch)]
 
+    def _last_of_towers(self, batch: ContrastBatch) -> set[int]:
+        """Return the numbers of the last micro-batch of images and of texts."""
+        images = len(self._shares(len(batch.tiles))) + len(self._shares(len(batch.others)))
+        return {images - 1, images + len(self._shares(len(batch.texts))) - 1}
+
     def _read(
         self, batch: ContrastBatch, step: int | None, pixels: Iterator[tuple[Int[np.ndarray, "n"], Tensor]]
-    ) -> list[_Part]:
-        """Read and augment this process's images; without a step, they are not augmented."""
-        parts = []
+    ) -> Iterator[_Part]:
+        """Yield this process's micro-batches, images read and augmented; without a step, they are not augmented."""
         sides: list[tuple[Kind, Int[np.ndarray, "_"]]] = [("tiles", batch.tiles), ("others", batch.others)]
         for kind, rows in sides:
             for places in self._shares(len(rows)):
@@ -169,9 +178,9 @@ class ContrastStep:
                 if step is not None:
                     keys = self._keys[read] ^ (_VIEW if kind == "others" else np.uint64(0))
                     images = augment(images, keys, self.seed, step, self.section.augmentation)
-                parts.append(_Part(kind, places, images))
-        parts += [_Part("texts", places, batch.texts[places]) for places in self._shares(len(batch.texts))]
-        return parts
+                yield _Part(kind, places, images)
+        for places in self._shares(len(batch.texts)):
+            yield _Part("texts", places, batch.texts[places])
 
     # Embeddings
 
@@ -185,7 +194,8 @@ class ContrastStep:
         autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
         with self._as_used(part.kind), autocast:
             if isinstance(part.inputs, Tensor):
-                return _wide(self.adapted.image(self.adapted.towers.preprocess.normalise(part.inputs)))
+                images = part.inputs.to(device, non_blocking=True)
+                return _wide(self.adapted.image(self.adapted.towers.preprocess.normalise(images)))
             if self._is_trained("texts"):
                 return self._encode_texts(part.inputs.tolist())
             return self._look_up(part.inputs.tolist())
@@ -339,6 +349,14 @@ def _counts(batch: ContrastBatch) -> dict[Kind, int]:
 
 def _on(values: Bool[np.ndarray, "..."] | Int[np.ndarray, "..."], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+
+def _in_cpu_memory(pixels: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
+    """Return the same pixels in the memory of the CPU, pinned if they come from a GPU, which does not wait for it."""
+    if pixels.device.type == "cpu":
+        return pixels
+    held = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=pixels.device.type == "cuda")
+    return held.copy_(pixels, non_blocking=pixels.device.type == "cuda")
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 def enforce_on_external(
-    tests: TileSet, learnt: SeenTiles, prints: Prints | None, config: RunConfig, where: str
+    tests: TileSet, learnt: TileSet | SeenTiles, prints: Prints | None, config: RunConfig, where: str
 ) -> tuple[TileSet, list[Leak]]:
     """Return a new test set without patients and images of training or validation; called by all processes.
 
     Args:
         tests: Tiles of the new set.
-        learnt: Tiles that the run was trained or validated on.
+        learnt: Tiles that the run was trained or validated on, or an adaptation of the VLM.
         prints: Hashes of their images, in the same order; None to compare patients alone.
         config: Run configuration with the section `leaks`.
         where: Name of the new set, for messages.

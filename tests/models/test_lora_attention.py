@@ -59,6 +59,37 @@ def test_adapted_and_merged_attention_are_the_sum(batch_first: bool, options: di
     assert list(merged.state_dict()) == list(plain.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("options", "mask"),
+    [({"qk_norm": True, "scale_heads": True}, None), ({"inner_norm": True, "qkv_bias": False}, CAUSAL)],
+)
+def test_the_attention_of_open_clip_is_adapted_whole(options: dict[str, Any], mask: Tensor | None) -> None:
+    attention = pytest.importorskip("open_clip.transformer").Attention
+    torch.manual_seed(0)
+    plain = nn.ModuleDict({"attn": attention(16, 2, norm_layer=nn.LayerNorm, **options)}).double().eval()
+    assert target_modules(plain, ("qkv",)) == ["attn"]
+    with pytest.raises(ModelError, match="part of a packed attention"):
+        target_modules(plain, ("out_proj",))
+    adapted = add_lora(copy.deepcopy(plain), LoraConfig(rank=2, targets=("qkv",))).eval()
+    factors = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert len(factors) == 4
+    for weight in factors.values():
+        nn.init.normal_(weight, std=0.3)
+    layer, tokens = adapted.base_model.model.attn, torch.randn(3, 5, 16, dtype=torch.float64)
+    untouched = plain.attn(tokens, attn_mask=mask)
+    with torch.no_grad():
+        plain.attn.in_proj_weight += layer.get_delta_weight("default")
+        plain.attn.out_proj.weight += layer.base_layer.out_proj.get_delta_weight("default")
+    output = layer(tokens, attn_mask=mask)
+    torch.testing.assert_close(output, plain.attn(tokens, attn_mask=mask))
+    assert (output - untouched).abs().max() > 1e-2
+    output.square().sum().backward()
+    assert all(weight.grad is not None and bool(weight.grad.any()) for weight in factors.values())
+    merged = merge_lora(adapted)
+    torch.testing.assert_close(merged.attn(tokens, attn_mask=mask), plain.attn(tokens, attn_mask=mask))
+    assert list(merged.state_dict()) == list(plain.state_dict())
+
+
 def test_dropout_is_applied_before_the_factors() -> None:
     torch.manual_seed(0)
     adapted = add_lora(Layer(True).eval(), LoraConfig(rank=2, dropout=0.5, targets=("qkv",)))

@@ -60,6 +60,6 @@ def test_runs_elsewhere_are_opened_by_a_quoted_path(configure: MakeConfig) -> No
 
 
 def test_a_tracker_that_is_not_installed(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda *_, **__: [])
+    monkeypatch.setattr("accelerate.tracking.filter_trackers", lambda *_, **__: [])
     with pytest.raises(ConfigError, match="trackio is not installed"):
         train_run(configure({"training.steps": 2, "tracking.tracker": "trackio"}, name="absent"))

@@ -32,7 +32,7 @@ from clipit.workspace.workspace import Workspace
 pytestmark = pytest.mark.slow
 
 
-def change_vlm(config: Any, section: Any, arm: str, seed: int, workspace: Workspace) -> Path:
+def change_vlm(config: Any, section: Any, arm: str, seed: int, workspace: Workspace, measure: Any) -> Path:
     """Stands in for an adaptation: the weights of the VLM changed a little."""
     folder: Path = config.output / "adapt" / config.name / f"{arm}-seed{seed}"
     shutil.copytree(config.vlm.name, folder / "vlm")
@@ -47,6 +47,7 @@ def change_vlm(config: Any, section: Any, arm: str, seed: int, workspace: Worksp
     (folder / "vlm" / "README.md").write_text("# Card\n\n## Training\n\n- Seed\n\n## Limits\n\n- Many\n")
     rows = [{"step": step, "loss": 2.0 / (step + 1)} for step in range(4)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measure(folder)
     return folder
 
 

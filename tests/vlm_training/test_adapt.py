@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from logged_lines import capture_log
 from safetensors.torch import load_file
 from tiny_models import WORDS, MakeConfig
 from torch import Tensor
@@ -199,3 +200,21 @@ def test_bags_are_mined_again_and_a_resumed_adaptation_reads_them(
     again = load_file(folder / "checkpoints" / "step-00000006" / "weights.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert np.isfinite([row["loss"] for row in rows_of(folder)]).all()
+
+
+def test_a_tracker_gets_the_losses_the_temperature_and_the_final_scores(config: RunConfig) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tracked = config.model_copy(update={"tracking": config.tracking.model_copy(update={"tracker": "tensorboard"})})
+    lines = capture_log()
+    workspace = Workspace(tracked)
+    folder = adapt(tracked, section(steps=3), "text", 0, workspace, lambda folder: {"test_zero_shot_auroc": 0.75})
+    assert f"to open the tracker: tensorboard --logdir {folder.parent}" in lines
+    events = accumulator.EventAccumulator(str(folder / "clipit")).Reload()
+    (score,) = events.Scalars("test_zero_shot_auroc")
+    assert (score.step, score.value) == (3, 0.75)
+    for name, rows in (("loss", 3), ("logit_scale", 3), ("validation_loss", 1)):
+        logged = [row[name] for row in rows_of(folder) if name in row]
+        assert len(logged) == rows and [event.value for event in events.Scalars(name)] == pytest.approx(logged)
+    shutil.rmtree(folder / "clipit")
+    adapt(tracked, section(steps=3), "text", 0, workspace)
+    assert not (folder / "clipit").exists(), "nothing was trained"

@@ -81,7 +81,7 @@ def direct_gradients(contrast: ContrastStep, step: int) -> tuple[float, dict[str
     """Loss and gradients of the whole batch with all activations; dropout draws as it does by micro-batch."""
     batch = contrast.examples.batch(step)
     contrast.adapted.train()
-    parts = contrast._read(batch, step, contrast.pixels(range(step, step + 1)))
+    parts = list(contrast._read(batch, step, contrast.pixels(range(step, step + 1))))
     outputs = [contrast._encode(part, step, number) for number, part in enumerate(parts)]
     vectors = {
         kind: torch.cat(own)

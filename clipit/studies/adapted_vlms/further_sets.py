@@ -1,10 +1,37 @@
-"""Read the further sets on which forgetting is measured."""
+"""Read the further sets on which forgetting is measured, and keep what the VLM was adapted on out of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Shaped
 
 from clipit.config.load import read_yaml, require_tiles, validate_file
 from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import ConfigError
+from clipit.pairing.leaks import SeenTiles, patient_of
+from clipit.tiles.tileset import TileSet
+from clipit.vlm_training.bag_batches import BagExamples
+from clipit.workspace.external_leaks import enforce_on_external
+from clipit.workspace.leak_policy import hash_images
+from clipit.workspace.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class FurtherSet:
+    """A further set without the patients and images of the adaptation.
+
+    Attributes:
+        config: Its configuration, with the VLM before the adaptation.
+        tests: Ids of the test tiles that are measured.
+        notes: What `leaks.policy` dropped or kept.
+    """
+
+    config: RunConfig
+    tests: Shaped[np.ndarray, " n"]
+    notes: tuple[str, ...] = ()
 
 
 def read_further_sets(config: RunConfig, section: AdaptConfig) -> dict[str, RunConfig]:
@@ -39,3 +66,53 @@ def read_further_sets(config: RunConfig, section: AdaptConfig) -> dict[str, RunC
             update={"output": config.output, "vlm": config.vlm, "evaluation": config.evaluation, "reports": None}
         )
     return sets
+
+
+def check_further_sets(
+    config: RunConfig,
+    section: AdaptConfig,
+    workspace: Workspace,
+    sets: Mapping[str, RunConfig],
+    examples: Sequence[BagExamples],
+) -> dict[str, FurtherSet]:
+    """Compare the test tiles of further sets with all that the VLM is adapted on; called by all processes.
+
+    Tiles of the adaptation's patients and copies of its images are leaks, in `bags` also tiles of the patients whose
+    reports the snippets come from. With the policy `exclude` of `leaks`, they are dropped from the further set.
+
+    Args:
+        config: Run configuration with the section `leaks`.
+        section: Section `adapt`.
+        workspace: Workspace of this configuration.
+        sets: Configurations of the further sets, from `read_further_sets`.
+        examples: Examples of training and validation.
+
+    Raises:
+        DataError: There are leaks and the policy is `error`, or a set would become empty.
+    """
+    learnt = [_used_tiles(each) for each in examples]
+    found = {}
+    for name, other in sets.items():
+        tests = workspace.for_config(other).all_tiles.of_split("test")
+        before, where = tests.notes, f"adapt.forgetting.{name}"
+        for tiles in learnt if config.leaks.policy != "off" else ():
+            tests = enforce_on_external(tests, tiles, hash_images(tiles, config, config.leaks.pixels), config, where)[0]
+        if section.data == "bags" and section.needs_reports:
+            tests = enforce_on_external(tests, _report_patients(workspace), None, config, f"{where}, reports")[0]
+        notes = tuple(f"{where}: {note}" for note in tests.notes if note not in before)
+        found[name] = FurtherSet(other, tests.ids, notes)
+    return found
+
+
+def _used_tiles(examples: BagExamples) -> TileSet:
+    """Return the tiles of examples; where bags have neighbours, a later mining may use any."""
+    tiles = examples.source.tiles
+    return tiles if examples.neighbours else tiles.select(np.unique(examples.tiles_of.values))
+
+
+def _report_patients(workspace: Workspace) -> SeenTiles:
+    """Return the patients of the reports from which snippets are extracted, in the place of training tiles."""
+    reports = [each for each in workspace.reports.reports if patient_of(each)]
+    ids = np.array([each.report_id for each in reports], dtype=object)
+    groups = np.array([patient_of(each) for each in reports], dtype=object)
+    return SeenTiles(ids, np.full(len(ids), "train", dtype=object), groups)

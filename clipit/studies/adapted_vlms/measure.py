@@ -78,10 +78,19 @@ def measure_tiles(
     return TileResults(zero_shot, probes, retrieval, labels, problems)
 
 
-def measure_zero_shot(workspace: Workspace, joint: FrozenFeatures) -> Measured | None:
-    """Classify the labelled test tiles by prompts; None without prompts or labels. Embeddings are not centred."""
+def measure_zero_shot(
+    workspace: Workspace, joint: FrozenFeatures, kept: Shaped[np.ndarray, " n"] | None = None
+) -> Measured | None:
+    """Classify the labelled test tiles by prompts; None without prompts or labels. Embeddings are not centred.
+
+    Args:
+        workspace: Workspace with the VLM.
+        joint: Features of all tiles in the joint space.
+        kept: Ids of the test tiles to measure; None for all.
+    """
     tiles, prompts = workspace.all_tiles, workspace.prompts
-    test = joint.split(tiles, "test").labelled()
+    test = joint.split(tiles, "test")
+    test = (test if kept is None else test.take(np.isin(test.ids.astype(str), kept.astype(str)))).labelled()
     if prompts is None or not len(test):
         return None
     classes = prompt_embeddings(prompts, workspace.encode, None, tiles.classes)

@@ -56,7 +56,7 @@ class StudyResults:
         facts: Provenance of each model by seed.
         tiles: Results on the test tiles by model and seed.
         folders: Folder of each adaptation, by arm and seed.
-        forgetting: Names of the further sets.
+        forgetting: Further sets by name, with what `leaks.policy` dropped from them or kept.
         held_out: Examples between which images and texts were retrieved; None without any.
         split: Their split.
     """
@@ -66,7 +66,7 @@ class StudyResults:
     facts: Mapping[str, Mapping[int, dict[str, Any]]]
     tiles: Mapping[str, Mapping[int, TileResults]]
     folders: Mapping[str, Mapping[int, Path]]
-    forgetting: tuple[str, ...]
+    forgetting: Mapping[str, Sequence[str]]
     held_out: BagExamples | None
     split: str
 
@@ -185,7 +185,7 @@ def _content(
     return AdaptContent(
         scores=results.scores,
         contrasts=results.contrasts,
-        forgetting=results.forgetting,
+        forgetting=tuple(results.forgetting),
         directions=list(dict.fromkeys(directions)),
         class_match=_class_match(results),
         held_out=found,
@@ -217,6 +217,8 @@ def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, A
             "Retrieval is measured on the validation part, which also chose the step (adapt.keep: best): these scores "
             "are optimistic."
         )
+    for notes in results.forgetting.values():
+        yield from notes
     if len(section.seeds) < 2:
         yield "One seed: no interval over seeds, so nothing is decided."
     missing = [arm for arm in ("shuffled_text", "images") if arm not in section.arms]

@@ -1,10 +1,13 @@
 """Adapt a VLM with controls, and measure it before and after."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from clipit.config.load import names_tiles, require_tiles
 from clipit.config.run import RunConfig
@@ -19,7 +22,7 @@ from clipit.models.vlm import load_vlm
 from clipit.models.vlm_export import adapted_vlm, check_adaptable
 from clipit.reporting.adapt_page import BEFORE, PROBE, TEXT, ZERO_SHOT, forgetting_task
 from clipit.runs.feature_stores import vlm_facts
-from clipit.studies.adapted_vlms.further_sets import read_further_sets
+from clipit.studies.adapted_vlms.further_sets import FurtherSet, check_further_sets, read_further_sets
 from clipit.studies.adapted_vlms.measure import TileResults, measure_tiles, measure_zero_shot
 from clipit.studies.adapted_vlms.pair_retrieval import measure_pairs
 from clipit.studies.adapted_vlms.results import StudyResults, write_results
@@ -69,18 +72,19 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
 
     Raises:
         ConfigError: A configuration of `adapt.forgetting` cannot be read, or keys contradict each other.
-        DataError: The examples do not suffice, or a test tile leaks into them.
+        DataError: The examples do not suffice, or a test tile, of a further set as well, leaks into them.
         ModelError: A tower cannot be adapted as `adapt.tuning` says.
     """
     if section.data != "pairs":
         require_tiles(config)
     workspace = Workspace(config)
-    further = read_further_sets(config, section)
+    sets = read_further_sets(config, section)
     check_inputs(workspace, ["vlm"], reports=section.needs_reports)
-    for name, each in further.items():
+    for name, each in sets.items():
         check_inputs(workspace.for_config(each), ["vlm"])
         logger.info(f"forgetting is measured on {name}")
-    _check_arms(config, section, workspace)
+    learnt = _check_arms(config, section, workspace, with_validation=bool(sets))
+    further = check_further_sets(config, section, workspace, sets, learnt)
     held_out, split = _held_out(config, section, workspace)
     logger.info("measuring the VLM before its adaptation")
     models: dict[str, dict[int, _Model]] = {}
@@ -89,13 +93,16 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
     folders: dict[str, dict[int, Path]] = {}
     for arm in section.arms:
         for seed in section.seeds:
-            folder = adapt(config, section, arm, seed, workspace)
-            adapted = config.model_copy(update={"vlm": adapted_vlm(config.vlm, folder)})
-            logger.info(f"measuring {arm}, seed {seed}")
-            own = workspace.apart(adapted)  # its VLM is released afterwards
-            measured = _measure(adapted, section, probing, own, held_out, further)
-            models.setdefault(arm, {})[seed] = measured
-            folders.setdefault(arm, {})[seed] = folder
+
+            def measure(folder: Path, arm: str = arm, seed: int = seed) -> dict[str, float]:
+                adapted = config.model_copy(update={"vlm": adapted_vlm(config.vlm, folder)})
+                logger.info(f"measuring {arm}, seed {seed}")
+                own = workspace.apart(adapted)  # its VLM is released afterwards
+                model = _measure(adapted, section, probing, own, held_out, further)
+                models.setdefault(arm, {})[seed] = model
+                return _test_scores(model, seed)
+
+            folders.setdefault(arm, {})[seed] = adapt(config, section, arm, seed, workspace, measure)
     folder = config.output / NAME / config.name
     if get_processes().main:
         scores, contrasts = _compare(config, section, models)
@@ -111,7 +118,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
                 facts={model: {seed: each.facts for seed, each in seeds.items()} for model, seeds in models.items()},
                 tiles={model: {seed: each.tiles for seed, each in seeds.items()} for model, seeds in models.items()},
                 folders=folders,
-                forgetting=tuple(further),
+                forgetting={name: each.notes for name, each in further.items()},
                 held_out=held_out,
                 split=split,
             ),
@@ -120,13 +127,21 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
     return folder
 
 
-def _check_arms(config: RunConfig, section: AdaptConfig, workspace: Workspace) -> None:
-    """Make the examples of all arms and the trainable weights, so that bad input is found before heavy work."""
+def _check_arms(
+    config: RunConfig, section: AdaptConfig, workspace: Workspace, *, with_validation: bool
+) -> list[BagExamples]:
+    """Make the examples of all arms and the trainable weights, so that bad input is found before heavy work.
+
+    Returns:
+        The examples of training, and those of validation if they are wanted or choose the step.
+    """
     check_adaptable(config.vlm, section.tuning)
     towers = [used_towers(section, arm).towers for arm in section.arms]
-    for arm in section.arms:
-        make_examples(config, section, arm, section.seeds[0], "train", workspace)
-    if section.keep == "best" and validation_examples(config, section, "text", section.seeds[0], workspace) is None:
+    seed, validation = section.seeds[0], None
+    train = [make_examples(config, section, arm, seed, "train", workspace) for arm in section.arms]
+    if section.keep == "best" or with_validation:
+        validation = validation_examples(config, section, "text", seed, workspace, batches=section.keep == "best")
+    if section.keep == "best" and validation is None:
         raise ConfigError(
             "there is no validation part by which the best step could be found",
             where="adapt.keep: best",
@@ -135,6 +150,7 @@ def _check_arms(config: RunConfig, section: AdaptConfig, workspace: Workspace) -
     vlm = load_vlm(config.vlm, get_processes().device)  # a copy of its own, which is changed and released
     names = (section.tuning, max(towers, key=len), section.lora, section.learn_temperature)
     adapt_towers(vlm.towers, *names, base_name=public_name(vlm.name))
+    return [each for each in (train[0], validation) if each is not None]
 
 
 def _held_out(config: RunConfig, section: AdaptConfig, workspace: Workspace) -> tuple[BagExamples | None, str]:
@@ -153,7 +169,7 @@ def _measure(
     probing: ProbingConfig,
     workspace: Workspace,
     held_out: BagExamples | None,
-    further: Mapping[str, RunConfig],
+    further: Mapping[str, FurtherSet],
 ) -> _Model:
     """Measure the VLM of a workspace; called by all processes."""
     tiles = TileResults(None, {}, [])
@@ -162,11 +178,28 @@ def _measure(
     pairs = {} if held_out is None else measure_pairs(workspace, held_out, probing.at)
     zero_shot = {}
     for name, other in further.items():
-        own = workspace.for_config(other.model_copy(update={"vlm": config.vlm}))
-        result = measure_zero_shot(own, joint_features(own))
+        own = workspace.for_config(other.config.model_copy(update={"vlm": config.vlm}))
+        result = measure_zero_shot(own, joint_features(own), other.tests)
         if result is not None:
             zero_shot[name] = result
     return _Model(vlm_facts(workspace), tiles, pairs, zero_shot)
+
+
+def _test_scores(model: _Model, seed: int) -> dict[str, float]:
+    """Return the defined scores of a VLM as `test_<task>_<metric>`, for a tracker."""
+    found = {}
+    for task, measured in _tasks(model, seed).items():
+        scores = measured.scores(np.ones((len(measured.ids), 1)))
+        name = re.sub(r"\W+", "_", task)
+        found |= {f"test_{name}_{metric}": float(value[0]) for metric, value in scores.items() if np.isfinite(value[0])}
+    return found
+
+
+def _tasks(model: _Model, seed: int) -> dict[str, Measured]:
+    """Return all results of a VLM by task."""
+    further = {forgetting_task(name): result for name, result in model.further.items()}
+    found = {ZERO_SHOT: model.tiles.zero_shot, PROBE: model.tiles.probes.get(seed), **model.pairs, **further}
+    return {task: measured for task, measured in found.items() if measured is not None}
 
 
 def _compare(
@@ -201,11 +234,7 @@ def _families(models: Mapping[str, Mapping[int, _Model]]) -> Iterator[dict[Subje
     others: dict[str, dict[Subject, dict[int, Measured]]] = {}
     for model, by_seed in models.items():
         for seed, each in by_seed.items():
-            found = {ZERO_SHOT: each.tiles.zero_shot, PROBE: each.tiles.probes.get(seed)}
-            for task, result in found.items():
-                if result is not None:
-                    tiles.setdefault(Subject(task, model), {})[seed] = result
-            named = {**each.pairs, **{forgetting_task(name): result for name, result in each.further.items()}}
-            for task, result in named.items():
-                others.setdefault(task, {}).setdefault(Subject(task, model), {})[seed] = result
+            for task, result in _tasks(each, seed).items():
+                family = tiles if task in (ZERO_SHOT, PROBE) else others.setdefault(task, {})
+                family.setdefault(Subject(task, model), {})[seed] = result
     yield from (family for family in (tiles, *others.values()) if family)

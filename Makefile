@@ -20,8 +20,9 @@ READY := $(VENV)/.ready-$(EXTRA)
 # Nothing here needs the network once it is installed, and some machines have none.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-# Test files run side by side, each with one thread; a worker needs about 1.5 GB of memory. Compiled modules are kept,
-# which saves each of the many processes from compiling them again.
+# Modules that are compiled once stay compiled, which saves each of the many processes from compiling them again.
+export PYTHONDONTWRITEBYTECODE :=
+# Test files run side by side, each with one thread; a worker needs about 1.5 GB of memory.
 CORES := $(or $(shell getconf _NPROCESSORS_ONLN 2>/dev/null),2)
 WORKERS ?= $(shell echo $$(( $(CORES) < 8 ? $(CORES) : 8 )))
 
@@ -32,7 +33,7 @@ demo: $(READY)
 	$(BIN)/python scripts/demo.py --config configs/demo_own_reports.yaml --cases
 
 test: $(READY)
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -82,11 +83,16 @@ own-reports: $(READY)
 
 env: $(READY)
 
+# pip would compile all modules, one after another. Here all cores do, and leave out the tests of packages and most models
+# of transformers: more than a quarter.
+UNCOMPILED := site-packages/.*/tests?/|site-packages/transformers/models/[b-z]
+
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or later is needed; name it: PYTHON=python3.12 make demo"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),dev]'
+	$(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[$(EXTRA),dev]'
+	$(BIN)/python -m compileall -qq -j 0 -x '$(UNCOMPILED)' $(VENV)/lib || true # some are templates
 	$(BIN)/python -m clipit.torchvision_hook
 	touch $@
 

@@ -194,7 +194,7 @@ def _train_and_export(
 ) -> "list[GeneralTracker]":
     """Train and write the VLM; the returned trackers are still open."""
     processes = get_processes()
-    trackers = start_trackers(config, folder, {"arm": arm, "seed": seed} | fingerprint.keys, arm)
+    trackers = start_trackers(config, folder, {"arm": arm, "seed": seed, **fingerprint.keys}, arm)
 
     def log(row: dict[str, Any], step: int) -> None:
         for tracker in trackers:

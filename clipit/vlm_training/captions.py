@@ -1,7 +1,6 @@
 """Texts of examples: within the context length, each once, and compared with the prompts of the evaluation."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +11,6 @@ from clipit.reports.cleaning import clean_text
 from clipit.reports.snippets import split_reports
 from clipit.types import TokenCounter
 from clipit.vlm_training.bag_batches import BagExamples, Members
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,13 +55,21 @@ def fit_texts(captions: Sequence[Sequence[str]], count_tokens: TokenCounter, bud
     return FittedTexts(texts, Members.of(members), counts)
 
 
-def count_prompt_texts(examples: BagExamples, prompts: PromptSet | None, classes: Sequence[str]) -> dict[str, int]:
+def count_prompt_texts(
+    examples: BagExamples,
+    prompts: PromptSet | None,
+    classes: Sequence[str],
+    split: str,
+    log: Callable[[str], None],
+) -> dict[str, int]:
     """Count the texts that equal a class name or a prompt, and warn of them: such texts are labels.
 
     Args:
         examples: Examples.
         prompts: Prompt set of the evaluation.
         classes: Classes of the evaluated tiles.
+        split: Split of the examples, for the warning.
+        log: Function that logs the warning.
 
     Returns:
         `texts_like_prompts`, distinct texts, and `examples_like_prompts`, examples with such a text.
@@ -78,10 +83,10 @@ def count_prompt_texts(examples: BagExamples, prompts: PromptSet | None, classes
     owners: Int64[np.ndarray, "m"] = np.repeat(np.arange(len(examples.texts_of)), examples.texts_of.lengths)
     count, affected = int(np.unique(examples.texts_of.values[used]).size), int(np.unique(owners[used]).size)
     if count:
-        logger.info(
-            f"warning: {count:,} texts of {affected:,} of {len(examples):,} examples equal a class name or a prompt of "
-            "the evaluated tiles: the adaptation learns labels, so compare it with supervised training, not with "
-            "zero-shot classification"
+        log(
+            f"warning: {count:,} texts of {affected:,} of {len(examples):,} {split} examples equal a class name or a "
+            "prompt of the evaluated tiles: the adaptation learns labels, so compare it with supervised training, not "
+            "with zero-shot classification"
         )
     return {"texts_like_prompts": count, "examples_like_prompts": affected}
 

@@ -1,7 +1,6 @@
 """Make the examples of an adaptation: the table of its kinds of data, and checks that they share."""
 
 import dataclasses
-import logging
 
 import numpy as np
 
@@ -16,8 +15,6 @@ from clipit.vlm_training.captions import count_prompt_texts
 from clipit.vlm_training.cases import case_examples
 from clipit.vlm_training.pairs import pair_examples
 from clipit.workspace.workspace import Workspace
-
-logger = logging.getLogger(__name__)
 
 _MAKERS = {"cases": case_examples, "pairs": pair_examples, "bags": bag_examples}
 
@@ -64,7 +61,7 @@ def make_examples(
         facts |= check_negatives(examples)
     if arm == "text":
         classes = workspace.all_tiles.classes if names_tiles(config) else ()
-        facts |= count_prompt_texts(examples, workspace.prompts, classes)
+        facts |= count_prompt_texts(examples, workspace.prompts, classes, split, workspace.log_once)
     return dataclasses.replace(examples, summary=facts)
 
 
@@ -104,5 +101,5 @@ def validation_examples(
     try:
         return make_examples(config, section, arm, seed, "validation", workspace, batches=batches)
     except DataError as error:
-        logger.info(f"note: no validation loss: {error}")
+        workspace.log_once(f"note: no validation loss: {error}")
         return None

@@ -187,7 +187,7 @@ def _measure(
 
 def _test_scores(model: _Model, seed: int) -> dict[str, float]:
     """Return the defined scores of a VLM as `test_<task>_<metric>`, for a tracker."""
-    found = {}
+    found: dict[str, float] = {}
     for task, measured in _tasks(model, seed).items():
         scores = measured.scores(np.ones((len(measured.ids), 1)))
         name = re.sub(r"\W+", "_", task)

@@ -129,6 +129,8 @@ def choose_pooling(*sets: SlideSet) -> PoolingChoice:
     first = sets[0]
     rows = (first.splits == VALIDATION) & (first.labels >= 0)
     present = len(np.unique(first.labels[rows]))
+    if (first.labels < 0).all():
+        return PoolingChoice(None, "No slide has a label, so nothing is evaluated and no pooling is chosen.", {})
     if present < 2:
         have = "there are no labelled validation slides" if not rows.any() else "all validation slides have one class"
         return PoolingChoice(None, f"No pooling was chosen, because {have}. All poolings are shown.", {})
@@ -240,14 +242,17 @@ def _failed_slides(slides: pd.DataFrame, scored: SlideSet, failures: Mapping[str
 
 
 def _notes(scored: SlideSet, failed: int) -> list[str]:
+    unlabelled = bool((scored.labels < 0).all())  # then nothing is evaluated
     counts = {
         "Slides without scores, left out of every figure": failed,
-        "Scored slides without a label, listed and not evaluated": int((scored.labels < 0).sum()),
+        "Scored slides without a label, listed and not evaluated": 0 if unlabelled else int((scored.labels < 0).sum()),
         "Slides of the training split, not evaluated": int((scored.splits == TRAIN).sum()),
         "Patients with slides of different classes, not evaluated per patient": len(scored.mixed_patients()),
         "Patients with slides in several splits, so that the scores of later splits can be too high": len(
             scored.crossing_patients()
         ),
-        "Slides of unknown patients, each counted as a patient of its own": int((scored.patients == "").sum()),
+        "Slides of unknown patients, each counted as a patient of its own": 0
+        if unlabelled
+        else int((scored.patients == "").sum()),
     }
     return [f"{what}: {count:,}." for what, count in counts.items() if count]

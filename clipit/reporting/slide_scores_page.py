@@ -15,6 +15,7 @@ from clipit.reporting.tables import LABELS, key_value_table, markdown_line, mark
 
 _MetricTable = tuple[str, tuple[str, ...], list[list[object]]]  # caption, header and rows
 _PUBLISHED = "Zero-shot scores by prompts"
+_BY_MEAN = PoolingKey("mean", False).title
 MOST_SHOWN = 40
 """Number of slides up to which their table is not folded, and of failed slides that the summary lists."""
 POOLING_TEXT = (
@@ -85,6 +86,12 @@ def slide_scores_summary(
     parts.append(markdown_line(evaluation.choice.sentence))
     for caption, header, rows in _main_tables(evaluation):
         parts += [f"{markdown_line(caption)}:", markdown_table(header, rows)]
+    if len(evaluation.slides) and _unlabelled(evaluation):
+        rows = evaluation.slides[["slide", "tiles", _BY_MEAN]]
+        parts += [
+            markdown_table(("slide", "tiles", "class by the mean over tiles"), rows.head(MOST_SHOWN).values.tolist())
+        ]
+        parts += [f"and {len(rows) - MOST_SHOWN} more"] if len(rows) > MOST_SHOWN else []
     remarks = [*_reliability(evaluation), *evaluation.notes]
     if remarks:
         parts.append("\n".join(f"- {markdown_line(remark)}" for remark in remarks))
@@ -190,6 +197,8 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
         if labelled < 100:
             parts.setdefault(f"one slide is {100 / labelled:.1f} points of accuracy", []).append(str(split))
     scores = scores[~(scores["single"] & (scores["level"] == "patient"))]
+    if _unlabelled(evaluation):
+        return remarks
     missing = scores[scores["reason"].astype(bool) & (scores["value"].isna() | bool(evaluation.resamples))]
     for (split, level, reason), part in missing.groupby(["split", "level", "reason"], sort=False):
         metrics = [LABELS[name] for name in SLIDE_METRICS if name in set(part["metric"])]
@@ -200,6 +209,11 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
     for (split, level, over), _ in covered.groupby(["split", "level", "over"], sort=False):
         parts.setdefault(f"averages over classes are computed {over}", []).append(f"{split} per {level}")
     return remarks + [f"{', '.join(named)}: {remark}." for remark, named in parts.items()]
+
+
+def _unlabelled(evaluation: SlideEvaluation) -> bool:
+    """Return whether no slide has a label, so that nothing is evaluated."""
+    return bool((evaluation.slides["label"] == "").all())
 
 
 def _choice(evaluation: SlideEvaluation) -> Table:
@@ -215,6 +229,8 @@ def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]
     slides, key = evaluation.slides, evaluation.choice.key
     if slides.empty:
         return [Text("No slide has scores.")]
+    empty = [name for name in ("patient", "label") if (slides[name] == "").all()]
+    slides = slides.drop(columns=empty)
     header = [column.removeprefix(SCORE_PREFIX) for column in slides.columns]
     rows = [
         [Link(name, pages[name]) if name in pages else name, *(_show(value) for value in row)]
@@ -222,7 +238,7 @@ def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]
     ]
     caption = f"Scores by {key.title}" if key else "Class predicted by each pooling"
     if len(rows) <= MOST_SHOWN:
-        return [Table(header, rows, caption=caption, left=4)]
+        return [Table(header, rows, caption=caption, left=4 - len(empty))]
     return [Rows(header, rows, caption)]
 
 

@@ -165,7 +165,7 @@ def write_report(
     processes = get_processes()
     table = slides_table(scored.outcome)
     known = table[_KNOWN]
-    failures = {slide.name: slide.reason for slide in scored.outcome.failed}
+    failures = {slide.name: slide.explain() for slide in scored.outcome.failed}
     evaluation = evaluate_slides(scored.table, known, scorer.classes, failures=failures)
     note = embedded_caution(scorer)
     title = f"Slides scored by the {scorer.title}"

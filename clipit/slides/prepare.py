@@ -146,6 +146,10 @@ class FailedSlide:
     reason: str
     fix: str
 
+    def explain(self) -> str:
+        """Return the reason and what to do in one line."""
+        return f"{self.reason}; to do: {self.fix}" if self.fix else self.reason
+
 
 def prepare_slides(
     slides: Sequence[SlidePath], config: SlidesConfig, options: OptionNames = KEYS

@@ -144,7 +144,9 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
     if not failed:
         return []
     listed = shortlist([f"{slide.name}: {slide.reason}" for slide in failed], 10)
-    return [f"{len(failed)} of {total} slides cannot be used and were left out: {listed}"]
+    fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))[:3]
+    advice = f". To do: {'; '.join(fixes)}" if fixes else ""
+    return [f"{len(failed)} of {total} slides cannot be used and were left out: {listed}{advice}"]
 
 
 def _failure(failed: Sequence[FailedSlide], total: int, where: str) -> DataError:

@@ -125,5 +125,4 @@ def test_the_first_use_of_the_readme_works_as_written_outside_of_the_checkout(in
     run = tmp_path / "outputs/own_table/runs/own_table/clip_it_all-seed0"
     assert (run / "report.html").is_file() and (run / "classifier/README.md").is_file()
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 4
-    (second,) = (run / "external").iterdir()
-    assert (second / "report.html").is_file() and (tmp_path / "model.onnx").is_file()
+    assert len([*run.glob("external/*/report.html")]) == 1 and (tmp_path / "model.onnx").is_file()

@@ -129,7 +129,7 @@ def choose_pooling(*sets: SlideSet) -> PoolingChoice:
     first = sets[0]
     rows = (first.splits == VALIDATION) & (first.labels >= 0)
     present = len(np.unique(first.labels[rows]))
-    if (first.labels < 0).all():
+    if len(first.labels) and (first.labels < 0).all():
         return PoolingChoice(None, "No slide has a label, so nothing is evaluated and no pooling is chosen.", {})
     if present < 2:
         have = "there are no labelled validation slides" if not rows.any() else "all validation slides have one class"

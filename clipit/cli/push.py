@@ -32,4 +32,5 @@ def _agreed() -> bool:
     try:
         return input("Upload these files? Type yes: ").strip().lower() in ("y", "yes")
     except EOFError:  # no terminal
+        print()
         return False

@@ -22,10 +22,18 @@ def main() -> None:
         }
         config, tiles, options = read_reports_command(__doc__, extra=extra)
         from clipit.distributed import get_processes
+        from clipit.reporting.report_labels_page import count_answers
+        from clipit.reporting.tables import markdown_table
         from clipit.workspace.report_label_files import write_report_labels
         from clipit.workspace.report_labels import label_corpus
 
         labels = label_corpus(config, tiles=tiles, classifier=not options.rules_only)
         if get_processes().main:
             page = write_report_labels(config, labels, per_answer=options.per_answer)
+            print(f"\n{len(labels.reports):,} reports")
+            if labels.found:
+                counts = count_answers(labels.found, labels.classes)
+                print(f"\n{markdown_table(('answer of the rules', 'reports'), list(counts.items()))}\n")
+            for note in labels.notes:
+                print(f"note: {note}")
             print(f"page: {page} (and .json, .csv)")

@@ -22,6 +22,7 @@ RECORD_OPTION: dict[str, dict[str, Any]] = {
     "--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}
 }
 """Command-line option `--record`, in the form that `clipit.config.command_line.read_command` expects."""
+_MOST_LINES = 32  # of a table on the console
 _LEFT_OUT = ("batch",)  # values of `what`; thousands of rows, summarised in those of `guard`
 
 
@@ -76,7 +77,7 @@ def export_study(folder: Path, name: str, path: Path) -> None:
 
 
 def finish_study(folder: Path, name: str, record: Path | None) -> None:
-    """Log the files of a study, and export its rows if requested; does nothing outside the main process.
+    """Log the first table and the files of a study, and export its rows if requested, in the main process only.
 
     Args:
         folder: Folder of the study.
@@ -88,7 +89,21 @@ def finish_study(folder: Path, name: str, record: Path | None) -> None:
     if record:
         export_study(folder, name, record)
     files = {"tables": f"{name}.md", "page": f"{name}.html", "rows": f"{name}.parquet"}
-    logger.info("\n".join(f"{what}: {folder / file}" for what, file in files.items()))
+    head = first_table((folder / f"{name}.md").read_text(encoding="utf-8"))
+    listed = "\n".join(f"{what}: {folder / file}" for what, file in files.items())
+    logger.info(f"\n{head}\n\n{listed}")
+
+
+def first_table(text: str) -> str:
+    """Return the title, the notes, the verdict and the first table of a Markdown document, for the console."""
+    blocks = text.strip().split("\n\n")
+    place = next((number for number, block in enumerate(blocks) if block.startswith("|")), len(blocks))
+    kept = [block for block in blocks[:place] if block.startswith(("# ", ">", "**"))]
+    if place < len(blocks):
+        lines = blocks[place].splitlines()
+        kept.append("\n".join(lines[:_MOST_LINES]))
+        kept += [f"and {len(lines) - _MOST_LINES} more rows"] if len(lines) > _MOST_LINES else []
+    return "\n\n".join(kept)
 
 
 def run_study(

@@ -11,7 +11,7 @@ from launching import ROOT, run_program
 from logged_lines import capture_log
 
 from clipit.errors import ArtifactError, DataError
-from clipit.reporting.csv_export import export_study, finish_study, write_csv
+from clipit.reporting.csv_export import export_study, finish_study, first_table, write_csv
 
 ROWS = [
     {
@@ -75,8 +75,22 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
 
 def test_a_finished_study_says_where_it_lies_with_and_without_a_record(tmp_path: Path) -> None:
     folder, lines = study(tmp_path / "study"), capture_log()
+    rows = [f"| {number} |" for number in range(40)]
+    blocks = [
+        "# Title",
+        "> **Note.** Only a proof.",
+        "**No gain.**",
+        "## Part",
+        "All scores.",
+        "| a |\n|--|\n" + "\n".join(rows),
+    ]
+    (folder / "probing.md").write_text("\n\n".join([*blocks, "Text", "| second |"]) + "\n")
     finish_study(folder, "probing", None)
-    assert lines == [f"tables: {folder}/probing.md\npage: {folder}/probing.html\nrows: {folder}/probing.parquet"]
+    listed = f"tables: {folder}/probing.md\npage: {folder}/probing.html\nrows: {folder}/probing.parquet"
+    table = "\n".join(["| a |", "|--|", *rows[:30]])
+    head = f"# Title\n\n> **Note.** Only a proof.\n\n**No gain.**\n\n{table}\n\nand 10 more rows"
+    assert lines == [f"\n{head}\n\n{listed}"]
+    assert first_table("# Title\n\nNothing to tabulate.\n") == "# Title"
     assert not list(tmp_path.glob("*.csv"))
     finish_study(folder, "probing", tmp_path / "rows.csv")
     assert (tmp_path / "rows.csv").is_file() and len(lines) == 2

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -177,7 +178,9 @@ def test_page_json_and_csv_are_written_with_marks_and_without_markup_from_report
     monkeypatch.setattr(sys, "argv", ["report_labels.py", "--config", str(write_files()), "--per-answer", "2"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     folder = tmp_path / "out" / "report_labels" / "msi"
-    assert str(folder / "report_labels.html") in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert str(folder / "report_labels.html") in printed and "60 reports" in printed
+    assert re.search(r"\| MSS +\| +20 \|", printed) and re.search(r"\| both +\| +10 \|", printed)
     text = (folder / "report_labels.html").read_text(encoding="utf-8")
     assert "<mark>MSI-H</mark> <strong>[MSI-H, negated]</strong>" in text
     assert "<mark>MSI-H</mark> <strong>[MSI-H, uncertain]</strong>" in text

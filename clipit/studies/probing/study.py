@@ -25,6 +25,7 @@ from clipit.evaluation.predictions import read_run_predictions
 from clipit.evaluation.probes import adamw_probe, linear_probe
 from clipit.evaluation.retrieval import RetrievalScore, class_match
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
+from clipit.progress import progress
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_label_efficiency
 from clipit.reporting.study_report import (
@@ -127,9 +128,15 @@ def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) ->
     if get_processes().main:
         for model in models:
             logger.info(f"probing: {model.name}")
-            rows += _probe_rows(config, probing, workspace, model)
-            rows += _few_label_rows(config, probing, workspace.all_tiles, model)
-            rows += _image_retrieval_rows(probing, workspace.all_tiles, model)
+            parts = (
+                _probe_rows(config, probing, workspace, model),
+                _few_label_rows(config, probing, workspace.all_tiles, model),
+                _image_retrieval_rows(probing, workspace.all_tiles, model),
+            )
+            with progress(f"probing: {model.name}", len(parts)) as advance:
+                for part in parts:
+                    rows += part
+                    advance()
         _write(config, probing, workspace, {model.name: model.facts for model in models}, rows, folder, run)
     get_processes().barrier()
     return folder

@@ -57,10 +57,11 @@ def measure(options: Options) -> list[Figure]:
         ready.append(preprocess.normalise(torch.from_numpy(pixels).to(device)))
     share = sum(map(len, rows)) / len(source)
 
-    def predict(folder: Path) -> None:
+    def predict(folder: Path) -> Path:
         out = options.folder / f"out{next(number)}/predictions.parquet"
         predict_images(classifier, open_images(folder), out, options=given)
         predicted.append(out)
+        return out
 
     @torch.inference_mode()
     def forward() -> list[torch.Tensor]:

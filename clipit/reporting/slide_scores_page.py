@@ -87,11 +87,10 @@ def slide_scores_summary(
     for caption, header, rows in _main_tables(evaluation):
         parts += [f"{markdown_line(caption)}:", markdown_table(header, rows)]
     if len(evaluation.slides) and _unlabelled(evaluation):
-        rows = evaluation.slides[["slide", "tiles", _BY_MEAN]]
-        parts += [
-            markdown_table(("slide", "tiles", "class by the mean over tiles"), rows.head(MOST_SHOWN).values.tolist())
-        ]
-        parts += [f"and {len(rows) - MOST_SHOWN} more"] if len(rows) > MOST_SHOWN else []
+        listed = evaluation.slides[["slide", "tiles", _BY_MEAN]]
+        header = ("slide", "tiles", "class by the mean over tiles")
+        parts.append(markdown_table(header, listed.head(MOST_SHOWN).values.tolist()))
+        parts += [f"and {len(listed) - MOST_SHOWN} more"] if len(listed) > MOST_SHOWN else []
     remarks = [*_reliability(evaluation), *evaluation.notes]
     if remarks:
         parts.append("\n".join(f"- {markdown_line(remark)}" for remark in remarks))

@@ -3,6 +3,8 @@
 Tags other than those of plain data are refused, and dates remain strings.
 """
 
+import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ _MERGE = f"{_STANDARD}merge"  # tag of the key `<<`
 _PLAIN_TAGS = {_STANDARD + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map")}
 _NOT_RESOLVED = {f"{_STANDARD}timestamp", f"{_STANDARD}value"}  # dates and `=` remain strings
 _MOST_BYTES = 8 * 2**20
+_KEPT = (64, 2**16)  # files whose content is parsed once, and the characters of the largest
 _DEEPEST = 40
 _MOST_BITS = 64  # of a whole number
 _MOST_REPEATED = 10_000  # values that aliases repeat, over the whole file
@@ -93,6 +96,21 @@ def _refusal(problem: str, place: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
+def _parse(text: str) -> tuple[Any, list[tuple[str, int]]]:
+    """Parse a document, and list its duplicate keys with their lines."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data(), loader.repeated
+    finally:
+        loader.dispose()
+
+
+@lru_cache(_KEPT[0])
+def _parse_once(text: str) -> tuple[Any, list[tuple[str, int]]]:
+    """Parse a document, or return what was parsed before; a copy takes a hundredth of the time."""
+    return _parse(text)
+
+
 def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, list[tuple[str, int]]]:
     """Read a YAML file, and list its duplicate keys with their lines.
 
@@ -109,11 +127,8 @@ def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, 
     if len(content) > _MOST_BYTES:
         raise error(f"not read: larger than {_MOST_BYTES >> 20} MiB", where=path, fix="choose a YAML file")
     try:
-        loader = _Loader(content.decode("utf-8"))
-        try:
-            return loader.get_single_data(), loader.repeated
-        finally:
-            loader.dispose()
+        text = content.decode("utf-8")
+        return copy.deepcopy(_parse_once(text)) if len(text) <= _KEPT[1] else _parse(text)
     except UnicodeDecodeError as found:
         line = content.count(b"\n", 0, found.start) + 1
         raise error(f"not UTF-8: {found.reason}", where=f"{path}, line {line}", fix="save it as UTF-8") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from clipit import yaml_file
 from clipit.errors import ConfigError, DataError
 from clipit.yaml_file import load_yaml
 
@@ -81,3 +82,17 @@ def test_all_yaml_is_read_by_this_reader() -> None:
     files = [path for folder in ("clipit", "scripts", "benchmarks", "tools") for path in (root / folder).rglob("*.py")]
     others = [path.name for path in files if re.search(r"yaml\.(\w*load|compose|parse)", path.read_text("utf-8"))]
     assert others == []
+
+
+def test_a_file_that_is_read_again_is_parsed_once_and_changes_of_its_values_stay_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "a: &a [1, 2]\nb: *a\na: [3]")
+    first, repeated = load_yaml(path)
+    first["a"].append(4)
+    first["b"].append(5)
+    repeated.clear()
+    parsed: list[str] = []
+    monkeypatch.setattr(yaml_file, "_parse", lambda text: parsed.append(text) or (None, []))
+    assert load_yaml(path) == ({"a": [3], "b": [1, 2]}, [("a", 3)]) and not parsed
+    assert load_yaml(write(tmp_path, "a: [6]")) == (None, []) and parsed == ["a: [6]"], "another content"

@@ -192,7 +192,7 @@ def _live_bytes(
     device = next(student.parameters()).device
     autocast = torch.autocast(device.type, dtype=_AUTOCAST.get(precision), enabled=precision != "no")
     generators = [device] if device.type == "cuda" else []
-    gc.collect()
+    gc.collect(1)  # young objects alone: no collection of them falls into one pass and not into the other
     with torch.random.fork_rng(generators), mode or nullcontext(), _LiveStorages(student) as live:
         images = torch.zeros(tiles, 3, pixels, pixels, dtype=torch.uint8, device=device)
         with autocast:

@@ -56,9 +56,10 @@ def measured_peak(work: Callable[[], None]) -> int:
     return int(np.cumsum(sizes).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tuning", "pixels"),
-    [("vit_small_patch16_224", "lora", 96), ("resnet18", "full", 96), ("transformers", "full", 32)],
+    [("vit_tiny_patch16_224", "lora", 96), ("resnet18", "full", 96), ("transformers", "full", 32)],
 )
 def test_the_estimate_is_within_a_fifth_of_the_measured_peak(
     name: str, tuning: str, pixels: int, tmp_path: Path

@@ -26,6 +26,7 @@ from clipit.vlm_training.adapt import _resolve_precision, adapt, adaptation_fold
 from clipit.vlm_training.step import ContrastStep
 from clipit.workspace.workspace import Workspace
 
+pytestmark = pytest.mark.slow
 KEYS: dict[str, Any] = {
     "steps": 9,
     "batch_size": 8,

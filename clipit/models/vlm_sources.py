@@ -5,6 +5,7 @@ from pathlib import Path
 from clipit.config.run import VLMConfig
 from clipit.errors import ConfigError, ModelError
 from clipit.models.loading import EMBEDDED, OPEN_CLIP_CONFIG, read_json
+from clipit.models.python_vlm import PREFIX
 from clipit.models.specs import ModelSpec, similar_names
 from clipit.models.towers import Towers
 from clipit.models.vlm_specs import VLMS
@@ -32,7 +33,7 @@ def check_vlm_name(config: VLMConfig) -> None:
         from clipit.models import open_clip_vlm
 
         open_clip_vlm.check_builtin(rest)
-    elif config.name != "embedded" and not (scheme in ("hf-hub", "clip") and rest):
+    elif config.name != "embedded" and not (scheme in ("hf-hub", "clip", PREFIX) and rest):
         _check_folder(Path(config.name).expanduser(), config)
 
 
@@ -76,7 +77,7 @@ def unnamed_towers(config: VLMConfig) -> Towers:
     if name == "embedded":
         return _from_folder(EMBEDDED / "vlm", config)
     scheme, _, rest = name.partition(":")
-    if scheme == python_vlm.PREFIX and rest:
+    if scheme == PREFIX and rest:
         _check_quick_gelu(config, False)
         return python_vlm.python_towers(rest)
     if scheme == "open_clip" and rest:

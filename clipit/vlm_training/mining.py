@@ -1,5 +1,6 @@
 """Mine the bags again while the VLM is adapted: embeddings with the present weights, kept as lists of members."""
 
+import json
 import logging
 import shutil
 import time
@@ -29,6 +30,7 @@ _COSTLY = 0.1
 _STEP_COST = 2.5
 """Cost of an image or text in a step relative to its cost in a mining: two forward passes with cached gradients and a
 backward pass, against one forward pass with the reading of the image and the search (`benchmarks/adapt_mining.py`)."""
+_FACTS = "facts"
 _AGAIN = "delete the folder of this adaptation and start again"
 
 
@@ -139,16 +141,18 @@ def _save(file: Path, mined: MinedBags, identity: str) -> None:
         "texts.values": mined.texts.values,
         "texts.starts": mined.texts.starts,
     }
-    facts = {"identity": identity} | {f"count.{name}": str(count) for name, count in mined.counts.items()}
+    counts = {name: int(count) for name, count in mined.counts.items()}
+    facts = json.dumps({"identity": identity, "counts": counts}, sort_keys=True)
     with whole_file(file) as temporary:
-        save_file(values, temporary, facts)
+        # One entry, since several are written in any order: a mining that is repeated gives the same bytes.
+        save_file(values, temporary, {_FACTS: facts})
 
 
 def _load(file: Path, identity: str, prompts: tuple[str, ...]) -> MinedBags:
     try:
         with reading(file, _AGAIN), safe_open(file, framework="numpy") as stored:
-            facts = stored.metadata()
-            if facts["identity"] != identity:
+            facts = json.loads((stored.metadata() or {}).get(_FACTS, "{}"))
+            if facts.get("identity") != identity:
                 raise ArtifactError("bags of another adaptation", where=file, fix=_AGAIN)
             tiles, texts = (
                 Members(stored.get_tensor(f"{name}.values"), stored.get_tensor(f"{name}.starts"))
@@ -156,5 +160,4 @@ def _load(file: Path, identity: str, prompts: tuple[str, ...]) -> MinedBags:
             )
     except SafetensorError as error:
         raise ArtifactError(f"unreadable: {error}", where=file, fix=_AGAIN) from error
-    counts = {name.removeprefix("count."): int(value) for name, value in facts.items() if name != "identity"}
-    return MinedBags(tiles, texts, prompts, counts)
+    return MinedBags(tiles, texts, prompts, facts["counts"])

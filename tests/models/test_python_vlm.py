@@ -8,6 +8,7 @@ from tiny_models import save_clip
 from clipit.config.run import VLMConfig
 from clipit.errors import ConfigError, ModelError
 from clipit.models.vlm import load_vlm
+from clipit.models.vlm_sources import check_vlm_name
 
 CODE = """
 from clipit.models.clip_vlm import clip_towers
@@ -24,6 +25,7 @@ def test_a_function_of_the_user_gives_the_vlm(tmp_path: Path, monkeypatch: pytes
     folder = save_clip(tmp_path / "clip")
     (tmp_path / "outside_vlm.py").write_text(CODE.format(folder=str(folder)), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    check_vlm_name(VLMConfig(name="python:outside_vlm:load"))  # before a command works
     vlm = load_vlm(VLMConfig(name="python:outside_vlm:load"))
     assert vlm.fingerprint == load_vlm(VLMConfig(name=str(folder))).fingerprint
     assert vlm.encode_texts(["a gland"]).shape == (1, vlm.joint_dim)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from launching import run_program, run_two
+from launching import run_two
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import balanced_accuracy_score
 from tiny_models import WORDS, MakeFile
@@ -226,14 +226,13 @@ def test_pairs_are_written_for_another_trainer(
 
 def test_two_processes_measure_what_one_does(world: dict[str, Any], keys: dict[str, Any], tmp_path: Path) -> None:
     changes = {"adapt.seeds": [0], "adapt.arms": ["text"], "adapt.steps": 2, "adapt.micro_batch": 3}
-    path, scores = tmp_path / "config.yaml", []
-    for name, run in (("one", run_program), ("two", run_two)):
-        output = tmp_path / name
-        path.write_text(yaml.safe_dump(merge(world, nested(keys | changes | {"output": str(output)}))))
-        done = run("scripts/adapt_vlm.py", "--config", path)
-        assert done.returncode == 0, done.stderr
-        (table,) = output.glob("adapt/*/adapt.parquet")
-        scores.append(pd.read_parquet(table).set_index(["what", "arm", "metric", "seed"]).value.sort_index())
+    values = merge(world, nested(keys | changes | {"output": str(tmp_path / "one")}))
+    one = clipit.adapt_vlm(validate_file(values, "test"))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values | {"output": str(tmp_path / "two")}))
+    done = run_two("scripts/adapt_vlm.py", "--config", tmp_path / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    rows = [one.rows, AdaptationResult(tmp_path / "two" / one.folder.relative_to(tmp_path / "one")).rows]
+    scores = [table.set_index(["what", "arm", "metric", "seed"]).value.sort_index() for table in rows]
     assert len(scores[0]) > 20
     pd.testing.assert_series_equal(*scores, rtol=1e-5)
 

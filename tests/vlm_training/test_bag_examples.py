@@ -8,6 +8,7 @@ import torch
 from tiny_models import MakeConfig
 
 import clipit
+from clipit.artifacts import fingerprint
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import ArtifactError, ConfigError, DataError
@@ -121,6 +122,10 @@ def test_mining_follows_the_weights_and_is_read_again(
     assert min(agreement(mined, *by_hand)) > 0.95 > 2 * max(agreement(examples, *by_hand))
     assert [path.name for path in (tmp_path / "mined").iterdir()] == ["step-00000001.safetensors"]
     assert mined.batch_size == examples.batch_size and mined.summary["mined_after_step"] == 1
+    file, copy, identity = tmp_path / "mined" / "step-00000001.safetensors", tmp_path / "copy", fingerprint(["run", 1])
+    for _ in range(3):
+        mining._save(copy, mining._load(file, identity, ()), identity)
+        assert copy.read_bytes() == file.read_bytes()
 
     monkeypatch.setattr(mining, "collect_bags", lambda *_: pytest.fail("bags are mined again"))
     faster = section.model_copy(update={"micro_batch": 3, "log_every": 1, "arms": ("text",)})

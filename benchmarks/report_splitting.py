@@ -1,4 +1,4 @@
-"""Time to read and split reports, which must be linear in their length."""
+"""Time to read and split reports, which must be linear in their length and in their number."""
 
 import csv
 from collections.abc import Sequence
@@ -6,47 +6,101 @@ from collections.abc import Sequence
 from benchmarks.harness import Figure, Options, alternate, ratios, seconds
 
 _SENTENCES = (
-    "Gross description: The bowel is 20 cm long and brown; it was opened along its whole length. "
-    "Final Diagnosis: Moderately differentiated adenocarcinoma, approx. 3.5 cm. Tumor site: sigmoid colon. "
-    "Lymph nodes: free of tumor (0/18). Comment: Seen with Dr. Smith; glands invade the muscularis, see slide No. 5. "
+    "Gross description: The bowel is {number} cm long and brown; it was opened along its whole length. "
+    "Final Diagnosis: Moderately differentiated adenocarcinoma, approx. {number}.5 cm. Tumor site: sigmoid colon. "
+    "Lymph nodes: free of tumor (0/{number}). Comment: Seen with Dr. Smith; glands invade the muscularis, see slide "
+    "No. {number}. "
 )
 _HARD = {
     "an unbroken word": "iVBORw0KGgo/",
     "no sentence ends": "J. ",
     "headings on one line": "Diagnosis: glands. Comment: none. ",
     "items on one line": "A. - 1) ",
+    "page breaks": "Page 1 of 2 Patient: ROE MRN 4 glands\n\fPatient: ROE\nof the colon\nPage 2 of 2\n",
     "damaged words": "intesFnal tissue, intestinal Fssue: NVAS:i:ONt ltO ",
 }
 """Texts that repeat something that is slow to split unless the search is bounded."""
 _GROWTH = 4
+_LENGTHS = (250, 1000, 4000, 16_000)  # characters per report
+_NAME = "report_splitting"
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure seconds per megabyte of ordinary reports, and how the time grows where a text is four times as long.
+    """Measure ordinary reports at several lengths and numbers, and texts that are hard to split at two lengths.
 
-    Every text is one report of a csv file that is read, cleaned, split and merged, with words as tokens. Linear time
-    has a growth of 4, quadratic time one of 16.
+    Reports are rows of a csv file that are read, cleaned, split and merged, with words as tokens. Linear time means the
+    same time per character at every length, and a growth of 4 where a text is four times as long; quadratic time has
+    a growth of 16.
     """
-    length = options.size(40_000, 400)
+    return [*_by_length(options), *_by_number(options), *_hard_texts(options)]
+
+
+def _by_length(options: Options) -> list[Figure]:
+    """Measure reports of several lengths; there are as many characters of each length."""
+    total = options.size(1_600_000, 32_000)
+    corpora = {length: _ordinary(total // length, length) for length in _LENGTHS}
+    works = {
+        str(length): (lambda k=length, t=texts: seconds(lambda: _split(options, f"length-{k}", t)))
+        for length, texts in corpora.items()
+    }
+    samples = alternate(works, options)
     figures: list[Figure] = []
-    for name, repeated in {"ordinary reports": _SENTENCES, **_HARD}.items():
-        n_reports, size = (options.size(250, 2), len(_SENTENCES)) if name == "ordinary reports" else (1, length)
-        small = [(repeated * size)[:size]] * n_reports
-        large = small * _GROWTH if n_reports > 1 else [small[0] * _GROWTH]
+    for length, texts in corpora.items():
+        taken, facts = samples[str(length)], {"reports": len(texts), "characters": length}
+        title = f"ordinary reports of {length:,} characters"
+        per_character = [1e6 * value / total for value in taken]
+        per_report = [1e3 * value / len(texts) for value in taken]
+        hours = [100_000 * value / len(texts) / 3600 for value in taken]
+        figures += [
+            Figure(_NAME, f"{title}: time per character", per_character, "us", facts=facts),
+            Figure(_NAME, f"{title}: time per report", per_report, "ms", facts=facts),
+            Figure(_NAME, f"{title}: 100,000 of them, by the time per report", hours, "h", facts=facts),
+        ]
+    longest, shortest = str(max(_LENGTHS)), str(min(_LENGTHS))
+    title = f"ordinary reports: time per character, {max(_LENGTHS):,} over {min(_LENGTHS):,} characters"
+    return [*figures, Figure(_NAME, title, ratios(samples, longest, shortest), goal=1.5, samples=samples)]
+
+
+def _by_number(options: Options) -> list[Figure]:
+    """Measure how the time grows with the number of reports."""
+    few = options.size(1000, 10)
+    many = _ordinary(_GROWTH * few, 500)
+    works = {
+        key: (lambda k=key, t=texts: seconds(lambda: _split(options, k, t)))
+        for key, texts in (("few", many[:few]), ("many", many))
+    }
+    samples = alternate(works, options)
+    facts = {"reports": _GROWTH * few, "characters": 500}
+    growth = ratios(samples, "many", "few")
+    return [Figure(_NAME, "four times the reports: time", growth, goal=5.0, samples=samples, facts=facts)]
+
+
+def _hard_texts(options: Options) -> list[Figure]:
+    """Measure how the time grows where a text is four times as long."""
+    size = options.size(40_000, 400)
+    figures: list[Figure] = []
+    for name, repeated in _HARD.items():
+        small = (repeated * size)[:size]
         works = {
-            key: (lambda k=key, t=texts: seconds(lambda: _split(options, k, t)))
-            for key, texts in (("small", small), ("large", large))
+            key: (lambda k=f"{name}-{key}", t=text: seconds(lambda: _split(options, k, [t])))
+            for key, text in (("small", small), ("large", small * _GROWTH))
         }
         samples = alternate(works, options)
-        megabytes = len(large) * len(large[0]) / 1e6
-        facts = {"reports": len(large), "characters": len(large[0])}
-        if name == "ordinary reports":
-            values = [taken / megabytes for taken in samples["large"]]
-            figures.append(Figure("report_splitting", f"{name}: seconds per megabyte", values, "s", facts=facts))
+        facts = {"characters": _GROWTH * size}
         growth = ratios(samples, "large", "small")
-        title = f"{name}: time of four times the text"
-        figures.append(Figure("report_splitting", title, growth, goal=6.0, samples=samples, facts=facts))
+        figures.append(
+            Figure(_NAME, f"{name}: time of four times the text", growth, goal=6.0, samples=samples, facts=facts)
+        )
     return figures
+
+
+def _ordinary(n: int, length: int) -> list[str]:
+    """Return n reports of this many characters; their sentences differ in numbers."""
+    texts = []
+    for number in range(n):
+        parts = (_SENTENCES.format(number=number + part) for part in range(length // len(_SENTENCES) + 2))
+        texts.append("".join(parts)[:length])
+    return texts
 
 
 def _split(options: Options, name: str, texts: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock, Timeout
 
 from clipit.errors import ArtifactError, ClipitError, disk_errors, is_limit
+from clipit.json_record import JsonRecord
 from clipit.versions import git_commit, versions
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def reading(path: Path, fix: str = REBUILD) -> Iterator[None]:
         yield
     except (PermissionError, ClipitError):
         raise
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError) as error:  # those of pyarrow, NumPy and faiss
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:  # also of pyarrow, NumPy, faiss
         if is_limit(error):
             raise
         raise ArtifactError(f"unreadable: {error}", where=path, fix=fix) from error
@@ -316,12 +317,14 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def read_json(path: Path, fix: str) -> dict[str, Any]:
+def read_json(path: Path, fix: str) -> JsonRecord:
     """Read a JSON object that this package wrote, without its checksum, which is verified if there is one.
+
+    Reading a key that the object lacks, as in a file of an earlier version, raises an `ArtifactError` as well.
 
     Args:
         path: JSON file.
-        fix: What to do if it is damaged, for the error.
+        fix: What to do if it is damaged or lacks a key, for the error.
 
     Raises:
         ArtifactError: The file is missing or changed, or does not contain a JSON object.
@@ -330,7 +333,7 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ArtifactError("not a JSON object", where=path, fix=fix)
-        return without_checksum(value)
+        return JsonRecord(without_checksum(value), path, fix)
 
 
 def artifact_folder(root: Path, kind: str, inputs: Mapping[str, Any]) -> Path:

@@ -4,6 +4,7 @@ import csv
 import difflib
 import errno
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from clipit.errors import DataError, shortlist
 
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
+_WHOLE_DECIMAL = re.compile(r"-?\d+\.0+")
 _INVISIBLE = "\ufeff\u200b"  # byte order mark (of a file that was appended to another one), zero-width space
 _HUB = "hf:"  # prefix of ids on the Hugging Face hub
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
@@ -120,6 +122,16 @@ def cell_text(value: Any) -> str:
     if not is_unicode(text):
         raise ValueError(f"characters that are not valid Unicode ({shortlist([text[:60]])})")
     return text
+
+
+def without_decimals(values: Sequence[str | None]) -> list[str | None]:
+    """Return names without ".0" if all of them are whole numbers written so: a column of integers with empty cells.
+
+    Programs such as pandas read these cells as decimals, so that patient 12 of one table is 12.0 in another.
+    """
+    if not all(_WHOLE_DECIMAL.fullmatch(value) for value in values if value) or not any(values):
+        return list(values)
+    return [value.partition(".")[0] if value else value for value in values]
 
 
 def neighbours(path: str) -> str:

@@ -14,7 +14,7 @@ from clipit.jpeg import decode_plain
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
-_BITS_PER_SAMPLE, _SUBFILE_TYPE = 258, 254  # TIFF tags
+_BITS_PER_SAMPLE, _SUBFILE_TYPE, _SAMPLE_FORMAT = 258, 254, 339  # TIFF tags
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP"})
 _DEEP = re.compile(r";(16|32|64)[BLNF]")
@@ -100,6 +100,8 @@ def _check_depth(image: Image.Image) -> None:
     if image.mode not in _EIGHT_BIT:
         depth = "more than 8 bits per channel" if image.mode[0] in "IF" else "unsupported channels"
         raise ImageError(f"{depth} (pixel mode {image.mode}): convert the image to 8-bit RGB")
+    if 2 in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):  # Pillow would read -1 as 255
+        raise ImageError("signed integers per channel: convert the image to unsigned 8-bit RGB")
     bits = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,)))
     for tile in getattr(image, "tile", ()):
         packed = tile[3] if isinstance(tile[3], tuple) else (tile[3],)

@@ -282,6 +282,9 @@ class TextChecksConfig(Section):
     ligatures: bool = True
     """Mend words in which a font's ligature was read as another character ("intesFnal"), if exactly one word that the
     corpus contains undamaged fits."""
+    page_lines: bool = True
+    """Drop page numbers ("Page 2 of 3") and the headers and footers that repeat at page breaks, which would cut the
+    sentences around them."""
     headings: bool = True
     """Drop snippets that are only a heading or the label of a field."""
     readable: float = Field(0.5, ge=0, le=1)

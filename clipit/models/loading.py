@@ -15,12 +15,15 @@ from typing import Any
 from torch import nn
 
 from clipit.errors import ClipitError, ModelError, is_out_of_memory, out_of_memory
+from clipit.json_record import JsonRecord
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.specs import ModelSpec
 from clipit.models.vlm_specs import VLMS
 
 _HUB_TIMEOUT_S = 5.0
 """Time to wait for any response of the hub before using only its cache."""
+
+_COPY_AGAIN = "copy the model's folder again"
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -73,8 +76,8 @@ def public_name(name: str) -> str:
     return name
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a model's folder.
+def read_json(path: Path) -> JsonRecord:
+    """Read a JSON object from a model's folder; reading a key that it lacks is a `ModelError` as well.
 
     Raises:
         ModelError: The file cannot be read or is not a JSON object.
@@ -82,10 +85,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"unreadable: {error}", where=path, fix="copy the model's folder again") from error
+        raise ModelError(f"unreadable: {error}", where=path, fix=_COPY_AGAIN) from error
     if not isinstance(value, dict):
-        raise ModelError("not a JSON object", where=path, fix="copy the model's folder again")
-    return value
+        raise ModelError("not a JSON object", where=path, fix=_COPY_AGAIN)
+    return JsonRecord(value, path, _COPY_AGAIN, ModelError)
 
 
 def require_files(folder: Path, what: str, alternatives: Mapping[str, Sequence[str]]) -> None:

@@ -63,6 +63,11 @@ class Account:
     mended: dict[str, int] | None = None
     """Mended words, written as "intesFnal -> intestinal", with their numbers; the most frequent first."""
 
+    page_lines: Tally | None = None
+    """Page numbers, headers and footers that were dropped at page breaks; None: there were none."""
+    page_line_reports: int | None = None
+    """Number of reports with such lines."""
+
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-serialisable values, without those of steps that were off."""
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -73,8 +78,8 @@ class Account:
         known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
         dropped = {name: Tally(**kept) for name, kept in values["dropped"].items()}
         listed = tuple(values.get("long_word_reports", ()))
-        short = Tally(**values["kept_short"]) if "kept_short" in values else None
-        return cls(**{**known, "dropped": dropped, "long_word_reports": listed, "kept_short": short})
+        tallies = {key: Tally(**values[key]) for key in ("kept_short", "page_lines") if key in values}
+        return cls(**{**known, "dropped": dropped, "long_word_reports": listed, **tallies})
 
     def text(self, reports: Reports) -> str:
         """Format the account for printing, with the source and the problems of this reading of the reports."""
@@ -82,6 +87,7 @@ class Account:
             f"reports    {self.reports:>9,}  with text, {reports.empty:,} empty; from {reports.source}",
             *(f"{'':23}{note}" for note in reports.notes),
             *self._format_mended(),
+            *self._format_page_lines(),
             f"pieces     {self.pieces:>9,}  {self.split_sentences:,} sentences over {self.budget} tokens were split",
             f"merged     {self.duplicates:>9,}  exact duplicates; all their sources are kept",
         ]
@@ -115,6 +121,13 @@ class Account:
             return []
         examples = [f"{'':23}e.g. {printable(pair)} ({count:,})" for pair, count in [*self.mended.items()][:_EXAMPLES]]
         return [f"mended     {sum(self.mended.values()):>9,}  words with a damaged ligature", *examples]
+
+    def _format_page_lines(self) -> list[str]:
+        if self.page_lines is None:
+            return []
+        examples = [f"{'':23}e.g. {_shorten(printable(line))!r}" for line in self.page_lines.examples]
+        where = f"page numbers, headers and footers dropped in {self.page_line_reports:,} reports"
+        return [f"page lines {self.page_lines.count:>9,}  {where}", *examples]
 
 
 def read_account(path: Path) -> Account:

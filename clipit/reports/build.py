@@ -12,10 +12,11 @@ from clipit.config.effects import select_keys
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError
 from clipit.progress import progress
-from clipit.reports.account import Account, token_histogram
+from clipit.reports.account import Account, Tally, token_histogram
 from clipit.reports.cleaning import clean_text, drop_long_words
 from clipit.reports.filters import Similarity, check_sections, filter_snippets
 from clipit.reports.ligatures import find_damage, mend
+from clipit.reports.page_breaks import drop_page_lines
 from clipit.reports.readers import Report, Reports
 from clipit.reports.snippets import Piece, split_reports
 from clipit.types import TokenCounter
@@ -52,8 +53,13 @@ class Snippets:
 
 def snippet_keys(config: ReportsConfig) -> dict[str, Any]:
     """Return the keys that determine the snippets, for fingerprints; those of text checks only where these are on."""
-    checks = {} if config.text_checks is None else {"text_checks": config.text_checks.model_dump(mode="json")}
-    return {**select_keys(config, "results"), **checks}
+    keys = select_keys(config, "results")
+    if config.text_checks is None:
+        return keys
+    checks = config.text_checks.model_dump(mode="json")
+    if checks["page_lines"]:  # newer than the other checks: its default leaves earlier fingerprints as they were
+        del checks["page_lines"]
+    return {**keys, "text_checks": checks}
 
 
 def build_snippets(
@@ -91,8 +97,15 @@ def build_snippets(
     mends = config.text_checks is not None and config.text_checks.ligatures
     damage = find_damage([report.text for report in reports.reports]) if mends else {}
     mended: Counter[str] = Counter()
+    drops = config.text_checks is not None and config.text_checks.page_lines
+    page_lines, page_reports = Tally(), 0
 
     def clean(text: str) -> str:
+        nonlocal page_reports
+        if drops:
+            text, lines = drop_page_lines(text)
+            page_lines.add(lines)
+            page_reports += bool(lines)
         return mend(clean_text(text), damage, mended)
 
     occurrences = _split_and_merge(reports, count_tokens, budget, clean, long_words)
@@ -115,6 +128,8 @@ def build_snippets(
         long_word_reports=tuple(_describe_long_words(name, words) for name, words in long_words.items()),
         kept_short=kept_short,
         mended=dict(sorted(mended.items(), key=lambda pair: (-pair[1], pair[0]))) if mends else None,
+        page_lines=page_lines if page_reports else None,
+        page_line_reports=page_reports or None,
     )
     if not texts:
         raise DataError(

@@ -37,7 +37,7 @@ _NEGATED_LEAD = re.compile(
 )
 """Negation of a list in the following lines: "Negative for:"."""
 _LISTED = re.compile(r"[-*]\s*|\(?(\d{1,2}|[a-h])[.)]\s+")
-_NEGATIVE_VALUE = re.compile(rf"(?i)(?:not\s+{_FOUND}|negative|absent|uninvolved)\.?$")
+NEGATIVE_VALUE = re.compile(rf"(?i)(?:not\s+{_FOUND}|negative|absent|uninvolved)\.?$")
 """Line that negates the label in the line before it."""
 
 # Prefixes and endings that OCR separates from their word: "tumor -free", "non -polyposis".
@@ -51,6 +51,9 @@ _LOOSE_HYPHEN = re.compile(
 )
 
 _LOOSE_START = re.compile(r"(?:[-*,;: \n]|\.(?!(?<!\.\.)\d))+")
+
+ESCAPED_LINE_END = r"(?:\\r\\n|\\[nr])(?![a-z])"  # written out, as JSON does; not that of a path such as C:\new
+_ESCAPED = re.compile(rf"{ESCAPED_LINE_END}|\\t(?![a-z])")
 
 _LONGEST_WORD = 500  # characters; longer ones are encoded pictures or damage
 _OTHER_SCRIPTS = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef"  # written without spaces
@@ -134,7 +137,7 @@ def _unwrap(text: str) -> str:
 
 def _negates(line: str, label: str) -> bool:
     """Return whether a line is only the negative value of the label in the line before it."""
-    if _NEGATIVE_VALUE.match(line) is None or label[-1] in ".;?!" or _NEGATIVE_VALUE.match(label):
+    if NEGATIVE_VALUE.match(line) is None or label[-1] in ".;?!" or NEGATIVE_VALUE.match(label):
         return False
     if label[-1] != ":" and not (label[0].isupper() and " " in label):
         return False
@@ -158,10 +161,12 @@ def trim(text: str) -> str:
 def clean_text(text: str) -> str:
     """Remove OCR and layout noise: invisible characters, drawn lines, repeated punctuation, loose hyphens, wraps, HTML.
 
-    All letters and digits are kept in their order, except those of HTML tags (ligatures such as "ﬁ" are expanded). Line
-    ends between items stay as one newline; those within a sentence become spaces. A list after "Negative for:" stays in
-    the sentence of its negation, and "Not identified" on a line of its own in that of its label.
+    All letters and digits are kept in their order, except those of HTML tags and of line ends that are written out as
+    \\n (ligatures such as "ﬁ" are expanded). Line ends between items stay as one newline; those within a sentence
+    become spaces. A list after "Negative for:" stays in the sentence of its negation, and "Not identified" on a line of
+    its own in that of its label.
     """
+    text = _ESCAPED.sub(lambda match: " " if match.group().endswith("t") else "\n", text)
     text = _join_words(_characters(_without_markup(text)))
     for pattern, replacement in _STEPS:
         text = pattern.sub(replacement, text)

@@ -1,16 +1,33 @@
 """Text encodings of reports: decode, locate errors, and recognise files that are not in the given encoding."""
 
 import codecs
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError, DataError, shortlist
 
 HEAD = 1024  # bytes that are checked at the start of a file
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins with that of UTF-16
+
+
+_SECOND = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0xC0))
+_MISREAD = re.compile(rf"[\u00c2-\u00c5\u00ce\u00cf][{re.escape(_SECOND)}]|\u00e2\u20ac[{re.escape(_SECOND)}]")
+"""Two or three characters that are one character of UTF-8, read as cp1252: \u00c3\u00a4 for \u00e4."""
+
+
+def count_misread(texts: Sequence[str]) -> str:
+    """Compose a problem that counts the texts with UTF-8 that was read as another encoding; "" if there are none."""
+    found = [match.group() for text in texts if (match := _MISREAD.search(text))]
+    if not found:
+        return ""
+    return (
+        f"{len(found)} reports contain characters such as {shortlist(list(dict.fromkeys(found)), 3)}: UTF-8 that "
+        "another program read as another encoding; export the reports again"
+    )
 
 
 def codec(encoding: str) -> str:

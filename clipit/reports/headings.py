@@ -1,6 +1,9 @@
 """Regular expressions for the headings and field labels of pathology reports."""
 
 import re
+from collections.abc import Mapping
+
+from clipit.reports.foreign_headings import foreign_patterns
 
 UNKNOWN = "unknown"
 """Section of text before the first heading."""
@@ -10,7 +13,7 @@ _DESCRIPTION = r"(?:descrip\w{1,6}|examina\w{1,6}|findings?|appearance|diagnosis
 # Unambiguous: a heading even without a colon, if in capitals or at the start of a sentence.
 _STRONG: dict[str, str] = {
     "clinical": r"clinical\s+(?:history|information|data|diagnos[ie]s(?:\s*[/&]?\s*history)?|notes?|impression|"
-    r"summary|details|indications?)|(?:pre|post)-?\s?op(?:erative)?\s+diagnosis|operative\s+(?:diagnosis|findings)|"
+    r"summary|details|indications?)|(?:pre|post)-?\s?op(?:erative)?\s+diagnosis?|operative\s+(?:diagnosis|findings)|"
     r"(?:past\s+|relevant\s+)?(?:medical|patient|surgical)\s+history",
     "intraoperative": r"intra-?\s?operative\s+(?:consultation|diagnosis|findings)|"
     r"frozen\s+section\s+(?:diagnosis|consultation|report|interpretation)",
@@ -67,17 +70,23 @@ _FIELD = (
 )
 
 
-def _alternatives(patterns: dict[str, str]) -> str:
+def _alternatives(english: Mapping[str, str], others: Mapping[str, str]) -> str:
+    """Return one group per section; the headings of other languages come after the English ones."""
+    patterns = {name: "|".join(each[name] for each in (english, others) if name in each) for name in english}
     return "|".join(f"(?P<{name}>{pattern})" for name, pattern in patterns.items())
 
 
-_START = r"(?<![A-Za-z0-9])(?=[A-Z]|pTNM)"
+_LETTER = "A-Za-z0-9\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff"
+_START = rf"(?<![{_LETTER}])(?=[A-Z\u00c0-\u00d6\u00d8-\u00de]|pTNM)"
 
-STRONG = re.compile(rf"{_START}(?i:{_alternatives(_STRONG)})(?![A-Za-z0-9])(?P<colon>\s*:)?")
+STRONG = re.compile(
+    rf"{_START}(?i:{_alternatives(_STRONG, foreign_patterns(several_words=True))})(?![{_LETTER}])(?P<colon>\s*:)?"
+)
 """A heading anywhere in the text; if it has no colon, the caller checks capitals and position."""
 
 WEAK = re.compile(
-    rf"{_START}(?i:{_alternatives(_WEAK)})(?![A-Za-z0-9])(?P<colon>\s*:|(?=[\s.;,-]*$)|(?<=[A-Z]{{4}})(?=\s+[A-Z][a-z.]))"
+    rf"{_START}(?i:{_alternatives(_WEAK, foreign_patterns(several_words=False))})(?![{_LETTER}])"
+    r"(?P<colon>\s*:|(?=[\s.;,-]*$)|(?<=[A-Z]{4})(?=\s+[A-Z][a-z.]))"
 )
 """A one-word heading with a colon, alone at the end of its line, or in capitals before text that is not."""
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import MISSING_VALUES, CsvTable, cell_text, delimiter_hint, neighbours
+from clipit.data_files import MISSING_VALUES, CsvTable, cell_text, delimiter_hint, neighbours, without_decimals
 from clipit.errors import DataError, shortlist
 from clipit.reports.barcodes import patient_of
 from clipit.reports.tables import read_side_table
@@ -49,7 +49,8 @@ class Metadata:
         Raises:
             DataError: No report has a row; the message shows ids of both.
         """
-        keys = self._report_keys(reports) if self.by_report else [_patient(report) for report in reports]
+        patients = [_patient(report) for report in reports]
+        keys = self._report_keys(reports) if self.by_report else [key or "" for key in without_decimals(patients)]
         matched = [key in self.rows for key in keys]
         if not any(matched):
             raise DataError(
@@ -120,9 +121,13 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
             fix="set reports.label_column, organ_column, group_column or date_column to one of them",
         )
     rows: dict[str, dict[str, str | None]] = {}
-    for line, cells in zip(table.lines, table.rows, strict=True):
-        values = dict(zip(table.header, (_text(cell, path, line) for cell in cells), strict=True))
-        key = values[column] if by_report else (patient_of(values[column]) or values[column])
+    parsed = [
+        dict(zip(table.header, (_text(cell, path, line) for cell in cells), strict=True))
+        for line, cells in zip(table.lines, table.rows, strict=True)
+    ]
+    names = [values[column] if by_report else (patient_of(values[column]) or values[column]) for values in parsed]
+    keys = names if by_report else [key or "" for key in without_decimals(names)]
+    for line, values, key in zip(table.lines, parsed, keys, strict=True):
         row = {fact: values[columns[fact]] or None for fact in facts}
         if not key or rows.setdefault(key, row) != row:
             raise DataError(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, neighbours
+from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, neighbours, without_decimals
 from clipit.errors import DataError, is_limit, printable, shortlist
 from clipit.reports.barcodes import add_patients
-from clipit.reports.encodings import check_lfs_pointer
+from clipit.reports.encodings import check_lfs_pointer, count_misread
 from clipit.reports.metadata import check_dates, read_metadata
 from clipit.reports.missing_values import resolve_missing
 from clipit.reports.tables import read_huggingface_reports, read_jsonl, read_parquet, read_table_reports
@@ -108,6 +108,9 @@ def read_reports(config: ReportsConfig) -> Reports:
             where=config.path,
             fix="check reports.path, reports.format and reports.text_column",
         )
+    misread = count_misread([report.text for report in reports])
+    if misread:
+        problems.append(misread)
     reports = _select_organs(_resolve_missing(reports, config, problems), config, problems)
     check_dates([report.date for report in reports], config.path)
     return Reports(tuple(reports), tuple(problems), config.path, empty, tuple(notes))
@@ -211,8 +214,11 @@ def _resolve_missing(reports: list[Report], config: ReportsConfig, problems: lis
     for key in ("organ", "group", "label", "date"):
         values = [getattr(report, key) for report in reports]
         resolved, note = resolve_missing(values, f"reports.{key}_column", config.path)
+        if key == "group":
+            resolved = without_decimals(resolved)
         if note:
             problems.append(note)
+        if resolved != values:
             changes: list[dict[str, Any]] = [{key: value} for value in resolved]
             reports = [replace(report, **change) for report, change in zip(reports, changes, strict=True)]
     return reports

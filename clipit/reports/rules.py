@@ -12,6 +12,7 @@ from itertools import accumulate
 
 from clipit.reports.assertion import Status
 from clipit.reports.cleaning import clean_text, drop_long_words
+from clipit.reports.page_breaks import drop_page_lines
 from clipit.reports.phrases import Match
 from clipit.reports.rule_set import BOTH, IGNORED, NONE, RuleSet, load_rules
 from clipit.reports.sentences import split_sentences
@@ -66,14 +67,16 @@ class ReportLabel:
 def label_report(text: str, rules: RuleSet) -> ReportLabel:
     """Label one report by rules.
 
-    The text is cleaned and split into sections and sentences as for snippets. A phrase may run over the end of a
-    sentence that has no full stop, as where OCR breaks a line. Time is linear in the length of the text.
+    Page numbers, headers and footers are dropped (`drop_page_lines`); the text is cleaned and split into sections and
+    sentences as for snippets. A phrase may run over the end of a sentence that has no full stop, as where OCR breaks a
+    line. Time is linear in the length of the text.
 
     Args:
         text: Text of the report as read.
         rules: Rule set.
     """
-    cleaned, _ = drop_long_words(clean_text(unicodedata.normalize("NFC", text)))
+    whole, _ = drop_page_lines(unicodedata.normalize("NFC", text))
+    cleaned, _ = drop_long_words(clean_text(whole))
     mentions = _find_mentions(split_sentences(cleaned), rules)
     counted = {
         mention.class_name if mention.status == "affirmed" else rules.negated.get(mention.class_name)

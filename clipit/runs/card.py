@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import read_json, whole_file, write_record
+from clipit.artifacts import read_json, reading, whole_file, write_record
 from clipit.config.run import RunConfig
 from clipit.models.classifier_spec import CARD, opens_in_transformers, read_spec
 from clipit.reporting.model_card import CardFacts, Compared, ComparedArm, model_card
@@ -62,12 +62,14 @@ def _read_compared(folder: Path) -> Compared | None:
     path = folder / _COMPARED
     if not path.is_file():
         return None
-    values = read_json(path, "delete this file; the next comparison writes it again")
-    arms = [
-        ComparedArm(**{**arm, "interval": tuple(arm["interval"]) if arm["interval"] else None})
-        for arm in values.pop("arms")
-    ]
-    return Compared(**values, arms=arms)
+    fix = "delete this file; the next comparison writes it again"
+    values = read_json(path, fix)
+    with reading(path, fix):
+        arms = [
+            ComparedArm(**{**arm, "interval": tuple(arm["interval"]) if arm["interval"] else None})
+            for arm in values["arms"]
+        ]
+        return Compared(**{**values, "arms": arms})
 
 
 def _read_external(folder: Path) -> list[dict[str, Any]]:

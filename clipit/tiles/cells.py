@@ -1,16 +1,18 @@
 """Cells of tables and Hugging Face columns: text, missing values and micrometres per pixel."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from clipit.config.run import TilesConfig
-from clipit.data_files import MISSING_VALUES, NO_CLASS, CsvTable, cell_text, joined_rows
+from clipit.data_files import MISSING_VALUES, NO_CLASS, CsvTable, cell_text, joined_rows, without_decimals
 from clipit.errors import DataError, shortlist
 
 logger = logging.getLogger(__name__)
 
+_SMALLEST_MPP, _LARGEST_MPP = 0.01, 100
 _UNUSABLE = "\0"  # start of a stored cell that cannot be used; no usable cell contains this character
 
 
@@ -84,7 +86,8 @@ def resolve_missing(
 ) -> tuple[list[str], tuple[str, ...]]:
     """Replace -1 in a column of integers with "", and refuse texts that mark missing values.
 
-    A label that tiles.classes or tiles.class_map names is always a class.
+    Groups such as 12.0, as programs write integers beside empty cells, are read as 12 (see `without_decimals`). A label
+    that tiles.classes or tiles.class_map names is always a class.
 
     Args:
         values: Labels or groups as text, "" where missing.
@@ -117,7 +120,7 @@ def resolve_missing(
     others = set(counts) - {"", no_class}
     whole = all(name.lstrip("-").removesuffix(".0").isdecimal() for name in others)
     if no_class not in counts or no_class in named or not whole:
-        return list(values), ()
+        return list(values) if is_label else [text or "" for text in without_decimals(values)], ()
     if is_label and len(others) < 2 and not named:
         listed = [no_class, *sorted(others)]
         raise DataError(
@@ -128,14 +131,15 @@ def resolve_missing(
     count = f"{counts[no_class]} tiles with the {kind} {no_class}"
     note = f"{count} count as {'unlabelled' if is_label else 'without a group'}"
     logger.warning(f"note: {note}")
-    return ["" if value == no_class else value for value in values], (note,)
+    kept = ["" if value == no_class else value for value in values]
+    return kept if is_label else [text or "" for text in without_decimals(kept)], (note,)
 
 
 def parse_mpp(values: Sequence[str], where: object, place: Callable[[int], str]) -> list[float]:
     """Convert micrometres per pixel to numbers; nan where missing.
 
     Raises:
-        DataError: A value is not a positive, finite number.
+        DataError: A value is not a number from 0.01 to 100; tissue is not scanned in other resolutions.
     """
     numbers: list[float] = []
     for row, value in enumerate(values):
@@ -143,11 +147,12 @@ def parse_mpp(values: Sequence[str], where: object, place: Callable[[int], str])
             number = float(value.replace("_", " ")) if value else float("nan")  # Python would read 0_5 as 5
         except ValueError:
             number = -1.0
-        if number <= 0 or number == float("inf"):
+        if not (math.isnan(number) or _SMALLEST_MPP <= number <= _LARGEST_MPP):
             raise DataError(
                 f"mpp is '{value}' in {place(row)}",
                 where=where,
-                fix="write micrometres per pixel as a positive number without a unit, or leave the cell empty",
+                fix="write micrometres (neither metres nor nanometres) per pixel as a number without a unit, from "
+                f"{_SMALLEST_MPP} to {_LARGEST_MPP}, or leave the cell empty",
             )
         numbers.append(number)
     return numbers

@@ -1,6 +1,5 @@
 """Tiles of sets that fit no disk: they are streamed once, in order, and kept in the workspace (see `kept_tiles`)."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clipit.artifacts import fingerprint, write_json
+from clipit.artifacts import REBUILD, fingerprint, read_json, reading, write_json
 from clipit.config.run import TilesConfig
 from clipit.data_files import hub_id, hub_revision, is_saved_dataset, list_files, load_huggingface
 from clipit.distributed import build_once, get_processes
@@ -105,8 +104,9 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
         described = look_up()
     else:
         artifact = build_once(root, "streamed_set", {"set": _identity(config), "version": 1}, make)
-        values = json.loads(artifact.file("parts.json").read_text(encoding="utf-8"))
-        parts = {name: StreamedPart(**part) for name, part in values.items()}
+        listed = artifact.file("parts.json")
+        with reading(listed):
+            parts = {name: StreamedPart(**part) for name, part in read_json(listed, REBUILD).items()}
         described = StreamedSet(parts, artifact.manifest.facts.get("revision"))
     parts = select_parts(described.parts, config)
     column = image_column(config)

@@ -80,6 +80,16 @@ def test_dinov3_takes_other_sizes(tmp_path: Path) -> None:
         load_backbone(BackboneConfig(name=str(folder), pixels=50))
 
 
+def test_a_description_that_lacks_a_key(vision_folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(vision_folders["ViT"], tmp_path / "vit"))
+    file = folder / "preprocessor_config.json"
+    written = json.loads(file.read_text())
+    for key in ("image_mean", "size"):
+        file.write_text(json.dumps({name: value for name, value in written.items() if name != key}))
+        with pytest.raises(ModelError, match=rf"(?s)no '{key}' in this file; it has .*preprocessor_config\.json"):
+            load_backbone(BackboneConfig(name=str(folder)))
+
+
 def test_a_configuration_with_fewer_layers_than_the_weights(vision_folders: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(vision_folders["ViT"], tmp_path / "vit"))
     config = json.loads((folder / "config.json").read_text())

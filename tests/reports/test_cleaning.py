@@ -1,7 +1,7 @@
 """Cleaning: noise goes, letters and digits stay."""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from clipit.reports.cleaning import clean_text, drop_long_words, trim
@@ -22,7 +22,13 @@ def letters(text: str) -> str:
 @given(st.one_of(st.text(max_size=80), NOISY))
 @example("non -poly\u00adposis 2 .5 cm carci-\nnoma")
 def test_no_letter_or_digit_is_lost(text: str) -> None:
+    assume("\\" not in text)  # line ends that are written out
     assert letters(clean_text(text)) == letters(text)
+
+
+def test_line_ends_that_are_written_out() -> None:
+    text = r"Gross: Brown tissue.\nDiagnosis: Adenoma.\r\n- Polyp in \tC:\new"
+    assert clean_text(text) == "Gross: Brown tissue.\nDiagnosis: Adenoma.\n- Polyp in C:\\new"
 
 
 @given(NOISY)

@@ -212,6 +212,13 @@ DEEP = {
 }  # fmt: skip
 
 
+def test_signed_integers_are_refused() -> None:
+    content = deep_tiff(8, 1).replace(struct.pack("<HHII", 259, 3, 1, 1), struct.pack("<HHII", 339, 3, 1, 2))
+    with pytest.raises(ImageError, match="signed integers per channel"):
+        decode(io.BytesIO(content))
+    assert decode(io.BytesIO(deep_tiff(8, 1))).size == (4, 4)
+
+
 @pytest.mark.parametrize("name", sorted(DEEP))
 def test_more_than_8_bits_are_refused_by_training_and_prediction(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(DEEP[name])

@@ -125,6 +125,8 @@ def test_files_that_are_not_there_are_counted(tmp_path: Path) -> None:
         (1, {"label": "9"}, "labels outside the classes: 9, in 1 tiles: img/1.png"),
         (1, {"mpp": "half"}, r"mpp is 'half' in record 2 \(line 3\)"),
         (1, {"mpp": "-1"}, "mpp is '-1'"),
+        (1, {"mpp": 5e-07}, "(?s)mpp is '5e-07'.*neither metres nor nanometres"),
+        (1, {"mpp": 500}, "(?s)mpp is '500.*from 0.01 to 100"),
         (1, {"path": ""}, "1 rows name no file, first record 2"),
     ],
 )
@@ -342,6 +344,18 @@ def test_minus_one_among_integers_is_no_patient(tmp_path: Path) -> None:
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
     assert (tiles.groups == "").sum() == 2
     assert any("2 tiles with the group -1" in note for note in tiles.notes)
+
+
+def test_patients_that_another_program_wrote_as_decimals(tmp_path: Path) -> None:
+    numbers = [None if place % 6 == 0 else float(place // 2) for place in range(12)]
+    table = [row | {"group": number} for row, number in zip(rows(tmp_path), numbers, strict=True)]
+    wanted = ["" if number is None else f"{number:.0f}" for number in numbers]
+    write_table(tmp_path / "t.csv", table)
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
+    for name in ("t.csv", "t.parquet"):
+        tiles = load_tiles(config(tmp_path / name), seed=0)
+        order = [wanted[int(name.split("/")[-1].removesuffix(".png"))] for name in tiles.ids.tolist()]
+        assert tiles.groups.tolist() == order
 
 
 def test_a_folder_in_place_of_a_table(tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""JSON objects of files: reading a key that a file lacks is a clear error."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from clipit.errors import ArtifactError, ClipitError, shortlist
+
+
+class JsonRecord(dict[str, Any]):
+    """A JSON object of a file.
+
+    `record["key"]` raises a `ClipitError` with the file, the key and what to do if the key is missing; all else is as
+    in any dict. Nested objects are records as well.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], path: Path, fix: str, error: type[ClipitError] = ArtifactError, place: str = ""
+    ) -> None:
+        """Wrap an object.
+
+        Args:
+            values: Parsed object.
+            path: File from which it was read.
+            fix: What to do if a key is missing, for the error.
+            error: Class of the error. An `ArtifactError` adds that an earlier version may have written the file.
+            place: Keys that lead to this object inside the file, such as `splits.test`.
+        """
+        inside = f"{place}." if place else ""
+        super().__init__({key: _wrap(value, path, fix, error, f"{inside}{key}") for key, value in values.items()})
+        self._path, self._fix, self._error, self._place = path, fix, error, place
+
+    def __missing__(self, key: str) -> NoReturn:
+        what = f"no {key!r} in {self._place or 'this file'}"
+        if issubclass(self._error, ArtifactError):
+            what += ", which an earlier version may have written"
+        has = f"it has {shortlist(list(self))}" if self else "it is empty"
+        raise self._error(f"{what}; {has}", where=self._path, fix=self._fix)
+
+
+def _wrap(value: Any, path: Path, fix: str, error: type[ClipitError], place: str) -> Any:
+    if isinstance(value, dict):
+        return JsonRecord(value, path, fix, error, place)
+    if isinstance(value, list):
+        return [_wrap(item, path, fix, error, f"{place}[{number}]") for number, item in enumerate(value)]
+    return value

@@ -1,0 +1,49 @@
+"""Score rows of runs that an earlier version finished."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipit.artifacts import write_json
+from clipit.comparison.plan import plan_comparison
+from clipit.comparison.rows import read_run_rows
+from clipit.config.load import merge, nested, validate_file
+from clipit.errors import ArtifactError
+from clipit.evaluation.score_row import ScoreRow
+from clipit.workspace.workspace import Workspace
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    test = {"labelled": 5, "resampled": "5 tiles", "metrics": {"balanced_accuracy": {"value": 0.5}}}
+    provenance = {"steps": 10, "chosen_step": 5, "tiles_seen": 40, "seconds": 2.0}
+    return {"predictions_sha256": "0", "splits": {"test": test}, "provenance": provenance, **changes}
+
+
+def read(folder: Path, metric: str) -> list[ScoreRow]:
+    keys = {"tiles": {"source": "folders", "path": "tiles"}, "name": "demo", "comparison.arms": ["image_only"]}
+    file = validate_file(merge(nested(keys), {"comparison": {"metric": metric}}), "test")
+    (plan,) = plan_comparison(file.run, file.comparison)
+    return read_run_rows(plan, Workspace(plan.config), folder, "image_only", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "metric", "named"),
+    [
+        ({}, "accuracy", "no 'accuracy' in splits.test.metrics.*it has balanced_accuracy"),
+        ({"splits": {"val": {"metrics": {}}}}, "balanced_accuracy", "no 'test' in splits"),
+        ({"provenance": {"steps": 10}}, "balanced_accuracy", "no 'chosen_step' in provenance"),
+    ],
+)
+def test_results_without_a_key_are_a_clear_error(
+    tmp_path: Path, changes: dict[str, Any], metric: str, named: str
+) -> None:
+    write_json(tmp_path / "results.json", results(**changes))
+    with pytest.raises(ArtifactError, match=rf"(?s){named}.*where: .*results\.json.*to do: delete this file and run"):
+        read(tmp_path, metric)
+
+
+def test_complete_results(tmp_path: Path) -> None:
+    write_json(tmp_path / "results.json", results())
+    (row,) = read(tmp_path, "balanced_accuracy")
+    assert (row.score, row.steps, row.part) == (0.5, 10, "test")

@@ -1,0 +1,54 @@
+"""JSON files of earlier versions, which lack keys."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from clipit.artifacts import read_json, write_json
+from clipit.errors import ArtifactError
+from clipit.json_record import JsonRecord
+from clipit.runs.folder import read_results
+
+FIX = "evaluate again"
+RESULTS = {
+    "splits": {"test": {"labelled": 5, "resampled": "5 tiles", "metrics": {"accuracy": {"value": 0.5}}}},
+    "provenance": {"steps": 10},
+    "rows": [{"arm": "a"}],
+}
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> JsonRecord:
+    write_json(tmp_path / "results.json", RESULTS)
+    return read_json(tmp_path / "results.json", FIX)
+
+
+def test_a_missing_key_names_file_place_and_remedy(record: JsonRecord, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        record["splits"]["test"]["metrics"]["macro_f1"]
+    text = str(caught.value)
+    assert "no 'macro_f1' in splits.test.metrics, which an earlier version may have written; it has accuracy" in text
+    assert f"where: {tmp_path / 'results.json'}" in text and f"to do: {FIX}" in text
+    with pytest.raises(ArtifactError, match=r"no 'seed' in rows\[0\]"):
+        record["rows"][0]["seed"]
+    with pytest.raises(ArtifactError, match="no 'arms' in this file"):
+        record["arms"]
+    with pytest.raises(ArtifactError, match="it is empty"):
+        JsonRecord({}, tmp_path, FIX)["x"]
+
+
+def test_it_is_an_ordinary_dict_otherwise(record: JsonRecord) -> None:
+    assert record == RESULTS and json.loads(json.dumps(record)) == RESULTS
+    assert record.get("arms") is None and "arms" not in record and record.get("arms", 3) == 3
+    assert type(record | {"arms": 1}) is dict and {**record} == RESULTS
+    copy = pickle.loads(pickle.dumps(record))
+    assert copy == RESULTS
+    with pytest.raises(ArtifactError, match="no 'x' in provenance"):
+        copy["provenance"]["x"]
+
+
+def test_results_of_a_run_without_a_metric(record: JsonRecord, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"(?s)no 'auroc'.*results\.json.*run clipit train again"):
+        read_results(tmp_path)["splits"]["test"]["metrics"]["auroc"]

@@ -29,7 +29,7 @@ def input_pixels(model: VLMConfig | BackboneConfig) -> int | None:
 
 def _in_folder(folder: Path) -> int | None:
     """Read the size from the files of timm, open_clip or transformers."""
-    values = {
+    values: dict[str, dict[str, Any]] = {
         name: read_json(folder / name)
         for name in ("open_clip_config.json", "preprocessor_config.json", "config.json")
         if (folder / name).is_file()

@@ -1,11 +1,11 @@
-"""clipit: tiles, unpaired reports and a frozen vision-language model in; an image-only classifier out."""
+"""clipit: train image-only histology classifiers with pathology reports and a frozen vision-language model."""
 
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# OpenMP's threads spin while they wait for each other. If anything else runs on the same cores, that slows small models
-# down twentyfold; waiting passively costs next to nothing. torch reads the variable at import, so it is set before.
+# By default, idle OpenMP threads spin. If anything else runs on the same cores, this makes small models about twenty
+# times slower; passive waiting costs next to nothing. torch reads the variable at import, so it is set here, before it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:

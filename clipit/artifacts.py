@@ -177,7 +177,7 @@ def make_folder(path: Path) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path, which replaces `path` if the block succeeds.
 
-    The file's mode follows the umask, also where the writer sets another one, as safetensors does.
+    The file's mode follows the umask, even if the writer sets another one, as safetensors does.
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -7,7 +7,7 @@ from typing import Any
 from clipit.errors import printable
 
 MOST_SHOWN = 10
-"""Differences listed in a message."""
+"""Maximum number of differences listed in a message."""
 _LONGEST_SHOWN = 80  # characters of a value
 _ABSENT = "(absent)"
 

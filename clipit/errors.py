@@ -98,7 +98,7 @@ def disk_errors(where: object) -> Iterator[None]:
         raise
     except IsADirectoryError as error:  # of a rename, the second name is the target
         raise ArtifactError(
-            "a folder is where a file belongs",
+            "there is a folder in place of a file",
             where=error.filename2 or error.filename or where,
             fix="delete or rename that folder; then start again: finished parts are kept",
         ) from error
@@ -140,7 +140,7 @@ def is_limit(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error is a lack of memory, of the machine or of its GPU, in any library."""
+    """Return whether an error of any library means that the machine or its GPU is out of memory."""
     return (
         isinstance(error, MemoryError)
         or getattr(error, "errno", None) == errno.ENOMEM
@@ -149,7 +149,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> ClipitError:
-    """Compose the error for a lack of memory."""
+    """Compose the error for running out of memory."""
     reason = " ".join(str(error).split())[:300]
     return ClipitError(
         f"not enough memory{f': {reason}' if reason else ''}",
@@ -178,7 +178,7 @@ def _limit_errors() -> Iterator[None]:
         causes = (error, error.__cause__, error.__context__)  # transformers raises ImportError from it
         if any("torchvision::nms does not exist" in str(cause) for cause in causes):
             raise ClipitError(
-                "the installed torch and torchvision do not fit together: one is a build for CUDA, one for CPUs",
+                "the installed torch and torchvision do not match: one is a build for CUDA, one for CPUs",
                 fix="python -m clipit.torchvision_hook makes them work; or install both from one source",
             ) from error
         raise
@@ -204,7 +204,7 @@ def user_errors() -> Iterator[None]:
                 flush_console()
                 raise
             flush_console()  # here, because errors when Python exits cannot be handled
-    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
         close_console()
         raise SystemExit(_BROKEN_PIPE) from None
     except ClipitError as error:

@@ -1,4 +1,4 @@
-"""Read items in threads beside the model: batches in order, a bounded number of them in memory.
+"""Read items in threads while the model runs: batches in order, a bounded number of them in memory.
 
 Threads feed more than worker processes do: decoding and resizing release Python's global lock, and nothing is copied
 between processes.

@@ -167,7 +167,7 @@ def test_mixed_builds_are_named_also_when_transformers_hides_them(capsys: pytest
             raise RuntimeError("operator torchvision::nms does not exist")
         except RuntimeError as error:
             raise ModuleNotFoundError("Could not import module 'CLIPImageProcessor'.") from error
-    assert "torch and torchvision do not fit together" in capsys.readouterr().err
+    assert "torch and torchvision do not match" in capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError), user_errors():
         raise ModuleNotFoundError("No module named 'absent'")
 

@@ -57,7 +57,7 @@ def find_consensus(votes: Votes) -> Consensus:
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """Labels of annotators on the tiles of a data set, and what was made of them.
+    """Labels by annotators of the tiles of a data set, with their consensus for training and for test.
 
     Attributes:
         votes: All votes on the tiles, of all splits.
@@ -65,7 +65,7 @@ class Annotations:
         tested: Votes on test tiles by the annotators who label them, and their consensus.
         test_annotators: Annotators of the test labels; empty if these are the labels of the source.
         independent: Whether the test labels come from none of the annotators of the training labels.
-        shared: Annotators whose labels are among both; empty if unknown.
+        shared: Annotators who labelled tiles of both; empty if unknown.
     """
 
     votes: Votes
@@ -78,7 +78,7 @@ class Annotations:
     def strata(self, ids: Sequence[str]) -> Int64[np.ndarray, " n"]:
         """Return the majority of the training annotators for training and validation tiles; -1 without labels.
 
-        Labelled tiles are drawn by these classes, so that every `labels` of annotators is trained on the same tiles.
+        Labelled tiles are drawn per class of this majority, so that each choice of `labels` trains on the same tiles.
         """
         votes = self.learnt.votes
         label_of = dict(zip(votes.items, majority(votes.counts(), votes.items).labels.tolist(), strict=True))
@@ -96,11 +96,11 @@ class Annotations:
 
 @dataclass(frozen=True)
 class TileLabels:
-    """Labels made from those of annotators.
+    """Tile labels derived from the labels of annotators.
 
     Attributes:
         of_tile: Class of each labelled tile, by id, of all splits.
-        annotations: What they were made from.
+        annotations: Labels of the annotators and their consensus.
         notes: Which annotators the labels come from, ties, and limits of the estimates.
     """
 
@@ -167,7 +167,7 @@ def best_annotator(consensus: Consensus) -> str:
 
 
 def _shared(learnt: Votes, tested: Votes) -> tuple[str, ...]:
-    """Return the named annotators with labels in both; none for votes without names."""
+    """Return the named annotators who have labels in both; empty for votes without names."""
     if not (learnt.named and tested.named):
         return ()
     first, second = ({votes.annotators[a] for a in set(votes.annotator.tolist())} for votes in (learnt, tested))

@@ -1,7 +1,7 @@
 """Labels of pixels by several annotators, reduced to the distinct patterns of labels and how often each occurs.
 
 Dawid-Skene over pixels is STAPLE (Warfield, Zou and Wells, IEEE TMI 23(7), 2004) for several classes. Pixels with the
-same labels have the same posterior, so that EM needs one row per pattern, however many pixels there are.
+same labels have the same posterior, so EM needs one row per pattern, however many pixels there are.
 """
 
 from collections import Counter

@@ -27,7 +27,7 @@ _WHERE = "tiles.annotations"
 
 @dataclass(frozen=True)
 class AnnotationTable:
-    """Labels as they are in the file, one entry per label in each sequence, without repeated ones.
+    """Labels of a file without duplicates, one entry per label in each sequence.
 
     Attributes:
         tiles: Ids of the tiles.
@@ -136,7 +136,7 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
         key: Configuration key or option that names the columns, for error messages.
 
     Raises:
-        DataError: A column is missing, or a cell contains what is no text.
+        DataError: A column is missing, or a cell does not contain text.
     """
     header = [name.strip() for name in table.header]
     check_column_names(header, path)

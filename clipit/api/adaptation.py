@@ -40,7 +40,7 @@ class AdaptationResult:
 
     @property
     def verdict(self) -> str:
-        """Whether the text taught the VLM, in plain words."""
+        """Verdict on whether the text improved the VLM, in plain words."""
         return str(self.numbers["verdict"])
 
     @cached_property
@@ -106,8 +106,8 @@ def adapt_vlm(config: Config) -> AdaptationResult:
 
     Raises:
         ConfigError: Keys contradict each other, or a configuration of `adapt.forgetting` cannot be read.
-        DataError: The examples do not suffice, or test tiles leak into them.
-        ModelError: A tower cannot be adapted as `adapt.tuning` says.
+        DataError: There are too few examples, or test tiles leak into them.
+        ModelError: A tower does not support the kind of `adapt.tuning`.
     """
     from clipit.studies.adapted_vlms.study import adapt_study
 
@@ -128,7 +128,7 @@ def write_pairs(config: Config, folder: str | Path, format: Literal["csv", "webd
         Number of pairs by part.
 
     Raises:
-        DataError: The examples do not suffice, or an image cannot be read.
+        DataError: There are too few examples, or an image cannot be read.
         ArtifactError: The folder is not empty, or cannot be written.
     """
     from clipit.vlm_training.examples import make_examples, validation_examples

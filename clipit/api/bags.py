@@ -78,7 +78,7 @@ def train_mil(config: Config) -> MilResult:
 
     Raises:
         ConfigError: An arm is unknown, or the features cannot be used.
-        DataError: The bags do not suffice to train, or no test bag has a label.
+        DataError: There are too few bags to train on, or no test bag has a label.
     """
     from clipit.mil.conditions import conditions_study
     from clipit.mil.study import mil_study

@@ -34,11 +34,10 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
 
     Returns:
         The validated configuration: the keys of a run in `run`, and the sections `comparison`, `probing`, `robustness`,
-        `prompt_study` and `segmentation`. Without `tiles.path`, it serves functions that need no tiles; the others
-        refuse it.
+        `prompt_study` and `segmentation`. Without `tiles.path`, only functions that need no tiles accept it.
 
     Raises:
-        ConfigError: The file cannot be read, or keys or values are wrong; all of them are listed.
+        ConfigError: The file cannot be read, or keys or values are invalid; all of them are listed.
     """
     both = sorted({*(overrides or {})} & {*keys})
     if both:

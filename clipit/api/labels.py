@@ -23,7 +23,7 @@ class AnnotatorsResult:
 
     @property
     def page(self) -> Path:
-        """HTML page with agreement, confusions, human ceiling and the least agreed tiles."""
+        """HTML page with agreement, confusions, human ceiling and the tiles with the least agreement."""
         return self.folder / "annotators.html"
 
     @cached_property
@@ -136,7 +136,7 @@ def describe_annotators(config: Config, *, shown: int = 24) -> AnnotatorsResult:
 
     Raises:
         ConfigError: No annotators are configured.
-        DataError: Tiles or labels of annotators are wrong.
+        DataError: The tiles or the annotators' labels are invalid.
     """
     from clipit.workspace.annotator_files import write_annotators
 
@@ -167,7 +167,7 @@ def merge_masks(
 
     Raises:
         ConfigError: The tiles are not those of a table, or no classes are named.
-        DataError: Tables or masks are wrong.
+        DataError: A table or a mask is invalid.
     """
     from clipit.workspace.annotator_masks import write_annotator_masks
 

@@ -102,7 +102,7 @@ def predict(
         mpp: Micrometres per pixel of the finest level of slides, if they do not state them.
         tile_mpp: Micrometres per pixel of tiles of slides; None for those that the classifier was trained on.
         batch_size: Images per batch.
-        workers: Threads that read images beside the model; 0: one per core, at most 8.
+        workers: Threads that read images while the model runs; 0: one per core, at most 8.
         bf16: Whether to load the classifier in bfloat16; a loaded classifier keeps its own type and device.
         device: Device such as `cuda:1`; None for the GPU, if there is one.
         vlm: VLM that new prompts need, as for `load_classifier`.

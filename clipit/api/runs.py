@@ -191,7 +191,7 @@ def evaluate_external(
             `{"leaks.policy": "exclude"}`.
 
     Raises:
-        ConfigError: A key is wrong, or would change the finished run.
+        ConfigError: A key is invalid, or would change the finished run.
         DataError: There is neither a new set nor new prompts, no class is shared, or tiles leak.
         ModelError: Prompts are given for a classifier that was trained without text.
         ArtifactError: The folder contains the results of other tiles or prompts.

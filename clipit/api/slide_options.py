@@ -1,4 +1,4 @@
-"""What the functions of slides are given: options of the tiles, prompts, and the model that scores."""
+"""Arguments of the functions on slides: options of the tiles, prompts, and the model that scores."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -210,7 +210,7 @@ def score_slides(
         min_tissue: Share of a tile that must be tissue.
         contours: GeoJSON of the tissue, or a folder with one file per slide; None to detect tissue.
         batch_size: Tiles per batch.
-        workers: Threads that read tiles beside the model; 0: one per core, at most 8.
+        workers: Threads that read tiles while the model runs; 0: one per core, at most 8.
         device: Device such as `cuda:1`; None for the GPU, if there is one.
         bf16: Whether to compute in bfloat16.
         trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
@@ -292,7 +292,7 @@ def compare_slides(
         min_tissue: Share of a tile that must be tissue.
         contours: GeoJSON of the tissue, or a folder with one file per slide; None to detect tissue.
         batch_size: Tiles per batch.
-        workers: Threads that read tiles beside the model; 0: one per core, at most 8.
+        workers: Threads that read tiles while the model runs; 0: one per core, at most 8.
         device: Device such as `cuda:1`; None for the GPU, if there is one.
         bf16: Whether to compute in bfloat16.
         trust_remote_code: Whether to run Python code that defines a backbone or the VLM.

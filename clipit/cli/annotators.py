@@ -1,6 +1,6 @@
 """Describe several annotators: agreement, confusions, human ceiling, and the tiles that they agree on least.
 
-With --masks, the annotators drew masks, and the consensus of each pixel is written for clipit segment.
+With --masks, merge the masks that annotators drew into a consensus per pixel, as input of clipit segment.
 """
 
 from pathlib import Path

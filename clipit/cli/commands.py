@@ -24,10 +24,10 @@ COMMANDS: dict[str, dict[str, str]] = {
         "predict": "predict images with an exported classifier",
         "export": "write a classifier as an ONNX or torch.export file",
         "push": "upload a classifier to the Hugging Face Hub",
-        "pages": "write the pages of a run or comparison again",
+        "pages": "rewrite the pages of a run or comparison",
     },
     "Whole slides": {
-        "slides": "tiles, scores and maps of whole slides; arms compared on them",
+        "slides": "tile, score and map whole slides, and compare arms on them",
         "mil": "learn labels of slides or patients from stored features",
     },
     "Experiments": {

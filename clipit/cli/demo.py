@@ -12,7 +12,7 @@ def main() -> None:
     with user_errors():
         extra = {
             "--tune": {"action": "store_true", "help": "search the arms' learning rates and steps instead"},
-            "--cases": {"action": "store_true", "help": "write the world whose tiles and reports share their patients"},
+            "--cases": {"action": "store_true", "help": "use the world whose reports are of the tiles' own patients"},
         }
         default = "demo_own_reports" if "--cases" in sys.argv else "demo"
         file, options = read_file_command(__doc__, ["comparison"], extra=extra, default_config=default)
@@ -21,7 +21,7 @@ def main() -> None:
 
         if options.tune:
             write_demo_world(file.run, cases=options.cases)
-            print(f"\nall trials, and the arms for the configuration beside it: {tune(file.run, file.comparison)}")
+            print(f"\nall trials: {tune(file.run, file.comparison)}; beside it, a .yaml file with the chosen arms")
         else:
             run = demo(file.run, file.comparison, cases=options.cases)
             if not options.cases:

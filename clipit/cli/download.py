@@ -15,7 +15,7 @@ def main() -> None:
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("name", choices=sorted(DATASETS), metavar="NAME", help=", ".join(sorted(DATASETS)))
         parser.add_argument("--to", type=option_path, required=True, metavar="FOLDER", help="folder of the data set")
-        parser.add_argument("--accept-licence", action="store_true", help="accept the licence without being asked")
+        parser.add_argument("--accept-licence", action="store_true", help="accept the licence without a question")
         options = parser.parse_args()
         download(options.name, options.to, accept=lambda: options.accept_licence or _agreed())
 

@@ -1,4 +1,4 @@
-"""Write the pages of a finished run (--arm, --seed) and its pairing again, or those of a comparison."""
+"""Rewrite the pages of a finished run (--arm, --seed) and of its pairing, or those of a comparison."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def main() -> None:
             "--most": {
                 "type": int,
                 "default": 3000,
-                "help": "largest number of tiles on the page of the pairing (default: 3000)",
+                "help": "maximum number of tiles on the page of the pairing (default: 3000)",
             },
         }
         config, options = read_command(__doc__, extra=extra)

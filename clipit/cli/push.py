@@ -12,8 +12,8 @@ def main() -> None:
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("classifier", type=option_path, metavar="CLASSIFIER", help="folder classifier/ of a run")
         parser.add_argument("repository", metavar="REPO", help="repository on the hub: owner/name")
-        parser.add_argument("--private", action="store_true", help="make a new repository private")
-        parser.add_argument("--yes", action="store_true", help="upload without being asked")
+        parser.add_argument("--private", action="store_true", help="create the repository as private")
+        parser.add_argument("--yes", action="store_true", help="upload without asking for confirmation")
         parser.add_argument(
             "--i-have-permission",
             action="store_true",

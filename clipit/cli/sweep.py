@@ -19,10 +19,10 @@ def main() -> None:
         "--launch", metavar="COMMAND", help='start each trial in processes of its own: "accelerate launch ..."'
     )
     parser.add_argument(
-        "--count", type=int, metavar="N", help="largest number of trials (default: run_cap of the file)"
+        "--count", type=int, metavar="N", help="maximum number of trials (default: run_cap of the file)"
     )
     parser.add_argument(
-        "--draws-seed", type=int, default=0, metavar="N", help="seed of the values (methods random and bayes)"
+        "--draws-seed", type=int, default=0, metavar="N", help="seed of the drawn values (methods random and bayes)"
     )
     parser.add_argument(
         "--trial", action="store_true", help="run one trial, with its values given as options (by wandb's agent)"

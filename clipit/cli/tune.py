@@ -11,4 +11,4 @@ def main() -> None:
         from clipit.api.experiments import tune
 
         search = tune(file)
-        print(f"\nall trials: {search.file}\nfor the configuration: {search.arms_file}")
+        print(f"\nall trials: {search.file}\nchosen arms, for the configuration: {search.arms_file}")

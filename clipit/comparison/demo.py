@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 WORLD = WorldConfig(seed=0)
 """World of the demo; comparisons over several worlds write the others with `ensure_world`."""
 CASE_WORLD = CaseWorldConfig(seed=0)
-"""World of the demo's part with own reports."""
+"""World of the demo with reports of the tiles' own patients (`--cases`)."""
 _SHOWN_ARMS = ("clip_it_all", "own_rules")
 
 

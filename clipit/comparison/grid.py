@@ -118,8 +118,8 @@ def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[s
             outside.append(f"{arm} ({', '.join(strange)})")
     if outside:
         raise ConfigError(
-            f"values outside the common search grid: {shortlist(outside, 10)}; an arm with another search than the "
-            "others cannot be compared with them",
+            f"values outside the common search grid: {shortlist(outside, 10)}; an arm with a different search cannot "
+            "be compared with the others",
             where="arms, against comparison.learning_rates, comparison.steps and comparison.grid",
             fix="use the values that clipit tune chose for every arm, or widen the grid and tune all arms again",
         )

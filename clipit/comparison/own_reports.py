@@ -11,7 +11,7 @@ from clipit.training.arms import resolve_arm
 from clipit.training.terms.table import uses_reports
 
 ROLES = ("baseline", "image embedding", "case", "shuffled", "snippet", "report probe", "tile probe")
-"""What the controls of an arm with own reports test, in the order of the table."""
+"""Roles of the controls of an arm with own reports, in the order of the table."""
 ARM_CONTROLS: Mapping[str, tuple[str, ...]] = {
     "image embedding": ("image_embedding",),
     "case": ("own_case",),
@@ -28,8 +28,8 @@ def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
     """Return the arms with own reports, each with the control of each role; None if the comparison has none.
 
     These arms learn labels from own reports, or are paired with their snippets (`pairing.reports`). The latter have no
-    labels from reports, so exchanged labels and the probe on these labels are no controls for them. A control that is
-    the baseline has only that role.
+    labels from reports, so exchanged labels and the probe on these labels are not controls for them. A control that is
+    also the baseline has only that role.
     """
     sources = label_sources(plan)
     paired = [arm for arm in plan.arms if _reads_own_snippets(resolve_plan_arm(plan, arm))]

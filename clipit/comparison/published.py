@@ -1,4 +1,4 @@
-"""Published scores of CLIP-IT, shown for reference only: they were obtained with another protocol and other seeds."""
+"""Published scores of CLIP-IT, shown for reference only: they come from a different protocol and different seeds."""
 
 from collections.abc import Mapping, Sequence
 

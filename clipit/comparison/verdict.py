@@ -1,4 +1,4 @@
-"""Verdict on each arm that a comparison is about, from its contrasts with its controls."""
+"""Verdict on each arm under test, from its contrasts with its controls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +12,10 @@ from clipit.evaluation.intervals import Interval
 from clipit.evaluation.significance import holm
 
 Outcome = Literal["helps", "no gain", "no gain from text", "harms", "not decided"]
-"""What the contrasts of an arm show; for an arm without text, a gain over the baseline alone helps."""
+"""Outcome of the contrasts of an arm; an arm without text helps if it is better than the baseline."""
 _USE_PROBE = {
     "report probe": "Use the VLM's linear probe on the report labels instead: no student needed. The gain lies in the "
-    "labels; the student adds speed and independence of the VLM at most.",
+    "labels; the student adds at most speed and independence of the VLM.",
     "tile probe": "Use the VLM's linear probe on the labels of tiles instead: no student and no report needed.",
 }
 
@@ -28,7 +28,7 @@ class ArmVerdict:
         key: Data set, backbone, test set and arm.
         text: Text that the arm learns from.
         contrasts: Contrasts with its controls.
-        outcome: What the contrasts show.
+        outcome: Outcome of the contrasts.
         limit: Role of the control that limits the verdict: the one that the arm is not better than; empty if none does.
         verdict: The verdict in words.
     """
@@ -46,7 +46,7 @@ class ArmVerdict:
 
 
 def judge_arms(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[ArmVerdict]:
-    """Compare every arm that the comparison is about with its controls on the test split, and decide on a verdict.
+    """Compare every arm under test with its controls on the test split, and derive its verdict.
 
     Args:
         plans: Plans, one per data set and backbone.
@@ -72,7 +72,7 @@ def judge_arms(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[ArmVerd
 
 
 def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> ArmVerdict:
-    """Decide what the contrasts of an arm say.
+    """Derive the verdict on an arm from its contrasts.
 
     An arm is better than a control if the 95 % interval of the difference lies above 0, worse if it lies below 0. The
     first rule that applies gives the verdict:

@@ -79,7 +79,7 @@ def read_file_command(
         The validated file, and the script's own options. The run's keys given as options are listed in `overrides`.
 
     Raises:
-        ConfigError: The file cannot be read, or keys or options are wrong.
+        ConfigError: The file cannot be read, or keys or options are invalid.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     refuse_undecodable(arguments, "the command line")

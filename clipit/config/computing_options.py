@@ -24,7 +24,7 @@ def add_computing_options(parser: argparse.ArgumentParser | argparse._ArgumentGr
         type=positive,
         default=0,
         metavar="N",
-        help="threads that read images beside the model (default: one per core, at most 8)",
+        help="threads that read images while the model runs (default: one per core, at most 8)",
     )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster on GPUs, less precise")

@@ -12,7 +12,7 @@ from clipit.config.paths import LocalPath
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LARGEST_SEED = 2**32 - 1  # largest seed that NumPy accepts
 MOST_VOTES = 999_999
-"""Largest number of votes for a class that a table of annotators may give a tile."""
+"""Maximum number of votes for a class that a table of annotators may give a tile."""
 
 TileSource = Literal[
     "folders", "table", "huggingface", "webdataset", "slides",
@@ -205,7 +205,7 @@ class TilesConfig(Section):
     """Share of the training groups held out as the test split if the source has none, drawn by group and stratified by
     class; null: none, or the share of a published data set."""
     folds: Data[int | None] = Field(None, ge=2)
-    """Number of folds into which a source without a test part is divided by group, stratified by class; `fold` is the
+    """Number of folds into which a source without a test split is divided by group, stratified by class; `fold` is the
     test split, so that each tile is tested in exactly one fold."""
     fold: Data[int] = Field(0, ge=0)
     """Fold that is the test split, from 0 to `folds` - 1; run all of them with `comparison.data_sets`."""

@@ -11,8 +11,8 @@ EFFECTS: dict[Effect, str] = {
     "data": "names or selects data or models; the fingerprint covers the content that is used, not its path",
     "recipe": "sets other keys, and acts through them alone",
     "evaluation": "changes what is computed from the trained classifier; the run is evaluated again",
-    "speed": "changes how fast a run is, not what it gives",
-    "reporting": "changes where a run is written and what is said about it",
+    "speed": "changes how fast a run is, not its results",
+    "reporting": "changes where a run is written and how it is reported",
 }
 
 

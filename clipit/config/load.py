@@ -1,4 +1,4 @@
-"""Read and validate configurations, and the trees of keys that they consist of."""
+"""Read and validate configurations, which are trees of keys."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +55,7 @@ def override(values: Mapping[str, Any], changes: Mapping[str, Any], given: Seque
 
 
 def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Copy a tree without these dotted keys, and without values that stand in place of their sections."""
+    """Copy a tree without these dotted keys, and without values given in place of their sections."""
     kept: dict[str, Any] = {}
     for name, value in tree.items():
         inner = [key.partition(".")[2] for key in keys if key.partition(".")[0] == name]
@@ -113,7 +113,7 @@ def _undecodable(values: Any) -> str:
                     return escaped
         elif isinstance(value, list | tuple):
             left += reversed(value)
-        elif not isinstance(value, int | float | None) and isinstance(value, Mapping):  # the second takes long
+        elif not isinstance(value, int | float | None) and isinstance(value, Mapping):  # the second check is slow
             left += reversed([*value, *value.values()])
     return ""
 
@@ -181,7 +181,7 @@ def _hint(key: str) -> str:
 
 
 def _abbreviates(short: str, name: str) -> bool:
-    """Return whether a text is made of the initials of a key's words."""
+    """Return whether a text consists of the initials of a key's words."""
     words = name.split("_")
     return len(words) > 1 and short == "".join(word[0] for word in words)
 

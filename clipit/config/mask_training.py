@@ -69,7 +69,7 @@ class MaskTrainingConfig(Section):
     """Training on masks: which tokens, how many masks, which seeds."""
 
     tokens: Literal["vlm", "backbone"] = "backbone"
-    """Model whose tokens the head is trained on and pseudo-labels are made from."""
+    """Model whose tokens the head is trained on and pseudo-labels are derived from."""
     masks: tuple[int | None, ...] = Field((1, 2, 5, 10, None), min_length=1)
     """Numbers of training masks, drawn by seed and from as many patients as possible; null: all. A larger draw contains
     a smaller one."""

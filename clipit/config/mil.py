@@ -23,7 +23,7 @@ class MilTrainingConfig(Section):
     dropout: float = Field(0.25, ge=0, lt=1)
     """Dropout of the embedded instances during training."""
     epochs: int = Field(60, ge=1)
-    """Largest number of passes over the training bags; the one with the lowest loss on the validation bags is kept."""
+    """Maximum number of passes over the training bags; the one with the lowest loss on the validation bags is kept."""
     patience: int = Field(15, ge=1)
     """Stop after this many epochs without a lower validation loss."""
     batch_size: int = Field(8, ge=1)
@@ -36,12 +36,12 @@ class MilTrainingConfig(Section):
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay of AdamW."""
     instances: int | None = Field(None, ge=1)
-    """Largest number of instances of a training bag, drawn anew in every epoch; null: all. It bounds the memory of a
+    """Maximum number of instances of a training bag, drawn anew in every epoch; null: all. It bounds the memory of a
     step; predictions always use all instances."""
 
 
 class MilTargetsConfig(Section):
-    """Targets of training bags beside their labels, for the arms that learn from reports and their controls."""
+    """Targets of training bags in addition to their labels, for the arms that learn from reports and their controls."""
 
     label_weight: float = Field(1.0, gt=0)
     """Weight of the cross-entropy with labels from reports, predicted ones or exchanged ones."""
@@ -69,7 +69,7 @@ class MilConfig(Section):
     validation_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the patients of `slides` that is held out for validation if the table has no such split."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share that is held out for the test if the table has no split."""
+    """Share that is held out for testing if the table has no split."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of these held-out patients, independent of `seeds`."""
     labels_per_class: int | None = Field(None, ge=1)
@@ -116,7 +116,7 @@ class MilConfig(Section):
         if self.features == "run" and self.run is None:
             raise ValueError("features: run needs run, the folder of a finished run")
         if self.features == "h5" and (self.h5 is None or self.slides is None):
-            raise ValueError("features: h5 needs h5, the files of features, and slides, the table of labels")
+            raise ValueError("features: h5 needs h5, the feature files, and slides, the table of labels")
         if self.features != "h5" and (self.h5 is not None or self.slides is not None):
             raise ValueError("h5 and slides are read only with features: h5")
         if (self.masks is None) != (not self.mask_values):

@@ -69,7 +69,7 @@ def read_new_inputs(
         argv: Arguments; those of the process by default.
 
     Raises:
-        ConfigError: The file or options are wrong, or an option would change the classifier.
+        ConfigError: The file or options are invalid, or an option would change the classifier.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     file, options = read_file_command(

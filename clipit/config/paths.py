@@ -13,7 +13,7 @@ _Path = TypeVar("_Path", str, Path, str | None)
 
 
 def expand_home(path: _Path) -> _Path:
-    """Expand a leading `~` or `~user`; a name that is no path is returned unchanged.
+    """Expand a leading `~` or `~user`; a name that is not a path is returned unchanged.
 
     Raises:
         ValueError: There is no such home folder, or no file can have this path.

@@ -70,7 +70,7 @@ class VLMConfig(Section):
     name: LocalPath[str] = "embedded"
     """`embedded`, a known name such as `plip` or `conch` (`clipit doctor --models` lists them),
     `open_clip:ARCH/PRETRAINED`, `hf-hub:ID` (open_clip), `clip:ID` (transformers), a local folder, or
-    `python:package.module:function`, a function of yours that returns `clipit.models.towers.Towers`."""
+    `python:package.module:function`, your own function that returns `clipit.models.towers.Towers`."""
     path: Data[LocalPath[str | None]] = None
     """Local folder or checkpoint file of a model with a known name, which is read by the rules of that name."""
     adapter: Data[LocalPath[str | None]] = None
@@ -148,7 +148,7 @@ class PairingConfig(Section):
     block: Speed[int] = Field(4096, ge=1)
     """Tiles searched at once, which bounds the memory."""
     correction: Correction = "none"
-    """Correction of hubness: rank snippets by the cosine less their nearness to all tiles (needs index: Flat)."""
+    """Correction of hubness: rank snippets by the cosine minus their nearness to all tiles (needs index: Flat)."""
     correction_neighbours: int = Field(10, ge=1)
     """csls: number of a snippet's nearest tiles, half of whose mean cosine is subtracted."""
     correction_temperature: float = Field(0.05, gt=0)
@@ -165,7 +165,8 @@ class PairingConfig(Section):
     mutual_neighbours: int = Field(10, ge=1)
     """mutual: number of nearest tiles per snippet."""
     organs: tuple[str, ...] = ()
-    """Pair only with snippets from reports of these organs, in any case; empty: of all (needs index: Flat)."""
+    """Pair only with snippets from reports of these organs, compared without regard to case; empty: of all organs
+    (needs index: Flat)."""
     exclude_same_group: bool = False
     """Never pair a tile with a snippet that occurs only in reports of its own group (needs index: Flat)."""
     reports: Literal["any", "own", "own_then_any"] = "any"
@@ -202,7 +203,7 @@ class PairingConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Experiment tracking, beside metrics.jsonl."""
+    """Experiment tracking, in addition to metrics.jsonl."""
 
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Tracker that training reports to."""

@@ -107,7 +107,7 @@ class SegmentationConfig(Section):
 
     @property
     def class_of(self) -> dict[int, int]:
-        """Number of the class of each value."""
+        """Index of the class of each value."""
         listed = [(value,) if isinstance(value, int) else value for value in self.classes.values()]
         return {value: code for code, values in enumerate(listed) for value in values}
 

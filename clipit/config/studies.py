@@ -16,7 +16,7 @@ class ProbingConfig(Section):
     neighbours: int = Field(20, ge=1)
     """k of the k-nearest-neighbour probe; with fewer labelled tiles, all of them vote."""
     adamw_steps: int = Field(12_500, ge=1)
-    """Largest number of steps of the probe `adamw`, which stops after a fifth of them without a gain on validation."""
+    """Maximum number of steps of the probe `adamw`, which stops after a fifth of them without a gain on validation."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
     """Metric of the few-shot and label-efficiency tables."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -35,7 +35,7 @@ class ProbingConfig(Section):
     """Also score zero-shot prediction with centred embeddings, as `pairing.centring` centres them; this embeds the
     reports."""
     exclude_groups: bool = True
-    """Exclude tiles of the query's own group, a patient or slide, from what is retrieved."""
+    """Exclude tiles of the query's own group (patient or slide) from its results."""
     captions: LocalPath[str | None] = None
     """CSV with the columns tile_id and text: captions of test tiles, for recall@k between texts and images."""
 
@@ -78,7 +78,7 @@ class RobustnessConfig(Section):
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
     """Metric of the curves and of the adaptation tables."""
     tiles: int | None = Field(1000, ge=1)
-    """Largest number of tiles per split, spread evenly over classes and ids; null: all. Calibration uses all tiles."""
+    """Maximum number of tiles per split, spread evenly over classes and ids; null: all. Calibration uses all tiles."""
     perturbations: dict[
         Literal["macenko", "hed", "blur", "jpeg", "brightness", "contrast", "magnification"], tuple[float, ...]
     ] = {  # noqa: RUF012 (pydantic gives each object its own)
@@ -99,8 +99,8 @@ class RobustnessConfig(Section):
     adaptation: tuple[Literal["statistics", "transductive"], ...] = ("statistics", "transductive")
     """Test-time adaptations: to the feature statistics of the target tiles; transductive with a text prior."""
     batches: int = Field(1, ge=0)
-    """Repetitions of six batches with other class shares, drawn from each set to count the errors of the adaptation's
-    guard: of up to 30, 100 and 200 tiles, with shares from two Dirichlet distributions."""
+    """How often the adaptation guard is tested on batches with other class proportions: each repetition draws six
+    batches from each set, of up to 30, 100 and 200 tiles, with proportions from two Dirichlet distributions."""
 
     @field_validator("perturbations")
     @classmethod
@@ -136,11 +136,11 @@ class PromptStudyConfig(Section):
     draws: int = Field(100, ge=1)
     """Number of classifiers of the mode `sampled`."""
     candidates: int = Field(1000, ge=1)
-    """Largest number of classifiers that the mode `screened` considers."""
+    """Maximum number of classifiers that the mode `screened` considers."""
     keep: float = Field(0.05, gt=0, le=1)
-    """Share of these classifiers that it keeps and averages."""
+    """Share of these classifiers that the mode `screened` keeps and averages."""
     screening_tiles: int = Field(1000, ge=1)
-    """Largest number of training tiles that it uses, without their labels."""
+    """Maximum number of training tiles that the mode `screened` uses, without their labels."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of the sampled classifiers and of the screening tiles."""
     templates: tuple[str, ...] = (
@@ -168,7 +168,7 @@ class LabelIssuesConfig(Section):
     folds: int = Field(5, ge=3)
     """Number of folds, divided by patient or slide; the probe of a fold is fitted on the other folds."""
     shown: int = Field(100, ge=1)
-    """Largest number of tiles on the page."""
+    """Maximum number of tiles on the page."""
     neighbours: int = Field(3, ge=0)
     """Nearest tiles of other patients or slides that are shown beside each tile."""
     verified: LocalPath[str | None] = None

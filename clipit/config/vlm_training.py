@@ -14,7 +14,7 @@ AdaptArm = Literal["text", "shuffled_text", "images"]
 
 
 class PairsConfig(Section):
-    """Images with a text each."""
+    """Images, each with a text."""
 
     source: Literal["table", "webdataset"] = "table"
     """A table with one row per image and text (an image may have several rows), or tar shards as the package webdataset
@@ -33,16 +33,16 @@ class PairsConfig(Section):
 
 
 class ContrastBagsConfig(Section):
-    """Members of the bags, mined from the stores of the project; the reports, `pairing` and `prompts` are the run's."""
+    """Members of the bags, mined from the stores of tiles and texts; reports, `pairing` and `prompts` are the run's."""
 
     tiles: int = Field(3, ge=0, le=32)
-    """Nearest training tiles that a tile bag contains beside the tile itself."""
+    """Number of nearest training tiles in a tile bag, in addition to the tile itself."""
     snippets: int = Field(1, ge=0, le=32)
-    """Paired snippets of a text bag; at most `pairing.k`."""
+    """Number of paired snippets in a text bag; at most `pairing.k`."""
     prompts: int = Field(0, ge=0, le=32)
-    """Nearest texts of the prompt dictionary in a text bag."""
+    """Number of nearest texts of the prompt dictionary in a text bag."""
     class_prompts: int = Field(0, ge=0, le=32)
-    """Nearest texts of the class prompts in a text bag (needs `prompts`)."""
+    """Number of nearest texts of the class prompts in a text bag (needs `prompts`)."""
     dictionary: Data[LocalPath[str]] = "histology"
     """Prompt dictionary: a YAML file or the name of a packaged dictionary."""
     margin: float | None = Field(None, ge=0)
@@ -56,18 +56,18 @@ class CasesConfig(Section):
     """Tiles of a patient against the snippets of the patient's own reports."""
 
     tiles: int = Field(1, ge=1, le=64)
-    """Tiles of a tile bag, drawn from the patient's."""
+    """Number of tiles in a tile bag, drawn from those of the patient."""
     snippets: int = Field(4, ge=1, le=64)
-    """Snippets of a text bag, drawn from the patient's reports."""
+    """Number of snippets in a text bag, drawn from the patient's reports."""
 
 
 class AdaptConfig(Section):
     """Adaptation of the VLM `vlm`: examples, weights, training, and the evaluation before and after."""
 
     data: Literal["pairs", "bags", "cases"] = "cases"
-    """What the VLM learns from. `pairs`: images with a text each (`adapt.pairs`). `bags`: training tiles with their
+    """What the VLM learns from. `pairs`: images, each with a text (`adapt.pairs`). `bags`: training tiles with their
     nearest tiles, snippets and prompts (`adapt.bags`). `cases`: training tiles with the reports of their own patients
-    (`adapt.cases`). No label of a tile is used."""
+    (`adapt.cases`). No tile labels are used."""
     pairs: PairsConfig = PairsConfig()
     bags: ContrastBagsConfig = ContrastBagsConfig()
     cases: CasesConfig = CasesConfig()
@@ -84,25 +84,25 @@ class AdaptConfig(Section):
     """Images or texts per forward pass of a process, which bounds the memory; the batch may be far larger, because
     gradients are cached at the embeddings (arXiv 2101.06983). With dropout, other random numbers are drawn."""
     learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate of AdamW; warm-up and half a cosine to 0."""
+    """Peak learning rate of AdamW, with warm-up and cosine decay to 0."""
     weight_decay: float = Field(1e-2, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises."""
+    """Share of the steps for the warm-up of the learning rate."""
     clip_norm: float = Field(1.0, ge=0)
-    """Largest norm of the gradient; 0: no limit."""
+    """Maximum norm of the gradient; 0: no limit."""
     learn_temperature: bool = True
-    """Train the VLM's logit scale, which is held between 1 and 100."""
+    """Train the VLM's logit scale, which is clamped between 1 and 100."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Mixed precision; auto: bf16 on a GPU that has it."""
     augmentation: AugmentationConfig = AugmentationConfig()
     validate_every: int = Field(50, ge=1)
-    """Steps between computations of the contrastive loss of the validation part."""
+    """Steps between computations of the contrastive loss on the validation split."""
     keep: Literal["last", "best"] = "last"
-    """Step that is kept: the last, or the one with the lowest loss of the validation part."""
+    """Step that is kept: the last, or the one with the lowest loss on the validation split."""
     log_every: Reporting[int] = Field(10, ge=1)
     checkpoint_every: Reporting[int] = Field(100, ge=1)
     arms: tuple[AdaptArm, ...] = Field(("text", "shuffled_text", "images"), min_length=1)
-    """Trainings of the study. `text`: as configured. Controls: `shuffled_text`, each bag gets the texts of another
+    """Arms of the study. `text`: as configured. Controls: `shuffled_text`, each bag gets the texts of another
     patient (without groups: of another image); `images`, each image is contrasted with another view of itself or
     another tile of its bag, and no text is used."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
@@ -113,7 +113,7 @@ class AdaptConfig(Section):
 
     @property
     def needs_reports(self) -> bool:
-        """Whether the examples are made from reports: those of cases, and bags with snippets."""
+        """Whether the examples contain text of reports: those of cases, and bags with snippets."""
         return self.data == "cases" or (self.data == "bags" and self.bags.snippets > 0)
 
     @field_validator("towers", "arms")

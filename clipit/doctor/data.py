@@ -58,7 +58,7 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
         return [failed_check(subject, error)]
     counts = ", ".join(f"{int((tiles.splits == split).sum())} {split}" for split in ("train", "validation", "test"))
     if subject == "tiles" and not (tiles.splits == "train").any():
-        fix = "name the source's training part in tiles.splits.train, or correct the split column"
+        fix = "name the source's training split in tiles.splits.train, or correct the split column"
         return [Check("FAIL", subject, f"There are no training tiles in {config.path} ({counts}).", fix)]
     return [Check("PASS", subject, f"{config.path}: {counts}"), *_patients_unknown(subject, config, tiles)]
 

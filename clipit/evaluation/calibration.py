@@ -41,7 +41,7 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
     of the probabilities, which differ from the true logits only by a constant per tile that the softmax cancels.
 
     Args:
-        labels: Class numbers of the validation tiles; tiles with -1 are dropped.
+        labels: Class indices of the validation tiles; tiles with -1 are dropped.
         probabilities: Class probabilities of these tiles, one row per tile.
 
     Raises:
@@ -124,7 +124,7 @@ def measure_calibration(
     """Compute `MEASURES` of n labelled tiles with 95 % intervals and, given `before`, the paired changes.
 
     Args:
-        labels: Class numbers.
+        labels: Class indices.
         probabilities: Class probabilities.
         groups: Patient or slide of each tile; "" where unknown.
         before: Probabilities before scaling.

@@ -16,7 +16,7 @@ class Features:
     Attributes:
         ids: Unique ids.
         vectors: Features as the model returns them, not normalised.
-        labels: Class numbers; -1 where unknown.
+        labels: Class indices; -1 where unknown.
         groups: Patient or slide; "" where unknown.
     """
 

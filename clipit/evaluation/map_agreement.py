@@ -1,4 +1,4 @@
-"""Agreement of a map of classes with a mask, beside two references: one class everywhere, the majority class per tile.
+"""Agreement of a class map with a mask, and of two references: one class everywhere, and the majority class per tile.
 
 The floor assigns the most frequent class to every pixel. The majority reference gives every tile the class that covers
 most of it, and passes through the same grid and averaging as the model's scores. If the tiles do not overlap, no other
@@ -47,14 +47,14 @@ class MapAgreement:
         return float(np.nanmean(self.dice))
 
     def plus(self, other: "MapAgreement") -> "MapAgreement":
-        """Return the agreement over the pixels of both."""
+        """Return the agreement over the pixels of this map and another one."""
         return MapAgreement(self.counts + other.counts)
 
 
 def measure_agreement(
     mapped: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"], classes: int
 ) -> MapAgreement:
-    """Compare a map of classes with a mask of the same shape.
+    """Compare a class map with a mask of the same shape.
 
     Args:
         mapped: Class of each pixel; -1 without a tile.
@@ -108,7 +108,7 @@ def compare_with_mask(
     truth: Integer[np.ndarray, "h w"],
     downsample: float,
 ) -> Mapping[str, MapAgreement]:
-    """Measure the agreement with a mask, of a map, of the floor and of the majority class per tile.
+    """Measure how well a map, the floor and the majority class per tile agree with a mask.
 
     Args:
         grid: Tiles of the slide.

@@ -236,9 +236,9 @@ def _check_same(measured: Mapping[Subject, Mapping[int, Measured]], first: Measu
     seeds = [*next(iter(measured.values()))]
     for subject, by_seed in measured.items():
         if [*by_seed] != seeds:
-            raise DataError(f"{subject.model} on {subject.task} has other seeds than the rest", where=[*by_seed])
+            raise DataError(f"{subject.model} on {subject.task} has different seeds from the rest", where=[*by_seed])
         if any(not np.array_equal(each.ids, first.ids) for each in by_seed.values()):
-            raise DataError(f"{subject.model} on {subject.task} was measured on other items than the rest")
+            raise DataError(f"{subject.model} on {subject.task} was measured on different items from the rest")
 
 
 def _name(subject: Subject, metric: str) -> str:

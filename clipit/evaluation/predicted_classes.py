@@ -16,7 +16,7 @@ class PredictedClasses:
     Attributes:
         classes: Class names.
         rows: Position of each image among all images, unreadable ones included.
-        best: Number of the most probable class.
+        best: Index of the most probable class.
         confidence: Probability of that class.
     """
 

@@ -28,9 +28,9 @@ class Predictions:
     Attributes:
         ids: Unique tile ids.
         splits: Split of each tile: train, validation or test.
-        labels: True class numbers; -1 where unknown.
+        labels: True class indices; -1 where unknown.
         groups: Patient or slide of each tile; "" where unknown.
-        classes: Class names, in the order of the class numbers.
+        classes: Class names, in the order of the class indices.
         probabilities: One column per class; rows sum to 1.
         zero_shot: Probabilities by class prompts; None for a classifier without prompts.
     """
@@ -209,7 +209,7 @@ def read_run_predictions(run: Path, tiles: TileSet | None = None) -> Predictions
 
 
 def _has_type(name: str, kind: pa.DataType) -> bool:
-    """Return whether a column has the type of its values: texts, class numbers or probabilities."""
+    """Return whether a column has the type of its values: texts, class indices or probabilities."""
     if name in ("id", "split", "group"):
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
     return bool(pa.types.is_integer(kind) or (name != "label" and pa.types.is_floating(kind)))

@@ -136,9 +136,9 @@ def adamw_probe(
 
     Args:
         features: Features of the training tiles, in a fixed order.
-        labels: Class numbers; tiles with -1 are dropped.
+        labels: Class indices; tiles with -1 are dropped.
         validation_features: Features of the validation tiles, which select the step.
-        validation_labels: Class numbers of the validation tiles.
+        validation_labels: Class indices of the validation tiles.
         n_classes: Number of classes; a class without training tiles gets probability 0.
         seed: Seed of the initial weights and the batches.
         steps: Maximum number of steps.

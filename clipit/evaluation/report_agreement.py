@@ -72,16 +72,16 @@ def measure_agreement(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Agreement:
-    """Compare answers with reference labels; an answer that is no class counts as wrong.
+    """Compare answers with reference labels; an answer that is not a class counts as wrong.
 
-    Macro F1 is the mean over the classes that have labels or answers; answers that are no class lower the recall of
+    Macro F1 is the mean over the classes that have labels or answers; answers that are not classes lower the recall of
     their class alone.
 
     Args:
         title: What is compared with what.
-        labels: Reference class number of each report; reports with -1 are left out.
+        labels: Reference class index of each report; reports with -1 are left out.
         answers: Answer for each report: a class, or another text.
-        classes: Class names in the order of the class numbers.
+        classes: Class names in the order of the class indices.
         groups: Group of each report, resampled as a whole; "" where unknown.
         note: Remark on the comparison.
         resamples: Number of bootstrap resamples.

@@ -66,13 +66,13 @@ def cross_fitted_probabilities(
     alone. The labels of a group therefore change nothing about the predictions of its own documents.
 
     Classes are not weighted: with equal weights for rare and frequent classes, probabilities would not be calibrated,
-    which no temperature repairs. A class that is absent from the training documents of a fold gets probability 0 there;
-    if only one class is left, the probabilities are (count + 1) / (documents + classes).
+    which no temperature can correct. A class that is absent from the training documents of a fold gets probability 0
+    there; if only one class is left, the probabilities are (count + 1) / (documents + classes).
 
     Args:
         documents: Texts, from which TF-IDF features of words and pairs of words are computed (`tfidf_features`), or
             embeddings, one row per document.
-        labels: Class number of each document; -1 if unknown.
+        labels: Class index of each document; -1 if unknown.
         groups: Group of each document, such as the patient; "" where unknown, for a group of its own.
         n_classes: Number of classes.
         folds: Number of folds; at most the number of groups with labels.

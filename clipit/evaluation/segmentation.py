@@ -107,8 +107,8 @@ def score_masks(
     """Score segmentations per class and as the mean of the foreground, with bootstrap intervals over patients.
 
     The mean over images is that over the images which truly contain the class, the same ones for every segmentation; a
-    class that is not predicted there has a precision of 0. What is predicted in the other images is `FALSE_AREA`; that
-    of the mean is the share predicted as any foreground class in images without all of them.
+    class that is not predicted there has a precision of 0. Predictions in the other images count as `FALSE_AREA`; that
+    of the mean is the share predicted as any foreground class in images that contain none of them.
 
     Args:
         counts: Confusion matrix of each image.
@@ -192,7 +192,7 @@ def _false_areas(
 def _weighted_mean(
     values: Float64[np.ndarray, "n c1"], counted: Shaped[np.ndarray, "n c1"], weights: Float[np.ndarray, "n r"]
 ) -> Float64[np.ndarray, "r c1"]:
-    """Return the sums of values over those of what is counted, for each set of weights; NaN for nothing."""
+    """Return the weighted sum of values divided by that of counts, for each set of weights; NaN if nothing counts."""
     total = weights.T @ counted.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(total > 0, weights.T @ values / total, np.nan)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 SlideTables = Mapping[str, Mapping[int, pd.DataFrame]]
 """Arm -> seed -> table of `slide_scores.slide_table`."""
 CONTROL = Significance(None, "control")
-"""What takes the place of the test of an arm that is a control."""
+"""Result in place of a test, for arms that are controls."""
 _COLUMNS = [
     "arm", "split", "level", "pooling", "smoothed", "metric", "seeds", "mean", "sd", "difference", "low", "high",
     "reason", "seeds_low", "seeds_high", "p", "p_holm", "p_reason", "labelled", "patients",
@@ -108,8 +108,8 @@ def compare_slide_sets(
         reference: Name of the reference arm.
         resamples: Number of bootstrap resamples; 0 for no intervals.
         seed: Seed of the bootstrap.
-        controls: Arms, such as a floor, whose differences are shown but are no question of the comparison: they have no
-            p-value, and do not count in Holm's correction.
+        controls: Arms, such as a floor, whose differences are shown but not tested: they have no p-value, and do not
+            count in Holm's correction.
 
     Raises:
         DataError: The reference is missing, or arms have different slides or seeds that cannot be paired.

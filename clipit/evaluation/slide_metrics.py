@@ -248,7 +248,7 @@ def _notes(scored: SlideSet, failed: int) -> list[str]:
         "Scored slides without a label, listed and not evaluated": 0 if unlabelled else int((scored.labels < 0).sum()),
         "Slides of the training split, not evaluated": int((scored.splits == TRAIN).sum()),
         "Patients with slides of different classes, not evaluated per patient": len(scored.mixed_patients()),
-        "Patients with slides in several splits, so that the scores of later splits can be too high": len(
+        "Patients with slides in several splits, so the scores of later splits can be too high": len(
             scored.crossing_patients()
         ),
         "Slides of unknown patients, each counted as a patient of its own": 0

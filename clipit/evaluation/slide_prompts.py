@@ -2,7 +2,7 @@
 
 MI-Zero (Lu et al., CVPR 2023) samples 50 prompt sets, classifies all slides with each, and reports the median of the
 50 balanced accuracies for each K of the top-K pooling. CONCH averages all names and templates of a class instead (the
-ensemble). The two protocols differ by many points, so that tables must name the one they used.
+ensemble). The two protocols differ by many points, so tables must name the one they used.
 """
 
 from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ TOP_K = (1, 5, 10, 50, 100)
 POOLINGS = (*(f"top{k}" for k in TOP_K), "mean", "share")
 """Names of the poolings, from the fewest tiles to all."""
 SCORE_PREFIX = "score_"
-"""Beginning of the names of the columns of `slide_table` that contain the score of a class."""
+"""Prefix of the columns of `slide_table` that contain the score of a class."""
 _NEIGHBOURHOOD = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
 
 
@@ -42,7 +42,7 @@ class PooledScore:
 
     @property
     def predicted(self) -> int:
-        """Number of the class with the highest score; of several, the first."""
+        """Index of the class with the highest score; the first of several."""
         return int(self.scores.argmax())
 
     @property
@@ -90,8 +90,8 @@ def pool_slide(
 def smooth_scores(scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n c"]:
     """Replace the scores of each tile by their mean over the 3 x 3 cells around it that contain a tile.
 
-    MI-Zero averages over the 8 nearest tiles instead, which at the edge of the tissue lie further away. Here a tile
-    without neighbours keeps its scores. The time is proportional to n log n.
+    MI-Zero averages over the 8 nearest tiles instead, which are further away at the edge of the tissue. Here, a tile
+    without neighbours keeps its scores. Takes O(n log n) time.
 
     Args:
         scores: Score of each class for each tile.

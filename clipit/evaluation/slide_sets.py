@@ -36,7 +36,7 @@ class SlideSet:
 
     Attributes:
         slides: Names of the slides, in ascending order.
-        labels: Class number of each slide; -1 where unknown.
+        labels: Class index of each slide; -1 where unknown.
         patients: Patient of each slide; "" where unknown.
         splits: Split of each slide.
         classes: Class names.
@@ -124,7 +124,7 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
     odd = sorted(set(known["label"]) - {*classes, ""})
     if odd:
         problems.append(
-            f"labels that are no class of the scores: {shortlist(odd)}; the classes are {shortlist(classes)}"
+            f"labels that are not classes of the scores: {shortlist(odd)}; the classes are {shortlist(classes)}"
         )
     scores: dict[PoolingKey, Float32[np.ndarray, "n c"]] = {}
     columns = [SCORE_PREFIX + name for name in classes]

@@ -1,4 +1,4 @@
-"""Arms of the study: the networks, what they learn from beside labels, and controls."""
+"""Arms of the study: the networks, their targets in addition to labels, and controls."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from clipit.evaluation.predictions import NO_LABEL
 from clipit.mil.bags import MilBags, keep_labels, kept_labels, shuffle_labels
 from clipit.mil.inputs import ZERO_SHOT
 
-_FEWEST_SHUFFLED = 4  # labels per class below which a permutation cannot be told from a rule
+_FEWEST_SHUFFLED = 4  # labels per class; with fewer, permuted labels are often the true or the exchanged ones
 
 FLOOR = "class frequencies"
 """Arm that gives every bag the class frequencies of the training bags."""
@@ -25,12 +25,12 @@ class MilArm:
     """A trained arm.
 
     Attributes:
-        title: What it does, for the page.
+        title: Description for the page.
         pooling: Pooling of the network.
         shuffled: Whether the labels of training and validation bags are permuted.
         labels: Source of labels for unlabelled training bags; None for none.
         vectors: Source of vectors that the representation of training bags is distilled into; None for none.
-        exchanged: Whether patients exchange their reports.
+        exchanged: Whether reports are exchanged between patients.
         controls: Arms that it is compared with where several conditions are.
     """
 
@@ -64,7 +64,7 @@ class MilArm:
         if fewest < _FEWEST_SHUFFLED:
             notes.append(
                 f"the fewest labels of a class in train or validation are {fewest}; below {_FEWEST_SHUFFLED}, permuted "
-                "labels are often the right or the exchanged ones, so that the scores of this control say little"
+                "labels are often the right or the exchanged ones, so the scores of this control say little"
             )
         return notes
 
@@ -149,7 +149,7 @@ def check_arms(config: RunConfig, mil: MilConfig) -> None:
 
 
 def arm_titles(names: Iterable[str]) -> dict[str, str]:
-    """Return what each arm does."""
+    """Return the description of each arm."""
     titles = {name: arm.title for name, arm in ARMS.items()}
     titles[ZERO_SHOT] = (
         "no training: cosine of each instance to the class prompts, pooled by the mean of the top K or all instances "

@@ -16,7 +16,7 @@ from clipit.evaluation.predictions import NO_LABEL
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import SPLITS
 
-_LEARNT = ("train", "validation")  # splits whose labels a training uses
+_LEARNT = ("train", "validation")  # splits whose labels are used in training
 _DRAWS = 200  # permutations of labels to choose from
 
 
@@ -84,7 +84,7 @@ class MilBags:
 
     Attributes:
         names: Unique names: slides or patients.
-        labels: Class number of each bag; -1: unlabelled, or hidden from training.
+        labels: Class index of each bag; -1: unlabelled, or hidden from training.
         patients: Patient of each bag; "" where unknown.
         splits: train, validation or test.
         classes: Class names.

@@ -98,7 +98,7 @@ def conditions_study(file: ConfigFile) -> Path:
 
     Raises:
         ConfigError: A condition is invalid; nothing is trained.
-        DataError: The bags of a condition do not suffice.
+        DataError: There are too few bags in a condition.
     """
     folders = {}
     for name, plan in plan_conditions(file).items():

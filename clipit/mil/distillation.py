@@ -1,4 +1,4 @@
-"""Losses of bags with targets: soft labels, and vectors that the representation is distilled into."""
+"""Losses of bags with targets: cross-entropy with soft labels, and the cosine distance to a target vector."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ def select_targeted(bags: MilBags, targets: BagTargets | None) -> TargetedBags |
     """Select the training bags that have a target; None if there are none.
 
     Args:
-        bags: Bags of all splits; targets of other splits than train are not used.
+        bags: Bags of all splits; targets of splits other than train are not used.
         targets: Targets of training bags.
     """
     if targets is None:

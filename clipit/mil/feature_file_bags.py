@@ -16,7 +16,7 @@ from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
 from clipit.slides.opening import slide_name
 from clipit.stores.slide_features import find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
-from clipit.tiles.cuts import cut_test, cut_validation
+from clipit.tiles.hold_out import hold_out_test, hold_out_validation
 from clipit.tiles.source import ALIASES
 from clipit.tiles.splits import check_groups, patients, resolve_parts
 from clipit.tiles.table import open_table, read_columns
@@ -81,7 +81,7 @@ class HeldOut:
 
 
 def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, classes: Sequence[str] = ()) -> MilBags:
-    """Read bags of slides from files of features and a table with their labels.
+    """Read bags of slides from feature files and a table with their labels.
 
     Slides of the table without features, features without a row in the table, and slides without tiles are left out
     and counted in the notes.
@@ -153,7 +153,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
     known = list(classes) or sorted({label for label in labels if label})
     odd = sorted({label for label in labels if label and label not in known})
     if odd:
-        raise DataError(f"labels that are no class: {shortlist(odd)}", where=path, fix="add them to tiles.classes")
+        raise DataError(f"labels that are not classes: {shortlist(odd)}", where=path, fix="add them to tiles.classes")
     splits = resolve_parts(columns.get("split", [""] * len(cells)), {}, ALIASES, str(path))
     have = np.array([name in files for name in names], dtype=bool)
     if not have.any():
@@ -168,7 +168,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
     if lacking:
         notes.append(f"{len(lacking)} slides of the table have no features and were left out: {shortlist(lacking)}")
     if unlisted:
-        notes.append(f"{len(unlisted)} files of features are not in the table and were left out: {shortlist(unlisted)}")
+        notes.append(f"{len(unlisted)} feature files are not in the table and were left out: {shortlist(unlisted)}")
     codes = np.array([known.index(label) if label else -1 for label in labels], dtype=np.int64)
     count = len(names)
     tiles = TileSet(
@@ -207,16 +207,16 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> tupl
 
 
 def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:
-    """Hold out a test and a validation part by patient, where the table has none.
+    """Hold out a test and a validation split by patient, where the table has none.
 
     Raises:
         DataError: There are too few patients.
     """
     try:
         if not (slides.splits != "train").any():
-            slides = cut_test(slides, held_out.test, held_out.seed)
+            slides = hold_out_test(slides, held_out.test, held_out.seed)
         if not (slides.splits == "validation").any():
-            slides = cut_validation(slides, held_out.validation, held_out.seed)
+            slides = hold_out_validation(slides, held_out.validation, held_out.seed)
     except DataError as error:
         raise DataError(
             f"no slides can be held out: there are too few patients ({len(slides)} slides)",

@@ -47,13 +47,13 @@ class ZeroShot:
 
 @dataclass(frozen=True)
 class MilInputs:
-    """Bags and what else the study needs.
+    """Inputs of the study.
 
     Attributes:
         workspace: Workspace of the configuration.
         bags: Bags with all labels.
-        tiles: Tiles of the workspace, for pictures; None for files of features.
-        zero_shot: What the zero-shot arm needs; None without it.
+        tiles: Tiles of the workspace, for pictures; None for feature files.
+        zero_shot: Inputs of the zero-shot arm; None without it.
         facts: Provenance of the features.
         notes: Remarks.
     """
@@ -148,15 +148,15 @@ def _check_joint(bags: MilBags, workspace: Workspace) -> None:
     if bags.dim != workspace.vlm.joint_dim:
         raise ConfigError(
             f"the features have {bags.dim} dimensions; the joint space of {workspace.vlm.name} has "
-            f"{workspace.vlm.joint_dim}, so that prompts cannot be compared with them",
+            f"{workspace.vlm.joint_dim}, so prompts cannot be compared with them",
             where="mil.arms",
             fix=fix,
         )
     lengths = np.linalg.norm(bags.features(0), axis=1)
     if not np.allclose(lengths, 1, atol=_UNIT_TOLERANCE):
         raise ConfigError(
-            f"the features have lengths around {np.median(lengths):.3g} instead of 1, so that prompts cannot be "
-            "compared with them",
+            f"the features have lengths around {np.median(lengths):.3g} instead of 1, so prompts cannot be compared "
+            "with them",
             where="mil.arms",
             fix=fix,
         )

@@ -33,7 +33,7 @@ class SlideTruth:
 
     Attributes:
         grid: Tiles of the slide.
-        label: Class number of the slide.
+        label: Class index of the slide.
         cell: Pixels of level 0 per pixel of the map.
         truth: 1 for the class, 0 for anything else; -1 where ignored or without a tile.
         tiles: Whether most of the labelled pixels of each tile are of the class.
@@ -52,11 +52,11 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
     Args:
         path: Mask of the whole slide, of any resolution.
         grid: Tiles of the slide.
-        label: Class number of the slide.
+        label: Class index of the slide.
         value: Value of this class in the mask.
 
     Raises:
-        DataError: The mask cannot be read, has another shape than the slide, or no labelled pixel on a tile.
+        DataError: The mask cannot be read, has a different shape from the slide, or no labelled pixel on a tile.
     """
     try:
         values = decode_values(path)
@@ -65,7 +65,7 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
     rows, columns = values.shape
     if abs(rows / columns - grid.height / grid.width) > 0.02 * grid.height / grid.width:
         raise DataError(
-            f"the mask has {columns} x {rows} pixels, another shape than the slide's {grid.width} x {grid.height}",
+            f"the mask has {columns} x {rows} pixels, not the shape of the slide, {grid.width} x {grid.height}",
             where=path,
             fix="use the mask of the whole slide",
         )

@@ -46,7 +46,7 @@ _INSTANCE, _ATTENTION = "instance logits", "attention"
 
 @dataclass(frozen=True)
 class MapsOptions:
-    """What is mapped.
+    """Options of the maps.
 
     Attributes:
         shown: Number of test bags on the page.
@@ -148,7 +148,7 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
     if not missing:
         return MaskedSlides(truths)
     left = f"{len(missing)} test slides without a mask of their class are not in the scores of maps: "
-    none = "No test slide has a mask and a label with a value in mil.mask_values, so that no map is scored: "
+    none = "No test slide has a mask and a label with a value in mil.mask_values, so no map is scored: "
     return MaskedSlides(truths, ((left if truths else none) + shortlist(missing),))
 
 

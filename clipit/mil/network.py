@@ -1,4 +1,4 @@
-"""Networks of multiple-instance learning: gated attention (Ilse et al., ICML 2018), mean pool and max pool."""
+"""Networks for multiple-instance learning: gated attention (Ilse et al., ICML 2018), mean pool and max pool."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from clipit.config.mil import MilTrainingConfig
 
 
 class MilOutput(NamedTuple):
-    """What a network computes for one bag of n instances.
+    """Output of a network for one bag of n instances.
 
     Attributes:
         logits: Logit of each class for the bag.
@@ -28,13 +28,13 @@ class MilOutput(NamedTuple):
 class MilNetwork(nn.Module):
     """Classifier of bags: embed each instance, weight the instances, classify their weighted mean.
 
-    An instance x is embedded as h = relu(W x) after standardisation. Its logits are C h + b, with the classifier of the
-    bag, so that the logits of a bag are the mean of those of its instances under the attention weights:
+    An instance x is embedded as h = relu(W x) after standardisation. Its logits are C h + b. A bag has the same linear
+    classifier, so its logits are the mean of its instances' logits, weighted by attention:
 
     - `attention`: weights softmax(w (tanh(V h) * sigmoid(U h))), equation 9 of Ilse et al.
     - `mean`: equal weights.
-    - `max`: the logit of a class is the highest one of the instances. The weight of an instance is the share of classes
-      for which it is the highest.
+    - `max`: the logit of a class is the highest one among the instances. The weight of an instance is the share of
+      classes for which its logit is the highest.
     """
 
     mean: Tensor

@@ -72,7 +72,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
 
     Raises:
         ConfigError: An arm is unknown, `tiles.labels` hides labels, or the features cannot be used.
-        DataError: The bags do not suffice, or no test bag has a label.
+        DataError: There are too few bags, or no test bag has a label.
     """
     check_arms(config, mil)
     check_labels(config, mil)
@@ -99,7 +99,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
 
 
 def _compare(scored: _Scored, arms: Sequence[str], reference: str, mil: MilConfig, level: Level) -> SlideComparison:
-    """Compare arms with a reference; floor and shuffled labels are no question of the comparison."""
+    """Compare arms with a reference; the floor and shuffled labels are not tested."""
     controls = [arm for arm in arms if arm == FLOOR or (arm in ARMS and ARMS[arm].shuffled)]
     sets = {arm: scored.sets[arm] for arm in arms}
     choices = {arm: scored.choices[arm] for arm in arms}
@@ -123,7 +123,7 @@ def _check_test(bags: MilBags, mil: MilConfig) -> tuple[str, ...]:
         key = "mil.test_fraction" if mil.features == "h5" else "tiles.test_fraction"
         raise DataError("no test bag has a label", where=bags.where, fix=f"label test slides, or hold some out ({key})")
     absent = [name for code, name in enumerate(bags.classes) if code not in labels]
-    return (f"No test bag has the label {', '.join(absent)}, so that scores say nothing about it.",) if absent else ()
+    return (f"No test bag has the label {', '.join(absent)}, so scores say nothing about it.",) if absent else ()
 
 
 def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored:

@@ -1,4 +1,4 @@
-"""Train a network on bags: the epoch is chosen on validation bags; an interrupted training resumes."""
+"""Train a network on bags and choose the epoch on validation bags; interrupted training resumes."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 _CHECKPOINTS, _LOSSES = "checkpoints", "losses.jsonl"
 _CHECKPOINT_SECONDS = 20.0  # between checkpoints; they do not change the result
-_MOST_FOR_STATISTICS = 512  # instances per training bag from which mean and deviation are computed
+_MOST_FOR_STATISTICS = 512  # instances per training bag that the mean and the standard deviation are computed from
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class MilModel:
     Attributes:
         network: Network with the weights of the chosen epoch, in evaluation mode.
         classes: Class names.
-        options: Network and training.
+        options: Options of the network and its training.
         seed: Seed of the training.
         epoch: Chosen epoch, from 1.
         losses: Mean cross-entropy of the training and of the validation bags after each epoch.
@@ -65,7 +65,7 @@ class MilModel:
         """Compute the class probabilities of bags, one bag in memory at a time.
 
         Raises:
-            DataError: The features have another dimension than those of the training.
+            DataError: The dimension of the features is not that of the training features.
         """
         check_dim(bags, len(self.network.mean))
         logits = [self.explain(bags.features(bag)).logits.float().cpu().numpy() for bag in range(len(bags))]
@@ -73,10 +73,10 @@ class MilModel:
 
 
 def check_dim(bags: MilBags, dim: int) -> None:
-    """Check the dimension of features.
+    """Check that features have the dimension that the network was trained on.
 
     Raises:
-        DataError: It differs.
+        DataError: They have another one.
     """
     if bags.dim != dim:
         raise DataError(
@@ -87,7 +87,7 @@ def check_dim(bags: MilBags, dim: int) -> None:
 
 
 def check_trainable(bags: MilBags) -> None:
-    """Check that bags suffice to train and to choose the epoch; all problems are reported together.
+    """Check that there are enough bags to train on and to choose the epoch by; all problems are reported together.
 
     Raises:
         DataError: There are fewer than two classes, a class has no labelled training bag, or labelled validation bags
@@ -106,12 +106,12 @@ def check_trainable(bags: MilBags) -> None:
     elif missing:
         problems.append(f"no training bag has the label {', '.join(missing)}")
     if not known["validation"]:
-        problems.append("no validation bag has a label, so that no epoch can be chosen")
+        problems.append("no validation bag has a label, so no epoch can be chosen")
     elif len(known["validation"]) == 1 < len(bags.classes):
         problems.append(f"all labelled validation bags are of one class, {', '.join(known['validation'])}")
     if problems:
         raise DataError(
-            "these bags cannot be learned from:\n    " + "\n    ".join(problems),
+            "no network can be trained on these bags:\n    " + "\n    ".join(problems),
             where=bags.where,
             fix="label more slides, move slides (whole patients) between the splits, or remove classes without slides",
         )
@@ -131,14 +131,15 @@ def train_mil(
 
     Args:
         bags: Bags of all splits; labels of the test split are not used.
-        options: Network and training.
+        options: Options of the network and its training.
         seed: Seed of initialisation, dropout and order.
-        targets: What training bags learn from beside their labels, such as their reports (`clipit.mil.privileged`).
-        root: Output root, in which the model is kept as the artefact `mil_model` and an interrupted training is
-            resumed; None to train in memory.
+        targets: Targets of training bags in addition to their labels, such as those from reports
+            (`clipit.mil.privileged`).
+        root: Output root, in which the model is kept as the artefact `mil_model` and from which interrupted training
+            resumes; None to train in memory.
 
     Raises:
-        DataError: The bags do not suffice; see `check_trainable`.
+        DataError: There are too few bags; see `check_trainable`.
         ModelError: The loss became infinite or NaN.
     """
     check_trainable(bags)
@@ -219,16 +220,16 @@ def train_epoch(
     seed: int,
     epoch: int,
 ) -> float:
-    """Train for one epoch; return the mean loss of the labels.
+    """Train for one epoch, and return the mean loss on the labels.
 
     Args:
-        network: Network in training.
+        network: Network to train.
         optimizer: Its optimiser.
         bags: Labelled training bags.
         targeted: Training bags with targets; None for none.
         options: Batch size and instances.
         seed: Seed of the training.
-        epoch: Number of the epoch, from 0.
+        epoch: Index of the epoch, from 0.
     """
     network.train()
     torch.manual_seed(seed * 1_000_003 + epoch)  # for dropout
@@ -260,7 +261,7 @@ def train_epoch(
 
 
 def _batches(count: int, size: int, steps: int, generator: np.random.Generator) -> list[list[int]]:
-    """Draw one batch per step from all rows in random order, beginning anew when all have been drawn."""
+    """Draw one batch per step from all rows in random order, and shuffle again after each pass."""
     batches: list[list[int]] = []
     while len(batches) < steps:
         order = generator.permutation(count)
@@ -319,7 +320,7 @@ def _save_checkpoint(
 
 
 def _read_losses(folder: Path, epochs: int) -> list[tuple[float, float]]:
-    """Read the losses of the first epochs; an earlier checkpoint than the last may have been loaded."""
+    """Read the losses of the first epochs only, because the loaded checkpoint may be older than the file."""
     path = folder / _LOSSES
     if not epochs:
         return []

@@ -271,7 +271,7 @@ def _check_reach(adapted: AdaptedTowers) -> None:
             gradients are recorded, as in layers of PyTorch that have a fast path without.
     """
     updates = {name: weight for name, weight in adapted.trainable().items() if "lora_B" in name}
-    # a gradient of zero is no fault: a later weight may be zero
+    # a gradient of zero is not an error: a later weight may be zero
     idle, differs = set(updates), False
     with _noise(list(updates.values())):
         for tower in adapted.which:

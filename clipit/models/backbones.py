@@ -89,7 +89,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
     if (spec.family if spec else _family(config.name)) == "transformers":
         with guard_remote_code(config.trust_remote_code, "set backbone.trust_remote_code: true"):
             trunk = load_transformers(config, spec, pooling)
-    else:  # timm never runs code of a model's files
+    else:  # timm never runs code from a model's files
         trunk = load_timm(config, spec, pooling, BACKBONES)
     if spec is not None:
         _check(spec, trunk, pooling, config)

@@ -183,7 +183,7 @@ def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) ->
     left = set(missing) - (head_names if linear else set())
     if left or unexpected:
         raise ModelError(
-            f"timm builds another architecture than the backbone's: {sorted(left | set(unexpected))[:5]}",
+            f"the architecture that timm builds is not the backbone's: {sorted(left | set(unexpected))[:5]}",
             where="export",
             fix="report this backbone; it cannot be exported",
         )

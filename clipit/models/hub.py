@@ -15,7 +15,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class Upload:
-    """What `push_classifier` uploads.
+    """Content of an upload by `push_classifier`.
 
     Attributes:
         folder: Folder of the classifier.

@@ -123,7 +123,7 @@ class Classifier:
             images: Images as paths, arrays or PIL images; or a folder or zip, in the order of sorted paths. Slides are
                 refused: `clipit.predict` predicts their tissue tiles.
             batch_size: Images per batch.
-            workers: Threads that read images beside the model; 0: one per core, at most 8.
+            workers: Threads that read images while the model runs; 0: one per core, at most 8.
 
         Raises:
             DataError: An image cannot be read; it is named.
@@ -266,7 +266,7 @@ class Classifier:
         return self._text_vlm().encode_texts(texts, truncate=True).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:
-        """Configure the VLM: the one that the caller passed, otherwise the one of the training if it is well known.
+        """Configure the VLM: the one that the caller passed, otherwise the one used in training if it is well known.
 
         A folder passed for a VLM of the table is loaded according to its entry.
 
@@ -281,7 +281,7 @@ class Classifier:
             return given
         if given is None and trained_with != "embedded" and trained_with not in VLMS:
             raise ModelError(
-                "a VLM that only the classifier's file names is not loaded, unless it is in the table of VLMs",
+                "a VLM that is named only in the classifier's file is not loaded, unless it is in the table of VLMs",
                 where=trained_with,
                 fix="check this name, then pass it: load_classifier(..., vlm=NAME_OR_FOLDER)",
             )
@@ -361,7 +361,7 @@ def load_classifier(
     verify_files(folder, spec)
     with foreign_errors(str(folder), hint="Copy or export the classifier again."):
         model: Any
-        if spec.loader == "timm":  # timm never runs code of a model's files
+        if spec.loader == "timm":  # timm never runs code from a model's files
             model = open_timm(folder, spec.pooling)
         else:
             with guard_remote_code(spec.remote_code, "call load_classifier(..., trust_remote_code=True)"):

@@ -33,7 +33,7 @@ _PARTS = ("encode_image", "encode_text", "visual", "logit_scale")
 _COPIED = ["*.json", "*.py", "*.txt"]
 """Code, configuration and tokeniser."""
 _LAYER_SCALES: dict[str, Any] = {}
-"""Classes that imported code has put in the place of timm's `LayerScale`, by the name of its module."""
+"""Classes that replace timm's `LayerScale` in imported code, by the name of its module."""
 
 
 def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> Towers:
@@ -103,14 +103,14 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
 
 
 def _tokens(model: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return a function to projected patch tokens, if the image tower is a timm model with a head like KEEP's."""
+    """Return the function that computes projected patch tokens; None unless the image tower has a head like KEEP's."""
     if not (hasattr(model.visual, "forward_features") and hasattr(model, "visual_head")):
         return None
     return lambda pixels: model.visual_head(pool_each(model.visual, trunk_grid(model.visual, pixels)))
 
 
 def _save(model: Any, source: str, folder: Path) -> None:
-    """Copy the code, configuration and tokeniser, and write the present weights."""
+    """Copy the code, configuration and tokeniser, and write the current weights."""
     origin = Path(source)
     if not origin.is_dir():
         from huggingface_hub import snapshot_download
@@ -126,7 +126,7 @@ def _build(source: str) -> Any:
     """Import KEEP's code and build its model with random weights, without changing timm for the rest of the process.
 
     The code replaces timm's `LayerScale` by a class whose weight has another name and which does not accept the
-    keywords `device` and `dtype` of newer timm versions. The replacement is in force only while the model is built.
+    keywords `device` and `dtype` of newer timm versions. The replacement lasts only while the model is built.
     transformers imports the code once per process, so a second load uses the class that the first one found.
     """
     from timm.models import vision_transformer

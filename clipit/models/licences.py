@@ -1,4 +1,4 @@
-"""Licences of the models that a classifier is made of, and whether they permit to share it."""
+"""Licences of the models behind a classifier, and whether they permit sharing it."""
 
 import re
 from collections.abc import Mapping

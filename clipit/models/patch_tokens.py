@@ -120,7 +120,7 @@ def student_tokens(classifier: "Classifier") -> PatchTokens:
     projector = classifier.network.projector
     if projector is None:
         raise ModelError(
-            "this classifier was trained without text, so that its tokens cannot be compared with prompts",
+            "this classifier was trained without text, so its tokens cannot be compared with prompts",
             where=f"classifier {classifier.spec.provenance.get('run', 'unknown')}",
             fix="use a classifier trained with student.projector_layers: 1 or 2",
         )

@@ -177,7 +177,7 @@ def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Prepro
         crop = config.get("crop_size", resize_to)
         size = _square((crop["height"], crop["width"]) if isinstance(crop, Mapping) else crop, name)
     elif mode == "shortest":
-        raise _unsupported("it neither squashes nor crops, so that inputs differ in size", name)
+        raise _unsupported("it neither squashes nor crops, so inputs differ in size", name)
     filters = {int(value): key for key, value in _PIL_FILTERS.items()}
     return Preprocess(
         size=size,

@@ -37,7 +37,7 @@ def trunk_grid(module: nn.Module, pixels: Float[Tensor, "b 3 s s"]) -> Grid:
         pixels: Normalised pixels.
 
     Raises:
-        ModelError: The model gives no grid.
+        ModelError: The model computes no grid of features.
     """
     model = inner_model(module)
     if isinstance(module, TokenPool) and module.loader == "transformers":

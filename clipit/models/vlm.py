@@ -250,7 +250,7 @@ def _check_batches(towers: Towers) -> int:
     """Check that a short text embeds alike alone and beside a longer one, and return the embedding's dimension.
 
     Raises:
-        ModelError: The embeddings differ, so that pairs would depend on the batch size, or they are not finite.
+        ModelError: The embeddings differ, so pairs would depend on the batch size, or they are not finite.
     """
     with torch.inference_mode():
         alone = towers.text(towers.tokenise([_SHORT]))[0]

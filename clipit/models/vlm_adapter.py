@@ -37,7 +37,7 @@ def save_vlm_adapter(adapted: AdaptedTowers, base: Mapping[str, str], folder: Pa
     """
     if adapted.tuning == "lora":
         save_adapter(adapted.network, folder)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's, an empty form
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty template
     others = {
         name.removeprefix("network."): weight for name, weight in adapted.trainable().items() if "lora_" not in name
     }

@@ -47,7 +47,7 @@ _ENTRIES = (
         "conch", "conch", "MahmoodLab/conch", 512, 127, 512,
         pixels=448, expected_mpp=_AT_20X, licence="CC-BY-NC-ND-4.0", gated=True,
         loader={"config": "conch_ViT-B-16"},
-        note="Needs the conch package. 127 tokens: the 128th place is the class token's.",
+        note="Needs the conch package. 127 tokens: the 128th position is for the class token.",
     ),
     _vlm("quiltnet-b-32", "open_clip", "wisdomik/QuiltNet-B-32", 512, 77, 768, licence="MIT",
          note="Its configuration has no quick GELU although it was tuned from OpenAI's weights."),

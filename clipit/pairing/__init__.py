@@ -1,1 +1,1 @@
-"""Tiles and snippets brought together."""
+"""Pairs of tiles and snippets, bags, cases, and leaks between splits."""

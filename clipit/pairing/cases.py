@@ -121,7 +121,7 @@ class Cases:
         """Keep the report with the latest date of each patient.
 
         Raises:
-            DataError: A patient has several reports, of which the latest is not defined.
+            DataError: It is not known which report of a patient is the latest.
         """
         unclear = [
             name
@@ -131,7 +131,8 @@ class Cases:
         ]
         if unclear:
             raise DataError(
-                f"{len(unclear)} patients have several reports without different dates: {shortlist(unclear, _SHOWN)}",
+                f"{len(unclear)} patients have several reports with missing or equal dates: "
+                f"{shortlist(unclear, _SHOWN)}",
                 where="reports.date_column",
                 fix="set it to a column with the dates of all reports, or soft_labels.own_report.several=all",
             )
@@ -238,8 +239,8 @@ def _never_meet(tile_patients: set[str], report_patients: set[str], account: Cas
         cause = f"{account.later_splits} reports belong to patients with validation or test tiles; {cause}"
     if account.both_sides:
         cause = (
-            f"{account.both_sides} training patients also have tiles in a later split, so that their reports are "
-            f"not used; {cause}"
+            f"{account.both_sides} training patients also have tiles in a later split, so their reports are not used; "
+            f"{cause}"
         )
     return DataError(
         f"no training patient has a report: groups of tiles are {shortlist(tile_names, _SHOWN)}, of reports "

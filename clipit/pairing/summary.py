@@ -153,7 +153,7 @@ def agreement(
 
     Args:
         pairs: Table of tile_id, rank, snippet_id, score.
-        labels: Class number by tile id, negative for unlabelled tiles; only labels that training may use.
+        labels: Class index by tile id, negative for unlabelled tiles; only labels that training may use.
         index: Index of the snippets, for `class_vectors`.
         class_vectors: Unit vectors of class prompts, centred as the snippets are.
 
@@ -205,7 +205,7 @@ def majority_points(bags: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) ->
 
     Args:
         bags: Bag number of each tile, from 0.
-        labels: Class number of each tile, from 0.
+        labels: Class index of each tile, from 0.
     """
     counts = np.zeros((int(bags.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
     np.add.at(counts, (bags, labels), 1)

@@ -62,7 +62,7 @@ def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
         if len(content) > _MOST_BYTES:
             raise ValueError(f"larger than {_MOST_BYTES >> 20} MiB")
         value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=mapping)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is no text
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is not text
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from error
     except (ValueError, RecursionError) as error:

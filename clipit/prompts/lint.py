@@ -177,5 +177,5 @@ def _tokens(prompts: PromptSet, count_tokens: TokenCounter | None, budget: int |
         counts = count_tokens(prompts.texts(name))
         over = [count - budget for count in counts if count > budget]
         if over:
-            what = f"{len(over)} of {len(counts)} texts have more than {budget} tokens; {sum(over)} tokens are cut"
+            what = f"{len(over)} of {len(counts)} texts have more than {budget} tokens; {sum(over)} tokens are lost"
             yield LintMessage("warning", f"classes.{name}", what, "shorten its names or the templates")

@@ -107,7 +107,7 @@ def _pool(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _add(known: list[str], texts: object, key: str, problems: list[str]) -> list[str]:
-    """Add one text or a list of texts to those that are known, without repetitions."""
+    """Add one text or a list of texts to the list, without duplicates."""
     several = [texts] if isinstance(texts, str) else texts
     wrong = files.text_problems(key, several, "texts")
     problems += wrong

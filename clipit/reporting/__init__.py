@@ -1,1 +1,1 @@
-"""Tables, plots and summaries for people."""
+"""Pages, tables, plots, summaries and model cards."""

@@ -66,7 +66,7 @@ def _annotators(part: Mapping[str, Any], classes: Sequence[str], source: str) ->
         ),
         Text(
             "The Dice scores are the human ceiling: how well annotators agree with one another. Neighbouring pixels "
-            "are not independent, so that posteriors are too certain. Dawid-Skene over pixels is STAPLE (Warfield et "
+            "are not independent, so posteriors are too certain. Dawid-Skene over pixels is STAPLE (Warfield et "
             "al., 2004)."
         ),
     ]

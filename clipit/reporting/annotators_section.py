@@ -8,7 +8,7 @@ from clipit.reporting.html import Part, Table, Text
 from clipit.reporting.tables import LABELS, number
 
 _INDEPENDENT = {
-    "yes": "The test labels are independent of the training labels: they come from none of the same annotators.",
+    "yes": "The test labels are independent of the training labels: they come from other annotators.",
     "no": "The test labels are not independent of the training labels: they come from annotators who also label "
     "training tiles, so a student that learns their habits scores too high.",
 }
@@ -40,9 +40,9 @@ def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
     """Explain what the scores of annotators mean, and whether the test labels are independent of training."""
     text = (
         "An annotator is scored like a classifier, on the tiles that this annotator labelled. The consensus of the "
-        "others has fewer labels than that of all, so that these scores are slightly lower than they would be against "
-        "it. A classifier above the annotators agrees with the consensus better than they do; it is not shown to be "
-        "better at the diagnosis."
+        "others rests on fewer labels than that of all, so these scores are slightly lower than they would be against "
+        "the consensus of all. A classifier above the annotators agrees with the consensus better than they do; this "
+        "does not show that its diagnoses are better."
     )
     return f"{text} {_INDEPENDENT.get(ceiling['independent'], _UNKNOWN)}"
 

@@ -21,11 +21,11 @@ COLOUR_MAP = "viridis"
 """Perceptually uniform colours of probabilities from 0 to 1."""
 _OPACITY = 0.55
 _MOST_PIXELS = 900  # longest edge of a picture of an overview; the page and the heat map have the details
-_COMPRESSION = 1  # of PNG; pictures of tissue hardly get smaller with more, and take ten times as long
+_COMPRESSION = 1  # of PNG; higher levels hardly shrink pictures of tissue, and take ten times as long
 _DPI = 110  # of `save_plot`
 _MORE_COLOURS = ("#7f3c8d", "#6b3e1f", "#f0e442", "#666666")  # purple, brown, yellow, grey
-_TINTS = (1.0, 0.55, 0.25)  # shares of a colour in white, when there are more classes than colours
-_SCALE_BAR = 0.2  # largest share of the width
+_TINTS = (1.0, 0.55, 0.25)  # fractions of a colour mixed with white, if there are more classes than colours
+_SCALE_BAR = 0.2  # maximum length as a fraction of the width
 
 
 def class_colours(n: int) -> list[str]:
@@ -172,7 +172,7 @@ def _extent(shape: tuple[int, ...], grid: SlideGrid) -> tuple[float, float, floa
 
 
 def _finish(axes: "Axes", grid: SlideGrid) -> None:
-    """Cut off what reaches beyond the slide, and draw the scale bar at the lower left."""
+    """Limit the axes to the slide, and draw the scale bar at the lower left."""
     from matplotlib.patheffects import withStroke
 
     axes.set(xlim=(0, grid.width), ylim=(grid.height, 0))

@@ -12,7 +12,7 @@ _ABOUT = (
     "A linear probe on frozen features predicts each tile from the labels of other patients or slides. A label is "
     "suspicious if the probe prefers another class so clearly that confident learning counts the label as an error. "
     "The probe can be wrong, too: rare appearances and classes that look alike are flagged more often than others. "
-    "Look at the tile before you change its label, and correct no test label by these suggestions alone."
+    "Look at the tile before you change its label, and do not correct test labels by these suggestions alone."
 )
 
 
@@ -70,7 +70,7 @@ def label_issues_page(
         note: Warning shown at the top of the page; empty for none.
         facts: Facts about the check, with the number of suspicious labels under `suspicious labels`.
         by_class: For each class: class, checked, suspicious, estimated_wrong and suggested_most.
-        tiles: Tiles to look through, the most suspicious first.
+        tiles: Tiles to review, the most suspicious first.
         scores: Scores against verified labels; empty without any.
         remarks: Remarks, one line each.
     """
@@ -101,7 +101,7 @@ def label_issues_page(
             "bold is the suggested one."
         )
         parts = [Text(caption), Include("label_issues.html", {"tiles": tiles})]
-    sections.append(PageSection("Tiles to look through", parts))
+    sections.append(PageSection("Tiles to review", parts))
     if remarks:
         sections.append(PageSection("Remarks", [Text("\n".join(remarks), fixed=True)]))
     return page(title, note, sections)

@@ -162,7 +162,7 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
 def _training(spec: ClassifierSpec, facts: CardFacts, licences: Sequence[ModelLicence]) -> str:
     taught = [plain_text(licence.model) for licence in licences if licence.role == "VLM"]
     lines = [
-        f"- Arm: {plain_text(facts.arm) if facts.arm else 'settings of its own'}, seed {facts.seed}",
+        f"- Arm: {plain_text(facts.arm) if facts.arm else 'none (custom settings)'}, seed {facts.seed}",
         f"- Backbone: {plain_text(licences[0].model)}",
         f"- Teacher: {'vision-language model ' + ' and '.join(taught) if taught else 'none'}",
         *(f"- Learns from {plain_text(text)}" for text in facts.teaching),
@@ -192,8 +192,8 @@ def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
         for name, scored in splits.items()
     ]
     return (
-        f"{metrics_table({'splits': splits})}\n\n{'; '.join(counts)}. Evaluated after the training, with nothing "
-        "chosen on these sets by clipit."
+        f"{metrics_table({'splits': splits})}\n\n{'; '.join(counts)}. Evaluated after training; clipit chose nothing "
+        "on these sets."
     )
 
 
@@ -220,9 +220,9 @@ def _comparison(compared: Compared | None) -> str:
 
 def _limits(spec: ClassifierSpec, licences: Sequence[ModelLicence]) -> str:
     lines = [
-        "- Every image gets one of these classes, also an image of anything else.",
+        "- Every image is assigned to one of these classes, even if it shows something else.",
         "- Other scanners, stains, magnifications and centres can lower the scores; test it on your own tiles first.",
-        "- Scores are per tile. Nothing here is about patients or slides as a whole.",
+        "- Scores are per tile, and say nothing about patients or whole slides.",
     ]
     embedded = [licence.role for licence in licences if licence.model.startswith("embedded")]
     if embedded:
@@ -246,8 +246,8 @@ def _licences(licences: Sequence[ModelLicence]) -> str:
         for licence in licences
     ]
     return (
-        f"{markdown_table(('model', 'name', 'licence', 'page'), rows, left=4)}\n\nThe weights are those of the "
-        f"backbone, adapted: its licence applies. {LICENCE_NOTE}"
+        f"{markdown_table(('model', 'name', 'licence', 'page'), rows, left=4)}\n\nThe weights are adapted from "
+        f"those of the backbone, so its licence applies. {LICENCE_NOTE}"
     )
 
 

@@ -18,8 +18,8 @@ ROWS = 100
 
 RATING_HELP = (
     "Rating: does the snippet describe what the tile shows (good), in part (partly), or not (wrong)? Ratings and "
-    "comments stay in this browser, also after a reload; save them as a csv file with the columns tile_id, snippet_id, "
-    "rank, score, rating and comment. Nothing is sent anywhere."
+    "comments are kept in this browser, even after a reload; save them as a csv file with the columns tile_id, "
+    "snippet_id, rank, score, rating and comment. Nothing is sent anywhere."
 )
 
 

@@ -27,7 +27,7 @@ _HOW = (
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """What the page says about one run.
+    """Facts of one run on the page.
 
     Attributes:
         arm: Arm.
@@ -196,7 +196,7 @@ def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[s
     remarks = []
     if comparison.crossing:
         remarks.append(
-            f"Patients with slides in several splits, so that the scores can be too high: {comparison.crossing}."
+            f"Patients with slides in several splits, so the scores can be too high: {comparison.crossing}."
         )
     if (comparison.table["split"] == ALL_SLIDES).any():
         remarks.append("The slides have no split: slides that the runs were trained on are compared, too, if listed.")
@@ -209,7 +209,7 @@ def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[s
             tiles[run.tiles].append(run.arm)
     if len(tiles) > 1:
         listed = "; ".join(f"{', '.join(arms)}: {text}" for text, arms in tiles.items())
-        remarks.append(f"The arms read different tiles, so that differences may be due to the tiles: {listed}.")
+        remarks.append(f"The arms read different tiles, so differences may be due to the tiles: {listed}.")
     return remarks
 
 

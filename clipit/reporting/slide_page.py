@@ -136,7 +136,7 @@ def _separate(grid: SlideGrid, order: Int64[np.ndarray, " n"], k: int) -> list[i
 
 @cache
 def _openseadragon() -> str:
-    """Return the viewer's script, without its link to a source map, which is not there."""
+    """Return the viewer's script, without its link to a source map, which is not shipped."""
     file = resources.files("clipit.reporting") / "vendor/openseadragon/openseadragon.min.js"
     code, _, _ = file.read_text(encoding="utf-8").rpartition("//# sourceMappingURL=")
     return code
@@ -176,7 +176,7 @@ def _top_parts(slide: SlidePage, colours: Sequence[str]) -> list[Part]:
 
 
 def _map_values(slide: SlidePage, colours: Sequence[str]) -> dict[str, Any]:
-    """Return what the template of the map shows: overview, layers and outline."""
+    """Return the values of the template of the map: overview, layers and outline."""
     grid = slide.grid
     means, cell = heat_map(grid, slide.scores, grid.step), grid.step
     layers = _layers(means, slide.classes, colours)

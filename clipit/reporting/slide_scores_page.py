@@ -118,7 +118,7 @@ def _show_tables(tables: Sequence[_MetricTable]) -> list[Table]:
 
 
 def _main_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
-    """Return the scores of the chosen pooling on other slides than those that chose it; without one, all scores."""
+    """Return the scores of the chosen pooling on the slides that did not choose it; without a choice, all scores."""
     key, scores = evaluation.choice.key, evaluation.scores
     if key is None:
         return _metric_tables(evaluation)

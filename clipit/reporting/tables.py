@@ -76,7 +76,7 @@ def key_value_table(values: Mapping[str, object]) -> str:
 
 
 def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
-    """Format the scores of `evaluate_predictions` by split; zero-shot predictions and annotators have own columns."""
+    """Format the scores of `evaluate_predictions` by split; zero-shot and annotators have columns of their own."""
     columns: dict[str, Mapping[str, Any]] = {}
     for split, of_split in results["splits"].items():
         columns[f"{split} (n = {of_split['labelled']})"] = of_split["metrics"]
@@ -135,5 +135,5 @@ def fenced(text: str) -> str:
 
 
 def _cell(value: object) -> str:
-    # After a backslash, another one would not escape the bar.
+    # A backslash before the bar would turn its escape into an escaped backslash.
     return re.sub(r"(?<!\\)\|", r"\|", re.sub(r"(?<=\\)\|", "&#124;", markdown_line(value)))

@@ -17,7 +17,7 @@ from clipit.reporting.model_card import plain_text
 from clipit.reporting.tables import markdown_table, number
 
 _DATA = {
-    "pairs": "images with a text each",
+    "pairs": "images, each with a text",
     "bags": "unlabelled tiles with their nearest tiles, report snippets and prompts",
     "cases": "tiles of patients with snippets of their own reports",
 }
@@ -39,15 +39,15 @@ class AdaptationFacts:
     """Facts of an adaptation for its card.
 
     Attributes:
-        arm: Kind of training.
+        arm: Arm of the study: `text` or a control.
         seed: Seed.
-        data: What the VLM learnt from.
+        data: Kind of data that the VLM was trained on (`adapt.data`).
         tuning: Weights that were trained.
         towers: Towers that were trained.
         weights: Number of trained weights.
         settings: Settings of the training, such as steps and batch size, by name.
         counts: Numbers of images, texts and patients, by name; other values are not shown.
-        logit_scale: Learnt scale.
+        logit_scale: Logit scale after training.
     """
 
     arm: str
@@ -123,7 +123,7 @@ def _training(vlm: VLM, facts: AdaptationFacts, licence: ModelLicence) -> str:
         f"- Trained: {_TUNING.get(facts.tuning, plain_text(facts.tuning))} of the {' and '.join(facts.towers)} "
         f"tower{'s' if len(facts.towers) > 1 else ''}, {facts.weights:,} weights",
         *(f"- {plain_text(_words(_setting(name, facts.data)))}: {value:g}" for name, value in facts.settings.items()),
-        f"- Scale of similarities: {vlm.logit_scale:.4g} before, {facts.logit_scale:.4g} after",
+        f"- Logit scale: {vlm.logit_scale:.4g} before, {facts.logit_scale:.4g} after",
         f"- Input: {vlm.preprocess.describe()}; "
         + (f"{vlm.expected_mpp:g} micrometres per pixel" if vlm.expected_mpp else "micrometres per pixel unknown"),
     ]
@@ -146,9 +146,7 @@ def write_card_scores(folder: Path, scores: Sequence[tuple[str, float | None, fl
         before, limits, after = _SCORES.sub("", text).partition("## Limits\n")
         rows = [(plain_text(name), _score(old), _score(new)) for name, old, new in scores]
         table = markdown_table(("", "before", "after"), rows, left=1)
-        section = (
-            f"## Scores\n\n{table}\n\nOn images and texts that were not trained on.\n\n" if rows and limits else ""
-        )
+        section = f"## Scores\n\n{table}\n\nOn held-out images and texts.\n\n" if rows and limits else ""
         with whole_file(card) as temporary:
             temporary.write_text(f"{before}{section}{limits}{after}", encoding="utf-8")
 

@@ -124,7 +124,7 @@ def add_patients(
         )
     if several:
         problems.append(
-            f"{len(several)} reports name several TCGA patients, so that none is set ({shortlist(several, 3)})"
+            f"{len(several)} reports name several TCGA patients, so none is set ({shortlist(several, 3)})"
         )
     if unknown:
         problems.append(

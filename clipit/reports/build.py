@@ -52,7 +52,7 @@ class Snippets:
 
 
 def snippet_keys(config: ReportsConfig) -> dict[str, Any]:
-    """Return the keys that determine the snippets, for fingerprints; those of text checks only where these are on."""
+    """Return the keys that determine the snippets, for fingerprints; those of text checks only if they are enabled."""
     keys = select_keys(config, "results")
     if config.text_checks is None:
         return keys
@@ -82,8 +82,8 @@ def build_snippets(
             boilerplate prompts; snippets with at least `config.morphology_margin` are kept.
 
     Raises:
-        ConfigError: A section is unknown, the budget does not fit one character, or the similarity filter is configured
-            without `similarity`.
+        ConfigError: A section is unknown, the budget is too small for one character, or the similarity filter is
+            configured without `similarity`.
         DataError: No snippet is left.
     """
     check_sections(config)

@@ -146,7 +146,7 @@ def _negates(line: str, label: str) -> bool:
 
 
 def _without_markup(text: str) -> str:
-    """Replace the tags and entities of HTML; text in angle brackets that is no tag stays."""
+    """Replace the tags and entities of HTML; text in angle brackets that is not a tag stays."""
     if "<" in text:
         text = _BLOCK.sub("\n", _INLINE.sub("", _CELL.sub(" ", text)))
     return _ENTITY.sub(lambda match: html.unescape(match.group()), text) if "&" in text else text

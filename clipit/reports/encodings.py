@@ -62,7 +62,7 @@ def check_lfs_pointer(path: Path) -> None:
     """Check that a file is not a Git LFS pointer, which a clone without Git LFS contains in place of the data.
 
     Raises:
-        DataError: It is one.
+        DataError: It is a pointer.
     """
     with path.open("rb") as stream:
         _check_lfs(stream.read(HEAD), path)
@@ -72,7 +72,7 @@ def check_head(data: bytes, where: object, encoding: str) -> None:
     """Check that the content of a text file is neither a Git LFS pointer nor UTF-16 by mistake.
 
     Raises:
-        DataError: It is one of these.
+        DataError: It is a pointer or UTF-16.
     """
     _check_lfs(data[:HEAD], where)
     _check_utf16(data[:HEAD], where, encoding)

@@ -1,4 +1,4 @@
-"""Facts about reports from a table beside them: organ, group, label and date, by report or by patient."""
+"""Facts about reports from a separate table: organ, group, label and date, by report or by patient."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -42,9 +42,9 @@ class Metadata:
         return config.model_copy(update={f"{fact}_column": None for fact in self.facts})
 
     def add(self, reports: Sequence[RawReport], notes: list[str], problems: list[str]) -> list[RawReport]:
-        """Add the facts to the reports; a fact that has no value here is kept as the reports have it.
+        """Add the facts to the reports; where the table has no value, that of the report is kept.
 
-        `notes` tells how many reports have a row; reports and rows that do not match are counted in `problems`.
+        `notes` states how many reports have a row; reports and rows that do not match are counted in `problems`.
 
         Raises:
             DataError: No report has a row; the message shows ids of both.
@@ -81,7 +81,7 @@ class Metadata:
         return added
 
     def _report_keys(self, reports: Sequence[RawReport]) -> list[str]:
-        """Return the key of each report: its id or, if no other report has the same, its file name; maybe with .txt."""
+        """Return the key of each report: its id, or its file name if no other report has the same; .txt is optional."""
         names = Counter(PurePosixPath(report.report_id or "").name for report in reports)
         keys = []
         for report in reports:
@@ -190,7 +190,7 @@ def parse_date(text: str) -> datetime:
     """Parse an ISO 8601 date or time; times with an offset are converted to UTC, so that all can be compared.
 
     Raises:
-        ValueError: The text is neither.
+        ValueError: The text is not a date or time.
     """
     date = datetime.fromisoformat(text)
     return date if date.tzinfo is None else date.astimezone(UTC).replace(tzinfo=None)

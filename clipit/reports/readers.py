@@ -76,7 +76,7 @@ def read_reports(config: ReportsConfig) -> Reports:
 
     Raises:
         DataError: The source or a column is missing, text cannot be decoded, a row is malformed, an id is repeated, a
-            date is not one, or there is no report.
+            date is invalid, or there is no report.
         ConfigError: The encoding is unknown.
     """
     path = Path(config.path).expanduser()
@@ -177,7 +177,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
     """Assign ids and drop empty reports; returns the reports and the number of empty ones.
 
     Raises:
-        DataError: Two reports have the same id, or one is a document of another program.
+        DataError: Two reports have the same id, or one is a document in another format (RTF, PDF).
     """
     reports: list[Report] = []
     locations: dict[str, str] = {}
@@ -225,7 +225,7 @@ def _resolve_missing(reports: list[Report], config: ReportsConfig, problems: lis
 
 
 def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
-    """Keep only reports of the configured organs, in any letter case.
+    """Keep only reports of the configured organs, compared without regard to case.
 
     Raises:
         DataError: An organ does not occur; the message lists the organs of the corpus.

@@ -23,14 +23,14 @@ _NAMED_LETTER = re.compile(
 )
 _END = re.compile(
     r"[.!?]+[\"')\]]*(?:\s+(?=(?:[\"'(\[¿¡«-]+\s?)?(?![a-z])[^\W_])|(?=[A-Z][a-z]+\s))|"
-    r"[\u3002\uff01\uff1f\u061f\u06d4\u0964]+[\"')\]\u300d\u300f\uff09]*\s*"  # other scripts; no space has to follow
+    r"[\u3002\uff01\uff1f\u061f\u06d4\u0964]+[\"')\]\u300d\u300f\uff09]*\s*"  # other scripts need no space
 )
 _TNM = re.compile(r"[pcy]{0,2}(?:[TNM][0-4Xx]|[LVRG][0-4X]\b)")
 _REMARK = re.compile(r"\((?:(?i:see\b)|\d)")  # "(see comment)", "(0/8)" belong to the preceding sentence
 _QUOTED_INITIAL = re.compile(r"[\"'][A-Z]")  # labeled "J. Doe, colon"
 _OF = re.compile(r"(?i:\b(?:of|for|in|to|the|and|or|with)\s+)$")  # "Number of Lymph Nodes Examined:" is one label
 _LOOK_BACK = 300  # characters before a full stop, item or field that decide whether a sentence ends there
-_LETTERS_BACK = 100  # characters before a letter in which its name is searched: "blocks A, B, C and"
+_LETTERS_BACK = 100  # characters before a letter that are searched for what it names: "blocks A, B, C and"
 _LAST_WORD = re.compile(r"(?<![^\s,;:(\[])[^\s,;:(\[]+$")
 _ITEM = re.compile(
     r"\s(?:[-*]\s?(?=[A-Z][A-Za-z]{2})|[A-HJ-Z]\.\s?(?=[A-Z][A-Za-z]{2})|\d{1,2}[.)]\s?(?=[A-Z][A-Za-z]{2}))"

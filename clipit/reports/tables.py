@@ -33,7 +33,7 @@ _LONGEST_NAME = 60  # characters of a column's name; a longer one is probably a 
 
 
 def read_table_reports(path: Path, config: ReportsConfig, format_name: str, problems: list[str]) -> Iterator[RawReport]:
-    """Read a csv, tsv or xlsx file; csv cells that seem to have swallowed rows are listed in `problems`.
+    """Read a csv, tsv or xlsx file; csv cells that seem to contain further rows are listed in `problems`.
 
     The first row is the header, unless `config.columns` names the columns by position.
 
@@ -187,7 +187,7 @@ def read_huggingface_reports(config: ReportsConfig) -> Iterator[RawReport]:
         for cells in dataset.select_columns(sorted(names)):
             number += 1
             for column, classes in names.items():
-                if classes:  # class numbers, -1 if unknown
+                if classes:  # class indices, -1 if unknown
                     value = cells[column]
                     cells[column] = None if value is None or value < 0 else classes[value]
             yield _raw_report(config, cells, f"{config.path}, {config.split} row {number}")

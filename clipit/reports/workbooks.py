@@ -83,7 +83,7 @@ def _load(path: Path, *, values: bool) -> "Workbook":
         return openpyxl.load_workbook(path, data_only=values)
     except (DataError, PermissionError, MemoryError):
         raise
-    except Exception as error:  # openpyxl and its XML parser raise many kinds for damaged files
+    except Exception as error:  # openpyxl and its XML parser raise many kinds of exceptions for damaged files
         if is_limit(error):
             raise
         raise DataError(

@@ -88,7 +88,7 @@ def _describe_source(config: RunConfig) -> str:
 
 
 def _describe_terms(config: RunConfig) -> list[str]:
-    """Describe the loss terms of a run in words that contain nothing of the user's own."""
+    """Describe the loss terms of a run in words, without names that the user chose."""
     described = []
     for term in active_terms(config):
         if isinstance(term, DistillationTerm):

@@ -27,7 +27,7 @@ class MappedTiles:
 
 
 def read_external(section: TilesConfig, config: RunConfig) -> TileSet:
-    """Read a new test set with all of its labels: its test part, or all tiles if it has none.
+    """Read a new test set with all of its labels: its test split, or all tiles if it has none.
 
     Args:
         section: Section `tiles` of the new set.
@@ -45,7 +45,7 @@ def read_external(section: TilesConfig, config: RunConfig) -> TileSet:
         return replace(tiles, splits=np.full(len(tiles), "test", dtype="<U10"))
     if tests.all():
         return tiles
-    note = f"only the {int(tests.sum())} tiles of the test part are scored, of {len(tiles)} tiles"
+    note = f"only the {int(tests.sum())} tiles of the test split are scored, of {len(tiles)} tiles"
     part = tiles.select(tests)
     return replace(part, notes=(*part.notes, note))
 

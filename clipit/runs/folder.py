@@ -68,7 +68,7 @@ def recorded_precision(folder: Path, key: str) -> str | None:
     """Return the precision in the fingerprint of a folder's training, such as bf16; None if none is recorded.
 
     Args:
-        folder: Folder of a training that has started.
+        folder: Folder of a run or adaptation whose training has started.
         key: Key of the precision in `run.json`.
     """
     if not (folder / "run.json").is_file():

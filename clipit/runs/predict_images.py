@@ -169,7 +169,7 @@ def _caution(classifier: "Classifier") -> str:
     """Warn of a backbone that was trained on synthetic tiles."""
     if classifier.spec.provenance.get("backbone", {}).get("name") != "embedded":
         return ""
-    return "The embedded backbone saw only synthetic tiles: on real tiles these predictions only show that it runs."
+    return "The embedded backbone saw only synthetic tiles: on real tiles, predictions only show that the code runs."
 
 
 def _remove(paths: PredictionPaths) -> None:

@@ -41,7 +41,7 @@ class PredictionOptions:
 
     Attributes:
         batch_size: Images per batch.
-        workers: Threads that read images beside the model; 0: one per core, at most 8.
+        workers: Threads that read images while the model runs; 0: one per core, at most 8.
     """
 
     batch_size: int = 64

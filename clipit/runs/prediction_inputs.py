@@ -54,13 +54,13 @@ def open_inputs(
         inputs: Image files, folders, zips, webdataset shards (.tar), tables with a column of paths, and slides, whose
             tissue tiles are listed.
         images: Folder or zip that the paths of tables are relative to; None for the folder of each table.
-        path_column: Name of the column of paths of tables; None for `path`.
-        id_column: Name of the column of ids of tables; None for `id`, if there is one, or else the paths.
+        path_column: Name of the column of paths in tables; None for `path`.
+        id_column: Name of the column of ids in tables; None for `id`, if there is one, or else the paths.
         slides: Tiles of slides; needed if an input is a slide (see `is_slide_input`).
         slide_mpp: Micrometres per pixel of the finest level of slides that do not state them.
 
     Raises:
-        ConfigError: An option of tables is given, but no input is a table.
+        ConfigError: An option for tables is given, but no input is a table.
         DataError: An input is missing or unsuitable, or an id occurs more than once.
     """
     tables = {path for path in inputs if path.suffix.lower() in TABLES and not path.is_dir()}
@@ -68,7 +68,7 @@ def open_inputs(
     options = [option for option, value in given.items() if value]
     if options and not tables:
         raise ConfigError(
-            f"only tables have use for {' and '.join(options)}, and no input is a table",
+            f"only tables use {' and '.join(options)}, and no input is a table",
             where=shortlist(inputs, 3),
             fix=f"remove it, or name a table ({', '.join(TABLES)})",
         )
@@ -92,8 +92,8 @@ def _refuse_slides(path: Path, listed: ImageSet) -> ImageSet:
         raise DataError(
             f"{len(slides)} of {len(listed)} images are whole slides: {shortlist(slides, 3)}",
             where=path,
-            fix="name slides, or a folder of slides alone, as inputs of their own; or score them with clipit slides "
-            "score",
+            fix="pass slides, or a folder that contains only slides, as separate inputs; or score them with clipit "
+            "slides score",
         )
     return listed
 

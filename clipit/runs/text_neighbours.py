@@ -55,11 +55,11 @@ def snippet_neighbours(
         mean: Mean that was subtracted from texts when the model was trained; None for none.
 
     Raises:
-        ConfigError: The configuration names another VLM than that of the model.
+        ConfigError: The VLM of the configuration is not that of the model.
     """
     if vlm is None or workspace.vlm.fingerprint != vlm:
         raise ConfigError(
-            "the snippets are embedded by another VLM than the one that the model was trained with"
+            "the VLM that embeds the snippets is not the one that the model was trained with"
             if vlm
             else "this model has no joint space of images and texts",
             where=f"vlm.name = {workspace.config.vlm.name}",

@@ -1,4 +1,4 @@
-"""What scores the tiles of slides: a classifier, or class prompts through a student or a VLM."""
+"""Scorers of slide tiles: a classifier, or class prompts through a student or a VLM."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

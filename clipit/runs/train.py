@@ -234,7 +234,8 @@ def _fit(
         raise ConfigError(
             f"training.precision={config.training.precision} cannot be used here: {' '.join(str(error).split())[:200]}",
             where="training.precision",
-            fix="choose a precision of this device, and train runs of another precision in a process of their own",
+            fix="choose a precision that this device supports, and train runs of different precision in separate "
+            "processes",
         ) from error
     accelerator.trackers = start_trackers(config, folder, run_facts(config), config.arm or "custom")
     scored = Validation(workspace.pixels("validation", backbone.preprocess), rows, monitor)

@@ -1,4 +1,4 @@
-"""Interface of a method of segmentation: from the masks of a study to functions from an image to probabilities."""
+"""Interface of segmentation methods: from the masks of a study to functions from an image to probabilities."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """What a method may use.
+    """Inputs of a method.
 
     Attributes:
         config: Configuration of the run.
@@ -68,11 +68,11 @@ class Segmenter:
         facts: Provenance written next to every score: `model` and `fingerprint` at least.
         training_masks: Number of masks that it was trained on.
         seed: Seed of the training; None without one.
-        choice: What was chosen among several scales, and by which scores; empty for nothing.
-        decision: Rule from probabilities to classes, if the method has chosen it on the validation masks; None for the
-            study to choose it.
+        choice: Chosen scale and the scores that it was chosen by; empty if nothing was chosen.
+        decision: Rule from probabilities to classes, if the method has chosen it on the validation masks; None if the
+            study is to choose it.
         majority: Function from a mask (-1 is ignored) and its micrometres per pixel to the probabilities that the
-            majority answer in each of the method's windows would give; None for a method that answers per pixel.
+            majority class of each of the method's windows would give; None for a method that predicts per pixel.
     """
 
     name: str
@@ -87,16 +87,16 @@ class Segmenter:
 
 @dataclass(frozen=True)
 class Method:
-    """A method of segmentation.
+    """A segmentation method.
 
     Attributes:
         title: Description in a few words.
-        missing: Function that returns what the method lacks to run on these inputs; "" for nothing.
+        missing: Function that returns which inputs the method needs and lacks; "" if none.
         prepare: Function that loads, trains and chooses, and returns the segmentations to score.
         trained: Whether it trains on masks. It then runs only if `segmentation.methods` names it, and predicts the most
             probable class, because a threshold would be chosen on more masks than it is trained on.
         classes: Function that opens the model and returns its classes, which are mapped to those of the masks; None if
-            the model has those of the masks. It raises a ModelError if the model does not support the method.
+            the model has the classes of the masks. It raises a ModelError if the model does not support the method.
     """
 
     title: str

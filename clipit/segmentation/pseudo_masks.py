@@ -131,7 +131,7 @@ def pseudo_masks(
 
     An image may contain the class that its label is evidence of, and the background. Its tokens are labelled by the
     instance probabilities of the labels of either, renormalised, where they exceed `confidence`. An image whose label
-    is evidence of the background contains nothing else, so that all of its tokens are labelled.
+    is evidence of the background contains nothing else, so all of its tokens are labelled.
 
     Args:
         model: Trained multiple-instance model, whose classes are the labels of the images.
@@ -175,7 +175,8 @@ def check_evidence(labels: Sequence[str], classes: Sequence[str], background: st
     """Check that every label is evidence of a class of the masks, and some label of the background.
 
     Raises:
-        ConfigError: It is not; all problems are reported together.
+        ConfigError: A label is evidence of no class, or none is evidence of the background; all problems are reported
+            together.
     """
     problems = []
     missing = [name for name in labels if name not in options.evidence]
@@ -185,7 +186,7 @@ def check_evidence(labels: Sequence[str], classes: Sequence[str], background: st
     if unknown:
         problems.append(f"not classes of the masks: {shortlist(unknown)}")
     if not missing and background not in {options.evidence[name] for name in labels}:
-        problems.append(f"no label is evidence of {background}, so that nothing separates it from other classes")
+        problems.append(f"no label is evidence of {background}, so nothing separates it from other classes")
     if problems:
         raise ConfigError(
             "; ".join(problems),
@@ -198,6 +199,6 @@ def token_mil(root: Path, tiles: TileSet, store: TokenStore, options: PseudoLabe
     """Train the multiple-instance model on the labels of images of the splits train and validation.
 
     Raises:
-        DataError: There are fewer than two labels, or no validation image has one, so that no epoch can be chosen.
+        DataError: There are fewer than two labels, or no validation image has one, so no epoch can be chosen.
     """
     return train_mil(token_bags(tiles, store), options.training, seed, root=root)

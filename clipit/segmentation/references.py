@@ -40,7 +40,7 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
 
     The floors call everything one foreground class, and, for H&E with two classes, predict by Otsu's threshold on
     haematoxylin. The ceilings of one foreground class of two are the answers per tile with the highest Dice of each
-    image; with more classes, each tile gets the class of most of its pixels, which is no ceiling of Dice.
+    image; with more classes, each tile gets the class of most of its pixels, which is not a ceiling of Dice.
 
     Args:
         masks: Test masks, checked.

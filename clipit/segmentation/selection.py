@@ -1,4 +1,4 @@
-"""Select the methods of a study: inputs, models and classes are checked before anything is predicted."""
+"""Select the methods of a study, and check inputs, models and classes before anything is predicted."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def select_methods(inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
-    """Return the methods to compare: those that are configured, or all without training that can run.
+    """Return the methods to compare: the configured ones, or else all untrained ones that can run.
 
     Returns:
         Methods by name, and notes on methods and numbers of masks that are left out.
@@ -57,7 +57,7 @@ def _with_inputs(methods: Mapping[str, Method], inputs: MethodInputs) -> tuple[d
         raise ConfigError(
             "methods lack their inputs: " + "; ".join(f"{name} needs {what}" for name, what in lacking.items()),
             where="segmentation.methods",
-            fix="give what is missing, or name other methods",
+            fix="provide the missing inputs, or name other methods",
         )
     notes = [f"{name} is left out, because it needs {what}" for name, what in lacking.items()]
     return {name: method for name, method in methods.items() if name not in lacking}, notes
@@ -75,7 +75,7 @@ def _check_class_map(mapping: Mapping[str, str], classes: Mapping[str, Sequence[
 
 
 def _notes_on_masks(methods: Mapping[str, Method], inputs: MethodInputs) -> list[str]:
-    """Return notes on numbers of training masks that exceed what there is."""
+    """Return notes on configured numbers of training masks that exceed the masks available."""
     if not any(method.trained for method in methods.values()):
         return []
     wanted, available = inputs.options.training.masks, len(inputs.masks.of_split("train"))

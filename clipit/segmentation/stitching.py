@@ -82,7 +82,7 @@ def window_starts(length: int, side: int, step: int) -> list[int]:
     Args:
         length: Length to cover, at least `side`.
         side: Length of a window.
-        step: Distance of windows.
+        step: Distance between windows.
     """
     starts = list(range(0, length - side + 1, step))
     return starts if starts[-1] == length - side else [*starts, length - side]

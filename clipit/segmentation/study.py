@@ -124,13 +124,13 @@ def read_study_masks(config: RunConfig, options: SegmentationConfig, workspace: 
         raise DataError(
             "no test tile has a mask",
             where=config.tiles.path,
-            fix="map a part of the table to test in tiles.splits, or cut one by patient: tiles.test_fraction",
+            fix="map a split of the table to test in tiles.splits, or hold one out by patient: tiles.test_fraction",
         )
     logger.info("masks: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
     for note in masks.notes:
         logger.info(f"note: {note}")
     if not counts["validation"]:
-        logger.info("note: no validation tile has a mask, so that no threshold and no scale can be chosen")
+        logger.info("note: no validation tile has a mask, so no threshold and no scale can be chosen")
     return masks
 
 

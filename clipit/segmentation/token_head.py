@@ -1,4 +1,4 @@
-"""Linear head on frozen patch tokens: trained on the shares of classes in each cell, streamed from a store."""
+"""Linear head on frozen patch tokens, trained on the proportions of classes in each cell; tokens are streamed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ from clipit.segmentation.token_store import TokenStore
 from clipit.stores.moments import mean_and_deviation
 
 Targets = Mapping[str, Float32[np.ndarray, "rows columns c"]]
-"""Share of each class in the cells of an image, by its id; ignored pixels belong to none."""
+"""Proportion of each class in the cells of an image, by image id; ignored pixels belong to no class."""
 
 _IMAGES = 16
-_FOR_STATISTICS = 4096  # tokens per image from which mean and deviation are computed
+_FOR_STATISTICS = 4096  # tokens per image that the mean and the standard deviation are computed from
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def head_step(
 def _draw(
     store: TokenStore, targets: Targets, count: int, generator: np.random.Generator
 ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n c"]]:
-    """Draw labelled cells of some images, all of which have some; images with many cells do not count more."""
+    """Draw the same number of labelled cells from each of a few images."""
     names = list(targets)
     chosen = generator.permutation(len(names))[:_IMAGES].tolist()
     tokens, shares = [], []

@@ -1,4 +1,4 @@
-"""Methods on patch tokens: compared with prompts, or by a linear head that is trained on masks."""
+"""Methods on patch tokens: comparison with prompts, or a linear head that is trained on masks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ Answer = Callable[[Float[np.ndarray, "rows columns d"]], Float32[np.ndarray, "ro
 
 @dataclass(frozen=True, eq=False)
 class TokenModel:
-    """Patch tokens of a model in a study, from a store where it has them.
+    """Patch tokens of a model in a study, read from a store if it contains them.
 
     Attributes:
         tokens: Model.
         store: Token maps of images of the study; None to compute all of them.
-        overlap: Share of a window's edge that it has in common with the next one.
+        overlap: Overlap of neighbouring windows as a share of their edge.
         batch_size: Windows per forward pass.
     """
 
@@ -99,7 +99,7 @@ class HeadInputs:
         return self.model.store
 
     def targets(self, rows: Sequence[int]) -> Targets:
-        """Return the shares of the classes in the cells of some training masks."""
+        """Return the proportions of the classes in the cells of some training masks."""
         targets = {}
         for row in rows:
             image, codes = self.train.read(row)
@@ -113,7 +113,7 @@ class HeadInputs:
         return [int(row) for row in draw_order(tiles.ids, tiles.groups, seed)[:count]]
 
     def segmenter(self, name: str, sources: Sequence[Targets], masks: int, seed: int, **facts: object) -> Segmenter:
-        """Train a head, and return its segmentation."""
+        """Train a head, and return its segmenter."""
         options = self.inputs.options.training.head
         classes = len(self.train.classes.names)
         head = train_token_head(self.store, sources, options, seed, classes)

@@ -1,4 +1,4 @@
-"""The method U-Net: trained on each number of masks with each seed."""
+"""The method U-Net, trained on each number of masks with each seed."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ def drawn_masks(train: MaskSet, count: int, seed: int) -> Samples:
 def unet_segmenter(
     name: str, sources: Sequence[Samples], masks: int, seed: int, inputs: MethodInputs, **facts: object
 ) -> Segmenter:
-    """Train a U-Net, and return its segmentation."""
+    """Train a U-Net, and return its segmenter."""
     options = inputs.options.training.unet
     network = train_unet(inputs.workspace.root, sources, options, seed, len(inputs.masks.classes.names))
     own = {

@@ -82,7 +82,7 @@ def student_classes(inputs: MethodInputs) -> Sequence[str]:
     """
     if inputs.classifier.network.projector is None:
         raise ModelError(
-            "this classifier was trained without text, so that it cannot be compared with prompts",
+            "this classifier was trained without text, so it cannot be compared with prompts",
             where=inputs.run,
             fix="use a run that was trained with text",
         )
@@ -113,7 +113,7 @@ def map_classes(
     without = [name for name in masks if name not in reached]
     if without:
         raise ConfigError(
-            f"no class of the model stands for {', '.join(without)} of the masks; the model has "
+            f"no class of the model corresponds to {', '.join(without)} of the masks; the model has "
             f"{shortlist(list(model), 20)}",
             where=where,
             fix="map classes of the model to those of the masks in segmentation.class_map, or use other prompts",

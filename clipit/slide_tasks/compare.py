@@ -76,7 +76,7 @@ def compare_slides(
     out: Path,
     options: ComparisonOptions,
 ) -> SlideReport:
-    """Score slides with every run and compare the arms; called by all processes, which share the slides out.
+    """Score slides with every run and compare the arms; called by all processes, which divide the slides among them.
 
     Writes `runs/<arm>-seed<seed>/` with the scores of each run, as `clipit slides score` does, and `slides.csv`,
     `slide_scores.csv` (all runs), `slide_comparison.csv`, `slide_comparison.json` (provenance), `summary.md` and

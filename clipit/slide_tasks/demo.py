@@ -61,8 +61,8 @@ def demo_slides(run: Path, out: Path) -> str:
         write_report(scored, scorer, folder, pages)
         found = _agreement(scored.prepared, scorer, folder, world)
         if not rows:
-            rows += [_row("everything is the most frequent tissue", found["floor"])]
-            majority = _row("majority answer per tile", found["majority"])
+            rows += [_row("most frequent tissue everywhere", found["floor"])]
+            majority = _row("majority tissue per tile", found["majority"])
         rows.append(_row(f"map of the {scorer.title}", found["map"]))
     table = markdown_table(("agreement with the masks", "pixels", "mean Dice"), [*rows, majority])
     page = out / "classifier" / "slides" / listed.slides[0].name / PAGE
@@ -80,7 +80,7 @@ def _row(title: str, agreement: MapAgreement) -> list[object]:
 def _agreement(
     slides: Sequence[PreparedSlide], scorer: TileScorer, folder: Path, world: Path
 ) -> dict[str, MapAgreement]:
-    """Sum up the agreement with the masks over all slides."""
+    """Sum the agreement with the masks over all slides."""
     with (world / SLIDES).open(encoding="utf-8", newline="") as stream:
         mask_of = {row["slide"]: world / row["mask"] for row in csv.DictReader(stream)}
     total: dict[str, MapAgreement] = {}

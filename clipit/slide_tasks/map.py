@@ -44,7 +44,7 @@ _AGAIN = "delete this file and start the same command again"
 
 @dataclass(frozen=True)
 class MapOptions:
-    """What the pages of slides show.
+    """Content of the pages of slides.
 
     Attributes:
         top: Tiles shown per class.
@@ -61,7 +61,7 @@ class MapOptions:
 
 
 def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: MapOptions) -> dict[str, str]:
-    """Write the maps of all scored slides; called by all processes, which share the slides out.
+    """Write the maps of all scored slides; called by all processes, which divide the slides among them.
 
     For each slide, writes to `slides/<name>/`: `overlays/` (a picture per class and of the most probable class),
     `heat_map.ome.tif`, `tiles.geojson` and `regions.geojson` for QuPath, the page `index.html`, and last `map.json`. A

@@ -45,7 +45,7 @@ class ScoredSlides:
         config: Options of the tiles.
         table: Slide scores, one row per slide, pooling and smoothing.
         facts: Provenance.
-        draws: The same by each sampled prompt set; empty without them.
+        draws: Slide scores by each sampled prompt set; empty without sampled sets.
     """
 
     outcome: SlideOutcome
@@ -77,7 +77,7 @@ def score_slides(
     out: Path,
     options: PredictionOptions,
 ) -> ScoredSlides:
-    """Score the tiles of all slides and pool them; called by all processes, which share the slides out.
+    """Score the tiles of all slides and pool them; called by all processes, which divide the slides among them.
 
     Args:
         listed: Slides.
@@ -89,7 +89,7 @@ def score_slides(
 
     Raises:
         ConfigError: The model does not state its resolution and none is given.
-        DataError: No slide can be used, or a label is no class of the model.
+        DataError: No slide can be used, or a label is not a class of the model.
     """
     processes = get_processes()
     config, warnings = tiles_for(scorer, asked, given)
@@ -136,7 +136,7 @@ def _check_labels(listed: SlideList, scorer: TileScorer) -> None:
     odd = sorted({label for label in listed.labels if label} - set(scorer.classes))
     if odd:
         raise DataError(
-            f"labels that are no class of the model: {shortlist(odd)}; its classes are {', '.join(scorer.classes)}",
+            f"labels that are not classes of the model: {shortlist(odd)}; its classes are {', '.join(scorer.classes)}",
             where=listed.where,
             fix="correct the column label, empty it, or score with prompts for these classes",
         )
@@ -208,8 +208,8 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def embedded_caution(scorer: TileScorer) -> str:
-    """Warn of models that saw only synthetic tiles."""
+    """Return a warning if the models were trained on synthetic tiles only; "" otherwise."""
     names = (str(scorer.facts.get(role, "")) for role in ("backbone", "vlm"))
     if "embedded" not in map(base_of_adapted, names):
         return ""
-    return "The embedded models saw only synthetic tiles: on real slides, these scores only show that it runs."
+    return "The embedded models saw only synthetic tiles: on real slides, these scores only show that the code runs."

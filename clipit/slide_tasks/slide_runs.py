@@ -101,7 +101,7 @@ def check_comparison(
 
     Raises:
         DataError: The reference is missing, there is no other arm, an arm has a seed twice or seeds that cannot be
-            paired, classes differ, or the labels do not suffice or are no classes.
+            paired, classes differ, there are too few labels, or labels are not classes.
     """
     arms = {run.arm: sorted(other.seed for other in runs if other.arm == run.arm) for run in runs}
     classes = runs[0].classes
@@ -146,7 +146,7 @@ def _label_problems(listed: SlideList, classes: Sequence[str]) -> Iterable[str]:
         return
     odd = [label for label in labels if label not in classes]
     if odd:
-        yield f"labels that are no class: {shortlist(odd)}; the classes are {_listed(classes)}"
+        yield f"labels that are not classes: {shortlist(odd)}; the classes are {_listed(classes)}"
     labelled = [part for part, label in zip(listed.parts, listed.labels, strict=True) if label]
     if set(labelled) <= {TRAIN, VALIDATION}:
         yield f"all labelled slides are of the splits {_listed(sorted(set(labelled)))}: none is left to compare on"

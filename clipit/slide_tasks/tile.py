@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 Extra = Literal["png", "h5"]
 """Further output per slide: tiles as PNG files, or their coordinates as TRIDENT writes them."""
 SLIDES = "slides.csv"
-"""Table of the slides: where they lie, what is known of them, and why failed ones failed."""
+"""Table of the slides: paths, facts, and the reasons of failures."""
 TILING = "tiling.json"
 """Record of the tiles, the slides and versions."""
 THUMBNAIL, COORDINATES, TILE_FOLDER, RECORD = "tiles.png", "coords.h5", "tiles", "tile.json"
@@ -141,7 +141,7 @@ def write_slides_table(out: Path, table: pd.DataFrame) -> Path:
 
 
 def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequence[Extra] = ()) -> pd.DataFrame:
-    """Find the tissue of slides and lay their grids; called by all processes, which share the slides out.
+    """Find the tissue of slides and lay their grids; called by all processes, which divide the slides among them.
 
     Writes `slides.csv` and `tiling.json` (options, slides and versions), and for each slide
     `slides/<name>/grid.parquet` (id, x, y, tissue), `tissue.geojson`, the thumbnail `tiles.png` with the outlines of
@@ -249,7 +249,7 @@ def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
 
 
 def write_coordinates(slide: PreparedSlide, path: Path, config: SlidesConfig) -> None:
-    """Write the coordinates of the tiles in the form of TRIDENT: dataset `coords` [n, 2] with attributes."""
+    """Write the coordinates of the tiles in TRIDENT's format: dataset `coords` [n, 2] with attributes."""
     import h5py
 
     grid = slide.grid

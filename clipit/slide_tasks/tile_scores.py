@@ -60,7 +60,7 @@ def slide_folder(out: Path, slide: str) -> Path:
 def score_tiles(
     slides: Sequence[PreparedSlide], scorer: TileScorer, out: Path, options: PredictionOptions
 ) -> list[FailedSlide]:
-    """Score the tiles of all slides; called by all processes, which share the slides out.
+    """Score the tiles of all slides; called by all processes, which divide the slides among them.
 
     Slides that were scored before with the same model and tiles are not scored again. The tables do not depend on the
     number of processes.

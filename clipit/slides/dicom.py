@@ -1,4 +1,4 @@
-"""DICOM slides: a series of files, one per level, which openslide opens by any one of them."""
+"""DICOM slides: a series of files, one per level; openslide opens the series through any of them."""
 
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -30,7 +30,7 @@ def slide_key(path: Path) -> Hashable:
 
 
 def one_per_slide(files: Iterable[Path]) -> list[Path]:
-    """Return the files without further files of the same DICOM series in the same folder, in their order."""
+    """Keep one file of each DICOM series and folder, and all other files, in their order."""
     kept: dict[Hashable, Path] = {}
     for number, path in enumerate(files):
         key = slide_key(path) if path.suffix.lower() == SUFFIX else number  # other files are compared by the caller

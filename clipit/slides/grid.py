@@ -74,7 +74,7 @@ def make_grid(
     share: Callable[[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"], float], Float32[np.ndarray, " n"]],
     options: OptionNames = KEYS,
 ) -> SlideGrid:
-    """Lay a grid over a slide and keep the tiles with enough tissue; the last of a row or column may extend over it.
+    """Lay a grid over a slide and keep the tiles with enough tissue; the last of a row or column may extend beyond it.
 
     Args:
         slide: Name of the slide.

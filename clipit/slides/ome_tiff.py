@@ -27,7 +27,7 @@ def is_ome_tiff(path: Path) -> bool:
     try:
         with tifffile.TiffFile(path) as file:
             return bool(file.is_ome)
-    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide then explains
+    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide reports the error later
         return False
 
 
@@ -46,7 +46,7 @@ class OmeTiff:
         """Open the file and read its metadata.
 
         Raises:
-            DataError: The file is damaged, or no 8-bit RGB image.
+            DataError: The file is damaged, or not an 8-bit RGB image.
         """
         tifffile = _import()
         self._lock = threading.Lock()

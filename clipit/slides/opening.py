@@ -18,7 +18,7 @@ SLIDE_SUFFIXES = frozenset(
 )
 """Suffixes of slides; flat images (`clipit.images.SUFFIXES`) are read, too, where slides are expected."""
 HEAT_MAP = "heat_map.ome.tif"
-"""Name of the heat maps that clipit writes, which are no slides, also where they lie in a folder of slides."""
+"""Name of the heat maps that clipit writes, which are not slides, even in a folder of slides."""
 _BELIEVABLE = (0.02, 50.0)
 """Micrometres per pixel of level 0; other values come from print resolutions, such as 72 dpi (353 um)."""
 _TOLERANCE = 0.02

@@ -1,4 +1,4 @@
-"""Names of the options of slides in the command that runs, for the advice of messages."""
+"""Names of the options of slides in the command that runs, for error messages."""
 
 from dataclasses import dataclass
 

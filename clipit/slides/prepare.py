@@ -126,7 +126,7 @@ class PreparedSlide:
 
     @property
     def placed(self) -> PlacedSlide:
-        """What a reader of tiles needs of the slide."""
+        """File and tile size of the slide, for a reader of tiles."""
         return PlacedSlide(self.name, self.path, self.extent, self.pixels)
 
 
@@ -156,8 +156,8 @@ def prepare_slides(
 ) -> list[PreparedSlide | FailedSlide]:
     """Find tissue and lay the grid of every slide, or open what was computed before.
 
-    Several processes that call this share the slides out; each returns all of them, in order. Slides that cannot be
-    used do not stop the others.
+    Several processes that call this divide the slides among them; each returns all of them, in order. Slides that
+    cannot be used do not stop the others.
 
     Args:
         slides: Slides with unique names.

@@ -119,7 +119,7 @@ def write_polygons_geojson(path: Path, slide: str, polygons: Sequence[Polygon], 
 
     Args:
         path: Output file (.geojson).
-        slide: Name of the slide, from which the UUIDs are made.
+        slide: Name of the slide, from which the UUIDs are derived.
         polygons: Polygons in pixels of level 0.
         name: Name of the class.
         colour: Colour of the class, as #rrggbb.

@@ -1,4 +1,4 @@
-"""What an open slide offers: levels, micrometres per pixel, and the pixels of a rectangle."""
+"""Interface of an open slide: levels, micrometres per pixel, and the pixels of a rectangle."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable

@@ -11,7 +11,7 @@ _FIX = "clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB fir
 
 
 def check_pages(path: Path) -> None:
-    """Refuse a TIFF with more than 8 bits per channel, with other channels than grey or RGB, or with a stack of pages.
+    """Refuse a TIFF with more than 8 bits per channel, with channels other than grey or RGB, or with a stack of pages.
 
     Raises:
         DataError: The TIFF is of such a kind.

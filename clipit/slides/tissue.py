@@ -5,10 +5,10 @@ from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 from PIL import Image
 
 _RANGE = (0.04, 0.10)
-"""Limits of the threshold: Otsu's method alone would divide glass, or tissue, where there is nothing else."""
+"""Limits of the threshold: on an overview of glass alone, or tissue alone, Otsu's method would split it in two."""
 _DARK = 0.2  # brightness of black ink and of the edge of a slide
-_PEN = 0.06  # by which green exceeds the other colours in green ink
-_BLUE_PEN = 0.35  # by which blue exceeds red in blue ink; haematoxylin reaches about 0.25
+_PEN = 0.06  # minimum excess of green over the other colours in green ink
+_BLUE_PEN = 0.35  # minimum excess of blue over red in blue ink; haematoxylin reaches about 0.25
 _STRIP = 16  # rows that are measured at once: few enough for the processor's cache
 _SMALLEST_PART = 0.01  # mm2
 _SMALLEST_HOLE = 0.02  # mm2
@@ -17,8 +17,9 @@ _SMALLEST_HOLE = 0.02  # mm2
 def find_tissue(overview: Image.Image, mpp: float) -> Bool[np.ndarray, "h w"]:
     """Find tissue by the saturation of its colour, with Otsu's threshold between 0.04 and 0.10.
 
-    Ink of pens (green, blue, black) is left out as far as its colour tells. Holes below 0.02 mm2 are filled and parts
-    below 0.01 mm2 dropped. Meant for haematoxylin and eosin; weak stains and immunohistochemistry may need contours.
+    Pen ink (green, blue, black) is excluded where it can be told by its colour. Holes below 0.02 mm2 are filled and
+    parts below 0.01 mm2 dropped. Meant for haematoxylin and eosin; weak stains and immunohistochemistry may need
+    contours.
 
     Args:
         overview: RGB image of the whole slide.
@@ -41,7 +42,7 @@ def _measure_colour(
 ) -> tuple[Float32[np.ndarray, "n w"], Bool[np.ndarray, "n w"]]:
     """Measure the saturation of rows, and which of their pixels are ink, after averaging 3 x 3 pixels.
 
-    Integer sums over the 9 pixels take the place of their mean; pixels at the border are repeated beyond it.
+    Integer sums over the 9 pixels are used in place of their mean; pixels at the border are repeated beyond it.
     """
     above, below = max(0, top - 1), min(len(pixels), bottom + 1)
     missing = (above - top + 1, bottom + 1 - below)  # 1 at the border of the image, otherwise 0
@@ -54,7 +55,7 @@ def _measure_colour(
     red_or_blue = np.maximum(red, blue)
     brightest, darkest = np.maximum(red_or_blue, green), np.minimum(np.minimum(red, blue), green)
     saturation = np.divide(brightest - darkest, np.maximum(brightest, 1), dtype=np.float32)
-    one = 9 * 255  # the sum of nine brightest pixels
+    one = 9 * 255  # the sum of nine white pixels
     ink = (green > red_or_blue + int(_PEN * one)) | (blue > red + int(_BLUE_PEN * one)) | (brightest < _DARK * one)
     return saturation, ink
 
@@ -123,7 +124,7 @@ class TissueShare:
     def of_squares(
         self, x: Int32[np.ndarray, " n"], y: Int32[np.ndarray, " n"], extent: float
     ) -> Float32[np.ndarray, " n"]:
-        """Return the share of tissue in squares; what lies outside the slide is not tissue.
+        """Return the share of tissue in squares; the area outside the slide counts as glass.
 
         Args:
             x: Left edges in pixels of level 0.

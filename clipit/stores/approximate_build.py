@@ -43,7 +43,7 @@ def training_rows(centroids: int, dim: int, rows: int) -> int:
     """Return how many rows to train on: 256 per centroid, fewer if these take more than 2 GiB, but at least 39.
 
     Args:
-        centroids: Largest number of centroids that one k-means of the index trains.
+        centroids: Maximum number of centroids that one k-means of the index trains.
         dim: Dimension of the vectors.
         rows: Number of vectors.
     """
@@ -210,7 +210,7 @@ def _refusal(key: str, rows: int, reason: str) -> ConfigError:
 
 
 def _centroids(index: Any) -> int:
-    """Return the largest number of centroids that one k-means of an index trains; 0 if there is none."""
+    """Return the maximum number of centroids that one k-means of an index trains; 0 if there is none."""
     import faiss
 
     inner: Any = faiss.downcast_index(index)

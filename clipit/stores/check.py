@@ -14,8 +14,7 @@ def check_shards(store: Store) -> None:
     """Check that the shards of a store are complete and agree, from their headers.
 
     Raises:
-        ArtifactError: A shard is missing, unreadable or truncated, or has another dimension or number of rows than it
-            must have.
+        ArtifactError: A shard is missing, unreadable or truncated, or has the wrong dimension or number of rows.
     """
     shards = [name for name in sorted(store.artifact.manifest.files) if name.startswith("emb-")]
     wanted = [f"emb-{number:05d}.npy" for number in range(-(-store.size // embed.SHARD))]
@@ -37,7 +36,7 @@ def check_shards(store: Store) -> None:
             problems.append(f"{name} has the shape {shape}, not {expected}")
     if problems:
         raise ArtifactError(
-            f"the shards of embeddings are damaged or do not fit together: {shortlist(problems, _SHOWN)}",
+            f"the shards of embeddings are damaged or inconsistent: {shortlist(problems, _SHOWN)}",
             where=store.artifact.folder,
             fix="delete this folder and embed again",
         )
@@ -65,5 +64,5 @@ def check_finite(store: Store, what: str) -> None:
         raise DataError(
             f"{len(non_finite)} embeddings of {what} are not finite: {shortlist(non_finite)}",
             where=store.artifact.folder,
-            fix="delete this folder and embed again with vlm.precision=fp32; if the error remains, check these inputs",
+            fix="delete this folder and embed again with vlm.precision=fp32; if the error persists, check these inputs",
         )

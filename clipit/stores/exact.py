@@ -1,7 +1,7 @@
 """Exact search by matrix products, block by block, so that memory depends on the block alone.
 
-Products are in full float32, on a GPU as well: TF32 keeps ten bits of the mantissa, so that some of the nearest rows
-would be missed.
+Products are in full float32, on a GPU as well: TF32 keeps ten bits of the mantissa, so some of the nearest rows would
+be missed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 from clipit.distributed import get_processes
 
 BLOCK = 4096
-"""Largest number of vectors per matrix product; together with the number of queries, it limits memory."""
+"""Maximum number of vectors per matrix product; together with the number of queries, it limits memory."""
 _VALUES_PER_PASS = {"cpu": 2**23, "cuda": 2**28}  # float32 values of vectors that are kept for one pass: 32 MiB, 1 GiB
 _CHUNK = 64  # scores per maximum
 

@@ -95,16 +95,16 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataError("no such file of features", where=path, fix=f"use a file with {_EXPECTED}") from None
+        raise DataError("no such feature file", where=path, fix=f"use a file with {_EXPECTED}") from None
     except (OSError, RuntimeError, KeyError) as error:
         raise DataError(f"not a readable HDF5 file: {error}", where=path, fix="copy or compute it again") from error
 
 
 def _check_coords(values: Shaped[np.ndarray, "n 2"], path: Path) -> None:
-    """Check that coordinates are whole numbers; the ids of tiles are made of them.
+    """Check that coordinates are whole numbers, because tile ids contain them.
 
     Raises:
-        DataError: They are not.
+        DataError: A coordinate is not a whole number.
     """
     whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < _LARGEST_PIXEL)
     if not whole.all():
@@ -117,7 +117,7 @@ def _check_coords(values: Shaped[np.ndarray, "n 2"], path: Path) -> None:
 
 
 def find_feature_files(paths: Sequence[Path]) -> list[Path]:
-    """List files of features; a folder stands for its .h5 files.
+    """List feature files; a folder stands for its .h5 files.
 
     Raises:
         DataError: There is no file, or two slides have the same name.
@@ -125,7 +125,7 @@ def find_feature_files(paths: Sequence[Path]) -> list[Path]:
     files = [file for path in paths for file in (sorted(path.glob("*.h5")) if path.is_dir() else [path])]
     where = shortlist([str(path) for path in paths])
     if not files:
-        raise DataError("no files of features", where=where, fix="use .h5 files of TRIDENT or CLAM, or their folder")
+        raise DataError("no feature files", where=where, fix="use .h5 files of TRIDENT or CLAM, or their folder")
     repeated = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
     if repeated:
         raise DataError(f"slides with the same name: {shortlist(repeated)}", where=where, fix="rename the files")
@@ -145,14 +145,14 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
         vlm: VLM whose image tower computed the features, projected into the joint space.
 
     Raises:
-        DataError: A file is not readable, its vectors have another dimension than those of the VLM or are no unit
-            vectors, a tile occurs twice, or there is no tile.
+        DataError: A file is not readable, its vectors do not have the dimension of the VLM or are not unit vectors, a
+            tile occurs twice, or there is no tile.
     """
     slides = [open_slide_features(path) for path in find_feature_files(paths)]
     other = [f"{slide.path.name} ({slide.dim})" for slide in slides if slide.dim != vlm.joint_dim]
     if other:
         raise DataError(
-            f"features of other dimensions than the {vlm.joint_dim} of {vlm.name}: {shortlist(other)}",
+            f"features do not have the {vlm.joint_dim} dimensions of {vlm.name}: {shortlist(other)}",
             where=slides[0].path.parent,
             fix="compute them with the image tower of `vlm`, projected into the joint space",
         )

@@ -107,7 +107,7 @@ def read_sweep(path: Path) -> Sweep:
         options=options,
         parameters=tuple(parameters),
         cap=cap,
-        notes=("early_terminate has no effect here: every trial is trained to its end",)
+        notes=("early_terminate has no effect here: every trial is trained to completion",)
         if "early_terminate" in content
         else (),
     )
@@ -196,7 +196,7 @@ def parse_options(arguments: Sequence[str]) -> dict[str, str]:
             options[key], key = argument, ""
         else:
             raise ConfigError(
-                f"{argument!r} belongs to no option", where="the command line", fix="write --section.key=value"
+                f"{argument!r} does not belong to an option", where="the command line", fix="write --section.key=value"
             )
     return options
 

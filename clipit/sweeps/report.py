@@ -118,11 +118,11 @@ def _summarise(
         f"Chosen by the mean validation score: {chosen}. Its own validation score is optimistic, being "
         f"the best of {len(groups)}; test scores chose nothing."
         if chosen
-        else "Nothing is chosen: no validation score is defined (are there labels in the validation part?)."
+        else "Nothing is chosen: no validation score is defined (are there labels in the validation split?)."
     )
     several = any(len(group) > 1 for group in groups.values())
     remarks = [
-        "Mean and standard deviation over seeds; smaller differences are no grounds for a choice."
+        "Mean and standard deviation over seeds; smaller differences do not justify a choice."
         if several
         else "One seed per row: the variation between seeds is not known.",
         *(f"Note: {note}." for note in plan.sweep.notes),

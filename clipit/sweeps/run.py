@@ -126,7 +126,7 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
 def _is_finished(config: RunConfig) -> bool:
     """Check whether the run's folder contains the results of this configuration.
 
-    Tiles, labels, models and reports are only compared when a trial is started, which is always so without --launch.
+    Tiles, labels, models and reports are only compared when a trial is started, as it always is without --launch.
     """
     folder = run_folder(config)
     if not (folder / "results.json").is_file():

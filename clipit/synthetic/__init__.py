@@ -1,1 +1,1 @@
-"""The synthetic histology world: ordinary tile tables, report files and prompt sets, made from latents."""
+"""The synthetic histology world: ordinary tile tables, report files and prompt sets, drawn from latent variables."""

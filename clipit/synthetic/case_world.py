@@ -1,4 +1,4 @@
-"""Write a synthetic world of cases: every patient has tiles, a report, and a molecular status that a VLM never read."""
+"""Write a synthetic world of cases: every patient has tiles, a report, and a molecular status unknown to the VLM."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

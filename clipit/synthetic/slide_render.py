@@ -14,12 +14,12 @@ from clipit.synthetic.tissues import draw_tissue
 
 _STEP = 40
 _MARGIN = (SIZE - _STEP) // 2
-"""Fields lie on a grid of `_STEP` pixels and overlap by `_MARGIN` on each side, where their seams wind."""
+"""Fields lie on a grid of `_STEP` pixels and overlap by `_MARGIN` on each side; irregular seams run in the overlap."""
 _CELL_ROWS = 8
 """Rows of the grid that are drawn at a time."""
 _BATCH = 256
 _FOCUS = 160.0
-"""Distance in pixels of the knots of the noise whose peaks are the foci of a mutated status."""
+"""Grid spacing in pixels of the noise whose peaks are the foci of a mutated status."""
 
 INKS = {"blue": (0.10, 0.16, 0.62), "green": (0.05, 0.45, 0.22), "black": (0.08, 0.08, 0.10)}
 """Colour of a pen mark on glass."""

@@ -1,4 +1,4 @@
-"""Words of the molecular status, in captions, prompts and reports: an invented gene, QLD3, and its protein, quoldin."""
+"""Vocabulary of the molecular status in captions, prompts and reports: an invented gene, QLD3, and its protein."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -56,7 +56,7 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
     """Write the files of a world to a folder; the same configuration gives the same bytes.
 
     `tiles.zip` with `tiles.csv` (train, validation and test), `tiles_shift.zip` with `tiles_shift.csv`
-    (a second test part: unseen stain), `reports.jsonl`, `case_reports.jsonl`, `prompts.yaml`,
+    (a second test split: unseen stain), `reports.jsonl`, `case_reports.jsonl`, `prompts.yaml`,
     `grade_prompts.yaml`, `grade_prompts_all_names.yaml`, `morphology.yaml`, `boilerplate.yaml`, and last
     `world.json`: the configuration, counts and SHA-256 of each image set.
 

@@ -1,1 +1,1 @@
-"""Tiles: one contract (`TileSet`) and the sources that fill it."""
+"""Tiles: one interface (`TileSet`) and the sources that provide it."""

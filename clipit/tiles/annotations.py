@@ -1,4 +1,4 @@
-"""Tiles with labels by several annotators: read them, stratify cuts by them, and label the tiles."""
+"""Tiles with labels by several annotators: read them, stratify held-out splits by them, and label the tiles."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -30,13 +30,13 @@ class AnnotatedTiles:
     source: dict[str, int]
     blind: bool
 
-    def for_cut(self, tiles: TileSet, *, tests: bool) -> TileSet:
-        """Replace labels with those that a cut is stratified by, which do not depend on the key `annotations.labels`.
+    def with_strata(self, tiles: TileSet, *, tests: bool) -> TileSet:
+        """Replace labels with those that held-out splits are stratified by, whatever `annotations.labels` is.
 
         Args:
-            tiles: Tiles before the cut.
-            tests: Whether a test part is cut, stratified by the labels that test tiles get. Otherwise a validation part
-                is cut, stratified by the majority of the annotators of training tiles.
+            tiles: Tiles before any are held out.
+            tests: Whether test tiles are to be held out, stratified by the labels that they get. Otherwise validation
+                tiles are, stratified by the majority of the annotators of training tiles.
         """
         if tests and self.config.test_labels == "source":
             return _with_labels(tiles, self.source)

@@ -71,7 +71,7 @@ class DataSet:
     class_count: int | None = None
     """Number of classes, if their names are unknown."""
     test_fraction: float | None = None
-    """Fraction of the groups that becomes the test part; None if the test part is published.
+    """Fraction of the groups that becomes the test split; None if the test split is published.
 
     0.3 with seed 1 is PLIP's protocol; it is also used for sets without a protocol, and keeps groups together."""
     test_seed: int = 1
@@ -80,7 +80,7 @@ class DataSet:
     by_annotators: bool = False
     """Whether the labels were made from the published labels of several annotators."""
     group_is: str = ""
-    """What a group is, if not a patient (photo, slide); "" for a patient, or if groups are unknown."""
+    """Meaning of a group, if not a patient (photo, slide); "" for a patient, or if groups are unknown."""
     files: tuple[Remote, ...] = ()
     """Direct downloads."""
     access: str = ""
@@ -267,7 +267,7 @@ _ENTRIES: dict[str, DataSet] = {
         pixels="224 x 224",
         card="digestpath",
         group_is="source image",
-        scale="the source images made 2, 4, 8, 16 and 32 times smaller",
+        scale="the source images downsampled 2, 4, 8, 16 and 32 times",
         pattern=r"(?:^|/)(?P<label>negative|positive|benign|malignant)/(?:(?P<group>[^/]+)_downsample=)?[^/]+$",
         labels={"negative": "benign", "positive": "malignant"},
         test_fraction=0.3,
@@ -322,7 +322,7 @@ _ENTRIES: dict[str, DataSet] = {
         citation="Wei et al., AIME 2021, arXiv 2101.12355",
         pixels="224 x 224",
         card="mhist",
-        scale="scanned at 40x; the scale of the tiles is given differently by different sources",
+        scale="scanned at 40x; sources disagree about the scale of the tiles",
         table="annotations.csv",
         columns={"path": "Image Name", "label": "Majority Vote Label", "split": "Partition"},
         counts=(("train", "", 2_175), ("test", "", 977)),
@@ -365,7 +365,7 @@ _ENTRIES: dict[str, DataSet] = {
         pattern=r"(?:^|/)(?P<label>0[1-8]_[A-Z]+)/(?:[^/]*(?P<group>CRC-Prim-HE-\d+))?[^/]*$",
         counts=tuple(("", name, 625) for name in _KATHER_2016),
         test_fraction=0.3,
-        faults="there are only ten slides, and slides are not split, so the test part contains few of them",
+        faults="there are only ten slides, and slides are not split, so the test split contains few of them",
         files=(
             Remote(
                 f"{_ZENODO}/53169/files/Kather_texture_2016_image_tiles_5000.zip",

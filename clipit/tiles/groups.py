@@ -1,4 +1,4 @@
-"""Groups of tiles (patients or slides) from patterns in their names, and advice if a source seems to name them."""
+"""Groups of tiles (patients or slides) from patterns in their names, and a hint if a source seems to contain them."""
 
 import re
 import shlex
@@ -42,13 +42,13 @@ def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
     """Take the groups from the ids of the tiles, or else from their paths (`tiles.group_pattern`).
 
     Raises:
-        DataError: The source has groups already, or no tile matches.
+        DataError: The source already has groups, or no tile matches.
     """
     if pattern is None:
         return source
     if any(source.groups):
         raise DataError(
-            "the source has groups already, which tiles.group_pattern would replace",
+            "the source already has groups, which tiles.group_pattern would replace",
             where=source.where,
             fix="remove tiles.group_pattern, or the column of the groups",
         )

@@ -59,7 +59,7 @@ class PartRows:
     Attributes:
         count: Number of rows.
         names: Names of all columns.
-        text: Function from the name of a column to its cells as text, "" where missing; class numbers stay numbers.
+        text: Function from the name of a column to its cells as text, "" where missing; class indices stay numbers.
         class_names: Class names of the columns that have them.
         stamps: Stamp of each image.
     """
@@ -182,12 +182,12 @@ def _column_names(config: TilesConfig) -> dict[str, str]:
 
 
 def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) -> list[str]:
-    """Replace class numbers with names, and negative ones, which mark missing labels, with ""."""
+    """Replace class indices with names, and negative ones, which mark missing labels, with ""."""
     names = {"": ""} | {str(number): name for number, name in enumerate(classes)}
     wrong = sorted({number for number in numbers if number not in names and not number.startswith("-")})
     if wrong:
         raise DataError(
-            f"class numbers without a name: {shortlist(wrong)}; there are {len(classes)} names",
+            f"class indices without a name: {shortlist(wrong)}; there are {len(classes)} names",
             where=where,
             fix="repair the data set",
         )

@@ -12,11 +12,11 @@ from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError, shortlist
 from clipit.tiles.annotations import AnnotatedTiles, join_annotators, read_annotators
 from clipit.tiles.bach import read_bach
-from clipit.tiles.cuts import cut_fold, cut_test, cut_validation
 from clipit.tiles.dataset_reader import read_data_set
 from clipit.tiles.datasets import DATASETS, DataSet
 from clipit.tiles.folders import read_folders
 from clipit.tiles.groups import add_groups, group_advice
+from clipit.tiles.hold_out import hold_out_fold, hold_out_test, hold_out_validation
 from clipit.tiles.huggingface import read_huggingface
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.nct_crc import read_nct_crc
@@ -60,20 +60,20 @@ def load_tiles(config: TilesConfig, seed: int) -> TileSet:
 
 
 def read_tiles(
-    config: TilesConfig, *, check: bool = True, decode: bool = True, cut: bool = True, root: Path | None = None
+    config: TilesConfig, *, check: bool = True, decode: bool = True, hold_out: bool = True, root: Path | None = None
 ) -> TileSet:
     """Load tiles without hiding labels (`labels` equals `truth`); the result is the same for every seed.
 
     Steps: read the source, map and check classes, map splits, drop unmapped tiles, check groups, drop unreadable
-    images if configured, cut a test part or fold off train if there is none (as configured, or with the fraction and
-    seed of a published data set), cut a validation part off train if there is none (with `split_seed`), and label the
-    tiles by their annotators if configured.
+    images if configured, hold out a test split or fold if there is none (as configured, or with the fraction and seed
+    of a published data set), hold out a validation split if there is none (with `split_seed`), and label the tiles by
+    their annotators if configured.
 
     Args:
         config: Section `tiles`.
         check: Whether groups in two splits are an error; False if the caller handles leaks.
         decode: Whether to decode every image if tiles.unreadable is quarantine.
-        cut: Whether to split off a missing test or validation part; False for tiles that are only predicted.
+        hold_out: Whether to hold out a missing test or validation split; False for tiles that are only predicted.
         root: Folder of artefacts, for streamed tiles and the index of shards, which is called by all processes; None:
             no tiles can be streamed, and shards are indexed again.
 
@@ -99,44 +99,44 @@ def read_tiles(
         check_groups(tiles)
     if decode:
         tiles = check_images(tiles, config.unreadable)
-    if not cut:
+    if not hold_out:
         return tiles if annotated is None else annotated.label(tiles, all_tests=not (tiles.splits == "test").any())
-    tiles = _cut_test_part(_for_cut(tiles, annotated, tests=True), config, data_set)
+    tiles = _hold_out_tests(_with_strata(tiles, annotated, tests=True), config, data_set)
     if data_set is not None and not (tiles.splits == "test").any():
-        note = f"no test part, so no test score; the expected layout of {data_set.title} is {data_set.layout}"
+        note = f"no test split, so no test score; the expected layout of {data_set.title} is {data_set.layout}"
         tiles = replace(tiles, notes=(*tiles.notes, note))
     if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
         blind = config.labels.kind == "none"
-        tiles = _for_cut(tiles, annotated, tests=False)
-        tiles = cut_validation(tiles, config.validation_fraction, config.split_seed, blind=blind)
+        tiles = _with_strata(tiles, annotated, tests=False)
+        tiles = hold_out_validation(tiles, config.validation_fraction, config.split_seed, blind=blind)
     return tiles if annotated is None else annotated.label(tiles)
 
 
-def _for_cut(tiles: TileSet, annotated: AnnotatedTiles | None, *, tests: bool) -> TileSet:
-    return tiles if annotated is None else annotated.for_cut(tiles, tests=tests)
+def _with_strata(tiles: TileSet, annotated: AnnotatedTiles | None, *, tests: bool) -> TileSet:
+    return tiles if annotated is None else annotated.with_strata(tiles, tests=tests)
 
 
-def _cut_test_part(tiles: TileSet, config: TilesConfig, data_set: DataSet | None) -> TileSet:
-    """Cut the configured test part or fold off train; else that of a published data set, if it has no test part.
+def _hold_out_tests(tiles: TileSet, config: TilesConfig, data_set: DataSet | None) -> TileSet:
+    """Hold out the configured test split or fold; else that of a published data set, if it has no test split.
 
     Raises:
-        ConfigError: A test part or fold is configured, but the source has a test part.
+        ConfigError: A test split or fold is configured, but the source has a test split.
     """
     wanted = "folds" if config.folds is not None else "test_fraction" if config.test_fraction is not None else ""
     tests = int((tiles.splits == "test").sum())
     if wanted and tests:
         raise ConfigError(
-            f"the source has a test part already ({tests} tiles), so none can be cut",
+            f"the source has a test split already ({tests} tiles), so none can be held out",
             where=f"tiles.{wanted} ({tiles.where})",
-            fix=f"remove tiles.{wanted}; or read all parts as train, in tiles.splits: {{train: [train, test]}} with "
+            fix=f"remove tiles.{wanted}; or read all splits as train, in tiles.splits: {{train: [train, test]}} with "
             "the names of the source",
         )
     if config.folds is not None:
-        return cut_fold(tiles, config.folds, config.fold, config.split_seed)
+        return hold_out_fold(tiles, config.folds, config.fold, config.split_seed)
     if config.test_fraction is not None:
-        return cut_test(tiles, config.test_fraction, config.split_seed)
+        return hold_out_test(tiles, config.test_fraction, config.split_seed)
     if data_set is not None and data_set.test_fraction is not None and not tests:
-        return cut_test(tiles, data_set.test_fraction, data_set.test_seed)
+        return hold_out_test(tiles, data_set.test_fraction, data_set.test_seed)
     return tiles
 
 

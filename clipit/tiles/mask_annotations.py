@@ -46,7 +46,8 @@ class AnnotatorMasks:
         """Read all masks of a tile: class of each pixel by annotator; -1 where it is ignored or there is no mask.
 
         Raises:
-            DataError: The image or a mask cannot be read, they differ in size, or a mask has a value that is no class.
+            DataError: The image or a mask cannot be read, they differ in size, or a mask has a value that is not a
+                class.
         """
         width, height = self.tiles.read(index).size
         labels = np.full((len(self.annotators), height, width), -1, dtype=np.int16)

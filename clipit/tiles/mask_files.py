@@ -28,7 +28,7 @@ class MaskClasses:
 
     Attributes:
         names: Class names.
-        class_of: Number of the class of each value.
+        class_of: Index of the class of each value.
         ignore: Values of ignored pixels.
     """
 
@@ -47,7 +47,7 @@ class MaskClasses:
         if unknown:
             shown = [f"{value} ({np.mean(values == value):.1%} of the pixels)" for value in unknown]
             named = ", ".join(f"{self.names[code]}: {value}" for value, code in sorted(self.class_of.items()))
-            raise ImageError(f"values that are no class: {shortlist(shown, _LISTED)}; the classes are {named}")
+            raise ImageError(f"values that are not classes: {shortlist(shown, _LISTED)}; the classes are {named}")
         table = np.full(int(present.max()) + 1 if present.size else 1, IGNORED, dtype=np.int16)
         for value, code in self.class_of.items():
             if value < len(table):
@@ -74,7 +74,7 @@ def decode_mask(
         Class of each pixel; -1 where it is ignored.
 
     Raises:
-        ImageError: The mask has another size, cannot be decoded, or contains a value or name that is no class.
+        ImageError: The mask has another size, cannot be decoded, or contains a value or name that is not a class.
         DataError: The GeoJSON cannot be read.
         OSError: The file cannot be opened.
     """
@@ -90,7 +90,7 @@ def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
     """Decode the values of a mask that is an image: PNG or TIFF with 1, 8 or 16 bits or a palette.
 
     Raises:
-        ImageError: It cannot be decoded, or its pixels are no values of classes.
+        ImageError: It cannot be decoded, or its pixels are not values of classes.
         OSError: The file cannot be opened.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set it; a truncated mask would end in zeros
@@ -112,7 +112,7 @@ def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
     if mode in ("LA", "RGB", "RGBA"):
         colours = values[..., : 1 if mode == "LA" else 3]
         if (colours != colours[..., :1]).any():
-            raise ImageError("a colour image, whose pixels are no values of classes: save it as grey or with a palette")
+            raise ImageError("a colour image; pixels must be values of classes: save it as grey or with a palette")
         values = values[..., 0]
     elif mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ImageError(f"pixel mode {mode}: save the mask as PNG with 8 or 16 bits")

@@ -77,7 +77,7 @@ class MaskSet:
         """Read the image of a tile as RGB, and its mask: class of each pixel, -1 where it is ignored.
 
         Raises:
-            DataError: Image or mask cannot be read, differ in size, or the mask contains a value that is no class.
+            DataError: Image or mask cannot be read, differ in size, or the mask contains a value that is not a class.
         """
         image = self.tiles.read(index)
         row = int(self.rows[index])

@@ -11,7 +11,7 @@ _MOST_CLASSES = 10  # listed; the others are counted
 
 
 def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *, tests_only: bool = False) -> str:
-    """Format source, classes, splits, labels and patients of tiles, and what is missing with its consequence.
+    """Format source, classes, splits, labels and patients of tiles, and list what is missing and the consequences.
 
     Args:
         tiles: Tiles with all labels of the source.
@@ -69,11 +69,11 @@ def _missing(tiles: TileSet, named: np.ndarray, tests_only: bool) -> list[str]:
     inside = {split: tiles.splits == split for split in SPLITS}
     labelled = {split: mask & (tiles.truth >= 0) for split, mask in inside.items()}
     if not tests_only and not inside["train"].any():
-        problems.append("no train part, so nothing can be trained: name it in tiles.splits")
+        problems.append("no train split, so nothing can be trained: name it in tiles.splits")
     elif not tests_only and not inside["validation"].any():
-        problems.append("no validation part, so the best step cannot be chosen")
+        problems.append("no validation split, so the best step cannot be chosen")
     if not inside["test"].any():
-        problems.append("no test part, so there is no test score: tiles.test_fraction or tiles.folds cuts one")
+        problems.append("no test split, so there is no test score: tiles.test_fraction or tiles.folds holds one out")
     for split, use in (("train", "to learn from"), ("validation", "to choose the step by"), ("test", "to score")):
         if inside[split].any() and not labelled[split].any():
             problems.append(f"no labels in {split}, so there are none {use}")
@@ -88,7 +88,7 @@ def _missing(tiles: TileSet, named: np.ndarray, tests_only: bool) -> list[str]:
         how_many = "no groups" if nameless == len(tiles) else f"no group for {nameless:,} tiles"
         effect = "so tiles of one patient or slide may be in two splits, and scores too high"
         if tests_only:
-            effect = "so patients or slides are not compared with those of the training"
+            effect = "so patients or slides are not compared with those of the training tiles"
         problems.append(
             f"{how_many}, {effect}: name the patient in a column group, tiles.columns.group or tiles.group_pattern"
         )

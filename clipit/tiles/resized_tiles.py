@@ -24,7 +24,7 @@ _PIXELS = "pixels.npy"
 _BLOCK = 1024
 """Tiles per block, the unit of work and of resuming."""
 _BATCH = 64  # tiles that are read and written at a time
-_SPARE = 1.05  # free space that is needed, relative to the size of the array
+_SPARE = 1.05  # required free space, relative to the size of the array
 
 
 def pixel_bytes(size: int, count: int) -> int:
@@ -122,7 +122,7 @@ def _write_blocks(folder: Path, shape: tuple[int, ...], source: PixelSource) -> 
     ]
     with (
         path.open("r+b") as stream,  # unlike in a memory map, a full disk is an error here, not a crash
-        progress("resizing tiles to the disk", total, shown=processes.main, done=done) as advance,
+        progress("resizing tiles to disk", total, shown=processes.main, done=done) as advance,
     ):
         for rows, pixels in source.ahead(batches, clock=clock):
             stream.seek(header + int(rows[0]) * row_bytes)
@@ -132,7 +132,7 @@ def _write_blocks(folder: Path, shape: tuple[int, ...], source: PixelSource) -> 
                 os.fsync(stream.fileno())
                 _mark(folder, int(rows[-1]) // _BLOCK * _BLOCK).touch()
             advance(len(rows) * processes.count)
-    clock.report("resizing tiles to the disk", "training.threads")
+    clock.report("resizing tiles to disk", "training.threads")
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
@@ -166,7 +166,7 @@ def _mark(folder: Path, start: int) -> Path:
 
 
 def _free(folder: Path) -> int:
-    """Return the free bytes of the disk of a folder that may not exist yet."""
+    """Return the free disk space in bytes at a folder that may not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -224,7 +224,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     others = [file for file in found if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
     notes = []
     if others:
-        notes.append(f"{len(others)} files are no slides and were skipped: {shortlist([f.name for f in others], 3)}")
+        notes.append(f"{len(others)} files are not slides and were skipped: {shortlist([f.name for f in others], 3)}")
     if len(files) < len(listed):
         notes.append(f"{len(listed) - len(files)} files are further levels and images of DICOM slides")
     empty = [""] * len(slides)

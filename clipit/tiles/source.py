@@ -51,7 +51,7 @@ class SourceTiles:
     """Our split by the source's part name, unless the configuration maps the parts."""
     notes: tuple[str, ...] = ()
     paths: Sequence[str] = ()
-    """Path of each tile, if the ids are others."""
+    """Path of each tile, if the ids are not the paths."""
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Further columns of a table that seem to name patients or slides, by name."""
 

@@ -1,4 +1,4 @@
-"""Read tiles from a table (path, label, split, group, mpp, id) beside a folder or zip of images."""
+"""Read tiles from a table (path, label, split, group, mpp, id) with a folder or zip of images."""
 
 import posixpath
 from collections import Counter
@@ -115,7 +115,7 @@ def open_table(path: Path) -> TileTable:
     """Open a table of any format.
 
     Raises:
-        DataError: It does not exist, is a folder, of another format, or cannot be read.
+        DataError: The table does not exist, is a folder, has another format, or cannot be read.
     """
     if path.is_dir():
         raise DataError(
@@ -139,7 +139,7 @@ def open_table(path: Path) -> TileTable:
 
 
 def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequence[str]) -> dict[str, list[str]]:
-    """Read the wanted columns that describe tiles, under our names.
+    """Read the wanted columns that describe tiles, under clipit's names.
 
     `path` is required, and so is `label` unless tiles.labels.kind is none or annotators give the labels; the others
     (id, split, group, mpp) are optional unless tiles.columns names them.
@@ -168,7 +168,7 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequ
 
 
 def _other_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[str, list[str]]:
-    """Read further columns whose name is that of a patient or slide; those with cells of another kind are left out."""
+    """Read further columns whose names suggest patients or slides; columns that cannot be read as text are dropped."""
     columns = {}
     for name in table.names:
         if names_groups(name) and name not in {"group", *config.columns.values()}:
@@ -253,7 +253,7 @@ def open_files(
         images: Folder or zip that the names are relative to.
         files: Names of the files, with forward slashes.
         table: Table, for messages.
-        unreadable: With `quarantine`, links whose target does not exist are no error.
+        unreadable: With `quarantine`, links whose target does not exist are not an error.
 
     Raises:
         DataError: The folder or zip, or one of the files, does not exist.

@@ -135,8 +135,8 @@ def scan_tar(path: Path, wanted: "re.Pattern[str]", largest: int) -> Iterator[tu
         largest: Largest wanted content, bytes.
 
     Raises:
-        DataError: The shard is no plain tar file, truncated or damaged, or contains links, sparse files or a wanted
-            file that is too large.
+        DataError: The shard is not a plain tar file, is truncated or damaged, or contains links, sparse files or a
+            wanted file that is too large.
     """
     with path.open("rb") as stream:
         start = stream.read(8)
@@ -201,7 +201,7 @@ class TarReader:
         Args:
             shards: Tar files.
             names: Name of each row, for messages.
-            shard_of: Number of each row's shard.
+            shard_of: Index of each row's shard.
             offsets: First byte of each row in its shard.
             sizes: Bytes of each row; 0: the row has no image.
             checksums: CRC-32 of each row, verified when it is read; None: not verified.

@@ -119,11 +119,11 @@ def arm_keys(name: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if (not mine and current not in ARMS) or (current, mine) in seen:
             circle = any(current == earlier for earlier, _ in seen)
             raise ConfigError(
-                f"arms build on each other in a circle: {' -> '.join([*(n for n, _ in seen), current])}"
+                f"arms are based on each other in a cycle: {' -> '.join([*(n for n, _ in seen), current])}"
                 if circle
                 else f"unknown arm {current!r}",
                 where=f"arms.{seen[-1][0]}.base" if seen else "arm",
-                fix=f"use one of {', '.join({**ARMS, **own})}, or describe it under `arms`",
+                fix=f"use one of {', '.join({**ARMS, **own})}, or define it under `arms`",
             )
         seen.append((current, mine))
         recipe = dict(own[current] if mine else ARMS[current])

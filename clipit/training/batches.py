@@ -65,7 +65,7 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
         raise DataError(
             "no training tiles: all tiles of the source are in other splits",
             where="tiles.splits",
-            fix="name the source's training part in tiles.splits.train, or correct the split column",
+            fix="name the source's training split in tiles.splits.train, or correct the split column",
         )
     if not len(labelled) and not supervises_unlabelled(config):
         hidden = config.tiles.labels.kind != "all"

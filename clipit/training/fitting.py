@@ -1,4 +1,4 @@
-"""Fit a training into the memory of its devices: precision, micro-batches and gradient checkpointing."""
+"""Fit training into the memory of its devices: precision, micro-batches and gradient checkpointing."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ _UNEQUAL = 0.9  # ratio of free memories below which the devices are called diff
 
 @dataclass(frozen=True)
 class Fit:
-    """How a training fits into the memory of its devices.
+    """Choices that fit training into the memory of its devices.
 
     Attributes:
         checkpointing: Whether to use gradient checkpointing.
@@ -218,7 +218,7 @@ def _problems(config: RunConfig, micro_batches: int) -> list[str]:
 
 
 def _tiles(config: RunConfig, processes: int, micro_batches: int) -> int:
-    """Return the largest number of tiles in a micro-batch of a process."""
+    """Return the maximum number of tiles in a micro-batch of a process."""
     return math.ceil(math.ceil(config.training.tiles_per_step / processes) / micro_batches)
 
 

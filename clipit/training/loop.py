@@ -1,4 +1,4 @@
-"""The training of a student: its batches, losses and validation, run by the steps that all trainings share."""
+"""Train a student: its batches, losses and validation, in the training steps shared with the adaptation of VLMs."""
 
 import logging
 import math
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Validation:
-    """Tiles by which the step is selected.
+    """Tiles that the step is selected on.
 
     Attributes:
         source: Pixels of the validation tiles.
@@ -48,7 +48,7 @@ class Validation:
 
 @dataclass
 class Outcome:
-    """Outcome of a training; see training.json."""
+    """Outcome of training; see training.json."""
 
     steps: int
     chosen_step: int

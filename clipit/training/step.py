@@ -49,7 +49,7 @@ class TrainingData:
 
 @dataclass
 class Clock:
-    """Timer of a training: throughput, and the fraction of time spent waiting for tiles.
+    """Timer of training: throughput, and the fraction of time spent waiting for tiles.
 
     Attributes:
         start: Time of the start, seconds.
@@ -64,7 +64,7 @@ class Clock:
     reading: ReadingClock = field(default_factory=ReadingClock)
 
     def seconds(self) -> float:
-        """Return the seconds since the start of the training."""
+        """Return the seconds since the start of training."""
         return max(time.perf_counter() - self.start, 1e-9)
 
     def speed(self) -> float:

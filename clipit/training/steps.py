@@ -1,4 +1,4 @@
-"""The steps of a training, of a student or a VLM: optimiser, schedule, log, choice of the step, checkpoints."""
+"""Training steps of a student or a VLM: optimiser, schedule, log, choice of the step, checkpoints."""
 
 import json
 import math
@@ -21,14 +21,14 @@ from clipit.training.checkpoints import Progress, best_file, save_checkpoint, sa
 
 @dataclass(frozen=True)
 class Schedule:
-    """Numbers of a training.
+    """Steps, learning rate and intervals of training.
 
     Attributes:
         title: Title of the progress bar.
         steps: Number of optimiser steps.
         learning_rate: Peak learning rate.
         rate_key: Configuration key of the learning rate, for errors.
-        warmup: Share of the steps over which the learning rate rises.
+        warmup: Share of the steps for the warm-up of the learning rate.
         log_every: Steps between rows of the log.
         validate_every: Steps between validations.
         checkpoint_every: Steps between checkpoints.
@@ -48,7 +48,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class StepParts:
-    """What one kind of training does in a step.
+    """Model, optimiser and functions of one kind of training.
 
     Attributes:
         model: Module whose trainable weights are saved.

@@ -92,7 +92,7 @@ def adapt(
     Raises:
         ConfigError: The licence forbids what would be written, a second adaptation could not be written at all, or the
             keys contradict the arm or the data.
-        DataError: The examples cannot be made.
+        DataError: The examples cannot be built.
         ModelError: The training diverged, or the weights cannot be trained.
         ArtifactError: The folder belongs to another adaptation.
     """
@@ -111,7 +111,7 @@ def adapt(
             validation = validation_examples(config, section, arm, seed, workspace)
         if validation is None and section.keep == "best":
             raise ConfigError(
-                "there is no validation part by which the best step could be found",
+                "there is no validation split to choose the best step on",
                 where="adapt.keep: best",
                 fix="set adapt.keep: last, or add validation data",
             )
@@ -134,7 +134,7 @@ def adapt(
 
 
 def used_towers(section: AdaptConfig, arm: AdaptArm) -> AdaptConfig:
-    """Leave out the text tower where no text is used, so that it keeps its weights."""
+    """Drop the text tower from those to train if no text is used, so that it keeps its weights."""
     if arm != "images":
         return section
     if "image" not in section.towers:
@@ -336,7 +336,7 @@ class _Feed:
         every = section.bags.mine_every if section.data == "bags" else 0
         if self._pixels is None or (every and step % every == 0):
             mined_at = step - step % every if every else 0
-            if mined_at:  # also when a training is resumed between two minings
+            if mined_at:  # also when training resumes between two minings
                 mined = self._mine_at(self.contrast.examples, mined_at, step == mined_at)
                 self.contrast = replace(self.contrast, examples=mined)
             end = min(mined_at + every, section.steps) if every else section.steps
@@ -362,7 +362,7 @@ def _facts(contrast: ContrastStep, scale: float) -> dict[str, float]:
 
 @contextmanager
 def _memory_errors(section: AdaptConfig) -> Iterator[None]:
-    """Name the key that bounds the memory in the error for a lack of it."""
+    """Convert out-of-memory errors to one that names the key that bounds the memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

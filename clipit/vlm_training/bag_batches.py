@@ -93,8 +93,8 @@ class BagExamples:
         texts: Distinct texts.
         tiles_of: Rows of the tiles of each example; the first ones come first in a bag that takes all.
         texts_of: Rows of the texts of each example.
-        tiles_per_bag: Largest number of tiles of a tile bag.
-        texts_per_bag: Largest number of texts of a text bag; 0 contrasts images with images.
+        tiles_per_bag: Maximum number of tiles of a tile bag.
+        texts_per_bag: Maximum number of texts of a text bag; 0 contrasts images with images.
         batch_size: Bags per batch.
         seed: Seed of the draws.
         owners: Number of each example's patient; examples of the same patient are not negatives. Where examples of a

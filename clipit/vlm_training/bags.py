@@ -24,7 +24,7 @@ class MinedBags:
 
     Attributes:
         tiles: Rows of the training tiles in each tile bag, the tile itself first.
-        texts: Numbers of the texts in each text bag: rows of the table of snippets, then of the distinct prompts.
+        texts: Indices of the texts in each text bag: rows of the table of snippets, then of the distinct prompts.
         prompts: Distinct prompts.
         counts: Pruned members and empty bags.
     """
@@ -52,7 +52,7 @@ def bag_examples(
         workspace: Workspace of this configuration.
 
     Raises:
-        DataError: Another split is asked for, or all text bags are empty.
+        DataError: Another split is requested, or all text bags are empty.
         ConfigError: There are fewer pairs per tile than snippets in a bag.
     """
     if split != "train":

@@ -1,4 +1,4 @@
-"""Make the examples of an adaptation: the table of its kinds of data, and checks that they share."""
+"""Build the examples of an adaptation: the table of kinds of data, and the checks that all kinds share."""
 
 import dataclasses
 
@@ -29,19 +29,20 @@ def make_examples(
     *,
     batches: bool = True,
 ) -> BagExamples:
-    """Make the examples of a split as `adapt.data` says; called by all processes.
+    """Build the examples of a split from the kind of data in `adapt.data`; called by all processes.
 
     Args:
         config: Run configuration.
         section: Section `adapt`.
         arm: Arm of the study.
-        seed: Seed of the order and of the control's exchange.
+        seed: Seed of the order and of the control's shuffled texts.
         split: `train`, or a split whose examples are never trained on: `validation` or `test`.
         workspace: Workspace of this configuration.
         batches: Whether batches are drawn from the examples. Otherwise their number and negatives are not checked.
 
     Raises:
-        DataError: The split has no examples, the training part fewer than a batch, or no bag of a batch has a negative.
+        DataError: The split has no examples, the train split has fewer than a batch, or no bag of a batch has a
+            negative.
     """
     examples = _MAKERS[section.data](config, section, arm, seed, split, workspace)
     fingerprints = examples.fingerprints | {"examples": examples_content(examples)}
@@ -73,7 +74,7 @@ def _different_bags(examples: BagExamples) -> int:
 
 
 def examples_content(examples: BagExamples) -> str:
-    """Return the fingerprint of all that batches are drawn from, but for the pixels and the wording of the texts."""
+    """Return the fingerprint of all that batches are drawn from, except the pixels and the wording of the texts."""
     members = [part for each in (examples.tiles_of, examples.texts_of) for part in (each.values, each.starts)]
     numbers = [*members, examples.owners, examples.partners, examples.same_pixels]
     return fingerprint([examples.tile_ids, len(examples.texts), *(values.tolist() for values in numbers)])
@@ -88,7 +89,7 @@ def validation_examples(
     *,
     batches: bool = True,
 ) -> BagExamples | None:
-    """Make the examples of the validation part; None, with a note, if there are none.
+    """Build the examples of the validation split; None, with a note, if there are none.
 
     Args:
         config: Run configuration.

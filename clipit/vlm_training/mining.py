@@ -49,7 +49,7 @@ def mine(
     """Mine the bags again with the adapted VLM; called by all processes.
 
     Tiles, snippets and prompts are embedded with the present weights, and bags are collected as before the adaptation.
-    The members are kept in `mined/` of the adaptation's folder, so that a training that is resumed after this step
+    The members are kept in `mined/` of the adaptation's folder, so that training that resumes after this step
     reads them; the embeddings are deleted. The texts of the result differ from those of `examples`.
 
     Args:
@@ -97,7 +97,7 @@ def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
     A mining embeds all training tiles and texts, a step those of its batch.
 
     Args:
-        examples: Examples of the training part.
+        examples: Examples of the training split.
         section: Section `adapt`.
     """
     every = section.bags.mine_every
@@ -115,7 +115,7 @@ def least_interval(examples: BagExamples) -> int:
     """Estimate the number of steps between two minings of which a mining takes a tenth.
 
     Args:
-        examples: Examples of the training part, from bags.
+        examples: Examples of the training split, from bags.
     """
     batch = examples.batch(0)
     per_step = _STEP_COST * (len(batch.tiles) + len(batch.texts) + len(batch.others))

@@ -14,7 +14,7 @@ from clipit.config.vlm_training import PairsConfig
 from clipit.data_files import cell_text, delimiter_hint
 from clipit.errors import ClipitError, DataError, shortlist
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
-from clipit.tiles.cuts import cut_validation
+from clipit.tiles.hold_out import hold_out_validation
 from clipit.tiles.load import resolve_source
 from clipit.tiles.quarantine import check_images
 from clipit.tiles.source import ALIASES, SourceTiles
@@ -72,7 +72,7 @@ def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
 
 
 def hold_out(tiles: TileSet, section: PairsConfig) -> TileSet:
-    """Move images of training to a validation part, by complete groups, unless there is one.
+    """Hold out whole groups of training images for validation, unless there is a validation split.
 
     Raises:
         DataError: No group can be moved.
@@ -80,7 +80,7 @@ def hold_out(tiles: TileSet, section: PairsConfig) -> TileSet:
     if not (tiles.splits == "train").any() or (tiles.splits == "validation").any():
         return tiles
     with _keys_of_pairs():
-        return cut_validation(tiles, section.validation_fraction, section.split_seed, blind=True)
+        return hold_out_validation(tiles, section.validation_fraction, section.split_seed, blind=True)
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def _keys_of_pairs() -> Iterator[None]:
     try:
         yield
     except ClipitError as error:
-        message = str(error).replace("name a validation part in tiles.splits", "add a column split")
+        message = str(error).replace("name a validation split in tiles.splits", "add a column split")
         raise type(error)(_SHARED_KEYS.sub("adapt.pairs.", message)) from error
 
 

@@ -27,7 +27,7 @@ _README = """Images with captions, written by clipit for the trainer of open_cli
 
     python -m open_clip_train.main {arguments}
 
-Images are JPEGs of quality {quality}. The captions may be text of reports: treat them as such.
+Images are JPEGs of quality {quality}. The captions may be report text: protect them as you do the reports.
 """
 
 

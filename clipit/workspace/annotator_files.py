@@ -39,7 +39,7 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
 
     Raises:
         ConfigError: No annotators are configured, or `shown` is negative.
-        DataError: Tiles or labels of annotators are wrong.
+        DataError: The tiles or the annotators' labels are invalid.
     """
     if config.tiles.annotations is None:
         raise ConfigError(

@@ -59,7 +59,9 @@ def write_annotator_masks(
 
     Raises:
         ConfigError: The tiles are not those of a table, no classes are named, or an option is out of range.
-        DataError: Tables or masks are wrong; problems of masks are listed together.
+        DataError: A table or a mask is invalid; problems of masks are listed together.
+=>
+*gain
     """
     config, section = file.run, file.segmentation
     if config.tiles.source != "table" or not section.classes:
@@ -77,7 +79,7 @@ def write_annotator_masks(
         )
     classes = MaskClasses(tuple(section.classes), section.class_of, section.ignore)
     unlabelled = config.tiles.model_copy(update={"labels": LabelsConfig(kind="none"), "annotations": None})
-    tiles = read_tiles(unlabelled, check=False, decode=False, cut=False)
+    tiles = read_tiles(unlabelled, check=False, decode=False, hold_out=False)
     masks = read_annotator_masks(table, files, tiles, classes)
     parts = _parts(masks)
     patterns = {part: PixelPatterns(masks.annotators, classes.names) for part in dict.fromkeys(parts)}
@@ -180,7 +182,7 @@ def _write_png(path: Path, values: Int64[np.ndarray, "h w"]) -> None:
 
 
 def _names(masks: AnnotatorMasks) -> Iterator[tuple[int, str]]:
-    """Yield each row with a file name: the tile's id, with a hash if the id is no valid name."""
+    """Yield each row with a file name: the tile's id, with a hash if the id is not a valid name."""
     for row, tile in enumerate(masks.tiles.ids.tolist()):
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", posixpath.splitext(tile)[0]).strip(".-")
         yield row, plain if plain == tile else f"{plain or 'tile'}-{fingerprint(tile)[:8]}"
@@ -238,7 +240,7 @@ def _describe(
             "labelled pixels": int(sum(found.pixels.sum() for found in consensus.values())),
             "confidence of the confident masks": confidence,
             "mean share of uncertain pixels": round(float(np.mean(uncertain)), 4),
-            "annotators of test tiles who also annotated training tiles": "unknown: the tiles have no test part"
+            "annotators of test tiles who also annotated training tiles": "unknown: the tiles have no test split"
             if shared is None
             else ", ".join(shared) or "none",
         },
@@ -252,7 +254,7 @@ def _describe(
 
 
 def _shared(consensus: Mapping[str, PixelConsensus]) -> list[str] | None:
-    """List the annotators of test tiles who also annotated training or validation tiles; None without a test part."""
+    """List the annotators of test tiles who also annotated training or validation tiles; None without a test split."""
     if _TEST not in consensus:
         return None
     return sorted({*consensus[_TRAINING].votes.annotators} & {*consensus[_TEST].votes.annotators})
@@ -261,7 +263,7 @@ def _shared(consensus: Mapping[str, PixelConsensus]) -> list[str] | None:
 def _independence_notes(shared: list[str] | None) -> list[str]:
     if shared is None:
         return [
-            "the tiles have no test part, so one consensus is estimated from all of them: test tiles cut from them "
+            "the tiles have no test split, so one consensus is estimated from all of them: test tiles cut from them "
             "later are not independent of the training tiles"
         ]
     if shared:

@@ -34,8 +34,8 @@ class CorpusLabels:
     Attributes:
         reports: Reports, without those of patients with validation or test tiles.
         classes: Class names.
-        own: Class number of each report's own label; -1 if it has none, or one that is no class.
-        of_tiles: Class number of most labelled training tiles of each report's patient; -1 if there are none.
+        own: Class index of each report's own label; -1 if it has none, or one that is not a class.
+        of_tiles: Class index of most labelled training tiles of each report's patient; -1 if there are none.
         rules: Rule set; None if none is configured.
         found: What the rules found in each report; empty without rules.
         probabilities: Cross-fitted class probabilities of the text classifier; None if it was not fitted.
@@ -243,7 +243,7 @@ def _label_classes(mapped: Sequence[str | None], class_map: dict[str, str]) -> t
 def _class_numbers(
     reports: Sequence[Report], mapped: Sequence[str | None], classes: Sequence[str], notes: list[str]
 ) -> Int64[np.ndarray, " n"]:
-    """Number the classes of the reports' own labels, and count the labels that are no class."""
+    """Number the classes of the reports' own labels, and count the labels that are not classes."""
     numbers = {name: number for number, name in enumerate(classes)}
     own = np.array([numbers.get(name or "", -1) for name in mapped], dtype=np.int64)
     labelled = [report.label for report in reports if report.label is not None]
@@ -258,5 +258,5 @@ def _class_numbers(
         )
     if other:
         listed = shortlist([f"{label}: {count}" for label, count in other.most_common()])
-        notes.append(f"{sum(other.values())} reports with labels that are no class ({listed})")
+        notes.append(f"{sum(other.values())} reports with labels that are not classes ({listed})")
     return own

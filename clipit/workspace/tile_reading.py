@@ -60,7 +60,7 @@ def read_configured(
 
     Args:
         config: Run configuration.
-        remember: Memory of the workspace.
+        remember: Cache of the workspace.
         prompts: Function that reads the prompt set, which defines the classes of tiles without labels.
         root: Folder of artefacts.
         decode: Whether images are decoded, as `tiles.unreadable` requires.
@@ -87,7 +87,7 @@ def read_with_overview(
 
     Args:
         section: Section `tiles` to read.
-        remember: Memory of the workspace.
+        remember: Cache of the workspace.
         root: Folder of artefacts, for streamed tiles and indexes of shards.
         check: Whether groups in two splits are an error.
         decode: Whether to decode every image if tiles.unreadable is quarantine.

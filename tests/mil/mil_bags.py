@@ -33,7 +33,7 @@ def bags_with_signal(count: int = 60, size: int = 20, dim: int = 8, seed: int = 
 
 
 def write_features(path: Path, features: np.ndarray) -> Path:
-    """A file of features as TRIDENT writes it."""
+    """A feature file as TRIDENT writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["features"] = features

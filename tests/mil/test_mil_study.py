@@ -1,4 +1,4 @@
-"""The study of slide and patient labels: from slides with masks, and from files of features by the command."""
+"""The study of slide and patient labels: from slides with masks, and from feature files by the command."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Bags of tile stores and of files of features."""
+"""Bags of tile stores and of feature files."""
 
 from pathlib import Path
 

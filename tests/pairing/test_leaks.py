@@ -15,7 +15,7 @@ from clipit.config.run import LeaksConfig
 from clipit.errors import DataError
 from clipit.pairing.leaks import Leak, exact_leaks, find_leaks, group_leaks, near_hashes, near_leaks, report_leaks
 from clipit.reports.readers import Report
-from clipit.tiles.cuts import cut_validation
+from clipit.tiles.hold_out import hold_out_validation
 from clipit.tiles.perceptual import Fingerprints, dihedral_hashes, fingerprints, oriented, pixel_digest
 from clipit.tiles.splits import check_groups, patient, patient_in
 from clipit.tiles.tileset import TileSet
@@ -243,7 +243,7 @@ def test_patient_in_the_name_of_a_tile(name: str, found: str) -> None:
 def test_slides_of_one_patient_stay_together_when_validation_is_cut() -> None:
     slides = [f"TCGA-AA-{number // 4:04d}-01Z-00-DX{number % 4}" for number in range(120)]
     tiles = tile_set([f"t{number:03d}" for number in range(120)], ["train"] * 120, slides)
-    cut = cut_validation(tiles, 0.2, seed=0)
+    cut = hold_out_validation(tiles, 0.2, seed=0)
     assert (cut.splits == "validation").sum() == 24
     assert group_leaks(cut) == []
     with pytest.raises(DataError, match="TCGA-AA-0000"):
@@ -274,7 +274,7 @@ def test_barcodes_in_names_count_where_the_group_is_empty() -> None:
 
 def test_barcodes_in_names_keep_patients_together_when_validation_is_cut() -> None:
     names = [f"TCGA-AA-{number // 4:04d}-01Z_{number}.png" for number in range(120)]
-    cut = cut_validation(tile_set(names, ["train"] * 120, [""] * 120), 0.2, seed=0)
+    cut = hold_out_validation(tile_set(names, ["train"] * 120, [""] * 120), 0.2, seed=0)
     assert (cut.splits == "validation").sum() == 24 and group_leaks(cut) == []
     assert not any("groups unknown" in note for note in cut.notes)
 

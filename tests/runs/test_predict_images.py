@@ -245,7 +245,7 @@ def test_tables_name_images_by_their_own_columns_and_labels_do_not_matter(tiles:
     assert list(open_inputs([tmp_path / "t.csv"], tiles, "file").ids) == ["case 1/01.png", "case 0/03.png"]
     with pytest.raises(DataError, match=r"missing columns: path(.|\n)*--path-column"):
         open_inputs([tmp_path / "t.csv"], tiles)
-    with pytest.raises(ConfigError, match="only tables have use for --images"):
+    with pytest.raises(ConfigError, match="only tables use --images"):
         open_inputs([tiles], images=tiles)
     both = open_inputs([tiles / "case 0", tmp_path / "t.csv"], tiles, "file", "key")
     assert list(both.ids)[-3:] == ["36.png", "x", "y"]

@@ -175,7 +175,7 @@ def test_a_study_without_validation_masks_predicts_the_most_probable_class(value
         "segmentation.class_map": {"gland": "gland"},
     }
     file = configure(values, **changes)
-    with pytest.raises(ConfigError, match="no class of the model stands for stroma"):
+    with pytest.raises(ConfigError, match="no class of the model corresponds to stroma"):
         segment(file.run, file.segmentation, values["root"] / "run")
     mapping = {"gland": "gland", "stroma": "stroma", "tumour": "gland"}
     section = file.segmentation.model_copy(update={"class_map": mapping})
@@ -209,7 +209,7 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
     found, notes = select_methods(inputs)
     assert list(found) == ["mapped", "same names"]
     assert notes[0] == "refused is left out: trained without text"
-    assert "other names is left out: no class of the model stands for stroma" in notes[1]
+    assert "other names is left out: no class of the model corresponds to stroma" in notes[1]
     wrong = file.segmentation.model_copy(update={"class_map": {"a": "gland", "b": "stroma", "typo": "gland"}})
     with pytest.raises(ConfigError, match="no model has: typo; mapped has a, b, c"):
         select_methods(replace(inputs, options=wrong))

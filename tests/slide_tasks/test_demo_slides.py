@@ -1,4 +1,4 @@
-"""The demo's slides: the mask is read at the pixels of the map, and the table has floor and majority answer."""
+"""The demo's slides: the mask is read at the pixels of the map, and the table has both references."""
 
 from pathlib import Path
 
@@ -31,9 +31,9 @@ def test_slides_are_scored_by_classifier_and_prompts_and_compared_with_masks(
     text = demo_slides(run, tmp_path / "slides")
     assert "1 synthetic slides, tissue of 8 classes" in text
     rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in text.splitlines() if line.startswith("|")}
-    majority = float(rows["majority answer per tile"][0])
+    majority = float(rows["majority tissue per tile"][0])
     by_prompts = next(float(cells[0]) for title, cells in rows.items() if "zero-shot embedded" in title)
-    floor = float(rows["everything is the most frequent tissue"][0])
+    floor = float(rows["most frequent tissue everywhere"][0])
     assert floor < by_prompts < majority
     for name in ("classifier", "prompts"):
         assert (tmp_path / "slides" / name / "slides/test-S000/index.html").is_file()

@@ -125,7 +125,7 @@ def test_what_cannot_be_compared_is_an_error_before_anything_is_scored(
     table = pd.read_csv(slides)
     wrong = slides.parent / "wrong.csv"
     table.assign(label="fat").to_csv(wrong, index=False)
-    with pytest.raises(DataError, match=r"there is no arm bags(.|\n)*labels that are no class: fat"):
+    with pytest.raises(DataError, match=r"there is no arm bags(.|\n)*labels that are not classes: fat"):
         clipit.compare_slides(wrong, runs, out, reference="bags")
     table.drop(columns="label").to_csv(wrong, index=False)
     with pytest.raises(DataError, match=r"image_only is the only arm(.|\n)*no slide has a label"):

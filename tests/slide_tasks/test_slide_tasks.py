@@ -428,7 +428,7 @@ def test_labels_that_are_no_class_are_found_before_anything_is_scored(
     table = pd.read_csv(slides)
     table["label"] = table["label"].replace("stroma", "stomra")
     table.to_csv(tmp_path / "typo.csv", index=False)
-    with pytest.raises(DataError, match=r"labels that are no class of the model: stomra; its classes are gland"):
+    with pytest.raises(DataError, match=r"labels that are not classes of the model: stomra; its classes are gland"):
         clipit.score_slides(tmp_path / "typo.csv", tmp_path / "out", classifier=models / "run", images=slides.parent)
     assert not list((tmp_path / "out").glob("slides/*"))
 

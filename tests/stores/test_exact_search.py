@@ -180,7 +180,7 @@ def test_shards_that_do_not_fit_together_are_named(tmp_path: Path, change: Any, 
     store = write_store(tmp_path, [f"{i:04d}" for i in range(ROWS)], vectors(ROWS, 0))
     check_shards(store)
     change(store.artifact.folder)
-    with pytest.raises(ArtifactError, match=rf"(?s)do not fit together: .*{words}.*embed again"):
+    with pytest.raises(ArtifactError, match=rf"(?s)inconsistent: .*{words}.*embed again"):
         build_index(tmp_path, store)
 
 

@@ -59,13 +59,13 @@ def test_a_file_of_another_layout_is_refused(features: Any, coords: Any, message
 
 
 def test_files_that_are_missing_damaged_or_named_alike_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="no such feature file"):
         open_slide_features(tmp_path / "none.h5")
     (tmp_path / "text.h5").write_text("no HDF5")
     with pytest.raises(DataError, match="not a readable HDF5 file"):
         open_slide_features(tmp_path / "text.h5")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no files of features"):
+    with pytest.raises(DataError, match="no feature files"):
         find_feature_files([tmp_path / "empty"])
     paths = [write(tmp_path / name / "same.h5", np.zeros((1, 3)), grid(1)) for name in ("a", "b")]
     with pytest.raises(DataError, match="slides with the same name: same"):
@@ -116,7 +116,7 @@ def test_pairs_of_features_are_those_of_the_tiles(configure_file: MakeFile, tmp_
 def test_features_that_do_not_fit_the_vlm_or_are_damaged_are_refused(configure_file: MakeFile, tmp_path: Path) -> None:
     config = configure_file()
     vlm = Workspace(config.run).vlm
-    with pytest.raises(DataError, match=r"other dimensions than the 24 of .*wrong\.h5 \(3\)"):
+    with pytest.raises(DataError, match=r"do not have the 24 dimensions of .*wrong\.h5 \(3\)"):
         import_features(tmp_path, [write(tmp_path / "wrong.h5", np.zeros((2, 3)), grid(2))], vlm)
     with pytest.raises(DataError, match="tiles that occur twice: twice:0_0"):
         import_features(tmp_path, [write(tmp_path / "twice.h5", np.eye(2, 24), np.zeros((2, 2)))], vlm)

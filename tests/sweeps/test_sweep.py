@@ -178,7 +178,7 @@ def test_random_values_repeat_for_a_seed_and_do_not_depend_on_the_count(write_sw
 
 def test_options_are_parsed_with_or_without_an_equals_sign() -> None:
     assert parse_options(["--a.b=1", "--c", "2", "--d={}"]) == {"a.b": "1", "c": "2", "d": "{}"}
-    with pytest.raises(ConfigError, match="'stray' belongs to no option"):
+    with pytest.raises(ConfigError, match="'stray' does not belong to an option"):
         parse_options(["--a=1", "stray"])
 
 

@@ -48,7 +48,7 @@ def table(folder: Path, masks: "dict[str, Any]", zipped: bool = False, **keys: A
                 archive.write(path, path.name)
     values = {"source": "table", "path": str(folder / "tiles.csv"), "images": str(root), "labels": {"kind": "none"}}
     config = TilesConfig(**{**values, **keys})
-    return open_masks(config, read_tiles(config, cut=False), CLASSES)
+    return open_masks(config, read_tiles(config, hold_out=False), CLASSES)
 
 
 def polygon(name: str, *corners: "tuple[float, float]") -> "dict[str, Any]":
@@ -141,7 +141,7 @@ def test_missing_files_columns_and_other_sources_are_errors(tmp_path: Path) -> N
     (tmp_path / "tiles.csv").write_text("path,mask\n0.png,\n", encoding="utf-8")
     keys = {"path": str(tmp_path / "tiles.csv"), "images": str(tmp_path / "files"), "labels": {"kind": "none"}}
     config = TilesConfig(source="table", **keys)
-    tiles = read_tiles(config, cut=False)
+    tiles = read_tiles(config, hold_out=False)
     with pytest.raises(DataError, match="no tile has a mask in column mask"):
         open_masks(config, tiles, CLASSES)
     with pytest.raises(DataError, match="missing columns: outline"):
@@ -179,7 +179,7 @@ def test_real_masks_of_glands_lie_in_a_zip_beside_their_images() -> None:
     folder = Path(str(REAL)) / "glas_half"
     config = TilesConfig(source="table", path=str(folder / "glas.csv"), images=str(folder / "glas_half.zip"))
     config = config.model_copy(update={"splits": {"train": ("train", "testA", "testB")}})
-    tiles = read_tiles(config, cut=False).select(range(3))
+    tiles = read_tiles(config, hold_out=False).select(range(3))
     found = check_masks(open_masks(config, tiles, MaskClasses(("stroma", "gland"), {0: 0, 1: 1})), "error")
     image, mask = found.read(0)
     assert image.size == (387, 261) == mask.shape[::-1] and tiles.mpp[0] == 1.24

@@ -24,12 +24,12 @@ def test_a_complete_set_is_described_in_a_line_per_split(make_tiles: Make) -> No
 def test_what_is_missing_is_said_with_its_consequence_and_key(make_tiles: Make) -> None:
     tiles = make_tiles([0, 0, 0, 1], ["train"] * 3 + ["validation"])
     told = tiles_overview(replace(tiles, advice="set --tiles.columns.group=case", notes=("cut",)), TABLE)
-    assert "missing: no test part, so there is no test score: tiles.test_fraction or tiles.folds" in told
+    assert "missing: no test split, so there is no test score: tiles.test_fraction or tiles.folds" in told
     assert "missing: no labelled train tiles of c1, so these cannot be learnt" in told
     assert "missing: no groups, so tiles of one patient or slide may be in two splits" in told
     assert told.endswith("  note: cut\n  WARNING: set --tiles.columns.group=case")
     part = tiles_overview(make_tiles([-1, 0, 0], ["test", "test", "test"], ["", "p", "p"]), TABLE)
-    assert "no train part, so nothing can be trained" in part and "1 patients or slides and 1 tiles without one" in part
+    assert "no train split, so nothing can" in part and "1 patients or slides and 1 tiles without one" in part
     assert "missing: no group for 1 tiles" in part
 
 
@@ -46,7 +46,7 @@ def test_many_classes_are_folded_and_the_limit_of_labels_is_named(make_tiles: Ma
 
 def test_a_further_test_set_lacks_no_other_parts(make_tiles: Make) -> None:
     told = tiles_overview(make_tiles([0, 0, 1], ["test"] * 3), TABLE, "new set b", tests_only=True)
-    assert told.startswith("new set b: table") and "no train part" not in told and "no validation part" not in told
+    assert told.startswith("new set b: table") and "no train split" not in told and "no validation split" not in told
     assert "missing: no groups, so patients or slides are not compared with those of the training" in told
 
 

@@ -235,7 +235,7 @@ def test_flat_sicapv2_says_that_nothing_is_left_for_testing(tmp_path: Path) -> N
             paint(tmp_path / name / f"s{number}_Block_Region_1.jpg")
     tiles = load_tiles(config("sicapv2", tmp_path), seed=0)
     assert not (tiles.splits == "test").any()
-    assert any("no test part, so no test score" in note and "{train,test}" in note for note in tiles.notes)
+    assert any("no test split, so no test score" in note and "{train,test}" in note for note in tiles.notes)
 
 
 @pytest.mark.parametrize("value", [0.7, float("nan"), 2])

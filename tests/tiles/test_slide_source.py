@@ -91,11 +91,11 @@ def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: 
     with pytest.raises(DataError, match="a folder of slides has no labels"):
         read_tiles(section(tmp_path / "images"))
     unlabelled = LabelsConfig(kind="none")
-    tiles = read_tiles(section(tmp_path / "images", labels=unlabelled), cut=False)
-    assert len(tiles) and any("1 files are no slides" in note for note in tiles.notes)
+    tiles = read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
+    assert len(tiles) and any("1 files are not slides" in note for note in tiles.notes)
     (tmp_path / "images" / "a.svs").write_bytes(b"")
     with pytest.raises(DataError, match="1 names of slides occur more than once: a"):
-        read_tiles(section(tmp_path / "images", labels=unlabelled), cut=False)
+        read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
 
 
 def test_the_files_of_a_dicom_series_are_one_slide(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_set_that_was_read_is_not_opened_again(
         streaming, "_open_set", lambda config, revision: opened.append(config.path) or real(config, revision)
     )
     assert read_tiles(section, root=tmp_path).fingerprint == first.fingerprint
-    other = read_tiles(config(parquet, streaming=True, columns={"label": "patient"}), root=tmp_path, cut=False)
+    other = read_tiles(config(parquet, streaming=True, columns={"label": "patient"}), root=tmp_path, hold_out=False)
     assert len(other.classes) == 16
     assert not opened
 

@@ -164,7 +164,7 @@ def test_unreadable_tables(tmp_path: Path) -> None:
 def test_a_source_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
     table = [row | {"group": "p0"} for row in rows(tmp_path) if row["split"] == "train"]
     path = write_table(tmp_path / "t.csv", table)
-    with pytest.raises(DataError, match=r"(?s)no validation part can be cut.*where: .*t\.csv"):
+    with pytest.raises(DataError, match=r"(?s)no validation tiles can be held out.*where: .*t\.csv"):
         load_tiles(config(path), seed=0)
 
 

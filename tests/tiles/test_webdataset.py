@@ -196,7 +196,7 @@ def test_the_folder_of_all_shards_gives_their_split(tmp_path: Path) -> None:
         assert (tiles.splits == "test").all()
         assert tiles.ids[0] == "000/k0"
     write_shards(tmp_path / "set" / "train", "%03d.tar", rows)
-    both = read_tiles(config(tmp_path / "set", columns={}), cut=False)
+    both = read_tiles(config(tmp_path / "set", columns={}), hold_out=False)
     assert both.ids[[0, -1]].tolist() == ["test/000/k0", "train/000/k3"]
     assert [_part_in(*names) for names in (("val-0", "train"), ("a", "b"), ("a", "train_test"))] == ["val", "", ""]
 
@@ -206,9 +206,9 @@ def test_labels_in_two_fields_are_refused_unless_one_is_chosen(tmp_path: Path) -
     write_shards(tmp_path / "s", "%d.tar", rows)
     with pytest.raises(DataError, match="1 of 4 samples have a field cls but no field label, unlike the others: 0/0"):
         read_tiles(config(tmp_path / "s"))
-    chosen = read_tiles(config(tmp_path / "s", columns={"label": "label"}), cut=False)
+    chosen = read_tiles(config(tmp_path / "s", columns={"label": "label"}), hold_out=False)
     assert [chosen.classes[label] if label >= 0 else "" for label in chosen.truth] == ["", "gland", "stroma", "gland"]
-    assert len(read_tiles(config(tmp_path / "s", labels={"kind": "none"}), cut=False)) == 4
+    assert len(read_tiles(config(tmp_path / "s", labels={"kind": "none"}), hold_out=False)) == 4
 
 
 def test_samples_without_an_image_are_errors_or_quarantined(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_samples_without_an_image_are_errors_or_quarantined(tmp_path: Path) -> N
     path = write_tar(tmp_path / "a.tar", members)
     with pytest.raises(DataError, match=r"1 of 3 samples have no bytes of an image: a/2"):
         read_tiles(config(path, columns={}))
-    tiles = read_tiles(config(path, columns={}, unreadable="quarantine"), cut=False)
+    tiles = read_tiles(config(path, columns={}, unreadable="quarantine"), hold_out=False)
     assert tiles.quarantined == ("a/2",)
     assert tiles.ids.tolist() == ["a/0", "a/1"]
 

@@ -154,7 +154,7 @@ def test_texts_of_a_frozen_text_tower_are_encoded_once_and_a_resumed_training_en
 
     monkeypatch.setattr(ContrastStep, "_encode_texts", counted)
     folder = adapt(config, section(**keys), "text", 1, workspace)
-    assert sorted(encoded) == list(range(54)), "each text of the training part once, in 9 steps of 8 bags"
+    assert sorted(encoded) == list(range(54)), "each text of the training split once, in 9 steps of 8 bags"
     facts, weights = read_json(folder / "training.json", ""), weights_of(folder)
     assert facts["chosen_step"] == 9 and np.isfinite(facts["validation_loss"])
     assert {"examples", "validation examples"} <= read_json(folder / "run.json", "")["inputs"].keys()

@@ -238,7 +238,7 @@ def test_texts_that_are_prompts_are_counted(
         ([("", "a", "p"), *rows()], r"1 rows name no file"),
         ([(path, "", group) for path, _, group in rows()], r"no image has a text"),
         ([(path, "same", group) for path, _, group in rows()], r"no bag of a batch has a negative"),
-        ([(path, text, "one") for path, text, _ in rows()], r"no validation part.*a column split.*adapt\.pairs\.valid"),
+        ([(path, text, "one") for path, text, _ in rows()], r"no validation tiles.*column split.*adapt\.pairs\.valid"),
     ],
 )  # fmt: skip
 def test_wrong_pairs_are_errors(config: RunConfig, tmp_path: Path, content: list[Row], message: str) -> None:

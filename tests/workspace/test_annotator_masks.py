@@ -114,11 +114,11 @@ def test_segmentation_reads_the_consensus_beside_the_images(make: Make) -> None:
     keys = {"path": str(merged.table), "images": str(merged.images), "columns": {"mask": "mask_consensus"}}
     config = file.run.tiles.model_copy(update=keys)
     classes = MaskClasses(("stroma", "gland"), {0: 0, 1: 1})
-    masks = open_masks(config, read_tiles(config, cut=False), classes)
+    masks = open_masks(config, read_tiles(config, hold_out=False), classes)
     assert len(masks) == 3 and all((masks.read(row)[1] == TRUTH).all() for row in range(3))
     # No posterior is 1, so that every pixel of the confident masks is ignored.
     confident = config.model_copy(update={"columns": {"mask": "mask_confident"}})
-    assert (open_masks(confident, read_tiles(config, cut=False), classes).read(0)[1] == -1).all()
+    assert (open_masks(confident, read_tiles(config, hold_out=False), classes).read(0)[1] == -1).all()
     posterior = np.load(next((merged.folder / "posterior").glob("a-*.npy")), allow_pickle=False)
     assert posterior.shape == (2, 4, 4) and np.allclose(posterior.astype(float).sum(axis=0), 1, atol=1e-3)
 

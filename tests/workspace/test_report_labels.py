@@ -73,7 +73,7 @@ def test_the_answers_of_the_rules_are_counted_and_compared_with_the_labels(write
     labels = label(write_files())
     assert [found.answer for found in labels.found[:6]] == ["MSI-H", "MSS", "MSS", "both", "none", "none"]
     assert [found.uncertain_only for found in labels.found[:6]] == [False] * 4 + [True, False]
-    assert any("10 reports with labels that are no class (not done: 10)" in note for note in labels.notes)
+    assert any("10 reports with labels that are not classes (not done: 10)" in note for note in labels.notes)
     rules, text = measure_labels(labels)
     assert rules.answers == ("MSI-H", "MSS", "both", "none")
     assert rules.counts.tolist() == [[10, 0, 0, 10], [0, 20, 10, 0]]

@@ -1,8 +1,8 @@
 """Complementarity (R in CLIP-IT's figure 3) of every arm, and of two classifiers that need no student.
 
 The two classifiers are a linear head on the snippets that a tile retrieves (text only) and a linear probe of the VLM's
-image embeddings. They serve this analysis alone: pairs of test tiles are never written, and no student is trained on
-them.
+image embeddings. They are used for this analysis only: pairs of test tiles are never written, and no student is trained
+on them.
 """
 
 import logging

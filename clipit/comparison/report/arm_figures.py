@@ -91,7 +91,7 @@ def _read_logs(result: ArmResult) -> list[Series]:
 
 
 def mean_curves(curves: Sequence[Series]) -> dict[str, tuple[list[int], list[float]]]:
-    """Average curves over several trainings, at the steps where all of them logged a finite value.
+    """Average curves over several runs, at the steps where all of them logged a finite value.
 
     Args:
         curves: One mapping per training, from the name of a curve to its steps and values.

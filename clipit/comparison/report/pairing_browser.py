@@ -63,7 +63,7 @@ def _predict(
             advance(len(part))
     note = (
         f"Predictions: the classifier of {run.parent.name}/{run.name}, applied to these tiles. It was trained on them, "
-        "and saw the labels of the labelled ones, so that correct predictions here do not measure its accuracy."
+        "and saw the labels of the labelled ones, so correct predictions here do not measure its accuracy."
     )
     pairing = plan.config.pairing
     if resolve_arm(plan.run_config(arm, seed)).pairing != pairing:

@@ -42,7 +42,7 @@ def read_further_sets(config: RunConfig, section: AdaptConfig) -> dict[str, RunC
         section: Section `adapt`.
 
     Raises:
-        ConfigError: An entry has other keys than `config`, its file cannot be read, or it lacks tiles or prompts.
+        ConfigError: An entry has keys other than `config`, its file cannot be read, or it lacks tiles or prompts.
     """
     sets = {}
     for name, entry in section.forgetting.items():

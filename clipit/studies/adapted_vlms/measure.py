@@ -23,7 +23,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
 METRICS = ("balanced_accuracy", "weighted_f1", "auroc")
-"""Scores of classifications."""
+"""Metrics of classification."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TileResults:
 
     Attributes:
         zero_shot: Zero-shot classification; None without prompts or labelled test tiles.
-        probes: Linear probe of the labels that each seed keeps; empty without labels.
+        probes: Linear probe on the labels that each seed keeps; empty without labels.
         retrieval: Class-match retrieval with prompts, and recall of captions, as task and score.
         labels: Training and validation labels of the probe, by seed.
         problems: Why something could not be measured.
@@ -48,7 +48,7 @@ class TileResults:
 def measure_tiles(
     config: RunConfig, probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures, seeds: tuple[int, ...]
 ) -> TileResults:
-    """Measure the VLM of a workspace on its test tiles; called by all processes, of which the main one gets the probes.
+    """Measure the VLM of a workspace on its test tiles; called by all processes, and probed by the main one only.
 
     Args:
         config: Run configuration, whose `tiles.labels` says which labels the probe learns from.

@@ -58,7 +58,7 @@ class StudyResults:
         folders: Folder of each adaptation, by arm and seed.
         forgetting: Further sets by name, with what `leaks.policy` dropped from them or kept.
         held_out: Examples between which images and texts were retrieved; None without any.
-        split: Their split.
+        split: Split of `held_out`.
     """
 
     scores: Sequence[SubjectScore]
@@ -82,8 +82,8 @@ class AdaptRow(StudyRow):
         reason: Why it is undefined.
         n: Number of test tiles or queries.
         random: Expected score at random.
-        fold: Score divided by that.
-        labels: Labels that the score depends on, beside those of the test tiles.
+        fold: Score divided by `random`.
+        labels: Number of labels that the score depends on, in addition to those of the test tiles.
     """
 
     what: str
@@ -210,11 +210,11 @@ def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, A
     if alike:
         yield (
             f"{alike:,} training examples have a text that equals a class name or a prompt: the adaptation has learnt "
-            "labels, so that zero-shot scores after it measure supervised learning. Compare them with the linear probe."
+            "labels, so zero-shot scores after it measure supervised learning. Compare them with the linear probe."
         )
     if section.keep == "best" and results.split == "validation":
         yield (
-            "Retrieval is measured on the validation part, which also chose the step (adapt.keep: best): these scores "
+            "Retrieval is measured on the validation split, which also chose the step (adapt.keep: best): these scores "
             "are optimistic."
         )
     for notes in results.forgetting.values():

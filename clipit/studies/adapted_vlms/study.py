@@ -72,7 +72,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
 
     Raises:
         ConfigError: A configuration of `adapt.forgetting` cannot be read, or keys contradict each other.
-        DataError: The examples do not suffice, or a test tile, of a further set as well, leaks into them.
+        DataError: There are too few examples, or a test tile, of a further set as well, leaks into them.
         ModelError: A tower cannot be adapted as `adapt.tuning` says.
     """
     if section.data != "pairs":
@@ -143,7 +143,7 @@ def _check_arms(
         validation = validation_examples(config, section, "text", seed, workspace, batches=section.keep == "best")
     if section.keep == "best" and validation is None:
         raise ConfigError(
-            "there is no validation part by which the best step could be found",
+            "there is no validation split to choose the best step on",
             where="adapt.keep: best",
             fix="set adapt.keep: last, or add validation data",
         )
@@ -154,7 +154,7 @@ def _check_arms(
 
 
 def _held_out(config: RunConfig, section: AdaptConfig, workspace: Workspace) -> tuple[BagExamples | None, str]:
-    """Return the examples between which texts and images are retrieved: of the test part, else of validation."""
+    """Return the examples between which texts and images are retrieved: of the test split, else of validation."""
     for split in ("test", "validation"):
         try:
             return make_examples(config, section, "text", section.seeds[0], split, workspace), split

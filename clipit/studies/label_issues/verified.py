@@ -20,8 +20,8 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     Rows of other tiles are ignored.
 
     Raises:
-        DataError: The file is missing or unreadable, lacks a column, has no row of these tiles, has two rows of one, or
-            has an unknown class.
+        DataError: The file is missing or unreadable, lacks a column, has no row of these tiles, has two rows for one
+            tile, or has an unknown class.
     """
     try:
         table = read_csv(path)
@@ -78,6 +78,6 @@ def score_verified(
     right = int((issues.suggested[both] == verified[both]).sum())
     return scores, (
         f"{len(known)} of the {len(tiles)} checked tiles have a verified label, and {int(wrong.sum())} of these have "
-        f"another given label. Of the {len(both)} wrong labels that were flagged, the suggested class is right for "
+        f"a different given label. Of the {len(both)} wrong labels that were flagged, the suggested class is right for "
         f"{right}."
     )

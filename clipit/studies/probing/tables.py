@@ -22,9 +22,9 @@ FILE = "probing.parquet"
 _RETRIEVAL = ("precision", "vote", "recall")
 _METRICS_PER_TABLE = 3  # more columns with intervals would not fit on a page
 _SAW_LABELS = (
-    "Saw labels: whether a training run of this project used labels of these tiles. Where it says true, the features "
+    "Saw labels: whether the features come from a clipit run that was trained on labels of these tiles. If true, they "
     "have seen more labels than the column heading says, and the row does not measure label efficiency. It is false "
-    "for models as released; what their authors trained them on is not known here."
+    "for models as released, although their training data may be unknown."
 )
 
 

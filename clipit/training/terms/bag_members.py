@@ -163,7 +163,7 @@ def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> P
     """Find the nearest texts of the dictionary and of the class prompts, without those beyond `bags.margin`.
 
     Raises:
-        ConfigError: Class prompts are wanted without a prompt set.
+        ConfigError: Class prompts are configured without a prompt set.
     """
     b, store = config.bags, workspace.tile_store("train")
     tiles = centred(store.rows(store.positions(train.ids)), workspace.tile_mean)

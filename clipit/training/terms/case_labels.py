@@ -21,7 +21,7 @@ from clipit.workspace.workspace import Workspace
 _CONFIDENCE = 0.95
 
 _Answer = tuple[str, int]
-"""Answer for one report, and the number of its class; -1 if it is no class."""
+"""Answer for one report, and the index of its class; -1 if it is not a class."""
 
 
 @dataclass(frozen=True)

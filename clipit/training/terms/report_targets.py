@@ -48,7 +48,7 @@ class ReportVectors:
         if self.unlabelled is not None:
             text += (
                 f"; {_count_tiles(paired, self.unlabelled)} tiles have only snippets of reports without a label, "
-                "which are classified as the others are"
+                "which are classified like the others"
             )
         return text
 

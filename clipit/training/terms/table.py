@@ -72,7 +72,7 @@ def _load_term(config: RunConfig, name: str) -> Term[Any]:
     except ValidationError as error:
         problems = "; ".join(f"'{key_of((*where.split('.'), *e['loc']))}': {e['msg']}" for e in error.errors())
         raise ConfigError(
-            f"keys of a loss term are wrong: {problems}", where=where, fix=f"see the class {path}"
+            f"keys of a loss term are invalid: {problems}", where=where, fix=f"see the class {path}"
         ) from None
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipit.errors import DataError
-from clipit.tiles.cuts import cut_fold, cut_test, cut_validation
+from clipit.tiles.hold_out import hold_out_fold, hold_out_test, hold_out_validation
 from clipit.tiles.splits import check_groups
 from clipit.tiles.tileset import TileSet
 
@@ -12,7 +12,7 @@ Make = Callable[..., TileSet]
 
 
 def test_the_cut_is_stratified_and_exact_without_groups(make_tiles: Make) -> None:
-    tiles = cut_validation(make_tiles([0] * 50 + [1] * 10 + [0] * 5, ["train"] * 60 + ["test"] * 5), 0.2, seed=0)
+    tiles = hold_out_validation(make_tiles([0] * 50 + [1] * 10 + [0] * 5, ["train"] * 60 + ["test"] * 5), 0.2, seed=0)
     assert tiles.counts()["validation"] == {"c0": 10, "c1": 2, "(no label)": 0}
     assert (tiles.splits == "test").sum() == 5
 
@@ -21,25 +21,25 @@ def test_the_cut_takes_whole_groups_near_the_fraction(make_tiles: Make) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 600)
     groups = [f"p{code}" for code in rng.integers(0, 60, 600)]
-    tiles = cut_validation(make_tiles(labels, ["train"] * 600, groups), 0.2, seed=1)
+    tiles = hold_out_validation(make_tiles(labels, ["train"] * 600, groups), 0.2, seed=1)
     check_groups(tiles)
     assert 0.15 < (tiles.splits == "validation").mean() < 0.25
 
 
 def test_the_cut_depends_on_names_and_seed_not_on_row_order(make_tiles: Make) -> None:
     tiles = make_tiles([0, 1] * 30, ["train"] * 60)
-    cut = {seed: cut_validation(tiles, 0.2, seed) for seed in (0, 1)}
+    cut = {seed: hold_out_validation(tiles, 0.2, seed) for seed in (0, 1)}
     moved = {seed: set(t.ids[t.splits == "validation"]) for seed, t in cut.items()}
     assert moved[0] != moved[1]
     order = np.random.default_rng(3).permutation(60)
-    mixed = cut_validation(tiles.select(order), 0.2, 0)
+    mixed = hold_out_validation(tiles.select(order), 0.2, 0)
     assert set(mixed.ids[mixed.splits == "validation"]) == moved[0]
 
 
 def test_unlabelled_tiles_of_a_moved_group_move_with_it(make_tiles: Make) -> None:
     groups = [f"p{place // 4}" for place in range(80)]
     labels = [place % 2 if place % 4 < 2 else -1 for place in range(80)]
-    tiles = cut_validation(make_tiles(labels, ["train"] * 80, groups), 0.25, seed=0)
+    tiles = hold_out_validation(make_tiles(labels, ["train"] * 80, groups), 0.25, seed=0)
     check_groups(tiles)
     assert (tiles.truth[tiles.splits == "validation"] >= 0).sum() == 10
     assert (tiles.splits == "validation").sum() == 20
@@ -47,21 +47,21 @@ def test_unlabelled_tiles_of_a_moved_group_move_with_it(make_tiles: Make) -> Non
 
 def test_one_group_cannot_be_cut(make_tiles: Make) -> None:
     with pytest.raises(DataError, match="train has 1 group for 10 tiles"):
-        cut_validation(make_tiles([0, 1] * 5, ["train"] * 10, ["p"] * 10), 0.2, seed=0)
+        hold_out_validation(make_tiles([0, 1] * 5, ["train"] * 10, ["p"] * 10), 0.2, seed=0)
 
 
 def test_a_test_part_is_cut_by_group_and_does_not_depend_on_row_order(make_tiles: Make) -> None:
     groups = [f"p{place // 4}" for place in range(200)]
     tiles = make_tiles([place // 4 % 2 for place in range(200)], ["train"] * 200, groups)
-    cut = cut_test(tiles, 0.3, seed=0)
+    cut = hold_out_test(tiles, 0.3, seed=0)
     check_groups(cut)
     assert cut.counts()["test"] == {"c0": 28, "c1": 28, "(no label)": 0}, "whole groups of four"
-    mixed = cut_test(tiles.select(np.random.default_rng(0).permutation(200)), 0.3, seed=0)
+    mixed = hold_out_test(tiles.select(np.random.default_rng(0).permutation(200)), 0.3, seed=0)
     assert set(mixed.ids[mixed.splits == "test"]) == set(cut.ids[cut.splits == "test"])
 
 
 def folds_of(tiles: TileSet, count: int, seed: int = 0) -> list[set[str]]:
-    cuts = [cut_fold(tiles, count, fold, seed) for fold in range(count)]
+    cuts = [hold_out_fold(tiles, count, fold, seed) for fold in range(count)]
     for cut in cuts:
         check_groups(cut)
     return [set(cut.ids[cut.splits == "test"]) for cut in cuts]
@@ -79,7 +79,7 @@ def test_every_tile_is_tested_in_exactly_one_fold(make_tiles: Make) -> None:
 def test_folds_are_stratified_and_follow_names_and_seed_not_rows(make_tiles: Make) -> None:
     tiles = make_tiles([0] * 50 + [1] * 10, ["train"] * 60)
     folds = folds_of(tiles, 5)
-    counts = [cut_fold(tiles, 5, fold, 0).counts()["test"] for fold in range(5)]
+    counts = [hold_out_fold(tiles, 5, fold, 0).counts()["test"] for fold in range(5)]
     assert counts == [{"c0": 10, "c1": 2, "(no label)": 0}] * 5
     assert folds_of(tiles.select(np.random.default_rng(1).permutation(60)), 5) == folds
     assert folds_of(tiles, 5, seed=1) != folds
@@ -87,7 +87,7 @@ def test_folds_are_stratified_and_follow_names_and_seed_not_rows(make_tiles: Mak
 
 def test_folds_need_groups_and_name_absent_classes(make_tiles: Make) -> None:
     with pytest.raises(DataError, match="5 folds need at least 5 groups; train has 4, with 8 tiles"):
-        cut_fold(make_tiles([0, 1] * 4, ["train"] * 8, [f"p{place // 2}" for place in range(8)]), 5, 0, 0)
-    notes = [cut_fold(make_tiles([0] * 9 + [1], ["train"] * 10), 3, fold, 0).notes for fold in range(3)]
+        hold_out_fold(make_tiles([0, 1] * 4, ["train"] * 8, [f"p{place // 2}" for place in range(8)]), 5, 0, 0)
+    notes = [hold_out_fold(make_tiles([0] * 9 + [1], ["train"] * 10), 3, fold, 0).notes for fold in range(3)]
     assert sum("no tile of c1 in this fold" in told for told in notes) == 2
     assert all("groups unknown" in told[0] for told in notes)

@@ -1,4 +1,4 @@
-"""Cut a validation part, a test part or folds off the training tiles: by group, stratified by class, reproducibly."""
+"""Hold out training tiles for validation, testing or folds: whole groups, stratified by class, reproducibly."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,31 +11,31 @@ from clipit.errors import DataError, shortlist
 from clipit.tiles.splits import patients, shuffled
 from clipit.tiles.tileset import TileSet
 
-_UNKNOWN = "groups unknown: tiles of one patient may be on both sides, so {part} scores may be too high"
+_UNKNOWN = "groups unknown: tiles of one patient may be on both sides, so {split} scores may be too high"
 
 
-def cut_validation(tiles: TileSet, fraction: float, seed: int, *, blind: bool = False) -> TileSet:
-    """Move about `fraction` of train to validation (see `_cut`); with `blind`, without using labels.
+def hold_out_validation(tiles: TileSet, fraction: float, seed: int, *, blind: bool = False) -> TileSet:
+    """Move about `fraction` of train to validation (see `_hold_out`); with `blind`, without using labels.
 
     Raises:
         DataError: No group could be moved.
     """
     if not blind:
-        return _cut(tiles, "validation", fraction, seed)
-    cut = _cut(replace(tiles, truth=np.full_like(tiles.truth, -1)), "validation", fraction, seed)
-    return replace(cut, truth=tiles.truth)
+        return _hold_out(tiles, "validation", fraction, seed)
+    held_out = _hold_out(replace(tiles, truth=np.full_like(tiles.truth, -1)), "validation", fraction, seed)
+    return replace(held_out, truth=tiles.truth)
 
 
-def cut_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
-    """Move about `fraction` of train to test, for a data set published without a test part (see `_cut`).
+def hold_out_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
+    """Move about `fraction` of train to test, for a data set published without a test split (see `_hold_out`).
 
     Raises:
         DataError: No group could be moved.
     """
-    return _cut(tiles, "test", fraction, seed)
+    return _hold_out(tiles, "test", fraction, seed)
 
 
-def cut_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
+def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
     """Move one of several folds of train to test.
 
     Every tile of train belongs to exactly one fold, and all tiles of a group to the same one. The groups of each class
@@ -43,9 +43,9 @@ def cut_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
     folds depend on the names of the groups and the seed, not on the order of the rows.
 
     Args:
-        tiles: Tiles without a test part.
+        tiles: Tiles without a test split.
         folds: Number of folds.
-        fold: Fold that becomes the test part, from 0.
+        fold: Fold that becomes the test split, from 0.
         seed: Seed of the order of the groups.
 
     Raises:
@@ -71,7 +71,7 @@ def cut_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
             sizes[chosen] += len(members[name])
             totals[chosen] += len(members[name])
     moved = {name for name, place in fold_of.items() if place == fold}
-    note = f"test: fold {fold} of {folds} (numbered from 0), cut with seed {seed}"
+    note = f"test: fold {fold} of {folds} (numbered from 0), held out with seed {seed}"
     moved_tiles = _move(tiles, inside, name_of, moved, "test", note)
     codes = set(moved_tiles.truth[moved_tiles.splits == "test"].tolist())
     absent = [name for code, name in enumerate(tiles.classes) if code not in codes]
@@ -80,8 +80,8 @@ def cut_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
     return replace(moved_tiles, notes=(*moved_tiles.notes, f"no tile of {shortlist(absent)} in this fold"))
 
 
-def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, seed: int) -> TileSet:
-    """Move about `fraction` of train to another part, by complete groups and stratified by class where possible.
+def _hold_out(tiles: TileSet, split: Literal["validation", "test"], fraction: float, seed: int) -> TileSet:
+    """Move about `fraction` of train to another split: whole groups, stratified by class where possible.
 
     A tile without a group is its own group, unless its id contains a TCGA barcode; the slides of one TCGA patient form
     one group. If there are labelled tiles, only their groups move, because validation needs labels. The result depends
@@ -99,20 +99,20 @@ def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, s
     for _, stratum in sorted(_strata(tiles, members).items()):
         target = fraction * sum(len(members[name]) for name in stratum)
         taken = 0
-        for position in shuffled(stratum, seed, part):
+        for position in shuffled(stratum, seed, split):
             size = len(members[stratum[position]])
             if abs(taken + size - target) < abs(taken - target):
                 moved.add(stratum[position])
                 taken += size
     if not moved:
-        key = "validation_fraction" if part == "validation" else "test_fraction"
+        key = "validation_fraction" if split == "validation" else "test_fraction"
         raise DataError(
-            f"no {part} part can be cut: train has {len(members)} group{'s' * (len(members) != 1)} for "
+            f"no {split} tiles can be held out: train has {len(members)} group{'s' * (len(members) != 1)} for "
             f"{len(counted)} tiles",
             where=tiles.where,
-            fix=f"name a {part} part in tiles.splits, or raise tiles.{key}",
+            fix=f"name a {split} split in tiles.splits, or raise tiles.{key}",
         )
-    return _move(tiles, inside, name_of, moved, part, f"{part}: {fraction:g} of train, cut with seed {seed}")
+    return _move(tiles, inside, name_of, moved, split, f"{split}: {fraction:g} of train, held out with seed {seed}")
 
 
 def _group_names(tiles: TileSet, rows: Sequence[int]) -> dict[int, str]:
@@ -144,12 +144,12 @@ def _move(
     inside: Sequence[int],
     name_of: Mapping[int, str],
     moved: set[str],
-    part: Literal["validation", "test"],
+    split: Literal["validation", "test"],
     note: str,
 ) -> TileSet:
-    """Move whole groups of train to a part, and add a note, with a warning if groups are unknown."""
+    """Move whole groups of train to a split, and add a note, with a warning if groups are unknown."""
     splits = tiles.splits.astype("<U10")
-    splits[[row for row in inside if name_of[row] in moved]] = part
+    splits[[row for row in inside if name_of[row] in moved]] = split
     if any(name_of[row].startswith("tile:") for row in inside):
-        note += f"; {_UNKNOWN.format(part=part)}"
+        note += f"; {_UNKNOWN.format(split=split)}"
     return replace(tiles, splits=splits, notes=(*tiles.notes, note))

@@ -150,7 +150,7 @@ def test_masks_are_read_before_the_training(
     without = clipit.train_mil(clipit.load_config(path, kept))
     assert "No test slide has a mask" in without.report.read_text(encoding="utf-8") and without.map_scores.empty
     Image.new("L", (100, 10)).save(masks / "s02.png")
-    with pytest.raises(DataError, match="another shape than the slide"):
+    with pytest.raises(DataError, match="not the shape of the slide"):
         clipit.train_mil(clipit.load_config(path, {**kept, "mil.seeds": [7]}))
     assert not trained
 

@@ -23,8 +23,9 @@ def measure(options: Options) -> list[Figure]:
 def _measure(options: Options, size: int) -> Figure:
     import torch
 
-    from clipit.stores.embed import embed_tiles, unit
+    from clipit.stores.embed import embed_tiles
     from clipit.tiles.pixel_source import PixelSource
+    from clipit.vectors import unit
 
     folder = options.folder / f"{size}px"
     tiles = make_tiles(folder / "tiles", options.size(256, 12, 8192), size=size)

@@ -81,7 +81,7 @@ def large_size() -> str:
 
 def _plain(index: "Index", tiles: "Store") -> None:
     from clipit.pairing.nearest import search
-    from clipit.stores.embed import centred
+    from clipit.vectors import centred
 
     queries = centred(tiles.rows(np.arange(tiles.size)), tiles.mean())
     search(index, queries, _K, block=_BLOCK)
@@ -90,7 +90,7 @@ def _plain(index: "Index", tiles: "Store") -> None:
 def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Work:
     def work() -> None:
         from clipit.pairing.selection import find_candidates, prepare
-        from clipit.stores.embed import centred
+        from clipit.vectors import centred
 
         queries = centred(tiles.rows(np.arange(tiles.size)), tiles.mean())
         ready = prepare(index, tiles, rules, block=_BLOCK, shown=False)

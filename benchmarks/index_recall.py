@@ -22,8 +22,8 @@ def measure(options: Options) -> list[Figure]:
     """Measure recall@1 of 45,000 snippets of 128 dimensions, queries per second (one block of tiles), and bytes."""
     from clipit.pairing.nearest import search
     from clipit.pairing.pairs import pair_tiles
-    from clipit.stores.embed import centred
     from clipit.stores.index import build_index
+    from clipit.vectors import centred
 
     count, dim = options.size(45_000, 1_000), options.size(128, 16)
     texts = _clustered_store(options, "text_store", count, dim, 0.3, seed=1)
@@ -55,7 +55,8 @@ def _clustered_store(options: Options, kind: str, count: int, dim: int, noise: f
     import pyarrow.parquet as pq
 
     from clipit.distributed import build_once
-    from clipit.stores.embed import SHARD, Store, unit
+    from clipit.stores.embed import SHARD, Store
+    from clipit.vectors import unit
 
     common = np.random.default_rng(0)
     centres, directions = common.normal(size=(300, dim)), 0.25 * common.normal(size=(min(32, dim), dim))

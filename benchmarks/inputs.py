@@ -129,7 +129,8 @@ def make_store(root: Path, kind: str, count: int, dim: int, seed: int) -> "Store
     import pyarrow.parquet as pq
 
     from clipit.distributed import build_once
-    from clipit.stores.embed import SHARD, Store, unit
+    from clipit.stores.embed import SHARD, Store
+    from clipit.vectors import unit
 
     def make(folder: Path) -> dict[str, Any]:
         for start in range(0, count, SHARD):

@@ -35,8 +35,8 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
 
     from clipit.distributed import get_processes
     from clipit.pairing.pairs import pair_tiles, search
-    from clipit.stores.embed import centred
     from clipit.stores.index import build_index
+    from clipit.vectors import centred
 
     index = build_index(options.folder, texts, backend=_backend(options))
     queries = centred(tiles.rows(np.arange(len(tiles.ids))), tiles.mean())

@@ -21,8 +21,9 @@ from clipit.evaluation.predictions import Predictions, write_predictions
 from clipit.evaluation.probes import DEFAULT_GRID, LinearProbe, linear_probe
 from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
-from clipit.stores.embed import Store, centred, embed_tiles
+from clipit.stores.embed import Store, embed_tiles
 from clipit.tiles.tileset import TileSet
+from clipit.vectors import centred
 from clipit.versions import git_commit, versions
 from clipit.workspace.workspace import Workspace
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 from clipit.errors import DataError
 from clipit.evaluation.features import Features
 from clipit.evaluation.predictions import softmax
-from clipit.stores.embed import unit
+from clipit.vectors import unit
 
 _DECIMALS = 6  # cosines equal to this many decimals are ties, so that rounding errors do not decide
 _CELLS = 16_000_000  # cosines held in memory at once: 64 MiB

@@ -9,8 +9,8 @@ from jaxtyping import Float, Float32, Int64
 from clipit.errors import DataError, shortlist
 from clipit.evaluation.predictions import softmax
 from clipit.prompts.prompt_set import PLACEHOLDER, PromptSet, check_classes
-from clipit.stores.embed import unit
 from clipit.types import TextEncoder
+from clipit.vectors import unit
 
 
 @dataclass(frozen=True)

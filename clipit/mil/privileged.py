@@ -15,7 +15,6 @@ from clipit.evaluation.predictions import NO_LABEL
 from clipit.mil.bags import MilBags
 from clipit.mil.targets import BagTargets, label_targets, vector_targets
 from clipit.pairing.cases import Cases
-from clipit.stores.embed import centred
 from clipit.training.terms.case_labels import (
     case_vectors,
     exchange_labels,
@@ -23,6 +22,7 @@ from clipit.training.terms.case_labels import (
     label_agreement,
     label_cases,
 )
+from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
 _WHERE = "soft_labels.own_report"

@@ -17,8 +17,9 @@ from clipit.pairing.selection import Candidates, Selection, find_candidates, jud
 from clipit.pairing.sources import sole_groups
 from clipit.pairing.summary import agreement, summarise
 from clipit.stores.check import check_finite
-from clipit.stores.embed import Store, centred
+from clipit.stores.embed import Store
 from clipit.stores.index import Index
+from clipit.vectors import centred
 
 T = TypeVar("T")
 

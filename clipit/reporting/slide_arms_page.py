@@ -195,9 +195,7 @@ def _tables(comparison: SlideComparison) -> list[tuple[str, Level]]:
 def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[str]:
     remarks = []
     if comparison.crossing:
-        remarks.append(
-            f"Patients with slides in several splits, so the scores can be too high: {comparison.crossing}."
-        )
+        remarks.append(f"Patients with slides in several splits, so the scores can be too high: {comparison.crossing}.")
     if (comparison.table["split"] == ALL_SLIDES).any():
         remarks.append("The slides have no split: slides that the runs were trained on are compared, too, if listed.")
     rows = _main_rows(comparison)

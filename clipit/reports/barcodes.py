@@ -123,9 +123,7 @@ def add_patients(
             "from their project; off: reports.tcga_barcodes: false"
         )
     if several:
-        problems.append(
-            f"{len(several)} reports name several TCGA patients, so none is set ({shortlist(several, 3)})"
-        )
+        problems.append(f"{len(several)} reports name several TCGA patients, so none is set ({shortlist(several, 3)})")
     if unknown:
         problems.append(
             f"{config.cancer_types}: no cancer type for {len(unknown)} patients ({shortlist(sorted(unknown))})"

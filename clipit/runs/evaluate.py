@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from clipit.errors import ArtifactError
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
+from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.curves import read_curves
 from clipit.reporting.notes import compose_note
 from clipit.reporting.plots import plot_confusion, plot_reliability, plot_training_curves, save_plot
@@ -31,7 +33,7 @@ from clipit.runs.folder import (
     run_lock,
 )
 from clipit.runs.page import write_run_page
-from clipit.runs.predict import join_predictions, open_classifier, predict_tiles
+from clipit.runs.predict import join_predictions, open_classifier, predict_tiles, zero_shot_embeddings
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.table import models_of, uses_vlm
 from clipit.versions import git_commit, versions
@@ -56,17 +58,20 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     """
     tiles = workspace.tiles(config.seed)
     classifier = open_classifier(config, folder, tiles.classes)
+    embeddings = zero_shot_embeddings(classifier, workspace.prompts, tiles.classes)
     parts = []
     for split in config.evaluation.splits:
         source = workspace.pixels(split, classifier.spec.preprocess)
         if len(source.tiles):
-            predictions = predict_tiles(config, workspace, classifier, source, split)
+            predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, split)
             # The tiles may have been loaded with the labels of another seed.
             parts.append(replace(predictions, labels=tiles.of_split(split).labels))
     if not get_processes().main:
         return {}
     write_predictions(folder / PREDICTIONS, join_predictions(parts))
-    return _report(config, workspace, folder, classifier)
+    facts = read_training(folder) if (folder / "training.json").is_file() else {}
+    texts = {"Tiles": tiles.describe()} | facts.pop("sections", {})
+    return _write_report(config, folder, tiles, _provenance(config, classifier, workspace.prompts) | facts, texts)
 
 
 def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
@@ -123,7 +128,8 @@ def evaluate_shifted(
     if not processes.broadcast(path.is_file()):
         classifier = open_classifier(config, folder, tiles.classes)
         source = workspace.pixels_of(tiles, classifier.spec.preprocess)
-        predictions = predict_tiles(config, workspace, classifier, source, name)
+        embeddings = zero_shot_embeddings(classifier, workspace.prompts, tiles.classes)
+        predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, name)
         if processes.main:
             write_predictions(path, predictions)
         processes.barrier()
@@ -150,48 +156,42 @@ def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
     return folder / f"predictions_shifted-{name}.parquet"
 
 
-def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "Classifier") -> dict[str, Any]:
-    path = folder / PREDICTIONS
-    sha256, predictions = file_sha256(path), read_predictions(path)
-    splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
-    scores = evaluate_predictions(predictions, splits, config.evaluation.bootstrap, config.seed)
-    tiles = workspace.tiles(config.seed)
-    ceiling = human_ceiling(tiles.of_split("test"))
-    if ceiling is not None and "test" in splits:
-        scores["splits"]["test"]["annotators"] = ceiling
-    facts = read_training(folder) if (folder / "training.json").is_file() else {}
-    texts = facts.pop("sections", {})
-    provenance: dict[str, Any] = {
+def _provenance(config: RunConfig, classifier: "Classifier", prompts: PromptSet | None) -> dict[str, Any]:
+    """Describe a run and its inputs, beside the facts of training.json, for every table of its scores."""
+    preprocess = classifier.spec.preprocess
+    return {
         "run": config.name,
         "arm": config.arm or "custom",
         "seed": config.seed,
         "command": shlex.join(sys.argv),
         "commit": git_commit(),
-        "classes": len(predictions.classes),
-        "pixels": classifier.spec.preprocess.size,
-        "preprocess": classifier.spec.preprocess.hash,
-        "prompts": f"{workspace.prompts.name} ({workspace.prompts.hash})" if workspace.prompts else None,
-        **facts,
+        "classes": len(classifier.classes),
+        "pixels": preprocess.size,
+        "preprocess": preprocess.hash,
+        "prompts": f"{prompts.name} ({prompts.hash})" if prompts else None,
     }
+
+
+def _write_report(
+    config: RunConfig, folder: Path, tiles: TileSet, provenance: dict[str, Any], texts: dict[str, str]
+) -> dict[str, Any]:
+    """Score the predictions of a folder, and write plots, summary, page, card and, last, results.json."""
+    path = folder / PREDICTIONS
+    sha256, predictions = file_sha256(path), read_predictions(path)
+    splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
+    scores = evaluate_predictions(predictions, splits, config.evaluation.bootstrap, config.seed)
+    ceiling = human_ceiling(tiles.of_split("test"))
+    if ceiling is not None and "test" in splits:
+        scores["splits"]["test"]["annotators"] = ceiling
+    vlms = [config.vlm.name] if uses_vlm(config) else []
+    note = compose_note(config.note, backbones=[config.backbone.name], vlms=vlms)
     results = scores | {
         "predictions_sha256": sha256,
         "provenance": provenance | {"versions": versions()},
         "evaluation": evaluation_keys(config),
+        "note": note,
     }
-    plots = []
-    for split in splits:
-        plots += [f"confusion_{split}.png", f"reliability_{split}.png"]
-        of_split = scores["splits"][split]
-        save_plot(plot_confusion(of_split["confusion"], predictions.classes, title=split), folder / plots[-2])
-        save_plot(plot_reliability(of_split["reliability"], title=split), folder / plots[-1])
-    if (folder / "metrics.jsonl").is_file():
-        plots.append("curves.png")
-        curves = plot_training_curves(read_curves(folder / "metrics.jsonl"), title=folder.name)
-        save_plot(curves, folder / "curves.png")
-    vlms = [config.vlm.name] if uses_vlm(config) else []
-    note = compose_note(config.note, backbones=[config.backbone.name], vlms=vlms)
-    results["note"] = note
-    texts = {"Tiles": tiles.describe()} | texts
+    plots = _write_plots(folder, scores["splits"], predictions.classes)
     shown = {key: value for key, value in provenance.items() if value not in (None, [], "")}
     title = f"{config.name}: {folder.name}"
     text = run_summary(title, scores, shown, note=note, sections=texts, plots=plots)
@@ -200,3 +200,16 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
     write_card(folder, config, results)
     write_record(folder / "results.json", results)  # written last, since it marks the run as finished
     return results
+
+
+def _write_plots(folder: Path, splits: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """Write confusion and reliability of each split, and the training curves; returns the names of the files."""
+    figures = {}
+    for split, scores in splits.items():
+        figures[f"confusion_{split}.png"] = plot_confusion(scores["confusion"], classes, title=split)
+        figures[f"reliability_{split}.png"] = plot_reliability(scores["reliability"], title=split)
+    if (folder / "metrics.jsonl").is_file():
+        figures["curves.png"] = plot_training_curves(read_curves(folder / "metrics.jsonl"), title=folder.name)
+    for name, figure in figures.items():
+        save_plot(figure, folder / name)
+    return [*figures]

@@ -22,7 +22,7 @@ from clipit.runs.card import write_card
 from clipit.runs.external_results import score_external, write_external
 from clipit.runs.external_tiles import MappedTiles, map_to_classes, read_external
 from clipit.runs.folder import EXTERNAL, read_results, read_run_config
-from clipit.runs.predict import open_classifier, predict_with_embeddings
+from clipit.runs.predict import open_classifier, predict_tiles
 from clipit.runs.prediction_inputs import class_embeddings
 from clipit.runs.training_tiles import find_training_tiles
 from clipit.tiles.datasets import DATASETS
@@ -92,7 +92,7 @@ def evaluate_external(
         raise DataError("no tile has a label", where=scored.where, fix="for tiles without labels use clipit predict")
     embeddings = _class_embeddings(classifier, prompt_set)
     source = workspace.pixels_of(scored, classifier.spec.preprocess)
-    predictions = predict_with_embeddings(config, classifier, source, folder.name, embeddings)
+    predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, folder.name)
     results: dict[str, Any] = {}
     if get_processes().main:
         named = replace(predictions, splits=np.full(len(scored), folder.name, dtype=object))

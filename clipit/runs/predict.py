@@ -13,11 +13,10 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError, LaunchError
 from clipit.evaluation.predictions import Predictions, softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
-from clipit.prompts.prompt_set import check_classes
+from clipit.prompts.prompt_set import PromptSet, check_classes
 from clipit.runs.prediction_inputs import class_embeddings
 from clipit.tiles.batched import map_batches
 from clipit.tiles.pixel_source import PixelSource
-from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from clipit.config.run import VLMConfig
@@ -88,52 +87,51 @@ def open_exported(
     )
 
 
-def predict_tiles(
-    config: RunConfig, workspace: Workspace, classifier: "Classifier", source: PixelSource, title: str
-) -> Predictions:
-    """Predict the class probabilities of all tiles of a source, and zero-shot probabilities if available.
+def zero_shot_embeddings(
+    classifier: "Classifier", prompts: PromptSet | None, classes: Sequence[str]
+) -> Float32[np.ndarray, "c D"] | None:
+    """Embed the prompts of a run for zero-shot prediction; None without prompts or for a classifier without text.
 
     Args:
-        config: Run configuration.
-        workspace: Workspace with the prompt set.
         classifier: The run's classifier.
-        source: Tiles to predict; their classes must be those of the classifier.
-        title: Title of the progress bar.
+        prompts: Prompt set of the run.
+        classes: Class names, in the order of the rows.
+
+    Raises:
+        DataError: The classes of the prompt set differ from `classes`.
     """
-    tiles, prompts = source.tiles, workspace.prompts
-    if prompts is not None and classifier.spec.vlm is not None and classifier.spec.projector_layers:
-        check_classes(prompts, tiles.classes)
-        embeddings = class_embeddings(classifier, prompts, tiles.classes)
-        return predict_with_embeddings(config, classifier, source, title, embeddings)
-    return predict_with_embeddings(config, classifier, source, title, None)
+    if prompts is None or classifier.spec.vlm is None or not classifier.spec.projector_layers:
+        return None
+    check_classes(prompts, classes)
+    return class_embeddings(classifier, prompts, classes)
 
 
-def predict_with_embeddings(
-    config: RunConfig,
+def predict_tiles(
     classifier: "Classifier",
     source: PixelSource,
-    title: str,
     embeddings: Float[np.ndarray, "c D"] | None,
+    batch_size: int,
+    title: str,
 ) -> Predictions:
     """Predict the class probabilities of all tiles of a source and, with class embeddings, zero-shot probabilities.
 
     Args:
-        config: Run configuration.
         classifier: The run's classifier.
         source: Tiles to predict; their classes must be those of the classifier.
-        title: Title of the progress bar.
         embeddings: Embeddings of the classes, in their order; None for no zero-shot predictions.
+        batch_size: Tiles per forward pass.
+        title: Title of the progress bar.
     """
     tiles, vlm = source.tiles, classifier.spec.vlm
-    logits, projected = predict_logits(config, classifier, source, title)
+    logits, projected = classifier_logits(classifier, source, batch_size, title)
     zero_shot = None
     if embeddings is not None and projected is not None and vlm is not None:
         zero_shot = zero_shot_probabilities(projected, embeddings, float(vlm["logit_scale"]))
     return Predictions(tiles.ids, tiles.splits, tiles.labels, tiles.groups, tiles.classes, softmax(logits), zero_shot)
 
 
-def predict_logits(
-    config: RunConfig, classifier: "Classifier", source: PixelSource, title: str
+def classifier_logits(
+    classifier: "Classifier", source: PixelSource, batch_size: int, title: str
 ) -> tuple[Float32[np.ndarray, "n classes"], Float32[np.ndarray, "n dim"] | None]:
     """Predict logits and text embeddings (None without a projector) of all tiles of a source, in order."""
 
@@ -141,8 +139,7 @@ def predict_logits(
         logits, projected = classifier.forward(classifier.spec.preprocess.normalise(pixels))
         return logits.float().cpu().numpy(), None if projected is None else projected.float().cpu().numpy()
 
-    rows, size = np.arange(len(source.tiles)), config.evaluation.batch_size
-    batches = map_batches(source, rows, compute, size, f"predicting {title}")
+    batches = map_batches(source, np.arange(len(source.tiles)), compute, batch_size, f"predicting {title}")
     embeddings = [projected for _, projected in batches if projected is not None]
     return np.concatenate([logits for logits, _ in batches]), np.concatenate(embeddings) if embeddings else None
 

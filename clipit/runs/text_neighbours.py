@@ -10,8 +10,8 @@ from jaxtyping import Float32, Int64
 
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError
-from clipit.stores.embed import centred, unit
 from clipit.stores.exact import BLOCK, nearest_rows
+from clipit.vectors import centred, unit
 
 if TYPE_CHECKING:
     from clipit.workspace.workspace import Workspace

@@ -28,7 +28,7 @@ from clipit.runs.folder import (
     run_folder,
     run_lock,
 )
-from clipit.runs.predict import open_classifier, predict_logits
+from clipit.runs.predict import classifier_logits, open_classifier
 from clipit.runs.tracking import finish_trackers, run_facts, start_trackers, test_scores
 from clipit.runs.training_tiles import write_training_tiles
 from clipit.tiles.augment import tile_keys
@@ -99,7 +99,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
     def image_only(split: str) -> Probabilities:
         classifier = open_classifier(config, image_only_run())
         source = workspace.pixels(split, classifier.spec.preprocess)
-        return softmax(predict_logits(config, classifier, source, split)[0])
+        return softmax(classifier_logits(classifier, source, config.evaluation.batch_size, split)[0])
 
     with run_lock(folder) if processes.main else nullcontext(False) as writable:
         if writable:

@@ -22,9 +22,9 @@ from clipit.segmentation.token_head import Targets, train_token_head
 from clipit.segmentation.token_maps import Lattice, lattice_of, token_rows
 from clipit.segmentation.token_store import TokenStore, store_tokens
 from clipit.segmentation.zero_shot import map_classes, prompt_classes, prompts_name
-from clipit.stores.embed import unit
 from clipit.tiles.masks import MaskSet
 from clipit.tiles.tileset import TileSet
+from clipit.vectors import unit
 
 Answer = Callable[[Float[np.ndarray, "rows columns d"]], Float32[np.ndarray, "rows columns c"]]
 """Function from tokens to the probabilities of the masks' classes."""

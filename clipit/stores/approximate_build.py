@@ -13,7 +13,8 @@ from jaxtyping import Float32, Int
 from clipit.artifacts import whole_file
 from clipit.errors import ConfigError, is_limit
 from clipit.free_memory import device_memory
-from clipit.stores.embed import Store, centred
+from clipit.stores.embed import Store
+from clipit.vectors import centred
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Float16, Float32, Float64, Int
+from jaxtyping import Float, Float16, Float32, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
@@ -172,21 +172,6 @@ def _release(array: np.ndarray) -> None:
     mapped = getattr(array, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def unit(
-    vectors: Float32[np.ndarray, "*shape dim"] | Float64[np.ndarray, "*shape dim"],
-) -> Float[np.ndarray, "*shape dim"]:
-    """Divide vectors by their L2 norm, in the same precision; zero vectors stay zero."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=vectors.dtype)
-
-
-def centred(
-    vectors: Float32[np.ndarray, "*shape dim"], mean: Float32[np.ndarray, "dim"] | None
-) -> Float32[np.ndarray, "*shape dim"]:
-    """Subtract the modality's mean and normalise again; without a mean, return the vectors unchanged."""
-    return vectors if mean is None else unit(vectors - mean)
 
 
 def embed_texts(

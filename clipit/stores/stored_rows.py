@@ -11,7 +11,8 @@ from torch import Tensor
 
 from clipit.distributed import get_processes
 from clipit.stores import embed
-from clipit.stores.embed import Store, centred
+from clipit.stores.embed import Store
+from clipit.vectors import centred
 
 _GPU_SHARE = 0.25  # of the GPU's free memory, for vectors that are kept between two passes
 

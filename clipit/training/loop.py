@@ -117,7 +117,7 @@ def train(
 
     def validate(monitor: Monitor) -> tuple[dict[str, float | None], float | None]:
         batch_size = config.evaluation.batch_size
-        score = monitor(predict_logits(student, normalise, validation.source, validation.rows, batch_size))
+        score = monitor(student_logits(student, normalise, validation.source, validation.rows, batch_size))
         return {f"validation_{t.monitor}": score}, score
 
     parts = StepParts(
@@ -167,7 +167,7 @@ def train(
     )
 
 
-def predict_logits(
+def student_logits(
     student: Student, normalise: Normalise, source: PixelSource, rows: Int[np.ndarray, "n"], batch_size: int
 ) -> Float32[np.ndarray, "n classes"]:
     """Predict the logits of these tiles, in order; batches are distributed over the processes."""

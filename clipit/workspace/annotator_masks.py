@@ -60,8 +60,6 @@ def write_annotator_masks(
     Raises:
         ConfigError: The tiles are not those of a table, no classes are named, or an option is out of range.
         DataError: A table or a mask is invalid; problems of masks are listed together.
-=>
-*gain
     """
     config, section = file.run, file.segmentation
     if config.tiles.source != "table" or not section.classes:

@@ -12,7 +12,7 @@ from clipit.config.run import ReportsConfig
 from clipit.distributed import build_once, get_processes
 from clipit.reports.build import snippet_keys
 from clipit.reports.readers import Report, Reports
-from clipit.stores.embed import unit
+from clipit.vectors import unit
 from clipit.workspace.workspace import Workspace
 
 _FILE = "vectors.npy"

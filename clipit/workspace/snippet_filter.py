@@ -7,8 +7,8 @@ from jaxtyping import Float
 
 from clipit.config.run import ReportsConfig
 from clipit.prompts.prompt_set import load_bag
-from clipit.stores.embed import centred
 from clipit.types import TextEncoder
+from clipit.vectors import centred
 
 
 def filter_bags(config: ReportsConfig) -> dict[str, str]:

@@ -9,7 +9,7 @@ from tiny_models import MakeConfig, MakeFile
 from clipit.comparison.analyses.pairing import _arms_with_other_rules, first_cosines
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.published import collect_published, published_score
-from clipit.stores.embed import centred
+from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
 

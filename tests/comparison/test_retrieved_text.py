@@ -10,7 +10,7 @@ import pytest
 from tiny_models import MakeConfig
 
 from clipit.comparison.analyses.complementarity import retrieved_text, text_only_predictions
-from clipit.stores.embed import centred, unit
+from clipit.vectors import centred, unit
 from clipit.workspace.workspace import Workspace
 
 

@@ -13,8 +13,9 @@ from clipit.config.run import PairingConfig
 from clipit.pairing.options import compare_options, options_text
 from clipit.pairing.pairs import pair_tiles
 from clipit.pairing.summary import agreement, skewness, summarise, summary_text
-from clipit.stores.embed import Store, unit
+from clipit.stores.embed import Store
 from clipit.stores.index import Index, build_index
+from clipit.vectors import unit
 
 DIM, SNIPPETS, TILES = 8, 60, 50
 

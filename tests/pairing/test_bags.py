@@ -11,8 +11,9 @@ from clipit.errors import ConfigError
 from clipit.pairing.bags import nearest_prompts, text_bag
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.tile_bags import tile_bags
-from clipit.stores.embed import Store, centred, unit
+from clipit.stores.embed import Store
 from clipit.stores.index import Index, build_index
+from clipit.vectors import centred, unit
 
 DIM, SNIPPETS, TILES, K = 8, 60, 40, 3
 IDS = [f"t{(7 * i) % TILES:03d}" for i in range(TILES)]  # not in the order of the ids

@@ -13,8 +13,9 @@ from clipit.distributed import Processes
 from clipit.pairing.correction import TileBlocks, inverted_softmax_biases, nearest_tiles, sinkhorn_biases
 from clipit.pairing.nearest import Keys, nearest
 from clipit.pairing.pairs import pair_tiles
-from clipit.stores.embed import Store, centred, unit
+from clipit.stores.embed import Store
 from clipit.stores.index import Index, build_index
+from clipit.vectors import centred, unit
 
 DIM, SNIPPETS, TILES, T = 8, 150, 70, 0.1
 

@@ -15,8 +15,9 @@ from tiny_models import write_store
 from clipit.config.run import PairingConfig
 from clipit.pairing.options import Option, compare_options, options_text
 from clipit.pairing.pairs import pair_tiles
-from clipit.stores.embed import Store, unit
+from clipit.stores.embed import Store
 from clipit.stores.index import Index, build_index
+from clipit.vectors import unit
 from clipit.workspace.pairing_report import compare_pairing_rules
 from clipit.workspace.workspace import Workspace
 

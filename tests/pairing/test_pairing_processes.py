@@ -7,8 +7,8 @@ import pytest
 from launching import run_program, run_two
 from tiny_models import write_store
 
-from clipit.stores.embed import unit
 from clipit.stores.index import build_index, has_faiss
+from clipit.vectors import unit
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,9 @@ from clipit.errors import ArtifactError
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summarise, summary_text
 from clipit.stores.approximate import SearchSettings
-from clipit.stores.embed import Store, centred, unit
+from clipit.stores.embed import Store
 from clipit.stores.index import Index, build_index, has_faiss
+from clipit.vectors import centred, unit
 
 DIM, SNIPPETS, TILES = 12, 300, 90
 

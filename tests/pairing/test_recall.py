@@ -11,8 +11,9 @@ from tiny_models import write_store
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
 from clipit.stores.approximate import SearchSettings
-from clipit.stores.embed import Store, unit
+from clipit.stores.embed import Store
 from clipit.stores.index import build_index, has_faiss
+from clipit.vectors import unit
 
 pytestmark = pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
 DIM, SNIPPETS, TILES, K = 32, 6000, 400, 3

@@ -13,8 +13,9 @@ from clipit.errors import ConfigError, DataError
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
 from clipit.stores.approximate import SearchSettings
-from clipit.stores.embed import Store, centred, unit
+from clipit.stores.embed import Store
 from clipit.stores.index import Index, build_index, has_faiss
+from clipit.vectors import centred, unit
 
 DIM, SNIPPETS, TILES = 8, 60, 40
 IDS = [f"s{i:03d}" for i in range(SNIPPETS)]

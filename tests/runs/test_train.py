@@ -201,7 +201,7 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
 ) -> None:
     from torch.nn import functional
 
-    from clipit.training.loop import predict_logits
+    from clipit.training.loop import student_logits
 
     def inspect(
         config: RunConfig, student: Any, normalise: Any, data: Any, validation: Any, folder: Path, accelerator: Any
@@ -213,7 +213,7 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
         labels = torch.from_numpy(data.labels[rows])
         assert functional.cross_entropy(fitted, labels) < 0.2
         student.fusion, student.projector = None, None  # the image head alone
-        alone = predict_logits(student, normalise, data.source, rows, 64)
+        alone = student_logits(student, normalise, data.source, rows, 64)
         assert functional.cross_entropy(torch.from_numpy(alone), labels) < 0.2
         raise Killed
 

@@ -9,8 +9,8 @@ from tiny_models import write_store
 
 from clipit.errors import ConfigError
 from clipit.stores.approximate_build import build_bytes, check_key, check_memory, fitting_key, training_rows
-from clipit.stores.embed import unit
 from clipit.stores.index import build_index, has_faiss
+from clipit.vectors import unit
 
 needs_faiss = pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
 

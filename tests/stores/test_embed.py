@@ -15,7 +15,8 @@ from tiny_models import write_store
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.stores import embed as embedding
-from clipit.stores.embed import Store, centred, drop_words, embed_texts, embed_tiles, unit
+from clipit.stores.embed import Store, drop_words, embed_texts, embed_tiles
+from clipit.vectors import centred, unit
 from clipit.workspace.workspace import Workspace
 
 

@@ -18,10 +18,11 @@ from clipit.pairing.pairs import pair_tiles
 from clipit.pairing.selection import find_candidates, prepare
 from clipit.stores import stored_rows
 from clipit.stores.check import check_shards
-from clipit.stores.embed import Store, centred, unit
+from clipit.stores.embed import Store
 from clipit.stores.exact import best_of, full_precision, nearest_rows
 from clipit.stores.index import Index, build_index
 from clipit.stores.stored_rows import centred_rows
+from clipit.vectors import centred, unit
 
 DIM, ROWS = 8, 9000  # three shards
 

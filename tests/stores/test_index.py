@@ -13,8 +13,9 @@ from clipit.distributed import Processes
 from clipit.errors import ConfigError, DataError
 from clipit.pairing.pairs import search
 from clipit.stores.approximate import SearchSettings
-from clipit.stores.embed import Store, centred, unit
+from clipit.stores.embed import Store
 from clipit.stores.index import Index, build_index, has_faiss
+from clipit.vectors import centred, unit
 
 needs_faiss = pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
 BACKENDS = ["torch", pytest.param("faiss", marks=needs_faiss)]

@@ -12,11 +12,11 @@ from tiny_models import write_store
 from clipit.config.run import BagsConfig, RunConfig, StudentConfig, TilesConfig
 from clipit.distributed import Processes
 from clipit.models.student import Student
-from clipit.stores.embed import unit
 from clipit.training.losses import many_to_many_sum
 from clipit.training.terms.bag_members import BagMembers, Bags, PromptMembers
 from clipit.training.terms.bags import COLDEST, BagsTerm, share_text
 from clipit.training.terms.term import MicroBatch
+from clipit.vectors import unit
 
 DIM, TILES, SNIPPETS = 6, 9, 7
 ALONE = Processes(0, 1, torch.device("cpu"))

@@ -10,12 +10,12 @@ from tiny_models import write_store
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.pairing.sources import row_of_each
-from clipit.stores.embed import unit
 from clipit.stores.index import build_index
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.distillation_targets import make_targets
 from clipit.training.terms.report_targets import report_context, report_label_vectors
 from clipit.training.terms.target_vectors import PairedSnippets, stored_vectors
+from clipit.vectors import unit
 from clipit.workspace.workspace import Workspace
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
-from clipit.stores.embed import Store, centred, unit
+from clipit.stores.embed import Store
 from clipit.training.terms.target_vectors import (
     PairedSnippets,
     Targets,
@@ -22,6 +22,7 @@ from clipit.training.terms.target_vectors import (
     stored_vectors,
     sum_targets,
 )
+from clipit.vectors import centred, unit
 from clipit.workspace.workspace import Workspace
 
 

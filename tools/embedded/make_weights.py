@@ -20,13 +20,13 @@ from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.sources import row_of_each
 from clipit.prompts.prompt_set import load_prompts
-from clipit.stores.embed import centred
 from clipit.synthetic.case_world import write_case_world
 from clipit.synthetic.cases import CaseWorldConfig
 from clipit.synthetic.corpora import GRADES
 from clipit.synthetic.draws import Wording, tile_latents
 from clipit.synthetic.vocabulary import ORGANS
 from clipit.synthetic.world import ALL_NAMES, CASES, GRADE_CLASSES, GRADE_PROMPTS, WorldConfig, write_world
+from clipit.vectors import centred
 from clipit.versions import versions
 from clipit.workspace.workspace import Workspace
 from tools.embedded.measure import check_embedded

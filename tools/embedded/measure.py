@@ -15,11 +15,11 @@ from clipit.models.vlm import VLM, load_vlm
 from clipit.prompts.prompt_set import load_bag, load_prompts
 from clipit.reports.build import build_snippets
 from clipit.reports.readers import read_reports
-from clipit.stores.embed import centred, unit
 from clipit.synthetic.language import named_class
 from clipit.synthetic.latents import CLASSES
 from clipit.tiles.load import load_tiles
 from clipit.tiles.tileset import TileSet
+from clipit.vectors import centred, unit
 
 Vectors = Float[np.ndarray, "n d"]
 

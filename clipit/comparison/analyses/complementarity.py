@@ -27,7 +27,7 @@ from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.score_row import ScoreRow
 from clipit.pairing.selection import Selection, weights
 from clipit.reporting.tables import interval, number
-from clipit.stores.embed import unit
+from clipit.vectors import unit
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from clipit.comparison.plan import Plan
 from clipit.evaluation.score_row import ScoreRow
 from clipit.reporting.tables import number
 from clipit.runs.predict import open_classifier
-from clipit.stores.embed import centred, unit
 from clipit.tiles.tileset import TileSet
+from clipit.vectors import centred, unit
 from clipit.workspace.workspace import Workspace
 
 _SAMPLE = 1000  # tiles and snippets per plot

@@ -17,8 +17,8 @@ from clipit.evaluation.score_row import ScoreRow
 from clipit.pairing.selection import Candidates, Selection, find_candidates, judge_candidates, prepare
 from clipit.pairing.summary import agreement
 from clipit.reporting.tables import number
-from clipit.stores.embed import centred
 from clipit.training.arms import resolve_arm
+from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
 _QUARTERS = 4

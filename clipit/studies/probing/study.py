@@ -39,7 +39,6 @@ from clipit.reporting.study_report import (
 )
 from clipit.runs.feature_stores import JOINT
 from clipit.runs.folder import explaining_differences
-from clipit.stores.embed import centred
 from clipit.studies.features import (
     FrozenFeatures,
     backbone_features,
@@ -50,6 +49,7 @@ from clipit.studies.features import (
 from clipit.studies.probing.tables import probing_chapters
 from clipit.studies.probing.text_retrieval import text_retrieval
 from clipit.tiles.tileset import TileSet
+from clipit.vectors import centred
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 

@@ -15,9 +15,9 @@ from clipit.errors import DataError, ModelError
 from clipit.progress import progress
 from clipit.runs.feature_stores import classifier_fingerprint, run_facts, vlm_facts
 from clipit.runs.predict import open_classifier
-from clipit.stores.embed import centred
 from clipit.tiles.tileset import TileSet
 from clipit.types import TextEncoder
+from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from clipit.pairing.bags import nearest_prompts, text_bag
 from clipit.pairing.tile_bags import tile_bags
 from clipit.prompts.dictionary import load_dictionary
 from clipit.prompts.prompt_set import check_classes
-from clipit.stores.embed import Store, centred
+from clipit.stores.embed import Store
 from clipit.tiles.tileset import TileSet
+from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
 

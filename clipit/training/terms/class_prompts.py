@@ -6,8 +6,8 @@ from jaxtyping import Float32
 from clipit.errors import ConfigError
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.prompts.prompt_set import PromptSet
-from clipit.stores.embed import centred
 from clipit.training.terms.term import Probabilities
+from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from clipit.errors import DataError, shortlist
-from clipit.stores.embed import Store, unit
+from clipit.stores.embed import Store
 from clipit.training.terms.target_vectors import PairedSnippets, SnippetVectors
+from clipit.vectors import unit
 
 _FOLDS = 5
 

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Float16, Float32, Int
 from clipit.artifacts import fingerprint
 from clipit.errors import DataError
 from clipit.pairing.pairs import Pairs
-from clipit.stores.embed import Store, centred, unit
+from clipit.stores.embed import Store
 from clipit.stores.index import Index
+from clipit.vectors import centred, unit
 
 _BLOCK = 65536
 

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from clipit.config.run import LoraConfig
 from clipit.errors import DataError, ModelError
-from clipit.stores.embed import Store, centred, unit
+from clipit.stores.embed import Store
 from clipit.training.terms.target_vectors import PairedSnippets, SnippetVectors
+from clipit.vectors import centred, unit
 
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM

@@ -48,7 +48,7 @@ def _compare(
     import openslide
 
     from clipit.image_readers import ZipReader
-    from clipit.slides.opening import open_slide, white_below
+    from clipit.slides.opening import open_slide, over_white
     from clipit.slides.reading import PlacedSlide, SlideReader
 
     corners = np.array([(x, y) for y in range(0, height - SIZE + 1, SIZE) for x in range(0, width - SIZE + 1, SIZE)])
@@ -77,7 +77,7 @@ def _compare(
         bare = openslide.OpenSlide(str(slide))
         return seconds(
             lambda: _read_all(
-                lambda row: white_below(bare.read_region((int(x[row]), int(y[row])), 0, (SIZE, SIZE))), len(x)
+                lambda row: over_white(bare.read_region((int(x[row]), int(y[row])), 0, (SIZE, SIZE))), len(x)
             )
         )
 

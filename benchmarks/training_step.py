@@ -65,10 +65,10 @@ def _work(options: Options, config: "RunConfig", source: "PixelSource", targets:
     from clipit.tiles.augment import tile_keys
     from clipit.training.arms import resolve_arm
     from clipit.training.batches import plan_batches
-    from clipit.training.loop import Validation, train
     from clipit.training.step import TrainingData
     from clipit.training.terms.distillation import DistillationTerm
     from clipit.training.terms.table import active_terms
+    from clipit.training.train_student import Validation, train_student
 
     config = resolve_arm(config)
     labels, terms = source.tiles.labels, active_terms(config)
@@ -95,6 +95,6 @@ def _work(options: Options, config: "RunConfig", source: "PixelSource", targets:
         folder.mkdir()
         accelerator = Accelerator(mixed_precision=config.training.precision)
         normalise = backbone.preprocess.normalise
-        return seconds(lambda: train(config, student, normalise, data, validation, folder, accelerator))
+        return seconds(lambda: train_student(config, student, normalise, data, validation, folder, accelerator))
 
     return work

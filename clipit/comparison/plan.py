@@ -11,7 +11,7 @@ from clipit.config.load import dotted, merge, nested, validate, without
 from clipit.config.run import RunConfig, TrackingConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.training.arms import arm_keys, resolve_arm
-from clipit.training.checks import check
+from clipit.training.checks import check_keys
 
 _SHARED_KEYS = ("name", "output", "seed", "arm", "arms", "overrides", *SECTIONS)
 """Keys that are the same for every run of a comparison, or set by it."""
@@ -83,7 +83,7 @@ def _data_set_config(
     errors = []
     for arm in comparison.arms:
         try:
-            check(resolve_arm(resolved.model_copy(update={"arm": arm})))
+            check_keys(resolve_arm(resolved.model_copy(update={"arm": arm})))
         except ConfigError as error:
             errors.append(str(error))
     if errors:

@@ -31,15 +31,15 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
     from clipit.models.backbones import load_backbone
     from clipit.models.student import build_student
     from clipit.training.arms import resolve_arm
-    from clipit.training.checks import check
-    from clipit.training.fitting import choose_fit
+    from clipit.training.checks import check_keys
     from clipit.training.memory import estimate_memory
+    from clipit.training.memory_plan import choose_memory_plan
     from clipit.training.precision import resolve_precision
     from clipit.training.terms.table import uses_vlm
 
     try:
         config = resolve_precision(resolve_arm(config))
-        check(config)
+        check_keys(config)
     except ConfigError as error:
         return [failed_check("keys", error)]
     device, mode = get_processes().device, FakeTensorMode(allow_non_fake_inputs=True)
@@ -71,15 +71,15 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
     held = sum(map(vlm_weight_bytes, vlms))  # VLMs stay loaded during training
     size = backbone.preprocess.size
     try:
-        fit = choose_fit(config, estimate, device_memory(device), held=held, pixels=size)
+        plan = choose_memory_plan(config, estimate, device_memory(device), held=held, pixels=size)
     except (ConfigError, ModelError) as error:
         failed = failed_check("memory", error)
         elsewhere = "a GPU" in needs and device.type == "cpu" and isinstance(error, ConfigError)
         return [replace(failed, status="WARN") if elsewhere else failed]
-    notes = ". ".join(note.partition(": ")[2] for note in fit.notes)
-    if not fit.fits:
+    notes = ". ".join(note.partition(": ")[2] for note in plan.notes)
+    if not plan.fits:
         return [Check("WARN", "memory", f"{notes[:1].upper()}{notes[1:]}.")]
-    return [Check("PASS", "memory", ". ".join(filter(None, [fit.message, notes])))]
+    return [Check("PASS", "memory", ". ".join(filter(None, [plan.message, notes])))]
 
 
 def _place(module: "nn.Module", device: "torch.device") -> None:

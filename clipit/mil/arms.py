@@ -11,7 +11,7 @@ from clipit.config.mil import MilConfig, MilPooling
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.evaluation.predictions import NO_LABEL
-from clipit.mil.bags import MilBags, keep_labels, kept_labels, shuffle_labels
+from clipit.mil.bags import MilBags, keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.inputs import ZERO_SHOT
 
 _FEWEST_SHUFFLED = 4  # labels per class; with fewer, permuted labels are often the true or the exchanged ones
@@ -57,7 +57,7 @@ class MilArm:
         if not self.shuffled:
             return []
         kept = keep_labels(bags, labels_per_class, seed)
-        shares = kept_labels(kept, shuffle_labels(kept, seed)).items()
+        shares = unchanged_shares(kept, shuffle_labels(kept, seed)).items()
         listed = "; ".join(f"{split} {same:.0%} (by chance {chance:.0%})" for split, (same, chance) in shares)
         notes = [f"share of bags that keep their label: {listed}"]
         fewest = min(min(kept.counts()[split][name] for name in kept.classes) for split, _ in shares)

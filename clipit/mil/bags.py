@@ -230,7 +230,7 @@ def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
     return replace(bags, labels=labels)
 
 
-def kept_labels(bags: MilBags, shuffled: MilBags) -> dict[str, tuple[float, float]]:
+def unchanged_shares(bags: MilBags, shuffled: MilBags) -> dict[str, tuple[float, float]]:
     """Return the share of labels that shuffling left in place, and the mean share by chance, of train and validation.
 
     Args:

@@ -109,7 +109,7 @@ def attention_scores(attention: Float32[np.ndarray, " n"]) -> InstanceMap:
     return InstanceMap(None, attention)
 
 
-def agree(truth: SlideTruth, scores: InstanceMap) -> MapAgreement:
+def map_agreement(truth: SlideTruth, scores: InstanceMap) -> MapAgreement:
     """Measure the agreement of a map with the mask."""
     if scores.classes is None:
         pair = np.stack([np.full(len(scores.values), scores.values.mean()), scores.values], axis=1)
@@ -163,7 +163,7 @@ def score_slide(
 ) -> list[SlideScore]:
     """Score the maps of one slide by every arm, kind and seed, and its floor and ceiling."""
     scores = [
-        SlideScore(slide, patient, arm, kind, seed, agree(truth, scored), tile_auroc(truth, scored))
+        SlideScore(slide, patient, arm, kind, seed, map_agreement(truth, scored), tile_auroc(truth, scored))
         for (arm, kind, seed), scored in maps.items()
     ]
     references = reference_maps(truth)

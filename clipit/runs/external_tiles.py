@@ -37,9 +37,9 @@ def read_external(section: TilesConfig, config: RunConfig) -> TileSet:
         DataError: The data set is missing or contradictory.
         ConfigError: An option does not apply to the source.
     """
-    cut = section.test_fraction is not None or section.folds is not None
+    hold_out = section.test_fraction is not None or section.folds is not None
     section = with_kept_size(section.model_copy(update={"labels": LabelsConfig()}), config)
-    tiles = read_tiles(section, check=False, cut=cut, root=artefacts_of(config))
+    tiles = read_tiles(section, check=False, hold_out=hold_out, root=artefacts_of(config))
     tests = tiles.splits == "test"
     if not tests.any():
         return replace(tiles, splits=np.full(len(tiles), "test", dtype="<U10"))

@@ -35,7 +35,7 @@ from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.training.batches import BatchPlan, plan_batches
-from clipit.training.checks import check
+from clipit.training.checks import check_keys
 from clipit.training.monitor import LABEL_FREE, make_monitor
 from clipit.training.terms.distillation import second_workspace
 from clipit.training.terms.table import (
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 
     from clipit.models.backbones import Backbone
     from clipit.models.student import Student
-    from clipit.training.fitting import Fit
-    from clipit.training.loop import Outcome
+    from clipit.training.memory_plan import MemoryPlan
+    from clipit.training.train_student import TrainingOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
         ArtifactError: The folder contains a run of another configuration, or its classifier or results are damaged.
     """
     given, config = config, resolve_run_precision(resolve_arm(config))
-    check(config)
+    check_keys(config)
     processes = get_processes()
     folder = run_folder(config)
     # An arm may change pairing or embedding; inputs that it shares with other arms stay in memory.
@@ -116,7 +116,7 @@ def _train_and_evaluate(
     image_only: Callable[[str], Probabilities],
 ) -> None:
     tiles = workspace.tiles(config.seed)
-    from clipit.training.fitting import fit_training
+    from clipit.training.memory_plan import plan_memory
 
     plan = plan_batches(config, tiles.of_split("train").labels >= 0)  # first, to report missing labels early
     student, backbone = _build_student(config, workspace, tiles)
@@ -135,9 +135,9 @@ def _train_and_evaluate(
         cached = sum(
             workspace.pixels(split, preprocess).cache_growth(preprocess.size, count) for split, count in reads.items()
         )
-        fit = fit_training(config, student, preprocess.normalise, preprocess.size, cached)
+        memory = plan_memory(config, student, preprocess.normalise, preprocess.size, cached)
         terms, term_facts = prepare_terms(config, workspace, tiles, image_only)
-        outcome, trackers = _fit(config, workspace, tiles, plan, student, backbone, terms, folder, fit)
+        outcome, trackers = _train(config, workspace, tiles, plan, student, backbone, terms, folder, memory)
         steps = outcome.steps
         # All processes help to compute the exported parts; only one writes them.
         facts = _facts(config, workspace, tiles, backbone)
@@ -147,7 +147,8 @@ def _train_and_evaluate(
         if processes.main:
             write_training_tiles(folder, tiles, workspace.tiles_as_read.fingerprint)
             write_record(
-                folder / "training.json", asdict(outcome) | fit.facts() | facts | {RUN_FINGERPRINT: fingerprint.value}
+                folder / "training.json",
+                asdict(outcome) | memory.facts() | facts | {RUN_FINGERPRINT: fingerprint.value},
             )
             _export(student, backbone, tiles, text, folder, config)
     else:
@@ -188,7 +189,7 @@ def _build_student(config: RunConfig, workspace: Workspace, tiles: TileSet) -> "
     return student, backbone
 
 
-def _fit(
+def _train(
     config: RunConfig,
     workspace: Workspace,
     tiles: TileSet,
@@ -197,16 +198,16 @@ def _fit(
     backbone: "Backbone",
     terms: Sequence[Term[Any]],
     folder: Path,
-    fit: "Fit",
-) -> "tuple[Outcome, list[GeneralTracker]]":
+    memory: "MemoryPlan",
+) -> "tuple[TrainingOutcome, list[GeneralTracker]]":
     """Train; the returned trackers are still open."""
     from accelerate import Accelerator
 
     from clipit.models.checkpointing import checkpointed_backbone
     from clipit.models.precision import tf32_products
     from clipit.training.checkpoints import latest_checkpoint
-    from clipit.training.loop import Validation, train
     from clipit.training.step import TrainingData
+    from clipit.training.train_student import Validation, train_student
 
     train_tiles, validation = tiles.of_split("train"), tiles.of_split("validation")
     # Validation tiles with hidden labels are not scored, so they are not read, unless the metric needs no labels.
@@ -239,11 +240,11 @@ def _fit(
         ) from error
     accelerator.trackers = start_trackers(config, folder, run_facts(config), config.arm or "custom")
     scored = Validation(workspace.pixels("validation", backbone.preprocess), rows, monitor)
-    training = config.training.model_copy(update={"accumulation": fit.micro_batches})
+    training = config.training.model_copy(update={"accumulation": memory.micro_batches})
     config = config.model_copy(update={"training": training})
     # The exported classifier predicts in full float32, here and in `clipit predict`: the same on all devices.
-    with tf32_products(accelerator.device), checkpointed_backbone(student.backbone, fit.checkpointing):
-        outcome = train(config, student, normalise, data, scored, folder, accelerator)
+    with tf32_products(accelerator.device), checkpointed_backbone(student.backbone, memory.checkpointing):
+        outcome = train_student(config, student, normalise, data, scored, folder, accelerator)
     return outcome, accelerator.trackers
 
 

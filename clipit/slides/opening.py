@@ -166,7 +166,7 @@ class _OpenSlideFile:
             rgba = self._slide.read_region((x, y), level, (width, height))
         except self._error as error:
             raise ImageError(f"openslide cannot read the pixels: {error}") from error
-        return white_below(rgba)
+        return over_white(rgba)
 
     def close(self) -> None:
         """Close the file."""
@@ -200,7 +200,7 @@ class _FlatImage:
         self._image.close()
 
 
-def white_below(image: Image.Image) -> Image.Image:
+def over_white(image: Image.Image) -> Image.Image:
     """Show transparent pixels, which lie outside the scanned area, as white."""
     if image.getchannel("A").getextrema()[0] == 255:
         return image.convert("RGB")

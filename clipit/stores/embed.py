@@ -25,6 +25,7 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError, shortlist
 from clipit.progress import Advance, progress
 from clipit.read_ahead import ReadingClock
+from clipit.vectors import unit
 
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM, Space

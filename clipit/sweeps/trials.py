@@ -14,7 +14,7 @@ from clipit.runs.search import Trial
 from clipit.sweeps.file import Sweep, plain_name, refuse
 from clipit.sweeps.live_keys import idle_keys
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check
+from clipit.training.checks import check_keys
 
 if TYPE_CHECKING:
     import optuna
@@ -101,7 +101,7 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
         )
     file = _read_config(sweep, {**sweep.options, **{key: str(value) for key, value in values.items()}})
     resolved = resolve_arm(file.run)
-    check(resolved)
+    check_keys(resolved)
     logged = f"validation_{resolved.training.monitor}"
     if sweep.metric not in (None, logged):
         raise ConfigError(

@@ -6,7 +6,7 @@ from clipit.errors import ConfigError
 from clipit.training.terms.table import all_terms
 
 
-def check(config: RunConfig) -> None:
+def check_keys(config: RunConfig) -> None:
     """Raise one error for all contradicting keys of a resolved configuration.
 
     Raises:

@@ -1,193 +1,221 @@
-"""Train a student: its batches, losses and validation, in the training steps shared with the adaptation of VLMs."""
+"""Training steps of a student or a VLM: optimiser, schedule, log, choice of the step, checkpoints."""
 
-import logging
+import json
 import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from clipit.config.run import RunConfig
-from clipit.distributed import Processes, get_processes
-from clipit.models.checkpointing import compiled_backbone
-from clipit.models.lora import check_gradients
-from clipit.models.student import Student
-from clipit.tiles.batched import map_batches
-from clipit.tiles.pixel_source import PixelSource
-from clipit.training.checkpoints import best_file, load_checkpoint, load_weights
-from clipit.training.monitor import Monitor
-from clipit.training.step import Clock, TrainingData, one_step, slices
-from clipit.training.steps import Schedule, StepParts, make_optimizer, run_steps
-from clipit.training.terms.term import Normalise
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-logger = logging.getLogger(__name__)
+from clipit.artifacts import whole_file
+from clipit.distributed import Processes
+from clipit.errors import ModelError, disk_errors
+from clipit.progress import progress as progress_bar
+from clipit.reporting.curves import read_log
+from clipit.training.checkpoints import Progress, best_file, save_checkpoint, save_weights
 
 
 @dataclass(frozen=True)
-class Validation:
-    """Tiles that the step is selected on.
+class Schedule:
+    """Steps, learning rate and intervals of training.
 
     Attributes:
-        source: Pixels of the validation tiles.
-        rows: Rows of the scored tiles.
-        monitor: Monitored metric; None to keep the last step.
+        title: Title of the progress bar.
+        steps: Number of optimiser steps.
+        learning_rate: Peak learning rate.
+        rate_key: Configuration key of the learning rate, for errors.
+        warmup: Share of the steps for the warm-up of the learning rate.
+        log_every: Steps between rows of the log.
+        validate_every: Steps between validations.
+        checkpoint_every: Steps between checkpoints.
+        patience: Validations without a gain after which the training stops; None: never.
     """
 
-    source: PixelSource
-    rows: Int[np.ndarray, "_"]
-    monitor: Monitor | None
-
-
-@dataclass
-class Outcome:
-    """Outcome of training; see training.json."""
-
+    title: str
     steps: int
-    chosen_step: int
-    score: float | None
-    tiles_seen: int
-    seconds: float
-    tiles_per_second: float
-    data_wait: float
-    trainable_parameters: int
-    stopped_early: bool
-    compile_seconds: float | None = None
+    learning_rate: float
+    rate_key: str
+    warmup: float
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+    patience: int | None = None
 
 
-def train(
-    config: RunConfig,
-    student: Student,
-    normalise: Normalise,
-    data: TrainingData,
-    validation: Validation,
-    folder: Path,
-    accelerator: "Accelerator",
-) -> Outcome:
-    """Train the student in place; it ends with the selected weights.
+@dataclass(frozen=True)
+class StepParts:
+    """Model, optimiser and functions of one kind of training.
 
-    An interrupted run resumes from its last checkpoint: batches and augmentation depend only on (seed, step, tile id).
+    Attributes:
+        model: Module whose trainable weights are saved.
+        optimizer: Optimiser, possibly inside Accelerate's wrapper.
+        saved_optimizer: The same without a wrapper, for the checkpoints.
+        compute: Runs forward and backward of a step; returns this process's share of `loss` and of its parts.
+        clip: Clips the gradient and returns its norm.
+        after_update: Called after each update of the weights.
+        validate: Returns the columns of the log of a validation, and the score of the step (higher is better; None if
+            undefined); None without validation.
+        facts: Returns further columns of the log.
+        status: Returns the text of the progress bar.
+        seconds: Returns the duration of the training so far.
+        scaler: Returns the state of the loss scaler, if there is one.
+        log: Receives each row of the log as well, such as a tracker.
+        device: Device of the losses.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    saved_optimizer: torch.optim.Optimizer
+    compute: Callable[[int], dict[str, Tensor]]
+    clip: Callable[[], float]
+    after_update: Callable[[], None]
+    validate: Callable[[], tuple[dict[str, float | None], float | None]] | None
+    facts: Callable[[], dict[str, float]]
+    status: Callable[[], str]
+    seconds: Callable[[], float]
+    scaler: Callable[[], dict[str, Any] | None]
+    log: Callable[[dict[str, Any], int], None]
+    device: torch.device
+
+
+def run_steps(schedule: Schedule, parts: StepParts, progress: Progress, folder: Path, processes: Processes) -> None:
+    """Run the steps from `progress.step` to the end; `progress` is updated in place.
 
     Args:
-        config: Run configuration, with its arm resolved.
-        student: Student on this process's device.
-        normalise: Function from pixels 0..255 to the backbone's input.
-        data: Training tiles and loss terms.
-        validation: Validation tiles and the monitored metric.
-        folder: The run's folder.
-        accelerator: Accelerator for mixed precision and gradient exchange.
+        schedule: Numbers of the training.
+        parts: What a step does.
+        progress: State of the last checkpoint, or a fresh one.
+        folder: Folder of metrics.jsonl and checkpoints/.
+        processes: Processes that share the batches.
 
     Raises:
         ModelError: The loss became infinite or NaN.
     """
-    t, processes = config.training, get_processes()
-    trained = [p for p in student.parameters() if p.requires_grad]
-    optimizer = make_optimizer(trained, t.learning_rate, t.weight_decay)
     checkpoints = folder / "checkpoints"
-    progress = load_checkpoint(checkpoints, student, optimizer)
-    if accelerator.scaler is not None and progress.scale:
-        accelerator.scaler.load_state_dict(progress.scale)
-    warm_up: list[float] = []
-    model = accelerator.prepare_model(student)
-    wrapped = accelerator.prepare_optimizer(optimizer)
-    clock = Clock()
-    first = progress.step
-    batches = slices(data, range(first, t.steps), processes, t.micro_batches, clock.reading)
+    log = _Log(folder / "metrics.jsonl", progress.step, processes, parts.log)
+    first, seconds_before = progress.step, progress.seconds
+    checked_step, unchecked_loss = first, torch.zeros((), device=parts.device)
+    with progress_bar(schedule.title, schedule.steps, shown=processes.main, done=first) as advance:
+        while progress.step < schedule.steps and not progress.stopped:
+            step = progress.step
+            losses = parts.compute(step)
+            norm = parts.clip()
+            rate = schedule.learning_rate * warmup_cosine(step, schedule.steps, schedule.warmup)
+            for group in parts.optimizer.param_groups:
+                group["lr"] = rate
+            parts.optimizer.step()
+            parts.after_update()
+            parts.optimizer.zero_grad(set_to_none=True)
+            progress.step += 1
+            last = progress.step == schedule.steps
+            row: dict[str, Any] = {}
+            unchecked_loss = unchecked_loss + losses["loss"]
+            logs = progress.step % schedule.log_every == 0 or last or step == 0
+            validates = parts.validate is not None and (progress.step % schedule.validate_every == 0 or last)
+            saves = progress.step % schedule.checkpoint_every == 0 or last
+            if logs or validates or saves:  # these synchronise with the device anyway
+                _check_finite(unchecked_loss, checked_step, progress.step, processes, schedule.rate_key)
+                checked_step, unchecked_loss = progress.step, torch.zeros_like(unchecked_loss)
+            if logs:
+                row = _global_losses(losses, processes) | {"learning_rate": rate, "gradient_norm": norm} | parts.facts()
+            if parts.validate is not None and validates:
+                columns, score = parts.validate()
+                row |= columns
+                _note_score(progress, score, schedule.patience, checkpoints, parts.model, processes)
+            if row:
+                log.write(progress.step, row)
+            if saves or progress.stopped:
+                progress.seconds = seconds_before + parts.seconds()
+                progress.scale = parts.scaler()
+                if processes.main:
+                    save_checkpoint(checkpoints, progress, parts.model, parts.saved_optimizer)
+                processes.barrier()
+            advance(1, parts.status())
 
-    def compute(step: int) -> dict[str, Tensor]:
-        model.train()
-        torch.manual_seed(config.seed * 1_000_003 + step * 1009 + processes.rank)  # for dropout, if any
-        losses = one_step(config, model, normalise, data, batches, step, processes, accelerator, clock)
-        if step == first and t.compile:
-            warm_up.append(_report_warm_up(losses["loss"], clock, processes))
-        if step == first and config.backbone.tuning == "lora":
-            check_gradients(student)
-        return losses
 
-    def after_update() -> None:
-        for term in data.terms:
-            term.after_update(student)
+def warmup_cosine(step: int, steps: int, warmup: float) -> float:
+    """Return the learning-rate factor at a step: a linear rise over `warmup * steps`, then half a cosine to 0."""
+    rise = round(warmup * steps)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
 
-    def validate(monitor: Monitor) -> tuple[dict[str, float | None], float | None]:
-        batch_size = config.evaluation.batch_size
-        score = monitor(student_logits(student, normalise, validation.source, validation.rows, batch_size))
-        return {f"validation_{t.monitor}": score}, score
 
-    parts = StepParts(
-        model=student,
-        optimizer=wrapped,
-        saved_optimizer=wrapped.optimizer,
-        compute=compute,
-        clip=lambda: _clip_gradients(accelerator, student, t.clip_norm),
-        after_update=after_update,
-        validate=None if validation.monitor is None else partial(validate, validation.monitor),
-        facts=lambda: {"tiles_per_second": round(clock.speed(), 2), "data_wait": round(clock.data_wait(), 4)},
-        status=lambda: f"{clock.speed():.0f} tiles/s, data wait {clock.data_wait():.0%}",
-        seconds=clock.seconds,
-        scaler=lambda: None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-        log=lambda row, step: accelerator.log(row, step=step),
-        device=processes.device,
+def make_optimizer(trained: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """Make AdamW (arXiv 1711.05101), without weight decay on biases, norms and scales."""
+    weights = list(trained)
+    groups = [
+        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+
+
+def _check_finite(
+    losses: Float[Tensor, ""], checked_step: int, step: int, processes: Processes, key: str = "training.learning_rate"
+) -> None:
+    """Stop all processes together if a loss is infinite or NaN.
+
+    Args:
+        losses: Sum of this process's losses since the last check.
+        checked_step: Step of the last check.
+        step: Step of this check.
+        processes: Processes that share the batches.
+        key: Configuration key of the learning rate.
+
+    Raises:
+        ModelError: A loss was infinite or NaN.
+    """
+    if all(processes.gather(math.isfinite(float(losses)))):
+        return
+    steps = f"step {step}" if step - checked_step == 1 else f"steps {checked_step + 1} to {step}"
+    raise ModelError(
+        f"the training diverged: the loss of {steps} is infinite or not a number",
+        where=key,
+        fix=f"lower {key}, or check the model's weights and {key.partition('.')[0]}.precision",
     )
-    schedule = Schedule(
-        title=f"training {config.arm or config.name}",
-        steps=t.steps,
-        learning_rate=t.learning_rate,
-        rate_key="training.learning_rate",
-        warmup=t.warmup,
-        log_every=t.log_every,
-        validate_every=t.evaluate_every,
-        checkpoint_every=t.checkpoint_every,
-        patience=t.patience,
-    )
-    with compiled_backbone(student.backbone, t.compile):
-        run_steps(schedule, parts, progress, folder, processes)
-    clock.reading.report("training", "training.threads", cache=t.cache_tiles == "none", cached=data.source.cached)
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # back to float32
-    chosen = progress.best_step or progress.step
-    if progress.best_step:
-        load_weights(best_file(checkpoints, progress.best_step), student, progress.best_sha256)
-    return Outcome(
-        steps=progress.step,
-        chosen_step=chosen,
-        score=progress.best_score,
-        tiles_seen=progress.step * t.tiles_per_step,
-        seconds=round(progress.seconds, 2),
-        tiles_per_second=round(progress.step * t.tiles_per_step / max(progress.seconds, 1e-9), 2),
-        data_wait=round(clock.data_wait(), 4),
-        trainable_parameters=sum(p.numel() for p in trained),
-        stopped_early=progress.stopped,
-        compile_seconds=warm_up[0] if warm_up else None,
-    )
 
 
-def student_logits(
-    student: Student, normalise: Normalise, source: PixelSource, rows: Int[np.ndarray, "n"], batch_size: int
-) -> Float32[np.ndarray, "n classes"]:
-    """Predict the logits of these tiles, in order; batches are distributed over the processes."""
-    student.eval()
-    logits: list[Float32[np.ndarray, "_ classes"]] = map_batches(
-        source, rows, lambda pixels: student(normalise(pixels)).logits.float().cpu().numpy(), batch_size
-    )
-    return np.concatenate(logits)
+def _global_losses(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
+    """Sum losses over the processes (each has its share of a global mean)."""
+    parts = processes.gather({name: float(value) for name, value in losses.items()})
+    return {name: sum(part[name] for part in parts) for name in losses}
 
 
-def _report_warm_up(loss: Float[Tensor, ""], clock: Clock, processes: Processes) -> float:
-    """Return and log the seconds of the first step, in which the backbone was compiled."""
-    float(loss)  # waits for the device
-    taken = round(clock.seconds() - clock.waited, 2)
-    if processes.main:
-        logger.info(f"note: the first step took {taken:.0f} s, because it compiled the backbone (training.compile)")
-    return taken
+def _note_score(
+    progress: Progress, score: float | None, patience: int | None, folder: Path, model: nn.Module, processes: Processes
+) -> None:
+    """Record a validation score, and save the weights if it is the best so far."""
+    if score is None:  # undefined for these tiles: neither an improvement nor a failure
+        return
+    if progress.best_score is None or score > progress.best_score:
+        progress.best_score, progress.best_step, progress.validations_without_gain = score, progress.step, 0
+        progress.best_sha256 = save_weights(best_file(folder, progress.step), model) if processes.main else ""
+        processes.barrier()
+    else:
+        progress.validations_without_gain += 1
+        progress.stopped = patience is not None and progress.validations_without_gain >= patience
 
 
-def _clip_gradients(accelerator: "Accelerator", student: Student, largest_norm: float) -> float:
-    trained = [p for p in student.parameters() if p.requires_grad]
-    norm = accelerator.clip_grad_norm_(trained, largest_norm if largest_norm > 0 else math.inf)
-    return float(norm) if norm is not None else math.nan
+class _Log:
+    """Writer of metrics.jsonl and the tracker, if any; rows after the checkpoint's step are dropped."""
+
+    def __init__(
+        self, path: Path, step: int, processes: Processes, tracker: Callable[[dict[str, Any], int], None]
+    ) -> None:
+        self._path, self._main, self._tracker = path, processes.main, tracker
+        if processes.main and path.is_file():
+            kept = "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= step)
+            with whole_file(path) as temporary:
+                temporary.write_text(kept, encoding="utf-8")
+
+    def write(self, step: int, row: Mapping[str, Any]) -> None:
+        """Append a row to metrics.jsonl (main process only) and pass it to the trackers, less what is undefined."""
+        if self._main:
+            with disk_errors(self._path), self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": step, **row}) + "\n")
+        self._tracker({key: value for key, value in row.items() if value is not None}, step)

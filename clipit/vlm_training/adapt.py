@@ -35,9 +35,9 @@ from clipit.runs.folder import (
 )
 from clipit.runs.tracking import finish_trackers, start_trackers
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, load_weights
+from clipit.training.loop import Schedule, StepParts, make_optimizer, run_steps
 from clipit.training.precision import resolve_precision
 from clipit.training.step import Clock
-from clipit.training.steps import Schedule, StepParts, make_optimizer, run_steps
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.examples import make_examples, validation_examples
 from clipit.vlm_training.mining import mine, warn_of_mining

@@ -30,12 +30,12 @@ from clipit.models.adapted_towers import AdaptedTowers
 from clipit.tiles.augment import augment, tile_keys
 from clipit.training.losses import many_to_many_sum
 from clipit.training.step import Clock
-from clipit.training.terms.bags import COLDEST
+from clipit.training.terms.bags import MIN_TEMPERATURE
 from clipit.vlm_training.bag_batches import BagExamples, ContrastBatch
 
 logger = logging.getLogger(__name__)
 
-_LARGEST_SCALE = 1 / COLDEST
+_LARGEST_SCALE = 1 / MIN_TEMPERATURE
 """Upper bound of a learnt scale, that of the terms' temperatures; the lower bound is 1."""
 _AT_BOUND = 1e-3
 """Distance, relative to a bound of the scale, at which the scale has reached it."""

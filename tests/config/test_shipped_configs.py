@@ -20,7 +20,7 @@ from clipit.sweeps.file import read_sweep
 from clipit.sweeps.trials import plan_sweep
 from clipit.tiles.datasets import DATASETS
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check
+from clipit.training.checks import check_keys
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))
@@ -81,7 +81,7 @@ def test_the_head_says_command_needs_and_expected(path: Path) -> None:
 @pytest.mark.parametrize("path", RUNS, ids=names)
 def test_every_run_and_every_arm_of_every_comparison_fits(path: Path) -> None:
     file, plans = planned(path)  # checks each arm, too
-    check(resolve_arm(file.run))
+    check_keys(resolve_arm(file.run))
     for setting in plans:
         for arm in setting.arms:
             resolved = resolve_arm(setting.run_config(arm, 0))

@@ -11,9 +11,9 @@ from clipit.mil.map_scores import (
     CEILING,
     FLOOR,
     SlideTruth,
-    agree,
     attention_scores,
     class_scores,
+    map_agreement,
     read_truth,
     reference_maps,
     score_slide,
@@ -53,9 +53,9 @@ def test_a_mask_is_read_at_the_pixels_of_the_map(truth: SlideTruth) -> None:
 def test_dice_of_maps_floor_and_ceiling_equal_hand_counts(truth: SlideTruth) -> None:
     # 24 of 60 labelled pixels show the class; the map calls the two upper tiles, 32 pixels, by it
     probabilities = np.array([[0.1, 0.9], [0.4, 0.6], [0.6, 0.4], [0.9, 0.1]], dtype=np.float32)
-    assert agree(truth, class_scores(probabilities, 1)).dice[1] == pytest.approx(2 * 24 / (24 + 32))
+    assert map_agreement(truth, class_scores(probabilities, 1)).dice[1] == pytest.approx(2 * 24 / (24 + 32))
     attention = np.array([0.6, 0.2, 0.15, 0.05], dtype=np.float32)  # only the first is above the mean weight
-    assert agree(truth, attention_scores(attention)).dice[1] == pytest.approx(2 * 16 / (24 + 16))
+    assert map_agreement(truth, attention_scores(attention)).dice[1] == pytest.approx(2 * 16 / (24 + 16))
     found = {name: agreement.dice[1] for name, agreement in reference_maps(truth)}
     assert found[FLOOR] == pytest.approx(2 * 24 / (24 + 60))  # 2 p / (1 + p) with p = 24 / 60
     assert found[CEILING] == pytest.approx(2 * 16 / (24 + 16))
@@ -95,7 +95,7 @@ def test_intervals_of_maps_resample_patients_and_average_seeds(truth: SlideTruth
         found += score_slide(truth, maps, f"s{number}", f"p{number // 2}")
     table = score_table(found, 200)
     rows = table[table["arm"] == "mean"]
-    best, worst = agree(truth, good), agree(truth, bad)
+    best, worst = map_agreement(truth, good), map_agreement(truth, bad)
     pooled = best.plus(worst)
     assert rows["dice"].tolist() == pytest.approx([pooled.dice[1], best.dice[1]])
     assert rows["dice_low"].nunique() == 1 and set(rows["slides"]) == {22}

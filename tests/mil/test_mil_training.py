@@ -12,7 +12,7 @@ from clipit.config.mil import MilTrainingConfig
 from clipit.errors import DataError
 from clipit.mil import training
 from clipit.mil.arms import ARMS, class_frequencies
-from clipit.mil.bags import ArrayReader, keep_labels, kept_labels, shuffle_labels
+from clipit.mil.bags import ArrayReader, keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.network import MilNetwork
 from clipit.mil.training import train_mil
 
@@ -170,7 +170,7 @@ def test_shuffled_labels_stay_in_place_as_often_as_by_chance_for_every_seed(
     bags = bags_with_signal(60)
     for seed in range(8):
         kept = keep_labels(bags, per_class, seed)
-        shares = kept_labels(kept, shuffle_labels(kept, seed))
+        shares = unchanged_shares(kept, shuffle_labels(kept, seed))
         assert shares == {"train": (share, 0.5), "validation": (share, 0.5)}
     drawn = {tuple(shuffle_labels(bags, seed).labels.tolist()) for seed in range(8)}
     assert len(drawn) == 8
@@ -183,7 +183,7 @@ def test_rare_classes_are_shuffled_like_frequent_ones() -> None:
     train = rare.splits == "train"
     shuffled = shuffle_labels(rare, 0)
     assert ((shuffled.labels != labels) & train).sum() == 4  # both bags of the class with two others
-    assert kept_labels(rare, shuffled)["train"] == (0.8, pytest.approx(0.82))
+    assert unchanged_shares(rare, shuffled)["train"] == (0.8, pytest.approx(0.82))
 
 
 def test_the_control_notes_how_many_labels_it_keeps_and_when_they_are_too_few() -> None:

@@ -20,7 +20,7 @@ from clipit.reporting.html import page
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check
+from clipit.training.checks import check_keys
 from clipit.training.terms.cross_entropy import CrossEntropyTerm
 from clipit.training.terms.prompt_bags import PromptBagsTerm
 from clipit.training.terms.soft_labels import SoftLabels, SoftLabelsTerm, make_soft_labels
@@ -125,7 +125,7 @@ def test_keys_that_do_not_fit(
 ) -> None:
     config = resolve_arm(configure(annotations, arms={"odd": {"base": "image_only", **keys}}, arm="odd"))
     with pytest.raises(ConfigError, match=message):
-        check(config)
+        check_keys(config)
 
 
 @pytest.mark.slow

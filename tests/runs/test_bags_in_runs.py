@@ -77,7 +77,7 @@ def test_bags_filled_by_prompts_are_not_empty(configure: MakeConfig) -> None:
 def test_a_learnt_temperature_is_held_after_every_update(
     configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipit.training.terms.bags.COLDEST", 0.5)
+    monkeypatch.setattr("clipit.training.terms.bags.MIN_TEMPERATURE", 0.5)
     monkeypatch.setattr(BagsTerm, "problems", lambda self: [])  # it would refuse a start below the bound
     keys = {**FEW, "bags.learn_temperature": True, "bags.temperature": 0.4, "training.learning_rate": 1e-5}
     folder = train_run(configure(keys, name="held", arm="bags", output=tmp_path))

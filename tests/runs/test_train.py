@@ -15,8 +15,8 @@ from run_files import losses, predictions
 from tiny_models import CLASSES, WORDS
 
 import clipit.runs.train as run_module
-import clipit.training.loop as loop_module
 import clipit.training.step as step_module
+import clipit.training.train_student as train_student_module
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ModelError
 from clipit.runs.train import run_folder, train_run
@@ -164,14 +164,14 @@ def test_killed_and_started_again_ends_the_same(
     straight = train(configure(keys, name="straight", arm=arm))
     config = configure(keys, name="killed-" + killed_at.replace(" ", ""), arm=arm)
     if killed_at.startswith("step"):
-        original, stop = loop_module.one_step, int(killed_at.split()[1])
+        original, stop = train_student_module.one_step, int(killed_at.split()[1])
 
         def one_step(*arguments: Any) -> Any:
             if arguments[5] == stop:
                 raise Killed
             return original(*arguments)
 
-        monkeypatch.setattr(loop_module, "one_step", one_step)
+        monkeypatch.setattr(train_student_module, "one_step", one_step)
     else:
         places = {
             "saving": ("clipit.training.checkpoints.Path.rename", None),
@@ -201,7 +201,7 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
 ) -> None:
     from torch.nn import functional
 
-    from clipit.training.loop import student_logits
+    from clipit.training.train_student import student_logits
 
     def inspect(
         config: RunConfig, student: Any, normalise: Any, data: Any, validation: Any, folder: Path, accelerator: Any
@@ -217,7 +217,7 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
         assert functional.cross_entropy(torch.from_numpy(alone), labels) < 0.2
         raise Killed
 
-    monkeypatch.setattr(loop_module, "train", inspect)
+    monkeypatch.setattr(train_student_module, "train", inspect)
     with pytest.raises(Killed):
         train(configure(name="stage1", arm="clip_it_paper"))
 

@@ -19,7 +19,7 @@ from benchmarks.inputs import write_jpeg_slide
 from clipit.errors import DataError
 from clipit.images import ImageError
 from clipit.slides.jpeg_tiles import JpegLevel, TileCache, open_jpeg_levels
-from clipit.slides.opening import open_slide, white_below
+from clipit.slides.opening import open_slide, over_white
 from clipit.slides.reading import read_tile
 
 EDGE = 64
@@ -50,7 +50,7 @@ def assert_equals_openslide(path: Path, levels: int) -> None:
         factor = round(ours.levels[level].downsample)
         for x, y, width, height in [(0, 0, 64, 64), (50, 30, 100, 90), (-20, -10, 60, 50), (110, 70, 120, 90)]:
             region = ours.read_region(x * factor, y * factor, level, width, height)
-            wanted = white_below(theirs.read_region((x * factor, y * factor), level, (width, height)))
+            wanted = over_white(theirs.read_region((x * factor, y * factor), level, (width, height)))
             assert np.abs(np.asarray(region).astype(int) - np.asarray(wanted)).max() <= 1
 
 

@@ -13,7 +13,7 @@ from slide_files import PINK, levels_of, picture, write_dicom, write_ome, write_
 
 from clipit.errors import DataError
 from clipit.slides.dicom import one_per_slide, series_of, slide_key
-from clipit.slides.opening import count_levels, open_slide, resolve_mpp, slide_name, white_below
+from clipit.slides.opening import count_levels, open_slide, over_white, resolve_mpp, slide_name
 
 REAL = "slides"
 
@@ -52,7 +52,7 @@ def test_a_region_has_the_pixels_of_the_picture_at_its_level(kind: str, tmp_path
 def test_pixels_outside_the_scanned_area_are_white() -> None:
     image = Image.new("RGBA", (2, 1), (10, 20, 30, 255))
     image.putpixel((1, 0), (0, 0, 0, 0))
-    shown = white_below(image)
+    shown = over_white(image)
     assert [shown.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
 
 

@@ -14,7 +14,7 @@ from clipit.distributed import Processes
 from clipit.models.student import Student
 from clipit.training.losses import many_to_many_sum
 from clipit.training.terms.bag_members import BagMembers, Bags, PromptMembers
-from clipit.training.terms.bags import COLDEST, BagsTerm, share_text
+from clipit.training.terms.bags import MIN_TEMPERATURE, BagsTerm, share_text
 from clipit.training.terms.term import MicroBatch
 from clipit.vectors import unit
 
@@ -149,7 +149,7 @@ def test_a_learnt_temperature_is_held_and_can_rise_again(tmp_path: Path) -> None
     student, bags, rows = warm_student(0.001), make_bags(tmp_path), np.arange(6)
     term, temperature = bags_term(BagsConfig(weight=1), bags), student.loss_parameters["bags_log_temperature"]
     term.after_update(student)
-    assert temperature.exp().item() == pytest.approx(COLDEST)
+    assert temperature.exp().item() == pytest.approx(MIN_TEMPERATURE)
     with torch.no_grad():
         temperature.sub_(1e-6)  # a rounding below the bound must not stop it
     projected = torch.from_numpy(vectors(6, 3))  # of no tile in particular: a higher temperature loses less

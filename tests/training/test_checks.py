@@ -8,7 +8,7 @@ from clipit.config.run import RunConfig
 from clipit.distributed import Processes
 from clipit.errors import ConfigError
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check
+from clipit.training.checks import check_keys
 from clipit.training.terms import bags
 from clipit.training.terms.table import describe_terms
 
@@ -16,9 +16,9 @@ LARGE = {"training.tiles_per_step": 2048, "bags.tiles": 5, "bags.snippets": 5}  
 
 
 def test_the_bound_counts_all_that_a_step_holds(configure: Callable[..., RunConfig]) -> None:
-    check(resolve_arm(configure(LARGE, arm="bags")))  # 2.8 GiB
+    check_keys(resolve_arm(configure(LARGE, arm="bags")))  # 2.8 GiB
     with pytest.raises(ConfigError, match=r"6 tiles and 5 texts need about 4\.2 GiB in a step of 2048 tiles"):
-        check(resolve_arm(configure({**LARGE, "bags.learn_temperature": True}, arm="bags")))
+        check_keys(resolve_arm(configure({**LARGE, "bags.learn_temperature": True}, arm="bags")))
 
 
 def test_processes_share_what_a_step_holds(
@@ -28,21 +28,21 @@ def test_processes_share_what_a_step_holds(
 
     config = resolve_arm(configure({**LARGE, "training.tiles_per_step": 4096}, arm="bags"))
     with pytest.raises(ConfigError, match=r"about 11\.2 GiB in a step of 4096 tiles \(at most 4\): lower"):
-        check(config)
+        check_keys(config)
     monkeypatch.setattr(bags, "get_processes", lambda: Processes(0, 3, torch.device("cpu")))
-    check(config)
+    check_keys(config)
 
 
 def test_a_learnt_temperature_starts_where_it_may_stay(configure: Callable[..., RunConfig]) -> None:
-    check(resolve_arm(configure({"bags.temperature": 0.005}, arm="bags")))
+    check_keys(resolve_arm(configure({"bags.temperature": 0.005}, arm="bags")))
     with pytest.raises(ConfigError, match=r"bags\.learn_temperature(?s:.*)bags\.temperature=0\.01 or more"):
-        check(resolve_arm(configure({"bags.temperature": 0.005, "bags.learn_temperature": True}, arm="bags")))
+        check_keys(resolve_arm(configure({"bags.temperature": 0.005, "bags.learn_temperature": True}, arm="bags")))
 
 
 def test_bags_need_their_pairs_and_the_whole_batch(configure: Callable[..., RunConfig]) -> None:
     config = configure({"pairing.k": 2, "bags.weight": 1.0, "training.accumulation": 2})
     with pytest.raises(ConfigError, match=r"bags\.snippets=5(?s:.*)training\.accumulation=1"):
-        check(config)
+        check_keys(config)
 
 
 def test_what_is_taught_names_every_source(configure: Callable[..., RunConfig]) -> None:

@@ -17,7 +17,7 @@ from clipit.models.student import Student
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
 from clipit.training.checkpoints import Progress, best_file
-from clipit.training.steps import _check_finite, _note_score, warmup_cosine
+from clipit.training.loop import _check_finite, _note_score, warmup_cosine
 
 MakeConfig = Callable[..., RunConfig]
 

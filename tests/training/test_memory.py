@@ -15,8 +15,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import ProfilerActivity, profile
 
-import clipit.training.fitting as fitting
 import clipit.training.memory as memory
+import clipit.training.memory_plan as memory_plan
 from clipit.config.run import BackboneConfig, LoraConfig, RunConfig, StudentConfig, VLMConfig
 from clipit.distributed import Processes
 from clipit.doctor.memory import check_memory
@@ -31,8 +31,8 @@ from clipit.read_ahead import bytes_ahead
 from clipit.runs.folder import resolve_run_precision, run_folder
 from clipit.runs.train import train_run
 from clipit.tiles.pixel_source import PixelSource
-from clipit.training.fitting import _smallest_memory, choose_fit
 from clipit.training.memory import Activations, MemoryEstimate, estimate_memory
+from clipit.training.memory_plan import _smallest_memory, choose_memory_plan
 from clipit.training.precision import resolve_precision
 from clipit.workspace.workspace import Workspace
 
@@ -144,18 +144,18 @@ def test_checkpointing_and_micro_batches_are_chosen_to_fit(
     configure: MakeConfig, keys: dict[str, object], free: int, expected: tuple[bool, int, int]
 ) -> None:
     config = configure({"training.tiles_per_step": 64, **{f"training.{key}": value for key, value in keys.items()}})
-    fit = choose_fit(config, made_estimate(), free)
-    assert (fit.checkpointing, fit.micro_batches, fit.needed) == expected
+    plan = choose_memory_plan(config, made_estimate(), free)
+    assert (plan.checkpointing, plan.micro_batches, plan.needed) == expected
 
 
 def test_several_processes_share_the_tiles_and_exchange_gradients(configure: MakeConfig) -> None:
-    fit = choose_fit(configure({"training.tiles_per_step": 64}), made_estimate(), 900, processes=2)
-    assert fit.needed == 100 + 20 + 10 + 32 * 10
+    plan = choose_memory_plan(configure({"training.tiles_per_step": 64}), made_estimate(), 900, processes=2)
+    assert plan.needed == 100 + 20 + 10 + 32 * 10
 
 
 def test_a_batch_that_cannot_fit_gives_the_numbers_and_ways_out(configure: MakeConfig) -> None:
     with pytest.raises(ConfigError) as caught:
-        choose_fit(configure({"training.tiles_per_step": 64}), made_estimate(supported=False), 400)
+        choose_memory_plan(configure({"training.tiles_per_step": 64}), made_estimate(supported=False), 400)
     message = str(caught.value)
     assert "64 tiles needs 760 bytes" in message and "only 360 bytes can be used" in message
     for way in ("accumulation=3 (needs 350", "tiles_per_step=16 (needs 280", "set training.gradient_checkpointing to"):
@@ -164,14 +164,14 @@ def test_a_batch_that_cannot_fit_gives_the_numbers_and_ways_out(configure: MakeC
 
 def test_with_explicit_keys_a_batch_that_does_not_fit_is_a_warning_with_the_ways_out(configure: MakeConfig) -> None:
     keys = {"training.tiles_per_step": 64, "training.gradient_checkpointing": "never"}
-    fit = choose_fit(configure(keys), made_estimate(), 400)
-    assert (fit.checkpointing, fit.micro_batches, fit.needed, fit.fits) == (False, 1, 760, False)
-    (warning,) = fit.notes
+    plan = choose_memory_plan(configure(keys), made_estimate(), 400)
+    assert (plan.checkpointing, plan.micro_batches, plan.needed, plan.fits) == (False, 1, 760, False)
+    (warning,) = plan.notes
     assert warning.startswith("warning: a step of 64 tiles needs 760 bytes")
     for way in ("gradient_checkpointing=auto (needs 268", "accumulation=3 (needs 350", "tiles_per_step=16 (needs 280"):
         assert way in warning
     with pytest.raises(ConfigError, match="64 tiles"):
-        choose_fit(configure(keys | {"training.accumulation": "auto"}), made_estimate(), 120)
+        choose_memory_plan(configure(keys | {"training.accumulation": "auto"}), made_estimate(), 120)
 
 
 def test_checkpointing_that_saves_nothing_or_is_not_needed_is_not_used_and_a_note_tells_why(
@@ -179,18 +179,18 @@ def test_checkpointing_that_saves_nothing_or_is_not_needed_is_not_used_and_a_not
 ) -> None:
     keys = {"training.tiles_per_step": 64, "training.gradient_checkpointing": "always"}
     useless = replace(made_estimate(), checkpointed=made_estimate().plain)
-    fit = choose_fit(configure(keys), useless, 10_000)
-    assert not fit.checkpointing and "saves nothing" in fit.notes[0]
-    fit = choose_fit(configure(keys | {"backbone.tuning": "frozen"}), made_estimate(), 10_000)
-    assert not fit.checkpointing and "tuning=frozen" in fit.notes[0]
+    plan = choose_memory_plan(configure(keys), useless, 10_000)
+    assert not plan.checkpointing and "saves nothing" in plan.notes[0]
+    plan = choose_memory_plan(configure(keys | {"backbone.tuning": "frozen"}), made_estimate(), 10_000)
+    assert not plan.checkpointing and "tuning=frozen" in plan.notes[0]
     with pytest.raises(ConfigError) as caught:
-        choose_fit(configure({"training.tiles_per_step": 64}), useless, 400)
+        choose_memory_plan(configure({"training.tiles_per_step": 64}), useless, 400)
     assert "with gradient checkpointing" not in str(caught.value)
 
 
 def test_tiles_that_are_read_ahead_and_what_else_is_held_count(configure: MakeConfig) -> None:
-    fit = choose_fit(configure({"training.tiles_per_step": 64}), made_estimate(), 10**6, held=1000, pixels=4)
-    assert fit.needed == 760 + 1000 + 5 * 64 * 3 * 4 * 4 and "beside the student" in fit.message
+    plan = choose_memory_plan(configure({"training.tiles_per_step": 64}), made_estimate(), 10**6, held=1000, pixels=4)
+    assert plan.needed == 760 + 1000 + 5 * 64 * 3 * 4 * 4 and "beside the student" in plan.message
     assert bytes_ahead(2**29) == 2**29 + 2**30 and bytes_ahead(2**31) == 2 * 2**31
 
 
@@ -236,38 +236,38 @@ def test_a_lack_of_memory_in_one_process_stops_all_of_them(
         return made_estimate()
 
     gathered: list[object] = []
-    monkeypatch.setattr(fitting, "get_processes", lambda: Processes(0, 2, torch.device("cpu")))
+    monkeypatch.setattr(memory_plan, "get_processes", lambda: Processes(0, 2, torch.device("cpu")))
     monkeypatch.setattr(Processes, "gather", lambda _, value: gathered.append(value) or [value, other])
-    monkeypatch.setattr(fitting, "estimate_memory", estimate)
+    monkeypatch.setattr(memory_plan, "estimate_memory", estimate)
     with pytest.raises(ConfigError, match="not even two tiles"):
         student = Student(nn.Identity(), StudentConfig(), dim=4, n_classes=3, joint_dim=8)
-        fitting.fit_training(configure(), student, lambda pixels: pixels, 8)
+        memory_plan.plan_memory(configure(), student, lambda pixels: pixels, 8)
     assert gathered == [own]
 
 
 def test_a_student_whose_weights_do_not_fit_gets_other_ways_out(configure: MakeConfig) -> None:
     config = configure({"backbone.tuning": "full"})
     with pytest.raises(ConfigError, match=r"frozen.*; or a smaller backbone .*; or a device with more memory"):
-        choose_fit(config, made_estimate(), 100)
+        choose_memory_plan(config, made_estimate(), 100)
 
 
 def test_terms_that_need_the_whole_batch_get_no_micro_batches(configure: MakeConfig) -> None:
     keys = {"bags.weight": 1.0, "pairing.k": 5, "training.tiles_per_step": 64, "training.accumulation": "auto"}
-    assert choose_fit(configure(keys), made_estimate(), 800).checkpointing
+    assert choose_memory_plan(configure(keys), made_estimate(), 800).checkpointing
     with pytest.raises(ConfigError, match="64 tiles"):
-        choose_fit(configure(keys), made_estimate(supported=False), 800)
+        choose_memory_plan(configure(keys), made_estimate(supported=False), 800)
 
 
 def test_a_backbone_without_checkpointing_is_refused_where_it_is_asked_for(configure: MakeConfig) -> None:
     config = configure({"training.gradient_checkpointing": "always"})
     with pytest.raises(ModelError, match="does not support gradient checkpointing"):
-        choose_fit(config, made_estimate(supported=False), 10_000)
+        choose_memory_plan(config, made_estimate(supported=False), 10_000)
 
 
 def test_a_training_that_cannot_fit_stops_before_any_work(
     configure: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "device_memory", lambda device: 1000)
+    monkeypatch.setattr(memory_plan, "device_memory", lambda device: 1000)
     config = configure({}, name="too-large")
     with pytest.raises(ConfigError, match=r"(?s)tiles needs .*training\.tiles_per_step"):
         train_run(config)

@@ -12,7 +12,7 @@ from clipit.errors import ConfigError
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check
+from clipit.training.checks import check_keys
 from clipit.training.terms.table import active_terms, concerns, describe_terms, idle_keys
 from clipit.workspace.workspace import Workspace
 
@@ -108,4 +108,4 @@ def test_a_term_that_cannot_be_used_is_refused(
     configure: MakeConfig, terms: dict[str, dict[str, object]], match: str
 ) -> None:
     with pytest.raises(ConfigError, match=match):
-        check(configure(terms=terms))
+        check_keys(configure(terms=terms))

@@ -16,7 +16,7 @@ from clipit.errors import ConfigError, DataError
 from clipit.reports.rules import label_report
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
-from clipit.training.checks import check
+from clipit.training.checks import check_keys
 from clipit.training.terms.case_labels import CaseLabels, exchange_labels
 from clipit.training.terms.own_reports import OwnLabels, own_report_labels
 from clipit.workspace.workspace import Workspace
@@ -267,7 +267,7 @@ def test_a_run_without_any_tile_label(own: Own, tmp_path: Path) -> None:
 )
 def test_keys_that_are_missing(own: Own, labels: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check(own(labels, **keys))
+        check_keys(own(labels, **keys))
 
 
 def test_labels_that_are_no_classes(own: Own, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from clipit.training.terms.bag_members import Bags, make_bags
 from clipit.training.terms.term import MicroBatch, Term, TermInputs
 from clipit.workspace.workspace import Workspace
 
-COLDEST = 0.01
+MIN_TEMPERATURE = 0.01
 """Lower bound of a learnt temperature: CLIP's maximum logit scale of 100 (arXiv 2103.00020, section 2.5)."""
 _MOST_BYTES = 4 * 2**30
 """Upper bound on the term's memory per process."""
@@ -71,9 +71,9 @@ class BagsTerm(Term[BagsConfig]):
                 "bags contrast a tile with the whole batch, which accumulation cuts: training.accumulation=1, "
                 "or bags.weight=0"
             )
-        if b.learn_temperature and b.temperature < COLDEST:
+        if b.learn_temperature and b.temperature < MIN_TEMPERATURE:
             problems.append(
-                f"bags.learn_temperature holds it at {COLDEST} or above: bags.temperature={COLDEST} or more"
+                f"bags.learn_temperature clamps it at {MIN_TEMPERATURE}: bags.temperature={MIN_TEMPERATURE} or more"
             )
         return [*problems, *self._memory_problems()]
 
@@ -147,13 +147,13 @@ class BagsTerm(Term[BagsConfig]):
 
     @torch.no_grad()
     def after_update(self, student: Student) -> None:
-        """Clamp a learnt temperature to at least `COLDEST`, as CLIP does with its logit scale.
+        """Clamp a learnt temperature to at least `MIN_TEMPERATURE`, as CLIP does with its logit scale.
 
         This is not done in the forward pass: a clamped value has zero gradient, so the temperature could never rise
         again.
         """
         if _TEMPERATURE in student.loss_parameters:
-            student.loss_parameters[_TEMPERATURE].clamp_(min=math.log(COLDEST))
+            student.loss_parameters[_TEMPERATURE].clamp_(min=math.log(MIN_TEMPERATURE))
 
 
 def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:

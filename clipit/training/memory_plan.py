@@ -1,4 +1,4 @@
-"""Fit training into the memory of its devices: precision, micro-batches and gradient checkpointing."""
+"""MemoryPlan training into the memory of its devices: precision, micro-batches and gradient checkpointing."""
 
 import logging
 import math
@@ -25,8 +25,8 @@ _UNEQUAL = 0.9  # ratio of free memories below which the devices are called diff
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Choices that fit training into the memory of its devices.
+class MemoryPlan:
+    """Choices with which training fits into the memory of its devices.
 
     Attributes:
         checkpointing: Whether to use gradient checkpointing.
@@ -73,7 +73,7 @@ class _Room:
     pixels: int  # edge of the tiles that are read ahead; 0: not counted
 
 
-def fit_training(config: RunConfig, student: Student, normalise: Normalise, pixels: int, cached: int = 0) -> Fit:
+def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixels: int, cached: int = 0) -> MemoryPlan:
     """Choose micro-batches and checkpointing for a loaded student, and log the estimate.
 
     Args:
@@ -107,10 +107,10 @@ def fit_training(config: RunConfig, student: Student, normalise: Normalise, pixe
     room = _Room(free, processes.count, held, pixels)
     if (
         config.training.gradient_checkpointing == "always"
-        or not _fit(config, measured, room, config.training.micro_batches, False).fits
+        or not _plan(config, measured, room, config.training.micro_batches, False).fits
     ):
         measured = estimate(True)
-    found = choose_fit(config, measured, free, processes.count, held=held, pixels=pixels)
+    found = choose_memory_plan(config, measured, free, processes.count, held=held, pixels=pixels)
     if processes.main:
         for line in (found.message, *found.notes):
             logger.info(line)
@@ -138,9 +138,9 @@ def _raise_together(problems: Sequence[str | None], processes: Processes) -> Non
     )
 
 
-def choose_fit(
+def choose_memory_plan(
     config: RunConfig, estimate: MemoryEstimate, free: int, processes: int = 1, *, held: int = 0, pixels: int = 0
-) -> Fit:
+) -> MemoryPlan:
     """Choose micro-batches and checkpointing within the keys of a configuration.
 
     With `accumulation: auto`, the smallest number of micro-batches that fits. Where checkpointing is `auto`, too, it is
@@ -169,16 +169,16 @@ def choose_fit(
             fix="training.gradient_checkpointing=never and training.accumulation=auto, or another backbone",
         )
     modes = {"auto": [False, True], "never": [False], "always": [True]}[t.gradient_checkpointing]
-    fits: list[Fit] = []
+    plans: list[MemoryPlan] = []
     for mode in modes:
         for count in _micro_batches(config, processes):
-            found = _fit(config, estimate, room, count, mode and supported)
+            found = _plan(config, estimate, room, count, mode and supported)
             if found.fits:
-                fits.append(found)
+                plans.append(found)
                 break
-    if fits:
-        few_tiles = _tiles(config, processes, fits[0].micro_batches) < _FEWEST
-        chosen = min(fits, key=lambda fit: fit.micro_batches) if few_tiles else fits[0]
+    if plans:
+        few_tiles = _tiles(config, processes, plans[0].micro_batches) < _FEWEST
+        chosen = min(plans, key=lambda plan: plan.micro_batches) if few_tiles else plans[0]
     else:
         what, ways = _too_large(config, estimate, room, supported)
         if t.gradient_checkpointing == "auto" or t.accumulation == "auto":
@@ -187,7 +187,7 @@ def choose_fit(
                 "training.accumulation to a number"
             )
             raise ConfigError(what, where="training.tiles_per_step", fix=f"{'; or '.join(ways)}; {override}")
-        chosen = _fit(config, estimate, room, t.accumulation, modes[0] and supported)
+        chosen = _plan(config, estimate, room, t.accumulation, modes[0] and supported)
         warning = f"warning: {what}. The training may run out of memory; what helps: {'; or '.join(ways)}"
         chosen = replace(chosen, notes=(warning,))
     if t.gradient_checkpointing == "always" and not chosen.checkpointing:
@@ -226,7 +226,9 @@ def _views(config: RunConfig) -> int:
     return max((term.views for term in all_terms(config) if term.active), default=1)
 
 
-def _fit(config: RunConfig, estimate: MemoryEstimate, room: _Room, micro_batches: int, checkpointing: bool) -> Fit:
+def _plan(
+    config: RunConfig, estimate: MemoryEstimate, room: _Room, micro_batches: int, checkpointing: bool
+) -> MemoryPlan:
     """Compute what a number of micro-batches needs; checkpointing only where it saves memory."""
     tiles = _tiles(config, room.processes, micro_batches)
     images = tiles * _views(config)
@@ -243,7 +245,7 @@ def _fit(config: RunConfig, estimate: MemoryEstimate, room: _Room, micro_batches
     notes += [f"beside the student {_size(beside)}"] if beside else []
     notes += [f"{micro_batches} micro-batches per step"] if micro_batches > 1 else []
     notes += ["with gradient checkpointing"] if checkpointing else []
-    return Fit(checkpointing, micro_batches, total(checkpointing) + beside, room.free, ", ".join(notes))
+    return MemoryPlan(checkpointing, micro_batches, total(checkpointing) + beside, room.free, ", ".join(notes))
 
 
 def _too_large(config: RunConfig, estimate: MemoryEstimate, room: _Room, supported: bool) -> tuple[str, list[str]]:
@@ -252,23 +254,23 @@ def _too_large(config: RunConfig, estimate: MemoryEstimate, room: _Room, support
     checkpointing = t.gradient_checkpointing != "never" and supported
     automatic = _with(config, accumulation="auto")
     half = _with(config, tiles_per_step=max(t.tiles_per_step // 2, processes))
-    while half.training.tiles_per_step > processes and not _fit(half, estimate, room, 1, checkpointing).fits:
+    while half.training.tiles_per_step > processes and not _plan(half, estimate, room, 1, checkpointing).fits:
         half = _with(half, tiles_per_step=max(half.training.tiles_per_step // 2, processes))
     tries = [("training.gradient_checkpointing=auto", config, t.micro_batches, True)] if supported else []
     for count in _micro_batches(automatic, processes):
-        if _fit(config, estimate, room, count, checkpointing).fits:
+        if _plan(config, estimate, room, count, checkpointing).fits:
             tries.append((f"training.accumulation={count}", config, count, checkpointing))
             break
     tries.append((f"training.tiles_per_step={half.training.tiles_per_step}", half, 1, checkpointing))
     ways = []
     for way, changed, count, recomputes in tries:
-        fit = _fit(changed, estimate, room, count, recomputes)
-        if fit.fits:
-            ways.append(f"{way} (needs {_size(fit.needed)})")
+        plan = _plan(changed, estimate, room, count, recomputes)
+        if plan.fits:
+            ways.append(f"{way} (needs {_size(plan.needed)})")
     if config.backbone.tuning != "frozen":
         ways.append("backbone.tuning=frozen, which keeps no activations")
     ways += ["a smaller backbone or fewer backbone.pixels", "a device with more memory"]
-    smallest = _fit(config, estimate, room, max(_micro_batches(config, processes)), checkpointing)
+    smallest = _plan(config, estimate, room, max(_micro_batches(config, processes)), checkpointing)
     what = (
         f"a step of {t.tiles_per_step} tiles needs {_size(smallest.needed)} ({smallest.parts}), and only "
         f"{_size(int(_USABLE * room.free))} can be used: {_USABLE:.0%} of the device's free memory"

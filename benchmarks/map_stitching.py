@@ -61,10 +61,10 @@ def _token_map(width: int, height: int) -> Iterator[object]:
 
 
 def _window_map(width: int, height: int) -> Iterator[object]:
-    """Stitch the answers of windows of 224 pixels, of which neighbours share three quarters."""
+    """Stitch the scores of windows of 224 pixels, of which neighbours share three quarters."""
     from clipit.segmentation.stitching import WindowGrid, stitch
 
     edge = min(224, height)
     grid = WindowGrid(width, height, edge, edge // 4)
-    answers = (np.zeros((len(batch), _CLASSES), dtype=np.float32) for batch in grid.batches(64))
-    return stitch(grid, answers)
+    scores = (np.zeros((len(batch), _CLASSES), dtype=np.float32) for batch in grid.batches(64))
+    return stitch(grid, scores)

@@ -63,8 +63,8 @@ class SegmentationConfig(Section):
     """Class that the floor by Otsu's threshold on haematoxylin predicts above the threshold; null: the foreground class
     if there are two classes, otherwise no such floor."""
     ceilings: tuple[float, ...] = (20.0, 40.0, 80.0, 140.0)
-    """Edges of the tiles, in micrometres, whose best answers are the ceilings of methods that give one class per tile;
-    with more than two classes, the majority answers are shown."""
+    """Edges of the tiles, in micrometres, whose best classes are the ceilings of methods that predict one class per
+    tile; with more than two classes, the majority class is shown."""
     shown: int = Field(1, ge=0)
     """Number of images on the page with the best, the median and the worst Dice of each method."""
 

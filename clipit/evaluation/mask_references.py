@@ -41,11 +41,11 @@ def haematoxylin_mask(image: UInt8[np.ndarray, "h w 3"], smoothing: float | int)
     return np.asarray(scaled > otsu(scaled))
 
 
-def majority_answers(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -> Int64[np.ndarray, "h w"]:
+def majority_class(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -> Int64[np.ndarray, "h w"]:
     """Return the segmentation in which each tile gets the class of most of its labelled pixels.
 
-    No segmentation by tiles has a higher accuracy, but some have a higher Dice (see `best_answers`). Tiles lie side by
-    side from the upper left corner; those at the right and lower borders may be smaller.
+    No segmentation by tiles has a higher accuracy, but some have a higher Dice (see `best_dice_tiles`). Tiles lie side
+    by side from the upper left corner; those at the right and lower borders may be smaller.
 
     Args:
         truth: True class of each pixel; -1 is ignored.
@@ -56,10 +56,10 @@ def majority_answers(truth: Integer[np.ndarray, "h w"], edge: int, classes: int)
     return _spread(areas.argmax(axis=0), edge, truth.shape)
 
 
-def best_answers(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> Int64[np.ndarray, "h w"]:
+def best_dice_tiles(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> Int64[np.ndarray, "h w"]:
     """Return the segmentation by tiles that has the highest Dice of one of two classes.
 
-    Tiles lie as in `majority_answers`. Adding a tile raises the Dice if the class covers more of the tile than half of
+    Tiles lie as in `majority_class`. Adding a tile raises the Dice if the class covers more of the tile than half of
     the present Dice. Tiles are therefore ordered by the share that the class covers, largest first, and added up to the
     number with the highest Dice.
 
@@ -72,9 +72,9 @@ def best_answers(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> Int
     order = np.argsort(-inside / np.maximum(labelled, 1), axis=None, kind="stable")
     hits, predicted = (np.cumsum([0, *areas.ravel()[order]]) for areas in (inside, labelled))
     dice = 2 * hits / np.maximum(hits[-1] + predicted, 1)
-    answers = np.full(inside.size, 1 - code)
-    answers[order[: int(dice.argmax())]] = code
-    return _spread(answers.reshape(inside.shape), edge, truth.shape)
+    codes = np.full(inside.size, 1 - code)
+    codes[order[: int(dice.argmax())]] = code
+    return _spread(codes.reshape(inside.shape), edge, truth.shape)
 
 
 def _areas(where: Bool[np.ndarray, "h w"], edge: int) -> Int64[np.ndarray, "r k"]:
@@ -83,6 +83,6 @@ def _areas(where: Bool[np.ndarray, "h w"], edge: int) -> Int64[np.ndarray, "r k"
     return np.asarray(np.add.reduceat(np.add.reduceat(where.astype(np.int64), rows, axis=0), columns, axis=1))
 
 
-def _spread(answers: Int64[np.ndarray, "r k"], edge: int, shape: tuple[int, ...]) -> Int64[np.ndarray, "h w"]:
+def _spread(codes: Int64[np.ndarray, "r k"], edge: int, shape: tuple[int, ...]) -> Int64[np.ndarray, "h w"]:
     """Give all pixels of each tile the tile's class."""
-    return np.asarray(answers.repeat(edge, axis=0)[: shape[0]].repeat(edge, axis=1)[:, : shape[1]], dtype=np.int64)
+    return np.asarray(codes.repeat(edge, axis=0)[: shape[0]].repeat(edge, axis=1)[:, : shape[1]], dtype=np.int64)

@@ -20,7 +20,7 @@ IGNORED_VALUE = 255
 """Value of mask pixels that are not scored."""
 CELLS = 4
 """Pixels of a map along the edge of a tile."""
-FLOOR, CEILING = "floor: all tiles", "ceiling: majority answer per tile"
+FLOOR, CEILING = "floor: all tiles", "ceiling: majority class per tile"
 _COLUMNS = [
     "arm", "map", "seed", "slides", "dice", "auroc", "auroc_slides",
     "dice_low", "dice_high", "auroc_low", "auroc_high", "reason",
@@ -120,7 +120,7 @@ def map_agreement(truth: SlideTruth, scores: InstanceMap) -> MapAgreement:
 
 
 def reference_maps(truth: SlideTruth) -> Iterator[tuple[str, MapAgreement]]:
-    """Measure the floor, in which all tiles are of the class, and the ceiling, the majority answer per tile."""
+    """Measure the floor, in which all tiles are of the class, and the ceiling, the majority class per tile."""
     yield FLOOR, measure_agreement(np.ones_like(truth.truth), truth.truth, 2)
     perfect = perfect_tiles(truth.grid, truth.truth, 2, truth.cell)
     yield CEILING, measure_agreement(np.abs(class_map(truth.grid, perfect, truth.cell)), truth.truth, 2)

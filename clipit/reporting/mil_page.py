@@ -28,7 +28,7 @@ _MAPS = (
     "Maps against masks: where a slide shows the class of its label, over the area of its tiles. Instance logits: "
     "tiles whose highest logit is that of the class; attention: tiles above the mean weight. Dice over the pixels of "
     "all slides together; AUROC of tiles that mostly show the class against the others, mean over slides. The floor "
-    "calls all tiles the class, the ceiling is the majority answer per tile. Mean and standard deviation over seeds; "
+    "calls all tiles the class, the ceiling is the majority class per tile. Mean and standard deviation over seeds; "
     "in brackets the 95 % interval over patients of this mean, if there are at least 10. High attention means that a "
     "tile has a large weight in the score, not that it shows the class of the label."
 )

@@ -1,4 +1,4 @@
-"""Floors and ceilings of segmentations: answers that need no model, and the best answers per tile."""
+"""Floors and ceilings of segmentations: predictions that need no model, and the best class per tile."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from clipit.config.segmentation import SegmentationConfig
-from clipit.evaluation.mask_references import all_one_class, best_answers, haematoxylin_mask, majority_answers
+from clipit.evaluation.mask_references import all_one_class, best_dice_tiles, haematoxylin_mask, majority_class
 from clipit.evaluation.segmentation import count_pixels
 from clipit.progress import progress
 from clipit.tiles.masks import MaskSet
@@ -24,13 +24,13 @@ class Reference:
 
     Attributes:
         name: Name in tables.
-        kind: Whether it is a floor, a ceiling of the mean Dice over images, or the majority answers.
+        kind: Whether it is a floor, a ceiling of the mean Dice over images, or the majority class.
         counts: Confusion matrix of each image.
         tile_um: Edge of the tiles of a ceiling in micrometres (in pixels where the resolution is unknown).
     """
 
     name: str
-    kind: Literal["floor", "ceiling", "majority answers"]
+    kind: Literal["floor", "ceiling", "majority class"]
     counts: Int64[np.ndarray, "n c c"]
     tile_um: float | None = None
 
@@ -39,7 +39,7 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
     """Compute floors and ceilings on masks.
 
     The floors call everything one foreground class, and, for H&E with two classes, predict by Otsu's threshold on
-    haematoxylin. The ceilings of one foreground class of two are the answers per tile with the highest Dice of each
+    haematoxylin. The ceilings of one foreground class of two are the classes per tile with the highest Dice of each
     image; with more classes, each tile gets the class of most of its pixels, which is not a ceiling of Dice.
 
     Args:
@@ -54,7 +54,7 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
     stained = options.haematoxylin or (options.averaged[0] if len(names) == 2 and len(options.averaged) == 1 else None)
     single = names.index(options.averaged[0]) if len(names) == 2 and len(options.averaged) == 1 else None
     otsu: list[Int64[np.ndarray, "c c"]] = []
-    answers: dict[float, list[Int64[np.ndarray, "c c"]]] = {edge: [] for edge in options.ceilings}
+    by_edge: dict[float, list[Int64[np.ndarray, "c c"]]] = {edge: [] for edge in options.ceilings}
     with progress("floors and ceilings", len(masks)) as advance:
         for index in range(len(masks)):
             image, truth = masks.read(index)
@@ -63,23 +63,23 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
                 smoothing = _SMOOTHING_PIXELS if math.isnan(mpp) else _SMOOTHING / mpp
                 above = haematoxylin_mask(np.asarray(image), smoothing)
                 otsu.append(count_pixels(_two_classes(above, names, stained, options.averaged), truth, len(names)))
-            for edge in answers:
+            for edge in by_edge:
                 pixels = max(1, round(edge if math.isnan(mpp) else edge / mpp))
                 predicted = (
-                    majority_answers(truth, pixels, len(names))
+                    majority_class(truth, pixels, len(names))
                     if single is None
-                    else best_answers(truth, pixels, single)
+                    else best_dice_tiles(truth, pixels, single)
                 )
-                answers[edge].append(count_pixels(predicted, truth, len(names)))
+                by_edge[edge].append(count_pixels(predicted, truth, len(names)))
             advance()
     if otsu:
         floors.append(Reference(f"haematoxylin above Otsu's threshold is {stained}", "floor", np.stack(otsu)))
-    title = "majority answer" if single is None else "best answer"
-    kind: Literal["majority answers", "ceiling"] = "majority answers" if single is None else "ceiling"
+    title = "majority class" if single is None else "best class"
+    kind: Literal["majority class", "ceiling"] = "majority class" if single is None else "ceiling"
     unit = _unit(masks.tiles.mpp)
     ceilings = [
         Reference(f"{title} per tile of {edge:g} {unit}", kind, np.stack(counts), edge)
-        for edge, counts in answers.items()
+        for edge, counts in by_edge.items()
     ]
     return floors + ceilings
 

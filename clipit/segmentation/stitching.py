@@ -1,8 +1,8 @@
-"""Windows over an image, and their answers stitched to a map, strip by strip.
+"""Windows over an image, and their scores stitched to a map, strip by strip.
 
-All pixels of a window get its answer, and a pixel gets the mean over the windows that cover it. Between two consecutive
+All pixels of a window get its scores, and a pixel gets the mean over the windows that cover it. Between two consecutive
 borders of windows, all rows of pixels therefore have the same values: a strip. Strips are made from top to bottom, and
-only the answers of windows that still reach below the current strip are kept.
+only the scores of windows that still reach below the current strip are kept.
 """
 
 from collections import deque
@@ -88,16 +88,16 @@ def window_starts(length: int, side: int, step: int) -> list[int]:
     return starts if starts[-1] == length - side else [*starts, length - side]
 
 
-def stitch(grid: WindowGrid, answers: Iterable[Float32[np.ndarray, "_ c"]]) -> Iterator[Strip]:
-    """Stitch the answers of windows to strips, in the memory of the windows that cover one row of pixels.
+def stitch(grid: WindowGrid, scores: Iterable[Float32[np.ndarray, "_ c"]]) -> Iterator[Strip]:
+    """Stitch the scores of windows to strips, in the memory of the windows that cover one row of pixels.
 
     Args:
         grid: Windows.
-        answers: One row per window, in the order of `grid.batches`, in batches of any size.
+        scores: One row per window, in the order of `grid.batches`, in batches of any size.
     """
     lefts, tops = np.array(grid.lefts), grid.tops
     active: deque[tuple[int, Float64[np.ndarray, "c w"]]] = deque()
-    for number, row in enumerate(_regroup(answers, len(lefts))):
+    for number, row in enumerate(_regroup(scores, len(lefts))):
         at, following = tops[number], tops[number + 1] if number + 1 < len(tops) else grid.height
         active.append((at, _spread(row, lefts, grid)))
         while at < following:
@@ -108,10 +108,10 @@ def stitch(grid: WindowGrid, answers: Iterable[Float32[np.ndarray, "_ c"]]) -> I
             at = bottom
 
 
-def _regroup(answers: Iterable[Float32[np.ndarray, "_ c"]], size: int) -> Iterator[Float32[np.ndarray, "m c"]]:
-    """Cut batches of answers into those of single rows of windows."""
+def _regroup(scores: Iterable[Float32[np.ndarray, "_ c"]], size: int) -> Iterator[Float32[np.ndarray, "m c"]]:
+    """Cut batches of scores into those of single rows of windows."""
     kept: list[Float32[np.ndarray, "_ c"]] = []
-    for batch in answers:
+    for batch in scores:
         kept.append(batch)
         while sum(map(len, kept)) >= size:
             joined = np.concatenate(kept)
@@ -119,10 +119,10 @@ def _regroup(answers: Iterable[Float32[np.ndarray, "_ c"]], size: int) -> Iterat
             kept = [joined[size:]]
 
 
-def _spread(answers: Float32[np.ndarray, "m c"], lefts: np.ndarray, grid: WindowGrid) -> Float64[np.ndarray, "c w"]:
-    """Return the mean answer over the windows of a row that cover each column."""
-    steps = np.zeros((answers.shape[1] + 1, grid.width + 1))
-    columns = np.concatenate([answers.T.astype(np.float64), np.ones((1, len(lefts)))])
+def _spread(scores: Float32[np.ndarray, "m c"], lefts: np.ndarray, grid: WindowGrid) -> Float64[np.ndarray, "c w"]:
+    """Return the mean scores over the windows of a row that cover each column."""
+    steps = np.zeros((scores.shape[1] + 1, grid.width + 1))
+    columns = np.concatenate([scores.T.astype(np.float64), np.ones((1, len(lefts)))])
     steps[:, lefts] += columns  # no two windows of a row begin, or end, in the same column
     steps[:, lefts + grid.edge] -= columns
     sums = steps.cumsum(axis=1)[:, :-1]

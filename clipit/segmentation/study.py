@@ -48,7 +48,7 @@ class SegmentedMasks:
         segmenter: Segmentation.
         decision: Rule from probabilities to classes.
         counts: Confusion matrix of each test image.
-        majority: The same for the majority answer in each window; None for a method that answers per pixel.
+        majority: The same for the majority class of each window; None for a method that predicts per pixel.
         validation_masks: Number of validation masks on which a threshold or scales were chosen.
     """
 
@@ -135,7 +135,7 @@ def read_study_masks(config: RunConfig, options: SegmentationConfig, workspace: 
 
 
 def _majority_decision(segmenter: Segmenter, validation: MaskSet, options: SegmentationConfig) -> Decision:
-    """Choose the rule for majority answers on the validation masks, as it is chosen for the method's own answers."""
+    """Choose the rule for majority classes on the validation masks, as that for the method's own predictions."""
     search = DecisionSearch(validation.classes.names, options)
     if segmenter.majority is not None:
         for index in range(len(validation)):
@@ -162,8 +162,8 @@ def _segment(segmenter: Segmenter, method: Method, inputs: MethodInputs, masks: 
             predicted = decision.classes(segmenter.probabilities(image, mpp))
             counts.append(count_pixels(predicted, truth, classes))
             if segmenter.majority is not None:
-                answers = majority_decision.classes(segmenter.majority(truth, mpp))
-                majorities.append(count_pixels(answers, truth, classes))
+                codes = majority_decision.classes(segmenter.majority(truth, mpp))
+                majorities.append(count_pixels(codes, truth, classes))
             advance()
     return SegmentedMasks(
         segmenter, decision, np.stack(counts), np.stack(majorities) if majorities else None,
@@ -193,9 +193,9 @@ def _write(
         )  # fmt: skip
         scored.append((row, each.counts))
         if each.majority is not None:
-            name = f"majority answers in the windows of {segmenter.name}"
+            name = f"majority class in the windows of {segmenter.name}"
             facts[name] = segmenter.facts
-            scored.append((SegmentationRow(subject=name, kind="majority answers"), each.majority))
+            scored.append((SegmentationRow(subject=name, kind="majority class"), each.majority))
     rows = [
         row.with_score(score)
         for row, counts in scored

@@ -21,7 +21,7 @@ class SegmentationRow(StudyRow):
     """Score of one segmentation, floor or ceiling.
 
     Attributes:
-        kind: `method`, `floor`, `ceiling` (of the mean Dice over images), or `majority answers` (per tile, or in the
+        kind: `method`, `floor`, `ceiling` (of the mean Dice over images), or `majority class` (per tile, or in the
             windows of a method).
         class_name: Class, or the mean of the foreground.
         averaging: `images` or `pixels`.
@@ -71,7 +71,7 @@ def study_chapters(
         provenance: Facts of the study.
         plots: Pictures of each method.
     """
-    order = {"floor": 0, "method": 1, "majority answers": 2, "ceiling": 3}
+    order = {"floor": 0, "method": 1, "majority class": 2, "ceiling": 3}
     subjects = sorted(dict.fromkeys(frame.subject), key=lambda s: order[frame[frame.subject == s].kind.iloc[0]])
     chapters = [
         Chapter(
@@ -105,10 +105,10 @@ def _explanation(provenance: Mapping[str, Any]) -> str:
         f"{masks['test']} test masks of {provenance['patients']} patients; {masks['train']} training and "
         f"{masks['validation']} validation masks, on which thresholds and scales of methods without training are "
         f"chosen. The foreground is {', '.join(provenance['foreground'])}; means over images are those over images "
-        "that contain it. Floors need no model. A ceiling is the highest mean Dice over images of any answers per "
-        "tile. The majority answers give each tile, or each window of a method, the class of most of its pixels, "
-        "windows with a threshold chosen as for the method. They maximise accuracy, not Dice, which favours predicting "
-        "too much over too little: other answers, and the floor of one class everywhere, can have a higher Dice. "
+        "that contain it. Floors need no model. A ceiling is the highest mean Dice over images of any choice of one "
+        "class per tile. The majority class of a tile, or of a window of a method, is that of most of its pixels; for "
+        "windows, a threshold is chosen as for the method. It maximises accuracy, not Dice, which favours predicting "
+        "too much over too little: other choices, and the floor of one class everywhere, can have a higher Dice. "
         "Intervals are 95 % bootstrap intervals over patients."
     )
 
@@ -135,10 +135,10 @@ def _overview(frame: pd.DataFrame, subjects: Sequence[str], averaging: str) -> T
 
 
 def _method_parts(frame: pd.DataFrame, subject: str, provenance: Mapping[str, Any]) -> list[Text | Table]:
-    """Build the table of one method by class, with the Dice of floors and of answers per window or tile."""
+    """Build the table of one method by class, with the Dice of floors and of one class per window or tile."""
     first = frame[frame.subject == subject].iloc[0]
     floors = list(dict.fromkeys(frame[frame.kind == "floor"].subject))
-    own = f"majority answers in the windows of {subject}"
+    own = f"majority class in the windows of {subject}"
     tiles = list(dict.fromkeys(frame[frame.tile_um.notna()].subject))
     beside = [*floors, *([own] if own in set(frame.subject) else tiles)]
     rows = []

@@ -26,7 +26,7 @@ from clipit.tiles.masks import MaskSet
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import unit
 
-Answer = Callable[[Float[np.ndarray, "rows columns d"]], Float32[np.ndarray, "rows columns c"]]
+TokenScores = Callable[[Float[np.ndarray, "rows columns d"]], Float32[np.ndarray, "rows columns c"]]
 """Function from tokens to the probabilities of the masks' classes."""
 
 
@@ -50,8 +50,8 @@ class TokenModel:
         """Lay the cells of the tokens over an image."""
         return lattice_of(image.height, image.width, mpp, self.tokens)
 
-    def probabilities(self, image: Image.Image, mpp: float, answer: Answer) -> Float32[np.ndarray, "c h w"]:
-        """Answer for the tokens of an image, one row of windows at a time, and interpolate between their centres."""
+    def probabilities(self, image: Image.Image, mpp: float, score: TokenScores) -> Float32[np.ndarray, "c h w"]:
+        """Score the tokens of an image, one row of windows at a time, and interpolate between their centres."""
         lattice = self.lattice(image, mpp)
         stored = None if self.store is None else self.store.find(image, mpp)
         rows = (
@@ -59,7 +59,7 @@ class TokenModel:
             if stored is None
             else (stored[top : top + self.tokens.side] for top in range(0, len(stored), self.tokens.side))
         )
-        return lattice.to_pixels(np.concatenate([answer(part) for part in rows]))
+        return lattice.to_pixels(np.concatenate([score(part) for part in rows]))
 
     def facts(self) -> dict[str, object]:
         """Return the provenance of scores."""
@@ -244,14 +244,14 @@ def _zero_shot(
     head = options.training.head
     model = TokenModel(tokens, None, head.overlap, head.batch_size)
 
-    def answer(grid: Float[np.ndarray, "rows columns d"]) -> Float32[np.ndarray, "rows columns c"]:
+    def score(grid: Float[np.ndarray, "rows columns d"]) -> Float32[np.ndarray, "rows columns c"]:
         cosines = unit(grid.reshape(-1, grid.shape[2]).astype(np.float32)) @ vectors.T
         summed = softmax(cosines * np.float32(scale)) @ matrix
         shares = summed / np.maximum(summed.sum(axis=1, keepdims=True), 1e-12)
         return np.asarray(shares.reshape(*grid.shape[:2], -1), dtype=np.float32)
 
     def probabilities(image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
-        return model.probabilities(image, mpp, answer)
+        return model.probabilities(image, mpp, score)
 
     return Segmenter(name, probabilities, {**model.facts(), **facts})
 

@@ -1,4 +1,4 @@
-"""Segmentation by windows: a model of tiles classifies overlapping windows, whose answers are averaged per pixel."""
+"""Segmentation by windows: a model of tiles classifies overlapping windows, whose scores are averaged per pixel."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -69,7 +69,7 @@ class WindowModel:
         edge = self.edge(mpp, scale)
         preprocess = replace(self.scorer.preprocess, mode="squash", resize_to=self.scorer.preprocess.size)
 
-        def answer(padded: UInt8[np.ndarray, "h w 3"], grid: WindowGrid) -> Iterator[Float32[np.ndarray, "_ c"]]:
+        def score(padded: UInt8[np.ndarray, "h w 3"], grid: WindowGrid) -> Iterator[Float32[np.ndarray, "_ c"]]:
             whole = Image.fromarray(padded)
 
             def read(corner: Corner) -> UInt8[np.ndarray, "3 s s"]:
@@ -82,7 +82,7 @@ class WindowModel:
                 for _, pixels in copy_ahead(((batch, stack(read, device)) for batch, read in batches), device):
                     yield self._classify(pixels)
 
-        return window_strips(np.asarray(image.convert("RGB")), edge, self.overlap, answer)
+        return window_strips(np.asarray(image.convert("RGB")), edge, self.overlap, score)
 
     def _classify(self, pixels: UInt8[Tensor, "b 3 s s"]) -> Float32[np.ndarray, "b c"]:
         """Return the probabilities of the masks' classes, those of unmapped classes dropped."""
@@ -104,24 +104,24 @@ class WindowModel:
         """Return the probabilities if every window gave the class of most of its labelled pixels."""
         classes = self.class_of.shape[1]
         maps = [
-            window_strips(mask, self.edge(mpp, scale), self.overlap, _majority_answers(classes, self.batch_size))
+            window_strips(mask, self.edge(mpp, scale), self.overlap, _majority_scores(classes, self.batch_size))
             for scale in scales
         ]
         return fill(average_strips(maps), classes, *mask.shape)
 
 
-Answer = Callable[[np.ndarray, WindowGrid], Iterable[Float32[np.ndarray, "_ c"]]]
-"""Function from an image, continued where it is smaller than a window, and its windows to one answer per window."""
+WindowScores = Callable[[np.ndarray, WindowGrid], Iterable[Float32[np.ndarray, "_ c"]]]
+"""Function from an image, continued where it is smaller than a window, and its windows to the scores of each window."""
 
 
-def window_strips(pixels: np.ndarray, edge: int, overlap: float, answer: Answer) -> Iterator[Strip]:
-    """Yield the stitched answers of the windows over an image, cut to the image.
+def window_strips(pixels: np.ndarray, edge: int, overlap: float, score: WindowScores) -> Iterator[Strip]:
+    """Yield the stitched scores of the windows over an image, cut to the image.
 
     Args:
         pixels: Image or mask, [h, w] or [h, w, 3].
         edge: Edge of a window in pixels.
         overlap: Share of the edge that a window has in common with the next one.
-        answer: Function that answers for all windows.
+        score: Function that computes the scores of all windows.
     """
     height, width = pixels.shape[:2]
     missing = max(0, edge - height), max(0, edge - width)
@@ -129,16 +129,16 @@ def window_strips(pixels: np.ndarray, edge: int, overlap: float, answer: Answer)
     padding = [(first, total - first) for first, total in zip(before, missing, strict=True)]
     padded = np.pad(pixels, padding + [(0, 0)] * (pixels.ndim - 2), mode="symmetric") if any(missing) else pixels
     grid = WindowGrid(padded.shape[1], padded.shape[0], edge, max(1, round(edge * (1 - overlap))))
-    for strip in stitch(grid, answer(padded, grid)):
+    for strip in stitch(grid, score(padded, grid)):
         top, bottom = max(0, strip.top - before[0]), min(height, strip.bottom - before[0])
         if top < bottom:
             yield Strip(top, bottom, strip.values[:, before[1] : before[1] + width])
 
 
-def _majority_answers(classes: int, batch_size: int) -> Answer:
-    """Return a function that answers with the class of most labelled pixels of each window."""
+def _majority_scores(classes: int, batch_size: int) -> WindowScores:
+    """Return a function that scores each window by the class of most of its labelled pixels."""
 
-    def answer(mask: np.ndarray, grid: WindowGrid) -> Iterator[Float32[np.ndarray, "_ c"]]:
+    def score(mask: np.ndarray, grid: WindowGrid) -> Iterator[Float32[np.ndarray, "_ c"]]:
         sums = np.stack(
             [np.pad((mask == c).astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0))) for c in range(classes)], axis=2
         )
@@ -148,4 +148,4 @@ def _majority_answers(classes: int, batch_size: int) -> Answer:
             areas = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
             yield np.eye(classes, dtype=np.float32)[areas.argmax(axis=1)]
 
-    return answer
+    return score

@@ -1,4 +1,4 @@
-"""Maps are compared with masks, beside floor and majority answer: counted by hand and by scikit-learn."""
+"""Maps are compared with masks, with the floor and the majority class: counted by hand and by scikit-learn."""
 
 import numpy as np
 import pytest

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_jaccard_index
 
-from clipit.evaluation.mask_references import all_one_class, best_answers, haematoxylin_mask, majority_answers
+from clipit.evaluation.mask_references import all_one_class, best_dice_tiles, haematoxylin_mask, majority_class
 from clipit.evaluation.segmentation import (
     FALSE_AREA,
     MEAN,
@@ -109,11 +109,11 @@ def test_the_floor_of_one_class_everywhere_has_the_dice_of_its_share() -> None:
 
 def test_majority_answers_give_each_tile_the_class_of_most_of_its_pixels() -> None:
     truth = np.array([[0, 0, 1, 1, 0], [0, 1, 1, 1, 0], [-1, -1, 1, 1, 1], [-1, 1, 0, 1, 1]])
-    found = majority_answers(truth, 2, 2)
+    found = majority_class(truth, 2, 2)
     assert found.tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
     for code in (0, 1):
-        assert best_answers(truth, 1, code)[truth >= 0].tolist() == truth[truth >= 0].tolist()
-    assert majority_answers(truth, 1, 2)[truth >= 0].tolist() == truth[truth >= 0].tolist()
+        assert best_dice_tiles(truth, 1, code)[truth >= 0].tolist() == truth[truth >= 0].tolist()
+    assert majority_class(truth, 1, 2)[truth >= 0].tolist() == truth[truth >= 0].tolist()
 
 
 def test_the_best_answers_have_the_highest_dice_of_all_answers_per_tile() -> None:
@@ -122,7 +122,7 @@ def test_the_best_answers_have_the_highest_dice_of_all_answers_per_tile() -> Non
         truth = (rng.random((6, 5)) < rng.random((6, 5)).round() * 0.5 + 0.25).astype(int)
         truth[rng.random(truth.shape) < 0.1] = -1
         code = trial % 2
-        best = mask_scores(count_pixels(best_answers(truth, 2, code), truth, 2))["dice"][code]
+        best = mask_scores(count_pixels(best_dice_tiles(truth, 2, code), truth, 2))["dice"][code]
         every = []
         for number in range(2**9):
             tiles = (number >> np.arange(9) & 1).reshape(3, 3).repeat(2, axis=0).repeat(2, axis=1)[:, :5]
@@ -135,13 +135,13 @@ def test_the_majority_can_have_a_lower_dice_than_one_class_everywhere() -> None:
     truth = np.repeat([[1] * 9 + [0], *[[1] * 4 + [0] * 6] * 4], 10, axis=0)
     dice = [
         mask_scores(count_pixels(found, truth, 2))["dice"][1]
-        for found in (majority_answers(truth, 10, 2), best_answers(truth, 10, 1), np.ones_like(truth))
+        for found in (majority_class(truth, 10, 2), best_dice_tiles(truth, 10, 1), np.ones_like(truth))
     ]
     assert dice == pytest.approx([180 / 350, 500 / 750, 500 / 750])
 
 
 def test_an_image_without_the_class_gets_none_of_it() -> None:
-    assert (best_answers(np.zeros((4, 4), int), 2, 1) == 0).all()
+    assert (best_dice_tiles(np.zeros((4, 4), int), 2, 1) == 0).all()
 
 
 def test_blue_nuclei_on_pink_stroma_exceed_the_threshold_of_haematoxylin() -> None:

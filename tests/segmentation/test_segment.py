@@ -103,9 +103,9 @@ def test_every_method_is_scored_beside_floors_and_ceilings(finished: Any) -> Non
     floor = np.mean([2 * p / (1 + p) for p in share])
     assert dice(rows, "everything is gland") == pytest.approx(floor)
     assert 0 < dice(rows, "haematoxylin above Otsu's threshold is gland") < 1
-    assert dice(rows, "best answer per tile of 20 um") < 1
+    assert dice(rows, "best class per tile of 20 um") < 1
     for name in windows:
-        assert 0 < dice(rows, name) < dice(rows, f"majority answers in the windows of {name}") < 1
+        assert 0 < dice(rows, name) < dice(rows, f"majority class in the windows of {name}") < 1
     # The threshold of one half would find nothing; the one from validation masks finds every pixel.
     assert dice(rows, "dark") == 1
     assert 0 < rows[rows.subject == "dark"].threshold.iloc[0] < 0.5
@@ -142,8 +142,8 @@ def test_the_page_shows_tables_and_pictures_and_escapes_names(finished: Any) -> 
     assert page.count("data:image/png;base64,") == 4 * 3  # best, median and worst image of each method
     for text in (
         "everything is gland",
-        "best answer per tile of 140 um",
-        "majority answers in the windows of VLM, windows",
+        "best class per tile of 140 um",
+        "majority class in the windows of VLM, windows",
     ):
         assert text in page
     assert re.search(r"Dice of .*|Mean of the foreground classes", finished.report.read_text())

@@ -1,4 +1,4 @@
-"""Windows over images, and their answers stitched to maps in the memory of one row of windows."""
+"""Windows over images, and their scores stitched to maps in the memory of one row of windows."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,12 +16,12 @@ from clipit.segmentation.windows import WindowModel
 from clipit.segmentation.zero_shot import map_classes
 
 
-def by_pixel(grid: WindowGrid, answers: np.ndarray) -> np.ndarray:
-    """The mean answer over the windows of each pixel, window by window."""
-    sums, counts = np.zeros((answers.shape[1], grid.height, grid.width)), np.zeros((grid.height, grid.width))
-    for (left, top), answer in zip([c for b in grid.batches(1) for c in b], answers, strict=True):
+def by_pixel(grid: WindowGrid, scores: np.ndarray) -> np.ndarray:
+    """The mean scores over the windows of each pixel, window by window."""
+    sums, counts = np.zeros((scores.shape[1], grid.height, grid.width)), np.zeros((grid.height, grid.width))
+    for (left, top), score in zip([c for b in grid.batches(1) for c in b], scores, strict=True):
         inside = np.s_[top : top + grid.edge, left : left + grid.edge]
-        sums[(slice(None), *inside)] += answer[:, None, None]
+        sums[(slice(None), *inside)] += score[:, None, None]
         counts[inside] += 1
     return sums / counts
 
@@ -34,10 +34,10 @@ def test_stitched_strips_equal_the_mean_over_the_windows_of_each_pixel(
     width: int, height: int, edge: int, stride: int
 ) -> None:
     grid = WindowGrid(width, height, edge, stride)
-    answers = np.random.default_rng(0).random((len(grid.lefts) * len(grid.tops), 3)).astype(np.float32)
-    expected = by_pixel(grid, answers)
+    scores = np.random.default_rng(0).random((len(grid.lefts) * len(grid.tops), 3)).astype(np.float32)
+    expected = by_pixel(grid, scores)
     for size in (1, 4, 1000):
-        parts = [answers[i : i + size] for i in range(0, len(answers), size)]
+        parts = [scores[i : i + size] for i in range(0, len(scores), size)]
         assert [len(batch) for batch in grid.batches(size)] == [len(part) for part in parts]
         np.testing.assert_allclose(fill(stitch(grid, parts), 3, height, width), expected, rtol=1e-5)
 
@@ -46,13 +46,13 @@ def test_stitching_asks_for_a_row_of_windows_when_its_strip_is_due() -> None:
     grid = WindowGrid(40, 1000, 8, 4)
     asked = 0
 
-    def answers() -> Iterator[np.ndarray]:
+    def scores() -> Iterator[np.ndarray]:
         nonlocal asked
         for batch in grid.batches(len(grid.lefts)):
             asked += 1
             yield np.ones((len(batch), 2), np.float32)
 
-    for number, strip in enumerate(stitch(grid, answers())):
+    for number, strip in enumerate(stitch(grid, scores())):
         assert strip.top == 4 * number and asked <= number + 1  # rows below the strip are not classified yet
         assert strip.values.shape == (2, 40)
     assert asked == len(grid.tops) == 249
@@ -61,8 +61,8 @@ def test_stitching_asks_for_a_row_of_windows_when_its_strip_is_due() -> None:
 def test_maps_of_several_scales_are_averaged() -> None:
     rng = np.random.default_rng(0)
     grids = [WindowGrid(20, 30, 6, 3), WindowGrid(20, 30, 15, 4)]
-    answers = [rng.random((len(g.lefts) * len(g.tops), 2)).astype(np.float32) for g in grids]
-    pairs = list(zip(grids, answers, strict=True))
+    scores = [rng.random((len(g.lefts) * len(g.tops), 2)).astype(np.float32) for g in grids]
+    pairs = list(zip(grids, scores, strict=True))
     expected = np.mean([by_pixel(*pair) for pair in pairs], axis=0)
     found = fill(average_strips([stitch(grid, [rows]) for grid, rows in pairs]), 2, 30, 20)
     np.testing.assert_allclose(found, expected, rtol=1e-5)

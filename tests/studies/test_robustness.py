@@ -105,9 +105,9 @@ def test_a_level_of_a_curve_can_be_reproduced(measured: tuple[ConfigFile, list[P
     classifier = load_classifier(runs[1] / "classifier", "cpu")
     probabilities = classifier.predict_proba([Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed])
     expected = compute_metrics(test.labels, probabilities)["accuracy"]
-    (row,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject="clip_it_all-seed0", reading="head")
+    (row,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject="clip_it_all-seed0", output="head")
     assert row["value"] == pytest.approx(expected)
-    (clean,) = rows_of(folder, what="curve", perturbation="none", subject="clip_it_all-seed0", reading="head")
+    (clean,) = rows_of(folder, what="curve", perturbation="none", subject="clip_it_all-seed0", output="head")
     results = json.loads((runs[1] / "results.json").read_text(encoding="utf-8"))
     assert clean["value"] == pytest.approx(results["splits"]["test"]["metrics"]["accuracy"]["value"])
     assert row["change"] == pytest.approx(row["value"] - clean["value"])
@@ -118,7 +118,7 @@ def test_every_row_has_its_provenance(measured: tuple[ConfigFile, list[Path], Pa
     _, runs, folder = measured
     rows = rows_of(folder)
     assert not lacking(rows)
-    assert all(bool(row["prompts_hash"]) == (row["reading"] == "zero-shot") for row in rows)
+    assert all(bool(row["prompts_hash"]) == (row["output"] == "zero-shot") for row in rows)
     texts = rows_of(folder, subject=runs[1].name)
     assert all(row["pairs"] and row["index"] and row["vlm_fingerprint"] for row in texts)
     page = (folder / "robustness.md").read_text(encoding="utf-8")
@@ -144,12 +144,12 @@ def test_adaptation_rows_have_the_change_the_verdict_and_reasons(measured: tuple
     _, runs, folder = measured
     rows = rows_of(folder, what="adaptation", perturbation=None)
     assert {row["part"] for row in rows} == {"test", "elsewhere", "others"}
-    late = [row for row in rows if row["subject"] == runs[2].name and row["reading"] == "head"]
+    late = [row for row in rows if row["subject"] == runs[2].name and row["output"] == "head"]
     assert late and all(row["value"] is None and "not one linear layer" in row["reason"] for row in late)
     done = [row for row in rows if row["value"] is not None]
     assert all(row["change"] == pytest.approx(row["value"] - row["unadapted"]) for row in done)
     assert all((row["guard"] == "refused") == bool(row["guard_reasons"]) for row in done)
-    assert not [row for row in rows if row["method"] == "transductive, text prior" and row["reading"] == "head"]
+    assert not [row for row in rows if row["method"] == "transductive, text prior" and row["output"] == "head"]
     same = {row["part"]: row["value"] for row in rows_of(folder, what="shifted", subject="VLM")}
     assert same["test"] == same["elsewhere"]
 
@@ -170,11 +170,11 @@ def test_adaptation_of_perturbed_tiles_can_be_reproduced(measured: tuple[ConfigF
     moved = align_statistics(vectors, compute_feature_statistics(vectors), compute_feature_statistics(seen))
     before, after = (subject.readouts["head"](found) for found in (vectors, moved))
     scores = [compute_metrics(test.labels, found)["accuracy"] for found in (before, after)]
-    (row,) = rows_of(folder, what="adaptation", perturbation="blur", level=2.0, subject=runs[0].name, reading="head")
+    (row,) = rows_of(folder, what="adaptation", perturbation="blur", level=2.0, subject=runs[0].name, output="head")
     assert (row["unadapted"], row["value"]) == (pytest.approx(scores[0]), pytest.approx(scores[1]))
     verdict = judge_adaptation(fit_mixture(seen, subject.readouts["head"](seen)), vectors)
     assert (row["guard"] == "accepted", row["misfit"]) == (verdict.accepted, pytest.approx(verdict.misfit))
-    (curve,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject=runs[0].name, reading="head")
+    (curve,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject=runs[0].name, output="head")
     assert curve["value"] == row["unadapted"] and row["bootstrap"] == 20
     assert row["change"] == pytest.approx(row["value"] - row["unadapted"])
     if row["change_low"] is None:  # the same in all resamples
@@ -241,7 +241,7 @@ def test_two_processes_write_the_same_rows(
     keys = (
         "what",
         "subject",
-        "reading",
+        "output",
         "part",
         "perturbation",
         "level",

@@ -12,7 +12,7 @@ from clipit.config.studies import RobustnessConfig
 from clipit.errors import DataError
 from clipit.evaluation.adaptation import MIN_TILES, align_statistics, compute_feature_statistics, transductive
 from clipit.evaluation.adaptation_guard import TrainingMixture, fit_mixture, judge_adaptation
-from clipit.studies.robustness.models import ZERO_SHOT_READING, MeasuredModel, Readout, Vectors
+from clipit.studies.robustness.models import ZERO_SHOT_OUTPUT, MeasuredModel, Readout, Vectors
 from clipit.studies.robustness.scores import PartVectors, RobustnessRow, compute_score, score_row
 from clipit.tiles.tileset import TileSet
 
@@ -27,8 +27,8 @@ class TrainingReference:
     """One model's vectors of training tiles, as reference for adaptation and its guard.
 
     Attributes:
-        vectors: Vectors of training tiles by reading.
-        mixtures: Mixture model of the guard by reading, or the reason why it could not be fitted.
+        vectors: Vectors of training tiles by output.
+        mixtures: Mixture model of the guard by output, or the reason why it could not be fitted.
     """
 
     vectors: Vectors
@@ -36,18 +36,18 @@ class TrainingReference:
 
 
 def fit_reference(model: MeasuredModel, vectors: Vectors) -> TrainingReference:
-    """Fit the guard's mixture model for every reading.
+    """Fit the guard's mixture model for every output.
 
     Args:
         model: Model that computed the vectors.
-        vectors: Vectors of training tiles by reading.
+        vectors: Vectors of training tiles by output.
     """
     mixtures: dict[str, TrainingMixture | str] = {}
-    for reading, readout in model.readouts.items():
+    for output, readout in model.readouts.items():
         try:
-            mixtures[reading] = fit_mixture(vectors[reading], readout(vectors[reading]))
+            mixtures[output] = fit_mixture(vectors[output], readout(vectors[output]))
         except DataError as error:
-            mixtures[reading] = str(error).splitlines()[0]
+            mixtures[output] = str(error).splitlines()[0]
     return TrainingReference(vectors, mixtures)
 
 
@@ -76,37 +76,37 @@ def adapt_tiles(
     reference: TrainingReference,
     name: str,
 ) -> Iterator[RobustnessRow]:
-    """Measure the adaptations of one model on a set of tiles and on batches drawn from it, one row per reading.
+    """Measure the adaptations of one model on a set of tiles and on batches drawn from it, one row per output.
 
     Args:
         config: Run configuration.
         robustness: Configuration of the study, with adaptations and number of batches.
         tiles: Labelled tiles.
         model: Model to adapt.
-        vectors: Vectors of these tiles by reading.
+        vectors: Vectors of these tiles by output.
         reference: Reference of training tiles for this model.
         name: Name of the set, from which the batches are seeded.
     """
     batches = list(draw_batches(tiles, robustness.batches, name, robustness.seed))
-    for reading, readout in model.readouts.items():
+    for output, readout in model.readouts.items():
         for method in robustness.adaptation:
-            if method == "transductive" and reading != ZERO_SHOT_READING:
+            if method == "transductive" and output != ZERO_SHOT_OUTPUT:
                 continue  # needs a text prior
             task = _Adaptation(
-                config, readout, reference.vectors[reading], reference.mixtures[reading], method,
-                model.not_adaptable.get(reading, "") if method == "statistics" else "",
+                config, readout, reference.vectors[output], reference.mixtures[output], method,
+                model.not_adaptable.get(output, "") if method == "statistics" else "",
             )  # fmt: skip
-            row = RobustnessRow(what="adaptation", subject=model.name, reading=reading, method=METHODS[method])
-            yield task.measure(row, robustness.metric, tiles, vectors[reading])
+            row = RobustnessRow(what="adaptation", subject=model.name, output=output, method=METHODS[method])
+            yield task.measure(row, robustness.metric, tiles, vectors[output])
             for concentration, chosen in batches if not task.not_adaptable else []:
                 share = float(np.bincount(tiles.labels[chosen]).max() / len(chosen))
                 row = replace(row, what="batch", concentration=concentration, largest_share=share)
-                yield task.measure(row, "accuracy", tiles.select(chosen), vectors[reading][chosen])
+                yield task.measure(row, "accuracy", tiles.select(chosen), vectors[output][chosen])
 
 
 @dataclass(frozen=True)
 class _Adaptation:
-    """Adaptation method applied to one reading of one model."""
+    """Adaptation method applied to one output of one model."""
 
     config: RunConfig
     readout: Readout

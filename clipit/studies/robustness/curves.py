@@ -55,12 +55,12 @@ def curve_rows(
             unit = "" if level is None else PERTURBATIONS[name].unit
             level_rows = []
             for model in models:
-                for reading, readout in model.readouts.items():
-                    probabilities = readout(vectors[model.name][reading])
-                    before = unperturbed.get((model.name, reading))
+                for output, readout in model.readouts.items():
+                    probabilities = readout(vectors[model.name][output])
+                    before = unperturbed.get((model.name, output))
                     if level is None:
-                        unperturbed[model.name, reading] = probabilities
-                    row = RobustnessRow(what="curve", subject=model.name, reading=reading)
+                        unperturbed[model.name, output] = probabilities
+                    row = RobustnessRow(what="curve", subject=model.name, output=output)
                     level_rows.append(score_row(row, config, robustness.metric, tiles, probabilities, before))
                 if level is not None and robustness.adaptation:
                     reference, seed_name = references[model.name], f"{name} {level:g}"
@@ -95,8 +95,7 @@ def _embed_perturbed(
     chunks = processes.map_blocks(len(tiles), _CHUNK, embed_chunk)
     joined = {
         model.name: {
-            reading: np.concatenate([vectors[model.name][reading] for vectors, _ in chunks])
-            for reading in model.readouts
+            output: np.concatenate([vectors[model.name][output] for vectors, _ in chunks]) for output in model.readouts
         }
         for model in models
     }
@@ -119,7 +118,7 @@ def _perturb_images(
 
 
 def _embed_images(models: list[MeasuredModel], images: list[np.ndarray]) -> dict[str, Vectors]:
-    """Compute vectors by model and reading; images are preprocessed once for models with the same preprocessing."""
+    """Compute vectors by model and output; images are preprocessed once for models with the same preprocessing."""
     from PIL import Image
 
     inputs: dict[str, torch.Tensor] = {}

@@ -89,7 +89,7 @@ def count_guard_errors(outcomes: pd.DataFrame) -> GuardErrors:
 def summarise_guard(rows: pd.DataFrame) -> list[GuardSummary]:
     """Summarise the errors of the guard per adaptation method and kind of setting.
 
-    A setting is a model (with its seed), a reading, and a set of tiles: a whole set (the test tiles, a shifted set, or
+    A setting is a model (with its seed), an output, and a set of tiles: a whole set (the test tiles, a shifted set, or
     the test tiles at one level of a perturbation), or a batch drawn from such a set with other class proportions.
     Settings whose true change is unknown are dropped.
 
@@ -114,12 +114,12 @@ def summarise_guard(rows: pd.DataFrame) -> list[GuardSummary]:
 
 
 def guard_rows(rows: Sequence[RobustnessRow]) -> Iterator[RobustnessRow]:
-    """Build rows with the guard's errors for each model and reading; they add up to those of `summarise_guard`."""
+    """Build rows with the guard's errors for each model and output; they add up to those of `summarise_guard`."""
     frame = to_frame(rows)
-    for (subject, reading), part in iter_groups(frame[frame.guard.notna()], ["subject", "reading"]):
+    for (subject, output), part in iter_groups(frame[frame.guard.notna()], ["subject", "output"]):
         for summary in summarise_guard(part):
             yield RobustnessRow(
-                what="guard", subject=subject, reading=reading, part="test", method=summary.method,
+                what="guard", subject=subject, output=output, part="test", method=summary.method,
                 settings=summary.settings, metric=summary.metric, errors=vars(summary.errors),
             )  # fmt: skip
 

@@ -27,12 +27,12 @@ from clipit.studies.features import check_classes_match
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
-HEAD, ZERO_SHOT_READING = "head", "zero-shot"
-"""The two readings of a model, that is, ways to obtain class probabilities from it (column `reading`)."""
+HEAD, ZERO_SHOT_OUTPUT = "head", "zero-shot"
+"""Outputs of a model that class probabilities are computed from: its classification head, and zero-shot prediction."""
 Vectors = dict[str, Float32[np.ndarray, "_ _"]]
-"""Vectors by reading, one row per tile."""
+"""Vectors by output, one row per tile."""
 Readout = Callable[[Float[np.ndarray, "n d"]], Float32[np.ndarray, "n c"]]
-"""Function from the vectors of a reading to class probabilities."""
+"""Function from the vectors of an output to class probabilities."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class MeasuredModel:
         name: Name of the model in tables.
         preprocess: Preprocessing of the model's input.
         forward: Function from input pixels (uint8 [b, 3, h, w], on this process's device) to the vectors of each
-            reading.
-        dims: Dimension of the vectors by reading.
-        readouts: Function from vectors to class probabilities by reading.
+            output.
+        dims: Dimension of the vectors by output.
+        readouts: Function from vectors to class probabilities by output.
         fingerprint: Fingerprint of the weights.
         facts: Provenance written next to every score.
-        not_adaptable: Reason why the vectors cannot be adapted, by reading.
+        not_adaptable: Reason why the vectors cannot be adapted, by output.
         run: Folder of the run; None for the VLM.
     """
 
@@ -88,9 +88,9 @@ def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
     class_embeddings = _class_embeddings(workspace, classifier)
     if class_embeddings is not None and spec.vlm is not None:
         scale = float(spec.vlm["logit_scale"])
-        dims[ZERO_SHOT_READING] = classifier.joint_dim
-        readouts[ZERO_SHOT_READING] = lambda vectors: zero_shot_probabilities(vectors, class_embeddings, scale)
-    project = _load_projection(folder, device) if plain is not None and ZERO_SHOT_READING in dims else None
+        dims[ZERO_SHOT_OUTPUT] = classifier.joint_dim
+        readouts[ZERO_SHOT_OUTPUT] = lambda vectors: zero_shot_probabilities(vectors, class_embeddings, scale)
+    project = _load_projection(folder, device) if plain is not None and ZERO_SHOT_OUTPUT in dims else None
 
     def forward(pixels: UInt8[Tensor, "b 3 h w"]) -> Vectors:
         """Return pooled features before the head (logits if the head is not linear) and predicted text embeddings."""
@@ -102,8 +102,8 @@ def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
                 features = plain.forward_head(plain.forward_features(inputs), pre_logits=True)
                 projected = None if project is None else project(features)
             vectors = {HEAD: np.asarray(features.float().cpu().numpy())}
-            if ZERO_SHOT_READING in dims and projected is not None:
-                vectors[ZERO_SHOT_READING] = np.asarray(projected.float().cpu().numpy())
+            if ZERO_SHOT_OUTPUT in dims and projected is not None:
+                vectors[ZERO_SHOT_OUTPUT] = np.asarray(projected.float().cpu().numpy())
         return vectors
 
     provenance, weights = run_facts(run), classifier_fingerprint(folder)
@@ -122,30 +122,30 @@ def load_vlm_model(config: RunConfig, workspace: Workspace) -> MeasuredModel | N
 
     def forward(pixels: UInt8[Tensor, "b 3 h w"]) -> Vectors:
         embeddings = vlm.encode_images(pixels)
-        return {ZERO_SHOT_READING: np.asarray(embeddings.float().cpu().numpy())}
+        return {ZERO_SHOT_OUTPUT: np.asarray(embeddings.float().cpu().numpy())}
 
-    readouts = {ZERO_SHOT_READING: lambda vectors: zero_shot_probabilities(vectors, class_embeddings, vlm.logit_scale)}
+    readouts = {ZERO_SHOT_OUTPUT: lambda vectors: zero_shot_probabilities(vectors, class_embeddings, vlm.logit_scale)}
     fingerprint = f"{vlm.fingerprint} {vlm.precision}"
     facts = vlm_facts(workspace) | {"seed": config.seed, "fingerprint": fingerprint}
-    dims = {ZERO_SHOT_READING: vlm.joint_dim}
+    dims = {ZERO_SHOT_OUTPUT: vlm.joint_dim}
     return MeasuredModel("VLM", vlm.preprocess, forward, dims, readouts, fingerprint, facts)
 
 
 def compute_vectors(model: MeasuredModel, tiles: TileSet, config: RunConfig, workspace: Workspace) -> Vectors:
     """Compute the model's vectors of tiles over all processes, cached on disk."""
-    readings = list(model.dims)
-    edges = np.cumsum([model.dims[reading] for reading in readings])
+    outputs = list(model.dims)
+    edges = np.cumsum([model.dims[output] for output in outputs])
 
     def forward(pixels: UInt8[Tensor, "b 3 h w"]) -> Float32[np.ndarray, "b d"]:
         vectors = model.forward(pixels)
-        return np.concatenate([vectors[reading] for reading in readings], axis=1)
+        return np.concatenate([vectors[output] for output in outputs], axis=1)
 
     source = workspace.pixels_of(tiles, model.preprocess)
-    inputs = {"tiles": tiles.fingerprint, "model": model.fingerprint, "readings": dict(model.dims)}
+    inputs = {"tiles": tiles.fingerprint, "model": model.fingerprint, "outputs": dict(model.dims)}
     size = config.evaluation.batch_size
     store = store_features(workspace.root, inputs, source, int(edges[-1]), forward, size)
     features = store.rows(store.positions(source.tiles.ids))
-    return dict(zip(readings, np.split(features, edges[:-1], axis=1), strict=True))
+    return dict(zip(outputs, np.split(features, edges[:-1], axis=1), strict=True))
 
 
 def sample_tiles(tiles: TileSet, limit: int | None, *, labelled: bool) -> TileSet:

@@ -15,7 +15,7 @@ _MAX_BANDS = 6  # more would overlap; the table has all intervals
 def plot_curve(
     curves: pd.DataFrame, perturbation: str, path: Path, *, metric: str, neutral: float | None = None
 ) -> None:
-    """Plot one line per model and reading, with 95 % bands if there are few; unperturbed tiles are dotted.
+    """Plot one line per model and output, with 95 % bands if there are few; unperturbed tiles are dotted.
 
     Args:
         curves: Rows with what = `curve`, for this perturbation and for `none`.
@@ -26,7 +26,7 @@ def plot_curve(
     """
     figure = new_figure(8.0, 4.2)
     axes = figure.add_subplot()
-    groups = list(iter_groups(curves, ["subject", "reading"]))
+    groups = list(iter_groups(curves, ["subject", "output"]))
     for i, (key, part) in enumerate(groups):
         part = part[part.value.notna()]
         clean, points = part[part.level.isna()], part[part.level.notna()]
@@ -54,13 +54,13 @@ def plot_curve(
 
 @in_style
 def plot_calibration(calibrations: pd.DataFrame, path: Path) -> None:
-    """Plot, per model and reading, accuracy by mean confidence of each bin before and after temperature scaling.
+    """Plot, per model and output, accuracy by mean confidence of each bin before and after temperature scaling.
 
     Args:
         calibrations: Rows with what = `calibration`, with bins from `clipit.evaluation.metrics.reliability_bins`.
         path: PNG file to write.
     """
-    groups = list(iter_groups(calibrations, ["subject", "reading"]))
+    groups = list(iter_groups(calibrations, ["subject", "output"]))
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
     figure = new_figure(3.4 * columns + 0.4, 3.5 * lines)

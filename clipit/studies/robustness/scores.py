@@ -15,7 +15,7 @@ from clipit.evaluation.intervals import bootstrap
 from clipit.evaluation.metrics import explain_undefined, reliability_bins, weighted_scores
 from clipit.evaluation.predictions import Predictions, read_run_predictions
 from clipit.reporting.study_report import StudyRow
-from clipit.studies.robustness.models import HEAD, ZERO_SHOT_READING, MeasuredModel, Vectors, compute_vectors
+from clipit.studies.robustness.models import HEAD, ZERO_SHOT_OUTPUT, MeasuredModel, Vectors, compute_vectors
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
@@ -25,11 +25,11 @@ PartVectors = dict[tuple[str, str], Vectors]
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessRow(StudyRow):
-    """Score of one model and reading.
+    """Score of one model and output.
 
     Attributes:
         what: Kind of row: `curve`, `shifted`, `calibration`, `adaptation`, `batch` or `guard`.
-        reading: Reading of the model: `head` or `zero-shot`.
+        output: Output of the model: `head` or `zero-shot`.
         part: Set of tiles: `test` or the name of a shifted set.
         perturbation: Name of the perturbation; `none` for unperturbed tiles of a curve.
         level: Level of the perturbation, or the temperature of a calibration.
@@ -59,7 +59,7 @@ class RobustnessRow(StudyRow):
     """
 
     what: str
-    reading: str
+    output: str
     part: str | None = None
     perturbation: str | None = None
     level: float | None = None
@@ -151,9 +151,9 @@ def shifted_rows(
     """Score every model on the test tiles and on each shifted set, without adaptation."""
     for model in models:
         for part, tiles in parts.items():
-            for reading, readout in model.readouts.items():
-                probabilities = readout(part_vectors[model.name, part][reading])
-                row = RobustnessRow(what="shifted", subject=model.name, reading=reading, part=part)
+            for output, readout in model.readouts.items():
+                probabilities = readout(part_vectors[model.name, part][output])
+                row = RobustnessRow(what="shifted", subject=model.name, output=output, part=part)
                 yield score_row(row, config, robustness.metric, tiles, probabilities)
 
 
@@ -161,7 +161,7 @@ def embed_for_calibration(config: RunConfig, workspace: Workspace, model: Measur
     """Compute the model's vectors of all validation tiles, then all test tiles; call this in all processes."""
     tiles = workspace.all_tiles
     parts = [compute_vectors(model, tiles.of_split(split), config, workspace) for split in ("validation", "test")]
-    return {reading: np.concatenate([part[reading] for part in parts]) for reading in model.readouts}
+    return {output: np.concatenate([part[output] for part in parts]) for output in model.readouts}
 
 
 def calibration_rows(
@@ -180,11 +180,11 @@ def calibration_rows(
     else:
         predictions = _predict_vlm(config, workspace, model, vlm_vectors or {})
     fingerprint = workspace.all_tiles.of_split("test").fingerprint  # all test tiles, not a sample
-    for reading, table in predictions.items():
+    for output, table in predictions.items():
         validation, test = table.select("validation"), table.select("test").by_id()
         test = test.take(test.labels >= 0)
         row = RobustnessRow(
-            what="calibration", subject=model.name, reading=reading, part="test", n=len(test.ids), tiles=fingerprint,
+            what="calibration", subject=model.name, output=output, part="test", n=len(test.ids), tiles=fingerprint,
             labels=int((validation.labels >= 0).sum()),
         )  # fmt: skip
         before = replace(row, state="before", level=1.0, reliability=reliability_bins(test.labels, test.probabilities))
@@ -204,8 +204,8 @@ def calibration_rows(
 def _read_run_predictions(run: Path, model: MeasuredModel) -> dict[str, Predictions]:
     predictions = read_run_predictions(run)
     tables = {HEAD: predictions}
-    if predictions.zero_shot is not None and ZERO_SHOT_READING in model.readouts:
-        tables[ZERO_SHOT_READING] = replace(predictions, probabilities=predictions.zero_shot, zero_shot=None)
+    if predictions.zero_shot is not None and ZERO_SHOT_OUTPUT in model.readouts:
+        tables[ZERO_SHOT_OUTPUT] = replace(predictions, probabilities=predictions.zero_shot, zero_shot=None)
     return tables
 
 
@@ -219,8 +219,8 @@ def _predict_vlm(
         np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "splits", "labels", "groups")
     )
     return {
-        reading: Predictions(ids, splits, labels, groups, tiles.classes, model.readouts[reading](part))
-        for reading, part in vectors.items()
+        output: Predictions(ids, splits, labels, groups, tiles.classes, model.readouts[output](part))
+        for output, part in vectors.items()
     }
 
 

@@ -22,7 +22,7 @@ from clipit.studies.robustness.adaptation import adaptation_rows, fit_reference
 from clipit.studies.robustness.curves import UNPERTURBED, curve_rows
 from clipit.studies.robustness.guard_errors import guard_rows, summarise_guard, to_frame
 from clipit.studies.robustness.models import (
-    ZERO_SHOT_READING,
+    ZERO_SHOT_OUTPUT,
     MeasuredModel,
     compute_vectors,
     load_run_model,
@@ -180,7 +180,7 @@ def _write(
 
 def _add_prompts(row: RobustnessRow, workspace: Workspace, run: Path | None) -> RobustnessRow:
     """Add the prompt set of a zero-shot row, which is that of the run if its stored predictions were read."""
-    if row.reading != ZERO_SHOT_READING:
+    if row.output != ZERO_SHOT_OUTPUT:
         return row
     if run is not None and row.what == "calibration":
         return replace(row, **run_prompts(run))

@@ -46,9 +46,9 @@ _ADAPTED = (
     "reports its errors."
 )
 _GUARD = (
-    "A setting is one model (with its seed), one reading, and a set of tiles: a whole set (the test tiles, a "
-    "shifted set, or the test tiles at one level of a perturbation), or a batch drawn from one: up to 30, 100 or "
-    "200 tiles (fewer if a class would be exhausted) with class proportions from a Dirichlet distribution "
+    "A setting is one model (with its seed), one output (head or zero-shot), and a set of tiles: a whole set (the "
+    "test tiles, a shifted set, or the test tiles at one level of a perturbation), or a batch drawn from one: up to "
+    "30, 100 or 200 tiles (fewer if a class would be exhausted) with class proportions from a Dirichlet distribution "
     "(concentration 0.3 or 1), scored by accuracy. An adaptation is harmful or helpful if the paired 95 % interval "
     "of its change (over tiles, clustered by group where known) lies below or above 0; by chance alone, this "
     "happens in about 1 of 40 settings each. The guard can make two kinds of error: accepting a harmful adaptation,"
@@ -116,31 +116,31 @@ def robustness_chapters(
 
 
 def _describe(row: Any) -> str:
-    return ", ".join(part for part in (row.subject, row.reading, row.what, row.method, row.part) if part)
+    return ", ".join(part for part in (row.subject, row.output, row.what, row.method, row.part) if part)
 
 
 def _curve_table(curves: pd.DataFrame, name: str) -> Table:
     perturbed, clean = curves[curves.perturbation == name], curves[curves.perturbation == "none"]
-    scores = {(row.subject, row.reading): number(row.value) for row in iter_rows(clean)}
-    keys = zip(perturbed.subject, perturbed.reading, strict=True)
+    scores = {(row.subject, row.output): number(row.value) for row in iter_rows(clean)}
+    keys = zip(perturbed.subject, perturbed.output, strict=True)
     levels, lines = pivot_cells(
-        perturbed.assign(unperturbed=[scores[key] for key in keys]), ["subject", "reading", "unperturbed"], "level",
+        perturbed.assign(unperturbed=[scores[key] for key in keys]), ["subject", "output", "unperturbed"], "level",
         lambda row: f"{number(row.value)} ({number(row.change, signed=True)})",
     )  # fmt: skip
     first, untouched = perturbed.iloc[0], max(perturbed.untouched)
     skipped = f" Left unchanged because their stains cannot be estimated: {untouched} of {first.n} tiles."
     caption = f"{name}: {first.unit}.{skipped if untouched else ''}"
     source = f"{FILE}: columns value, change, what = curve, perturbation = {name}"
-    header = ["model", "reading", "unperturbed", *(f"{level:g}" for level in levels)]
+    header = ["model", "output", "unperturbed", *(f"{level:g}" for level in levels)]
     return Table(header, lines, caption=caption, source=source, left=2)
 
 
 def _shifted_table(shifted: pd.DataFrame) -> Table:
     parts, lines = pivot_cells(
-        shifted, ["subject", "reading"], "part", lambda row: with_interval(row.value, row.low, row.high)
+        shifted, ["subject", "output"], "part", lambda row: with_interval(row.value, row.low, row.high)
     )
     sizes = dict(zip(shifted.part, shifted.n, strict=True))
-    header = ["model", "reading", *(f"{part} (n = {sizes[part]})" for part in parts)]
+    header = ["model", "output", *(f"{part} (n = {sizes[part]})" for part in parts)]
     return Table(header, lines, source=f"{FILE}: columns value, low, high, what = shifted", left=2)
 
 
@@ -150,11 +150,11 @@ def _calibration_tables(calibrations: pd.DataFrame) -> list[Table]:
     for name, title in _MEASURES.items():
         lines = []
         part = calibrations[calibrations.metric == name]
-        for (subject, reading), pair in iter_groups(part, ["subject", "reading"]):
+        for (subject, output), pair in iter_groups(part, ["subject", "output"]):
             before, after = iter_rows(pair)
             scores = [with_interval(row.value, row.low, row.high) for row in (before, after)]
-            lines.append([subject, reading, before.labels, number(after.level, 2), *scores])
-        header = ["model", "reading", "validation labels", "T", f"{title} before", f"{title} after"]
+            lines.append([subject, output, before.labels, number(after.level, 2), *scores])
+        header = ["model", "output", "validation labels", "T", f"{title} before", f"{title} after"]
         source = f"{FILE}: columns value, low, high, level (T), labels, what = calibration, metric = {name}"
         tables.append(Table(header, lines, source=source, left=2))
     return tables
@@ -168,8 +168,8 @@ def _adaptation_table(adapted: pd.DataFrame) -> Table | Rows:
         if row.misfit is None:
             verdict = ": ".join(text for text in (row.guard, row.guard_reasons or row.reason) if text)
         scores = [number(row.unadapted), number(row.value), difference(row.change, bounds)]
-        lines.append([row.subject, row.reading, row.part, row.method, verdict, number(row.misfit, 1), *scores])
-    header = ["model", "reading", "set", "adaptation", "guard", "misfit", "without", "with", "change"]
+        lines.append([row.subject, row.output, row.part, row.method, verdict, number(row.misfit, 1), *scores])
+    header = ["model", "output", "set", "adaptation", "guard", "misfit", "without", "with", "change"]
     source = f"{FILE}: columns unadapted, value, change, guard, misfit, what = adaptation, perturbation empty"
     return long_table(header, lines, "Adaptation on the test tiles and on the shifted sets", source, left=5)
 

@@ -18,7 +18,7 @@ from clipit.vlm_training.examples import make_examples, validation_examples
 from clipit.workspace.workspace import Workspace
 
 OWN_TILES = {"train": "validation", "test": ["train", "test"]}
-"""Splits of a set whose test part has the training tiles of the small world as well."""
+"""Splits of a set whose test split has the training tiles of the small world as well."""
 
 
 def study_file(world: dict[str, Any], folder: Path, tiles: dict[str, Any], **keys: Any) -> ConfigFile:

@@ -53,7 +53,7 @@ def finished(
         kept["folder"] = folder
     else:
         shutil.copytree(kept["folder"], folder)
-    monkeypatch.setattr(run_module, "_fit", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("it was trained again"))
     return config, again
 
 

@@ -217,7 +217,7 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
         assert functional.cross_entropy(torch.from_numpy(alone), labels) < 0.2
         raise Killed
 
-    monkeypatch.setattr(train_student_module, "train", inspect)
+    monkeypatch.setattr(train_student_module, "train_student", inspect)
     with pytest.raises(Killed):
         train(configure(name="stage1", arm="clip_it_paper"))
 
@@ -225,7 +225,7 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
 def test_a_finished_run_is_not_done_again(configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure({"training.steps": 2}, name="finished")
     folder = train(config)
-    monkeypatch.setattr(run_module, "_fit", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("it was trained again"))
     assert train(config) == folder
 
 

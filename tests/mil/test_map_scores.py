@@ -108,7 +108,7 @@ def test_intervals_of_maps_resample_patients_and_average_seeds(truth: SlideTruth
 
 def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     Image.new("L", (16, 8)).save(tmp_path / "flat.png")
-    with pytest.raises(DataError, match="16 x 8 pixels, another shape than the slide's 16 x 16"):
+    with pytest.raises(DataError, match="16 x 8 pixels, not the shape of the slide, 16 x 16"):
         read_truth(tmp_path / "flat.png", grid(), 0, 1)
     Image.new("L", (16, 16), 255).save(tmp_path / "ignored.png")
     with pytest.raises(DataError, match="no labelled pixel"):

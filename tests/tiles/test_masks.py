@@ -91,7 +91,7 @@ def test_one_bit_and_empty_drawings_are_masks(tmp_path: Path) -> None:
 
 WRONG: "dict[str, tuple[Any, str]]" = {
     "big.png": (np.zeros((6, 8), np.uint8), "the mask has 8 x 6 pixels, its image 4 x 3"),
-    "seven.png": (np.where(MASK == 1, 7, MASK).astype(np.uint8), r"no class: 7 \(41.7% of the pixels\)"),
+    "seven.png": (np.where(MASK == 1, 7, MASK).astype(np.uint8), r"not classes: 7 \(41.7% of the pixels\)"),
     "lossy.jpg": (MASK, "JPEG, whose compression changes the values"),
     "colour.png": (np.arange(36, dtype=np.uint8).reshape(3, 4, 3), "a colour image"),
     "cut.png": (b"\x89PNG\r\n\x1a\n" + bytes(9), "Error"),
@@ -114,7 +114,7 @@ def test_all_masks_that_cannot_be_used_are_listed_or_left_out(tmp_path: Path) ->
     found = table(tmp_path, masks)
     with pytest.raises(DataError, match="2 of 3 masks cannot be used") as error:
         check_masks(found, "error")
-    assert "8 x 6 pixels" in str(error.value) and "no class: 7" in str(error.value)
+    assert "8 x 6 pixels" in str(error.value) and "not classes: 7" in str(error.value)
     kept = check_masks(found, "quarantine")
     assert kept.tiles.ids.tolist() == ["0.png"]
     assert "2 masks cannot be used and were left out: 1.png" in kept.notes[0]

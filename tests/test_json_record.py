@@ -9,7 +9,7 @@ import pytest
 from clipit.artifacts import read_json, write_json
 from clipit.errors import ArtifactError
 from clipit.json_record import JsonRecord
-from clipit.runs.folder import read_results
+from clipit.runs.folder import read_results, read_training
 
 FIX = "evaluate again"
 RESULTS = {
@@ -52,3 +52,11 @@ def test_it_is_an_ordinary_dict_otherwise(record: JsonRecord) -> None:
 def test_results_of_a_run_without_a_metric(record: JsonRecord, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"(?s)no 'auroc'.*results\.json.*run clipit train again"):
         read_results(tmp_path)["splits"]["test"]["metrics"]["auroc"]
+
+
+def test_facts_of_a_training_with_nested_values(tmp_path: Path) -> None:
+    write_json(tmp_path / "training.json", {"steps": 3, "sections": {"Snippets": "12 kept"}, "notes": []})
+    assert read_training(tmp_path, "steps")["sections"] == {"Snippets": "12 kept"}
+    write_json(tmp_path / "training.json", {"steps": 3, "sections": "12 kept"})
+    with pytest.raises(ArtifactError, match="missing or impossible: sections"):
+        read_training(tmp_path, "steps")

@@ -18,6 +18,7 @@ from clipit.config.run import RunConfig
 from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions
+from clipit.json_record import JsonRecord
 from clipit.leftovers import TEMPORARY, is_alive
 from clipit.models.classifier_spec import read_spec
 from clipit.runs.fingerprint import RunFingerprint
@@ -37,10 +38,10 @@ _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "score": (float, int, type(None)),
     "seconds": (float, int),
     **dict.fromkeys(("steps", "chosen_step", "training_labels", "validation_labels", "training_tiles"), (int,)),
-    "sections": (dict,),
+    "sections": (JsonRecord,),
     "notes": (list,),
 }
-"""Types of the facts in training.json that are used again."""
+"""Types of the facts in training.json that are used again, as `read_json` returns them."""
 
 
 def run_folder(config: RunConfig) -> Path:

@@ -82,10 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds, after one warm-up round")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and one round, as a smoke test")
     parser.add_argument("--gpu", action="store_true", help=f"those of a GPU ({', '.join(GPU)}), 3 rounds, 8 minutes")
+    parser.add_argument(
+        "--slide", type=Path, action="append", default=[], help="slide for slide_tiles (TIFF; may be repeated)"
+    )
     given = parser.parse_args(arguments)
     unknown = [name for name in given.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}: choose from {', '.join(BENCHMARKS)}")
+    missing = [str(path) for path in given.slide if not path.is_file()]
+    if missing:
+        parser.error(f"no such slide: {', '.join(missing)}")
     if given.repeats < 1:
         parser.error("--repeats must be at least 1")
     start = time.monotonic()
@@ -102,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = given.names or list(GPU if given.gpu else BENCHMARKS)
         repeats = min(given.repeats, _GPU_REPEATS) if given.gpu else given.repeats
         file = given.json or _default_file(hardware["device"] if given.gpu else "")
-        options = Options(Path(temporary), given.quick, 1 if given.quick else repeats, gpu or given.gpu)
+        options = Options(Path(temporary), given.quick, 1 if given.quick else repeats, gpu or given.gpu, (*given.slide,))
         figures: list[Figure] = []
         skipped: list[str] = []
         for name in names:

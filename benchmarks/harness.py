@@ -21,12 +21,14 @@ class Options:
         quick: Tiny sizes, as a smoke test; the figures mean nothing.
         repeats: Measured rounds.
         gpu: Sizes for a GPU: large models in bfloat16, more rows.
+        slides: Slides to read tiles from, in place of the known one.
     """
 
     folder: Path
     quick: bool
     repeats: int
     gpu: bool = False
+    slides: tuple[Path, ...] = ()
 
     def size(self, full: int, quick: int, gpu: int | None = None) -> int:
         """Return the quick size with `quick`, the size for a GPU if there is one, and the full size otherwise."""

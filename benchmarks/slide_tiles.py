@@ -1,4 +1,4 @@
-"""Reading tiles of 224 pixels from JPEG slides, against the same tiles as JPEG files from a zip."""
+"""Reading tiles of 224 pixels from slides, against the same tiles as files of the same compression from a zip."""
 
 import io
 import os
@@ -15,22 +15,25 @@ from benchmarks.inputs import SIZE, draw_tile, encode, write_jpeg_slide
 _EDGE = 256  # of the slide's own tiles
 _REAL = "slides/CMU-1-Small-Region.svs"  # below CLIPIT_TEST_DATA
 _BATCH = 64
+_MOST = 4096  # tiles of a real slide
+_JPEG = 7  # TIFF: compression
 
 
 def measure(options: Options) -> list[Figure]:
     """Measure the tiles per second of `SlideReader` relative to those of `ZipReader`, both with the reading threads.
 
-    The slide is synthetic, with tiles of 256 pixels; its grid is read row by row, as for scoring. A second row is a
-    real slide, if the environment variable CLIPIT_TEST_DATA names a folder with it. Its tiles are written to the zip
-    with the slide's own quantisation tables and colour space.
+    The slide is synthetic, with tiles of 256 pixels; its grid is read row by row, as for scoring. Further rows are the
+    slides of `--slide`, or else a real slide, if the environment variable CLIPIT_TEST_DATA names a folder with it. JPEG
+    tiles of a real slide are written to the zip with its quantisation tables and colour space, those of other slides as
+    JPEG 2000 of about the same size.
     """
     side = options.size(12_288, 1024)
     slide = _make_slide(options.folder / "synthetic.tif", side, options.size(256, 4))
-    figures = [_compare(options, "synthetic slide", slide, side, side, {"quality": 90}, options.size(256, 4))]
+    figures = [_compare(options, "synthetic slide", slide, {"quality": 90}, options.size(256, 4))]
     data = os.environ.get("CLIPIT_TEST_DATA")
-    if data is not None and (Path(data) / _REAL).is_file():
-        real = Path(data) / _REAL
-        figures.append(_compare(options, real.name, real, 2220, 2967, _jpeg_options(real), 200))
+    known = [Path(data) / _REAL] if data is not None and (Path(data) / _REAL).is_file() else []
+    for path in options.slides or known:
+        figures.append(_compare(options, path.name, path, _encoding(path), _MOST))
     return figures
 
 
@@ -42,25 +45,24 @@ def _make_slide(path: Path, side: int, distinct: int) -> Path:
     return write_jpeg_slide(path, [(side, side)], lambda _, row, column: tiles[(row * columns + column) % distinct])
 
 
-def _compare(
-    options: Options, name: str, slide: Path, width: int, height: int, jpeg: dict[str, Any], distinct: int
-) -> Figure:
+def _compare(options: Options, name: str, slide: Path, encoding: dict[str, Any], distinct: int) -> Figure:
     import openslide
 
     from clipit.image_readers import ZipReader
     from clipit.slides.opening import open_slide, over_white
     from clipit.slides.reading import PlacedSlide, SlideReader
 
-    corners = np.array([(x, y) for y in range(0, height - SIZE + 1, SIZE) for x in range(0, width - SIZE + 1, SIZE)])
-    x, y = corners.T.astype(np.int32)
     archive = options.folder / f"{slide.stem}.zip"
     opened = open_slide(slide)
+    rows, columns = (range(0, length - SIZE + 1, SIZE) for length in (opened.levels[0].height, opened.levels[0].width))
+    corners = np.array([(x, y) for y in rows for x in columns][:_MOST])
+    x, y = corners.T.astype(np.int32)
     encoded = [
-        encode(opened.read_region(int(left), int(top), 0, SIZE, SIZE), **jpeg) for left, top in corners[:distinct]
+        encode(opened.read_region(int(left), int(top), 0, SIZE, SIZE), **encoding) for left, top in corners[:distinct]
     ]
     with zipfile.ZipFile(archive, "w") as file:
         for row in range(len(corners)):
-            file.writestr(f"{row:06d}.jpg", encoded[row % len(encoded)])
+            file.writestr(f"{row:06d}", encoded[row % len(encoded)])
     place = PlacedSlide(slide.stem, slide, float(SIZE), SIZE)
 
     def read_slide() -> float:
@@ -69,7 +71,7 @@ def _compare(
         return seconds(lambda: _read_all(reader.read, len(x)))
 
     def read_zip() -> float:
-        reader = ZipReader(archive, [f"{row:06d}.jpg" for row in range(len(x))])
+        reader = ZipReader(archive, [f"{row:06d}" for row in range(len(x))])
         reader.read(len(x) - 1)
         return seconds(lambda: _read_all(reader.read, len(x)))
 
@@ -116,13 +118,24 @@ def _difference(slide: Path, corners: np.ndarray) -> int:
     return largest
 
 
-def _jpeg_options(slide: Path) -> dict[str, Any]:
-    """Return Pillow's options for JPEGs like the tiles of a slide: its quantisation tables, sampling and colours."""
+def _encoding(slide: Path) -> dict[str, Any]:
+    """Return Pillow's options for images like the tiles of a slide: quantisation tables, sampling and colours of JPEG.
+
+    Tiles of other slides, such as JPEG 2000, are encoded as JPEG 2000 at the slide's own bytes per pixel.
+    """
     import tifffile
     from PIL import Image, JpegImagePlugin
 
     with tifffile.TiffFile(slide) as file:
-        page = file.pages[0]
+        page: Any = file.pages[0]
+        if int(page.compression) != _JPEG:
+            raw = page.imagewidth * page.imagelength * page.samplesperpixel
+            return {
+                "kind": "JPEG2000",
+                "quality_mode": "rates",
+                "quality_layers": [raw / sum(page.databytecounts)],
+                "irreversible": True,
+            }
         file.filehandle.seek(page.dataoffsets[0])
         data = file.filehandle.read(page.databytecounts[0])
         rgb = int(page.photometric) == 2

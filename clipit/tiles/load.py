@@ -1,11 +1,12 @@
 """Load the configured tiles: read the source, map classes and splits, split off missing parts, hide labels."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Shaped
 
 from clipit.annotators.reading import AnnotationTable
 from clipit.config.run import TilesConfig
@@ -176,17 +177,26 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
         labels=labels,
         truth=labels.copy(),
         splits=np.asarray([split or "train" for split in splits], dtype="<U10"),
-        groups=np.asarray(source.groups, dtype=object),
+        groups=_shared(source.groups),
         mpp=mpp,
         classes=classes,
         reader=source.reader,
         rows=np.arange(len(source.ids), dtype=np.int64),
-        stamps=np.asarray(source.stamps, dtype=np.str_),
+        stamps=np.asarray([stamp.encode() for stamp in source.stamps], dtype=np.bytes_),
         notes=(*source.notes, *_part_notes(source, splits), *_alias_notes(source, splits, config)),
         where=source.where,
         advice=group_advice(source),
     )
     return tiles if kept.all() else tiles.select(kept)
+
+
+def _shared(texts: Sequence[str]) -> Shaped[np.ndarray, " n"]:
+    """Return texts as objects, one for all that are equal.
+
+    They are copied: a text that was read among others would keep their memory from being freed.
+    """
+    copies = {text: text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass") for text in set(texts)}
+    return np.asarray([copies[text] for text in texts], dtype=object)
 
 
 def _part_notes(source: SourceTiles, splits: list[str]) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ class TileSet:
     rows: Int64[np.ndarray, " n"]
     """Row of each tile in the reader."""
     stamps: Shaped[np.ndarray, " n"]
-    """Stamp of each image's content (size and modification time, or checksum)."""
+    """Stamp of each image's content (size and modification time, or checksum), as text or bytes."""
     quarantined: tuple[str, ...] = ()
     """Ids of tiles dropped because their image cannot be decoded."""
     notes: tuple[str, ...] = ()
@@ -137,7 +137,8 @@ class TileSet:
         """16 hexadecimal digits of the SHA-256 over ids, splits and image stamps."""
         digest = hashlib.sha256()
         for column in (self.ids, self.splits, self.stamps):
-            digest.update("\n".join(column.tolist()).encode())
+            texts = column.tolist()
+            digest.update(b"\n".join(texts) if column.dtype.kind == "S" else "\n".join(texts).encode())
             digest.update(b"\0")
         return digest.hexdigest()[:16]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from clipit.config.file import ConfigFile
 from clipit.config.run import RunConfig, TilesConfig
 from clipit.config.shipped import run_configs, shipped_folder
 from clipit.doctor.checks import Check, merge_checks
@@ -18,6 +19,7 @@ from clipit.doctor.configs import (
 )
 from clipit.doctor.data import check_tiles
 from clipit.doctor.diagnose import diagnose
+from clipit.doctor.memory import check_memory_of_runs
 from clipit.doctor.models import Access
 from clipit.errors import ConfigError
 
@@ -161,3 +163,25 @@ def test_by_default_the_configurations_in_the_folder_are_checked(
 def test_files_that_configure_no_run_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="not of a run"):
         diagnose(shipped_folder() / name)
+
+
+def test_the_memory_of_every_arm_is_checked_and_named_where_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def estimated(config: RunConfig, needs: str = "") -> list[Check]:
+        steps = config.training.tiles_per_step
+        return [Check("PASS" if steps < 1000 else "FAIL", "memory", f"{steps} tiles")]
+
+    monkeypatch.setattr("clipit.doctor.memory.check_memory", estimated)
+    arms = {
+        "other": {"base": "image_only", "training.weight_decay": 0.1},
+        "big": {"base": "image_only", "training.tiles_per_step": 4096},
+    }
+    tiles = {"source": "table", "path": "t.csv"}
+    values = {"name": "a", "tiles": tiles, "training": {"tiles_per_step": 64}, "arms": arms}
+    alone = ConfigFile.model_validate(values)
+    assert check_memory_of_runs(alone) == [Check("PASS", "memory", "64 tiles")]
+    compared = ConfigFile.model_validate(values | {"comparison": {"arms": ["image_only", "other", "big"]}})
+    assert check_memory_of_runs(compared) == [
+        Check("PASS", "memory, image_only, other", "64 tiles"), Check("FAIL", "memory, big", "4096 tiles"),
+    ]  # fmt: skip
+    same = ConfigFile.model_validate(values | {"comparison": {"arms": ["image_only", "other"]}})
+    assert check_memory_of_runs(same) == [Check("PASS", "memory", "64 tiles")]

@@ -8,7 +8,7 @@ from clipit.config.shipped import run_configs, shipped_folder
 from clipit.doctor.checks import Check, CheckGroup, failed_check, merge_checks
 from clipit.doctor.configs import check_config, check_shipped_config, head_entry, read_incomplete
 from clipit.doctor.machine import check_machine
-from clipit.doctor.memory import check_memory
+from clipit.doctor.memory import check_memory, check_memory_of_runs
 from clipit.doctor.models import ask_hub, check_hub
 from clipit.doctor.packages import check_packages
 from clipit.errors import ClipitError, ConfigError
@@ -37,7 +37,9 @@ def diagnose(path: Path | None = None, options: Sequence[str] = (), *, shipped: 
             fix = "use the configuration named in the command at its head"
             raise ConfigError("this is a file of a sweep or of Accelerate, not of a run", where=path, fix=fix)
         file, missing = read_incomplete(path, options)
-        checks = check_config(file, missing, path, ask_hub) + check_memory(file.run, head_entry(path, "needs"))
+        needs = head_entry(path, "needs")
+        checks = check_config(file, missing, path, ask_hub)
+        checks += check_memory(file.run, needs) if missing else check_memory_of_runs(file, needs)
         output, group = file.run.output, CheckGroup(str(path), checks)
     return [
         group,

@@ -3,16 +3,67 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from clipit.artifacts import fingerprint
 from clipit.config.run import RunConfig
 from clipit.doctor.checks import Check, failed_check
 from clipit.doctor.models import vlm_weight_bytes
-from clipit.errors import ConfigError, ModelError
+from clipit.errors import ConfigError, ModelError, shortlist
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from clipit.config.file import ConfigFile
+
 _CLASSES, _JOINT_DIM = 10, 768  # the heads are small, whatever the data and the VLM
+
+
+def check_memory_of_runs(file: "ConfigFile", needs: str = "") -> list[Check]:
+    """Check the memory of a run, or of every arm of a comparison on each of its data sets and backbones.
+
+    Arms with the same student, batch and VLMs are checked once. If the results differ, each names its arms.
+
+    Args:
+        file: Configuration file without missing keys.
+        needs: See `check_memory`.
+    """
+    from clipit.comparison.plan import plan_comparison
+    from clipit.training.arms import resolve_arm
+
+    if "comparison" not in file.model_fields_set:
+        return check_memory(file.run, needs)
+    try:
+        plans = plan_comparison(file.run, file.comparison)
+    except ConfigError as error:
+        return [failed_check("keys", error)]
+    configs: dict[str, RunConfig] = {}
+    arms_of: dict[str, list[str]] = {}
+    for plan in plans:
+        place = f" ({plan.data_set}, {plan.backbone})" if len(plans) > 1 else ""
+        for arm in plan.arms:
+            config = resolve_arm(plan.run_config(arm, file.comparison.seeds[0]))
+            key = _memory_key(config)
+            configs.setdefault(key, config)
+            arms_of.setdefault(key, []).append(f"{arm}{place}")
+    named: dict[Check, list[str]] = {}
+    for key, config in configs.items():
+        for check in check_memory(config, needs):
+            named.setdefault(check, []).extend(arms_of[key])
+    if len(named) == 1:
+        return list(named)
+    return [replace(check, subject=f"{check.subject}, {shortlist(arms, 3)}") for check, arms in named.items()]
+
+
+def _memory_key(config: RunConfig) -> str:
+    """Fingerprint of the keys on which the memory of a training depends."""
+    from clipit.training.fitting import views_per_tile
+    from clipit.training.terms.table import uses_vlm
+
+    student = config.model_dump(mode="json", include={"backbone", "lora", "student"})
+    batch = {"tiles_per_step", "accumulation", "gradient_checkpointing", "precision"}
+    vlms = [config.vlm, config.second_vlm] if uses_vlm(config) else []
+    loaded = [vlm.model_dump(mode="json") for vlm in vlms if vlm is not None]
+    return fingerprint([student, config.training.model_dump(mode="json", include=batch), views_per_tile(config), loaded])
 
 
 def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
@@ -64,7 +115,8 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
             mode=mode,
         )
     except Exception as error:  # the model is unknown, not cached, or cannot be built without its weights
-        reason = " ".join(str(error).split())[:120]
+        text = str(error).partition("\n  to do: ")[0].replace("\n  where: ", ": ")
+        reason = " ".join(text.split())[:200]
         fix = "correct the backbone if its own check fails; training estimates its memory again when it starts"
         return [Check("WARN", "memory", f"The memory of training could not be estimated: {reason}.", fix)]
     vlms = [vlm for vlm in (config.vlm, config.second_vlm) if vlm is not None and uses_vlm(config)]

@@ -222,7 +222,8 @@ def _tiles(config: RunConfig, processes: int, micro_batches: int) -> int:
     return math.ceil(math.ceil(config.training.tiles_per_step / processes) / micro_batches)
 
 
-def _views(config: RunConfig) -> int:
+def views_per_tile(config: RunConfig) -> int:
+    """Return how many views of each tile the active terms need."""
     return max((term.views for term in all_terms(config) if term.active), default=1)
 
 
@@ -231,7 +232,7 @@ def _plan(
 ) -> MemoryPlan:
     """Compute what a number of micro-batches needs; checkpointing only where it saves memory."""
     tiles = _tiles(config, room.processes, micro_batches)
-    images = tiles * _views(config)
+    images = tiles * views_per_tile(config)
 
     def total(checkpointed: bool) -> int:
         return estimate.total(images, checkpointing=checkpointed, micro_batches=micro_batches, processes=room.processes)

@@ -25,6 +25,9 @@ from clipit.tiles.table import TABLES, open_table, read_columns
 
 logger = logging.getLogger(__name__)
 
+_COARSE = 1.02
+"""Ratio of micrometres per pixel of a slide and of its tiles above which the tiles are called enlarged."""
+
 
 @dataclass(frozen=True)
 class SlideList:
@@ -70,7 +73,7 @@ def read_slides(config: TilesConfig) -> SourceTiles:
     def per_tile(values: Sequence[str]) -> list[str]:
         return [values[row] for (row, _), size in zip(prepared, sizes, strict=True) for _ in range(size)]
 
-    notes = [*listed.notes, *failure_notes(failed, len(results))]
+    notes = [*listed.notes, *failure_notes(failed, len(results)), *coarse_notes([s for _, s in prepared], section)]
     return SourceTiles(
         ids=images.ids,
         labels=per_tile(listed.labels),
@@ -135,8 +138,9 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, o
         lines = "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10])
         fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))
         raise DataError(f"no slide can be used:{lines}", where=path, fix="; ".join(fixes[:3]))
-    tiles = slide_tiles([result for result in results if isinstance(result, PreparedSlide)])
-    return replace(tiles, notes=tuple(failure_notes(failed, len(results))))
+    prepared = [result for result in results if isinstance(result, PreparedSlide)]
+    notes = (*failure_notes(failed, len(results)), *coarse_notes(prepared, config))
+    return replace(slide_tiles(prepared), notes=notes)
 
 
 def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
@@ -147,6 +151,17 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
     fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))[:3]
     advice = f". To do: {'; '.join(fixes)}" if fixes else ""
     return [f"{len(failed)} of {total} slides cannot be used and were left out: {listed}{advice}"]
+
+
+def coarse_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
+    """Describe slides that are coarser than the tiles, whose pixels are therefore enlarged; an empty list if none is."""
+    coarse = [f"{slide.name}: {slide.facts['mpp']:g}" for slide in slides if slide.facts["mpp"] > _COARSE * config.mpp]
+    if not coarse:
+        return []
+    return [
+        f"{len(coarse)} of {len(slides)} slides have fewer pixels than the tiles of {config.mpp:g} micrometres per "
+        f"pixel, which are enlarged: {shortlist(coarse, 3)}"
+    ]
 
 
 def _failure(failed: Sequence[FailedSlide], total: int, where: str) -> DataError:

@@ -135,3 +135,12 @@ def test_columns_without_a_meaning_are_noted_and_missing_ones_named(tmp_path: Pa
     write_table(table, [{"name": "a", "label": "x"}])
     with pytest.raises(DataError, match="no column slide or path with the files of the slides; the table has: name"):
         list_slides(section(table, labels=unlabelled))
+
+
+def test_slides_that_are_coarser_than_their_tiles_are_noted(tmp_path: Path) -> None:
+    write_slides(tmp_path, fine=1.0, coarse=2.0)
+    notes = read_tiles(section(tmp_path, labels=LabelsConfig(kind="none"))).notes
+    (note,) = [note for note in notes if "enlarged" in note]
+    assert note == (
+        "1 of 2 slides have fewer pixels than the tiles of 1 micrometres per pixel, which are enlarged: coarse: 2"
+    )

@@ -108,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = given.names or list(GPU if given.gpu else BENCHMARKS)
         repeats = min(given.repeats, _GPU_REPEATS) if given.gpu else given.repeats
         file = given.json or _default_file(hardware["device"] if given.gpu else "")
-        options = Options(Path(temporary), given.quick, 1 if given.quick else repeats, gpu or given.gpu, (*given.slide,))
+        slides = tuple(given.slide)
+        options = Options(Path(temporary), given.quick, 1 if given.quick else repeats, gpu or given.gpu, slides)
         figures: list[Figure] = []
         skipped: list[str] = []
         for name in names:

@@ -105,8 +105,9 @@ def write_mrxs(path: Path, pixels: np.ndarray, mpp: float = 0.5, edge: int = 100
             "DIGITIZER_HEIGHT": edge, "IMAGE_CONCAT_FACTOR": 0,
         },
     }  # fmt: skip
-    lines = [f"[{name}]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items()) for name, keys in sections.items()]
-    (folder / "Slidedat.ini").write_text("".join(lines), encoding="utf-8")
+    with (folder / "Slidedat.ini").open("w", encoding="utf-8") as file:
+        for name, keys in sections.items():
+            file.write(f"[{name}]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items()))
     path.write_bytes(_jpeg(pixels))
     return path
 

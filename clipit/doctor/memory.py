@@ -63,7 +63,8 @@ def _memory_key(config: RunConfig) -> str:
     batch = {"tiles_per_step", "accumulation", "gradient_checkpointing", "precision"}
     vlms = [config.vlm, config.second_vlm] if uses_vlm(config) else []
     loaded = [vlm.model_dump(mode="json") for vlm in vlms if vlm is not None]
-    return fingerprint([student, config.training.model_dump(mode="json", include=batch), views_per_tile(config), loaded])
+    training = config.training.model_dump(mode="json", include=batch)
+    return fingerprint([student, training, views_per_tile(config), loaded])
 
 
 def check_memory(config: RunConfig, needs: str = "") -> list[Check]:

@@ -154,7 +154,7 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
 
 
 def coarse_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
-    """Describe slides that are coarser than the tiles, whose pixels are therefore enlarged; an empty list if none is."""
+    """Describe slides that are coarser than the tiles, whose pixels are enlarged; an empty list if there are none."""
     coarse = [f"{slide.name}: {slide.facts['mpp']:g}" for slide in slides if slide.facts["mpp"] > _COARSE * config.mpp]
     if not coarse:
         return []

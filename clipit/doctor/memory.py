@@ -56,7 +56,7 @@ def check_memory_of_runs(file: "ConfigFile", needs: str = "") -> list[Check]:
 
 def _memory_key(config: RunConfig) -> str:
     """Fingerprint of the keys on which the memory of a training depends."""
-    from clipit.training.fitting import views_per_tile
+    from clipit.training.memory_plan import views_per_tile
     from clipit.training.terms.table import uses_vlm
 
     student = config.model_dump(mode="json", include={"backbone", "lora", "student"})

@@ -1,6 +1,6 @@
 """JSON objects of files: reading a key that a file lacks is a clear error."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,19 +15,24 @@ class JsonRecord(dict[str, Any]):
     """
 
     def __init__(
-        self, values: Mapping[str, Any], path: Path, fix: str, error: type[ClipitError] = ArtifactError, place: str = ""
+        self,
+        values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+        path: Path | None = None,
+        fix: str = "",
+        error: type[ClipitError] = ArtifactError,
+        place: str = "",
     ) -> None:
         """Wrap an object.
 
         Args:
-            values: Parsed object.
-            path: File from which it was read.
+            values: Parsed object, or its items: `dataclasses.asdict` copies a dict by calling its class with them.
+            path: File from which it was read; None in such a copy.
             fix: What to do if a key is missing, for the error.
             error: Class of the error. An `ArtifactError` adds that an earlier version may have written the file.
             place: Keys that lead to this object inside the file, such as `splits.test`.
         """
         inside = f"{place}." if place else ""
-        super().__init__({key: _wrap(value, path, fix, error, f"{inside}{key}") for key, value in values.items()})
+        super().__init__({key: _wrap(value, path, fix, error, f"{inside}{key}") for key, value in dict(values).items()})
         self._path, self._fix, self._error, self._place = path, fix, error, place
 
     def __missing__(self, key: str) -> NoReturn:
@@ -38,7 +43,9 @@ class JsonRecord(dict[str, Any]):
         raise self._error(f"{what}; {has}", where=self._path, fix=self._fix)
 
 
-def _wrap(value: Any, path: Path, fix: str, error: type[ClipitError], place: str) -> Any:
+def _wrap(value: Any, path: Path | None, fix: str, error: type[ClipitError], place: str) -> Any:
+    if isinstance(value, JsonRecord):
+        return value
     if isinstance(value, dict):
         return JsonRecord(value, path, fix, error, place)
     if isinstance(value, list):

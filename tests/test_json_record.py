@@ -1,8 +1,11 @@
 """JSON files of earlier versions, which lack keys."""
 
+import copy
 import json
 import pickle
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +40,15 @@ def test_a_missing_key_names_file_place_and_remedy(record: JsonRecord, tmp_path:
         record["arms"]
     with pytest.raises(ArtifactError, match="it is empty"):
         JsonRecord({}, tmp_path, FIX)["x"]
+
+
+def test_a_dataclass_that_holds_it_becomes_a_dict(record: JsonRecord) -> None:
+    @dataclass
+    class Holder:
+        facts: dict[str, Any]
+
+    assert asdict(Holder(record)) == {"facts": record}
+    assert copy.deepcopy(record) == record == pickle.loads(pickle.dumps(record))
 
 
 def test_it_is_an_ordinary_dict_otherwise(record: JsonRecord) -> None:

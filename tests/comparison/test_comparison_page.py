@@ -362,7 +362,7 @@ def wrongs() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
         ),
         (changed(lambda found: found.update(rows=3)), ArtifactError, "does not hold rows"),
         (changed(lambda found: found.pop("findings")), ArtifactError, "does not hold findings"),
-        (changed(lambda found: found["findings"][0].pop("rows")), ArtifactError, "incomplete"),
+        (changed(lambda found: found["findings"][0].pop("rows")), ArtifactError, r"no 'rows' in findings\[0\]"),
         (
             changed(lambda found: found["rows"][0].update(tiles_fingerprint="0")),
             ArtifactError,

@@ -71,8 +71,8 @@ def test_an_own_arm_over_the_built_in_one_of_its_name(configure: Callable[..., R
     [
         ("clipit", {}, r"unknown arm 'clipit'(?s:.*)image_only"),
         ("a", {"a": {"base": "b"}}, r"unknown arm 'b'(?s:.*)arms\.a\.base"),
-        ("a", {"a": {"base": "b"}, "b": {"base": "a"}}, "circle: a -> b -> a"),
-        ("a", {"a": {"base": "a"}}, "circle: a -> a"),
+        ("a", {"a": {"base": "b"}, "b": {"base": "a"}}, "cycle: a -> b -> a"),
+        ("a", {"a": {"base": "a"}}, "cycle: a -> a"),
         ("a", {"a": {"lora.rnak": 2}}, r"unknown key 'lora\.rnak' \(did you mean 'lora\.rank'"),
         ("a", {"a": {"student.projector_layers": 2}}, "late_fusion"),
     ],

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,31 @@ TRAINING = "training.json"
 """File of a finished adaptation with its counts, loss and provenance."""
 _VALIDATION_BATCHES = 4
 _OTHER_ARMS = ("arms", "seeds", "forgetting")
+
+
+@dataclass(frozen=True)
+class _Adaptation:
+    """One adaptation, with its precision resolved and its examples read.
+
+    Attributes:
+        config: Run configuration.
+        section: Section `adapt`, with the towers and the precision that this arm uses.
+        arm: Arm of the study.
+        seed: Seed of initialisation, order and augmentation.
+        workspace: Workspace of the configuration.
+        folder: Folder of the adaptation.
+        examples: Bags to train on.
+        validation: Bags of the validation split, if they are needed.
+    """
+
+    config: RunConfig
+    section: AdaptConfig
+    arm: AdaptArm
+    seed: int
+    workspace: Workspace
+    folder: Path
+    examples: BagExamples
+    validation: BagExamples | None
 
 
 def adaptation_folder(config: RunConfig, arm: str, seed: int) -> Path:
@@ -115,7 +140,8 @@ def adapt(
                 where="adapt.keep: best",
                 fix="set adapt.keep: last, or add validation data",
             )
-        fingerprint = _fingerprint(config, section, arm, seed, workspace, examples, validation)
+        adaptation = _Adaptation(config, section, arm, seed, workspace, folder, examples, validation)
+        fingerprint = _fingerprint(adaptation)
         if processes.main:
             if done:
                 check_fingerprint(folder, fingerprint, config)
@@ -125,9 +151,7 @@ def adapt(
         processes.barrier()
         trackers: list[GeneralTracker] = []  # open until the scores are logged
         if not done:
-            trackers = _train_and_export(
-                config, section, arm, seed, workspace, examples, validation, folder, fingerprint
-            )
+            trackers = _train_and_export(adaptation, fingerprint)
         processes.barrier()
         finish_trackers(trackers, measure(folder), section.steps)
     return folder
@@ -156,16 +180,9 @@ def _resolve_precision(config: RunConfig, section: AdaptConfig, folder: Path) ->
     return section.model_copy(update={"precision": resolved.training.precision})
 
 
-def _fingerprint(
-    config: RunConfig,
-    section: AdaptConfig,
-    arm: str,
-    seed: int,
-    workspace: Workspace,
-    examples: BagExamples,
-    validation: BagExamples | None,
-) -> RunFingerprint:
+def _fingerprint(adaptation: _Adaptation) -> RunFingerprint:
     """Compute the fingerprint of an adaptation from its keys and inputs, with `keep: best` also of validation."""
+    config, section, validation = adaptation.config, adaptation.section, adaptation.validation
     unused = {*_OTHER_ARMS, *({"pairs", "bags", "cases"} - {section.data})}
     keys = {
         f"adapt.{key}": value
@@ -174,26 +191,18 @@ def _fingerprint(
     }
     if section.data == "bags":
         keys |= {key: value for key, value in select_keys(config, "results").items() if key.startswith("pairing.")}
-    keys |= {"adapt.arm": arm, "adapt.seed": seed}
-    inputs = {"VLM": workspace.vlm.fingerprint, **examples.fingerprints}
+    keys |= {"adapt.arm": adaptation.arm, "adapt.seed": adaptation.seed}
+    inputs = {"VLM": adaptation.workspace.vlm.fingerprint, **adaptation.examples.fingerprints}
     if section.keep == "best" and validation is not None:
         inputs |= {f"validation {name}": value for name, value in validation.fingerprints.items()}
     return RunFingerprint(keys, inputs)
 
 
-def _train_and_export(
-    config: RunConfig,
-    section: AdaptConfig,
-    arm: AdaptArm,
-    seed: int,
-    workspace: Workspace,
-    examples: BagExamples,
-    validation: BagExamples | None,
-    folder: Path,
-    fingerprint: RunFingerprint,
-) -> "list[GeneralTracker]":
+def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "list[GeneralTracker]":
     """Train and write the VLM; the returned trackers are still open."""
     processes = get_processes()
+    config, section, arm, seed = adaptation.config, adaptation.section, adaptation.arm, adaptation.seed
+    folder, examples, validation = adaptation.folder, adaptation.examples, adaptation.validation
     trackers = start_trackers(config, folder, {"arm": arm, "seed": seed, **fingerprint.keys}, arm)
 
     def log(row: dict[str, Any], step: int) -> None:
@@ -206,8 +215,7 @@ def _train_and_export(
     adapted = adapt_towers(vlm.towers, *names, base_name=public_name(vlm.name)).to(processes.device)
     trained = sum(weight.numel() for weight in adapted.trainable().values())
     with tf32_products(processes.device), _memory_errors(section):
-        of_vlm = (workspace, vlm, adapted, examples, validation)
-        progress = _train(section, arm, seed, *of_vlm, folder, fingerprint.value, log)
+        progress = _train(adaptation, vlm, adapted, fingerprint.value, log)
     if processes.main:
         scale = float(adapted.logit_scale.detach().exp())
         counts = {"step": progress.best_step or progress.step, "weights": trained, "logit_scale": scale}
@@ -257,20 +265,16 @@ def _card_facts(
 
 
 def _train(
-    section: AdaptConfig,
-    arm: AdaptArm,
-    seed: int,
-    workspace: Workspace,
+    adaptation: _Adaptation,
     vlm: VLM,
     adapted: AdaptedTowers,
-    examples: BagExamples,
-    validation: BagExamples | None,
-    folder: Path,
     owner: str,
     log: Callable[[dict[str, Any], int], None],
 ) -> Progress:
     """Train the adapted towers in place; they end with the chosen weights."""
     processes = get_processes()
+    section, arm, seed, folder = adaptation.section, adaptation.arm, adaptation.seed, adaptation.folder
+    examples, validation = adaptation.examples, adaptation.validation
     optimizer = make_optimizer(adapted.trainable().values(), section.learning_rate, section.weight_decay)
     checkpoints = folder / "checkpoints"
     progress = load_checkpoint(checkpoints, adapted, optimizer)
@@ -280,7 +284,7 @@ def _train(
     def mine_at(bags: BagExamples, step: int, present: bool) -> BagExamples:
         adapted.eval()
         current = replace(vlm, towers=adapted.towers)
-        return mine(section, arm, bags, current, workspace, folder, step, owner, present=present)
+        return mine(section, arm, bags, current, adaptation.workspace, folder, step, owner, present=present)
 
     feed = _Feed(contrast, mine_at)
     scorer = None if validation is None else replace(feed.contrast, examples=validation, clock=Clock())

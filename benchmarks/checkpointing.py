@@ -1,4 +1,4 @@
-"""A training step with gradient checkpointing against one without: memory and time."""
+"""Memory and time of a training step with gradient checkpointing, relative to a step without it."""
 
 from benchmarks.harness import Figure, Options, alternate, peak_memory, ratios, seconds
 
@@ -42,14 +42,18 @@ def measure(options: Options) -> list[Figure]:
     memory = {name: [float(estimate.total(tiles, checkpointing=name == "checkpointed") - loaded)] for name in works}
     facts = {"backbone": options.vit, "precision": precision, "tiles": tiles, "weights": estimate.weights}
     peaks = {name: peak_memory(work) for name, work in works.items()}
-    accuracy = [
+    estimate_ratios = [
         (estimate.total(tiles, checkpointing=name == "checkpointed") - estimate.optimiser) / peak
         for name, peak in peaks.items()
         if peak
     ]
-    compared = [Figure("checkpointing", "estimated / measured peak memory", accuracy, facts=facts)] if accuracy else []
+    compared = (
+        [Figure("checkpointing", "estimated / measured peak memory", estimate_ratios, facts=facts)]
+        if estimate_ratios
+        else []
+    )
     return [
         *compared,
-        Figure("checkpointing", "memory beside weights", ratios(memory, *works), "", 0.35, False, memory, facts),
+        Figure("checkpointing", "memory without weights", ratios(memory, *works), "", 0.35, False, memory, facts),
         Figure("checkpointing", "time of a step", ratios(samples, *works), "", 1.4, False, samples, facts),
     ]

@@ -1,7 +1,7 @@
-"""Hubness correction, in blocks, against plain searches of the same tiles and snippets.
+"""Time of blockwise hubness correction, relative to plain searches of the same tiles and snippets.
 
 `python -m benchmarks.hubness --tiles 30000 --snippets 100000` measures at a larger size than `python -m benchmarks`
-does, and says how many floating-point operations 300,000 x 1,000,000 takes.
+does, and prints the number of floating-point operations for 300,000 tiles and 1,000,000 snippets.
 """
 
 import argparse
@@ -35,10 +35,10 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
     """Measure the time of biases and corrected search relative to two plain searches.
 
     Args:
-        options: Options of the measurement.
+        options: Folder, size and number of repeats of the benchmark.
         n_tiles: Number of tiles.
         n_snippets: Number of snippets.
-        with_sinkhorn: Also measure Sinkhorn with its ten rounds, once and without a goal.
+        with_sinkhorn: Whether to measure Sinkhorn (ten rounds) as well, once and without a goal.
     """
     from clipit.config.run import PairingConfig
     from clipit.pairing.nearest import search
@@ -75,7 +75,7 @@ def large_size() -> str:
     once = 2 * tiles * snippets * _DIM
     return (
         f"{tiles:,} tiles x {snippets:,} snippets of {_DIM} numbers: {once / 1e12:,.0f} TFLOP per pass; a plain search "
-        f"takes one pass, csls and inverted_softmax two, sinkhorn one more than its rounds"
+        f"takes one pass, csls and inverted_softmax two, sinkhorn one more than its number of rounds"
     )
 
 
@@ -100,7 +100,7 @@ def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Work:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, measure at one size, print."""
+    """Measure at the given size and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hubness", description=__doc__)
     parser.add_argument("--tiles", type=int, default=30_000)
     parser.add_argument("--snippets", type=int, default=100_000)

@@ -1,6 +1,6 @@
-"""Time and memory of an epoch over bags of stored features, against reading the same features.
+"""Time and memory of an epoch over bags of stored features, relative to reading the same features.
 
-The memory is measured in a process of its own: `python -m benchmarks.mil_epoch STORE SLIDES TILES` prints it as JSON,
+The memory is measured in a separate process: `python -m benchmarks.mil_epoch STORE SLIDES TILES` prints it as JSON,
 and `python -m benchmarks.mil_epoch --slides 1000` writes a store of that size first.
 """
 
@@ -31,12 +31,12 @@ def measure(options: Options) -> list[Figure]:
     """Measure the ratio of an epoch to reading its features, and its memory as a multiple of one bag's features.
 
     The bags have 5,000 tiles of 512 half-precision values each; the network is gated attention of the default widths.
-    Memory is what the process allocates beside the shards, which are mapped from the page cache.
+    Memory is what the process allocates, without the memory-mapped shards.
     """
     slides, tiles = options.size(40, 4, 400), options.size(5_000, 50)
     store = write_bags(options.folder, slides, tiles)
     bags, works = _open(store, slides, tiles), dict[str, Work]()
-    _epoch(bags.select(np.arange(1)))  # imports
+    _epoch(bags.select(np.arange(1)))  # warm-up: imports
     works["epoch"] = lambda: seconds(lambda: _epoch(bags))
     works["reading"] = lambda: seconds(lambda: _read(bags))
     samples = alternate(works, options)
@@ -47,7 +47,7 @@ def measure(options: Options) -> list[Figure]:
         Figure("mil_epoch", f"{slides} slides of {tiles:,} tiles", samples["epoch"], "s", samples=samples, facts=facts),
         Figure("mil_epoch", "ratio of an epoch to reading", ratios(samples, "epoch", "reading"), facts=facts),
         Figure(
-            "mil_epoch", "memory of an epoch over the features of one bag", [grown["grown"] / bag], goal=12.0,
+            "mil_epoch", "memory of an epoch / features of one bag", [grown["grown"] / bag], goal=12.0,
             facts=facts,
         ),
     ]  # fmt: skip
@@ -74,7 +74,7 @@ def write_bags(folder: Path, slides: int, tiles: int) -> Path:
 
 
 def _open(folder: Path, slides: int, tiles: int) -> Any:
-    """Return the bags of a store, the halves of which have different labels."""
+    """Open the bags of a store, with alternating labels."""
     from clipit.artifacts import open_artifact
     from clipit.mil.bags import MilBags
     from clipit.mil.tile_store_bags import StoreReader
@@ -113,13 +113,13 @@ def _measure_memory(store: Path, slides: int, tiles: int) -> dict[str, Any]:
     home = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LaunchError("the program that measures memory failed", where="mil_epoch", fix=done.stderr.strip()[-2000:])
+        raise LaunchError("the process that measures memory failed", where="mil_epoch", fix=done.stderr.strip()[-2000:])
     memory: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return memory
 
 
 def _allocated_bytes() -> int:
-    """Return the memory of this process without mapped files; the peak with them where the system does not tell."""
+    """Return the bytes of this process without mapped files; without /proc, its peak with them."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="utf-8").splitlines():
@@ -129,13 +129,13 @@ def _allocated_bytes() -> int:
 
 
 @contextmanager
-def _watched(found: list[int]) -> Iterator[None]:
+def _watched(samples: list[int]) -> Iterator[None]:
     """Record the allocated memory every 5 ms while the block runs."""
     stopped = threading.Event()
 
     def watch() -> None:
         while not stopped.wait(0.005):
-            found.append(_allocated_bytes())
+            samples.append(_allocated_bytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -149,9 +149,9 @@ def _watched(found: list[int]) -> Iterator[None]:
 def main() -> None:
     """Measure the memory of an epoch over the bags of a store, after an epoch over two bags."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("store", nargs="*", help="folder of the store, number of slides, tiles of each")
-    parser.add_argument("--slides", type=int, default=None, help="write a store of so many slides and measure it")
-    parser.add_argument("--tiles", type=int, default=5_000, help="tiles of each slide")
+    parser.add_argument("store", nargs="*", help="folder of the store, number of slides, tiles per slide")
+    parser.add_argument("--slides", type=int, default=None, help="write a store with this many slides and measure it")
+    parser.add_argument("--tiles", type=int, default=5_000, help="tiles per slide")
     given = parser.parse_args()
     if given.slides is None:
         folder, slides, tiles = given.store
@@ -169,12 +169,12 @@ def main() -> None:
 def _memory(store: Path, slides: int, tiles: int) -> dict[str, Any]:
     bags = _open(store, slides, tiles)
     few = bags.select(np.arange(min(2, slides)))
-    _epoch(few)  # imports, and buffers that are kept
+    _epoch(few)  # warm-up: imports and retained buffers
     before = _allocated_bytes()
-    found = [before]
-    with _watched(found):
+    samples = [before]
+    with _watched(samples):
         _epoch(bags)
-    return {"before": before, "peak": max(found), "grown": max(max(found) - before, 1)}
+    return {"before": before, "peak": max(samples), "grown": max(max(samples) - before, 1)}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ _HARD = {
     "page breaks": "Page 1 of 2 Patient: ROE MRN 4 glands\n\fPatient: ROE\nof the colon\nPage 2 of 2\n",
     "damaged words": "intesFnal tissue, intestinal Fssue: NVAS:i:ONt ltO ",
 }
-"""Texts that repeat something that is slow to split unless the search is bounded."""
+"""Repeated patterns that are slow to split unless the search is bounded."""
 _GROWTH = 4
 _LENGTHS = (250, 1000, 4000, 16_000)  # characters per report
 _NAME = "report_splitting"
@@ -28,15 +28,15 @@ _NAME = "report_splitting"
 def measure(options: Options) -> list[Figure]:
     """Measure ordinary reports at several lengths and numbers, and texts that are hard to split at two lengths.
 
-    Reports are rows of a csv file that are read, cleaned, split and merged, with words as tokens. Linear time means the
-    same time per character at every length, and a growth of 4 where a text is four times as long; quadratic time has
-    a growth of 16.
+    Reports are rows of a csv file that are read, cleaned, split and merged, with words as tokens. In linear time,
+    the time per character is the same at every length, and a text four times as long takes four times as long; in
+    quadratic time, it takes sixteen times as long.
     """
     return [*_by_length(options), *_by_number(options), *_hard_texts(options)]
 
 
 def _by_length(options: Options) -> list[Figure]:
-    """Measure reports of several lengths; there are as many characters of each length."""
+    """Measure reports of several lengths, with the same total number of characters for each length."""
     total = options.size(1_600_000, 32_000)
     corpora = {length: _ordinary(total // length, length) for length in _LENGTHS}
     works = {
@@ -54,7 +54,7 @@ def _by_length(options: Options) -> list[Figure]:
         figures += [
             Figure(_NAME, f"{title}: time per character", per_character, "us", facts=facts),
             Figure(_NAME, f"{title}: time per report", per_report, "ms", facts=facts),
-            Figure(_NAME, f"{title}: 100,000 of them, by the time per report", hours, "h", facts=facts),
+            Figure(_NAME, f"{title}: 100,000 of them, extrapolated", hours, "h", facts=facts),
         ]
     longest, shortest = str(max(_LENGTHS)), str(min(_LENGTHS))
     title = f"ordinary reports: time per character, {max(_LENGTHS):,} over {min(_LENGTHS):,} characters"

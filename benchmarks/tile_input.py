@@ -1,6 +1,6 @@
-"""Reading tiles: decoding, resizing and batching by threads, against the bare decoder and resize.
+"""Time to decode, resize and batch tiles in threads, relative to the bare decoder and resize.
 
-Decoding and resizing are bound by the cores, so CPU time is compared, which other programs change less.
+Decoding and resizing are CPU-bound, so CPU time is compared, which other programs affect less than wall time.
 """
 
 import multiprocessing
@@ -25,7 +25,7 @@ _H100_FLOP_PER_SECOND = 4e14  # assumed: 40 % of the card's 989 TFLOP/s in bf16
 
 
 def bare(path: Path) -> UInt8[np.ndarray, "3 224 224"]:
-    """Decode and resize a file by the libraries alone: simplejpeg for JPEG files if it is used, and Pillow."""
+    """Decode and resize a file with Pillow alone, or with simplejpeg for JPEG files where clipit uses it."""
     from clipit.jpeg import find_decoder
 
     decode = find_decoder() if path.suffix == ".jpg" else None
@@ -74,8 +74,8 @@ def _against_bare(files: Sequence[Path], kind: str, edge: int, options: Options)
         "threads": threads,
         "equal": bool(np.array_equal(source.batch(batches[0]), np.stack([bare(path) for path in paths[:64]]))),
         "tiles_per_cpu_second": per_core,
-        "on_paper": f"8 cores: {_WORKERS * per_core:,.0f} tiles/s; an H100 embeds {wanted:,.0f} tiles/s by a ViT-L/16 "
-        "at 400 TFLOP/s",
+        "estimate": f"8 cores: {_WORKERS * per_core:,.0f} tiles/s; an H100 embeds {wanted:,.0f} tiles/s "
+        "with a ViT-L/16 at 400 TFLOP/s",
     }
     name = f"reading {kind.upper()} of {edge} px: CPU time of the bare libraries / ours"
     return Figure("tile_input", name, ratios(samples, "bare", "ours"), goal=0.9, at_least=True,
@@ -91,7 +91,7 @@ def _threads_against_processes(files: Sequence[Path], options: Options) -> Figur
         def reading(pool: Executor) -> float:
             return seconds(lambda: list(pool.map(bare, files, chunksize=8)))
 
-        reading(processes)  # starts them
+        reading(processes)  # start the processes
         samples = alternate({"threads": lambda: reading(threads), "processes": lambda: reading(processes)}, options)
     facts = {"workers": count, "tiles": len(files)}
     name = "reading JPEG of 256 px: time of processes / threads"

@@ -486,7 +486,7 @@ def test_what_an_earlier_command_writes(
     checks = check_config(file, [], tmp_path / "own.yaml", silent)
     (data,) = [check for check in checks if check.status == "FAIL"]
     assert "outputs/w/tiles.csv, outputs/w/vlm, outputs/w/r.jsonl" in data.message
-    assert data.fix == "first: python scripts/other.py --now"
+    assert data.fix == "run first: python scripts/other.py --now"
     (tmp_path / "own.yaml").write_text("# command   make worlds\nname: a\n")
     checks = check_config(file, [], tmp_path / "own.yaml", silent)
     assert {check.status for check in checks} == {"PASS"}
@@ -519,7 +519,7 @@ def test_the_script(
     shown = capsys.readouterr()
     assert (int(status["one"]), status["wrong"]) == (1, 2) and "models" not in status
     assert "FAIL  tiles" in shown.out and "PASS  VLM" in shown.out and "\033[" not in shown.out
-    assert "keys go with --config" in shown.err
+    assert "configuration keys need --config" in shown.err
     assert "MahmoodLab/UNI2-h" in shown.out and "quiltnet-b-32" in shown.out
 
 

@@ -15,7 +15,7 @@ from clipit.annotators.dawid_skene import DawidSkene, dawid_skene
 from clipit.annotators.votes import Votes, majority
 from clipit.errors import DataError
 
-_BITS = 62  # of a pattern's number
+_BITS = 62  # maximum size of a pattern's number
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,10 +23,10 @@ class PixelConsensus:
     """Consensus of each pattern of labels.
 
     Attributes:
-        votes: Labels of each pattern; the items are the numbers of the patterns, in ascending order.
+        votes: Labels of each pattern; the items are the pattern numbers, in ascending order.
         pixels: Number of pixels of each pattern.
-        estimates: Estimates of Dawid-Skene; None if no pixel has labels by two annotators.
-        probabilities: Probability of each class by pattern; the shares of the labels without estimates.
+        estimates: Dawid-Skene estimates; None if no pixel has labels by two annotators.
+        probabilities: Class probabilities, one row per pattern; the shares of its labels if `estimates` is None.
     """
 
     votes: Votes
@@ -35,22 +35,26 @@ class PixelConsensus:
     probabilities: Float64[np.ndarray, "n c"]
 
     def posteriors(self, patterns: Int64[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w c"]:
-        """Return the posteriors of pixels by the numbers of their patterns; zeros without a label."""
+        """Look up the class probabilities of pixels by their pattern numbers; zeros for pixels without a label."""
         known = np.asarray([int(item) for item in self.votes.items], dtype=np.int64)
         place = np.searchsorted(known, patterns).clip(max=len(known) - 1)
-        found: Float64[np.ndarray, "h w c"] = self.probabilities[place]
-        found[known[place] != patterns] = 0.0
-        return found
+        posteriors: Float64[np.ndarray, "h w c"] = self.probabilities[place]
+        posteriors[known[place] != patterns] = 0.0
+        return posteriors
 
 
 class PixelPatterns:
     """Counter of the patterns of labels that the pixels of many tiles have."""
 
     def __init__(self, annotators: Sequence[str], classes: Sequence[str]) -> None:
-        """Start without a pixel.
+        """Create an empty counter.
+
+        Args:
+            annotators: Names of the annotators.
+            classes: Names of the classes.
 
         Raises:
-            DataError: There are too many annotators and classes to number all patterns.
+            DataError: There are too many annotators and classes to number all patterns in 62 bits.
         """
         self.annotators, self.classes = tuple(annotators), tuple(classes)
         self._base = len(classes) + 1
@@ -58,15 +62,15 @@ class PixelPatterns:
             raise DataError(
                 f"masks by {len(annotators)} annotators of {len(classes)} classes have too many patterns",
                 where="--masks",
-                fix="leave out annotators, or join those with few masks",
+                fix="leave out annotators, or merge those with few masks",
             )
         self._pixels: Counter[int] = Counter()
 
     def encode(self, labels: Int16[np.ndarray, "a h w"]) -> Int64[np.ndarray, "h w"]:
-        """Number the pattern of each pixel; 0 without a label.
+        """Compute the pattern number of each pixel; 0 for pixels without a label.
 
         Args:
-            labels: Class of each pixel by annotator; -1 for none.
+            labels: Class index of each pixel, one map per annotator; -1 for none.
         """
         patterns = np.zeros(labels.shape[1:], dtype=np.int64)
         for number in reversed(range(len(labels))):
@@ -79,7 +83,7 @@ class PixelPatterns:
         self._pixels.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
 
     def consensus(self) -> PixelConsensus:
-        """Estimate the consensus of all patterns, by the annotators who labelled a pixel.
+        """Estimate the consensus of every pattern; annotators who labelled no pixel are dropped.
 
         Raises:
             DataError: No pixel has a label.
@@ -110,10 +114,10 @@ class PixelPatterns:
 def annotator_dice(consensus: PixelConsensus) -> dict[str, dict[str, float | None]]:
     """Compute the Dice score of each annotator and class against the consensus of the other annotators.
 
-    Formula: 2 |A and B| / (|A| + |B|) over all pixels that the annotator and another one labelled.
+    Formula: 2 |A and B| / (|A| + |B|) over all pixels labelled by the annotator and by at least one other.
 
     Returns:
-        Dice by annotator and class; None where neither has a pixel of the class.
+        Dice by annotator and class; None where neither labels a pixel as the class.
     """
     votes, table = consensus.votes, consensus.votes.table()
     row_of = {item: row for row, item in enumerate(votes.items)}

@@ -67,7 +67,7 @@ def train_mil(config: Config) -> MilResult:
     """Learn labels of slides or patients from stored features, and compare the arms of `mil.arms` over seeds.
 
     With `mil.conditions`, the arms are compared in each of them; `table` then has a column `condition`, and the scores
-    of bags lie in the folders of the conditions.
+    of bags are in the folders of the conditions.
 
     Example:
         >>> study = clipit.train_mil(clipit.load_config("slides.yaml", {"mil.seeds": [0, 1]}))

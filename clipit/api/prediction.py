@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictResult:
-    """Finished predictions.
+    """Files written by `predict`.
 
     Attributes:
         table: Table of the predictions, csv or parquet.
@@ -100,12 +100,12 @@ def predict(
         path_column: Column of tables with the paths; None for `path`.
         id_column: Column of tables with the ids; None for `id`, if there is one, or else the paths.
         mpp: Micrometres per pixel of the finest level of slides, if they do not state them.
-        tile_mpp: Micrometres per pixel of tiles of slides; None for those that the classifier was trained on.
+        tile_mpp: Micrometres per pixel of the tiles cut from slides; None for those of the classifier's training tiles.
         batch_size: Images per batch.
         workers: Threads that read images while the model runs; 0: one per core, at most 8.
         bf16: Whether to load the classifier in bfloat16; a loaded classifier keeps its own type and device.
         device: Device such as `cuda:1`; None for the GPU, if there is one.
-        vlm: VLM that new prompts need, as for `load_classifier`.
+        vlm: VLM that encodes new prompts, as for `load_classifier`.
         trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
 
     Raises:
@@ -125,7 +125,7 @@ def predict(
     if not has_slides:
         if mpp is not None or tile_mpp is not None:
             raise ConfigError(
-                "only slides have use for --mpp and --tile-mpp, and no input is a slide",
+                "--mpp and --tile-mpp apply to slides only, and no input is a slide",
                 where=places[0],
                 fix="remove the option, or name a slide",
             )
@@ -133,7 +133,7 @@ def predict(
     name = None if prompts is None else str(prompts)
     asked = read_prompts(name, classes) or name
 
-    # torch is imported from here on: mistakes in the inputs are found before
+    # torch is imported only now, so that errors in the inputs are reported without delay
     from clipit.runs.predict import open_exported
     from clipit.runs.predict_images import predict_images
     from clipit.runs.prediction_chunks import PredictionOptions
@@ -159,7 +159,7 @@ def predict(
 
 
 def _tiles_of_slides(classifier: "Classifier", tile_mpp: float | None, table: Path) -> "SlidesConfig":
-    """Return which tiles of slides suit a classifier; their grids are kept beside the table."""
+    """Return the tiling of slides that suits a classifier; the grids are stored beside the table."""
     from clipit.config.data import SlidesConfig
     from clipit.runs.tile_scorer import classifier_scorer, tiles_for
 

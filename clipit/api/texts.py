@@ -26,7 +26,7 @@ class IndexResult:
         folder: Folder of the index.
         rows: Number of distinct snippet embeddings in the index.
         kind: Key, backend and centring of the index, such as `Flat (faiss, centred)`.
-        account: How many reports were read, and what was dropped, as text.
+        account: Summary of the reports that were read and dropped, as text.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class IndexResult:
 
     @cached_property
     def snippets(self) -> pd.DataFrame:
-        """Snippets, one row each: snippet_id, text and what else is recorded with it."""
+        """Snippets, one row each: snippet_id, text and metadata."""
         table: pd.DataFrame = self._workspace.snippets.table("snippets.parquet").to_pandas()
         return table
 
@@ -87,7 +87,7 @@ class PairResult:
 
 @public
 def build_text_index(config: Config) -> IndexResult:
-    """Read the reports, cut them into snippets, embed them and build the index; finished parts are kept.
+    """Read the reports, cut them into snippets, embed them and build the index; finished parts are reused.
 
     Example:
         >>> index = clipit.build_text_index(config)
@@ -98,7 +98,7 @@ def build_text_index(config: Config) -> IndexResult:
             tiles are left out.
 
     Raises:
-        ClipitError: The reports, the VLM or the index have a problem; the message says what to do.
+        ClipitError: The reports, the VLM or the index cannot be used; the message says what to do.
     """
     from clipit.workspace.preflight import check_inputs
     from clipit.workspace.workspace import Workspace
@@ -130,7 +130,7 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
         page: Whether to write the page.
 
     Raises:
-        ClipitError: Tiles, reports or the VLM have a problem; the message says what to do.
+        ClipitError: The tiles, the reports or the VLM cannot be used; the message says what to do.
     """
     from clipit.distributed import get_processes
     from clipit.workspace.pairing_report import write_pairs_page

@@ -1,7 +1,7 @@
 """Find tiles, patients and reports that occur on both sides of a split.
 
-The exit status is 0 if nothing leaks, 1 if anything does, 2 for errors, and 3 if nothing leaks as far as could be
-checked, but patients and slides could not be compared, because they are known in fewer than two splits.
+The exit status is 0 if nothing leaks, 1 if anything does, 2 for errors, and 3 if no leak was found,
+but patients and slides could not be compared, because they are known in fewer than two splits.
 """
 
 from clipit.config.command_line import read_file_command
@@ -22,9 +22,9 @@ def main() -> None:
         from clipit.distributed import get_processes
         from clipit.workspace.check_leaks import check_leaks
 
-        found = check_leaks(file.run, options.pixels, list(file.comparison.shifted))
+        report = check_leaks(file.run, options.pixels, list(file.comparison.shifted))
         if get_processes().main:
-            print(f"\n{found.leaking} tiles and reports leak: {found.path} (and .parquet)")
-            if not found.compared_patients:
+            print(f"\n{report.leaking} tiles and reports leak: {report.path} (and .parquet)")
+            if not report.compared_patients:
                 print("patients and slides could not be compared: this does not show that the splits are independent")
-        raise SystemExit(1 if found.leaking else 0 if found.compared_patients else _NOT_COMPARED)
+        raise SystemExit(1 if report.leaking else 0 if report.compared_patients else _NOT_COMPARED)

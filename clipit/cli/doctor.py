@@ -1,4 +1,4 @@
-"""Check this machine, its packages and your configuration: problems with what to do, worst first, then what is fine.
+"""Check this machine, its packages and your configuration; list problems with their fixes first, then passed checks.
 
 Without --config, the configurations in the current folder are checked. The exit status is 1 when a check fails.
 """
@@ -22,7 +22,7 @@ def main() -> None:
     options, keys = parser.parse_known_args()
     with user_errors():
         if keys and options.config is None:
-            raise ConfigError(f"unknown options: {' '.join(keys)}", fix="keys go with --config; see --help")
+            raise ConfigError(f"unknown options: {' '.join(keys)}", fix="configuration keys need --config; see --help")
         if options.shipped and options.config is not None:
             raise ConfigError("--shipped and --config exclude each other", fix="leave one out")
         if options.models:

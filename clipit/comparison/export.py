@@ -23,7 +23,7 @@ from clipit.evaluation.significance import Significance
 from clipit.reporting.csv_export import write_csv
 from clipit.versions import git_commit
 
-RERUN = "start clipit compare again with the comparison's configuration: finished runs are kept"
+RERUN = "run clipit compare again with the comparison's configuration: finished runs are kept"
 
 
 def export_comparison(
@@ -41,7 +41,7 @@ def export_comparison(
         config: Configuration that all runs share.
         comparison: Configuration of the comparison.
         results: Scores and statistics.
-        analyses: Results of the analyses, their points written (`write_points`).
+        analyses: Results of the analyses, as returned by `write_points`.
         notes: Notes below the main table.
         folder: Folder of the comparison.
         verdict: Verdict on the comparison and on its arms.
@@ -79,7 +79,9 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     kinds = {"config": dict, "rows": list, "findings": list}
     missing = [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]
     if missing:
-        raise ArtifactError(f"it does not hold {', '.join(missing)}, which its page needs", where=source, fix=RERUN)
+        raise ArtifactError(
+            f"missing or invalid entries that the page needs: {', '.join(missing)}", where=source, fix=RERUN
+        )
     return saved
 
 
@@ -88,7 +90,7 @@ def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult
 
     Args:
         results: Scores and statistics.
-        analyses: Results of the analyses, their points written (`write_points`).
+        analyses: Results of the analyses, as returned by `write_points`.
 
     Returns:
         `lines`, `against` and `findings`, ready for JSON.

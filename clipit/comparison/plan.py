@@ -100,7 +100,7 @@ def _grouped(tracking: TrackingConfig, name: str) -> TrackingConfig:
 def _with_equal_steps(
     config: RunConfig, comparison: ComparisonConfig
 ) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
-    """Follow each shorter arm by the same arm at the steps of the longest; also return the recipes of those added."""
+    """Insert after each shorter arm a copy with the steps of the longest; also return the recipes of the copies."""
     arms = comparison.arms
     if not comparison.equal_steps:
         return arms, {}

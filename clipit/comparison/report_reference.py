@@ -24,14 +24,14 @@ from clipit.training.terms.own_reports import own_report_labels
 from clipit.workspace.workspace import Workspace
 
 STRENGTH_WITHOUT_VALIDATION = 1.0
-"""C of the probe where no validation tile has a label by which to choose it."""
+"""C of the probe if no validation tile has a label."""
 
 
 def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
     """Score a linear probe of the VLM on the labels of each arm with own reports, on the test sets of a plan.
 
     The probe is a logistic regression on the VLM's image embeddings, fitted with the label of the tile where the arm
-    sees it, and otherwise with the most probable class of the report's label; weights of tiles are not used. Its C is
+    sees it, and otherwise with the most probable class of the report's label; tile weights are ignored. Its C is
     chosen on the validation labels that the arms of the same seed see; it is 1 if there are none.
 
     Args:

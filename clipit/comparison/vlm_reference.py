@@ -85,7 +85,7 @@ def fit_vlm_probe(
 ) -> tuple[LinearProbe | None, str | None]:
     """Fit a logistic regression on the VLM's image embeddings, or return the reason why it cannot be fitted.
 
-    Too few labels then give a row without a score.
+    With too few labels, the row then has this reason in place of a score.
 
     Args:
         workspace: Workspace with the VLM.
@@ -133,7 +133,7 @@ def reference_test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[Til
 
 
 def _provenance(workspace: Workspace, tiles: TileSet) -> dict[str, Provenance]:
-    """Return the provenance of each reference row: the probe reads no prompts, and only centring reads the snippets."""
+    """Return the provenance of each reference row: prompts only for zero-shot rows, the index only for centred ones."""
     prompts, probe = workspace.prompts, probe_provenance(workspace, tiles)
     if prompts is None:
         return {PROBE: probe}

@@ -69,8 +69,8 @@ class LabelsConfig(Section):
     value: float = Field(1.0, gt=0)
     """Share of the labels for `fraction`, number per class for `per_class`."""
     validation: Literal["same", "all"] = "same"
-    """Labels to keep in the validation split; `same`: apply the limit of the training split, because these labels also
-    have to be annotated."""
+    """Labels to keep in the validation split; `same`: apply the limit of the training split, because validation
+    tiles have to be annotated, too."""
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
     """Seed for choosing the labelled tiles; null: the seed of the run."""
 
@@ -83,7 +83,7 @@ class SlidesConfig(Section):
     pixels: int = Field(224, ge=16)
     """Edge of a tile in pixels at this resolution."""
     overlap: float = Field(0.0, ge=0, lt=1)
-    """Share of a tile's edge that it has in common with the next tile; 0: tiles lie side by side."""
+    """Overlap of adjacent tiles as a share of their edge; 0: none."""
     min_tissue: float = Field(0.5, ge=0, le=1)
     """Share of a tile that must be tissue; 0 keeps every tile."""
     contours: LocalPath[str | None] = None
@@ -92,7 +92,7 @@ class SlidesConfig(Section):
     tiles_per_slide: int | None = Field(None, ge=1)
     """Number of tiles to draw at random from each slide, the same ones every time; null: all."""
     grids: LocalPath[str] = "outputs/slide_grids"
-    """Folder in which the tissue and the grid of each slide are kept, so that they are computed once."""
+    """Folder that caches the tissue and the grid of each slide."""
 
 
 class AnnotationsConfig(Section):
@@ -107,7 +107,7 @@ class AnnotationsConfig(Section):
     votes, such as `{SSA: "Number of Annotators who Selected SSA (Out of 7)"}`. Empty: one row per tile and
     annotator."""
     voters: int | None = Field(None, ge=1, le=MOST_VOTES)
-    """With `counts`: number of votes of each tile; the votes that `counts` does not name are those of `rest`."""
+    """With `counts`: number of votes per tile; those beyond the columns of `counts` are votes for `rest`."""
     rest: str | None = None
     """With `voters`: class without a column of its own."""
     labels: Results[Literal["majority", "consensus", "posterior", "annotator"]] = "consensus"
@@ -118,14 +118,14 @@ class AnnotationsConfig(Section):
     """`annotator` only: name of the annotator; null: the most accurate one by Dawid-Skene, of those who labelled at
     least half as many tiles as the busiest one."""
     test_annotators: Results[tuple[str, ...]] = ()
-    """Annotators whose consensus labels the test tiles, and who label no other tile; empty: all annotators label all
-    tiles. Results and pages state whether the test labels are independent of those trained on."""
+    """Annotators whose consensus labels the test tiles, and whose labels of other tiles are not used; empty: all
+    annotators label all tiles. Results and pages state whether the test labels are independent of those trained on."""
     test_labels: Results[Literal["consensus", "source"]] = "consensus"
     """Labels of test tiles: the consensus of annotators, or those of the source, such as a reference standard."""
     source_annotators: Reporting[Literal["same", "others", "unknown"]] = "unknown"
-    """Origin of the labels of the source: the same annotators as those of this table, others, or unknown. Results and
-    pages state by it whether test labels of the source are independent of those trained on. MHIST: same, unless it is
-    `others`."""
+    """Origin of the labels of the source: the same annotators as those of this table, others, or unknown. It
+    determines whether results and pages call test labels of the source independent of those trained on. MHIST: `same`,
+    unless set to `others`."""
 
     @field_validator("columns", "counts", mode="before")
     @classmethod
@@ -144,11 +144,13 @@ class AnnotationsConfig(Section):
         if self.annotator is not None and self.annotator in self.test_annotators:
             raise ValueError(f"{self.annotator!r} labels the test tiles (test_annotators), so cannot be trained on")
         if (self.voters is None) != (self.rest is None) or (self.rest is not None and not self.counts):
-            raise ValueError("voters and rest belong together, and to counts")
+            raise ValueError("set voters and rest together, and only with counts")
         if self.rest is not None and self.rest in self.counts:
             raise ValueError(f"{self.rest!r} has a column in counts, so it is not the rest")
         if self.counts and (self.labels == "annotator" or self.test_annotators or {*self.columns} - {"tile"}):
-            raise ValueError("counts do not name the annotators: no labels: annotator, test_annotators, or columns")
+            raise ValueError(
+                "counts has no annotator names: remove labels: annotator, test_annotators and columns except tile"
+            )
         return self
 
 
@@ -258,7 +260,7 @@ class TilesConfig(Section):
     @model_validator(mode="after")
     def _check_cuts(self) -> "TilesConfig":
         if self.folds is None and self.fold:
-            raise ValueError("fold needs folds, the number of folds")
+            raise ValueError("fold requires folds, the number of folds")
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} of {self.folds} folds; they are numbered from 0 to {self.folds - 1}")
         if self.folds is not None and self.test_fraction is not None:
@@ -280,8 +282,8 @@ class TextChecksConfig(Section):
     """Repairs and checks of the reports' text, before the filters."""
 
     ligatures: bool = True
-    """Mend words in which a font's ligature was read as another character ("intesFnal"), if exactly one word that the
-    corpus contains undamaged fits."""
+    """Repair words in which a font's ligature was read as another character ("intesFnal"), if exactly one undamaged
+    word of the corpus fits."""
     page_lines: bool = True
     """Drop page numbers ("Page 2 of 3") and the headers and footers that repeat at page breaks, which would cut the
     sentences around them."""

@@ -12,7 +12,7 @@ class TokenHeadConfig(Section):
     """Linear head on frozen patch tokens."""
 
     overlap: float = Field(0.5, ge=0, lt=1)
-    """Share of a window's edge that it has in common with the next window; tokens of several windows are averaged."""
+    """Overlap of adjacent windows as a share of their edge; tokens that several windows cover are averaged."""
     batch_size: int = Field(64, ge=1)
     """Windows per forward pass."""
     steps: int = Field(1000, ge=1)
@@ -20,13 +20,13 @@ class TokenHeadConfig(Section):
     tokens_per_step: int = Field(2048, ge=1)
     """Tokens per training step, drawn from at most 16 images."""
     learning_rate: float = Field(0.1, gt=0)
-    """Highest learning rate of AdamW, which decays to zero along a cosine."""
+    """Peak learning rate of AdamW; cosine decay to zero follows."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay of AdamW."""
 
 
 class UnetConfig(Section):
-    """U-Net trained on masks, the baseline."""
+    """U-Net trained on masks, as a baseline."""
 
     encoder: str = "resnet18"
     """Encoder of segmentation-models-pytorch."""
@@ -35,7 +35,7 @@ class UnetConfig(Section):
     width: int = Field(256, ge=16)
     """Channels of the deepest of the decoder's five levels; each further level has half of them, at least 16."""
     mpp: float | None = Field(None, gt=0)
-    """Micrometres per pixel at which images are seen; null: as they are."""
+    """Micrometres per pixel to which images are resampled; null: their own."""
     crop: int = Field(256, ge=32, multiple_of=32)
     """Edge of training crops and of prediction windows in pixels."""
     batch_size: int = Field(8, ge=1)
@@ -43,18 +43,18 @@ class UnetConfig(Section):
     steps: int = Field(1000, ge=1)
     """Training steps."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Highest learning rate of AdamW, which decays to zero along a cosine."""
+    """Peak learning rate of AdamW; cosine decay to zero follows."""
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay of AdamW."""
     overlap: float = Field(0.25, ge=0, lt=1)
-    """Share of a prediction window's edge that it has in common with the next window."""
+    """Overlap of adjacent prediction windows as a share of their edge."""
 
 
 class PseudoLabelsConfig(Section):
     """Pseudo-labels of pixels from multiple-instance learning on the labels of images, slides or patients."""
 
     evidence: dict[str, str] = Field(default_factory=dict)
-    """Mapping from each label of the tiles to the class of the masks that it is evidence of, such as `{normal: other,
+    """Mapping from each label of the tiles to the class of the masks that it indicates, such as `{normal: other,
     tumour: tumour}`. Images with a label of `background` contain no other class."""
     background: str | None = None
     """Class that images of every label contain; null: the class with the value 0."""
@@ -66,7 +66,7 @@ class PseudoLabelsConfig(Section):
 
 
 class MaskTrainingConfig(Section):
-    """Training on masks: which tokens, how many masks, which seeds."""
+    """Training on masks: tokens, numbers of masks and seeds."""
 
     tokens: Literal["vlm", "backbone"] = "backbone"
     """Model whose tokens the head is trained on and pseudo-labels are derived from."""

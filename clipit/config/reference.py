@@ -41,7 +41,8 @@ The effect of each key is given in bold. A key without one changes results.
 
 """
 _USED_BY = {
-    "comparison": "Used by `clipit compare`, `clipit tune` and `clipit demo`, not by a run.",
+    "comparison": "Used by `clipit compare`, `clipit tune` and `clipit demo`, and for its shifted test sets by "
+    "`clipit check-leaks` and `clipit robustness`; not by a run.",
     "probing": "Used by `clipit probe`, not by a run.",
     "robustness": "Used by `clipit robustness`, not by a run.",
     "prompt_study": "Used by `clipit prompts study`, not by a run.",

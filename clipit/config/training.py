@@ -88,7 +88,9 @@ class BagsConfig(Section):
     text_neighbours: bool = False
     """Also add the same number of tiles nearest to the tile's first snippet."""
     temperature: float = Field(0.07, gt=0)
+    """Temperature that divides the cosine similarities of the contrastive loss."""
     learn_temperature: bool = False
+    """Learn the temperature during training, starting at `temperature`."""
     margin: float | None = Field(None, ge=0)
     """Drop bag members whose similarity is more than this below that of the best member of the same kind; null: keep
     all. Kinds: snippets; prompts (of the dictionary and the classes together); tiles near the tile; tiles near its
@@ -108,6 +110,7 @@ class PromptBagsConfig(Section):
     """Weight of the cross-entropy over cosine similarities with the prompts; 0: off. Targets are labels where known,
     otherwise soft labels."""
     temperature: float = Field(0.07, gt=0)
+    """Temperature that divides the cosine similarities."""
 
 
 class OwnReportConfig(Section):
@@ -202,12 +205,12 @@ class TrainingConfig(Section):
     """Number of micro-batches per step over which gradients are accumulated; `auto`: the smallest that fits into the
     memory of the device."""
     gradient_checkpointing: Speed[Literal["auto", "always", "never"]] = "auto"
-    """Keep only the inputs of each block of the backbone, and compute the rest again in the backward pass: less
+    """Keep only the inputs of each block of the backbone, and recompute the rest in the backward pass: less
     memory, about a third more time, the same gradients. `auto`: where the batch does not fit without it, or with
     `accumulation: auto` only in micro-batches of fewer than 8 tiles. With `always` or `never`, and a number for
     `accumulation`, a batch that seems too large for the memory is a warning instead of an error."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision, as in Accelerate; `auto`: bf16 on GPUs that compute in it, otherwise none."""
+    """Mixed precision, as in Accelerate; `auto`: bf16 on GPUs with native support, otherwise none."""
     compile: bool = False
     """Compile the backbone with `torch.compile`, which takes up to a few minutes at the first step and
     changes results by rounding."""
@@ -231,7 +234,7 @@ class TrainingConfig(Section):
     in memory if they take less than 2 GiB; else on disk if all tiles fit `training.cache_gigabytes` and a run reads
     each at least twice."""
     cache_gigabytes: Speed[float] = Field(20.0, ge=0)
-    """Largest cache on disk of `training.cache_tiles=auto`, of all tiles of the configuration together, gigabytes."""
+    """Maximum size in gigabytes of the disk cache of all tiles of the configuration, with `cache_tiles: auto`."""
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @property

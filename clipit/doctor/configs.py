@@ -123,7 +123,7 @@ def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesCon
         return []
     if command.startswith("make ") or "clipit demo" in command:  # the demo and the comparison of synthetic worlds
         return [Check("PASS", "data", f"synthetic, written by the command itself: {command}")]
-    fix = f"first: {command}" if command else "run the command that writes them first, or correct these paths"
+    fix = f"run first: {command}" if command else "run the command that writes them first, or correct these paths"
     return [Check("FAIL", "data", f"Not written yet: {shortlist(paths, 3)}.", fix)]
 
 
@@ -148,7 +148,7 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
     precision = config.training.precision
     if torch.cuda.is_available():
         if precision == "bf16" and torch.cuda.get_device_properties(0).major < 8:
-            message = "This GPU emulates bf16 (training.precision) slowly."
+            message = "This GPU only emulates bf16 (training.precision), which is slow."
             return [Check("WARN", "precision", message, "--training.precision=fp16 or no")]
         return []
     if precision not in ("no", "auto"):
@@ -156,7 +156,14 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
         fix = "use a machine with a GPU; or set --training.precision=no, and expect hours or days on a CPU"
         return [Check("WARN", "precision", message, fix)]
     if "a GPU" in needs:
-        return [Check("WARN", "GPU", f"No GPU is available, and the file needs {needs}.", "expect hours")]
+        return [
+            Check(
+                "WARN",
+                "GPU",
+                f"No GPU is available, and the file needs {needs}.",
+                "use a machine with a GPU, or expect hours",
+            )
+        ]
     return []
 
 

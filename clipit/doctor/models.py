@@ -40,7 +40,7 @@ def ask_hub(hub_id: str) -> Access:
         return "gated"
     except RepositoryNotFoundError:
         return "absent"
-    except Exception:  # any error of the network stack counts as no answer
+    except Exception:  # any error of the network stack counts as unreachable
         return "unreachable"
     return "granted"
 
@@ -147,7 +147,7 @@ def vlm_hub_id(config: VLMConfig, spec: "ModelSpec | None") -> str | None:
 
     Args:
         config: Configuration of the VLM.
-        spec: Entry of the table, if the name is one of the table.
+        spec: Table entry of the model; None for a name outside the table.
     """
     if config.path is not None:
         return None
@@ -210,7 +210,7 @@ def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None
         subject: Purpose of the model, as the subject of the check.
         name: Configured name of the model.
         hub_id: Repository on the hub.
-        spec: Entry of the table, if the name is one of the table.
+        spec: Table entry of the model; None for a name outside the table.
         ask: Function that returns whether the repository may be downloaded.
         section: Configuration section of the model.
     """

@@ -126,7 +126,7 @@ def screened(
     outside = np.unique(splits[splits != "train"]).tolist()
     if outside:
         raise DataError(
-            f"prompts screened with tiles of the split {', '.join(outside)}",
+            f"prompts cannot be screened with tiles of the split {', '.join(outside)}",
             where="prompt_study",
             fix="use training tiles only: prompts must not be scored on the tiles they were chosen on",
         )

@@ -101,7 +101,7 @@ def test_init_prints_lists_and_never_overwrites(
     path = tmp_path / "mine.yaml"
     run(monkeypatch, "init", "own_table", "--to", str(path))
     assert path.read_text(encoding="utf-8") == text
-    for arguments, message in ((("own_table", "--to", str(path)), "this file exists"), (("mine",), "own_table")):
+    for arguments, message in ((("own_table", "--to", str(path)), "the file already exists"), (("mine",), "own_table")):
         capsys.readouterr()
         with pytest.raises(SystemExit, match="2"):
             run(monkeypatch, "init", *arguments)

@@ -360,8 +360,8 @@ def wrongs() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
             ArtifactError,
             "has changed since it was written",
         ),
-        (changed(lambda found: found.update(rows=3)), ArtifactError, "does not hold rows"),
-        (changed(lambda found: found.pop("findings")), ArtifactError, "does not hold findings"),
+        (changed(lambda found: found.update(rows=3)), ArtifactError, "page needs: rows"),
+        (changed(lambda found: found.pop("findings")), ArtifactError, "page needs: findings"),
         (changed(lambda found: found["findings"][0].pop("rows")), ArtifactError, r"no 'rows' in findings\[0\]"),
         (
             changed(lambda found: found["rows"][0].update(tiles_fingerprint="0")),

@@ -131,7 +131,7 @@ def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped
     pd.DataFrame({"path": ["s1.tiff"]}).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(DataError, match=r"1 of 1 images are whole slides: s1.tiff[\s\S]*clipit slides score"):
         clipit.predict(models / "run", tmp_path / "t.csv", tmp_path / "q.csv", images=slides.parent)
-    with pytest.raises(ConfigError, match="only slides have use for --mpp"):
+    with pytest.raises(ConfigError, match="--mpp and --tile-mpp apply to slides only"):
         clipit.predict(models / "run", tmp_path / "no.png", tmp_path / "q.csv", mpp=0.5)
 
 

@@ -256,8 +256,8 @@ def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None
     [
         ({"annotator": "ann"}, "annotator needs labels: annotator"),
         ({"labels": "annotator", "annotator": "ann", "test_annotators": ["ann"]}, "cannot be trained on"),
-        ({"voters": 7}, "voters and rest belong together"),
-        ({"counts": {"T": "t"}, "test_annotators": ["ann"]}, "counts do not name the annotators"),
+        ({"voters": 7}, "set voters and rest together"),
+        ({"counts": {"T": "t"}, "test_annotators": ["ann"]}, "counts has no annotator names"),
         ({"counts": {"T": "t"}, "voters": 10**20, "rest": "H"}, "999999"),
         ({"counts": {"T": "t"}, "voters": 7, "rest": "T"}, "so it is not the rest"),
     ],

@@ -84,7 +84,7 @@ def test_a_test_part_is_not_cut_beside_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"fold": 1}, "fold needs folds"),
+        ({"fold": 1}, "fold requires folds"),
         ({"folds": 3, "fold": 3}, "fold 3 of 3 folds; they are numbered from 0 to 2"),
         ({"folds": 3, "test_fraction": 0.2}, "set folds or test_fraction, not both"),
         ({"splits": {"train": []}}, "an empty list for train"),

@@ -17,13 +17,13 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 64  # pictures in memory
+_AT_ONCE = 64  # images in memory
 
 
 def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow]) -> None:
     """Write `<output>/pairings/<name>/pairs.html` if reports are configured; call it in all processes.
 
-    If the page cannot be built (no pair passes the rules, or a tile's file is gone), log it and go on.
+    If the page cannot be built (no pair passes the rules, or a tile's file is missing), log a note and continue.
 
     Args:
         plan: Plan for a data set and backbone, whose `comparison.pairing_page` sets the number of tiles.
@@ -67,5 +67,5 @@ def _predict(
     )
     pairing = plan.config.pairing
     if resolve_arm(plan.run_config(arm, seed)).pairing != pairing:
-        note += f" {arm} overrides pairing keys: it was trained with other pairs than these."
+        note += f" {arm} overrides pairing keys: it was trained with different pairs."
     return predictions, note

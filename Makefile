@@ -80,6 +80,9 @@ own-reports: $(READY)
 		--tiles.path=outputs/cases/2/tiles.csv --tiles.images=outputs/cases/2/tiles.zip \
 		--reports.path=outputs/cases/2/reports.jsonl --comparison.data_sets='{}'
 	$(BIN)/python scripts/compare.py --config configs/own_reports_synthetic.yaml --record results/own_reports_synthetic.csv
+	$(BIN)/python scripts/compare.py --config configs/own_reports_synthetic.yaml --name=own_reports_unsearched \
+		--comparison.arms='[image_only, image_embedding, other_snippet, own_snippet, own_bags, own_rules_unlabelled, own_shuffled_unlabelled, zero_label]' \
+		--comparison.controls='[image_embedding, other_snippet]' --comparison.searched=null --record results/own_reports_unsearched.csv
 
 env: $(READY)
 

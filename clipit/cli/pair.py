@@ -12,7 +12,7 @@ def main() -> None:
     """Run the command."""
     with user_errors():
         extra: dict[str, dict[str, Any]] = {
-            "--options": {"action": "store_true", "help": "compare pairing rules in a table instead; writes no pairs"},
+            "--options": {"action": "store_true", "help": "compare pairing rules in a table; writes no pairs or page"},
             "--features": {
                 "type": Path,
                 "action": "append",

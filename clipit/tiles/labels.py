@@ -6,12 +6,17 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int64
 
-from clipit.config.run import LabelsConfig
+from clipit.config.run import LabelsConfig, RunConfig
 from clipit.errors import ConfigError, DataError, shortlist
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import TileSet
 
 logger = logging.getLogger(__name__)
+
+
+def with_all_labels(config: RunConfig) -> RunConfig:
+    """Return a configuration that hides no labels, for what does not depend on them."""
+    return config.model_copy(update={"tiles": config.tiles.model_copy(update={"labels": LabelsConfig()})})
 
 
 def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:

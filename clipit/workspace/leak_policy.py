@@ -123,8 +123,7 @@ def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], co
     Raises:
         DataError: Reports of validation or test patients exist and the policy is `error`, or no report would remain.
     """
-    if config.pairing.reports != "any":
-        config = config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": "exclude"})})
+    config = with_report_policy(config)
     if config.leaks.policy == "off" or not any(patient_of(report) for report in reports.reports):
         return reports
     leaks = report_leaks(reports.reports, read_tiles())
@@ -138,6 +137,13 @@ def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], co
     if not kept:
         raise DataError(f"no report is left; {note}", where=reports.source, fix="add reports")
     return replace(reports, reports=kept, problems=(*reports.problems, note))
+
+
+def with_report_policy(config: RunConfig) -> RunConfig:
+    """Return a configuration with the policy that applies to reports: `exclude` if tiles use their own reports."""
+    if config.pairing.reports == "any":
+        return config
+    return config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": "exclude"})})
 
 
 def hash_images(tiles: TileSet, config: RunConfig, pixels: str) -> Prints | None:

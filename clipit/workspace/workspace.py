@@ -27,12 +27,12 @@ from clipit.stores.approximate import search_settings
 from clipit.stores.approximate_build import check_key
 from clipit.stores.embed import Store, embed_prompts, embed_texts, embed_tiles
 from clipit.stores.index import Index, build_index, has_faiss
-from clipit.tiles.labels import hide_labels
+from clipit.tiles.labels import hide_labels, with_all_labels
 from clipit.tiles.load import mpp_warning
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.resized_tiles import resize_tiles, resized_folder, worth_caching
 from clipit.tiles.tileset import TileSet
-from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles
+from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles, with_report_policy
 from clipit.workspace.near_copies import warn_of_near_copies
 from clipit.workspace.snippet_filter import filter_bags, score_morphology
 from clipit.workspace.tile_reading import (
@@ -103,7 +103,7 @@ class Workspace:
     @cached_property
     def all_tiles(self) -> TileSet:
         """All tiles with all labels, without those that `leaks` drops; not for training on labels."""
-        key = _key("checked", self.config, "tiles", "leaks")
+        key = _key("checked", with_all_labels(self.config), "tiles", "leaks")
 
         def check() -> TileSet:
             kept = enforce_on_tiles(self.tiles_as_read, self.config)
@@ -149,7 +149,7 @@ class Workspace:
             return enforce_on_shifted(tests, self.tiles_as_read, learnt, name, self.config)
 
         content = fingerprint(section.model_dump(mode="json"))
-        key = f"shifted {name} {content} {_key('checked', self.config, 'tiles', 'leaks', 'prompts')}"
+        key = f"shifted {name} {content} {_key('checked', with_all_labels(self.config), 'tiles', 'leaks', 'prompts')}"
         tiles: TileSet = self.cached(key, check)
         return tiles
 
@@ -208,9 +208,9 @@ class Workspace:
     @cached_property
     def reports(self) -> "Reports":
         """The reports, without those that `leaks` drops."""
-        own = self.config.pairing.reports != "any"
+        config = with_report_policy(with_all_labels(self.config))
         reports: Reports = self.cached(
-            f"{own} {_key('kept reports', self.config, 'tiles', 'reports', 'leaks', 'prompts')}",
+            _key("kept reports", config, "tiles", "reports", "leaks", "prompts"),
             lambda: self._keep_reports(self._reports_as_read),
         )
         return reports

@@ -185,6 +185,17 @@ def test_arms_with_other_policies_do_not_share_tiles(configure: MakeConfig, leak
     assert (len(made.tiles(0)), len(other.tiles(0))) == (117, 120)
 
 
+def test_arms_with_other_labels_share_what_was_found(configure: MakeConfig, leaky: Leaky) -> None:
+    keys = leaky() | {"leaks.policy": "exclude"}
+    made, said = workspace(configure(keys, **{"tiles.labels": {"kind": "per_class", "value": 5}}))
+    assert made.tiles(0) and made.reports
+    for own in ({}, {"pairing.reports": "own_then_any"}):
+        other = made.for_config(configure(keys, **{"tiles.labels": {"kind": "none"}}, **own))
+        assert len(other.tiles(0)) == 117 and len(other.reports.reports) == 58
+        assert not (other.tiles(0).of_split("train").labels >= 0).any()
+    assert len([line for line in said if line.startswith("leaks, dropped")]) == 2
+
+
 def test_a_split_of_leaks_alone(configure: MakeConfig, leaky: Leaky) -> None:
     keys = leaky()
     table = Path(keys["tiles.path"])

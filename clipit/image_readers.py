@@ -27,7 +27,7 @@ class LazyHandle(Generic[T]):
     """
 
     def __init__(self, opener: Callable[[], T]) -> None:
-        """Keep the opener; nothing is opened yet."""
+        """Store the opener; the handle is opened by `get`."""
         self._opener = opener
         self._forget()
 
@@ -126,7 +126,7 @@ class _OpenZip:
     def __init__(self, path: Path, members: Sequence[str]) -> None:
         self._archive, self._members = zipfile.ZipFile(path), members
         infos = self._archive.NameToInfo
-        absent = (-1, 0, 0, 0, 0, 0)  # of a zip that was replaced since its members were listed
+        absent = (-1, 0, 0, 0, 0, 0)  # for members that the zip lacks, because it was replaced after they were listed
         self._places = np.fromiter(
             (_place(infos[name]) if name in infos else absent for name in members), dtype=_PLACE, count=len(members)
         )
@@ -215,7 +215,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
     """Return size and CRC-32 of each file in a zip, from its central directory.
 
     Raises:
-        DataError: The zip is invalid or truncated, holds two files of one name, or files that are encrypted or
+        DataError: The zip is invalid or truncated, or contains two files of one name, encrypted files, or files
             compressed by a method that Python does not support.
     """
     try:
@@ -253,7 +253,7 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
             f"{len(unsupported)} of {len(members)} files in the zip have a compression method unknown to Python: "
             + shortlist(sorted({_method_name(info) for info in unsupported})),
             where=f"{path}!{unsupported[0].filename}",
-            fix="repack it with the ordinary method (Deflate), or use the unpacked folder",
+            fix="repack it with the standard method (Deflate), or use the unpacked folder",
         )
 
 

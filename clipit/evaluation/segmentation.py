@@ -54,16 +54,16 @@ def mask_scores(
         Scores in 0..1; NaN where undefined.
     """
     counts = counts.astype(np.float64)
-    inside = np.diagonal(counts, axis1=-2, axis2=-1)
+    true_positives = np.diagonal(counts, axis1=-2, axis2=-1)
     present, predicted = counts.sum(axis=-1), counts.sum(axis=-2)
     ratios = {
-        "dice": (2 * inside, present + predicted),
-        "iou": (inside, present + predicted - inside),
-        "precision": (inside, predicted),
-        "recall": (inside, present),
+        "dice": (2 * true_positives, present + predicted),
+        "iou": (true_positives, present + predicted - true_positives),
+        "precision": (true_positives, predicted),
+        "recall": (true_positives, present),
     }
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {name: np.where(below > 0, above / below, np.nan) for name, (above, below) in ratios.items()}
+        return {name: np.where(total > 0, part / total, np.nan) for name, (part, total) in ratios.items()}
 
 
 def foreground_dice(counts: Int64[np.ndarray, "n c c"], foreground: Sequence[int]) -> Float64[np.ndarray, " n"]:
@@ -78,7 +78,7 @@ class MaskScore:
     Attributes:
         metric: One of `MASK_METRICS`, or `FALSE_AREA`.
         class_name: Class, or `MEAN`.
-        averaging: Whether the images' scores are averaged or all pixels taken together.
+        averaging: Whether the images' scores are averaged or all pixels are pooled.
         value: Score in 0..1; None where undefined.
         low: Lower end of the 95 % interval; None without one.
         high: Upper end.
@@ -106,9 +106,9 @@ def score_masks(
 ) -> list[MaskScore]:
     """Score segmentations per class and as the mean of the foreground, with bootstrap intervals over patients.
 
-    The mean over images is that over the images which truly contain the class, the same ones for every segmentation; a
-    class that is not predicted there has a precision of 0. Predictions in the other images count as `FALSE_AREA`; that
-    of the mean is the share predicted as any foreground class in images that contain none of them.
+    A score is averaged over the images that truly contain the class, which are the same for every segmentation; if the
+    class is not predicted in one of them, its precision there is 0. Predictions in the other images count as
+    `FALSE_AREA`, which for `MEAN` is the share predicted as any foreground class in images that contain none of them.
 
     Args:
         counts: Confusion matrix of each image.

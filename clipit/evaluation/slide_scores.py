@@ -1,4 +1,4 @@
-"""Pool the scores of a slide's tiles to scores of the slide: top-K means, mean, share of tiles; optionally smoothed.
+"""Pool the scores of a slide's tiles into slide scores: top-K means, mean, share of tiles; optionally smoothed.
 
 MI-Zero (Lu et al., CVPR 2023) compares each tile with one text embedding per class and pools the similarities of a
 slide class by class. The functions here take any scores of tiles: such similarities, or a classifier's probabilities.
@@ -42,7 +42,7 @@ class PooledScore:
 
     @property
     def predicted(self) -> int:
-        """Index of the class with the highest score; the first of several."""
+        """Index of the class with the highest score; the first one in a tie."""
         return int(self.scores.argmax())
 
     @property
@@ -128,7 +128,7 @@ def slide_table(pooled: Mapping[str, Sequence[PooledScore]], classes: Sequence[s
         classes: Class names, in the order of the scores.
 
     Raises:
-        DataError: The scores of a slide are not those of the classes.
+        DataError: A slide does not have one score per class.
     """
     rows = []
     for slide, of_slide in pooled.items():

@@ -59,17 +59,19 @@ def plan_conditions(file: ConfigFile) -> dict[str, ConfigFile]:
     """Return the configuration of each condition; keys given on the command line hold in all of them.
 
     Raises:
-        ConfigError: A condition has no name for a folder, changes the output folder, or a key is invalid; all problems
-            are reported together.
+        ConfigError: A condition's name cannot name a folder, a condition changes the output folder, or a key is
+            invalid; all problems are reported together.
     """
     values: dict[str, Any] = file.run.model_dump() | {"mil": file.mil.model_dump()}
     plans, errors = {}, []
     for name, keys in file.mil.conditions.items():
         where = f"mil.conditions.{name}"
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
-        taken = [key for key in keys if key.partition(".")[0] in ("name", "output") or key.startswith("mil.conditions")]
-        if not slug or taken:
-            problem = f"cannot change {', '.join(taken)}" if taken else "the name has no letter or digit"
+        forbidden = [
+            key for key in keys if key.partition(".")[0] in ("name", "output") or key.startswith("mil.conditions")
+        ]
+        if not slug or forbidden:
+            problem = f"cannot change {', '.join(forbidden)}" if forbidden else "the name has no letter or digit"
             errors.append(str(ConfigError(problem, where=where, fix="name the condition, and change other keys")))
             continue
         changes = merge(without(nested(keys), file.run.overrides), {"name": f"{file.run.name}-{slug}"})

@@ -51,7 +51,7 @@ class MapsOptions:
     Attributes:
         shown: Number of test bags on the page.
         masks: Folder of masks; None for none.
-        values: Class -> value of its pixels in the masks.
+        values: Value of each class in the masks, by class name.
         resamples: Number of bootstrap resamples of patients.
     """
 
@@ -71,7 +71,7 @@ class MilMaps:
     """Maps of the study.
 
     Attributes:
-        shown: Bags of the page.
+        shown: Bags shown on the page.
         scores: Table of `map_scores.score_table`; empty without masks.
         slides: Table of `map_scores.slide_score_table`; empty without masks.
         notes: Remarks on slides without a usable mask.
@@ -97,7 +97,7 @@ class MaskedSlides:
     """Masks of the test slides.
 
     Attributes:
-        truths: Truth by slide.
+        truths: Reference map by slide name.
         notes: Remarks on slides without a usable mask.
     """
 
@@ -117,7 +117,9 @@ def check_masks(mil: MilConfig, tiles: TilesConfig) -> None:
         raise ConfigError("only maps of slides can be compared with masks", where="mil.masks", fix="remove mil.masks")
     if not Path(mil.masks).is_dir():
         raise ConfigError(
-            f"the folder of masks {mil.masks} does not exist", where="mil.masks", fix="name the folder of <slide>.png"
+            f"the folder of masks {mil.masks} does not exist",
+            where="mil.masks",
+            fix="set it to the folder that contains <slide>.png",
         )
 
 
@@ -147,9 +149,9 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
                 truths[part.slide.name] = read_truth(path, part.grid, label, value)
     if not missing:
         return MaskedSlides(truths)
-    left = f"{len(missing)} test slides without a mask of their class are not in the scores of maps: "
+    left_out = f"{len(missing)} test slides have no mask of their class and are left out of the map scores: "
     none = "No test slide has a mask and a label with a value in mil.mask_values, so no map is scored: "
-    return MaskedSlides(truths, ((left if truths else none) + shortlist(missing),))
+    return MaskedSlides(truths, ((left_out if truths else none) + shortlist(missing),))
 
 
 def make_maps(
@@ -166,7 +168,7 @@ def make_maps(
         inputs: Bags, with their tiles and zero-shot scores.
         models: Trained models by arm and seed.
         tiles: Section `tiles`, which lists the slides.
-        options: What is mapped.
+        options: Number of bags to show, masks and resamples.
         masked: Masks of the test slides.
         folder: Output folder of the study.
     """
@@ -221,7 +223,7 @@ class _Slides:
 
 
 def _choose(bags: MilBags, count: int) -> list[int]:
-    """Choose bags of all classes in turn, by name."""
+    """Choose bags from each class in turn, in the order of their names."""
     queues = [sorted(np.flatnonzero(bags.labels == code).tolist(), key=lambda bag: str(bags.names[bag])) for code in
               range(len(bags.classes))]  # fmt: skip
     turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
@@ -294,7 +296,7 @@ def _score(
     places: _Slides,
     truths: Mapping[str, SlideTruth],
 ) -> Iterator[SlideScore]:
-    """Score the maps of all slides that have a mask, of which those of one bag are in memory at a time."""
+    """Score the maps of all slides that have a mask, keeping those of one bag in memory at a time."""
     for bag, label in enumerate(tests.labels.tolist()):
         masked = [part for part in places.of_bag(tests.ids(bag)) if part.slide.name in truths]
         outputs = _instance_maps(inputs, tests, bag, models, label) if masked else {}

@@ -1,4 +1,4 @@
-"""Bags of the tiles of a workspace, whose features lie in stores."""
+"""Bags of a workspace's tiles, with features from tile stores."""
 
 import hashlib
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class StoreReader:
         stores: Store of each split.
         splits: Split of each bag.
         positions: Row in the store of each instance, bag by bag.
-        first: Place of the first instance of each bag in `positions`, and the number of all instances.
+        first: Offset of each bag's first instance in `positions`, followed by the total number of instances.
         instance_ids: Ids of the instances, in the order of `positions`.
     """
 
@@ -44,7 +44,7 @@ class StoreReader:
         return next(iter(self.stores.values())).dim
 
     def fingerprint(self) -> str:
-        """Compute a fingerprint of the stores and of the distribution of their rows among the bags."""
+        """Compute a fingerprint of the stores and of the assignment of their rows to bags."""
         rows = hashlib.sha256(self.positions.tobytes() + self.first.tobytes()).hexdigest()
         return fingerprint([{name: store.fingerprint for name, store in self.stores.items()}, rows])
 
@@ -84,7 +84,7 @@ def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> Mi
         raise DataError(
             f"{len(nameless)} tiles belong to no {unit}: {shortlist(nameless)}",
             where=where,
-            fix="name their slides or patients in the column group, or with tiles.group_pattern",
+            fix="give their slides or patients in the column group, or set tiles.group_pattern",
         )
     keys = np.array([f"{split}\0{name}" for split, name in zip(tiles.splits, names, strict=True)], dtype=object)
     unique, member = np.unique(keys, return_inverse=True)
@@ -133,7 +133,7 @@ def _slides(tiles: TileSet) -> Shaped[np.ndarray, " n"]:
 def common_labels(
     truth: Int64[np.ndarray, " n"], member: Int64[np.ndarray, " n"], bags: int
 ) -> tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " m"]]:
-    """Return the label that all labelled instances of each bag share, -1 without one; and the bags with several."""
+    """Return the label that all labelled instances of each bag share, -1 without one; and the mixed bags."""
     known = truth != NO_LABEL
     lowest = np.full(bags, np.iinfo(np.int64).max)
     highest = np.full(bags, NO_LABEL, dtype=np.int64)

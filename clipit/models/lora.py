@@ -45,7 +45,7 @@ def target_modules(
 ) -> list[str]:
     """Return the full names of the layers that `targets` (kinds or module names) select.
 
-    The default targets select those of its kinds that exist, and the convolutions of a network with none of them. The
+    The default targets select the kinds that the model contains, or its convolutions if it contains none of them. The
     packed attention of PyTorch (`nn.MultiheadAttention`) and that of open_clip (`Attention`, in its custom blocks) are
     of the kind qkv; their output projection is adapted with them.
 
@@ -56,7 +56,7 @@ def target_modules(
         where: Configuration key of the targets, for errors.
 
     Raises:
-        ModelError: A target matches no layer, and the existing ones are listed; or a layer cannot be adapted.
+        ModelError: A target matches no layer (the message lists those that exist), or a layer cannot be adapted.
     """
     layers = {
         name: layer
@@ -144,7 +144,7 @@ def add_lora(
 
     if not config.targets:
         raise ModelError("no LoRA targets", where="lora.targets", fix=f"name some of {', '.join(_KINDS)}")
-    # peft takes a list for the last parts of names, and those of one tower may end like those of the other
+    # peft treats a list as suffixes of names, which the layers of both towers may share; a regular expression is exact
     exact = None if names is None else "|".join(map(re.escape, names))
     names = target_modules(backbone, config.targets) if names is None else names
     settings = peft.LoraConfig(
@@ -223,7 +223,7 @@ def check_gradients(module: nn.Module, where: str = "lora.targets") -> None:
         raise ModelError(
             f"{len(idle)} of {len(factors)} LoRA weights receive no gradient: {shortlist(idle)}",
             where=where,
-            fix="take these layers out of the targets: their output does not reach the loss",
+            fix="remove these layers from the targets: their output does not reach the loss",
         )
 
 
@@ -265,7 +265,7 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
 
 
 def _strip_pooling(folder: Path, kind: type) -> None:
-    """Describe a saved adapter as that of the model within `TokenPool`, a class of timm or transformers."""
+    """Rename a saved adapter's layers to those of the model inside `TokenPool`, a class of timm or transformers."""
     from safetensors.torch import load_file
 
     weights, description = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PatchTokens:
-    """A frozen model that gives patch tokens.
+    """A frozen model that computes patch tokens.
 
     Attributes:
         name: Name for tables.
@@ -153,7 +153,7 @@ def _probe(compute: Callable[[Tensor], Tensor], size: int, device: torch.device,
             tokens = compute(torch.zeros(1, 3, size, size, device=device))
     except ModelError:
         raise
-    except Exception as error:  # of foreign models, whose layers may not fit
+    except Exception as error:  # models from outside the package may raise anything
         if is_out_of_memory(error):
             raise
         raise no_tokens(name, " ".join(str(error).split())[:200]) from error

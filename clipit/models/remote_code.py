@@ -18,7 +18,7 @@ _TOKENIZER_OPTIONS = {
 def guard_remote_code(trusted: bool, fix: str) -> Iterator[None]:
     """Prevent transformers from running Python code or kernels of a model's files in this block, unless trusted.
 
-    The functions that import such code are replaced, so that no option in the model's files can bring it to run, and
+    The functions that import such code are replaced, so that no option in the model's files can trigger it, and
     transformers does not ask for permission on the terminal.
 
     Args:
@@ -36,7 +36,7 @@ def guard_remote_code(trusted: bool, fix: str) -> Iterator[None]:
 
     def refuse(*arguments: object, **_: object) -> Any:
         raise ModelError(
-            "the model's files need Python code of their own, which is not trusted yet",
+            "the model requires Python code from its own files, which is not trusted",
             where=" ".join(str(argument) for argument in arguments),
             fix=f"read that code, then {fix}",
         )

@@ -62,7 +62,7 @@ class Towers:
         tokens: Normalised pixels to un-normalised patch tokens [b,h,w,d] of the joint space; None if the model has
             none.
         is_image_weight: Whether a weight of `module`, given its name, belongs to the image tower.
-        save: Write the present weights, tokeniser and preprocessing into an existing folder, in the VLM's own format;
+        save: Write the current weights, tokeniser and preprocessing into an existing folder, in the VLM's own format;
             None if there is none.
     """
 

@@ -45,13 +45,13 @@ def check_adaptable(config: VLMConfig, tuning: Tuning) -> None:
     """Check before any training that the result can be written, and warn about a licence that forbids derivatives.
 
     Raises:
-        ConfigError: All weights would be trained although the licence forbids derivatives, or the VLM has an adapter
-            already, and another one could not be merged into it, for its licence or for want of a format of its own.
+        ConfigError: All weights would be trained although the licence forbids derivatives; or the VLM already has an
+            adapter and cannot be written merged, because of its licence or because it has no format of its own.
     """
     licence = vlm_licence(config.name)
     if config.adapter is not None and (licence.forbids_derivatives or not _has_format(config.name)):
         raise ConfigError(
-            f"{licence.model} is adapted already, and of a second adaptation only an adapter could be written",
+            f"{licence.model} already has an adapter, and a second adaptation could only be written as another adapter",
             where=f"vlm.adapter: {config.adapter}",
             fix="remove vlm.adapter, and adapt the released model",
         )
@@ -62,7 +62,7 @@ def check_adaptable(config: VLMConfig, tuning: Tuning) -> None:
             f"the licence of {licence.model} ({licence.licence}) forbids derivatives, and with all weights trained "
             "the result would be a copy of the model",
             where="adapt.tuning: full",
-            fix="set adapt.tuning: lora or projection, of which only an adapter is written",
+            fix="set adapt.tuning: lora or projection, which write only an adapter",
         )
     logger.warning(
         f"The licence of {licence.model} ({licence.licence}) forbids derivatives: only an adapter is written, for your "
@@ -71,7 +71,7 @@ def check_adaptable(config: VLMConfig, tuning: Tuning) -> None:
 
 
 def _has_format(name: str) -> bool:
-    """Return whether a VLM can be written in its own format; of the towers of a user's function, some cannot."""
+    """Return whether a VLM can be written in its own format; towers from a user's function may lack one."""
     prefix, _, path = name.partition(":")
     return prefix != PREFIX or python_towers(path).save is not None
 
@@ -89,7 +89,7 @@ def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path
         card: Text of `README.md` in both folders; "" for none.
 
     Raises:
-        ModelError: The trained weights are not finite, or the written folder does not give the same model.
+        ModelError: The trained weights are not finite, or the written folder does not load as the same model.
     """
     licence = vlm_licence(vlm.name)
     adapted.cpu().eval()
@@ -106,7 +106,7 @@ def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path
     else:
         reason = ""
     if towers.save is None or reason:
-        logger.info(f"Only the adapter is written, which vlm.adapter adds to the VLM: {reason}")
+        logger.info(f"Only the adapter is written, to be loaded with vlm.adapter: {reason}")
         return ExportedVLM(folder / ADAPTER, None, with_adapter, fingerprint, reason)
     with whole_folder(folder / MERGED) as partial:
         towers.save(partial)

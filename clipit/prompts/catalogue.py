@@ -11,8 +11,8 @@ Class prompts that come with the package; name one as `prompts:` in a configurat
 A class is embedded as the mean over its prompts: every name in every template. `clipit prompts lint NAME` checks a set,
 `clipit prompts study` measures how much its wording matters.
 
-The path of a file works in place of a name. The prompt files of CONCH, MI-Zero, KEP and KEEP (JSON) are read as they
-are. Those with many sampled entries are read as their pool: all distinct names of each class, in all distinct
+A file path works in place of a name. The prompt files of CONCH, MI-Zero, KEP and KEEP (JSON) are read without
+conversion. A file with many sampled entries is read as their pool: all distinct names of each class, in all distinct
 templates.
 
 This page is generated: `python -m clipit.prompts.catalogue > docs/prompts.md`."""

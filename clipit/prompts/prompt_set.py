@@ -146,7 +146,7 @@ def unused_classes(prompts: PromptSet, classes: Sequence[str]) -> list[str]:
 
 
 def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
-    """Check that a prompt set has all classes of the tiles, in any order; further ones are left out.
+    """Check that a prompt set has all classes of the tiles, in any order; additional ones are ignored.
 
     Raises:
         DataError: Classes of the tiles have no prompts; the message lists the classes of both.
@@ -156,14 +156,14 @@ def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
         return
     without_tiles = unused_classes(prompts, classes)
     raise DataError(
-        f"the classes of prompt set {prompts.name} are not those of the tiles\n"
+        f"prompt set {prompts.name} lacks classes of the tiles\n"
         f"  prompts: {', '.join(prompts.classes)}\n"
         f"  tiles: {', '.join(classes)}\n"
         f"  without prompts: {', '.join(without_prompts) or 'none'}; "
         f"without tiles: {', '.join(without_tiles) or 'none'}",
         where="key prompts of the configuration",
-        fix="use a prompt set with all classes of the tiles, or rename its classes as the tiles' are (or the tiles' "
-        "in tiles.class_map)",
+        fix="use a prompt set with all classes of the tiles, or make the names agree, in its file or in "
+        "tiles.class_map",
     )
 
 
@@ -171,7 +171,7 @@ def _template_problems(templates: object) -> list[str]:
     problems = files.text_problems("templates", templates, "sentences with {} in place of the class's name")
     if isinstance(templates, Sequence) and not isinstance(templates, str):
         problems += [
-            f"templates[{i}]: {template!r} must hold {PLACEHOLDER} exactly once, in place of the class's name"
+            f"templates[{i}]: {template!r} must contain {PLACEHOLDER} exactly once, in place of the class's name"
             for i, template in enumerate(templates)
             if isinstance(template, str) and template.count(PLACEHOLDER) != 1
         ]
@@ -185,7 +185,7 @@ def _class_problems(classes: object) -> list[str]:
     owner: dict[str, str] = {}
     for key, names in classes.items():
         if not isinstance(key, str):
-            problems.append(f"classes.{key}: the class's name is not a text; write it in quotes")
+            problems.append(f"classes.{key}: the class's name is not text; write it in quotes")
         problems += files.text_problems(f"classes.{key}", names, "names")
         if not isinstance(names, Sequence) or isinstance(names, str):
             continue

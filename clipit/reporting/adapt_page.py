@@ -17,7 +17,7 @@ BEFORE, TEXT = "before", "text"
 ZERO_SHOT, PROBE = "zero-shot", "linear probe"
 """Tasks on the tiles of the configuration."""
 MODELS = {
-    BEFORE: "the VLM as it was",
+    BEFORE: "the VLM before adaptation",
     TEXT: "adapted with the texts of the images",
     "shuffled_text": "control: adapted with the texts of other patients or images",
     "images": "control: adapted with images alone",
@@ -25,7 +25,7 @@ MODELS = {
 """Models of the study."""
 CURVES, SEED_SCORES = "training.png", "zero_shot.png"
 _MAIN = "balanced_accuracy"
-_CONTROLS = {"shuffled_text": "with the texts of others", "images": "with images alone"}
+_CONTROLS = {"shuffled_text": "with shuffled texts", "images": "with images alone"}
 _TILES = (
     "Scores are means over seeds (± standard deviation) on the test tiles, which no adaptation was trained on. In "
     "brackets: 95 % percentile bootstrap of the mean over groups, where known. Zero-shot classification uses no label. "
@@ -38,9 +38,9 @@ _COMPARED = (
     "over seeds, Holm-corrected over the differences of the same task and metric."
 )
 _CONTROLS_TEXT = (
-    "The text has taught the VLM something only if the arm text is better than both controls. Training with the texts "
-    "of others uses the same images, texts and number of steps, and training with images alone the same images. A gain "
-    "that a control shows as well comes from the images, or from texts in general."
+    "The gain is due to the text only if the arm text is better than both controls. The control shuffled_text uses the "
+    "same images, texts and number of steps, the control images the same images. A gain that a control shows as well "
+    "comes from the images, or from texts in general."
 )
 _RETRIEVAL = (
     "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; in "
@@ -50,7 +50,7 @@ _RETRIEVAL = (
     "the gallery and cannot be compared between data sets."
 )
 _FORGETTING = (
-    "Zero-shot classification of sets that the VLM was not adapted to. Worse scores are the price of the adaptation."
+    "Zero-shot classification of sets that the VLM was not adapted to. Lower scores are the cost of the adaptation."
 )
 
 
@@ -106,7 +106,7 @@ def forgetting_task(name: str) -> str:
 
 
 def adapt_verdict(content: AdaptContent) -> str:
-    """State in plain words whether the text taught the VLM, what a probe would have given, and what was forgotten."""
+    """State whether the text improved the VLM, how a linear probe compares, and which other sets became worse."""
     gain = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, BEFORE))
     if gain is None and content.score(ZERO_SHOT, BEFORE) is not None:
         return "No verdict: the arm text was not trained (adapt.arms)."
@@ -127,11 +127,11 @@ def _gain(content: AdaptContent, gain: ModelDifference) -> str:
     if gain.outcome == "worse":
         return f"Worse than before: {name} fell {change}."
     controls = {arm: content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, arm)) for arm in _CONTROLS}
-    found = {arm: contrast for arm, contrast in controls.items() if contrast is not None}
-    missing = [_CONTROLS[arm] for arm in controls if arm not in found]
-    if not missing and all(contrast.outcome == "better" for contrast in found.values()):
-        return f"The text taught it: {name} rose {change}, and more than {' and '.join(_CONTROLS.values())}."
-    others = {arm: contrast for arm, contrast in found.items() if contrast.outcome != "better"}
+    compared = {arm: contrast for arm, contrast in controls.items() if contrast is not None}
+    missing = [_CONTROLS[arm] for arm in controls if arm not in compared]
+    if not missing and all(contrast.outcome == "better" for contrast in compared.values()):
+        return f"The text helped: {name} rose {change}, and more than {' and '.join(_CONTROLS.values())}."
+    others = {arm: contrast for arm, contrast in compared.items() if contrast.outcome != "better"}
     limits = [_limit(content, arm, contrast) for arm, contrast in others.items()]
     limits += [f"Not compared with an adaptation {' or '.join(missing)}."] if missing else []
     start = "Better than before"
@@ -185,7 +185,7 @@ def _forgotten(content: AdaptContent) -> str:
         lost = content.contrast(Subject(task, TEXT), Subject(task, BEFORE))
         if lost is not None and lost.outcome == "worse":
             worse.append(f"{name} {_difference(lost)}")
-    return f"It forgot: {'; '.join(worse)}." if worse else ""
+    return f"Worse on other sets: {'; '.join(worse)}." if worse else ""
 
 
 def adapt_chapters(content: AdaptContent) -> list[Chapter]:
@@ -231,17 +231,17 @@ def _score_parts(content: AdaptContent) -> list[Table | Text | Plot]:
 
 def seed_scores(content: AdaptContent) -> dict[str, dict[str, float | None]]:
     """Return the zero-shot scores of each model by seed, for a plot."""
-    found: dict[str, dict[str, float | None]] = {}
+    by_model: dict[str, dict[str, float | None]] = {}
     for model in dict.fromkeys(each.subject.model for each in content.scores):
         score = content.score(ZERO_SHOT, model)
         if score is not None:
             seeds = [*score.seeds.items()][: 1 if model == BEFORE else None]
-            found[model] = {f"seed {seed}": value for seed, value in seeds}
-    return found
+            by_model[model] = {f"seed {seed}": value for seed, value in seeds}
+    return by_model
 
 
 def _model_table(content: AdaptContent, tasks: Sequence[str]) -> Table:
-    """One row per task and model with its scores."""
+    """Tabulate the scores, one row per task and model."""
     chosen = [each for each in content.scores if each.subject.task in tasks]
     metrics = list(dict.fromkeys(each.metric for each in chosen))
     rows: list[list[object]] = []
@@ -255,7 +255,7 @@ def _model_table(content: AdaptContent, tasks: Sequence[str]) -> Table:
 
 
 def _difference_tables(content: AdaptContent, tasks: Sequence[str]) -> list[Table | Rows | Text]:
-    """Differences of the main metric, and those of all metrics in a folded table; a sentence if none is decided."""
+    """Tabulate differences of the main metric, and of the others in a folded table; a sentence if none is decided."""
     header = ("task", "difference", "metric", "mean", "over groups", "over seeds", "p (Holm)", "outcome")
     chosen = [each for each in content.contrasts if each.subject.task in tasks]
     main = [_difference_row(each) for each in chosen if each.metric == _MAIN]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LOG_SPAN = 8.0  # from this ratio of values on, a swept key gets a logarithmic axis
+_LOG_SPAN = 8.0  # ratio of the largest to the smallest value from which the axis of a swept key is logarithmic
 
 SweepPoints = Sequence[tuple[object, float | None, float | None]]
 """Value of the key, validation score and test score of each trial; None where a score is not defined."""
@@ -156,7 +156,7 @@ def plot_sweep(panels: Mapping[str, SweepPoints], *, metric: str, test_metric: s
         _draw_trials(axes, validation, COLOURS[0], "-", f"validation {LABELS.get(metric, metric)}", filled=True)
         if test_metric:
             name = LABELS.get(test_metric, test_metric)
-            _draw_trials(axes, test, COLOURS[1], ":", f"test {name} (not used to choose)", filled=False)
+            _draw_trials(axes, test, COLOURS[1], ":", f"test {name} (not used for selection)", filled=False)
         if not validation and not test:
             axes.text(0.5, 0.5, "no score is defined", ha="center", transform=axes.transAxes)
         axes.set(xlabel=key, ylabel="score")

@@ -157,7 +157,7 @@ def _score(value: float | None) -> str:
 
 def _limits(vlm: VLM, facts: AdaptationFacts) -> str:
     lines = [
-        "- An adapted model can lose what it could do before: compare both on tiles unlike the training data.",
+        "- Adaptation can lower performance elsewhere: compare both models on tiles unlike the training data.",
         "- Other scanners, stains, magnifications and centres can lower the scores; test it on your own tiles first.",
     ]
     if facts.arm != "text":

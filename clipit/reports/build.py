@@ -57,7 +57,7 @@ def snippet_keys(config: ReportsConfig) -> dict[str, Any]:
     if config.text_checks is None:
         return keys
     checks = config.text_checks.model_dump(mode="json")
-    if checks["page_lines"]:  # newer than the other checks: its default leaves earlier fingerprints as they were
+    if checks["page_lines"]:  # added later: omitted at its default, so that earlier fingerprints stay valid
         del checks["page_lines"]
     return {**keys, "text_checks": checks}
 
@@ -94,15 +94,15 @@ def build_snippets(
             fix="configure a VLM, or set reports.morphology_prompts to null",
         )
     long_words: dict[str, list[str]] = {}
-    mends = config.text_checks is not None and config.text_checks.ligatures
-    damage = find_damage([report.text for report in reports.reports]) if mends else {}
+    mends_ligatures = config.text_checks is not None and config.text_checks.ligatures
+    damage = find_damage([report.text for report in reports.reports]) if mends_ligatures else {}
     mended: Counter[str] = Counter()
-    drops = config.text_checks is not None and config.text_checks.page_lines
+    drops_page_lines = config.text_checks is not None and config.text_checks.page_lines
     page_lines, page_reports = Tally(), 0
 
     def clean(text: str) -> str:
         nonlocal page_reports
-        if drops:
+        if drops_page_lines:
             text, lines = drop_page_lines(text)
             page_lines.add(lines)
             page_reports += bool(lines)
@@ -127,7 +127,7 @@ def build_snippets(
         long_words=sum(map(len, long_words.values())),
         long_word_reports=tuple(_describe_long_words(name, words) for name, words in long_words.items()),
         kept_short=kept_short,
-        mended=dict(sorted(mended.items(), key=lambda pair: (-pair[1], pair[0]))) if mends else None,
+        mended=dict(sorted(mended.items(), key=lambda pair: (-pair[1], pair[0]))) if mends_ligatures else None,
         page_lines=page_lines if page_reports else None,
         page_line_reports=page_reports or None,
     )

@@ -1,4 +1,4 @@
-"""Recognise snippets without content: headings that stand alone, and text that OCR has wrecked."""
+"""Recognise snippets without content: headings that stand alone, and text garbled by OCR."""
 
 import re
 import unicodedata
@@ -9,11 +9,13 @@ from functools import lru_cache
 
 from clipit.reports.headings import FIELD, STRONG, WEAK
 
-_FAMILIAR = 5  # occurrences from which a word of the corpus is one, however it looks
-_REPEATED = 3  # occurrences from which a word shows which letter sequences the corpus has
-_ENOUGH = 1000  # such words in a corpus whose letter sequences can be judged by
-_ABSENT, _STRANGE = 0.25, 0.3  # shares of absent trigrams in all unfamiliar words, and in two of them
-_MOST_FAMILIAR = 0.2  # share of the letters in familiar words of four letters or more
+_FAMILIAR = 5  # occurrences from which a word counts as familiar, whatever its letters
+_REPEATED = 3  # occurrences from which a word contributes its letter sequences
+_ENOUGH = 1000  # number of such words from which the letter sequences are used
+_ABSENT, _STRANGE = 0.25, 0.3  # limits for the share of absent trigrams in all unfamiliar words, and in two of them
+_MOST_FAMILIAR = (
+    0.2  # share of a text's letters in familiar words of four letters or more, up to which it may be jumbled
+)
 _COMMON = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "do", "for", "from", "had", "has", "have",
     "he", "her", "him", "his", "if", "in", "into", "is", "it", "its", "may", "no", "none", "nor", "not", "of", "off",
@@ -77,7 +79,7 @@ class Vocabulary:
     """Words and letter sequences of a corpus.
 
     Attributes:
-        words: Words that occur at least five times, in lower case; wrecks rarely repeat.
+        words: Words that occur at least five times, in lower case; garbled words rarely repeat.
         trigrams: Sequences of three letters, marks of beginning and end included, of the words that occur at least
             three times; empty for a corpus of fewer than 1,000 such words, which shows too few of them.
     """
@@ -103,10 +105,10 @@ def readability(text: str, vocabulary: Vocabulary = _NO_CORPUS) -> float:
     A word is readable if it is familiar in the corpus; a number or code (pT3a, CD117, 5cm); or a word in ordinary
     letter case that has a vowel, no six consonants, four vowels or three equal letters in a row, and at least three
     letters if it is in lower case. Words that are glued by a mark such as ":" or "~" count only from four letters on.
-    Other scripts than Latin are readable. The time is linear in the length of the text.
+    Words in other scripts than Latin are readable. The time is linear in the length of the text.
 
-    Words that pass this test may still be wrecks, such as those whose letters are mixed with those of their neighbours
-    ("oglcai plltlem" for "Histological pattern"). If hardly a word of a text is familiar and the unfamiliar ones
+    Words that pass this test may still be garbled, such as those whose letters are mixed with their neighbours'
+    ("oglcai plltlem" for "Histological pattern"). If few words of a text are familiar and the unfamiliar ones
     consist of letter sequences that the corpus lacks, none of these words is readable.
     """
     good = total = familiar = 0
@@ -145,7 +147,7 @@ def _are_jumbled(words: Sequence[str], trigrams: Collection[str]) -> bool:
 
 @lru_cache(maxsize=2**16)
 def _is_plausible(word: str) -> bool:
-    """Return whether a word looks like one, from its letters alone."""
+    """Return whether a word is plausible, judged by its letters alone."""
     if _ANY_LATIN.search(word) is None:
         return True
     if len(word) > _LONGEST:

@@ -12,8 +12,8 @@ from clipit.reports.headings import STRONG, WEAK
 
 _WINDOW = 12  # lines beside a break that may be its header or footer
 _LONGEST_NUMBER = 80  # characters of a line that is only a page number
-_WORDS, _CHARACTERS = 40, 400  # the same where a report has no line ends
-_FEWEST_WORDS = 3  # of a header without line ends; fewer can agree by chance
+_WORDS, _CHARACTERS = 40, 400  # limits of a header or footer in a report without line ends
+_FEWEST_WORDS = 3  # minimum of such a header; fewer can agree by chance
 _PAGE = r"(?:page|seite|blatt|p[aá]gina|pagina|pag\.|p[aá]g\.)"
 _OF = r"(?:of|0f|/|von|de|di|van|sur)"
 _NUMBERED = rf"{_PAGE}\s{{0,3}}:?\s{{0,3}}[\dIl]{{1,3}}\s{{0,3}}{_OF}\s{{0,3}}[\dIlSB]{{1,3}}"  # OCR: "Page I ofS"
@@ -38,7 +38,7 @@ def drop_page_lines(text: str) -> tuple[str, list[str]]:
     """Drop page numbers and the lines that repeat beside page breaks, so that no sentence is cut by them.
 
     A page break is a page number with its total ("Page 2 of 3", "Seite 2/3", also inside a line), a page number on a
-    line of its own, or a form feed. Lines directly before or after it are a footer or header if they stand at the same
+    line of its own, or a form feed. Lines directly before or after it are a footer or header if they occur on the same
     side of at least two breaks and of at least half of all; the first page counts as well, but keeps its header. Lines
     that name a diagnosis or begin with the heading of a section, negative values ("Not identified") and sentences with
     a full stop are kept. The time is linear in the length of the text.
@@ -53,13 +53,13 @@ def drop_page_lines(text: str) -> tuple[str, list[str]]:
         return text, []
     lines, dropped = _drop_inside(_NEWLINE.split(text.replace("\f", "\n\f\n")))
     breaks = _find_breaks(lines)
-    away = _headers(lines, breaks)
+    removed = _headers(lines, breaks)
     for begin, end in breaks:
-        away |= {place for place in range(begin, end) if lines[place].strip()}
-    dropped += [lines[place].strip() for place in sorted(away) if lines[place].strip()]
+        removed |= {place for place in range(begin, end) if lines[place].strip()}
+    dropped += [lines[place].strip() for place in sorted(removed) if lines[place].strip()]
     if not dropped:
         return text, []
-    return "\n".join(line for place, line in enumerate(lines) if place not in away), dropped
+    return "\n".join(line for place, line in enumerate(lines) if place not in removed), dropped
 
 
 def _is_number(line: str) -> bool:
@@ -67,7 +67,7 @@ def _is_number(line: str) -> bool:
 
 
 def _find_breaks(lines: Sequence[str]) -> list[_Span]:
-    """Find the page breaks as ranges of lines; those with nothing between them are one."""
+    """Find the page breaks as ranges of lines; breaks without text between them are merged."""
     breaks: list[_Span] = []
     last = -1  # line with text before
     for place, line in enumerate(lines):
@@ -87,7 +87,7 @@ def _headers(lines: Sequence[str], breaks: Sequence[_Span]) -> set[int]:
     pages = [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
     if pages and not any(lines[place].strip() for place in pages[0]):  # the report begins with a page break
         pages = pages[1:]
-    away: set[int] = set()
+    removed: set[int] = set()
     for sides, kept in (
         ([_filled(lines, page) for page in pages], 1),
         ([_filled(lines, page[::-1]) for page in pages], 0),
@@ -99,12 +99,12 @@ def _headers(lines: Sequence[str], breaks: Sequence[_Span]) -> set[int]:
                 if counts[_key(lines[place])] < enough:
                     break
                 if not _has_content(lines[place]):
-                    away.add(place)
-    return away
+                    removed.add(place)
+    return removed
 
 
 def _filled(lines: Sequence[str], places: range) -> list[int]:
-    """Return the first lines with text among some, as many as a header may have."""
+    """Return the first lines with text, at most as many as a header may have."""
     filled: list[int] = []
     for place in places:
         if len(filled) == _WINDOW:
@@ -180,7 +180,7 @@ def _words_beside(lines: Sequence[str], numbers: Sequence[_Number]) -> tuple[lis
 
 
 def _count_repeated(lines: Sequence[str], numbers: Sequence[_Number], sides: Sequence[list[_Span]]) -> list[int]:
-    """Count the words beside each number, the nearest first, that also stand beside another one."""
+    """Count the words beside each number, the nearest first, that also occur beside another one."""
     texts = [
         [lines[number.place][begin:end] for begin, end in side] for number, side in zip(numbers, sides, strict=True)
     ]

@@ -35,18 +35,18 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
             has merged cells, error values, formulas without a saved value, repeated column names or rows beyond the
             last column.
     """
-    here = _choose_sheet(_load(path, values=False), sheet, path, key)
-    where = f"{path}, sheet {here.title!r}"
-    if here.merged_cells.ranges:
-        merged = sorted(str(cells) for cells in here.merged_cells.ranges)
+    worksheet = _choose_sheet(_load(path, values=False), sheet, path, key)
+    where = f"{path}, sheet {worksheet.title!r}"
+    if worksheet.merged_cells.ranges:
+        merged = sorted(str(cells) for cells in worksheet.merged_cells.ranges)
         raise DataError(
             f"merged cells: {shortlist(merged)}",
             where=where,
             fix="unmerge them, and write the value into every cell to which it belongs",
         )
-    filled = [[cell for cell in row if cell.value is not None] for row in here.iter_rows()]
+    filled = [[cell for cell in row if cell.value is not None] for row in worksheet.iter_rows()]
     if any(cell.data_type == "f" for row in filled for cell in row):
-        saved = _load(path, values=True)[here.title]
+        saved = _load(path, values=True)[worksheet.title]
         filled = [[saved[cell.coordinate] for cell in row] for row in filled]
         lost = [cell.coordinate for row in filled for cell in row if cell.value is None]
         if lost:

@@ -193,7 +193,7 @@ classes:
     assert "classes.c: 'stroma' is also a name of a" in message
     assert "classes.d: must be a list" in message
     assert "classes.e[0]: 1 is not a string" in message
-    assert "classes.True: the class's name is not a text" in message
+    assert "classes.True: the class's name is not text" in message
     assert "10 problems" in message
 
 

@@ -251,7 +251,7 @@ UP, FLAT = ([0.2, 0.21, 0.22], (0.1, 0.3)), ([-0.02, 0.0, 0.02], (-0.1, 0.1))
 @pytest.mark.parametrize(
     ("against", "risen", "verdict", "also"),
     [
-        (UP, FLAT, "The text taught it", "and more than with the texts of others and with images alone"),
+        (UP, FLAT, "The text helped", "and more than with shuffled texts and with images alone"),
         (FLAT, UP, "Better than before, but also without text of its own", "not shown to be more than the change"),
         (FLAT, FLAT, "Better than before, but not shown to be better than a control", "not shown to be more"),
         (([0.2], (0.1, 0.3)), FLAT, "Better than before, but not decided against a control", "only one seed"),

@@ -92,7 +92,7 @@ def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
 def write_pages(config: RunConfig, workspace: Workspace, most: int = MOST_TILES) -> list[Path]:
     """Write the page of a finished run, and the pairing browser of a configuration with reports.
 
-    If the run's folder cannot be written, such as that of another user, its pages are returned as they are.
+    If the run's folder is read-only, such as another user's, the existing pages are returned.
 
     Args:
         config: Run configuration, with its arm resolved.

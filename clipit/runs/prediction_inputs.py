@@ -102,8 +102,11 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
     """Read the classes for zero-shot prediction, before a model is loaded.
 
     Args:
-        prompts: YAML file or packaged prompt set; None without one, or for a set that only the classifier contains.
+        prompts: Prompt file, packaged prompt set, or name of a set that the classifier contains; None without one.
         classes: Class names separated by semicolons, each of which is its own prompt; None without them.
+
+    Returns:
+        The prompt set; None without classes, or if only the classifier can contain it.
 
     Raises:
         DataError: The prompt set is invalid.

@@ -1,4 +1,4 @@
-"""Interface of segmentation methods: from the masks of a study to functions from an image to probabilities."""
+"""Interface of segmentation methods, which prepare functions from an image to class probabilities."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ from clipit.stores.moments import mean_and_deviation
 Targets = Mapping[str, Float32[np.ndarray, "rows columns c"]]
 """Proportion of each class in the cells of an image, by image id; ignored pixels belong to no class."""
 
-_IMAGES = 16
+_IMAGES = 16  # maximum number of images per training step
 _FOR_STATISTICS = 4096  # tokens per image that the mean and the standard deviation are computed from
 
 
@@ -54,8 +54,8 @@ def train_token_head(
 
     Args:
         store: Tokens of the images.
-        sources: Targets: masks, and perhaps pseudo-labels.
-        options: Training.
+        sources: Targets by image, one mapping for the masks and optionally one for pseudo-labels.
+        options: Hyperparameters of the training.
         seed: Seed of the order of images and tokens.
         classes: Number of classes.
 
@@ -84,7 +84,7 @@ def train_token_head(
         tokens, shares = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in zip(*batches, strict=True))
         loss = head_step(head, optimizer, (tokens - mean) / scale, shares)
     if not math.isfinite(float(loss)):
-        raise ModelError("the loss of the head is not finite", fix="lower training.head.learning_rate")
+        raise ModelError("the loss of the head is not finite", fix="lower segmentation.training.head.learning_rate")
     with torch.no_grad():
         weight = head.weight / scale
         bias = head.bias - weight @ mean

@@ -1,4 +1,4 @@
-"""The method U-Net, trained on each number of masks with each seed."""
+"""U-Net method: one network for each number of masks and each seed."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,16 @@ def drawn_masks(train: MaskSet, count: int, seed: int) -> Samples:
 def unet_segmenter(
     name: str, sources: Sequence[Samples], masks: int, seed: int, inputs: MethodInputs, **facts: object
 ) -> Segmenter:
-    """Train a U-Net, and return its segmenter."""
+    """Train a U-Net, and return its segmenter.
+
+    Args:
+        name: Name in tables.
+        sources: Images with masks to train on.
+        masks: Number of masks, for the tables.
+        seed: Seed of the training.
+        inputs: Inputs of the method.
+        facts: Further provenance, by name.
+    """
     options = inputs.options.training.unet
     network = train_unet(inputs.workspace.root, sources, options, seed, len(inputs.masks.classes.names))
     own = {

@@ -37,7 +37,7 @@ _CELL = 16  # pixels of level 0 per pixel at which maps and masks are compared: 
 
 
 def demo_slides(run: Path, out: Path) -> str:
-    """Score the demo's synthetic slides with a run's classifier and with the VLM and prompts alone, and map the first.
+    """Score the demo's synthetic slides with a run's classifier and with the VLM and prompts, and map the first.
 
     Args:
         run: Folder of a run on the demo's world.
@@ -59,11 +59,11 @@ def demo_slides(run: Path, out: Path) -> str:
         scored = score_slides(listed, scorer, asked, (), folder, PredictionOptions())
         pages = map_slides(replace(scored, prepared=scored.prepared[:1]), scorer, folder, MapOptions())
         write_report(scored, scorer, folder, pages)
-        found = _agreement(scored.prepared, scorer, folder, world)
+        agreement = _agreement(scored.prepared, scorer, folder, world)
         if not rows:
-            rows += [_row("most frequent tissue everywhere", found["floor"])]
-            majority = _row("majority tissue per tile", found["majority"])
-        rows.append(_row(f"map of the {scorer.title}", found["map"]))
+            rows += [_row("most frequent tissue everywhere", agreement["floor"])]
+            majority = _row("majority tissue per tile", agreement["majority"])
+        rows.append(_row(f"map of the {scorer.title}", agreement["map"]))
     table = markdown_table(("agreement with the masks", "pixels", "mean Dice"), [*rows, majority])
     page = out / "classifier" / "slides" / listed.slides[0].name / PAGE
     classes = len(scorers["classifier"].classes)
@@ -87,8 +87,8 @@ def _agreement(
     for slide in slides:
         scores = read_scores(slide, scorer, folder)
         truth = read_mask(mask_of[slide.name], scorer.classes)
-        found = compare_with_mask(scores.grid, scorer.probabilities(scores.scores), truth, float(_CELL))
-        total = {name: total[name].plus(part) if name in total else part for name, part in found.items()}
+        by_map = compare_with_mask(scores.grid, scorer.probabilities(scores.scores), truth, float(_CELL))
+        total = {name: total[name].plus(part) if name in total else part for name, part in by_map.items()}
     return total
 
 

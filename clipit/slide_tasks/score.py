@@ -42,7 +42,7 @@ class ScoredSlides:
     Attributes:
         outcome: Prepared and failed slides.
         prepared: Slides with scores.
-        config: Options of the tiles.
+        config: Resolution and size of the tiles that were scored.
         table: Slide scores, one row per slide, pooling and smoothing.
         facts: Provenance.
         draws: Slide scores by each sampled prompt set; empty without sampled sets.
@@ -82,7 +82,7 @@ def score_slides(
     Args:
         listed: Slides.
         scorer: Model on this process's device.
-        asked: Options of the tiles.
+        asked: Requested resolution and size of tiles; unset ones follow the model.
         given: Names of the options among `mpp` and `pixels` that the user gave; the others are the model's.
         out: Output folder.
         options: Batch size and reading threads.
@@ -133,10 +133,11 @@ def score_slides(
 
 def _check_labels(listed: SlideList, scorer: TileScorer) -> None:
     """Check the labels of slides before anything is scored."""
-    odd = sorted({label for label in listed.labels if label} - set(scorer.classes))
-    if odd:
+    unknown = sorted({label for label in listed.labels if label} - set(scorer.classes))
+    if unknown:
         raise DataError(
-            f"labels that are not classes of the model: {shortlist(odd)}; its classes are {', '.join(scorer.classes)}",
+            f"labels that are not classes of the model: {shortlist(unknown)}; "
+            f"its classes are {', '.join(scorer.classes)}",
             where=listed.where,
             fix="correct the column label, empty it, or score with prompts for these classes",
         )
@@ -212,4 +213,7 @@ def embedded_caution(scorer: TileScorer) -> str:
     names = (str(scorer.facts.get(role, "")) for role in ("backbone", "vlm"))
     if "embedded" not in map(base_of_adapted, names):
         return ""
-    return "The embedded models saw only synthetic tiles: on real slides, these scores only show that the code runs."
+    return (
+        "The embedded models were trained on synthetic tiles only: on real slides, these scores only show that the "
+        "code runs."
+    )

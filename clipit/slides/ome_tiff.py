@@ -1,4 +1,4 @@
-"""OME-TIFF slides, whose smaller levels lie in sub-IFDs that openslide does not read."""
+"""OME-TIFF slides, whose smaller levels are stored in sub-IFDs that openslide does not read."""
 
 import threading
 from pathlib import Path
@@ -18,7 +18,7 @@ _MISSING = "pip install tifffile"
 
 
 def is_ome_tiff(path: Path) -> bool:
-    """Return whether a TIFF holds OME metadata.
+    """Return whether a TIFF contains OME metadata.
 
     Raises:
         DataError: tifffile is not installed.
@@ -93,7 +93,7 @@ class OmeTiff:
         return Image.fromarray(region)
 
     def _tile(self, page: Any, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Decode one internal tile or strip; one without data is empty."""
+        """Decode one internal tile or strip; a tile without data is one white pixel."""
         if not page.databytecounts[index]:
             return np.full((1, 1, 3), 255, dtype=np.uint8)
         try:
@@ -114,7 +114,7 @@ class OmeTiff:
 
 
 def _over_white(pixels: UInt8[np.ndarray, "h w channels"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Show transparent pixels, which lie outside the scanned area, as white."""
+    """Composite transparent pixels, which lie outside the scanned area, over white."""
     if pixels.shape[-1] == 3 or (pixels[..., 3] == 255).all():
         return pixels[..., :3]
     image = Image.fromarray(pixels, mode="RGBA")

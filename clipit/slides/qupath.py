@@ -83,7 +83,7 @@ def write_regions_geojson(
     colours: Sequence[str],
     origin: tuple[int, int] = (0, 0),
 ) -> None:
-    """Write the connected regions of each most probable class as annotations.
+    """Write connected regions with the same most probable class as annotations.
 
     The class of a cell of the grid is that of the largest mean probability over the tiles that contain its centre.
     Measurements are the area in square micrometres, the number of cells, and the mean probability of the region's

@@ -17,7 +17,7 @@ _SMALLEST_HOLE = 0.02  # mm2
 def find_tissue(overview: Image.Image, mpp: float) -> Bool[np.ndarray, "h w"]:
     """Find tissue by the saturation of its colour, with Otsu's threshold between 0.04 and 0.10.
 
-    Pen ink (green, blue, black) is excluded where it can be told by its colour. Holes below 0.02 mm2 are filled and
+    Pen ink (green, blue, black) is excluded where its colour identifies it. Holes below 0.02 mm2 are filled and
     parts below 0.01 mm2 dropped. Meant for haematoxylin and eosin; weak stains and immunohistochemistry may need
     contours.
 
@@ -109,7 +109,7 @@ class TissueShare:
     """Share of a mask in rectangles, exact for fractions of pixels, from a summed-area table."""
 
     def __init__(self, mask: Bool[np.ndarray, "h w"], downsample: float) -> None:
-        """Sum up the mask.
+        """Compute the summed-area table.
 
         Args:
             mask: Tissue on the overview.
@@ -128,7 +128,7 @@ class TissueShare:
 
         Args:
             x: Left edges in pixels of level 0.
-            y: Upper edges.
+            y: Upper edges in pixels of level 0.
             extent: Edge in pixels of level 0.
         """
         left, right = x / self._downsample, (x + extent) / self._downsample

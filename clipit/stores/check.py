@@ -47,6 +47,10 @@ def check_finite(store: Store, what: str) -> None:
 
     The processes share the shards; call it in all of them.
 
+    Args:
+        store: Store to check.
+        what: Kind of the embedded items, for the error.
+
     Raises:
         DataError: Some are not finite; the message lists their ids.
     """

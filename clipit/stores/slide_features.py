@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 TILES = "tiles.parquet"
 """File of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
 _LARGEST_PIXEL = 2**53  # up to which floats are exact
-_CHECKED, _TOLERANCE = 1000, 0.02  # vectors per slide; half precision and rounding
+_CHECKED, _TOLERANCE = 1000, 0.02  # vectors checked per slide; tolerance of their length, for half precision
 _EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRIDENT and CLAM write them"
 
 
@@ -206,19 +206,19 @@ def _check_unit_vectors(slide: SlideFeatures) -> None:
         )
 
 
-def _problem(found: dict[str, Any], names: list[str]) -> str:
+def _problem(arrays: dict[str, Any], names: list[str]) -> str:
     """Describe what is wrong with the datasets of a file; "" if nothing is."""
-    missing = [name for name in ("features", "coords") if name not in found]
+    missing = [name for name in ("features", "coords") if name not in arrays]
     if missing:
         return f"no dataset {' or '.join(missing)}; the file has {shortlist(names) or 'none'}"
-    shapes = {name: tuple(found[name].shape) for name in found}
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     features, coords = shapes["features"], shapes["coords"]
     batched = (len(features) == 3 and features[0] == 1, len(coords) == 3 and coords[0] == 1)
     rows = [shape[1:] if batch else shape for shape, batch in zip((features, coords), batched, strict=True)]
     if any(len(shape) != 2 for shape in rows) or rows[0][0] != rows[1][0] or rows[1][1] != 2 or not rows[0][1]:
         return f"features have the shape {list(features)}, coords {list(coords)}"
-    if found["features"].dtype.kind != "f" or found["coords"].dtype.kind not in "iuf":
-        return f"features are {found['features'].dtype}, coords {found['coords'].dtype}: numbers are expected"
+    if arrays["features"].dtype.kind != "f" or arrays["coords"].dtype.kind not in "iuf":
+        return f"features are {arrays['features'].dtype}, coords {arrays['coords'].dtype}: numbers are expected"
     return ""
 
 

@@ -52,7 +52,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     for same in equal_trials([resolve_arm(trial.config) for trial in plan.trials]):
         if processes.main:
             described = "; ".join(format_values(plan.trials[position].values) for position in same)
-            logger.info(f"note: the same run: {described}")
+            logger.info(f"note: these trials are the same run: {described}")
     workspace = None if launch else Workspace(plan.trials[0].config)
     if workspace is not None:
         for config in [resolve_arm(trial.config) for trial in plan.trials]:
@@ -83,7 +83,7 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
     precisions = {resolve_run_precision(resolve_arm(config)).training.precision for config in unfinished}
     if launch is None and len(precisions) > 1:
         raise ConfigError(
-            f"one process trains with one training.precision, but the sweep has {', '.join(sorted(precisions))}",
+            f"one process supports a single training.precision, but the sweep has {', '.join(sorted(precisions))}",
             where="training.precision",
             fix='start each trial in separate processes: --launch "accelerate launch"',
         )

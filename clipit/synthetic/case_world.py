@@ -74,7 +74,7 @@ def write_case_world(folder: Path, config: CaseWorldConfig) -> dict[str, Any]:
 
 
 def check_variants(config: Section, variants: Sequence[Sequence[str]]) -> None:
-    """Check the changed keys of `add_variants` without a world.
+    """Check the variants of `add_variants` without writing anything.
 
     Raises:
         ConfigError: A key is unknown, or a value is not a number from 0 to 1.
@@ -144,7 +144,7 @@ def _render(seed: int, split: str, cases: list[Case]) -> Draw:
 
 
 def _columns(cases: list[Case], latents: Latents) -> dict[str, list[object]]:
-    """Return the further columns of the table of tiles."""
+    """Return the additional columns of the table of tiles."""
     tumour = (latents.tissue == LOW) | (latents.tissue == HIGH)
     owners = [case for case in cases for _ in range(len(case.latents))]
     shown = np.zeros(len(latents), dtype=np.int64) if latents.status is None else latents.status

@@ -152,7 +152,7 @@ def scan_slide(
         eosin: Concentration of eosin.
         layout: Layout of the slide.
         centres: Centre of the stain of each piece; the first centre's scanner is used.
-        artefacts: Pen marks and out-of-focus patches; None: none.
+        artefacts: Pen marks and out-of-focus patches; None for a clean slide.
         ink: Colour of the pen, a key of `INKS`.
     """
     size = len(haematoxylin)

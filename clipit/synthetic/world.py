@@ -38,7 +38,7 @@ class WorldConfig(Section):
     validation: int = Field(400, ge=8)
     test: int = Field(1500, ge=8)
     shift: int = Field(1500, ge=8)
-    """Number of test tiles from centres that training never sees."""
+    """Number of test tiles from centres without training tiles."""
     reports: int = Field(500, ge=1)
     """Number of reports per corpus; the corpus of cases has 40 % more, of another organ."""
     centres: tuple[int, ...] = (6, 7)

@@ -57,7 +57,7 @@ def augment(
 def uniform(keys: UInt64[np.ndarray, " b"], seed: int, step: int) -> Float[np.ndarray, "b d"]:
     """Draw random numbers in [0, 1) per tile from splitmix64 (Steele et al. 2014) as a counter-based generator."""
     if seed < 0 or step < 0:
-        raise DataError(f"seed {seed} and step {step} must not be negative", where="augmentation")
+        raise DataError(f"seed {seed} and step {step} must not be negative", where="augmentation", fix="use 0 or more")
     start = np.asarray([seed], dtype=np.uint64)
     state = _mix(keys ^ _mix(_mix(start + _GOLDEN) ^ np.uint64(step)))
     counters = np.arange(1, _DRAWS + 1, dtype=np.uint64) * _GOLDEN

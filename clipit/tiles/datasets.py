@@ -57,13 +57,13 @@ class DataSet:
     pattern: str = ""
     """Reader `names`: regular expression for a file's path, with the groups label, group and magnification."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Class by text that `label` matched, where they differ."""
+    """Class of each text that `label` matches, where they differ."""
     table: str = ""
     """Reader `table`: the csv in tiles.path; its images are in `images`."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Reader `table`: published column names by our names."""
+    """Reader `table`: published column names, by clipit's names."""
     parts: Mapping[str, str] = field(default_factory=dict)
-    """Our split by published part name, in addition to the usual names."""
+    """Split of each published part, in addition to the usual names."""
     counts: tuple[Count, ...] = ()
     """Published numbers of tiles; empty if unknown."""
     counts_at: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
@@ -310,7 +310,7 @@ _ENTRIES: dict[str, DataSet] = {
         counts=(("Test-patches", "", 1_325),),
         class_count=24,
         faults="a class is a scan, not a diagnosis: train and test tiles come from the same scans",
-        access="ask on that page",
+        access="request it on that page",
     ),
     "mhist": DataSet(
         title="MHIST",

@@ -36,7 +36,7 @@ class DatasetReader:
         name, part_row = self._places[row]
         try:
             value = self._parts[name][part_row][self._column] or {}
-        except Exception as error:  # pyarrow raises many kinds for damaged files
+        except Exception as error:  # pyarrow raises many kinds of exceptions for damaged files
             if is_limit(error):
                 raise
             raise ImageError(f"{type(error).__name__}: {error}") from error
@@ -132,7 +132,11 @@ def join_parts(parts: Mapping[str, PartRows], config: TilesConfig, reader: Reade
     ids = columns["id"] if "id" in config.columns else row_ids
     without_id = [row_ids[row] for row, name in enumerate(ids) if not name]
     if without_id:
-        raise DataError(f"tiles without an id: {shortlist(without_id)}", where=config.path, fix="choose another column")
+        raise DataError(
+            f"tiles without an id: {shortlist(without_id)}",
+            where=config.path,
+            fix="choose another column: tiles.columns.id",
+        )
     labels, label_notes = columns["label"], tuple[str, ...]()
     if classes is None:
         labels, label_notes = resolve_missing(labels, "label", config, config.path, row_ids.__getitem__)
@@ -176,7 +180,7 @@ def check_columns(part: str, present: Sequence[str], config: TilesConfig) -> Non
 
 
 def _column_names(config: TilesConfig) -> dict[str, str]:
-    """Return the name of the data set's column for each of clipit's."""
+    """Map clipit's column names to those of the data set."""
     by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
     return {key: by_name.get(key, _DEFAULTS.get(key, key)) for key in ("id", "path", "label", "group", "mpp")}
 
@@ -246,7 +250,7 @@ def _column_as_text(rows: Any, column: str, where: str) -> list[str]:
         return [""] * int(rows.num_rows)
     try:
         values = list(rows[column])
-    except Exception as error:  # pyarrow raises many kinds for damaged files
+    except Exception as error:  # pyarrow raises many kinds of exceptions for damaged files
         raise DataError(
             f"cannot read column {column}: {type(error).__name__}: {error}", where=where, fix="download it again"
         ) from error

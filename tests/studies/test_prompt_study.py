@@ -99,7 +99,7 @@ def test_the_page_has_tables_plots_and_notes(two_sets: tuple[ConfigFile, Path]) 
         "Simple against rich",
         "(none)",
         "at 40x",
-        "no label read",
+        "without their labels",
     ):
         assert part in text
     cut = next(line for line in text.splitlines() if line.startswith("| plain") and "own texts" in line)

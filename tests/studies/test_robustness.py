@@ -223,7 +223,7 @@ def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
     gained = worth["change_guarded"] - worth["change_always"]
     assert f"{abs(gained):.3f} of the score on average, compared with always adapting" in text
     told_share = "n/a" if blur["share_refused"] is None else f"{blur['share_refused']:.1%}"
-    assert "How often the guard is wrong" in text and f"{blur['refused']} of {blur['helpful']} ({told_share})" in text
+    assert "Errors of the guard" in text and f"{blur['refused']} of {blur['helpful']} ({told_share})" in text
 
 
 def test_two_processes_write_the_same_rows(

@@ -295,7 +295,9 @@ def test_trials_that_are_the_same_run_are_logged(write_sweep: WriteSweep, preten
     lines = capture_log()
     run_sweep(plan_of(path))
     (note,) = [line for line in lines if line.startswith("note")]
-    assert note == ("note: the same run: backbone.tuning frozen, lora.rank 2; backbone.tuning frozen, lora.rank 4")
+    assert note == (
+        "note: these trials are the same run: backbone.tuning frozen, lora.rank 2; backbone.tuning frozen, lora.rank 4"
+    )
 
 
 def test_the_best_group_has_the_highest_mean_over_all_seeds() -> None:

@@ -35,7 +35,7 @@ class TileResults:
         probes: Linear probe on the labels that each seed keeps; empty without labels.
         retrieval: Class-match retrieval with prompts, and recall of captions, as task and score.
         labels: Training and validation labels of the probe, by seed.
-        problems: Why something could not be measured.
+        problems: Reasons for missing measurements.
     """
 
     zero_shot: Measured | None
@@ -48,10 +48,10 @@ class TileResults:
 def measure_tiles(
     config: RunConfig, probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures, seeds: tuple[int, ...]
 ) -> TileResults:
-    """Measure the VLM of a workspace on its test tiles; called by all processes, and probed by the main one only.
+    """Measure the VLM of a workspace on its test tiles; called by all processes; only the main one fits probes.
 
     Args:
-        config: Run configuration, whose `tiles.labels` says which labels the probe learns from.
+        config: Run configuration, whose `tiles.labels` selects the labels of the probe.
         probing: Numbers of retrieved items, and captions.
         workspace: Workspace with the VLM.
         joint: Features of all tiles in the joint space.
@@ -128,7 +128,14 @@ def query_scores(
     values: Mapping[str, Float[np.ndarray, " n"]],
     random: Mapping[str, float],
 ) -> Measured:
-    """Return results whose scores are weighted means of one value per query."""
+    """Return results whose scores are weighted means of one value per query.
+
+    Args:
+        ids: Ids of the queries.
+        groups: Patient or slide of each query; "" where unknown.
+        values: Value of each query, by name of the score.
+        random: Expected score at random, by name of the score.
+    """
 
     def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
         total = weights.sum(axis=0)

@@ -22,8 +22,8 @@ FILE = "probing.parquet"
 _RETRIEVAL = ("precision", "vote", "recall")
 _METRICS_PER_TABLE = 3  # more columns with intervals would not fit on a page
 _SAW_LABELS = (
-    "Saw labels: whether the features come from a clipit run that was trained on labels of these tiles. If true, they "
-    "have seen more labels than the column heading says, and the row does not measure label efficiency. It is false "
+    "Saw labels: whether the features come from a clipit run that was trained on labels of these tiles. If true, more "
+    "labels were used than the column heading says, and the row does not measure label efficiency. It is false "
     "for models as released, although their training data may be unknown."
 )
 
@@ -109,7 +109,7 @@ def probing_chapters(
                 ),
             ],
         ),
-        Chapter("How it was measured", [facts_table(_facts(provenance), "probing.json")]),
+        Chapter("Provenance", [facts_table(_facts(provenance), "probing.json")]),
     ]
     reasons = [(f"{row.subject}, {row.what}", row.reason) for row in iter_rows(frame) if row.reason]
     return chapters + undefined_chapter(reasons, f"{FILE}: column reason")

@@ -265,7 +265,7 @@ def _write(
         "tiles": test.fingerprint,
         **{name: describe_model(model) for name, model in facts.items()},
         "prompt sets": ", ".join(sorted({f"{row.prompts} ({row.prompts_hash})" for row in rows})),
-        "screening": f"at most {options.screening_tiles} training tiles, no label read",
+        "screening": f"at most {options.screening_tiles} training tiles, without their labels",
         "seed": options.seed,
         **process,
     }

@@ -106,7 +106,7 @@ def robustness_chapters(
         chapters.append(Chapter(f"Test-time adaptation ({metric})", [Text(_ADAPTED), table]))
     if guard:
         parts: list[Text | Table] = [Text(_GUARD), _guard_table(guard), *_guard_benefit(guard)]
-        chapters.append(Chapter("How often the guard is wrong", parts))
+        chapters.append(Chapter("Errors of the guard", parts))
     chapters.append(Chapter("Provenance", [facts_table(_facts(provenance), "robustness.json")]))
     notes = [Text(f"{name}: {note}") for name, lines in provenance["notes"].items() for note in lines]
     chapters += [Chapter("Notes on the tiles", notes)] if notes else []

@@ -18,7 +18,7 @@ IGNORED = -1
 """Class of pixels that are neither trained on nor scored."""
 _GEOJSON = (".geojson", ".json")
 _IGNORE_NAME = "ignore"
-_TOLERANCE = 0.01  # of the edges of a tile, by which a polygon may lie outside
+_TOLERANCE = 0.01  # share of a tile's edge by which a polygon may lie outside
 _LISTED = 5
 
 
@@ -66,7 +66,7 @@ def decode_mask(
 
     Args:
         content: File, or the bytes of a member of a zip.
-        name: Name of the file, whose suffix tells GeoJSON from images.
+        name: Name of the file, whose suffix distinguishes GeoJSON from images.
         size: Width and height of the tile.
         classes: Classes of the mask.
 
@@ -132,7 +132,9 @@ def _draw(
     code_of = {known: code for code, known in enumerate(classes.names)} | {_IGNORE_NAME: IGNORED}
     unknown = sorted({polygon.name or "(no name)" for polygon in polygons if polygon.name not in code_of})
     if unknown:
-        raise ImageError(f"polygons of no class: {shortlist(unknown, _LISTED)}; use {', '.join(classes.names)}")
+        raise ImageError(
+            f"polygons with unknown classes: {shortlist(unknown, _LISTED)}; use {', '.join(classes.names)}"
+        )
     mask = np.full((height, width), classes.class_of.get(0, IGNORED), dtype=np.int16)
     for polygon in polygons:
         least, most = polygon.exterior.min(axis=0), polygon.exterior.max(axis=0)

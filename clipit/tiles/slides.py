@@ -26,7 +26,7 @@ from clipit.tiles.table import TABLES, open_table, read_columns
 logger = logging.getLogger(__name__)
 
 _COARSE = 1.02
-"""Ratio of micrometres per pixel of a slide and of its tiles above which the tiles are called enlarged."""
+"""Ratio of a slide's micrometres per pixel to its tiles' above which the tiles are reported as enlarged."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
         return []
     listed = shortlist([f"{slide.name}: {slide.reason}" for slide in failed], 10)
     fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))[:3]
-    advice = f". To do: {'; '.join(fixes)}" if fixes else ""
+    advice = f". Fix: {'; '.join(fixes)}" if fixes else ""
     return [f"{len(failed)} of {total} slides cannot be used and were left out: {listed}{advice}"]
 
 
@@ -159,8 +159,8 @@ def coarse_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[
     if not coarse:
         return []
     return [
-        f"{len(coarse)} of {len(slides)} slides have fewer pixels than the tiles of {config.mpp:g} micrometres per "
-        f"pixel, which are enlarged: {shortlist(coarse, 3)}"
+        f"{len(coarse)} of {len(slides)} slides are coarser than {config.mpp:g} micrometres per pixel, so their tiles "
+        f"are enlarged: {shortlist(coarse, 3)}"
     ]
 
 
@@ -294,7 +294,7 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
     files, missing = [], []
     for cell in cells:
         file = root / cell.replace("\\", "/")
-        if cell and file.is_dir():  # of a DICOM slide
+        if cell and file.is_dir():  # folder of a DICOM slide
             inside = one_per_slide(sorted(other for other in file.iterdir() if is_slide(other)))
             file = inside[0] if len(inside) == 1 else file
         if not file.is_file():
@@ -320,7 +320,7 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
 
 
 def _check_rows(names: Sequence[str], files: Sequence[Path], parts: Sequence[str], path: Path) -> None:
-    """Refuse a slide that is listed twice, above all in two splits."""
+    """Refuse slides that are listed more than once, such as in two splits."""
     by_slide: dict[Hashable, list[int]] = {}
     for row, file in enumerate(files):
         by_slide.setdefault(slide_key(file), []).append(row)
@@ -350,7 +350,7 @@ def check_names(names: Sequence[str], where: object) -> None:
     wrong = [name for name in names if "/" in name or "\\" in name or name.startswith(".") or not name.strip()]
     if wrong:
         raise DataError(
-            f"{len(wrong)} names of slides cannot be the name of a folder: {shortlist([repr(n) for n in wrong])}",
+            f"{len(wrong)} names of slides cannot be used as folder names: {shortlist([repr(n) for n in wrong])}",
             where=where,
             fix="name slides without / and \\, and without a dot at the beginning",
         )

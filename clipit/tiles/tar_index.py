@@ -47,7 +47,7 @@ class TarIndex:
         shards: Tar files.
         stamps: Size and modification time of each shard.
         table: One row per sample: shard, key, name (of the image, "" without one), offset, size, and fields.
-        names: Names of fields that occur, those that are not in the table included.
+        names: Names of all fields that occur, including those that are not in the table.
         unread: Numbers of members that are neither images nor fields, by suffix.
     """
 
@@ -94,7 +94,7 @@ class TarIndex:
         return [value or "" for value in self.table.column(name).to_pylist()]
 
     def has(self, field: str) -> bool:
-        """Return whether a sample has this field."""
+        """Return whether any sample has this field."""
         name = f"{FIELD_PREFIX}{field}"
         return name in self.table.column_names and self.table.column(name).null_count < len(self)
 
@@ -105,11 +105,11 @@ class TarIndex:
 
 
 def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> TarIndex:
-    """Read the headers and fields of all shards, or open the index made before; called by all processes with `root`.
+    """Read the headers and fields of all shards, or open the existing index; called by all processes with `root`.
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts, in which the index is kept; None: it is made again each time.
+        root: Folder of artefacts, in which the index is kept; None to build it each time.
         captions: Field with one text, or a list of texts, of any length; the index contains them as JSON.
 
     Raises:
@@ -152,7 +152,7 @@ def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> 
 
 
 def has_index(config: TilesConfig, root: Path) -> bool:
-    """Return whether `index_shards` has made the index of these shards, which have not changed since."""
+    """Return whether an index of these shards exists and is current."""
     shards = list_shards(config.path)
     inputs = _index_inputs(config, shards, [file_stamp(shard) for shard in shards])
     return (artifact_folder(root, _KIND, inputs) / MANIFEST).is_file()
@@ -165,7 +165,7 @@ def _read_members(config: TilesConfig) -> tuple[tuple[str, ...], set[str]]:
 
 
 def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str], captions: str = "") -> dict[str, Any]:
-    """Return what identifies an index; a fingerprint in place of the shards, which may be thousands."""
+    """Return what identifies an index, with a fingerprint in place of the shards, of which there may be thousands."""
     suffixes, wanted = _read_members(config)
     inputs = {
         "shards": [[str(shard), stamp] for shard, stamp in zip(shards, stamps, strict=True)],

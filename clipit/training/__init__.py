@@ -1,1 +1,1 @@
-"""The student and how it is trained."""
+"""Training of students: arms, batches, loss terms, steps and checkpoints."""

@@ -1,4 +1,4 @@
-"""Training steps of a student or a VLM: optimiser, schedule, log, choice of the step, checkpoints."""
+"""Training steps of a student or a VLM: optimiser, schedule, log, selection of the best step, checkpoints."""
 
 import json
 import math
@@ -54,16 +54,16 @@ class StepParts:
         model: Module whose trainable weights are saved.
         optimizer: Optimiser, possibly inside Accelerate's wrapper.
         saved_optimizer: The same without a wrapper, for the checkpoints.
-        compute: Runs forward and backward of a step; returns this process's share of `loss` and of its parts.
+        compute: Runs the forward and backward pass of a step; returns this process's share of `loss` and its parts.
         clip: Clips the gradient and returns its norm.
         after_update: Called after each update of the weights.
-        validate: Returns the columns of the log of a validation, and the score of the step (higher is better; None if
-            undefined); None without validation.
+        validate: Runs a validation; returns its columns of the log and the score of the step (higher is better; None
+            if undefined). None without validation.
         facts: Returns further columns of the log.
         status: Returns the text of the progress bar.
         seconds: Returns the duration of the training so far.
         scaler: Returns the state of the loss scaler, if there is one.
-        log: Receives each row of the log as well, such as a tracker.
+        log: Passes each row of the log to trackers.
         device: Device of the losses.
     """
 
@@ -86,8 +86,8 @@ def run_steps(schedule: Schedule, parts: StepParts, progress: Progress, folder: 
     """Run the steps from `progress.step` to the end; `progress` is updated in place.
 
     Args:
-        schedule: Numbers of the training.
-        parts: What a step does.
+        schedule: Steps, learning rate and intervals.
+        parts: Model, optimiser and functions of the training.
         progress: State of the last checkpoint, or a fresh one.
         folder: Folder of metrics.jsonl and checkpoints/.
         processes: Processes that share the batches.
@@ -214,7 +214,7 @@ class _Log:
                 temporary.write_text(kept, encoding="utf-8")
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        """Append a row to metrics.jsonl (main process only) and pass it to the trackers, less what is undefined."""
+        """Append a row to metrics.jsonl (main process only) and pass its defined values to the trackers."""
         if self._main:
             with disk_errors(self._path), self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"step": step, **row}) + "\n")

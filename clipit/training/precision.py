@@ -5,11 +5,11 @@ from clipit.distributed import get_processes
 
 
 def resolve_precision(config: RunConfig, recorded: str | None = None) -> RunConfig:
-    """Replace `training.precision: auto` by a mixed precision; called by all processes.
+    """Replace `training.precision: auto` by a definite precision; called by all processes.
 
     Args:
         config: Run configuration.
-        recorded: Precision that the run was started with; None for the one that the devices of all processes suit.
+        recorded: Precision that the run was started with; None for one that the devices of all processes support.
     """
     if config.training.precision != "auto":
         return config
@@ -18,6 +18,6 @@ def resolve_precision(config: RunConfig, recorded: str | None = None) -> RunConf
     processes = get_processes()
     precision = processes.broadcast(recorded)
     if precision is None:
-        found = set(processes.gather(mixed_precision(processes.device)))
-        precision = found.pop() if len(found) == 1 else "no"
+        suitable = set(processes.gather(mixed_precision(processes.device)))
+        precision = suitable.pop() if len(suitable) == 1 else "no"
     return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})

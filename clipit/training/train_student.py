@@ -1,4 +1,4 @@
-"""Train a student: its batches, losses and validation, in the training steps shared with the adaptation of VLMs."""
+"""Train a student: its batches, losses and validation, in the loop that is shared with the adaptation of VLMs."""
 
 import logging
 import math
@@ -48,7 +48,20 @@ class Validation:
 
 @dataclass
 class TrainingOutcome:
-    """TrainingOutcome of training; see training.json."""
+    """Outcome of training, as recorded in training.json.
+
+    Attributes:
+        steps: Number of optimiser steps that were run.
+        chosen_step: Step whose weights the student has.
+        score: Monitored validation score at this step; None without validation.
+        tiles_seen: Number of tiles over all steps, repeated ones included.
+        seconds: Duration of the training.
+        tiles_per_second: Tiles over seconds.
+        data_wait: Share of the time spent waiting for tiles.
+        trainable_parameters: Number of trainable parameters.
+        stopped_early: Whether the patience ended the training.
+        compile_seconds: Duration of the first step if it compiled the backbone; None otherwise.
+    """
 
     steps: int
     chosen_step: int

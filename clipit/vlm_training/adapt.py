@@ -107,15 +107,15 @@ def adapt(
         arm: Arm of the study.
         seed: Seed of initialisation, order and augmentation.
         workspace: Workspace of this configuration.
-        measure: Measures the adapted VLM, given the folder of its adaptation; called by all processes. Its scores by
-            name go to the tracker.
+        measure: Function from the folder of an adaptation to scores of its VLM by name, for the tracker; called by all
+            processes.
 
     Returns:
         The folder of the adaptation: config.yaml, run.json, metrics.jsonl, checkpoints/, training.json, adapter/ and,
-        if the licence and the format permit it, vlm/.
+        if the licence and the format allow it, vlm/.
 
     Raises:
-        ConfigError: The licence forbids what would be written, a second adaptation could not be written at all, or the
+        ConfigError: The licence forbids the result, the VLM already has an adapter and cannot be written merged, or the
             keys contradict the arm or the data.
         DataError: The examples cannot be built.
         ModelError: The training diverged, or the weights cannot be trained.
@@ -171,7 +171,7 @@ def used_towers(section: AdaptConfig, arm: AdaptArm) -> AdaptConfig:
 
 
 def _resolve_precision(config: RunConfig, section: AdaptConfig, folder: Path) -> AdaptConfig:
-    """Replace `precision: auto` by that of the folder, else by that of the devices."""
+    """Replace `precision: auto` by the recorded precision, or else by one that the devices support."""
     recorded = None
     if section.precision == "auto" and (is_started(folder) or is_adapted(folder)):
         recorded = recorded_precision(folder, "adapt.precision")
@@ -181,7 +181,7 @@ def _resolve_precision(config: RunConfig, section: AdaptConfig, folder: Path) ->
 
 
 def _fingerprint(adaptation: _Adaptation) -> RunFingerprint:
-    """Compute the fingerprint of an adaptation from its keys and inputs, with `keep: best` also of validation."""
+    """Compute the fingerprint of an adaptation from its keys and inputs; validation counts with `keep: best` only."""
     config, section, validation = adaptation.config, adaptation.section, adaptation.validation
     unused = {*_OTHER_ARMS, *({"pairs", "bags", "cases"} - {section.data})}
     keys = {

@@ -34,8 +34,8 @@ Images are JPEGs of quality {quality}. The captions may be report text: protect 
 def write_pairs(parts: Mapping[str, BagExamples], folder: Path, format: PairFormat) -> dict[str, int]:
     """Write examples as images with one caption each, completely or not at all; called by all processes.
 
-    An image with several texts is written with each of them. Of patients with several tiles and a report, each tile is
-    written with as many snippets as a bag has. Neighbours in tile bags are not written. The order is shuffled.
+    An image with several texts is written with each of them. For patients with several tiles and a report, each tile
+    is written with as many snippets as a bag contains. Neighbours in tile bags are not written. The order is shuffled.
 
     `csv` writes `<part>.csv`, separated by tabs, with the columns filepath (absolute) and title, and `images/`.
     `webdataset` writes `<part>-<number>.tar` with members such as 00000012.jpg and 00000012.txt, and `sizes.json`.

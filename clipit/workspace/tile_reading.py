@@ -56,14 +56,14 @@ def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
 def read_configured(
     config: RunConfig, remember: Memory, prompts: Callable[[], PromptSet | None], *, root: Path, decode: bool
 ) -> TileSet:
-    """Read all tiles of a configuration with all their labels, unless it forbids reading any.
+    """Read all tiles of a configuration with all their labels, or without any if `tiles.labels.kind` is `none`.
 
     Args:
         config: Run configuration.
         remember: Cache of the workspace.
         prompts: Function that reads the prompt set, which defines the classes of tiles without labels.
         root: Folder of artefacts.
-        decode: Whether images are decoded, as `tiles.unreadable` requires.
+        decode: Whether to decode every image if `tiles.unreadable` is `quarantine`.
     """
     labels = LabelsConfig(kind="none" if config.tiles.labels.kind == "none" else "all")
     section = with_kept_size(config.tiles.model_copy(update={"labels": labels}), config)
@@ -139,7 +139,7 @@ def check_shifted(tests: TileSet, classes: Sequence[str], where: str) -> None:
 
 
 def note_many_classes(tiles: TileSet) -> TileSet:
-    """Log and note if there are hardly more labelled tiles than classes, which suggests ids in place of labels."""
+    """Log and note if there are fewer than two labelled tiles per class, which suggests ids in place of labels."""
     labelled = int((tiles.truth >= 0).sum())
     if len(tiles.classes) < _MANY_CLASSES or not 0 < labelled < 2 * len(tiles.classes):
         return tiles

@@ -95,7 +95,10 @@ WRONG: "dict[str, tuple[Any, str]]" = {
     "lossy.jpg": (MASK, "JPEG, whose compression changes the values"),
     "colour.png": (np.arange(36, dtype=np.uint8).reshape(3, 4, 3), "a colour image"),
     "cut.png": (b"\x89PNG\r\n\x1a\n" + bytes(9), "Error"),
-    "names.geojson": ([polygon("glnd", (0, 0), (1, 0), (1, 1))], "polygons of no class: glnd; use stroma, gland"),
+    "names.geojson": (
+        [polygon("glnd", (0, 0), (1, 0), (1, 1))],
+        "polygons with unknown classes: glnd; use stroma, gland",
+    ),
     "far.geojson": ([polygon("gland", (0, 0), (90, 0), (90, 90))], "outside the image of 4 x 3"),
     "text.geojson": (b"not json", "not JSON"),
 }

@@ -141,6 +141,4 @@ def test_slides_that_are_coarser_than_their_tiles_are_noted(tmp_path: Path) -> N
     write_slides(tmp_path, fine=1.0, coarse=2.0)
     notes = read_tiles(section(tmp_path, labels=LabelsConfig(kind="none"))).notes
     (note,) = [note for note in notes if "enlarged" in note]
-    assert note == (
-        "1 of 2 slides have fewer pixels than the tiles of 1 micrometres per pixel, which are enlarged: coarse: 2"
-    )
+    assert note == ("1 of 2 slides are coarser than 1 micrometres per pixel, so their tiles are enlarged: coarse: 2")

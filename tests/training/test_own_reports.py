@@ -183,7 +183,7 @@ def test_no_label_can_be_spread_without_a_labelled_tile(own: Own) -> None:
 
 
 def test_one_label_cannot_be_exchanged() -> None:
-    with pytest.raises(DataError, match="only one patient has a label from a report"):
+    with pytest.raises(DataError, match="fewer than two patients have a label from a report"):
         exchange_labels(CaseLabels(np.eye(2, dtype=np.float32), np.array([True, False]), {}), ["a", "a"], seed=0)
 
 

@@ -93,7 +93,7 @@ def make_embedded_weights(
 def make_status_vlm(
     folder: Path, seed: int, recipe: VLMRecipe, world: CaseWorldConfig, threads: int = 1
 ) -> dict[str, Any]:
-    """Train a VLM alone, and measure what it and the shipped one tell of the molecular status in a world of cases.
+    """Train a VLM alone, and measure how well it and the shipped one predict the status in a world of cases.
 
     `vlm/` and `measured.json` (recipe, versions, scores) are written to `folder`; an earlier VLM is replaced.
 
@@ -130,14 +130,14 @@ def make_status_vlm(
 
 
 def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, Any]]:
-    """Measure how well the VLM, and the reports that it pairs, tell the grade of tumour tiles.
+    """Measure how well the VLM, and the reports that it pairs, predict the grade of tumour tiles.
 
     The tiles are the tumour tiles of training, paired with snippets of `case_reports.jsonl` as in
-    configs/knowing_reports.yaml. The figures are shares of 1, for all these tiles and for ambiguous ones, whose nuclei
-    and glands occur in both grades. `probe`: accuracy of a logistic regression on the image embeddings of the
+    configs/knowing_reports.yaml. The figures are shares from 0 to 1, for all these tiles and for ambiguous ones, whose
+    nuclei and glands occur in both grades. `probe`: accuracy of a logistic regression on the image embeddings of the
     validation part. The others are computed with and without centring of both modalities. `grade_alone`, `all_names`:
     zero-shot accuracy with the prompt set of the word grade, and of all names of `prompts.yaml`. `nearest_case`,
-    `nearest_case_none`: the grade of the nearest snippet's reports is right, or is that of no tumour. `consensus`: the
+    `nearest_case_none`: the grade of the nearest snippet's reports is right, or they are of no tumour. `consensus`: the
     more frequent of low and high among the 20 nearest is right (a tie counts one half). Figures without tiles are
     omitted.
 
@@ -147,12 +147,12 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
         output: Folder for stores and pairs.
 
     Raises:
-        DataError: A prompt set of the world has other classes, as those of earlier versions do.
+        DataError: A prompt set of the world has other classes, such as one of an earlier version.
     """
     facts = read_json(world / "world.json", "write the world again")["config"]
     ways = {name: _grade_workspace(vlm, world, output, name == "centred") for name in ("centred", "uncentred")}
-    right = {name: _right_about_grades(workspace, world) for name, workspace in ways.items()}
-    train, probe = ways["uncentred"].all_tiles.of_split("train"), _right_by_probe(ways["uncentred"])
+    right = {name: _score_grades(workspace, world) for name, workspace in ways.items()}
+    train, probe = ways["uncentred"].all_tiles.of_split("train"), _score_probe(ways["uncentred"])
     latents = tile_latents(facts["seed"], "world/train", facts["train"])
     places = [int(name.rpartition("-")[2]) for name in train.ids.tolist()]
     ambiguous = (latents.pleo[places] == 1) & (latents.gland[places] == 1)
@@ -168,8 +168,8 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
     }
 
 
-def _right_about_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarray]:
-    """Return whether prompts and nearby reports are right, per tumour tile of training."""
+def _score_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarray]:
+    """Return whether prompts and nearby reports are right, for each tumour tile of training."""
     train, store = workspace.all_tiles.of_split("train"), workspace.tile_store("train")
     images = centred(store.rows(store.positions(train.ids)), workspace.tile_mean)
     right = {}
@@ -187,7 +187,7 @@ def _right_about_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarr
     }
 
 
-def _right_by_probe(workspace: Workspace) -> Bool[np.ndarray, "n"]:
+def _score_probe(workspace: Workspace) -> Bool[np.ndarray, "n"]:
     """Return whether a probe trained on the validation part is right; every other tile selects its penalty."""
     parts = {split: workspace.all_tiles.of_split(split) for split in ("train", "validation")}
     stores = {split: workspace.tile_store(split) for split in parts}
@@ -256,9 +256,7 @@ def _replace(source: Path, target: Path) -> None:
             shutil.rmtree(target)
         target.mkdir(parents=True)
         for path in source.iterdir():
-            (target / path.name).write_bytes(
-                path.read_bytes()
-            )  # as new files, readable by all as the user's mask has it
+            (target / path.name).write_bytes(path.read_bytes())  # new files, with the permissions of the user's umask
 
 
 def main() -> None:

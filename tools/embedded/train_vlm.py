@@ -20,7 +20,7 @@ from clipit.synthetic.latents import stream
 from clipit.tiles.augment import augment, tile_keys
 
 CONTEXT = 48
-"""Tokens of the text tower, the two special ones included."""
+"""Context length of the text tower in tokens, including the two special ones."""
 MEAN, STD = (0.75, 0.58, 0.76), (0.18, 0.21, 0.14)
 """Statistics of the synthetic tiles, per channel, in 0..1."""
 
@@ -40,13 +40,13 @@ class VLMRecipe:
     stain_jitter: float = 0.25
     merges: int = 700
     wording: Wording = "graded"
-    """`coarse`: captions call tumours of both grades by the same names, and keep what they say of nuclei and glands.
+    """`coarse`: captions use the same names for tumours of both grades, and still describe nuclei and glands.
     `status` and `rare_status`: half of the tumour tiles show the molecular status, and captions name it
     (`STATUS_NAMED`)."""
 
 
 def train_vlm(folder: Path, seed: int, recipe: VLMRecipe) -> dict[str, Any]:
-    """Train on the draw `vlm` of this seed and save the model, its tokeniser and its processor.
+    """Train on tiles and captions drawn with this seed, and save the model, its tokeniser and its processor.
 
     Loss: symmetric cross-entropy over the pairs of a batch with a learned temperature (CLIP, arXiv
     2103.00020). Each epoch takes one of a tile's captions.

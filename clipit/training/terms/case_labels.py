@@ -44,7 +44,7 @@ class CaseLabels:
 def label_cases(
     config: RunConfig, workspace: Workspace, cases: Cases, labels: Int64[np.ndarray, " n"], classes: Sequence[str]
 ) -> CaseLabels:
-    """Compute the class probabilities of each patient, as `soft_labels.own_report.labels` says.
+    """Compute the class probabilities of each patient by the method of `soft_labels.own_report.labels`.
 
     Args:
         config: Run configuration, with its arm resolved.
@@ -60,10 +60,10 @@ def label_cases(
         return _average_answers(answers, len(classes))
     if options.labels == "rules":
         rules = load_rules(options.rules or "")
-        strange = sorted(set(rules.classes) - set(classes))
-        if strange:
+        unknown = sorted(set(rules.classes) - set(classes))
+        if unknown:
             raise DataError(
-                f"the rules have classes that the tiles lack: {shortlist(strange)}; the tiles have "
+                f"the rules have classes that the tiles lack: {shortlist(unknown)}; the tiles have "
                 f"{shortlist(classes, 20)}",
                 where=options.rules,
                 fix="use the names of the tiles' classes in the rules, or rename those in tiles.class_map",
@@ -95,11 +95,11 @@ def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> Cas
     Patients who are alone in their organ exchange labels with each other; a single one joins the largest organ.
 
     Raises:
-        DataError: Only one patient has a label.
+        DataError: Fewer than two patients have a label.
     """
     if labels.known.sum() < 2:
         raise DataError(
-            "only one patient has a label from a report, so labels cannot be exchanged",
+            "fewer than two patients have a label from a report, so labels cannot be exchanged",
             where="soft_labels.own_report.shuffled",
             fix="add reports of training patients",
         )
@@ -120,8 +120,8 @@ def exchange_order(known: Bool[np.ndarray, "cases"], organs: Sequence[str], seed
     return order
 
 
-def label_agreement(found: CaseLabels, cases: Cases, labels: Int64[np.ndarray, " n"]) -> dict[str, Any]:
-    """Compare the patients' labels with the labels of their tiles or slides, where a run may use these (-1: not).
+def label_agreement(case_labels: CaseLabels, cases: Cases, labels: Int64[np.ndarray, " n"]) -> dict[str, Any]:
+    """Compare the patients' labels with those of their tiles or slides, where the run may use them (-1: it may not).
 
     Returns:
         `agreeing_tiles` of `compared_tiles`, and for patients (the majority of their labelled tiles): `agreeing_cases`
@@ -129,9 +129,9 @@ def label_agreement(found: CaseLabels, cases: Cases, labels: Int64[np.ndarray, "
     """
     from scipy.stats import binomtest
 
-    histogram = _case_histogram(cases, labels, found.probabilities.shape[1])
-    predicted = found.probabilities.argmax(axis=1)
-    compared = found.known & (histogram.sum(axis=1) > 0)
+    histogram = _case_histogram(cases, labels, case_labels.probabilities.shape[1])
+    predicted = case_labels.probabilities.argmax(axis=1)
+    compared = case_labels.known & (histogram.sum(axis=1) > 0)
     agreeing = compared & (histogram.argmax(axis=1) == predicted)
     k, n = int(agreeing.sum()), int(compared.sum())
     interval = binomtest(k, n).proportion_ci(_CONFIDENCE, method="wilson") if n else None
@@ -157,10 +157,10 @@ def _answer(label: str | None, options: OwnReportConfig, classes: Sequence[str])
 def _check_answers(
     answers: Sequence[Sequence[_Answer]], cases: Cases, options: OwnReportConfig, classes: Sequence[str]
 ) -> None:
-    strange = sorted(set(options.class_map.values()) - set(classes))
-    if strange:
+    unknown = sorted(set(options.class_map.values()) - set(classes))
+    if unknown:
         raise ConfigError(
-            f"class_map names classes that the tiles lack: {shortlist(strange)}",
+            f"class_map names classes that the tiles lack: {shortlist(unknown)}",
             where="soft_labels.own_report.class_map",
             fix=f"use {shortlist(classes, 20)}",
         )

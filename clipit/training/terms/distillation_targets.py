@@ -93,11 +93,11 @@ def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
     Raises:
         DataError: No report has any of the configured sections.
     """
-    counts = np.ones(len(sources), dtype=np.bool_)
+    allowed = np.ones(len(sources), dtype=np.bool_)
     if config.distillation.sections:
         sections = sources.column("section").to_pylist()
-        counts &= np.isin(np.asarray(sections, dtype=np.str_), config.distillation.sections)
-        if not counts.any():
+        allowed &= np.isin(np.asarray(sections, dtype=np.str_), config.distillation.sections)
+        if not allowed.any():
             raise DataError(
                 f"no snippet comes from a section called {shortlist(config.distillation.sections)}",
                 where="distillation.sections",
@@ -105,8 +105,8 @@ def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
             )
     if config.pairing.organs:
         wanted = {organ.casefold() for organ in config.pairing.organs}
-        counts &= np.array([str(organ).casefold() in wanted for organ in sources.column("organ").to_pylist()])
-    return counts
+        allowed &= np.array([str(organ).casefold() in wanted for organ in sources.column("organ").to_pylist()])
+    return allowed
 
 
 def _labels_and_groups(

@@ -115,7 +115,7 @@ def supervises_unlabelled(config: RunConfig) -> bool:
 
 
 def concerns(config: RunConfig, key: str) -> bool:
-    """Check whether a key can affect the run as far as loss terms decide: False for keys of a disabled term."""
+    """Check whether an active loss term uses a key; keys that belong to no term count as used."""
     terms = all_terms(config)
     if key.startswith("pairing."):
         return any(term.active and term.uses_pairing for term in terms)

@@ -1,4 +1,4 @@
-"""A step that adapts a VLM, with cached gradients, against the plain forward and backward of both towers."""
+"""Time and memory of a step that adapts a VLM with cached gradients, against a plain forward and backward pass."""
 
 import json
 import subprocess
@@ -18,9 +18,9 @@ _WORDS = ("tumour", "gland", "stroma", "mucin", "necrosis", "lymphocytes")
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure the embedded VLM with LoRA in both towers, per image and text; pixels are in memory.
+    """Measure steps of the embedded VLM with LoRA in both towers; the images are in memory.
 
-    The memory is the peak of a fresh process for each size of the batch.
+    Peak memory is measured in a new process for each batch size.
     """
     micro = options.size(16, 2, 64)
     parts = options.size(4, 2, 8)
@@ -47,7 +47,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 def _contrast(micro_batch: int, batch: int) -> "ContrastStep":
-    """Make a step with one image and one text per bag."""
+    """Build a step whose bags contain one image and one text each."""
     import numpy as np
     import torch
 
@@ -104,7 +104,7 @@ def _cached(contrast: "ContrastStep") -> None:
 
 
 def _plain(contrast: "ContrastStep") -> None:
-    """Encode each micro-batch once and differentiate it at once."""
+    """Encode each micro-batch once, and run its backward pass immediately."""
     import torch
 
     batch = contrast.examples.batch(0)
@@ -121,13 +121,15 @@ def _measure_memory(batch: int, micro_batch: int) -> int:
     done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LaunchError(
-            "the program that measures memory failed", where="adapt_step", fix=done.stderr.strip()[-2000:]
+            "the program that measures memory failed",
+            where="adapt_step",
+            fix=f"see its output: {done.stderr.strip()[-2000:]}",
         )
     return int(json.loads(done.stdout.splitlines()[-1])["peak"])
 
 
 def main() -> None:
-    """Print the peak memory of this process after two steps with the batch and the micro-batch that are given."""
+    """Print the peak memory of this process after two steps; arguments: batch size, micro-batch size."""
     contrast = _contrast(int(sys.argv[2]), int(sys.argv[1]))
     for _ in range(2):
         _cached(contrast)

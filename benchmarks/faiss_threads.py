@@ -15,7 +15,7 @@ _KERNELS = ("Haswell", "SkylakeX")  # OPENBLAS_CORETYPE: an OpenBLAS that does n
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure an exact faiss search by default, and with other threads, wait policies and OpenBLAS kernels."""
+    """Measure an exact faiss search by default, with one thread, and with other wait policies and OpenBLAS kernels."""
     from clipit.stores.index import has_faiss
 
     if not has_faiss():
@@ -25,7 +25,7 @@ def measure(options: Options) -> list[Figure]:
     ways: dict[str, dict[str, str | None]] = {
         "default": {},
         "one thread": {"OMP_NUM_THREADS": "1"},
-        "passive wait": {"OMP_WAIT_POLICY": "passive"},  # threads that spin while they wait hurt on a busy machine
+        "passive wait": {"OMP_WAIT_POLICY": "passive"},  # spinning threads slow down a busy machine
     }
     if platform.machine() in ("x86_64", "AMD64") and not options.quick:
         ways["kernel unset"] = {"OPENBLAS_CORETYPE": None}
@@ -59,7 +59,7 @@ def _search(sizes: list[int], changes: dict[str, str | None]) -> float:
 
 
 def main() -> None:
-    """Print the seconds of the second of two searches; arguments: rows of the index, queries."""
+    """Print the seconds that the second of two searches takes; arguments: rows of the index, number of queries."""
     import faiss
     import numpy as np
 
@@ -67,10 +67,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     index = faiss.IndexFlatIP(512)
     index.add(rng.standard_normal((rows, 512), dtype=np.float32))
-    wanted = rng.standard_normal((queries, 512), dtype=np.float32)
-    index.search(wanted, 9)
+    vectors = rng.standard_normal((queries, 512), dtype=np.float32)
+    index.search(vectors, 9)
     start = time.perf_counter()
-    index.search(wanted, 9)
+    index.search(vectors, 9)
     print(json.dumps(time.perf_counter() - start))
 
 

@@ -1,4 +1,4 @@
-"""The machine that the benchmarks run on."""
+"""Facts about the machine that the benchmarks run on."""
 
 import os
 import platform

@@ -62,7 +62,7 @@ def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Fig
 
 
 def _seconds(options: Options, texts: "Store", tiles: "Store", block: int, processes: int) -> float:
-    """Return the seconds of pairing by processes that have half of the cores each."""
+    """Return the seconds that pairing takes in one or more processes, each with half of the cores."""
     threads = max(1, (os.cpu_count() or 1) // 2)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:  # new pairs each time
         name = Path(folder).name
@@ -72,16 +72,16 @@ def _seconds(options: Options, texts: "Store", tiles: "Store", block: int, proce
 def pair(
     root: Path, texts: "Store", tiles: "Store", block: int, name: str, processes: int = 1, threads: int | None = None
 ) -> dict[str, Any]:
-    """Pair in processes of their own, and return seconds and peak memory.
+    """Pair tiles with snippets in new processes, and return the seconds and the peak memory in bytes.
 
     Args:
-        root: Output root, with the index.
-        texts: Text store.
-        tiles: Tile store.
-        block: Tiles at once.
-        name: Name of a folder for the pairs.
+        root: Output root, which contains the index.
+        texts: Store of snippet embeddings.
+        tiles: Store of tile embeddings.
+        block: Number of tiles that are paired at once.
+        name: Name that tells the folders of several measurements apart.
         processes: Number of processes.
-        threads: Threads of each process; None for the default.
+        threads: Threads per process; None for the default.
     """
     folders = [str(store.artifact.folder) for store in (texts, tiles)]
     arguments = ["-m", "benchmarks.pairing_memory", str(root), *folders, str(block), name]
@@ -93,6 +93,8 @@ def pair(
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LaunchError("the program that pairs failed", where=name, fix=done.stderr.strip()[-2000:])
+        raise LaunchError(
+            "the program that pairs tiles failed", where=name, fix=f"see its output: {done.stderr.strip()[-2000:]}"
+        )
     measured: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     return measured

@@ -1,4 +1,4 @@
-"""Tissue and grid of a slide of 100,000 x 100,000 pixels, against the reading of its overview."""
+"""Time of tissue detection and grid on a slide of 100,000 x 100,000 pixels, against the time to read its overview."""
 
 import time
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from benchmarks.inputs import draw_tile, encode, write_jpeg_slide
 if TYPE_CHECKING:
     from PIL import Image
 
-_EDGE = 256  # of the slide's own tiles
+_EDGE = 256  # pixels along a side of the tiles that the slide file is stored in
 _MPP = 0.25
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure the CPU seconds that tissue and grid take after the overview is read, and their ratio to its reading.
+    """Measure the CPU seconds of tissue detection and grid, and their ratio to the CPU seconds of reading the overview.
 
-    Both run in one thread, so that CPU time is what they take where nothing else runs.
+    Both run in one thread, so CPU time equals wall time on an idle machine.
 
-    The overview has 4,096 pixels, the largest size that is used. It is read from a level of 6,250 pixels, as most
-    scanners write one. A third of the slide is tissue, with noise, small parts and holes.
+    The overview is 4,096 pixels wide, the largest size in use, and is read from a level of 6,250 pixels, which most
+    scanners write. A third of the slide is tissue, with noise, small pieces and holes.
     """
     from clipit.config.data import SlidesConfig
     from clipit.slides.grid import make_grid
@@ -34,7 +34,7 @@ def measure(options: Options) -> list[Figure]:
     side, edge = options.size(100_000, 4096), options.size(4096, 256)
     slide = _make_slide(options.folder / "slide.tif", side, edge)
     downsample, tiles = side / edge, SlidesConfig(mpp=0.5, pixels=224)
-    picture, found = _draw_overview(edge), []
+    picture, grids = _draw_overview(edge), []
 
     def overview() -> float:
         opened = open_slide(slide)
@@ -42,20 +42,20 @@ def measure(options: Options) -> list[Figure]:
 
     def grid() -> None:
         share = TissueShare(find_tissue(picture, _MPP * downsample), downsample)
-        found.append(make_grid("slide", side, side, _MPP, tiles, share.of_squares))
+        grids.append(make_grid("slide", side, side, _MPP, tiles, share.of_squares))
 
     samples = alternate({"tissue and grid": lambda: _cpu_seconds(grid), "overview": overview}, options)
-    facts = {"overview": edge, "tiles": len(found[0])}
-    own, values = samples["tissue and grid"], ratios(samples, "tissue and grid", "overview")
+    facts = {"overview": edge, "tiles": len(grids[0])}
+    cpu_seconds, values = samples["tissue and grid"], ratios(samples, "tissue and grid", "overview")
     name = "tissue and grid of 100,000 px, CPU"
     return [
-        Figure("slide_tissue", name, own, "s", goal=1.0, samples=samples, facts=facts),
+        Figure("slide_tissue", name, cpu_seconds, "s", goal=1.0, samples=samples, facts=facts),
         Figure("slide_tissue", "ratio to reading the overview", values, facts=facts),
     ]
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:
-    """Measure the CPU seconds of a function in this thread."""
+    """Call a function and return the CPU seconds that it takes in this thread."""
     start = time.thread_time()
     work()
     return time.thread_time() - start

@@ -1,4 +1,4 @@
-"""A step that also distils text against an image-only step: same backbone, same LoRA, same tiles per step."""
+"""Time of a step that also distils text, against an image-only step with the same backbone, LoRA and tiles per step."""
 
 import math
 from itertools import count
@@ -19,7 +19,7 @@ _ARMS = ("clip_it_all", "image_only")
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure the seconds of a few steps of the training loop, tiles in memory, text embeddings cached."""
+    """Time a few steps of the training loop, with tiles in memory and cached text embeddings."""
     from clipit.config.run import BackboneConfig, RunConfig, TilesConfig, TrainingConfig
     from clipit.models.backbones import load_backbone
     from clipit.tiles.pixel_source import PixelSource
@@ -55,7 +55,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 def _work(options: Options, config: "RunConfig", source: "PixelSource", targets: "Targets") -> Work:
-    """Train one arm anew; building the student does not count."""
+    """Build the student of an arm, and return a function that times a few training steps of it."""
     import torch
     from accelerate import Accelerator
 
@@ -88,10 +88,10 @@ def _work(options: Options, config: "RunConfig", source: "PixelSource", targets:
         n_classes=len(CLASSES),
         joint_dim=_DIM if config.student.projector_layers else None,
     )
-    number = count()
+    repeats = count()
 
     def work() -> float:
-        folder = options.folder / f"{config.arm}{next(number)}"
+        folder = options.folder / f"{config.arm}{next(repeats)}"
         folder.mkdir()
         accelerator = Accelerator(mixed_precision=config.training.precision)
         normalise = backbone.preprocess.normalise

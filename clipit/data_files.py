@@ -1,4 +1,4 @@
-"""Read users' data files, of tiles and of reports: folders, csv tables and Hugging Face data sets."""
+"""Read the data files of users, for tiles and reports alike: folders, csv tables and Hugging Face data sets."""
 
 import csv
 import difflib
@@ -24,7 +24,7 @@ _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCL
 MISSING_VALUES = frozenset(
     {"#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "NaT", "None", "NULL", "null"}
 )
-"""Texts with which programs mark a missing value. Letter case matters: `none` may be a grade or a finding."""
+"""Texts that programs write for a missing value. Letter case matters: `none` may be a grade or a finding."""
 NO_CLASS = "-1"
 """Number that Hugging Face data sets and many tables contain in place of an unknown class."""
 
@@ -58,23 +58,23 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
     entered: set[tuple[int, int]] = set()
     real, linked = [folder], list[Path]()
     while real or linked:
-        here = real.pop() if real else linked.pop(0)
+        current = real.pop() if real else linked.pop(0)
         try:
-            status = here.stat()
+            status = current.stat()
             if (status.st_dev, status.st_ino) in entered:
                 continue
             entered.add((status.st_dev, status.st_ino))
-            with os.scandir(here) as entries:
+            with os.scandir(current) as entries:
                 inside = [(entry, _ends_in(entry.is_dir)) for entry in sorted(entries, key=lambda entry: entry.name)]
         except OSError as error:
             raise DataError(
                 f"cannot read this folder: {error.strerror or error}",
-                where=here,
+                where=current,
                 fix="correct its permissions, or move it out of the data",
             ) from error
-        decodable = is_unicode(str(here.relative_to(folder)))
+        decodable = is_unicode(str(current.relative_to(folder)))
         for entry, is_folder in inside:
-            path = here / entry.name
+            path = current / entry.name
             if is_folder:
                 if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
                     continue
@@ -125,9 +125,10 @@ def cell_text(value: Any) -> str:
 
 
 def without_decimals(values: Sequence[str | None]) -> list[str | None]:
-    """Return names without ".0" if all of them are whole numbers written so: a column of integers with empty cells.
+    """Strip ".0" from names if all of them are whole numbers with this ending.
 
-    Programs such as pandas read these cells as decimals, so that patient 12 of one table is 12.0 in another.
+    Programs such as pandas write a column of integers with empty cells as decimals, so that patient 12 of one table is
+    12.0 in another.
     """
     if not all(_WHOLE_DECIMAL.fullmatch(value) for value in values if value) or not any(values):
         return list(values)
@@ -161,7 +162,7 @@ def neighbours(path: str) -> str:
 
 
 def _ends_in(is_kind: Callable[[], bool]) -> bool:
-    """Return whether an entry, or the target of its link, is of this kind; a circle of links has no target."""
+    """Return whether an entry, or the target of its link, is of this kind; a cycle of links has no target."""
     try:
         return is_kind()
     except OSError as error:
@@ -185,9 +186,9 @@ def read_csv(
     """Read a csv file; quoted fields may contain line breaks, and empty lines are skipped.
 
     Args:
-        path: The file.
+        path: Path of the csv file.
         delimiter: Character between fields.
-        encoding: Python codec.
+        encoding: Name of the Python codec.
         columns: Names of the columns by position, if the file has no header; None: its first row is the header.
 
     Raises:
@@ -229,15 +230,15 @@ def read_csv(
 
 
 def joined_rows(table: CsvTable, delimiter: str, least: int) -> list[int]:
-    """Find rows with a cell that contains further rows, because a stray quotation mark is closed only in a later row.
+    """Find rows in which one cell has swallowed later rows, because a stray quotation mark is closed only there.
 
-    The first line of such a cell has the delimiters after its column, its last line those before its column, and each
-    line in between those of a whole row.
+    Such a cell is recognised by its delimiters: its first line has as many as columns follow the cell, its last line as
+    many as columns precede it, and each line in between as many as a whole row.
 
     Args:
-        table: The table.
-        delimiter: Its delimiter.
-        least: Lowest column to look at, from 0; texts with few delimiters per line are weak evidence.
+        table: Table as returned by `read_csv`.
+        delimiter: Character between fields.
+        least: First column to check, counted from 0; texts with few delimiters per line are weak evidence.
     """
     shifted = []
     for row, cells in enumerate(table.rows):
@@ -298,9 +299,9 @@ def hub_revision(path: str, key: str) -> str | None:
 
     try:
         return str(HfApi().dataset_info(name).sha)
-    except OfflineModeIsEnabled:  # what is cached is used
+    except OfflineModeIsEnabled:  # load_huggingface uses the cache
         return None
-    except Exception as error:  # of huggingface_hub and of the network
+    except Exception as error:  # huggingface_hub, its HTTP client and the network raise many types
         raise _not_loaded(path, key, error) from error
 
 
@@ -311,7 +312,7 @@ def load_huggingface(path: str, key: str, *, streaming: bool = False, revision: 
         path: Local folder, or id on the hub with the prefix `hf:`. A local path is never looked up on the hub.
         key: Configuration key with this path, for error messages.
         streaming: Whether to open streams, so that nothing is downloaded or converted; not for `save_to_disk`.
-        revision: Commit of a data set on the hub; None: the newest, or offline that in the cache.
+        revision: Commit of a data set on the hub; None for the newest one, or the cached one offline.
 
     Returns:
         A `datasets.Dataset`, or a dictionary of them by split; with `streaming`, `datasets.IterableDataset`.
@@ -336,7 +337,7 @@ def load_huggingface(path: str, key: str, *, streaming: bool = False, revision: 
         options: dict[str, Any] = {"streaming": True} if streaming else {}
         options |= {} if revision is None else {"revision": revision}
         return datasets.load_dataset(str(folder) if name is None else name, **options)
-    except Exception as error:  # its own errors, those of its dependencies and of the network
+    except Exception as error:  # datasets, its dependencies and the network raise many types
         raise _not_loaded(path, key, error) from error
 
 
@@ -362,5 +363,5 @@ def check_arrow(rows: Any, where: str) -> None:
     """
     try:
         rows.data.table.validate(full=True)
-    except Exception as error:  # of pyarrow
+    except Exception as error:  # pyarrow and datasets raise several types
         raise DataError(f"damaged Arrow file: {error}", where=where, fix="save or download it again") from error

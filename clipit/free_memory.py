@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 def device_memory(device: "torch.device") -> int:
     """Return the free memory of a device in bytes.
 
-    On a GPU, what torch has reserved and does not use counts as free. On a CPU, it is the memory that is available
-    without swapping, within the limits of the control groups (containers, batch systems) that the process is in.
+    On a GPU, memory that torch has reserved but does not use counts as free. On a CPU, this is the memory available
+    without swapping, within the limits of the process's control groups (containers, batch systems).
     """
     if device.type == "cuda":
         import torch
@@ -26,7 +26,7 @@ def device_memory(device: "torch.device") -> int:
 
 
 def _cgroup_memory(root: Path) -> Iterable[int]:
-    """Yield the free memory in each control group of this process that has a limit, of version 1 or 2."""
+    """Yield the free bytes of each control group (version 1 or 2) of this process that has a memory limit."""
     try:
         lines = (root / f"proc/{os.getpid()}/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -40,8 +40,8 @@ def _cgroup_memory(root: Path) -> Iterable[int]:
             cache = "total_inactive_file"
         else:
             continue
-        own = Path(path.lstrip("/"))
-        for group in (own, *own.parents):
+        innermost = Path(path.lstrip("/"))
+        for group in (innermost, *innermost.parents):
             folder = root / base / group
             try:
                 most, used = (int((folder / name).read_text()) for name in (limit, usage))

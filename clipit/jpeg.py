@@ -1,10 +1,11 @@
 """Decode plain JPEG files with simplejpeg, which is faster than Pillow, where it gives the same pixels.
 
-The package is optional (`pip install simplejpeg`) and changes no result: before its first use in a
-process, a few images are decoded with it and with Pillow, and it is used only if every value is equal. Both contain
-libjpeg-turbo as a rule, but a Pillow that was built with another JPEG library rounds differently.
+The package is optional (`pip install simplejpeg`) and changes no result: before its first use in a process, a few
+images are decoded with it and with Pillow, and it is used only if all pixel values agree. Both usually contain
+libjpeg-turbo, but a Pillow built with another JPEG library rounds differently.
 
-Files that it does not decode without a warning are left to Pillow, so that damaged files get the same errors.
+Files for which simplejpeg raises an error or a warning are left to Pillow, so that damaged files cause the same errors
+with and without it.
 """
 
 import io
@@ -45,7 +46,7 @@ def decode_plain(image: Image.Image) -> Image.Image | None:
     image.fp.seek(0)
     try:
         pixels = decoder(image.fp.read())
-    except ValueError:  # damaged, or with a warning of libjpeg: Pillow decides
+    except ValueError:  # an error or a warning of libjpeg
         return None
     return Image.fromarray(pixels) if pixels.shape == (image.height, image.width, 3) else None
 
@@ -63,7 +64,7 @@ def find_decoder() -> Decoder | None:
         return pixels
 
     if not equals_pillow(decode):
-        logger.info("note: simplejpeg decodes JPEG files differently from this Pillow, so Pillow decodes them")
+        logger.info("note: simplejpeg decodes JPEG files differently from this Pillow, so Pillow is used")
         return None
     return decode
 
@@ -85,7 +86,7 @@ def equals_pillow(decode: Decoder) -> bool:
             buffer = io.BytesIO()
             picture.save(buffer, "JPEG", **chosen)
             with Image.open(buffer) as image:
-                wanted = np.asarray(image)
-            if not np.array_equal(decode(buffer.getvalue()), wanted):
+                expected = np.asarray(image)
+            if not np.array_equal(decode(buffer.getvalue()), expected):
                 return False
     return True

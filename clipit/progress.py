@@ -40,7 +40,7 @@ def log_to_console() -> None:
 
 
 def show_messages() -> None:
-    """Print log messages of the package, unless the program has configured logging: notebooks rarely do."""
+    """Print log messages of the package, unless the program has configured logging, which notebooks rarely do."""
     package = logging.getLogger("clipit")
     configured = package.level != logging.NOTSET or package.handlers or logging.getLogger().handlers
     if os.environ.get("RANK", "0") == "0" and not configured:
@@ -71,7 +71,7 @@ class Advance(Protocol):
 def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Advance]:
     """Show progress: a bar with a clock on terminals, a line every 30 seconds elsewhere.
 
-    Both go on while one unit takes long, so that a slow step can be told from a stopped one.
+    Both are updated during a long unit, so that a slow step can be told from one that hangs.
 
     Args:
         title: Title of the bar.
@@ -163,18 +163,22 @@ def duration(seconds: float) -> str:
 
 
 class RunsLeft:
-    """Count of the runs of a comparison or search, and an estimate of the time left from the runs done so far."""
+    """Number of finished runs of a comparison or search, and an estimate of the time left from those runs."""
 
     def __init__(self, total: int) -> None:
-        """Start the clock for this many runs."""
+        """Start the clock.
+
+        Args:
+            total: Number of runs.
+        """
         self.total, self.finished, self._seconds, self._timed = total, 0, 0.0, 0
         self._start = time.monotonic()
 
     def finish(self, *, kept: bool = False) -> str:
-        """Count a run, which took the time since the last one; return `3 of 35, about 20 minutes left`.
+        """Count a finished run, timed since the previous one, and return `3 of 35, about 20 minutes left`.
 
         Args:
-            kept: Whether the run was finished before, so that its time says nothing about the others.
+            kept: Whether the run had been finished earlier, so that its time is ignored.
         """
         now = time.monotonic()
         if not kept:

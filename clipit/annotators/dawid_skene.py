@@ -1,6 +1,6 @@
-"""Dawid-Skene: true classes and the confusion of each annotator, estimated together by EM.
+"""Dawid-Skene model: true classes and the confusion matrix of each annotator, estimated jointly by EM.
 
-Dawid and Skene, Applied Statistics 28(1), 1979: an annotator answers a tile of true class k with class l with the
+Dawid and Skene, Applied Statistics 28(1), 1979: an annotator labels a tile of true class k as class l with
 probability `confusions[annotator, k, l]`, independently of the other annotators.
 """
 
@@ -13,7 +13,7 @@ from clipit.annotators.votes import Votes
 from clipit.errors import DataError
 
 SMOOTHING = 0.01
-"""Pseudo-count added to each cell of a confusion and to each class, so that no probability is 0."""
+"""Pseudo-count added to each cell of a confusion matrix and to each class, so that no probability is 0."""
 _LEAST = 1e-10  # lowest probability without smoothing, as in crowd-kit
 
 
@@ -27,7 +27,7 @@ class DawidSkene:
         confusions: Probability of each label (last axis) by annotator and true class.
         log_likelihood: Natural logarithm of the probability of all labels under these estimates.
         objective: Log likelihood plus the logarithm of the smoothing prior after each iteration; it never decreases.
-        converged: Whether the objective stopped growing before the last permitted iteration.
+        converged: Whether the objective stopped growing within the permitted iterations.
     """
 
     posteriors: Float64[np.ndarray, "n c"]
@@ -52,18 +52,18 @@ def dawid_skene(
     iterations: int = 1000,
     tolerance: float = 1e-8,
 ) -> DawidSkene:
-    """Estimate true classes and confusions by EM, started from the shares of the votes.
+    """Estimate true classes and confusion matrices by EM, initialised with the shares of the votes.
 
     Formulas: E step p(k | i) ~ priors_k prod_v confusions[a_v, k, l_v]; M step confusions[a, k, l] ~ s + sum over the
     votes of a for l of p(k | i), priors_k ~ s + sum_i p(k | i), with smoothing s (a Dirichlet prior of 1 + s).
 
     Args:
-        votes: Labels by annotators. Anonymous votes are those of one annotator who labels an item several times, so
-            that all annotators share one confusion.
+        votes: Labels given by the annotators. Anonymous votes count as repeated labels of one annotator, so that all
+            annotators share one confusion matrix.
         weights: Number of identical items that each item stands for; 1 each by default.
         smoothing: Pseudo-count s of each cell; 0 gives the maximum likelihood, with probabilities of at least 1e-10.
         iterations: Maximum number of iterations.
-        tolerance: Stop when the objective grows by less than this per label.
+        tolerance: Growth of the objective per label below which EM stops.
 
     Raises:
         DataError: There are no labels.

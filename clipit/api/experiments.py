@@ -40,7 +40,7 @@ class CompareResult:
 
     @property
     def verdict(self) -> str:
-        """Whether text helps, in one sentence; "" for a comparison that an earlier version wrote."""
+        """Whether text helps, in one sentence; "" for a comparison written by an earlier version."""
         return str(self.numbers.get("verdict", ""))
 
     @cached_property
@@ -72,10 +72,10 @@ class CompareResult:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """A finished search of hyperparameters.
+    """A finished hyperparameter search.
 
     Attributes:
-        file: JSON file with every trial and the choice.
+        file: JSON file with every trial and the chosen point of each arm.
     """
 
     file: Path
@@ -93,7 +93,7 @@ class TuneResult:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Trials, one row per arm, point of the grid and seed: arm, the searched keys, seed and validation score."""
+        """Trials, one row per arm, grid point and seed: arm, the searched keys, seed and validation score."""
         rows = [
             {"arm": arm, **trial["keys"], "seed": seed, "score": score}
             for arm, trials in self._record["trials"].items()
@@ -104,7 +104,7 @@ class TuneResult:
 
     @property
     def chosen(self) -> dict[str, dict[str, Any]]:
-        """Arm -> its keys at the point with the best mean validation score, for `load_config(config, arms=...)`."""
+        """Keys of the best grid point by arm (mean validation score), for `load_config(config, arms=...)`."""
         arms: dict[str, dict[str, Any]] = self._record["arms"]
         return arms
 

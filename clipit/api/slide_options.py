@@ -1,4 +1,4 @@
-"""Arguments of the functions on slides: options of the tiles, prompts, and the model that scores."""
+"""Options that the slide functions share: the grid of tiles, the prompts, and the model that scores."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,11 @@ def grid_options(
     min_tissue: float,
     contours: str | Path | None,
 ) -> tuple[SlidesConfig, list[str]]:
-    """Return the options of the grid, and which of `mpp` and `pixels` were given."""
+    """Return the options of the grid, and which of `mpp` and `pixels` were given.
+
+    Raises:
+        ConfigError: An option is out of its range, or `contours` does not exist.
+    """
     from pydantic import ValidationError
 
     given: dict[str, Any] = {"mpp": tile_mpp, "pixels": tile_pixels}
@@ -66,9 +70,9 @@ def grid_options(
         )
     except ValidationError as error:
         listed = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"invalid options of the tiles: {listed}", fix="correct them (see --help)") from None
+        raise ConfigError(f"invalid tile options: {listed}", fix="correct them (see --help)") from None
     if contours is not None and not expand_home(Path(contours)).exists():
-        raise ConfigError("no such file or folder of contours", where=contours, fix="correct --contours")
+        raise ConfigError("no such contour file or folder", where=contours, fix="correct --contours")
     return config, list(given)
 
 
@@ -84,7 +88,7 @@ def open_scorer(
     """Load the model that scores tiles, after cheap checks.
 
     Raises:
-        ConfigError: There is neither a classifier nor a VLM with prompts, or both kinds of prompts are given.
+        ConfigError: There is neither a classifier nor a VLM with prompts, or both `prompts` and `classes` are given.
     """
     from clipit.runs.prediction_inputs import read_prompts
 

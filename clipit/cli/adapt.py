@@ -1,4 +1,4 @@
-"""Adapt the VLM to pairs, bags or cases, with controls, and measure it before and after on patients never seen."""
+"""Adapt the VLM to pairs, bags or cases, with controls, and measure it before and after on held-out patients."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--write-pairs": {
         "type": Path,
         "metavar": "FOLDER",
-        "help": "train nothing; write the training and validation examples for open_clip's own trainer",
+        "help": "do not train; write the training and validation examples in a format that open_clip's trainer reads",
     },
     "--format": {
         "choices": ("csv", "webdataset"),
-        "help": "with --write-pairs: a table of paths and texts, or tar shards (csv)",
+        "help": "with --write-pairs: a table of paths and texts, or tar shards (default: csv)",
     },
 }
 
@@ -36,7 +36,9 @@ def main() -> None:
             print(f"{', '.join(f'{part} {count:,} pairs' for part, count in counts.items())}: {options.write_pairs}")
             return
         if options.format:
-            raise ConfigError("no pairs are written", where="--format", fix="leave it out, or add --write-pairs FOLDER")
+            raise ConfigError(
+                "this option needs --write-pairs", where="--format", fix="leave it out, or add --write-pairs FOLDER"
+            )
         if options.record:
             check_export(options.record)
         from clipit.api.adaptation import adapt_vlm

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def completion_script(shell: str) -> str:
-    """Compose the script of a shell; its first line says how to install it."""
+    """Compose the completion script for a shell; its first line says how to install it."""
     from clipit.config.load import all_keys
 
     keys = all_keys()

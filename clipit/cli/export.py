@@ -1,4 +1,4 @@
-"""Write a classifier as an ONNX file or a torch.export program, and compare its logits with the classifier's."""
+"""Export a classifier to ONNX or torch.export, and compare the logits of the exported and the original model."""
 
 import argparse
 
@@ -19,7 +19,7 @@ def main() -> None:
             metavar="SHARE",
             help="largest difference of a logit, relative to the largest logit (default: 0.0001)",
         )
-        parser.add_argument("--trust-remote-code", action="store_true", help="run Python code in the classifier")
+        parser.add_argument("--trust-remote-code", action="store_true", help="run Python code from the folder")
         options = parser.parse_args()
         from clipit.models.inference import load_classifier
         from clipit.models.interchange import TOLERANCE, export_program
@@ -27,6 +27,6 @@ def main() -> None:
         tolerance = TOLERANCE if options.tolerance is None else options.tolerance
         classifier = load_classifier(options.classifier, "cpu", trust_remote_code=options.trust_remote_code)
         exported = export_program(classifier, options.out, options.format, tolerance=tolerance)
-        found = ", ".join(f"{name} {value:.2g}" for name, value in exported.differences.items())
+        differences = ", ".join(f"{name} {value:.2g}" for name, value in exported.differences.items())
         print(f"{exported.path}: classes and preprocessing in {exported.description}")
-        print(f"largest difference of a logit: {found} (allowed {exported.allowed:.2g})")
+        print(f"largest difference of a logit: {differences} (allowed {exported.allowed:.2g})")

@@ -21,7 +21,7 @@ def list_sets(arguments: list[str]) -> None:
 
 
 def lint(arguments: list[str]) -> None:
-    """Print the problems of each file; the exit status is 1 if one is an error."""
+    """Print the problems of each file; the exit status is 1 if any of them is an error."""
     parser = argparse.ArgumentParser(prog="clipit prompts lint", description="Check prompt sets.")
     parser.add_argument("files", type=expand_home, nargs="+", help="YAML or JSON files, or names of packaged sets")
     parser.add_argument("--config", help="configuration whose classes and token limit the prompts are checked against")
@@ -39,14 +39,14 @@ def lint(arguments: list[str]) -> None:
     for file in options.files:
         findings = lint_file(file, classes, count_tokens, budget)
         errors += sum(finding.level == "error" for finding in findings)
-        print(f"{file}: {len(findings)} problems" if findings else f"{file}: no problems")
+        print(f"{file}: {len(findings) or 'no'} problem{'s' * (len(findings) != 1)}")
         for finding in findings:
             print(f"  {finding.text()}")
     raise SystemExit(1 if errors else 0)
 
 
 def study(arguments: list[str]) -> None:
-    """Run the study."""
+    """Measure how much the wording of prompts matters."""
     extra = {"--run": {"type": Path, "help": "folder of a run whose student is measured as well"}, **RECORD_OPTION}
     file, options = read_file_command(
         "Measure how much the wording of prompts matters.", ["prompt_study"], arguments, extra

@@ -37,7 +37,7 @@ def tile(arguments: list[str]) -> None:
         choices=("png", "h5"),
         action="append",
         default=[],
-        help="also write the tiles as PNG files, or their coordinates as TRIDENT does (may be repeated)",
+        help="also write the tiles as PNG files, or their coordinates in TRIDENT's HDF5 format (may be repeated)",
     )
     options = vars(parser.parse_args(arguments))
     from clipit.api.slides import tile_slides
@@ -47,11 +47,11 @@ def tile(arguments: list[str]) -> None:
 
 
 def score(arguments: list[str]) -> None:
-    """Score slides with a classifier, or with class prompts alone."""
+    """Score slides with a classifier, or zero-shot with class prompts."""
     parser = _parser(
         "score",
-        "Score slides: tile by tile with a classifier (or with class prompts through a student or a VLM), then pooled "
-        "to one score per class and slide. Labels in the table of slides are evaluated.",
+        "Score slides tile by tile with a classifier, or zero-shot with class prompts, and pool the tiles to one score "
+        "per class and slide. If the table of slides has labels, the scores are evaluated on them.",
     )
     _add_inputs(parser)
     _add_model(parser)
@@ -128,7 +128,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=option_path, required=True, metavar="FOLDER", help="folder to write to")
     parser.add_argument(
-        "--images", type=option_path, metavar="FOLDER", help="folder that the files in a table are relative to"
+        "--images", type=option_path, metavar="FOLDER", help="folder that the paths in a table are relative to"
     )
     parser.add_argument(
         "--mpp",
@@ -150,7 +150,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="edge of a tile in pixels (default: the model's; `tile`: 224)",
     )
     grid.add_argument(
-        "--overlap", type=float, default=0.0, metavar="SHARE", help="share of the edge in common with the next tile"
+        "--overlap", type=float, default=0.0, metavar="SHARE", help="overlap of neighbours as a share of the edge (0)"
     )
     grid.add_argument(
         "--min-tissue", type=float, default=0.5, metavar="SHARE", help="share of a tile that must be tissue (0.5)"
@@ -171,9 +171,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="score zero-shot with class prompts: prompt file, packaged set, or set of the classifier",
     )
-    model.add_argument(
-        "--classes", metavar='"A; B"', help="score zero-shot with these class names, which are their own prompts"
-    )
+    model.add_argument("--classes", metavar='"A; B"', help="score zero-shot with these class names as prompts")
     model.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that prompts need")
     add_computing_options(model)
 

@@ -76,7 +76,7 @@ class Contrast:
 
 
 def compare_with(role: str, arm: ArmResult, control: ArmResult | None) -> Contrast:
-    """Contrast an arm with one of its controls; without a result of the control, the contrast is not tested.
+    """Contrast an arm with one of its controls; the contrast is untested if the control has no result.
 
     Args:
         role: What the control tests.

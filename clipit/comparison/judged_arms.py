@@ -9,9 +9,9 @@ from clipit.comparison.plan import Plan
 from clipit.training.terms.table import uses_reports
 
 Text = Literal["own reports", "reports", ""]
-"""Text that an arm learns from: of the tiles' own patients, of any reports, or none."""
+"""Text that an arm learns from: reports of the tiles' own patients, any reports, or none."""
 TEXT_CONTROLS: Mapping[str, str] = {"image embedding": "image_embedding", "shuffled pairs": "shuffled_pairs"}
-"""Role of a control of CLIP-IT's arms -> name of the arm that has it."""
+"""Arm that serves as each control of CLIP-IT's arms, by the control's role."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class JudgedArm:
 
 
 def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
-    """Return the arms that the comparison is about, in the order of the table.
+    """Return the arms that get a verdict, in the order of the table.
 
     These are the arms that learn from text: from own reports (controls: see `own_report_arms`), or from any reports
     (controls: the baseline and `TEXT_CONTROLS`), except those that serve as a control of another. If no arm learns from

@@ -34,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScoredPoint:
-    """Point of the grid with its validation score for each tuning seed."""
+    """Grid point with its validation score for each tuning seed."""
 
     values: GridPoint
     scores: Sequence[float]
 
 
 def tune(config: RunConfig, comparison: ComparisonConfig) -> Path:
-    """Train every arm at each point of the grid with each tuning seed, and choose a point per arm on validation.
+    """Train every arm at each grid point with each tuning seed, and choose each arm's point by its validation score.
 
     The grid is `comparison.learning_rates` x `.steps` x `.grid`. Trials are ordinary runs in `<output>/tuning`,
     evaluated on the validation split only: no test tile is read. Several processes may share the trials; finished

@@ -10,7 +10,7 @@ from clipit.config.paths import LocalPath
 
 
 class ComparisonConfig(Section):
-    """Arms to compare, over seeds, data sets and backbones, and the search of their hyperparameters."""
+    """Arms to compare over seeds, data sets and backbones, and the search for their hyperparameters."""
 
     arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
     """Arms in the order of the table."""
@@ -29,7 +29,7 @@ class ComparisonConfig(Section):
     """Names of backbones to run every arm on; empty: the one of `backbone`."""
     data_sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Data sets or settings to run every arm on: name -> dotted keys that differ from this file, such as
-    `{labels320: {tiles.labels.value: 40}}`; empty: this file as it is."""
+    `{labels320: {tiles.labels.value: 40}}`; empty: this file alone."""
     equal_steps: bool = True
     """Also run arms that were tuned to fewer steps at the number of steps of the longest arm."""
     analyses: tuple[Literal["complementarity", "pairing", "classes", "embeddings"], ...] = (
@@ -49,7 +49,7 @@ class ComparisonConfig(Section):
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
     """Seeds of the search, which are never reported."""
     pairing_page: int = Field(1000, ge=0)
-    """Training tiles on the page of the pairing, with the predictions of the first arm with text; 0: no page."""
+    """Number of training tiles on the pairing page, with the predictions of the first arm with text; 0: no page."""
     searched: LocalPath[str | None] = None
     """Record of the search (the .json of clipit tune) that `arms` was taken from; null: the one in the output
     folder, if there is one. The comparison reports which arms differ from it."""
@@ -97,9 +97,9 @@ class ComparisonConfig(Section):
     def _fair(self) -> "ComparisonConfig":
         if self.baseline not in self.arms:
             raise ValueError(f"the baseline {self.baseline!r} must be one of the arms")
-        strange = sorted(set(self.controls) - set(self.arms))
-        if strange:
-            raise ValueError(f"controls must be among the arms: {', '.join(strange)}")
+        unlisted = sorted(set(self.controls) - set(self.arms))
+        if unlisted:
+            raise ValueError(f"controls must be among the arms: {', '.join(unlisted)}")
         if "test" in self.shifted:
             raise ValueError("a shifted test set cannot be named test, which is the split of `tiles`")
         if set(self.seeds) & set(self.tuning_seeds):

@@ -23,7 +23,7 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
         types: Type of each key.
 
     Returns:
-        The decoded values; options with any other text are left out.
+        Decoded values by key; options with any other text are left out.
 
     Raises:
         ConfigError: A list has quoted items, but is written neither in JSON nor in Python's notation.

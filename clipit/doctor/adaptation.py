@@ -1,4 +1,4 @@
-"""Check the section `adapt` of a configuration: what the VLM learns from, the further sets, and the licence."""
+"""Check the section `adapt` of a configuration: its training texts, its further test sets, and the VLM's licence."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _SUBJECT = "adaptation"
 
 
 def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
-    """Check that the texts of the examples and the sets of `adapt.forgetting` exist; nothing without a section `adapt`.
+    """Check that the training texts and the sets of `adapt.forgetting` exist; no checks without a section `adapt`.
 
     Args:
         config: Run configuration.

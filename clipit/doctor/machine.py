@@ -1,4 +1,4 @@
-"""Checks of Python, torch, devices, the disk and the launcher."""
+"""Check Python, torch, devices, the disk and the launcher."""
 
 import os
 import shutil

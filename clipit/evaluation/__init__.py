@@ -1,1 +1,1 @@
-"""From predictions to scores with intervals; zero-shot and reference rows."""
+"""Scores with intervals from predictions, zero-shot predictions, and reference rows."""

@@ -39,11 +39,11 @@ def label_subset(
 
     Follows `tiles.labels.hide_labels` with kind `fraction`, so a training run with the same share and seed uses the
     same tiles. From each class, the rounded share of its labelled training tiles is drawn, in an order that depends on
-    (seed, id) alone, so that a larger share contains the smaller ones. Of the validation tiles, at most as many labels
-    are kept in total, in proportion to their classes.
+    (seed, id) alone, so that a larger share contains the smaller ones. The validation tiles keep at most as many labels
+    in total, in proportion to their classes.
 
     There are two differences. A share that leaves a class without a tile is undefined here, whereas training uses one
-    tile of that class. Tiles labelled by several annotators are drawn by the classes of the labels that are trained on.
+    tile of that class. Tiles labelled by several annotators are drawn by their training labels.
     """
     train, validation = train.labelled(), validation.labelled()
     quota = np.rint(class_counts(train, n_classes) * share).astype(np.int64)
@@ -67,6 +67,16 @@ def label_efficiency(
     """Compute the test score of a probe for every share and seed; test labels are only used for scoring.
 
     Seeds that draw the same tiles, as all do at a share of 1, share one fit.
+
+    Args:
+        train: Features and labels of the training tiles.
+        validation: Features and labels of the validation tiles, on which the probe selects its hyperparameters.
+        test: Features and labels of the test tiles.
+        n_classes: Number of classes.
+        probe: Function that fits on training tiles and returns class probabilities of test tiles.
+        shares: Shares of the training labels, in 0..1.
+        seeds: Seeds of the draws.
+        metric: Name of a metric of `METRICS`.
     """
     test = test.labelled()
     points = []

@@ -1,4 +1,4 @@
-"""Classification metrics, vectorised over tile weights, of which each column is one bootstrap resample.
+"""Classification metrics, vectorised over columns of tile weights, one column per bootstrap resample.
 
 Undefined scores, such as the recall of a class without tiles, are NaN here and None, with a reason, in the results.
 """

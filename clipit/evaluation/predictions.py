@@ -31,8 +31,8 @@ class Predictions:
         labels: True class indices; -1 where unknown.
         groups: Patient or slide of each tile; "" where unknown.
         classes: Class names, in the order of the class indices.
-        probabilities: One column per class; rows sum to 1.
-        zero_shot: Probabilities by class prompts; None for a classifier without prompts.
+        probabilities: Class probabilities, one column per class; rows sum to 1.
+        zero_shot: Class probabilities predicted zero-shot with class prompts; None for a classifier without prompts.
     """
 
     ids: Shaped[np.ndarray, " n"]
@@ -133,21 +133,21 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
     """Read and check a predictions table.
 
     Args:
-        path: Parquet file.
+        path: Path of the Parquet file.
         sha256: SHA-256 of the file when it was scored; None if it is not recorded.
-        tiles: Tiles that were predicted; None if they are not at hand.
+        tiles: Tiles that the predictions are compared with; None to skip the comparison.
 
     Raises:
         DataError: The file is missing, damaged or changed, lacks a column, has a column of another type, repeats an id,
-            has a label outside the classes, has probabilities that are not finite, negative or do not sum to 1, or is
-            of other tiles.
+            has a label outside the classes, has probabilities that are not finite, are negative or do not sum to 1, or
+            covers other tiles.
     """
     try:
         changed = sha256 is not None and file_sha256(path) != sha256
         table = None if changed else pq.read_table(path, page_checksum_verification=True)
         present = [] if table is None else table.column_names
     except FileNotFoundError as error:
-        raise DataError("no predictions here", where=path, fix="run clipit evaluate first") from error
+        raise DataError("no such predictions file", where=path, fix="run clipit evaluate first") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"unreadable predictions: {error}", where=path, fix="delete and rebuild it") from error
     if table is None:
@@ -175,7 +175,7 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
         raise DataError("empty cells in the table", where=path, fix="delete and rebuild it")
     odd = [name for name in names if not _has_type(name, table.schema.field(name).type)]
     if odd:
-        raise DataError(f"columns of another type: {shortlist(odd)}", where=path, fix="delete and rebuild it")
+        raise DataError(f"columns of the wrong type: {shortlist(odd)}", where=path, fix="delete and rebuild it")
     predictions = Predictions(
         ids=_texts(table["id"]),
         splits=_texts(table["split"]),
@@ -192,19 +192,19 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
 
 
 def read_run_predictions(run: Path, tiles: TileSet | None = None) -> Predictions:
-    """Read the predictions of a finished run, and check that they are those of its results.
+    """Read the predictions of a finished run, and check that its results were computed from them.
 
     Args:
         run: Folder of the run.
-        tiles: Tiles of the run's configuration; None if they are not at hand.
+        tiles: Tiles of the run's configuration; None to skip the comparison with them.
 
     Raises:
         DataError: See `read_predictions`; or the folder does not contain a finished run.
         ArtifactError: results.json is damaged.
     """
     if not (run / RESULTS).is_file():
-        raise DataError("no predictions of a finished run here", where=run, fix="run clipit train first")
-    results = read_json(run / RESULTS, "run clipit train again; a trained run is only evaluated again")
+        raise DataError("this folder contains no finished run", where=run, fix="run clipit train first")
+    results = read_json(run / RESULTS, "run clipit train again, which only evaluates a run that is already trained")
     return read_predictions(run / PREDICTIONS, results.get("predictions_sha256"), tiles)
 
 
@@ -228,15 +228,17 @@ def _check_tiles(predictions: Predictions, tiles: TileSet, where: Path) -> None:
     fix = "use the run of this configuration, or delete the file and run clipit evaluate again"
     if predictions.classes != tiles.classes:
         theirs, ours = ", ".join(predictions.classes), ", ".join(tiles.classes)
-        raise DataError(f"the classes of the predictions are {theirs}; those of the tiles {ours}", where=where, fix=fix)
+        raise DataError(
+            f"the classes of the predictions are {theirs}; those of the tiles are {ours}", where=where, fix=fix
+        )
     rows = np.isin(tiles.splits, predictions.splits)
-    order, own = np.argsort(tiles.ids[rows], kind="stable"), predictions.by_id()
+    order, by_id = np.argsort(tiles.ids[rows], kind="stable"), predictions.by_id()
     ids, splits, labels = (values[rows][order] for values in (tiles.ids, tiles.splits, tiles.truth))
-    if not np.array_equal(own.ids, ids):
-        odd = np.setxor1d(own.ids, ids).tolist()
-        raise DataError(f"the predictions are of other tiles: {shortlist(odd)} differ", where=where, fix=fix)
-    hidden = (own.labels == NO_LABEL) | (labels == NO_LABEL)
-    odd = ids[(own.splits != splits) | ((own.labels != labels) & ~hidden)].tolist()
+    if not np.array_equal(by_id.ids, ids):
+        odd = np.setxor1d(by_id.ids, ids).tolist()
+        raise DataError(f"the predictions cover other tiles: {shortlist(odd)} differ", where=where, fix=fix)
+    hidden = (by_id.labels == NO_LABEL) | (labels == NO_LABEL)
+    odd = ids[(by_id.splits != splits) | ((by_id.labels != labels) & ~hidden)].tolist()
     if odd:
         raise DataError(f"the splits or labels of {len(odd)} tiles differ: {shortlist(odd)}", where=where, fix=fix)
 

@@ -21,11 +21,11 @@ class RetrievalScore:
 
     Attributes:
         name: Name of the measure: `recall`, `precision` or `vote`.
-        k: Number of items retrieved.
+        k: Number of retrieved items.
         value: Mean over the queries; None if undefined (see `reason`).
         random: Expected score of items drawn at random.
-        queries: Number of queries scored.
-        gallery: Number of items searched.
+        queries: Number of scored queries.
+        gallery: Number of searched items.
         reason: Reason why the value is undefined.
     """
 

@@ -24,7 +24,7 @@ _TIE_DIGITS = 9
 
 @dataclass(frozen=True)
 class PoolingChoice:
-    """The pooling that was chosen on validation slides, or the reason why none was.
+    """Pooling chosen on validation slides, or the reason why none was chosen.
 
     Attributes:
         key: Chosen pooling; None if none was chosen.
@@ -47,11 +47,11 @@ class SlideEvaluation:
         scores: One row per split, level (`slide` or `patient`), pooling and metric: `split`, `level`, `pooling`,
             `smoothed`, `chosen`, `metric`, `value`, `low`, `high`, `reason` (why the value or its interval is
             undefined), `over` (the classes that it covers if some have no slide), `labelled` (labelled slides or
-            patients), `patients`, and `single` (whether every labelled slide is of another patient).
+            patients), `patients`, and `single` (whether each labelled slide belongs to a different patient).
         slides: One row per scored slide: `slide`, `patient`, `label`, `split`, `tiles`; with a chosen pooling also its
             scores, `predicted` and `tied`, otherwise the class predicted by each pooling.
         failed: Slides without scores: `slide` and `reason`.
-        notes: Remarks on slides and patients that were left out, and on the reliability of the scores.
+        notes: Notes on excluded slides and patients, and on the reliability of the scores.
         resamples: Number of bootstrap resamples; 0 for no intervals.
         seed: Seed of the bootstrap.
     """
@@ -78,9 +78,9 @@ def evaluate_slides(
     """Evaluate the scores of slides with labels, per slide and per patient, by every pooling.
 
     Slides of the split `train` are not evaluated. If there are labelled slides of the split `validation`, the pooling
-    is chosen on them (`choose_pooling`) and marked; otherwise all are given and none is chosen. AUROC is the macro mean
-    of one class against the rest (with two classes, that of the second), of relative scores
-    (`SlideSet.predictions`). Intervals are percentile bootstraps over patients; all poolings share the resamples.
+    is chosen on them (`choose_pooling`) and marked; otherwise all poolings are reported and none is chosen. AUROC is
+    computed on relative scores (`SlideSet.predictions`) as the one-vs-rest macro mean, or for the second class if there
+    are two. Intervals are percentile bootstraps over patients; all poolings share the resamples.
 
     Args:
         table: Scores of `slide_scores.slide_table`.
@@ -120,8 +120,8 @@ def evaluate_slides(
 def choose_pooling(*sets: SlideSet) -> PoolingChoice:
     """Choose the pooling with the highest balanced accuracy on labelled validation slides.
 
-    Of equal poolings, the one with the smaller K is chosen, the mean before the share of tiles, and unsmoothed before
-    smoothed. Nothing is chosen if fewer than two classes have validation slides.
+    Ties go to the smaller K, then to the mean before the share of tiles, and to unsmoothed before smoothed scores. No
+    pooling is chosen if fewer than two classes have validation slides.
 
     Args:
         sets: Scores of the same slides by one classifier, one set per seed; their balanced accuracies are averaged.
@@ -137,8 +137,8 @@ def choose_pooling(*sets: SlideSet) -> PoolingChoice:
     scores = {key: float(np.mean([_validation_score(each, key) for each in sets])) for key in first.scores}
     best = max(round(score, _TIE_DIGITS) for score in scores.values())
     tied = [key for key, score in scores.items() if round(score, _TIE_DIGITS) == best]
-    covered = "" if present == len(first.classes) else f", which show {present} of {len(first.classes)} classes"
-    shared = "" if len(tied) == 1 else f" Of {len(tied)} equal ones, that with the smallest K was taken."
+    covered = "" if present == len(first.classes) else f", which cover {present} of {len(first.classes)} classes"
+    shared = "" if len(tied) == 1 else f" {len(tied)} poolings tie; the one with the smallest K was chosen."
     sentence = (
         f"The pooling {tied[0].title} was chosen by its balanced accuracy of {best:.3f} on {rows.sum()} validation "
         f"slides{covered}, the highest of {len(scores)} poolings.{shared}"
@@ -229,9 +229,9 @@ def _slide_rows(table: pd.DataFrame, scored: SlideSet, chosen: PoolingKey | None
         for key, scores in scored.scores.items():
             rows[key.title] = names[scores.argmax(axis=1)]
         return rows
-    wanted = table[(table["pooling"] == chosen.pooling) & (table["smoothed"] == chosen.smoothed)]
+    pooled = table[(table["pooling"] == chosen.pooling) & (table["smoothed"] == chosen.smoothed)]
     columns = ["predicted", "tied", *(SCORE_PREFIX + name for name in scored.classes)]
-    return rows.join(wanted.set_index("slide")[columns], on="slide")
+    return rows.join(pooled.set_index("slide")[columns], on="slide")
 
 
 def _failed_slides(slides: pd.DataFrame, scored: SlideSet, failures: Mapping[str, str]) -> pd.DataFrame:
@@ -244,11 +244,11 @@ def _failed_slides(slides: pd.DataFrame, scored: SlideSet, failures: Mapping[str
 def _notes(scored: SlideSet, failed: int) -> list[str]:
     unlabelled = bool((scored.labels < 0).all())  # then nothing is evaluated
     counts = {
-        "Slides without scores, left out of every figure": failed,
-        "Scored slides without a label, listed and not evaluated": 0 if unlabelled else int((scored.labels < 0).sum()),
+        "Slides without scores, excluded from every metric": failed,
+        "Scored slides without a label, listed but not evaluated": 0 if unlabelled else int((scored.labels < 0).sum()),
         "Slides of the training split, not evaluated": int((scored.splits == TRAIN).sum()),
         "Patients with slides of different classes, not evaluated per patient": len(scored.mixed_patients()),
-        "Patients with slides in several splits, so the scores of later splits can be too high": len(
+        "Patients with slides in several splits, which may inflate the scores of later splits": len(
             scored.crossing_patients()
         ),
         "Slides of unknown patients, each counted as a patient of its own": 0

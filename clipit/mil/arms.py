@@ -1,4 +1,4 @@
-"""Arms of the study: the networks, their targets in addition to labels, and controls."""
+"""Arms of the study of slide labels: networks, targets in addition to labels, and controls."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from clipit.evaluation.predictions import NO_LABEL
 from clipit.mil.bags import MilBags, keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.inputs import ZERO_SHOT
 
-_FEWEST_SHUFFLED = 4  # labels per class; with fewer, permuted labels are often the true or the exchanged ones
+_FEWEST_SHUFFLED = 4  # labels per class; with fewer, permutations often restore the labels or swap whole classes
 
 FLOOR = "class frequencies"
-"""Arm that gives every bag the class frequencies of the training bags."""
+"""Name of the arm that predicts the class frequencies of the training bags for every bag."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class MilArm:
         pooling: Pooling of the network.
         shuffled: Whether the labels of training and validation bags are permuted.
         labels: Source of labels for unlabelled training bags; None for none.
-        vectors: Source of vectors that the representation of training bags is distilled into; None for none.
+        vectors: Source of vectors that the representations of training bags learn to predict; None for none.
         exchanged: Whether reports are exchanged between patients.
-        controls: Arms that it is compared with where several conditions are.
+        controls: Arms that this arm is compared with.
     """
 
     title: str
@@ -63,8 +63,8 @@ class MilArm:
         fewest = min(min(kept.counts()[split][name] for name in kept.classes) for split, _ in shares)
         if fewest < _FEWEST_SHUFFLED:
             notes.append(
-                f"the fewest labels of a class in train or validation are {fewest}; below {_FEWEST_SHUFFLED}, permuted "
-                "labels are often the right or the exchanged ones, so the scores of this control say little"
+                f"a class has only {fewest} labels in train or validation; below {_FEWEST_SHUFFLED}, permutations "
+                "often restore the labels or swap whole classes, so the scores of this control say little"
             )
         return notes
 
@@ -75,31 +75,31 @@ ARMS: dict[str, MilArm] = {
     "max": MilArm("highest instance logit of each class", "max"),
     "shuffled_labels": MilArm("control: gated attention trained on permuted labels", "attention", shuffled=True),
     "report_labels": MilArm(
-        "attention; unlabelled bags learn the label that the report of their patient gives",
+        "attention; unlabelled bags learn the label read from their patient's report",
         "attention",
         labels="reports",
         controls=("attention", "predicted_labels", "shuffled_report_labels"),
     ),
     "report_embedding": MilArm(
-        "attention; representations are distilled into the embedding of the report of their patient",
+        "attention; representations also learn to predict the embedding of their patient's report",
         "attention",
         vectors="reports",
         controls=("attention", "image_embedding", "shuffled_report_embedding"),
     ),
     "report": MilArm(
-        "attention; labels and embeddings from the reports of their patients",
+        "attention; labels and embeddings come from the patients' reports",
         "attention",
         labels="reports",
         vectors="reports",
         controls=("attention", "predicted_labels", "image_embedding"),
     ),
     "predicted_labels": MilArm(
-        "control without text: unlabelled bags learn what the arm attention of the same seed predicts (self-training)",
+        "control without text: unlabelled bags learn the predictions of attention with the same seed (self-training)",
         "attention",
         labels="predicted",
     ),
     "image_embedding": MilArm(
-        "control without text: representations are distilled into the mean of the features of the bag",
+        "control without text: representations also learn to predict the mean of the bag's features",
         "attention",
         vectors="images",
     ),

@@ -1,4 +1,4 @@
-"""Inputs of the study: bags as configured, and zero-shot scores of their instances."""
+"""Inputs of the study of slide labels: the configured bags, and zero-shot scores of their instances."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,18 +22,18 @@ from clipit.workspace.preflight import Model, check_inputs, check_output
 from clipit.workspace.workspace import Workspace
 
 ZERO_SHOT = "zero_shot"
-"""Arm of the VLM's class prompts."""
+"""Name of the arm that scores with the VLM's class prompts."""
 _UNIT_TOLERANCE = 0.02  # half precision and rounding
 
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Instances in the VLM's joint space and the embeddings of the classes.
+    """Instances and class embeddings in the VLM's joint space.
 
     Attributes:
-        bags: The bags of the study, with features in the joint space.
-        classes: Embedding of each class.
-        facts: Prompts and VLM.
+        bags: Bags of the study, with features in the joint space.
+        classes: Unit-norm embedding of each class, one row per class.
+        facts: Names and fingerprints of the VLM and the prompts, for the provenance.
     """
 
     bags: MilBags
@@ -55,7 +55,7 @@ class MilInputs:
         tiles: Tiles of the workspace, for pictures; None for feature files.
         zero_shot: Inputs of the zero-shot arm; None without it.
         facts: Provenance of the features.
-        notes: Remarks.
+        notes: Notes for the page.
     """
 
     workspace: Workspace
@@ -70,12 +70,12 @@ def check_labels(config: RunConfig, mil: MilConfig) -> None:
     """Check that `mil.labels_per_class` alone decides which labels are kept.
 
     Raises:
-        ConfigError: `tiles.labels` hides labels of tiles, which bags would read nonetheless.
+        ConfigError: `tiles.labels` hides labels of tiles, which bags would use regardless.
     """
     if mil.features != "h5" and config.tiles.labels.kind != "all":
         raise ConfigError(
-            f"tiles.labels keeps only some labels of tiles (kind: {config.tiles.labels.kind}); the labels of bags do "
-            "not follow it",
+            f"tiles.labels hides labels of tiles (kind: {config.tiles.labels.kind}), which has no effect on the labels "
+            "of bags",
             where="tiles.labels",
             fix="set tiles.labels.kind: all, and mil.labels_per_class to the number of labelled bags per class",
         )
@@ -89,20 +89,20 @@ def read_inputs(config: RunConfig, mil: MilConfig) -> MilInputs:
         DataError: The bags are invalid, or test patients are among those that `mil.run` was trained on.
     """
     workspace = Workspace(config)
-    wanted = ZERO_SHOT in mil.arms
+    with_zero_shot = ZERO_SHOT in mil.arms
     notes = []
-    if wanted and config.prompts is None:
-        notes.append("The arm zero_shot was left out, because no prompts are configured.")
-        wanted = False
+    if with_zero_shot and config.prompts is None:
+        notes.append("The arm zero_shot was dropped, because no prompts are configured.")
+        with_zero_shot = False
     if mil.features == "h5":
-        return _read_files(workspace, mil, wanted, notes)
+        return _read_files(workspace, mil, with_zero_shot, notes)
     if not names_tiles(config):
         raise ConfigError(
             "no tiles are configured",
             where="tiles.path",
             fix="name slides or tiles in the section tiles, or set mil.features: h5",
         )
-    models: list[Model] = ["vlm"] if wanted or mil.features == "vlm" else []
+    models: list[Model] = ["vlm"] if with_zero_shot or mil.features == "vlm" else []
     check_inputs(workspace, [*models, *(["backbone"] if mil.features == "backbone" else [])])  # type: ignore[list-item]
     tiles = workspace.all_tiles
     if mil.features == "run":
@@ -111,7 +111,7 @@ def read_inputs(config: RunConfig, mil: MilConfig) -> MilInputs:
     features = _stores(config, workspace, mil)
     bags = bags_of_tiles(tiles, features.stores, mil.bags)
     zero_shot = None
-    if wanted:
+    if with_zero_shot:
         joint = bags if mil.features == "vlm" else bags_of_tiles(tiles, vlm_stores(workspace).stores, mil.bags)
         zero_shot = _zero_shot(workspace, joint)
     facts = {"features": features.name, **features.facts, "tiles": tiles.fingerprint}
@@ -126,14 +126,14 @@ def _stores(config: RunConfig, workspace: Workspace, mil: MilConfig) -> FeatureS
     return classifier_stores(config, workspace, Path(str(mil.run)))
 
 
-def _read_files(workspace: Workspace, mil: MilConfig, wanted: bool, notes: list[str]) -> MilInputs:
+def _read_files(workspace: Workspace, mil: MilConfig, with_zero_shot: bool, notes: list[str]) -> MilInputs:
     config = workspace.config
     check_output(config.output)
     held_out = HeldOut(mil.validation_fraction, mil.test_fraction, mil.split_seed)
     files, table = Path(str(mil.h5)), Path(str(mil.slides))
     bags = bags_of_files(files, table, mil.bags, held_out, config.tiles.classes or ())
     zero_shot = None
-    if wanted:
+    if with_zero_shot:
         _check_joint(bags, workspace)
         zero_shot = _zero_shot(workspace, bags)
     facts = {"features": str(files), "slides": str(table), "fingerprint": bags.reader.fingerprint()}
@@ -155,7 +155,7 @@ def _check_joint(bags: MilBags, workspace: Workspace) -> None:
     lengths = np.linalg.norm(bags.features(0), axis=1)
     if not np.allclose(lengths, 1, atol=_UNIT_TOLERANCE):
         raise ConfigError(
-            f"the features have lengths around {np.median(lengths):.3g} instead of 1, so prompts cannot be compared "
+            f"the features have a median norm of {np.median(lengths):.3g} instead of 1, so prompts cannot be compared "
             "with them",
             where="mil.arms",
             fix=fix,

@@ -1,4 +1,4 @@
-"""Study of slide or patient labels: train the arms over seeds, compare them on test bags, and write tables and page."""
+"""Study of slide or patient labels: train arms over seeds, compare them on test bags, and write tables and a page."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ class _Scored:
         sets: Scores of all bags, by arm and seed.
         choices: Pooling of each arm.
         models: Trained models, by arm and seed.
-        notes: Remarks on what arms learn from.
+        notes: Notes on what the arms learn from.
     """
 
     sets: dict[str, dict[int, SlideSet]]
@@ -64,8 +64,8 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     (provenance), `mil.md`, `mil.html` and `maps/`.
 
     Args:
-        config: Run configuration: tiles or slides, VLM or backbone, prompts.
-        mil: Bags, arms, seeds and training.
+        config: Run configuration, which names tiles or slides, VLM or backbone, and prompts.
+        mil: Section `mil`: bags, arms, seeds and training.
 
     Returns:
         The output folder.
@@ -132,7 +132,7 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
     trained = [name for name in mil.arms if name in ARMS]
     scored = _Scored({}, {}, {}, [])
     total = len(trained) * len(mil.seeds)
-    with progress("training models of bags", total, shown=get_processes().main) as advance:
+    with progress("training bag models", total, shown=get_processes().main) as advance:
         for name in mil.arms:
             if name == ZERO_SHOT:
                 if inputs.zero_shot is not None:
@@ -150,9 +150,9 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
                 logger.info(f"note: {note}")
                 scored.notes.append(note)
             for seed in mil.seeds:
-                own = arm.bags(bags, mil.labels_per_class, seed)
-                targets = arm_targets(arm, config, mil, inputs.workspace, own, seed, root)
-                model = train_mil(own, options, seed, targets, root=root)
+                labelled = arm.bags(bags, mil.labels_per_class, seed)
+                targets = arm_targets(arm, config, mil, inputs.workspace, labelled, seed, root)
+                model = train_mil(labelled, options, seed, targets, root=root)
                 if targets is not None and seed == mil.seeds[0]:
                     scored.notes.extend(f"{name}, seed {seed}: {note}" for note in targets.notes)
                 scored.models[name][seed] = model
@@ -171,7 +171,7 @@ def _choice(pooling: str, sentence: str) -> PoolingChoice:
 
 
 def _slide_set(bags: MilBags, probabilities: Float32[np.ndarray, "b c"], pooling: str) -> SlideSet:
-    """Return the scores of bags as those of slides, in ascending order of their names."""
+    """Convert the scores of bags to a set of slides, sorted by name."""
     order = np.argsort(bags.names.astype(str), kind="stable")
     return SlideSet(
         slides=bags.names.astype(str)[order],
@@ -184,7 +184,7 @@ def _slide_set(bags: MilBags, probabilities: Float32[np.ndarray, "b c"], pooling
 
 
 def _zero_shot_set(bags: MilBags, zero_shot: ZeroShot) -> SlideSet:
-    """Pool the zero-shot scores of the instances of every bag by every pooling."""
+    """Pool the zero-shot scores of each bag's instances with every pooling."""
     pooled = {}
     for bag, name in enumerate(bags.names.tolist()):
         scores = zero_shot.scores(bag)
@@ -266,7 +266,7 @@ def _models_used(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> Mappin
 
 
 def _score_table(scored: _Scored) -> pd.DataFrame:
-    """Tabulate the scores of every bag by arm and seed; those of zero-shot by its chosen pooling."""
+    """Tabulate the scores of every bag by arm and seed; those of the zero-shot arm with its chosen pooling."""
     parts = []
     for arm, by_seed in scored.sets.items():
         key = scored.choices[arm].key

@@ -6,7 +6,7 @@ from clipit.errors import ModelError
 from clipit.models.loading import OPEN_CLIP_CONFIG, read_json
 
 ADAPTED_FROM = "adapted_from"
-"""Key of a merged folder's configuration with the public name of the model that was adapted."""
+"""Key in the configuration of a merged folder that holds the public name of the model that was adapted."""
 
 
 def base_of_adapted(name: str) -> str:

@@ -91,7 +91,11 @@ def _projector(tensors: Mapping[str, Tensor], layers: int) -> nn.Linear | nn.Seq
 def _last(projector: nn.Linear | nn.Sequential) -> nn.Linear:
     last = projector if isinstance(projector, nn.Linear) else projector[-1]
     if not isinstance(last, nn.Linear):
-        raise ModelError("the projector does not end in a linear layer", where="zero_shot", fix="export again")
+        raise ModelError(
+            "the projector does not end in a linear layer",
+            where="zero_shot.safetensors",
+            fix="export the classifier again",
+        )
     return last
 
 

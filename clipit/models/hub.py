@@ -1,4 +1,4 @@
-"""Classifiers on the Hugging Face Hub: download one by its repository's name, and upload a classifier folder."""
+"""Classifiers on the Hugging Face Hub: download one by repository name, and upload a classifier folder."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ class Upload:
 
     @property
     def objections(self) -> list[str]:
-        """Licences that do not permit to share the classifier, in words."""
+        """Descriptions of the licences that do not permit sharing the classifier."""
         return [
             f"the licence of the {licence.role} {licence.model}, {licence.licence}, {licence.objection}"
             f"{f' ({licence.page})' if licence.page else ''}"
@@ -47,7 +47,7 @@ class Upload:
         lines += [f"  {name}  {size:,} bytes" for name, size in self.files.items()]
         lines += [
             f"licence of the {licence.role} {licence.model}: {licence.licence}"
-            + ("" if licence.known else " (you must know that you may share it)")
+            + ("" if licence.known else " (make sure that you may share it)")
             for licence in self.licences
         ]
         return "\n".join(lines)
@@ -95,18 +95,18 @@ def plan_upload(folder: Path, repository: str, *, private: bool = False) -> Uplo
     """Check a classifier and list what would be uploaded.
 
     Raises:
-        ModelError: The folder contains no classifier, or files of it have changed.
+        ModelError: The folder contains no classifier, or its files have changed.
         ArtifactError: The classifier has no card, or the repository's name is invalid.
     """
     if not _REPOSITORY.fullmatch(repository):
-        raise ArtifactError("not the name of a repository", where=repository, fix="write it as owner/name")
+        raise ArtifactError("invalid repository name", where=repository, fix="write it as owner/name")
     spec = read_spec(folder)
     verify_files(folder, spec)
     if not (folder / CARD).is_file():
         raise ArtifactError(
             f"this classifier has no card ({CARD})",
             where=folder,
-            fix="clipit evaluate with the run's configuration writes it; or write one yourself",
+            fix="run clipit evaluate with the run's configuration, which writes it, or write one yourself",
         )
     names = [CARD, DESCRIPTION, *sorted(name for name in spec.files if (folder / name).is_file())]
     sizes = {name: (folder / name).stat().st_size for name in names}
@@ -119,13 +119,13 @@ def push_classifier(upload: Upload, *, accept: Callable[[], bool], permitted: bo
     Args:
         upload: Result of `plan_upload`.
         accept: Function that returns whether the user agrees to the upload.
-        permitted: Whether the user has the permission of licence holders whose licences do not permit sharing.
+        permitted: Whether the user has permission from the holders of licences that do not permit sharing.
 
     Returns:
         Address of the repository.
 
     Raises:
-        ModelError: A licence does not permit to share the classifier, the user does not agree, or the hub refuses.
+        ModelError: A licence does not permit sharing the classifier, the user does not agree, or the hub refuses.
     """
     from huggingface_hub import HfApi, constants
 
@@ -133,7 +133,7 @@ def push_classifier(upload: Upload, *, accept: Callable[[], bool], permitted: bo
         raise ModelError(
             f"nothing was uploaded: {'; '.join(upload.objections)}",
             where=upload.folder,
-            fix="ask the holder of the licence; with a permission, pass --i-have-permission",
+            fix="ask the licence holder for permission; if you have it, pass --i-have-permission",
         )
     if not accept():
         raise ModelError("nothing was uploaded: you did not agree", fix="answer yes, or pass --yes")
@@ -147,7 +147,7 @@ def push_classifier(upload: Upload, *, accept: Callable[[], bool], permitted: bo
                 allow_patterns=list(upload.files),
                 commit_message="Classifier exported by clipit",
             )
-        except Exception as error:  # of the hub's client and of the network; the client documents only some
+        except Exception as error:  # the hub's client documents only some of the exceptions that it raises
             offline = constants.HF_HUB_OFFLINE
             raise ModelError(
                 "the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"

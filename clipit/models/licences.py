@@ -13,7 +13,7 @@ from clipit.models.vlm_specs import VLMS
 
 OTHER = "other"
 _IDENTIFIERS = {"Apache-2.0": "apache-2.0", "MIT": "mit", "CC-BY-NC-ND-4.0": "cc-by-nc-nd-4.0"}
-"""Licences of the tables that Hugging Face has an identifier for."""
+"""Hugging Face's identifier of each licence in the model tables that has one."""
 _UNKNOWN = "unknown"
 
 
@@ -23,8 +23,8 @@ class ModelLicence:
 
     Attributes:
         role: `backbone`, whose adapted weights are part of the classifier, or `VLM`, which taught it.
-        model: Name of the model that is valid on other machines.
-        licence: Licence by the tables of models; `unknown` for other models.
+        model: Name of the model without paths of this machine.
+        licence: Licence in clipit's model tables; `unknown` for other models.
         page: Page of the model; "" if unknown.
         source: Hugging Face repository of the model; "" if unknown.
         gated: Whether access to the model must be requested.
@@ -44,26 +44,26 @@ class ModelLicence:
 
     @property
     def known(self) -> bool:
-        """Whether the tables give a licence."""
+        """Whether the model tables state a licence."""
         return self.licence != _UNKNOWN
 
     @property
     def forbids_derivatives(self) -> bool:
-        """Whether the licence forbids to share changed copies of the weights."""
+        """Whether the licence forbids sharing changed copies of the weights."""
         return "-ND" in self.licence.upper()
 
     @property
     def objection(self) -> str:
         """Reason against sharing a classifier; "" if there is none."""
         if self.forbids_derivatives:
-            return "forbids to share derivatives"
+            return "forbids sharing derivatives"
         if self.gated and self.identifier == OTHER:
             return "is not known to permit sharing, and access to the model must be requested"
         return ""
 
 
 def model_licences(spec: ClassifierSpec) -> list[ModelLicence]:
-    """Look up the licences of a classifier's backbone, first, and of the VLMs that taught it."""
+    """Look up the licences of a classifier's backbone (first) and of the VLMs that taught it."""
     backbone = str(spec.provenance.get("backbone", {}).get("name", _UNKNOWN))
     teachers = spec.provenance.get("vlms")
     if not isinstance(teachers, list):  # not in earlier classifiers

@@ -1,4 +1,4 @@
-"""Write a model of the open_clip package in its format, as `open_clip.create_model("local-dir:FOLDER")` reads it."""
+"""Write an open_clip model in open_clip's own format, which `open_clip.create_model("local-dir:FOLDER")` reads."""
 
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,18 @@ _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def save_open_clip(model: Any, model_name: str, folder: Path) -> None:
-    """Write the configuration, the present weights, and the files of a tokeniser and text tower of transformers.
+    """Write the configuration, the current weights, and the files of a transformers tokeniser and text tower.
 
     Args:
-        model: Model that open_clip created.
+        model: Model created by open_clip.
         model_name: Name that it was created with: `local-dir:FOLDER`, `hf-hub:ID`, or a built-in architecture.
-        folder: Existing folder.
+        folder: Existing folder to write to.
     """
     import open_clip
 
     description = _description(model_name)
     config = description["model_cfg"]
-    if has_quick_gelu(model) != bool(config.get("quick_gelu")):  # of the weights, or set by the user
+    if has_quick_gelu(model) != bool(config.get("quick_gelu")):  # set by the published weights or by the user
         config["quick_gelu"] = has_quick_gelu(model)
     text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
     if text.get("hf_model_name"):  # the weights are in this folder

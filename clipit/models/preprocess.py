@@ -30,7 +30,7 @@ _PIL_FILTERS = {
 
 _one_at_a_time = threading.Lock()
 _LONGEST = 8
-"""Aspect ratio above which only the part of an image that is kept is resized."""
+"""Aspect ratio above which only the centre crop of an image is resized."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def preprocess_from_spec(spec: "ModelSpec") -> Preprocess:
 
 
 def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preprocess:
-    """Build the preprocessing from timm's `resolve_data_config`; equals `create_transform(is_training=False)`."""
+    """Build the preprocessing from timm's `resolve_data_config`; same as `create_transform(is_training=False)`."""
     size = _square(data_config["input_size"][-2:], name)
     modes: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
     return Preprocess(
@@ -141,7 +141,7 @@ def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preproces
 
 
 def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preprocess:
-    """Build the preprocessing from open_clip's `model.visual.preprocess_cfg`; equals its evaluation transform."""
+    """Build the preprocessing from open_clip's `model.visual.preprocess_cfg`; same as its evaluation transform."""
     size = _square(config["size"], name)
     modes: dict[str, Literal["shortest", "squash"]] = {"shortest": "shortest", "squash": "squash"}
     # outside of training, open_clip uses bicubic for "random"
@@ -159,7 +159,7 @@ def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preproces
 def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Preprocess:
     """Build the preprocessing from the contents of a CLIP `preprocessor_config.json`.
 
-    transformers resizes tensors, whereas this resizes PIL images, so values differ by a few of 255 levels.
+    transformers resizes tensors, whereas this resizes PIL images, so pixel values may differ by a few levels of 255.
     """
     if not (config.get("do_resize", True) and config.get("do_normalize", True) and config.get("do_rescale", True)):
         raise _unsupported("a step (resize, rescale, normalise) is switched off", name)
@@ -227,7 +227,7 @@ def _triple(values: Any) -> tuple[float, float, float]:
 
 
 def check_several(images: Sequence[Picture] | str | Path) -> Sequence[Picture]:
-    """Return a list of images as it is.
+    """Return a sequence of images unchanged.
 
     Raises:
         DataError: A single image was given.
@@ -236,13 +236,13 @@ def check_several(images: Sequence[Picture] | str | Path) -> Sequence[Picture]:
         raise DataError(
             "expected a list of images, a folder or a zip, got one image or a path that does not exist",
             where=repr(images),
-            fix="put an image into a list: [image]; correct the path of a folder or zip",
+            fix="pass a single image as a list, [image], or correct the path of the folder or zip",
         )
     return images
 
 
 def open_picture(image: Picture, position: int) -> Image.Image:
-    """Open an image as RGB, decoded as the tiles of training are (`clipit.images`).
+    """Open an image as RGB, decoded in the same way as training tiles (`clipit.images`).
 
     Args:
         image: Image in any of the three forms.
@@ -274,7 +274,7 @@ def open_picture(image: Picture, position: int) -> Image.Image:
         raise DataError(
             f"this image cannot be decoded: {error}", where=where, fix="replace the image, or remove it from the list"
         ) from error
-    except Exception as error:  # a missing file, a value of another type, and what Pillow raises for damaged bytes
+    except Exception as error:  # missing files, values of another type, and Pillow's errors for damaged bytes
         raise DataError(
             f"unreadable image: {error}", where=where, fix="correct the path, or replace the file"
         ) from error

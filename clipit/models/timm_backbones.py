@@ -111,7 +111,7 @@ def load_timm(
 
 
 def check_timm_name(config: BackboneConfig, spec: ModelSpec | None, table: Mapping[str, ModelSpec]) -> None:
-    """Check the name and path of a backbone that timm loads, without loading it; arguments as of `load_timm`.
+    """Check the name and path of a backbone that timm loads, without loading it; for the arguments see `load_timm`.
 
     Raises:
         ModelError: The name is unknown, or files are missing.
@@ -154,7 +154,7 @@ def _request_of_spec(config: BackboneConfig, spec: ModelSpec) -> _Request:
     data = dict(spec.loader.get("data", {}))
     on_hub = "/" in spec.source
     architecture = spec.loader["architecture"] if on_hub else spec.source
-    if on_hub:  # for weights without the config.json of their page
+    if on_hub:  # for weights that come without the config.json of the model's page
         size = (3, spec.pixels, spec.pixels)
         normalisation = {"mean": spec.mean, "std": spec.std, "interpolation": spec.interpolation}
         standalone: dict[str, Any] = {"input_size": size, "crop_pct": 1.0, **normalisation, **data}
@@ -249,7 +249,7 @@ def _hint(request: _Request, spec: ModelSpec | None, table: Mapping[str, ModelSp
 
 
 def _value(key: str, value: Any) -> Any:
-    """Resolve the name of a layer class in a table entry; only these classes are allowed, and never from a file."""
+    """Resolve the name of a layer class in a table entry; files cannot name classes, and the table only these."""
     from timm.layers import SwiGLUPacked
 
     classes = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU}
@@ -296,7 +296,7 @@ def _change_size(module: Any, pixels: int, native_pixels: int, name: str) -> dic
     if resizable:
         try:
             module.set_input_size(img_size=(pixels, pixels))
-        except Exception as error:  # assertions and others, depending on the family
+        except Exception as error:  # model families raise different exceptions
             raise no_such_size(name, pixels, native_pixels, error) from error
     changes = {"input_size": (3, pixels, pixels), "pool_size": None, "test_input_size": None}
     module.pretrained_cfg = module.default_cfg = {**module.pretrained_cfg, **changes}
@@ -360,7 +360,7 @@ def _check_folder(folder: Path, pretrained: bool) -> None:
         )
     if pretrained and not any((folder / name).is_file() for name in _WEIGHTS):
         raise ModelError(
-            f"no weights: looked for {', '.join(_WEIGHTS)}", where=folder, fix="copy all files of the model's page"
+            f"no weights: looked for {', '.join(_WEIGHTS)}", where=folder, fix="copy all files from the model's page"
         )
 
 

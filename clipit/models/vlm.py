@@ -31,7 +31,7 @@ Space = Literal["joint", "raw"]
 _PROBE = "Moderately differentiated adenocarcinoma, grade 2; margins free."
 _SHORT = "Mucin"
 _ALIKE = 1e-3
-"""Largest distance, relative to their length, between the embeddings of a text alone and in a batch."""
+"""Largest relative distance between the embeddings of a text that is encoded alone and in a batch."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,10 +44,10 @@ class VLM:
         source: Folder, hub id or built-in name that it was loaded from.
         preprocess: Preprocessing of the image tower.
         joint_dim: Dimension of the joint space.
-        raw_dim: Length of an image embedding before projection; None if the VLM has none.
+        raw_dim: Dimension of an image embedding before projection; None if the VLM has none.
         context_length: Maximum number of tokens of a text, special tokens included.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
-        logit_scale: Learned scale of cosine similarities.
+        logit_scale: Learned factor of cosine similarities.
         fingerprint: Fingerprint of weights, preprocessing and tokeniser, independent of the precision.
         precision: `fp32`, or the type of autocast.
         device: Device of the model.
@@ -103,7 +103,7 @@ class VLM:
         return len(excess), sum(excess)
 
     def dim(self, space: Space) -> int:
-        """Return the length of an image embedding in this space.
+        """Return the dimension of an image embedding in this space.
 
         Raises:
             ModelError: The VLM has no features before its projection.
@@ -143,7 +143,7 @@ class VLM:
         """Encode normalised pixels as un-normalised float32 patch tokens of the joint space.
 
         Raises:
-            ModelError: The VLM gives no patch tokens.
+            ModelError: The VLM has no patch tokens.
         """
         if self.towers.tokens is None:
             raise no_tokens(self.name, "its pooling and projection cannot be applied to single patches")
@@ -191,10 +191,10 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     """Load and freeze the VLM of a configuration.
 
     Raises:
-        ModelError: The name is unknown, files are missing, weights are gated or missing, or the model differs from its
-            entry of the table, or embeds a text differently in a batch, or its adapter is missing, damaged or of
+        ModelError: The name is unknown, files are missing, weights are gated or missing, the model differs from its
+            entry in the table or embeds a text differently in a batch, or its adapter is missing, damaged or made for
             another VLM.
-        ConfigError: A path is given with a name outside the table.
+        ConfigError: A path is given for a name that is not in the table.
     """
     device = torch.device(device)
     spec = VLMS.get(config.name)
@@ -247,7 +247,7 @@ def vlm_fingerprint(towers: Towers) -> str:
 
 
 def _check_batches(towers: Towers) -> int:
-    """Check that a short text embeds alike alone and beside a longer one, and return the embedding's dimension.
+    """Check that a short text has the same embedding alone and beside a longer one, and return its dimension.
 
     Raises:
         ModelError: The embeddings differ, so pairs would depend on the batch size, or they are not finite.

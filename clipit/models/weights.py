@@ -1,4 +1,4 @@
-"""Write weights, and check that all of a model came from its file; packages keep random values for missing ones."""
+"""Write weights, and check that a file contains all weights of a model; other packages leave missing ones random."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ class LoadReport:
     """Result of one call of `load_state_dict`.
 
     Attributes:
-        module: Module that was loaded into.
+        module: Module that the weights were loaded into.
         missing: Weights of the module that are not in the file; they stay random.
         unexpected: Weights of the file that are not in the module.
     """
@@ -43,10 +43,10 @@ class LoadReport:
 
 @contextmanager
 def load_reports() -> Iterator[list[LoadReport]]:
-    """Record missing and unexpected weights of every call to `load_state_dict` in the block, all of them not strict.
+    """Record the missing and unexpected weights of every `load_state_dict` in the block, and make each non-strict.
 
-    timm builds and loads a model in one call, is not strict if the numbers of classes differ, and does not return the
-    result; a hook cannot be registered on a module that does not exist yet.
+    timm builds and loads a model in one call, which is non-strict if the number of classes differs and does not return
+    the result; a hook cannot be registered on a module that does not exist yet.
     """
     reports: list[LoadReport] = []
     original = nn.Module.load_state_dict
@@ -70,8 +70,8 @@ def check_all_loaded(missing: Sequence[str], unexpected: Sequence[str], *, name:
         missing: Weights of the model that are not in the file.
         unexpected: Weights of the file that are not in the model.
         name: Name of the model, for the error.
-        where: File, folder or hub id.
-        fix: What to do about it.
+        where: File, folder or hub id of the weights, for the error.
+        fix: Advice, for the error.
 
     Raises:
         ModelError: Weights are missing or unexpected; both are listed.
@@ -131,21 +131,21 @@ def tensor_shapes(file: Path) -> dict[str, Shape]:
     others = [str(key) for key, value in tensors.items() if not isinstance(value, torch.Tensor)] if tensors else []
     if not isinstance(tensors, dict) or others:
         raise ModelError(
-            f"the file does not hold tensors alone, but {shortlist(others) or type(tensors).__name__}",
+            f"the file contains more than tensors: {shortlist(others) or type(tensors).__name__}",
             where=file,
-            fix="save the state dict of the model alone, for instance torch.save(checkpoint['state_dict'], FILE)",
+            fix="save only the state dict of the model, for instance torch.save(checkpoint['state_dict'], FILE)",
         )
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def check_patch_size(module: nn.Module, shapes: Mapping[str, Shape], *, where: object, fix: str) -> None:
-    """Check that the patch size of a file is that of the model, because timm silently resizes patches.
+    """Check that the patch size in a file matches the model's, because timm silently resizes patches.
 
     Args:
         module: Loaded model.
-        shapes: Tensor shapes of its file, from `tensor_shapes`.
-        where: File with the weights.
-        fix: What to do about it.
+        shapes: Tensor shapes in its file, from `tensor_shapes`.
+        where: File with the weights, for the error.
+        fix: Advice, for the error.
 
     Raises:
         ModelError: The sizes differ.
@@ -165,23 +165,23 @@ def check_same_structure(loaded: nn.Module, expected: nn.Module, *, name: str, w
 
     Args:
         loaded: Loaded model.
-        expected: Model described by the table, with any weights.
+        expected: Model built from its table entry, with any weights.
         name: Name in the table.
-        where: File, folder or hub id.
-        fix: What to do about it.
+        where: File, folder or hub id of the weights, for the error.
+        fix: Advice, for the error.
 
     Raises:
         ModelError: The models differ; the first differences are listed.
     """
-    has, due = _shapes(loaded), _shapes(expected)
-    wrong = [
-        f"{key} is {has.get(key, 'missing')}, the table's is {due.get(key, 'not there')}"
-        for key in sorted(has.keys() | due.keys())
-        if has.get(key) != due.get(key)
+    actual, listed = _shapes(loaded), _shapes(expected)
+    differences = [
+        f"{key} is {actual.get(key, 'missing')}, in the table {listed.get(key, 'missing')}"
+        for key in sorted(actual.keys() | listed.keys())
+        if actual.get(key) != listed.get(key)
     ]
-    if wrong:
+    if differences:
         raise ModelError(
-            f"what was loaded is not {name} as clipit's table describes it: {shortlist(wrong, 3)}", where=where, fix=fix
+            f"the loaded model differs from {name} in clipit's table: {shortlist(differences, 3)}", where=where, fix=fix
         )
 
 

@@ -4,9 +4,9 @@ All corrections rank a tile's snippets by `cosine - bias(snippet)`. Terms that d
 tile factors of Sinkhorn) cannot change the order of its snippets and are omitted. A correction therefore takes one or
 more passes over all tiles to compute the biases, then one search.
 
-Some shards of snippets are in memory at a time, and all tiles are read block by block for them. Processes share the
-blocks of tiles, or the shards if there are fewer blocks than processes. Biases are rounded, so that pairs do not depend
-on the number of processes.
+Only some shards of snippets are in memory at a time; for each such group, all tiles are read block by block. Processes
+share the blocks of tiles, or the shards if there are fewer blocks than processes. Biases are rounded, so that pairs do
+not depend on the number of processes.
 """
 
 from collections.abc import Callable, Iterator
@@ -75,10 +75,12 @@ def correction_inputs(rules: PairingConfig) -> dict[str, Any]:
 def snippet_statistics(
     snippets: StoredRows, tiles: TileBlocks, rules: PairingConfig, *, shown: bool = True
 ) -> tuple[Float64[np.ndarray, "s"], Float32[np.ndarray, "s"] | None]:
-    """Compute what the rules need of each snippet over all tiles; call it in all processes.
+    """Compute the statistics of each snippet over all tiles that the pairing rules need.
+
+    Must be called in all processes.
 
     Args:
-        snippets: All snippets.
+        snippets: Embeddings of all snippets.
         tiles: Embeddings of all training tiles.
         rules: Pairing configuration.
         shown: Whether to show a progress bar.
@@ -142,7 +144,7 @@ def nearest_tiles(
     """Compute the cosines of snippets with their `count` nearest tiles (or all, if fewer), highest first.
 
     Yields:
-        Rows of some snippets, and their cosines, until all snippets had their turn.
+        Rows of some snippets and their cosines, until all snippets are done.
     """
     count = min(count, tiles.store.size)
 
@@ -165,17 +167,18 @@ def _over_tiles(
     fold: Callable[[Tensor, Tensor], Tensor],
     advance: "Advance",
 ) -> Iterator[tuple[Int[np.ndarray, "_"], Tensor]]:
-    """Fold the cosines of snippets with all tiles of this process's share, for some shards of snippets after others.
+    """Fold the cosines of snippets with this process's share of the tiles, one group of snippet shards at a time.
 
     Args:
-        snippets: All snippets.
-        tiles: All tiles.
-        start: Function that returns the state of a number of snippets before any tile.
+        snippets: Embeddings of all snippets.
+        tiles: Embeddings of all tiles.
+        start: Function that returns the initial state of a number of snippets.
         fold: Function from the state and the cosines with a block of tiles, which it may overwrite, to the next state.
         advance: Progress callback, called with a number of tiles.
 
     Yields:
-        Rows of all snippets of some shards, and their state; that of another process's share is the one of `start`.
+        Rows of all snippets in a group of shards, and their states; snippets of another process's share keep the
+        initial state.
     """
     processes = get_processes()
     blocks, shards = shares(len(tiles.starts), snippets.store.shards)
@@ -215,7 +218,7 @@ def sinkhorn_biases(
 
 
 def fits(snippets: StoredRows) -> bool:
-    """Return whether the vectors of all snippets may be in memory at once."""
+    """Return whether Sinkhorn may hold the vectors of all snippets in memory at once."""
     return len(snippets) * snippets.store.dim <= _SINKHORN_VALUES
 
 
@@ -285,7 +288,7 @@ def _groups(snippets: StoredRows) -> list[range]:
 
 
 def _empty_sums(count: int) -> Float[Tensor, "_"]:
-    """Return logarithms of sums of nothing."""
+    """Return the logarithms of empty sums, minus infinity."""
     return torch.full((count,), -torch.inf, dtype=torch.float64, device=get_processes().device)
 
 

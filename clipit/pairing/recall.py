@@ -18,14 +18,14 @@ from clipit.stores.stored_rows import centred_rows
 logger = logging.getLogger(__name__)
 
 TARGET = 0.99
-"""Recall that settings are chosen for."""
+"""Recall that the chosen settings should reach."""
 LOW_RECALL = 0.95
 """Recall below which a warning is logged."""
 SAMPLE = 600
-"""Tiles that are also searched exactly: half to choose the settings, half to measure the recall."""
+"""Number of tiles that are also searched exactly: half to choose the settings, half to measure the recall."""
 _MOST_CANDIDATES = 1024
 _LONGEST_LIST = 4096
-_NO_GAIN = 0.005  # more effort that adds less recall than this is not worth it
+_NO_GAIN = 0.005  # gain in recall below which a larger effort is not worth it
 
 T = TypeVar("T")
 
@@ -41,19 +41,19 @@ class _Queries:
 def fit_search(
     index: Index, tiles: Store, mean: Float32[np.ndarray, "dim"] | None, k: int
 ) -> tuple[Index, dict[str, Any]]:
-    """Choose the settings of an approximate index that are not given, and measure its recall; call it in all processes.
+    """Choose the settings of an approximate index that the configuration leaves open, and measure its recall.
 
-    The recall at k is the share of the k nearest snippets that are found, over tiles that no setting was chosen on. A
-    recall below .95 is logged, with the keys to raise.
+    Must be called in all processes. The recall at k is the share of the k nearest snippets that are found, measured on
+    tiles that no setting was chosen on. A recall below 0.95 is logged as a warning with the keys to raise.
 
     Args:
         index: Approximate index of the snippets.
         tiles: Store of the tiles to pair.
-        mean: Mean to subtract from the tiles; None without centring.
-        k: Snippets per tile.
+        mean: Mean to subtract from the tile embeddings; None for no centring.
+        k: Number of snippets per tile.
 
     Returns:
-        The index with all settings, and for the summary: the key, settings, recall, number of tiles and advice.
+        Index with all settings, and its figures for the summary: key, settings, recall, number of tiles and advice.
     """
     rows = np.unique(np.linspace(0, tiles.size - 1, min(SAMPLE, tiles.size)).astype(np.int64))
     vectors = centred_rows(tiles, rows, mean)
@@ -83,7 +83,7 @@ def fit_search(
 
 
 def recall_lines(figures: dict[str, Any]) -> list[str]:
-    """Format the figures of `fit_search` for the summary; the advice is logged when it is found."""
+    """Format the figures of `fit_search` for the summary, without the advice, which `fit_search` logs."""
     names = {"nprobe": "nprobe {:,}", "ef_search": "ef_search {:,}", "candidates": "{:,} candidates scored exactly"}
     settings = [text.format(figures[name]) for name, text in names.items() if figures[name] is not None]
     return [
@@ -126,7 +126,7 @@ def _least(values: Sequence[T], recall: Callable[[T], float], goal: float) -> T:
 
 
 def _recall(index: Index, queries: _Queries) -> float:
-    """Measure the share of the nearest snippets that are among the candidates, which exact scores put first."""
+    """Measure the share of the nearest snippets that are among the candidates; exact scoring then ranks them first."""
     total, k = queries.nearest.shape
     wide = min(max(k, index.settings.candidates or k + SPARE), index.size)
 

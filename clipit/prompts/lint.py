@@ -1,4 +1,4 @@
-"""Linter for prompt sets: errors, and warnings about texts that were probably not intended."""
+"""Linter for prompt sets: errors, and warnings about texts that are probably unintended."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ def lint_prompts(
     count_tokens: TokenCounter | None = None,
     budget: int | None = None,
 ) -> list[LintMessage]:
-    """Lint a prompt set; returns errors first, then warnings, each in the order of the file.
+    """Lint a prompt set, and return errors first, then warnings, each in the order of the file.
 
     Errors: a name under two classes (also if only case, spaces or punctuation differ), empty names, repeated names or
     templates, a template without exactly one `{}`, fewer than two classes, a class without names, classes that differ
@@ -105,8 +105,8 @@ def _templates(templates: Sequence[str]) -> Iterator[LintMessage]:
     for i, template in enumerate(templates):
         key = f"templates[{i}]"
         if template.count(PLACEHOLDER) != 1:
-            what = f"{template!r} holds {PLACEHOLDER} {template.count(PLACEHOLDER)} times"
-            yield LintMessage("error", key, what, f"write {PLACEHOLDER} once, in place of the class's name")
+            what = f"{template!r} contains {PLACEHOLDER} {template.count(PLACEHOLDER)} times"
+            yield LintMessage("error", key, what, f"write {PLACEHOLDER} once, in place of the class name")
         folded = " ".join(template.casefold().split())
         if folded in seen:
             yield LintMessage("error", key, f"{template!r} is given twice, see {seen[folded]}", "remove one of them")
@@ -124,14 +124,14 @@ def _class_list(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[L
     for name in (name for name in classes if name not in prompts.classes):
         yield LintMessage("error", "classes", f"the tiles' class {name} is missing", f"add classes.{name}")
     for name in (name for name in prompts.classes if name not in classes):
-        what = f"no tiles have this class, so it is left out; theirs are {', '.join(classes)}"
-        yield LintMessage("warning", f"classes.{name}", what, "name it as the tiles do if it is one of theirs")
+        what = f"no tile has this class, so it is ignored; the tiles' classes are {', '.join(classes)}"
+        yield LintMessage("warning", f"classes.{name}", what, "if it is one of these, give it the same name")
 
 
 def _empty(names: Sequence[_Name]) -> Iterator[LintMessage]:
     for name in names:
         if not name.folded:
-            yield LintMessage("error", name.key, f"{name.text!r} has no word in it", "write a name, or remove it")
+            yield LintMessage("error", name.key, f"{name.text!r} contains no word", "write a name, or remove it")
 
 
 def _same(names: Sequence[_Name]) -> Iterator[LintMessage]:
@@ -143,7 +143,7 @@ def _same(names: Sequence[_Name]) -> Iterator[LintMessage]:
             if other.owner != name.owner:
                 yield LintMessage("error", name.key, what, "a name under two classes cannot distinguish them: keep one")
             elif " ".join(other.text.casefold().split()) == " ".join(name.text.casefold().split()):
-                yield LintMessage("error", name.key, what, "remove one of them: it would weigh twice")
+                yield LintMessage("error", name.key, what, "remove one of them: it would count twice")
             else:
                 what = f"{name.text!r} and {other.key} differ in punctuation only"
                 yield LintMessage("warning", name.key, what, "keep one, unless both spellings are meant")
@@ -163,7 +163,7 @@ def _alike(names: Sequence[_Name]) -> Iterator[LintMessage]:
             long, short = (name, other) if len(name.folded) > len(other.folded) else (other, name)
             if f" {short.folded} " in f" {long.folded} ":
                 what = f"{long.text!r} contains {short.text!r} ({short.key})"
-                yield LintMessage("warning", long.key, what, "make sure that the two classes are still told apart")
+                yield LintMessage("warning", long.key, what, "make sure that the VLM can still tell the classes apart")
 
 
 def _words(folded: str) -> frozenset[str]:
@@ -177,5 +177,5 @@ def _tokens(prompts: PromptSet, count_tokens: TokenCounter | None, budget: int |
         counts = count_tokens(prompts.texts(name))
         over = [count - budget for count in counts if count > budget]
         if over:
-            what = f"{len(over)} of {len(counts)} texts have more than {budget} tokens; {sum(over)} tokens are lost"
+            what = f"{len(over)} of {len(counts)} texts have more than {budget} tokens; {sum(over)} tokens are dropped"
             yield LintMessage("warning", f"classes.{name}", what, "shorten its names or the templates")

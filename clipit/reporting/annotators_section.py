@@ -19,7 +19,7 @@ _UNKNOWN = (
 
 
 def annotator_parts(ceiling: Mapping[str, Any], caption: str, source: str = "") -> list[Part]:
-    """Build a table with the scores of each annotator and their mean, and a text on what they are compared with.
+    """Build a table with the scores of each annotator and their mean, and a text that explains them.
 
     Args:
         ceiling: Result of `clipit.evaluation.human_ceiling.human_ceiling`.
@@ -66,10 +66,10 @@ def ceiling_note(ceiling: Mapping[str, Any], metric: str) -> str:
 
 
 def confusion_tables(annotators: Sequence[Mapping[str, Any]], classes: Sequence[str], source: str) -> list[Table]:
-    """Return a table of the estimated confusion of each annotator that has one.
+    """Build a table of the estimated confusion matrix of each annotator that has one.
 
     Args:
-        annotators: Name (`annotator`) and `confusion` of each annotator; None without an estimate.
+        annotators: Name (`annotator`) and confusion matrix (`confusion`; None without an estimate) of each annotator.
         classes: Names of the classes.
         source: File and key of the data.
     """

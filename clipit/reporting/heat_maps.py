@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOUR_MAP = "viridis"
-"""Perceptually uniform colours of probabilities from 0 to 1."""
+"""Perceptually uniform colour map of probabilities from 0 to 1."""
 _OPACITY = 0.55
-_MOST_PIXELS = 900  # longest edge of a picture of an overview; the page and the heat map have the details
-_COMPRESSION = 1  # of PNG; higher levels hardly shrink pictures of tissue, and take ten times as long
-_DPI = 110  # of `save_plot`
+_MOST_PIXELS = 900  # longest edge of a picture; the slide's page and its OME-TIFF show the details
+_COMPRESSION = 1  # PNG level; higher levels hardly shrink pictures of tissue, and take ten times as long
+_DPI = 110  # resolution of `save_plot`
 _MORE_COLOURS = ("#7f3c8d", "#6b3e1f", "#f0e442", "#666666")  # purple, brown, yellow, grey
 _TINTS = (1.0, 0.55, 0.25)  # fractions of a colour mixed with white, if there are more classes than colours
 _SCALE_BAR = 0.2  # maximum length as a fraction of the width
 
 
 def class_colours(n: int) -> list[str]:
-    """Return a colour per class as #rrggbb: the colours of all plots but black, further ones, then tints."""
+    """Return a colour per class as #rrggbb: the plot colours except black, further colours, then their tints."""
     distinct = [colour for colour in (*COLOURS, *_MORE_COLOURS) if colour != "#000000"]
     rgb = [np.array(list(bytes.fromhex(colour[1:]))) for colour in distinct]
     tints = [255 - (255 - colour) * share for share in _TINTS for colour in rgb]
@@ -66,7 +66,7 @@ def write_overlays(
     Each has a scale bar in micrometres, and a colour bar from 0 to 1 or a legend of the classes.
 
     Args:
-        folder: Output folder; files are named by the number and name of their class, and `classes.png`.
+        folder: Output folder, for one file per class, named by its number and name, and `classes.png`.
         overview: Image of the whole slide; shrunk to at most 900 pixels.
         grid: Tiles of the slide.
         classes: Names of the classes.
@@ -74,14 +74,14 @@ def write_overlays(
         colours: Colour of each class as #rrggbb; by default those of `class_colours`.
 
     Returns:
-        Path by name of the class; the empty name is that of the most probable class.
+        Path of each picture by class name; that of the most probable class under the empty name.
 
     Raises:
         ArtifactError: A file cannot be written, for example because the disk is full.
     """
     colours = class_colours(len(classes)) if colours is None else colours
     means = heat_map(grid, scores, grid.step)
-    small = overview.convert("L").convert("RGB")  # grey, so that the colours are those of the legend
+    small = overview.convert("L").convert("RGB")  # grey, so that the overlaid colours match the legend
     small.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
     paths = {"": folder / "classes.png"}
     save_plot(_plot_classes(small, grid, means, classes, colours), paths[""], _COMPRESSION)
@@ -97,7 +97,7 @@ def write_map(
     """Write a picture of one value per tile over the overview of a slide, with a scale bar and a colour bar.
 
     Args:
-        path: PNG file.
+        path: Path of the PNG file.
         overview: Image of the whole slide; shrunk to at most 900 pixels.
         grid: Tiles of the slide.
         values: Value of each tile, from 0 to 1.
@@ -196,5 +196,5 @@ def scale_bar(width: float) -> float:
 
 
 def _file_name(name: str) -> str:
-    """Return a class name with everything but letters, digits, dots and hyphens replaced."""
+    """Replace everything but ASCII letters, digits, dots and hyphens in a class name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.")[:60] or "class"

@@ -13,12 +13,12 @@ from clipit.reporting.tables import LABELS, difference, markdown_line, markdown_
 
 _MOST_CLASSES = 40
 _METRIC_TYPES = {"accuracy": "accuracy", "macro_f1": "f1", "auroc": "roc_auc"}
-"""Metrics of a card's `model-index`, by our names."""
+"""Hugging Face's names of the metrics in a card's `model-index`, by clipit's names."""
 
 
 @dataclass(frozen=True)
 class ComparedArm:
-    """One line of a card's table of arms.
+    """One row of a card's table of arms.
 
     Attributes:
         name: Name of the arm.
@@ -37,7 +37,15 @@ class ComparedArm:
 
 @dataclass(frozen=True)
 class Compared:
-    """The comparison that a classifier was part of: its metric, seeds and arms, of which a card shows a few."""
+    """Comparison that a classifier was part of.
+
+    Attributes:
+        metric: Name of the compared metric.
+        seeds: Number of seeds.
+        baseline: Name of the baseline arm.
+        arms: Arms that the card shows.
+        further: Number of arms that the card does not show.
+    """
 
     metric: str
     seeds: int
@@ -51,15 +59,15 @@ class CardFacts:
     """Facts of a run for its classifier's card.
 
     Attributes:
-        arm: Name of the arm; "" for an arm or settings of the user's own.
+        arm: Name of the arm; "" for a user-defined arm or custom settings.
         seed: Seed of the run.
         data: Description of the tiles, without names of files.
         training_tiles: Number of training tiles.
-        training_labels: Number of their labels that the run used.
+        training_labels: Number of labels of training tiles that the run used.
         validation_labels: Number of labels of validation tiles that the run used.
-        teaching: Loss terms, in words.
+        teaching: Descriptions of the loss terms.
         results: Content of results.json.
-        external: Contents of results.json of evaluations on new test sets, whose names are not shown.
+        external: Content of results.json of each evaluation on a new test set, whose name is not shown.
         compared: Comparison that the run was part of, if any.
     """
 
@@ -81,7 +89,7 @@ def model_card(spec: ClassifierSpec, facts: CardFacts, *, transformers_opens: bo
     Args:
         spec: Description of the classifier.
         facts: Facts of its run.
-        transformers_opens: Whether transformers opens the folder as an image classifier.
+        transformers_opens: Whether transformers can open the folder as an image classifier.
     """
     licences = model_licences(spec)
     sections = {
@@ -192,8 +200,8 @@ def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
         for name, scored in splits.items()
     ]
     return (
-        f"{metrics_table({'splits': splits})}\n\n{'; '.join(counts)}. Evaluated after training; clipit chose nothing "
-        "on these sets."
+        f"{metrics_table({'splits': splits})}\n\n{'; '.join(counts)}. These sets were evaluated after training; clipit "
+        "chose nothing on them."
     )
 
 
@@ -269,5 +277,5 @@ def _usage(spec: ClassifierSpec, transformers_opens: bool) -> str:
             'classify = transformers.pipeline("image-classification", model="FOLDER or REPO")\n```'
         )
     if not spec.plain and not transformers_opens:
-        lines.append("timm and transformers alone do not open this classifier.")
+        lines.append("timm and transformers cannot open this classifier without clipit.")
     return "\n\n".join(lines)

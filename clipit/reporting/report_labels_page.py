@@ -22,8 +22,8 @@ class SampledReport:
 
     Attributes:
         report_id: Id of the report.
-        label: What the rules found.
-        facts: Further answers for this report, such as its own label, by name.
+        label: Answer of the rules, with the mentions that it is based on.
+        facts: Further answers for this report, such as its given label, by name.
         text: Text of the report.
     """
 
@@ -49,11 +49,11 @@ def report_labels_page(
         title: Heading of the page.
         note: Warning shown at the top of the page; empty for none.
         facts: Facts about the corpus, the rule set and the classifier.
-        labels: What the rules found in each report; empty without rules.
+        labels: Answer of the rules for each report; empty without rules.
         classes: Classes of the rule set.
         agreements: Agreement of each kind of label with a reference, one section each.
         sample: Reports to check by eye.
-        problems: Remarks on skipped reports and labels, one line each.
+        problems: Notes on skipped reports and labels, one line each.
     """
     sections = [PageSection("Corpus", [facts_table(facts)])]
     if labels:
@@ -93,7 +93,7 @@ def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]
     by_class = Counter((mention.class_name, mention.status) for mention in mentions)
     by_section = Counter((mention.section, mention.status) for mention in mentions)
     return [
-        Text("A report whose mentions count for several classes is answered with `both`, one without any with `none`."),
+        Text("The answer is `both` if mentions count for several classes, and `none` if no mention counts."),
         Table(("answer", "reports", "share"), rows, caption=f"Answers for {len(labels):,} reports"),
         Table(
             ("class of the phrase", *_STATUSES),

@@ -33,8 +33,8 @@ class Neighbour:
     """A text near a tile: a prompt or a snippet.
 
     Attributes:
-        text: The text.
-        cosine: Cosine of tile and text.
+        text: Text of the prompt or snippet.
+        cosine: Cosine similarity of tile and text.
         source: Class of the prompt, or id of the snippet; empty for none.
     """
 
@@ -92,9 +92,9 @@ class SlidePage:
 
 
 def slide_page(slide: SlidePage) -> str:
-    """Render the page of a slide as HTML, which loads and sends nothing; `write_page` writes it.
+    """Render the page of a slide as HTML, which loads and sends nothing.
 
-    The page is below 8 MB as long as the thumbnails of the top tiles take no more than 1 MB. Without JavaScript, it
+    The page stays below 8 MB as long as the thumbnails of the top tiles take no more than 1 MB. Without JavaScript, it
     shows the most probable class over the overview.
     """
     colours = list(slide.colours) or class_colours(len(slide.classes))
@@ -157,20 +157,20 @@ def _mm(pixels: int, grid: SlideGrid) -> str:
 def _top_parts(slide: SlidePage, colours: Sequence[str]) -> list[Part]:
     """Return the top tiles of each class that has any."""
     grid, parts = slide.grid, []
-    for number_, (name, tiles) in enumerate(zip(slide.classes, slide.top, strict=True)):
+    for code, (name, tiles) in enumerate(zip(slide.classes, slide.top, strict=True)):
         cards = [
             {
                 "id": tile_id(grid.slide, int(grid.x[tile.row]), int(grid.y[tile.row]), grid.edge),
                 "x": int(grid.x[tile.row]),
                 "y": int(grid.y[tile.row]),
-                "probability": number(float(slide.scores[tile.row, number_])),
+                "probability": number(float(slide.scores[tile.row, code])),
                 "picture": tile.picture,
                 "texts": [("Nearest prompts", tile.prompts), ("Nearest snippets", tile.snippets)],
             }
             for tile in tiles
         ]
         if cards:
-            values = {"name": name, "colour": colours[number_], "tiles": cards, "edge": grid.edge}
+            values = {"name": name, "colour": colours[code], "tiles": cards, "edge": grid.edge}
             parts.append(Include("slide_tiles.html", values))
     return [*parts] or [Text("No top tiles were chosen.")]
 
@@ -200,7 +200,7 @@ def _map_values(slide: SlidePage, colours: Sequence[str]) -> dict[str, Any]:
 
 
 def _overview_jpeg(overview: Image.Image) -> bytes:
-    """Encode the overview, smaller if it would take more than 3 MB."""
+    """Encode the overview, shrunk until it takes at most 3 MB."""
     pixels = OVERVIEW_PIXELS
     while len(encoded := jpeg(overview, pixels, 80)) > _OVERVIEW_BYTES:
         pixels = pixels * 3 // 4
@@ -219,7 +219,7 @@ def _layers(
 
 
 def _shaded(values: Float32[np.ndarray, "h w"], colour: str) -> tuple[Image.Image, bytes]:
-    """Return a picture of one colour, as opaque as the probability, and the opacity of each entry of its palette."""
+    """Return a single-colour picture whose opacity is the probability, and the opacity of each palette entry."""
     steps = np.rint(np.clip(np.nan_to_num(values), 0, 1) * (_LEVELS - 1)).astype(np.uint8)
     picture = Image.fromarray(steps, "L").convert("P")
     picture.putpalette(bytes.fromhex(colour[1:]) * _LEVELS)
@@ -236,7 +236,7 @@ def _png_uri(picture: Image.Image, transparency: bytes | None = None) -> str:
 
 
 def outline_path(polygons: Sequence[Polygon], unit: float) -> str:
-    """Return the rings of polygons as the path of an SVG, with corners rounded to whole units.
+    """Return the rings of polygons as an SVG path, with corners rounded to whole units.
 
     Args:
         polygons: Polygons in pixels of level 0.

@@ -57,7 +57,7 @@ def slide_scores_page(
     sections.append(PageSection("Slides", _slides(evaluation, pages or {})))
     if len(evaluation.failed):
         rows = evaluation.failed.values.tolist()
-        failed = Table(("slide", "reason"), rows, caption="Slides without scores, left out of every figure", left=2)
+        failed = Table(("slide", "reason"), rows, caption="Slides without scores, excluded from every metric", left=2)
         sections.append(PageSection("Failed slides", [failed]))
     sections.append(PageSection("How slides are scored", [Text(POOLING_TEXT), Text(LEVEL_TEXT)]))
     sections.append(PageSection("Provenance", [facts_table(facts)]))

@@ -7,7 +7,7 @@ from typing import Any
 
 UNDEFINED = "n/a"
 MOST_CLASSES = 40
-"""Classes up to which confusion matrices are shown in full."""
+"""Maximum number of classes for which confusion matrices are shown."""
 LABELS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",

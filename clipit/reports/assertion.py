@@ -4,7 +4,7 @@ The method is that of NegEx (Chapman et al., J Biomed Inform 34:301, 2001) and C
 Harkema, Dowling, Thornblade and Chapman, J Biomed Inform 42:839, 2009): a trigger before or after a mention changes
 its status within a scope, which ends with the sentence, at a terminating word such as "but", or after a few words.
 The lists below are clipit's own, written for pathology reports. The published implementations medspacy and negspacy
-need spaCy and its models, which are too heavy for a dependency.
+need spaCy and its models, which are too heavy a dependency.
 """
 
 from bisect import bisect_left, bisect_right
@@ -17,9 +17,9 @@ from clipit.reports.phrases import PhraseTree, Token, tokenize
 Status = Literal["affirmed", "negated", "uncertain"]
 
 WORDS_BEFORE = 6
-"""Words after a trigger that stands before a mention: the length of its scope."""
+"""Scope of a trigger that precedes a mention: number of words after the trigger."""
 WORDS_AFTER = 5
-"""Words before a trigger that stands after a mention."""
+"""Scope of a trigger that follows a mention: number of words before the trigger."""
 
 _NEGATION_BEFORE = """
 no; not; without; never; neither; nor; no evidence of; no sign of; no signs of; no features of; no convincing;
@@ -77,7 +77,12 @@ class Assertions:
     """Triggers of negation and uncertainty, and how they change the mentions of a sentence."""
 
     def __init__(self, negation: Triggers, uncertainty: Triggers) -> None:
-        """Build the triggers: those of the package, and further ones."""
+        """Combine the package's triggers with further ones.
+
+        Args:
+            negation: Further triggers of negation.
+            uncertainty: Further triggers of uncertainty.
+        """
         self._triggers = PhraseTree()
         for name, phrases in {
             "negated before": [*_phrases(_NEGATION_BEFORE), *negation.before],
@@ -103,7 +108,7 @@ class Assertions:
         """
         tokens = tokenize(sentence)
         first, last = _token_spans(tokens, mentions)
-        before, after = bytearray(len(tokens)), bytearray(len(tokens))  # bits of the triggers in whose scope a token is
+        before, after = bytearray(len(tokens)), bytearray(len(tokens))  # per token: triggers that it is in the scope of
         triggers = _without_double_negation(self._find(tokens, zip(first, last, strict=True)), tokens)
         ends = [index for begin, end, names in triggers if _END in names for index in range(begin, end)]
         barrier = frozenset(ends)
@@ -140,7 +145,7 @@ class Assertions:
 
 
 def _phrases(text: str) -> list[str]:
-    """Split a list that is separated by semicolons; a semicolon at its start is a phrase itself."""
+    """Split a list at semicolons; a semicolon at its start is itself a phrase."""
     text = text.strip()
     phrases = [";"] if text.startswith(";") else []
     return phrases + [phrase for part in text.split(";") if (phrase := " ".join(part.split()))]
@@ -184,7 +189,7 @@ def _mark_following(
 
 
 def _mark_preceding(marks: bytearray, tokens: Sequence[Token], begin: int, barrier: frozenset[int], bit: int) -> None:
-    """Mark the tokens in the scope of a trigger that starts at `begin`; a comma ends this scope, too."""
+    """Mark the tokens in the scope of a trigger that starts at `begin`; a comma also ends this scope."""
     words = WORDS_AFTER
     for index in range(begin - 1, -1, -1):
         if index in barrier or tokens[index].text == "," or words == 0:

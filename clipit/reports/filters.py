@@ -16,7 +16,7 @@ Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
 """Function that returns each text's similarity to the morphology bag minus that to the boilerplate bag."""
 _TISSUE = frozenset({"microscopic", "diagnosis"})  # sections that describe what a tile shows
 _OTHER = frozenset({"gross", "clinical", "specimen", "blocks", "stage", "administrative"})
-_SHORT_DIAGNOSIS = 4  # readable words; a longer diagnosis passes the filters or not, like any snippet
+_SHORT_DIAGNOSIS = 4  # readable words; longer diagnoses are filtered like any snippet
 
 
 def filter_snippets(
@@ -25,13 +25,13 @@ def filter_snippets(
     """Apply the configured filters in order: text checks, length, sections, include and exclude terms, similarity.
 
     Args:
-        sections_of: Sections in which each snippet occurs, by its text.
+        sections_of: Sections in which each snippet occurs, by the snippet's text.
         config: Configuration of the filters.
         similarity: Similarity function; required with `config.morphology_prompts`.
 
     Returns:
         Texts that pass all filters, a record of those dropped by each filter, and a record of the short diagnoses that
-        were kept although one of them would have dropped them (None if `config.text_checks` does not ask for it).
+        were kept although a filter would have dropped them (None unless `config.text_checks.short_diagnoses` is set).
     """
     texts = list(sections_of)
     dropped: dict[str, Tally] = {}
@@ -144,7 +144,8 @@ def _similarity_scores(texts: Sequence[str], similarity: Similarity) -> Float[np
     scores = np.asarray(similarity(texts) if texts else np.zeros(0), dtype=np.float64)
     if scores.shape != (len(texts),) or not np.isfinite(scores).all():
         raise ConfigError(
-            f"the similarity filter returned no finite value for each of {len(texts)} snippets (shape {scores.shape})",
+            f"the similarity filter did not return one finite value for each of {len(texts)} snippets "
+            f"(shape {scores.shape})",
             where="reports.morphology_prompts, reports.boilerplate_prompts",
             fix="check the VLM that embeds the two prompt bags",
         )

@@ -16,7 +16,7 @@ from clipit.reports.textfiles import RawReport
 
 _FACTS = ("organ", "group", "label", "date")
 _TCGA_MISSING = frozenset({"[Not Available]", "[Not Applicable]", "[Not Evaluated]", "[Unknown]", "[Discrepancy]"})
-"""Marks of missing values in TCGA's clinical tables."""
+"""Texts for missing values in TCGA's clinical tables."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Metadata:
     """Rows of the table, by report or by patient.
 
     Attributes:
-        path: The file.
-        column: Column with the keys.
+        path: Path of the table.
+        column: Name of the column with the keys.
         by_report: Whether the rows belong to reports; otherwise to patients.
-        rows: Fact -> value, by report id or patient.
-        facts: Facts that the file contains.
+        rows: Values by fact, by report id or patient.
+        facts: Facts that the table contains.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Metadata:
         `notes` states how many reports have a row; reports and rows that do not match are counted in `problems`.
 
         Raises:
-            DataError: No report has a row; the message shows ids of both.
+            DataError: No report has a row; the message shows ids of reports and rows.
         """
         patients = [_patient(report) for report in reports]
         keys = self._report_keys(reports) if self.by_report else [key or "" for key in without_decimals(patients)]
@@ -85,17 +85,17 @@ class Metadata:
         names = Counter(PurePosixPath(report.report_id or "").name for report in reports)
         keys = []
         for report in reports:
-            own = report.report_id or ""
-            name = PurePosixPath(own).name
-            spellings = [own, f"{own}.txt", *([name, f"{name}.txt"] if names[name] == 1 else [])]
-            keys.append(next((spelling for spelling in spellings if spelling in self.rows), own))
+            report_id = report.report_id or ""
+            name = PurePosixPath(report_id).name
+            spellings = [report_id, f"{report_id}.txt", *([name, f"{name}.txt"] if names[name] == 1 else [])]
+            keys.append(next((spelling for spelling in spellings if spelling in self.rows), report_id))
         return keys
 
 
 def read_metadata(config: ReportsConfig) -> Metadata | None:
     """Read the configured table; None if there is none.
 
-    Rows with the same key and the same facts are read as one, such as one row per slide of a patient.
+    Rows with the same key and the same facts, such as one row per slide of a patient, are read as one.
 
     Raises:
         DataError: The file is missing or malformed, has no key column or none of the configured columns; a key is
@@ -116,7 +116,7 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
     facts = tuple(fact for fact in _FACTS if columns[fact] in table.header and (by_report or fact != "group"))
     if not facts:
         raise DataError(
-            f"none of the configured columns; the columns are {shortlist(table.header, 10)}",
+            f"none of the configured columns exists; the columns are {shortlist(table.header, 10)}",
             where=path,
             fix="set reports.label_column, organ_column, group_column or date_column to one of them",
         )
@@ -175,7 +175,7 @@ def check_dates(dates: Sequence[str | None], where: str) -> None:
     """Check that all dates are ISO 8601 dates or times; None is an unknown date.
 
     Raises:
-        DataError: Some are not; the message counts and shows them.
+        DataError: Some dates are invalid; the message counts and shows them.
     """
     wrong = [date for date in dates if date is not None and not _is_date(date)]
     if wrong:

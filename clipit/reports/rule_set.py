@@ -30,10 +30,10 @@ class RuleSet:
 
     Attributes:
         name: Name of the set.
-        classes: Phrases of each class: whole words in any case, in which white space and hyphens are the same and may
+        classes: Phrases of each class: whole words in any case, in which white space and hyphens are equivalent and may
             be absent beside punctuation; a phrase written `/.../` is a regular expression.
         sections: Sections in which mentions count, in lower case; empty for all.
-        negated: Class for which a negated mention of a class counts; negated mentions of other classes do not count.
+        negated: Class that a negated mention of each class counts for; negated mentions of other classes do not count.
         ignored: Phrases that count for no class and hide shorter phrases within them.
         negation: Further triggers of negation.
         uncertainty: Further triggers of uncertainty.

@@ -101,7 +101,7 @@ def _read_published_csv(path: Path, config: ReportsConfig) -> Iterator[RawReport
         first = where_of.setdefault(raw.report_id or "", raw.where)
         if first != raw.where:
             raise DataError(
-                f"{ID_COLUMN} {raw.report_id!r} occurs twice, but a file is one report",
+                f"{ID_COLUMN} {raw.report_id!r} occurs twice, but each file is one report",
                 where=f"{first} and {raw.where}",
                 fix="remove one of the rows, or copy the csv again",
             )

@@ -77,7 +77,7 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
 def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
     """Evaluate a finished run again (`clipit evaluate`); returns its folder and the content of results.json.
 
-    If the folder cannot be written, such as that of another user, its results are returned as they are.
+    If the folder is read-only, for example because it belongs to another user, its existing results are returned.
 
     Args:
         config: Run configuration with its arm resolved.

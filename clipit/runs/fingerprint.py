@@ -54,7 +54,7 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
     models = {"vlm": config.vlm, "second_vlm": config.second_vlm, "backbone": config.backbone}
     names = {f"{key}.name": _model(model) for key, model in models.items() if model is not None}
     keys = select_keys(config, "results") | names
-    # These keys came later, and change nothing in these cases: older runs stay valid.
+    # These keys were added later and have no effect in these cases; without them, older runs stay valid.
     unused = {"pairing.candidates", "pairing.ef_search"} if config.pairing.index == "Flat" else set()
     if not config.training.compile:
         unused.add("training.compile")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 REASON = "reason"
 """Column of a chunk: why an image could not be read; null for images with predictions."""
-_LARGEST = 1024  # images per chunk; a kill loses at most these
+_LARGEST = 1024  # maximum number of images per chunk, which is all that a killed process loses
 _SMALL_SHARES = 16  # chunks of a small set, so that several processes can share it
 
 Read = UInt8[np.ndarray, "3 h w"] | Unreadable
@@ -40,8 +40,8 @@ class PredictionOptions:
     """How images, or tiles of slides, are read and batched.
 
     Attributes:
-        batch_size: Images per batch.
-        workers: Threads that read images while the model runs; 0: one per core, at most 8.
+        batch_size: Number of images per batch.
+        workers: Number of threads that read images while the model runs; 0: one per core, at most 8.
     """
 
     batch_size: int = 64
@@ -49,9 +49,9 @@ class PredictionOptions:
 
 
 def chunk_starts(total: int, batch_size: int) -> range:
-    """Divide images into chunks of whole batches; depends on nothing else, so that a resumed command agrees."""
-    wanted = min(_LARGEST, -(-total // _SMALL_SHARES))
-    return range(0, total, max(1, -(-wanted // batch_size)) * batch_size)
+    """Divide images into chunks of whole batches, in the same way whenever a command is resumed."""
+    size = min(_LARGEST, -(-total // _SMALL_SHARES))
+    return range(0, total, max(1, -(-size // batch_size)) * batch_size)
 
 
 def chunk_file(folder: Path, start: int) -> Path:
@@ -72,7 +72,7 @@ def write_chunks(
         folder: Folder of the chunks.
         classifier: Classifier on this process's device.
         images: Images to predict.
-        zero_shot: Classes for zero-shot prediction; None without it.
+        zero_shot: Classes for zero-shot prediction; None for none.
         options: Batch size and reading threads.
 
     Returns:
@@ -136,7 +136,7 @@ def _readable(results: Sequence[Read]) -> list[UInt8[np.ndarray, "3 h w"]]:
 
 
 class _Chunk:
-    """Predictions of the current chunk; they stay on the device until it is finished, so that a GPU never waits."""
+    """Predictions of the current chunk, kept on the device until it is finished, so that a GPU never waits."""
 
     def __init__(self, classifier: "Classifier", images: ImageSet, zero_shot: ZeroShotClasses | None) -> None:
         self._classifier, self._images, self._zero_shot = classifier, images, zero_shot
@@ -173,8 +173,8 @@ class _Chunk:
         probabilities = self._probabilities(classes)
         columns |= _columns("predicted", "p_", classes, probabilities, readable)
         if self._zero_shot is not None:
-            cosines = self._zero_shot_probabilities(self._zero_shot)
-            columns |= _columns("zero_shot", "zs_", self._zero_shot.classes, cosines, readable)
+            probabilities = self._zero_shot_probabilities(self._zero_shot)
+            columns |= _columns("zero_shot", "zs_", self._zero_shot.classes, probabilities, readable)
         columns[REASON] = pa.array(self._reasons, pa.string())
         self._clear()
         return pa.table(columns)
@@ -187,7 +187,7 @@ class _Chunk:
         if bad.any():
             rows = [row for row, reason in zip(self._rows, self._reasons, strict=True) if reason is None]
             raise ModelError(
-                f"the classifier gives values that are not finite for {int(bad.sum())} of {len(bad)} images",
+                f"the classifier's outputs are not finite for {int(bad.sum())} of {len(bad)} images",
                 where=self._images.reader.where(rows[int(bad.argmax())]),
                 fix="predict without --bf16, on another device, or check the classifier's weights",
             )
@@ -204,7 +204,7 @@ class _Chunk:
 def _columns(
     best: str, prefix: str, classes: Sequence[str], values: Float32[np.ndarray, "n C"], readable: np.ndarray
 ) -> dict[str, pa.Array]:
-    """Make a column with the most probable class and one column per class; null where an image is unreadable."""
+    """Build a column with the most probable class and one column per class; null where an image is unreadable."""
     every = np.full((len(readable), len(classes)), np.nan, dtype=np.float32)
     every[readable] = values
     names = np.array(classes, dtype=object)[every.argmax(axis=1)]

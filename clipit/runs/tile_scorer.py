@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clipit.models.vlm import VLM
     from clipit.prompts.prompt_set import PromptSet
 
-_BELIEVABLE_DIFFERENCE = 1.5  # as for the warning about the resolution of tiles
+_LARGEST_RATIO = 1.5  # of resolutions, beyond which a warning is logged
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,19 @@ class TileScorer:
     Attributes:
         classes: Class names, in the order of the scores.
         kind: `classifier` (scores are probabilities), `student` or `vlm` (scores are cosine similarities to prompts).
-        title: What scores, for pages.
+        title: Description of the model, for pages.
         compute: Function from uint8 pixels [b, 3, h, w] on the device to scores and, if the model has a joint space,
             embeddings in it (un-normalised).
         preprocess: Preprocessing of the model.
         device: Device of the model.
         mpp: Micrometres per pixel of the tiles that it was trained on; None if unknown.
         tile_pixels: Edge of these tiles in pixels; None if unknown.
-        logit_scale: Scale that turns cosine similarities into logits.
-        facts: Provenance, and what determines the scores.
+        logit_scale: Factor that turns cosine similarities into logits.
+        facts: Provenance of the model and the prompts, which determines the scores.
         prompts: Class prompts with their vectors; None for a model without text.
         vlm: Fingerprint of the VLM whose joint space the embeddings are in; None for a model without one.
-        text_mean: Mean that was subtracted from texts when the model was trained; None for none.
-        draws: Class embeddings of sampled prompt sets, whose scores are pooled beside the others; None for none.
+        text_mean: Mean that was subtracted from text embeddings in training; None for none.
+        draws: Class embeddings of sampled prompt sets, whose scores are pooled separately; None for none.
     """
 
     classes: tuple[str, ...]
@@ -74,12 +74,12 @@ class TileScorer:
         return self.preprocess.pixels(image)
 
     def probabilities(self, scores: Float32[np.ndarray, "n c"]) -> Float32[np.ndarray, "n c"]:
-        """Turn scores into probabilities: those of a classifier are, cosines pass a softmax with the model's scale."""
+        """Convert scores to probabilities: scale cosines and apply a softmax; a classifier's scores are returned."""
         return scores if self.kind == "classifier" else softmax(scores * np.float32(self.logit_scale))
 
 
 def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None" = None) -> TileScorer:
-    """Score with a classifier: its own classes, or zero-shot with class prompts.
+    """Build a scorer from a classifier, for its own classes or zero-shot with class prompts.
 
     Args:
         classifier: Classifier on this process's device.
@@ -96,15 +96,16 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
         "precision": str(classifier.dtype).removeprefix("torch."),
     }
 
-    def logits(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        result, projected = classifier.forward(spec.preprocess.normalise(pixels))
-        return result.float().softmax(dim=1), projected
+    def probabilities(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits, projected = classifier.forward(spec.preprocess.normalise(pixels))
+        return logits.float().softmax(dim=1), projected
 
     vlm = str(spec.vlm["fingerprint"]) if spec.vlm is not None and spec.projector_layers else None
     if prompts is None:
         return TileScorer(
-            tuple(spec.classes), "classifier", f"classifier {facts['run']}", logits, spec.preprocess, classifier.device,
-            spec.mpp, spec.tile_pixels, 1.0, facts, _own_prompts(classifier), vlm, classifier.text_mean,
+            tuple(spec.classes), "classifier", f"classifier {facts['run']}", probabilities, spec.preprocess,
+            classifier.device, spec.mpp, spec.tile_pixels, 1.0, facts, _own_prompts(classifier), vlm,
+            classifier.text_mean,
         )  # fmt: skip
     zero_shot = embed_classes(classifier, prompts)
     vectors = torch.from_numpy(zero_shot.embeddings).to(classifier.device)
@@ -125,7 +126,7 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
 
 
 def _own_prompts(classifier: "Classifier") -> TextNeighbours | None:
-    """Return the classes of the first prompt set that a classifier contains; their texts are not part of it."""
+    """Return the classes of the first prompt set in a classifier, which contains their vectors but not their texts."""
     name = next(iter(classifier.spec.prompts), None)
     if name is None:
         return None
@@ -135,12 +136,12 @@ def _own_prompts(classifier: "Classifier") -> TextNeighbours | None:
 
 
 def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = ()) -> TileScorer:
-    """Score zero-shot with a VLM and class prompts alone.
+    """Build a zero-shot scorer from a VLM and class prompts.
 
     Args:
-        vlm: VLM.
+        vlm: Frozen VLM on this process's device.
         prompts: Prompt set, whose names and templates are averaged per class.
-        draws: Sampled sets of a published file, which are scored one by one beside it.
+        draws: Prompt sets sampled from a published file, each of which is scored separately as well.
     """
 
     def encode(texts: Sequence[str]) -> np.ndarray:
@@ -177,8 +178,8 @@ def tiles_for(scorer: TileScorer, asked: SlidesConfig, given: Sequence[str]) -> 
     """Choose resolution and size of the tiles: those asked for, else those that the model was trained on.
 
     Args:
-        scorer: Model.
-        asked: Options of the tiles.
+        scorer: Model that scores the tiles.
+        asked: Requested options of the tiles.
         given: Names of the options among `mpp` and `pixels` that the user gave.
 
     Returns:
@@ -192,12 +193,12 @@ def tiles_for(scorer: TileScorer, asked: SlidesConfig, given: Sequence[str]) -> 
     if "mpp" not in given:
         if scorer.mpp is None:
             raise ConfigError(
-                "the model does not state at which micrometres per pixel its tiles were taken",
+                "the model does not state the resolution of its training tiles",
                 where=scorer.title,
-                fix="give them: --tile-mpp 0.5",
+                fix="give it in micrometres per pixel, such as --tile-mpp 0.5",
             )
         changes["mpp"] = scorer.mpp
-    elif scorer.mpp is not None and not 1 / _BELIEVABLE_DIFFERENCE <= asked.mpp / scorer.mpp <= _BELIEVABLE_DIFFERENCE:
+    elif scorer.mpp is not None and not 1 / _LARGEST_RATIO <= asked.mpp / scorer.mpp <= _LARGEST_RATIO:
         warnings.append(f"tiles are read at {asked.mpp:g} micrometres per pixel; the model expects {scorer.mpp:g}")
     if "pixels" not in given:
         changes["pixels"] = scorer.tile_pixels or scorer.preprocess.size

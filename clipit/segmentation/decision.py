@@ -1,4 +1,4 @@
-"""From probabilities to classes: the most probable one, or a threshold that is chosen on validation masks."""
+"""Rules from probabilities to classes: the most probable class, or a threshold chosen on validation masks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Decision:
     """A rule from probabilities to classes.
 
     Attributes:
-        log_odds: Threshold of the log odds of the second of two classes; None: the most probable class.
-        dice: Mean Dice of the foreground on the validation masks; nan without any.
+        log_odds: Threshold of the log odds of the second of two classes; None for the most probable class.
+        dice: Mean Dice of the foreground on the validation masks; NaN without any.
     """
 
     log_odds: float | None = None
@@ -46,10 +46,10 @@ class Decision:
 
 
 class DecisionSearch:
-    """Search of the rule with the highest mean Dice of the foreground on validation masks.
+    """Search for the rule with the highest mean Dice of the foreground on validation masks.
 
-    With two classes, the rule is a threshold; of equal ones, that nearest to a probability of one half. With more
-    classes, or with `threshold: none`, it is the most probable class, and only its Dice is computed.
+    With two classes, the rule is a threshold; ties go to the one nearest to a probability of 0.5. With more classes, or
+    with `threshold: none`, it is the most probable class, and only its Dice is computed.
     """
 
     def __init__(self, classes: Sequence[str], options: SegmentationConfig) -> None:

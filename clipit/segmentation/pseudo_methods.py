@@ -1,4 +1,4 @@
-"""Methods with few masks and many slide labels: a head or a U-Net on masks and on pseudo-labels."""
+"""Methods with few masks and many slide labels: a linear head or a U-Net trained on masks and pseudo-labels."""
 
 from collections.abc import Callable
 
@@ -24,23 +24,21 @@ _TITLE = "pseudo-labels"
 
 
 def missing_evidence(inputs: MethodInputs) -> str:
-    """Return what is missing to make pseudo-labels from the labels of tiles."""
+    """Return what is missing to make pseudo-labels from tile labels; "" if nothing is."""
     if missing := missing_training_masks(inputs):
         return missing
     if not inputs.options.training.pseudo.evidence:
-        return (
-            "the class of the masks that each label of tiles is evidence of: set segmentation.training.pseudo.evidence"
-        )
+        return "the mask class that each tile label is evidence of: set segmentation.training.pseudo.evidence"
     return ""
 
 
 def missing_for_unet(inputs: MethodInputs) -> str:
-    """Return what is missing to train a U-Net on pseudo-labels."""
+    """Return what is missing to train a U-Net on pseudo-labels; "" if nothing is."""
     return missing_unet() or missing_evidence(inputs)
 
 
 def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a linear head on each small number of masks and on pseudo-labels of the other training images.
+    """Train a linear head on each number of masks below all, and on pseudo-labels of the other training images.
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.
@@ -56,7 +54,7 @@ def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
 
 
 def unets_pseudo(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a U-Net on each small number of masks and on pseudo-labels of the other training images.
+    """Train a U-Net on each number of masks below all, and on pseudo-labels of the other training images.
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.
@@ -82,16 +80,16 @@ def _segmenters(
     if not counts:
         return []
     heads = head_inputs(inputs)
-    others: dict[tuple[int, int], PseudoMasks] = {}
+    remaining: dict[tuple[int, int], PseudoMasks] = {}
     for seed in options.training.seeds:
         labelled = labelled_images(inputs.workspace.tiles(seed))
         model = token_mil(inputs.workspace.root, labelled, heads.store, pseudo, seed)
         learnt = pseudo_masks(model, labelled.of_split("train"), heads.store, classes, background, pseudo)
         for count in counts:
-            own = heads.train.tiles.ids[heads.draw(count, seed)]
-            others[count, seed] = learnt.without([str(name) for name in own])
+            drawn = heads.train.tiles.ids[heads.draw(count, seed)]
+            remaining[count, seed] = learnt.without([str(name) for name in drawn])
     return [
-        train(heads, heads.draw(count, seed), others[count, seed], count, seed)
+        train(heads, heads.draw(count, seed), remaining[count, seed], count, seed)
         for count in counts
         for seed in options.training.seeds
     ]

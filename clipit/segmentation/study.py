@@ -1,4 +1,4 @@
-"""Compare methods of segmentation on the test masks of a table, beside floors and ceilings."""
+"""Compare segmentation methods on the test masks of a configuration, beside floors and ceilings."""
 
 import json
 import logging
@@ -42,12 +42,12 @@ NAME = "segmentation"
 
 @dataclass(frozen=True)
 class SegmentedMasks:
-    """The test masks, segmented by one method.
+    """Result of one segmenter on the test masks.
 
     Attributes:
-        segmenter: Segmentation.
+        segmenter: Segmenter that predicted the masks.
         decision: Rule from probabilities to classes.
-        counts: Confusion matrix of each test image.
+        counts: Confusion matrix of each test image, in pixels.
         majority: The same for the majority class of each window; None for a method that predicts per pixel.
         validation_masks: Number of validation masks on which a threshold or scales were chosen.
     """
@@ -60,13 +60,13 @@ class SegmentedMasks:
 
 
 def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = None) -> Path:
-    """Compare methods of segmentation on the test masks, and write tables, scores per image and a page.
+    """Compare segmentation methods on the test masks, and write tables, scores per image and a page.
 
-    Methods are trained on the masks of the split `train`, and thresholds and scales of methods without training are
-    chosen on those of `validation`. Every process computes the same; the main process writes.
+    Methods are trained on the masks of the split `train`; thresholds and scales of methods without training are chosen
+    on those of `validation`. Every process computes everything; only the main process writes.
 
     Args:
-        config: Configuration of the run, whose tiles have masks.
+        config: Run configuration, whose tiles have masks.
         options: Section `segmentation`.
         run: Folder of a finished run for the methods that use its classifier; None without one.
 
@@ -75,7 +75,7 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
 
     Raises:
         ConfigError: No classes are named, or a method lacks its inputs or classes.
-        DataError: Masks cannot be used, no test tile has one, or test patients are among those of the run.
+        DataError: Masks cannot be used, no test tile has one, or the run was trained on test patients.
         ModelError: The model of a configured method does not support it.
     """
     if not options.classes:
@@ -99,7 +99,7 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
         segmenters = method.prepare(inputs)
         if not segmenters:
             notes.append(
-                f"{name} gives no row: no number in segmentation.training.masks fits the "
+                f"{name} has no row: no number in segmentation.training.masks fits the "
                 f"{len(masks.of_split('train'))} training masks (with pseudo-labels, use fewer than all)"
             )
             logger.info(f"note: {notes[-1]}")
@@ -135,7 +135,7 @@ def read_study_masks(config: RunConfig, options: SegmentationConfig, workspace: 
 
 
 def _majority_decision(segmenter: Segmenter, validation: MaskSet, options: SegmentationConfig) -> Decision:
-    """Choose the rule for majority classes on the validation masks, as that for the method's own predictions."""
+    """Choose the rule for majority classes on the validation masks, as for the method's own predictions."""
     search = DecisionSearch(validation.classes.names, options)
     if segmenter.majority is not None:
         for index in range(len(validation)):

@@ -139,7 +139,7 @@ def check_resolution(runs: Sequence[SlideRun], vlm: TileScorer | None) -> None:
         unknown.append(vlm.title)
     if unknown:
         raise ConfigError(
-            "these models do not state at which micrometres per pixel their tiles were taken",
+            "these models do not state the resolution of their training tiles",
             where=", ".join(unknown),
             fix="give them: --tile-mpp 0.5",
         )

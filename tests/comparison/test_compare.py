@@ -125,7 +125,7 @@ def test_shorter_arms_get_a_row_at_equal_steps(small: ConfigFile) -> None:
     steps = {row["arm"]: row["steps"] for row in rows if row["run"]}
     assert steps == {"image_only": 2, "brief": 1, "brief_at_2_steps": 2}
     text = (folder / "comparison.md").read_text(encoding="utf-8")
-    assert "Only one seed" in text and "| only one seed |" in text
+    assert "With only one seed" in text and "| only one seed |" in text
 
 
 def test_arm_outside_the_search_grid_is_an_error(small: ConfigFile) -> None:

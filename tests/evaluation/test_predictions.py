@@ -93,7 +93,7 @@ def test_wrong_predictions_are_not_written(tmp_path: Path, predictions: Predicti
 
 def test_wrong_files(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
-    with pytest.raises(DataError, match="no predictions here"):
+    with pytest.raises(DataError, match="no such predictions file"):
         read_predictions(path)
     path.write_bytes(b"not parquet")
     with pytest.raises(DataError, match="unreadable"):
@@ -218,7 +218,7 @@ def tiles_of(predictions: Predictions) -> TileSet:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ids": np.array([f"tile-{i:03}" for i in range(1, 91)])}, "of other tiles: tile-000, tile-090 differ"),
+        ({"ids": np.array([f"tile-{i:03}" for i in range(1, 91)])}, "cover other tiles: tile-000, tile-090 differ"),
         ({"splits": np.full(90, "test")}, "splits or labels of 30 tiles differ"),
         ({"truth": np.zeros(90, dtype=np.int64)}, "splits or labels of [0-9]+ tiles differ"),
         ({"classes": ("AC", "S", "H")}, "the classes of the predictions are AC, H, S; those of the tiles AC, S, H"),
@@ -238,5 +238,5 @@ def test_columns_of_another_type(tmp_path: Path, name: str, values: Sequence[obj
     write_predictions(path, example())
     table = pq.read_table(path)
     pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values)), path)
-    with pytest.raises(DataError, match=rf"(?s)columns of another type: {name}.*p\.parquet"):
+    with pytest.raises(DataError, match=rf"(?s)columns of the wrong type: {name}.*p\.parquet"):
         read_predictions(path)

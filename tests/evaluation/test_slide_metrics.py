@@ -145,7 +145,7 @@ def test_the_pooling_is_chosen_on_validation_slides_and_ties_go_to_the_smaller_k
     evaluation = two_class_slides(rows)
     assert evaluation.choice.key == PoolingKey("top5", False)
     assert "balanced accuracy of 1.000 on 2 validation slides" in evaluation.choice.sentence
-    assert "Of 2 equal ones, that with the smallest K was taken" in evaluation.choice.sentence
+    assert "2 poolings tie; the one with the smallest K was chosen" in evaluation.choice.sentence
     assert set(evaluation.scores.query("chosen")["pooling"]) == {"top5"}
     # The choice is bad on the test slide, and still evaluated there.
     assert value(evaluation, "accuracy", "top5", split="test", level="slide")["value"] == 0.5
@@ -183,7 +183,7 @@ def test_slides_without_scores_are_listed_with_the_reason() -> None:
         table, pd.concat([slides, more]), CLASSES, failures={"broken": "no tissue was found"}, resamples=0
     )
     assert evaluation.failed.values.tolist() == [["broken", "no tissue was found"], ["forgotten", "not scored"]]
-    assert any("left out of every figure: 2." in note for note in evaluation.notes)
+    assert any("excluded from every metric: 2." in note for note in evaluation.notes)
 
 
 def test_unlabelled_slides_are_listed_and_not_evaluated() -> None:

@@ -215,7 +215,7 @@ def test_a_licence_that_forbids_derivatives_is_named_and_stops_the_push(
     with pytest.raises(SystemExit, match="2"):
         push(monkeypatch, folder, "--yes")
     error = capsys.readouterr().err
-    assert "VLM conch, CC-BY-NC-ND-4.0, forbids to share derivatives" in error and "--i-have-permission" in error
+    assert "VLM conch, CC-BY-NC-ND-4.0, forbids sharing derivatives" in error and "--i-have-permission" in error
     monkeypatch.setattr("builtins.input", lambda _: "no")
     with pytest.raises(SystemExit, match="2"):
         push(monkeypatch, folder, "--i-have-permission")

@@ -65,13 +65,13 @@ def test_the_licence_field_is_the_backbone_s(backbone: str, licence: str, base: 
     [
         (True, True, "timm", ("timm.create_model", "transformers.pipeline")),
         (False, True, "transformers", ("transformers.pipeline",)),
-        (False, False, "clipit", ("alone do not open",)),
+        (False, False, "clipit", ("cannot open",)),
     ],
 )
 def test_ways_to_load_are_those_of_the_folder(plain: bool, opens: bool, library: str, words: tuple[str, ...]) -> None:
     text = model_card(spec("uni", plain=plain), FACTS, transformers_opens=opens)
     assert front_matter(text)["library_name"] == library and 'clipit.load_classifier("' in text
-    calls = ("timm.create_model", "transformers.pipeline", "alone do not open")
+    calls = ("timm.create_model", "transformers.pipeline", "cannot open")
     assert tuple(call for call in calls if call in text) == words
 
 

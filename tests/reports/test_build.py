@@ -110,7 +110,7 @@ def test_similarity_is_asked_last_and_only_for_the_rest() -> None:
     assert texts(built) == {"Glands invade the muscularis."}
     assert "Please call the doctor." not in asked
     assert next(d.count for name, d in built.account.dropped.items() if name.startswith("similarity")) == 2
-    with pytest.raises(ConfigError, match="similarity filter returned no finite value"):
+    with pytest.raises(ConfigError, match="similarity filter did not return one finite value"):
         build(lambda batch: np.zeros(1, dtype=np.float32))
     with pytest.raises(ConfigError, match="needs a VLM"):
         build(morphology_prompts="a", boilerplate_prompts="b")

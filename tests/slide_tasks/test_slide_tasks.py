@@ -238,11 +238,11 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides:
         clipit.score_slides(slides, tmp_path)
     with pytest.raises(ConfigError, match="no prompt set 'nothing'"):
         clipit.score_slides(slides, tmp_path, vlm="embedded", prompts="nothing")
-    with pytest.raises(ConfigError, match="does not state at which micrometres per pixel"):
+    with pytest.raises(ConfigError, match="does not state the resolution of its training tiles"):
         clipit.score_slides(slides, tmp_path, vlm=str(models / "clip"), classes="a; b")
     with pytest.raises(DataError, match="no such slide, folder or table"):
         clipit.score_slides(tmp_path / "missing.svs", tmp_path, classifier=models / "run")
-    with pytest.raises(ConfigError, match="invalid options of the tiles: overlap"):
+    with pytest.raises(ConfigError, match="invalid tile options: overlap"):
         clipit.tile_slides(slides, tmp_path, overlap=1.5)
     with pytest.raises(DataError, match=r"none of 1 slides can be used:[\s\S]*the file is empty"):
         clipit.tile_slides(slides.parent / "s4.tiff", tmp_path)

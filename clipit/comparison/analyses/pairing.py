@@ -124,7 +124,7 @@ def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], f
 
 
 def _arms_with_other_rules(plan: Plan) -> str:
-    """Name the arms whose pairing rules differ from the configuration's in a sentence; empty if there are none."""
+    """Return a sentence that names the arms with pairing rules of their own; empty if there are none."""
     config, seed = plan.config, plan.comparison.seeds[0]
     arms = [arm for arm in plan.arms if resolve_arm(plan.run_config(arm, seed)).pairing != config.pairing]
     if not arms:
@@ -133,7 +133,7 @@ def _arms_with_other_rules(plan: Plan) -> str:
 
 
 def first_cosines(workspace: Workspace, ids: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Compute the cosine of each test tile with its first snippet; NaN for a tile that the rules leave without a pair.
+    """Compute the cosine of each test tile with its first snippet; NaN if the rules drop all of its candidates.
 
     Must be called in all processes.
 
@@ -175,7 +175,7 @@ def search_snippets(
     Args:
         workspace: Workspace with the mean of the training tiles, for centring.
         rules: Prepared pairing rules.
-        vectors: Unit-norm tile embeddings, not yet centred.
+        vectors: Unit-norm tile embeddings before centring, one row per tile.
         groups: Group number of each training tile as in `rules.owners`, for `exclude_same_group`; None for tiles of
             other splits.
     """

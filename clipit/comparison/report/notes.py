@@ -58,7 +58,7 @@ def compose_notes(
         f"fewer than {MIN_SEEDS} seeds.",
     ]
     if n == 1:
-        notes.append("Only one seed: there is no interval over seeds and no p.")
+        notes.append("With only one seed, there is neither an interval over seeds nor a p-value.")
     if any("_at_" in arm for plan in plans for arm in plan.arms):
         notes.append(
             "..._at_N_steps: the same arm trained for as many steps as the longest arm, so that arms can "
@@ -103,7 +103,7 @@ def _describe_tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Pla
     axes = {arm: grid_axes(first, c, arm) for arm in c.arms}
     if not is_tuned(first, c, c.arms):
         common = {key: value for arm in c.arms for key, value in arm_values(first, arm, list(axes[arm])).items()}
-        notes = [f"Not tuned: all arms at {', '.join(format_value(key, value) for key, value in common.items())}."]
+        notes = [f"Not tuned: all arms use {', '.join(format_value(key, value) for key, value in common.items())}."]
     else:
         source, set_by_hand = _read_search(config, c, first)
         searched = [arm for arm in c.arms if arm not in set_by_hand]

@@ -1,4 +1,4 @@
-"""Verdicts on a comparison's page: one per arm that the comparison is about, with the contrasts that they rest on."""
+"""Verdicts on a comparison's page, one per judged arm, with the contrasts that they rest on."""
 
 from collections.abc import Sequence
 
@@ -33,17 +33,17 @@ _TEXT_COLUMNS = _HEADER[:4]
 
 
 def verdict_sections(verdicts: Sequence[ArmVerdict]) -> list[PageSection]:
-    """Build the section of contrasts and verdicts; none if there is nothing to judge."""
+    """Build the section of contrasts and verdicts; empty without verdicts."""
     if not verdicts:
         return []
     header, rows = _table(verdicts)
-    source = "comparison.json: verdicts, made from comparison.parquet: column score of the part test"
+    source = "comparison.json: verdicts, computed from comparison.parquet: column score of the part test"
     table = Table(header, rows, source=source, left=_count_left(header))
     return [PageSection(HEADING, [*(Text(text) for text in _sentences(verdicts)), table, Text(_rule(verdicts))])]
 
 
 def verdict_markdown(verdicts: Sequence[ArmVerdict]) -> list[str]:
-    """Return the paragraphs of the section in Markdown; none if there is nothing to judge."""
+    """Return the paragraphs of the section in Markdown; empty without verdicts."""
     if not verdicts:
         return []
     header, rows = _table(verdicts)

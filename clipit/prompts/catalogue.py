@@ -7,9 +7,10 @@ from clipit.prompts.prompt_set import PromptSet, load_prompts
 
 _HEAD = """# Prompt sets
 
-Class prompts that come with the package; name one as `prompts:` in a configuration, or pass it to `clipit prompts`.
-A class is embedded as the mean over its prompts: every name in every template. `clipit prompts lint NAME` checks a set,
-`clipit prompts study` measures how much its wording matters.
+Sets of class prompts that come with the package. Name one as `prompts:` in a configuration, or pass
+it to `clipit prompts`. A class is embedded as the mean over its prompts: every name in every
+template. `clipit prompts lint NAME` checks a set, `clipit prompts study` measures how much its
+wording matters.
 
 A file path works in place of a name. The prompt files of CONCH, MI-Zero, KEP and KEEP (JSON) are read without
 conversion. A file with many sampled entries is read as their pool: all distinct names of each class, in all distinct
@@ -50,7 +51,7 @@ def page(sets: dict[str, PromptSet]) -> str:
     ]
     parts = [_HEAD, _table(["name", "classes", "templates", "prompts"], rows)]
     for name, prompts in sets.items():
-        classes = [f"- `{label}`: {', '.join(names)}" for label, names in prompts.classes.items()]
+        classes = [f"- `{label}`: {'; '.join(names)}" for label, names in prompts.classes.items()]
         origin = [f"Source: {prompts.source}.", f"Licence: {prompts.licence}."]
         parts += [f"## {name}", "\n".join(origin), "\n".join(classes)]
     return "\n\n".join(parts) + "\n"

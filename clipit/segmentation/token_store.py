@@ -33,7 +33,7 @@ class TokenStore:
 
     @property
     def dim(self) -> int:
-        """Length of a token."""
+        """Dimension of a token."""
         return int(self.artifact.manifest.facts["dim"])
 
     @property
@@ -81,10 +81,10 @@ def store_tokens(
 
     Args:
         root: Output root.
-        tokens: Model.
-        tiles: Images.
-        overlap: Share of a window's edge that it has in common with the next one.
-        batch_size: Windows per forward pass.
+        tokens: Model that computes patch tokens.
+        tiles: Images whose token maps are stored.
+        overlap: Overlap of neighbouring windows as a share of their edge.
+        batch_size: Number of windows per forward pass.
 
     Raises:
         DataError: An image cannot be read, or a token is not finite.
@@ -100,11 +100,11 @@ def store_tokens(
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        if not (folder / _IDS).is_file():  # written last, so that a killed attempt may have it
+        if not (folder / _IDS).is_file():  # written last; present if an attempt was killed after that
             write_tokens(folder)
         if get_processes().main:
-            for note in folder.glob("*.pixels"):
-                note.unlink()
+            for file in folder.glob("*.pixels"):
+                file.unlink()
         return {"images": len(tiles), "dim": tokens.dim, "model": tokens.name}
 
     def write_tokens(folder: Path) -> None:
@@ -130,8 +130,8 @@ def store_tokens(
                 advance(processes.count)
         processes.barrier()
         if processes.main:
-            notes = [folder / f"{_file(row)}.pixels" for row in range(len(tiles))]
-            digests = [note.read_text(encoding="utf-8") for note in notes]
+            files = [folder / f"{_file(row)}.pixels" for row in range(len(tiles))]
+            digests = [file.read_text(encoding="utf-8") for file in files]
             with whole_file(folder / _IDS) as temporary:
                 pq.write_table(pa.table({"id": [str(name) for name in tiles.ids], "pixels": digests}), temporary)
         processes.barrier()

@@ -1,1 +1,1 @@
-"""Tasks on whole slides: tiles, scores and maps of slides."""
+"""Tasks on whole slides: tile, score and map slides, and compare arms on them."""

@@ -1,4 +1,4 @@
-"""The output folder of a command on slides: one command at a time, and tables of one kind."""
+"""Output folder of a command on slides, locked for one command at a time and reserved for tables of one kind."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,19 +13,19 @@ RECORDS = {
     "clipit slides score (or map)": "scoring.json",
     "clipit slides compare": "slide_comparison.json",
 }
-"""The record that each command writes last to its output folder."""
+"""Record that each command writes last to its output folder, by command."""
 _LOCK = "slides"
 
 
 @contextmanager
 def output_folder(out: Path, record: str) -> Iterator[None]:
-    """Lock an output folder while a command writes to it; called by all processes of the command.
+    """Lock an output folder while a command writes to it; must be called by all processes of the command.
 
-    Another command on the same folder waits, and then finds the slides that are done.
+    Another command on the same folder waits, and then skips the slides that are done.
 
     Args:
         out: Output folder.
-        record: Record of this command, one of `RECORDS`.
+        record: File name of this command's record, one of `RECORDS`.
 
     Raises:
         ConfigError: The folder contains the tables of another command, such as its `slides.csv`.

@@ -1,4 +1,4 @@
-"""Score the tiles of slides: one table per slide, shared among processes and kept so that a kill loses no slide."""
+"""Score the tiles of slides, one table per slide; processes share the slides, and finished slides survive a kill."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ TILES = "tiles.parquet"
 """Table of a slide's tiles: id, x, y, tissue and one score per class (`score_<class>`)."""
 MAPS = ("map.json", "index.html", "overlays", HEAT_MAP, "tiles.geojson", "regions.geojson")
 """Maps of a slide, which belong to its scores (see `clipit.slide_tasks.map`)."""
-_INPUTS = b"clipit"  # key of the file's metadata
+_INPUTS = b"clipit"  # key in the metadata of the Parquet file
 _AGAIN = "delete this file and start the same command again"
 
 
@@ -60,14 +60,14 @@ def slide_folder(out: Path, slide: str) -> Path:
 def score_tiles(
     slides: Sequence[PreparedSlide], scorer: TileScorer, out: Path, options: PredictionOptions
 ) -> list[FailedSlide]:
-    """Score the tiles of all slides; called by all processes, which divide the slides among them.
+    """Score the tiles of all slides; must be called by all processes, which divide the slides among them.
 
     Slides that were scored before with the same model and tiles are not scored again. The tables do not depend on the
     number of processes.
 
     Args:
         slides: Prepared slides.
-        scorer: Model on this process's device.
+        scorer: Scorer on this process's device.
         out: Output folder.
         options: Batch size and reading threads.
 
@@ -99,7 +99,7 @@ def score_tiles(
             delete_leftovers(slide_folder(out, slide.name))
             try:
                 reason = _score_slide(slide, scorer, out, options.batch_size, pool, clock, done)
-            except DataError as error:  # the file is gone, for example
+            except DataError as error:  # for example, the file is gone
                 reason = error.what
             if reason:
                 failed[place] = reason
@@ -155,12 +155,12 @@ def _score_slide(
     scores = torch.cat(outputs).float().cpu().numpy()
     if not np.isfinite(scores).all():
         raise ModelError(
-            "the model gives scores that are not finite",
+            "the model's scores are not finite",
             where=slide.path,
             fix="score in float32, on another device, or check the model's weights",
         )
     if similarities:  # before the table of tiles, whose presence means that the slide is done
-        (slide_folder(out, slide.name) / TILES).unlink(missing_ok=True)  # of other prompts
+        (slide_folder(out, slide.name) / TILES).unlink(missing_ok=True)  # scores of other prompts
         cells = slide.grid.cells[[row not in reasons for row in range(total)]]
         pooled = torch.cat(similarities).float().cpu().numpy()
         write_draws(slide_folder(out, slide.name), slide.name, pooled, cells, scorer.classes)
@@ -199,7 +199,7 @@ def _write(
 
 
 def _delete_maps(folder: Path) -> None:
-    """Delete the maps of earlier scores, the record first, so that a kill in between leaves no maps that count."""
+    """Delete the maps of earlier scores, the record first, so that maps that a kill leaves behind do not count."""
     with disk_errors(folder):
         for name in MAPS:
             if (folder / name).is_dir():
@@ -235,7 +235,7 @@ def read_scores(slide: PreparedSlide, scorer: TileScorer, out: Path) -> TileScor
     path = slide_folder(out, slide.name) / TILES
     record = _record(path)
     if record.get("inputs") != _inputs(slide, scorer):
-        raise DataError("scores of another model or of other tiles", where=path, fix=_AGAIN)
+        raise DataError("these scores belong to another model or other tiles", where=path, fix=_AGAIN)
     with reading(path, _AGAIN):
         table = pq.read_table(path)
     x, y, tissue = (np.asarray(table[name]) for name in ("x", "y", "tissue"))

@@ -18,7 +18,7 @@ def heat_map(
 ) -> Float32[np.ndarray, "classes h w"]:
     """Return the mean score per class of the tiles that contain the centre of each pixel; NaN outside of all tiles.
 
-    Memory is that of the map, plus a count per pixel.
+    Beside the map, this needs memory for one count per pixel.
 
     Args:
         grid: Tiles of the slide.

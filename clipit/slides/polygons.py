@@ -98,10 +98,10 @@ def trace(mask: Bool[np.ndarray, "h w"], downsample: float = 1.0) -> list[Polygo
     """Return the outlines of a mask: one polygon with holes per connected part.
 
     Parts are connected through edges of pixels, not through corners. The outlines follow the edges of pixels exactly,
-    so that `rasterise` gives the mask back, and no ring touches itself.
+    so that `rasterise` reproduces the mask, and no ring touches itself.
 
     Args:
-        mask: Mask, row by row.
+        mask: Mask of the areas to outline.
         downsample: Pixels of level 0 per pixel of the mask.
     """
     from scipy import ndimage

@@ -1,4 +1,4 @@
-"""Stamp the content of a slide over all of its files: DICOM, MRXS and VMS slides consist of several."""
+"""Content stamp of a slide over all of its files: DICOM, MRXS and VMS slides consist of several."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -9,13 +9,13 @@ from clipit.slides.dicom import series_of
 
 
 def slide_files(path: Path) -> list[Path]:
-    """List the files of a slide, sorted: that file alone, unless the format has several.
+    """List the files of a slide, sorted: only the given one, unless the format has several.
 
-    These are the files of the same series in the folder (DICOM); the files in the folder beside it that has its name
-    (MRXS); or the files beside it that it lists (VMS, VMU).
+    Further files are those of the same series in the folder (DICOM), those in the folder of the same name beside it
+    (MRXS), or those beside it that it lists (VMS, VMU).
 
     Args:
-        path: File by which the slide is opened.
+        path: File that the slide is opened with.
     """
     suffix = path.suffix.lower()
     others: list[Path] = []

@@ -1,4 +1,4 @@
-"""Search of approximate indexes of faiss."""
+"""Search approximate faiss indexes."""
 
 import logging
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _MOST_LISTS_ON_GPU = 2048  # limit of faiss
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How an approximate index is searched; no part of the index itself.
+    """Search settings of an approximate index, which are not part of the index.
 
     Attributes:
         nprobe: Number of lists that an IVF index searches per query; None: 1.
@@ -44,7 +44,7 @@ def search_settings(config: PairingConfig) -> SearchSettings:
 
 
 class FaissIndex:
-    """Approximate index of faiss, on the GPU of this process if faiss supports it there.
+    """Approximate faiss index, on this process's GPU if faiss supports the index there.
 
     On the CPU, the index is memory-mapped, so that the processes of a node share one copy, and so that an IVF index may
     be larger than the memory. Codes in blocks (PQ...fs) are read into memory by faiss.
@@ -78,7 +78,7 @@ class FaissIndex:
             queries: Unit vectors of the queries.
             k: Number of rows per query.
             needed: Number of rows per query below which an IVF index searches more lists.
-            settings: How far to search.
+            settings: Search settings.
         """
         if not self.lists:
             if self._graph is not None:

@@ -58,7 +58,7 @@ def build_index(
         centring: Whether to subtract the store's mean and normalise again before indexing.
         backend: Library that searches. `torch` allows only Flat; `auto` is faiss if it is installed. On a GPU, torch
             searches Flat whatever the backend.
-        search: How an approximate index is searched, which does not change the index itself.
+        search: Search settings of an approximate index, which do not change the index itself.
 
     Raises:
         ConfigError: The key is unknown, needs faiss, or needs more training rows than there are; or a setting is given
@@ -130,7 +130,7 @@ class Index:
     artifact: Artifact
     store: Store
     settings: SearchSettings = DEFAULT_SETTINGS
-    """How an approximate index is searched."""
+    """Search settings of an approximate index."""
 
     @property
     def flat(self) -> bool:
@@ -170,7 +170,7 @@ class Index:
 
     @cached_property
     def _rows_by_position(self) -> Int[np.ndarray, "_"]:
-        """Row of the index of each row of the store, memory-mapped; -1 for those that another one represents."""
+        """Row of the index of each row of the store, memory-mapped; -1 for rows that another row represents."""
         if _ROWS not in self.artifact.manifest.files:
             return _inverse(self.rows_in_store, self.store.size)
         rows: Int[np.ndarray, "_"] = self.artifact.array(_ROWS, "r")
@@ -188,7 +188,7 @@ class Index:
 
     @cached_property
     def faiss_index(self) -> FaissIndex:
-        """The open index of faiss; only of an approximate index."""
+        """Opened faiss index; only for approximate indexes."""
         return FaissIndex(self.artifact.file("index.faiss"))
 
     def candidates(self, queries: Float32[np.ndarray, "q dim"], k: int, needed: int = 1) -> Int[np.ndarray, "q k"]:

@@ -88,7 +88,7 @@ def make_annotators(
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
         raise ConfigError(
-            f"no annotators of these settings: {problems}",
+            f"invalid settings of the annotators: {problems}",
             where="--annotators, --skills, --biased, --coverage or --annotated",
             fix="use at least one annotator, skills from 0 to 1, no more biased annotators than annotators, and "
             "shares above 0 and up to 1",
@@ -114,12 +114,12 @@ def draw_annotations(
 ) -> Int64[np.ndarray, "n annotators"]:
     """Draw the label of each tile by each annotator; -1 where an annotator did not label a tile.
 
-    Each tile has a random stream of its own, named after its id, so that other tiles change nothing about it.
+    Each tile has its own random stream, named after its id, so that its labels do not depend on other tiles.
 
     Args:
-        config: Annotators.
+        config: Settings of the annotators.
         tiles: Ids of the tiles.
-        truth: Class of each tile.
+        truth: True class index of each tile.
     """
     cumulative = true_confusions(config).cumsum(axis=2)
     annotators = np.arange(len(config.skills))
@@ -137,7 +137,7 @@ def draw_annotations(
 
 
 def add_annotators(folder: Path, config: AnnotatorsConfig) -> Path:
-    """Write the annotations of a world's tiles, and the annotators' true confusion matrices, beside them.
+    """Write the annotations of a world's tiles, and the annotators' true confusion matrices, beside the tiles.
 
     `annotations.csv` has the columns tile, annotator and label for the tiles of all splits in `tiles.csv`;
     `annotators.json` has the settings and, for each annotator, its true confusion matrix. Existing files of the same

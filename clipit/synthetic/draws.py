@@ -21,10 +21,10 @@ VLM_CENTRES = (0, 1, 2, 3, 4, 5)
 
 
 def check_centres(centres: Sequence[int], shift_centres: Sequence[int]) -> None:
-    """Check that the two sets of centres of a world share none, with each other or with the VLM's training tiles.
+    """Check that a world's two sets of centres are disjoint, and share none with the embedded VLM's training tiles.
 
     Raises:
-        ValueError: A centre is used twice.
+        ValueError: Two of these sets share a centre.
     """
     if set(centres) & set(shift_centres):
         raise ValueError("centres and shift_centres must not share a centre")

@@ -1,4 +1,4 @@
-"""Write a world of synthetic slides whose patients have reports, and tumours a status that reports state."""
+"""Write a world of synthetic slides in which patients have reports and tumours a status that reports state."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ from clipit.synthetic.status_words import MUTATED, STATUS_PROMPTS, STATUS_RULES,
 from clipit.synthetic.world_files import prompt_set, write_bags, write_yaml
 
 _FIELDS = 40
-"""Places of a slide among which a report chooses what it describes."""
+"""Number of places drawn per slide, whose tissues the report may describe."""
 
 
 class ReportedSlidesConfig(SlideWorldConfig):
@@ -56,13 +56,13 @@ class ReportedSlidesConfig(SlideWorldConfig):
 def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[str, Any]:
     """Write synthetic slides with the reports of their patients; the same configuration gives the same bytes.
 
-    The files of `write_slides`, except that every slide has a tumour, in whose table `status` is `mutated` or
-    `wild_type`, and `status_mask` names a mask that is 1 where the tumour shows the morphology of the mutated status;
-    and `reports.jsonl`, `status_prompts.yaml`, `status_rules.yaml`, `morphology.yaml` and `boilerplate.yaml` as in a
-    world of cases.
+    The files are those of `write_slides`, but every slide has a tumour, and the table has two more columns: `status`
+    (`mutated` or `wild_type`), and `status_mask`, the file of a mask that is 1 where the tumour shows the morphology of
+    the mutated status. `reports.jsonl`, `status_prompts.yaml`, `status_rules.yaml`, `morphology.yaml` and
+    `boilerplate.yaml` are added, as in a world of cases.
 
     Returns:
-        The content of `world.json`.
+        Content of `world.json`.
 
     Raises:
         DataError: tifffile is not installed; nothing is written.
@@ -83,7 +83,7 @@ def ensure_reported_slides(folder: Path, config: ReportedSlidesConfig) -> Path:
 
     Raises:
         DataError: tifffile is not installed.
-        ArtifactError: The folder holds other files or another world; nothing in it is changed.
+        ArtifactError: The folder contains other files or another world; nothing in it is changed.
     """
     return ensure_slides(folder, config, write_reported_slides)
 
@@ -94,10 +94,10 @@ def add_slide_variants(folder: Path, config: ReportedSlidesConfig, variants: Seq
 
 
 def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, dict[str, int]]:
-    """Write the reports of a world of slides, which describe tissues of the masks beside the file.
+    """Write the reports of a world of slides, which describe tissues of the masks in the same folder.
 
     Returns:
-        Counts by split, as `write_case_reports` does.
+        Counts by split, as of `write_case_reports`.
 
     Raises:
         ArtifactError: A mask cannot be read, or the file cannot be written.
@@ -120,7 +120,7 @@ def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, d
 
 
 def _list_with_status(config: ReportedSlidesConfig) -> Iterator[ListedSlide]:
-    """List the slides, all with a tumour, and its status, which is independent of the grade."""
+    """List the slides, each with a tumour and its status, which is independent of the grade."""
     for slide in list_slides(config, (LOW, HIGH)):
         mutated = stream(config.seed, "slides", str(slide.row["group"]), "mutated").random() < config.mutated
         status = MUTATED if mutated else WILD_TYPE

@@ -96,5 +96,5 @@ def join_annotators(
 
 
 def _with_labels(tiles: TileSet, labels: dict[str, int]) -> TileSet:
-    found: Int64[np.ndarray, " n"] = np.asarray([labels.get(name, -1) for name in tiles.ids.tolist()], dtype=np.int64)
-    return replace(tiles, labels=found, truth=found.copy())
+    codes: Int64[np.ndarray, " n"] = np.asarray([labels.get(name, -1) for name in tiles.ids.tolist()], dtype=np.int64)
+    return replace(tiles, labels=codes, truth=codes.copy())

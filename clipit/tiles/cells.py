@@ -66,7 +66,7 @@ def check_stored(texts: Iterable[str], column: str, where: object, place: Callab
 
 
 def check_joined_rows(table: CsvTable, delimiter: str, where: object) -> None:
-    """Refuse a row that has swallowed others through a stray quotation mark (see `joined_rows`)."""
+    """Reject a row that has swallowed others because of a stray quotation mark (see `joined_rows`)."""
     for row in joined_rows(table, delimiter, least=2):
         place = next(place for place, cell in enumerate(table.rows[row]) if place > 1 and "\n" in cell)
         raise DataError(
@@ -84,20 +84,20 @@ def resolve_missing(
     where: object,
     place: Callable[[int], str],
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Replace -1 in a column of integers with "", and refuse texts that mark missing values.
+    """Replace -1 in a column of integers with "", and reject texts that mark missing values.
 
     Groups such as 12.0, as programs write integers beside empty cells, are read as 12 (see `without_decimals`). A label
     that tiles.classes or tiles.class_map names is always a class.
 
     Args:
         values: Labels or groups as text, "" where missing.
-        kind: What the values are.
+        kind: Whether the values are labels or groups.
         config: Section `tiles`.
         where: File or data set, for error messages.
         place: Function from the number of a row to its name in error messages.
 
     Returns:
-        The values, and notes on replaced ones.
+        Values, and notes on replaced ones.
 
     Raises:
         DataError: A value is a text such as NA, nan, None or NULL, or it is unclear whether -1 is a class.
@@ -130,16 +130,16 @@ def resolve_missing(
         )
     count = f"{counts[no_class]} tiles with the {kind} {no_class}"
     note = f"{count} count as {'unlabelled' if is_label else 'without a group'}"
-    logger.warning(f"note: {note}")
+    logger.warning(note)
     kept = ["" if value == no_class else value for value in values]
     return kept if is_label else [text or "" for text in without_decimals(kept)], (note,)
 
 
 def parse_mpp(values: Sequence[str], where: object, place: Callable[[int], str]) -> list[float]:
-    """Convert micrometres per pixel to numbers; nan where missing.
+    """Convert micrometres per pixel to numbers; NaN where missing.
 
     Raises:
-        DataError: A value is not a number from 0.01 to 100; tissue is not scanned in other resolutions.
+        DataError: A value is not a number from 0.01 to 100; tissue is not scanned at other resolutions.
     """
     numbers: list[float] = []
     for row, value in enumerate(values):

@@ -50,7 +50,7 @@ def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
         raise DataError(
             "the source already has groups, which tiles.group_pattern would replace",
             where=source.where,
-            fix="remove tiles.group_pattern, or the column of the groups",
+            fix="remove tiles.group_pattern, or the group column",
         )
     groups = _find(source, re.compile(pattern))
     missing = [name for name, group in zip(source.ids, groups, strict=True) if not group]
@@ -65,7 +65,7 @@ def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
 
 
 def group_advice(source: SourceTiles) -> str:
-    """Return which key would set the groups, if a source without groups seems to name patients; otherwise ""."""
+    """Suggest a key that sets the groups, if a source without groups seems to name patients; otherwise return ""."""
     if any(source.groups) or any(patient_in(name) for name in source.ids):
         return ""
     rank = {name: place for place, name in enumerate(GROUP_COLUMNS)}

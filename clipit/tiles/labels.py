@@ -65,7 +65,7 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     if left.any() and not left.all():  # without any label, training is refused or needs none
         missing = [name for name, count in zip(tiles.classes, left.tolist(), strict=True) if not count]
         notes.append(f"no training tile has a label of the classes {shortlist(missing, 20)}")
-        logger.warning(f"note: {notes[-1]}")
+        logger.warning(notes[-1])
     return replace(tiles, labels=labels, notes=(*tiles.notes, *notes))
 
 

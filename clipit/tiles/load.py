@@ -75,8 +75,8 @@ def read_tiles(
         check: Whether groups in two splits are an error; False if the caller handles leaks.
         decode: Whether to decode every image if tiles.unreadable is quarantine.
         hold_out: Whether to hold out a missing test or validation split; False for tiles that are only predicted.
-        root: Folder of artefacts, for streamed tiles and the index of shards, which is called by all processes; None:
-            no tiles can be streamed, and shards are indexed again.
+        root: Folder of artefacts, for streamed tiles and the index of shards, for which all processes must call this.
+            None: tiles cannot be streamed, and shards are indexed again.
 
     Raises:
         DataError: The data set is missing, contradictory or not as published.
@@ -191,9 +191,9 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
 
 
 def _shared(texts: Sequence[str]) -> Shaped[np.ndarray, " n"]:
-    """Return texts as objects, one for all that are equal.
+    """Return texts as objects, with equal texts sharing one object.
 
-    They are copied: a text that was read among others would keep their memory from being freed.
+    The texts are copied, because those read among other objects would keep the memory of these from being freed.
     """
     copies = {text: text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass") for text in set(texts)}
     return np.asarray([copies[text] for text in texts], dtype=object)
@@ -208,7 +208,7 @@ def _part_notes(source: SourceTiles, splits: list[str]) -> tuple[str, ...]:
 
 
 def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) -> tuple[str, ...]:
-    """Describe how split values were read that are neither ours nor configured, such as Training or VAL."""
+    """Describe how split values such as Training or VAL, which are neither clipit's nor configured, were read."""
     if source.part_names is not ALIASES:
         return ()
     named = {*configured_parts(config.splits)}
@@ -218,7 +218,7 @@ def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) ->
         if part and split and part != split and part not in named
     )
     listed = [f"{part} ({count:,} tiles) as {split}" for (part, split), count in sorted(read.items())]
-    return (f"split values were understood: {', '.join(listed)}; tiles.splits maps them otherwise",) if listed else ()
+    return (f"split values were read: {', '.join(listed)}; set tiles.splits to change this",) if listed else ()
 
 
 def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[str]) -> tuple[str, ...]:
@@ -243,7 +243,7 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
 
 
 def _check_spelling(names: set[str], where: str) -> None:
-    """Refuse classes that differ only in spelling (see `spelled_alike`)."""
+    """Reject classes that differ only in spelling (see `spelled_alike`)."""
     alike = spelled_alike(names)
     if alike:
         raise DataError(
@@ -255,13 +255,13 @@ def _check_spelling(names: set[str], where: str) -> None:
 
 
 def _check_groups_spelling(source: SourceTiles) -> None:
-    """Refuse groups that differ only in spelling: a patient under two names may be on both sides of a split."""
+    """Reject groups that differ only in spelling: a patient under two names may be on both sides of a split."""
     alike = spelled_alike(set(source.groups))
     if alike:
         raise DataError(
             f"groups with almost the same name: {shortlist(alike)}",
             where=source.where,
-            fix="write each patient or slide in one way; if they are different ones, add something to their names",
+            fix="spell each patient or slide in one way; if they are different ones, make their names less similar",
         )
 
 

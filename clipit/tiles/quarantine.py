@@ -58,7 +58,7 @@ def _refuse_empty_splits(tiles: TileSet, bad: Bool[np.ndarray, "n"]) -> None:
 
 
 def _decode_all(tiles: TileSet) -> Iterator[object]:
-    """Yield the results of `try_read` in order, with None for images; shows a progress bar after two seconds."""
+    """Yield the results of `try_read` in order, None for decoded images; show a progress bar after two seconds."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,4 +1,4 @@
-"""Tiles of sets that fit no disk: they are streamed once, in order, and kept in the workspace (see `kept_tiles`)."""
+"""Tiles of sets that do not fit on the disk: streamed once, in order, and kept in the workspace (see `kept_tiles`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,9 +53,9 @@ class StreamedSet:
 
 
 def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
-    """Keep the tiles of a data set or of webdataset shards, or open those kept before; called by all processes.
+    """Keep the tiles of a data set or of webdataset shards, or open those kept before.
 
-    Ids, labels, parts, groups and refusals are those of the same source without streaming.
+    Must be called by all processes. Ids, labels, parts, groups and errors are the same as without streaming.
 
     Args:
         config: Section `tiles`.
@@ -67,7 +67,7 @@ def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
     """
     if root is None:
         raise ConfigError(
-            "streamed tiles are kept in the folder of a configuration's output, which this command does not have",
+            "streamed tiles are kept in the output folder of a configuration, and this command has none",
             where="tiles.streaming",
             fix="remove tiles.streaming, or use a command with a configuration",
         )
@@ -78,12 +78,12 @@ def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
 def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
     """Describe the parts of a Hugging Face data set that the configuration uses, and check their columns.
 
-    The revision of a set on the hub is looked up once, so that a set that changes meanwhile is not mixed.
+    The revision of a set on the hub is looked up once, so that all parts come from the same commit.
 
     Args:
         config: Section `tiles`.
         root: Folder of artefacts, in which the description is kept, so that a set that has been read is not looked up
-            again; called by all processes. None: the set is looked up.
+            again; then all processes must call this. None: the set is looked up.
 
     Raises:
         DataError: The set cannot be loaded, or lacks parts or columns.
@@ -96,9 +96,9 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
     def make(folder: Path) -> dict[str, Any]:
         if not get_processes().main:
             return {}
-        found = look_up()
-        write_json(folder / "parts.json", {name: vars(part) for name, part in found.parts.items()})
-        return {} if found.revision is None else {"revision": found.revision}
+        described = look_up()
+        write_json(folder / "parts.json", {name: vars(part) for name, part in described.parts.items()})
+        return {} if described.revision is None else {"revision": described.revision}
 
     if root is None:
         described = look_up()
@@ -140,7 +140,7 @@ def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
 
 
 def _kept_rows(kept: KeptTiles, part: StreamedPart, where: str) -> PartRows:
-    """Describe the rows of a part that is kept."""
+    """Describe the rows of a kept part."""
 
     def text(column: str) -> list[str]:
         if column not in part.columns:
@@ -181,7 +181,7 @@ def _open_set(config: TilesConfig, revision: str | None) -> dict[str, Any]:
     """Open a data set, on the hub at a revision, as streams by part, with undecoded images.
 
     Raises:
-        DataError: It cannot be loaded.
+        DataError: The data set cannot be loaded.
     """
     folder = Path(config.path).expanduser()
     if hub_id(config.path) is None and folder.is_dir() and is_saved_dataset(folder):

@@ -24,8 +24,8 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts, in which the index of the shards is kept; None: it is made again each time.
-        captions: Field with captions, which the index contains too (see `index_shards`).
+        root: Folder of artefacts, in which the index of the shards is kept; None: it is built again each time.
+        captions: Field with captions to add to the index (see `index_shards`); "" for none.
 
     Raises:
         DataError: Shards are missing or damaged, or lack fields or images.
@@ -87,7 +87,7 @@ def table_columns(index: TarIndex) -> dict[str, list[str]]:
 
 
 def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
-    """Return the samples' field for each of our columns."""
+    """Return the samples' field for each of clipit's columns."""
     by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
     names = {ours: by_name.get(ours, ours) for ours in OWN_FIELDS}
     if "label" not in config.columns and not index.has("label"):
@@ -107,7 +107,7 @@ def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
 
 
 def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
-    """Check that no sample has a class in `cls` only, where the labels of the others are in `label`."""
+    """Check that no sample has its class only in `cls` while others have it in `label`."""
     from pyarrow import compute
 
     label, number = (index.table.column(f"{FIELD_PREFIX}{name}") for name in ("label", "cls"))
@@ -123,13 +123,12 @@ def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
 
 
 def _check_images(index: TarIndex, config: TilesConfig, members: list[str]) -> None:
-    """Refuse samples without an image, unless such tiles are dropped when images are decoded."""
+    """Reject samples without an image, unless such tiles are dropped when images are decoded."""
     missing = np.flatnonzero(np.asarray(index.table.column("size")) == 0).tolist()
     if missing and (config.unreadable == "error" or len(missing) == len(index)):
         wanted = f"an image .{config.columns['path']}" if "path" in config.columns else "an image"
         raise DataError(
-            f"{len(missing)} of {len(index)} samples have no bytes of {wanted}: "
-            f"{shortlist([members[row] for row in missing], 3)}",
+            f"{len(missing)} of {len(index)} samples lack {wanted}: {shortlist([members[row] for row in missing], 3)}",
             where=config.path,
             fix="name the images' suffix in tiles.columns.path, or set tiles.unreadable: quarantine to drop and list "
             "such samples",

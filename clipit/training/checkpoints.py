@@ -38,10 +38,10 @@ class Progress:
         best_step: Step with the best validation score; 0 if there is none.
         best_score: Score of this step.
         best_sha256: SHA-256 of the file with its weights; "" if there is none, and in processes that do not write it.
-        validations_without_gain: Number of validations since then.
+        validations_without_gain: Number of validations since the best step.
         stopped: Whether training stopped early.
-        seconds: Duration of the training so far.
-        scale: State of the loss scaler, in fp16.
+        seconds: Duration of the training so far in seconds.
+        scale: State of the loss scaler in fp16; None otherwise.
         files: SHA-256 of the checkpoint's files, by name.
     """
 
@@ -150,14 +150,14 @@ def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimize
 
 
 def _delete_old(folder: Path, progress: Progress) -> None:
-    """Delete all checkpoints but this one and the previous one, with the best weights that only they refer to."""
+    """Delete all checkpoints but this one and the previous one, and all best weights that neither refers to."""
     steps = _steps(folder)
     kept = [step for step in steps if step <= progress.step][:2]
     best = {progress.best_step}
     for step in kept[1:]:
         try:
             best.add(_read_progress(_folder(folder, step)).best_step)
-        except ArtifactError:  # of no use as a fallback
+        except ArtifactError:  # useless as a fallback
             kept.remove(step)
     for path in folder.glob("step-*"):
         if path not in [_folder(folder, step) for step in kept]:

@@ -1,4 +1,4 @@
-"""MemoryPlan training into the memory of its devices: precision, micro-batches and gradient checkpointing."""
+"""Fit training into the memory of its devices: choose micro-batches and gradient checkpointing."""
 
 import logging
 import math
@@ -19,21 +19,21 @@ from clipit.training.terms.term import Normalise
 
 logger = logging.getLogger(__name__)
 
-_USABLE = 0.9  # share of the free memory that is planned; fragmentation and workspaces of libraries take the rest
+_USABLE = 0.9  # share of the free memory that a plan may use; fragmentation and library workspaces take the rest
 _FEWEST = 8  # tiles per micro-batch below which checkpointing costs less time than smaller micro-batches
-_UNEQUAL = 0.9  # ratio of free memories below which the devices are called different
+_UNEQUAL = 0.9  # ratio of free memories below which a note says that the devices differ
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Choices with which training fits into the memory of its devices.
+    """Micro-batches and checkpointing of a training, with its estimated memory.
 
     Attributes:
         checkpointing: Whether to use gradient checkpointing.
-        micro_batches: Micro-batches per step.
+        micro_batches: Number of micro-batches per step.
         needed: Estimated peak memory of a process in bytes.
-        free: Free memory of the smallest device in bytes, with that of the loaded weights.
-        parts: What the memory consists of.
+        free: Free memory of the smallest device in bytes, including that of the loaded weights.
+        parts: Breakdown of the needed memory, as text.
         notes: Warnings and notes to log.
     """
 
@@ -46,11 +46,11 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the estimate fits into the share of the free memory that is planned."""
+        """Whether the needed memory is within the usable share of the free memory."""
         return self.needed <= _USABLE * self.free
 
     def facts(self) -> dict[str, Any]:
-        """Return what is recorded in training.json."""
+        """Return the facts for training.json."""
         return {
             "memory_needed": self.needed,
             "micro_batches": self.micro_batches,
@@ -65,7 +65,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class _Room:
-    """Memory of a process: bytes that are free, and what needs some of them beside the student."""
+    """Free memory of a process, and what takes some of it beside the student."""
 
     free: int
     processes: int
@@ -84,7 +84,7 @@ def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixel
         cached: Bytes that the cache of tiles will add to the CPU's memory.
 
     Raises:
-        ConfigError: The batch does not fit, whatever the keys that are `auto`.
+        ConfigError: The batch does not fit with any choice of the keys that are `auto`.
         ModelError: `gradient_checkpointing: always`, and the backbone does not support it.
     """
     processes = get_processes()
@@ -143,13 +143,13 @@ def choose_memory_plan(
 ) -> MemoryPlan:
     """Choose micro-batches and checkpointing within the keys of a configuration.
 
-    With `accumulation: auto`, the smallest number of micro-batches that fits. Where checkpointing is `auto`, too, it is
-    used if micro-batches would otherwise have fewer than eight tiles. It is not used where it saves nothing. If both
-    keys are explicit, a batch that does not fit gives a warning.
+    With `accumulation: auto`, the smallest number of micro-batches that fits is chosen. If checkpointing is also
+    `auto`, it is used if micro-batches would otherwise have fewer than eight tiles. It is not used where it saves
+    nothing. If both keys are explicit, a batch that does not fit causes a warning.
 
     Args:
         config: Run configuration, with its arm resolved.
-        estimate: Memory of its student.
+        estimate: Memory estimate of its student.
         free: Free memory of the smallest device in bytes, before the student is loaded.
         processes: Number of processes.
         held: Bytes of the device's memory that are needed beside the student, such as by a cache of tiles.
@@ -183,7 +183,7 @@ def choose_memory_plan(
         what, ways = _too_large(config, estimate, room, supported)
         if t.gradient_checkpointing == "auto" or t.accumulation == "auto":
             override = (
-                "to train all the same, set training.gradient_checkpointing to always or never, and "
+                "to train anyway, set training.gradient_checkpointing to always or never, and "
                 "training.accumulation to a number"
             )
             raise ConfigError(what, where="training.tiles_per_step", fix=f"{'; or '.join(ways)}; {override}")
@@ -285,7 +285,7 @@ def _with(config: RunConfig, **training: object) -> RunConfig:
 
 
 def _smallest_memory(processes: Processes) -> int:
-    """Return the free memory of the process with the least, if processes share a device each its part of it."""
+    """Return the smallest free memory of any process in bytes; processes on the same device share it equally."""
     device = processes.device
     place = (socket.gethostname(), str(device))
     devices: Sequence[tuple[tuple[str, str], int]] = processes.gather((place, device_memory(device)))
@@ -300,7 +300,7 @@ def _smallest_memory(processes: Processes) -> int:
 
 
 def _size(count: int) -> str:
-    """Format bytes in MB or GB; few of them as they are."""
+    """Format bytes in MB or GB, and small numbers in bytes."""
     if count < 1e4:
         return f"{count} bytes"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""Texts of examples: within the context length, each once, and compared with the prompts of the evaluation."""
+"""Texts of examples: split to the context length, deduplicated, and compared with the prompts of the evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class FittedTexts:
     Attributes:
         texts: Distinct texts, sorted.
         members: Rows of the texts of each example.
-        counts: Texts that were empty, repeated within an example, and split.
+        counts: Numbers of texts that were empty, repeated within an example, and split.
     """
 
     texts: list[str]
@@ -31,8 +31,8 @@ class FittedTexts:
 def fit_texts(captions: Sequence[Sequence[str]], count_tokens: TokenCounter, budget: int) -> FittedTexts:
     """Split texts over the context length into snippets, and merge equal texts.
 
-    Texts within the context length stay as they are. The others are cleaned and split as reports are: each part is a
-    text of the example.
+    Texts within the context length are not changed. The others are cleaned and split like reports, and each part
+    becomes a text of the example.
 
     Args:
         captions: Texts of each example.
@@ -62,22 +62,22 @@ def count_prompt_texts(
     split: str,
     log: Callable[[str], None],
 ) -> dict[str, int]:
-    """Count the texts that equal a class name or a prompt, and warn of them: such texts are labels.
+    """Count the texts that equal a class name or a prompt, and warn about them, because such texts are labels.
 
     Args:
-        examples: Examples.
+        examples: Examples whose texts are checked.
         prompts: Prompt set of the evaluation.
         classes: Classes of the evaluated tiles.
         split: Split of the examples, for the warning.
         log: Function that logs the warning.
 
     Returns:
-        `texts_like_prompts`, distinct texts, and `examples_like_prompts`, examples with such a text.
+        `texts_like_prompts`, the number of distinct such texts, and `examples_like_prompts`, that of examples with one.
     """
     known = {_folded(name) for name in classes}
-    for name in prompts.classes if prompts is not None else ():
-        assert prompts is not None
-        known |= {_folded(text) for text in (name, *prompts.classes[name], *prompts.texts(name))}
+    if prompts is not None:
+        for name in prompts.classes:
+            known |= {_folded(text) for text in (name, *prompts.classes[name], *prompts.texts(name))}
     equal = np.asarray([_folded(text) in known for text in examples.texts], dtype=np.bool_)
     used = equal[examples.texts_of.values]
     owners: Int64[np.ndarray, "m"] = np.repeat(np.arange(len(examples.texts_of)), examples.texts_of.lengths)

@@ -1,4 +1,4 @@
-"""Examples from pairs: images with a text each, or several."""
+"""Examples from pairs: images with one or more texts each."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Images of all splits with a text, without those that leak."""
+    """Images of all splits that have a text and do not leak."""
 
     tiles: TileSet
     texts: FittedTexts
@@ -42,7 +42,7 @@ def pair_examples(
     """Make examples from the images of a split: one image and one of its texts per bag.
 
     Images of the same patient are negatives, unless they have the same pixels or a text in common. Copies of images in
-    a later split of the pairs are dropped, or an error, as `leaks` says.
+    a later split of the pairs are dropped or raise an error, depending on `leaks`.
 
     Args:
         config: Run configuration.
@@ -54,18 +54,18 @@ def pair_examples(
 
     Raises:
         DataError: The split has no image with a text, patients or images of the evaluated tiles or of a later split are
-            among the training pairs (`leaks.policy`), or in the control all images are of one patient.
+            among the training pairs (`leaks.policy`), or all images of the control are of one patient.
     """
-    inputs = config.model_dump(mode="json", include={"tiles", "leaks", "prompts"})  # with these, leaks are found
+    inputs = config.model_dump(mode="json", include={"tiles", "leaks", "prompts"})  # leaks depend on these
     content = fingerprint([section.pairs.model_dump(mode="json"), workspace.vlm.fingerprint, inputs])
     pairs: _Pairs = workspace.cached(f"pairs {content}", lambda: _read(section, workspace))
     chosen = np.flatnonzero(pairs.tiles.splits == split)
     tiles = pairs.tiles.select(chosen)
     if not len(tiles):
         names, counts = np.unique(pairs.tiles.splits, return_counts=True)
-        found = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts.tolist(), strict=True))
+        listed = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts.tolist(), strict=True))
         raise DataError(
-            f"no {split} image has a text; images with texts: {found}",
+            f"no {split} image has a text; images with texts: {listed}",
             where=pairs.tiles.where,
             fix="add images with texts, or correct the splits (adapt.pairs.columns)",
         )
@@ -122,7 +122,7 @@ def exchange_images(owners: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.nda
         raise DataError(
             "all images are of one patient, so texts cannot be exchanged between patients",
             where="adapt.arms",
-            fix="add images of other patients, or leave out the arm shuffled_text",
+            fix="add images of other patients, or remove the arm shuffled_text",
         )
     rng = np.random.default_rng([seed, 0x5F])
     order = np.lexsort((rng.permutation(n), rng.permutation(len(counts))[codes]))
@@ -168,11 +168,11 @@ def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
 
 
 def _copies(read: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_user: bool) -> set[str]:
-    """Find the images of which a later split of the pairs has copies; with the policy `note`, they are only logged.
+    """Find the images that have copies in a later split of the pairs; with the policy `note`, they are only logged.
 
     Args:
         read: Images with texts, as read.
-        tiles: Those that are used, in their splits.
+        tiles: The images that are used, with their final splits.
         workspace: Workspace of this configuration.
         by_user: Whether the splits are those of the source. If images were held out here, the policy `error` drops
             their copies.
@@ -192,7 +192,7 @@ def _copies(read: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_us
 def _apply_policy(
     leaks: set[str], what: str, listed: list[str], where: object, config: RunConfig, *, fatal: bool = True
 ) -> set[str]:
-    """Return the images to drop as `leaks.policy` says; raise an error or log the leaks."""
+    """Return the images to drop under `leaks.policy`, and log the leaks or raise an error."""
     policy = config.leaks.policy
     if not leaks:
         return set()
@@ -200,8 +200,8 @@ def _apply_policy(
         raise DataError(
             f"{what}: {shortlist(listed, 3)}",
             where=where,
-            fix="remove them; or --leaks.policy=exclude drops them, note only logs them. If different patients have "
-            "the same name, rename them",
+            fix="remove them, or set --leaks.policy=exclude to drop them, or note to only log them. If different "
+            "patients have the same name, rename them",
         )
     outcome = "kept on request (leaks.policy: note)" if policy == "note" else "dropped"
     logger.info(f"note: {what}, {outcome}: {shortlist(listed, 3)}")

@@ -102,7 +102,7 @@ def write_annotator_masks(
 
 
 def _parts(masks: AnnotatorMasks) -> list[str]:
-    """Return the part of each tile by whose labels its consensus is estimated; one part if the tiles have no splits."""
+    """Return the part of each tile, whose labels its consensus is estimated from; one part for tiles without splits."""
     tests = masks.tiles.splits == "test"
     if tests.all() or not tests.any():
         return [_ALL] * len(tests)
@@ -267,7 +267,7 @@ def _independence_notes(shared: list[str] | None) -> list[str]:
     if shared:
         return [
             f"WARNING: annotators of the test tiles also annotated training tiles ({shortlist(shared)}), so a model "
-            "that learns their habits scores too high; remove the rows of their masks of one of the parts"
+            "that learns their habits scores too high; remove the rows of their masks in one of the two parts"
         ]
     return ["no annotator of the test tiles annotated a training tile"]
 

@@ -58,8 +58,8 @@ def write_pairs_page(
     about = [
         f"Pairs: {pairs.artifact.folder.name}/pairs.parquet (VLM {workspace.vlm.name}). "
         "Only training tiles are paired. Labels are those of the data set, including those that runs may not use.",
-        f"Pictures are at most {LARGE} pixels wide as long as these take no more than {LARGE_BYTES / 1e6:.0f} MB of "
-        f"the page, and {SMALL} pixels otherwise.",
+        f"Pictures are at most {LARGE} pixels wide if they take no more than {LARGE_BYTES / 1e6:.0f} MB of the page, "
+        f"and {SMALL} pixels otherwise.",
     ]
     predictions: TilePredictions | None = None
     if given is not None:
@@ -98,7 +98,7 @@ def write_pairs_page(
 
 
 def _origins(workspace: Workspace) -> dict[str, str]:
-    """Return section and report of each snippet; of one that occurs in several places, the first with their number."""
+    """Return section and report of each snippet, or the first of several places and the number of the others."""
     table = workspace.snippets.table("snippet_sources.parquet", ["snippet_id", "section", "report_id"])
     first: dict[str, str] = {}
     counts: Counter[str] = Counter()
@@ -112,7 +112,7 @@ def _predictions(run: Path, tiles: TileSet) -> TilePredictions:
     """Read the predicted class and its probability of each tile.
 
     Raises:
-        DataError: The table is damaged, or is of other tiles.
+        DataError: The table is damaged, or belongs to other tiles.
     """
     table = read_run_predictions(run, tiles)
     predicted, confidence = table.probabilities.argmax(axis=1), table.probabilities.max(axis=1)
@@ -122,7 +122,7 @@ def _predictions(run: Path, tiles: TileSet) -> TilePredictions:
 def compare_pairing_rules(workspace: Workspace) -> str:
     """Compare pairing rules in a table, on the training tiles and the labels that the configuration keeps.
 
-    Writes no pairs, and reads no validation tiles, test tiles or hidden labels. Called by all processes.
+    Writes no pairs, and reads no validation tiles, test tiles or hidden labels. Must be called by all processes.
     """
     config = workspace.config
     tiles = workspace.tiles(config.seed).of_split("train")
@@ -140,7 +140,7 @@ def compare_pairing_rules(workspace: Workspace) -> str:
     notes = (
         "top 1 % hold: share of tiles whose snippet is among the most used 1 %; skewness: of the number of uses",
         "label of neighbours, label of text: agreement with the labels that this configuration keeps (training tiles)",
-        "cosines of centred and of other embeddings cannot be compared; a margin is in the score that ranks",
+        "cosines of centred and of other embeddings cannot be compared; a margin is in units of the ranking score",
         "to choose a line, set pairing.correction, centring, organs, exclude_same_group, threshold, margin and mutual",
     )
     return "\n".join([options_text(options), "", *notes])

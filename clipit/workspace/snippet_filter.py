@@ -1,4 +1,4 @@
-"""Filter of snippets by prompts: those that resemble morphology more than boilerplate are kept."""
+"""Filter snippets by prompts: keep those that resemble morphology more than boilerplate."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from clipit.vectors import centred
 
 
 def filter_bags(config: ReportsConfig) -> dict[str, str]:
-    """Return the prompts of the filter, those to keep first; empty without a filter."""
+    """Return the prompt bag of each side of the filter, that of texts to keep first; empty without a filter."""
     if config.morphology_prompts is None or config.boilerplate_prompts is None:
         return {}
     return {"morphology": config.morphology_prompts, "boilerplate": config.boilerplate_prompts}

@@ -214,7 +214,7 @@ def test_labels_in_two_fields_are_refused_unless_one_is_chosen(tmp_path: Path) -
 def test_samples_without_an_image_are_errors_or_quarantined(tmp_path: Path) -> None:
     members = [pair for n in range(3) for pair in ((f"{n}.json", b'{"label": "a"}'), (f"{n}.png", picture(n)))][:-1]
     path = write_tar(tmp_path / "a.tar", members)
-    with pytest.raises(DataError, match=r"1 of 3 samples have no bytes of an image: a/2"):
+    with pytest.raises(DataError, match=r"1 of 3 samples lack an image: a/2"):
         read_tiles(config(path, columns={}))
     tiles = read_tiles(config(path, columns={}, unreadable="quarantine"), hold_out=False)
     assert tiles.quarantined == ("a/2",)

@@ -1,4 +1,4 @@
-"""Measure what a VLM tells of the molecular status in a world of cases, for the data card."""
+"""Measure how well a VLM predicts the molecular status in a world of cases, for the data card."""
 
 from pathlib import Path
 
@@ -32,13 +32,13 @@ def check_status(vlm_folder: str, world: Path) -> dict[str, float]:
     vlm = load_vlm(VLMConfig(name=vlm_folder))
     tiles, shift = _tumour_tiles(world, "tiles"), _tumour_tiles(world, "tiles_shift")
     parts = {name: tiles.of_split(name) for name in ("train", "validation", "test")} | {"shift": shift}
-    seen = {name: vlm_images(vlm, part) for name, part in parts.items()}
+    images_of = {name: vlm_images(vlm, part) for name, part in parts.items()}
     prompts = load_prompts(world / STATUS_PROMPT_FILE)
     classes = prompt_embeddings(prompts, lambda texts: text_vectors(vlm, list(texts)), classes=_CLASSES)
     train, validation = parts["train"].truth, parts["validation"].truth
-    probe = linear_probe(seen["train"], train, seen["validation"], validation, len(_CLASSES))
+    probe = linear_probe(images_of["train"], train, images_of["validation"], validation, len(_CLASSES))
     return {
-        f"{way}_{name}": _balanced(scores(seen[name]), parts[name].truth)
+        f"{way}_{name}": _balanced(scores(images_of[name]), parts[name].truth)
         for name in ("test", "shift")
         for way, scores in (("zero_shot", lambda images: images @ classes.T), ("probe", probe.probabilities))
     }

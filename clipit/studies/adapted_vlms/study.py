@@ -60,20 +60,20 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
     """Adapt the VLM once per arm and seed, and measure it before and after; finished adaptations are kept.
 
     Writes `adapt.parquet` (one row per score, model and seed), `adapt.json` (means, differences, provenance),
-    `adapt.md` and `adapt.html`; the adaptations lie in folders `<arm>-seed<seed>/` beside them.
+    `adapt.md` and `adapt.html`, and a folder `<arm>-seed<seed>/` per adaptation beside them.
 
     Args:
-        config: Run configuration: tiles, reports, VLM, prompts.
+        config: Run configuration, which names tiles, reports, VLM and prompts.
         section: Section `adapt`.
-        probing: Numbers of retrieved items, and captions of test tiles.
+        probing: Section `probing`, for the numbers of retrieved items and the captions of test tiles.
 
     Returns:
         The output folder.
 
     Raises:
         ConfigError: A configuration of `adapt.forgetting` cannot be read, or keys contradict each other.
-        DataError: There are too few examples, or a test tile, of a further set as well, leaks into them.
-        ModelError: A tower cannot be adapted as `adapt.tuning` says.
+        DataError: There are too few examples, or a test tile (also one of a further set) leaks into them.
+        ModelError: A tower cannot be adapted with `adapt.tuning`.
     """
     if section.data != "pairs":
         require_tiles(config)
@@ -97,8 +97,8 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
             def measure(folder: Path, arm: str = arm, seed: int = seed) -> dict[str, float]:
                 adapted = config.model_copy(update={"vlm": adapted_vlm(config.vlm, folder)})
                 logger.info(f"measuring {arm}, seed {seed}")
-                own = workspace.apart(adapted)  # its VLM is released afterwards
-                model = _measure(adapted, section, probing, own, held_out, further)
+                separate = workspace.apart(adapted)  # its VLM is released afterwards
+                model = _measure(adapted, section, probing, separate, held_out, further)
                 models.setdefault(arm, {})[seed] = model
                 return _test_scores(model, seed)
 
@@ -130,10 +130,10 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
 def _check_arms(
     config: RunConfig, section: AdaptConfig, workspace: Workspace, *, with_validation: bool
 ) -> list[BagExamples]:
-    """Make the examples of all arms and the trainable weights, so that bad input is found before heavy work.
+    """Make the examples of all arms and the trainable weights, so that invalid input is found before heavy work.
 
     Returns:
-        The examples of training, and those of validation if they are wanted or choose the step.
+        Training examples, and validation examples if they are requested or choose the step.
     """
     check_adaptable(config.vlm, section.tuning)
     towers = [used_towers(section, arm).towers for arm in section.arms]
@@ -154,7 +154,7 @@ def _check_arms(
 
 
 def _held_out(config: RunConfig, section: AdaptConfig, workspace: Workspace) -> tuple[BagExamples | None, str]:
-    """Return the examples between which texts and images are retrieved: of the test split, else of validation."""
+    """Return the examples for retrieval, of the test split or else of validation, and the name of this split."""
     for split in ("test", "validation"):
         try:
             return make_examples(config, section, "text", section.seeds[0], split, workspace), split
@@ -186,7 +186,7 @@ def _measure(
 
 
 def _test_scores(model: _Model, seed: int) -> dict[str, float]:
-    """Return the defined scores of a VLM as `test_<task>_<metric>`, for a tracker."""
+    """Return the defined scores of a VLM as `test_<task>_<metric>`, for experiment trackers."""
     found: dict[str, float] = {}
     for task, measured in _tasks(model, seed).items():
         scores = measured.scores(np.ones((len(measured.ids), 1)))

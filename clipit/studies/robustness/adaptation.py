@@ -1,4 +1,4 @@
-"""Rows of test-time adaptation, on whole sets of tiles and on batches with shifted class proportions."""
+"""Measure test-time adaptation on whole sets of tiles and on batches with shifted class proportions."""
 
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from clipit.studies.robustness.scores import PartVectors, RobustnessRow, compute
 from clipit.tiles.tileset import TileSet
 
 METHODS = {"statistics": "feature statistics (transductive)", "transductive": "transductive, text prior"}
-"""Mapping from values of `robustness.adaptation` to values of the column `method`."""
+"""Value of the column `method` for each value of `robustness.adaptation`."""
 BATCHES = ((0.3, 30), (0.3, 100), (0.3, 200), (1.0, 30), (1.0, 100), (1.0, 200))
 """Dirichlet concentration of the class proportions, and number of tiles, of each batch drawn from a set."""
 
@@ -159,8 +159,8 @@ def draw_batches(tiles: TileSet, times: int, name: str, seed: int) -> Iterator[t
         for concentration, size in BATCHES:
             proportions = generator.dirichlet(np.full(len(classes), concentration))
             limit = int(min(size, (counts / np.maximum(proportions, 1e-9)).min()))
-            wanted = np.minimum(generator.multinomial(limit, proportions), counts)
-            if wanted.sum() >= MIN_TILES:
+            sizes = np.minimum(generator.multinomial(limit, proportions), counts)
+            if sizes.sum() >= MIN_TILES:
                 members = (np.flatnonzero(tiles.labels == label) for label in classes)
-                chosen = [generator.choice(m, n, replace=False) for m, n in zip(members, wanted, strict=True)]
+                chosen = [generator.choice(m, n, replace=False) for m, n in zip(members, sizes, strict=True)]
                 yield concentration, np.sort(np.concatenate(chosen))

@@ -158,7 +158,7 @@ def shifted_rows(
 
 
 def embed_for_calibration(config: RunConfig, workspace: Workspace, model: MeasuredModel) -> Vectors:
-    """Compute the model's vectors of all validation tiles, then all test tiles; call this in all processes."""
+    """Compute a model's vectors of all validation and then all test tiles; must be called in all processes."""
     tiles = workspace.all_tiles
     parts = [compute_vectors(model, tiles.of_split(split), config, workspace) for split in ("validation", "test")]
     return {output: np.concatenate([part[output] for part in parts]) for output in model.readouts}

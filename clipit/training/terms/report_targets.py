@@ -92,7 +92,7 @@ def report_context(
     alone = np.linalg.norm(context, axis=1) < 1e-6
     context = np.where(alone[:, None], stored, unit(context))
 
-    return ReportVectors(_lookup(context), alone, "their reports hold no other such snippet")
+    return ReportVectors(_lookup(context), alone, "their reports contain no other such snippet")
 
 
 def report_label_vectors(

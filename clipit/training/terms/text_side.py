@@ -48,14 +48,14 @@ def labelled_snippets(
         DataError: The labelled tiles with snippets have fewer than two classes.
     """
     rows, ranks = np.nonzero((paired.positions >= 0) & (labels >= 0)[:, None])
-    positions, wanted = paired.positions[rows, ranks], labels[rows]
-    if len(np.unique(wanted)) < 2:
+    positions, targets = paired.positions[rows, ranks], labels[rows]
+    if len(np.unique(targets)) < 2:
         raise DataError(
             "the text side is fitted on the labelled tiles' snippets, and these tiles have fewer than two classes",
             where="distillation.text",
             fix="keep more labels (tiles.labels), or distillation.text=frozen",
         )
-    return positions, wanted
+    return positions, targets
 
 
 def fit_adapter(
@@ -64,16 +64,23 @@ def fit_adapter(
     """Fit a residual bottleneck t' = t + W2 relu(W1 t) and a linear head to the labels, as CLIP-Adapter does.
 
     Source: Gao et al., arXiv 2110.04544. W2 is initialised to zero, so that the adapter starts as the identity.
+
+    Args:
+        vectors_of: Function from positions in the text store to unit-norm snippet vectors.
+        positions: Positions of the labelled tiles' snippets.
+        labels: Class index of each of these positions.
+        dim: Dimension of the vectors.
+        seed: Seed of the initial weights.
     """
     begin = time.perf_counter()
     torch.manual_seed(seed)
     adapter = _Adapter(dim)
     head = nn.Linear(dim, int(labels.max()) + 1)
-    texts, wanted = torch.from_numpy(vectors_of(positions)), torch.from_numpy(labels)
+    texts, targets = torch.from_numpy(vectors_of(positions)), torch.from_numpy(labels)
     optimizer = torch.optim.AdamW([*adapter.parameters(), *head.parameters()], lr=_ADAPTER_RATE, weight_decay=1e-2)
     for _ in range(_ADAPTER_STEPS):
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(F.cross_entropy(head(adapter(texts)) * _SCALE, wanted))
+        torch.autograd.backward(F.cross_entropy(head(adapter(texts)) * _SCALE, targets))
         optimizer.step()
     adapter.requires_grad_(False)
 
@@ -122,11 +129,11 @@ def fit_text_lora(
         seed: Seed of the initial weights and of the batches.
     """
     begin = time.perf_counter()
-    positions, wanted = labelled_snippets(paired, labels)
+    positions, targets = labelled_snippets(paired, labels)
     used = np.unique(paired.positions[paired.positions >= 0])
     torch.manual_seed(seed)
     adapted = _with_lora(vlm, lora)
-    head = nn.Linear(vlm.joint_dim, int(wanted.max()) + 1).to(vlm.device)
+    head = nn.Linear(vlm.joint_dim, int(targets.max()) + 1).to(vlm.device)
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW([*weights, *head.parameters()], lr=_LORA_RATE, weight_decay=1e-2)
     order = np.random.default_rng([seed, 0x10A])
@@ -137,7 +144,7 @@ def fit_text_lora(
             batch = [texts[str(store.ids[position])] for position in positions[rows]]
             optimizer.zero_grad(set_to_none=True)
             logits = head(_encoded(vlm, batch, shift)) * _SCALE
-            torch.autograd.backward(F.cross_entropy(logits, torch.from_numpy(wanted[rows]).to(vlm.device)))
+            torch.autograd.backward(F.cross_entropy(logits, torch.from_numpy(targets[rows]).to(vlm.device)))
             optimizer.step()
         embedded = _embed_all(vlm, [texts[str(store.ids[row])] for row in used.tolist()], mean)
     finally:

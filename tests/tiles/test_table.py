@@ -61,7 +61,7 @@ def test_split_values_in_other_words_are_listed_with_their_meaning(tmp_path: Pat
         row["split"] = {"train": "Training", "test": "TEST"}[str(row["split"])]
     path = write_table(tmp_path / "t.csv", table)
     notes = load_tiles(config(path), seed=0).notes
-    assert any("TEST (4 tiles) as test, Training (8 tiles) as train; tiles.splits" in note for note in notes)
+    assert any("TEST (4 tiles) as test, Training (8 tiles) as train; set tiles.splits" in note for note in notes)
     mapped = load_tiles(config(path, splits={"train": "Training", "test": "TEST"}), seed=0).notes
     plain = load_tiles(config(write_table(tmp_path / "u.csv", rows(tmp_path))), seed=0).notes
     assert not [note for note in (*mapped, *plain) if "split values" in note]

@@ -11,7 +11,7 @@ TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
 def delete_leftovers(folder: Path) -> None:
     """Delete the temporary files that killed processes left directly in a folder (see `clipit.artifacts.whole_file`).
 
-    Those of processes that are alive on this machine are kept.
+    Files of processes that are still running on this machine are kept.
     """
     for path in folder.glob(".*.tmp"):
         match = TEMPORARY.fullmatch(path.name)

@@ -131,7 +131,7 @@ def predict(
             )
         source = open_inputs(places, folder, path_column, id_column)
     name = None if prompts is None else str(prompts)
-    asked = read_prompts(name, classes) or name
+    prompt_set = read_prompts(name, classes) or name
 
     # torch is imported only now, so that errors in the inputs are reported without delay
     from clipit.runs.predict import open_exported
@@ -150,7 +150,7 @@ def predict(
         source = open_inputs(
             places, folder, path_column, id_column, _tiles_of_slides(loaded, tile_mpp, paths.table), mpp
         )
-    zero_shot = embed_classes(loaded, asked) if asked else None
+    zero_shot = embed_classes(loaded, prompt_set) if prompt_set else None
     options = PredictionOptions(batch_size, workers)
     predict_images(loaded, source, paths.table, zero_shot=zero_shot, options=options)
     return PredictResult(

@@ -78,6 +78,6 @@ def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[
 
 
 def _training_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -> Int64[np.ndarray, " n"]:
-    """Return the class of each training tile: its own label, or else that of the report; -1 for neither."""
+    """Return the class of each training tile: its own label, or else the report's; -1 for neither."""
     labels = tiles.of_split("train").labels
     return np.where(labels >= 0, labels, own_report_labels(config, workspace, tiles).classes)

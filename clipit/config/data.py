@@ -210,7 +210,7 @@ class TilesConfig(Section):
     """Number of folds into which a source without a test split is divided by group, stratified by class; `fold` is the
     test split, so that each tile is tested in exactly one fold."""
     fold: Data[int] = Field(0, ge=0)
-    """Fold that is the test split, from 0 to `folds` - 1; run all of them with `comparison.data_sets`."""
+    """Fold used as the test split, from 0 to `folds` - 1; run all of them with `comparison.data_sets`."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of these held-out splits and folds; independent of the run's seed, so that all arms and seeds see the same
     splits."""
@@ -331,7 +331,7 @@ class ReportsConfig(Section):
     date_column: Data[str | None] = None
     """Column with the date of the report (ISO 8601, such as 2024-05-31); used by `soft_labels.own_report.several`."""
     metadata: Data[LocalPath[str | None]] = None
-    """Table (csv, tsv or xlsx) beside the reports, with one row per report or per patient. The configured columns for
+    """Additional table (csv, tsv or xlsx) with one row per report or per patient. The configured columns for
     organ, group, label and date are read from it where it has them."""
     metadata_id_column: Data[str | None] = None
     """Column of `metadata` with report ids; null: `report_id`, if it exists."""

@@ -43,12 +43,12 @@ The effect of each key is given in bold. A key without one changes results.
 _USED_BY = {
     "comparison": "Used by `clipit compare`, `clipit tune` and `clipit demo`, and for its shifted test sets by "
     "`clipit check-leaks` and `clipit robustness`; not by a run.",
-    "probing": "Used by `clipit probe`, not by a run.",
+    "probing": "Used by `clipit probe` and `clipit adapt`, not by a run.",
     "robustness": "Used by `clipit robustness`, not by a run.",
     "prompt_study": "Used by `clipit prompts study`, not by a run.",
     "label_issues": "Used by `clipit label-issues`, not by a run.",
     "mil": "Used by `clipit mil`, not by a run.",
-    "segmentation": "Used by `clipit segment`, not by a run.",
+    "segmentation": "Used by `clipit segment` and `clipit annotators`, not by a run.",
     "adapt": "Used by `clipit adapt`, not by a run.",
 }
 

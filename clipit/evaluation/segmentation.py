@@ -201,7 +201,7 @@ def _weighted_mean(
 def _with_mean(
     scores: Mapping[str, Float64[np.ndarray, "n c"]], foreground: Sequence[int]
 ) -> dict[str, Float64[np.ndarray, "n c1"]]:
-    """Append the mean over the foreground classes as a further column."""
+    """Append the mean over the foreground classes as an extra column."""
     return {
         name: np.concatenate([values, _mean(values[:, list(foreground)], 1)[:, None]], axis=1)
         for name, values in scores.items()

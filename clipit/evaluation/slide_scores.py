@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from clipit.errors import DataError, shortlist
 
 TOP_K = (1, 5, 10, 50, 100)
-"""Numbers of tiles of the top-K means, those of CONCH's slide classification."""
+"""Values of K of the top-K means, as in CONCH's slide classification."""
 POOLINGS = (*(f"top{k}" for k in TOP_K), "mean", "share")
 """Names of the poolings, from the fewest tiles to all."""
 SCORE_PREFIX = "score_"

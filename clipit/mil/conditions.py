@@ -56,7 +56,7 @@ class MilContrast:
 
 
 def plan_conditions(file: ConfigFile) -> dict[str, ConfigFile]:
-    """Return the configuration of each condition; keys given on the command line hold in all of them.
+    """Return the configuration of each condition; keys given on the command line apply to all of them.
 
     Raises:
         ConfigError: A condition's name cannot name a folder, a condition changes the output folder, or a key is

@@ -1,4 +1,4 @@
-"""Maps of bags: instance logits with attention beside them, the most attended tiles, and scores against masks."""
+"""Maps of bags: instance logits and attention, the most attended tiles, and scores against masks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -102,7 +102,7 @@ def clip_towers(source: str) -> Towers:
 
 
 def _patch_tokens(model: Any, pixels: Tensor) -> Tensor:
-    """Return patch tokens, normalised and projected as the class token is."""
+    """Return patch tokens, normalised and projected like the class token."""
     hidden = model.vision_model(pixel_values=pixels).last_hidden_state[:, 1:]
     projected: Tensor = model.visual_projection(model.vision_model.post_layernorm(hidden))
     return square_grid(projected, "the CLIP model")

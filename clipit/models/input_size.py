@@ -1,4 +1,4 @@
-"""Input sizes of models, from the tables or the files beside their weights, without loading a model."""
+"""Input sizes of models, from the tables or the files next to their weights, without loading a model."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -64,7 +64,7 @@ class PatchTokens:
 
 
 def vlm_tokens(vlm: "VLM") -> PatchTokens:
-    """Return the patch tokens of a VLM, projected into its joint space as its image embeddings are.
+    """Return the patch tokens of a VLM, projected into its joint space like its image embeddings.
 
     Raises:
         ModelError: The VLM gives no patch tokens.
@@ -112,7 +112,7 @@ def classifier_tokens(classifier: "Classifier") -> PatchTokens:
 
 
 def student_tokens(classifier: "Classifier") -> PatchTokens:
-    """Return the patch tokens of a classifier, projected into the joint space as its pooled features are.
+    """Return the patch tokens of a classifier, projected into the joint space like its pooled features.
 
     Raises:
         ModelError: The classifier was trained without text, or gives no patch tokens.

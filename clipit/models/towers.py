@@ -47,7 +47,7 @@ class Towers:
     """The two towers of a VLM with its tokeniser and preprocessing.
 
     Attributes:
-        module: Module that holds all weights, float32, in evaluation mode.
+        module: Module that contains all weights, float32, in evaluation mode.
         preprocess: Preprocessing of the image tower.
         context_length: Maximum number of tokens of a text, special tokens included.
         logit_scale: Learned scale of cosine similarities (inverse temperature).

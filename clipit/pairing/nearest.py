@@ -86,9 +86,9 @@ def exact_cosines(
     order = np.argsort(stored.positions[candidates], kind="stable")
     size = max(1, _RESCORED // queries.shape[1])
     for start in range(0, len(order), size):
-        some = order[start : start + size]
-        cosines = np.einsum("pd,pd->p", queries[query[some]], stored.vectors(candidates[some]))
-        scores[query[some], place[some]] = cosines.round(DECIMALS)
+        block = order[start : start + size]
+        cosines = np.einsum("pd,pd->p", queries[query[block]], stored.vectors(candidates[block]))
+        scores[query[block], place[block]] = cosines.round(DECIMALS)
     return scores
 
 
@@ -123,7 +123,7 @@ def nearest(
 def nearest_among(
     queries: Float32[np.ndarray, "q dim"], keys: Keys, rows: Int[np.ndarray, "n"], k: int, block: int = BLOCK
 ) -> Int[np.ndarray, "q k"]:
-    """Find the k of the given keys with the highest cosine minus bias, whatever their owner, padded with -1."""
+    """Find the k of the given keys with the highest cosine minus bias, regardless of owner, padded with -1."""
     device = get_processes().device
     parts = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
     vectors = (
@@ -140,10 +140,10 @@ def _adjust(owners: Int[np.ndarray, "q"], keys: Keys) -> Adjust:
     any_owned = bool((owners >= 0).any() and (keys.owners >= 0).any())
 
     def adjust(part: slice, rows: Int[Tensor, "_"], values: Float[Tensor, "q _"]) -> None:
-        some = rows.cpu().numpy()
-        values.sub_(torch.from_numpy(keys.bias[some].astype(np.float32)).to(device))
+        keys_of_part = rows.cpu().numpy()
+        values.sub_(torch.from_numpy(keys.bias[keys_of_part].astype(np.float32)).to(device))
         if any_owned:
-            owned, mine = torch.from_numpy(keys.owners[some]).to(device), query_owners[part, None]
-            values.masked_fill_((mine == owned) & (mine >= 0), -torch.inf)
+            key_owners, query_owner = torch.from_numpy(keys.owners[keys_of_part]).to(device), query_owners[part, None]
+            values.masked_fill_((query_owner == key_owners) & (query_owner >= 0), -torch.inf)
 
     return adjust

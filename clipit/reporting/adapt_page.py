@@ -61,7 +61,7 @@ class AdaptContent:
     Attributes:
         scores: Scores of all models on all tasks.
         contrasts: Differences between models.
-        forgetting: Names of the further sets; their tasks are `forgetting_task(name)`.
+        forgetting: Names of the other sets; their tasks are `forgetting_task(name)`.
         directions: Tasks of retrieval between held-out images and texts.
         class_match: Task, measure and k of retrieval by class -> model -> mean over seeds and expectation at random.
         held_out: Split and numbers of the images and texts that are retrieved.
@@ -90,18 +90,18 @@ class AdaptContent:
 
     def score(self, task: str, model: str, metric: str = _MAIN) -> SubjectScore | None:
         """Return the score of a model on a task; None if it was not measured."""
-        found = (each for each in self.scores if each.subject == Subject(task, model) and each.metric == metric)
-        return next(found, None)
+        matching = (each for each in self.scores if each.subject == Subject(task, model) and each.metric == metric)
+        return next(matching, None)
 
     def contrast(self, subject: Subject, reference: Subject, metric: str = _MAIN) -> ModelDifference | None:
         """Return the difference between two models; None if it was not computed."""
         keys = (subject, reference, metric)
-        found = (each for each in self.contrasts if (each.subject, each.reference, each.metric) == keys)
-        return next(found, None)
+        matching = (each for each in self.contrasts if (each.subject, each.reference, each.metric) == keys)
+        return next(matching, None)
 
 
 def forgetting_task(name: str) -> str:
-    """Return the task of a further set."""
+    """Return the name of the zero-shot task on another set."""
     return f"{ZERO_SHOT}, {name}"
 
 
@@ -302,9 +302,9 @@ def _retrieval_parts(content: AdaptContent) -> list[Text | Table | Rows]:
         rows: list[list[object]] = []
         chosen = [each for each in content.scores if each.subject.task in content.directions]
         for task, metric in dict.fromkeys((each.subject.task, each.metric) for each in chosen):
-            found = {model: content.score(task, model, metric) for model in models}
-            random = next((each.random for each in found.values() if each is not None), None)
-            cells = [_folded(each) if each is not None else "" for each in found.values()]
+            by_model = {model: content.score(task, model, metric) for model in models}
+            random = next((score.random for score in by_model.values() if score is not None), None)
+            cells = [_folded(score) if score is not None else "" for score in by_model.values()]
             rows.append([task, metric, number(random), *cells])
         parts.append(Text(f"Held-out examples: {content.held_out}."))
         header = ("query to gallery", "measure", "random", *models)

@@ -142,8 +142,8 @@ def build_snippets(
 
 def _count_reports(occurrences: _Occurrences) -> dict[str, int]:
     """Count the reports with text in each section."""
-    found = {(piece.section, report.report_id) for places in occurrences.values() for report, piece in places}
-    return dict(sorted(Counter(section for section, _ in found).items()))
+    sections = {(piece.section, report.report_id) for places in occurrences.values() for report, piece in places}
+    return dict(sorted(Counter(section for section, _ in sections).items()))
 
 
 def _snippet_id(text: str) -> str:

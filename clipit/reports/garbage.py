@@ -57,7 +57,7 @@ def names_diagnosis(text: str) -> bool:
 
 
 def is_bare_heading(text: str) -> bool:
-    """Return whether a text is only a heading, the label of a field, or several of them, without what follows it."""
+    """Return whether a text consists of headings and labels of fields alone, without their content."""
     rest = _MARK.sub("", text.strip())
     for _ in range(4):
         match = STRONG.match(rest) or WEAK.match(rest)

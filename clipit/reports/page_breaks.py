@@ -145,19 +145,19 @@ def _drop_inside(lines: Sequence[str]) -> tuple[list[str], list[str]]:
     for index, number in enumerate(numbers):
         begin = left[index][n_left[index] - 1][0] if n_left[index] else number.begin
         end = right[index][n_right[index] - 1][1] if n_right[index] else number.end
-        found = spans.setdefault(number.place, [])
-        if found and begin <= found[-1][1]:
-            found[-1] = (found[-1][0], end)
+        in_line = spans.setdefault(number.place, [])
+        if in_line and begin <= in_line[-1][1]:
+            in_line[-1] = (in_line[-1][0], end)
         else:
-            found.append((begin, end))
+            in_line.append((begin, end))
     out: list[str] = []
     dropped: list[str] = []
     for place, line in enumerate(lines):
-        here = spans.get(place, [])
-        dropped += [line[begin:end].strip() for begin, end in here]
-        starts, ends = [0, *(end for _, end in here)], [*(begin for begin, _ in here), len(line)]
-        parts = [line[start:end].strip() if here else line for start, end in zip(starts, ends, strict=True)]
-        if here and not (parts[0] and parts[-1]):
+        in_line = spans.get(place, [])
+        dropped += [line[begin:end].strip() for begin, end in in_line]
+        starts, ends = [0, *(end for _, end in in_line)], [*(begin for begin, _ in in_line), len(line)]
+        parts = [line[start:end].strip() if in_line else line for start, end in zip(starts, ends, strict=True)]
+        if in_line and not (parts[0] and parts[-1]):
             out += [part or "\f" for part in (parts[0], " ".join(parts[1:-1]), parts[-1])]
         else:
             out.append(" ".join(parts))

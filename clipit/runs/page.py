@@ -43,7 +43,7 @@ def write_run_page(
         predictions: Content of predictions.parquet.
         tiles: All tiles, from which the thumbnails are rendered.
         texts: Lines of text by heading (tiles, snippets, pairing).
-        more: Further sections, after the scores.
+        more: Additional sections, after the scores.
 
     Raises:
         DataError: A tile's file cannot be opened.

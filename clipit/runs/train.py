@@ -75,8 +75,8 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
         workspace: Workspace shared with other runs on the same data; created from `config` by default.
 
     Returns:
-        The run's folder: config.yaml, metrics.jsonl, checkpoints/, classifier/, predictions.parquet, results.json,
-        summary.md and plots.
+        The run's folder: config.yaml, metrics.jsonl, checkpoints/, training.json, classifier/, predictions.parquet,
+        results.json, summary.md, report.html and plots.
 
     Raises:
         ConfigError: The arm's keys contradict each other.
@@ -296,7 +296,7 @@ def _export(
 
 
 def _tile_pixels(tiles: TileSet) -> int | None:
-    """Return the edge of the tiles in pixels; None if a few of them differ or are not square."""
+    """Return the edge of the tiles in pixels; None if those of a sample differ or are not square."""
     rows = np.unique(np.linspace(0, len(tiles) - 1, _SIZED).astype(np.int64))
     edges = {edge for row in rows for edge in tiles.read(row).size}
     return edges.pop() if len(edges) == 1 else None

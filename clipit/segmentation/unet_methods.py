@@ -53,11 +53,11 @@ def unet_segmenter(
         masks: Number of masks, for the tables.
         seed: Seed of the training.
         inputs: Inputs of the method.
-        facts: Further provenance, by name.
+        facts: Additional provenance, by name.
     """
     options = inputs.options.training.unet
     network = train_unet(inputs.workspace.root, sources, options, seed, len(inputs.masks.classes.names))
-    own = {
+    provenance = {
         "model": f"U-Net, {options.encoder}",
         "fingerprint": network.fingerprint,
         "encoder_weights": options.encoder_weights or "random",
@@ -65,4 +65,4 @@ def unet_segmenter(
         "pixels": options.crop,
         "steps": options.steps,
     }
-    return Segmenter(name, network.probabilities, {**own, **facts}, training_masks=masks, seed=seed)
+    return Segmenter(name, network.probabilities, {**provenance, **facts}, training_masks=masks, seed=seed)

@@ -52,11 +52,11 @@ def demo_slides(run: Path, out: Path) -> str:
         "prompts": vlm_scorer(load_vlm(VLMConfig(), get_processes().device), load_prompts(str(world / "prompts.yaml"))),
     }
     listed = list_inputs([world / SLIDES])
-    asked = SlidesConfig(overlap=_OVERLAP, grids=str(out / "grids"))
+    tiling = SlidesConfig(overlap=_OVERLAP, grids=str(out / "grids"))
     rows: list[list[object]] = []
     for name, scorer in scorers.items():
         folder = out / name
-        scored = score_slides(listed, scorer, asked, (), folder, PredictionOptions())
+        scored = score_slides(listed, scorer, tiling, (), folder, PredictionOptions())
         pages = map_slides(replace(scored, prepared=scored.prepared[:1]), scorer, folder, MapOptions())
         write_report(scored, scorer, folder, pages)
         agreement = _agreement(scored.prepared, scorer, folder, world)

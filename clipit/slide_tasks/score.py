@@ -72,7 +72,7 @@ class SlideReport:
 def score_slides(
     listed: SlideList,
     scorer: TileScorer,
-    asked: SlidesConfig,
+    requested: SlidesConfig,
     given: Sequence[str],
     out: Path,
     options: PredictionOptions,
@@ -82,7 +82,7 @@ def score_slides(
     Args:
         listed: Slides.
         scorer: Model on this process's device.
-        asked: Requested resolution and size of tiles; unset ones follow the model.
+        requested: Requested resolution and size of tiles; unset ones follow the model.
         given: Names of the options among `mpp` and `pixels` that the user gave; the others are the model's.
         out: Output folder.
         options: Batch size and reading threads.
@@ -92,7 +92,7 @@ def score_slides(
         DataError: No slide can be used, or a label is not a class of the model.
     """
     processes = get_processes()
-    config, warnings = tiles_for(scorer, asked, given)
+    config, warnings = tiles_for(scorer, requested, given)
     _check_labels(listed, scorer)
     if processes.main:
         for warning in warnings:
@@ -197,7 +197,7 @@ def write_report(
 
 
 def _beside_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:
-    """Tabulate zero-shot scores by prompts, beside published ones of the same classes; empty without either."""
+    """Tabulate zero-shot scores by prompts, next to published ones of the same classes; empty without either."""
     tables = {ENSEMBLE: [scored.table]} | ({PUBLISHED_DRAWS: scored.draws} if scored.draws else {})
     scores = score_prompts(tables, known, scorer.classes)
     return subtyping_tables(scores, scorer.classes, scorer.title)

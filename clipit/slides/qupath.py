@@ -85,7 +85,7 @@ def write_regions_geojson(
 ) -> None:
     """Write connected regions with the same most probable class as annotations.
 
-    The class of a cell of the grid is that of the largest mean probability over the tiles that contain its centre.
+    Each cell of the grid has the class with the largest mean probability over the tiles that contain its centre.
     Measurements are the area in square micrometres, the number of cells, and the mean probability of the region's
     class.
 

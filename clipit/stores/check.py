@@ -57,13 +57,13 @@ def check_finite(store: Store, what: str) -> None:
     import torch
 
     processes = get_processes()
-    mine: list[str] = []
+    own_names: list[str] = []
     for number in processes.share(range(store.shards)):
         finite = torch.from_numpy(np.array(store.shard(number))).isfinite()
         if not finite.all():
             rows = np.flatnonzero(~finite.all(dim=1).numpy())
-            mine += store.ids_at(number * embed.SHARD + rows).tolist()
-    non_finite = sorted(name for names in processes.gather(mine) for name in names)
+            own_names += store.ids_at(number * embed.SHARD + rows).tolist()
+    non_finite = sorted(name for names in processes.gather(own_names) for name in names)
     if non_finite:
         raise DataError(
             f"{len(non_finite)} embeddings of {what} are not finite: {shortlist(non_finite)}",

@@ -223,7 +223,7 @@ def _problem(arrays: dict[str, Any], names: list[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Convert an attribute to a value that JSON can hold."""
+    """Convert an attribute to a value that JSON can represent."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -30,10 +30,10 @@ ConfigT = TypeVar("ConfigT", bound=Section)
 
 
 def ensure_case_world(folder: Path, config: CaseWorldConfig) -> Path:
-    """Write a world of cases to a folder unless it exists, completely or not at all.
+    """Write a world of cases to a folder unless it exists; the folder appears only when it is complete.
 
     Raises:
-        ArtifactError: The folder holds other files or another world; nothing in it is changed.
+        ArtifactError: The folder contains other files or another world; nothing in it is changed.
     """
     return ensure_written(folder, config, lambda partial: write_case_world(partial, config))
 
@@ -84,7 +84,7 @@ def check_variants(config: Section, variants: Sequence[Sequence[str]]) -> None:
 
 
 def add_variants(folder: Path, config: CaseWorldConfig, variants: Sequence[Sequence[str]]) -> list[Path]:
-    """Write further reports of a world's cases, such as `reports_reported0.25.jsonl`; existing files are kept.
+    """Write additional reports of a world's cases, such as `reports_reported0.25.jsonl`; existing files are kept.
 
     Args:
         folder: Folder of the world.

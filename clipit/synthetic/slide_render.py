@@ -60,7 +60,7 @@ def draw_stains(
     labels: UInt8[np.ndarray, "size size"],
     status: Bool[np.ndarray, "size size"] | None = None,
 ) -> tuple[Map, Map]:
-    """Draw haematoxylin and eosin concentrations: at each pixel, those of a field of its tissue.
+    """Draw haematoxylin and eosin concentrations, taken at each pixel from a field of its tissue.
 
     Each tissue has its own 64 px field in each cell of a grid, drawn like a tile without a second tissue. Tumour with
     the morphology of the mutated status (`status`) has a field of its own.
@@ -83,10 +83,10 @@ def draw_stains(
             (position + _STEP + np.clip(6 * warp.rows(rows.start, rows.stop), -11, 11)).astype(np.int64) // _STEP
             for position, warp in zip((y, x), warps, strict=True)
         )
-        here = (labels[rows] > 0) & (cell_row >= first) & (cell_row < first + _CELL_ROWS)
-        key = ((cell_row * side + cell_column) * len(CLASSES) + labels[rows].astype(np.int64) - 1)[here]
+        inside = (labels[rows] > 0) & (cell_row >= first) & (cell_row < first + _CELL_ROWS)
+        key = ((cell_row * side + cell_column) * len(CLASSES) + labels[rows].astype(np.int64) - 1)[inside]
         if status is not None:
-            key += plain * status[rows][here]
+            key += plain * status[rows][inside]
         used = np.unique(key)
         if not len(used):
             continue
@@ -94,10 +94,10 @@ def draw_stains(
         fields = _draw_fields(rng, tissue, used // plain, directions[cell].astype(np.float32))
         where = (
             np.searchsorted(used, key),
-            (y - (cell_row - 1) * _STEP + _MARGIN)[here],
-            (x - (cell_column - 1) * _STEP + _MARGIN)[here],
+            (y - (cell_row - 1) * _STEP + _MARGIN)[inside],
+            (x - (cell_column - 1) * _STEP + _MARGIN)[inside],
         )
-        haematoxylin[rows][here], eosin[rows][here] = fields[0][where], fields[1][where]
+        haematoxylin[rows][inside], eosin[rows][inside] = fields[0][where], fields[1][where]
     return haematoxylin, eosin
 
 

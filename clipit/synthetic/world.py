@@ -127,9 +127,9 @@ def grade_prompts(name: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, 
 
 
 def ensure_world(folder: Path, config: WorldConfig) -> Path:
-    """Write a synthetic world to a folder unless it exists, completely or not at all.
+    """Write a synthetic world to a folder unless it exists; the folder appears only when it is complete.
 
     Raises:
-        ArtifactError: The folder holds other files or another world; nothing in it is changed.
+        ArtifactError: The folder contains other files or another world; nothing in it is changed.
     """
     return ensure_written(folder, config, lambda partial: write_world(partial, config))

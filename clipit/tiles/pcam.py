@@ -99,16 +99,16 @@ def read_pcam(config: TilesConfig) -> SourceTiles:
     )
 
 
-def _find(root: Path, found: FolderFiles, name: str) -> Path:
-    files = [path for path in found.files if path.name == name]
+def _find(root: Path, listed: FolderFiles, name: str) -> Path:
+    files = [path for path in listed.files if path.name == name]
     if len(files) > 1:
         raise DataError(f"{name} occurs twice: {files[0]} and {files[1]}", where=root, fix="remove one")
     if files:
         return files[0]
-    dangling = [path for path in found.dangling if path.name == name]
+    dangling = [path for path in listed.dangling if path.name == name]
     if dangling:
         raise PCAM.missing(f"{name} is a link whose target does not exist", dangling[0], "correct the link")
-    packed = [path for path in found.files if path.name == name + ".gz"]
+    packed = [path for path in listed.files if path.name == name + ".gz"]
     raise PCAM.missing(f"{name} is missing", root, f"gunzip {packed[0]}" if packed else "")
 
 

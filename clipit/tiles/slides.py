@@ -216,12 +216,12 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     Raises:
         DataError: There is no slide, or two have the same name.
     """
-    found = list_files(folder, lambda file: not file.name.startswith(".")).files
-    listed = sorted(file for file in found if is_slide(file))
+    present = list_files(folder, lambda file: not file.name.startswith(".")).files
+    listed = sorted(file for file in present if is_slide(file))
     files = one_per_slide(listed)
     if not files:
         raise DataError(
-            f"no slides here ({len(found)} other files)",
+            f"no slides here ({len(present)} other files)",
             where=folder,
             fix=f"use files of the kinds {', '.join(sorted(SLIDE_SUFFIXES))}",
         )
@@ -235,13 +235,13 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
         for file in files
     ]
     check_names([slide.name for slide in slides], folder)
-    # The data of an MRXS slide lie in a folder beside it.
-    others = [file for file in found if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
+    # The data of an MRXS slide are in a folder next to it.
+    others = [file for file in present if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
     notes = []
     if others:
         notes.append(f"{len(others)} files are not slides and were skipped: {shortlist([f.name for f in others], 3)}")
     if len(files) < len(listed):
-        notes.append(f"{len(listed) - len(files)} files are further levels and images of DICOM slides")
+        notes.append(f"{len(listed) - len(files)} files are other levels and images of DICOM slides")
     empty = [""] * len(slides)
     return SlideList(slides, empty, empty, empty, str(folder), tuple(notes))
 

@@ -29,7 +29,7 @@ from clipit.tiles.tar_shards import TarMember, TarReader, list_shards, scan_tar
 OWN_FIELDS = ("id", "label", "split", "group", "mpp")
 """Fields of a sample that are read under these names unless `tiles.columns` names others."""
 FIELD_PREFIX = "field."
-"""Start of the names of the index's columns that hold fields of the samples."""
+"""Prefix of the index's columns with fields of the samples."""
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 """Key and suffix of a member, as the webdataset package cuts them: at the first dot of the file's name."""
 _FIELDS = re.compile(r"[.](json|jsn|cls|cls2|class|count|index|inx|id|txt|text)$", re.IGNORECASE)
@@ -84,7 +84,7 @@ class TarIndex:
 
     @cached_property
     def image_stamps(self) -> list[str]:
-        """Stamp of each image: that of its shard, and its place in it."""
+        """Stamp of each image: stamp of its shard, offset and size."""
         offsets, sizes = self.table.column("offset").to_pylist(), self.table.column("size").to_pylist()
         places = zip(self.shard_of, offsets, sizes, strict=True)
         return [f"{self.stamps[shard]}:{offset}:{size}" for shard, offset, size in places]

@@ -59,7 +59,7 @@ class StepParts:
         after_update: Called after each update of the weights.
         validate: Runs a validation; returns its columns of the log and the score of the step (higher is better; None
             if undefined). None without validation.
-        facts: Returns further columns of the log.
+        facts: Returns additional columns of the log.
         status: Returns the text of the progress bar.
         seconds: Returns the duration of the training so far.
         scaler: Returns the state of the loss scaler, if there is one.

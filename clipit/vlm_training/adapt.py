@@ -87,7 +87,7 @@ def adaptation_folder(config: RunConfig, arm: str, seed: int) -> Path:
 
 
 def is_adapted(folder: Path) -> bool:
-    """Return whether a folder holds a finished adaptation."""
+    """Return whether a folder contains a finished adaptation."""
     return (folder / TRAINING).is_file() and (folder / ADAPTER).is_dir()
 
 
@@ -209,7 +209,7 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
         for tracker in trackers:
             tracker.log(row, step=step)
 
-    vlm = load_vlm(config.vlm, processes.device)  # a copy of its own, whose weights are changed
+    vlm = load_vlm(config.vlm, processes.device)  # a separate copy, whose weights are trained
     torch.manual_seed(seed)
     names = (section.tuning, section.towers, section.lora, section.learn_temperature)
     adapted = adapt_towers(vlm.towers, *names, base_name=public_name(vlm.name)).to(processes.device)
@@ -375,7 +375,7 @@ def _memory_errors(section: AdaptConfig) -> Iterator[None]:
         raise ClipitError(
             f"not enough memory for {section.micro_batch} images or texts with their activations",
             where="adapt.micro_batch",
-            fix=f"lower adapt.micro_batch, such as to {max(section.micro_batch // 2, 1)}: the gradient stays that of "
-            "the whole batch, and only dropout, where there is any, draws other random numbers; or choose "
-            "adapt.tuning: projection",
+            fix=f"lower adapt.micro_batch, such as to {max(section.micro_batch // 2, 1)}: the gradient is still that "
+            "of the whole batch; only dropout, if any, draws different random numbers. Or choose adapt.tuning: "
+            "projection",
         ) from error

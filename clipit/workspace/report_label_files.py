@@ -102,7 +102,7 @@ def _facts(config: RunConfig, labels: CorpusLabels) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "reports": len(labels.reports),
         "patients": len(patients),
-        "reports with a label of their own that is a class": int((labels.own >= 0).sum()),
+        "reports whose own label is a class": int((labels.own >= 0).sum()),
         "source": Path(config.reports.path).name if config.reports else "",
     }
     if labels.rules is not None:

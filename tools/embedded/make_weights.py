@@ -150,9 +150,9 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
         DataError: A prompt set of the world has other classes, such as one of an earlier version.
     """
     facts = read_json(world / "world.json", "write the world again")["config"]
-    ways = {name: _grade_workspace(vlm, world, output, name == "centred") for name in ("centred", "uncentred")}
-    right = {name: _score_grades(workspace, world) for name, workspace in ways.items()}
-    train, probe = ways["uncentred"].all_tiles.of_split("train"), _score_probe(ways["uncentred"])
+    workspaces = {name: _grade_workspace(vlm, world, output, name == "centred") for name in ("centred", "uncentred")}
+    right = {name: _score_grades(workspace, world) for name, workspace in workspaces.items()}
+    train, probe = workspaces["uncentred"].all_tiles.of_split("train"), _score_probe(workspaces["uncentred"])
     latents = tile_latents(facts["seed"], "world/train", facts["train"])
     places = [int(name.rpartition("-")[2]) for name in train.ids.tolist()]
     ambiguous = (latents.pleo[places] == 1) & (latents.gland[places] == 1)

@@ -15,7 +15,7 @@ from clipit.reporting.html import Figure, Folded, PageSection, Part, Table, Text
 from clipit.reporting.plots import COLOURS, inline_svg, plot_lines, plot_reliability
 
 _MAX_CLASSES = 20  # larger matrices appear only on the pages of the runs
-_UNFOLDED = 2  # further plots of curves are collapsed
+_UNFOLDED = 2  # additional plots of curves are collapsed
 
 
 def confusion_sections(results: Sequence[ArmResult]) -> list[PageSection]:

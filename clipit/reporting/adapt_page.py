@@ -302,9 +302,9 @@ def _retrieval_parts(content: AdaptContent) -> list[Text | Table | Rows]:
         rows: list[list[object]] = []
         chosen = [each for each in content.scores if each.subject.task in content.directions]
         for task, metric in dict.fromkeys((each.subject.task, each.metric) for each in chosen):
-            by_model = {model: content.score(task, model, metric) for model in models}
-            random = next((score.random for score in by_model.values() if score is not None), None)
-            cells = [_folded(score) if score is not None else "" for score in by_model.values()]
+            scores = {model: content.score(task, model, metric) for model in models}
+            random = next((score.random for score in scores.values() if score is not None), None)
+            cells = [_folded(score) if score is not None else "" for score in scores.values()]
             rows.append([task, metric, number(random), *cells])
         parts.append(Text(f"Held-out examples: {content.held_out}."))
         header = ("query to gallery", "measure", "random", *models)

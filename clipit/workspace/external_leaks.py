@@ -81,7 +81,7 @@ def note_reports(tests: TileSet, config: RunConfig) -> str:
     except (ClipitError, OSError) as error:
         return f"patients of the run's reports were not compared: {str(error).splitlines()[0]}"
     count = sum(patient_of(report) in names for report in reports)
-    text = "reports of the run are of patients of the new set; their text may have been trained on"
+    text = "reports of the run belong to patients of the new set; the run may have been trained on their text"
     return f"WARNING: {count} {text}" if count else ""
 
 

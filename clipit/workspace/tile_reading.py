@@ -103,7 +103,7 @@ def read_with_overview(
             if tiles.quarantined:
                 count, total = len(tiles.quarantined), len(tiles) + len(tiles.quarantined)
                 logger.info(
-                    f"note: {count} of {total} images cannot be decoded, dropped: {shortlist(tiles.quarantined)}"
+                    f"note: {count} of {total} images cannot be decoded and are dropped: {shortlist(tiles.quarantined)}"
                 )
             return tiles
         tiles = read_tiles(section, check=check, decode=False, root=root)

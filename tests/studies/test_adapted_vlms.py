@@ -18,16 +18,19 @@ import clipit
 from clipit.api.adaptation import AdaptationResult
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
+from clipit.config.studies import ProbingConfig
 from clipit.errors import ClipitError, ConfigError, DataError
 from clipit.evaluation.intervals import Interval, t_interval
 from clipit.evaluation.measured_models import ModelDifference, Subject
 from clipit.evaluation.significance import Significance
+from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.models.vlm_export import adapted_vlm
 from clipit.reporting.adapt_facts import learned_from
 from clipit.reporting.adapt_page import AdaptContent, adapt_chapters, adapt_verdict
 from clipit.reporting.study_report import render_markdown
 from clipit.reporting.vlm_card import write_card_scores
 from clipit.studies.adapted_vlms import study
+from clipit.studies.adapted_vlms.measure import measure_tiles, worse_than_chance
 from clipit.studies.features import joint_features
 from clipit.workspace.workspace import Workspace
 
@@ -105,6 +108,46 @@ def test_scores_are_those_of_the_adapted_vlm(adapted: tuple[ConfigFile, Adaptati
     assert row.value == pytest.approx(balanced_accuracy_score(test.labels, (test.vectors @ classes.T).argmax(axis=1)))
     probes = rows[(rows.what == "linear probe") & (rows.metric == "auroc")]
     assert len(probes) == 6 and set(probes.labels) == {24}, "two seeds of each model; labels of train and validation"
+
+
+def test_worse_than_chance_is_said_of_exchanged_words_alone(world: dict[str, Any], tmp_path: Path) -> None:
+    truth = np.repeat([0, 1], 20)
+    assert worse_than_chance(truth, 1 - truth) == 0.0
+    some_right = np.where(np.arange(40) % 20 < 5, truth, 1 - truth)
+    assert worse_than_chance(truth, some_right) == pytest.approx(0.25)
+    half_right = np.where(np.arange(40) % 2 == 0, truth, 1 - truth)
+    assert worse_than_chance(truth, half_right) is None and worse_than_chance(truth, truth) is None
+    assert worse_than_chance(truth, np.zeros(40, dtype=np.int64)) is None, "one class: exactly chance"
+    assert worse_than_chance(truth[18:22], 1 - truth[18:22]) is None, "four labels show nothing"
+    config = validate_file(merge(world, {"output": str(tmp_path / "out")}), "test").run
+    workspace = Workspace(config)
+    classes = workspace.all_tiles.classes
+    validation = joint_features(workspace).split(workspace.all_tiles, "validation")
+    predicted = zero_shot_predictions(workspace, validation.vectors)
+    source = Path(world["tiles"]["path"])
+    table = pd.read_csv(source, dtype=str, keep_default_na=False)
+    for shift in (0, 1):  # labels as the prompts say, and never so
+        given = [classes[(place + shift) % len(classes)] for place in predicted]
+        labels = dict(zip(validation.ids.tolist(), given, strict=True))
+        changed = table.assign(
+            label=[labels.get(path, label) for path, label in zip(table.path, table.label, strict=True)],
+            path=[str(source.parent / path) for path in table.path],
+        )
+        path = tmp_path / f"tiles{shift}.csv"
+        changed.to_csv(path, index=False)
+        keys = {"output": str(tmp_path / str(shift)), "tiles": {"path": str(path)}}
+        config = validate_file(merge(world, keys), "test").run
+        workspace = Workspace(config)
+        found = measure_tiles(config, ProbingConfig(), workspace, joint_features(workspace), (0,))
+        used = int((workspace.tiles(0).of_split("validation").labels >= 0).sum())  # not those that the seed hides
+        assert found.below_chance == ((0.0, used) if shift else None)
+
+
+def zero_shot_predictions(workspace: Workspace, vectors: np.ndarray) -> np.ndarray:
+    """The class of the most similar prompts of each vector."""
+    assert workspace.prompts is not None
+    classes = prompt_embeddings(workspace.prompts, workspace.encode, None, workspace.all_tiles.classes)
+    return np.asarray((vectors @ classes.T).argmax(axis=1))
 
 
 def test_the_card_of_an_adapted_vlm_has_the_scores_of_its_seed(adapted: tuple[ConfigFile, AdaptationResult]) -> None:

@@ -17,6 +17,7 @@ from clipit.evaluation.metrics import explain_undefined, weighted_scores
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.retrieval import RetrievalScore
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
+from clipit.prompts.prompt_set import PromptSet
 from clipit.studies.features import FrozenFeatures
 from clipit.studies.probing.text_retrieval import text_retrieval
 from clipit.tiles.tileset import TileSet
@@ -24,6 +25,8 @@ from clipit.workspace.workspace import Workspace
 
 METRICS = ("balanced_accuracy", "weighted_f1", "auroc")
 """Metrics of classification."""
+_PERMUTATIONS = 1000
+_LEVEL = 0.025
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class TileResults:
         retrieval: Class-match retrieval with prompts, and recall of captions, as task and score.
         labels: Training and validation labels of the probe, by seed.
         problems: Reasons for missing measurements.
+        below_chance: Balanced accuracy and number of the labelled validation tiles, if prompts classify them worse than
+            chance does.
     """
 
     zero_shot: Measured | None
@@ -43,6 +48,7 @@ class TileResults:
     retrieval: list[tuple[str, RetrievalScore]]
     labels: Mapping[int, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    below_chance: tuple[float, int] | None = None
 
 
 def measure_tiles(
@@ -58,9 +64,10 @@ def measure_tiles(
         seeds: Seeds of the labels of the probe.
     """
     zero_shot = measure_zero_shot(workspace, joint)
+    below_chance = _below_chance(workspace, joint, seeds[0])
     retrieval = text_retrieval(probing, workspace, joint)
     if not get_processes().main:
-        return TileResults(zero_shot, {}, retrieval)
+        return TileResults(zero_shot, {}, retrieval, below_chance=below_chance)
     probes: dict[int, Measured] = {}
     labels: dict[int, int] = {}
     problems: list[str] = []
@@ -75,7 +82,7 @@ def measure_tiles(
             probes = {}
             break
         labels[seed] = len(train) + len(validation)
-    return TileResults(zero_shot, probes, retrieval, labels, problems)
+    return TileResults(zero_shot, probes, retrieval, labels, problems, below_chance)
 
 
 def measure_zero_shot(
@@ -93,11 +100,42 @@ def measure_zero_shot(
     test = (test if kept is None else test.take(np.isin(test.ids.astype(str), kept.astype(str)))).labelled()
     if prompts is None or not len(test):
         return None
-    classes = prompt_embeddings(prompts, workspace.encode, None, tiles.classes)
-    probabilities = zero_shot_probabilities(
-        np.asarray(test.vectors, dtype=np.float32), classes, workspace.vlm.logit_scale
-    )
-    return _classified(test, probabilities, tiles.classes)
+    return _classified(test, _zero_shot(workspace, prompts, test), tiles.classes)
+
+
+def worse_than_chance(labels: Int64[np.ndarray, " n"], predicted: Int64[np.ndarray, " n"]) -> float | None:
+    """Return the balanced accuracy if predictions are worse than chance, else None.
+
+    They are if at most 2.5 % of 1,000 random exchanges of the labels give as low a balanced accuracy.
+
+    Args:
+        labels: Class indices.
+        predicted: Predicted class indices.
+    """
+    classes, where, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weights = 1 / (len(classes) * counts[where])  # of a tile whose prediction is right
+    found = float(weights @ (predicted == labels))
+    random = np.random.default_rng(0)
+    orders = random.permuted(np.tile(np.arange(len(labels)), (_PERMUTATIONS, 1)), axis=1)
+    exchanged = ((predicted == labels[orders]) * weights[orders]).sum(axis=1)
+    as_low = 1 + int((exchanged <= found + 1e-9).sum())
+    return found if as_low / (_PERMUTATIONS + 1) <= _LEVEL else None
+
+
+def _below_chance(workspace: Workspace, joint: FrozenFeatures, seed: int) -> tuple[float, int] | None:
+    """Classify the validation tiles whose labels a seed keeps by prompts, and compare them with chance."""
+    prompts = workspace.prompts
+    tiles = joint.split(workspace.tiles(seed), "validation").labelled()
+    if prompts is None or not len(tiles):
+        return None
+    found = worse_than_chance(tiles.labels, _zero_shot(workspace, prompts, tiles).argmax(axis=1))
+    return None if found is None else (found, len(tiles))
+
+
+def _zero_shot(workspace: Workspace, prompts: PromptSet, tiles: Features) -> Float[np.ndarray, "n c"]:
+    classes = prompt_embeddings(prompts, workspace.encode, None, workspace.all_tiles.classes)
+    vectors = np.asarray(tiles.vectors, dtype=np.float32)
+    return zero_shot_probabilities(vectors, classes, workspace.vlm.logit_scale)
 
 
 def _probe(train: Features, validation: Features, test: Features, tiles: TileSet) -> Measured:

@@ -219,6 +219,15 @@ def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, A
         )
     for notes in results.forgetting.values():
         yield from notes
+    for model, seeds in results.tiles.items():
+        for seed, tiles in list(seeds.items())[: 1 if model == BEFORE else None]:
+            if tiles.below_chance is not None:
+                accuracy, count = tiles.below_chance
+                yield (
+                    f"{_subject(model, seed)}: prompts classify {count} labelled validation tiles worse than chance "
+                    f"(balanced accuracy {accuracy:.1%}). The words of classes may have been learnt exchanged: do not "
+                    "use zero-shot predictions of this VLM."
+                )
     if len(section.seeds) < 2:
         yield "One seed: no interval over seeds, so nothing is decided."
     missing = [arm for arm in ("shuffled_text", "images") if arm not in section.arms]

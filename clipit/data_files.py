@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,13 @@ from clipit.errors import DataError, shortlist
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _WHOLE_DECIMAL = re.compile(r"-?\d+\.0+")
-_INVISIBLE = "\ufeff\u200b"  # byte order mark (of a file that was appended to another one), zero-width space
+_INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
+"""Byte order mark (of a file that was appended to another one), zero-width characters, marks of direction."""
+_PLAIN_TABLES = frozenset({".csv", ".tsv"})
 _HUB = "hf:"  # prefix of ids on the Hugging Face hub
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
-_SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN"})  # often unreadable
+_SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir"})
+"""Folders of file systems, often unreadable, and of thumbnails."""
 
 MISSING_VALUES = frozenset(
     {"#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "NaT", "None", "NULL", "null"}
@@ -305,7 +309,9 @@ def hub_revision(path: str, key: str) -> str | None:
         raise _not_loaded(path, key, error) from error
 
 
-def load_huggingface(path: str, key: str, *, streaming: bool = False, revision: str | None = None) -> Any:
+def load_huggingface(
+    path: str, key: str, *, streaming: bool = False, revision: str | None = None, texts: Sequence[str] = ()
+) -> Any:
     """Load a Hugging Face data set: `hf:owner/name` on the hub, a local folder, or one written by `save_to_disk`.
 
     Args:
@@ -313,6 +319,8 @@ def load_huggingface(path: str, key: str, *, streaming: bool = False, revision: 
         key: Configuration key with this path, for error messages.
         streaming: Whether to open streams, so that nothing is downloaded or converted; not for `save_to_disk`.
         revision: Commit of a data set on the hub; None for the newest one, or the cached one offline.
+        texts: Columns of a folder of csv or tsv files to read as written; pandas guesses the types of others, and reads
+            007 as 7.
 
     Returns:
         A `datasets.Dataset`, or a dictionary of them by split; with `streaming`, `datasets.IterableDataset`.
@@ -336,9 +344,20 @@ def load_huggingface(path: str, key: str, *, streaming: bool = False, revision: 
             return datasets.load_from_disk(str(folder))
         options: dict[str, Any] = {"streaming": True} if streaming else {}
         options |= {} if revision is None else {"revision": revision}
+        if name is None and texts and {*count_suffixes(folder)} <= _PLAIN_TABLES:
+            options["converters"] = dict.fromkeys(texts, str)
         return datasets.load_dataset(str(folder) if name is None else name, **options)
     except Exception as error:  # datasets, its dependencies and the network raise many types
         raise _not_loaded(path, key, error) from error
+
+
+def count_suffixes(folder: Path) -> Counter[str]:
+    """Count the files of a folder and its subfolders by suffix, in lower case; hidden ones do not count."""
+    return Counter(file.suffix.lower() for file in list_files(folder, _is_visible).files)
+
+
+def _is_visible(path: Path) -> bool:
+    return not path.name.startswith((".", "_", "dataset_info")) and path.stem.upper() != "README"
 
 
 def _not_loaded(path: str, key: str, error: Exception) -> DataError:

@@ -2,6 +2,8 @@
 
 import io
 import re
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ _DEEP = re.compile(r";(16|32|64)[BLNF]")
 """Pillow's names of packed pixels with more than 8 bits per channel; BGR;16 (5, 6 and 5 bits) is not among them."""
 _CODESTREAM = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
 _HEADER_BYTES = 2**16
+_JPEG_END = b"\xff\xd9"
+_PNG_SIGNATURE = 8  # bytes before the first chunk
 
 
 class ImageError(ValueError):
@@ -52,7 +56,11 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
     try:
         with Image.open(source) as image:
             _check(image)
-            return decode_plain(image) or _load(image)
+            plain = decode_plain(image)
+            if plain is not None:
+                return plain
+            check_bytes(image)
+            return _load(image)
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -80,6 +88,38 @@ def _check(image: Image.Image) -> None:
     """Refuse images that cannot be converted to 8-bit RGB without loss."""
     _check_depth(image)
     _check_pages(image)
+
+
+def check_bytes(image: Image.Image) -> None:
+    """Refuse damage that Pillow does not report: a JPEG file without its end, a PNG file with a wrong checksum.
+
+    Args:
+        image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards.
+    """
+    if image.format not in ("JPEG", "PNG") or getattr(image, "fp", None) is None:
+        return
+    stream = image.fp
+    position = stream.tell()
+    stream.seek(0)
+    data = stream.read()
+    stream.seek(position)
+    if image.format == "JPEG" and data.find(_JPEG_END, position) < 0:
+        raise ImageError("the end of the JPEG file is missing: the file is truncated")
+    if image.format == "PNG":
+        _check_chunks(data)
+
+
+def _check_chunks(data: bytes) -> None:
+    """Compare the checksums of a PNG file's chunks up to the last complete one; Pillow skips those of pixels."""
+    start = _PNG_SIGNATURE
+    while start + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        stop = start + 8 + length
+        if kind == b"IEND" or stop + 4 > len(data):  # Pillow reports missing pixels
+            return
+        if zlib.crc32(data[start + 4 : stop]) != int.from_bytes(data[stop : stop + 4], "big"):
+            raise ImageError(f"a wrong checksum in the {kind.decode('latin-1')} chunk: the PNG file is damaged")
+        start = stop + 4
 
 
 def _load(image: Image.Image) -> Image.Image:
@@ -133,7 +173,10 @@ def _jpeg2000_bits(image: Image.Image) -> int:
 
 
 def _check_pages(image: Image.Image) -> None:
-    """Refuse animations, and a TIFF that holds several images; smaller copies and masks may follow its first page."""
+    """Refuse animations, and a TIFF that holds several images; smaller copies and masks may follow its first page.
+
+    A TIFF whose first page is a smaller copy of another is refused, because only the first page is read.
+    """
     if not getattr(image, "is_animated", False):
         return
     size, pages = image.size, int(getattr(image, "n_frames", 1))
@@ -142,6 +185,7 @@ def _check_pages(image: Image.Image) -> None:
     if image.format != "TIFF":  # the further images of an MPO are previews or depth
         return
     equal = 1
+    larger = None
     for page in range(1, pages):
         try:
             image.seek(page)
@@ -149,7 +193,14 @@ def _check_pages(image: Image.Image) -> None:
             continue
         other = getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0)
         equal += image.size == size and not other & _REDUCED_OR_MASK
+        if image.width > size[0] and image.height > size[1]:
+            larger = image.size
     image.seek(0)
+    if larger is not None:
+        raise ImageError(
+            f"a TIFF whose first page has {size[0]} x {size[1]} pixels, another {larger[0]} x {larger[1]}: save the "
+            "larger one alone"
+        )
     if equal > 1:
         raise ImageError(f"a TIFF with {equal} pages of equal size: save each page as a file of its own")
 

@@ -51,3 +51,16 @@ def _wrap(value: Any, path: Path | None, fix: str, error: type[ClipitError], pla
     if isinstance(value, list):
         return [_wrap(item, path, fix, error, f"{place}[{number}]") for number, item in enumerate(value)]
     return value
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of the pairs of a JSON object (`object_pairs_hook` of json.loads).
+
+    Raises:
+        ValueError: A key is repeated.
+    """
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"repeated key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return cells

@@ -143,7 +143,7 @@ def _detect_format(config: ReportsConfig, path: Path) -> str:
 
 def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: list[str]) -> Iterator[RawReport]:
     if format_name == "huggingface":
-        return read_huggingface_reports(config)
+        return read_huggingface_reports(config, problems)
     if not path.exists():
         raise DataError(
             f"no such file or folder of reports; {neighbours(config.path)}".rstrip("; "),

@@ -15,13 +15,17 @@ from clipit.data_files import (
     cell_text,
     check_arrow,
     check_column_names,
+    count_suffixes,
     delimiter_hint,
+    hub_id,
+    is_saved_dataset,
     joined_rows,
     list_files,
     load_huggingface,
     read_csv,
 )
 from clipit.errors import DataError, shortlist
+from clipit.json_record import unique_keys
 from clipit.reports.barcodes import patient_of, tcga_names
 from clipit.reports.encodings import check_lfs_pointer, codec, decoding
 from clipit.reports.textfiles import RawReport
@@ -29,6 +33,7 @@ from clipit.reports.workbooks import read_workbook
 
 _BATCH = 1024  # rows of parquet in memory at once
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
+_TABLES = frozenset({".parquet", ".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".ndjson"})
 _LONGEST_NAME = 60  # characters of a column's name; a longer one is probably a report
 
 
@@ -109,26 +114,13 @@ def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
                 continue
             where = f"{path}, line {number}"
             try:
-                cells = json.loads(line, object_pairs_hook=_unique_keys)
+                cells = json.loads(line, object_pairs_hook=unique_keys)
             except (ValueError, RecursionError) as error:
                 raise DataError(f"invalid JSON: {error}", where=where, fix="write one JSON object per line") from error
             if not isinstance(cells, dict):
                 raise DataError("not a JSON object", where=where, fix='write lines such as {"text": "..."}')
             _check_columns(config, list(cells), where)
             yield _raw_report(config, cells, where)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary of the pairs of a JSON object.
-
-    Raises:
-        ValueError: A key is repeated.
-    """
-    cells = dict(pairs)
-    if len(cells) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"repeated key {next(key for key in keys if keys.count(key) > 1)!r}")
-    return cells
 
 
 def read_parquet(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
@@ -168,9 +160,16 @@ def _not_utf8(error: UnicodeDecodeError, where: object) -> DataError:
     return DataError(f"a text is not valid UTF-8: {error.reason}", where=where, fix="write the table again, as UTF-8")
 
 
-def read_huggingface_reports(config: ReportsConfig) -> Iterator[RawReport]:
-    """Read the configured split of a Hugging Face data set."""
-    dataset = load_huggingface(config.path, "reports.path")
+def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
+    """Read the configured split of a Hugging Face data set; other splits are listed in `problems`.
+
+    Raises:
+        DataError: The data set cannot be loaded, lacks the split or a column, or is a folder of several kinds of table.
+    """
+    folder = Path(config.path).expanduser()
+    if hub_id(config.path) is None and folder.is_dir() and not is_saved_dataset(folder):
+        _check_one_kind(folder)
+    dataset = load_huggingface(config.path, "reports.path", texts=sorted(_columns(config).values()))
     if isinstance(dataset, dict):
         if config.split not in dataset:
             raise DataError(
@@ -178,6 +177,9 @@ def read_huggingface_reports(config: ReportsConfig) -> Iterator[RawReport]:
                 where=config.path,
                 fix="set reports.split to one of them",
             )
+        others = [f"{name} ({rows.num_rows} reports)" for name, rows in dataset.items() if name != config.split]
+        if others:
+            problems.append(f"{config.path}: splits that are not read (reports.split): {shortlist(others)}")
         dataset = dataset[config.split]
     check_arrow(dataset, f"{config.path}, {config.split}")
     _check_columns(config, dataset.column_names, config.path)
@@ -193,6 +195,17 @@ def read_huggingface_reports(config: ReportsConfig) -> Iterator[RawReport]:
             yield _raw_report(config, cells, f"{config.path}, {config.split} row {number}")
     except UnicodeDecodeError as error:
         raise _not_utf8(error, f"{config.path}, {config.split} row {number + 1}") from error
+
+
+def _check_one_kind(folder: Path) -> None:
+    """Refuse a folder with tables of several kinds, of which the datasets package reads only the most frequent one."""
+    kinds = [f"{count} {suffix}" for suffix, count in count_suffixes(folder).most_common() if suffix in _TABLES]
+    if len(kinds) > 1:
+        raise DataError(
+            f"reports in files of several kinds: {', '.join(kinds)}",
+            where=folder,
+            fix="convert them to one kind, or move the files that are not reports to another folder",
+        )
 
 
 def _columns(config: ReportsConfig) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Read a sheet of an Excel workbook (.xlsx) as a table of texts."""
 
+import re
 import zipfile
 from collections.abc import Sequence
 from datetime import date, datetime, time
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from openpyxl.worksheet.worksheet import Worksheet
 
 _LARGEST = 2**30  # bytes of an unpacked workbook
+_ESCAPED = re.compile(r"_x(00[01][0-9A-Fa-f]|005[Ff])_")
+"""Control characters as Excel stores them, such as _x000D_ for a carriage return, which openpyxl does not decode."""
 _MISSING = ("#N/A", "#NULL!")  # error values that mark missing values
 
 
@@ -140,4 +143,6 @@ def _text(value: Any) -> str:
         return str(int(value))
     if isinstance(value, datetime):
         return (value.date() if value.time() == time() else value).isoformat()
+    if isinstance(value, str):
+        return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), value).replace("\r\n", "\n")
     return value.isoformat() if isinstance(value, date | time) else str(value)

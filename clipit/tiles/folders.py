@@ -17,6 +17,8 @@ _DOCUMENTS = frozenset(
     {".csv", ".htm", ".html", ".json", ".log", ".md", ".pdf", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 )
 """Suffixes of files that describe images; a folder of these alone is not a class."""
+_HIDDEN = (".", "__MACOSX", "@eaDir")
+"""Starts of the names of files and folders that are not read."""
 UNLABELLED = ("unlabelled", "unlabeled")
 """Names, in any letter case, of a folder with unlabelled tiles."""
 
@@ -50,7 +52,7 @@ def read_folders(config: TilesConfig) -> SourceTiles:
 def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
     """Read tiles from the class folders of a zip; if all of them are in one top-level folder, its name is dropped."""
     stamp_of = zip_stamps(archive)
-    visible = [name for name in stamp_of if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+    visible = [name for name in stamp_of if not any(part.startswith(_HIDDEN) for part in name.split("/"))]
     images = [name for name in visible if is_image(name)]
     tops = {name.split("/", 1)[0] for name in images} - {*(config.classes or ()), *config.class_map}
     in_one = len(tops) == 1 and all(name.startswith(f"{min(tops)}/") and name.count("/") > 1 for name in images)

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -30,7 +31,30 @@ _COMMON = 0.5  # share of the tiles in which a pattern must occur
 
 def folded_name(column: str) -> str:
     """Reduce the name of a column to letters and digits, in lower case."""
-    return "".join(char for char in column.casefold() if char.isalnum())
+    return "".join(char for char in unicodedata.normalize("NFKC", column).casefold() if char.isalnum())
+
+
+def check_column_spelling(names: Mapping[str, str], present: Sequence[str], where: object) -> None:
+    """Refuse a column such as `Split`, which would be ignored beside `split`.
+
+    Args:
+        names: Name of each wanted column, by clipit's name.
+        present: Names of the columns that exist.
+        where: File or data set, for the error message.
+
+    Raises:
+        DataError: A wanted column is missing, and another one differs only in letter case, spaces or punctuation.
+    """
+    for ours, theirs in names.items():
+        others = [name for name in present if name not in names.values()] if theirs not in present else []
+        alike = [name for name in others if folded_name(name) == folded_name(theirs)]
+        if alike:
+            raise DataError(
+                f"no column {theirs}, but {shortlist([repr(name) for name in alike])}, which would not be read",
+                where=where,
+                fix=f"rename the column to {theirs} or set tiles.columns.{ours}; rename it to something else if it is "
+                "not to be read",
+            )
 
 
 def names_groups(column: str) -> bool:

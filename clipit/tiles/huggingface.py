@@ -14,7 +14,7 @@ from clipit.errors import DataError, is_limit, shortlist
 from clipit.image_readers import Reader
 from clipit.images import ImageError, decode
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
-from clipit.tiles.groups import names_groups
+from clipit.tiles.groups import check_column_spelling, names_groups
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import configured_parts, part_map
 
@@ -80,7 +80,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     Raises:
         DataError: The data set cannot be loaded, or lacks parts or columns.
     """
-    loaded = load_huggingface(config.path, "tiles.path")
+    loaded = load_huggingface(config.path, "tiles.path", texts=sorted(_column_names(config).values()))
     parts = select_parts(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
     column = image_column(config)
     undecoded: dict[str, Any] = {}
@@ -177,6 +177,7 @@ def check_columns(part: str, present: Sequence[str], config: TilesConfig) -> Non
             where=config.path,
             fix="set the column names in tiles.columns (path: the image column)",
         )
+    check_column_spelling({key: name for key, name in names.items() if key != "id"}, present, config.path)
 
 
 def _column_names(config: TilesConfig) -> dict[str, str]:

@@ -1,16 +1,17 @@
 """Decode masks: images with a value per pixel, or GeoJSON, to one class per pixel."""
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int16, Integer
+from jaxtyping import Int16, Int64, Integer
 from PIL import Image, ImageFile
 
 from clipit.errors import shortlist
-from clipit.images import ImageError
+from clipit.images import ImageError, check_bytes
 from clipit.slides.geojson import read_polygons
 from clipit.slides.polygons import rasterise
 
@@ -20,6 +21,9 @@ _GEOJSON = (".geojson", ".json")
 _IGNORE_NAME = "ignore"
 _TOLERANCE = 0.01  # share of a tile's edge by which a polygon may lie outside
 _LISTED = 5
+_LOSSY = frozenset({"AVIF", "JPEG", "JPEG2000", "MPO"})
+_LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
+_WEBP_HEADER = 64  # bytes that name the kind of the first image
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,14 @@ def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set it; a truncated mask would end in zeros
     try:
         with Image.open(content) as image:
-            if image.format == "JPEG":
-                raise ImageError("a JPEG, whose compression changes the values of a mask: save masks as PNG")
+            if _is_lossy(image):
+                raise ImageError(
+                    f"{image.format} with a compression that changes the values of a mask: save masks as PNG"
+                )
             if getattr(image, "n_frames", 1) > 1:
                 raise ImageError(f"{getattr(image, 'n_frames', 1)} frames or pages: save a mask as one image")
+            check_bytes(image)
+            packed = _packed_mode(image)
             image.load()
             values = np.asarray(image)
             mode = image.mode
@@ -116,10 +124,39 @@ def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
         values = values[..., 0]
     elif mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ImageError(f"pixel mode {mode}: save the mask as PNG with 8 or 16 bits")
-    whole = values.astype(np.int64)
+    whole = _unscaled(values.astype(np.int64), packed)
     if whole.size and (whole.min() < 0 or whole.max() > 65535):
         raise ImageError(f"values from {whole.min()} to {whole.max()}: a mask has values from 0 to 65535")
     return whole
+
+
+def _is_lossy(image: Image.Image) -> bool:
+    """Return whether the compression of an opened image may change its values."""
+    if image.format == "WEBP":
+        position = image.fp.tell()
+        image.fp.seek(0)
+        lossless = b"VP8L" in image.fp.read(_WEBP_HEADER)
+        image.fp.seek(position)
+        return not lossless
+    return image.format in _LOSSY or image.info.get("compression") in _LOSSY_TIFF
+
+
+def _packed_mode(image: Image.Image) -> str:
+    """Return how the pixels of an opened image are stored, such as L;4 for 4 bits of grey; "" if unknown."""
+    arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _unscaled(values: Int64[np.ndarray, "h w"], packed: str) -> Int64[np.ndarray, "h w"]:
+    """Undo what Pillow does to grey values: it scales 2 and 4 bits to 8, and inverts a TIFF in which 0 is white."""
+    grey = re.fullmatch(r"(?:L|(1))(?:;([24])?(I?)R?)?", packed)
+    if grey is None:
+        return values
+    binary, bits, inverted = grey.groups()
+    most = 1 if binary else 255
+    values = most - values if inverted else values
+    return values // (most // (2 ** int(bits) - 1)) if bits else values
 
 
 def _draw(

@@ -64,10 +64,11 @@ def sorted_names(names: set[str]) -> tuple[str, ...]:
 
 
 def spelled_alike(names: Iterable[str]) -> list[str]:
-    """List names that differ only in letter case, spaces, outer quotes, composition of characters, or as 1 and 1.0."""
+    """List names that differ only in letter case, spaces, outer quotes, invisible characters, or as 1 and 1.0."""
     spellings: dict[str, list[str]] = {}
     for name in sorted(names):
-        folded = " ".join(unicodedata.normalize("NFKC", name).casefold().strip("\"' ").split())
+        visible = "".join(char for char in unicodedata.normalize("NFKC", name) if char.isprintable() or char.isspace())
+        folded = " ".join(visible.casefold().strip("\"' ").split())
         spellings.setdefault(_WHOLE_FLOAT.sub(r"\1", folded), []).append(name)
     return [" and ".join(repr(name) for name in group) for group in spellings.values() if len(group) > 1]
 

@@ -1,6 +1,7 @@
 """Read tiles from a table (path, label, split, group, mpp, id) with a folder or zip of images."""
 
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from clipit.image_files import dangling_links, image_stamps
 from clipit.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.image_set import ImageSet
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
-from clipit.tiles.groups import names_groups
+from clipit.tiles.groups import check_column_spelling, names_groups
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
-from clipit.tiles.source import SourceTiles
+from clipit.tiles.source import ALIASES, SourceTiles
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*_DELIMITERS, ".parquet")
 """Suffixes of tables."""
+_SPLIT_NAME = re.compile("split|set|fold|part|phase|cohort|usage", re.IGNORECASE)
+"""Words in the names of columns that may contain splits."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def read_table(config: TilesConfig) -> SourceTiles:
         stamps=located.stamps,
         reader=located.reader,
         where=str(path),
-        notes=(*label_notes, *group_notes),
+        notes=(*label_notes, *group_notes, *_split_hint(table, columns)),
         paths=columns["path"],
         columns=_other_columns(path, table, config),
     )
@@ -157,6 +160,7 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequ
             or "name the right ones in tiles.columns, e.g. --tiles.columns.label=diagnosis "
             "(clipit predict: --path-column)",
         )
+    check_column_spelling(names, table.names, path)
     columns = {
         ours: read_cells(table.column(theirs), theirs, path, table.place)
         for ours, theirs in names.items()
@@ -165,6 +169,16 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequ
     if not columns["path"]:
         raise DataError("the table has no rows", where=path, fix="add a row per tile")
     return columns
+
+
+def _split_hint(table: TileTable, columns: Mapping[str, list[str]]) -> tuple[str, ...]:
+    """Return a note if another column than `split` contains the names of splits, and none is read."""
+    for name in table.names if "split" not in columns else ():
+        if _SPLIT_NAME.search(name):
+            splits = {ALIASES.get(str(cell).strip().lower()) for cell in table.column(name)}
+            if len(splits) > 1 and None not in splits:
+                return (f"column {name} contains splits but is not read; to use it, set tiles.columns.split: {name}",)
+    return ()
 
 
 def _other_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[str, list[str]]:

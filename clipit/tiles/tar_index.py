@@ -21,6 +21,7 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, shortlist
 from clipit.image_readers import file_stamp
 from clipit.images import SUFFIXES
+from clipit.json_record import unique_keys
 from clipit.progress import progress
 from clipit.tiles.cells import stored_cell
 from clipit.tiles.groups import names_groups
@@ -272,7 +273,7 @@ def _parse(content: bytes, suffix: str, where: str) -> Mapping[str, Any]:
         text = content.decode("utf-8-sig")
         if suffix.rpartition(".")[2] not in _JSON:
             return {suffix: text}
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise DataError(f"unreadable: {error}", where=where, fix="write UTF-8, and JSON in .json members") from error
     if not isinstance(values, dict):

@@ -25,6 +25,7 @@ _MOST_SHARDS = 1_000_000
 _SCHEME = re.compile(r"^(pipe:|[A-Za-z][A-Za-z0-9+.-]*://)")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512  # bytes; a header, and the unit to which members are padded
+_READ = 2**20  # bytes that are read at once after the end mark
 _KEPT_OPEN = 256  # shards that a process keeps open; it opens the others for each read
 
 
@@ -135,8 +136,8 @@ def scan_tar(path: Path, wanted: "re.Pattern[str]", largest: int) -> Iterator[tu
         largest: Largest wanted content, bytes.
 
     Raises:
-        DataError: The shard is not a plain tar file, is truncated or damaged, or contains links, sparse files or a
-            wanted file that is too large.
+        DataError: The shard is not a plain tar file, is truncated or damaged, continues after its end mark, or contains
+            links, sparse files or a wanted file that is too large.
     """
     with path.open("rb") as stream:
         start = stream.read(8)
@@ -176,6 +177,13 @@ def scan_tar(path: Path, wanted: "re.Pattern[str]", largest: int) -> Iterator[tu
         stream.seek(end)
         if end + _BLOCK > size or any(stream.read(_BLOCK)):
             raise _damaged(path, f"no end mark at byte {end:,} of {size:,}")
+        while rest := stream.read(_READ):
+            if rest.count(0) < len(rest):
+                raise DataError(
+                    f"not one plain tar file: its end mark is at byte {end:,} of {size:,}, and data follow it",
+                    where=path,
+                    fix="write one shard per file; shards that were joined with cat must be split again",
+                )
 
 
 def _damaged(path: Path, what: str) -> DataError:

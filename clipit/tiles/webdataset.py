@@ -9,7 +9,7 @@ from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import DataError, shortlist
 from clipit.image_set import ImageSet
 from clipit.tiles.cells import check_stored, parse_mpp, resolve_missing
-from clipit.tiles.groups import names_groups
+from clipit.tiles.groups import check_column_spelling, names_groups
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.tar_index import FIELD_PREFIX, OWN_FIELDS, TarIndex, index_shards
 
@@ -101,6 +101,8 @@ def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
             where=config.path,
             fix="name the right fields in tiles.columns, e.g. --tiles.columns.label=diagnosis",
         )
+    read = {ours: name for ours, name in names.items() if ours != "id" or ours in config.columns}
+    check_column_spelling(read, index.names, config.path)
     if labelled and "label" not in config.columns and index.has("label") and index.has("cls"):
         _check_one_label(index, config)
     return names

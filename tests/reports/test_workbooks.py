@@ -127,3 +127,9 @@ def test_a_missing_header_is_noticed_and_a_superfluous_list_of_columns_too(tmp_p
     path.write_text("a,text\n2,Benign mucosa.\n")
     with pytest.raises(DataError, match="the first row is a header"):
         read_reports(ReportsConfig(path=str(path), columns=("a", "text")))
+
+
+def test_line_ends_that_excel_escapes_are_decoded(tmp_path: Path) -> None:
+    text = "First line._x000D_\nSecond line, named _x005F_x000D_."
+    (report,) = read(workbook(tmp_path / "r.xlsx", HEADER, ["a", text, 1, None])).reports
+    assert report.text == "First line.\nSecond line, named _x000D_."

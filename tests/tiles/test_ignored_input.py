@@ -1,0 +1,206 @@
+"""Input that would be ignored or read wrongly without a word: columns, shards, damaged images, masks."""
+
+import io
+import json
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from clipit.config.run import TilesConfig
+from clipit.errors import DataError
+from clipit.images import ImageError, decode
+from clipit.tiles.load import read_tiles
+from clipit.tiles.mask_files import MaskClasses, decode_mask
+
+from .conftest import paint, write_table
+
+ROWS = [
+    {"path": f"{place}.png", "label": "ab"[place % 2], "split": "train" if place < 8 else "test", "group": f"p{place}"}
+    for place in range(12)
+]
+NOISE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+
+
+def table(folder: Path, rows: "list[dict[str, str]]") -> TilesConfig:
+    for place, row in enumerate(rows):
+        paint(folder / row["path"], place)
+    return TilesConfig(source="table", path=str(write_table(folder / "tiles.csv", rows)))
+
+
+def renamed(rows: "list[dict[str, str]]", old: str, new: str) -> "list[dict[str, str]]":
+    return [{new if name == old else name: value for name, value in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize(("old", "new"), [("split", "Split"), ("group", "GROUP"), ("split", "\u200bsplit")])
+def test_a_column_spelt_almost_as_one_of_ours_is_an_error(tmp_path: Path, old: str, new: str) -> None:
+    config = table(tmp_path, renamed(ROWS, old, new))
+    with pytest.raises(DataError, match=rf"no column {old}, but (.|\n)*tiles\.columns\.{old}"):
+        read_tiles(config)
+    tiles = read_tiles(config.model_copy(update={"columns": {old: new}}))
+    assert (tiles.splits == "test").sum() == 4 and "p3" in tiles.groups
+
+
+def test_beside_the_right_column_another_spelling_is_allowed(tmp_path: Path) -> None:
+    tiles = read_tiles(table(tmp_path, [{**row, "Split": "test"} for row in ROWS]))
+    assert (tiles.splits == "test").sum() == 4
+
+
+def test_a_column_of_splits_under_another_name_is_noted(tmp_path: Path) -> None:
+    tiles = read_tiles(table(tmp_path, renamed(ROWS, "split", "partition")))
+    assert any("column partition contains splits but is not read" in note for note in tiles.notes)
+    assert not any("contains splits" in note for note in read_tiles(table(tmp_path, ROWS)).notes)
+
+
+@pytest.mark.parametrize("other", ["a\u200b", "a\u200f", "a\x1a", "\u2060a"])
+def test_a_class_with_an_invisible_character_is_not_another_class(tmp_path: Path, other: str) -> None:
+    rows = [*ROWS[:-1], {**ROWS[-1], "label": f"b{other}b"}, {"path": "x.png", "label": "bab", "split": "test"}]
+    config = table(tmp_path, [{"group": "", **row} for row in rows])
+    with pytest.raises(DataError, match="classes with almost the same name"):
+        read_tiles(config)
+
+
+def test_marks_of_direction_around_a_cell_are_not_part_of_it(tmp_path: Path) -> None:
+    tiles = read_tiles(table(tmp_path, [{**ROWS[0], "group": "\u200ep0\u200f"}, *ROWS[1:]]))
+    assert sorted(set(tiles.groups)) == sorted(row["group"] for row in ROWS)
+
+
+def test_thumbnails_of_a_network_drive_are_not_tiles(tmp_path: Path) -> None:
+    for place in range(8):
+        paint(tmp_path / "ab"[place % 2] / f"{place}.png", place)
+    paint(tmp_path / "a" / "@eaDir" / "0.png" / "SYNOPHOTO_THUMB_M.jpg", 9)
+    assert len(read_tiles(TilesConfig(source="folders", path=str(tmp_path)))) == 8
+
+
+def shard(path: Path, numbers: range, fields: str = "") -> Path:
+    with tarfile.open(path, "w") as archive:
+        for number in numbers:
+            image = io.BytesIO()
+            Image.fromarray(np.roll(NOISE, number)).save(image, "PNG")
+            text = fields or json.dumps({"label": "ab"[number % 2], "split": "train" if number < 6 else "test"})
+            for name, content in ((f"{number}.png", image.getvalue()), (f"{number}.json", text.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def shards(path: Path) -> TilesConfig:
+    return TilesConfig(source="webdataset", path=str(path))
+
+
+def test_shards_that_were_joined_are_an_error(tmp_path: Path) -> None:
+    one, other = shard(tmp_path / "1.tar", range(5)), shard(tmp_path / "2.tar", range(5, 10))
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(one.read_bytes() + other.read_bytes())
+    with pytest.raises(DataError, match="end mark is at byte .* and data follow it"):
+        read_tiles(shards(joined))
+    joined.write_bytes(one.read_bytes() + bytes(30_000))  # longer padding is harmless
+    assert len(read_tiles(shards(joined))) == 5
+
+
+def test_a_sample_with_two_labels_is_an_error(tmp_path: Path) -> None:
+    path = shard(tmp_path / "1.tar", range(4), '{"label": "a", "label": "b"}')
+    with pytest.raises(DataError, match=r"repeated key 'label'(.|\n)*0\.json"):
+        read_tiles(shards(path))
+
+
+def test_a_field_spelt_almost_as_one_of_ours_is_an_error(tmp_path: Path) -> None:
+    path = shard(tmp_path / "1.tar", range(4), '{"label": "a", "Split": "test"}')
+    with pytest.raises(DataError, match="no column split, but 'Split'"):
+        read_tiles(shards(path))
+
+
+def encoded(kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(NOISE).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_file_whose_end_was_never_written_is_damaged(progressive: bool) -> None:
+    data = encoded("JPEG", quality=90, progressive=progressive)
+    assert decode(io.BytesIO(data + b"more")).size == (48, 48)
+    half = len(data) // 2
+    with pytest.raises(ImageError):
+        decode(io.BytesIO(data[:half] + bytes(len(data) - half)))
+
+
+def test_a_jpeg_file_that_ends_in_zeros_is_damaged_though_every_block_can_be_decoded() -> None:
+    data = encoded("JPEG", quality=90)
+    start = len(data) * 8 // 10
+    with pytest.raises(ImageError, match="end of the JPEG file is missing"):
+        decode(io.BytesIO(data[:start] + bytes(len(data) - start)))
+
+
+def png(values: "np.ndarray[Any, Any]", bits: int) -> bytes:
+    """A grey PNG with 1 to 8 bits."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = values.shape
+    planes = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    lines = np.packbits(planes.reshape(height, width * bits), axis=1)
+    content = b"".join(b"\0" + line.tobytes() for line in lines)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(content)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, content) for kind, content in chunks)
+
+
+MASK = np.kron(np.array([[0, 3], [2, 1]], dtype=np.uint8), np.ones((8, 8), dtype=np.uint8))
+CLASSES = MaskClasses(("none", "gland", "stroma", "tumour"), {0: 0, 1: 1, 2: 2, 3: 3})
+
+
+def test_a_flipped_bit_in_a_png_is_found_wherever_it_is() -> None:
+    data = png(MASK, 8)
+    for place in range(data.index(b"IDAT"), data.index(b"IEND") - 4):
+        damaged = bytearray(data)
+        damaged[place] ^= 4
+        with pytest.raises(ImageError):
+            decode_mask(io.BytesIO(bytes(damaged)), "m.png", (16, 16), CLASSES)
+        with pytest.raises(ImageError):
+            decode(io.BytesIO(bytes(damaged)))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_masks_of_few_bits_keep_their_values(bits: int) -> None:
+    np.testing.assert_array_equal(decode_mask(io.BytesIO(png(MASK, bits)), "m.png", (16, 16), CLASSES), MASK)
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_tiff_masks_keep_their_values(tmp_path: Path, photometric: str) -> None:
+    tifffile.imwrite(tmp_path / "m.tif", MASK, photometric=photometric)
+    np.testing.assert_array_equal(decode_mask(tmp_path / "m.tif", "m.tif", (16, 16), CLASSES), MASK)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("WEBP", {"quality": 80}), ("JPEG2000", {}), ("MPO", {})])
+def test_masks_with_a_lossy_compression_are_refused(kind: str, options: "dict[str, Any]") -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.repeat(MASK[..., None], 3, axis=2)).save(stream, kind, **options)
+    with pytest.raises(ImageError, match="compression that changes the values"):
+        decode_mask(stream, "m.png", (16, 16), CLASSES)
+
+
+def test_lossless_webp_masks_are_read() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.repeat(MASK[..., None], 3, axis=2)).save(stream, "WEBP", lossless=True)
+    np.testing.assert_array_equal(decode_mask(stream, "m.webp", (16, 16), CLASSES), MASK)
+
+
+def test_a_tiff_that_begins_with_a_thumbnail_is_refused(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "t.tif") as file:
+        file.write(np.ascontiguousarray(NOISE[::2, ::2]), photometric="rgb")
+        file.write(NOISE, photometric="rgb")
+    with pytest.raises(ImageError, match="first page has 24 x 24 pixels, another 48 x 48"):
+        decode(tmp_path / "t.tif")
+    with tifffile.TiffWriter(tmp_path / "t.tif") as file:
+        file.write(NOISE, photometric="rgb")
+        file.write(np.ascontiguousarray(NOISE[::2, ::2]), photometric="rgb")
+    assert decode(tmp_path / "t.tif").size == (48, 48)

@@ -96,9 +96,9 @@ def check_bytes(image: Image.Image) -> None:
     Args:
         image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards.
     """
-    if image.format not in ("JPEG", "PNG") or getattr(image, "fp", None) is None:
+    stream = getattr(image, "fp", None)
+    if image.format not in ("JPEG", "PNG") or stream is None:
         return
-    stream = image.fp
     position = stream.tell()
     stream.seek(0)
     data = stream.read()

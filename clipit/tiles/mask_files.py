@@ -132,18 +132,20 @@ def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
 
 def _is_lossy(image: Image.Image) -> bool:
     """Return whether the compression of an opened image may change its values."""
-    if image.format == "WEBP":
-        position = image.fp.tell()
-        image.fp.seek(0)
-        lossless = b"VP8L" in image.fp.read(_WEBP_HEADER)
-        image.fp.seek(position)
+    stream = getattr(image, "fp", None)
+    if image.format == "WEBP" and stream is not None:
+        position = stream.tell()
+        stream.seek(0)
+        lossless = b"VP8L" in stream.read(_WEBP_HEADER)
+        stream.seek(position)
         return not lossless
     return image.format in _LOSSY or image.info.get("compression") in _LOSSY_TIFF
 
 
 def _packed_mode(image: Image.Image) -> str:
     """Return how the pixels of an opened image are stored, such as L;4 for 4 bits of grey; "" if unknown."""
-    arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 

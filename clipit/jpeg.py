@@ -43,11 +43,14 @@ def decode_plain(image: Image.Image) -> Image.Image | None:
     decoder = find_decoder()
     if decoder is None:
         return None
+    position = image.fp.tell()
     image.fp.seek(0)
     try:
         pixels = decoder(image.fp.read())
     except ValueError:  # an error or a warning of libjpeg
         return None
+    finally:
+        image.fp.seek(position)
     return Image.fromarray(pixels) if pixels.shape == (image.height, image.width, 3) else None
 
 

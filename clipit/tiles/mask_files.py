@@ -101,9 +101,7 @@ def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
     try:
         with Image.open(content) as image:
             if _is_lossy(image):
-                raise ImageError(
-                    f"{image.format} with a compression that changes the values of a mask: save masks as PNG"
-                )
+                raise ImageError(f"a {image.format}, whose compression changes the values of a mask: save masks as PNG")
             if getattr(image, "n_frames", 1) > 1:
                 raise ImageError(f"{getattr(image, 'n_frames', 1)} frames or pages: save a mask as one image")
             check_bytes(image)

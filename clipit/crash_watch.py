@@ -1,4 +1,4 @@
-"""Name the images that a process was reading when it died, which no exception can report.
+"""Report the images that a process was reading when it crashed, which no exception can name.
 
 A decoder that crashes, or a kill for lack of memory, ends the process at once. So reading threads note the image in a
 shared block of memory, and a small process, which waits for the end of this one, prints the notes that are left.

@@ -1,4 +1,4 @@
-"""Copy batches of pixels to a device: on a GPU from pinned memory, beside its work, one batch ahead."""
+"""Copy batches of pixels to a device; on a GPU from pinned memory, one batch ahead, while it computes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar

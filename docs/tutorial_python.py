@@ -13,13 +13,13 @@
 # %% [markdown]
 # # clipit in Python
 #
-# Everything that the command `clipit` does is a function: it takes a configuration and returns an
+# Every task of the command `clipit` is also a function, which takes a configuration and returns an
 # object with paths and DataFrames. This notebook indexes reports, pairs tiles with them, trains a
-# classifier and asks whether the text helped.
+# classifier and tests whether the text helped.
 #
 # It runs in less than a minute on two CPU cores, because its tiles and reports are synthetic and its
 # models are the tiny ones of the package. Its scores therefore say nothing about pathology;
-# [Results](results.md) has measured ones.
+# see [Results](results.md) for measurements.
 
 # %%
 import textwrap
@@ -38,7 +38,7 @@ sorted(path.name for path in world.iterdir())
 #
 # `load_config` reads a YAML file or a shipped configuration by its name (`clipit init` lists them).
 # Any key of [Configuration](configuration.md) can be changed, by its dotted name or by its section.
-# Wrong keys and values are a `ConfigError` that lists all of them; every error of the package is a
+# Wrong keys and values raise a `ConfigError` that lists all of them; every error of the package is a
 # `clipit.ClipitError`.
 
 # %%
@@ -133,11 +133,11 @@ list(zip(test["label"], classifier.predict(images), strict=True))
 classifier.zero_shot(images, {"tumour": ["adenocarcinoma with atypia"], "other": ["normal tissue"]}).round(2)
 
 # %% [markdown]
-# ## Did the text help?
+# ## Whether the text helped
 #
-# A single score does not say so. `compare` trains every arm with several seeds and gives the
-# differences to the baseline with their intervals. Two seeds give wide ones: use five or more for a
-# claim, and controls such as `shuffled_pairs`.
+# A single score does not show this. `compare` trains every arm with several seeds and gives the
+# differences from the baseline with their intervals. With two seeds, as here, these are wide: for a
+# claim, use five or more seeds, and controls such as `shuffled_pairs`.
 
 # %%
 comparison = clipit.compare(
@@ -164,4 +164,4 @@ print(comparison.verdict)
 # %% [markdown]
 # `comparison.page` is the path of the whole report, with the tiles on which the arms differ.
 # `clipit.tune` searches hyperparameters with the same grid for every arm, and `clipit.probe`
-# measures the frozen models; see the [Python API](api.md).
+# evaluates the frozen models; see the [Python API](api.md).

@@ -233,7 +233,7 @@ class RunConfig(Section):
     """Prompt set of the classes for zero-shot: a YAML file or a packaged name."""
     vlm: VLMConfig = VLMConfig()
     second_vlm: VLMConfig | None = None
-    """Second teacher beside `vlm`, with its own stores, pairs and projector; zero-shot uses `vlm`."""
+    """Second teacher in addition to `vlm`, with its own stores, pairs and projector; zero-shot uses `vlm`."""
     backbone: BackboneConfig = BackboneConfig()
     lora: LoraConfig = LoraConfig()
     pairing: PairingConfig = PairingConfig()

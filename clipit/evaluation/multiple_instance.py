@@ -1,4 +1,4 @@
-"""Multiple-instance learning of single tiles: a finding is visible on some of a patient's tiles, unknown which."""
+"""Multiple-instance learning of single tiles: a finding is visible on an unknown subset of a patient's tiles."""
 
 import numpy as np
 from jaxtyping import Float, Int64

@@ -17,7 +17,7 @@ from clipit.workspace.workspace import Workspace
 def arm_targets(
     arm: MilArm, config: RunConfig, mil: MilConfig, workspace: Workspace, bags: MilBags, seed: int, root: Path
 ) -> BagTargets | None:
-    """Return what the training bags of an arm learn from beside their labels; None for nothing.
+    """Return what the training bags of an arm learn from in addition to their labels; None for nothing.
 
     Args:
         arm: Arm.

@@ -1,4 +1,4 @@
-"""Targets that bags learn from beside their labels: class probabilities and vectors, for training only."""
+"""Targets that bags learn from in addition to their labels: class probabilities and vectors, for training only."""
 
 import hashlib
 from collections.abc import Sequence

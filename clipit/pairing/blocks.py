@@ -1,4 +1,4 @@
-"""Tables computed in blocks of tiles, shared among processes and kept on disk so that a killed run can resume."""
+"""Tables computed in blocks of tiles, shared among processes and kept on disk so that interrupted runs resume."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path

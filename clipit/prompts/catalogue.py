@@ -1,4 +1,4 @@
-"""List the packaged prompt sets: for `clipit prompts list`, and for docs/prompts.md."""
+"""List the packaged prompt sets, for `clipit prompts list` and for docs/prompts.md."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Table of zero-shot slide subtyping in the form of MI-Zero's: prompts and K, with published scores beside."""
+"""Table of zero-shot slide subtyping in the form of MI-Zero's: prompts and K, beside published scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Predictions in chunks of images, shared among processes and kept on disk so that a killed command can resume."""
+"""Predictions in chunks of images, shared among processes and kept on disk so that interrupted commands resume."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

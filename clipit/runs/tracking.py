@@ -1,4 +1,4 @@
-"""Experiment trackers of a run or an adaptation: what they are told, and the command that opens them."""
+"""Experiment trackers of a run or an adaptation: what is logged to them, and the command that opens them."""
 
 import logging
 import shlex

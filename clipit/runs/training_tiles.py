@@ -1,4 +1,4 @@
-"""Record of the tiles that a run was trained on, with which new test sets are compared even without the images."""
+"""Record of the tiles of a run's training, so that new test sets can be checked against them without the images."""
 
 import logging
 from dataclasses import dataclass

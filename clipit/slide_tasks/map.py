@@ -1,4 +1,4 @@
-"""Map slides: overlays, heat maps, files for QuPath and a page per slide, kept so that a kill loses no slide."""
+"""Map slides: overlays, heat maps, QuPath files and a page per slide; an interrupted command resumes."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Score the tiles of slides, one table per slide; processes share the slides, and finished slides survive a kill."""
+"""Score the tiles of slides, one table per slide; processes share the slides, and finished slides are kept."""
 
 import json
 import shutil

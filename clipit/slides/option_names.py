@@ -1,4 +1,4 @@
-"""Names of the options of slides in the command that runs, for error messages."""
+"""Names of the slide options of the running command, for error messages."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Prepare slides: tissue and grid of each slide, kept as an artefact of its own, so that a kill loses no slide."""
+"""Prepare slides: the tissue and grid of each are kept as an artefact, so that an interrupted command resumes."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Write the reports of a case world: they describe the case's tissues and state its molecular status, or not."""
+"""Write the reports of a case world: they describe the case's tissues, and most state its molecular status."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""Write a world of synthetic slides in which patients have reports and tumours a status that reports state."""
+"""Write a world of synthetic slides whose patients have reports, most of which state the tumour's status."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -11,7 +11,7 @@ STATUS_CAPTIONS: Mapping[str, tuple[str, ...]] = {
     MUTATED: ("QLD3 mutant", "mutated QLD3", "quoldin deficient"),
     WILD_TYPE: ("QLD3 wildtype", "unmutated QLD3", "quoldin proficient"),
 }
-"""Phrases by status that follow a caption of a VLM that is told the status, and that the prompts use."""
+"""Phrases by status, which are appended to captions of a VLM that is trained on the status, and used in prompts."""
 
 STATUS_PROMPTS = {
     status: tuple(f"{TUMOUR_NAMES[0]}, {phrase}" for phrase in phrases) for status, phrases in STATUS_CAPTIONS.items()

@@ -29,7 +29,7 @@ _known: dict[tuple[object, ...], "Activations"] = {}
 
 @dataclass(frozen=True)
 class Activations:
-    """Memory beside weights and optimiser after each operation of a forward and backward pass, in bytes.
+    """Memory in addition to weights and optimiser after each operation of a forward and backward pass, in bytes.
 
     It is linear in the number of tiles, with other coefficients at each operation: activations dominate at the end of
     the forward pass, gradients at the end of the backward pass.
@@ -188,7 +188,7 @@ def _live_bytes(
     precision: str,
     mode: AbstractContextManager[Any] | None,
 ) -> list[int]:
-    """Return the bytes in use beside weights after each operation of a forward and backward pass."""
+    """Return the bytes in use in addition to weights after each operation of a forward and backward pass."""
     device = next(student.parameters()).device
     autocast = torch.autocast(device.type, dtype=_AUTOCAST.get(precision), enabled=precision != "no")
     generators = [device] if device.type == "cuda" else []

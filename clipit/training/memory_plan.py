@@ -65,7 +65,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class _Room:
-    """Free memory of a process, and what takes some of it beside the student."""
+    """Free memory of a process, and what takes some of it in addition to the student."""
 
     free: int
     processes: int

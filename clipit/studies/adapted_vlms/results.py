@@ -225,7 +225,7 @@ def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, A
                 accuracy, count = tiles.below_chance
                 yield (
                     f"{_subject(model, seed)}: prompts classify {count} labelled validation tiles worse than chance "
-                    f"(balanced accuracy {accuracy:.1%}). The words of classes may have been learnt exchanged: do not "
+                    f"(balanced accuracy {accuracy:.1%}). The names of classes may have been swapped: do not "
                     "use zero-shot predictions of this VLM."
                 )
     if len(section.seeds) < 2:

@@ -1,7 +1,9 @@
 """Versions of packages and of this checkout, which are recorded with results."""
 
 import importlib.metadata
+import shlex
 import subprocess
+import sys
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -39,9 +41,19 @@ def package_version() -> str:
 def git_commit() -> str:
     """Return the commit of this package's checkout, with `+` for local changes; "" outside a checkout."""
     package = Path(__file__).resolve().parent
+    if not (package.parent / ".git").exists():  # git would answer for a repository that contains the environment
+        return ""
     command = ["git", "-C", str(package), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def command_line() -> str:
+    """Return the command of this process as it can be typed in a shell."""
+    program, *arguments = sys.argv
+    # clipit's main puts the subcommand into the program's name, for usage messages.
+    words = program.split(" ") if program.startswith("clipit ") else [program]
+    return shlex.join([*words, *arguments])

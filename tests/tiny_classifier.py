@@ -9,7 +9,13 @@ from tiny_models import save_clip, save_timm
 CLASSES = ("gland", "stroma", "tumour")
 
 
-def save_classifier(root: Path, classes: Sequence[str] = CLASSES, seed: int = 0) -> Path:
+def save_classifier(
+    root: Path,
+    classes: Sequence[str] = CLASSES,
+    seed: int = 0,
+    mpp: float | None = 1.0,
+    backbone_mpp: float | None = None,
+) -> Path:
     """Write `run/classifier` and the VLM `clip` to a folder, and return it; another seed gives other weights."""
     import torch
 
@@ -22,6 +28,7 @@ def save_classifier(root: Path, classes: Sequence[str] = CLASSES, seed: int = 0)
     torch.manual_seed(seed)
     vlm = load_vlm(VLMConfig(name=str(save_clip(root / "clip"))))
     backbone = load_backbone(BackboneConfig(name=str(save_timm(root / "timm"))))
+    backbone.expected_mpp = backbone_mpp
     student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=len(classes), joint_dim=24)
     for weight in student.parameters():
         weight.data.add_(0.1 * torch.randn_like(weight))
@@ -31,7 +38,7 @@ def save_classifier(root: Path, classes: Sequence[str] = CLASSES, seed: int = 0)
         backbone,
         root / "run/classifier",
         classes=classes,
-        mpp=1.0,
+        mpp=mpp,
         tile_pixels=32,
         vlm_info=vlm.describe(),
         prompts=prompts,

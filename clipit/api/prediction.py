@@ -1,5 +1,6 @@
 """Prediction in Python: classify image files, folders, zips and tables with an exported classifier."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from clipit.config.data import SlidesConfig
     from clipit.config.run import VLMConfig
     from clipit.models.inference import Classifier
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,13 @@ def predict(
 def _tiles_of_slides(classifier: "Classifier", tile_mpp: float | None, table: Path) -> "SlidesConfig":
     """Return the tiling of slides that suits a classifier; the grids are stored beside the table."""
     from clipit.config.data import SlidesConfig
+    from clipit.distributed import get_processes
     from clipit.runs.tile_scorer import classifier_scorer, tiles_for
 
     given = {} if tile_mpp is None else {"mpp": tile_mpp}
     grids = str(table.with_name("slide_grids"))
-    return tiles_for(classifier_scorer(classifier), SlidesConfig(grids=grids, **given), list(given))[0]
+    tiles, warnings = tiles_for(classifier_scorer(classifier), SlidesConfig(grids=grids, **given), list(given))
+    if get_processes().main:
+        for warning in warnings:
+            logger.warning(warning)
+    return tiles

@@ -2,8 +2,6 @@
 
 import logging
 import re
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.table import models_of, uses_reports
-from clipit.versions import git_commit, versions
+from clipit.versions import command_line, git_commit, versions
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -133,7 +131,7 @@ def _write(
     arms = {arm: _arm_keys(config, arm, best_point(points)) for arm, points in scored.items()}
     record = {
         "commit": git_commit(),
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
         "versions": versions(),
         "seeds": list(comparison.tuning_seeds),
         "monitor": config.training.monitor,

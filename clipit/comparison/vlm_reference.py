@@ -2,8 +2,6 @@
 
 import json
 import re
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabiliti
 from clipit.stores.embed import Store, embed_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import centred
-from clipit.versions import git_commit, versions
+from clipit.versions import command_line, git_commit, versions
 from clipit.workspace.workspace import Workspace
 
 ZERO_SHOT = f"{REFERENCE}: VLM zero-shot"
@@ -156,7 +154,7 @@ def probe_provenance(workspace: Workspace, tiles: TileSet) -> Provenance:
         training_labels=int((tiles.of_split("train").labels >= 0).sum()),
         tiles_fingerprint=tiles.fingerprint,
         commit=git_commit(),
-        command=shlex.join(sys.argv),
+        command=command_line(),
         versions=json.dumps(versions(), sort_keys=True),
     )
 

@@ -67,6 +67,7 @@ class ClassifierSpec:
         export_note: How to load this folder without clipit, and what is then unavailable.
         files: SHA-256 of every other file but the card, by path in the folder.
         tile_pixels: Edge of the training tiles in pixels, before preprocessing; None if they differ in size or unknown.
+        mpp_assumed: Whether `mpp` is the backbone's, because no training tile stated its own.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -87,6 +88,7 @@ class ClassifierSpec:
     export_note: str = ""
     files: dict[str, str] = field(default_factory=dict)
     tile_pixels: int | None = None
+    mpp_assumed: bool = False
 
 
 def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> str:

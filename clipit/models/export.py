@@ -156,6 +156,7 @@ def _write(
         preprocess=backbone.preprocess,
         mpp=backbone.expected_mpp if scale[0] is None else scale[0],
         tile_pixels=scale[1],
+        mpp_assumed=scale[0] is None and backbone.expected_mpp is not None,
         vlm=None
         if vlm_info is None or whole.projector is None
         else {**vlm_info, "name": public_name(str(vlm_info.get("name")))},

@@ -163,7 +163,9 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
     for split, scored in facts.results.get("splits", {}).items():
         groups = f" of {scored['groups']} patients or slides" if scored.get("groups") else ", patients unknown"
         lines.append(f"- Scored, {split}: {scored['n']} tiles{groups}, {scored['labelled']} labelled")
-    scale = f"{spec.mpp:g} micrometres per pixel" if spec.mpp else "micrometres per pixel unknown"
+    scale = f"micrometres per pixel: {f'{spec.mpp:g}' if spec.mpp else 'unknown'}"
+    if spec.mpp_assumed:
+        scale += " (assumed from the backbone; the training tiles state none)"
     return "\n".join([*lines, f"- Input: {spec.preprocess.describe()}; {scale}"])
 
 

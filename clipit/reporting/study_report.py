@@ -1,8 +1,6 @@
 """Rows, provenance and pages that studies share."""
 
 import json
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_table, page, write_page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.tables import UNDEFINED, markdown_line, markdown_table, markdown_text
-from clipit.versions import git_commit, versions
+from clipit.versions import command_line, git_commit, versions
 
 PROVENANCE = (
     "subject", "split", "classes", "metric", "tiles_fingerprint", "pixels", "preprocess", "model", "fingerprint",
@@ -76,7 +74,7 @@ class Chapter:
 def collect_provenance() -> dict[str, str]:
     """Return the Git commit, command line and package versions of this process."""
     packages = json.dumps(versions(), sort_keys=True)
-    return {"commit": git_commit(), "command": shlex.join(sys.argv), "versions": packages}
+    return {"commit": git_commit(), "command": command_line(), "versions": packages}
 
 
 class PromptColumns(TypedDict):

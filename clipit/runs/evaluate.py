@@ -1,7 +1,5 @@
 """Evaluation of a trained run: predict once, and compute everything else from the predictions."""
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -36,7 +34,7 @@ from clipit.runs.page import write_run_page
 from clipit.runs.predict import join_predictions, open_classifier, predict_tiles, zero_shot_embeddings
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.table import models_of, uses_vlm
-from clipit.versions import git_commit, versions
+from clipit.versions import command_line, git_commit, versions
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -163,7 +161,7 @@ def _provenance(config: RunConfig, classifier: "Classifier", prompts: PromptSet 
         "run": config.name,
         "arm": config.arm or "custom",
         "seed": config.seed,
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
         "commit": git_commit(),
         "classes": len(classifier.classes),
         "pixels": preprocess.size,

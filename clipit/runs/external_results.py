@@ -1,7 +1,5 @@
 """Scores, calibration, summary and page of a run's evaluation on a new test set."""
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ from clipit.reporting.external_page import external_sections, external_texts
 from clipit.reporting.summary import run_summary, write_summary
 from clipit.runs.page import write_run_page
 from clipit.tiles.tileset import TileSet
-from clipit.versions import git_commit, versions
+from clipit.versions import command_line, git_commit, versions
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
@@ -56,7 +54,7 @@ def score_external(
         "tiles": external["tiles"],
         "prompts": f"{prompts.name} ({prompts.hash})" if prompts else stored,
         "preprocess": classifier.spec.preprocess.hash,
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
         "commit": git_commit(),
     }
     return scores | {

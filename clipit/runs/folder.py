@@ -2,8 +2,6 @@
 
 import logging
 import os
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +23,7 @@ from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.arms import resolve_arm
 from clipit.training.checkpoints import latest_checkpoint
 from clipit.training.precision import resolve_precision
-from clipit.versions import git_commit, versions
+from clipit.versions import command_line, git_commit, versions
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +250,7 @@ def claim_folder(
         "fingerprint": fingerprint.value,
         "commit": git_commit(),
         "versions": versions(),
-        "command": shlex.join(sys.argv),
+        "command": command_line(),
     }
     write_json(folder / "run.json", record | {"keys": fingerprint.keys, "inputs": fingerprint.inputs})
 

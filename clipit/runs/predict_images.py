@@ -161,7 +161,9 @@ def _facts(classifier: "Classifier") -> dict[str, object]:
         "backbone": spec.provenance.get("backbone", {}).get("name", "unknown"),
         "classes": ", ".join(spec.classes),
         "preprocessing": spec.preprocess.describe(),
-        "expected micrometres per pixel": "unknown" if spec.mpp is None else f"{spec.mpp:g}",
+        "expected micrometres per pixel": "unknown"
+        if spec.mpp is None
+        else f"{spec.mpp:g}{' (assumed from the backbone)' if spec.mpp_assumed else ''}",
     }
 
 

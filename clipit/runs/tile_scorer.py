@@ -47,6 +47,7 @@ class TileScorer:
         vlm: Fingerprint of the VLM whose joint space the embeddings are in; None for a model without one.
         text_mean: Mean that was subtracted from text embeddings in training; None for none.
         draws: Class embeddings of sampled prompt sets, whose scores are pooled separately; None for none.
+        mpp_assumed: Whether `mpp` is the backbone's, because no training tile stated its own.
     """
 
     classes: tuple[str, ...]
@@ -63,6 +64,7 @@ class TileScorer:
     vlm: str | None = None
     text_mean: Float32[np.ndarray, " dim"] | None = None
     draws: Float32[np.ndarray, "N C D"] | None = None
+    mpp_assumed: bool = False
 
     @property
     def identity(self) -> str:
@@ -106,6 +108,7 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
             tuple(spec.classes), "classifier", f"classifier {facts['run']}", probabilities, spec.preprocess,
             classifier.device, spec.mpp, spec.tile_pixels, 1.0, facts, _own_prompts(classifier), vlm,
             classifier.text_mean,
+            mpp_assumed=spec.mpp_assumed,
         )  # fmt: skip
     zero_shot = embed_classes(classifier, prompts)
     vectors = torch.from_numpy(zero_shot.embeddings).to(classifier.device)
@@ -121,7 +124,7 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
         zero_shot.classes, "student", f"zero-shot student {facts['run']} with {zero_shot.source}", cosines,
         spec.preprocess, classifier.device, spec.mpp, spec.tile_pixels, zero_shot.logit_scale, facts,
         TextNeighbours(zero_shot.classes, [""] * len(zero_shot.classes), zero_shot.embeddings.__getitem__), vlm,
-        classifier.text_mean,
+        classifier.text_mean, mpp_assumed=spec.mpp_assumed,
     )  # fmt: skip
 
 
@@ -198,6 +201,11 @@ def tiles_for(scorer: TileScorer, asked: SlidesConfig, given: Sequence[str]) -> 
                 fix="give it in micrometres per pixel, such as --tile-mpp 0.5",
             )
         changes["mpp"] = scorer.mpp
+        if scorer.mpp_assumed:
+            warnings.append(
+                f"the training tiles stated no micrometres per pixel, so tiles are read at {scorer.mpp:g}, as the backbone "
+                "expects; if the training tiles had others, give them: --tile-mpp"
+            )
     elif scorer.mpp is not None and not 1 / _LARGEST_RATIO <= asked.mpp / scorer.mpp <= _LARGEST_RATIO:
         warnings.append(f"tiles are read at {asked.mpp:g} micrometres per pixel; the model expects {scorer.mpp:g}")
     if "pixels" not in given:

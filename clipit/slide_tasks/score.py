@@ -93,6 +93,7 @@ def score_slides(
     """
     processes = get_processes()
     config, warnings = tiles_for(scorer, requested, given)
+    assumed = scorer.mpp_assumed and "mpp" not in given
     _check_labels(listed, scorer)
     if processes.main:
         for warning in warnings:
@@ -122,7 +123,7 @@ def score_slides(
         "classes": ", ".join(scorer.classes),
         "scores": "probabilities" if scorer.kind == "classifier" else "cosine similarities to the class prompts",
         "tiles read": f"{config.pixels} px at {config.mpp:g} um/px, overlap {config.overlap:g}, "
-        f"tissue {config.min_tissue:g}",
+        f"tissue {config.min_tissue:g}{'; resolution assumed from the backbone' if assumed else ''}",
         **{name: value for name, value in scorer.facts.items() if isinstance(value, str)},
     }
     if damaged:

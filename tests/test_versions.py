@@ -1,0 +1,38 @@
+"""The recorded command and commit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipit import versions as module
+from clipit.cli import main as cli
+
+
+def test_the_recorded_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+    monkeypatch.setattr("clipit.cli.doctor.main", lambda: recorded.append(module.command_line()))
+    monkeypatch.setattr(sys, "argv", ["/env/bin/clipit", "doctor", "--config", "my file.yaml"])
+    cli.main()
+    assert recorded == ["clipit doctor --config 'my file.yaml'"]
+
+
+def test_a_script_whose_path_has_a_space_stays_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["my scripts/train.py", "--config", "a.yaml"])
+    assert module.command_line() == "'my scripts/train.py' --config a.yaml"
+
+
+def test_an_installed_package_does_not_record_the_commit_of_the_users_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    package = tmp_path / ".venv" / "site-packages" / "clipit"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(module, "__file__", str(package / "versions.py"))
+    assert module.git_commit.__wrapped__() == ""
+    (tmp_path / "clipit").mkdir()
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "clipit" / "versions.py"))
+    assert len(module.git_commit.__wrapped__()) >= 7

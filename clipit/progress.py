@@ -127,19 +127,24 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
 
 @contextmanager
 def _lines(title: str, total: int, done: int) -> Iterator[Advance]:
-    finished, latest = done, ""
-    start = time.monotonic()
+    finished, latest, calls = done, "", 0
+    start = moved = time.monotonic()
     ended = threading.Event()
 
     def advance(units: int = 1, note: str = "") -> None:
-        nonlocal finished, latest
-        finished, latest = finished + units, note or latest
+        nonlocal finished, latest, moved, calls
+        finished, latest, moved = finished + units, note or latest, time.monotonic()
+        calls += 1
 
     def report() -> None:
         while not ended.wait(LINE_SECONDS):
             seconds = time.monotonic() - start
             speed = (finished - done) / seconds
             left = f"about {duration((total - finished) / speed)} left" if speed else f"none yet in {duration(seconds)}"
+            waiting = time.monotonic() - moved
+            # A step that takes far longer than those before it says that they cannot tell the time left.
+            if speed and waiting > max(LINE_SECONDS, 2 * (moved - start) / calls):
+                left = f"working on the next for {duration(waiting)}"
             count = f"{finished:,} of {total:,}"
             logger.info(f"{title}: {', '.join(part for part in (count, latest, left) if part)}")
 

@@ -27,6 +27,16 @@ def test_without_a_terminal_lines_go_on_even_while_nothing_advances(
     assert len(caplog.records) == count
 
 
+def test_the_time_left_is_not_estimated_while_one_step_takes_far_longer_than_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.05)
+    with caplog.at_level(logging.INFO, "clipit"), progress("probing", 3) as advance:
+        advance()
+        time.sleep(0.2)
+    assert caplog.records[-1].getMessage() == "probing: 1 of 3, working on the next for 0 seconds"
+
+
 def test_short_work_and_other_processes_print_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "clipit"):
         with progress("short", 3) as advance:

@@ -1,6 +1,7 @@
 """A tiny exported classifier with text, and the VLM that its texts were embedded with."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def save_classifier(
     torch.manual_seed(seed)
     vlm = load_vlm(VLMConfig(name=str(save_clip(root / "clip"))))
     backbone = load_backbone(BackboneConfig(name=str(save_timm(root / "timm"))))
-    backbone.expected_mpp = backbone_mpp
+    backbone = replace(backbone, expected_mpp=backbone_mpp)
     student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=len(classes), joint_dim=24)
     for weight in student.parameters():
         weight.data.add_(0.1 * torch.randn_like(weight))

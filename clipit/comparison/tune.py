@@ -15,7 +15,7 @@ from clipit.comparison.grid import RATE, STEPS, GridPoint, format_point, grid_po
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError
+from clipit.errors import DataError, shortlist
 from clipit.progress import RunsLeft
 from clipit.reporting.tables import markdown_table
 from clipit.runs.folder import is_trained, read_training, run_folder
@@ -49,6 +49,12 @@ def tune(config: RunConfig, comparison: ComparisonConfig) -> Path:
         Path of the JSON file with all scores, each arm's best point and the `arms` block for the configuration.
     """
     searched = {RATE, STEPS, *comparison.grid}
+    unused = [key for key in config.overrides if key in searched]
+    if unused and get_processes().main:
+        logger.warning(
+            f"{shortlist(unused)}: not used, because the search sets it; change comparison.learning_rates, "
+            "comparison.steps or comparison.grid"
+        )
     base = config.model_copy(
         update={
             "output": config.output / "tuning",

@@ -12,7 +12,18 @@ it to `clipit prompts`. A class is embedded as the mean over its prompts: every 
 template. `clipit prompts lint NAME` checks a set, `clipit prompts study` measures how much its
 wording matters.
 
-A file path works in place of a name. The prompt files of CONCH, MI-Zero, KEP and KEEP (JSON) are read without
+A file path works in place of a name. Your own file may look like this:
+
+```yaml
+name: mine
+version: 1
+templates: ["{}.", "an image of {}."]    # {} stands for a name of the class
+classes:
+  tumour: [adenocarcinoma, malignant glands]
+  benign: [normal mucosa]
+```
+
+The prompt files of CONCH, MI-Zero, KEP and KEEP (JSON) are read without
 conversion. A file with many sampled entries is read as their pool: all distinct names of each class, in all distinct
 templates.
 

@@ -99,9 +99,11 @@ def text_problems(key: str, value: object, what: str) -> list[str]:
     return problems
 
 
-def raise_problems(problems: Sequence[str], where: object) -> None:
-    """Raise one `DataError` that lists all problems, if any."""
+def raise_problems(problems: Sequence[str], where: object, keys: str = "") -> None:
+    """Raise one `DataError` that lists all problems, if any; `keys` describes the keys of a file, if one is missing."""
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise DataError(f"{count} in prompts:\n{listed}", where=where, fix="correct the keys named above")
+        missing = any(problem.endswith("is missing") for problem in problems)
+        fix = "correct the keys named above" + (f"; {keys}" if keys and missing else "")
+        raise DataError(f"{count} in prompts:\n{listed}", where=where, fix=fix)

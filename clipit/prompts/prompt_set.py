@@ -38,12 +38,16 @@ def load_bag(name_or_path: str | Path) -> PromptBag:
     raw, repeated = files.read(path)
     problems = files.key_problems(raw, repeated, _BAG_KEYS, required=("name", "version", "texts"))
     problems += files.text_problems("texts", raw["texts"], "texts") if raw.get("texts") is not None else []
-    files.raise_problems(problems, path)
+    files.raise_problems(problems, path, "a bag has a name, a version and texts, a list of sentences")
     return PromptBag(str(raw["name"]), str(raw["version"]), tuple(raw["texts"]), str(raw.get("source", "")).strip())
 
 
 _SET_KEYS = ("name", "version", "source", "licence", "templates", "classes")
 PLACEHOLDER = "{}"
+_KEYS = (
+    "a set has a name, a version, templates (a list of sentences such as 'an image of {}.') and classes (a list of names "
+    "for each class)"
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
         DataError: Unknown or missing keys, a template without `{}`, a class without names, a name repeated or
             under two classes, ...; all are listed at once.
     """
-    files.raise_problems(set_problems(raw, repeated), where)
+    files.raise_problems(set_problems(raw, repeated), where, _KEYS)
     return PromptSet(
         name=str(raw["name"]),
         version=str(raw["version"]),

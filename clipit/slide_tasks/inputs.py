@@ -58,7 +58,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
                 fix=f"save it as {' or '.join(TABLES)}",
             )
         elif path.is_file():
-            listed.append(SlidePath(slide_name(path), path, mpp))
+            listed.append(SlidePath(slide_name(path), path, default_mpp=mpp))
         else:
             raise DataError(
                 "no such slide, folder or table",

@@ -249,17 +249,18 @@ def check_mpp(mpp: float | None) -> None:
 
 
 def resolve_mpp(
-    slide: SlideFile, stated: float | None, where: object, options: OptionNames = KEYS
+    slide: SlideFile, stated: float | None, where: object, options: OptionNames = KEYS, default: float | None = None
 ) -> tuple[float, str]:
-    """Return micrometres per pixel of level 0, and a note on their source if it is not the file's own statement.
+    """Return micrometres per pixel of level 0, and a note if they are not what the user may expect.
 
     Without a statement, 10 micrometres are divided by the objective's power; the power is never assumed.
 
     Args:
         slide: Open slide.
-        stated: Value of the user's table or option; None without one.
+        stated: Value of the user's table for this slide; None without one.
         where: Slide, for messages.
         options: Names of options in messages.
+        default: Value of the user's option, for slides without any other; None without one.
 
     Raises:
         DataError: There is no statement, or two statements differ by more than 2 %.
@@ -269,10 +270,12 @@ def resolve_mpp(
         raise DataError(
             f"{stated:g} micrometres per pixel are given, but the file states {own:g}",
             where=where,
-            fix="correct the column mpp (or the option), or leave it empty for this slide",
+            fix="correct the column mpp, or leave it empty for this slide",
         )
     if own is not None:
-        return own, ""
+        differs = stated is None and default is not None and abs(own - default) > _TOLERANCE * own
+        return own, f"the file states {own:g} micrometres per pixel, which replace {default:g}" if differs else ""
+    stated = default if stated is None else stated
     if stated is not None:
         return stated, f"{stated:g} micrometres per pixel as given"
     if slide.magnification is not None:

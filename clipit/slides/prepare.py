@@ -60,12 +60,14 @@ class SlidePath:
     Attributes:
         name: Unique name.
         path: File.
-        mpp: Micrometres per pixel of level 0 as the user states them; None without a statement.
+        mpp: Micrometres per pixel of level 0 as the user states them for this slide; None without a statement.
+        default_mpp: Micrometres per pixel of level 0 of slides for which neither the file nor the user states them.
     """
 
     name: str
     path: Path
     mpp: float | None = None
+    default_mpp: float | None = None
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def _prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> Pr
     inputs = {
         "slide": slide.name,
         "stamp": stamp,
-        "stated_mpp": slide.mpp,
+        "stated_mpp": slide.default_mpp if slide.mpp is None else slide.mpp,
         "contours": contours and file_sha256(contours),
         "tiles": config.model_dump(mode="json", exclude={"contours", "grids", "tiles_per_slide"}),
     }
@@ -262,7 +264,7 @@ def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None, options
     """
     file = open_slide(slide.path)
     try:
-        mpp, note = resolve_mpp(file, slide.mpp, slide.path, options)
+        mpp, note = resolve_mpp(file, slide.mpp, slide.path, options, slide.default_mpp)
         whole = file.levels[0]
         downsample = _overview_downsample(file, mpp, config)
         overview = read_overview(file, downsample)

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipit.config.data import SlidesConfig, TilesConfig
 from clipit.data_files import list_files
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, printable, shortlist
 from clipit.image_set import ImageSet
 from clipit.images import is_image
 from clipit.slides.dicom import SUFFIX as DICOM
@@ -131,7 +131,9 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, o
     """
     import_openslide()
     check_mpp(mpp)
-    listed = slides_in_folder(path, mpp).slides if path.is_dir() else [SlidePath(slide_name(path), path, mpp)]
+    listed = (
+        slides_in_folder(path, mpp).slides if path.is_dir() else [SlidePath(slide_name(path), path, default_mpp=mpp)]
+    )
     results = prepare_slides(listed, config, options)
     failed = [result for result in results if isinstance(result, FailedSlide)]
     if len(failed) == len(results):
@@ -147,10 +149,9 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
     """Describe slides that were left out; an empty list if there are none."""
     if not failed:
         return []
-    listed = shortlist([f"{slide.name}: {slide.reason}" for slide in failed], 10)
-    fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))[:3]
-    advice = f". Fix: {'; '.join(fixes)}" if fixes else ""
-    return [f"{len(failed)} of {total} slides cannot be used and were left out: {listed}{advice}"]
+    lines = [f"{slide.name}: {slide.reason}{f' (fix: {slide.fix})' if slide.fix else ''}" for slide in failed]
+    listed = "; ".join(printable(line) for line in lines[:10]) + (f"; and {len(lines) - 10} more" if lines[10:] else "")
+    return [f"{len(failed)} of {total} slides cannot be used and were left out: {listed}"]
 
 
 def coarse_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
@@ -194,7 +195,7 @@ def list_slides(config: TilesConfig) -> SlideList:
     if path.suffix.lower() in TABLES:
         return _slides_of_table(path, config)
     if is_slide(path) and path.is_file():
-        slide = SlidePath(slide_name(path), path, config.mpp)
+        slide = SlidePath(slide_name(path), path, default_mpp=config.mpp)
         return SlideList([slide], [""], [""], [""], str(path))
     raise DataError(
         "no folder or table of slides",
@@ -230,7 +231,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
         SlidePath(
             file.parent.name if file.suffix.lower() == DICOM and in_folder[file.parent] == 1 else slide_name(file),
             file,
-            mpp,
+            default_mpp=mpp,
         )
         for file in files
     ]
@@ -275,7 +276,7 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     _check_rows(names, files, parts, path)
     stated = parse_mpp(cells.get("mpp", [""] * count), path, table.place)
     slides = [
-        SlidePath(name, file, config.mpp if np.isnan(mpp) else mpp)
+        SlidePath(name, file, None if np.isnan(mpp) else mpp, config.mpp)
         for name, file, mpp in zip(names, files, stated, strict=True)
     ]
     used = {name_column, file_column, *(columns.get(name, name) for name in ("label", "split", "group", "mpp")), "mask"}

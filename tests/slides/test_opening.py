@@ -89,6 +89,11 @@ def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp
     assert resolve_mpp(silent, 0.25, "a")[0] == 0.25
     with pytest.raises(DataError, match=r"0.25 micrometres per pixel are given, but the file states 0.5"):
         resolve_mpp(stated, 0.25, "a")
+    assert resolve_mpp(stated, None, "a", default=0.505) == (pytest.approx(0.5), "")
+    value, note = resolve_mpp(stated, None, "a", default=0.25)
+    assert value == pytest.approx(0.5) and note == "the file states 0.5 micrometres per pixel, which replace 0.25"
+    assert resolve_mpp(silent, None, "a", default=0.25)[0] == 0.25
+    assert resolve_mpp(silent, 0.3, "a", default=0.25)[0] == 0.3
     with pytest.raises(DataError, match=r"neither micrometres per pixel nor a magnification[\s\S]*column mpp"):
         resolve_mpp(silent, None, "a")
     with pytest.raises(DataError, match="a resolution for printing"):

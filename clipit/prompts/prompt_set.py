@@ -45,8 +45,8 @@ def load_bag(name_or_path: str | Path) -> PromptBag:
 _SET_KEYS = ("name", "version", "source", "licence", "templates", "classes")
 PLACEHOLDER = "{}"
 _KEYS = (
-    "a set has a name, a version, templates (a list of sentences such as 'an image of {}.') and classes (a list of names "
-    "for each class)"
+    "a set has a name, a version, templates (a list of sentences such as 'an image of {}.') and classes (a list of "
+    "names for each class)"
 )
 
 

@@ -203,8 +203,8 @@ def tiles_for(scorer: TileScorer, asked: SlidesConfig, given: Sequence[str]) -> 
         changes["mpp"] = scorer.mpp
         if scorer.mpp_assumed:
             warnings.append(
-                f"the training tiles stated no micrometres per pixel, so tiles are read at {scorer.mpp:g}, as the backbone "
-                "expects; if the training tiles had others, give them: --tile-mpp"
+                f"the training tiles stated no micrometres per pixel, so tiles are read at {scorer.mpp:g}, as the "
+                "backbone expects; if the training tiles had others, give them: --tile-mpp"
             )
     elif scorer.mpp is not None and not 1 / _LARGEST_RATIO <= asked.mpp / scorer.mpp <= _LARGEST_RATIO:
         warnings.append(f"tiles are read at {asked.mpp:g} micrometres per pixel; the model expects {scorer.mpp:g}")

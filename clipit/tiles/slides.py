@@ -131,9 +131,8 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, o
     """
     import_openslide()
     check_mpp(mpp)
-    listed = (
-        slides_in_folder(path, mpp).slides if path.is_dir() else [SlidePath(slide_name(path), path, default_mpp=mpp)]
-    )
+    single = SlidePath(slide_name(path), path, default_mpp=mpp)
+    listed = slides_in_folder(path, mpp).slides if path.is_dir() else [single]
     results = prepare_slides(listed, config, options)
     failed = [result for result in results if isinstance(result, FailedSlide)]
     if len(failed) == len(results):

@@ -1,6 +1,7 @@
 """The search grid: the same axes for every arm that has the term, and nothing outside of it."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,9 @@ def test_an_invalid_axis_is_refused_with_its_key(configure_file: MakeFile, grid:
             configure_file({"comparison.grid": axis})
 
 
-def test_a_stopped_search_resumes_without_training_again(grid: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_search_resumes_without_training_again(
+    grid: ConfigFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     trained: list[str] = []
 
     def train(config: RunConfig, workspace: Workspace) -> Path:
@@ -133,7 +136,9 @@ def test_a_stopped_search_resumes_without_training_again(grid: ConfigFile, monke
         tune(grid.run, grid.comparison)
     first, resumed = trained[:], True
     trained.clear()
-    tune(grid.run, grid.comparison)
+    with caplog.at_level(logging.WARNING, "clipit"):
+        tune(grid.run.model_copy(update={"overrides": ("training.steps", "lora.rank")}), grid.comparison)
+    assert "training.steps: not used, because the search sets it" in caplog.text and "lora.rank" not in caplog.text
     assert trained[:3] == first and len(trained) == len(set(trained)) == 16, "finished trials are verified first"
     study = SharedSearch(grid.run.output / "tuning" / "searches" / grid.run.name).study
     assert len(study.trials) == 16 and all(trial.state.is_finished() for trial in study.trials)

@@ -204,7 +204,9 @@ def test_a_class_given_twice_is_not_silently_the_last_one(tmp_path: Path) -> Non
 @pytest.mark.parametrize("missing", ["name", "version", "templates"])
 def test_missing_keys(tmp_path: Path, missing: str) -> None:
     lines = [line for line in GOOD.splitlines() if not line.startswith(missing)]
-    assert f"{missing}: is missing" in refused(write(tmp_path, "\n".join(lines)))
+    message = refused(write(tmp_path, "\n".join(lines)))
+    assert f"{missing}: is missing" in message and "'an image of {}.'" in message
+    assert "'an image of {}.'" not in refused(write(tmp_path, GOOD + "  b: [lymphocytes]\n"))
 
 
 @pytest.mark.parametrize("text", ["", "just a sentence", "- a\n- b\n", "a: [b\nc: }"])

@@ -17,8 +17,8 @@ _RECORDED_PACKAGES = (
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that can affect results."""
-    return installed(_RECORDED_PACKAGES)
+    """Return the versions of this package and of the packages that can affect results."""
+    return installed((DISTRIBUTION, *_RECORDED_PACKAGES))
 
 
 def installed(names: Collection[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ Tags other than those of plain data are refused, and dates remain strings.
 """
 
 import copy
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ _MOST_BYTES = 8 * 2**20
 _KEPT = (64, 2**16)  # files whose content is parsed once, and the characters of the largest
 _DEEPEST = 40
 _MOST_BITS = 64  # of a whole number
+_DISGUISED = re.compile(r"[-+]?0[0-9_]{1,40}|[^:]{1,40}:.{1,40}")  # numbers to base 8 or 60 in YAML 1.1: `030`, `1:30`
 _MOST_REPEATED = 10_000  # values that aliases repeat, over the whole file
 
 
@@ -72,7 +74,17 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Convert a node; refuse values that do not have the type of their tag, huge numbers and invalid characters."""
+        """Convert a node; refuse values that do not have the type of their tag, huge numbers and invalid characters.
+
+        Numbers that YAML 1.1 reads to another base are refused as well: few people know that `030` is 24 in it.
+        """
+        number = node.tag in (f"{_STANDARD}int", f"{_STANDARD}float")
+        if number and isinstance(node.value, str) and _DISGUISED.fullmatch(node.value):
+            raise _refusal(
+                f"{node.value} is ambiguous (YAML does not read it as a decimal number): write {node.value!r} in quotes "
+                "if it is a name, or a number without leading zeros or colons",
+                node,
+            )
         try:
             value = super().construct_object(node, deep=deep)
             if isinstance(value, str):

@@ -81,8 +81,8 @@ class _Loader(yaml.SafeLoader):
         number = node.tag in (f"{_STANDARD}int", f"{_STANDARD}float")
         if number and isinstance(node.value, str) and _DISGUISED.fullmatch(node.value):
             raise _refusal(
-                f"{node.value} is ambiguous (YAML does not read it as a decimal number): write {node.value!r} in quotes "
-                "if it is a name, or a number without leading zeros or colons",
+                f"{node.value} is ambiguous (YAML does not read it as a decimal number): write {node.value!r} in "
+                "quotes if it is a name, or a number without leading zeros or colons",
                 node,
             )
         try:

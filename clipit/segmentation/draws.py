@@ -38,3 +38,8 @@ def nested_counts(wanted: Sequence[int | None], available: int) -> list[int]:
     """Return the numbers of masks to train on, without those that exceed what there is; None stands for all."""
     counts = {available if count is None else count for count in wanted}
     return sorted(count for count in counts if count <= available)
+
+
+def masks_title(count: int) -> str:
+    """Return a number of masks in words."""
+    return f"{count} mask{'' if count == 1 else 's'}"

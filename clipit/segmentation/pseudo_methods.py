@@ -7,14 +7,13 @@ from jaxtyping import Int16
 from PIL import Image
 
 from clipit.artifacts import fingerprint
-from clipit.segmentation.draws import nested_counts
+from clipit.segmentation.draws import masks_title, nested_counts
 from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.pseudo_masks import PseudoMasks, check_evidence, pseudo_masks, token_mil
 from clipit.segmentation.token_methods import (
     HeadInputs,
     head_inputs,
     labelled_images,
-    masks_title,
     missing_training_masks,
 )
 from clipit.segmentation.unet import Samples, missing_unet

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from clipit.errors import ConfigError, ModelError
-from clipit.segmentation.draws import nested_counts
+from clipit.segmentation.draws import draw_order, masks_title, nested_counts
 from clipit.segmentation.method import Method, MethodInputs
 from clipit.segmentation.methods import METHODS
 from clipit.segmentation.zero_shot import map_classes
@@ -75,12 +75,26 @@ def _check_class_map(mapping: Mapping[str, str], classes: Mapping[str, Sequence[
 
 
 def _notes_on_masks(methods: Mapping[str, Method], inputs: MethodInputs) -> list[str]:
-    """Return notes on configured numbers of training masks that exceed the masks available."""
+    """Return notes on numbers of training masks that exceed those available, and on draws that lack a class."""
     if not any(method.trained for method in methods.values()):
         return []
-    wanted, available = inputs.options.training.masks, len(inputs.masks.of_split("train"))
-    counts = nested_counts(wanted, available)
-    beyond = [str(count) for count in wanted if count is not None and count not in counts]
-    if not beyond:
-        return []
-    return [f"segmentation.training.masks: {', '.join(beyond)} left out, because there are {available} training masks"]
+    notes = []
+    training, train = inputs.options.training, inputs.masks.of_split("train")
+    counts = nested_counts(training.masks, len(train))
+    beyond = [str(count) for count in training.masks if count is not None and count not in counts]
+    if beyond:
+        notes.append(
+            f"segmentation.training.masks: {', '.join(beyond)} left out, because there are {len(train)} training masks"
+        )
+    known = train.counts.sum(axis=0) > 0
+    for count in counts:
+        for seed in training.seeds:
+            drawn = draw_order(train.tiles.ids, train.tiles.groups, seed)[:count]
+            lacking = known & (train.counts[drawn].sum(axis=0) == 0)
+            names = [name for name, absent in zip(train.classes.names, lacking.tolist(), strict=True) if absent]
+            if names:
+                notes.append(
+                    f"{masks_title(count)}, seed {seed}: the drawn masks have no pixel of {', '.join(names)}; a method "
+                    "that learns from them alone cannot predict this class"
+                )
+    return notes

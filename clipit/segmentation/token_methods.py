@@ -16,7 +16,7 @@ from clipit.evaluation.zero_shot import class_means, embed_prompts
 from clipit.models.patch_tokens import PatchTokens, backbone_tokens, student_tokens, vlm_tokens
 from clipit.prompts.prompt_set import load_prompts
 from clipit.runs.prediction_inputs import embed_classes
-from clipit.segmentation.draws import draw_order, nested_counts
+from clipit.segmentation.draws import draw_order, masks_title, nested_counts
 from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.token_head import Targets, train_token_head
 from clipit.segmentation.token_maps import Lattice, lattice_of, token_rows
@@ -163,11 +163,6 @@ def token_heads(inputs: MethodInputs) -> list[Segmenter]:
             name = f"linear head on {options.tokens} tokens, {masks_title(count)}, seed {seed}"
             segmenters.append(heads.segmenter(name, [targets], count, seed))
     return segmenters
-
-
-def masks_title(count: int) -> str:
-    """Return a number of masks in words."""
-    return f"{count} mask{'' if count == 1 else 's'}"
 
 
 def vlm_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:

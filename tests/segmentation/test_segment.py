@@ -23,6 +23,7 @@ from clipit.evaluation.segmentation import MEAN
 from clipit.runs.training_tiles import TRAINING_TILES
 from clipit.segmentation import selection
 from clipit.segmentation.decision import DecisionSearch
+from clipit.segmentation.draws import draw_order
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.methods import METHODS
 from clipit.segmentation.selection import select_methods
@@ -217,6 +218,17 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
     named = file.segmentation.model_copy(update={"methods": ("unet",), "training": training, "class_map": {}})
     assert select_methods(replace(inputs, options=named))[1] == [
         "segmentation.training.masks: 5 left out, because there are 3 training masks"
+    ]
+    masks, known = inputs.masks, inputs.masks.counts.copy()
+    train = np.flatnonzero(masks.tiles.splits == "train")
+    first = [train[draw_order(masks.tiles.ids[train], masks.tiles.groups[train], seed)[0]] for seed in (0, 1)]
+    known[first, 1] = 0
+    training = training.model_copy(update={"masks": (1, None), "seeds": (0, 1)})
+    named = named.model_copy(update={"training": training})
+    assert select_methods(replace(inputs, options=named, masks=replace(masks, counts=known)))[1] == [
+        f"1 mask, seed {seed}: the drawn masks have no pixel of gland; a method that learns from them alone cannot "
+        "predict this class"
+        for seed in (0, 1)
     ]
     # Methods that train on masks choose no threshold on further masks.
     dark, test = Segmenter("dark", darkness, {"model": "dark"}), inputs.masks.of_split("test")

@@ -28,7 +28,7 @@ from clipit.segmentation.decision import Decision, DecisionSearch, choose_decisi
 from clipit.segmentation.method import Method, MethodInputs, Segmenter
 from clipit.segmentation.references import reference_counts
 from clipit.segmentation.selection import select_methods
-from clipit.segmentation.tables import SegmentationRow, study_chapters
+from clipit.segmentation.tables import SegmentationRow, study_chapters, without_seed
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.masks import MaskSet, check_masks, open_masks
 from clipit.workspace.preflight import check_inputs
@@ -218,7 +218,12 @@ def _write(
     foreground = [names.index(name) for name in options.averaged]
     dice = {row.subject: foreground_dice(counts, foreground) for row, counts in scored}
     _write_images(folder / "images.parquet", test, scored, dice)
-    plots = {each.segmenter.name: _plot_examples(each, test, dice, foreground, options, folder) for each in segmented}
+    first: dict[str, SegmentedMasks] = {}  # of each method and number of masks, the first seed
+    for each in segmented:
+        first.setdefault(without_seed(each.segmenter.name, each.segmenter.seed), each)
+    plots = {
+        each.segmenter.name: _plot_examples(each, test, dice, foreground, options, folder) for each in first.values()
+    }
     provenance = {
         "config": config.model_dump(mode="json") | {"segmentation": options.model_dump(mode="json")},
         **study,

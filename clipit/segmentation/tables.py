@@ -10,7 +10,7 @@ import pandas as pd
 from clipit.evaluation.segmentation import FALSE_AREA, MEAN, MaskScore
 from clipit.reporting.html import Table, Text, facts_table
 from clipit.reporting.study_report import Chapter, Plot, StudyRow, iter_rows, undefined_chapter
-from clipit.reporting.tables import number, with_interval
+from clipit.reporting.tables import mean_sd, number, with_interval
 
 _LABELS = {"dice": "Dice", "iou": "IoU", "precision": "precision", "recall": "recall"}
 _SOURCE = "segmentation.parquet"
@@ -69,7 +69,7 @@ def study_chapters(
     Args:
         frame: Rows of the study.
         provenance: Facts of the study.
-        plots: Pictures of each method.
+        plots: Pictures of each method that has a chapter: of a method with several seeds, the first one.
     """
     order = {"floor": 0, "method": 1, "majority class": 2, "ceiling": 3}
     subjects = sorted(dict.fromkeys(frame.subject), key=lambda s: order[frame[frame.subject == s].kind.iloc[0]])
@@ -78,6 +78,7 @@ def study_chapters(
             "Scores",
             [
                 Text(_explanation(provenance)),
+                *_over_seeds(frame),
                 _overview(frame, subjects, "images"),
                 _overview(frame, subjects, "pixels"),
                 *[Text(f"Note: {note}.") for note in provenance["notes"]],
@@ -85,8 +86,7 @@ def study_chapters(
         )
     ]
     for subject in subjects:
-        rows = frame[frame.subject == subject]
-        if rows.kind.iloc[0] == "method":
+        if subject in plots:
             chapters.append(Chapter(subject, [*_method_parts(frame, subject, provenance), *plots[subject]]))
     reasons = [
         (f"{row.subject}: {_LABELS.get(row.metric, row.metric)} of {row.class_name}", str(row.reason))
@@ -117,6 +117,28 @@ def _labels(frame: pd.DataFrame) -> dict[str, str]:
     """Return the scores to show; false area only if an image lacks a class."""
     shown = frame[frame.metric == FALSE_AREA].value.notna().any()
     return _LABELS | ({FALSE_AREA: "false area in images without it"} if shown else {})
+
+
+def without_seed(subject: str, seed: int | float | None) -> str:
+    """Return the name that a method has in common for all seeds."""
+    return subject if seed is None or pd.isna(seed) else subject.removesuffix(f", seed {int(seed)}")
+
+
+def _over_seeds(frame: pd.DataFrame) -> list[Table]:
+    """Build the table of the mean Dice of the foreground over seeds; none if no method has several seeds."""
+    dice = frame[(frame.kind == "method") & (frame.metric == "dice") & (frame.class_name == MEAN)]
+    names = [without_seed(row.subject, row.seed) for row in iter_rows(dice)]
+    rows: list[list[object]] = []
+    for name, scores in dice.assign(name=names).groupby("name", sort=False):
+        count = scores.seed.nunique()
+        if count > 1:
+            values = [scores[scores.averaging == kind].value.map(_or_none).tolist() for kind in ("images", "pixels")]
+            rows.append([name, int(scores.training_masks.iloc[0]), count, *map(mean_sd, values)])
+    if not rows:
+        return []
+    header = ("segmentation", "training masks", "seeds", "Dice, mean of the images", "Dice, all pixels together")
+    caption = "Mean and standard deviation over seeds, which draw the training masks (foreground)"
+    return [Table(header, rows, caption=caption, source=f"{_SOURCE}: value, seed")]
 
 
 def _overview(frame: pd.DataFrame, subjects: Sequence[str], averaging: str) -> Table:

@@ -165,6 +165,31 @@ def test_the_threshold_comes_from_the_validation_masks_alone(
     assert dice(rows, "dark") < 0.5 < dice(finished.rows, "dark")
 
 
+def test_scores_are_averaged_over_seeds_and_the_first_has_a_chapter(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def light(image: Image.Image, mpp: float) -> np.ndarray:
+        return np.asarray(1 - darkness(image, mpp))
+
+    seeds = [
+        Segmenter(f"dark, seed {seed}", predict, {"model": "dark"}, training_masks=2, seed=seed)
+        for seed, predict in ((3, darkness), (4, light))
+    ]
+    monkeypatch.setitem(METHODS, "unet", Method("darkness", lambda inputs: "", lambda inputs: seeds, trained=True))
+    changes = {"name": "seeds", "segmentation.methods": ["unet"], "segmentation.shown": 1}
+    file = configure(values, **changes, **{"segmentation.training.masks": [2]})
+    folder = segment(file.run, file.segmentation)
+    rows = pd.read_parquet(folder / "segmentation.parquet")
+    rows = rows[(rows.kind == "method") & (rows.metric == "dice") & (rows.class_name == MEAN)]
+    means = [rows[rows.averaging == kind].value for kind in ("images", "pixels")]
+    assert rows.value.nunique() > 1
+    report = (folder / "segmentation.md").read_text()
+    expected = " ".join(["| dark | 2 | 2 |", *(f"{each.mean():.3f} ± {each.std():.3f} |" for each in means)])
+    assert expected in re.sub(" +", " ", report)
+    assert "## dark, seed 3" in report and "## dark, seed 4" not in report
+    assert all(path.name.startswith("dark__seed_3") for path in folder.glob("dark*.png"))
+
+
 def test_a_study_without_validation_masks_predicts_the_most_probable_class(values: dict[str, Any]) -> None:
     text = (values["root"] / "tiles.csv").read_text().splitlines()
     lines = [re.sub(r",mask_validation[^,]*,", ",,", line) for line in text]

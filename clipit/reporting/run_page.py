@@ -146,7 +146,8 @@ def _tiles(predictions: Predictions, picture: Callable[[str], str | None]) -> li
         if not len(rows):
             parts.append(Text(f"No labelled tile is {kind}."))
             continue
-        caption = f"The most confident of the {total} {kind} tiles, in descending order of confidence."
+        shown = f"All {total}" if len(rows) == total else f"The {len(rows)} most confident of {total}"
+        caption = f"{shown} {kind} tiles, most confident first."
         cards = [_card(predictions, int(row), picture) for row in rows]
         parts.append(Cards(cards, caption, "predictions.parquet: row with the id of each tile"))
     return parts

@@ -166,7 +166,7 @@ def test_a_second_adaptation_needs_a_format_that_the_first_can_be_merged_in(
     own = VLMConfig(name="python:hospital.models:towers", adapter="adapter")
     monkeypatch.setattr("clipit.models.vlm_export.python_towers", lambda path: replace(towers, save=None))
     for config in (own, VLMConfig(name="conch", adapter="adapter")):
-        with pytest.raises(ConfigError, match=r"(?s)adapted already.*remove vlm\.adapter"):
+        with pytest.raises(ConfigError, match=r"(?s)already has an adapter.*remove vlm\.adapter"):
             check_adaptable(config, "lora")
     check_adaptable(own.model_copy(update={"adapter": None}), "lora")
     monkeypatch.setattr("clipit.models.vlm_export.python_towers", lambda path: towers)

@@ -129,8 +129,8 @@ def _warn_of_shifted_patients(plan: Plan, workspace: Workspace, reports: Sequenc
         shifted = set(patients(tiles.groups, tiles.ids).tolist()) - {""}
         count = sum(patient_of(report) in shifted for report in reports)
         if count:
-            logger.info(
-                f"warning: {arm} may retrieve snippets of {count} reports of patients of the shifted set {name}; "
+            logger.warning(
+                f"{arm} may retrieve snippets of {count} reports of patients of the shifted set {name}; "
                 "remove these reports from the corpus"
             )
 

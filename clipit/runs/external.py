@@ -196,7 +196,7 @@ def _new_tiles(
     mapped = map_to_classes(read, classifier.classes)
     warning = mpp_warning(mapped.tiles, classifier.spec.mpp, f"classifier {run.name}")
     if warning:
-        logger.info(f"warning: {warning}")
+        logger.warning(warning)
         mapped = replace(mapped, tiles=replace(mapped.tiles, notes=(*mapped.tiles.notes, warning)))
     policy = config.leaks.policy
     if policy == "off":

@@ -224,8 +224,8 @@ def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[
     """
     truncated, tokens = vlm.cut_tokens(texts)
     if truncated:
-        logger.info(
-            f"warning: {truncated} of {len(texts)} texts exceed the {vlm.context_length} tokens of "
+        logger.warning(
+            f"{truncated} of {len(texts)} texts exceed the {vlm.context_length} tokens of "
             f"{vlm.name}: {tokens} tokens were cut"
         )
     batches = []

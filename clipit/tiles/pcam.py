@@ -124,14 +124,8 @@ def _read_labels(images: Path, labels: Path, part: str, check_counts: bool) -> l
         with _open(images) as x_file, _open(labels) as y_file:
             shape, dtype, label_shape = x_file["x"].shape, x_file["x"].dtype, y_file["y"].shape
             values = y_file["y"][...].reshape(-1).tolist()
-    except (
-        OSError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:  # h5py raises any of these
+    # h5py raises any of these.
+    except (OSError, KeyError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise PCAM.missing(
             f"not readable as PatchCamelyon's h5 files: {error}", f"{images} and {labels.name}"
         ) from error

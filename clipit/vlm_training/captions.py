@@ -84,7 +84,7 @@ def count_prompt_texts(
     count, affected = int(np.unique(examples.texts_of.values[used]).size), int(np.unique(owners[used]).size)
     if count:
         log(
-            f"warning: {count:,} texts of {affected:,} of {len(examples):,} {split} examples equal a class name or a "
+            f"{count:,} texts of {affected:,} of {len(examples):,} {split} examples equal a class name or a "
             "prompt of the evaluated tiles: the adaptation learns labels, so compare it with supervised training, not "
             "with zero-shot classification"
         )

@@ -1,6 +1,7 @@
 """Build the examples of an adaptation: the table of kinds of data, and the checks that all kinds share."""
 
 import dataclasses
+import logging
 
 import numpy as np
 
@@ -62,7 +63,9 @@ def make_examples(
         facts |= check_negatives(examples)
     if arm == "text":
         classes = workspace.all_tiles.classes if names_tiles(config) else ()
-        facts |= count_prompt_texts(examples, workspace.prompts, classes, split, workspace.log_once)
+        facts |= count_prompt_texts(
+            examples, workspace.prompts, classes, split, lambda text: workspace.log_once(text, logging.WARNING)
+        )
     return dataclasses.replace(examples, summary=facts)
 
 

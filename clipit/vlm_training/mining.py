@@ -105,8 +105,8 @@ def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
         return
     least = least_interval(examples)
     if every < least:
-        logger.info(
-            f"warning: mining the bags takes about {_COSTLY * least / every:.0%} of the time of the {every} steps "
+        logger.warning(
+            f"mining the bags takes about {_COSTLY * least / every:.0%} of the time of the {every} steps "
             f"between two minings; with adapt.bags.mine_every={least} it is a tenth"
         )
 

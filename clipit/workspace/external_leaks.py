@@ -65,7 +65,7 @@ def enforce_on_external(
             raise DataError(f"no tile is left after dropping leaks; {message}", where=where, fix="use other tiles")
     note = f"{message}, {outcome}"
     if get_processes().main:
-        logger.info(f"warning: {where}: {note}")
+        logger.warning(f"{where}: {note}")
     return replace(kept, notes=(*kept.notes, note)), leaks
 
 

@@ -144,5 +144,5 @@ def note_many_classes(tiles: TileSet) -> TileSet:
     if len(tiles.classes) < _MANY_CLASSES or not 0 < labelled < 2 * len(tiles.classes):
         return tiles
     note = f"{len(tiles.classes)} classes for {labelled} labelled tiles: check that the labels are class names, not ids"
-    logger.info(f"warning: {note}")
+    logger.warning(note)
     return replace(tiles, notes=(*tiles.notes, note))

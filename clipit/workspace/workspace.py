@@ -125,9 +125,9 @@ class Workspace:
     def _read_tiles(self, *, decode: bool = True) -> TileSet:
         return read_configured(self.config, self.cached, lambda: self.prompts, root=self.root, decode=decode)
 
-    def log_once(self, text: str) -> None:
+    def log_once(self, text: str, level: int = logging.INFO) -> None:
         """Log a text that no workspace with the same memory has logged."""
-        self.cached(f"logged {text}", lambda: logger.info(text))
+        self.cached(f"logged {text}", lambda: logger.log(level, text))
 
     def shifted_tiles(self, name: str, section: TilesConfig) -> TileSet:
         """Read a shifted test set without the tiles that `leaks` drops; called by all processes.
@@ -196,7 +196,7 @@ class Workspace:
         if len(tiles):
             resize = preprocess.resize_to / min(tiles.read(0).size)
             if warning := mpp_warning(tiles, expected, model, resize=resize):
-                logger.info(f"warning: {warning}")
+                logger.warning(warning)
 
     @cached_property
     def prompts(self) -> PromptSet | None:

@@ -93,7 +93,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     unlabelled = train.labels < 0
     labelled_tiles = int(((weights > 0) & unlabelled).sum())
     if not labelled_tiles:
-        logger.info("warning: own reports change nothing: no unlabelled training tile gets a label from them")
+        logger.warning("own reports change nothing: no unlabelled training tile gets a label from them")
     facts = {
         "cases": cases.account.__dict__,
         "answers": answers.answers,

@@ -7,7 +7,7 @@
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(p) 2>/dev/null),$(p))))
 VENV := .venv
 BIN := $(VENV)/bin
-# An environment stays what it was made as: faiss-cpu and faiss-gpu overwrite each other.
+# An environment keeps the extra it was made with: faiss-cpu and faiss-gpu overwrite each other.
 MADE := $(patsubst $(VENV)/.ready-%,%,$(wildcard $(VENV)/.ready-*))
 EXTRA ?= $(or $(firstword $(MADE)),cpu)
 ifneq ($(MAKECMDGOALS),clean)
@@ -17,10 +17,10 @@ endif
 endif
 CONSTRAINTS ?= $(wildcard constraints/$(EXTRA).txt)
 READY := $(VENV)/.ready-$(EXTRA)
-# Nothing here needs the network once it is installed, and some machines have none.
+# After installation, nothing here needs the network, and some machines have none.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-# Modules that are compiled once stay compiled, which saves each of the many processes from compiling them again.
+# Keep compiled modules, so that the many processes do not compile them again.
 export PYTHONDONTWRITEBYTECODE :=
 # Test files run side by side, each with one thread; a worker needs about 1.5 GB of memory.
 CORES := $(or $(shell getconf _NPROCESSORS_ONLN 2>/dev/null),2)
@@ -51,7 +51,7 @@ benchmarks: $(READY)
 tune: $(READY)
 	$(BIN)/python scripts/demo.py --config configs/demo.yaml --tune
 
-# Hours on two cores, resumable: two worlds, the second one's own models, all arms x 5 seeds.
+# Takes hours on two cores, resumable: two worlds, models for the second one, all arms x 5 seeds.
 comparison: $(READY)
 	$(BIN)/python scripts/make_world.py --seed 0 --output outputs/worlds/0
 	$(BIN)/python scripts/make_world.py --seed 1 --output outputs/worlds/1
@@ -60,8 +60,8 @@ comparison: $(READY)
 	$(BIN)/python scripts/compare.py --config configs/synthetic.yaml --record results/synthetic.csv
 	$(BIN)/python scripts/compare.py --config configs/ablations.yaml --record results/ablations.csv
 
-# When could text carry more? A weak VLM, one that knows no grades with reports that do, a student of other
-# pixels, twice the steps. After `make comparison`, which writes the second world and its models.
+# Conditions under which text might help more: a weak VLM, reports that state grades with a VLM that was not trained on
+# them, a student with fewer pixels, twice the steps. Needs `make comparison`, which writes the second world's models.
 question: $(READY)
 	$(BIN)/python scripts/make_world.py --seed 0 --output outputs/worlds/0
 	test -d outputs/weak/backbone || $(BIN)/python -m tools.embedded.make_weights --vlm-tiles 3000 --vlm-epochs 3 \
@@ -86,8 +86,8 @@ own-reports: $(READY)
 
 env: $(READY)
 
-# pip would compile all modules, one after another. Here all cores do, and leave out the tests of packages and most models
-# of transformers: more than a quarter.
+# pip would compile all modules on one core. Here, all cores compile, without the tests of packages and most models of
+# transformers, which are more than a quarter.
 UNCOMPILED := site-packages/.*/tests?/|site-packages/transformers/models/[b-z]
 
 $(READY): pyproject.toml $(CONSTRAINTS)

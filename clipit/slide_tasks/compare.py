@@ -71,7 +71,7 @@ def compare_slides(
     listed: SlideList,
     runs: Sequence[SlideRun],
     vlm: TileScorer | None,
-    asked: SlidesConfig,
+    requested: SlidesConfig,
     given: Sequence[str],
     out: Path,
     options: ComparisonOptions,
@@ -80,14 +80,14 @@ def compare_slides(
 
     Writes `runs/<arm>-seed<seed>/` with the scores of each run, as `clipit slides score` does, and `slides.csv`,
     `slide_scores.csv` (all runs), `slide_comparison.csv`, `slide_comparison.json` (provenance), `summary.md` and
-    `comparison.html`. Slides that one of the runs cannot score are left out for all and listed.
+    `comparison.html`. Slides that one of the runs cannot score are dropped for all and listed.
 
     Args:
         listed: Slides with labels.
         runs: Runs that can be compared (`slide_runs.check_comparison`).
         vlm: Zero-shot VLM as a further arm; None for none.
-        asked: Options of the tiles.
-        given: Names of the options among `mpp` and `pixels` that the user gave; the others are those of each model.
+        requested: Requested resolution and size of tiles; unset ones follow each model.
+        given: Names of the options among `mpp` and `pixels` that the user gave; the others are each model's.
         out: Output folder.
         options: How to open and compare the runs.
 
@@ -95,14 +95,14 @@ def compare_slides(
         DataError: No slide can be used, or there is none that every run can score.
     """
     arms: list[_ScoredArm] = []
-    for arm, seed, folder, name, open_scorer in _models(runs, vlm, options):
+    for arm, seed, model, name, open_scorer in _models(runs, vlm, options):
         if get_processes().main:
             logger.info(f"{name}:")
-        scorer, place = open_scorer(), out / RUNS / name
-        scored = score_slides(listed, scorer, asked, given, place, options.scoring)
-        write_report(scored, scorer, place)
-        run = ComparedRun(arm, seed, folder, str(scored.facts["tiles read"]), f"{RUNS}/{name}/{SCORES_PAGE}")
-        if arms:  # the places of the tiles are needed once, not for each run
+        scorer, scores_folder = open_scorer(), out / RUNS / name
+        scored = score_slides(listed, scorer, requested, given, scores_folder, options.scoring)
+        write_report(scored, scorer, scores_folder)
+        run = ComparedRun(arm, seed, model, str(scored.facts["tiles read"]), f"{RUNS}/{name}/{SCORES_PAGE}")
+        if arms:  # the positions of the tiles are needed once, not for each run
             scored = replace(scored, prepared=(), outcome=replace(scored.outcome, prepared=()))
         arms.append(_ScoredArm(run, scored, embedded_caution(scorer)))
         if scorer.device.type == "cuda":
@@ -114,7 +114,7 @@ def compare_slides(
 def _models(
     runs: Sequence[SlideRun], vlm: TileScorer | None, options: ComparisonOptions
 ) -> Iterator[tuple[str, int, str, str, Callable[[], TileScorer]]]:
-    """Yield arm, seed, folder and name of each model, and the function that opens it."""
+    """Yield arm, seed, folder or title, and name of each model, and the function that opens it."""
     for run in runs:
         yield run.arm, run.seed, str(run.folder), run.name, partial(_open, run.folder, options)
     if vlm is not None:
@@ -178,7 +178,7 @@ def _write_comparison(
 
 
 def _common_slides(listed: SlideList, arms: Sequence[_ScoredArm]) -> SlideOutcome:
-    """Return the slides that every arm scored, and the others with the reason of the first arm that could not.
+    """Return the slides that every arm scored, and the others with the reason given by the first arm that failed.
 
     Raises:
         DataError: There is no slide that every arm scored.

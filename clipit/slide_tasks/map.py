@@ -81,9 +81,9 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     """
     processes = get_processes()
     chosen = chosen_pooling(scored, scorer)
-    open_slides = scored.prepared if processes.main else ()
+    candidates = scored.prepared if processes.main else ()
     missing = processes.broadcast(
-        [slide.name for slide in open_slides if not _is_mapped(slide, scored, out, options, chosen)]
+        [slide.name for slide in candidates if not _is_mapped(slide, scored, out, options, chosen)]
     )
     changed = [name for name in missing if (slide_folder(out, name) / RECORD).is_file()] if processes.main else []
     if changed:

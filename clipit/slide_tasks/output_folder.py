@@ -21,7 +21,7 @@ _LOCK = "slides"
 def output_folder(out: Path, record: str) -> Iterator[None]:
     """Lock an output folder while a command writes to it; must be called by all processes of the command.
 
-    Another command on the same folder waits, and then skips the slides that are done.
+    Another command on the same folder waits, and then skips finished slides.
 
     Args:
         out: Output folder.

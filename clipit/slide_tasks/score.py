@@ -22,7 +22,7 @@ from clipit.reporting.subtyping_table import subtyping_tables
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer, tiles_for
 from clipit.slide_tasks.prompt_draws import read_draws, split_draws
-from clipit.slide_tasks.tile import SlideOutcome, open_slides, slides_table, write_slides_table
+from clipit.slide_tasks.tile import SlideOutcome, prepare_listed, slides_table, write_slides_table
 from clipit.slide_tasks.tile_scores import read_scores, score_tiles, slide_folder
 from clipit.slides.prepare import PreparedSlide
 from clipit.tiles.slides import SlideList
@@ -99,7 +99,7 @@ def score_slides(
         for warning in warnings:
             logger.warning(warning)
         logger.info(f"tiles of {config.pixels} pixels at {config.mpp:g} micrometres per pixel, {scorer.title}")
-    outcome = open_slides(listed, config)
+    outcome = prepare_listed(listed, config)
     unread = score_tiles(outcome.prepared, scorer, out, options)
     lost = {slide.name for slide in unread}
     prepared = tuple(slide for slide in outcome.prepared if slide.name not in lost)
@@ -171,7 +171,7 @@ def write_report(
     evaluation = evaluate_slides(scored.table, known, scorer.classes, failures=failures)
     note = embedded_caution(scorer)
     title = f"Slides scored by the {scorer.title}"
-    published = [] if scorer.kind == "classifier" else _beside_published(scored, known, scorer)
+    published = [] if scorer.kind == "classifier" else _tables_with_published(scored, known, scorer)
     text = slide_scores_summary(title, note, evaluation, scored.facts, published)
     if processes.main:
         write_slides_table(out, table)
@@ -197,8 +197,8 @@ def write_report(
     return SlideReport(f"{text}\n\npage: {out / PAGE}\ntables: {', '.join(map(str, tables))}", out / PAGE)
 
 
-def _beside_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:
-    """Tabulate zero-shot scores by prompts, next to published ones of the same classes; empty without either."""
+def _tables_with_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:
+    """Tabulate zero-shot scores by prompts beside published scores of the same classes; empty without either."""
     tables = {ENSEMBLE: [scored.table]} | ({PUBLISHED_DRAWS: scored.draws} if scored.draws else {})
     scores = score_prompts(tables, known, scorer.classes)
     return subtyping_tables(scores, scorer.classes, scorer.title)

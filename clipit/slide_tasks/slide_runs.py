@@ -68,7 +68,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
             )
         if untrained:
             names = shortlist([folder.name for folder in untrained])
-            notes.append(f"{len(untrained)} runs in {path} are not trained and were left out: {names}")
+            notes.append(f"{len(untrained)} runs in {path} are not trained and were skipped: {names}")
         folders |= {folder.resolve(): folder for folder in found if folder not in untrained}
     runs = [_read_run(folder) for folder in folders.values()]
     order = list(dict.fromkeys(run.arm for run in runs))
@@ -127,7 +127,7 @@ def _arm_problems(
     if reference not in known:
         yield f"there is no arm {reference} (--reference); the arms are {_listed(known)}"
     if len(known) == 1:
-        yield f"{known[0]} is the only arm: another one is needed to compare it with"
+        yield f"{known[0]} is the only arm: name at least one other to compare it with"
     folders = Counter((run.arm, run.seed) for run in runs)
     for (arm, seed), count in folders.items():
         if count > 1:
@@ -144,12 +144,12 @@ def _label_problems(listed: SlideList, classes: Sequence[str]) -> Iterable[str]:
     if not labels:
         yield "no slide has a label: the table of slides needs a column label"
         return
-    odd = [label for label in labels if label not in classes]
-    if odd:
-        yield f"labels that are not classes: {shortlist(odd)}; the classes are {_listed(classes)}"
+    unknown = [label for label in labels if label not in classes]
+    if unknown:
+        yield f"labels that are not classes: {shortlist(unknown)}; the classes are {_listed(classes)}"
     labelled = [part for part, label in zip(listed.parts, listed.labels, strict=True) if label]
     if set(labelled) <= {TRAIN, VALIDATION}:
-        yield f"all labelled slides are of the splits {_listed(sorted(set(labelled)))}: none is left to compare on"
+        yield f"all labelled slides are of the splits {_listed(sorted(set(labelled)))}: none is left for the comparison"
 
 
 def _listed(values: Iterable[object]) -> str:

@@ -68,7 +68,7 @@ class SlideOutcome:
         return next(labels)
 
 
-def open_slides(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
+def prepare_listed(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
     """Prepare the slides of a list; called by all processes.
 
     Raises:
@@ -76,7 +76,7 @@ def open_slides(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
     """
     results = prepare_slides(listed.slides, config, SLIDES_OPTIONS)
     own = {result.name: result for result in results if isinstance(result, FailedSlide)}
-    # A slide that one process could not read, of a network drive for example, is left out by all.
+    # A slide that one process could not read, for example from a network drive, is dropped by all.
     lost = {name: slide for part in reversed(get_processes().gather(own)) for name, slide in part.items()}
     results = [lost.get(result.name, result) for result in results]
     failed = tuple(result for result in results if isinstance(result, FailedSlide))
@@ -156,7 +156,7 @@ def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequ
         ArtifactError: The files cannot be written.
     """
     processes = get_processes()
-    outcome = open_slides(listed, config)
+    outcome = prepare_listed(listed, config)
     with progress("writing grids", len(outcome.prepared), shown=processes.main) as advance:
         for slide in processes.claim(outcome.prepared):
             folder = slide_folder(out, slide.name)
@@ -183,7 +183,7 @@ def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequ
 
 
 def _write_grid(slide: PreparedSlide, folder: Path) -> None:
-    """Write grid, tissue and thumbnail, and delete tiles and coordinates of other tiles, unless all belong to these."""
+    """Write grid, tissue and thumbnail, and delete outdated files, unless all belong to the present tiles."""
     grid, record = slide.grid, folder / RECORD
     inputs = {"tiles": slide.identity, "tissue": file_sha256(slide.tissue)}
     if record.is_file() and read_json(record, "delete this file and start the same command again") == inputs:
@@ -223,7 +223,7 @@ def thumbnail(slide: PreparedSlide) -> Image.Image:
 
 
 def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
-    """Write every tile as a PNG file, the whole folder or nothing; tiles that cannot be read are counted and left out.
+    """Write every tile as a PNG file, the whole folder or nothing; tiles that cannot be read are skipped and counted.
 
     Raises:
         DataError: The slide cannot be opened.

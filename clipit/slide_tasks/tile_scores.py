@@ -79,10 +79,10 @@ def score_tiles(
     """
     processes = get_processes()
     listed = enumerate(slides) if processes.main else ()
-    open_slides = processes.broadcast([place for place, slide in listed if not _is_scored(slide, scorer, out)])
+    pending = processes.broadcast([place for place, slide in listed if not _is_scored(slide, scorer, out)])
     # The largest first, so that all processes end at about the same time.
-    open_slides.sort(key=lambda place: (-slides[place].tiles, place))
-    total = sum(slides[place].tiles for place in open_slides)
+    pending.sort(key=lambda place: (-slides[place].tiles, place))
+    total = sum(slides[place].tiles for place in pending)
     failed: dict[int, str] = {}
     clock = ReadingClock()
     with (
@@ -90,7 +90,7 @@ def score_tiles(
         torch.inference_mode(),
         reading_threads(options.workers) as pool,
     ):
-        for place in processes.claim(open_slides):
+        for place in processes.claim(pending):
             slide = slides[place]
 
             def done(count: int) -> None:
@@ -199,7 +199,7 @@ def _write(
 
 
 def _delete_maps(folder: Path) -> None:
-    """Delete the maps of earlier scores, the record first, so that maps that a kill leaves behind do not count."""
+    """Delete the maps of earlier scores, the record first, so that maps left by a killed process are not reused."""
     with disk_errors(folder):
         for name in MAPS:
             if (folder / name).is_dir():

@@ -23,7 +23,7 @@ def series_of(path: Path) -> str:
 
 
 def slide_key(path: Path) -> Hashable:
-    """Return what identifies a slide: its file, or the folder and series of a DICOM file."""
+    """Return the identity of a slide: its file, or folder and series for a DICOM file."""
     resolved = path.resolve()
     series = series_of(path) if path.suffix.lower() == SUFFIX else ""
     return (resolved.parent, series) if series else resolved

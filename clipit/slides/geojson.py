@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 _NO_AREAS = frozenset({"Point", "MultiPoint", "LineString", "MultiLineString"})
 _DEGREES = ("CRS84", "4326")  # in the names of coordinate systems of longitude and latitude
 _TOLERANCE = 0.01  # of the width and height of a slide
-_CORNER = 1 / 8  # contours within this share of the width and height are likely in pixels of a smaller image
+_CORNER = 1 / 8  # contours within this share of the width and height are probably in pixels of a smaller image
 _LEAST_RING = 4  # corners of a triangle, the first one twice
 _QUPATH = b'"objectType"'  # a property of the features that QuPath writes
 _PIXELS = "write the coordinates in pixels of the slide's full resolution (level 0)"
 
 
 def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] = (0, 0)) -> list[Polygon]:
-    """Read the contours that a user brings (`read_polygons`), and check that they are pixels of this slide.
+    """Read contours that a user provides (`read_polygons`), and check that their coordinates are pixels of this slide.
 
     Args:
         path: GeoJSON file.
@@ -51,7 +51,7 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
 
     A FeatureCollection, a Feature, a geometry or a list of these is accepted. Polygons, multipolygons and collections
     of them are read; the name is that of the class (QuPath's `classification`) or of the object. Points, lines, empty
-    geometries and rings without an area are left out and counted in the log.
+    geometries and rings without an area are dropped and counted in the log.
 
     Args:
         path: GeoJSON file.
@@ -68,7 +68,7 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
     ]
     if any(dropped.values()):
         counts = ", ".join(f"{count} x {what}" for what, count in sorted(dropped.items()) if count)
-        logger.info(f"note: {path}: left out, because they have no area: {counts}")
+        logger.info(f"note: {path}: dropped, because they have no area: {counts}")
     if not polygons and not may_be_empty:
         raise DataError(
             "no polygon in the contour file", where=path, fix="draw the tissue as polygons, or omit the file"
@@ -125,7 +125,9 @@ def _polygons(value: Any, path: Path, dropped: Counter[str], name: str = "") -> 
 def _member(value: dict[str, Any], key: str, path: Path) -> list[Any]:
     member = value.get(key)
     if not isinstance(member, list):
-        raise DataError(f"a {value['type']} of the contour file has no list of {key}", where=path, fix="export it anew")
+        raise DataError(
+            f"a {value['type']} of the contour file has no list of {key}", where=path, fix="export it again"
+        )
     return member
 
 
@@ -133,12 +135,12 @@ def _name(properties: Any) -> str:
     """Return the class of a feature, or its name; empty if it has neither."""
     if not isinstance(properties, dict):
         return ""
-    of_class = properties.get("classification")
-    if isinstance(of_class, dict):
-        of_class = of_class.get("name") or of_class.get("names")
-    if isinstance(of_class, list):
-        of_class = ": ".join(map(str, of_class))
-    return str(of_class or properties.get("name") or "")
+    class_name = properties.get("classification")
+    if isinstance(class_name, dict):
+        class_name = class_name.get("name") or class_name.get("names")
+    if isinstance(class_name, list):
+        class_name = ": ".join(map(str, class_name))
+    return str(class_name or properties.get("name") or "")
 
 
 def _polygon(rings: Any, path: Path, dropped: Counter[str], name: str) -> Iterator[Polygon]:
@@ -150,15 +152,15 @@ def _polygon(rings: Any, path: Path, dropped: Counter[str], name: str) -> Iterat
 
 
 def _ring(corners: Any, path: Path) -> Float64[np.ndarray, "_ 2"]:
-    """Return the corners of a ring, closed; a third coordinate is left out."""
+    """Return the corners of a ring, closed; a third coordinate is dropped."""
     try:
         ring = np.array([(corner[0], corner[1]) for corner in corners], dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError, IndexError, KeyError, OverflowError):
         raise DataError(
-            "a ring of the contour file is not a list of pairs of numbers", where=path, fix="export the contours anew"
+            "a ring of the contour file is not a list of pairs of numbers", where=path, fix="export the contours again"
         ) from None
     if not np.isfinite(ring).all():
-        raise DataError("a coordinate of the contour file is not finite", where=path, fix="export the contours anew")
+        raise DataError("a coordinate of the contour file is not finite", where=path, fix="export the contours again")
     return ring if len(ring) == 0 or (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
 
 

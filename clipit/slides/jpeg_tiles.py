@@ -23,11 +23,11 @@ _CACHE = 256 * 2**20  # bytes; two rows of tiles of 256 pixels of a slide that i
 _BYTES_PER_PIXEL = 4  # in Pillow's memory, RGB takes as much as RGBA
 _FRAMES = (0xC0, 0xC1, 0xC2)  # markers of baseline, extended and progressive frames
 _STRIPES = 64
-_numbers = itertools.count()
+_level_ids = itertools.count()
 
 
 class TileCache:
-    """Decoded tiles of all slides of a process: the last used ones, up to a number of bytes."""
+    """The most recently used decoded tiles of all slides of a process, up to a number of bytes."""
 
     def __init__(self, most: int = _CACHE) -> None:
         """Keep at most this number of bytes."""
@@ -35,7 +35,7 @@ class TileCache:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all tiles, and make new locks, as a forked process must."""
+        """Forget all tiles and create new locks, which a forked process needs."""
         self._tiles: OrderedDict[tuple[int, int], Image.Image] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -78,7 +78,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _File:
-    """A file that several threads read at any place; it is closed when the last level that uses it is freed."""
+    """A file that several threads read at any offset; closed when the last level that uses it is freed."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
@@ -93,20 +93,20 @@ class JpegLevel:
     """One level of a slide whose tiles are JPEG."""
 
     def __init__(self, file: _File, page: Any) -> None:
-        """Note where the tiles lie; nothing is decoded yet.
+        """Store where the tiles lie; nothing is decoded yet.
 
         Args:
             file: Open slide.
             page: Page of tifffile.
         """
         self._file = file
-        self._number = next(_numbers)
+        self._id = next(_level_ids)
         self.width, self.height = int(page.imagewidth), int(page.imagelength)
         self.tile_width, self.tile_height = int(page.tilewidth), int(page.tilelength)
         self._columns, self._rows = -(-self.width // self.tile_width), -(-self.height // self.tile_height)
         self._offsets: Int64[np.ndarray, " n"] = np.asarray(page.dataoffsets, dtype=np.int64)
         self._counts: Int64[np.ndarray, " n"] = np.asarray(page.databytecounts, dtype=np.int64)
-        self._head = _head(page)
+        self._header = _header(page)
 
     def read(self, left: int, top: int, width: int, height: int) -> Image.Image:
         """Read a rectangle of this level's pixels as RGB; pixels outside the level are white.
@@ -124,7 +124,7 @@ class JpegLevel:
         return region
 
     def _tile(self, index: int) -> Image.Image:
-        return _cache.get((self._number, index), lambda: self._decode(index))
+        return _cache.get((self._id, index), lambda: self._decode(index))
 
     def _decode(self, index: int) -> Image.Image:
         """Decode a tile; one at the border is cut to the part inside the level."""
@@ -133,8 +133,8 @@ class JpegLevel:
         if _frame_size(data) != expected:  # Pillow's decoder trusts the size that it is given
             raise ImageError(f"tile {index} of the slide is damaged: not a JPEG of {self.tile_width} pixels")
         try:
-            # Much of the time of `Image.open` is spent on finding out what is known here.
-            image = Image.frombytes("RGB", expected, self._head + data[2:], "jpeg", "RGB", "")
+            # `Image.open` would spend much of its time on detecting what is known here.
+            image = Image.frombytes("RGB", expected, self._header + data[2:], "jpeg", "RGB", "")
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
@@ -204,8 +204,8 @@ def _frame_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _head(page: Any) -> bytes:
-    """Return what precedes the data of a tile: start of the image, colour transform, and tables of all tiles."""
+def _header(page: Any) -> bytes:
+    """Return the bytes that precede the data of each tile: start of image, colour transform, shared tables."""
     transform = int(int(page.photometric) == _YCBCR)
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
     tables = page.jpegtables or b""

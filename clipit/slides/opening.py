@@ -16,11 +16,11 @@ from clipit.slides.tiff_pages import check_pages
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".vsi", ".czi", ".tif", ".tiff"}
 )
-"""Suffixes of slides; flat images (`clipit.images.SUFFIXES`) are read, too, where slides are expected."""
+"""Suffixes of slides; where slides are expected, flat images (`clipit.images.SUFFIXES`) are read as well."""
 HEAT_MAP = "heat_map.ome.tif"
 """Name of the heat maps that clipit writes, which are not slides, even in a folder of slides."""
-_BELIEVABLE = (0.02, 50.0)
-"""Micrometres per pixel of level 0; other values come from print resolutions, such as 72 dpi (353 um)."""
+_PLAUSIBLE_MPP = (0.02, 50.0)
+"""Range of micrometres per pixel of level 0; other values come from print resolutions, such as 72 dpi (353 um)."""
 _TOLERANCE = 0.02
 """Relative difference up to which two statements of micrometres per pixel agree."""
 _TIFF = (".tif", ".tiff")
@@ -48,16 +48,16 @@ def is_slide(path: Path) -> bool:
 
 
 def is_pyramid(path: Path) -> bool:
-    """Check by its content whether a TIFF with the suffix of an image is a slide, which has several levels.
+    """Check by its content whether a TIFF with the suffix of an image is a slide, that is, has several levels.
 
-    Only the header is read of a file with a single page, so that many files can be checked.
+    Of a file with a single page, only the header is read, so that many files can be checked.
     """
     if path.suffix.lower() not in _TIFF or not is_slide(path):
         return False
     try:
         with Image.open(path) as image:
             several = getattr(image, "n_frames", 1) > 1 or _SUB_PAGES in getattr(image, "tag_v2", {})
-    except Exception:  # Pillow raises many kinds of exceptions for damaged bytes, and knows no BigTIFF of some kinds
+    except Exception:  # Pillow raises many kinds of exceptions for damaged bytes, and cannot read every BigTIFF
         several = path.is_file()
     return several and count_levels(path) > 1
 
@@ -82,8 +82,8 @@ def open_slide(path: Path) -> SlideFile:
     """Open a slide or a flat image.
 
     Raises:
-        DataError: The file is missing, empty, damaged, of an unknown format or no bright-field image, or may not be
-            read; or a package that reads slides is missing.
+        DataError: The file is missing, not readable, empty, damaged, of an unknown format or not a bright-field image;
+            or a package that reads slides is missing.
     """
     try:
         if not path.is_file():  # pipes and folders included
@@ -126,7 +126,7 @@ def _open(path: Path) -> SlideFile:
 
 
 def _why_unknown(path: Path) -> str:
-    """Explain why openslide does not know a file."""
+    """Explain why openslide does not recognise a file."""
     try:
         with Image.open(path) as image:
             kind = image.format
@@ -231,7 +231,7 @@ def _mean_mpp(x: float | None, y: float | None, path: Path) -> float | None:
 
 
 def _tiff_mpp(path: Path) -> float | None:
-    """Read micrometres per pixel from the resolution of a TIFF in pixels per centimetre; inches are for printers."""
+    """Read micrometres per pixel from a TIFF's resolution in pixels per centimetre; inches are print resolutions."""
     with Image.open(path) as image:
         tags = getattr(image, "tag_v2", {})
         x, y, unit = tags.get(282), tags.get(283), tags.get(296)
@@ -242,7 +242,7 @@ def check_mpp(mpp: float | None) -> None:
     """Refuse micrometres per pixel that are not a positive, finite number.
 
     Raises:
-        ConfigError: They are not.
+        ConfigError: The value is not positive or not finite.
     """
     if mpp is not None and not 0 < mpp < float("inf"):
         raise ConfigError(f"micrometres per pixel must be a positive number, not {mpp:g}", fix="correct --mpp")
@@ -251,21 +251,21 @@ def check_mpp(mpp: float | None) -> None:
 def resolve_mpp(
     slide: SlideFile, stated: float | None, where: object, options: OptionNames = KEYS, default: float | None = None
 ) -> tuple[float, str]:
-    """Return micrometres per pixel of level 0, and a note if they are not what the user may expect.
+    """Return micrometres per pixel of level 0, and a note if they may differ from what the user expects.
 
-    Without a statement, 10 micrometres are divided by the objective's power; the power is never assumed.
+    If nothing states them, they are 10 divided by the objective's power; the power is never assumed.
 
     Args:
         slide: Open slide.
-        stated: Value of the user's table for this slide; None without one.
+        stated: Value for this slide in the user's table; None if it has none.
         where: Slide, for messages.
         options: Names of options in messages.
-        default: Value of the user's option, for slides without any other; None without one.
+        default: Value of the user's option, for slides without any other value; None if it is not given.
 
     Raises:
-        DataError: There is no statement, or two statements differ by more than 2 %.
+        DataError: Neither a value nor a power is known, or file and table differ by more than 2 %.
     """
-    own = slide.mpp if slide.mpp is not None and _BELIEVABLE[0] <= slide.mpp <= _BELIEVABLE[1] else None
+    own = slide.mpp if slide.mpp is not None and _PLAUSIBLE_MPP[0] <= slide.mpp <= _PLAUSIBLE_MPP[1] else None
     if own is not None and stated is not None and abs(own - stated) > _TOLERANCE * own:
         raise DataError(
             f"{stated:g} micrometres per pixel are given, but the file states {own:g}",
@@ -281,9 +281,9 @@ def resolve_mpp(
     if slide.magnification is not None:
         mpp = 10 / slide.magnification
         return mpp, f"{mpp:g} micrometres per pixel from the objective's power of {slide.magnification:g}"
-    unbelievable = f" (it states {slide.mpp:g}, a resolution for printing)" if slide.mpp is not None else ""
+    implausible = f" (it states {slide.mpp:g}, a resolution for printing)" if slide.mpp is not None else ""
     raise DataError(
-        f"the slide states neither micrometres per pixel nor a magnification{unbelievable}",
+        f"the slide states neither micrometres per pixel nor a magnification{implausible}",
         where=where,
         fix=f"give micrometres per pixel of its finest level: {options.mpp}, or a column mpp of a table of slides",
     )

@@ -1,4 +1,4 @@
-"""Prepare slides: the tissue and grid of each are kept as an artefact, so that an interrupted command resumes."""
+"""Prepare slides: find the tissue of each and lay its grid; both are stored, so that an interrupted command resumes."""
 
 import logging
 from collections.abc import Sequence
@@ -60,8 +60,8 @@ class SlidePath:
     Attributes:
         name: Unique name.
         path: File.
-        mpp: Micrometres per pixel of level 0 as the user states them for this slide; None without a statement.
-        default_mpp: Micrometres per pixel of level 0 of slides for which neither the file nor the user states them.
+        mpp: Micrometres per pixel of level 0, as the user states them for this slide; None if unstated.
+        default_mpp: Micrometres per pixel of level 0, used if neither the file nor the user states them.
     """
 
     name: str
@@ -107,7 +107,7 @@ class PreparedSlide:
         x, y, tissue = (np.asarray(table[name]) for name in ("x", "y", "tissue"))
         edge = round(self.extent)
         grid = SlideGrid(self.name, facts["width"], facts["height"], facts["mpp"], edge, facts["step"], x, y, tissue)
-        return _drawn(grid, self.tiles)
+        return _draw_tiles(grid, self.tiles)
 
     @property
     def overview(self) -> Path:
@@ -156,7 +156,7 @@ class FailedSlide:
 def prepare_slides(
     slides: Sequence[SlidePath], config: SlidesConfig, options: OptionNames = KEYS
 ) -> list[PreparedSlide | FailedSlide]:
-    """Find tissue and lay the grid of every slide, or open what was computed before.
+    """Find tissue and lay the grid of every slide, or open the results of an earlier call.
 
     Several processes that call this divide the slides among them; each returns all of them, in order. Slides that
     cannot be used do not stop the others.
@@ -326,8 +326,8 @@ def _overview_downsample(slide: SlideFile, mpp: float, config: SlidesConfig) -> 
 def _no_tissue(mask: Bool[np.ndarray, "h w"], grid: SlideGrid, config: SlidesConfig) -> str:
     cells = grid.shape[0] * grid.shape[1]
     return (
-        f"no tissue: none of {cells} tiles is tissue by {config.min_tissue:.0%} or more "
-        f"(of the whole slide, {float(mask.mean()):.1%} are)"
+        f"no tissue: none of {cells} tiles contains at least {config.min_tissue:.0%} of tissue "
+        f"(the whole slide: {float(mask.mean()):.1%})"
     )
 
 
@@ -338,8 +338,8 @@ def _open(artifact: Artifact, slide: SlidePath, stamp: str, config: SlidesConfig
     return PreparedSlide(slide.name, slide.path, stamp, artifact, tiles, extent, config.pixels, facts)
 
 
-def _drawn(grid: SlideGrid, most: int) -> SlideGrid:
-    """Draw tiles at random, the same ones every time, and keep their order."""
+def _draw_tiles(grid: SlideGrid, most: int) -> SlideGrid:
+    """Draw tiles at random, reproducibly, and keep their order."""
     if len(grid) <= most:
         return grid
     generator = np.random.default_rng(int(fingerprint(["tiles_per_slide", grid.slide]), 16))

@@ -51,7 +51,7 @@ def write_tiles_geojson(
         DataError: A score is not finite.
         ArtifactError: The file cannot be written, for example because the disk is full.
     """
-    of_class = [_json(_classification(name, colour)) for name, colour in zip(classes, colours, strict=True)]
+    classifications = [_json(_classification(name, colour)) for name, colour in zip(classes, colours, strict=True)]
     names = [_json(f"probability: {name}").replace("%", "%%") for name in classes]
     measurements = "{" + ",".join(f"{name}:%.6g" for name in names) + "}"
     _check_finite(grid, scores)
@@ -67,7 +67,7 @@ def write_tiles_geojson(
                 yield (
                     f'{{"type":"Feature","id":"{uuid.uuid5(_NAMESPACE, name)}","geometry":{{"type":"Polygon",'
                     f'"coordinates":[[[{left},{top}],[{right},{top}],[{right},{bottom}],[{left},{bottom}],[{left},{top}]]]}},'
-                    f'"properties":{{"objectType":"tile","name":{_json(name)},"classification":{of_class[best]},'
+                    f'"properties":{{"objectType":"tile","name":{_json(name)},"classification":{classifications[best]},'
                     f'"isLocked":true,"measurements":{measurements % tuple(values)}}}}}'
                 )
 
@@ -127,9 +127,9 @@ def write_polygons_geojson(path: Path, slide: str, polygons: Sequence[Polygon], 
     Raises:
         ArtifactError: The file cannot be written, for example because the disk is full.
     """
-    of_class = _classification(name, colour)
+    classification = _classification(name, colour)
     features = (
-        _json(_annotation(f"{slide}\n{name}\n{i}", polygon, of_class, {})) for i, polygon in enumerate(polygons)
+        _json(_annotation(f"{slide}\n{name}\n{i}", polygon, classification, {})) for i, polygon in enumerate(polygons)
     )
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
         _write_collection(stream, features)
@@ -152,7 +152,7 @@ def _regions(
         return
     sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:]
     probabilities = ndimage.mean(means[number], labels, np.arange(1, n + 1))
-    of_class, limit = _classification(name, colour), np.array([grid.width, grid.height])
+    classification, limit = _classification(name, colour), np.array([grid.width, grid.height])
     for i, polygon in enumerate(trace_regions(labels, n, grid.step)):
         # the last row and column of cells may reach beyond the slide
         inside = Polygon(np.minimum(polygon.exterior, limit), tuple(np.minimum(hole, limit) for hole in polygon.holes))
@@ -161,12 +161,16 @@ def _regions(
             "cells": int(sizes[i]),
             "mean probability": float(f"{probabilities[i]:.6g}"),
         }
-        yield _annotation(f"{grid.slide}\n{name}\n{i}", inside.shifted(-origin[0], -origin[1]), of_class, measurements)
+        yield _annotation(
+            f"{grid.slide}\n{name}\n{i}", inside.shifted(-origin[0], -origin[1]), classification, measurements
+        )
 
 
-def _annotation(key: str, polygon: Polygon, of_class: dict[str, Any], measurements: dict[str, float]) -> dict[str, Any]:
+def _annotation(
+    key: str, polygon: Polygon, classification: dict[str, Any], measurements: dict[str, float]
+) -> dict[str, Any]:
     rings = [np.round(ring, _DECIMALS).tolist() for ring in (polygon.exterior, *polygon.holes)]
-    properties = {"objectType": "annotation", "classification": of_class, "isLocked": True}
+    properties = {"objectType": "annotation", "classification": classification, "isLocked": True}
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(_NAMESPACE, key)),

@@ -18,16 +18,16 @@ from clipit.slides.grid import tile_id
 from clipit.slides.opening import open_slide
 from clipit.slides.slide_file import SlideFile
 
-_NEAR = 1.01
-"""A level that is up to 1 % coarser than wanted is read: levels with a downsample of 2.0005 stand for 2."""
-_OPEN = 16
-"""Slides that a process keeps open."""
+_LEVEL_TOLERANCE = 1.01
+"""A level may be up to 1 % coarser than requested, because a level with a downsample of 2.0005 stands for 2."""
+_MOST_OPEN = 16
+"""Number of slides that a process keeps open."""
 _BLOCK = 2048  # edge of the regions from which an overview is made, pixels of the level
 
 
 def choose_level(slide: SlideFile, downsample: float) -> int:
-    """Return the coarsest level that is not coarser than this downsample, by more than 1 %."""
-    fitting = [number for number, level in enumerate(slide.levels) if level.downsample <= downsample * _NEAR]
+    """Return the coarsest level whose downsample exceeds the given one by at most 1 %; else the finest level."""
+    fitting = [number for number, level in enumerate(slide.levels) if level.downsample <= downsample * _LEVEL_TOLERANCE]
     return max(fitting, key=lambda number: slide.levels[number].downsample, default=0)
 
 
@@ -81,9 +81,9 @@ def read_overview(slide: SlideFile, downsample: float) -> Image.Image:
 
 
 class SlidePool:
-    """Open slides of this process, the last used ones only; pickled copies open their own."""
+    """The most recently used slides of this process, kept open; pickled copies open their own."""
 
-    def __init__(self, most: int = _OPEN) -> None:
+    def __init__(self, most: int = _MOST_OPEN) -> None:
         """Keep at most this number of slides open."""
         self._most = most
         self._forget()
@@ -99,12 +99,12 @@ class SlidePool:
         Raises:
             DataError: The slide cannot be opened.
         """
-        if self._pid != os.getpid():  # a forked process must not share handles, nor a lock that was held
+        if self._pid != os.getpid():  # a forked process must share neither handles nor a lock that is held
             self._forget()
         with self._lock:
             slide = self._slides.pop(path, None) or open_slide(path)
             self._slides[path] = slide
-            # The oldest ones are not closed here, because another thread may be reading from them.
+            # The oldest slides are not closed here, because another thread may be reading from them.
             while len(self._slides) > self._most:
                 self._slides.popitem(last=False)
             return slide
@@ -151,7 +151,7 @@ class SlideReader:
         x: Int32[np.ndarray, " n"],
         y: Int32[np.ndarray, " n"],
     ) -> None:
-        """Keep the places of the tiles; nothing is opened yet.
+        """Store the places of the tiles; no slide is opened yet.
 
         Args:
             slides: Slides.

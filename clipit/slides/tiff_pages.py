@@ -11,10 +11,10 @@ _FIX = "clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB fir
 
 
 def check_pages(path: Path) -> None:
-    """Refuse a TIFF with more than 8 bits per channel, with channels other than grey or RGB, or with a stack of pages.
+    """Check that a TIFF has 8 bits per channel, grey or RGB channels, and no stack of pages.
 
     Raises:
-        DataError: The TIFF is of such a kind.
+        DataError: It does not.
     """
     import tifffile
 
@@ -35,7 +35,7 @@ def check_pages(path: Path) -> None:
 
 
 def check_tiles(page: Any, path: Path) -> None:
-    """Refuse a page of tifffile whose internal tiles or strips are too large to be decoded for every region.
+    """Check that the internal tiles or strips of a page are small enough to be decoded for every region.
 
     Raises:
         DataError: They have more than 67 million pixels.

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 from PIL import Image
 
 _RANGE = (0.04, 0.10)
-"""Limits of the threshold: on an overview of glass alone, or tissue alone, Otsu's method would split it in two."""
+"""Limits of the threshold: Otsu's method alone would split an overview of nothing but glass, or tissue, in two."""
 _DARK = 0.2  # brightness of black ink and of the edge of a slide
 _PEN = 0.06  # minimum excess of green over the other colours in green ink
 _BLUE_PEN = 0.35  # minimum excess of blue over red in blue ink; haematoxylin reaches about 0.25

@@ -1,6 +1,6 @@
 """Mining the bags of an adaptation again, against the steps between two minings.
 
-Both with the embedded VLM and LoRA: mining embeds all tiles and the prompt dictionary, searches neighbours and writes
+Both use the embedded VLM and LoRA: mining embeds all tiles and the prompt dictionary, searches neighbours and writes
 the members; a step encodes its bags with cached gradients.
 """
 
@@ -13,7 +13,7 @@ from benchmarks.inputs import make_tiles
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure a mining, and a few steps, of which the time between two minings is computed."""
+    """Measure a mining and a few steps, from which the time between two minings is computed."""
     import torch
 
     from clipit.config.run import LabelsConfig, LeaksConfig, RunConfig, TilesConfig
@@ -76,5 +76,5 @@ def measure(options: Options) -> list[Figure]:
         "steps_per_repeat": steps,
         "steps_between_minings": interval,
     }
-    title = f"mining against {interval} steps, the interval that is recommended"
+    title = f"mining against {interval} steps, the recommended interval"
     return [Figure("adapt_mining", title, shares, "", 0.1, False, samples, facts)]

@@ -87,9 +87,9 @@ def _contrast(micro_batch: int, batch: int) -> "ContrastStep":
         texts_per_bag=1,
         batch_size=batch,
         seed=0,
-        owners=numbers,
+        groups=numbers,
         partners=numbers,
-        same_pixels=numbers,
+        pixel_codes=numbers,
     )
     adapted = adapt_towers(vlm.towers, "lora", ("image", "text"), LoraConfig(), True).to(processes.device)
     section = AdaptConfig(

@@ -19,9 +19,9 @@ from clipit.models.towers import Tokens, Towers
 Tower = Literal["image", "text"]
 Tuning = Literal["lora", "full", "projection"]
 
-_PROBE = ("Moderately differentiated adenocarcinoma.", "Mucin")
-_ALIKE = 1e-4
-"""Largest distance, relative to their length, of embeddings with and without gradients."""
+_TRIAL_TEXTS = ("Moderately differentiated adenocarcinoma.", "Mucin")
+_TOLERANCE = 1e-4
+"""Largest relative distance between embeddings that are computed with and without gradients."""
 _PROJECTIONS = re.compile(
     r"visual\.proj|visual\.head\.(proj|mlp)\b.*|visual\.trunk\.head\..*"  # open_clip: ViT, timm, EVA and MobileCLIP
     r"|visual\.attnpool\.c_proj\..*"  # open_clip: ResNet
@@ -35,22 +35,22 @@ _PROJECTIONS = re.compile(
 
 
 class AdaptedTowers(nn.Module):
-    """The towers of a VLM of which some weights are trained.
+    """The towers of a VLM, some of whose weights are trained.
 
     Attributes:
         towers: Towers of the VLM; their functions compute with the trained weights.
         network: Module of the VLM, with adapters if they are trained.
         tuning: Weights that are trained.
-        which: Towers that are trained.
+        trained_towers: Towers that are trained.
         logit_scale: Logarithm of the scale of cosine similarities: the weight of the VLM's module, if it has one.
     """
 
-    def __init__(self, towers: Towers, network: nn.Module, tuning: Tuning, which: tuple[Tower, ...]) -> None:
+    def __init__(self, towers: Towers, network: nn.Module, tuning: Tuning, trained_towers: tuple[Tower, ...]) -> None:
         super().__init__()
         self.towers = towers
         self.network = network
         self.tuning = tuning
-        self.which = which
+        self.trained_towers = trained_towers
         self.logit_scale: nn.Parameter = log_scale(towers)
 
     def image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
@@ -68,8 +68,8 @@ class AdaptedTowers(nn.Module):
     def train(self, mode: bool = True) -> "AdaptedTowers":
         """Switch dropout on or off.
 
-        With `full`, the dropout of the layers with trained weights is switched. Otherwise only that of the adapters is:
-        the frozen weights cannot adapt to noise, and embeddings are trained as they are used. Batch normalisation
+        With `full`, this concerns the layers with trained weights. Otherwise it concerns the adapters only: the frozen
+        weights cannot adapt to noise, so embeddings are trained as they will be used. Batch normalisation
         always uses its stored statistics, because those of a micro-batch would differ from those of the batch.
         """
         super().train(mode)
@@ -101,20 +101,20 @@ class AdaptedTowers(nn.Module):
 
 
 def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
-    """Return the names of the modules with trained weights; one without weights counts as the module around it."""
-    weighty, trained = set[str](), set[str]()
+    """Return the names of the modules with trained weights; a module without weights counts as its parent."""
+    with_weights, trained = set[str](), set[str]()
     for name, weight in network.named_parameters(remove_duplicate=False):
         while name:
             name = name.rpartition(".")[0]
-            weighty.add(name)
+            with_weights.add(name)
             if weight.requires_grad:
                 trained.add(name)
     found = set(trained)
     for name, _ in network.named_modules(remove_duplicate=False):
-        around = name
-        while around and around not in weighty:
-            around = around.rpartition(".")[0]
-        if around in trained:
+        parent = name
+        while parent and parent not in with_weights:
+            parent = parent.rpartition(".")[0]
+        if parent in trained:
             found.add(name)
     return frozenset(found)
 
@@ -140,7 +140,7 @@ def adapt_towers(
     learn_temperature: bool,
     base_name: str | None = None,
 ) -> AdaptedTowers:
-    """Make the wanted weights of a VLM trainable, and freeze all others.
+    """Make the selected weights of a VLM trainable, and freeze all others.
 
     The VLM's module is changed in place, so that the functions of `towers` compute with the trained weights. Initial
     updates are zero. The random numbers of the initial factors come from PyTorch's global generator.
@@ -227,8 +227,8 @@ def _unfreeze(towers: Towers, which: Sequence[Tower], tuning: Tuning) -> None:
 def _usable_layers(towers: Towers, tower: Tower) -> set[str]:
     """Return the names of the modules that a tower calls and whose own weights its embeddings depend on.
 
-    Updates of other layers would have no effect: a weight that is read without a call, as PyTorch's attention reads
-    that of its output projection, or an output that is not used, as that of a pooling for captions.
+    Updates of other layers would have no effect, because their weight is read without a call (as PyTorch's attention
+    reads that of its output projection) or their output is not used (as that of a pooling for captions).
     """
     called: set[str] = set()
 
@@ -237,18 +237,20 @@ def _usable_layers(towers: Towers, tower: Tower) -> set[str]:
 
     hooks = [part.register_forward_pre_hook(record(name)) for name, part in towers.module.named_modules()]
     try:
-        owners = {name.rpartition(".")[0] for name in _reached_weights(towers, tower)}
+        with_used_weights = {name.rpartition(".")[0] for name in _reached_weights(towers, tower)}
     finally:
         for hook in hooks:
             hook.remove()
-    return called & owners
+    return called & with_used_weights
 
 
 def _reached_weights(towers: Towers, tower: Tower) -> set[str]:
     """Return the names of the weights that a tower's embeddings depend on."""
     weights = dict(towers.module.named_parameters())
     with _all_trainable(weights):
-        found = torch.autograd.grad(_scalar(_embed_probe(towers, tower)), list(weights.values()), allow_unused=True)
+        found = torch.autograd.grad(
+            _scalar(_embed_trial_inputs(towers, tower)), list(weights.values()), allow_unused=True
+        )
     return {name for name, gradient in zip(weights, found, strict=True) if gradient is not None}
 
 
@@ -274,23 +276,23 @@ def _check_reach(adapted: AdaptedTowers) -> None:
     # a gradient of zero is not an error: a later weight may be zero
     idle, differs = set(updates), False
     with _noise(list(updates.values())):
-        for tower in adapted.which:
-            embedded = _embed_probe(adapted.towers, tower)
+        for tower in adapted.trained_towers:
+            embedded = _embed_trial_inputs(adapted.towers, tower)
             with torch.no_grad():
-                without = _embed_probe(adapted.towers, tower)
+                without = _embed_trial_inputs(adapted.towers, tower)
             if not embedded.requires_grad:
                 continue
             found = torch.autograd.grad(_scalar(embedded), list(updates.values()), allow_unused=True)
             idle -= {name for name, gradient in zip(updates, found, strict=True) if gradient is not None}
-            differs |= not bool((embedded - without).norm() <= _ALIKE * embedded.norm())
+            differs |= not bool((embedded - without).norm() <= _TOLERANCE * embedded.norm())
     if idle or differs:
         names = [name.split(".lora_B")[0].removeprefix("network.base_model.model.") for name in updates if name in idle]
         raise ModelError(
             f"{len(idle)} of {len(updates)} adapted layers do not reach an embedding: {shortlist(names)}"
             if idle
-            else "the adapted layers have another effect while gradients are recorded than without",
+            else "the adapted layers compute other embeddings while gradients are recorded than without",
             where="adapt.lora.targets",
-            fix="take these layers out of adapt.lora.targets, set adapt.tuning: projection or full, or, for layers of "
+            fix="remove these layers from adapt.lora.targets, set adapt.tuning: projection or full, or, for layers of "
             "torch.nn.TransformerEncoder, call torch.backends.mha.set_fastpath_enabled(False) in the VLM's function",
         )
 
@@ -308,12 +310,12 @@ def _noise(weights: list[nn.Parameter]) -> Iterator[None]:
             weight.data.zero_()
 
 
-def _embed_probe(towers: Towers, tower: Tower) -> Tensor:
+def _embed_trial_inputs(towers: Towers, tower: Tower) -> Tensor:
     """Embed noise or two short texts; no random numbers of PyTorch's global generator are drawn."""
     device = next(towers.module.parameters()).device
     dtype = next(towers.module.parameters()).dtype
     if tower == "text":
-        return towers.text({key: value.to(device) for key, value in towers.tokenise(list(_PROBE)).items()})
+        return towers.text({key: value.to(device) for key, value in towers.tokenise(list(_TRIAL_TEXTS)).items()})
     size = towers.preprocess.size
     generator = torch.Generator().manual_seed(0)
     return towers.image(torch.randn(2, 3, size, size, generator=generator).to(device, dtype))

@@ -32,10 +32,10 @@ def set_checkpointing(backbone: nn.Module, enabled: bool) -> bool:
         return True
     if not getattr(model, "supports_gradient_checkpointing", False):  # transformers
         return False
-    # Its name since 5.23 ("activation") and before ("gradient")
+    # The method is named "activation" since transformers 5.23, and "gradient" before
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if enabled:
-        # The reentrant kind gives no gradients where the input of a block needs none, as with LoRA.
+        # Reentrant checkpointing computes no gradients if the input of a block requires none, as with LoRA.
         getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     else:
         getattr(model, f"{kind}_checkpointing_disable")()
@@ -54,7 +54,7 @@ def compile_backbone(backbone: nn.Module, **options: Any) -> None:
 
 @contextmanager
 def checkpointed_backbone(backbone: nn.Module, enabled: bool) -> Iterator[None]:
-    """Use gradient checkpointing, if enabled, and switch it off at the end."""
+    """Use gradient checkpointing in the block, if enabled."""
     set_checkpointing(backbone, enabled)
     try:
         yield
@@ -64,7 +64,7 @@ def checkpointed_backbone(backbone: nn.Module, enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def compiled_backbone(backbone: nn.Module, enabled: bool, **options: Any) -> Iterator[None]:
-    """Compile a backbone in place, if enabled, and return to the uncompiled one at the end.
+    """Compile a backbone in place, if enabled, and restore the uncompiled one at the end.
 
     Args:
         backbone: Backbone, possibly with LoRA.
@@ -93,11 +93,11 @@ def compiled_backbone(backbone: nn.Module, enabled: bool, **options: Any) -> Ite
 
 
 def undo_compile(backbone: nn.Module) -> None:
-    """Return to the uncompiled backbone."""
+    """Restore the uncompiled backbone."""
     plain_backbone(backbone)._compiled_call_impl = None
 
 
 def plain_backbone(backbone: nn.Module) -> nn.Module:
-    """Return the backbone without peft's wrapper; the layers of LoRA stay in it."""
+    """Return the backbone without peft's wrapper, but with the LoRA layers."""
     module: nn.Module = backbone.get_base_model() if hasattr(backbone, "peft_config") else backbone  # type: ignore[operator]
     return module

@@ -3,13 +3,13 @@
 `config.json` and `model.safetensors` are in the format of the package that loads the backbone (`loader`). A plain
 export (`plain`) is an ordinary timm model, which timm and transformers' image-classification pipeline load without
 this package. It needs a timm backbone, timm's own pooling (`cls` but not `cls_mean`) and the linear head. All other
-exports keep their head in `heads.safetensors`. Of these, ViT and DINOv2 backbones of transformers with the linear head
-are also written as transformers' own image classifiers, which its pipeline opens; the rest (late fusion, other
-models) only `load_classifier` loads. `export_note` in the folder says which. The projector and the prompts are never
-part of the packages' files.
+exports store their head in `heads.safetensors`. Of these, ViT and DINOv2 backbones of transformers with the linear head
+are also written as transformers' own image classifiers, which its pipeline opens; all others (late fusion, other
+models) are loaded by `load_classifier` alone. `export_note` in `clipit.json` states which case applies. The projector
+and the prompts are never part of the packages' files.
 
-`README.md` is the classifier's card. It has no checksum, because every evaluation of the run writes it again, and no
-loader reads it.
+`README.md` is the classifier's card. It has no checksum, because every evaluation of the run rewrites it, and no loader
+reads it.
 """
 
 import hashlib

@@ -181,10 +181,10 @@ def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) ->
         f"{name}.{part}" for name, module in model.named_modules() if module is head for part in ("weight", "bias")
     }
     missing, unexpected = model.load_state_dict(trunk.state_dict(), strict=False)
-    left = set(missing) - (head_names if linear else set())
-    if left or unexpected:
+    unmatched = set(missing) - (head_names if linear else set())
+    if unmatched or unexpected:
         raise ModelError(
-            f"the architecture that timm builds is not the backbone's: {sorted(left | set(unexpected))[:5]}",
+            f"the architecture that timm builds is not the backbone's: {sorted(unmatched | set(unexpected))[:5]}",
             where="export",
             fix="report this backbone; it cannot be exported",
         )
@@ -245,7 +245,9 @@ def _check(
     prompts: Mapping[str, tuple[Sequence[str], np.ndarray]] | None,
 ) -> None:
     def misfit(what: str) -> ModelError:
-        return ModelError(what, where="export", fix="pass what the student was trained with")
+        return ModelError(
+            what, where="export", fix="pass the classes, prompts and mean that the student was trained with"
+        )
 
     expected = student.image_head.out_features
     if len(set(classes)) != expected or len(classes) != expected:

@@ -68,9 +68,7 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
     folder = Path(name).expanduser()
     if folder.exists() or isinstance(name, Path) or not _REPOSITORY.fullmatch(name):
         if revision is not None:
-            raise ModelError(
-                "revision is for repositories on the hub, not for folders", where=folder, fix="leave it out"
-            )
+            raise ModelError("revision is for repositories on the hub, not for folders", where=folder, fix="remove it")
         return folder
     from huggingface_hub import snapshot_download
 

@@ -266,7 +266,7 @@ class Classifier:
         return self._text_vlm().encode_texts(texts, truncate=True).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:
-        """Configure the VLM: the one that the caller passed, otherwise the one used in training if it is well known.
+        """Configure the VLM: the caller's, otherwise that of the training if it is embedded or in the table.
 
         A folder passed for a VLM of the table is loaded according to its entry.
 

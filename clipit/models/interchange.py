@@ -112,9 +112,9 @@ def export_program(
                     shutil.move(file, temporary)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    beside = path.with_name(f"{path.name}.json")
-    write_json(beside, description | {"largest_differences": differences, "allowed_difference": allowed})
-    return ExportedProgram(path, beside, differences, allowed)
+    description_file = path.with_name(f"{path.name}.json")
+    write_json(description_file, description | {"largest_differences": differences, "allowed_difference": allowed})
+    return ExportedProgram(path, description_file, differences, allowed)
 
 
 def describe_program(classifier: Classifier, format: Format) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _open_torch(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _inputs(classifier: Classifier) -> dict[str, Float[Tensor, "b 3 h w"]]:
-    """Normalised pixels to compare on: random values, and random images in sizes of real tiles."""
+    """Return normalised pixels for the comparison: random values, and random images in sizes of real tiles."""
     preprocess, rng = classifier.spec.preprocess, np.random.default_rng(0)
     edges = ((preprocess.resize_to, preprocess.resize_to), (512, 512), (300, 400))
     images = [Image.fromarray(rng.integers(0, 256, (*edge, 3), dtype=np.uint8)) for edge in edges]
@@ -222,14 +222,14 @@ def _compare(
         raise ModelError(
             f"the exported program differs from the classifier: {listed} (allowed {allowed:.2g}); no file was written",
             where=path,
-            fix="report this backbone; if such differences do not matter to you, pass a larger --tolerance",
+            fix="report this backbone; if such differences are acceptable, pass a larger --tolerance",
         )
     return differences, allowed
 
 
 @contextlib.contextmanager
 def _exporter_errors(path: Path) -> Iterator[None]:
-    """Silence the exporters' remarks, and turn their errors into a `ModelError`."""
+    """Silence the exporters' messages, and convert their errors into a `ModelError`."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -248,7 +248,7 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
         what = "its files need Python code of their own, which is not trusted yet"
         fix = f"read that code{f' at {page}' if page else ''}, then set trust_remote_code: true beside the model's name"
     elif "UnpicklingError" in kinds:
-        what = "its checkpoint holds pickled objects, or is damaged; only tensors are loaded"
+        what = "its checkpoint contains pickled objects, or is damaged; only tensors are loaded"
         fix = "use a safetensors file, or a checkpoint that contains only a state dict, from the model's page"
     elif (
         "size mismatch" in text

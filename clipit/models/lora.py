@@ -144,14 +144,14 @@ def add_lora(
 
     if not config.targets:
         raise ModelError("no LoRA targets", where="lora.targets", fix=f"name some of {', '.join(_KINDS)}")
-    # peft treats a list as suffixes of names, which the layers of both towers may share; a regular expression is exact
+    # peft treats a list as suffixes, which layers of both towers may share; a regular expression matches exact names
     exact = None if names is None else "|".join(map(re.escape, names))
     names = target_modules(backbone, config.targets) if names is None else names
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=exact or list(names)
     )
     adapted = _inject(backbone, settings, f"The layers to be adapted: {shortlist(names)}.")
-    # set afterwards, because peft overwrites it with an attribute of the module, which timm's lack
+    # set afterwards, because peft overwrites it with an attribute of the module, which timm models lack
     adapted.peft_config["default"].base_model_name_or_path = base_name
     return adapted  # type: ignore[no-any-return]
 
@@ -177,7 +177,7 @@ def load_lora(module: nn.Module, folder: Path) -> nn.Module:
     factors = [name for name, _ in adapted.named_parameters() if "lora_" in name]
     if report.unexpected_keys or len(factors) != len(tensors):
         raise ModelError(
-            f"the adapter has {len(tensors)} weights, and the model takes {len(factors)}"
+            f"the adapter has {len(tensors)} weights, but the model expects {len(factors)}"
             + (f"; unknown: {shortlist(report.unexpected_keys)}" if report.unexpected_keys else ""),
             where=folder / ADAPTER_WEIGHTS,
             fix="use the adapter with the model that it was trained on",

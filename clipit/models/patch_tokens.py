@@ -28,11 +28,11 @@ class PatchTokens:
         kind: Kind of model; tokens of a `vlm` are in the joint space of images and texts.
         preprocess: Preprocessing of the model, whose `size` is the edge of its input.
         side: Tokens along one edge of the input.
-        dim: Length of a token.
+        dim: Dimension of a token.
         mpp: Micrometres per pixel of its training tiles; None if unknown.
         fingerprint: Fingerprint of weights, preprocessing and precision.
         device: Device of the model.
-        compute: Normalised pixels [b,3,s,s] to tokens [b,side,side,dim].
+        compute: Function from normalised pixels [b,3,s,s] to tokens [b,side,side,dim].
     """
 
     name: str
@@ -67,9 +67,9 @@ def vlm_tokens(vlm: "VLM") -> PatchTokens:
     """Return the patch tokens of a VLM, projected into its joint space like its image embeddings.
 
     Raises:
-        ModelError: The VLM gives no patch tokens.
+        ModelError: The VLM provides no patch tokens.
     """
-    side, dim = _probe(vlm.tokens_of, vlm.preprocess.size, vlm.device, vlm.name)
+    side, dim = _output_shape(vlm.tokens_of, vlm.preprocess.size, vlm.device, vlm.name)
     if dim != vlm.joint_dim:
         raise no_tokens(vlm.name, f"they have {dim} dimensions, the joint space {vlm.joint_dim}")
     identity = fingerprint([vlm.fingerprint, vlm.precision])
@@ -82,11 +82,11 @@ def backbone_tokens(backbone: "Backbone") -> PatchTokens:
     """Return the patch tokens of a backbone, before its pooling.
 
     Raises:
-        ModelError: The backbone gives neither patch tokens nor a feature map.
+        ModelError: The backbone provides neither patch tokens nor a feature map.
     """
     device = next(backbone.module.parameters()).device
     compute = _grid_function(backbone.module)
-    side, dim = _probe(compute, backbone.preprocess.size, device, backbone.name)
+    side, dim = _output_shape(compute, backbone.preprocess.size, device, backbone.name)
     return PatchTokens(
         backbone.public_name, "backbone", backbone.preprocess, side, dim, backbone.expected_mpp, backbone.fingerprint,
         device, compute,
@@ -97,7 +97,7 @@ def classifier_tokens(classifier: "Classifier") -> PatchTokens:
     """Return the patch tokens of a classifier's backbone, adapter included, before its pooling and heads.
 
     Raises:
-        ModelError: The backbone gives neither patch tokens nor a feature map.
+        ModelError: The backbone provides neither patch tokens nor a feature map.
     """
     spec, module = classifier.spec, classifier.network.backbone
     inner = _grid_function(module)
@@ -106,7 +106,7 @@ def classifier_tokens(classifier: "Classifier") -> PatchTokens:
         return inner(pixels.to(classifier.dtype))
 
     name = f"classifier {spec.provenance.get('run', 'unknown')}"
-    side, dim = _probe(compute, spec.preprocess.size, classifier.device, name)
+    side, dim = _output_shape(compute, spec.preprocess.size, classifier.device, name)
     identity = fingerprint([dict(spec.files), str(classifier.dtype)])
     return PatchTokens(name, "classifier", spec.preprocess, side, dim, spec.mpp, identity, classifier.device, compute)
 
@@ -115,7 +115,7 @@ def student_tokens(classifier: "Classifier") -> PatchTokens:
     """Return the patch tokens of a classifier, projected into the joint space like its pooled features.
 
     Raises:
-        ModelError: The classifier was trained without text, or gives no patch tokens.
+        ModelError: The classifier was trained without text, or provides no patch tokens.
     """
     projector = classifier.network.projector
     if projector is None:
@@ -132,7 +132,7 @@ def student_tokens(classifier: "Classifier") -> PatchTokens:
         return projected
 
     tokens = classifier_tokens(classifier)
-    side, dim = _probe(compute, tokens.preprocess.size, classifier.device, tokens.name)
+    side, dim = _output_shape(compute, tokens.preprocess.size, classifier.device, tokens.name)
     return replace(
         tokens, name=f"student {tokens.name.removeprefix('classifier ')}", side=side, dim=dim, compute=compute
     )
@@ -142,11 +142,11 @@ def _grid_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda pixels: trunk_grid(module, pixels)
 
 
-def _probe(compute: Callable[[Tensor], Tensor], size: int, device: torch.device, name: str) -> tuple[int, int]:
-    """Run a model once, and return the tokens along an edge and their length.
+def _output_shape(compute: Callable[[Tensor], Tensor], size: int, device: torch.device, name: str) -> tuple[int, int]:
+    """Run a model once, and return the number of tokens along an edge and their dimension.
 
     Raises:
-        ModelError: The model gives no square grid of tokens.
+        ModelError: The model provides no square grid of tokens.
     """
     try:
         with torch.inference_mode():

@@ -29,7 +29,7 @@ _PIL_FILTERS = {
 }
 
 _one_at_a_time = threading.Lock()
-_LONGEST = 8
+_LARGEST_RATIO = 8
 """Aspect ratio above which only the centre crop of an image is resized."""
 
 
@@ -61,7 +61,7 @@ class Preprocess:
     def hash(self) -> str:
         """Return a hash of all fields, for cache keys and manifests."""
         fields = asdict(self)
-        if self.odd_margin == "nearest":  # hashes of models that crop as torchvision does are older than this field
+        if self.odd_margin == "nearest":  # the default is omitted, so that hashes from before this field stay valid
             del fields["odd_margin"]
         return fingerprint(fields)
 
@@ -90,7 +90,7 @@ class Preprocess:
         margins = ((edge - self.size) / 2 for edge in target)
         left, top = (int(margin) if self.odd_margin == "down" else round(margin) for margin in margins)
         box = (left, top, left + self.size, top + self.size)
-        if max(target) > _LONGEST * self.resize_to:
+        if max(target) > _LARGEST_RATIO * self.resize_to:
             # Resize only the crop: a complete image of this shape could exceed the memory. The result may differ from
             # torchvision's by one level of rounding, so usual shapes are resized completely.
             scale = (width / target[0], height / target[1])

@@ -11,7 +11,7 @@ PREFIX = "python"
 def python_towers(path: str) -> Towers:
     """Call a function without arguments that returns the towers of a VLM.
 
-    Only the user's own configuration or call names such a function: a classifier's files cannot.
+    Only the user's configuration or call can name such a function; a classifier's files cannot.
 
     Args:
         path: `package.module:function`.

@@ -33,7 +33,7 @@ def trunk_grid(module: nn.Module, pixels: Float[Tensor, "b 3 s s"]) -> Grid:
     pooled tokens are, without class token and registers.
 
     Args:
-        module: Model of timm or transformers, perhaps within clipit's pooling.
+        module: Model of timm or transformers, optionally wrapped in clipit's pooling.
         pixels: Normalised pixels.
 
     Raises:
@@ -58,15 +58,15 @@ def trunk_grid(module: nn.Module, pixels: Float[Tensor, "b 3 s s"]) -> Grid:
 
 
 def pool_each(module: Any, grid: Grid, *, pre_logits: bool = False) -> Float[Tensor, "b h w features"]:
-    """Apply the pooling, normalisation and head of a model to every token alone, as if it filled the image.
+    """Apply a model's pooling, normalisation and head to every token separately, as if it filled the image.
 
     A class token is replaced by the token itself, a mean over patches is the token, and attention over one token is its
-    value. Tokens thereby pass the same layers as the pooled features.
+    value. Tokens thereby pass through the same layers as the pooled features.
 
     Args:
-        module: Model of timm, or of timm or transformers within clipit's pooling.
+        module: Model of timm, or a model of timm or transformers wrapped in clipit's pooling.
         grid: Its tokens, from `trunk_grid`.
-        pre_logits: Whether to leave out the last layer of timm's head.
+        pre_logits: Whether to skip the last layer of timm's head.
     """
     if isinstance(module, TokenPool):
         return torch.cat([grid, grid], dim=3) if module.pooling == "cls_mean" else grid
@@ -84,8 +84,8 @@ def pool_each(module: Any, grid: Grid, *, pre_logits: bool = False) -> Float[Ten
 def open_clip_tokens(visual: Any) -> Callable[[Tensor], Tensor] | None:
     """Return a function from normalised pixels to projected patch tokens of an image tower of open_clip.
 
-    Tokens pass the tower's pooling and projection one by one; None for towers whose pooling includes more (modified
-    ResNets, CoCa with two poolings).
+    Tokens pass through the tower's pooling and projection one by one. For towers whose pooling includes more (modified
+    ResNets, CoCa with two poolings), None is returned.
     """
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
@@ -112,7 +112,7 @@ def open_clip_tokens(visual: Any) -> Callable[[Tensor], Tensor] | None:
 def no_tokens(where: object, reason: str) -> ModelError:
     """Compose the error for a model without patch tokens."""
     return ModelError(
-        f"this model gives no patch tokens: {reason}",
+        f"this model provides no patch tokens: {reason}",
         where=where,
         fix="use a vision transformer, or a method that scores windows instead of tokens",
     )

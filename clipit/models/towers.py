@@ -30,7 +30,7 @@ def transformers_tokenise(tokenizer: Any, context_length: int) -> Callable[[Sequ
     """Return a function from texts to ids and masks, padded to the longest text and truncated to the context length.
 
     Texts are always padded on the right, with id 0: padding on the left would shift the positions of a text by the
-    length of the others in its batch, and CLIP models may take the highest id of a text for its end.
+    length of the others in its batch, and CLIP models may interpret the highest id of a text as its end.
     """
     tokenizer.padding_side = "right"
 
@@ -52,18 +52,20 @@ class Towers:
         context_length: Maximum number of tokens of a text, special tokens included.
         logit_scale: Learned scale of cosine similarities (inverse temperature).
         source: Folder, hub id or built-in name that it was loaded from.
-        count_tokens: Tokens per text, special tokens included, without truncation.
-        tokenise: Texts to inputs of the text tower, truncated to the context length.
+        count_tokens: Function that counts the tokens of each text, special tokens included, without truncation.
+        tokenise: Function from texts to inputs of the text tower, truncated to the context length.
         vocabulary: Tokens of the tokeniser and their ids.
-        image: Normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] of the joint space.
-        text: Tokens to un-normalised embeddings [b,d] of the joint space.
-        raw: Normalised pixels to pooled features [b,raw_dim] before the projection; None if the model has none.
+        image: Function from normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] of the joint space.
+        text: Function from tokens to un-normalised embeddings [b,d] of the joint space.
+        raw: Function from normalised pixels to pooled features [b,raw_dim] before the projection; None if the model
+            has none.
         raw_dim: Dimension of the `raw` features; None if the model has none.
-        tokens: Normalised pixels to un-normalised patch tokens [b,h,w,d] of the joint space; None if the model has
-            none.
-        is_image_weight: Whether a weight of `module`, given its name, belongs to the image tower.
-        save: Write the current weights, tokeniser and preprocessing into an existing folder, in the VLM's own format;
-            None if there is none.
+        tokens: Function from normalised pixels to un-normalised patch tokens [b,h,w,d] of the joint space; None if the
+            model has none.
+        is_image_weight: Function that returns whether a weight of `module`, given by its name, belongs to the image
+            tower.
+        save: Function that writes the current weights, tokeniser and preprocessing into an existing folder, in the
+            VLM's own format; None if it has none.
     """
 
     module: nn.Module

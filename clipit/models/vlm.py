@@ -28,9 +28,9 @@ from clipit.models.vlm_specs import VLMS
 Space = Literal["joint", "raw"]
 """The joint space of images and texts, or the image tower's features before the projection into it."""
 
-_PROBE = "Moderately differentiated adenocarcinoma, grade 2; margins free."
-_SHORT = "Mucin"
-_ALIKE = 1e-3
+_LONG_TEXT = "Moderately differentiated adenocarcinoma, grade 2; margins free."
+_SHORT_TEXT = "Mucin"
+_TOLERANCE = 1e-3
 """Largest relative distance between the embeddings of a text that is encoded alone and in a batch."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -97,7 +97,7 @@ class VLM:
         """Count tokens per text, special tokens included, without truncation."""
         return list(self.towers.count_tokens(_as_list(texts)))
 
-    def cut_tokens(self, texts: Sequence[str]) -> tuple[int, int]:
+    def count_truncated(self, texts: Sequence[str]) -> tuple[int, int]:
         """Count the texts that `truncate=True` truncates, and the tokens that are dropped in total."""
         excess = [count - self.context_length for count in self.count_tokens(texts) if count > self.context_length]
         return len(excess), sum(excess)
@@ -206,7 +206,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
         hint="The tokeniser files may be incomplete, or belong to another model.",
         where=towers.source,
     ):
-        towers.count_tokens([_PROBE])
+        towers.count_tokens([_LONG_TEXT])
         joint_dim = _check_batches(towers)
     fingerprint = vlm_fingerprint(towers)
     adapter: dict[str, Any] | None = None
@@ -242,7 +242,7 @@ def vlm_fingerprint(towers: Towers) -> str:
     """Compute the fingerprint of weights, preprocessing and tokeniser."""
     quick = ("quick_gelu",) if has_quick_gelu(towers.module) else ()
     words = sorted((number, word) for word, number in towers.vocabulary.items())
-    ids = (*(value.tolist() for value in towers.tokenise([_PROBE]).values()), *words)
+    ids = (*(value.tolist() for value in towers.tokenise([_LONG_TEXT]).values()), *words)
     return weights_fingerprint(towers.module, towers.preprocess.hash, towers.context_length, *ids, *quick)
 
 
@@ -253,10 +253,10 @@ def _check_batches(towers: Towers) -> int:
         ModelError: The embeddings differ, so pairs would depend on the batch size, or they are not finite.
     """
     with torch.inference_mode():
-        alone = towers.text(towers.tokenise([_SHORT]))[0]
-        in_batch = towers.text(towers.tokenise([_SHORT, _PROBE]))[0]
+        alone = towers.text(towers.tokenise([_SHORT_TEXT]))[0]
+        in_batch = towers.text(towers.tokenise([_SHORT_TEXT, _LONG_TEXT]))[0]
     distance = float((alone - in_batch).norm() / alone.norm())
-    if not distance <= _ALIKE:  # also true for NaN
+    if not distance <= _TOLERANCE:  # also true for NaN
         raise ModelError(
             f"the embedding of a text depends on the other texts of its batch (relative distance {distance:.2g})"
             if math.isfinite(distance)

@@ -47,7 +47,7 @@ def save_vlm_adapter(adapted: AdaptedTowers, base: Mapping[str, str], folder: Pa
         "schema": _SCHEMA,
         "base": dict(base),
         "tuning": adapted.tuning,
-        "towers": list(adapted.which),
+        "towers": list(adapted.trained_towers),
         "files": {name: file_sha256(folder / name) for name in files},
     }
     write_record(folder / RECORD, record)

@@ -111,7 +111,7 @@ def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path
     with whole_folder(folder / MERGED) as partial:
         towers.save(partial)
         _write_origin(partial, base_of_adapted(config.name), vlm.expected_mpp)
-        written = load_vlm(_opening(config, partial)).fingerprint
+        written = load_vlm(_merged_config(config, partial)).fingerprint
         if written != fingerprint:
             raise ModelError(
                 f"the merged model cannot be written in its own format: its weights, tokeniser or preprocessing differ "
@@ -120,7 +120,7 @@ def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path
                 fix=f"use the adapter with the VLM: vlm.adapter: {folder / ADAPTER}",
             )
         _write_card(partial, card)
-    return ExportedVLM(folder / ADAPTER, folder / MERGED, _opening(config, folder / MERGED), fingerprint)
+    return ExportedVLM(folder / ADAPTER, folder / MERGED, _merged_config(config, folder / MERGED), fingerprint)
 
 
 def adapted_vlm(config: VLMConfig, folder: Path) -> VLMConfig:
@@ -134,17 +134,16 @@ def adapted_vlm(config: VLMConfig, folder: Path) -> VLMConfig:
         ModelError: The folder contains neither.
     """
     if (folder / MERGED).is_dir():
-        return _opening(config, folder / MERGED)
+        return _merged_config(config, folder / MERGED)
     if (folder / ADAPTER).is_dir():
         return config.model_copy(update={"adapter": str(folder / ADAPTER)})
     raise ModelError("no adapted VLM in this folder", where=folder, fix="finish the adaptation: clipit adapt")
 
 
-def _opening(config: VLMConfig, folder: Path) -> VLMConfig:
-    """Return the configuration of a merged folder: as `vlm.path` for a VLM of the table, otherwise as `vlm.name`."""
-    changes = {"adapter": None}
+def _merged_config(config: VLMConfig, folder: Path) -> VLMConfig:
+    """Return the configuration that opens a merged folder: by `vlm.path` for a VLM of the table, else by `vlm.name`."""
     place = {"path": str(folder)} if config.name in VLMS else {"name": str(folder), "path": None}
-    return config.model_copy(update={**changes, **place})
+    return config.model_copy(update={"adapter": None, **place})
 
 
 def _write_origin(folder: Path, base: str, mpp: float | None) -> None:

@@ -222,7 +222,7 @@ def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[
         texts: Prompts.
         batch_size: Number of texts per batch.
     """
-    truncated, tokens = vlm.cut_tokens(texts)
+    truncated, tokens = vlm.count_truncated(texts)
     if truncated:
         logger.warning(
             f"{truncated} of {len(texts)} texts exceed the {vlm.context_length} tokens of "

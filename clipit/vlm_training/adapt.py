@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 TRAINING = "training.json"
 """File of a finished adaptation with its counts, loss and provenance."""
 _VALIDATION_BATCHES = 4
-_OTHER_ARMS = ("arms", "seeds", "forgetting")
+_STUDY_KEYS = ("arms", "seeds", "forgetting")  # keys of the section that concern the study, not one adaptation
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,9 @@ def used_towers(section: AdaptConfig, arm: AdaptArm) -> AdaptConfig:
         return section
     if "image" not in section.towers:
         raise ConfigError(
-            "the arm images trains the image tower, which adapt.towers leaves out",
+            "the arm images trains the image tower, which is not in adapt.towers",
             where="adapt.arms",
-            fix="leave out the arm images, or add image to adapt.towers",
+            fix="remove the arm images, or add image to adapt.towers",
         )
     return section.model_copy(update={"towers": ("image",)})
 
@@ -183,7 +183,7 @@ def _resolve_precision(config: RunConfig, section: AdaptConfig, folder: Path) ->
 def _fingerprint(adaptation: _Adaptation) -> RunFingerprint:
     """Compute the fingerprint of an adaptation from its keys and inputs; validation counts with `keep: best` only."""
     config, section, validation = adaptation.config, adaptation.section, adaptation.validation
-    unused = {*_OTHER_ARMS, *({"pairs", "bags", "cases"} - {section.data})}
+    unused = {*_STUDY_KEYS, *({"pairs", "bags", "cases"} - {section.data})}
     keys = {
         f"adapt.{key}": value
         for key, value in select_keys(section, "results").items()
@@ -234,7 +234,7 @@ def _train_and_export(adaptation: _Adaptation, fingerprint: RunFingerprint) -> "
             "vlm_fingerprint": vlm.fingerprint,
             "adapted_fingerprint": exported.fingerprint,
             "only_adapter": exported.reason,
-            "adapt": section.model_dump(mode="json", exclude=set(_OTHER_ARMS)),
+            "adapt": section.model_dump(mode="json", exclude=set(_STUDY_KEYS)),
             "examples": examples.summary,
             "validation_examples": None if validation is None else validation.summary,
             RUN_FINGERPRINT: fingerprint.value,
@@ -268,10 +268,10 @@ def _train(
     adaptation: _Adaptation,
     vlm: VLM,
     adapted: AdaptedTowers,
-    owner: str,
+    fingerprint: str,
     log: Callable[[dict[str, Any], int], None],
 ) -> Progress:
-    """Train the adapted towers in place; they end with the chosen weights."""
+    """Train the adapted towers in place; at the end, they have the weights of the selected step."""
     processes = get_processes()
     section, arm, seed, folder = adaptation.section, adaptation.arm, adaptation.seed, adaptation.folder
     examples, validation = adaptation.examples, adaptation.validation
@@ -281,13 +281,13 @@ def _train(
     warn_of_mining(examples, section)
     contrast = ContrastStep(adapted, examples, section, seed, processes, section.precision)
 
-    def mine_at(bags: BagExamples, step: int, present: bool) -> BagExamples:
+    def mine_at(bags: BagExamples, step: int, due: bool) -> BagExamples:
         adapted.eval()
         current = replace(vlm, towers=adapted.towers)
-        return mine(section, arm, bags, current, adaptation.workspace, folder, step, owner, present=present)
+        return mine(section, arm, bags, current, adaptation.workspace, folder, step, fingerprint, due=due)
 
-    feed = _Feed(contrast, mine_at)
-    scorer = None if validation is None else replace(feed.contrast, examples=validation, clock=Clock())
+    steps = _MiningSteps(contrast, mine_at)
+    scorer = None if validation is None else replace(steps.contrast, examples=validation, clock=Clock())
     best, watch = section.keep == "best", ScaleWatch(vlm.logit_scale)
 
     def validate(scorer: ContrastStep) -> tuple[dict[str, float | None], float | None]:
@@ -298,13 +298,13 @@ def _train(
         model=adapted,
         optimizer=optimizer,
         saved_optimizer=optimizer,
-        compute=feed.compute,
+        compute=steps.compute,
         clip=lambda: _clip(adapted, section.clip_norm),
         after_update=lambda: clamp_scale(adapted),
         validate=None if scorer is None else lambda: validate(scorer),
-        facts=lambda: _facts(feed.contrast, watch.check(adapted)),
-        status=lambda: f"{feed.contrast.clock.speed():.0f} images/s, data wait {feed.contrast.clock.data_wait():.0%}",
-        seconds=feed.contrast.clock.seconds,
+        facts=lambda: _facts(steps.contrast, watch.check(adapted)),
+        status=lambda: f"{steps.contrast.clock.speed():.0f} images/s, data wait {steps.contrast.clock.data_wait():.0%}",
+        seconds=steps.contrast.clock.seconds,
         scaler=lambda: None,
         log=log,
         device=processes.device,
@@ -320,14 +320,14 @@ def _train(
         checkpoint_every=section.checkpoint_every,
     )
     run_steps(schedule, parts, progress, folder, processes)
-    feed.contrast.clock.reading.report("adapting", "training.threads", cache=False, cached=examples.source.cached)
+    steps.contrast.clock.reading.report("adapting", "training.threads", cache=False, cached=examples.source.cached)
     if progress.best_step:
         load_weights(best_file(checkpoints, progress.best_step), adapted, progress.best_sha256)
     return progress
 
 
-class _Feed:
-    """Steps between two minings of the bags, with their pixels."""
+class _MiningSteps:
+    """Computes steps, reads their pixels ahead, and mines the bags again whenever it is due."""
 
     def __init__(self, contrast: ContrastStep, mine_at: Callable[[BagExamples, int, bool], BagExamples]) -> None:
         self.contrast = contrast
@@ -335,12 +335,12 @@ class _Feed:
         self._pixels: Iterator[tuple[Int[np.ndarray, "n"], Tensor]] | None = None
 
     def compute(self, step: int) -> dict[str, Tensor]:
-        """Compute the gradients of a step, after mining the bags again where it is due."""
+        """Compute the gradients of a step; mine the bags first if it is due."""
         section = self.contrast.section
         every = section.bags.mine_every if section.data == "bags" else 0
         if self._pixels is None or (every and step % every == 0):
             mined_at = step - step % every if every else 0
-            if mined_at:  # also when training resumes between two minings
+            if mined_at:  # includes training that resumes between two minings
                 mined = self._mine_at(self.contrast.examples, mined_at, step == mined_at)
                 self.contrast = replace(self.contrast, examples=mined)
             end = min(mined_at + every, section.steps) if every else section.steps
@@ -366,7 +366,7 @@ def _facts(contrast: ContrastStep, scale: float) -> dict[str, float]:
 
 @contextmanager
 def _memory_errors(section: AdaptConfig) -> Iterator[None]:
-    """Convert out-of-memory errors to one that names the key that bounds the memory."""
+    """Convert out-of-memory errors to an error that names the key that limits the memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -375,7 +375,7 @@ def _memory_errors(section: AdaptConfig) -> Iterator[None]:
         raise ClipitError(
             f"not enough memory for {section.micro_batch} images or texts with their activations",
             where="adapt.micro_batch",
-            fix=f"lower adapt.micro_batch, such as to {max(section.micro_batch // 2, 1)}: the gradient is still that "
-            "of the whole batch; only dropout, if any, draws different random numbers. Or choose adapt.tuning: "
+            fix=f"lower adapt.micro_batch, for example to {max(section.micro_batch // 2, 1)} (the gradient is still "
+            "that of the whole batch; only dropout, if any, draws different random numbers), or choose adapt.tuning: "
             "projection",
         ) from error

@@ -55,7 +55,7 @@ class Members:
 
     @classmethod
     def grouped(cls, examples: Int64[np.ndarray, "m"], values: Int64[np.ndarray, "m"], count: int) -> "Members":
-        """Store values by example, in their order; negative examples are left out.
+        """Store values by example, in their order; values with a negative example are dropped.
 
         Args:
             examples: Example of each value.
@@ -84,8 +84,8 @@ class Members:
 class BagExamples:
     """Examples with tiles and texts, of which each step draws some.
 
-    Examples come in shuffled order, none twice before all others. Over the visits of an example, so do its tiles and
-    texts, but for those that do not fill a bag.
+    Examples come in shuffled order, none twice before all others have come once. The same holds for the tiles and texts
+    of an example over its visits, except for a remainder that does not fill a bag.
 
     Attributes:
         source: Pixels of the tiles.
@@ -97,12 +97,12 @@ class BagExamples:
         texts_per_bag: Maximum number of texts of a text bag; 0 contrasts images with images.
         batch_size: Bags per batch.
         seed: Seed of the draws.
-        owners: Number of each example's patient; examples of the same patient are not negatives. Where examples of a
-            patient are negatives, the number of the example.
+        groups: Group of each example; examples of the same group are not negatives. A group is a patient or, where
+            examples of a patient are negatives, a single example.
         partners: Example whose texts each example gets; itself, except in the control.
-        same_pixels: Number of each tile; equal for tiles with the same pixels.
-        neighbours: Whether the texts are about the first tile of an example alone, and the others are its neighbours.
-        fingerprints: What determines the examples, for the fingerprint of an adaptation.
+        pixel_codes: Code of each tile's pixels; equal for tiles with the same pixels.
+        neighbours: Whether the texts describe only the first tile of an example, and the others are its neighbours.
+        fingerprints: Fingerprints of everything that determines the examples.
         summary: Counts of what was used, dropped, split and masked (JSON-serialisable).
     """
 
@@ -115,9 +115,9 @@ class BagExamples:
     texts_per_bag: int
     batch_size: int
     seed: int
-    owners: Int64[np.ndarray, "n"]
+    groups: Int64[np.ndarray, "n"]
     partners: Int64[np.ndarray, "n"]
-    same_pixels: Int64[np.ndarray, "t"]
+    pixel_codes: Int64[np.ndarray, "t"]
     neighbours: bool = False
     fingerprints: dict[str, str] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -174,7 +174,7 @@ class BagExamples:
         rows = members[example]
         if len(rows) <= count:
             return rows
-        shuffle, place = divmod(visit, len(rows) // count)  # what is left of a shuffle is not drawn
+        shuffle, place = divmod(visit, len(rows) // count)  # the remainder of a shuffle is not drawn
         start = shuffle * len(rows) + place * count
         drawn: Int64[np.ndarray, "_"] = rows[stream_positions(self.seed, f"{kind} {example}", start, count, len(rows))]
         return drawn
@@ -187,14 +187,14 @@ class BagExamples:
         texts: list[Int64[np.ndarray, "_"]],
     ) -> Bool[np.ndarray, "b b"]:
         """Find the bags that share a patient, pixels or a text, on any side."""
-        owners = self.owners[examples][:, None]
+        groups = self.groups[examples][:, None]
         if self.texts_per_bag:
-            # In the control, the tiles of one bag and the texts of another may belong together: no negatives either.
-            owners = np.concatenate([owners, self.owners[self.partners[examples]][:, None]], axis=1)
-        pixels = [self.same_pixels[rows] for rows in images]
+            # In the control, the tiles of one bag may belong to the texts of another; these are not negatives either.
+            groups = np.concatenate([groups, self.groups[self.partners[examples]][:, None]], axis=1)
+        pixels = [self.pixel_codes[rows] for rows in images]
         if others:
-            pixels = [np.concatenate([a, self.same_pixels[b]]) for a, b in zip(pixels, others, strict=True)]
-        masks = [share_text(_padded(pixels)), share_text(owners), *([share_text(_padded(texts))] if texts else [])]
+            pixels = [np.concatenate([a, self.pixel_codes[b]]) for a, b in zip(pixels, others, strict=True)]
+        masks = [share_text(_padded(pixels)), share_text(groups), *([share_text(_padded(texts))] if texts else [])]
         same: Bool[np.ndarray, "b b"] = np.logical_or.reduce(masks)
         return same
 
@@ -229,7 +229,7 @@ def _negatives(batch: ContrastBatch) -> Int64[np.ndarray, "b"]:
 
 
 def _padded(lists: Sequence[Int[np.ndarray, "_"]]) -> Int64[np.ndarray, "b most"]:
-    """Place lists side by side, padded with -1."""
+    """Stack lists as rows of a table, padded with -1."""
     table = np.full((len(lists), max((len(each) for each in lists), default=0)), -1, dtype=np.int64)
     for row, each in enumerate(lists):
         table[row, : len(each)] = each

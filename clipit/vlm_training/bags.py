@@ -13,7 +13,7 @@ from clipit.prompts.dictionary import load_dictionary
 from clipit.tiles.splits import patients
 from clipit.training.terms.bag_members import make_bags, neighbour_members, prompt_members
 from clipit.vlm_training.bag_batches import BagExamples, Members
-from clipit.vlm_training.cases import number_pixels
+from clipit.vlm_training.cases import code_pixels
 from clipit.vlm_training.pairs import exchange_images
 from clipit.workspace.workspace import Workspace
 
@@ -97,7 +97,7 @@ def collect_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
 
 
 def _inputs(section: AdaptConfig, workspace: Workspace) -> dict[str, str]:
-    """Return the fingerprints of everything that bags are mined from, before the adaptation."""
+    """Return the fingerprints of everything that bags are mined from before the adaptation."""
     tiles = workspace.all_tiles.of_split("train")
     inputs = {"tiles": tiles.fingerprint, "groups": fingerprint(tiles.groups.tolist())}
     if section.bags.snippets:
@@ -137,7 +137,7 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
     if section.bags.snippets:
         snippets = workspace.snippets.table("snippets.parquet", ["text"]).column("text").to_pylist()
     numbers = np.arange(len(kept), dtype=np.int64)
-    owners = patients(tiles.groups, tiles.ids)[kept]
+    patient_of = patients(tiles.groups, tiles.ids)[kept]
     bags = section.bags
     count = len(snippets)
     return BagExamples(
@@ -150,9 +150,9 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
         texts_per_bag=0 if arm == "images" else bags.snippets + bags.prompts + bags.class_prompts,
         batch_size=section.batch_size,
         seed=seed,
-        owners=numbers,
-        partners=exchange_images(owners, seed) if arm == "shuffled_text" else numbers,
-        same_pixels=number_pixels(workspace, "train"),
+        groups=numbers,
+        partners=exchange_images(patient_of, seed) if arm == "shuffled_text" else numbers,
+        pixel_codes=code_pixels(workspace, "train"),
         neighbours=True,
         fingerprints=_inputs(section, workspace),
         summary={

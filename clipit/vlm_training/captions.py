@@ -74,14 +74,14 @@ def count_prompt_texts(
     Returns:
         `texts_like_prompts`, the number of distinct such texts, and `examples_like_prompts`, that of examples with one.
     """
-    known = {_folded(name) for name in classes}
+    known = {_normalised(name) for name in classes}
     if prompts is not None:
         for name in prompts.classes:
-            known |= {_folded(text) for text in (name, *prompts.classes[name], *prompts.texts(name))}
-    equal = np.asarray([_folded(text) in known for text in examples.texts], dtype=np.bool_)
+            known |= {_normalised(text) for text in (name, *prompts.classes[name], *prompts.texts(name))}
+    equal = np.asarray([_normalised(text) in known for text in examples.texts], dtype=np.bool_)
     used = equal[examples.texts_of.values]
-    owners: Int64[np.ndarray, "m"] = np.repeat(np.arange(len(examples.texts_of)), examples.texts_of.lengths)
-    count, affected = int(np.unique(examples.texts_of.values[used]).size), int(np.unique(owners[used]).size)
+    example_of: Int64[np.ndarray, "m"] = np.repeat(np.arange(len(examples.texts_of)), examples.texts_of.lengths)
+    count, affected = int(np.unique(examples.texts_of.values[used]).size), int(np.unique(example_of[used]).size)
     if count:
         log(
             f"{count:,} texts of {affected:,} of {len(examples):,} {split} examples equal a class name or a "
@@ -95,5 +95,5 @@ def _has_words(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
-def _folded(text: str) -> str:
+def _normalised(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(" .")

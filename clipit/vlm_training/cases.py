@@ -37,7 +37,7 @@ def case_examples(
         config: Run configuration.
         section: Section `adapt`.
         arm: Arm of the study. `shuffled_text` gives each patient the reports of another patient, of the same organ
-            where there is one; their sentences may be worded as those of the own report by chance.
+            where there is one; some of their sentences may equal those of the own report by chance.
         seed: Seed of the draws.
         split: train, validation or test.
         workspace: Workspace of this configuration.
@@ -76,9 +76,9 @@ def case_examples(
         texts_per_bag=0 if arm == "images" else section.cases.snippets,
         batch_size=section.batch_size,
         seed=seed,
-        owners=np.arange(len(kept), dtype=np.int64),
+        groups=np.arange(len(kept), dtype=np.int64),
         partners=partners,
-        same_pixels=number_pixels(workspace, split),
+        pixel_codes=code_pixels(workspace, split),
         fingerprints={"tiles": tiles.fingerprint, "own reports": cases.fingerprint, "snippets": snippets.fingerprint},
         summary={
             "examples": len(kept),
@@ -91,10 +91,10 @@ def case_examples(
     )
 
 
-def number_pixels(workspace: Workspace, split: str) -> Int64[np.ndarray, "n"]:
-    """Number the tiles of a split so that tiles with the same pixels get the same number.
+def code_pixels(workspace: Workspace, split: str) -> Int64[np.ndarray, "n"]:
+    """Return a code per tile of a split, equal for tiles with the same pixels.
 
-    Images are compared as `leaks.pixels` says for leaks; without that, every tile gets its own number.
+    With `leaks.pixels: off`, no image is compared, and every tile gets its own code.
     """
     tiles, config = workspace.all_tiles, workspace.config
     pixels = "off" if config.leaks.pixels == "off" else "exact"
@@ -162,6 +162,6 @@ def _exchange(organs: list[str], seed: int) -> Int64[np.ndarray, "n"]:
         raise DataError(
             "only one patient has tiles and a report, so reports cannot be exchanged",
             where="adapt.arms",
-            fix="add patients, or leave out the arm shuffled_text",
+            fix="add patients, or remove the arm shuffled_text",
         )
     return exchange_order(np.ones(len(organs), dtype=np.bool_), organs, seed)

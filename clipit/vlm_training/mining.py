@@ -1,4 +1,4 @@
-"""Mine the bags again while the VLM is adapted: embeddings with the present weights, kept as lists of members."""
+"""Mine the bags again while the VLM is adapted: embed with the current weights, and store lists of members."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_COSTLY = 0.1
-"""Share of the time between two minings that a mining should take at most."""
+_TIME_SHARE = 0.1
+"""Largest share of the time between two minings that a mining should take."""
 _STEP_COST = 2.5
 """Cost of an image or text in a step relative to its cost in a mining: two forward passes with cached gradients and a
 backward pass, against one forward pass with the reading of the image and the search (`benchmarks/adapt_mining.py`)."""
@@ -42,39 +42,39 @@ def mine(
     workspace: Workspace,
     folder: Path,
     step: int,
-    owner: str,
+    run_fingerprint: str,
     *,
-    present: bool = True,
+    due: bool = True,
 ) -> BagExamples:
     """Mine the bags again with the adapted VLM; called by all processes.
 
-    Tiles, snippets and prompts are embedded with the present weights, and bags are collected as before the adaptation.
-    The members are kept in `mined/` of the adaptation's folder, so that training that resumes after this step
+    Tiles, snippets and prompts are embedded with the current weights, and bags are collected as before the adaptation.
+    The members are stored in `mined/` of the adaptation's folder, from which training that resumes after this step
     reads them; the embeddings are deleted. The texts of the result differ from those of `examples`.
 
     Args:
         section: Section `adapt`.
         arm: Arm of the study.
-        examples: Present examples.
-        vlm: VLM whose towers have the present weights, in evaluation mode.
+        examples: Examples that the result replaces.
+        vlm: VLM whose towers have the current weights, in evaluation mode.
         workspace: Workspace of this configuration, with the VLM before the adaptation.
         folder: Folder of the adaptation.
         step: Number of steps after which the bags are mined.
-        owner: Fingerprint of the adaptation.
-        present: Whether the present weights are those after `step`. Otherwise the members must have been kept.
+        run_fingerprint: Fingerprint of the adaptation.
+        due: Whether the current weights are those after `step`. Otherwise the members must have been stored.
 
     Raises:
-        ArtifactError: The members of an earlier attempt are damaged, of another adaptation, or missing where the
-            present weights are those of a later step.
+        ArtifactError: Stored members are damaged or belong to another adaptation, or they are missing and the current
+            weights are those of a later step.
     """
     processes, started = get_processes(), time.monotonic()
     name = f"step-{step:08d}"
     file, stores = folder / "mined" / f"{name}.safetensors", folder / "mined" / name
-    identity = fingerprint([owner, step])
+    identity = fingerprint([run_fingerprint, step])
     if not processes.broadcast(file.is_file()):
-        if not present:
+        if not due:
             raise ArtifactError(
-                f"the bags that were mined after step {step} are missing, and the weights of that step are gone",
+                f"the bags that were mined after step {step} are missing, and the weights of that step no longer exist",
                 where=file,
                 fix=_AGAIN,
             )
@@ -106,7 +106,7 @@ def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
     least = least_interval(examples)
     if every < least:
         logger.warning(
-            f"mining the bags takes about {_COSTLY * least / every:.0%} of the time of the {every} steps "
+            f"mining the bags takes about {_TIME_SHARE * least / every:.0%} of the time of the {every} steps "
             f"between two minings; with adapt.bags.mine_every={least} it is a tenth"
         )
 
@@ -120,14 +120,14 @@ def least_interval(examples: BagExamples) -> int:
     batch = examples.batch(0)
     per_step = _STEP_COST * (len(batch.tiles) + len(batch.texts) + len(batch.others))
     mined = len(examples.tile_ids) + int(examples.summary["minable_texts"])
-    return int(np.ceil(mined / (_COSTLY * per_step)))
+    return int(np.ceil(mined / (_TIME_SHARE * per_step)))
 
 
 def _with_vlm(workspace: Workspace, vlm: "VLM", root: Path) -> Workspace:
-    """Return a workspace with the same tiles and snippets, whose embeddings, index and pairs are of another VLM."""
+    """Return a workspace with the same tiles and snippets, but embeddings, index and pairs of another VLM."""
     other = Workspace(workspace.config)
     other.root = root
-    # Values of cached properties, which are then not computed.
+    # Set cached properties, so that they are not computed.
     vars(other).update(vlm=vlm, all_tiles=workspace.all_tiles)
     if workspace.config.reports is not None:
         vars(other).update(snippets=workspace.snippets)
@@ -144,7 +144,7 @@ def _save(file: Path, mined: MinedBags, identity: str) -> None:
     counts = {name: int(count) for name, count in mined.counts.items()}
     facts = json.dumps({"identity": identity, "counts": counts}, sort_keys=True)
     with whole_file(file) as temporary:
-        # One entry, since several are written in any order: a mining that is repeated gives the same bytes.
+        # A single entry, because several are written in arbitrary order, and repeated minings must give the same bytes.
         save_file(values, temporary, {_FACTS: facts})
 
 
@@ -153,7 +153,7 @@ def _load(file: Path, identity: str, prompts: tuple[str, ...]) -> MinedBags:
         with reading(file, _AGAIN), safe_open(file, framework="numpy") as stored:
             facts = json.loads((stored.metadata() or {}).get(_FACTS, "{}"))
             if facts.get("identity") != identity:
-                raise ArtifactError("bags of another adaptation", where=file, fix=_AGAIN)
+                raise ArtifactError("these bags belong to another adaptation", where=file, fix=_AGAIN)
             tiles, texts = (
                 Members(stored.get_tensor(f"{name}.values"), stored.get_tensor(f"{name}.starts"))
                 for name in ("tiles", "texts")

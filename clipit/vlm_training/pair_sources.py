@@ -25,7 +25,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.tiles.webdataset import read_webdataset
 
 _SHARED_KEYS = re.compile(r"\btiles\.(?=(path|images|columns|validation_fraction)\b)")
-"""Keys of `tiles` that `adapt.pairs` has too."""
+"""Keys of `tiles` that `adapt.pairs` has as well."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
     values = section.model_dump(include={"source", "path", "images", "validation_fraction", "split_seed"})
     labels = LabelsConfig(kind="none")
     config = TilesConfig.model_validate({**values, "columns": columns, "labels": labels, "unreadable": "quarantine"})
-    with _keys_of_pairs():
+    with _pair_keys_in_errors():
         if section.source == "table":
             source, captions = _read_table(config, section)
         else:
@@ -79,13 +79,13 @@ def hold_out(tiles: TileSet, section: PairsConfig) -> TileSet:
     """
     if not (tiles.splits == "train").any() or (tiles.splits == "validation").any():
         return tiles
-    with _keys_of_pairs():
+    with _pair_keys_in_errors():
         return hold_out_validation(tiles, section.validation_fraction, section.split_seed, blind=True)
 
 
 @contextmanager
-def _keys_of_pairs() -> Iterator[None]:
-    """Name the keys of `adapt.pairs` in errors of functions that read tiles."""
+def _pair_keys_in_errors() -> Iterator[None]:
+    """Replace the keys of `tiles` by those of `adapt.pairs` in errors of functions that read tiles."""
     try:
         yield
     except ClipitError as error:
@@ -94,7 +94,7 @@ def _keys_of_pairs() -> Iterator[None]:
 
 
 def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles, list[list[str]]]:
-    """Read a table in which an image may have several rows."""
+    """Read a table with one row per image and text."""
     path = Path(config.path).expanduser()
     table = open_table(path)
     names = {ours: section.columns.get(ours, ours) for ours in ("id", "path", "text", "group", "split", "mpp")}

@@ -29,7 +29,7 @@ class _Pairs:
 
     tiles: TileSet
     texts: FittedTexts
-    same_pixels: Int64[np.ndarray, "n"]
+    pixel_codes: Int64[np.ndarray, "n"]
     captions: str
     without_text: int
     leaks: int
@@ -71,7 +71,7 @@ def pair_examples(
         )
     texts_of = Members.of([pairs.texts.members[row] for row in chosen.tolist()])
     numbers = np.arange(len(tiles), dtype=np.int64)
-    owners = patients(tiles.groups, tiles.ids)
+    patient_of = patients(tiles.groups, tiles.ids)
     return BagExamples(
         source=workspace.pixels_of(tiles, workspace.vlm.preprocess),
         tile_ids=tiles.ids.tolist(),
@@ -82,16 +82,16 @@ def pair_examples(
         texts_per_bag=0 if arm == "images" else 1,
         batch_size=section.batch_size,
         seed=seed,
-        owners=numbers,
-        partners=exchange_images(owners, seed) if arm == "shuffled_text" else numbers,
-        same_pixels=pairs.same_pixels[chosen],
+        groups=numbers,
+        partners=exchange_images(patient_of, seed) if arm == "shuffled_text" else numbers,
+        pixel_codes=pairs.pixel_codes[chosen],
         fingerprints={"pairs": pairs.tiles.fingerprint, "texts": pairs.captions},
         summary={
             "examples": len(tiles),
             "tiles": len(tiles),
             "texts": len(set(texts_of.values.tolist())),
             "pairs": len(texts_of.values),
-            "patients": len(set(owners.tolist()) - {""}),
+            "patients": len(set(patient_of.tolist()) - {""}),
             "tiles_without_text": pairs.without_text,
             "unreadable_tiles": len(pairs.tiles.quarantined),
             "leaking_tiles": pairs.leaks,
@@ -102,20 +102,20 @@ def pair_examples(
     )
 
 
-def exchange_images(owners: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, "n"]:
-    """Draw the image whose texts each image gets: always one of another patient.
+def exchange_images(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, "n"]:
+    """Draw the image whose texts each image gets, always an image of another patient.
 
-    Every image gives its texts once, unless one patient has more than half of the images.
+    The texts of every image are used once, unless one patient has more than half of the images.
 
     Args:
-        owners: Patient of each image; "" where unknown, which counts as a patient of its own.
+        patient_of: Patient of each image; "" if unknown, which counts as a patient of its own.
         seed: Seed of the draw.
 
     Raises:
         DataError: All images are of one patient.
     """
-    n = len(owners)
-    names = [f"patient {name}" if name else f"image {row}" for row, name in enumerate(owners.tolist())]
+    n = len(patient_of)
+    names = [f"patient {name}" if name else f"image {row}" for row, name in enumerate(patient_of.tolist())]
     codes = np.unique(np.asarray(names, dtype=object), return_inverse=True)[1]
     counts = np.bincount(codes)
     if len(counts) < 2:
@@ -129,7 +129,7 @@ def exchange_images(owners: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.nda
     most = int(counts.max())
     partners = np.empty(n, dtype=np.int64)
     if 2 * most <= n:
-        partners[order] = np.roll(order, -most)  # images of a patient are neighbours in this order
+        partners[order] = np.roll(order, -most)  # images of a patient are adjacent in this order
         return partners
     for code in range(len(counts)):
         others = order[codes[order] != code]
@@ -144,7 +144,7 @@ def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
     config, vlm = workspace.config, workspace.vlm
     prints = hash_images(read.tiles, config, "exact")
     assert isinstance(prints, np.ndarray)
-    same_pixels = np.unique(prints, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    pixel_codes = np.unique(prints, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
     leaking = _leaks(read, workspace) if names_tiles(config) else set[str]()
     texts = fit_texts([read.captions_of(tile) for tile in range(len(read.tiles))], vlm.count_tokens, vlm.context_length)
     with_text = texts.members.lengths > 0
@@ -159,7 +159,7 @@ def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
     return _Pairs(
         tiles=tiles,
         texts=replace(texts, members=Members.of([texts.members[row] for row in kept.tolist()])),
-        same_pixels=same_pixels[kept],
+        pixel_codes=pixel_codes[kept],
         captions=fingerprint([read.captions_of(row) for row in kept.tolist()]),
         without_text=int((~with_text).sum()),
         leaks=len(leaking),
@@ -234,5 +234,8 @@ def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
         f"{name} ({'patient ' + leak.group if leak.group else 'copy'} of {leak.split} tile {leak.id})"
         for name, leak in sorted(leaks.items())
     ]
-    what = f"{len(leaks)} of {len(read.tiles)} images with texts are of evaluated patients or images"
+    what = (
+        f"{len(leaks)} of {len(read.tiles)} images with texts show patients of the evaluated tiles, or are copies of "
+        "these tiles"
+    )
     return _apply_policy(set(leaks), what, listed, read.tiles.where, config)

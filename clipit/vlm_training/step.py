@@ -36,13 +36,13 @@ from clipit.vlm_training.bag_batches import BagExamples, ContrastBatch
 logger = logging.getLogger(__name__)
 
 _LARGEST_SCALE = 1 / MIN_TEMPERATURE
-"""Upper bound of a learnt scale, that of the terms' temperatures; the lower bound is 1."""
+"""Upper bound of a learnt scale, as of the temperatures of loss terms; the lower bound is 1."""
 _AT_BOUND = 1e-3
-"""Distance, relative to a bound of the scale, at which the scale has reached it."""
+"""Relative distance from a bound within which the scale counts as having reached it."""
 _BLOCK = 4_194_304
-"""Similarities of members that are in memory at once, which bounds the rows of bags per block."""
-_VIEW = np.uint64(0xC2B2AE3D27D4EB4F)
-"""Augments a tile differently when it is on the other side."""
+"""Number of similarities of members that are in memory at once; it limits the rows of bags per block."""
+_OTHER_SIDE = np.uint64(0xC2B2AE3D27D4EB4F)
+"""Changes the augmentation of a tile on the other side."""
 
 Kind = Literal["tiles", "others", "texts"]
 
@@ -108,7 +108,7 @@ class ContrastStep:
         """
         batch = self._batches.pop(step, None) or self.examples.batch(step)
         self.adapted.train()
-        last = self._last_of_towers(batch)
+        last = self._last_micro_batches(batch)
         parts: list[_Part] = []
         vectors: dict[Kind, list[Tensor]] = {"tiles": [], "others": [], "texts": []}
         for number, part in enumerate(self._read(batch, step, pixels)):
@@ -159,7 +159,7 @@ class ContrastStep:
         own = np.arange(self.processes.rank, count, self.processes.count)
         return [own[start : start + self.section.micro_batch] for start in range(0, len(own), self.section.micro_batch)]
 
-    def _last_of_towers(self, batch: ContrastBatch) -> set[int]:
+    def _last_micro_batches(self, batch: ContrastBatch) -> set[int]:
         """Return the numbers of the last micro-batch of images and of texts."""
         images = len(self._shares(len(batch.tiles))) + len(self._shares(len(batch.others)))
         return {images - 1, images + len(self._shares(len(batch.texts))) - 1}
@@ -167,7 +167,7 @@ class ContrastStep:
     def _read(
         self, batch: ContrastBatch, step: int | None, pixels: Iterator[tuple[Int[np.ndarray, "n"], Tensor]]
     ) -> Iterator[_Part]:
-        """Yield this process's micro-batches, images read and augmented; without a step, they are not augmented."""
+        """Yield this process's micro-batches; images are augmented if a step is given."""
         sides: list[tuple[Kind, Int[np.ndarray, "_"]]] = [("tiles", batch.tiles), ("others", batch.others)]
         for kind, rows in sides:
             for places in self._shares(len(rows)):
@@ -176,7 +176,7 @@ class ContrastStep:
                 self.clock.waited += time.perf_counter() - before
                 self.clock.tiles += len(read) * self.processes.count
                 if step is not None:
-                    keys = self._keys[read] ^ (_VIEW if kind == "others" else np.uint64(0))
+                    keys = self._keys[read] ^ (_OTHER_SIDE if kind == "others" else np.uint64(0))
                     images = augment(images, keys, self.seed, step, self.section.augmentation)
                 yield _Part(kind, places, images)
         for places in self._shares(len(batch.texts)):
@@ -185,17 +185,17 @@ class ContrastStep:
     # Embeddings
 
     def _is_trained(self, kind: Kind) -> bool:
-        return ("text" if kind == "texts" else "image") in self.adapted.which
+        return ("text" if kind == "texts" else "image") in self.adapted.trained_towers
 
     def _encode(self, part: _Part, step: int, number: int) -> Float[Tensor, "n d"]:
         """Encode a micro-batch; a second call draws the same random numbers."""
         device = self.processes.device
         torch.manual_seed((self.seed * 1_000_003 + step * 1009 + self.processes.rank) * 4099 + number)  # for dropout
         autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-        with self._as_used(part.kind), autocast:
+        with self._dropout_if_trained(part.kind), autocast:
             if isinstance(part.inputs, Tensor):
                 images = part.inputs.to(device, non_blocking=True)
-                return _wide(self.adapted.image(self.adapted.towers.preprocess.normalise(images)))
+                return _at_least_float32(self.adapted.image(self.adapted.towers.preprocess.normalise(images)))
             if self._is_trained("texts"):
                 return self._encode_texts(part.inputs.tolist())
             return self._look_up(part.inputs.tolist())
@@ -203,10 +203,10 @@ class ContrastStep:
     def _encode_texts(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
         tokens = self.adapted.towers.tokenise([self.examples.texts[row] for row in rows])
         device = self.processes.device
-        return _wide(self.adapted.text({key: value.to(device) for key, value in tokens.items()}))
+        return _at_least_float32(self.adapted.text({key: value.to(device) for key, value in tokens.items()}))
 
     def _look_up(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
-        """Return the embeddings of texts by a frozen tower, which are computed once.
+        """Return the embeddings of texts by a frozen tower; each is computed once.
 
         They are computed in fixed blocks of texts, because rounding depends on the texts of a batch, and a resumed
         training must give the same weights.
@@ -218,8 +218,8 @@ class ContrastStep:
         return torch.stack([self._frozen_texts[row // size][row % size] for row in rows]).to(self.processes.device)
 
     @contextmanager
-    def _as_used(self, kind: Kind) -> Iterator[None]:
-        """Switch dropout off while items of a tower that is not trained are encoded."""
+    def _dropout_if_trained(self, kind: Kind) -> Iterator[None]:
+        """Disable dropout while a frozen tower encodes."""
         if self._is_trained(kind):
             yield
             return
@@ -269,7 +269,7 @@ class ContrastStep:
                 image_mask,
                 leaves[other][places[1]],
                 other_mask,
-                torch.exp(-_wide(scale.reshape(()))),
+                torch.exp(-_at_least_float32(scale.reshape(()))),
                 slice(start, min(start + rows, end)),
                 same=same,
             )
@@ -323,7 +323,7 @@ class ScaleWatch:
         """Return the scale; log once if it is at its upper bound.
 
         Raises:
-            ModelError: The learnt scale has fallen to its lower bound, at which all cosines are almost alike.
+            ModelError: The learnt scale has fallen to its lower bound, at which all cosines are almost equal.
         """
         scale = float(adapted.logit_scale.detach().exp())
         if not adapted.logit_scale.requires_grad:
@@ -331,8 +331,8 @@ class ScaleWatch:
         lowest, highest = 1 + _AT_BOUND, _LARGEST_SCALE * (1 - _AT_BOUND)
         if scale <= lowest < self.start:
             raise ModelError(
-                "the temperature runs away: the logit scale has fallen to its lower bound of 1, because images and "
-                "texts of a pair are not more alike than others",
+                "the temperature diverged: the logit scale has fallen to its lower bound of 1, because images and "
+                "texts of a pair are not more similar than others",
                 where="adapt.learn_temperature",
                 fix="check that texts belong to their images, lower adapt.learning_rate, or set "
                 "adapt.learn_temperature: false",
@@ -352,13 +352,13 @@ def _on(values: Bool[np.ndarray, "..."] | Int[np.ndarray, "..."], device: torch.
 
 
 def _in_cpu_memory(pixels: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
-    """Return the same pixels in the memory of the CPU, pinned if they come from a GPU, which does not wait for it."""
+    """Copy pixels to CPU memory; pinned if they come from a GPU, so that the GPU does not wait for the copy."""
     if pixels.device.type == "cpu":
         return pixels
     held = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=pixels.device.type == "cuda")
     return held.copy_(pixels, non_blocking=pixels.device.type == "cuda")
 
 
-def _wide(values: Tensor) -> Tensor:
-    """Convert half precision to float32; float64 stays."""
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Convert half precision to float32, and leave float64 unchanged."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -27,7 +27,7 @@ _README = """Images with captions, written by clipit for the trainer of open_cli
 
     python -m open_clip_train.main {arguments}
 
-Images are JPEGs of quality {quality}. The captions may be report text: protect them as you do the reports.
+Images are JPEGs of quality {quality}. The captions may be report text: protect them as you protect the reports.
 """
 
 
@@ -110,7 +110,7 @@ def _write_table(
         writer.writerow(("filepath", "title"))
         for tile, text in pairs:
             title = examples.texts[text]
-            # pandas, with which open_clip reads the table, takes a few words for missing values.
+            # pandas, which open_clip uses to read the table, parses some words as missing values.
             writer.writerow((str(folder / names[tile]), f"{title}." if title in MISSING_VALUES else title))
 
 

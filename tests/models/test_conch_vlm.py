@@ -86,7 +86,7 @@ def test_conch_tokens(conch_folder: Path) -> None:
     assert ids[1, 0] == tokenizer.bos_token_id and ids[1, 126] == tokenizer.eos_token_id
     count = int((ids[0] != tokenizer.pad_token_id).sum())
     assert vlm.count_tokens(["adenocarcinoma"]) == [count]
-    assert vlm.cut_tokens(["adenocarcinoma", LONG]) == (1, vlm.count_tokens([LONG])[0] - 127)
+    assert vlm.count_truncated(["adenocarcinoma", LONG]) == (1, vlm.count_tokens([LONG])[0] - 127)
     with pytest.raises(ModelError, match="more than 127 tokens"):
         vlm.encode_texts([LONG])
 

@@ -105,8 +105,8 @@ def test_cut_tokens(clip_folder: Path, bert_folder: Path) -> None:
         vlm = load(str(folder))
         texts = ["mucin", "mucin " * (budget - 2), "mucin " * budget, "mucin " * (budget + 10)]
         assert vlm.context_length == budget
-        assert vlm.cut_tokens(texts) == (2, 2 + 12)
-        assert vlm.cut_tokens([]) == (0, 0)
+        assert vlm.count_truncated(texts) == (2, 2 + 12)
+        assert vlm.count_truncated([]) == (0, 0)
 
 
 def test_text_tower_files_beside_the_weights_are_enough(bert_folder: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_keep_runs_its_own_code_when_allowed(
     wanted = torch.nn.functional.linear(raw, weights["visual_head.weight"], weights["visual_head.bias"])
     torch.testing.assert_close(vlm.encode_images(pixels), torch.nn.functional.normalize(wanted, dim=1))
     assert vlm.encode_texts(["mucin", "mucin " * 40], truncate=True).shape == (2, 16)
-    assert vlm.cut_tokens(["mucin " * 40]) == (1, 18)
+    assert vlm.count_truncated(["mucin " * 40]) == (1, 18)
     del weights["visual_head.weight"]
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"missing: visual_head\.weight"):

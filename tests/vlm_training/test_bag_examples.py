@@ -129,16 +129,16 @@ def test_mining_follows_the_weights_and_is_read_again(
 
     monkeypatch.setattr(mining, "collect_bags", lambda *_: pytest.fail("bags are mined again"))
     faster = section.model_copy(update={"micro_batch": 3, "log_every": 1, "arms": ("text",)})
-    again = mine(faster, "text", mined, vlm, workspace, tmp_path, 1, "run", present=False)
+    again = mine(faster, "text", mined, vlm, workspace, tmp_path, 1, "run", due=False)
     assert [bags(again, tile) for tile in range(72)] == [bags(mined, tile) for tile in range(72)]
-    with pytest.raises(ArtifactError, match="bags of another adaptation"):
+    with pytest.raises(ArtifactError, match="bags belong to another adaptation"):
         mine(section, "text", examples, vlm, workspace, tmp_path, 1, "another run")
     (tmp_path / "mined" / "step-00000001.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(ArtifactError, match=r"(?s)unreadable.*delete the folder of this adaptation"):
         mine(section, "text", examples, vlm, workspace, tmp_path, 1, "run")
     (tmp_path / "mined" / "step-00000001.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"(?s)mined after step 1 are missing.*delete the folder"):
-        mine(section, "text", examples, vlm, workspace, tmp_path, 1, "run", present=False)
+        mine(section, "text", examples, vlm, workspace, tmp_path, 1, "run", due=False)
 
 
 def test_bags_of_prompts_need_no_reports(config: RunConfig, tmp_path: Path) -> None:

@@ -65,9 +65,9 @@ def make_step(
         texts_per_bag=texts_per_bag,
         batch_size=7,
         seed=3,
-        owners=np.array([0, 1, 2, 3, 1, 4, 5]),
+        groups=np.array([0, 1, 2, 3, 1, 4, 5]),
         partners=numbers,
-        same_pixels=np.arange(12),
+        pixel_codes=np.arange(12),
     )
     section = AdaptConfig(batch_size=7, micro_batch=micro_batch)
     return ContrastStep(adapted, examples, section, 1, processes, "no")
@@ -179,7 +179,7 @@ def test_a_scale_at_a_bound_is_an_error_or_a_note(vlm_folder: Path, caplog: pyte
             check(ScaleWatch(1.0), scale)
         check(ScaleWatch(14.3), 99.0)
     assert scales == pytest.approx([1.0, 1.2, 1.0, 99.0]) and not caplog.records
-    with pytest.raises(ModelError, match=r"(?s)temperature runs away.*learn_temperature"):
+    with pytest.raises(ModelError, match=r"(?s)temperature diverged.*learn_temperature"):
         check(ScaleWatch(14.3), 1.0)
     with caplog.at_level("INFO", logger="clipit"):
         watch = ScaleWatch(14.3)

@@ -134,9 +134,9 @@ def test_other_groups_other_partners_and_other_equal_pixels_are_other_examples(
     assert texts.fingerprints["examples"] != images.fingerprints["examples"]
     again = make(config, section).fingerprints
     assert again == texts.fingerprints
-    twins = np.zeros_like(texts.same_pixels)
-    assert examples_content(replace(texts, same_pixels=twins)) != texts.fingerprints["examples"]
-    assert examples_content(replace(texts, owners=twins)) != texts.fingerprints["examples"]
+    twins = np.zeros_like(texts.pixel_codes)
+    assert examples_content(replace(texts, pixel_codes=twins)) != texts.fingerprints["examples"]
+    assert examples_content(replace(texts, groups=twins)) != texts.fingerprints["examples"]
 
 
 def test_texts_are_exchanged_even_if_one_patient_has_most_images() -> None:

@@ -37,9 +37,9 @@ def examples_of(tiles: TileSet, texts: list[str], texts_of: list[list[int]]) -> 
         texts_per_bag=1,
         batch_size=2,
         seed=0,
-        owners=numbers,
+        groups=numbers,
         partners=numbers,
-        same_pixels=np.arange(len(tiles)),
+        pixel_codes=np.arange(len(tiles)),
     )
 
 

@@ -12,7 +12,7 @@ from clipit.evaluation.segmentation import count_pixels, foreground_dice
 from clipit.progress import progress
 from clipit.tiles.masks import MaskSet
 
-_EDGES = np.linspace(-12, 12, 961)
+_CANDIDATES = np.linspace(-12, 12, 961)
 """Candidate thresholds of the log odds of the second class."""
 _SMALLEST = 1e-7
 _TIE = 1e-12
@@ -61,13 +61,13 @@ class DecisionSearch:
         """
         self._classes = len(classes)
         self._foreground = [list(classes).index(name) for name in options.averaged]
-        self._thresholds = self._classes == 2 and options.threshold == "validation"
-        rules = len(_EDGES) if self._thresholds else 1
+        self._chooses_threshold = self._classes == 2 and options.threshold == "validation"
+        rules = len(_CANDIDATES) if self._chooses_threshold else 1
         self._sums, self._images = np.zeros(rules), np.zeros(rules, dtype=np.int64)
 
     def add(self, probabilities: Float32[np.ndarray, "c h w"], truth: Int16[np.ndarray, "h w"]) -> None:
         """Score all rules on a validation mask."""
-        if self._thresholds:
+        if self._chooses_threshold:
             counts = _counts_by_threshold(probabilities, truth)
         else:
             counts = count_pixels(probabilities.argmax(axis=0), truth, self._classes)[None]
@@ -76,19 +76,19 @@ class DecisionSearch:
         self._images += np.isfinite(dice)
 
     def best(self) -> Decision:
-        """Return the best rule; without a mask, the most probable class."""
+        """Return the best rule; the most probable class if no mask was added."""
         if not self._images.any():
             return Decision()
         means = np.where(self._images > 0, self._sums / np.maximum(self._images, 1), -1.0)
-        if not self._thresholds:
+        if not self._chooses_threshold:
             return Decision(None, float(means[0]))
         best = np.flatnonzero(means >= means.max() - _TIE)
-        chosen = best[np.abs(_EDGES[best]).argmin()]
-        return Decision(float(_EDGES[chosen]), float(means[chosen]))
+        chosen = best[np.abs(_CANDIDATES[best]).argmin()]
+        return Decision(float(_CANDIDATES[chosen]), float(means[chosen]))
 
 
 def choose_decision(predict: Predict, masks: MaskSet, options: SegmentationConfig) -> Decision:
-    """Predict validation masks, and return the best rule on them (`DecisionSearch`).
+    """Segment the validation images, and return the rule that is best on their masks (`DecisionSearch`).
 
     Args:
         predict: Function from an image to probabilities.
@@ -113,10 +113,12 @@ def _counts_by_threshold(
     probabilities: Float32[np.ndarray, "2 h w"], truth: Int16[np.ndarray, "h w"]
 ) -> Int64[np.ndarray, "t 2 2"]:
     """Count pixels by true and predicted class for each candidate threshold."""
-    place = np.searchsorted(_EDGES, _log_odds(probabilities), side="right")  # number of thresholds that are reached
-    counts = np.zeros((len(_EDGES), 2, 2), dtype=np.int64)
+    place = np.searchsorted(
+        _CANDIDATES, _log_odds(probabilities), side="right"
+    )  # number of thresholds that are reached
+    counts = np.zeros((len(_CANDIDATES), 2, 2), dtype=np.int64)
     for code in (0, 1):
-        reached = np.bincount(place[truth == code], minlength=len(_EDGES) + 1)
+        reached = np.bincount(place[truth == code], minlength=len(_CANDIDATES) + 1)
         above = reached[::-1].cumsum()[::-1][1:]  # threshold t is reached by pixels with a place of at least t + 1
         counts[:, code, 1] = above
         counts[:, code, 0] = reached.sum() - above

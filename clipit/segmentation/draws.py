@@ -9,7 +9,7 @@ from clipit.tiles.splits import patients, shuffled
 
 
 def draw_order(ids: Shaped[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, " n"]:
-    """Order images so that the first k of them are a draw of k masks, in which patients differ as long as possible.
+    """Order images so that the first k are a draw of k masks, from as many patients as possible.
 
     Patients take turns in an order drawn by the seed; a larger draw contains a smaller one. Images without a patient
     count as patients of their own.
@@ -22,24 +22,24 @@ def draw_order(ids: Shaped[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], 
     Returns:
         Indices of the images.
     """
-    owners = patients(groups, ids)
-    owners = np.where(owners == "", ids, owners)
+    patient_of = patients(groups, ids)
+    patient_of = np.where(patient_of == "", ids, patient_of)
     turn = np.zeros(len(ids), dtype=np.int64)
     place = np.zeros(len(ids), dtype=np.int64)
-    names = np.unique(owners)
+    names = np.unique(patient_of)
     for position, row in enumerate(shuffled(names, seed, "order of patients with masks").tolist()):
-        inside = np.flatnonzero(owners == names[row])
+        inside = np.flatnonzero(patient_of == names[row])
         turn[inside[shuffled(ids[inside], seed, "order of masks")]] = np.arange(len(inside))
         place[inside] = position
     return np.lexsort((place, turn)).astype(np.int64)
 
 
 def nested_counts(wanted: Sequence[int | None], available: int) -> list[int]:
-    """Return the numbers of masks to train on, without those that exceed what there is; None stands for all."""
+    """Return the numbers of masks to train on, without those that exceed the available ones; None stands for all."""
     counts = {available if count is None else count for count in wanted}
     return sorted(count for count in counts if count <= available)
 
 
 def masks_title(count: int) -> str:
-    """Return a number of masks in words."""
+    """Return a number of masks as text, such as "2 masks"."""
     return f"{count} mask{'' if count == 1 else 's'}"

@@ -1,7 +1,7 @@
 """The table of methods of segmentation; to add a method, add an entry."""
 
 from clipit.segmentation.method import Method
-from clipit.segmentation.pseudo_methods import missing_evidence, missing_for_unet, token_heads_pseudo, unets_pseudo
+from clipit.segmentation.pseudo_methods import missing_evidence, missing_unet_evidence, token_heads_pseudo, unets_pseudo
 from clipit.segmentation.token_methods import (
     missing_training_masks,
     student_prompt_tokens,
@@ -42,6 +42,6 @@ METHODS: dict[str, Method] = {
         "linear head, masks and pseudo-labels", missing_evidence, token_heads_pseudo, trained=True
     ),
     "unet": Method("U-Net", missing_unet_masks, unets, trained=True),
-    "unet_pseudo": Method("U-Net, masks and pseudo-labels", missing_for_unet, unets_pseudo, trained=True),
+    "unet_pseudo": Method("U-Net, masks and pseudo-labels", missing_unet_evidence, unets_pseudo, trained=True),
 }
 """Methods by the name in `segmentation.methods` (`clipit.config.segmentation.SegmentationMethod`), in table order."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int16, Int64
@@ -13,7 +12,7 @@ from clipit.errors import ConfigError, DataError, shortlist
 from clipit.evaluation.predictions import NO_LABEL, softmax
 from clipit.mil.bags import MilBags
 from clipit.mil.tile_store_bags import common_labels
-from clipit.mil.training import MilModel, train_mil
+from clipit.mil.training import MilModel
 from clipit.segmentation.token_store import TokenStore
 from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
@@ -37,7 +36,7 @@ class TokenReader:
         return self.store.dim
 
     def fingerprint(self) -> str:
-        """Compute a fingerprint of the tokens and of their distribution among the bags."""
+        """Compute a fingerprint of the tokens and of their assignment to the bags."""
         return fingerprint([self.store.fingerprint, [list(names) for names in self.images]])
 
     def sizes(self) -> Int64[np.ndarray, " b"]:
@@ -67,14 +66,14 @@ def token_bags(tiles: TileSet, store: TokenStore) -> MilBags:
     Raises:
         DataError: A patient is in two splits.
     """
-    owners = patients(tiles.groups, tiles.ids)
-    owners = np.where(owners == "", tiles.ids, owners)
-    names, first, member = np.unique(owners.astype(str), return_index=True, return_inverse=True)
+    patient_of = patients(tiles.groups, tiles.ids)
+    patient_of = np.where(patient_of == "", tiles.ids, patient_of)
+    names, first, member = np.unique(patient_of.astype(str), return_index=True, return_inverse=True)
     labels, mixed = common_labels(tiles.labels, member.astype(np.int64), len(names))
     images = [[str(name) for name in tiles.ids[member == bag]] for bag in range(len(names))]
     notes = () if not len(mixed) else (f"{len(mixed)} patients with images of several labels are not trained on",)
     return MilBags(
-        names=names.astype(object), labels=labels, patients=owners[first], splits=tiles.splits[first],
+        names=names.astype(object), labels=labels, patients=patient_of[first], splits=tiles.splits[first],
         classes=tiles.classes, reader=TokenReader(store, images), rows=np.arange(len(names), dtype=np.int64),
         notes=notes, where=tiles.where or "tiles",
     )  # fmt: skip
@@ -85,7 +84,7 @@ class PseudoMasks:
     """Pseudo-labels of training images.
 
     Attributes:
-        codes: Class of each cell of an image, by its id; -1: not confident.
+        codes: Class of each cell of an image, by image id; -1 where the model is not confident.
         classes: Classes of the masks.
         model: Facts of the multiple-instance model.
     """
@@ -100,8 +99,8 @@ class PseudoMasks:
         Raises:
             DataError: There is no other image.
         """
-        left_out = {*names}
-        codes = {name: codes for name, codes in self.codes.items() if name not in left_out}
+        dropped = {*names}
+        codes = {name: codes for name, codes in self.codes.items() if name not in dropped}
         if not codes:
             raise DataError(
                 "no image is left for pseudo-labels: every labelled training image has a drawn mask",
@@ -135,7 +134,7 @@ def pseudo_masks(
 
     Args:
         model: Trained multiple-instance model, whose classes are the labels of the images.
-        tiles: Images; those without a label are left out.
+        tiles: Images; those without a label are skipped.
         store: Their tokens.
         classes: Classes of the masks.
         background: Class that images of every label contain.
@@ -147,24 +146,25 @@ def pseudo_masks(
     """
     check_evidence(model.classes, classes, background, options)
     evidence = [classes.index(options.evidence[name]) for name in model.classes]
-    rest = classes.index(background)
+    background_code = classes.index(background)
     codes: dict[str, Int16[np.ndarray, "rows columns"]] = {}
     for name, label in zip(tiles.ids.tolist(), tiles.labels.tolist(), strict=True):
         if label == NO_LABEL:
             continue
         tokens = store.tokens(str(name))
         shape = tokens.shape[:2]
-        wanted = evidence[label]
-        if wanted == rest:
-            codes[str(name)] = np.full(shape, rest, dtype=np.int16)
+        target = evidence[label]
+        if target == background_code:
+            codes[str(name)] = np.full(shape, background_code, dtype=np.int16)
             continue
         logits = model.explain(tokens.reshape(-1, store.dim).astype(np.float32)).instance_logits
         probabilities = softmax(logits.float().cpu().numpy())
-        here = probabilities[:, [code == wanted for code in evidence]].sum(axis=1)
-        there = probabilities[:, [code == rest for code in evidence]].sum(axis=1)
-        share = here / np.maximum(here + there, 1e-12)
-        chosen = np.where(share >= options.confidence, wanted, np.where(share <= 1 - options.confidence, rest, -1))
-        codes[str(name)] = chosen.reshape(shape).astype(np.int16)
+        of_target = probabilities[:, [code == target for code in evidence]].sum(axis=1)
+        of_background = probabilities[:, [code == background_code for code in evidence]].sum(axis=1)
+        share = of_target / np.maximum(of_target + of_background, 1e-12)
+        confident = [share >= options.confidence, share <= 1 - options.confidence]
+        labels = np.select(confident, [target, background_code], -1)
+        codes[str(name)] = labels.reshape(shape).astype(np.int16)
     if not codes:
         raise DataError("no training image has a label to learn from", where=tiles.where, fix="add labels")
     facts = {"mil_pooling": model.options.pooling, "mil_epoch": model.epoch, "confidence": options.confidence}
@@ -193,12 +193,3 @@ def check_evidence(labels: Sequence[str], classes: Sequence[str], background: st
             where="segmentation.training.pseudo.evidence",
             fix="map each label to the class it is evidence of, such as {normal: other, tumour: tumour}",
         )
-
-
-def token_mil(root: Path, tiles: TileSet, store: TokenStore, options: PseudoLabelsConfig, seed: int) -> MilModel:
-    """Train the multiple-instance model on the labels of images of the splits train and validation.
-
-    Raises:
-        DataError: There are fewer than two labels, or no validation image has one, so no epoch can be chosen.
-    """
-    return train_mil(token_bags(tiles, store), options.training, seed, root=root)

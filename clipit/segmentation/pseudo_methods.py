@@ -7,16 +7,17 @@ from jaxtyping import Int16
 from PIL import Image
 
 from clipit.artifacts import fingerprint
+from clipit.mil.training import train_mil
 from clipit.segmentation.draws import masks_title, nested_counts
 from clipit.segmentation.method import MethodInputs, Segmenter
-from clipit.segmentation.pseudo_masks import PseudoMasks, check_evidence, pseudo_masks, token_mil
+from clipit.segmentation.pseudo_masks import PseudoMasks, check_evidence, pseudo_masks, token_bags
 from clipit.segmentation.token_methods import (
     HeadInputs,
     head_inputs,
     labelled_images,
     missing_training_masks,
 )
-from clipit.segmentation.unet import Samples, missing_unet
+from clipit.segmentation.unet import Samples, missing_unet_package
 from clipit.segmentation.unet_methods import drawn_masks, unet_segmenter
 
 _TITLE = "pseudo-labels"
@@ -31,9 +32,9 @@ def missing_evidence(inputs: MethodInputs) -> str:
     return ""
 
 
-def missing_for_unet(inputs: MethodInputs) -> str:
+def missing_unet_evidence(inputs: MethodInputs) -> str:
     """Return what is missing to train a U-Net on pseudo-labels; "" if nothing is."""
-    return missing_unet() or missing_evidence(inputs)
+    return missing_unet_package() or missing_evidence(inputs)
 
 
 def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
@@ -41,6 +42,7 @@ def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.
+        DataError: There are fewer than two labels, or no validation image has one, so no epoch can be chosen.
     """
     kind = f"linear head on {inputs.options.training.tokens} tokens"
 
@@ -57,6 +59,7 @@ def unets_pseudo(inputs: MethodInputs) -> list[Segmenter]:
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.
+        DataError: There are fewer than two labels, or no validation image has one, so no epoch can be chosen.
     """
 
     def train(heads: HeadInputs, drawn: list[int], pseudo: PseudoMasks, count: int, seed: int) -> Segmenter:
@@ -82,7 +85,7 @@ def _segmenters(
     remaining: dict[tuple[int, int], PseudoMasks] = {}
     for seed in options.training.seeds:
         labelled = labelled_images(inputs.workspace.tiles(seed))
-        model = token_mil(inputs.workspace.root, labelled, heads.store, pseudo, seed)
+        model = train_mil(token_bags(labelled, heads.store), pseudo.training, seed, root=inputs.workspace.root)
         learnt = pseudo_masks(model, labelled.of_split("train"), heads.store, classes, background, pseudo)
         for count in counts:
             drawn = heads.train.tiles.ids[heads.draw(count, seed)]
@@ -103,7 +106,7 @@ def _samples(heads: HeadInputs, pseudo: PseudoMasks) -> Samples:
         row = int(rows[index])
         image, mpp = tiles.read(row), float(tiles.mpp[row])
         codes = pseudo.codes[str(tiles.ids[row])]
-        return image, heads.model.lattice(image, mpp).spread(codes), mpp
+        return image, heads.model.lattice(image, mpp).expand(codes), mpp
 
     codes_of = {name: fingerprint(codes.tolist()) for name, codes in pseudo.codes.items()}
     identity = [heads.store.fingerprint, tiles.mpp[rows].tolist(), codes_of]

@@ -16,7 +16,7 @@ def select_methods(inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
     """Return the methods to compare: the configured ones, or else all untrained ones that can run.
 
     Returns:
-        Methods by name, and notes on methods and numbers of masks that are left out.
+        Methods by name, and notes on methods and numbers of masks that are skipped.
 
     Raises:
         ConfigError: A configured method lacks its inputs or classes, no method has them, or `segmentation.class_map`
@@ -42,7 +42,7 @@ def select_methods(inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
             failed[name] = error
     if failed and (options.methods or len(failed) == len(methods)):
         raise next(iter(failed.values()))
-    notes += [f"{name} is left out: {error.what}" for name, error in failed.items()]
+    notes += [f"{name} is skipped: {error.what}" for name, error in failed.items()]
     methods = {name: method for name, method in methods.items() if name not in failed}
     notes += _notes_on_masks(methods, inputs)
     for note in notes:
@@ -59,7 +59,7 @@ def _with_inputs(methods: Mapping[str, Method], inputs: MethodInputs) -> tuple[d
             where="segmentation.methods",
             fix="provide the missing inputs, or name other methods",
         )
-    notes = [f"{name} is left out, because it needs {what}" for name, what in lacking.items()]
+    notes = [f"{name} is skipped, because it needs {what}" for name, what in lacking.items()]
     return {name: method for name, method in methods.items() if name not in lacking}, notes
 
 
@@ -84,7 +84,7 @@ def _notes_on_masks(methods: Mapping[str, Method], inputs: MethodInputs) -> list
     beyond = [str(count) for count in training.masks if count is not None and count not in counts]
     if beyond:
         notes.append(
-            f"segmentation.training.masks: {', '.join(beyond)} left out, because there are {len(train)} training masks"
+            f"segmentation.training.masks: {', '.join(beyond)} skipped, because there are {len(train)} training masks"
         )
     known = train.counts.sum(axis=0) > 0
     for count in counts:

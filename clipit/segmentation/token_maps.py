@@ -1,7 +1,7 @@
 """Token maps: patch tokens of images of any size, from overlapping windows of the model's input size.
 
-Images are resampled to the resolution that the model was trained at. Position embeddings are never stretched: a larger
-window is chosen with `backbone.pixels`, for models whose library resamples them.
+Images are resampled to the resolution that the model was trained on. Position embeddings are not interpolated here:
+`backbone.pixels` selects a larger window for models whose library can interpolate them.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ class Lattice:
         shares = counts.reshape(self.rows, self.columns, classes) / np.maximum(area, 1)[:, :, None]
         return np.asarray(shares, dtype=np.float32)
 
-    def spread(self, codes: Integer[np.ndarray, "rows columns"]) -> Integer[np.ndarray, "h w"]:
+    def expand(self, codes: Integer[np.ndarray, "rows columns"]) -> Integer[np.ndarray, "h w"]:
         """Give each pixel of the image the class of its cell."""
         return np.asarray(
             codes[self._cell_of(self.height, self.rows)[:, None], self._cell_of(self.width, self.columns)]
@@ -121,7 +121,7 @@ def patch_of(tokens: "PatchTokens") -> int:
 
 
 def scale_of(mpp: float, tokens: "PatchTokens") -> float:
-    """Return the factor by which images are resized: their resolution over the model's, 1 if either is unknown."""
+    """Return the factor by which images are resized: their mpp divided by the model's; 1 if either is unknown."""
     return 1.0 if tokens.mpp is None or np.isnan(mpp) else mpp / tokens.mpp
 
 
@@ -185,7 +185,7 @@ def _resized(image: Image.Image, lattice: Lattice, patch: int, tokens: "PatchTok
 
 
 def _band(image: Image.Image, top: int, height: int, width: int) -> UInt8[np.ndarray, "3 height width"]:
-    """Return rows of an image, which is continued beyond its border by reflection."""
+    """Return rows of an image, padded beyond its border by reflection."""
     rows = _mirrored(np.arange(top, top + height), image.height)
     columns = _mirrored(np.arange(width), image.width)
     first = int(rows.min())

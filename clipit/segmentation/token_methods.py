@@ -128,7 +128,7 @@ class HeadInputs:
 def head_inputs(inputs: MethodInputs) -> HeadInputs:
     """Compute the tokens of images, and return what heads are trained on.
 
-    Tokens are stored of the images with masks and, if a method of the study makes pseudo-labels, of those with labels.
+    The store contains the images with masks and, if a method of the study makes pseudo-labels, those with labels.
     """
     options = inputs.options.training
     tokens = vlm_tokens(inputs.vlm) if options.tokens == "vlm" else _backbone(inputs)
@@ -148,7 +148,7 @@ def labelled_images(tiles: TileSet) -> TileSet:
 
 
 def missing_training_masks(inputs: MethodInputs) -> str:
-    """Return what is missing to train on masks."""
+    """Return what is missing to train on masks; "" if nothing is."""
     return "" if len(inputs.masks.of_split("train")) else "training tiles with masks: fill in the column mask"
 
 
@@ -170,7 +170,7 @@ def vlm_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
 
     Raises:
         ConfigError: Classes of the masks have no prompts.
-        ModelError: The VLM gives no patch tokens.
+        ModelError: The VLM provides no patch tokens.
     """
     vlm, prompts = inputs.vlm, load_prompts(str(prompts_name(inputs)))
 
@@ -191,7 +191,7 @@ def student_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
 
     Raises:
         ConfigError: Classes of the masks have no prompts.
-        ModelError: The classifier was trained without text, or gives no patch tokens.
+        ModelError: The classifier was trained without text, or provides no patch tokens.
     """
     classifier = inputs.classifier
     tokens = student_tokens(classifier)
@@ -208,7 +208,7 @@ def vlm_token_classes(inputs: MethodInputs) -> Sequence[str]:
     """Return the classes of the prompts.
 
     Raises:
-        ModelError: The VLM gives no patch tokens.
+        ModelError: The VLM provides no patch tokens.
     """
     vlm_tokens(inputs.vlm)
     return prompt_classes(inputs)
@@ -218,7 +218,7 @@ def student_token_classes(inputs: MethodInputs) -> Sequence[str]:
     """Return the classes of the prompts.
 
     Raises:
-        ModelError: The classifier was trained without text, or gives no patch tokens.
+        ModelError: The classifier was trained without text, or provides no patch tokens.
     """
     student_tokens(inputs.classifier)
     return prompt_classes(inputs)

@@ -86,11 +86,11 @@ class Unet:
                 batch = lefts[start : start + options.batch_size]
                 windows = np.stack([padded[top : top + edge, left : left + edge] for left in batch])
                 with torch.inference_mode():
-                    answers = network(_to_tensor(windows).to(device)).float().softmax(dim=1).cpu()
+                    predicted = network(_to_tensor(windows).to(device)).float().softmax(dim=1).cpu()
                 if sums is None:
-                    sums = torch.zeros(answers.shape[1], *padded.shape[:2])
-                for left, answer in zip(batch, answers, strict=True):
-                    sums[:, top : top + edge, left : left + edge] += answer
+                    sums = torch.zeros(predicted.shape[1], *padded.shape[:2])
+                for left, window in zip(batch, predicted, strict=True):
+                    sums[:, top : top + edge, left : left + edge] += window
                     counts[top : top + edge, left : left + edge] += 1
         if sums is None:
             raise DataError("the image has no pixel", where="image")
@@ -111,7 +111,7 @@ def _open_network(file: Path, classes: int, options: UnetConfig) -> nn.Module:
 
 
 class ScaledNetwork(nn.Module):
-    """A network behind the scaling of its input: (pixels - mean) / deviation, with the channels in its order.
+    """A network with scaled input: (pixels - mean) / deviation, with the channels in the order that it expects.
 
     Attributes:
         network: Network.
@@ -125,7 +125,7 @@ class ScaledNetwork(nn.Module):
     deviation: Tensor
 
     def __init__(self, network: nn.Module, scaling: Mapping[str, Any] | None) -> None:
-        """Take over the network.
+        """Wrap a network.
 
         Args:
             network: Network.
@@ -133,12 +133,12 @@ class ScaledNetwork(nn.Module):
                 to scale pixels to -1..1.
         """
         super().__init__()
-        given = scaling or {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_range": (0, 1), "input_space": "RGB"}
-        unit = 255.0 if given["input_range"][1] == 1 else 1.0
+        parameters = scaling or {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_range": (0, 1), "input_space": "RGB"}
+        unit = 255.0 if parameters["input_range"][1] == 1 else 1.0
         self.network = network
-        self.register_buffer("order", torch.tensor((2, 1, 0) if given["input_space"] == "BGR" else (0, 1, 2)))
-        self.register_buffer("mean", unit * torch.tensor(given["mean"])[:, None, None])
-        self.register_buffer("deviation", unit * torch.tensor(given["std"])[:, None, None])
+        self.register_buffer("order", torch.tensor((2, 1, 0) if parameters["input_space"] == "BGR" else (0, 1, 2)))
+        self.register_buffer("mean", unit * torch.tensor(parameters["mean"])[:, None, None])
+        self.register_buffer("deviation", unit * torch.tensor(parameters["std"])[:, None, None])
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
         """Return the logits of pixels of 0..255."""
@@ -146,8 +146,8 @@ class ScaledNetwork(nn.Module):
         return logits
 
 
-def missing_unet() -> str:
-    """Return what is missing to build a U-Net; "" for nothing."""
+def missing_unet_package() -> str:
+    """Return the missing package that a U-Net needs; "" if it is installed."""
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
         return "segmentation-models-pytorch: pip install segmentation-models-pytorch"
     return ""
@@ -164,9 +164,9 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
         pretrained: Whether to load `encoder_weights`, which trained weights replace.
 
     Raises:
-        ModelError: The package is missing, the encoder is unknown, or its weights cannot be had.
+        ModelError: The package is missing, the encoder is unknown, or its weights cannot be obtained.
     """
-    if missing := missing_unet():
+    if missing := missing_unet_package():
         raise ModelError("a U-Net needs a package that is not installed", where="unet", fix=missing)
     import segmentation_models_pytorch as smp
 
@@ -183,7 +183,7 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
         raise ModelError(
             f"the U-Net cannot be built: {' '.join(str(error).split())[:200]}",
             where=f"segmentation.training.unet.encoder: {options.encoder}",
-            fix="use an encoder of segmentation-models-pytorch, such as resnet18, and weights that it has for it",
+            fix="use an encoder of segmentation-models-pytorch, such as resnet18, and weights that exist for it",
         ) from error
     return ScaledNetwork(network, scaling)
 
@@ -197,8 +197,8 @@ def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed
 
     Args:
         root: Output root.
-        sources: Masks, and perhaps pseudo-labels.
-        options: Training.
+        sources: Masks and, optionally, pseudo-labels.
+        options: Options of the training.
         seed: Seed of initialisation and crops.
         classes: Number of classes.
 
@@ -333,7 +333,7 @@ def _save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step
 
 
 def _load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load a checkpoint, and return the number of finished steps; without one, or with a damaged one, start anew."""
+    """Load a checkpoint, and return the number of finished steps; 0 if it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -9,13 +9,13 @@ from PIL import Image
 from clipit.segmentation.draws import draw_order, masks_title, nested_counts
 from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.token_methods import missing_training_masks
-from clipit.segmentation.unet import Samples, missing_unet, train_unet
+from clipit.segmentation.unet import Samples, missing_unet_package, train_unet
 from clipit.tiles.masks import MaskSet
 
 
 def missing_unet_masks(inputs: MethodInputs) -> str:
-    """Return what is missing to train a U-Net on masks."""
-    return missing_unet() or missing_training_masks(inputs)
+    """Return what is missing to train a U-Net on masks; "" if nothing is."""
+    return missing_unet_package() or missing_training_masks(inputs)
 
 
 def unets(inputs: MethodInputs) -> list[Segmenter]:

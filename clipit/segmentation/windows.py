@@ -64,7 +64,7 @@ class WindowModel:
     def strips(self, image: Image.Image, mpp: float, scale: float) -> Iterator[Strip]:
         """Yield the probabilities of the masks' classes over an image from top to bottom.
 
-        An image smaller than a window is continued by reflection.
+        An image smaller than a window is padded by reflection.
         """
         edge = self.edge(mpp, scale)
         preprocess = replace(self.scorer.preprocess, mode="squash", resize_to=self.scorer.preprocess.size)
@@ -111,7 +111,7 @@ class WindowModel:
 
 
 WindowScores = Callable[[np.ndarray, WindowGrid], Iterable[Float32[np.ndarray, "_ c"]]]
-"""Function from an image, continued where it is smaller than a window, and its windows to the scores of each window."""
+"""Function from an image, padded to at least the size of a window, and its windows to the scores of each window."""
 
 
 def window_strips(pixels: np.ndarray, edge: int, overlap: float, score: WindowScores) -> Iterator[Strip]:

@@ -102,7 +102,7 @@ def map_classes(
     Args:
         model: Classes of the model.
         masks: Classes of the masks.
-        mapping: Class of the masks by class of a model; without an entry for this model, the names are the same.
+        mapping: Class of the masks by class of a model; a model without an entry is expected to use the same names.
         where: Model, for messages.
 
     Raises:
@@ -132,7 +132,7 @@ def _segmenter(name: str, scorer: TileScorer, inputs: MethodInputs) -> Segmenter
     matrix = map_classes(scorer.classes, masks.classes.names, options.class_map, scorer.title)
     model = WindowModel(scorer, matrix, options.windows.overlap, options.windows.batch_size)
     for mpp in sorted({float(value) for value in masks.tiles.mpp}):
-        model.edge(mpp, 1.0)  # refuses unknown resolutions before anything is computed
+        model.edge(mpp, 1.0)  # raises an error for unknown resolutions before anything is computed
     scales, decision, choice = _choose_scales(model, inputs)
     facts = {
         "model": scorer.title,

@@ -234,15 +234,15 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
     )
     found, notes = select_methods(inputs)
     assert list(found) == ["mapped", "same names"]
-    assert notes[0] == "refused is left out: trained without text"
-    assert "other names is left out: no class of the model corresponds to stroma" in notes[1]
+    assert notes[0] == "refused is skipped: trained without text"
+    assert "other names is skipped: no class of the model corresponds to stroma" in notes[1]
     wrong = file.segmentation.model_copy(update={"class_map": {"a": "gland", "b": "stroma", "typo": "gland"}})
     with pytest.raises(ConfigError, match="no model has: typo; mapped has a, b, c"):
         select_methods(replace(inputs, options=wrong))
     training = file.segmentation.training.model_copy(update={"masks": (2, 5, None)})
     named = file.segmentation.model_copy(update={"methods": ("unet",), "training": training, "class_map": {}})
     assert select_methods(replace(inputs, options=named))[1] == [
-        "segmentation.training.masks: 5 left out, because there are 3 training masks"
+        "segmentation.training.masks: 5 skipped, because there are 3 training masks"
     ]
     masks, known = inputs.masks, inputs.masks.counts.copy()
     train = np.flatnonzero(masks.tiles.splits == "train")

@@ -12,9 +12,10 @@ from token_fixtures import CLASSES, colour_model, open_images, write_images
 from clipit.config.load import validate_file
 from clipit.config.mask_training import PseudoLabelsConfig, TokenHeadConfig
 from clipit.errors import ConfigError, DataError
+from clipit.mil.training import train_mil
 from clipit.segmentation import token_methods
 from clipit.segmentation.method import MethodInputs
-from clipit.segmentation.pseudo_masks import pseudo_masks, token_bags, token_mil
+from clipit.segmentation.pseudo_masks import pseudo_masks, token_bags
 from clipit.segmentation.pseudo_methods import token_heads_pseudo
 from clipit.segmentation.study import read_study_masks
 from clipit.segmentation.token_head import train_token_head
@@ -109,7 +110,7 @@ def test_ignored_cells_do_not_change_a_head(images: Images) -> None:
 
 def test_labels_of_images_become_pseudo_labels_of_their_tokens(images: Images, tmp_path: Path) -> None:
     tiles, masks, store = images
-    model = token_mil(tmp_path, tiles.select(tiles.splits != "test"), store, EVIDENCE, seed=0)
+    model = train_mil(token_bags(tiles.select(tiles.splits != "test"), store), EVIDENCE.training, 0, root=tmp_path)
     train = tiles.of_split("train")
     found = pseudo_masks(model, train, store, CLASSES.names, "other", EVIDENCE)
     assert set(found.codes) == set(train.ids.tolist())
@@ -141,7 +142,7 @@ def test_bags_are_the_tokens_of_a_patient(images: Images) -> None:
 
 def test_labels_without_a_class_and_without_a_background_are_refused(images: Images, tmp_path: Path) -> None:
     tiles, _, store = images
-    model = token_mil(tmp_path, tiles, store, EVIDENCE.model_copy(update={"training": EVIDENCE.training}), seed=0)
+    model = train_mil(token_bags(tiles, store), EVIDENCE.training, 0, root=tmp_path)
     for evidence, message in (
         ({"tumour": "tumour"}, "labels of tiles without a class of the masks: normal"),
         ({"tumour": "tumour", "normal": "mucosa"}, "not classes of the masks: mucosa"),

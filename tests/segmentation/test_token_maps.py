@@ -58,7 +58,7 @@ def test_values_are_interpolated_between_the_centres_of_cells() -> None:
     values = np.array([[[0.0], [1.0]], [[0.0], [1.0]]], dtype=np.float32)
     np.testing.assert_allclose(lattice.to_pixels(values)[0], np.tile([0, 0.25, 0.75, 1], (4, 1)))
     codes = np.array([[0, 1], [2, 3]])
-    assert lattice.spread(codes).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    assert lattice.expand(codes).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
 
 
 def test_windows_cover_a_length_and_end_with_it() -> None:

@@ -15,7 +15,7 @@ from clipit.config.mask_training import UnetConfig
 from clipit.errors import ModelError
 from clipit.segmentation import unet
 from clipit.segmentation.soft_dice import soft_dice
-from clipit.segmentation.unet import Samples, ScaledNetwork, build_unet, missing_unet, train_unet, unet_loss
+from clipit.segmentation.unet import Samples, ScaledNetwork, build_unet, missing_unet_package, train_unet, unet_loss
 from clipit.segmentation.unet_methods import drawn_masks
 
 OPTIONS = UnetConfig(encoder="tu-test_resnet", crop=32, batch_size=2, steps=2)
@@ -114,6 +114,6 @@ def test_unknown_encoders_and_a_missing_package_are_named(monkeypatch: pytest.Mo
     with pytest.raises(ModelError, match="cannot be built"):
         build_unet(UnetConfig(encoder="resnet0"), 2)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install segmentation-models-pytorch" in missing_unet()
+    assert "pip install segmentation-models-pytorch" in missing_unet_package()
     with pytest.raises(ModelError, match="not installed"):
         build_unet(OPTIONS, 2)

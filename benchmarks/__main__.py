@@ -1,7 +1,7 @@
 """Benchmark clipit against the bare models; print a table and write JSON.
 
 About 15 minutes on 2 cores. On a machine with a GPU, the models are ViT-L/16 in bfloat16 and the index is larger;
-there, `--gpu` measures what depends on the GPU within eight minutes, and records it under the name of the card.
+there, `--gpu` runs only the benchmarks that depend on the GPU, within eight minutes, and names their file after it.
 """
 
 import argparse
@@ -69,11 +69,11 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
 GPU = ("training_step", "bag_step", "checkpointing", "embedding", "pairing", "prediction")
 """Benchmarks of `--gpu`, the most important first."""
 _GPU_REPEATS = 3
-_GPU_SECONDS = 330  # no further benchmark is started after it; the longest of them takes two minutes
+_GPU_SECONDS = 330  # after this time, no further benchmark is started; the longest takes two minutes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, measure, print, write."""
+    """Run the benchmarks that the command line names, print a table and write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument(
@@ -81,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds, after one warm-up round")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and one round, as a smoke test")
-    parser.add_argument("--gpu", action="store_true", help=f"those of a GPU ({', '.join(GPU)}), 3 rounds, 8 minutes")
+    parser.add_argument(
+        "--gpu", action="store_true", help=f"only those that depend on a GPU ({', '.join(GPU)}), 3 rounds, 8 minutes"
+    )
     parser.add_argument(
         "--slide", type=Path, action="append", default=[], help="slide for slide_tiles (TIFF; may be repeated)"
     )

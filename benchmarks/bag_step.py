@@ -1,4 +1,4 @@
-"""A step with bags (5 snippets, 5 neighbour tiles) against an image-only step, by the path that a training takes.
+"""A step with bags (5 snippets, 5 neighbour tiles) against an image-only step, with the code that training uses.
 
 The bags come from stores, an index, pairs and tile bags on disk; the loss is that of `BagsTerm`.
 """
@@ -55,7 +55,7 @@ def measure(options: Options) -> list[Figure]:
         "steps_per_repeat": steps,
     }
     title = "5 snippets and 5 tiles per bag: time against image_only"
-    masked = f"the same, tiles that share a snippet are no negatives: {title.split(': ')[1]}"
+    masked = f"the same, tiles that share a snippet are not negatives: {title.split(': ')[1]}"
     return [
         Figure("bag_step", title, ratios(samples, "bags", "image_only"), "", 1.1, False, samples, facts),
         Figure("bag_step", masked, ratios(samples, "bags_masked", "image_only"), "", 1.1, False, samples, facts),

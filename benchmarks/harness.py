@@ -18,10 +18,10 @@ class Options:
 
     Attributes:
         folder: Empty folder for inputs and outputs.
-        quick: Tiny sizes, as a smoke test; the figures mean nothing.
-        repeats: Measured rounds.
-        gpu: Sizes for a GPU: large models in bfloat16, more rows.
-        slides: Slides to read tiles from, in place of the known one.
+        quick: Whether to use tiny sizes, as a smoke test whose figures are meaningless.
+        repeats: Number of measured rounds.
+        gpu: Whether to use sizes for a GPU: large models in bfloat16, more rows.
+        slides: Slides to read tiles from, instead of the default one.
     """
 
     folder: Path

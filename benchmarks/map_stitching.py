@@ -1,4 +1,4 @@
-"""Memory of stitching maps: an image that is eight times as high needs the same."""
+"""Memory of stitching maps, which should not grow with the height of the image."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def _peak(results: Iterator[object]) -> float:
 
 
 def _token_map(width: int, height: int) -> Iterator[object]:
-    """Stitch tokens of a model that costs nothing: 14 x 14 tokens of 384 numbers per window of 224 pixels."""
+    """Stitch tokens of a model that computes nothing: 14 x 14 tokens of 384 numbers per window of 224 pixels."""
     import torch
     from PIL import Image
 

@@ -79,7 +79,7 @@ def pair(
         texts: Store of snippet embeddings.
         tiles: Store of tile embeddings.
         block: Number of tiles that are paired at once.
-        name: Name that tells the folders of several measurements apart.
+        name: Suffix that distinguishes the folders of several measurements.
         processes: Number of processes.
         threads: Threads per process; None for the default.
     """

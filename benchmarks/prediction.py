@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _EVERY = 4
-"""The bare model is measured on every fourth batch: each takes the same time."""
+"""The bare model is measured on every fourth batch, because all batches take the same time."""
 
 
 def measure(options: Options) -> list[Figure]:
     """Measure the images per second of `predict_images` (read, decode, forward, write) relative to the bare model.
 
-    Half of the files are JPEG, half PNG, all of 224 pixels. The page with thumbnails is part of the measured time, the
-    loading of the model is not. The warm-up is a call with two batches.
+    Half of the files are JPEG, half PNG, all of 224 pixels. The measured time includes the page with thumbnails, but
+    not the loading of the model. The warm-up is a call with two batches.
     """
     import timm
     import torch

@@ -76,7 +76,7 @@ def _by_number(options: Options) -> list[Figure]:
 
 
 def _hard_texts(options: Options) -> list[Figure]:
-    """Measure how the time grows where a text is four times as long."""
+    """Measure how the time grows if a text is four times as long."""
     size = options.size(40_000, 400)
     figures: list[Figure] = []
     for name, repeated in _HARD.items():

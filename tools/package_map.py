@@ -1,6 +1,6 @@
 """The map of the package in docs/concepts.md: every file with the first line of its docstring.
 
-`python -m tools.package_map` writes it anew; tests/test_house.py compares.
+`python -m tools.package_map` rewrites it; tests/test_house.py checks that it is up to date.
 """
 
 import ast
@@ -18,7 +18,7 @@ ROOMS = (
 
 
 def package_map() -> str:
-    """Return the map as Markdown, one heading per room, from the ground up."""
+    """Return the map as Markdown, one heading per room, the lowest room first."""
     package = ROOT / "clipit"
     lines = ["### The package itself", "", *_files(package), ""]
     for room in ROOMS:
@@ -27,7 +27,7 @@ def package_map() -> str:
 
 
 def updated_page(page: str) -> str:
-    """Return the page with the map between the markers replaced by the present one."""
+    """Return the page with the map between the markers replaced by the current one."""
     before, _, rest = page.partition(START)
     return f"{before}{START}\n\n{package_map()}\n{END}{rest.partition(END)[2]}"
 

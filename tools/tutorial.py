@@ -19,7 +19,7 @@ from clipit.artifacts import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "notebook"
-"""Where `make docs` and the tests keep the rendering."""
+"""Folder in which `make docs` and the tests cache the rendering."""
 
 
 @dataclass
@@ -65,11 +65,11 @@ def render_notebook(path: Path) -> RenderedNotebook:
 
 
 def rendered_notebook(path: Path, cache: Path) -> RenderedNotebook:
-    """Read the rendering of a notebook from a folder; run the notebook only if it, the package or Python has changed.
+    """Return the rendering of a notebook; run it only if the notebook, the package or Python has changed.
 
     Args:
         path: Python file with `# %%` cells.
-        cache: Folder that keeps the last rendering.
+        cache: Folder of the last rendering.
     """
     key = _digest(path)
     file = cache / "notebook.json"
@@ -85,7 +85,7 @@ def rendered_notebook(path: Path, cache: Path) -> RenderedNotebook:
 
 
 def _digest(path: Path) -> str:
-    """Compute a digest of a notebook and of all that its outputs depend on: the package, its packages, this file."""
+    """Compute a digest of a notebook and of what its outputs depend on: the package, its dependencies, this file."""
     versions = sorted({f"{found.name} {found.version}" for found in importlib.metadata.distributions()})
     digest = hashlib.sha256("\n".join([sys.version, *versions]).encode())
     folders = [ROOT / "clipit", ROOT / "configs"]

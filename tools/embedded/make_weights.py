@@ -1,4 +1,4 @@
-"""Make the weights that ship with the package: train both models, record their hashes, and measure them."""
+"""Train the VLM and the backbone that ship with the package, record their hashes, and measure them."""
 
 import argparse
 import json
@@ -35,9 +35,9 @@ from tools.embedded.train_backbone import BackboneRecipe, train_backbone
 from tools.embedded.train_vlm import VLMRecipe, train_vlm
 
 SUMS = "SHA256SUMS.json"
-CARD = "measured.json"
+MEASURED = "measured.json"
 GATE = 0.80
-"""Zero-shot accuracy below which a trial showed no gain from distilled text."""
+"""Zero-shot accuracy below which distilled text showed no gain in a trial."""
 
 
 def make_embedded_weights(
@@ -86,7 +86,7 @@ def make_embedded_weights(
         for part in ("vlm", "backbone"):
             _replace(work / part, folder / part)
     write_json(folder / SUMS, sums(folder))
-    write_json(folder / CARD, facts)
+    write_json(folder / MEASURED, facts)
     return facts
 
 
@@ -125,21 +125,21 @@ def make_status_vlm(
         }
         facts["versions"] = versions()
         _replace(work / "vlm", folder / "vlm")
-    write_json(folder / CARD, facts)
+    write_json(folder / MEASURED, facts)
     return facts
 
 
 def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, Any]]:
-    """Measure how well the VLM, and the reports that it pairs, predict the grade of tumour tiles.
+    """Measure how well the VLM, and the reports that it retrieves, predict the grade of tumour tiles.
 
     The tiles are the tumour tiles of training, paired with snippets of `case_reports.jsonl` as in
     configs/knowing_reports.yaml. The figures are shares from 0 to 1, for all these tiles and for ambiguous ones, whose
     nuclei and glands occur in both grades. `probe`: accuracy of a logistic regression on the image embeddings of the
     validation part. The others are computed with and without centring of both modalities. `grade_alone`, `all_names`:
-    zero-shot accuracy with the prompt set of the word grade, and of all names of `prompts.yaml`. `nearest_case`,
-    `nearest_case_none`: the grade of the nearest snippet's reports is right, or they are of no tumour. `consensus`: the
-    more frequent of low and high among the 20 nearest is right (a tie counts one half). Figures without tiles are
-    omitted.
+    zero-shot accuracy with the prompts that use the word grade, and with all names of `prompts.yaml`. `nearest_case`,
+    `nearest_case_none`: the grade of the nearest snippet's reports is correct, or these describe no tumour.
+    `consensus`: the more frequent of low and high among the 20 nearest is correct (a tie counts one half). Figures
+    without tiles are omitted.
 
     Args:
         vlm: Folder of a VLM.
@@ -169,14 +169,14 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
 
 
 def _score_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarray]:
-    """Return whether prompts and nearby reports are right, for each tumour tile of training."""
+    """Return whether prompts and the nearest reports give the correct grade, for each training tile of a tumour."""
     train, store = workspace.all_tiles.of_split("train"), workspace.tile_store("train")
     images = centred(store.rows(store.positions(train.ids)), workspace.tile_mean)
     right = {}
     for name, file in (("grade_alone", GRADE_PROMPTS), ("all_names", ALL_NAMES)):
         classes = prompt_embeddings(load_prompts(world / file), workspace.encode, workspace.text_mean, train.classes)
         right[name] = (images @ classes.T).argmax(axis=1) == train.truth
-    near = _grades_nearby(workspace, train.ids)
+    near = _nearest_grades(workspace, train.ids)
     correct = np.take_along_axis(near, train.truth[:, None, None], axis=2)[..., 0]
     other = np.take_along_axis(near, 1 - train.truth[:, None, None], axis=2)[..., 0]
     more = np.sign((correct.sum(axis=1) - other.sum(axis=1)).round(9))  # rounded, so that a tie is exact
@@ -188,7 +188,7 @@ def _score_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarray]:
 
 
 def _score_probe(workspace: Workspace) -> Bool[np.ndarray, "n"]:
-    """Return whether a probe trained on the validation part is right; every other tile selects its penalty."""
+    """Return which training tiles a probe classifies correctly; validation tiles fit it and select its penalty."""
     parts = {split: workspace.all_tiles.of_split(split) for split in ("train", "validation")}
     stores = {split: workspace.tile_store(split) for split in parts}
     seen = {split: stores[split].rows(stores[split].positions(part.ids)) for split, part in parts.items()}
@@ -222,7 +222,7 @@ def _grade_workspace(vlm: Path, world: Path, output: Path, centring: bool) -> Wo
     return Workspace(validate(values, "check_grades"))
 
 
-def _grades_nearby(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray, "n 20 3"]:
+def _nearest_grades(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray, "n 20 3"]:
     """Compute the shares of low, high and none among the reports that contain each tile's snippets, nearest first."""
     sources = workspace.snippets.table("snippet_sources.parquet")
     label_of = {report.report_id: report.label for report in workspace.reports.reports}

@@ -1,4 +1,4 @@
-"""Measure whether a VLM reads tiles of synthetic slides as well as the tiles of a world, for the data card."""
+"""Measure whether a VLM classifies tiles of synthetic slides as well as the tiles of a world, for the data card."""
 
 import argparse
 import csv
@@ -24,10 +24,10 @@ from clipit.synthetic.slides import SLIDES
 from clipit.vectors import unit
 from tools.embedded.measure import text_vectors
 
-_PURE = 0.98
-"""Share of a tile that has the tile's tissue."""
-_SPOILT = 0.25
-"""Share of a tile that has an artefact."""
+_MIN_TISSUE = 0.98
+"""Minimum share of a tile that shows a single tissue."""
+_MIN_ARTEFACT = 0.25
+"""Minimum share of a tile that an artefact covers."""
 
 
 def check_slides(vlm_folder: str, folder: Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def check_slides(vlm_folder: str, folder: Path) -> dict[str, Any]:
     images, truth, artefacts = slide_tiles(folder)
     correct = correct_tiles(vlm, images, truth, prompts)
     parts = {"slide_tiles": artefacts.sum(1) == 0}
-    parts |= {name: artefacts[:, number] >= _SPOILT for number, name in enumerate(ARTEFACTS)}
+    parts |= {name: artefacts[:, number] >= _MIN_ARTEFACT for number, name in enumerate(ARTEFACTS)}
     return result | {name: _score(correct[part], truth[part]) for name, part in parts.items()}
 
 
@@ -66,15 +66,15 @@ def slide_tiles(
         with openslide.OpenSlide(folder / row["path"]) as slide:
             image = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
         mask = folder / row["mask"]
-        labels, spoilt = (np.asarray(Image.open(mask.with_stem(f"{mask.stem}{of}"))) for of in ("", "_artefacts"))
+        labels, artefacts = (np.asarray(Image.open(mask.with_stem(f"{mask.stem}{of}"))) for of in ("", "_artefacts"))
         for y in range(0, len(image), SIZE):
             for x in range(0, len(image), SIZE):
                 here = slice(y, y + SIZE), slice(x, x + SIZE)
                 counts = np.bincount(labels[here].ravel(), minlength=len(CLASSES) + 1)[1:]
-                if counts.max() >= _PURE * SIZE**2:
+                if counts.max() >= _MIN_TISSUE * SIZE**2:
                     images.append(image[here])
                     truth.append(int(counts.argmax()))
-                    shares.append([float((spoilt[here] == value).mean()) for value in ARTEFACTS.values()])
+                    shares.append([float((artefacts[here] == value).mean()) for value in ARTEFACTS.values()])
     return np.stack(images), np.array(truth, dtype=np.int64), np.array(shares)
 
 

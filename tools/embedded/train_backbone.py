@@ -1,4 +1,4 @@
-"""Pretrain the embedded backbone: a tiny timm hybrid ViT that regresses image statistics; it sees no label."""
+"""Pretrain the embedded backbone, a tiny hybrid ViT of timm, without labels: it regresses image statistics."""
 
 from dataclasses import dataclass
 from pathlib import Path

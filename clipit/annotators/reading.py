@@ -1,7 +1,7 @@
 """Read the labels of annotators: a table of tile, annotator and label, or of the votes of each tile."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from clipit.config.data import MOST_VOTES
 from clipit.config.run import AnnotationsConfig
 from clipit.data_files import (
     MISSING_VALUES,
+    NO_CLASS,
     CsvTable,
     cell_text,
     check_column_names,
@@ -46,16 +47,20 @@ class AnnotationTable:
     notes: tuple[str, ...] = ()
 
 
-def read_annotations(config: AnnotationsConfig, class_map: Mapping[str, str]) -> AnnotationTable:
+def read_annotations(
+    config: AnnotationsConfig, class_map: Mapping[str, str], classes: Sequence[str] = ()
+) -> AnnotationTable:
     """Read the labels of annotators, mapped to classes.
 
     Args:
         config: Section `tiles.annotations`.
         class_map: Class of each label; labels that it does not name are left out and counted. Empty: labels are
             classes.
+        classes: Classes that are configured. Unless -1 is one of them, it marks a missing label among whole numbers.
 
     Raises:
-        DataError: The file cannot be read, lacks columns or cells, or an annotator gave a tile two labels.
+        DataError: The file cannot be read, lacks columns or cells, an annotator gave a tile two labels, or it is
+            unclear whether -1 is a class.
     """
     path = Path(config.path).expanduser()
     if not path.is_file():
@@ -70,7 +75,9 @@ def read_annotations(config: AnnotationsConfig, class_map: Mapping[str, str]) ->
         table = read_csv(path, _DELIMITERS[path.suffix.lower()])
     except UnicodeDecodeError as error:
         raise DataError("not UTF-8 text", where=path, fix="save the table as UTF-8") from error
-    rows = _read_counts(table, config, path) if config.counts else _read_named(table, config, path, class_map)
+    rows = (
+        _read_counts(table, config, path) if config.counts else _read_named(table, config, path, {*class_map, *classes})
+    )
     return _map_labels(rows, class_map) if class_map else rows
 
 
@@ -164,10 +171,15 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
     return columns
 
 
-def _read_named(
-    table: CsvTable, config: AnnotationsConfig, path: Path, class_map: Mapping[str, str]
-) -> AnnotationTable:
-    """Read one row per tile and annotator; rows without a label, and repeated ones, are left out and counted."""
+def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: Collection[str]) -> AnnotationTable:
+    """Read one row per tile and annotator; rows without a label, and repeated ones, are left out and counted.
+
+    Args:
+        table: Table of annotators.
+        config: Section `tiles.annotations`.
+        path: File of the table.
+        named: Labels that the configuration names, which are therefore classes.
+    """
     names = {ours: config.columns.get(ours, ours) for ours in ("tile", "annotator", "label")}
     columns = read_named_columns(
         table, {str(ours): theirs for ours, theirs in names.items()}, path, f"{_WHERE}.columns"
@@ -180,7 +192,7 @@ def _read_named(
     missing = [
         f"line {line} ({label})"
         for line, label in zip(table.lines, columns["label"], strict=True)
-        if label in MISSING_VALUES and label not in class_map
+        if label in MISSING_VALUES and label not in named
     ]
     if missing:
         raise DataError(
@@ -188,6 +200,7 @@ def _read_named(
             where=path,
             fix="leave these cells empty, or name the label in tiles.class_map if it is a class",
         )
+    columns["label"] = _without_no_class(columns["label"], named, path)
     seen: dict[tuple[str, str], str] = {}
     double: dict[tuple[str, str], set[str]] = {}
     empty = repeated = 0
@@ -227,6 +240,22 @@ def _read_named(
         str(path),
         tuple(notes),
     )
+
+
+def _without_no_class(labels: list[str], named: Collection[str], path: Path) -> list[str]:
+    """Replace -1 among labels that are whole numbers with "", as for the labels of tiles."""
+    no_class = {NO_CLASS, f"{NO_CLASS}.0"} - {*named}
+    others = {*labels} - no_class - {""}
+    if not no_class & {*labels} or not all(label.lstrip("-").removesuffix(".0").isdecimal() for label in others):
+        return labels
+    if len(others) < 2 and not named:
+        listed = [NO_CLASS, *sorted(others)]
+        raise DataError(
+            f"the labels are {shortlist(listed)}: {NO_CLASS} may be a class or mark missing labels",
+            where=path,
+            fix=f"name the classes, e.g. tiles.classes: {listed}, or leave the cells of missing labels empty",
+        )
+    return ["" if label in no_class else label for label in labels]
 
 
 def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> AnnotationTable:

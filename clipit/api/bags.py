@@ -7,7 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from clipit.api.configuration import Config, as_config
+from clipit.api.csv_tables import read_csv_table
 from clipit.api.entry import public
+
+_TEXTS = frozenset({"arm", "bag", "slide", "patient", "split", "label", "predicted", "map", "reason"})
+"""Columns of the tables of bags that contain text."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class MilResult:
 
         path = self.folder / name
         with reading(path, fix="run the study again"):
-            return pd.read_csv(path)
+            return read_csv_table(path, _TEXTS)
 
 
 @public

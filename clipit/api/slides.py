@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
+from clipit.api.csv_tables import read_csv_table
 from clipit.api.entry import public
 from clipit.api.slide_options import grid_options, open_scorer, zero_shot_classes
 from clipit.config.paths import expand_home
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from clipit.runs.tile_scorer import TileScorer
 
 logger = logging.getLogger(__name__)
+
+_TEXTS = frozenset(
+    {"slide", "path", "label", "split", "group", "status", "reason", "fix", "format", "notes", "predicted", "arm"}
+)
+"""Columns of the tables of slides that contain text."""
 
 Inputs = str | Path | Sequence[str | Path]
 """A slide, a folder of slides or a table of slides; or a list of slides and folders."""
@@ -42,7 +48,7 @@ class SlidesResult:
     @cached_property
     def slides(self) -> pd.DataFrame:
         """Slides, one row each: slide, path, label, split, group, status, reason, tiles, mpp, and further facts."""
-        return pd.read_csv(self.folder / "slides.csv", dtype={"slide": str, "group": str}, keep_default_na=True)
+        return read_csv_table(self.folder / "slides.csv", _TEXTS)
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -50,7 +56,7 @@ class SlidesResult:
 
         Columns: slide, tiles, pooling, smoothed, pooled, score_<class>, predicted and tied.
         """
-        return pd.read_csv(self.folder / "slide_scores.csv", dtype={"slide": str, "predicted": str})
+        return read_csv_table(self.folder / "slide_scores.csv", _TEXTS)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -60,7 +66,7 @@ class SlidesResult:
         high), and the numbers of labelled slides or patients behind it.
         """
         path = self.folder / "slide_metrics.csv"
-        return pd.read_csv(path, dtype={"split": str}) if path.is_file() else pd.DataFrame()
+        return read_csv_table(path, _TEXTS) if path.is_file() else pd.DataFrame()
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,12 @@ class SlideCompareResult:
         high) and its t-interval over seeds (seeds_low, seeds_high); p (paired t-test) and p_holm (Holm-corrected over
         the arms); the pooling of the arm; the numbers of seeds, labelled slides or patients, and patients.
         """
-        return pd.read_csv(self.folder / "slide_comparison.csv", dtype={"arm": str, "split": str})
+        return read_csv_table(self.folder / "slide_comparison.csv", _TEXTS)
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Slide scores of every arm and seed, one row per slide, pooling and smoothing."""
-        return pd.read_csv(self.folder / "slide_scores.csv", dtype={"slide": str, "predicted": str, "arm": str})
+        return read_csv_table(self.folder / "slide_scores.csv", _TEXTS)
 
     @cached_property
     def verdict(self) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections import Counter
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -147,6 +148,10 @@ class AnnotationsConfig(Section):
             raise ValueError("set voters and rest together, and only with counts")
         if self.rest is not None and self.rest in self.counts:
             raise ValueError(f"{self.rest!r} has a column in counts, so it is not the rest")
+        used = Counter([*self.counts.values(), self.columns.get("tile", "tile")] if self.counts else [])
+        twice = [name for name, count in used.items() if count > 1]
+        if twice:
+            raise ValueError(f"each class of counts needs a column of its own, but {', '.join(twice)} is named twice")
         if self.counts and (self.labels == "annotator" or self.test_annotators or {*self.columns} - {"tile"}):
             raise ValueError(
                 "counts has no annotator names: remove labels: annotator, test_annotators and columns except tile"

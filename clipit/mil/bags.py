@@ -147,19 +147,20 @@ class MilBags:
         """Read the features of one bag.
 
         Raises:
-            DataError: The bag has no instance, or a value is not finite.
+            DataError: The bag has no instance, a value is not finite, or a feature vector is zero, as where a program
+                that fills a file ended early.
         """
         values = self.reader.features(int(self.rows[bag]))
         if not len(values):
             raise DataError(f"{self.names[bag]} has no instance", where=self.where, fix="leave this bag out")
-        if not np.isfinite(values).all():
-            bad = np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
-            ids = self.ids(bag)
-            raise DataError(
-                f"{len(bad)} features of {self.names[bag]} are not finite: {shortlist([ids[row] for row in bad])}",
-                where=self.where,
-                fix="compute the features of this slide again",
-            )
+        for what, wrong in (("not finite", ~np.isfinite(values).all(axis=1)), ("zero", ~values.any(axis=1))):
+            if wrong.any():
+                ids, bad = self.ids(bag), np.flatnonzero(wrong).tolist()
+                raise DataError(
+                    f"{len(bad)} features of {self.names[bag]} are {what}: {shortlist([ids[row] for row in bad])}",
+                    where=self.where,
+                    fix="compute the features of this slide again",
+                )
         return values
 
     def ids(self, bag: int) -> list[str]:

@@ -12,12 +12,19 @@ from clipit.config.data import TilesConfig
 from clipit.errors import DataError, shortlist
 from clipit.image_readers import FileReader, file_stamp
 from clipit.mil.bags import MilBags
+from clipit.mil.feature_file_checks import (
+    check_copies,
+    check_owners,
+    count_repeated,
+    describe_settings,
+    find_copies,
+)
 from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
 from clipit.slides.opening import slide_name
 from clipit.stores.slide_features import find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation
-from clipit.tiles.source import ALIASES
+from clipit.tiles.source import ALIASES, check_class_names, check_group_names
 from clipit.tiles.splits import check_groups, patients, resolve_parts
 from clipit.tiles.table import open_table, read_columns
 from clipit.tiles.tileset import TileSet
@@ -29,11 +36,13 @@ class FeatureFile:
 
     Attributes:
         path: HDF5 file.
-        tiles: Number of tiles.
+        tiles: Number of tiles, each place counted once.
+        repeated: Number of further tiles at the place of another one, which are left out.
     """
 
     path: Path
     tiles: int
+    repeated: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,12 @@ class FeatureFileReader:
 
     def fingerprint(self) -> str:
         """Compute a fingerprint of the names, sizes and modification times of the files."""
-        return fingerprint([[[file.path.name, file_stamp(file.path)] for file in bag] for bag in self.bags])
+        return fingerprint(
+            [
+                [[file.path.name, file_stamp(file.path), *([file.repeated] if file.repeated else [])] for file in bag]
+                for bag in self.bags
+            ]
+        )
 
     def sizes(self) -> Int64[np.ndarray, " b"]:
         """Return the number of instances of each bag."""
@@ -58,11 +72,22 @@ class FeatureFileReader:
 
     def features(self, row: int) -> Float32[np.ndarray, "n d"]:
         """Read the features of one bag."""
-        return np.concatenate([open_slide_features(file.path).vectors() for file in self.bags[row]])
+        return np.concatenate([_vectors(file) for file in self.bags[row]])
 
     def ids(self, row: int) -> list[str]:
         """Return the ids of the instances of one bag, `slide:x_y`."""
-        return [name for file in self.bags[row] for name in open_slide_features(file.path).ids]
+        return [name for file in self.bags[row] for name in _ids(file)]
+
+
+def _vectors(file: FeatureFile) -> Float32[np.ndarray, "n d"]:
+    slide = open_slide_features(file.path)
+    return slide.vectors()[slide.first_rows] if file.repeated else slide.vectors()
+
+
+def _ids(file: FeatureFile) -> list[str]:
+    slide = open_slide_features(file.path)
+    ids = slide.ids
+    return [ids[row] for row in slide.first_rows.tolist()] if file.repeated else ids
 
 
 @dataclass(frozen=True)
@@ -83,8 +108,8 @@ class HeldOut:
 def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, classes: Sequence[str] = ()) -> MilBags:
     """Read bags of slides from feature files and a table with their labels.
 
-    Slides of the table without features, features without a row in the table, and slides without tiles are left out
-    and counted in the notes.
+    Slides of the table without features, features without a row in the table, slides without tiles, and repeated tiles
+    are left out and counted in the notes, which also list slides with the same features, and settings that differ.
 
     Args:
         features: Folder of .h5 files named after the slides, or one such file.
@@ -95,14 +120,20 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
 
     Raises:
         DataError: A file or the table is invalid, no slide has both, slides have features of different dimensions, a
-            slide is listed twice, or a patient is in two splits.
+            slide is listed twice, names of classes or patients differ in spelling only, or a patient or copies of one
+            slide are in two splits.
     """
     files = {path.stem: path for path in find_feature_files([features])}
     listed = _read_slides(table, files, classes)
-    opened, dim = _open_files(files, listed.tiles, features)
+    found = _open_files(files, listed.tiles, features)
+    opened, dim = found.files, found.dim
     tiles = np.array([opened[str(name)].tiles for name in listed.tiles.ids.tolist()])
     slides = _split(listed.tiles.select(tiles > 0), held_out, table)
-    notes = [*listed.notes, *slides.notes]
+    names_used = [str(name) for name in slides.ids.tolist()]
+    split_of, label_of = (
+        dict(zip(names_used, values.tolist(), strict=True)) for values in (slides.splits, slides.truth)
+    )
+    notes = [*listed.notes, *slides.notes, *found.notes, *check_copies(found.copies, split_of, label_of, table)]
     if not tiles.all():
         listed_empty = shortlist([str(name) for name in listed.tiles.ids[tiles == 0].tolist()])
         notes.append(f"{int((tiles == 0).sum())} slides without tiles were left out: {listed_empty}")
@@ -150,6 +181,9 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
         )
     labels, label_remarks = resolve_missing(columns["label"], "label", config, path, table.place)
     groups, group_remarks = resolve_missing(columns.get("group", [""] * len(cells)), "group", config, path, table.place)
+    if not classes:
+        check_class_names([label for label in labels if label], str(path))
+    check_group_names([group for group in groups if group], str(path))
     known = list(classes) or sorted({label for label in labels if label})
     odd = sorted({label for label in labels if label and label not in known})
     if odd:
@@ -188,22 +222,45 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
     return _ListedSlides(tiles.select(have), tuple(notes))
 
 
-def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> tuple[dict[str, FeatureFile], int]:
-    """Check the files of all listed slides; return them by slide, and the dimension of their features."""
-    opened, dims = {}, dict[str, int]()
-    for name in map(str, listed.ids.tolist()):
-        slide = open_slide_features(files[name])
-        opened[name], dims[name] = FeatureFile(slide.path, len(slide)), slide.dim
-    if len({*dims.values()}) > 1:
-        given = shortlist([f"{name} ({dim})" for name, dim in dims.items()], 6)
+@dataclass(frozen=True)
+class _FoundFiles:
+    """Feature files of the listed slides.
+
+    Attributes:
+        files: File of each slide.
+        dim: Dimension of the features.
+        copies: Groups of slides with the same features.
+        notes: Remarks on repeated tiles and settings.
+    """
+
+    files: dict[str, FeatureFile]
+    dim: int
+    copies: Sequence[Sequence[str]]
+    notes: tuple[str, ...]
+
+
+def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _FoundFiles:
+    """Check the files of all listed slides, and compare them with each other."""
+    slides = [open_slide_features(files[str(name)]) for name in listed.ids.tolist()]
+    if len({slide.dim for slide in slides}) > 1:
+        given = shortlist([f"{slide.slide} ({slide.dim})" for slide in slides], 6)
         raise DataError(
             f"slides have features of different dimensions: {given}",
             where=where,
             fix="compute the features of all slides with the same model",
         )
-    if not any(file.tiles for file in opened.values()):
+    if not any(map(len, slides)):
         raise DataError("no slide has a tile", where=where, fix="use slides with tissue")
-    return opened, next(iter(dims.values()))
+    check_owners(slides, where)
+    repeated = {slide.slide: count_repeated(slide) for slide in slides}
+    opened = {
+        slide.slide: FeatureFile(slide.path, len(slide) - repeated[slide.slide], repeated[slide.slide])
+        for slide in slides
+    }
+    several = [f"{name}: {count}" for name, count in repeated.items() if count]
+    total = f"{sum(repeated.values())} repeated tiles of {len(several)} slides were left out: {shortlist(several)}"
+    notes = [total] if several else []
+    return _FoundFiles(opened, slides[0].dim, find_copies(slides), (*notes, *describe_settings(slides)))
 
 
 def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:

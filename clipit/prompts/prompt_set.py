@@ -193,6 +193,11 @@ def _class_problems(classes: object) -> list[str]:
         problems += files.text_problems(f"classes.{key}", names, "names")
         if not isinstance(names, Sequence) or isinstance(names, str):
             continue
+        problems += [
+            f"classes.{key}[{i}]: {name!r} is a template; write the name alone, and move the sentence to templates"
+            for i, name in enumerate(names)
+            if isinstance(name, str) and PLACEHOLDER in name
+        ]
         for name in sorted({entry.strip().casefold() for entry in names if isinstance(entry, str)}):
             if name in owner:
                 problems.append(f"classes.{key}: {name!r} is also a name of {owner[name]}; it cannot distinguish them")

@@ -154,7 +154,10 @@ def _polygon(rings: Any, path: Path, dropped: Counter[str], name: str) -> Iterat
 def _ring(corners: Any, path: Path) -> Float64[np.ndarray, "_ 2"]:
     """Return the corners of a ring, closed; a third coordinate is dropped."""
     try:
-        ring = np.array([(corner[0], corner[1]) for corner in corners], dtype=np.float64).reshape(-1, 2)
+        pairs = [(corner[0], corner[1]) for corner in corners]
+        if not {type(number) for pair in pairs for number in pair} <= {int, float}:
+            raise TypeError  # NumPy converts texts and booleans, and a text is a sequence of characters
+        ring = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError, IndexError, KeyError, OverflowError):
         raise DataError(
             "a ring of the contour file is not a list of pairs of numbers", where=path, fix="export the contours again"
@@ -181,8 +184,8 @@ def _is_flat(ring: Float64[np.ndarray, "_ 2"]) -> bool:
 
 def _check_place(polygons: list[Polygon], width: int, height: int, path: Path, system: str) -> None:
     """Check that the coordinates are pixels of this slide."""
-    least = np.min([polygon.exterior.min(axis=0) for polygon in polygons], axis=0)
-    most = np.max([polygon.exterior.max(axis=0) for polygon in polygons], axis=0)
+    extents = np.array([polygon.extent for polygon in polygons])
+    least, most = extents[:, 0].min(axis=0), extents[:, 1].max(axis=0)
     size = np.array([width, height])
     extent = f"x {least[0]:g} to {most[0]:g}, y {least[1]:g} to {most[1]:g}"
     if any(name in system for name in _DEGREES) and (np.abs([least, most]) <= [180, 90]).all():

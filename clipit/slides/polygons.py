@@ -33,6 +33,12 @@ class Polygon:
         """Area in square pixels, without the holes."""
         return abs(signed_area(self.exterior)) - sum(abs(signed_area(hole)) for hole in self.holes)
 
+    @property
+    def extent(self) -> Float64[np.ndarray, "2 2"]:
+        """Smallest and largest x and y of all rings."""
+        corners = np.concatenate([self.exterior, *self.holes])
+        return np.stack([corners.min(axis=0), corners.max(axis=0)])
+
     def shifted(self, x: int, y: int) -> "Polygon":
         """Return the polygon moved to the right and down by these numbers of pixels."""
         distance = np.array([x, y], dtype=np.float64)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,12 @@ class SlideFeatures:
     def ids(self) -> list[str]:
         """Ids of the tiles: slide:x_y."""
         return [f"{self.slide}:{x}_{y}" for x, y in self.coords.tolist()]
+
+    @cached_property
+    def first_rows(self) -> Int64[np.ndarray, " m"]:
+        """Rows in the order of the file, without those at the place of an earlier tile."""
+        _, first = np.unique(self.coords, axis=0, return_index=True)
+        return np.sort(first).astype(np.int64)
 
     def vectors(self, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, "_ dim"]:
         """Read the vectors of the tiles from `start` to `stop` (exclusive; all by default).

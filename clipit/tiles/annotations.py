@@ -73,7 +73,9 @@ def read_annotators(config: TilesConfig) -> AnnotationTable | None:
     Raises:
         DataError: See `clipit.annotators.reading.read_annotations`.
     """
-    return None if config.annotations is None else read_annotations(config.annotations, config.class_map)
+    if config.annotations is None:
+        return None
+    return read_annotations(config.annotations, config.class_map, () if config.class_map else config.classes or ())
 
 
 def join_annotators(

@@ -24,7 +24,15 @@ from clipit.tiles.nct_crc import read_nct_crc
 from clipit.tiles.pcam import read_pcam
 from clipit.tiles.quarantine import check_images
 from clipit.tiles.slides import read_slides
-from clipit.tiles.source import ALIASES, DROPPED, SourceTiles, map_labels, sorted_names, spelled_alike
+from clipit.tiles.source import (
+    ALIASES,
+    DROPPED,
+    SourceTiles,
+    check_class_names,
+    check_group_names,
+    map_labels,
+    sorted_names,
+)
 from clipit.tiles.splits import check_groups, configured_parts, resolve_parts
 from clipit.tiles.streaming import stream_tiles
 from clipit.tiles.table import read_table
@@ -229,8 +237,8 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
         raise ConfigError(
             "a class is repeated or has no name", where=f"tiles.classes = {classes}", fix="use unique, non-empty names"
         )
-    _check_groups_spelling(source)
-    _check_spelling(named if config.classes is None and source.classes is None else set(), source.where)
+    check_group_names(source.groups, source.where)
+    check_class_names(named if config.classes is None and source.classes is None else set(), source.where)
     unknown = sorted(present - set(classes))
     if unknown:
         rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in unknown]
@@ -240,29 +248,6 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
             fix=f"the classes are {', '.join(classes)}: correct the labels or tiles.classes",
         )
     return classes
-
-
-def _check_spelling(names: set[str], where: str) -> None:
-    """Reject classes that differ only in spelling (see `spelled_alike`)."""
-    alike = spelled_alike(names)
-    if alike:
-        raise DataError(
-            f"classes with almost the same name: {shortlist(alike)}",
-            where=where,
-            fix="correct the labels, or map them to one class in tiles.class_map; if they are different classes, name "
-            "all classes in tiles.classes",
-        )
-
-
-def _check_groups_spelling(source: SourceTiles) -> None:
-    """Reject groups that differ only in spelling: a patient under two names may be on both sides of a split."""
-    alike = spelled_alike(set(source.groups))
-    if alike:
-        raise DataError(
-            f"groups with almost the same name: {shortlist(alike)}",
-            where=source.where,
-            fix="spell each patient or slide in one way; if they are different ones, make their names less similar",
-        )
 
 
 def _check_options(config: TilesConfig) -> None:

@@ -174,7 +174,7 @@ def _draw(
         )
     mask = np.full((height, width), classes.class_of.get(0, IGNORED), dtype=np.int16)
     for polygon in polygons:
-        least, most = polygon.exterior.min(axis=0), polygon.exterior.max(axis=0)
+        least, most = polygon.extent
         edges = np.array([width, height])
         if (least < -_TOLERANCE * edges).any() or (most > (1 + _TOLERANCE) * edges).any():
             raise ImageError(

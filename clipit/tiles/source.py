@@ -23,8 +23,8 @@ ALIASES: Mapping[str, str] = {
 DROPPED = "\0dropped"
 """Marker for a label that maps to no class; no file or folder can have this name."""
 
-_WHOLE_FLOAT = re.compile(r"^(-?\d+)\.0+$")
-"""A whole number as programs write it in a column that also has missing values: 1.0."""
+_WHOLE = re.compile(r"^(-?)0*(\d+)(?:\.0+)?$")
+"""A whole number: also with leading zeros, which spreadsheets drop, or as 1.0, as it is written beside empty cells."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,44 @@ def sorted_names(names: set[str]) -> tuple[str, ...]:
 
 
 def spelled_alike(names: Iterable[str]) -> list[str]:
-    """List names that differ only in letter case, spaces, outer quotes, invisible characters, or as 1 and 1.0."""
+    """List names that differ only in letter case, spaces, outer quotes, invisible characters, or as 1, 01 and 1.0."""
     spellings: dict[str, list[str]] = {}
     for name in sorted(names):
         visible = "".join(char for char in unicodedata.normalize("NFKC", name) if char.isprintable() or char.isspace())
         folded = " ".join(visible.casefold().strip("\"' ").split())
-        spellings.setdefault(_WHOLE_FLOAT.sub(r"\1", folded), []).append(name)
+        spellings.setdefault(_WHOLE.sub(r"\1\2", folded), []).append(name)
     return [" and ".join(repr(name) for name in group) for group in spellings.values() if len(group) > 1]
+
+
+def check_class_names(names: Iterable[str], where: str) -> None:
+    """Refuse classes that differ only in spelling (see `spelled_alike`).
+
+    Raises:
+        DataError: There are such classes.
+    """
+    alike = spelled_alike(set(names))
+    if alike:
+        raise DataError(
+            f"classes with almost the same name: {shortlist(alike)}",
+            where=where,
+            fix="correct the labels, or map them to one class in tiles.class_map; if they are different classes, name "
+            "all classes in tiles.classes",
+        )
+
+
+def check_group_names(names: Iterable[str], where: str) -> None:
+    """Refuse groups that differ only in spelling: a patient under two names may be on both sides of a split.
+
+    Raises:
+        DataError: There are such groups.
+    """
+    alike = spelled_alike(set(names))
+    if alike:
+        raise DataError(
+            f"groups with almost the same name: {shortlist(alike)}",
+            where=where,
+            fix="spell each patient or slide in one way; if they are different ones, make their names less similar",
+        )
 
 
 def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:

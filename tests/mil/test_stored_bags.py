@@ -1,7 +1,9 @@
 """Bags of tile stores and of feature files."""
 
+import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from mil_bags import tiles_of, write_features
@@ -112,4 +114,79 @@ def test_files_of_features_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
     table.write_text("slide,label\nx,a\n", encoding="utf-8")
     with pytest.raises(DataError, match="no slide of the table has features"):
+        bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+
+
+def _read_again(path: Path, times: int = 1) -> None:
+    """Append all tiles of a file again, as a resumed extraction does."""
+    with h5py.File(path, "r+") as file:
+        for name in ("features", "coords"):
+            values = np.concatenate([file[name][:]] * (times + 1))
+            del file[name]
+            file[name] = values
+
+
+def _split_table() -> list[str]:
+    return ["slide,label,group,split", *(f"{row},{'train' if n < 6 else 'test'}" for n, row in enumerate(_rows()))]
+
+
+def test_tiles_that_an_extraction_appended_again_count_once(tmp_path: Path) -> None:
+    table = _write(tmp_path, "\n".join(_split_table()))
+    once = bags_of_files(tmp_path / "h5", table, "patient", HELD_OUT)
+    sizes, ids, features = once.sizes.tolist(), once.ids(1), once.features(1)
+    _read_again(tmp_path / "h5/s03.h5")
+    bags = bags_of_files(tmp_path / "h5", table, "patient", HELD_OUT)
+    assert bags.sizes.tolist() == sizes and bags.ids(1) == ids
+    assert np.array_equal(bags.features(1), features)
+    assert "3 repeated tiles of 1 slides were left out: s03: 3" in bags.notes
+    with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
+        file["features"][4, 0] = 9.0
+    with pytest.raises(DataError, match=r"1 tiles occur again with other features: s03:256_0(.|\n)*s03.h5"):
+        bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+
+
+def test_rows_that_an_extraction_never_filled_are_refused(tmp_path: Path) -> None:
+    table = _write(tmp_path, "\n".join(_split_table()))
+    with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
+        file["features"][1:] = 0
+    bags = bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+    with pytest.raises(DataError, match="2 features of s03 are zero: s03:256_0, s03:512_0"):
+        bags.features(bags.names.tolist().index("s03"))
+
+
+def test_a_copy_of_a_file_under_another_name_is_found(tmp_path: Path) -> None:
+    table = _write(tmp_path, "\n".join(_split_table()))
+    shutil.copy(tmp_path / "h5/s04.h5", tmp_path / "h5/s05.h5")
+    assert any(
+        "same features: s04 = s05" in note for note in bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT).notes
+    )
+    for other in ("s02", "s08"):  # of another class, in another split
+        shutil.copy(tmp_path / "h5/s04.h5", tmp_path / f"h5/{other}.h5")
+        with pytest.raises(DataError, match=f"different splits or have different labels: .*{other}"):
+            bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+
+
+def test_a_file_that_states_another_slide_is_refused_and_other_settings_are_noted(tmp_path: Path) -> None:
+    table = _write(tmp_path, "\n".join(_split_table()))
+    for number in range(12):
+        with h5py.File(tmp_path / f"h5/s{number:02d}.h5", "r+") as file:
+            file["coords"].attrs.update({"name": f"former {number}", "target_magnification": 10 if number == 3 else 20})
+    notes = bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT).notes
+    assert any(
+        "different target_magnification: 20: 11 (s00, s01, s02 and 8 more); 10: 1 (s03)" in note for note in notes
+    )
+    with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
+        file["coords"].attrs["name"] = "s04"
+    with pytest.raises(DataError, match=r"1 feature files state that they are of another slide: s03.h5 is of s04"):
+        bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "what"), [("s07.svs,b,", "s07.svs,B,", "classes"), (",p3", ",P3 ", "groups")]
+)
+def test_classes_and_patients_of_the_table_that_differ_in_spelling_are_refused(
+    before: str, after: str, what: str, tmp_path: Path
+) -> None:
+    table = _write(tmp_path, "\n".join(_split_table()).replace(before, after, 1))
+    with pytest.raises(DataError, match=f"{what} with almost the same name"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)

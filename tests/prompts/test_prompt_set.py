@@ -181,6 +181,7 @@ classes:
   c: [stroma]
   d: just text
   e: [1]
+  f: ["a {} slide"]
   on: [switched]
 """,
         )
@@ -193,8 +194,9 @@ classes:
     assert "classes.c: 'stroma' is also a name of a" in message
     assert "classes.d: must be a list" in message
     assert "classes.e[0]: 1 is not a string" in message
+    assert "classes.f[0]: 'a {} slide' is a template" in message
     assert "classes.True: the class's name is not text" in message
-    assert "10 problems" in message
+    assert "11 problems" in message
 
 
 def test_a_class_given_twice_is_not_silently_the_last_one(tmp_path: Path) -> None:

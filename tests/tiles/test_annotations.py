@@ -210,6 +210,22 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
     assert mapped.labels.tolist() == TRUTH
 
 
+def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
+    rows = [
+        f"t{tile}.png,{name},{CLASSES.index(label)}" for tile in range(12) for name, label in labels_of(tile).items()
+    ]
+    expected = load(table(rows))
+    for mark in ("-1", "-1.0"):
+        tiles = load(table([*rows, f"t0.png,eve,{mark}", f"t1.png,fay,{mark}"]))
+        assert tiles.classes == expected.classes == ("0", "1")
+        assert tiles.labels.tolist() == expected.labels.tolist()
+        assert "2 rows of annotators without a label left out" in tiles.notes
+    named = load(table([*rows, "t0.png,eve,-1"], labels="majority"), classes=["-1", "0", "1"])
+    assert not any("without a label" in note for note in named.notes)
+    with pytest.raises(DataError, match="-1 may be a class or mark missing labels"):
+        load(table([row for row in rows if row.endswith("1")] + ["t0.png,eve,-1"]))
+
+
 @pytest.mark.parametrize(
     ("rows", "keys", "message"),
     [
@@ -260,6 +276,8 @@ def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None
         ({"counts": {"T": "t"}, "test_annotators": ["ann"]}, "counts has no annotator names"),
         ({"counts": {"T": "t"}, "voters": 10**20, "rest": "H"}, "999999"),
         ({"counts": {"T": "t"}, "voters": 7, "rest": "T"}, "so it is not the rest"),
+        ({"counts": {"T": "t", "H": "t"}}, "t is named twice"),
+        ({"counts": {"T": "t", "H": "tile"}}, "tile is named twice"),
     ],
 )
 def test_keys_that_contradict_each_other(keys: dict[str, Any], message: str) -> None:

@@ -1,0 +1,110 @@
+"""Check feature files against each other: repeated tiles, copies of a slide, files of other slides, other settings."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from clipit.errors import DataError, shortlist
+from clipit.stores.slide_features import SlideFeatures
+
+_SETTINGS = ("target_magnification", "patch_size", "patch_level", "overlap")
+"""Attributes with which TRIDENT and CLAM describe the tiles, and which are the same for all slides of a study."""
+_AGAIN = "compute the features of this slide again"
+
+
+def count_repeated(slide: SlideFeatures) -> int:
+    """Count the tiles at the place of an earlier one, as after an extraction that was resumed by appending.
+
+    Raises:
+        DataError: Tiles at the same place have different features.
+    """
+    repeated = len(slide) - len(slide.first_rows)
+    if repeated:
+        _, place = np.unique(slide.coords, axis=0, return_inverse=True)
+        vectors = slide.vectors()
+        order = np.argsort(place, kind="stable")
+        ids = slide.ids
+        other = [
+            ids[row]
+            for before, row in pairwise(order.tolist())
+            if place[before] == place[row] and not np.array_equal(vectors[before], vectors[row], equal_nan=True)
+        ]
+        if other:
+            raise DataError(
+                f"{len(other)} tiles occur again with other features: {shortlist(other)}", where=slide.path, fix=_AGAIN
+            )
+    return repeated
+
+
+def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
+    """List the names of slides whose files contain the same tiles with the same features, in groups."""
+    alike: dict[tuple[int, bytes], list[SlideFeatures]] = {}
+    for slide in slides:
+        if len(slide):
+            alike.setdefault((slide.dim, slide.coords.tobytes()), []).append(slide)
+    copies = []
+    for group in alike.values():
+        by_content: dict[bytes, list[str]] = {}
+        for slide in group if len(group) > 1 else ():
+            by_content.setdefault(slide.vectors().tobytes(), []).append(slide.slide)
+        copies += [names for names in by_content.values() if len(names) > 1]
+    return copies
+
+
+def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
+    """Refuse files that state the name of another slide of the study; names of other slides may be former names.
+
+    Raises:
+        DataError: There are such files.
+    """
+    names = {slide.slide for slide in slides}
+    stated = {slide.slide: str(slide.attributes.get("name", "")) for slide in slides}
+    wrong = [f"{name}.h5 is of {of}" for name, of in stated.items() if of != name and of in names]
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} feature files state that they are of another slide: {shortlist(wrong)}",
+            where=where,
+            fix="rename the files, or compute their features again",
+        )
+
+
+def describe_settings(slides: Sequence[SlideFeatures]) -> list[str]:
+    """Describe settings of the tiles that differ between slides, which makes their features hard to compare."""
+    notes = []
+    for setting in _SETTINGS:
+        of_value: dict[str, list[str]] = {}
+        for slide in slides:
+            if setting in slide.attributes:
+                of_value.setdefault(str(slide.attributes[setting]), []).append(slide.slide)
+        if len(of_value) > 1:
+            listed = "; ".join(f"{value}: {len(names)} ({shortlist(names, 3)})" for value, names in of_value.items())
+            notes.append(f"WARNING: the slides have tiles of different {setting}: {listed}")
+    return notes
+
+
+def check_copies(
+    copies: Sequence[Sequence[str]], split_of: Mapping[str, str], label_of: Mapping[str, int], where: object
+) -> list[str]:
+    """Return notes on copies of slides.
+
+    Args:
+        copies: Groups of slides with the same features (`find_copies`).
+        split_of: Split of each slide that is used.
+        label_of: Label of each slide that is used; -1 without one.
+        where: Table of the slides.
+
+    Raises:
+        DataError: Copies are in different splits or have different labels.
+    """
+    used = [[name for name in names if name in split_of] for names in copies]
+    wrong = [names for names in used if len({split_of[n] for n in names}) > 1 or len({label_of[n] for n in names}) > 1]
+    if wrong:
+        raise DataError(
+            "slides with the same features are in different splits or have different labels: "
+            f"{shortlist([' = '.join(names) for names in wrong])}",
+            where=where,
+            fix="one file may be a copy under another name: compute its features again, or keep one of these slides",
+        )
+    listed = [" = ".join(names) for names in used if len(names) > 1]
+    return [f"{len(listed)} groups of slides have the same features: {shortlist(listed)}"] if listed else []

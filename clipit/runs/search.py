@@ -1,6 +1,7 @@
 """Hyperparameter search: an Optuna study that several agents share through a folder."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,6 +39,38 @@ def _key(values: Mapping[str, Any]) -> TrialKey:
     return tuple((key, str(value)) for key, value in sorted(values.items()))
 
 
+class _JournalLock:
+    """Lock of Optuna's journal that the operating system releases with the process.
+
+    Optuna's own locks are files, which a killed process leaves: the next one waits for half a minute, or for ever.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._lock = FileLock(lock_file(journal))
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        """Release the lock."""
+        self._lock.release()
+
+
+def _drop_torn_line(journal: Path, lock: _JournalLock) -> None:
+    """Remove the end of a line that a killed process left; the next entry would be appended to it."""
+    lock.acquire()
+    try:
+        if journal.is_file():
+            content = journal.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(journal, whole)
+    finally:
+        lock.release()
+
+
 class SharedSearch:
     """The trials of a search in a folder that several agents share; it resumes where it stopped.
 
@@ -54,7 +87,7 @@ class SharedSearch:
     def __init__(self, folder: Path) -> None:
         import optuna
         from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+        from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder = folder
@@ -62,7 +95,9 @@ class SharedSearch:
         try:
             with disk_errors(folder):
                 make_folder(folder)
-                storage = JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal))))
+                lock: Any = _JournalLock(journal)
+                _drop_torn_line(journal, lock)
+                storage = JournalStorage(JournalFileBackend(str(journal), lock))
                 self.study: optuna.Study = optuna.create_study(
                     storage=storage, study_name="search", direction="maximize", load_if_exists=True
                 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -485,3 +486,17 @@ def test_the_script_prints_errors_without_a_traceback(
         runpy.run_path(str(ROOT / "scripts" / "sweep.py"), run_name="__main__")
     assert stop.value.code == 2 and "method must be grid, random or bayes" in capsys.readouterr().err
     assert issubclass(ConfigError, ClipitError)
+
+
+def test_a_search_opens_at_once_after_a_kill_in_the_middle_of_an_entry(tmp_path: Path) -> None:
+    SharedSearch(tmp_path).study.add_trial(optuna.trial.create_trial(value=0.5))
+    journal = tmp_path / "trials.journal"
+    (tmp_path / "trials.journal.lock").touch()  # Optuna's own lock, which a killed process leaves
+    with journal.open("a", encoding="utf-8") as stream:
+        stream.write('{"op_code": 4, "worker')
+    begun = time.monotonic()
+    for number in (1, 2):
+        study = SharedSearch(tmp_path).study
+        assert [trial.value for trial in study.trials] == [0.5] * number
+        study.add_trial(optuna.trial.create_trial(value=0.5))
+    assert time.monotonic() - begun < 20

@@ -1,10 +1,11 @@
-"""Decode images completely as 8-bit RGB, or fail: the one decoder for training, prediction, stores and pages."""
+"""Decode images completely as upright 8-bit RGB, or fail: the one decoder for training, prediction, stores and pages."""
 
 import io
 import re
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,18 @@ _DEEP = re.compile(r";(16|32|64)[BLNF]")
 """Pillow's names of packed pixels with more than 8 bits per channel; BGR;16 (5, 6 and 5 bits) is not among them."""
 _CODESTREAM = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
 _HEADER_BYTES = 2**16
+_ORIENTATION = 274  # EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Operation that turns an image upright, by its orientation."""
+_ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _JPEG_END = b"\xff\xd9"
 _PNG_SIGNATURE = 8  # bytes before the first chunk
 
@@ -47,7 +60,8 @@ def is_image(path: str | Path) -> bool:
 def decode(source: Path | io.BytesIO) -> Image.Image:
     """Decode an image file completely and convert it to RGB (see `to_rgb`).
 
-    Plain JPEG files are decoded by a faster library than Pillow, if it is installed (see `clipit.jpeg`).
+    Plain JPEG files are decoded by a faster library than Pillow, if it is installed (see `clipit.jpeg`). It also reports
+    corrupt data for which Pillow returns wrong pixels.
 
     Raises:
         ImageError: The bytes are damaged, truncated or of an unknown format, or `to_rgb` refuses the image.
@@ -57,10 +71,13 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
         with Image.open(source) as image:
             _check(image)
             plain = decode_plain(image)
-            if plain is not None:
-                return plain
+            if isinstance(plain, Image.Image):
+                return turn_upright(plain, image)
             check_bytes(image)
-            return _load(image)
+            loaded = _load(image)
+            if plain:
+                raise ImageError(f"the JPEG file is damaged, so that some of its pixels are wrong ({plain})")
+            return loaded
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -73,6 +90,8 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Load an image completely and convert it to 8-bit RGB; transparent pixels are shown over white.
+
+    The image is turned as its EXIF orientation says, as viewers show it and as Pillow does for TIFF.
 
     The first page of a TIFF is used if the others are smaller copies of it or masks.
 
@@ -128,11 +147,28 @@ def _load(image: Image.Image) -> Image.Image:
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     image.load()
     if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    if image.mode == "La":
-        image = image.convert("LA")
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return turn_upright(image if image.mode == "RGB" else image.convert("RGB"), image)
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return turn_upright(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), image)
+
+
+def turn_upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
+    """Turn an image as the EXIF orientation of its file says; the result does not state an orientation any more.
+
+    Args:
+        pixels: Image as stored in the file.
+        source: Opened file, or the image in memory that the pixels come from.
+    """
+    operation = None
+    if source.format != "TIFF":  # Pillow has already turned it
+        with suppress(Exception):  # Pillow raises many kinds of exceptions for damaged metadata
+            operation = _UPRIGHT.get(source.getexif().get(_ORIENTATION, 1))
+    if operation is None:
+        return pixels
+    upright = pixels.transpose(operation)
+    for name in _ORIENTATION_SOURCES:
+        upright.info.pop(name, None)
+    return upright
 
 
 def _check_depth(image: Image.Image) -> None:

@@ -1,15 +1,17 @@
 """Decode plain JPEG files with simplejpeg, which is faster than Pillow, where it gives the same pixels.
 
-The package is optional (`pip install simplejpeg`) and changes no result: before its first use in a process, a few
+The package is optional (`pip install simplejpeg`) and changes no pixel: before its first use in a process, a few
 images are decoded with it and with Pillow, and it is used only if all pixel values agree. Both usually contain
 libjpeg-turbo, but a Pillow built with another JPEG library rounds differently.
 
-Files for which simplejpeg raises an error or a warning are left to Pillow, so that damaged files cause the same errors
-with and without it.
+Files for which simplejpeg raises an error or a warning are left to Pillow, so that files that Pillow refuses cause the
+same errors with and without it. Pillow drops libjpeg's warnings and returns grey or shifted blocks where data are
+corrupt; simplejpeg names them, so such damage is reported only where it is used.
 """
 
 import io
 import logging
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -26,32 +28,53 @@ _SAMPLINGS = frozenset({(1, 1), (2, 1), (2, 2)})
 """Sampling factors of luma whose decoding is compared with Pillow's; those of chroma are (1, 1)."""
 _SUBSAMPLED = ("4:4:4", "4:2:2", "4:2:0")
 
+_CORRUPT = re.compile(r"premature end|bad Huffman code|found marker .* instead of", re.IGNORECASE)
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+"""Data after the last pixel; padding, or the rest of an image whose pixels were misread."""
+_END = b"\xff\xd9"
+
 Decoder = Callable[[bytes], UInt8[np.ndarray, "h w 3"]]
 
 
-def decode_plain(image: Image.Image) -> Image.Image | None:
-    """Decode an opened JPEG file of three 8-bit channels; return None for files that Pillow must decode.
+def decode_plain(image: Image.Image) -> Image.Image | str:
+    """Decode an opened JPEG file of three 8-bit channels, without applying its EXIF orientation.
 
     Args:
         image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards.
+
+    Returns:
+        Its pixels. For files that Pillow must decode, what is corrupt in their data, or "" if nothing is known to be.
     """
     if type(image) is not JpegImageFile or image.mode != "RGB" or image.fp is None or not image.tile:
-        return None
+        return ""
     luma, *chroma = ((component[1], component[2]) for component in image.layer)
     if luma not in _SAMPLINGS or chroma != [(1, 1)] * 2 or image.width * image.height > _LARGEST:
-        return None
+        return ""
     decoder = find_decoder()
     if decoder is None:
-        return None
+        return ""
     position = image.fp.tell()
     image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(position)
     try:
-        pixels = decoder(image.fp.read())
-    except ValueError:  # an error or a warning of libjpeg
-        return None
-    finally:
-        image.fp.seek(position)
-    return Image.fromarray(pixels) if pixels.shape == (image.height, image.width, 3) else None
+        pixels = decoder(data)
+    except ValueError as error:  # an error or a warning of libjpeg
+        return _corruption(str(error), data)
+    return Image.fromarray(pixels) if pixels.shape == (image.height, image.width, 3) else ""
+
+
+def _corruption(warning: str, data: bytes) -> str:
+    """Return libjpeg's warning if it means that pixels are wrong; "" for other warnings."""
+    if _CORRUPT.search(warning):
+        return warning
+    extraneous = _EXTRANEOUS.search(warning)
+    if extraneous is None:
+        return ""
+    end = data.rfind(_END)
+    rest = data[max(0, end - int(extraneous[1])) : end]
+    padding = rest.count(0) == len(rest) or rest.count(0xFF) == len(rest)
+    return "" if padding else warning
 
 
 @cache

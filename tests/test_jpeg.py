@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipit import jpeg
 from clipit.doctor.packages import check_jpeg
-from clipit.images import Unreadable, attempt, decode
+from clipit.images import ImageError, Unreadable, attempt, decode
 
 simplejpeg = pytest.importorskip("simplejpeg")
 
@@ -85,7 +85,7 @@ def test_other_kinds_of_files_are_left_to_pillow(calls: list[bytes], monkeypatch
     assert not calls
 
 
-def test_damaged_files_give_what_pillow_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_files_give_what_pillow_gives_or_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = encoded(picture(40, 40), quality=85)
 
     def outcome(data: bytes) -> str | bytes:
@@ -101,9 +101,27 @@ def test_damaged_files_give_what_pillow_gives(monkeypatch: pytest.MonkeyPatch) -
     assert jpeg.find_decoder() is not None
     fast = [outcome(data) for data in damaged]
     monkeypatch.setattr(jpeg, "find_decoder", lambda: None)
-    assert fast == [outcome(data) for data in damaged]
-    assert len({text for text in fast if isinstance(text, str)}) > 1
+    slow = [outcome(data) for data in damaged]
+    reported = [isinstance(text, str) and "some of its pixels are wrong" in text for text in fast]
+    assert sum(reported) > 50
+    for before, after, new in zip(slow, fast, reported, strict=True):
+        assert isinstance(before, bytes) if new else before == after
+    assert len({text for text in slow if isinstance(text, str)}) > 1
     assert any(isinstance(text, bytes) for text in fast)
+
+
+def test_damage_in_the_middle_of_a_file_is_reported_and_padding_before_its_end_is_not() -> None:
+    whole = encoded(picture(200, 200), quality=85)
+    middle = len(whole) // 2
+    zeros = whole[:middle] + bytes(300) + whole[middle + 300 :]
+    repeated = whole[:middle] + whole[middle + 200 : middle + 400] + whole[middle + 200 :]
+    for data in (zeros, repeated):
+        assert by_pillow(data).shape == (200, 200, 3)
+        with pytest.raises(ImageError, match="some of its pixels are wrong .*Corrupt JPEG data"):
+            decode(io.BytesIO(data))
+    for padding in (bytes(20), b"\xff" * 7):
+        padded = whole[:-2] + padding + whole[-2:] + b"trailing"
+        assert np.array_equal(np.asarray(decode(io.BytesIO(padded))), by_pillow(whole))
 
 
 def test_a_library_that_differs_from_pillow_by_one_level_is_not_used(

@@ -11,7 +11,7 @@ from jaxtyping import Int16, Int64, Integer
 from PIL import Image, ImageFile
 
 from clipit.errors import shortlist
-from clipit.images import ImageError, check_bytes
+from clipit.images import ImageError, check_bytes, turn_upright
 from clipit.slides.geojson import read_polygons
 from clipit.slides.polygons import rasterise
 
@@ -64,7 +64,7 @@ def decode_mask(
 ) -> Int16[np.ndarray, "h w"]:
     """Decode a mask: PNG or TIFF with 1, 8 or 16 bits or a palette, or GeoJSON.
 
-    The values of a palette image are its indices. In GeoJSON, coordinates are pixels of the tile, names are those of
+    The values of a palette image are its indices. Images and masks are turned as their EXIF orientation says. In GeoJSON, coordinates are pixels of the tile, names are those of
     the classes or `ignore`, later polygons lie over earlier ones, and the rest of the tile is the class with the value
     0, or ignored if there is none.
 
@@ -86,7 +86,11 @@ def decode_mask(
         return _draw(content, name, size, classes)
     values = decode_values(content)
     if values.shape != (size[1], size[0]):
-        raise ImageError(f"the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {size[0]} x {size[1]}")
+        turned = "; images are turned as their EXIF orientation says, so draw masks over the turned image"
+        raise ImageError(
+            f"the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {size[0]} x {size[1]}"
+            + (turned if values.shape == size else "")
+        )
     return classes.codes(values)
 
 
@@ -107,7 +111,7 @@ def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
             check_bytes(image)
             packed = _packed_mode(image)
             image.load()
-            values = np.asarray(image)
+            values = np.asarray(turn_upright(image, image))
             mode = image.mode
     except (ImageError, MemoryError):
         raise

@@ -14,6 +14,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.images import ImageError, Unreadable, attempt, decode, to_rgb
 from clipit.models.preprocess import open_picture
+from clipit.tiles.kept_tiles import KeptSize, keep_image
 from clipit.tiles.load import load_tiles
 
 from .conftest import paint, write_table
@@ -328,3 +329,50 @@ def test_an_animation_is_not_one_image(name: str) -> None:
     frames[0].save(stream, name, save_all=True, append_images=frames[1:])
     with pytest.raises(ImageError, match="an animation with 3 frames"):
         decode(io.BytesIO(stream.getvalue()))
+
+
+CORNERS = np.zeros((20, 30, 3), np.uint8)
+CORNERS[:8, :8], CORNERS[:8, -8:] = (250, 20, 20), (20, 250, 20)
+STORED = {  # by orientation: the operation by which the file's pixels become `CORNERS`, as the EXIF standard states it
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, 1),
+    7: lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2),
+    8: lambda pixels: np.rot90(pixels, -1),
+}
+
+
+def with_orientation(path: Path, orientation: int, pixels: np.ndarray = CORNERS) -> Path:
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](pixels)))
+    options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"lossless": True}
+    stored.save(path, exif=exif, **({} if path.suffix in (".png", ".tif") else options))
+    return path
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_the_orientation_of_a_file_is_applied_in_every_format(
+    tmp_path: Path, suffix: str, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = with_orientation(tmp_path / f"a.{suffix}", orientation)
+    for fast in (True, False):
+        if not fast:
+            monkeypatch.setattr("clipit.jpeg.find_decoder", lambda: None)
+        with Image.open(path) as opened:
+            for image in (decode(path), decode(io.BytesIO(path.read_bytes())), to_rgb(opened), open_picture(path, 0)):
+                assert np.abs(np.asarray(image).astype(int) - CORNERS).max() < 40
+    kept = keep_image(path.read_bytes(), KeptSize(pixels=10, quality=None))
+    turned = np.asarray(decode(io.BytesIO(kept.data))).astype(int)  # not turned a second time
+    assert turned.shape == (10, 15, 3) and turned[1, 1].argmax() == 0 and turned[1, -2].argmax() == 1
+
+
+def test_transparent_images_with_an_orientation_and_damaged_metadata(tmp_path: Path) -> None:
+    rgba = np.dstack([CORNERS, np.full((20, 30), 255, np.uint8)])
+    assert np.array_equal(np.asarray(decode(with_orientation(tmp_path / "a.png", 6, rgba))), CORNERS)
+    Image.fromarray(CORNERS).save(tmp_path / "b.jpg", exif=b"Exif\0\0MM\0*\0\0\0\xff\xff\xff", quality=95)
+    assert decode(tmp_path / "b.jpg").size == (30, 20)

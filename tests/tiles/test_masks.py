@@ -89,6 +89,20 @@ def test_one_bit_and_empty_drawings_are_masks(tmp_path: Path) -> None:
     assert found.counts.tolist() == [[7, 5], [12, 0]]
 
 
+def test_images_and_masks_are_turned_by_their_own_orientation(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[274] = 6
+    found = table(tmp_path, {"upright.png": MASK, "stored.png": MASK})
+    for name in ("0.png", "1.png"):
+        Image.new("RGB", (3, 4)).save(tmp_path / "files" / name, exif=turned)
+    Image.fromarray(np.ascontiguousarray(np.rot90(MASK))).save(tmp_path / "files/stored.png", exif=turned)
+    assert [found.read(index)[1].tolist() for index in (0, 1)] == [CODES, CODES]
+    assert found.read(0)[0].size == (4, 3)
+    Image.fromarray(np.ascontiguousarray(np.rot90(MASK))).save(tmp_path / "files/stored.png")
+    with pytest.raises(DataError, match="3 x 4 pixels, its image 4 x 3; images are turned as their EXIF orientation"):
+        found.read(1)
+
+
 WRONG: "dict[str, tuple[Any, str]]" = {
     "big.png": (np.zeros((6, 8), np.uint8), "the mask has 8 x 6 pixels, its image 4 x 3"),
     "seven.png": (np.where(MASK == 1, 7, MASK).astype(np.uint8), r"not classes: 7 \(41.7% of the pixels\)"),

@@ -1,4 +1,4 @@
-"""Decode images completely as upright 8-bit RGB, or fail: the one decoder for training, prediction, stores and pages."""
+"""Decode images completely as upright 8-bit RGB, or fail: one decoder for training, prediction, stores and pages."""
 
 import io
 import re
@@ -60,8 +60,8 @@ def is_image(path: str | Path) -> bool:
 def decode(source: Path | io.BytesIO) -> Image.Image:
     """Decode an image file completely and convert it to RGB (see `to_rgb`).
 
-    Plain JPEG files are decoded by a faster library than Pillow, if it is installed (see `clipit.jpeg`). It also reports
-    corrupt data for which Pillow returns wrong pixels.
+    Plain JPEG files are decoded by a faster library than Pillow, if it is installed (see `clipit.jpeg`). It also
+    reports corrupt data for which Pillow returns wrong pixels.
 
     Raises:
         ImageError: The bytes are damaged, truncated or of an unknown format, or `to_rgb` refuses the image.

@@ -117,7 +117,7 @@ def test_damage_in_the_middle_of_a_file_is_reported_and_padding_before_its_end_i
     repeated = whole[:middle] + whole[middle + 200 : middle + 400] + whole[middle + 200 :]
     for data in (zeros, repeated):
         assert by_pillow(data).shape == (200, 200, 3)
-        with pytest.raises(ImageError, match="some of its pixels are wrong .*Corrupt JPEG data"):
+        with pytest.raises(ImageError, match=r"some of its pixels are wrong .*Corrupt JPEG data"):
             decode(io.BytesIO(data))
     for padding in (bytes(20), b"\xff" * 7):
         padded = whole[:-2] + padding + whole[-2:] + b"trailing"

@@ -81,7 +81,8 @@ def check_jpeg() -> Check:
     versions = installed(["simplejpeg"])
     if find_decoder() is not None:
         return Check("PASS", "JPEG tiles", f"simplejpeg {versions.get('simplejpeg', '')} decodes them")
-    why = "simplejpeg decodes differently from this build of Pillow" if versions else "simplejpeg is faster and notices damage: pip install simplejpeg"
+    different = "simplejpeg decodes differently from this build of Pillow"
+    why = different if versions else "simplejpeg is faster and notices damage: pip install simplejpeg"
     return Check("PASS", "JPEG tiles", f"Pillow decodes them ({why})")
 
 

@@ -9,7 +9,8 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError, shortlist
 from clipit.image_files import image_files, image_stamps, subfolders
 from clipit.image_readers import FileReader, Reader, ZipReader, zip_stamps
-from clipit.images import SUFFIXES, is_image
+from clipit.images import SUFFIXES, ImageError, is_image
+from clipit.tiles.imagefolder import check_metadata
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map
 
@@ -32,7 +33,7 @@ def read_folders(config: TilesConfig) -> SourceTiles:
 
     Raises:
         DataError: No images, images outside class folders, split folders without a mapping, or an unknown, missing or
-            unreadable class folder.
+            unreadable class folder; or a metadata file of a Hugging Face image folder has the labels.
     """
     root = Path(config.path).expanduser()
     if root.suffix.lower() == ".zip" and root.is_file():
@@ -42,11 +43,13 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     with_splits = _has_splits(config, subfolders(root))
     depth = 2 if with_splits else 1  # folders above a tile
     images, others = image_files(root, config.unreadable)
+    loose = any(file.count("/") < depth for file in images)
+    described = check_metadata(config, root, others, lambda name: (root / name).read_bytes(), loose=loose)
     ids = _sort_images(config, root, images, with_splits=with_splits)
     notes = _check_kinds(config, root, ids, [file for file in others if file.count("/") >= depth], depth)
     others = [str(root / file) for file in others if file.count("/") >= depth]
     stamps, reader = image_stamps(root, ids), FileReader(root, ids)
-    return _source(config, root, ids, others, stamps, reader, notes, with_splits=with_splits)
+    return _source(config, root, ids, others, stamps, reader, (*described, *notes), with_splits=with_splits)
 
 
 def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
@@ -59,11 +62,22 @@ def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
     prefix = f"{min(tops)}/" if in_one and not _has_splits(config, tops) else ""
     member_of = {name.removeprefix(prefix): name for name in images}
     with_splits = _has_splits(config, {name.split("/", 1)[0] for name in member_of})
+    depth = 2 if with_splits else 1
+    loose = any(name.count("/") < depth for name in member_of)
+    files = [name for name in visible if not is_image(name)]
+    notes = check_metadata(config, archive, files, lambda name: _read_member(archive, name), loose=loose)
     ids = _sort_images(config, archive, [*member_of], with_splits=with_splits)
     members = [member_of[name] for name in ids]
-    others = [f"{archive}!{name}" for name in visible if not is_image(name)]
+    others = [f"{archive}!{name}" for name in files]
     stamps, reader = [stamp_of[name] for name in members], ZipReader(archive, members)
-    return _source(config, archive, ids, others, stamps, reader, (), with_splits=with_splits)
+    return _source(config, archive, ids, others, stamps, reader, notes, with_splits=with_splits)
+
+
+def _read_member(archive: Path, name: str) -> bytes:
+    try:
+        return ZipReader(archive, [name]).open(0).getvalue()
+    except ImageError as error:
+        raise ValueError(str(error)) from error
 
 
 def _has_splits(config: TilesConfig, names: Iterable[str]) -> bool:

@@ -64,9 +64,9 @@ def decode_mask(
 ) -> Int16[np.ndarray, "h w"]:
     """Decode a mask: PNG or TIFF with 1, 8 or 16 bits or a palette, or GeoJSON.
 
-    The values of a palette image are its indices. Images and masks are turned as their EXIF orientation says. In GeoJSON, coordinates are pixels of the tile, names are those of
-    the classes or `ignore`, later polygons lie over earlier ones, and the rest of the tile is the class with the value
-    0, or ignored if there is none.
+    The values of a palette image are its indices. Images and masks are turned as their EXIF orientation
+    says. In GeoJSON, coordinates are pixels of the tile, names are those of the classes or `ignore`, later polygons lie
+    over earlier ones, and the rest of the tile is the class with the value 0, or ignored if there is none.
 
     Args:
         content: File, or the bytes of a member of a zip.

@@ -141,6 +141,11 @@ def open_table(path: Path) -> TileTable:
     return _read_parquet(path) if suffix == ".parquet" else _read_text(path, _DELIMITERS[suffix])
 
 
+def _example(missing: Sequence[str], names: Sequence[str]) -> str:
+    """Name a column in an option; `file_name` is that of the metadata of Hugging Face image folders."""
+    return "path=file_name" if "path" in missing and "file_name" in names else "label=diagnosis"
+
+
 def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequence[str]) -> dict[str, list[str]]:
     """Read the wanted columns that describe tiles, under clipit's names.
 
@@ -157,7 +162,7 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequ
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
             where=path,
             fix=delimiter_hint(table.names)
-            or "name the right ones in tiles.columns, e.g. --tiles.columns.label=diagnosis "
+            or f"name the right ones in tiles.columns, e.g. --tiles.columns.{_example(missing, table.names)} "
             "(clipit predict: --path-column)",
         )
     check_column_spelling(names, table.names, path)

@@ -1,9 +1,12 @@
+import json
 import os
 import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clipit.config.run import LabelsConfig, TilesConfig
@@ -268,3 +271,46 @@ def test_a_zip_of_class_folders_is_read_like_the_folder(tree: Path, tmp_path: Pa
     row = tiles.ids.tolist().index("test/tumour/2.png")
     assert tiles.read(row).tobytes() == folder.read(row).tobytes()
     assert "1 files are not images" in tiles.describe()
+
+
+def with_metadata(folder: Path, names: "list[str]", header: str, *, suffix: str = "csv") -> None:
+    """Paint images, and write the metadata file of a Hugging Face image folder beside them."""
+    for place, name in enumerate(names):
+        paint(folder / name, place)
+    cells = [
+        dict(zip(header.split(","), [name, "ab"[place % 2], "p"], strict=False)) for place, name in enumerate(names)
+    ]
+    lines = [header, *(",".join(row.values()) for row in cells)] if suffix == "csv" else [*map(json.dumps, cells)]
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(cells), folder / "metadata.parquet")
+    else:
+        (folder / f"metadata.{suffix}").write_text("\n".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_labels_in_the_metadata_of_an_image_folder_are_not_passed_over(tmp_path: Path, suffix: str) -> None:
+    names = [f"{'xy'[place % 2]}/{place}.png" for place in range(10)]
+    with_metadata(tmp_path / "train", names, "file_name,label", suffix=suffix)
+    wrong = rf"(?s)train/metadata.{suffix} describes the images.*columns file_name, label.*tiles.source: huggingface"
+    for path in (tmp_path, tmp_path / "train"):
+        with pytest.raises(DataError, match=wrong.replace("train/", "")):
+            load_tiles(config(path), seed=0)
+    assert load_tiles(config(tmp_path, classes=["x", "y"]), seed=0).classes == ("x", "y")
+    archive = Path(shutil.make_archive(str(tmp_path / "tiles"), "zip", tmp_path, "train"))
+    with pytest.raises(DataError, match=rf"(?s)train/metadata.{suffix} describes the images.*unpack the zip"):
+        load_tiles(config(archive), seed=0)
+    read = load_tiles(config(tmp_path, source="huggingface"), seed=0)
+    assert read.classes == ("a", "b") and len(read) == 10
+
+
+def test_images_beside_their_metadata_are_an_error_that_names_it_and_captions_are_a_note(tmp_path: Path) -> None:
+    with_metadata(tmp_path / "flat", [f"{place}.png" for place in range(8)], "file_name,grade,patient")
+    with pytest.raises(DataError, match=r"(?s)metadata.csv describes.*columns: \{label: COLUMN\}.*path: file_name"):
+        load_tiles(config(tmp_path / "flat"), seed=0)
+    table = {"source": "table", "path": str(tmp_path / "flat/metadata.csv")}
+    with pytest.raises(DataError, match=r"missing columns: label, path.*\n.*\n.*tiles.columns.path=file_name"):
+        load_tiles(TilesConfig.model_validate(table), seed=0)
+    with_metadata(tmp_path / "captions", [f"{'xy'[place % 2]}/{place}.png" for place in range(10)], "file_name,text")
+    assert "metadata.csv is not read (columns file_name, text)" in load_tiles(config(tmp_path / "captions"), 0).notes[0]
+    (tmp_path / "captions/metadata.csv").write_text("slide,stain\n1,HE\n", encoding="utf-8")  # describes other things
+    assert "metadata" not in load_tiles(config(tmp_path / "captions"), 0).notes[0]

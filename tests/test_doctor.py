@@ -520,6 +520,9 @@ def test_the_script(
     assert (int(status["one"]), status["wrong"]) == (1, 2) and "models" not in status
     assert "FAIL  tiles" in shown.out and "PASS  VLM" in shown.out and "\033[" not in shown.out
     assert "configuration keys need --config" in shown.err
+    announced = [line for line in shown.err.splitlines() if line.endswith(" ...")]
+    assert announced[0] == "starting ..." and announced[-1] == "checking the Hugging Face hub ..."
+    assert f"checking {path}: its models, tiles, reports and prompts ..." in announced and "checking" not in shown.out
     assert "MahmoodLab/UNI2-h" in shown.out and "quiltnet-b-32" in shown.out
 
 

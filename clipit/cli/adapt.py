@@ -5,6 +5,7 @@ from typing import Any
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import ConfigError, user_errors
+from clipit.prompts.early_check import check_prompt_files
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -25,6 +26,7 @@ def main() -> None:
     """Run the command."""
     with user_errors():
         file, options = read_file_command(__doc__, ["adapt", "probing"], extra=_OPTIONS, needs_tiles=False)
+        check_prompt_files(file)
         if options.write_pairs:
             if options.record:
                 raise ConfigError(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_files
 
 
 def main() -> None:
@@ -12,6 +13,8 @@ def main() -> None:
         option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also export all rows to this file"}}
         file, options = read_file_command(__doc__, ["comparison"], extra=option)
         from clipit.api.experiments import compare
+
+        check_prompt_files(file)  # before packages that take seconds
         from clipit.comparison.export import export_csv
         from clipit.comparison.report.write import read_head
         from clipit.distributed import get_processes

@@ -30,9 +30,17 @@ def main() -> None:
 
             print(model_tables())
             return
+        _announce("starting")
         from clipit.doctor.checks import format_checks
         from clipit.doctor.diagnose import diagnose
 
-        groups = diagnose(options.config, keys, shipped=options.shipped)
+        groups = diagnose(
+            options.config, keys, shipped=options.shipped, announce=lambda what: _announce(f"checking {what}")
+        )
         print(format_checks(groups, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
         raise SystemExit(any(check.status == "FAIL" for group in groups for check in group.checks))
+
+
+def _announce(step: str) -> None:
+    """Print what happens next, since importing packages and reading data take seconds."""
+    print(f"{step} ...", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_file, check_prompt_files
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--run": {
@@ -24,6 +25,7 @@ def main() -> None:
             _evaluate_folder()
             return
         config, _ = read_file_command(__doc__, (), extra=_OPTIONS)
+        check_prompt_files(config)
         from clipit.api.runs import evaluate
         from clipit.distributed import get_processes
         from clipit.reporting.tables import metrics_table
@@ -37,6 +39,7 @@ def _evaluate_folder() -> None:
     from clipit.config.new_inputs import read_new_inputs
 
     given = read_new_inputs(__doc__, _OPTIONS)
+    check_prompt_file(given.prompts)
     from clipit.reporting.external_page import scores_beside_own
     from clipit.reporting.tables import metrics_table
     from clipit.runs.evaluate import evaluate_again

@@ -5,12 +5,14 @@ The configuration needs no tiles. With tiles, reports of patients with validatio
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_files
 
 
 def main() -> None:
     """Run the command."""
     with user_errors():
         config, _ = read_file_command(__doc__, (), needs_tiles=False)
+        check_prompt_files(config)
         from clipit.api.texts import build_text_index
         from clipit.distributed import get_processes
 

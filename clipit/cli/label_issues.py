@@ -2,12 +2,14 @@
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_files
 
 
 def main() -> None:
     """Run the command."""
     with user_errors():
         file, _ = read_file_command(__doc__, ["label_issues"])
+        check_prompt_files(file)
         from clipit.api.labels import find_label_issues
         from clipit.distributed import get_processes
 

@@ -2,6 +2,7 @@
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_files
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
 
@@ -9,6 +10,7 @@ def main() -> None:
     """Run the command."""
     with user_errors():
         file, options = read_file_command(__doc__, ["mil"], extra=RECORD_OPTION, needs_tiles=False)
+        check_prompt_files(file)
         if options.record:
             check_export(options.record)
         from clipit.api.bags import train_mil

@@ -6,6 +6,7 @@ from typing import Any
 from clipit.config.command_line import read_file_command
 from clipit.config.load import require_tiles
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_files
 
 
 def main() -> None:
@@ -21,6 +22,7 @@ def main() -> None:
             },
         }
         config, options = read_file_command(__doc__, (), extra=extra, needs_tiles=False)
+        check_prompt_files(config)
         from clipit.api.texts import pair
         from clipit.distributed import get_processes
         from clipit.workspace.pairing_report import compare_pairing_rules

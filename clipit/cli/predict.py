@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from clipit.config.computing_options import add_computing_options
 from clipit.config.paths import option_path
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_file
 
 if TYPE_CHECKING:
     from clipit.api.prediction import PredictResult
@@ -19,6 +20,7 @@ def main() -> None:
     """Run the command."""
     options = _parser().parse_intermixed_args()
     with user_errors():
+        check_prompt_file(options.prompts)
         from clipit.api.prediction import predict
 
         given = vars(options)

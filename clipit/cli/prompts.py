@@ -7,6 +7,7 @@ from pathlib import Path
 from clipit.config.command_line import read_command, read_file_command
 from clipit.config.paths import expand_home
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_files
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
 
@@ -51,6 +52,7 @@ def study(arguments: list[str]) -> None:
     file, options = read_file_command(
         "Measure how much the wording of prompts matters.", ["prompt_study"], arguments, extra
     )
+    check_prompt_files(file)
     if options.record:
         check_export(options.record)
     from clipit.studies.prompts.study import prompt_study

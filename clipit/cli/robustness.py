@@ -4,6 +4,7 @@ from pathlib import Path
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_files
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
 
@@ -15,6 +16,7 @@ def main() -> None:
             "help": "finished run of this configuration; repeat the option for several runs",
         }  # fmt: skip
         file, options = read_file_command(__doc__, ["robustness", "comparison"], extra={"--run": run, **RECORD_OPTION})
+        check_prompt_files(file)
         if options.record:
             check_export(options.record)
         from clipit.studies.robustness.study import measure_robustness

@@ -12,6 +12,7 @@ from typing import Any
 from clipit.config.computing_options import add_computing_options, positive
 from clipit.config.paths import option_path
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_file
 
 
 def main() -> None:
@@ -56,6 +57,7 @@ def score(arguments: list[str]) -> None:
     _add_inputs(parser)
     _add_model(parser)
     options = vars(parser.parse_args(arguments))
+    check_prompt_file(options["prompts"])
     from clipit.api.slides import score_slides
 
     result = score_slides(options.pop("slides"), options.pop("out"), **options)
@@ -80,6 +82,7 @@ def draw_maps(arguments: list[str]) -> None:
         "--top", type=positive, default=8, metavar="N", help="tiles shown per class on a slide's page (default: 8)"
     )
     options = vars(parser.parse_args(arguments))
+    check_prompt_file(options["prompts"])
     from clipit.api.slides import score_slides
 
     result = score_slides(options.pop("slides"), options.pop("out"), maps=True, **options)
@@ -108,6 +111,7 @@ def compare(arguments: list[str]) -> None:
     zero_shot.add_argument("--prompts", metavar="NAME", help="prompt file or packaged set with the same classes")
     add_computing_options(parser.add_argument_group("computing"))
     options = vars(parser.parse_args(arguments))
+    check_prompt_file(options["prompts"])
     from clipit.api.slides import compare_slides
 
     result = compare_slides(options.pop("slides"), options.pop("runs"), options.pop("out"), **options)

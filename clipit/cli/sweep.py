@@ -7,6 +7,7 @@ import argparse
 
 from clipit.config.shipped import config_file
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_run_prompts
 
 
 def main() -> None:
@@ -39,6 +40,7 @@ def main() -> None:
             train_run(make_trial(sweep, options).config)
             return
         plan = plan_sweep(sweep, options, arguments.count, arguments.draws_seed)
+        check_run_prompts(plan.trials[0].config)
         from clipit.distributed import get_processes
         from clipit.sweeps.report import read_head
         from clipit.sweeps.run import run_sweep

@@ -2,12 +2,14 @@
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_files
 
 
 def main() -> None:
     """Run the command."""
     with user_errors():
         config, _ = read_file_command(__doc__, ())
+        check_prompt_files(config)
         from clipit.api.runs import train
         from clipit.distributed import get_processes
         from clipit.models.classifier_spec import read_spec

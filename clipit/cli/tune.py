@@ -2,6 +2,7 @@
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
+from clipit.prompts.early_check import check_prompt_files
 
 
 def main() -> None:
@@ -9,6 +10,7 @@ def main() -> None:
     with user_errors():
         file, _ = read_file_command(__doc__, ["comparison"])
         from clipit.api.experiments import tune
+        check_prompt_files(file)
 
         search = tune(file)
         print(f"\nall trials: {search.file}\nchosen arms, for the configuration: {search.arms_file}")

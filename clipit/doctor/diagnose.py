@@ -1,6 +1,6 @@
 """Run all checks: the machine, its packages, the hub, and configurations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clipit.config.load import read_yaml
@@ -14,13 +14,20 @@ from clipit.doctor.packages import check_packages
 from clipit.errors import ClipitError, ConfigError
 
 
-def diagnose(path: Path | None = None, options: Sequence[str] = (), *, shipped: bool = False) -> list[CheckGroup]:
+def diagnose(
+    path: Path | None = None,
+    options: Sequence[str] = (),
+    *,
+    shipped: bool = False,
+    announce: Callable[[str], None] = lambda what: None,
+) -> list[CheckGroup]:
     """Run all checks.
 
     Args:
         path: Configuration file of a run or comparison; None: those in the current folder.
         options: Overrides, as on a command line (`--lora.rank=8`).
         shipped: Whether to check the shipped configurations instead, most of which lack data and models.
+        announce: Function that is told what is checked next.
 
     Raises:
         ConfigError: The file cannot be read, is not a run configuration, or has invalid keys.
@@ -28,28 +35,33 @@ def diagnose(path: Path | None = None, options: Sequence[str] = (), *, shipped: 
     output = Path("outputs")
     if shipped:
         files = run_configs(shipped_folder())
+        announce(f"{len(files)} shipped configurations")
         checks = merge_checks({file.name: check_shipped_config(file, ask_hub) for file in files})
         group = CheckGroup("Shipped configurations", checks)
     elif path is None:
-        group = CheckGroup("Configurations in this folder", _check_folder(Path()))
+        group = CheckGroup("Configurations in this folder", _check_folder(Path(), announce))
     else:
         if {"method", "distributed_type"} & set(read_yaml(path)):
             fix = "use the configuration named in the command at its head"
             raise ConfigError("this is a file of a sweep or of Accelerate, not of a run", where=path, fix=fix)
         file, missing = read_incomplete(path, options)
         needs = head_entry(path, "needs")
+        announce(f"{path}: its models, tiles, reports and prompts")
         checks = check_config(file, missing, path, ask_hub)
+        announce(f"the memory that {path} needs")
         checks += check_memory(file.run, needs) if missing else check_memory_of_runs(file, needs)
         output, group = file.run.output, CheckGroup(str(path), checks)
-    return [
-        group,
-        CheckGroup("This machine", check_machine(output)),
-        CheckGroup("Packages", check_packages()),
-        CheckGroup("Hugging Face hub", check_hub()),
-    ]
+    groups = [group]
+    announce("this machine")
+    groups.append(CheckGroup("This machine", check_machine(output)))
+    announce("packages")
+    groups.append(CheckGroup("Packages", check_packages()))
+    announce("the Hugging Face hub")
+    groups.append(CheckGroup("Hugging Face hub", check_hub()))
+    return groups
 
 
-def _check_folder(folder: Path) -> list[Check]:
+def _check_folder(folder: Path, announce: Callable[[str], None]) -> list[Check]:
     """Check all run configurations of a folder; an invalid key fails its own file alone."""
     files = run_configs(folder)
     if not files:
@@ -57,6 +69,7 @@ def _check_folder(folder: Path) -> list[Check]:
         return [Check("PASS", "configurations", hint)]
     checks = {}
     for file in files:
+        announce(f"{file.name}: its models, tiles, reports and prompts")
         try:
             checks[file.name] = check_config(*read_incomplete(file, []), file, ask_hub)
         except ClipitError as error:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +28,20 @@ _LEFT_OUT = ("batch",)  # values of `what`; thousands of rows, summarised in tho
 
 
 def check_export(path: Path) -> None:
-    """Check that a CSV file can be written, before a long computation.
+    """Check that a CSV file can be written, before a long computation; folders made for that are removed again.
 
     Raises:
         ArtifactError: The path is a folder or device, or its folder cannot be created or written.
     """
     if path.exists() and not path.is_file():
         raise ArtifactError("not a file", where=path, fix="set --record to the name of a .csv file")
+    created = [folder for folder in path.absolute().parents if not folder.exists()]
     make_folder(path.parent)
-    if not os.access(path.parent, os.W_OK):
+    writable = os.access(path.parent, os.W_OK)
+    for folder in created:
+        with suppress(OSError):  # another process has written into it
+            folder.rmdir()
+    if not writable:
         raise ArtifactError("no permission to write here", where=path, fix="choose another --record")
 
 
@@ -118,9 +124,11 @@ def run_study(
         study: Function from the configuration and the folder of a run (None without one) to the folder of the study.
     """
     from clipit.config.command_line import read_file_command
+    from clipit.prompts.early_check import check_prompt_files
 
     run = {"type": Path, "default": None, "metavar": "FOLDER", "help": run_help}
     file, options = read_file_command(description, [section], extra={"--run": run, **RECORD_OPTION})
+    check_prompt_files(file)
     if options.record:
         check_export(options.record)
     finish_study(study(file, options.run), section, options.record)

@@ -160,7 +160,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
         check_lfs_pointer(path)
     match format_name:
         case "lines":
-            return read_lines(path, config.encoding)
+            return read_lines(path, config.encoding, problems)
         case "texts":
             return read_texts(path, config.encoding, problems)
         case "csv" | "tsv" | "xlsx":

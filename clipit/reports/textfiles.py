@@ -2,9 +2,11 @@
 
 import lzma
 import os
+import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -18,6 +20,18 @@ _LARGEST_TEXT = 16 * 2**20  # bytes of one report; longer ones are other data, o
 _LARGEST_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # a zip of text shrinks to a tenth, rarely to a hundredth
 _EMPTY = 64  # bytes that every compression method needs at most for an empty file
 _END_RECORD = struct.Struct("<4s6xH10x")  # end of a zip without its comment: signature and number of members
+_SEPARATORS = {
+    "\0": "null character",
+    "\v": "vertical tab",
+    "\f": "form feed",
+    "\x1c": "file separator",
+    "\x1d": "group separator",
+    "\x1e": "record separator",
+    "\x85": "next line",
+    "\u2028": "line separator",
+    "\u2029": "paragraph separator",
+}
+_SEPARATOR = re.compile(f"[{''.join(_SEPARATORS)}]")
 _DAMAGED = (
     zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError, struct.error, zlib.error,
     lzma.LZMAError,
@@ -40,11 +54,36 @@ class RawReport(NamedTuple):
     """Further cells of the row with a TCGA barcode or project."""
 
 
-def read_lines(path: Path, encoding: str) -> Iterator[RawReport]:
-    """Read one report per line of a text file."""
+def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawReport]:
+    """Read one report per line of a text file.
+
+    Lines with characters that other programs read as the end of a line or report are counted in `problems`.
+
+    Raises:
+        DataError: The text cannot be decoded, or the file is a single line with such characters.
+    """
+    counts: Counter[str] = Counter()
+    lines = affected = 0
     with decoding(path, encoding), path.open(encoding=codec(encoding)) as stream:
         for number, line in enumerate(stream, 1):
-            yield RawReport(f"{path}, line {number}", line.rstrip("\n"))
+            report = line.rstrip("\n")
+            found = _SEPARATOR.findall(report.strip())
+            counts.update(found)
+            lines, affected = lines + bool(report.strip()), affected + bool(found)
+            yield RawReport(f"{path}, line {number}", report)
+    if not counts:
+        return
+    listed = ", ".join(f"{count} x {_SEPARATORS[char]}" for char, count in counts.most_common())
+    if lines == 1:
+        raise DataError(
+            f"the file is a single line, with characters that may separate reports ({listed})",
+            where=path,
+            fix="replace them by line breaks; or, if it is one report, put it into a folder and set reports.path to it",
+        )
+    problems.append(
+        f"{path}: {affected} of {lines} lines contain characters that other programs read as the end of a line or "
+        f"report ({listed}); each line was read as one report"
+    )
 
 
 def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawReport]:

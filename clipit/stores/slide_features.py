@@ -30,6 +30,7 @@ TILES = "tiles.parquet"
 """File of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
 _LARGEST_PIXEL = 2**53  # up to which floats are exact
 _CHECKED, _TOLERANCE = 1000, 0.02  # vectors checked per slide; tolerance of their length, for half precision
+_MOST_COMPRESSED = 2000  # gzip shrinks equal bytes to a thousandth
 _EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRIDENT and CLAM write them"
 
 
@@ -92,7 +93,7 @@ def open_slide_features(path: Path) -> SlideFeatures:
         coords = arrays["coords"]
         values = np.asarray(coords[0] if coords.ndim == 3 else coords[:])
         _check_coords(values, path)
-        attributes = {name: _plain(value) for name, value in coords.attrs.items()}
+        attributes = {str(_plain(name)): _plain(value) for name, value in coords.attrs.items()}
         return SlideFeatures(path, path.stem, int(arrays["features"].shape[-1]), values.astype(np.int64), attributes)
 
 
@@ -103,7 +104,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError("no such feature file", where=path, fix=f"use a file with {_EXPECTED}") from None
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"not a readable HDF5 file: {error}", where=path, fix="copy or compute it again") from error
 
 
@@ -226,7 +227,20 @@ def _problem(arrays: dict[str, Any], names: list[str]) -> str:
         return f"features have the shape {list(features)}, coords {list(coords)}"
     if arrays["features"].dtype.kind != "f" or arrays["coords"].dtype.kind not in "iuf":
         return f"features are {arrays['features'].dtype}, coords {arrays['coords'].dtype}: numbers are expected"
+    for name, array in arrays.items():
+        if array.is_virtual:
+            continue
+        if array.nbytes > _MOST_COMPRESSED * array.id.get_storage_size() or _lacks_chunks(array):
+            return f"{name} of shape {list(array.shape)} are not stored completely: the file is damaged or unfinished"
     return ""
+
+
+def _lacks_chunks(array: "h5py.Dataset") -> bool:
+    """Return whether chunks were never written; HDF5 reads them as zeros."""
+    if array.chunks is None:
+        return False
+    expected = np.prod([-(-length // chunk) for length, chunk in zip(array.shape, array.chunks, strict=True)])
+    return bool(array.id.get_num_chunks() < expected)
 
 
 def _plain(value: Any) -> Any:

@@ -47,8 +47,8 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     processes, sweep = get_processes(), plan.sweep
     _check_launch(plan, launch)
     folder = plan.trials[0].config.output / "sweeps" / sweep.name
-    search = SharedSearch(folder / "search")
-    _check_folder(search, plan, folder)
+    if (folder / "search").is_dir():  # another sweep's folder is refused before inputs are read
+        _check_folder(SharedSearch(folder / "search"), plan, folder)
     for same in equal_trials([resolve_arm(trial.config) for trial in plan.trials]):
         if processes.main:
             described = "; ".join(format_values(plan.trials[position].values) for position in same)
@@ -57,6 +57,8 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     if workspace is not None:
         for config in [resolve_arm(trial.config) for trial in plan.trials]:
             check_inputs(workspace.for_config(config), models_of(config), reports=uses_reports(config))
+    search = SharedSearch(folder / "search")
+    _check_folder(search, plan, folder)
     runs = RunsLeft(plan.count)
 
     def run_trial(trial: Trial) -> float | None:

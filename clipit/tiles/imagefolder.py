@@ -73,7 +73,7 @@ def _columns(name: str, read: Callable[[str], bytes]) -> list[str]:
             import pyarrow.parquet as pq
 
             return [str(column) for column in pq.read_schema(io.BytesIO(data)).names]
-        first = next((line for line in data.decode("utf-8-sig").splitlines() if line.strip()), "")
+        first = next((line for line in data.decode("utf-8-sig").split("\n") if line.strip()), "")
         if name.endswith(".jsonl"):
             row = json.loads(first)
             return [*row] if isinstance(row, dict) else []

@@ -208,4 +208,4 @@ def test_unwritable_csv_path_is_an_error_before_the_comparison(tmp_path: Path, p
         check_export(tmp_path / place)
     assert Path("/dev/null").is_char_device()
     check_export(tmp_path / "new" / "rows.csv")
-    assert not (tmp_path / "new" / "rows.csv").exists()
+    assert not (tmp_path / "new").exists(), "a command that fails later leaves no empty folder"

@@ -441,3 +441,25 @@ def test_the_advice_for_utf_32_is_utf_32(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"reports\.encoding=utf-32"):
         read(path)
     assert len(read(path, encoding="utf-32").reports) == 1
+
+
+def test_characters_that_may_separate_reports_within_lines_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "reports.txt"
+    path.write_text("Colon.\u2028Liver.\nLung.\x0cSkin.\x0cBone.\nKidney.\x0c\nBrain.\n", encoding="utf-8")
+    found = read(path)
+    assert [report.text for report in found.reports][2:] == ["Kidney.\x0c", "Brain."]
+    (problem,) = found.problems
+    assert "2 of 4 lines contain characters" in problem
+    assert "(2 x form feed, 1 x line separator); each line was read as one report" in problem
+
+
+@pytest.mark.parametrize("char", ["\0", "\x0b", "\x0c", "\x85", "\u2028", "\u2029"])
+def test_a_file_whose_reports_are_not_separated_by_line_breaks_is_an_error(tmp_path: Path, char: str) -> None:
+    path = tmp_path / "reports.txt"
+    reports = [f"Colon, adenocarcinoma number {number}." for number in range(5)]
+    path.write_text(char.join(reports), encoding="utf-8")
+    with pytest.raises(DataError, match=r"(?s)single line, with characters that may separate.*4 x .*line breaks"):
+        read(path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/report.txt").write_text(char.join(reports), encoding="utf-8")
+    assert len(read(tmp_path / "one").reports) == 1

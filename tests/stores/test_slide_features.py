@@ -81,6 +81,31 @@ def test_coordinates_that_are_no_pixels_are_refused(wrong: float, tmp_path: Path
         open_slide_features(write(tmp_path / "a.h5", np.zeros((3, 2)), coords))
 
 
+def test_values_that_were_never_written_are_not_read_as_zeros(tmp_path: Path) -> None:
+    for name, options in {"contiguous": {}, "chunks": {"chunks": (10, 8)}}.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            features = file.create_dataset("features", shape=(50, 8), dtype="f4", **options)
+            file["coords"] = grid(50)
+            if options:
+                features[:30] = 1.0  # the writer was killed
+        with pytest.raises(DataError, match=r"features of shape \[50, 8\] are not stored completely"):
+            open_slide_features(tmp_path / f"{name}.h5")
+
+
+def test_damaged_headers_are_errors_of_their_file(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.h5", np.ones((20, 8), np.float32), grid(20), patch_size=256).read_bytes()
+    shape = np.array([20, 8], np.uint64).tobytes()
+    place = whole.index(bytes.fromhex("2000170800177f"))  # the type of 32-bit floats: sizes and places of its parts
+    (tmp_path / "type.h5").write_bytes(whole[: place + 6] + b"\xbe\x0e\x0b\x42" + whole[place + 10 :])
+    (tmp_path / "size.h5").write_bytes(whole.replace(shape, np.array([20, 2**46], np.uint64).tobytes()))
+    for name in ("type.h5", "size.h5"):
+        with pytest.raises(DataError, match=name):
+            open_slide_features(tmp_path / name)
+    named = whole.replace(b"patch_size", b"patch\xff\xfesiz")
+    (tmp_path / "named.h5").write_bytes(named)
+    assert all(isinstance(name, str) for name in open_slide_features(tmp_path / "named.h5").attributes)
+
+
 def test_damaged_vectors_are_an_error_of_their_file(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     vectors = np.random.default_rng(0).normal(size=(50, 8))

@@ -263,6 +263,13 @@ def test_validation_chooses_and_the_test_score_does_not(write_sweep: WriteSweep,
     assert not list(folder.glob("*.tmp"))
 
 
+def test_a_sweep_whose_inputs_cannot_be_used_leaves_no_folder(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    plan = plan_of(write_sweep(keys={"reports.path": str(tmp_path / "absent.txt")}))
+    with pytest.raises(ClipitError, match="reports do not exist"):
+        run_sweep(plan)
+    assert not (plan.trials[0].config.output / "sweeps").exists()
+
+
 def test_another_sweep_of_the_same_name_does_not_overwrite_the_tables(
     write_sweep: WriteSweep, pretended: list[str]
 ) -> None:

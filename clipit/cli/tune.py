@@ -10,6 +10,7 @@ def main() -> None:
     with user_errors():
         file, _ = read_file_command(__doc__, ["comparison"])
         from clipit.api.experiments import tune
+
         check_prompt_files(file)
 
         search = tune(file)

@@ -150,7 +150,7 @@ def test_a_tower_that_is_not_trained_is_encoded_without_dropout(
     vlm_folder: Path, trained: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contrast = make_step(vlm_folder, get_processes(), 5)
-    monkeypatch.setattr(contrast.adapted, "which", (trained,))
+    monkeypatch.setattr(contrast.adapted, "trained_towers", (trained,))
     modes: dict[str, set[bool]] = {"image": set(), "text": set()}
     for name, found in modes.items():
         original = getattr(AdaptedTowers, name)

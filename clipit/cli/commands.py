@@ -42,6 +42,76 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 """Subcommands by task, with a summary each; the module in `clipit.cli` has the same name."""
 
+SUBCOMMANDS: dict[str, tuple[str, ...]] = {
+    "prompts": ("list", "lint", "study"),
+    "slides": ("tile", "score", "map", "compare"),
+}
+"""Second words of the commands that have some."""
+
+READS_KEYS: dict[str, tuple[str, ...]] = {
+    "demo": ("comparison",),
+    "doctor": ("comparison",),
+    "check-leaks": ("comparison",),
+    "report-labels": (),
+    "annotators": ("segmentation",),
+    "label-issues": ("label_issues",),
+    "prompts study": ("prompt_study",),
+    "index": (),
+    "pair": (),
+    "train": (),
+    "evaluate": (),
+    "pages": (),
+    "mil": ("mil",),
+    "compare": ("comparison",),
+    "tune": ("comparison",),
+    "sweep": (),
+    "adapt": ("adapt", "probing"),
+    "probe": ("probing",),
+    "segment": ("segmentation",),
+    "robustness": ("robustness", "comparison"),
+}
+"""Commands that read a configuration (`--config`) and its keys as options, with the sections that they read."""
+
+_MODEL = ("--batch-size", "--workers", "--device", "--bf16", "--trust-remote-code")
+_SLIDES = ("--out", "--images", "--mpp", "--tile-mpp", "--tile-pixels", "--overlap", "--min-tissue", "--contours")
+_SCORES = (*_SLIDES, "--classifier", "--prompts", "--classes", "--vlm", *_MODEL)
+OWN_OPTIONS: dict[str, tuple[str, ...]] = {
+    "demo": ("--cases", "--tune"),
+    "init": ("--to",),
+    "doctor": ("--shipped", "--models"),
+    "download": ("--to", "--accept-licence"),
+    "world": (
+        *("--seed", "--output", "--cases", "--variant", "--slides", "--reports", "--size"),
+        *("--annotators", "--skills", "--biased", "--coverage", "--annotated"),
+    ),
+    "check-leaks": ("--pixels",),
+    "report-labels": ("--per-answer", "--rules-only"),
+    "annotators": ("--confidence", "--mask-files", "--masks", "--shown"),
+    "prompts lint": ("--config",),
+    "prompts study": ("--record", "--run"),
+    "pair": ("--features", "--options"),
+    "evaluate": ("--run",),
+    "predict": (
+        *("--out", "--prompts", "--classes", "--images", "--path-column", "--id-column", "--mpp", "--tile-mpp"),
+        *("--vlm", *_MODEL),
+    ),
+    "export": ("--format", "--out", "--tolerance", "--trust-remote-code"),
+    "push": ("--private", "--yes", "--i-have-permission"),
+    "pages": ("--of", "--most"),
+    "slides tile": (*_SLIDES, "--write"),
+    "slides score": _SCORES,
+    "slides map": (*_SCORES, "--snippets", "--top"),
+    "slides compare": (*_SLIDES, "--reference", "--runs", "--prompts", "--vlm", *_MODEL),
+    "mil": ("--record",),
+    "compare": ("--record",),
+    "sweep": ("--launch", "--count", "--draws-seed", "--trial"),
+    "adapt": ("--format", "--record", "--write-pairs"),
+    "probe": ("--record", "--run"),
+    "segment": ("--record", "--run"),
+    "robustness": ("--record", "--run"),
+}
+"""Options of a command that are no keys of the configuration, besides `--help` and the `--config` of `READS_KEYS`."""
+
 
 def command_names() -> list[str]:
     """List the subcommands."""

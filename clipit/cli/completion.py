@@ -1,21 +1,34 @@
-"""Print a script that completes commands and keys in a shell: `clipit completion bash|zsh|fish`."""
+"""Print a script that completes commands, options and keys in a shell: `clipit completion bash|zsh|fish`."""
 
 import argparse
+from collections.abc import Iterable
 
-from clipit.cli.commands import COMMANDS, command_names
+from clipit.cli.commands import COMMANDS, OWN_OPTIONS, READS_KEYS, SUBCOMMANDS, command_names
 
 _BASH = """\
 _clipit() {{
-    local word="${{COMP_WORDS[COMP_CWORD]}}"
+    local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" command="${{COMP_WORDS[1]}}"
+    local words=""
+    if [ "$before" = "=" ]; then before="${{COMP_WORDS[COMP_CWORD-2]}}"; fi
+    if [ "$word" = "=" ]; then word=""; fi
+    case "$command" in {nested}) command="$command ${{COMP_WORDS[2]}}" ;; esac
     if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W "{commands}" -- "$word"))
-    elif [[ "$word" == --* ]]; then
-        compopt -o nospace
-        COMPREPLY=($(compgen -W "{options}" -- "$word"))
-    else
-        compopt -o default
-        COMPREPLY=()
+        words="{commands}"
+    elif [ "$before" = "--config" ]; then
+        words="{configs}"
+    elif [[ "$word" == -* ]]; then
+        local keys="{keys}"
+        case "$command" in
+{options}
+        esac
+    elif [ "$COMP_CWORD" -eq 2 ]; then
+        case "${{COMP_WORDS[1]}}" in
+{second}
+        esac
     fi
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+    if [ ${{#COMPREPLY[@]}} -eq 0 ]; then compopt -o default 2>/dev/null; fi
+    if [[ "${{COMPREPLY[0]}}" == *= ]]; then compopt -o nospace 2>/dev/null; fi
 }}
 complete -F _clipit clipit"""
 _SETUP = {
@@ -34,21 +47,78 @@ def main() -> None:
 
 def completion_script(shell: str) -> str:
     """Compose the completion script for a shell; its first line says how to install it."""
-    from clipit.config.load import all_keys
-
-    keys = all_keys()
     lines = [f"# {_SETUP[shell]}"]
     if shell == "fish":
-        lines += [
-            f"complete -c clipit -f -n __fish_use_subcommand -a {name} -d '{summary}'"
-            for commands in COMMANDS.values()
-            for name, summary in commands.items()
-        ]
-        lines.append("complete -c clipit -l config -r -d 'YAML file, or the name of a shipped configuration'")
-        lines += [f"complete -c clipit -l {key} -x" for key in keys]
-        return "\n".join(lines)
+        return "\n".join([*lines, *_fish()])
     if shell == "zsh":
         lines.append("autoload -U +X bashcompinit && bashcompinit")
-    options = " ".join(["--config", *(f"--{key}=" for key in keys)])
-    lines.append(_BASH.format(commands=" ".join(command_names()), options=options))
-    return "\n".join(lines)
+    options = {name: f"--help{'' if name not in READS_KEYS else ' --config $keys'}" for name in _command_lines()}
+    for name in options:
+        own = [*OWN_OPTIONS.get(name, ()), *(f"--{key}=" for key in _section_keys(READS_KEYS.get(name, ())))]
+        options[name] = " ".join([options[name], *own])
+    script = _BASH.format(
+        nested="|".join(SUBCOMMANDS),
+        commands=" ".join(command_names()),
+        configs=" ".join(_config_names()),
+        keys=" ".join(f"--{key}=" for key in _run_keys()),
+        options="\n".join(f'            "{name}") words="{text}" ;;' for name, text in options.items()),
+        second="\n".join(
+            f'            {name}) words="{" ".join(words)}" ;;' for name, words in _second_words().items()
+        ),
+    )
+    return "\n".join([*lines, script])
+
+
+def _fish() -> list[str]:
+    """Compose the lines of the script for fish."""
+    lines = [
+        f"complete -c clipit -f -n __fish_use_subcommand -a {name} -d '{summary}'"
+        for commands in COMMANDS.values()
+        for name, summary in commands.items()
+    ]
+    for name, words in _second_words().items():
+        lines.append(f"complete -c clipit -n '__fish_seen_subcommand_from {name}' -a '{' '.join(words)}'")
+    for name, own in OWN_OPTIONS.items():
+        lines += [f"complete -c clipit -n '{_seen(name)}' -l {option.removeprefix('--')}" for option in own]
+    readers = _seen(*READS_KEYS)
+    about = "YAML file, or the name of a shipped configuration"
+    lines.append(f"complete -c clipit -n '{readers}' -l config -r -a '{' '.join(_config_names())}' -d '{about}'")
+    lines += [f"complete -c clipit -n '{readers}' -l {key} -r" for key in _run_keys()]
+    for section in sorted({section for sections in READS_KEYS.values() for section in sections}):
+        seen = _seen(*(name for name, sections in READS_KEYS.items() if section in sections))
+        lines += [f"complete -c clipit -n '{seen}' -l {key} -r" for key in _section_keys([section])]
+    return lines
+
+
+def _seen(*names: str) -> str:
+    """Compose fish's test of whether one of some commands is on the line; of "slides tile", it tests the first word."""
+    return f"__fish_seen_subcommand_from {' '.join(dict.fromkeys(name.split()[0] for name in names))}"
+
+
+def _command_lines() -> list[str]:
+    """List all commands, each of those with second words once per second word ("slides tile")."""
+    return [f"{name} {second}".strip() for name in command_names() for second in SUBCOMMANDS.get(name, ("",))]
+
+
+def _second_words() -> dict[str, Iterable[str]]:
+    return {**SUBCOMMANDS, "init": _config_names(), "sweep": ["sweeps/lora_rank"], "completion": _SETUP}
+
+
+def _config_names() -> list[str]:
+    from clipit.config.shipped import shipped_names
+
+    return [*shipped_names()]
+
+
+def _run_keys() -> list[str]:
+    from clipit.config.load import keys_of
+    from clipit.config.run import RunConfig
+
+    return keys_of(RunConfig)
+
+
+def _section_keys(sections: Iterable[str]) -> list[str]:
+    """List the dotted keys of sections beside the run."""
+    from clipit.config.load import all_keys
+
+    return [key for key in all_keys() if key.partition(".")[0] in {*sections}]

@@ -34,6 +34,7 @@ def usage() -> str:
     lines += [
         "",
         "Several processes: accelerate launch -m clipit COMMAND ...",
-        "Exit status: 0 done, 1 a check found problems, 2 an error that the message explains, 130 interrupted.",
+        "Exit status: 0 done, 1 a check found problems, 2 an error that the message explains, 3 a check that could not",
+        "compare all it should (check-leaks), 130 interrupted.",
     ]
     return "\n".join(lines)

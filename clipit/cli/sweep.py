@@ -13,9 +13,16 @@ from clipit.prompts.early_check import check_run_prompts
 def main() -> None:
     """Parse the command line, check all trials, run the unfinished ones and print the table."""
     parser = argparse.ArgumentParser(
-        description=__doc__, usage="%(prog)s FILE [options] [--section.key=value ...]", allow_abbrev=False
+        description=__doc__,
+        usage="%(prog)s FILE [--config FILE] [options] [--section.key=value ...]",
+        allow_abbrev=False,
     )
     parser.add_argument("file", type=config_file, help="sweep file, or the name of a shipped one: sweeps/lora_rank")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file, or name of a shipped configuration, that the trials change (default: that of the sweep file)",
+    )
     parser.add_argument(
         "--launch", metavar="COMMAND", help='start each trial in processes of its own: "accelerate launch ..."'
     )
@@ -29,6 +36,8 @@ def main() -> None:
         "--trial", action="store_true", help="run one trial, with its values given as options (by wandb's agent)"
     )
     arguments, rest = parser.parse_known_args()
+    if arguments.config is not None:
+        rest = [f"--config={arguments.config}", *rest]
     with user_errors():
         from clipit.sweeps.file import parse_options, read_sweep
         from clipit.sweeps.trials import make_trial, plan_sweep

@@ -297,7 +297,9 @@ class TextChecksConfig(Section):
     readable: float = Field(0.5, ge=0, le=1)
     """Drop snippets in which a smaller share of the letters belongs to readable words; 0 keeps all."""
     short_diagnoses: bool = True
-    """Keep short snippets that name a diagnosis, such as "Adenocarcinoma", despite `min_words` and the prompts."""
+    """Keep short snippets that name a diagnosis, such as "Adenocarcinoma", despite `min_words` and the prompts. With
+    the packaged `morphology_prompts`, diagnoses of up to six words are kept as well, such as "Partially mucinous
+    colorectal adenocarcinoma", unless they are negated or uncertain."""
     section_weight: float = Field(0.5, ge=0)
     """Weight of the section in the filter by prompts, in standard deviations of its similarity: added for microscopic
     descriptions and diagnoses, subtracted for gross descriptions, clinical data, specimens, blocks, stages and

@@ -9,14 +9,15 @@ from jaxtyping import Float
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.reports.account import Tally
-from clipit.reports.garbage import is_bare_heading, learn_vocabulary, names_diagnosis, readability
+from clipit.reports.garbage import is_bare_heading, learn_vocabulary, readability
 from clipit.reports.headings import SECTIONS
+from clipit.reports.short_diagnoses import BRIEF, LONGEST, is_short_diagnosis, readable_words
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
 """Function that returns each text's similarity to the morphology bag minus that to the boilerplate bag."""
 _TISSUE = frozenset({"microscopic", "diagnosis"})  # sections that describe what a tile shows
 _OTHER = frozenset({"gross", "clinical", "specimen", "blocks", "stage", "administrative"})
-_SHORT_DIAGNOSIS = 4  # readable words; longer diagnoses are filtered like any snippet
+_PACKAGED_BAG = ReportsConfig.model_fields["morphology_prompts"].default
 
 
 def filter_snippets(
@@ -36,6 +37,7 @@ def filter_snippets(
     texts = list(sections_of)
     dropped: dict[str, Tally] = {}
     checks = config.text_checks
+    longest = LONGEST if config.morphology_prompts == _PACKAGED_BAG else BRIEF
     rescued: dict[str, None] = {}
 
     def keep(name: str, passes: Sequence[bool]) -> None:
@@ -45,13 +47,13 @@ def filter_snippets(
         texts = [text for text, passed in zip(texts, passes, strict=True) if passed]
 
     def rescue(passes: Sequence[bool]) -> list[bool]:
-        """Let short diagnoses pass."""
+        """Let short diagnoses pass; those of several words only despite the packaged bags, which are general."""
         if checks is None or not checks.short_diagnoses:
             return list(passes)
         short = [
             text
             for text, passed in zip(texts, passes, strict=True)
-            if not passed and _is_short_diagnosis(text, sections_of[text])
+            if not passed and not _OTHER.issuperset(sections_of[text]) and is_short_diagnosis(text, longest)
         ]
         rescued.update(dict.fromkeys(short))
         return [passed or text in rescued for text, passed in zip(texts, passes, strict=True)]
@@ -63,7 +65,7 @@ def filter_snippets(
         passes = [readability(text, vocabulary) >= checks.readable for text in texts]
         keep(f"unreadable text (under {checks.readable:.0%} readable)", passes)
     length = f"length (fewer than {config.min_words} readable words)"
-    keep(length, rescue([_readable_words(text) >= config.min_words for text in texts]))
+    keep(length, rescue([readable_words(text) >= config.min_words for text in texts]))
     if config.sections is not None or config.exclude_sections:
         keep("section", [_in_kept_section(sections_of[text], config) for text in texts])
     include = _term_pattern(config.include_terms)
@@ -85,11 +87,6 @@ def filter_snippets(
     return texts, dropped, short if checks is not None and checks.short_diagnoses else None
 
 
-def _is_short_diagnosis(text: str, sections: Collection[str]) -> bool:
-    """Return whether a text of few words names a diagnosis, outside of sections such as the clinical history."""
-    return _readable_words(text) < _SHORT_DIAGNOSIS and not _OTHER.issuperset(sections) and names_diagnosis(text)
-
-
 def _section_signs(texts: Sequence[str], sections_of: Mapping[str, Collection[str]]) -> Float[np.ndarray, " n"]:
     """Return 1 for texts of microscopic descriptions and diagnoses, -1 for those of gross ones and others, else 0."""
     return np.array(
@@ -99,18 +96,6 @@ def _section_signs(texts: Sequence[str], sections_of: Mapping[str, Collection[st
         ],
         dtype=np.float64,
     )
-
-
-def _readable_words(text: str) -> int:
-    """Count the words with a letter and at least two different letters or digits.
-
-    Drawn lines, bar codes read as "IIII" and single letters do not count.
-    """
-    count = 0
-    for word in text.split():
-        characters = {char for char in word.lower() if char.isalnum()}
-        count += len(characters) >= 2 and any(char.isalpha() for char in characters)
-    return count
 
 
 def _term_pattern(terms: Sequence[str]) -> re.Pattern[str] | None:

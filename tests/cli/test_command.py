@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from clipit.cli.commands import COMMANDS, command_names
+from clipit.cli.commands import COMMANDS, OWN_OPTIONS, READS_KEYS, SUBCOMMANDS, command_names
 from clipit.cli.completion import completion_script
 from clipit.cli.main import main, usage
 from clipit.config.command_line import read_file_command
+from clipit.config.file import SECTIONS
+from clipit.config.load import all_keys
 from clipit.config.shipped import config_file, shipped_folder, shipped_names
 from clipit.errors import ConfigError
 
@@ -123,11 +125,57 @@ def test_config_takes_a_file_or_a_shipped_name(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_knows_commands_and_keys(shell: str) -> None:
+def test_completion_knows_commands_options_and_keys(shell: str) -> None:
     script = completion_script(shell)
     assert all(re.search(rf"\b{name}\b", script) for name in command_names())
-    assert ("lora.rank" in script and "--config" in script) or shell == "fish"
-    if shell == "bash":
-        test = f"{script}\nCOMP_WORDS=(clipit tra); COMP_CWORD=1; _clipit; echo ${{COMPREPLY[@]}}"
-        done = subprocess.run(["bash", "-c", test], capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["train"]
+    assert all(word in script for word in ("lora.rank", "comparison.seeds", "own_table", "fish"))
+    assert ("-l accept-licence" if shell == "fish" else "--accept-licence") in script
+
+
+COMPLETED = {
+    ("tra",): {"train"},
+    ("predict", "--ou"): {"--out"},
+    ("slides", "ma"): {"map"},
+    ("slides", "map", "--snip"): {"--snippets"},
+    ("push", "--pri"): {"--private"},
+    ("train", "--lora.ra"): {"--lora.rank="},
+    ("predict", "--lora.ra"): set(),
+    ("train", "--comparison.se"): set(),
+    ("compare", "--comparison.se"): {"--comparison.seeds=", "--comparison.searched="},
+    ("train", "--config", "own_t"): {"own_table"},
+    ("train", "--config", "=", "own_t"): {"own_table"},
+    ("init", "own_t"): {"own_table"},
+    ("train", "--tiles.path", "=", "til"): set(),
+}
+"""Words on a bash command line, the last one incomplete, and what it is completed to; without any, files are listed."""
+
+
+def test_bash_completes_commands_options_keys_and_configurations() -> None:
+    lines = [
+        f'COMP_WORDS=(clipit {" ".join(words)}); COMP_CWORD={len(words)}; _clipit; echo "${{COMPREPLY[@]}}"'
+        for words in COMPLETED
+    ]
+    test = "\n".join([completion_script("bash"), *lines])
+    done = subprocess.run(["bash", "-c", test], capture_output=True, text=True, check=True)
+    shown = [{*line.split()} for line in done.stdout.splitlines()]
+    assert dict(zip(COMPLETED, shown, strict=True)) == COMPLETED
+
+
+@pytest.mark.parametrize(
+    "name", [f"{name} {s}".strip() for name in command_names() for s in SUBCOMMANDS.get(name, ("",))]
+)
+def test_completion_offers_the_options_of_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run(monkeypatch, *name.split(), "--help")
+    shown = {*re.findall(r"(?m)^\s+(?:-\w, )?--([\w.-]+)", capsys.readouterr().out)}
+    keys = {*all_keys()}
+    read = READS_KEYS.get(name, ())
+    own = {option.removeprefix("--") for option in OWN_OPTIONS.get(name, ())} | (
+        {"config"} if name in READS_KEYS else set()
+    )
+    parsed = "lora.rank" in shown  # a few commands read the keys without listing them
+    assert shown - keys - {"help"} == own - keys
+    assert {key.partition(".")[0] for key in shown & keys} & {*SECTIONS} == ({*read} if parsed else set())
+    assert name in READS_KEYS or not parsed

@@ -507,3 +507,13 @@ def test_a_search_opens_at_once_after_a_kill_in_the_middle_of_an_entry(tmp_path:
         assert [trial.value for trial in study.trials] == [0.5] * number
         study.add_trial(optuna.trial.create_trial(value=0.5))
     assert time.monotonic() - begun < 20
+
+
+def test_the_configuration_may_precede_the_sweep_file(
+    write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--config", "absent.yaml", str(write_sweep({}))])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / "scripts" / "sweep.py"), run_name="__main__")
+    shown = capsys.readouterr().err
+    assert "no such configuration file" in shown and "absent.yaml" in shown

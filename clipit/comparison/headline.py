@@ -90,7 +90,7 @@ def _one_place(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> s
     seeds = f"95 % interval{'s' * (len(named) > 1)} over {len(base.differences)} seeds"
     values = [contrast.p_holm.p for contrast in named]
     tests = " and ".join("< 0.001" if p < 0.001 else f"{p:.3f}" for p in values if p is not None)
-    sure = [seeds, f"p {tests}, Holm-corrected" if tests else f"no p: {base.p.reason}", over_tiles]
+    sure = [seeds, f"p {tests}, Holm-corrected" if tests else f"no p-value: {base.p.reason}", over_tiles]
     return f"{text} ({'; '.join(part for part in sure if part)})"
 
 

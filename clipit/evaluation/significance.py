@@ -37,7 +37,7 @@ def paired_t_test(differences: Sequence[float | int]) -> Significance:
         raise DataError("an undefined score cannot be tested", where=list(differences), fix="drop it first")
     n = len(array)
     if n < MIN_SEEDS:
-        return Significance(None, f"{n} seed{'s' * (n != 1)}; a p-value needs {MIN_SEEDS}")
+        return Significance(None, f"{n} of the {MIN_SEEDS} seeds needed")
     deviation = standard_deviation(array)
     if not deviation:
         return Significance(None, NO_SPREAD)

@@ -110,7 +110,7 @@ def test_markdown_page_and_latex_have_all_sections(compared: tuple[ConfigFile, P
     for text in (markdown, page):
         assert "Complementarity: correct where vision is wrong" in text and "Gain by pairing score" in text
         assert "Gain by class" in text and "joint space" in text
-        assert "none: 2 seeds; a p-value needs 5" in text
+        assert "none: 2 of the 5 seeds needed" in text
     assert latex.count(r"\begin{table}") == 2 and r"image\_only" in latex
     assert "comparison.parquet" in page, "where figures come from"
 

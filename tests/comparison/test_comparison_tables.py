@@ -26,7 +26,7 @@ def test_differences_are_paired_by_seed_whatever_their_order() -> None:
 
 def test_one_seed_has_no_interval_and_few_seeds_no_p() -> None:
     made = compute_results(rows("base", {1: 0.5}) + rows("text", {1: 0.6}), "base", lambda *_: None)
-    assert cells(made[1])[5:] == ["+10.0", "only one seed", "none", "none: 1 seed; a p-value needs 5"]
+    assert cells(made[1])[5:] == ["+10.0", "only one seed", "none", "none: 1 of the 5 seeds needed"]
 
 
 def test_equal_differences_have_no_interval_and_say_why() -> None:

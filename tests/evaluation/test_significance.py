@@ -24,7 +24,7 @@ def test_p_equals_scipys_paired_t(n: int) -> None:
 def test_no_p_under_five_seeds_or_without_spread() -> None:
     few = paired_t_test([0.1, 0.2, 0.15, 0.3])
     assert few.p is None
-    assert "4 seeds" in few.reason
+    assert "4 of the 5 seeds" in few.reason
     same = paired_t_test([0.1 + 0.2, 0.3, 0.3, 0.3, 0.3])
     assert same.p is None, "float error is no spread"
     assert same.reason == "no spread over seeds"

@@ -140,7 +140,7 @@ class ProbeResult:
 
 
 @public
-def compare(config: Config) -> CompareResult:
+def compare(config: Config, agents: int = 1) -> CompareResult:
     """Compare arms over seeds, data sets and backbones; finished runs are kept.
 
     Example:
@@ -149,6 +149,7 @@ def compare(config: Config) -> CompareResult:
 
     Args:
         config: Configuration with a section `comparison`.
+        agents: Number of processes on this machine that share the runs; with GPUs, each uses one.
 
     Raises:
         ConfigError: An arm's keys are invalid, or the arms' hyperparameters were searched differently.
@@ -157,11 +158,11 @@ def compare(config: Config) -> CompareResult:
     from clipit.comparison.compare import compare as compare_arms
 
     file = as_config(config)
-    return CompareResult(compare_arms(file.run, file.comparison))
+    return CompareResult(compare_arms(file.run, file.comparison, agents))
 
 
 @public
-def tune(config: Config) -> TuneResult:
+def tune(config: Config, agents: int = 1) -> TuneResult:
     """Search learning rates, steps and further keys on validation tiles: the same grid for every arm.
 
     Example:
@@ -170,6 +171,7 @@ def tune(config: Config) -> TuneResult:
 
     Args:
         config: Configuration with a section `comparison`, which names the arms and the grid.
+        agents: Number of processes on this machine that share the trials; with GPUs, each uses one.
 
     Raises:
         DataError: There are no validation labels to choose by.
@@ -177,7 +179,7 @@ def tune(config: Config) -> TuneResult:
     from clipit.comparison.tune import tune as tune_arms
 
     file = as_config(config)
-    return TuneResult(tune_arms(file.run, file.comparison))
+    return TuneResult(tune_arms(file.run, file.comparison, agents))
 
 
 @public

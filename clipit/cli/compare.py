@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipit.config.command_line import read_file_command
+from clipit.config.command_line import AGENTS, read_file_command
 from clipit.errors import user_errors
 from clipit.prompts.early_check import check_prompt_files
 
@@ -10,8 +10,11 @@ from clipit.prompts.early_check import check_prompt_files
 def main() -> None:
     """Run the command."""
     with user_errors():
-        option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also export all rows to this file"}}
-        file, options = read_file_command(__doc__, ["comparison"], extra=option)
+        extra = {
+            "--record": {"type": Path, "metavar": "FILE.csv", "help": "also export all rows to this file"},
+            **AGENTS,
+        }
+        file, options = read_file_command(__doc__, ["comparison"], extra=extra)
         from clipit.api.experiments import compare
 
         check_prompt_files(file)  # before packages that take seconds
@@ -22,7 +25,7 @@ def main() -> None:
 
         if options.record:
             check_export(options.record)
-        comparison = compare(file)
+        comparison = compare(file, agents=options.agents)
         if get_processes().main:
             if options.record:
                 export_csv(comparison.folder, options.record)

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from clipit.config.command_line import read_file_command
+from clipit.config.command_line import AGENTS, read_file_command
 from clipit.errors import user_errors
 
 
@@ -13,17 +13,26 @@ def main() -> None:
         extra = {
             "--tune": {"action": "store_true", "help": "search the arms' learning rates and steps instead"},
             "--cases": {"action": "store_true", "help": "use the world whose reports are of the tiles' own patients"},
+            "--agents": AGENTS["--agents"]
+            | {
+                "default": None,
+                "help": "processes that share the runs (default: one per CPU core, at most 4; one with a GPU)",
+            },
         }
         default = "demo_own_reports" if "--cases" in sys.argv else "demo"
         file, options = read_file_command(__doc__, ["comparison"], extra=extra, default_config=default)
+        from clipit.comparison.agents import demo_agents
         from clipit.comparison.demo import demo, write_demo_world
         from clipit.comparison.tune import tune
 
+        agents = demo_agents() if options.agents is None else options.agents
         if options.tune:
             write_demo_world(file.run, cases=options.cases)
-            print(f"\nall trials: {tune(file.run, file.comparison)}; beside it, a .yaml file with the chosen arms")
+            print(
+                f"\nall trials: {tune(file.run, file.comparison, agents)}; beside it, a .yaml file with the chosen arms"
+            )
         else:
-            run = demo(file.run, file.comparison, cases=options.cases)
+            run = demo(file.run, file.comparison, cases=options.cases, agents=agents)
             if not options.cases:
                 _map_slides(run, file.run.output / "slides")
 

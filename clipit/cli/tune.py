@@ -1,6 +1,6 @@
 """Search learning rates, steps and further keys on validation tiles: the same grid for every arm of a comparison."""
 
-from clipit.config.command_line import read_file_command
+from clipit.config.command_line import AGENTS, read_file_command
 from clipit.errors import user_errors
 from clipit.prompts.early_check import check_prompt_files
 
@@ -8,10 +8,9 @@ from clipit.prompts.early_check import check_prompt_files
 def main() -> None:
     """Parse the command line, search, and print where the scores and the chosen `arms` are."""
     with user_errors():
-        file, _ = read_file_command(__doc__, ["comparison"])
+        file, options = read_file_command(__doc__, ["comparison"], extra=AGENTS)
         from clipit.api.experiments import tune
 
         check_prompt_files(file)
-
-        search = tune(file)
+        search = tune(file, agents=options.agents)
         print(f"\nall trials: {search.file}\nchosen arms, for the configuration: {search.arms_file}")

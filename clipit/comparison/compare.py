@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clipit.comparison.agents import in_turn, more_agents
 from clipit.comparison.analyses.registry import run_analyses
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.cards import write_cards
@@ -40,12 +41,13 @@ from clipit.workspace.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 
-def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
+def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Path:
     """Train every arm with every seed, skipping finished runs, and write the comparison.
 
     Args:
         config: Configuration that all runs share.
         comparison: Arms, seeds, data sets and backbones to compare.
+        agents: Number of processes that share the runs, each training whole runs.
 
     Returns:
         The folder with comparison.md, .tex, .html, .parquet and .json.
@@ -54,21 +56,17 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
         ConfigError: An arm's keys are invalid, or the arms' hyperparameters were searched differently.
         DataError: A data set has no test tile, or a prompt set's classes differ from those of the tiles.
     """
-    plans = plan_comparison(config, comparison)
-    shared: dict[str, Any] = {}
-    workspaces = [Workspace(plan.config, shared) for plan in plans]
-    for plan, workspace in zip(plans, workspaces, strict=True):
-        _check_inputs(plan, workspace)
+    plans, workspaces = _plan(config, comparison)
     for plan, workspace in zip(plans, workspaces, strict=True):
         _check_test_sets(plan, workspace)
         _check_reports(plan, workspace)
     folder = config.output / "comparisons" / config.name
-    runs = RunsLeft(sum(len(plan.arms) * len(comparison.seeds) for plan in plans))
+    with more_agents(agents, "compare", config, comparison):
+        trained = _train(plans, workspaces)
     all_rows: list[ScoreRow] = []
     analyses: list[AnalysisResult] = []
-    for plan, workspace in zip(plans, workspaces, strict=True):
+    for plan, workspace, rows in zip(plans, workspaces, trained, strict=True):
         predictions = folder / "predictions" / plan.config.name
-        rows = _train(plan, workspace, runs)
         rows += score_vlm(plan, workspace, predictions) + score_report_probes(plan, workspace, predictions)
         if get_processes().main:
             rows = add_costs(plan, rows, workspace)
@@ -87,19 +85,53 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
     return folder
 
 
-def _train(plan: Plan, workspace: Workspace, runs: RunsLeft) -> list[ScoreRow]:
-    rows: list[ScoreRow] = []
-    for seed in plan.comparison.seeds:
-        for arm in plan.arms:
-            run = plan.run_config(arm, seed)
-            finished = (run_folder(run) / "results.json").is_file()
-            new = read_run_rows(plan, workspace, train_run(run, workspace), arm, seed)
-            rows += new
-            scores = ", ".join(f"{row.part} {_percent(row.score)}" for row in new)
-            where = "" if plan.data_set == plan.config.name else f" on {plan.data_set}"
-            done, left = "kept" if finished else "done", runs.finish(kept=finished)
-            logger.info(f"{done}: {arm}{where}, seed {seed}: {new[0].metric} % {scores} ({left})")
-    return rows
+def train_share(config: RunConfig, comparison: ComparisonConfig) -> None:
+    """Train runs of a comparison together with other agents, until all are finished."""
+    _train(*_plan(config, comparison), finished_too=False)
+
+
+def _plan(config: RunConfig, comparison: ComparisonConfig) -> tuple[list[Plan], list[Workspace]]:
+    """Plan the runs, with a workspace for each plan, and check what the runs read."""
+    plans = plan_comparison(config, comparison)
+    shared: dict[str, Any] = {}
+    workspaces = [Workspace(plan.config, shared) for plan in plans]
+    for plan, workspace in zip(plans, workspaces, strict=True):
+        _check_inputs(plan, workspace)
+    return plans, workspaces
+
+
+def _train(
+    plans: Sequence[Plan], workspaces: Sequence[Workspace], *, finished_too: bool = True
+) -> list[list[ScoreRow]]:
+    """Train all runs that no other agent trains, and return the rows of the runs, by plan.
+
+    Args:
+        plans: Runs to train.
+        workspaces: Workspace of each plan.
+        finished_too: Whether finished runs are verified and read as well.
+    """
+    runs = [
+        (plan, workspace, arm, seed)
+        for plan, workspace in zip(plans, workspaces, strict=True)
+        for seed in plan.comparison.seeds
+        for arm in plan.arms
+    ]
+    configs = [plan.run_config(arm, seed) for plan, _, arm, seed in runs]
+    folders = [run_folder(run) for run in configs]
+    finished = [(folder / "results.json").is_file() for folder in folders]
+    rows: dict[int, list[ScoreRow]] = {}
+    left = RunsLeft(len(runs))
+    for place in in_turn(folders):
+        if not finished_too and (folders[place] / "results.json").is_file():
+            continue
+        plan, workspace, arm, seed = runs[place]
+        new = read_run_rows(plan, workspace, train_run(configs[place], workspace), arm, seed)
+        rows[place] = new
+        scores = ", ".join(f"{row.part} {_percent(row.score)}" for row in new)
+        where = "" if plan.data_set == plan.config.name else f" on {plan.data_set}"
+        done, count = "kept" if finished[place] else "done", left.finish(kept=finished[place])
+        logger.info(f"{done}: {arm}{where}, seed {seed}: {new[0].metric} % {scores} ({count})")
+    return [[row for place in sorted(rows) if runs[place][0] is plan for row in rows[place]] for plan in plans]
 
 
 def _percent(score: float | None) -> str:

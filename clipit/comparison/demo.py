@@ -26,20 +26,21 @@ CASE_WORLD = CaseWorldConfig(seed=0)
 _SHOWN_ARMS = ("clip_it_all", "own_rules")
 
 
-def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False) -> Path:
+def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False, agents: int = 1) -> Path:
     """Write the synthetic world, compare the arms on it, and try the exported classifier.
 
     Args:
         config: Configuration such as configs/demo.yaml, with tiles and reports in one folder; it is written if missing.
         comparison: Arms and seeds to compare.
         cases: Whether to write the world whose tiles and reports come from the same patients.
+        agents: Number of processes that share the runs.
 
     Returns:
         Folder of the run that is shown.
     """
     start = time.perf_counter()
     world = write_demo_world(config, cases=cases)
-    folder = compare(config, comparison)
+    folder = compare(config, comparison, agents)
     arm = next((name for name in _SHOWN_ARMS if name in comparison.arms), comparison.arms[0])
     run = run_folder(config.model_copy(update={"arm": arm, "seed": comparison.seeds[0]}))
     logger.info(f"\n{read_head(folder)}\n")

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from clipit.artifacts import write_json
+from clipit.comparison.agents import more_agents
 from clipit.comparison.grid import RATE, STEPS, GridPoint, format_point, grid_points, search_settings
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
@@ -38,15 +39,43 @@ class ScoredPoint:
     scores: Sequence[float]
 
 
-def tune(config: RunConfig, comparison: ComparisonConfig) -> Path:
+def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Path:
     """Train every arm at each grid point with each tuning seed, and choose each arm's point by its validation score.
 
     The grid is `comparison.learning_rates` x `.steps` x `.grid`. Trials are ordinary runs in `<output>/tuning`,
     evaluated on the validation split only: no test tile is read. Several processes may share the trials; finished
     trials are skipped.
 
+    Args:
+        config: Configuration that all trials share.
+        comparison: Arms, grid and tuning seeds.
+        agents: Number of processes on this machine that share the trials.
+
     Returns:
         Path of the JSON file with all scores, each arm's best point and the `arms` block for the configuration.
+    """
+    with more_agents(agents, "tune", config, comparison):
+        base, workspace, points = search(config, comparison)
+    seeds = comparison.tuning_seeds
+    scored = {
+        arm: [
+            ScoredPoint(point, [_validation_score(_trial(base, arm, point, seed)) for seed in seeds])
+            for point in points[arm]
+        ]
+        for arm in points
+    }
+    path = base.output / f"{config.name}.json"
+    if get_processes().main:
+        _write(config, comparison, workspace, scored, path)
+        logger.info(_table(scored))
+    return path
+
+
+def search(config: RunConfig, comparison: ComparisonConfig) -> tuple[RunConfig, Workspace, dict[str, list[GridPoint]]]:
+    """Run all trials, together with other agents.
+
+    Returns:
+        Configuration and workspace of the trials, and the grid points by arm.
     """
     searched = {RATE, STEPS, *comparison.grid}
     unused = [key for key in config.overrides if key in searched]
@@ -81,18 +110,7 @@ def tune(config: RunConfig, comparison: ComparisonConfig) -> Path:
         return score
 
     SharedSearch(base.output / "searches" / config.name).run(lambda study: trials, run_trial)
-    scored = {
-        arm: [
-            ScoredPoint(point, [_validation_score(_trial(base, arm, point, seed)) for seed in seeds])
-            for point in points[arm]
-        ]
-        for arm in points
-    }
-    path = base.output / f"{config.name}.json"
-    if get_processes().main:
-        _write(config, comparison, workspace, scored, path)
-        logger.info(_table(scored))
-    return path
+    return base, workspace, points
 
 
 def best_point(scored: Sequence[ScoredPoint]) -> GridPoint:

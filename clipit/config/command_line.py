@@ -30,6 +30,15 @@ from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
 
 _LONGEST_SHOWN = 500  # characters of options in a message
+AGENTS: dict[str, dict[str, Any]] = {
+    "--agents": {
+        "type": int,
+        "default": 1,
+        "metavar": "N",
+        "help": "processes on this machine that share the runs (default: %(default)s); with GPUs, one for each",
+    }
+}
+"""Option of commands that train many runs."""
 
 
 def read_command(

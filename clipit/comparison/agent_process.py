@@ -1,0 +1,35 @@
+"""The process of a further agent, which `clipit.comparison.agents` starts: it trains runs until all are finished."""
+
+import json
+import logging
+import os
+import sys
+import threading
+
+from clipit.comparison.compare import train_share
+from clipit.comparison.tune import search
+from clipit.config.load import validate_file
+from clipit.errors import user_errors
+
+
+def main() -> None:
+    """Train the runs of the request on the standard input, together with the other agents."""
+    with user_errors():
+        request = json.loads(sys.stdin.buffer.readline())
+        threading.Thread(target=_end_with_the_first_agent, daemon=True).start()
+        logging.getLogger("clipit").setLevel(logging.WARNING)  # the first agent reports the runs
+        sys.argv = request["argv"]  # the command in the provenance of the results
+        file = validate_file(request["values"], "the comparison")
+        work = search if request["task"] == "tune" else train_share
+        work(file.run, file.comparison)
+
+
+def _end_with_the_first_agent() -> None:
+    """End this process when the standard input ends; runs resume from their checkpoints."""
+    while os.read(0, 1):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Agents share the runs of a comparison or search, and the results are those of one process."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock, Timeout
+from logged_lines import capture_log
+from tiny_models import MakeFile, with_comparison, with_run
+
+from clipit.comparison import agents
+from clipit.comparison.agents import compose_request, in_turn, more_agents
+from clipit.comparison.compare import compare
+from clipit.comparison.tune import tune
+from clipit.config.file import ConfigFile
+from clipit.distributed import Processes
+from clipit.errors import ConfigError
+from clipit.evaluation.predictions import read_run_predictions
+
+pytestmark = pytest.mark.slow
+
+SMALL = {
+    "training.steps": 2,
+    "training.evaluate_every": 1,
+    "evaluation.bootstrap": 20,
+    "comparison.arms": ["image_only", "clip_it_all"],
+    "comparison.seeds": [1],
+    "comparison.analyses": [],
+    "comparison.tuning_seeds": [3],
+    "comparison.learning_rates": [0.001],
+    "comparison.steps": [1],
+}
+
+
+@pytest.fixture
+def small(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
+    return configure_file({**SMALL, "output": tmp_path})
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+    """Wait until a condition holds; fail if it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+def is_locked(folder: Path) -> bool:
+    lock = FileLock(folder.with_name(f".{folder.name}.agent.lock"))
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+def test_runs_of_another_agent_are_those_of_this_process(small: ConfigFile, tmp_path: Path) -> None:
+    runs = {arm: tmp_path / "runs" / small.run.name / f"{arm}-seed1" for arm in small.comparison.arms}
+    with more_agents(2, "compare", small.run, small.comparison):  # this process trains nothing
+        wait_for(lambda: all((folder / "results.json").is_file() for folder in runs.values()))
+    lines = capture_log()
+    compare(small.run, small.comparison, agents=1)
+    assert sum(line.startswith("kept") for line in lines) == 2
+    own, own_runs = with_run(small, output=tmp_path / "own"), tmp_path / "own" / "runs" / small.run.name
+    compare(own.run, own.comparison)
+    for folder in runs.values():
+        shared, alone = (read_run_predictions(root) for root in (folder, own_runs / folder.name))
+        assert shared.ids.tolist() == alone.ids.tolist()
+        np.testing.assert_allclose(shared.probabilities, alone.probabilities, atol=1e-5)  # other numbers of threads
+
+
+def test_a_comparison_started_with_two_agents_is_complete(small: ConfigFile, tmp_path: Path) -> None:
+    file = with_comparison(small, arms=("image_only",), seeds=(1, 2))
+    threads = torch.get_num_threads()
+    folder = compare(file.run, file.comparison, agents=2)
+    assert (folder / "comparison.parquet").is_file() and torch.get_num_threads() == threads
+
+
+def test_trials_of_a_search_are_shared(small: ConfigFile) -> None:
+    file = with_comparison(small, arms=("image_only",), learning_rates=(0.001, 0.01))
+    trained = small.run.output / "tuning" / "runs"
+    with more_agents(2, "tune", file.run, file.comparison):
+        wait_for(lambda: len([*trained.rglob("results.json")]) == 2)
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("results.json")}
+    tune(file.run, file.comparison)
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("results.json")}
+
+
+def test_an_agent_ends_with_the_process_that_started_it(small: ConfigFile, tmp_path: Path) -> None:
+    long = with_run(small, training=small.run.training.model_copy(update={"steps": 1_000_000}))
+    agent = subprocess.Popen([sys.executable, "-m", "clipit.comparison.agent_process"], stdin=subprocess.PIPE)
+    assert agent.stdin is not None
+    agent.stdin.write(compose_request("compare", long.run, long.comparison))
+    agent.stdin.flush()
+    folder = tmp_path / "runs" / small.run.name / "image_only-seed1"
+    wait_for(lambda: folder.exists() and is_locked(folder))
+    agent.stdin.close()  # as the operating system does when the other process ends or is killed
+    assert agent.wait(timeout=60) == 0
+    assert not is_locked(folder) and not (folder / "results.json").exists()
+
+
+def test_runs_of_other_agents_come_last(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    folders[1].mkdir()
+    (folders[1] / "results.json").write_text("{}", encoding="utf-8")
+    held = FileLock(tmp_path / ".first.agent.lock", thread_local=False)
+    held.acquire()
+    lines = capture_log()
+    turns = in_turn(folders)
+    assert [next(turns), next(turns)] == [1, 2]
+    threading.Timer(0.3, held.release).start()
+    assert next(turns) == 0 and [*turns] == []
+    assert lines == ["waiting: other agents train the last 1 run"]
+
+
+def test_agents_that_cannot_share_the_runs_are_an_error(small: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="name at least one"):
+        compare(small.run, small.comparison, agents=0)
+    assert not (small.run.output / "runs").exists()
+    monkeypatch.setattr(agents, "get_processes", lambda: Processes(0, 2, torch.device("cpu")))
+    with (
+        pytest.raises(ConfigError, match="without accelerate launch"),
+        more_agents(2, "tune", small.run, small.comparison),
+    ):
+        pass
+    monkeypatch.setattr(agents, "get_processes", lambda: Processes(0, 1, torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="--agents 1"):
+        more_agents(2, "tune", small.run, small.comparison).__enter__()

@@ -109,13 +109,21 @@ def test_runs_of_other_agents_come_last(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("first", "second", "third")]
     folders[1].mkdir()
     (folders[1] / "results.json").write_text("{}", encoding="utf-8")
-    held = FileLock(tmp_path / ".first.agent.lock", thread_local=False)
-    held.acquire()
-    lines = capture_log()
+    held, finish = threading.Event(), threading.Event()
+
+    def train() -> None:
+        with FileLock(tmp_path / ".first.agent.lock"):
+            held.set()
+            finish.wait()
+
+    other = threading.Thread(target=train)
+    other.start()
+    held.wait()
+    lines = capture_log(lambda line: finish.set())  # the other agent finishes once this one waits
     turns = in_turn(folders)
     assert [next(turns), next(turns)] == [1, 2]
-    threading.Timer(0.3, held.release).start()
     assert next(turns) == 0 and [*turns] == []
+    other.join()
     assert lines == ["waiting: other agents train the last 1 run"]
 
 

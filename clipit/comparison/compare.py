@@ -25,12 +25,12 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError
 from clipit.evaluation.score_row import ScoreRow
 from clipit.pairing.leaks import patient_of
+from clipit.patients import patients
 from clipit.progress import RunsLeft
 from clipit.prompts.prompt_set import check_classes, load_prompts
 from clipit.reports.readers import Report
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
-from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.own_reports import own_report_labels

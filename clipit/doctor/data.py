@@ -65,8 +65,8 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
 
 def _patients_unknown(subject: str, config: TilesConfig, tiles: "TileSet") -> list[Check]:
     """Warn if no tile has a patient or slide, except in a published data set, whose groups are documented."""
+    from clipit.patients import patients
     from clipit.tiles.datasets import DATASETS
-    from clipit.tiles.splits import patients
 
     if config.source in DATASETS or (patients(tiles.groups, tiles.ids) != "").any():
         return []

@@ -20,12 +20,13 @@ from clipit.mil.feature_file_checks import (
     find_copies,
 )
 from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
+from clipit.patients import patients
 from clipit.slides.opening import slide_name
 from clipit.stores.slide_features import find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation
 from clipit.tiles.source import ALIASES, check_class_names, check_group_names
-from clipit.tiles.splits import check_groups, patients, resolve_parts
+from clipit.tiles.splits import check_groups, resolve_parts
 from clipit.tiles.table import open_table, read_columns
 from clipit.tiles.tileset import TileSet
 

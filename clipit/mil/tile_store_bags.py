@@ -12,9 +12,9 @@ from clipit.artifacts import fingerprint
 from clipit.errors import DataError, shortlist
 from clipit.evaluation.predictions import NO_LABEL
 from clipit.mil.bags import MilBags
+from clipit.patients import patients
 from clipit.slides.grid import parse_tile_id
 from clipit.stores.embed import Store
-from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 
 Unit = Literal["slide", "patient"]

@@ -13,9 +13,9 @@ from jaxtyping import Int64, Shaped
 
 from clipit.errors import DataError, shortlist
 from clipit.pairing.leaks import patient_of
+from clipit.patients import patients
 from clipit.reports.metadata import parse_date
 from clipit.reports.readers import Report
-from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 
 _SHOWN = 3  # groups in a message

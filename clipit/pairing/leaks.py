@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8, UInt64
 
 from clipit.config.run import LeaksConfig
+from clipit.patients import patient, patient_in, patients
 from clipit.reports.readers import Report
 from clipit.tiles.perceptual import Fingerprints, oriented
-from clipit.tiles.splits import patient, patient_in, patients
 from clipit.tiles.tileset import SPLITS, TileSet
 
 _BANDS, _WIDTH = 4, 16

@@ -8,9 +8,9 @@ import pyarrow as pa
 from jaxtyping import Bool, Int
 
 from clipit.errors import DataError, shortlist
+from clipit.patients import patient, patient_in
 from clipit.stores.embed import Store
 from clipit.stores.index import Index
-from clipit.tiles.splits import patient, patient_in
 
 
 def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[str]) -> Bool[np.ndarray, "s"]:

@@ -8,6 +8,7 @@ from typing import Any
 from clipit.config.run import ReportsConfig
 from clipit.data_files import delimiter_hint, read_csv
 from clipit.errors import DataError, shortlist
+from clipit.patients import all_patients_in, leading_patient
 from clipit.reports.textfiles import RawReport
 
 ORGANS: Mapping[str, str] = {
@@ -49,17 +50,9 @@ ORGANS: Mapping[str, str] = {
 
 Two codes have no single organ: DLBC (lymphoma, mostly of lymph nodes) and SARC (soft tissue of any site).
 """
-_BARCODE = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
-_ANYWHERE = re.compile(rf"(?<![A-Z0-9]){_BARCODE.pattern}", re.IGNORECASE)
 _PROJECT = re.compile(rf"(?<![A-Z0-9])TCGA-({'|'.join(ORGANS)})(?![A-Z0-9-])", re.IGNORECASE)
 _PROJECT_COLUMNS = frozenset({"project", "project_id", "cancer_type", "study"})
 _LONGEST_NAME = 300  # characters of a cell or path; longer cells are texts
-
-
-def patient_of(name: str) -> str | None:
-    """Return the patient barcode (`TCGA-BP-5195`) at the beginning of a name; None without one."""
-    match = _BARCODE.match(name)
-    return match[1].upper() if match else None
 
 
 def tcga_names(cells: Mapping[str, Any], text_column: str) -> tuple[str, ...]:
@@ -99,7 +92,7 @@ def add_patients(
         if "tcga-" not in names.lower():
             yield raw
             continue
-        patients = {match[1].upper() for match in _ANYWHERE.finditer(names)}
+        patients = all_patients_in(names)
         if len(patients) > 1:
             several.append(raw.report_id or raw.where)
             yield raw
@@ -151,8 +144,8 @@ def read_organs(path: Path) -> dict[str, str]:
     organ_of: dict[str, str] = {}
     for line, cells in zip(table.lines, table.rows, strict=True):
         row = dict(zip(table.header, cells, strict=True))
-        patient, code = patient_of(row["patient_id"]), row["cancer_type"].upper().removeprefix("TCGA-")
-        if patient is None or code not in ORGANS:
+        patient, code = leading_patient(row["patient_id"]), row["cancer_type"].upper().removeprefix("TCGA-")
+        if not patient or code not in ORGANS:
             raise DataError(
                 f"{row['patient_id']!r} with cancer type {row['cancer_type']!r} is no TCGA patient or project code",
                 where=f"{path}, line {line}",

@@ -10,7 +10,7 @@ from typing import Any
 from clipit.config.run import ReportsConfig
 from clipit.data_files import MISSING_VALUES, CsvTable, cell_text, delimiter_hint, neighbours, without_decimals
 from clipit.errors import DataError, shortlist
-from clipit.reports.barcodes import patient_of
+from clipit.patients import leading_patient
 from clipit.reports.tables import read_side_table
 from clipit.reports.textfiles import RawReport
 
@@ -125,7 +125,7 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
         dict(zip(table.header, (_text(cell, path, line) for cell in cells), strict=True))
         for line, cells in zip(table.lines, table.rows, strict=True)
     ]
-    names = [values[column] if by_report else (patient_of(values[column]) or values[column]) for values in parsed]
+    names = [values[column] if by_report else (leading_patient(values[column]) or values[column]) for values in parsed]
     keys = names if by_report else [key or "" for key in without_decimals(names)]
     for line, values, key in zip(table.lines, parsed, keys, strict=True):
         row = {fact: values[columns[fact]] or None for fact in facts}
@@ -159,7 +159,7 @@ def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str
             return column, by_report
     if config.tcga_barcodes and table.rows:
         barcodes = [
-            name for place, name in enumerate(table.header) if all(patient_of(row[place]) for row in table.rows)
+            name for place, name in enumerate(table.header) if all(leading_patient(row[place]) for row in table.rows)
         ]
         if len(barcodes) == 1:
             return barcodes[0], False
@@ -206,8 +206,8 @@ def _is_date(text: str) -> bool:
 
 def _patient(report: RawReport) -> str:
     """Return the patient of a report: its group, or the TCGA patient in its file name."""
-    name = report.group or patient_of(PurePosixPath(report.report_id or "").name) or ""
-    return patient_of(name) or name
+    name = report.group or leading_patient(PurePosixPath(report.report_id or "").name) or ""
+    return leading_patient(name) or name
 
 
 def _text(cell: str, path: Path, line: int) -> str:

@@ -26,7 +26,8 @@ from clipit.data_files import (
 )
 from clipit.errors import DataError, shortlist
 from clipit.json_record import unique_keys
-from clipit.reports.barcodes import patient_of, tcga_names
+from clipit.patients import leading_patient
+from clipit.reports.barcodes import tcga_names
 from clipit.reports.encodings import check_lfs_pointer, codec, decoding
 from clipit.reports.textfiles import RawReport
 from clipit.reports.workbooks import read_workbook
@@ -96,7 +97,7 @@ def _header_hint(config: ReportsConfig, table: CsvTable) -> str:
     """Return advice if the first row looks like data: a long cell, a number, a barcode, or one that occurs again."""
     first_row = table.header
     if config.columns or not any(
-        len(cell) > _LONGEST_NAME or patient_of(cell) or cell.strip().replace(".", "", 1).isdecimal()
+        len(cell) > _LONGEST_NAME or leading_patient(cell) or cell.strip().replace(".", "", 1).isdecimal()
         for cell in first_row
     ):
         return ""

@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from clipit.config.run import ReportsConfig
 from clipit.data_files import delimiter_hint, list_files
 from clipit.errors import DataError, shortlist
-from clipit.reports.barcodes import patient_of, read_organs
+from clipit.patients import leading_patient
+from clipit.reports.barcodes import read_organs
 from clipit.reports.tables import csv_reports, read_csv_table
 from clipit.reports.textfiles import RawReport, is_text, read_texts, zip_members
 
@@ -30,8 +31,8 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
     organ_of = read_organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
     unknown: set[str] = set()
     for raw in _read_raw(path, config, problems):
-        patient = patient_of(PurePosixPath(raw.report_id or "").name)
-        if patient is None:
+        patient = leading_patient(PurePosixPath(raw.report_id or "").name)
+        if not patient:
             if _is_csv(path):
                 raise DataError(
                     f"{ID_COLUMN} {raw.report_id!r} does not begin with a TCGA barcode such as TCGA-BP-5195",

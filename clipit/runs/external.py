@@ -17,6 +17,7 @@ from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, ModelError
+from clipit.patients import patients
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.runs.card import write_card
 from clipit.runs.external_results import score_external, write_external
@@ -28,7 +29,6 @@ from clipit.runs.training_tiles import find_training_tiles
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import mpp_warning
 from clipit.tiles.overview import tiles_overview
-from clipit.tiles.splits import patients
 from clipit.training.terms.table import uses_reports
 from clipit.workspace.external_leaks import enforce_on_external, note_reports
 from clipit.workspace.workspace import Workspace

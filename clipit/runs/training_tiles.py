@@ -14,8 +14,8 @@ from clipit.config.run import RunConfig
 from clipit.errors import ClipitError, DataError, shortlist
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.pairing.leaks import Prints, SeenTiles, find_shared_patients
+from clipit.patients import patients
 from clipit.runs.folder import read_run_config, read_training
-from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import hash_images, select_prints
 from clipit.workspace.tile_hashes import cached_hashes

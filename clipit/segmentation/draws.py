@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from clipit.tiles.splits import patients, shuffled
+from clipit.patients import patients
+from clipit.tiles.splits import shuffled
 
 
 def draw_order(ids: Shaped[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, " n"]:

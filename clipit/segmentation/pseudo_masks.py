@@ -13,8 +13,8 @@ from clipit.evaluation.predictions import NO_LABEL, softmax
 from clipit.mil.bags import MilBags
 from clipit.mil.tile_store_bags import common_labels
 from clipit.mil.training import MilModel
+from clipit.patients import patients
 from clipit.segmentation.token_store import TokenStore
-from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 
 

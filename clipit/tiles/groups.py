@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from clipit.errors import DataError, shortlist
+from clipit.patients import patient_in
 from clipit.tiles.source import SourceTiles
-from clipit.tiles.splits import patient_in
 
 GROUP_COLUMNS = (
     "patientid", "patient", "patientbarcode", "bcrpatientbarcode", "patientno", "patientnumber", "patientname",

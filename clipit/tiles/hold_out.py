@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from clipit.errors import DataError, shortlist
-from clipit.tiles.splits import patients, shuffled
+from clipit.patients import patients
+from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import TileSet
 
 _UNKNOWN = "groups unknown: tiles of one patient may be on both sides, so {split} scores may be too high"

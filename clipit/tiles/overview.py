@@ -4,7 +4,7 @@ import numpy as np
 
 from clipit.config.run import TilesConfig
 from clipit.errors import printable, shortlist
-from clipit.tiles.splits import patients
+from clipit.patients import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 
 _MOST_CLASSES = 10  # listed; the others are counted

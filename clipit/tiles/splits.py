@@ -1,7 +1,6 @@
-"""Splits: map the parts of a source, name the patients of tiles, and check that no group crosses splits."""
+"""Splits: map the parts of a source, and check that no group crosses splits."""
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from clipit.errors import ConfigError, DataError, shortlist
+from clipit.patients import patients
 from clipit.tiles.tileset import TileSet
 
 
@@ -22,35 +22,6 @@ def shuffled(names: Shaped[np.ndarray, " n"] | Sequence[str], seed: int, purpose
     digests = [hashlib.blake2b(prefix + value.encode(), digest_size=8).digest() for value in values]
     order = sorted(range(len(values)), key=lambda index: (digests[index], values[index]))
     return np.asarray(order, dtype=np.int64)
-
-
-_TCGA = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
-
-
-def patient(group: str) -> str:
-    """Return the patient of a group: the first 12 characters of a TCGA barcode, or any other name, stripped.
-
-    `TCGA-A6-2671-01Z-00-DX1`, `TCGA-A6-2671-11A` and `slides/TCGA-A6-2671-01Z.svs` are slides and a sample of one
-    patient, `TCGA-A6-2671`.
-    """
-    name = group.strip()
-    barcode = _TCGA.match(re.split(r"[/\\]", name)[-1])
-    return barcode[0].upper() if barcode else name
-
-
-def patient_in(name: str) -> str:
-    """Find the TCGA patient in the id of a tile or report (the last one in a path); "" if there is none."""
-    barcodes = _TCGA.findall(name)
-    return barcodes[-1].upper() if barcodes else ""
-
-
-def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-    """Return the patient (or slide) of each tile: `patient` of its group, else `patient_in` of its id, else ""."""
-    names, rows = np.unique(groups, return_inverse=True)
-    result = np.asarray([patient(name) for name in names.tolist()], dtype=object)[rows]
-    nameless = np.flatnonzero(result == "")
-    result[nameless] = [patient_in(name) for name in ids[nameless].tolist()]
-    return result
 
 
 SplitName = Literal["train", "validation", "test"]

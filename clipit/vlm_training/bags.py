@@ -9,8 +9,8 @@ from clipit.artifacts import fingerprint
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import ConfigError, DataError
+from clipit.patients import patients
 from clipit.prompts.dictionary import load_dictionary
-from clipit.tiles.splits import patients
 from clipit.training.terms.bag_members import make_bags, neighbour_members, prompt_members
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.cases import code_pixels

@@ -14,10 +14,10 @@ from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError
 from clipit.pairing.cases import Cases
+from clipit.patients import patients
 from clipit.prompts.prompt_set import load_bag
 from clipit.reports.build import snippet_keys
 from clipit.reports.readers import Reports
-from clipit.tiles.splits import patients
 from clipit.training.terms.case_labels import exchange_order
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.workspace.leak_policy import hash_images

@@ -12,7 +12,7 @@ from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import DataError, shortlist
 from clipit.pairing.leaks import Leak, find_copies, find_leaks, find_shared_patients
-from clipit.tiles.splits import patients
+from clipit.patients import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.captions import FittedTexts, fit_texts

@@ -15,10 +15,10 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import shortlist
 from clipit.pairing.leaks import Leak, Prints, find_leaks, patient_of
+from clipit.patients import patients
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.perceptual import Fingerprints
-from clipit.tiles.splits import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.leak_policy import hash_images, leak_folder
 from clipit.workspace.preflight import check_output

@@ -7,8 +7,8 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ClipitError, DataError, shortlist
 from clipit.pairing.leaks import Leak, Prints, SeenTiles, find_copies, find_shared_patients, patient_of
+from clipit.patients import patients
 from clipit.tiles.perceptual import Fingerprints
-from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import hash_images
 

@@ -15,8 +15,8 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, shortlist
 from clipit.pairing.leaks import Leak, Prints, find_copies, find_leaks, patient_of, report_leaks
+from clipit.patients import patients
 from clipit.tiles.perceptual import Fingerprints
-from clipit.tiles.splits import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.tile_hashes import tile_digests, tile_hashes
 

@@ -9,7 +9,8 @@ from jaxtyping import Int64
 from clipit.config.run import RunConfig
 from clipit.errors import shortlist
 from clipit.pairing.leaks import near_leaks
-from clipit.tiles.splits import patients, shuffled
+from clipit.patients import patients
+from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.tile_hashes import tile_hashes
 

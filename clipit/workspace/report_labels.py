@@ -13,11 +13,11 @@ from clipit.errors import ConfigError, DataError, shortlist
 from clipit.evaluation.report_agreement import Agreement, measure_agreement
 from clipit.evaluation.report_classifier import cross_fitted_probabilities
 from clipit.pairing.leaks import patient_of, report_leaks
+from clipit.patients import patients
 from clipit.progress import progress
 from clipit.reports.readers import Report, read_reports
 from clipit.reports.rules import ReportLabel, RuleSet, label_report, load_rules
 from clipit.tiles.labels import hide_labels
-from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.report_vectors import report_vectors
 from clipit.workspace.tile_reading import artefacts_of, read_with_overview, with_kept_size

@@ -14,10 +14,11 @@ from PIL import Image, ImageEnhance
 from clipit.config.run import LeaksConfig
 from clipit.errors import DataError
 from clipit.pairing.leaks import Leak, exact_leaks, find_leaks, group_leaks, near_hashes, near_leaks, report_leaks
+from clipit.patients import patient, patient_in
 from clipit.reports.readers import Report
 from clipit.tiles.hold_out import hold_out_validation
 from clipit.tiles.perceptual import Fingerprints, dihedral_hashes, fingerprints, oriented, pixel_digest
-from clipit.tiles.splits import check_groups, patient, patient_in
+from clipit.tiles.splits import check_groups
 from clipit.tiles.tileset import TileSet
 
 NEAR = LeaksConfig(pixels="near")

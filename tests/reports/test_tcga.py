@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError
-from clipit.reports.barcodes import ORGANS, patient_of
+from clipit.patients import leading_patient
+from clipit.reports.barcodes import ORGANS
 from clipit.reports.readers import read_reports
 from clipit.reports.tcga import CSV
 
@@ -133,10 +134,10 @@ def test_bad_cancer_types(published: Path, tmp_path: Path, content: str | None, 
 
 
 def test_barcodes() -> None:
-    assert patient_of("TCGA-BP-5195-01Z-00-DX1.ABC") == "TCGA-BP-5195"
-    assert patient_of("tcga-a8-a08b.x") == "TCGA-A8-A08B"
-    assert patient_of("TCGA-BP-51955.x") is None
-    assert patient_of("my TCGA-BP-5195") is None
+    assert leading_patient("TCGA-BP-5195-01Z-00-DX1.ABC") == "TCGA-BP-5195"
+    assert leading_patient("tcga-a8-a08b.x") == "TCGA-A8-A08B"
+    assert leading_patient("TCGA-BP-51955.x") == ""
+    assert leading_patient("my TCGA-BP-5195") == ""
 
 
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="set CLIPIT_TEST_DATA to the folder with real reports")

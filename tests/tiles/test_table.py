@@ -10,8 +10,8 @@ import pytest
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
+from clipit.patients import patients
 from clipit.tiles.load import load_tiles
-from clipit.tiles.splits import patients
 
 from .conftest import paint, write_table
 

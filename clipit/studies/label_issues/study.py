@@ -23,6 +23,7 @@ from clipit.evaluation.label_issues import (
     rank_issues,
 )
 from clipit.evaluation.neighbours import nearest_rows
+from clipit.patients import patients
 from clipit.reporting.html import write_page
 from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
 from clipit.reporting.study_report import collect_provenance, describe_model, study_note
@@ -30,7 +31,6 @@ from clipit.reporting.thumbnails import jpeg_uri, thumbnail
 from clipit.runs.feature_stores import vlm_facts
 from clipit.studies.features import backbone_features
 from clipit.studies.label_issues.verified import read_verified, score_verified
-from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace

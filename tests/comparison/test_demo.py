@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from logged_lines import capture_log
 
+import clipit
 import clipit.comparison.demo as module
 from clipit.comparison.demo import write_demo_world
 from clipit.config.load import validate
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError
+from clipit.synthetic.cases import CaseWorldConfig
 from clipit.synthetic.world import WorldConfig, write_world
 
 SMALL = WorldConfig(seed=3, train=16, validation=8, test=8, shift=8, reports=4)
@@ -40,6 +42,21 @@ def test_world_is_written_once(config: RunConfig, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in world.iterdir()}
     assert write_demo_world(config) == world and len(said) == 1
     assert {path: path.stat().st_mtime_ns for path in world.iterdir()} == before
+
+
+def test_world_of_cases_is_written_with_the_files_of_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = CaseWorldConfig(seed=3, train=4, validation=2, test=2, external=2, shift=2)
+    monkeypatch.setattr(module, "CASE_WORLD", small)
+    monkeypatch.chdir(tmp_path)
+    config = clipit.load_config("demo_own_reports").run
+    world = write_demo_world(config, cases=True)
+    assert Path(config.tiles.path).is_file() and world.samefile(Path(config.tiles.path).parent)
+    assert config.reports is not None and Path(config.reports.path).is_file()
+    assert Path(str(config.soft_labels.own_report.rules)).is_file()
+    with pytest.raises(ArtifactError, match="world"):
+        write_demo_world(config)  # the world without cases
 
 
 def test_empty_folder_is_filled(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

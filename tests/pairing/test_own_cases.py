@@ -1,5 +1,6 @@
 """Cases: training tiles and the reports of their own patients."""
 
+import re
 import time
 
 import numpy as np
@@ -121,6 +122,7 @@ def test_time_is_linear_in_the_number_of_patients() -> None:
         (("0017", "0018"), ("17", "19"), "1 would match without leading zeros"),
         (("P1-A", "P2-B"), ("P1", "P9"), "1 would match cut at the last '-'"),
         (("Jose\u0301",), ("Jos\u00e9",), "1 would match in one Unicode normal form"),
+        (("AB-CDEF-0001-x", "AB-CDEF-0002-y"), ("AB-CDEF-0001", "Q"), "1 would match cut to 12 characters"),
         (("P1", "P2"), ("Q1", "Q2"), "no simple change of spelling would match"),
     ],
 )
@@ -129,6 +131,13 @@ def test_groups_that_never_meet(groups: tuple[str, ...], names: tuple[str, ...],
         join_cases([report(f"r{name}", name) for name in names], tiles(*(("train", group) for group in groups)))
     message = str(error.value)
     assert hint in message and all(name in message for name in (*groups, *names)), message
+
+
+def test_of_many_groups_that_never_meet_three_are_shown() -> None:
+    with pytest.raises(DataError) as error:
+        join_cases([report(f"r{i}", f"Q{i}") for i in range(9)], tiles(*(("train", f"P{i}") for i in range(9))))
+    shown = re.findall(r"\b[PQ]\d\b", str(error.value))
+    assert sorted(shown) == ["P0", "P1", "P2", "Q0", "Q1", "Q2"], error.value
 
 
 def test_no_groups_on_one_side() -> None:

@@ -108,6 +108,20 @@ def test_rules_read_every_report_once_for_all_arms(own: Own, monkeypatch: pytest
     assert len(read) == WITH_REPORT
 
 
+@pytest.mark.parametrize(("several", "expected"), [("all", [0.5, 0.0, 0.5]), ("latest", [0.0, 0.0, 1.0])])
+def test_several_reports_of_a_patient_are_averaged_or_the_latest_is_taken(
+    own: Own, tmp_path: Path, several: str, expected: list[float]
+) -> None:
+    path = write_reports(tmp_path / "several.jsonl", lambda split, row: row.update(date="2020-05-31"))
+    later = {"id": "later", "text": "None.", "patient": "train-0", "finding": "tumour", "organ": "colon"}
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({**later, "date": "2021-01-01"}) + "\n")
+    keys = {"reports.path": str(path), "reports.date_column": "date", "soft_labels.own_report.several": several}
+    found = labels_of(own("label", **keys))
+    assert found.probabilities[0].tolist() == expected, "patient 0 was gland first and tumour later"
+    assert found.classes[4] == 1 and found.weights[0] == 1
+
+
 def test_a_class_map_renames_labels(own: Own) -> None:
     config = own("label", **{"soft_labels.own_report.class_map": {"something else": "stroma", "gland": "tumour"}})
     found = labels_of(config)

@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,20 @@ import pytest
 import yaml
 from PIL import Image
 
+import clipit
 from clipit.config.command_line import read_reports_command
 from clipit.config.load import nested
-from clipit.config.run import RunConfig
+from clipit.config.run import ReportsConfig, RunConfig
 from clipit.errors import ConfigError, DataError
 from clipit.evaluation.report_agreement import measure_agreement
+from clipit.reports.readers import read_reports
+from clipit.reports.rule_set import load_rules
+from clipit.reports.rules import label_report
+from clipit.training.arms import resolve_arm
+from clipit.training.terms.own_reports import own_report_labels
 from clipit.workspace.report_label_files import sample_reports, write_report_labels
 from clipit.workspace.report_labels import CorpusLabels, label_corpus, measure_labels
+from clipit.workspace.workspace import Workspace
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report_labels.py"
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">"
@@ -254,6 +262,7 @@ def test_without_rules_and_labels_of_reports_the_classifier_learns_from_the_tile
 
 DATA = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"
 REPORTS, WORKBOOK = DATA / "tcga_prad_reports_denoised.zip", DATA / "tcga_prad_gleason_labels.xlsx"
+COLON = DATA / "tcga_colon_reports_clipit.txt"
 
 
 @pytest.mark.skipif(not WORKBOOK.is_file(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
@@ -278,6 +287,52 @@ def test_the_gleason_rules_agree_with_the_published_grades_of_the_prostate_repor
     assert (agreement.scores["macro_f1"] or 0) > 0.88
     assert (agreement.scores["accuracy_answered"] or 0) > 0.97
     assert (agreement.scores["answered"] or 0) > 0.8
+
+
+@pytest.mark.skipif(not REPORTS.is_file(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
+def test_the_recipe_for_tcga_joins_tiles_and_real_reports_by_barcode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(REPORTS) as archive:
+        names = sorted({Path(name).name[:12] for name in archive.namelist() if Path(name).name.startswith("TCGA-")})
+    patients = [
+        (name, split)
+        for name, split in zip(names[:80], ["train"] * 48 + ["validation"] * 12 + ["test"] * 20, strict=True)
+    ]
+    (tmp_path / "tiles").mkdir()
+    rows = ["path,label,split,group"]
+    for patient, split in patients:
+        Image.new("RGB", (8, 8), (200, 100, len(rows))).save(tmp_path / "tiles" / f"{patient}.png")
+        rows.append(f"{patient}.png,{'' if split == 'train' else 'grade group 1'},{split},{patient}-01Z-00-DX1")
+    (tmp_path / "tiles.csv").write_text("\n".join(rows), encoding="utf-8")
+    config = clipit.load_config(
+        "own_reports_tcga",
+        {
+            "output": str(tmp_path),
+            "tiles.path": str(tmp_path / "tiles.csv"),
+            "tiles.images": str(tmp_path / "tiles"),
+            "tiles.classes": [f"grade group {n}" for n in range(1, 6)],
+            "tiles.labels": {"kind": "all"},
+            "reports.path": str(REPORTS),
+            "reports.cancer_types": str(DATA / "tcga_patient_to_cancer_type.csv"),
+            "reports.organs": ["prostate"],
+            "soft_labels.own_report.rules": "gleason",
+            "vlm.name": "embedded",
+        },
+    )
+    run = resolve_arm(config.run.model_copy(update={"arm": "own_rules"}))
+    workspace = Workspace(run)
+    found = own_report_labels(run, workspace, workspace.tiles(0))
+    account = found.facts["cases"]
+    assert (account["cases_with_report"], account["later_splits"], account["external"]) == (48, 32, 324)
+    assert 36 <= found.facts["labelled_cases"] == found.facts["unlabelled_tiles"] <= 46, "some state several grades"
+
+
+@pytest.mark.skipif(not COLON.is_file(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
+def test_few_real_colon_reports_state_a_microsatellite_status() -> None:
+    reports = read_reports(ReportsConfig(path=str(COLON))).reports
+    answers = [label_report(report.text, load_rules("msi")).answer for report in reports]
+    assert len(answers) == 376 and sum(answer in ("MSI-H", "MSS") for answer in answers) == 9
 
 
 def write_grade_groups(workbook: Path, table: Path) -> None:

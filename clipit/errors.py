@@ -81,6 +81,17 @@ def shortlist(items: Sequence[object], most: int = 5) -> str:
     return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number with its noun, and the verb if it is given: 1 file, 2,000 files; 1 file is, 2 files are.
+
+    Args:
+        number: Number of things.
+        one: Singular, such as "file" or "file is".
+        several: Plural; "" for the singular with an s.
+    """
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
 @contextmanager
 def disk_errors(where: object) -> Iterator[None]:
     """Turn a full disk or a missing permission into an `ArtifactError` that names the path."""

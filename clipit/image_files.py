@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from clipit.data_files import list_files
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.image_readers import file_stamp
 from clipit.images import is_image
 
@@ -28,7 +28,8 @@ def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tup
     )
     if undecodable:
         raise DataError(
-            f"{len(undecodable)} files have names that are not UTF-8: {shortlist(undecodable)}",
+            f"{counted(len(undecodable), 'file has a name that is', 'files have names that are')} not UTF-8: "
+            f"{shortlist(undecodable)}",
             where=folder,
             fix="rename them, for example with convmv",
         )

@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from clipit.errors import DataError, is_limit, shortlist
+from clipit.errors import DataError, counted, is_limit, shortlist
 from clipit.images import ImageError, decode
 
 T = TypeVar("T")
@@ -231,7 +231,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
     repeated = [name for name, count in Counter(info.filename for info in members).items() if count > 1]
     if repeated:
         raise DataError(
-            f"{len(repeated)} names occur more than once in the zip: {shortlist(repeated)}",
+            f"{counted(len(repeated), 'name occurs', 'names occur')} more than once in the zip: {shortlist(repeated)}",
             where=path,
             fix="repack it from a folder; programs differ in which of the files they read",
         )

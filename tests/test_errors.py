@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clipit.artifacts import reading
-from clipit.errors import ArtifactError, DataError, disk_errors, explain, shortlist, user_errors
+from clipit.errors import ArtifactError, DataError, counted, disk_errors, explain, shortlist, user_errors
 from clipit.models.loading import foreign_errors
 
 FULL = Path("/dev/full")
@@ -230,3 +230,9 @@ def test_lack_of_memory_is_told_as_such(error: Exception, capsys: pytest.Capture
         assert stop.value.code == 2
         told = capsys.readouterr().err
         assert told.startswith("error: not enough memory") and "vlm.batch_size" in told and "delete" not in told
+
+
+def test_counts_have_the_number_of_their_noun_and_verb() -> None:
+    assert [counted(n, "file") for n in (0, 1, 2, 1500)] == ["0 files", "1 file", "2 files", "1,500 files"]
+    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
+    assert [counted(n, "file is", "files are") for n in (1, 2)] == ["1 file is", "2 files are"]

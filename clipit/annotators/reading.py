@@ -20,7 +20,7 @@ from clipit.data_files import (
     neighbours,
     read_csv,
 )
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _WHERE = "tiles.annotations"
@@ -98,7 +98,7 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
     code_of = {name: code for code, name in enumerate(classes)}
     unknown = Counter(label for label in table.labels if label not in code_of)
     if unknown:
-        listed = shortlist([f"{name!r} in {count} rows" for name, count in sorted(unknown.items())])
+        listed = shortlist([f"{name!r} in {counted(count, 'row')}" for name, count in sorted(unknown.items())])
         raise DataError(
             f"labels of annotators outside the classes: {listed}",
             where=table.where,
@@ -196,7 +196,8 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
     ]
     if missing:
         raise DataError(
-            f"{len(missing)} labels mark a missing value in many programs: {shortlist(missing)}",
+            f"{counted(len(missing), 'label marks', 'labels mark')} a missing value in many programs: "
+            f"{shortlist(missing)}",
             where=path,
             fix="leave these cells empty, or name the label in tiles.class_map if it is a class",
         )
@@ -229,7 +230,7 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
         )
     notes = []
     if empty:
-        notes.append(f"{empty} rows of annotators without a label left out")
+        notes.append(f"{counted(empty, 'row')} of annotators without a label left out")
     if repeated:
         notes.append(f"{repeated} repeated rows of annotators left out (same tile, annotator and label)")
     return AnnotationTable(
@@ -297,7 +298,7 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
         problems.append(f"{len(large)} rows with more than {MOST_VOTES:,} votes: {shortlist(large)}")
     if problems:
         raise DataError("; ".join(problems), where=path, fix="write one row per tile, with a whole number per class")
-    notes = (f"{without} rows without a vote left out",) if without else ()
+    notes = (f"{counted(without, 'row')} without a vote left out",) if without else ()
     return AnnotationTable(tiles, [ANONYMOUS] * len(tiles), labels, times, str(path), notes)
 
 
@@ -315,7 +316,7 @@ def _map_labels(table: AnnotationTable, class_map: Mapping[str, str]) -> Annotat
         else:
             others[label] += times
     listed = shortlist([f"{name}: {count}" for name, count in sorted(others.items())])
-    note = f"{sum(others.values())} labels of annotators outside tiles.class_map left out ({listed})"
+    note = f"{counted(sum(others.values()), 'label')} of annotators outside tiles.class_map left out ({listed})"
     return AnnotationTable(
         [key[0] for key in summed],
         [key[1] for key in summed],

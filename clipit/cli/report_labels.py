@@ -6,7 +6,7 @@ The configuration needs no tiles. With tiles, reports of patients with validatio
 from typing import Any
 
 from clipit.config.command_line import read_reports_command
-from clipit.errors import user_errors
+from clipit.errors import counted, user_errors
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         labels = label_corpus(config, tiles=tiles, classifier=not options.rules_only)
         if get_processes().main:
             page = write_report_labels(config, labels, per_answer=options.per_answer)
-            print(f"\n{len(labels.reports):,} reports")
+            print(f"\n{counted(len(labels.reports), 'report')}")
             if labels.found:
                 counts = count_answers(labels.found, labels.classes)
                 print(f"\n{markdown_table(('answer of the rules', 'reports'), list(counts.items()))}\n")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from clipit.config.run import RunConfig, TilesConfig
 from clipit.data_files import hub_id, neighbours
 from clipit.doctor.checks import Check, failed_check
-from clipit.errors import ClipitError
+from clipit.errors import ClipitError, counted
 
 if TYPE_CHECKING:
     from clipit.tiles.tileset import TileSet
@@ -108,7 +108,7 @@ def check_reports(config: RunConfig) -> list[Check]:
         corpus = read_reports(reports)
     except ClipitError as error:
         return [failed_check("reports", error)]
-    problems = f"; {len(corpus.problems)} problems, first: {corpus.problems[0]}" if corpus.problems else ""
+    problems = f"; {counted(len(corpus.problems), 'problem')}, first: {corpus.problems[0]}" if corpus.problems else ""
     return [Check("PASS", "reports", f"{reports.path}: {len(corpus.reports)} with text{problems}")]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.evaluation.metrics import count_scores
 from clipit.evaluation.predictions import softmax
 
@@ -192,7 +192,8 @@ def _require_labels(present: Int64[np.ndarray, " k"], validation_labels: Int64[n
     if len(present) < 2 or not len(validation_labels):
         raise DataError(
             f"a linear probe needs training labels of two classes and validation labels; "
-            f"there are {len(present)} classes and {len(validation_labels)} validation labels",
+            f"there are {counted(len(present), 'class', 'classes')} and "
+            f"{counted(len(validation_labels), 'validation label')}",
             where="tiles.labels",
             fix="label more tiles",
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Shaped
 
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.evaluation.calibration import fit_temperature, with_temperature
 from clipit.evaluation.intervals import group_numbers
 
@@ -87,8 +87,9 @@ def cross_fitted_probabilities(
     classes, owners = np.unique(labels[labelled]), np.unique(units[labelled])
     if len(classes) < 2 or len(owners) < 2:
         raise DataError(
-            f"a text classifier needs labelled reports of two classes and two groups; there are {len(classes)} classes "
-            f"and {len(owners)} groups among {len(labelled)} labelled reports",
+            "a text classifier needs labelled reports of two classes and two groups; there are "
+            f"{counted(len(classes), 'class', 'classes')} "
+            f"and {counted(len(owners), 'group')} among {counted(len(labelled), 'labelled report')}",
             where="labels of reports",
             fix="label more reports, or use rules",
         )

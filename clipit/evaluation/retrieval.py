@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.features import Features, class_counts
 from clipit.evaluation.neighbours import class_votes, nearest_rows
 
@@ -73,7 +73,10 @@ def recall_at(
             continue
         partners.setdefault(query_of[query_id], set()).add(row_of[item_id])
     if unknown:
-        raise DataError(f"{len(unknown)} pairs name unknown ids: {shortlist(unknown)}", fix="correct the ids")
+        raise DataError(
+            f"{counted(len(unknown), 'pair names', 'pairs name')} unknown ids: {shortlist(unknown)}",
+            fix="correct the ids",
+        )
     if not partners:
         return [RetrievalScore("recall", k, None, None, 0, len(gallery), "no true pair") for k in at]
     order = sorted(partners)

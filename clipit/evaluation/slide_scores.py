@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32, Float64, Int64
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 
 TOP_K = (1, 5, 10, 50, 100)
 """Values of K of the top-K means, as in CONCH's slide classification."""
@@ -135,7 +135,7 @@ def slide_table(pooled: Mapping[str, Sequence[PooledScore]], classes: Sequence[s
         for entry in of_slide:
             if len(entry.scores) != len(classes):
                 raise DataError(
-                    f"{len(entry.scores)} scores for {len(classes)} classes",
+                    f"{len(entry.scores)} scores for {counted(len(classes), 'class', 'classes')}",
                     where=slide,
                     fix="score the slide with the same classifier as the others",
                 )

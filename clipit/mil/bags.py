@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64, Shaped
 
 from clipit.artifacts import fingerprint
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.predictions import NO_LABEL
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import SPLITS
@@ -114,7 +114,9 @@ class MilBags:
         problems = []
         repeated = sorted(name for name, count in Counter(self.names.tolist()).items() if count > 1)
         if repeated:
-            problems.append(f"{len(repeated)} bags occur more than once: {shortlist(repeated)}")
+            problems.append(
+                f"{counted(len(repeated), 'bag occurs', 'bags occur')} more than once: {shortlist(repeated)}"
+            )
         unknown = sorted({*self.splits.tolist()} - {*SPLITS})
         if unknown:
             problems.append(f"unknown splits: {shortlist(unknown)}; use {', '.join(SPLITS)}")
@@ -126,7 +128,9 @@ class MilBags:
                 splits_of.setdefault(patient, set()).add(split)
         crossing = [f"{name} ({', '.join(sorted(each))})" for name, each in sorted(splits_of.items()) if len(each) > 1]
         if crossing:
-            problems.append(f"{len(crossing)} patients are in more than one split: {shortlist(crossing)}")
+            problems.append(
+                f"{counted(len(crossing), 'patient is', 'patients are')} in more than one split: {shortlist(crossing)}"
+            )
         return problems
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int64
 
 from clipit.artifacts import fingerprint
 from clipit.config.data import TilesConfig
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.image_readers import FileReader, file_stamp
 from clipit.mil.bags import MilBags
 from clipit.mil.feature_file_checks import (
@@ -277,7 +277,7 @@ def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:
             slides = hold_out_validation(slides, held_out.validation, held_out.seed)
     except DataError as error:
         raise DataError(
-            f"no slides can be held out: there are too few patients ({len(slides)} slides)",
+            f"no slides can be held out: there are too few patients ({counted(len(slides), 'slide')})",
             where=table,
             fix="add slides, name the splits in a column split, or raise mil.validation_fraction or mil.test_fraction",
         ) from error

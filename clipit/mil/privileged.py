@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from clipit.config.run import RunConfig
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.evaluation.predictions import NO_LABEL
 from clipit.mil.bags import MilBags
 from clipit.mil.targets import BagTargets, label_targets, vector_targets
@@ -90,7 +90,8 @@ def report_embeddings(
     known = np.asarray(np.linalg.norm(vectors, axis=1) > 0, dtype=np.bool_)
     if known.sum() < 2:
         raise DataError(
-            f"{int(known.sum())} training patients have a report with a snippet; at least 2 are needed",
+            f"{counted(int(known.sum()), 'training patient has', 'training patients have')} a report with a snippet; "
+            "at least 2 are needed",
             where="reports",
             fix="add reports, or check how they are cut into snippets: clipit index --config ...",
         )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
 from clipit.artifacts import fingerprint
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.predictions import NO_LABEL
 from clipit.mil.bags import MilBags
 from clipit.patients import patients
@@ -151,5 +151,5 @@ def label_notes(bags: MilBags, mixed: Int64[np.ndarray, " m"]) -> list[str]:
         notes.append(f"{len(mixed)} bags with tiles or slides of different classes have no label: {listed}")
     unlabelled = int((bags.labels == NO_LABEL).sum()) - len(mixed)
     if unlabelled:
-        notes.append(f"{unlabelled} bags have no label")
+        notes.append(f"{counted(unlabelled, 'bag has', 'bags have')} no label")
     return notes

@@ -24,7 +24,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from clipit.artifacts import file_sha256, write_json
-from clipit.errors import ModelError, shortlist
+from clipit.errors import ModelError, counted, shortlist
 from clipit.models.loading import read_json
 from clipit.models.preprocess import Preprocess
 from clipit.models.trunks import Loader, Pooling
@@ -269,7 +269,7 @@ def _problems(spec: ClassifierSpec) -> Iterator[str]:
         if len(set(names)) != len(names) or not all(names):
             yield f"{name}: empty or repeated names"
     if len(spec.classes) < 2:
-        yield f"classes: {len(spec.classes)} classes; a classifier has two or more"
+        yield f"classes: {counted(len(spec.classes), 'class', 'classes')}; a classifier has two or more"
     if spec.dim < 1:
         yield f"dim: {spec.dim} is not positive"
     if not all(value > 0 for value in spec.preprocess.std):

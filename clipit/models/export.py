@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipit.artifacts import whole_folder, write_json
-from clipit.errors import ArtifactError, ModelError, disk_errors
+from clipit.errors import ArtifactError, ModelError, counted, disk_errors
 from clipit.models.backbones import Backbone
 from clipit.models.classifier_spec import (
     ADAPTER,
@@ -265,5 +265,6 @@ def _check(
     for name, (names, embeddings) in (prompts or {}).items():
         if embeddings.shape != (len(names), dim):
             raise misfit(
-                f"prompt set {name}: {len(names)} classes with embeddings of shape {embeddings.shape}, D = {dim}"
+                f"prompt set {name}: {counted(len(names), 'class', 'classes')} with embeddings of shape "
+                f"{embeddings.shape}, D = {dim}"
             )

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from clipit.config.run import VLMConfig
-from clipit.errors import ModelError, shortlist
+from clipit.errors import ModelError, counted, shortlist
 from clipit.models.loading import expected_mpp, foreign_errors, weights_fingerprint
 from clipit.models.open_clip_files import has_quick_gelu
 from clipit.models.open_clip_vlm import TRUST
@@ -168,7 +168,8 @@ class VLM:
             ]
             if too_long:
                 raise ModelError(
-                    f"{len(too_long)} texts have more than {self.context_length} tokens: {shortlist(too_long, 3)}",
+                    f"{counted(len(too_long), 'text has', 'texts have')} more than {self.context_length} tokens: "
+                    f"{shortlist(too_long, 3)}",
                     where=self.name,
                     fix="split them, or pass truncate=True",
                 )

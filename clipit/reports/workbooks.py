@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipit.data_files import CsvTable, check_column_names
-from clipit.errors import DataError, is_limit, shortlist
+from clipit.errors import DataError, counted, is_limit, shortlist
 
 if TYPE_CHECKING:
     from openpyxl.cell.cell import Cell
@@ -125,7 +125,7 @@ def _table(filled: Sequence[Sequence["Cell"]], columns: Sequence[str] | None, wh
     beyond = [cell.coordinate for row in rows for cell in row if cell.column not in header]
     if beyond:
         raise DataError(
-            f"{len(beyond)} values in columns without a name: {shortlist(beyond)}",
+            f"{counted(len(beyond), 'value')} in columns without a name: {shortlist(beyond)}",
             where=where,
             fix="name these columns in the first row" if columns is None else "name all columns, by position",
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.tiles.load import read_tiles
 from clipit.tiles.source import spelled_alike
 from clipit.tiles.tileset import TileSet
@@ -83,6 +83,8 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
     notes = tiles.notes
     if excluded:
         by_class = ", ".join(f"{name}: {count}" for name, count in excluded.items())
-        notes += (f"{sum(excluded.values())} tiles of classes that the classifier lacks, excluded ({by_class})",)
+        notes += (
+            f"{counted(sum(excluded.values()), 'tile')} of classes that the classifier lacks, excluded ({by_class})",
+        )
     mapped = replace(tiles, labels=labels.clip(-1), truth=labels.clip(-1), classes=tuple(classes), notes=notes)
     return MappedTiles(mapped.select(kept), excluded)

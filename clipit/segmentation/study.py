@@ -16,7 +16,7 @@ from clipit.artifacts import make_folder, whole_file, write_json
 from clipit.config.run import RunConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError, DataError, counted
 from clipit.evaluation.segmentation import count_pixels, foreground_dice, score_masks
 from clipit.progress import progress
 from clipit.reporting.csv_export import export_study
@@ -100,7 +100,7 @@ def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = N
         if not segmenters:
             notes.append(
                 f"{name} has no row: no number in segmentation.training.masks fits the "
-                f"{len(masks.of_split('train'))} training masks (with pseudo-labels, use fewer than all)"
+                f"{counted(len(masks.of_split('train')), 'training mask')} (with pseudo-labels, use fewer than all)"
             )
             logger.info(f"note: {notes[-1]}")
         segmented += [_segment(segmenter, method, inputs, test) for segmenter in segmenters]

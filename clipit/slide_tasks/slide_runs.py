@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.slide_metrics import TRAIN, VALIDATION
 from clipit.models.classifier_spec import read_spec
 from clipit.runs.folder import is_trained, read_run_config
@@ -132,7 +132,7 @@ def _arm_problems(
     for (arm, seed), count in folders.items():
         if count > 1:
             places = shortlist([str(run.folder) for run in runs if (run.arm, run.seed) == (arm, seed)])
-            yield f"{count} runs have the arm {arm} and the seed {seed}: {places}"
+            yield f"{counted(count, 'run has', 'runs have')} the arm {arm} and the seed {seed}: {places}"
     own = arms.get(reference, [])
     for arm, seeds in arms.items():
         if len(own) > 1 and len(seeds) > 1 and set(seeds) != set(own):

@@ -27,7 +27,7 @@ from clipit.artifacts import (
 )
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError, DataError, counted
 from clipit.images import ImageError
 from clipit.progress import progress
 from clipit.read_ahead import reading_threads
@@ -171,7 +171,7 @@ def prepare_slides(
     """
     if config.contours is not None and len(slides) > 1 and Path(config.contours).expanduser().is_file():
         raise ConfigError(
-            f"one file of contours for {len(slides)} slides",
+            f"one file of contours for {counted(len(slides), 'slide')}",
             where=config.contours,
             fix="give a folder with one file per slide, named after the slide",
         )

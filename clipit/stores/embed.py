@@ -22,7 +22,7 @@ from jaxtyping import Float, Float16, Float32, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ArtifactError, DataError, shortlist
+from clipit.errors import ArtifactError, DataError, counted, shortlist
 from clipit.progress import Advance, progress
 from clipit.read_ahead import ReadingClock
 from clipit.vectors import unit
@@ -141,7 +141,7 @@ class Store:
         missing = wanted[self.ids[rows] != wanted] if len(order) else wanted
         if len(missing):
             raise ArtifactError(
-                f"{len(missing)} ids are not in the store: {shortlist(list(missing))}",
+                f"{counted(len(missing), 'id is', 'ids are')} not in the store: {shortlist(list(missing))}",
                 where=self.artifact.folder,
                 fix="the store was built from other data: delete it and build it again",
             )

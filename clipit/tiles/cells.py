@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from clipit.config.run import TilesConfig
 from clipit.data_files import MISSING_VALUES, NO_CLASS, CsvTable, cell_text, joined_rows, without_decimals
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ def resolve_missing(
     if wrong and not (is_label and config.class_map):  # the map drops and counts the labels that it does not name
         rows = [place(row) for row, value in enumerate(values) if value in wrong]
         raise DataError(
-            f"{len(rows)} tiles have the {kind} {shortlist([repr(name) for name in wrong])}, which marks a missing "
+            f"{counted(len(rows), 'tile has', 'tiles have')} the {kind} {shortlist([repr(name) for name in wrong])}, "
+            "which marks a missing "
             f"value in many programs: {shortlist(rows, 3)}",
             where=where,
             fix="leave these cells empty if the tiles have no label, or name all classes in tiles.classes if it is one"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipit.config.run import TilesConfig
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.image_files import image_files, image_stamps
 from clipit.image_readers import FileReader
 from clipit.tiles.datasets import Count, DataSet
@@ -77,7 +77,10 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
             where=root,
             fix="map their folder to a split in tiles.splits, or move them",
         )
-    note = f"{len(others)} files do not belong to the data set and were dropped: {shortlist(others)}"
+    left = counted(
+        len(others), "file does not belong to the data set and was", "files do not belong to the data set and were"
+    )
+    note = f"{left} dropped: {shortlist(others)}"
     return SourceTiles(
         ids=ids,
         labels=labels,
@@ -114,7 +117,7 @@ def _check_counts(source: SourceTiles, config: TilesConfig, data_set: DataSet) -
 def _missing_classes(source: SourceTiles, data_set: DataSet) -> list[str]:
     present = set(source.labels) - {""}
     if data_set.class_count is not None and len(present) != data_set.class_count:
-        return [f"{len(present)} classes of {data_set.class_count}"]
+        return [f"{counted(len(present), 'class', 'classes')} of {data_set.class_count}"]
     return [f"no tile of class {name}" for name in data_set.classes if name not in present]
 
 

@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 from clipit.config.run import TilesConfig
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.image_files import image_files, image_stamps, subfolders
 from clipit.image_readers import FileReader, Reader, ZipReader, zip_stamps
 from clipit.images import SUFFIXES, ImageError, is_image
@@ -118,7 +118,11 @@ def _source(
     labels = ["" if name.casefold() in UNLABELLED and name not in classes else name for name in folders]
     _check_class_folders(config, root, set(labels) - {""})
     if others:
-        notes = (f"{len(others)} files are not images and were dropped: {shortlist(others)}", *notes)
+        notes = (
+            f"{counted(len(others), 'file is no image and was', 'files are not images and were')} dropped: "
+            f"{shortlist(others)}",
+            *notes,
+        )
     return SourceTiles(
         ids=ids,
         labels=labels,
@@ -135,7 +139,7 @@ def _source(
 def _no_loose_images(root: Path, loose: Sequence[str], *, with_splits: bool) -> None:
     if loose:
         raise DataError(
-            f"{len(loose)} images are outside class folders: {shortlist(loose, 3)}",
+            f"{counted(len(loose), 'image is', 'images are')} outside class folders: {shortlist(loose, 3)}",
             where=root,
             fix="move them into folders named by their class (or `unlabelled`)"
             + (", one level below the split" if with_splits else ""),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.data_files import check_arrow, load_huggingface
-from clipit.errors import DataError, is_limit, shortlist
+from clipit.errors import DataError, counted, is_limit, shortlist
 from clipit.image_readers import Reader
 from clipit.images import ImageError, decode
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
@@ -192,7 +192,7 @@ def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) ->
     wrong = sorted({number for number in numbers if number not in names and not number.startswith("-")})
     if wrong:
         raise DataError(
-            f"class indices without a name: {shortlist(wrong)}; there are {len(classes)} names",
+            f"class indices without a name: {shortlist(wrong)}; there are {counted(len(classes), 'name')}",
             where=where,
             fix="repair the data set",
         )

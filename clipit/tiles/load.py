@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 
 from clipit.annotators.reading import AnnotationTable
 from clipit.config.run import TilesConfig
-from clipit.errors import ConfigError, DataError, shortlist
+from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.tiles.annotations import AnnotatedTiles, join_annotators, read_annotators
 from clipit.tiles.bach import read_bach
 from clipit.tiles.dataset_reader import read_data_set
@@ -212,7 +212,7 @@ def _part_notes(source: SourceTiles, splits: list[str]) -> tuple[str, ...]:
     if not others:
         return ()
     listed = shortlist([f"{part}: {count}" for part, count in sorted(others.items())])
-    return (f"{sum(others.values())} tiles of other parts dropped ({listed})",)
+    return (f"{counted(sum(others.values()), 'tile')} of other parts dropped ({listed})",)
 
 
 def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) -> tuple[str, ...]:
@@ -225,7 +225,7 @@ def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) ->
         for part, split in zip(source.parts, splits, strict=True)
         if part and split and part != split and part not in named
     )
-    listed = [f"{part} ({count:,} tiles) as {split}" for (part, split), count in sorted(read.items())]
+    listed = [f"{part} ({counted(count, 'tile')}) as {split}" for (part, split), count in sorted(read.items())]
     return (f"split values were read: {', '.join(listed)}; set tiles.splits to change this",) if listed else ()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.image_readers import FileReader, ZipReader
 from clipit.images import ImageError
 from clipit.tiles.cells import read_cells
@@ -93,8 +93,10 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
     keys = [(cells["tile"][row], cells["annotator"][row]) for row in rows]
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     double = sorted(f"{annotator} on {tile}" for tile, annotator in repeated)
-    problems = [f"{len(empty)} rows with an empty cell: {shortlist(empty)}"] if empty else []
-    problems += [f"{len(double)} tiles with several masks by one annotator: {shortlist(double)}"] if double else []
+    problems = [f"{counted(len(empty), 'row')} with an empty cell: {shortlist(empty)}"] if empty else []
+    problems += (
+        [f"{counted(len(double), 'tile')} with several masks by one annotator: {shortlist(double)}"] if double else []
+    )
     if problems:
         raise DataError(
             "; ".join(problems), where=path, fix="fill in the cells, and keep one mask per tile and annotator"

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 
 _MOST_LISTED = 20_000
 """Number of files of a folder that are compared with missing names; the folder may be a complete disk."""
@@ -74,7 +74,7 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
         table: The table.
     """
     difference = _difference(missing, present)
-    contents = f"{len(present)} files, such as {shortlist(present[:3])}" if present else "no file"
+    contents = f"{counted(len(present), 'file')}, such as {shortlist(present[:3])}" if present else "no file"
     hint = f"; all of them match if {difference}" if difference else ""
     archives = [name for name in present if name.lower().endswith(_ARCHIVES)]
     if archives and not difference:

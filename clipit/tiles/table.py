@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.data_files import check_column_names, delimiter_hint, read_csv
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.image_files import dangling_links, image_stamps
 from clipit.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.image_set import ImageSet
@@ -249,7 +249,7 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
     nameless = [row for row, name in enumerate(files) if not name]
     if nameless:
         raise DataError(
-            f"{len(nameless)} rows name no file, first {table.place(nameless[0])}",
+            f"{counted(len(nameless), 'row names', 'rows name')} no file, first {table.place(nameless[0])}",
             where=path,
             fix="fill in the path or remove the rows",
         )
@@ -257,7 +257,8 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
     if repeated:
         rows = [table.place(row) for row, name in enumerate(files) if name == repeated[0]]
         raise DataError(
-            f"{len(repeated)} files occur more than once: {shortlist(repeated)}; {repeated[0]} in {shortlist(rows)}",
+            f"{counted(len(repeated), 'file occurs', 'files occur')} more than once: {shortlist(repeated)}; "
+            f"{repeated[0]} in {shortlist(rows)}",
             where=path,
             fix="keep one row per file",
         )

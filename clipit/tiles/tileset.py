@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipit.annotators.labelling import Annotations
 from clipit.data_files import is_unicode
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.image_readers import Reader
 from clipit.images import Unreadable, attempt
 
@@ -164,7 +164,9 @@ class TileSet:
             total = sum(all_labels[split].values())
             used = total - visible[split][NO_LABEL]
             per_class = ", ".join(f"{name} {visible[split][name]}/{all_labels[split][name]}" for name in self.classes)
-            lines.append(f"  {split}: {total} tiles, {group_text}, {used} labels used ({per_class})")
+            lines.append(
+                f"  {split}: {counted(total, 'tile')}, {group_text}, {counted(used, 'label')} used ({per_class})"
+            )
         values = np.unique(self.mpp[~np.isnan(self.mpp)])
         lines.append(f"  mpp: {shortlist([f'{value:g}' for value in values]) if values.size else 'unknown'}")
         if self.quarantined:

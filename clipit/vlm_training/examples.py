@@ -9,7 +9,7 @@ from clipit.artifacts import fingerprint
 from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.vlm_training.bag_batches import BagExamples, check_negatives
 from clipit.vlm_training.bags import bag_examples
 from clipit.vlm_training.captions import count_prompt_texts
@@ -52,7 +52,9 @@ def make_examples(
     if batches:
         most = _different_bags(examples)
         if split == "train" and most < examples.batch_size:
-            cases = f"{len(examples)} training patients give {most} different bags"
+            cases = (
+                f"{counted(len(examples), 'training patient gives', 'training patients give')} {most} different bags"
+            )
             raise DataError(
                 f"{cases if section.data == 'cases' else f'only {most} training examples'}, fewer than a batch of "
                 f"{examples.batch_size}",

@@ -12,7 +12,7 @@ from typing import Any
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.config.vlm_training import PairsConfig
 from clipit.data_files import cell_text, delimiter_hint
-from clipit.errors import ClipitError, DataError, shortlist
+from clipit.errors import ClipitError, DataError, counted, shortlist
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.hold_out import hold_out_validation
 from clipit.tiles.load import resolve_source
@@ -151,7 +151,7 @@ def _rows_by_file(files: list[str], cells: dict[str, list[str]], path: Path, tab
     nameless = [table.place(row) for row, name in enumerate(files) if not name]
     if nameless:
         raise DataError(
-            f"{len(nameless)} rows name no file: {shortlist(nameless, 3)}",
+            f"{counted(len(nameless), 'row names', 'rows name')} no file: {shortlist(nameless, 3)}",
             where=path,
             fix="fill in the path or remove the rows",
         )

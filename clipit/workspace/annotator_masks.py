@@ -17,7 +17,7 @@ from clipit.annotators.pixels import PixelConsensus, PixelPatterns, annotator_di
 from clipit.artifacts import fingerprint, whole_file, write_json
 from clipit.config.file import ConfigFile
 from clipit.config.run import LabelsConfig, TilesConfig
-from clipit.errors import ClipitError, ConfigError, DataError, shortlist
+from clipit.errors import ClipitError, ConfigError, DataError, counted, shortlist
 from clipit.progress import progress
 from clipit.reporting.annotator_masks_page import DisputedMask, annotator_masks_page
 from clipit.reporting.html import write_page
@@ -126,7 +126,8 @@ def _count(masks: AnnotatorMasks, patterns: Mapping[str, PixelPatterns], parts: 
         more = len(problems) - _MOST_PROBLEMS
         lines = [error.what for error in problems[:_MOST_PROBLEMS]] + ([f"and {more} more"] if more > 0 else [])
         raise DataError(
-            f"{len(problems)} tiles have masks that cannot be used:\n    " + "\n    ".join(lines),
+            f"{counted(len(problems), 'tile has', 'tiles have')} masks that cannot be used:\n    "
+            + "\n    ".join(lines),
             where=masks.tiles.where,
             fix=problems[0].fix,
         )

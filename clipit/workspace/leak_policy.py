@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from clipit.artifacts import fingerprint, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.pairing.leaks import Leak, Prints, find_copies, find_leaks, patient_of, report_leaks
 from clipit.patients import patients
 from clipit.tiles.perceptual import Fingerprints
@@ -207,7 +207,7 @@ def _count(leaks: Sequence[Leak]) -> list[str]:
         if ids:
             counts = Counter(split for _, split in ids)
             by_split = " and ".join(f"{counts[split]} {split} tiles" for split in SPLITS if counts[split])
-            number = f"{len(ids)} reports" if kind == "report" else by_split
+            number = f"{counted(len(ids), 'report')}" if kind == "report" else by_split
             groups = sorted({leak.group for leak in leaks if leak.kind == kind and leak.group})
             named = f", {len(groups)} group{'s' * (len(groups) != 1)}: {shortlist(groups, 3)}" if groups else ""
             phrases.append(f"{number} {description} ({shortlist([name for name, _ in ids], 3)}{named})")

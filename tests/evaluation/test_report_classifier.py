@@ -138,8 +138,8 @@ def test_a_class_absent_from_a_fold_s_training_reports_has_no_probability_there(
 @pytest.mark.parametrize(
     ("labels", "groups", "expected"),
     [
-        ([0, 0, 0], ["a", "b", "c"], "1 classes and 3 groups"),
-        ([0, 1, -1], ["a", "a", "b"], "2 classes and 1 groups"),
+        ([0, 0, 0], ["a", "b", "c"], "1 class and 3 groups"),
+        ([0, 1, -1], ["a", "a", "b"], "2 classes and 1 group"),
         ([-1, -1, -1], ["a", "b", "c"], "0 classes and 0 groups"),
     ],
 )

@@ -73,7 +73,7 @@ def test_merged_cells_formulas_and_errors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 error values: C2"):
         read(path)
     path = workbook(tmp_path / "w.xlsx", HEADER, [*FIRST, "beyond"])
-    with pytest.raises(DataError, match=r"1 values in columns without a name: E2"):
+    with pytest.raises(DataError, match=r"1 value in columns without a name: E2"):
         read(path)
 
 

@@ -84,7 +84,7 @@ def test_positions_are_by_id_and_missing_ones_are_named(workspace: Workspace) ->
     store = workspace.text_store()
     some = store.ids[[7, 3, 3]]
     assert store.positions(some).tolist() == [7, 3, 3]
-    with pytest.raises(ArtifactError, match=r"1 ids are not in the store: nobody"):
+    with pytest.raises(ArtifactError, match=r"1 id is not in the store: nobody"):
         store.positions(np.array([store.ids[0], "nobody"]))
 
 

@@ -238,7 +238,7 @@ def test_invalid_captions_are_refused(tmp_path: Path) -> None:
     assert read_captions(written("tile_id,text\n007,a gland\n"), known) == (["007"], ["a gland"])
     for text, message in (
         ("tile,text\n007,x\n", "missing columns: tile_id"),
-        ("tile_id,text\n007,x\n8,y\n", "1 captions belong to no test tile: 8"),
+        ("tile_id,text\n007,x\n8,y\n", "1 caption belongs to no test tile: 8"),
         ("tile_id,text\nb,\n", "no text for b"),
         ("tile_id,text\nb,nan\n", "no text for b"),
         ("tile_id,text\nb,--\n", "no text for b"),

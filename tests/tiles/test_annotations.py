@@ -200,13 +200,13 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
     extra = ["elsewhere.png,ann,tumour", "t0.png,ann,benign", "t1.png,eve,"]
     notes = " ".join(load(table([*rows, *extra])).notes)
     assert "labels of 1 tiles that are not in the data set left out: elsewhere.png" in notes
-    assert "1 repeated rows" in notes and "1 rows of annotators without a label" in notes
+    assert "1 repeated rows" in notes and "1 row of annotators without a label" in notes
     mapped = load(
         table([*rows, "t2.png,fay,artefact"]),
         classes=["B", "T"],
         class_map={"benign": "B", "tumour": "T"},
     )
-    assert "1 labels of annotators outside tiles.class_map left out (artefact: 1)" in " ".join(mapped.notes)
+    assert "1 label of annotators outside tiles.class_map left out (artefact: 1)" in " ".join(mapped.notes)
     assert mapped.labels.tolist() == TRUTH
 
 
@@ -230,9 +230,9 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
     ("rows", "keys", "message"),
     [
         (["t0.png,ann,benign", "t0.png,ann,tumour"], {}, "1 tiles have several labels by one annotator: ann on t0.png"),
-        (["t0.png,ann,NaN", "t1.png,ann,tumour"], {}, "1 labels mark a missing value in many programs: line 2 (NaN)"),
+        (["t0.png,ann,NaN", "t1.png,ann,tumour"], {}, "1 label marks a missing value in many programs: line 2 (NaN)"),
         (["t0.png,,benign", ",ann,tumour"], {}, "2 rows without a tile or an annotator: line 2, line 3"),
-        (["t0.png,ann,cancer"], {"classes": CLASSES}, "labels of annotators outside the classes: 'cancer' in 1 rows"),
+        (["t0.png,ann,cancer"], {"classes": CLASSES}, "labels of annotators outside the classes: 'cancer' in 1 row"),
         (["t0.png,ann,tumour", "t1.png,ann,Tumour"], {}, "classes with almost the same name"),
         (["x.png,ann,benign"], {}, "none of the 1 tiles of the table of annotators is among the 12 tiles"),
         (["t0.png,ann,benign", "t1.png,ben,tumour"], {}, "no tile has labels by two annotators"),

@@ -96,7 +96,7 @@ def test_loose_images_empty_and_absent_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images in class folders"):
         load_tiles(config(tmp_path), seed=0)
     paint(tmp_path / "1.png")
-    with pytest.raises(DataError, match=r"1 images are outside class folders: 1.png"):
+    with pytest.raises(DataError, match=r"1 image is outside class folders: 1.png"):
         load_tiles(config(tmp_path), seed=0)
 
 
@@ -107,7 +107,7 @@ def test_other_files_are_noted_and_hidden_ones_ignored(tree: Path) -> None:
     paint(tree / ".cache" / "stroma" / "0.png")
     paint(tree / "train" / "stroma" / ".cache" / "0.png")
     notes = load_tiles(config(tree), seed=0).notes
-    assert any("1 files are not images" in note and "notes.txt" in note for note in notes)
+    assert any("1 file is no image" in note and "notes.txt" in note for note in notes)
     assert not any(".cache" in name for name in load_tiles(config(tree), seed=0).ids)
 
 
@@ -156,7 +156,7 @@ def test_links_to_missing_images_are_errors_or_quarantined(tree: Path) -> None:
 
 def test_file_names_that_are_not_utf8(tree: Path) -> None:
     shutil.copy(tree / "train" / "stroma" / "0.png", os.fsencode(tree / "train" / "stroma") + b"/\xff.png")
-    with pytest.raises(DataError, match=r"1 files have names that are not UTF-8: .*\\udcff\.png"):
+    with pytest.raises(DataError, match=r"1 file has a name that is not UTF-8: .*\\udcff\.png"):
         load_tiles(config(tree), seed=0)
 
 
@@ -236,7 +236,7 @@ def test_classes_without_a_training_label_are_named(tree: Path, caplog: pytest.L
 
 def test_images_beside_the_split_folders_are_errors(tree: Path) -> None:
     paint(tree / "loose.png")
-    with pytest.raises(DataError, match=r"1 images are outside class folders: loose\.png"):
+    with pytest.raises(DataError, match=r"1 image is outside class folders: loose\.png"):
         load_tiles(config(tree), seed=0)
 
 
@@ -270,7 +270,7 @@ def test_a_zip_of_class_folders_is_read_like_the_folder(tree: Path, tmp_path: Pa
         assert getattr(tiles, name).tolist() == getattr(folder, name).tolist()
     row = tiles.ids.tolist().index("test/tumour/2.png")
     assert tiles.read(row).tobytes() == folder.read(row).tobytes()
-    assert "1 files are not images" in tiles.describe()
+    assert "1 file is no image" in tiles.describe()
 
 
 def with_metadata(folder: Path, names: "list[str]", header: str, *, suffix: str = "csv") -> None:

@@ -127,7 +127,7 @@ def test_files_that_are_not_there_are_counted(tmp_path: Path) -> None:
         (1, {"mpp": "-1"}, "mpp is '-1'"),
         (1, {"mpp": 5e-07}, "(?s)mpp is '5e-07'.*neither metres nor nanometres"),
         (1, {"mpp": 500}, "(?s)mpp is '500.*from 0.01 to 100"),
-        (1, {"path": ""}, "1 rows name no file, first record 2"),
+        (1, {"path": ""}, "1 row names no file, first record 2"),
     ],
 )
 def test_contradictions_are_errors(tmp_path: Path, place: int, change: dict[str, object], message: str) -> None:
@@ -488,5 +488,5 @@ def test_two_files_of_one_name_in_a_zip_are_an_error(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
         for place in [*range(12), 5]:
             archive.write(tmp_path / "img" / f"{place}.png", f"img/{place}.png")
-    with pytest.raises(DataError, match=r"1 names occur more than once in the zip: img/5\.png"):
+    with pytest.raises(DataError, match=r"1 name occurs more than once in the zip: img/5\.png"):
         load_tiles(config(path, images=str(tmp_path / "tiles.zip")), seed=0)

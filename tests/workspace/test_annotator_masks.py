@@ -168,8 +168,8 @@ def test_patterns_count_pixels_however_many_there_are() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([("a.png", "ann", "masks/b-ann.png")], "1 tiles with several masks by one annotator: ann on a.png"),
-        ([("a.png", "", "masks/b-ann.png")], "1 rows with an empty cell"),
+        ([("a.png", "ann", "masks/b-ann.png")], "1 tile with several masks by one annotator: ann on a.png"),
+        ([("a.png", "", "masks/b-ann.png")], "1 row with an empty cell"),
         ([("a.png", "eve", "masks/none.png")], "masks/none.png"),
         ([("a.png", "eve", "masks/small.png")], "the mask has 2 x 2 pixels, its image 4 x 4"),
         ([("a.png", "eve", "masks/seven.png"), ("b.png", "eve", "masks/small.png")], "2 tiles have masks that cannot"),

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from clipit.data_files import delimiter_hint, read_csv
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.label_issues import LabelIssues, Score, score_ranking
 from clipit.tiles.tileset import TileSet
 
@@ -43,7 +43,11 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     repeated = sorted(name for name, count in Counter(name for name, _ in checked).items() if count > 1)
     if unknown or repeated:
         problems = [f"unknown classes: {shortlist(unknown)}"] if unknown else []
-        problems += [f"{len(repeated)} tiles occur more than once: {shortlist(repeated)}"] if repeated else []
+        problems += (
+            [f"{counted(len(repeated), 'tile occurs', 'tiles occur')} more than once: {shortlist(repeated)}"]
+            if repeated
+            else []
+        )
         raise DataError("; ".join(problems), where=path, fix="write each tile once, with a class of the configuration")
     verified = np.full(len(tiles), -1, dtype=np.int64)
     for name, label in checked:

@@ -7,7 +7,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from clipit.config.studies import ProbingConfig
 from clipit.data_files import MISSING_VALUES, delimiter_hint, read_csv
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
 from clipit.evaluation.zero_shot import embed_prompts, prompt_embeddings
@@ -84,7 +84,7 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
     unknown = sorted(set(ids) - set(known.tolist()))
     if unknown:
         raise DataError(
-            f"{len(unknown)} captions belong to no test tile: {shortlist(unknown)}",
+            f"{counted(len(unknown), 'caption belongs', 'captions belong')} to no test tile: {shortlist(unknown)}",
             where=path,
             fix="use the ids of test tiles, as in predictions.parquet",
         )

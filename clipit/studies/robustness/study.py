@@ -13,7 +13,7 @@ from clipit.config.data import TilesConfig
 from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.perturb import PERTURBATIONS
 from clipit.reporting.study_report import add_provenance, collect_provenance, prompt_columns, study_note, write_study
 from clipit.runs.folder import explaining_differences
@@ -83,7 +83,9 @@ def measure_robustness(
         for part, tiles in parts.items():
             vectors[model.name, part] = compute_vectors(model, tiles, config, workspace)
     vlm_vectors = {m.name: embed_for_calibration(config, workspace, m) for m in models if m.run is None}
-    logger.info(f"perturbing {len(parts['test'])} test tiles for {', '.join(model.name for model in models)}")
+    logger.info(
+        f"perturbing {counted(len(parts['test']), 'test tile')} for {', '.join(model.name for model in models)}"
+    )
     rows = curve_rows(config, robustness, parts["test"], models, references)
     folder = config.output / "robustness" / config.name
     if get_processes().main:

@@ -138,18 +138,28 @@ def _value_problems(key: str, values: Sequence[Any]) -> list[str]:
     ]
 
 
+def _number(value: Any) -> int | float | None:
+    """Return a number; also of a text such as 1e-3, which YAML does not read as a number without a decimal point."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def _read_parameter(key: str, entry: Mapping[str, Any], problems: list[str]) -> list[Parameter]:
     if "probabilities" in entry:
         problems.append(f"{key}: probabilities are not supported; repeat a value to draw it more often")
     if isinstance(entry.get("values"), list) and entry["values"]:
         problems += _value_problems(key, entry["values"])
         return [Parameter(key, tuple(entry["values"]))]
-    low, high = (None if isinstance(entry.get(end), bool) else entry.get(end) for end in ("min", "max"))
+    low, high = (_number(entry.get(end)) for end in ("min", "max"))
     whole = isinstance(low, int) and isinstance(high, int)
     distribution = entry.get("distribution", "int_uniform" if whole else "uniform")
     if distribution not in _DISTRIBUTIONS:
         problems.append(f"{key}: unknown distribution {distribution!r}; use {', '.join(_DISTRIBUTIONS)} or values")
-    elif not (isinstance(low, int | float) and isinstance(high, int | float) and low < high < inf) or low == -inf:
+    elif low is None or high is None or not -inf < low < high < inf:
         problems.append(f"{key}: set values: [...], or finite min and max with min below max")
     elif distribution == "log_uniform_values" and low <= 0:
         problems.append(f"{key}: log_uniform_values needs min above 0")

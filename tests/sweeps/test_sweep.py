@@ -177,6 +177,15 @@ def test_random_values_repeat_for_a_seed_and_do_not_depend_on_the_count(write_sw
     assert sorted(t.config.lora.rank for t in all_trials(two)) == [2, 4], "no combination twice"
 
 
+def test_limits_in_scientific_notation_are_numbers(write_sweep: WriteSweep) -> None:
+    limits = {"min": "1e-4", "max": "1e-2", "distribution": "log_uniform_values"}  # as YAML reads them without quotes
+    parameters = {"training.learning_rate": limits}
+    for trial in all_trials(write_sweep({"method": "random", "run_cap": 3, "parameters": parameters})):
+        assert 1e-4 <= trial.config.training.learning_rate <= 1e-2
+    with pytest.raises(ConfigError, match="min below max"):
+        all_trials(write_sweep({"method": "random", "parameters": {"lora.alpha": {"min": "one", "max": 2}}}))
+
+
 def test_options_are_parsed_with_or_without_an_equals_sign() -> None:
     assert parse_options(["--a.b=1", "--c", "2", "--d={}"]) == {"a.b": "1", "c": "2", "d": "{}"}
     with pytest.raises(ConfigError, match="'stray' does not belong to an option"):

@@ -99,6 +99,19 @@ def test_more_wanted_than_there_are(tmp_path: Path, backend: Any) -> None:
 
 
 @needs_faiss
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of memory maps")
+@pytest.mark.parametrize("key", ["IVF16,Flat", "HNSW16"])
+def test_an_approximate_index_is_one_shared_mapping_of_its_file(store: Store, tmp_path: Path, key: str) -> None:
+    index = build_index(tmp_path, store, key=key)
+    assert found(index, random_unit(3, 5), 2)[1].shape == (3, 2)
+    path = index.artifact.file("index.faiss")
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    assert [flags for _, flags, *_ in maps] == ["r--s"], "one mapping, whose pages the processes of a machine share"
+    start, end = (int(address, 16) for address in maps[0][0].split("-"))
+    assert end - start >= path.stat().st_size
+
+
+@needs_faiss
 def test_inverted_lists(store: Store, tmp_path: Path) -> None:
     exact = build_index(tmp_path, store)
     index = build_index(tmp_path, store, key="IVF8,Flat")

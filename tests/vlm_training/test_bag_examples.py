@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny_models import MakeConfig
 
 import clipit
@@ -152,6 +153,26 @@ def test_bags_of_prompts_need_no_reports(config: RunConfig, tmp_path: Path) -> N
     assert examples.texts_of.lengths.tolist() == [2] * 72 and set(examples.texts) <= terms
     mined = mine(section, "text", examples, workspace.vlm, workspace, tmp_path, 50, "run")
     assert [bags(mined, tile) for tile in range(72)] == [bags(examples, tile) for tile in range(72)]
+
+
+def test_tiles_without_a_pair_are_counted_and_without_any_text_there_is_no_bag(
+    configure: MakeConfig, config: RunConfig
+) -> None:
+    members = {"snippets": 1, "tiles": 1}
+    section = AdaptConfig.model_validate({"data": "bags", "batch_size": 8, "bags": members})
+    best = Workspace(config).pairs.table.to_pandas().query("rank == 0").set_index("tile_id")["score"]
+    threshold = float(best.median())
+    few = Workspace(configure({"pairing.k": 2, "pairing.threshold": threshold}))
+    examples = make_examples(few.config, section, "text", 0, "train", few)
+    paired = set(best.index[best >= threshold])
+    assert {examples.tile_ids[rows[0]] for rows in map(examples.tiles_of.__getitem__, range(len(examples)))} == paired
+    assert 0 < len(paired) < 72 and examples.summary["tiles_without_text"] == 72 - len(paired)
+    assert examples.summary["empty_text_bags"] == 72 - len(paired)
+    none = Workspace(configure({"pairing.k": 2, "pairing.threshold": 0.999}))
+    with pytest.raises(DataError, match=r"(?s)keep none of 144 candidate pairs.*set pairing\.threshold to"):
+        make_examples(none.config, section, "text", 0, "train", none)
+    with pytest.raises(ValidationError, match=r"text bags would be empty: set bags\.snippets"):
+        AdaptConfig.model_validate({"data": "bags", "bags": {"snippets": 0}})
 
 
 def test_wrong_options_and_other_splits_are_errors(config: RunConfig) -> None:

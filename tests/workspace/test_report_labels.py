@@ -276,6 +276,7 @@ def test_the_gleason_rules_agree_with_the_published_grades_of_the_prostate_repor
         "reports.metadata": str(table),
         "reports.label_column": "grade_group",
         "soft_labels.own_report.rules": "gleason",
+        "soft_labels.own_report.class_map": {str(n): f"grade group {n}" for n in range(1, 6)},
     }
     (tmp_path / "prostate.yaml").write_text(yaml.safe_dump(nested(values)), encoding="utf-8")
     labels = label(tmp_path / "prostate.yaml", classifier=False)
@@ -336,35 +337,10 @@ def test_few_real_colon_reports_state_a_microsatellite_status() -> None:
 
 
 def write_grade_groups(workbook: Path, table: Path) -> None:
-    """Write the ISUP grade group of each patient, from the primary and secondary pattern in the workbook."""
-    groups = {(3, 4): 2, (4, 3): 3}
-    with table.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("group", "grade_group"))
-        for row in read_first_sheet(workbook):
-            if row.get("B", "").startswith("TCGA-") and "H" in row:
-                patterns = int(float(row["H"])), int(float(row["I"]))
-                group = groups.get(patterns, {6: 1, 8: 4}.get(sum(patterns), 5 if sum(patterns) > 8 else 1))
-                writer.writerow((row["B"], f"grade group {group}"))
-
-
-def read_first_sheet(workbook: Path) -> list[dict[str, str]]:
-    """Read the rows of the first sheet of an .xlsx file, by column letter."""
-    import zipfile
-    from xml.etree import ElementTree
-
-    name = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
-    with zipfile.ZipFile(workbook) as archive:
-        strings = ElementTree.fromstring(archive.read("xl/sharedStrings.xml")).iter(f"{name}si")
-        shared = ["".join(part.text or "" for part in item.iter(f"{name}t")) for item in strings]
-        sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
-    rows = []
-    for row in sheet.iter(f"{name}row"):
-        cells = {}
-        for cell in row.iter(f"{name}c"):
-            value = cell.find(f"{name}v")
-            if value is not None and value.text is not None:
-                text = shared[int(value.text)] if cell.get("t") == "s" else value.text
-                cells[(cell.get("r") or "").rstrip("0123456789")] = text
-        rows.append(cells)
-    return rows
+    """Write the ISUP grade group of each patient, as docs/results.md does."""
+    recipe = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", recipe, flags=re.DOTALL) if "grades.csv" in block)
+    code = code.replace('"tcga_prad_gleason_labels.xlsx"', repr(str(workbook))).replace(
+        '"grades.csv"', repr(str(table))
+    )
+    exec(compile(code, "docs/results.md", "exec"), {})

@@ -1,7 +1,7 @@
 """Text bags: the snippets and prompts of each training tile.
 
-Bags follow CPLIP (CVPR 2024), except that members are found by embedding, distant ones are dropped, and a bag may be
-empty.
+Bags follow CPLIP (CVPR 2024), except that members are chosen by their embeddings, distant members are dropped, and a
+bag may be empty.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class TextBag:
     """Snippets of each tile, best first.
 
     Attributes:
-        rows: Rows of the text store, one row per tile, padded with -1.
-        weights: Weights that sum to 1 in each non-empty bag; 0 for padding.
-        pruned: Number of pairs that the margin dropped.
+        rows: Indices into the text store, one row per tile, padded with -1.
+        weights: Weights, which sum to 1 in each non-empty bag; 0 for padding.
+        pruned: Number of pairs dropped by the margin.
     """
 
     rows: Int[np.ndarray, "n k"]
@@ -32,7 +32,7 @@ class TextBag:
 
     @property
     def empty(self) -> Bool[np.ndarray, "n"]:
-        """Mask of tiles without snippets, for which the loss term of bags is skipped."""
+        """Mask of tiles without snippets, which the bag loss skips."""
         return np.asarray((self.rows < 0).all(axis=1), dtype=np.bool_)
 
 
@@ -40,11 +40,11 @@ def text_bag(tile_ids: np.ndarray, pairs: Pairs, store: Store, most: int, margin
     """Collect the text bags of tiles from their pairs.
 
     Args:
-        tile_ids: Ids of tiles, in the order of the result.
+        tile_ids: Tile ids, in the order of the result.
         pairs: Pairs of the tiles, equally weighted unless they have weights.
         store: Text store.
         most: Maximum number of snippets per bag.
-        margin: Maximum difference of a snippet's cosine from the bag's best; more distant ones are dropped.
+        margin: Maximum difference between a snippet's cosine and the highest in the bag; others are dropped.
     """
     table = pairs.table.filter(pa.array(np.asarray(pairs.table.column("rank")) < most))
     row_of = {tile: row for row, tile in enumerate(tile_ids.tolist())}
@@ -59,11 +59,11 @@ def text_bag(tile_ids: np.ndarray, pairs: Pairs, store: Store, most: int, margin
     near = np.ones(len(rows), dtype=np.bool_) if margin is None else scores >= best[rows] - np.float32(margin)
     share = np.where(near, pair_weights, 0.0)
     total = np.bincount(rows, share, minlength=len(tile_ids))
-    placed = side_by_side(rows[near], np.flatnonzero(near), len(tile_ids))
-    occupied = placed >= 0
-    weights = np.where(occupied, share[placed] / total[rows[placed]], 0.0) if len(rows) else np.zeros(placed.shape)
-    chosen = np.where(occupied, members[placed], -1) if len(rows) else placed
-    return TextBag(chosen.astype(np.int64), weights.astype(np.float32), int((~near).sum()))
+    pair_of = gather_by_row(rows[near], np.flatnonzero(near), len(tile_ids))  # pair of each slot, -1 for padding
+    filled = pair_of >= 0
+    weights = np.where(filled, share[pair_of] / total[rows[pair_of]], 0.0) if len(rows) else np.zeros(pair_of.shape)
+    snippets = np.where(filled, members[pair_of], -1) if len(rows) else pair_of
+    return TextBag(snippets.astype(np.int64), weights.astype(np.float32), int((~near).sum()))
 
 
 def nearest_prompts(
@@ -72,17 +72,17 @@ def nearest_prompts(
     """Find the k nearest prompts (of a dictionary or of classes) of each tile, nearest first, ties by row.
 
     Args:
-        tiles: Unit vectors of tiles, centred as for pairing.
-        prompts: Unit vectors of prompts, centred as the snippets are.
+        tiles: Unit-norm tile embeddings, centred as for pairing.
+        prompts: Unit-norm prompt embeddings, centred like the snippets.
         k: Number of prompts per tile.
-        block: Number of tiles per block, which bounds the memory.
+        block: Number of tiles per block, which bounds memory.
 
     Raises:
         ConfigError: There are fewer prompts than k.
     """
     if k > len(prompts):
         raise ConfigError(
-            f"{k} prompts per tile are requested, but there are {len(prompts)}", fix=f"use at most {len(prompts)}"
+            f"{k} prompts per tile requested, but there are only {len(prompts)}", fix=f"use at most {len(prompts)}"
         )
     rows = [
         best_first(np.broadcast_to(np.arange(len(prompts)), scores.shape), scores, k)
@@ -91,11 +91,11 @@ def nearest_prompts(
     return np.concatenate(rows) if rows else np.empty((0, k), dtype=np.int64)
 
 
-def side_by_side(rows: Int[np.ndarray, "m"], values: Int[np.ndarray, "m"], n: int) -> Int[np.ndarray, "n most"]:
-    """Gather values by row, in their order, padded with -1."""
+def gather_by_row(rows: Int[np.ndarray, "m"], values: Int[np.ndarray, "m"], n: int) -> Int[np.ndarray, "n most"]:
+    """Gather the values of each row, keeping their order, padded with -1."""
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
-    place = np.arange(len(rows)) - np.searchsorted(ordered, ordered, side="left")
-    table = np.full((n, int(place.max(initial=0)) + 1), -1, dtype=np.int64)
-    table[ordered, place] = values[order]
+    column = np.arange(len(rows)) - np.searchsorted(ordered, ordered, side="left")
+    table = np.full((n, int(column.max(initial=0)) + 1), -1, dtype=np.int64)
+    table[ordered, column] = values[order]
     return table

@@ -1,4 +1,4 @@
-"""Tables computed in blocks of tiles, shared among processes and kept on disk so that interrupted runs resume."""
+"""Compute tables in blocks of tiles, distributed over processes and stored on disk so that a build can resume."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from clipit.artifacts import reading, whole_file
 from clipit.distributed import get_processes
 from clipit.progress import progress
 
-_ROW_GROUP = 2**20  # rows that pyarrow writes together
+_ROW_GROUP = 2**20  # rows per Parquet row group, the default of pyarrow
 
 
 def shares(blocks: int, shards: int) -> tuple[range, range]:
-    """Return the blocks of tiles and the shards whose products this process computes, of all blocks with all shards.
+    """Return the blocks of tiles and the shards that this process multiplies.
 
-    Processes share the blocks, or the shards if there are fewer blocks than processes.
+    The blocks are distributed over processes, or the shards if there are fewer blocks than processes.
     """
     processes = get_processes()
     if blocks >= processes.count or shards <= blocks:
@@ -29,7 +29,7 @@ def shares(blocks: int, shards: int) -> tuple[range, range]:
 def write_blocks(
     folder: Path, total: int, size: int, title: str, compute: Callable[[Int[np.ndarray, "_"]], pa.Table]
 ) -> list[Path]:
-    """Write one table per block of rows, shared among all processes; existing blocks are skipped.
+    """Write one table per block of rows, distributed over processes; existing blocks are skipped.
 
     Args:
         folder: Folder of the artefact.
@@ -42,10 +42,10 @@ def write_blocks(
         Files of all blocks, in order, once all processes have written theirs.
     """
 
-    def each(blocks: Sequence[Int[np.ndarray, "_"]], _: bool) -> Iterator[pa.Table]:
+    def compute_each(blocks: Sequence[Int[np.ndarray, "_"]], _: bool) -> Iterator[pa.Table]:
         return (compute(rows) for rows in blocks)
 
-    return write_passes(folder, total, size, title, each, per_pass=1, shards=1)
+    return write_passes(folder, total, size, title, compute_each, per_pass=1, shards=1)
 
 
 def write_passes(
@@ -58,18 +58,18 @@ def write_passes(
     per_pass: int,
     shards: int,
 ) -> list[Path]:
-    """Write one table per block of rows, with one pass over the shards of a store for several blocks.
+    """Write one table per block of rows, reading the shards of a store once for several blocks.
 
-    The processes share the missing blocks. If there are fewer of these than processes and than shards, all processes
-    compute all blocks, each from its share of the shards.
+    The missing blocks are distributed over processes. If there are fewer of them than processes and shards, the shards
+    are distributed instead, and all processes compute all blocks together.
 
     Args:
         folder: Folder of the artefact.
         total: Number of rows.
         size: Rows per block.
         title: Title of the progress bar.
-        compute: Function from the row numbers of some blocks, and whether the processes share the shards, to the table
-            of each block.
+        compute: Function that returns the table of each block, given the row numbers of some blocks and whether the
+            shards are distributed over processes.
         per_pass: Blocks per pass.
         shards: Number of shards.
 
@@ -80,7 +80,7 @@ def write_passes(
     files = {start: folder / f".part-{start:09d}-{size}.parquet" for start in range(0, total, size)}
     missing = [start for start, file in files.items() if not file.is_file()]
     done = total - sum(min(size, total - start) for start in missing)
-    processes.barrier()  # all processes share the same list of missing blocks
+    processes.barrier()  # no process may write a block before all have listed the missing ones
     mine, my_shards = shares(len(missing), shards)
     shared = len(my_shards) < shards
     with progress(title, total, shown=processes.main, done=done) as advance:
@@ -102,41 +102,43 @@ def read_blocks(files: Sequence[Path]) -> pa.Table:
     Raises:
         ArtifactError: A block is unreadable.
     """
-    return pa.concat_tables(each_block(files))
+    return pa.concat_tables(iterate_blocks(files))
 
 
-def each_block(files: Sequence[Path]) -> Iterator[pa.Table]:
+def iterate_blocks(files: Sequence[Path]) -> Iterator[pa.Table]:
     """Iterate over the tables of all blocks.
 
     Raises:
         ArtifactError: A block is unreadable.
     """
     for file in files:
-        with reading(file, fix="delete this file and start again"):
+        with reading(file, fix="delete this file and run the command again"):
             table = pq.read_table(file)
         yield table
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write tables to one Parquet file, as `pyarrow.parquet.write_table` does with all of them, one part at a time.
+    """Write tables to one Parquet file without holding all of them in memory.
+
+    The file equals that of `pyarrow.parquet.write_table` for the concatenated table.
 
     Args:
         path: File.
-        tables: Tables of the same columns, at least one.
+        tables: At least one table; all have the same columns.
     """
-    waiting: list[pa.Table] = []
+    pending: list[pa.Table] = []
     writer: pq.ParquetWriter | None = None
     try:
         for table in tables:
             if writer is None:
                 writer = pq.ParquetWriter(path, table.schema)
-            waiting.append(table)
-            while sum(part.num_rows for part in waiting) > _ROW_GROUP:
-                whole = pa.concat_tables(waiting)
+            pending.append(table)
+            while sum(part.num_rows for part in pending) > _ROW_GROUP:
+                whole = pa.concat_tables(pending)
                 writer.write_table(whole.slice(0, _ROW_GROUP))
-                waiting = [whole.slice(_ROW_GROUP)]
+                pending = [whole.slice(_ROW_GROUP)]
         if writer is not None:
-            writer.write_table(pa.concat_tables(waiting))
+            writer.write_table(pa.concat_tables(pending))
     finally:
         if writer is not None:
             writer.close()

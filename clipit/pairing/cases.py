@@ -23,20 +23,21 @@ _SHOWN = 3  # groups in a message
 
 @dataclass(frozen=True)
 class CaseAccount:
-    """Counts of tiles, patients and reports that the join found.
+    """Numbers of tiles, patients and reports in the join.
 
     Attributes:
-        tiles: Training tiles.
-        tiles_without_patient: Training tiles without a group.
-        cases: Patients with training tiles.
-        cases_with_report: Those with a report of their own.
-        cases_with_several: Those with several reports.
-        reports: Reports of the corpus.
-        own: Reports of these cases.
-        later_splits: Reports of patients with validation or test tiles; never used.
-        both_sides: Patients with training tiles and with validation or test tiles; their reports are never used.
-        external: Reports of patients without tiles.
-        without_patient: Reports without a group.
+        tiles: Number of training tiles.
+        tiles_without_patient: Number of training tiles without a group.
+        cases: Number of patients with training tiles.
+        cases_with_report: Number of these patients with at least one report.
+        cases_with_several: Number of these patients with several reports.
+        reports: Number of reports in the corpus.
+        own: Number of reports of these patients.
+        later_splits: Number of reports of patients with validation or test tiles; never used.
+        both_sides: Number of patients with both training tiles and validation or test tiles; their reports are never
+            used.
+        external: Number of reports of patients without tiles.
+        without_patient: Number of reports without a group.
     """
 
     tiles: int
@@ -52,7 +53,7 @@ class CaseAccount:
     without_patient: int
 
     def text(self) -> str:
-        """Summarise the counts in two lines; the second counts the reports that are not used."""
+        """Summarise the counts: used reports, unused reports, and problems of the tiles' groups."""
         unused = {
             "of patients with validation or test tiles (never read for training)": self.later_splits,
             "of patients without tiles": self.external,
@@ -66,7 +67,9 @@ class CaseAccount:
         if self.tiles_without_patient:
             lines.append(f"{self.tiles_without_patient:,} of {self.tiles:,} training tiles have no group")
         if self.both_sides:
-            lines.append(f"{self.both_sides:,} patients have tiles in training and in a later split: no report is used")
+            lines.append(
+                f"{self.both_sides:,} patients have tiles in training and in a later split; their reports are not used"
+            )
         return "\n".join(lines)
 
 
@@ -75,11 +78,11 @@ class Cases:
     """Training tiles and the reports of their own patients.
 
     Attributes:
-        names: Patients that have a report, sorted.
-        reports: Reports of each of these patients, by date (undated ones first), then by id.
-        case_of: Index in `names` of each training tile's patient; -1 without a report.
+        names: Patients with a report, sorted.
+        reports: Reports of each of these patients, sorted by date (undated reports first), then by id.
+        case_of: Index into `names` of each training tile's patient; -1 if the patient has no report.
         patients: Patient of each training tile; "" if unknown.
-        account: Counts.
+        account: Numbers of tiles, patients and reports.
     """
 
     names: tuple[str, ...]
@@ -90,7 +93,7 @@ class Cases:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of everything in the own reports: ids, texts, organs, labels and dates, by patient."""
+        """Fingerprint of the own reports: ids, texts, organs, labels and dates, by patient."""
         digest = hashlib.sha256()
         for name, reports in zip(self.names, self.reports, strict=True):
             for r in reports:
@@ -100,39 +103,39 @@ class Cases:
 
     @property
     def organs(self) -> list[str]:
-        """Organ of each patient's first report; "" if it is unknown or there is none."""
+        """Organ of each patient's first report; "" if it is unknown or there is no report."""
         return [(reports[0].organ or "") if reports else "" for reports in self.reports]
 
     def with_all_patients(self) -> "Cases":
-        """Add the patients without a report; they have no reports in `reports`.
+        """Add the training patients without a used report, with an empty tuple in `reports`.
 
-        Patients with tiles in a later split are added, too: nothing but their training tiles is used.
+        This includes patients who also have tiles in a later split; only their training tiles are used.
         """
-        own = dict(zip(self.names, self.reports, strict=True))
+        reports_of = dict(zip(self.names, self.reports, strict=True))
         names = sorted(set(self.patients.tolist()) - {""})
         return replace(
             self,
             names=tuple(names),
-            reports=tuple(own.get(name, ()) for name in names),
-            case_of=_number(names, self.patients),
+            reports=tuple(reports_of.get(name, ()) for name in names),
+            case_of=_indices(names, self.patients),
         )
 
     def latest(self) -> "Cases":
-        """Keep the report with the latest date of each patient.
+        """Keep only the latest report of each patient.
 
         Raises:
-            DataError: It is not known which report of a patient is the latest.
+            DataError: The latest report of a patient is ambiguous, because dates are missing or equal.
         """
-        unclear = [
+        ambiguous = [
             name
             for name, reports in zip(self.names, self.reports, strict=True)
             if len(reports) > 1
             and (any(r.date is None for r in reports) or _by_date(reports[-1])[0] == _by_date(reports[-2])[0])
         ]
-        if unclear:
+        if ambiguous:
             raise DataError(
-                f"{len(unclear)} patients have several reports with missing or equal dates: "
-                f"{shortlist(unclear, _SHOWN)}",
+                f"{len(ambiguous)} patients have several reports with missing or equal dates: "
+                f"{shortlist(ambiguous, _SHOWN)}",
                 where="reports.date_column",
                 fix="set it to a column with the dates of all reports, or soft_labels.own_report.several=all",
             )
@@ -142,8 +145,8 @@ class Cases:
 def join_cases(reports: Sequence[Report], tiles: TileSet) -> Cases:
     """Join the training tiles with the reports of the same patients.
 
-    The patient of a tile or report is its group, or else the TCGA barcode in its id; TCGA barcodes are cut to the
-    patient. Reports of patients with validation or test tiles are only counted: nothing else is computed from them.
+    The patient of a tile or report is its group, or else the TCGA barcode in its id; TCGA barcodes are truncated to the
+    patient. Reports of patients with validation or test tiles are only counted.
 
     Raises:
         DataError: The tiles or the reports have no groups, or no training patient has a report.
@@ -154,15 +157,15 @@ def join_cases(reports: Sequence[Report], tiles: TileSet) -> Cases:
 def join_patients(
     reports: Sequence[Report], owners: Shaped[np.ndarray, " n"], splits: Shaped[np.ndarray, " n"]
 ) -> Cases:
-    """Join training tiles, slides or other rows with the reports of the same patients, as `join_cases` does for tiles.
+    """Join training tiles, slides or other samples with the reports of the same patients, like `join_cases`.
 
     Args:
-        reports: Reports of any patients.
-        owners: Patient of each row; "" where unknown.
-        splits: Split of each row.
+        reports: Reports of the corpus.
+        owners: Patient of each sample; "" where unknown.
+        splits: Split of each sample.
 
     Raises:
-        DataError: The rows or the reports have no groups, or no training patient has a report.
+        DataError: The samples or the reports have no groups, or no training patient has a report.
     """
     tile_patients = owners[splits == "train"]
     training = set(tile_patients.tolist()) - {""}
@@ -181,31 +184,31 @@ def join_patients(
         cases_with_several=sum(len(by_patient[name]) > 1 for name in names),
         reports=len(reports),
         own=sum(len(by_patient[name]) for name in names),
-        later_splits=sum(len(found) for name, found in by_patient.items() if name in evaluated),
+        later_splits=sum(len(of_patient) for name, of_patient in by_patient.items() if name in evaluated),
         both_sides=len(training & evaluated),
-        external=sum(len(found) for name, found in by_patient.items() if name not in with_tiles),
+        external=sum(len(of_patient) for name, of_patient in by_patient.items() if name not in with_tiles),
         without_patient=len(by_patient.get("", ())),
     )
     if not names:
-        raise _never_meet(training, by_patient.keys() - {""}, account)
+        raise _no_match(training, by_patient.keys() - {""}, account)
     return Cases(
         names=tuple(names),
         reports=tuple(tuple(sorted(by_patient[name], key=_by_date)) for name in names),
-        case_of=_number(names, tile_patients),
+        case_of=_indices(names, tile_patients),
         patients=tile_patients,
         account=account,
     )
 
 
 def _by_date(report: Report) -> tuple[datetime, str]:
-    """Return the key that sorts reports by date (undated ones first), then by id."""
+    """Return the key that sorts reports by date (undated reports first), then by id."""
     return datetime.min if report.date is None else parse_date(report.date), report.report_id
 
 
-def _number(names: Sequence[str], tile_patients: np.ndarray) -> Int64[np.ndarray, "n"]:
-    """Return the index in `names` of each tile's patient; -1 if it is not there."""
-    number = {name: index for index, name in enumerate(names)}
-    return np.asarray([number.get(name, -1) for name in tile_patients.tolist()], dtype=np.int64)
+def _indices(names: Sequence[str], tile_patients: np.ndarray) -> Int64[np.ndarray, "n"]:
+    """Return the index in `names` of each tile's patient, or -1."""
+    index_of = {name: index for index, name in enumerate(names)}
+    return np.asarray([index_of.get(name, -1) for name in tile_patients.tolist()], dtype=np.int64)
 
 
 def _check_groups(tile_patients: set[str], report_patients: set[str]) -> None:
@@ -217,8 +220,8 @@ def _check_groups(tile_patients: set[str], report_patients: set[str]) -> None:
             raise DataError(f"the {kind} have no groups, so own reports cannot be found", where="groups", fix=fix)
 
 
-def _never_meet(tile_patients: set[str], report_patients: set[str], account: CaseAccount) -> DataError:
-    """Return the error for groups that never match, with three of each and what would match them."""
+def _no_match(tile_patients: set[str], report_patients: set[str], account: CaseAccount) -> DataError:
+    """Build the error for groups without a match, with examples and the changes of spelling that would match them."""
     tile_names, report_names = sorted(tile_patients), sorted(report_patients)
     hints = []
     for description, change in (
@@ -229,7 +232,7 @@ def _never_meet(tile_patients: set[str], report_patients: set[str], account: Cas
         ("cut at the last '-'", lambda name: name.rpartition("-")[0] or name),
         ("cut at the first '_'", lambda name: name.partition("_")[0]),
         ("without file suffixes", lambda name: name.partition(".")[0]),
-        ("cut to 12 characters, as a TCGA barcode", lambda name: name[:12]),
+        ("cut to 12 characters, like a TCGA barcode", lambda name: name[:12]),
     ):
         matched = {change(name) for name in tile_names} & {change(name) for name in report_names}
         if matched:

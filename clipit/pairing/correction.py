@@ -1,12 +1,12 @@
 """Hubness correction: a bias per snippet, because some snippets (hubs) are close to every tile.
 
 All corrections rank a tile's snippets by `cosine - bias(snippet)`. Terms that depend only on the tile (r_T of CSLS, the
-tile factors of Sinkhorn) cannot change the order of its snippets and are omitted. A correction therefore takes one or
+tile factors of Sinkhorn) do not change the order of its snippets and are omitted. A correction therefore takes one or
 more passes over all tiles to compute the biases, then one search.
 
-Only some shards of snippets are in memory at a time; for each such group, all tiles are read block by block. Processes
-share the blocks of tiles, or the shards if there are fewer blocks than processes. Biases are rounded, so that pairs do
-not depend on the number of processes.
+Only a group of snippet shards is in memory at a time; for each group, all tiles are read block by block. The blocks of
+tiles are distributed over processes, or the shards if there are fewer blocks than processes. Biases are rounded, so
+that pairs do not depend on the number of processes.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,13 +30,13 @@ from clipit.stores.stored_rows import StoredRows, centred_rows
 if TYPE_CHECKING:
     from clipit.progress import Advance
 
-_SINKHORN_SCORES = 2**25  # maximum number of scores that Sinkhorn holds in memory
-_SINKHORN_VALUES = 2**24  # maximum number of float32 values of all snippets that Sinkhorn holds in memory (64 MiB)
+_SINKHORN_SCORES = 2**25  # maximum number of scores in memory
+_SINKHORN_VALUES = 2**24  # maximum number of float32 values of snippet embeddings in memory (64 MiB)
 
 
 @dataclass(frozen=True)
 class TileBlocks:
-    """Tile embeddings of a store as queries, in blocks.
+    """Tile embeddings of a store, read in blocks as queries.
 
     Attributes:
         store: Tile store.
@@ -77,7 +77,7 @@ def snippet_statistics(
 ) -> tuple[Float64[np.ndarray, "s"], Float32[np.ndarray, "s"] | None]:
     """Compute the statistics of each snippet over all tiles that the pairing rules need.
 
-    Must be called in all processes.
+    Call it in all processes.
 
     Args:
         snippets: Embeddings of all snippets.
@@ -86,8 +86,8 @@ def snippet_statistics(
         shown: Whether to show a progress bar.
 
     Returns:
-        Bias of each snippet for `rules.correction` (zeros for `none`), and the cosine of its last mutual neighbour
-        (None unless `rules.mutual` is set).
+        Bias of each snippet for `rules.correction` (zeros for `none`), and its cosine with the last of its mutual
+        neighbours (None unless `rules.mutual` is set).
     """
     csls = rules.correction == "csls"
     count = max(rules.correction_neighbours if csls else 0, rules.mutual_neighbours if rules.mutual else 0)
@@ -105,8 +105,8 @@ def snippet_statistics(
         if rules.correction == "inverted_softmax":
             biases = inverted_softmax_biases(snippets, tiles, rules.correction_temperature, advance)
         if rules.correction == "sinkhorn":
-            temperature, rounds = rules.correction_temperature, rules.correction_iterations
-            biases = sinkhorn_biases(snippets, tiles, temperature, rounds, advance)
+            temperature, iterations = rules.correction_temperature, rules.correction_iterations
+            biases = sinkhorn_biases(snippets, tiles, temperature, iterations, advance)
     return biases, mutual
 
 
@@ -115,6 +115,10 @@ def csls_biases(near: Float32[np.ndarray, "s m"], neighbours: int) -> Float64[np
 
     CSLS is 2 cos(x, y) - r_T(x) - r_S(y), where r_S(y) is the mean cosine of snippet y with its nearest tiles. The bias
     is r_S(y) / 2.
+
+    Args:
+        near: Cosines of each snippet with its nearest tiles, highest first.
+        neighbours: Number of tiles to average over.
     """
     return np.asarray((near[:, :neighbours].mean(axis=1, dtype=np.float64) / 2).round(DECIMALS), dtype=np.float64)
 
@@ -122,7 +126,7 @@ def csls_biases(near: Float32[np.ndarray, "s m"], neighbours: int) -> Float64[np
 def inverted_softmax_biases(
     snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance"
 ) -> Float64[np.ndarray, "s"]:
-    """Compute biases of the inverted softmax (Smith et al. 2017, arXiv 1702.03859), normalised over tiles per snippet.
+    """Compute biases of the inverted softmax, normalised over tiles per snippet (Smith et al. 2017, arXiv 1702.03859).
 
     P(tile x | snippet y) = exp(cos(x, y) / T) / sum over tiles x' of exp(cos(x', y) / T). Its logarithm times T is the
     cosine minus T log sum exp(cos / T); the bias uses the mean instead of the sum, which does not change the order.
@@ -144,12 +148,12 @@ def nearest_tiles(
     """Compute the cosines of snippets with their `count` nearest tiles (or all, if fewer), highest first.
 
     Yields:
-        Rows of some snippets and their cosines, until all snippets are done.
+        Rows of some snippets, and their cosines; together, all snippets.
     """
     count = min(count, tiles.store.size)
 
-    def start(some: int) -> Float[Tensor, "_ m"]:
-        return torch.full((some, count), -torch.inf, device=get_processes().device)
+    def start(n_snippets: int) -> Float[Tensor, "_ m"]:
+        return torch.full((n_snippets, count), -torch.inf, device=get_processes().device)
 
     def fold(best: Float[Tensor, "c m"], scores: Float[Tensor, "c b"]) -> Float[Tensor, "c m"]:
         return torch.cat([best, best_of(scores, count)[0]], dim=1).topk(count, dim=1).values
@@ -172,28 +176,29 @@ def _over_tiles(
     Args:
         snippets: Embeddings of all snippets.
         tiles: Embeddings of all tiles.
-        start: Function that returns the initial state of a number of snippets.
-        fold: Function from the state and the cosines with a block of tiles, which it may overwrite, to the next state.
+        start: Function that returns the initial state for a number of snippets.
+        fold: Function that returns the next state, given the state and the cosines with a block of tiles, which it may
+            overwrite.
         advance: Progress callback, called with a number of tiles.
 
     Yields:
-        Rows of all snippets in a group of shards, and their states; snippets of another process's share keep the
-        initial state.
+        Rows of all snippets in a group of shards, and their states; snippets of shards that another process handles
+        keep the initial state.
     """
     processes = get_processes()
     blocks, shards = shares(len(tiles.starts), snippets.store.shards)
     buffer = torch.empty(min(tiles.size, tiles.store.size) * BLOCK, device=processes.device)
-    others = processes.count if len(blocks) < len(tiles.starts) else 1
+    tiles_per_own = processes.count if len(blocks) < len(tiles.starts) else 1  # for the progress bar
     for group in _groups(snippets):
         rows = {number: snippets.rows_of(number) for number in group}
-        states = {number: start(len(some)) for number, some in rows.items()}
+        states = {number: start(len(rows_of_shard)) for number, rows_of_shard in rows.items()}
         vectors = {number: snippets.shard(number) for number in group if number in shards and len(rows[number])}
-        for tile in (tiles.starts[number] for number in blocks):
-            block = torch.from_numpy(tiles.vectors(tile)).to(processes.device)
+        for first_tile in (tiles.starts[number] for number in blocks):
+            block = torch.from_numpy(tiles.vectors(first_tile)).to(processes.device)
             with full_precision():
-                for number, some in vectors.items():
-                    states[number] = fold(states[number], product(some, block, buffer))
-            advance(len(block) * others)
+                for number, shard in vectors.items():
+                    states[number] = fold(states[number], product(shard, block, buffer))
+            advance(len(block) * tiles_per_own)
         yield np.concatenate(list(rows.values())), torch.cat(list(states.values()))
 
 
@@ -203,12 +208,12 @@ def sinkhorn_biases(
     """Compute biases of a balanced assignment by Sinkhorn's algorithm (Cuturi 2013, arXiv 1306.0895).
 
     P_xy = a_x b_y exp(cos(x, y) / T) with row sums 1 / n and column sums 1 / s; the bias is -T log b_y. Each iteration
-    scales the tiles (rows), then the snippets (columns). It takes one product of all tiles with all snippets where
-    these fit in memory (`fits`), and two otherwise. All snippets receive equal mass, which suits corpora in which
-    every snippet describes some tile.
+    scales the tiles (rows), then the snippets (columns). It multiplies all tiles by all snippets once if the snippets
+    fit in memory (`fits_in_memory`), and twice otherwise. All snippets receive equal mass, which suits corpora in
+    which every snippet describes some tile.
     """
     n, biases = tiles.store.size, np.zeros(len(snippets))
-    scale = _scale_dense if fits(snippets) else _scale_streamed
+    scale = _scale_dense if fits_in_memory(snippets) else _scale_streamed
     masses = scale(snippets, tiles, temperature, advance)
     for _ in range(iterations):
         subtracted = torch.from_numpy(biases.astype(np.float32)).to(get_processes().device)
@@ -217,8 +222,8 @@ def sinkhorn_biases(
     return biases
 
 
-def fits(snippets: StoredRows) -> bool:
-    """Return whether Sinkhorn may hold the vectors of all snippets in memory at once."""
+def fits_in_memory(snippets: StoredRows) -> bool:
+    """Return whether Sinkhorn may hold the embeddings of all snippets in memory."""
     return len(snippets) * snippets.store.dim <= _SINKHORN_VALUES
 
 
@@ -226,7 +231,7 @@ Masses = Callable[[Float[Tensor, "s"]], Float[Tensor, "s"]]
 
 
 def _scale_dense(snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance") -> Masses:
-    """Return the function from biases to the logarithm of each snippet's mass over this process's tiles."""
+    """Return a function that maps biases to the log of each snippet's mass over this process's tiles."""
     processes = get_processes()
     vectors = torch.from_numpy(snippets.vectors(np.arange(len(snippets)))).to(processes.device)
     blocks = TileBlocks(tiles.store, tiles.mean, max(1, min(tiles.size, _SINKHORN_SCORES // max(len(snippets), 1))))
@@ -247,7 +252,7 @@ def _scale_dense(snippets: StoredRows, tiles: TileBlocks, temperature: float, ad
 
 
 def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance") -> Masses:
-    """Return the function of `_scale_dense`, with one pass over the shards for the tiles and one for the snippets."""
+    """Return the function of `_scale_dense`, with one pass over the shards to scale tiles and one to sum masses."""
     processes = get_processes()
     mine, shards = shares(len(tiles.starts), snippets.store.shards)
     shared, per_pass = len(shards) < snippets.store.shards, blocks_per_pass(tiles.size, tiles.store.dim)
@@ -266,9 +271,9 @@ def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float,
             totals = [_empty_sums(len(block)) for block in blocks]
             with full_precision():
                 for rows, vectors in snippets.shards(shards):
-                    for place, block in enumerate(blocks):
+                    for i, block in enumerate(blocks):
                         new = logits(block, rows, vectors).logsumexp(dim=1).double()
-                        totals[place] = torch.logaddexp(totals[place], new)
+                        totals[i] = torch.logaddexp(totals[i], new)
                 if shared:
                     totals = [torch.from_numpy(_log_total(total)).to(processes.device) for total in totals]
                 for rows, vectors in snippets.shards(shards):
@@ -282,13 +287,13 @@ def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float,
 
 
 def _groups(snippets: StoredRows) -> list[range]:
-    """Return the shards that are in memory at a time, at least one for each process."""
+    """Group the shards to hold in memory at a time, with at least one shard per process."""
     per_pass, shards = max(blocks_per_pass(SHARD, snippets.store.dim), get_processes().count), snippets.store.shards
     return [range(first, min(first + per_pass, shards)) for first in range(0, shards, per_pass)]
 
 
 def _empty_sums(count: int) -> Float[Tensor, "_"]:
-    """Return the logarithms of empty sums, minus infinity."""
+    """Return the logarithms of empty sums: minus infinity."""
     return torch.full((count,), -torch.inf, dtype=torch.float64, device=get_processes().device)
 
 

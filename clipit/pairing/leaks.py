@@ -1,7 +1,7 @@
 """Leaks: tiles, patients and reports that occur on both sides of a split.
 
-Of two tiles in different splits, the one of the earlier split (train, validation, test) is the leak: dropping it
-repairs the data and never removes a test tile.
+Of two tiles in different splits, the leak is the tile in the earlier split (train, validation, test): dropping it
+removes the leak without changing a test set.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,28 +19,28 @@ from clipit.tiles.perceptual import Fingerprints, oriented
 from clipit.tiles.tileset import SPLITS, TileSet
 
 _BANDS, _WIDTH = 4, 16
-_CANDIDATES = 2**22  # number of pairs in memory
+_MAX_CANDIDATES = 2**22  # candidate pairs in memory
 
 Hits = tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"], UInt8[np.ndarray, " hits"]]
 
 Kind = Literal["group", "exact", "near", "report"]
 Prints = Fingerprints | UInt8[np.ndarray, "_ 16"]
-"""Perceptual fingerprints of images, or only their digests."""
+"""Fingerprints of images: perceptual hashes with digests, or digests only."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A tile or report that should not be trained on, and the tile of a later split to which it leaks."""
+    """A tile or report that must not be used for training, and the matching tile of a later split."""
 
     kind: Kind
     id: str
-    """Id of the tile, or of the report (kind report)."""
+    """Id of the tile, or of the report if the kind is report."""
     split: str
     """Split of the tile; "" for a report."""
     other_id: str
     other_split: str
     group: str = ""
-    """Patient or slide of both (kinds group and report)."""
+    """Patient or slide that both share (kinds group and report)."""
     distance: int | None = None
     """Number of differing bits of the two hashes (kinds exact and near)."""
     similarity: float | None = None
@@ -49,7 +49,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class SeenTiles:
-    """Tiles that a run was trained or validated on, without their images.
+    """Tiles on which a run was trained or validated, without their images.
 
     Attributes:
         ids: Unique tile ids.
@@ -74,20 +74,20 @@ def find_leaks(
     Args:
         tiles: Tiles of all splits.
         config: Thresholds, and whether to search for exact and near copies.
-        prints: Fingerprints of the tiles, in their order (digests suffice for exact copies); None: do not compare
-            pixels.
+        prints: Fingerprints of the tiles, in the same order (digests suffice for exact copies); None to skip the
+            comparison of pixels.
         reports: Reports from which snippets are extracted.
     """
     leaks = group_leaks(tiles)
     if prints is not None and config.pixels != "off":
-        leaks += exact_leaks(tiles, prints.digests if isinstance(prints, Fingerprints) else prints)
+        leaks += exact_leaks(tiles, _digests(prints))
         if config.pixels == "near" and isinstance(prints, Fingerprints):
             leaks += near_leaks(tiles, prints, config)
     return leaks + report_leaks(reports, tiles)
 
 
 def group_leaks(tiles: TileSet) -> list[Leak]:
-    """Find tiles whose patient or slide also has tiles in a later split, with the first tile of the latest split."""
+    """Find tiles whose patient or slide also has tiles in a later split, and the lowest tile id in the latest split."""
     groups = patients(tiles.groups, tiles.ids)
     last: dict[str, tuple[int, str]] = {}  # latest split of each patient, and the lowest id in it
     ranks = _split_ranks(tiles)
@@ -130,8 +130,7 @@ def patient_of(report: Report) -> str:
 
 def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak]:
     """Find tiles whose decoded pixels also occur in a later split; tiles of a single colour are ignored."""
-    whole = np.ascontiguousarray(digests).view("V16").reshape(-1)
-    _, content = np.unique(whole, return_inverse=True)
+    _, content = np.unique(np.ascontiguousarray(digests).view("V16").reshape(-1), return_inverse=True)
     ranks = _split_ranks(tiles)
     earliest, latest = np.full(len(tiles), len(SPLITS)), np.full(len(tiles), -1)
     np.minimum.at(earliest, content, ranks)
@@ -142,7 +141,7 @@ def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak
     for members in np.split(order, np.flatnonzero(np.diff(content[order])) + 1):
         if not members.size:
             continue
-        # The lowest id of a split represents the others, so that every tile is reported at least once.
+        # Every tile is reported at least once, against the lowest id of the other split.
         first, last = int(members[0]), int(members[ranks[members] == ranks[members[-1]]][0])
         for row in members.tolist():
             if ranks[row] < ranks[last]:
@@ -153,11 +152,11 @@ def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak
 
 
 def near_leaks(tiles: TileSet, prints: Fingerprints, config: LeaksConfig) -> list[Leak]:
-    """Find tiles that resemble one of a later split, in any of eight orientations, without equal pixels.
+    """Find tiles that resemble a tile of a later split in any of eight orientations, without equal pixels.
 
-    Candidates are hashes within `config.distance` bits whose thumbnails have a correlation of at least
-    `config.similarity`. Nearly empty tiles (`config.spread`) are not compared. Only the nearest counterpart of each
-    tile on either side is returned. Tiles rotated by other angles, and tiles that overlap in part, are not found.
+    Two tiles match if their hashes differ in at most `config.distance` bits and the correlation of their thumbnails is
+    at least `config.similarity`. Nearly empty tiles (`config.spread`) are not compared. Only the nearest match of each
+    tile on either side is returned. Tiles rotated by other angles, and partly overlapping tiles, are not found.
     """
     ranks, rich = _split_ranks(tiles), prints.spread >= config.spread
     by_id = np.argsort(np.argsort(tiles.ids, kind="stable"), kind="stable")
@@ -172,38 +171,43 @@ def near_leaks(tiles: TileSet, prints: Fingerprints, config: LeaksConfig) -> lis
 
 
 def find_copies(
-    tests: TileSet, of_tests: Prints, learnt: TileSet | SeenTiles, of_learnt: Prints, config: LeaksConfig
+    tests: TileSet, test_prints: Prints, seen: TileSet | SeenTiles, seen_prints: Prints, config: LeaksConfig
 ) -> dict[str, Leak]:
-    """Find tiles of another data set that are copies of training tiles; returns leaks by test id.
+    """Find tiles of another data set that are copies of training or validation tiles.
 
-    Equal pixels take precedence over similar images (found with fingerprints, as in `near_leaks`); of several equal
-    ones, the lowest id is returned.
+    Equal pixels take precedence over similar images, which only fingerprints reveal (`near_leaks`). Of several equal
+    tiles, the one with the lowest id is returned.
 
     Args:
         tests: Tiles of the other data set.
-        of_tests: Fingerprints or digests of `tests`, in their order.
-        learnt: Tiles of training and validation.
-        of_learnt: Fingerprints or digests of `learnt`, in their order, of the same kind.
+        test_prints: Fingerprints or digests of `tests`, in the same order.
+        seen: Tiles of training and validation.
+        seen_prints: Fingerprints or digests of `seen`, in the same order.
         config: Thresholds.
+
+    Returns:
+        Leak of each copied tile, by test id.
     """
     copies: dict[str, Leak] = {}
-    if isinstance(of_tests, Fingerprints) and isinstance(of_learnt, Fingerprints):
+    if isinstance(test_prints, Fingerprints) and isinstance(seen_prints, Fingerprints):
         names = ("digests", "hashes", "thumbnails")
-        both = Fingerprints(*(np.concatenate([getattr(of_tests, name), getattr(of_learnt, name)]) for name in names))
+        both = Fingerprints(
+            *(np.concatenate([getattr(test_prints, name), getattr(seen_prints, name)]) for name in names)
+        )
         rich, is_test, n = both.spread >= config.spread, np.arange(len(both.digests)) < len(tests), len(tests)
-        order = np.argsort(np.argsort(np.concatenate([tests.ids, learnt.ids]), kind="stable"), kind="stable")
+        order = np.argsort(np.argsort(np.concatenate([tests.ids, seen.ids]), kind="stable"), kind="stable")
         for hit in _near_hits(both, np.flatnonzero(rich & ~is_test), np.flatnonzero(rich & is_test), order, config):
             a, b = int(hit["a"]) - n, int(hit["b"])
-            leak = _copy("near", learnt, a, tests, b, int(hit["distance"]), float(hit["similarity"]))
-            before = copies.get(leak.other_id)
-            if before is None or (leak.distance, leak.id) < (before.distance, before.id):
+            leak = _copy("near", seen, a, tests, b, int(hit["distance"]), float(hit["similarity"]))
+            best = copies.get(leak.other_id)
+            if best is None or (leak.distance, leak.id) < (best.distance, best.id):
                 copies[leak.other_id] = leak
     digests = {}
-    for row in np.argsort(learnt.ids, kind="stable")[::-1].tolist():
-        digests[_digests(of_learnt)[row].tobytes()] = row
-    for b, digest in enumerate(_digests(of_tests)):
+    for row in np.argsort(seen.ids, kind="stable")[::-1].tolist():
+        digests[_digests(seen_prints)[row].tobytes()] = row
+    for b, digest in enumerate(_digests(test_prints)):
         if digest.any() and digest.tobytes() in digests:
-            copies[str(tests.ids[b])] = _copy("exact", learnt, digests[digest.tobytes()], tests, b, 0, None)
+            copies[str(tests.ids[b])] = _copy("exact", seen, digests[digest.tobytes()], tests, b, 0, None)
     return copies
 
 
@@ -211,17 +215,17 @@ def _digests(prints: Prints) -> UInt8[np.ndarray, "n 16"]:
     return prints.digests if isinstance(prints, Fingerprints) else prints
 
 
-def find_shared_patients(tests: TileSet, learnt: TileSet | SeenTiles) -> dict[str, Leak]:
-    """Find tiles of another data set whose patient or slide was trained on, as leaks by test id.
+def find_shared_patients(tests: TileSet, seen: TileSet | SeenTiles) -> dict[str, Leak]:
+    """Find tiles of another data set whose patient or slide was used for training or validation, as leaks by test id.
 
-    The leak names the training tile of that patient with the lowest id.
+    Each leak names the tile of that patient with the lowest id.
     """
     first: dict[str, int] = {}
-    names = patients(learnt.groups, learnt.ids).tolist()
-    for row in np.argsort(learnt.ids, kind="stable").tolist():
+    names = patients(seen.groups, seen.ids).tolist()
+    for row in np.argsort(seen.ids, kind="stable").tolist():
         first.setdefault(names[row], row)
     return {
-        tile: Leak("group", str(learnt.ids[first[name]]), str(learnt.splits[first[name]]), tile, split, name)
+        tile: Leak("group", str(seen.ids[first[name]]), str(seen.splits[first[name]]), tile, split, name)
         for tile, split, name in zip(
             tests.ids.tolist(), tests.splits.tolist(), patients(tests.groups, tests.ids).tolist(), strict=True
         )
@@ -230,9 +234,9 @@ def find_shared_patients(tests: TileSet, learnt: TileSet | SeenTiles) -> dict[st
 
 
 def _copy(
-    kind: Kind, learnt: TileSet | SeenTiles, a: int, tests: TileSet, b: int, distance: int, similarity: float | None
+    kind: Kind, seen: TileSet | SeenTiles, a: int, tests: TileSet, b: int, distance: int, similarity: float | None
 ) -> Leak:
-    ends = (str(learnt.ids[a]), str(learnt.splits[a]), str(tests.ids[b]), str(tests.splits[b]))
+    ends = (str(seen.ids[a]), str(seen.splits[a]), str(tests.ids[b]), str(tests.splits[b]))
     return Leak(kind, *ends, distance=distance, similarity=similarity)
 
 
@@ -246,7 +250,7 @@ def _near_hits(
     by_id: Int64[np.ndarray, " n"],
     config: LeaksConfig,
 ) -> Shaped[np.ndarray, " m"]:
-    """Find rows a (of `base`) and b (of `queries`) of similar tiles: the nearest of each on either side."""
+    """Find similar tiles: rows a of `base` and b of `queries`, keeping only the nearest match of each row."""
     best = np.empty(0, dtype=_NEAR)
     if not base.size or not queries.size:
         return best
@@ -265,7 +269,7 @@ def _near_hits(
 
 
 def _nearest(hits: Shaped[np.ndarray, " n"], by_id: Int64[np.ndarray, " tiles"]) -> Shaped[np.ndarray, " m"]:
-    """Select, per tile on either side, the hit with the fewest bits, then highest similarity, then lowest id."""
+    """Select, for each tile on either side, the hit with the lowest distance, highest similarity and lowest id."""
     kept: Bool[np.ndarray, " n"] = np.zeros(len(hits), dtype=np.bool_)
     for side, other in (("a", "b"), ("b", "a")):
         order = np.lexsort((by_id[hits[other]], -hits["similarity"], hits["distance"], hits[side]))
@@ -275,7 +279,7 @@ def _nearest(hits: Shaped[np.ndarray, " n"], by_id: Int64[np.ndarray, " tiles"])
 
 
 def _standardise(thumbnails: UInt8[np.ndarray, "n 16 16"]) -> Float32[np.ndarray, "n 16 16"]:
-    """Standardise thumbnails to mean 0 and norm 1 (uniform ones become zero)."""
+    """Standardise thumbnails to mean 0 and norm 1; uniform thumbnails become zero."""
     grey = thumbnails.astype(np.float32)
     grey -= grey.mean(axis=(1, 2), keepdims=True)
     grey /= np.maximum(np.sqrt((grey**2).sum(axis=(1, 2), keepdims=True)), 1e-6)
@@ -288,7 +292,7 @@ def _correlations(
     b: Int64[np.ndarray, " hits"],
     orientation: Int64[np.ndarray, " hits"],
 ) -> Float64[np.ndarray, " hits"]:
-    """Correlate standardised thumbnails a with thumbnails b in the given orientation."""
+    """Correlate standardised thumbnails `a` with thumbnails `b` in the given orientations."""
     correlations = np.empty(len(a))
     for turn in range(8):
         for part in np.array_split(np.flatnonzero(orientation == turn), 1 + len(a) // 65536):
@@ -316,9 +320,10 @@ def _sorted(leaks: list[Leak]) -> list[Leak]:
 def near_hashes(base: UInt64[np.ndarray, " n"], queries: UInt64[np.ndarray, " m"], distance: int) -> Iterator[Hits]:
     """Find all pairs of 64-bit hashes within a Hamming distance, each once, by multi-index hashing.
 
-    The 64 bits are split into four bands of 16. If two hashes differ in at most d bits, one band differs in at most
-    d // 4 (pigeonhole principle). So it suffices to look up, per band, every value within d // 4 bits of the query's
-    (arXiv 1307.2982), and to count the differing bits of the candidates. Memory does not depend on the number of pairs.
+    The 64 bits are split into four bands of 16. If two hashes differ in at most d bits, they differ in at most d // 4
+    bits of some band (pigeonhole principle). So it suffices to look up, per band, every value within d // 4 bits of the
+    query's (Norouzi et al. 2014, arXiv 1307.2982), and to count the differing bits of these candidates. Memory does not
+    depend on the number of pairs.
 
     Args:
         base: Hashes to search.
@@ -338,10 +343,10 @@ def near_hashes(base: UInt64[np.ndarray, " n"], queries: UInt64[np.ndarray, " m"
         wanted = _band(queries, band)
         for mask in near:
             probe = wanted ^ mask
-            for place, query in _candidates(starts[probe], starts[probe + 1]):
-                bits = np.bitwise_count(ordered[place] ^ queries[query])
+            for position, query in _candidates(starts[probe], starts[probe + 1]):
+                bits = np.bitwise_count(ordered[position] ^ queries[query])
                 hit = np.flatnonzero(bits <= distance)
-                rows, query, bits = order[place[hit]], query[hit], bits[hit]
+                rows, query, bits = order[position[hit]], query[hit], bits[hit]
                 new = _first_in(base[rows] ^ queries[query], band, radius)
                 if new.any():
                     yield rows[new], query[new], bits[new]
@@ -354,22 +359,22 @@ def _band(hashes: UInt64[np.ndarray, " n"], band: int) -> Int64[np.ndarray, " n"
 def _candidates(
     first: Int64[np.ndarray, " m"], end: Int64[np.ndarray, " m"]
 ) -> Iterator[tuple[Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]]]:
-    """Expand the ranges `first[q]:end[q]`, with the q of each position, in blocks."""
+    """Expand the ranges `first[q]:end[q]` in blocks, as positions and the q of each."""
     nonempty = np.flatnonzero(end > first)
     counts = (end - first)[nonempty]
     totals = np.concatenate([[0], np.cumsum(counts)])
     start = 0
     while start < len(nonempty):
-        stop = max(start + 1, int(np.searchsorted(totals, totals[start] + _CANDIDATES, side="right")) - 1)
+        stop = max(start + 1, int(np.searchsorted(totals, totals[start] + _MAX_CANDIDATES, side="right")) - 1)
         size = counts[start:stop]
         before = np.repeat(totals[start:stop] - totals[start], size)
-        place = np.repeat(first[nonempty[start:stop]], size) + np.arange(int(size.sum())) - before
-        yield place, np.repeat(nonempty[start:stop], size)
+        position = np.repeat(first[nonempty[start:stop]], size) + np.arange(int(size.sum())) - before
+        yield position, np.repeat(nonempty[start:stop], size)
         start = stop
 
 
 def _first_in(different: UInt64[np.ndarray, " hits"], band: int, radius: int) -> np.ndarray:
-    """Return whether this band is the first that finds each pair, so that each is returned once."""
+    """Return whether no earlier band finds each pair, so that every pair is returned once."""
     new = np.ones(len(different), dtype=np.bool_)
     for earlier in range(band):
         new &= np.bitwise_count(_band(different, earlier)) > radius

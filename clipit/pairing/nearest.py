@@ -13,10 +13,10 @@ from clipit.stores.index import Index
 from clipit.stores.stored_rows import StoredRows
 
 SPARE = 4
-"""Number of candidates beyond k, so that ties at rank k are included."""
+"""Number of additional candidates, so that ties at rank k are included."""
 DECIMALS = 6
-"""Decimals to which scores are rounded, so that rounding errors do not decide ties."""
-_RESCORED = 2**20  # float32 values of the vectors of candidates in memory (4 MiB)
+"""Decimals to which scores are rounded, so that ties do not depend on rounding errors."""
+_RESCORED = 2**20  # float32 values of candidate embeddings in memory (4 MiB)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Keys:
     bias: Float64[np.ndarray, "s"]
     """Bias to subtract from the cosines of each key before ranking; inf excludes the key."""
     owners: Int[np.ndarray, "s"]
-    """Owner of each key (a group, or the key itself), which is excluded for queries of the same owner; -1: no owner."""
+    """Owner of each key (a group, or the key itself); queries of the same owner skip the key. -1 for no owner."""
 
 
 def search(
@@ -41,7 +41,7 @@ def search(
 ) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
     """Find the rows and cosines of the k nearest snippets, nearest first, ties by lowest id.
 
-    The index returns slightly more than k candidates, or as many as its settings demand if it is approximate. Their
+    The index returns slightly more than k candidates, or as many as its settings specify if it is approximate. Their
     cosines are recomputed exactly, in an order of operations that does not depend on the batch size, and rounded before
     sorting.
 
@@ -50,8 +50,8 @@ def search(
         queries: Unit vectors of the queries, centred like the index.
         k: Number of snippets per query; fewer are returned if the index is smaller.
         block: Queries per matrix product with a Flat index.
-        shared: Whether each process searches a part of a Flat index, for the same queries in all processes.
-        exact: Whether to search all snippets even if the index is approximate.
+        shared: Whether each process searches a part of a Flat index, with the same queries in all processes.
+        exact: Whether to search exactly even if the index is approximate.
     """
     exact = exact or index.flat
     wide = min(k + SPARE if exact else max(k, index.settings.candidates or k + SPARE), index.size)
@@ -62,12 +62,12 @@ def search(
     else:
         rows = index.candidates(queries, wide, min(k, wide))
     scores = exact_cosines(queries, stored, rows)
-    places = best_first(rows, scores, k)
-    return np.take_along_axis(rows, places, 1), np.take_along_axis(scores, places, 1)
+    order = best_first(rows, scores, k)
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
 
 def shards_of_process(stored: StoredRows, shared: bool) -> range:
-    """Return the shards that this process searches: all, or its share."""
+    """Return the shards that this process searches: its share, or all."""
     processes, shards = get_processes(), stored.store.shards
     return range(processes.rank, shards, processes.count) if shared else range(shards)
 
@@ -77,23 +77,23 @@ def exact_cosines(
 ) -> Float32[np.ndarray, "q k"]:
     """Compute the rounded cosines of queries with their candidates; -inf for rows of -1.
 
-    The order of operations does not depend on the number of queries. Vectors are read in the order of the store, a
-    bounded number at once.
+    The order of operations does not depend on the number of queries. Vectors are read in the order of the store, in
+    blocks of bounded size.
     """
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
-    query, place = np.nonzero(rows >= 0)
-    candidates = rows[query, place]
+    query, column = np.nonzero(rows >= 0)
+    candidates = rows[query, column]
     order = np.argsort(stored.positions[candidates], kind="stable")
     size = max(1, _RESCORED // queries.shape[1])
     for start in range(0, len(order), size):
         block = order[start : start + size]
         cosines = np.einsum("pd,pd->p", queries[query[block]], stored.vectors(candidates[block]))
-        scores[query[block], place[block]] = cosines.round(DECIMALS)
+        scores[query[block], column[block]] = cosines.round(DECIMALS)
     return scores
 
 
 def best_first(rows: Int[np.ndarray, "q wide"], ranking: Float[np.ndarray, "q wide"], k: int) -> Int[np.ndarray, "q k"]:
-    """Return the positions of the k candidates with the highest ranking, ties by lowest row (rows ascend by id)."""
+    """Return the positions of the k candidates with the highest ranking score, ties by lowest row (lowest id)."""
     return np.asarray(np.lexsort((rows, -ranking), axis=1)[:, :k], dtype=np.int64)
 
 
@@ -110,11 +110,11 @@ def nearest(
 
     Args:
         queries: Unit vectors of the queries.
-        owners: Owner of each query, whose keys are excluded; -1: no owner.
+        owners: Owner of each query, whose keys are excluded; -1 for no owner.
         keys: Vectors to search.
         k: Number of keys per query, at most the total number of keys.
         block: Queries per matrix product.
-        shared: Whether each process searches a part of the keys, for the same queries in all processes.
+        shared: Whether each process searches a part of the keys, with the same queries in all processes.
     """
     vectors = keys.stored.shards(shards_of_process(keys.stored, shared))
     return nearest_rows(queries, vectors, k, block=block, adjust=_adjust(owners, keys), shared=shared)
@@ -134,7 +134,7 @@ def nearest_among(
 
 
 def _adjust(owners: Int[np.ndarray, "q"], keys: Keys) -> Adjust:
-    """Return the function that subtracts biases, and excludes the keys of each query's owner."""
+    """Return a function that subtracts biases and excludes the keys of each query's owner."""
     device = get_processes().device
     query_owners = torch.from_numpy(owners).to(device)
     any_owned = bool((owners >= 0).any() and (keys.owners >= 0).any())

@@ -1,4 +1,4 @@
-"""Compare pairing rules in a table, computed in memory: no pairs are written, and no rule is selected."""
+"""Compare pairing rules in a table, in memory: no pairs are written, and no rule is selected."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +23,12 @@ from clipit.vectors import centred
 
 T = TypeVar("T")
 
-_MOST_ORGANS = 4
-_NAMED_ORGANS = 2  # longer lists are shown as a count
+_MAX_ORGANS = 4
+_MAX_NAMED_ORGANS = 2  # longer lists are shown as a count
 _COLUMNS = {
     "without_pair": "no pair",
     "snippets_used": "snippets used",
-    "hub_share": "top 1 % hold",
+    "hub_share": "hubness",
     "skewness": "skewness",
     "score_mean": "mean cosine",
     "neighbours": "label of neighbours",
@@ -40,11 +40,11 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Option:
-    """One row of the table.
+    """One row of the table: pairing rules and their statistics.
 
     Attributes:
         name: Short description of the rules.
-        rules: Rules to copy into the configuration.
+        rules: Rules, which can be copied into the configuration.
         summary: Statistics from `summarise`, with `agreement` if labels were given.
     """
 
@@ -52,8 +52,8 @@ class Option:
     rules: PairingConfig
     summary: Mapping[str, Any]
 
-    def figure(self, column: str) -> float | int | None:
-        """Return one statistic of the row; None if undefined."""
+    def statistic(self, column: str) -> float | int | None:
+        """Return one statistic; None if it is undefined."""
         key = "share_without_pair" if column == "without_pair" else column
         value: float | int | None = self.summary.get(key, self.summary.get("agreement", {}).get(key))
         return value
@@ -69,7 +69,7 @@ class _Inputs:
     labels: Mapping[str, int] | None
 
     def prepared(self, index: Index, rules: PairingConfig) -> Selection:
-        """Prepare the selection of snippets under these rules."""
+        """Prepare the selection of snippets by these rules."""
         return prepare(index, self.tiles, rules, block=rules.block, sources=self.sources, groups=self.groups)
 
     def rows(
@@ -78,14 +78,14 @@ class _Inputs:
         variants: Sequence[PairingConfig],
         class_vectors: Float32[np.ndarray, "classes dim"] | None,
     ) -> list[Option]:
-        """Compute one row per variant; correction, filters and k are shared, so one search serves all."""
+        """Compute one row per variant, with one search: the variants share correction, filters and k."""
         index, options = prepared.index, list[Option]()
-        for rules, judged in zip(variants, _judged_tables(prepared, variants, self.tiles), strict=True):
+        for rules, judged in zip(variants, _judge_variants(prepared, variants, self.tiles), strict=True):
             kept, dropped = kept_pairs(judged)
-            figures = None
+            measured = None
             if self.labels is not None:
-                figures = agreement(kept, self.labels, index=index, class_vectors=class_vectors)
-            summary = summarise(kept, index.size, n_tiles=self.tiles.size, dropped=dropped, agreement=figures)
+                measured = agreement(kept, self.labels, index=index, class_vectors=class_vectors)
+            summary = summarise(kept, index.size, n_tiles=self.tiles.size, dropped=dropped, agreement=measured)
             options.append(Option(_name(rules), rules, summary))
         return options
 
@@ -105,26 +105,26 @@ def compare_options(
 ) -> list[Option]:
     """Compare pairing rules: each correction alone, with thresholds and with mutual neighbours.
 
-    The configured correction also gets one row each for margins, organs, excluding own groups, and centring.
+    For the configured correction, further rows vary the margin, the organs, the exclusion of own groups, and centring.
 
     Args:
         index: Flat index over the snippets.
         tiles: Store of training tiles.
-        rules: Configured rules; k, block and the keys of the correction apply to all rows, and so do organs and
-            exclude_same_group except in the rows that vary them.
-        thresholds: Cosine thresholds to try; by default the configured one, otherwise the lower quartile and the
-            median of the cosines with the nearest snippets, uncorrected.
-        margins: Margins to try; by default the configured one, otherwise the lower quartile and the median of the
-            lead of each tile's best snippet over its (k+1)-th.
+        rules: Configured rules; k, block and the keys of the correction apply to all rows, organs and
+            exclude_same_group to all rows that do not vary them.
+        thresholds: Cosine thresholds to try; by default the configured one, or else the lower quartile and the median
+            of the tiles' uncorrected cosines with their nearest snippets.
+        margins: Margins to try; by default the configured one, or else the lower quartile and the median of the lead
+            of each tile's best snippet over its (k+1)-th.
         sources: Table snippet_sources; the four organs with the most snippets get one row each.
         groups: Tile id -> group; if both tiles and snippets have groups, one row excludes each tile's own group.
-        labels: Tile id -> class index, for tiles with a visible label; negative or missing for others.
+        labels: Tile id -> class index, for tiles whose label may be used; negative or missing for others.
         class_vectors: Unit-norm class prompt embeddings, centred like the snippets.
         other: Index over the same snippets with the opposite centring, and its class prompt embeddings.
 
     Raises:
         ConfigError: The index is not Flat.
-        DataError: As for `pair_tiles`, except that rules that leave no pair still get a row.
+        DataError: See `pair_tiles`, except that rules that leave no pair get a row.
     """
     check_same_encoder(index, tiles)
     check_finite(tiles, "tiles")
@@ -157,30 +157,29 @@ def compare_options(
 
 
 def options_text(options: Sequence[Option]) -> str:
-    """Format the table as text, with `n/a` for undefined figures."""
-    columns = [c for c in _COLUMNS if any(option.figure(c) is not None for option in options)]
+    """Format the table as text, with `n/a` for undefined statistics."""
+    columns = [c for c in _COLUMNS if any(option.statistic(c) is not None for option in options)]
     rows = [["rules", *(_COLUMNS[column] for column in columns)]]
     for option in options:
-        figures = [option.figure(column) for column in columns]
-        rows.append([option.name, *(_format_figure(figure) for figure in figures)])
+        rows.append([option.name, *(_format_statistic(option.statistic(column)) for column in columns)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
 
 
-def _judged_tables(prepared: Selection, variants: Sequence[PairingConfig], tiles: Store) -> list[pa.Table]:
-    """Judge the candidates of all tiles under several rules that share correction and k, in all processes."""
+def _judge_variants(prepared: Selection, variants: Sequence[PairingConfig], tiles: Store) -> list[pa.Table]:
+    """Apply several rules that share correction and k to the candidates of all tiles; call it in all processes."""
     selections = [replace(prepared, rules=v, mutual=prepared.mutual if v.mutual else None) for v in variants]
 
     def judge_block(rows: Int[np.ndarray, "_"], candidates: Candidates) -> list[pa.Table]:
         return [judged_table(tiles.ids[rows], selection, candidates) for selection in selections]
 
     blocks = _map_candidates(prepared, tiles, judge_block)
-    return [pa.concat_tables([tables[number] for tables in blocks]) for number in range(len(variants))]
+    return [pa.concat_tables(tables) for tables in zip(*blocks, strict=True)]
 
 
 def _best_and_lead(prepared: Selection, tiles: Store) -> Float64[np.ndarray, "2 n"]:
-    """Compute the cosine of each tile's best snippet, and its lead over the (k+1)-th in the ranking score."""
+    """Compute the cosine of each tile's best snippet, and its lead over the (k+1)-th by ranking score."""
 
     def compute(_: Int[np.ndarray, "_"], candidates: Candidates) -> np.ndarray:
         matched = np.isfinite(candidates.ranking[:, 0])
@@ -193,7 +192,7 @@ def _best_and_lead(prepared: Selection, tiles: Store) -> Float64[np.ndarray, "2 
 def _map_candidates(
     prepared: Selection, tiles: Store, compute: Callable[[Int[np.ndarray, "_"], Candidates], T]
 ) -> list[T]:
-    """Apply a function to the rows and candidates of each block of tiles, in all processes."""
+    """Apply a function to the rows and candidates of each block of tiles; call it in all processes."""
     rules, mean = prepared.rules, tiles.mean() if prepared.index.mean is not None else None
 
     def search_block(rows: Int[np.ndarray, "_"]) -> T:
@@ -203,7 +202,7 @@ def _map_candidates(
 
 
 def _quartiles(values: Float64[np.ndarray, "n"]) -> tuple[float, ...]:
-    """Return the lower quartile and median of the finite values, to three digits; one value if they are equal."""
+    """Return the lower quartile and median of the finite values, to three significant digits; one value if equal."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return ()
@@ -211,7 +210,7 @@ def _quartiles(values: Float64[np.ndarray, "n"]) -> tuple[float, ...]:
 
 
 def _other_filters(base: PairingConfig, index: Index, inputs: _Inputs) -> list[PairingConfig]:
-    """Return rules with one filter changed: each organ alone (or all, if some are set), or excluding own groups."""
+    """Return rules with one filter changed: each organ alone (or all, if some are configured), or own groups."""
     variants = []
     if base.organs:
         variants.append(base.model_copy(update={"organs": ()}))
@@ -228,7 +227,7 @@ def _frequent_organs(sources: pa.Table) -> list[str]:
     organs = ["" if organ is None else str(organ).strip().lower() for organ in sources.column("organ").to_pylist()]
     pairs = {pair for pair in zip(organs, sources.column("snippet_id").to_pylist(), strict=True) if pair[0]}
     counts = Counter(organ for organ, _ in pairs)
-    return sorted(counts, key=lambda organ: (-counts[organ], organ))[:_MOST_ORGANS]
+    return sorted(counts, key=lambda organ: (-counts[organ], organ))[:_MAX_ORGANS]
 
 
 def _name(rules: PairingConfig) -> str:
@@ -236,7 +235,7 @@ def _name(rules: PairingConfig) -> str:
     if not rules.centring:
         parts.append("not centred")
     if rules.organs:
-        few = len(rules.organs) <= _NAMED_ORGANS
+        few = len(rules.organs) <= _MAX_NAMED_ORGANS
         parts.append(f"organs {' and '.join(map(printable, rules.organs))}" if few else f"{len(rules.organs)} organs")
     if rules.exclude_same_group:
         parts.append("excluding own group")
@@ -249,7 +248,7 @@ def _name(rules: PairingConfig) -> str:
     return ", ".join(parts)
 
 
-def _format_figure(figure: float | int | None) -> str:
-    if figure is None:
+def _format_statistic(statistic: float | int | None) -> str:
+    if statistic is None:
         return "n/a"
-    return f"{figure:.3f}" if isinstance(figure, float) else str(figure)
+    return f"{statistic:.3f}" if isinstance(statistic, float) else str(statistic)

@@ -16,7 +16,7 @@ from clipit.artifacts import REBUILD, Artifact, fingerprint, read_json, whole_fi
 from clipit.config.run import PairingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError
-from clipit.pairing.blocks import each_block, read_blocks, write_passes, write_tables
+from clipit.pairing.blocks import iterate_blocks, read_blocks, write_passes, write_tables
 from clipit.pairing.nearest import search
 from clipit.pairing.recall import fit_search
 from clipit.pairing.selection import (
@@ -44,7 +44,7 @@ __all__ = ["Pairs", "check_same_encoder", "pair_tiles", "search"]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs on disk: tile_id, rank (0 is first), snippet_id, score (cosine); weight, if score_temperature is set."""
+    """Pairs on disk: tile_id, rank (from 0), snippet_id, score (cosine), and weight if score_temperature is set."""
 
     artifact: Artifact
 
@@ -55,7 +55,7 @@ class Pairs:
 
     @cached_property
     def tile_mean(self) -> Float32[np.ndarray, "dim"] | None:
-        """Mean that was subtracted from the tiles, if any."""
+        """Mean subtracted from the tile embeddings; None without centring."""
         name = "tile_mean.npy"
         return self.artifact.array(name) if name in self.artifact.manifest.files else None
 
@@ -65,30 +65,29 @@ class Pairs:
         return read_json(self.artifact.file("summary.json"), REBUILD)
 
     def as_searched(self, index: Index) -> Index:
-        """Return an index with the settings that these pairs were found with, including the chosen ones."""
-        figures = self.summary.get("recall")
-        if index.flat or figures is None:
+        """Return the index with the search settings used for these pairs, including those chosen automatically."""
+        recall = self.summary.get("recall")
+        if index.flat or recall is None:
             return index
-        settings = SearchSettings(figures["nprobe"], figures["ef_search"], figures["candidates"])
-        return replace(index, settings=settings)
+        return replace(index, settings=SearchSettings(recall["nprobe"], recall["ef_search"], recall["candidates"]))
 
 
 def check_same_encoder(index: Index, tiles: Store) -> None:
-    """Check that an index and a tile store were made by the same VLM, in the joint space.
+    """Check that an index and a tile store come from the same VLM and are in its joint space.
 
     Raises:
-        ArtifactError: The VLMs differ (both are named), or the tiles are not in the joint space.
+        ArtifactError: The VLMs differ, or the tiles are not in the joint space.
     """
     if tiles.space != "joint":
         raise ArtifactError(
-            f"the tiles were embedded in the {tiles.space} space, which has no text embeddings",
+            f"the tiles are embedded in the {tiles.space} space, which has no text embeddings",
             where=tiles.artifact.folder,
             fix="embed the tiles in the joint space",
         )
     if index.store.vlm["fingerprint"] != tiles.vlm["fingerprint"]:
         raise ArtifactError(
-            f"the index contains texts of {index.store.vlm['name']} ({index.store.vlm['fingerprint']}), "
-            f"the tiles were embedded by {tiles.vlm['name']} ({tiles.vlm['fingerprint']})",
+            f"the snippets are embedded by {index.store.vlm['name']} ({index.store.vlm['fingerprint']}), "
+            f"the tiles by {tiles.vlm['name']} ({tiles.vlm['fingerprint']})",
             where=f"{index.artifact.folder} and {tiles.artifact.folder}",
             fix="build both with the same `vlm`",
         )
@@ -112,7 +111,7 @@ def pair_tiles(
         index: Index over the snippets.
         tiles: Tile store of the same VLM.
         k: Maximum number of snippets per tile.
-        block: Tiles per search; memory depends on it, not on the number of tiles.
+        block: Tiles per search; bounds memory, whatever the number of tiles.
         rules: Pairing rules, of which k, block and index are ignored; None for no rules.
         sources: Table snippet_sources, for the rules `organs`, `exclude_same_group` and `reports`.
         groups: Tile id -> group, for `exclude_same_group` and `reports`.
@@ -120,12 +119,12 @@ def pair_tiles(
     Raises:
         ArtifactError: Index and tiles come from different VLMs.
         ConfigError: A rule needs all scores, and the index is not Flat.
-        DataError: There is no tile, an embedding is not finite, or the rules leave no pair.
+        DataError: There are no tiles, an embedding is not finite, or the rules leave no pair.
     """
     check_same_encoder(index, tiles)
     if not tiles.size:
         raise DataError(
-            "there are no training tiles to pair", where="tiles", fix="assign tiles to the train split: tiles.splits"
+            "there are no training tiles to pair", where="tiles", fix="assign tiles to the train split (tiles.splits)"
         )
     rules = rules or PairingConfig()
     rule_keys = rule_inputs(rules)
@@ -152,8 +151,8 @@ def pair_tiles(
 
         def pair(blocks: Sequence[Int[np.ndarray, "_"]], shared: bool) -> Iterator[pa.Table]:
             rows = np.concatenate(blocks)
-            ends = np.cumsum([len(some) for some in blocks]).tolist()
-            parts = [slice(end - len(some), end) for end, some in zip(ends, blocks, strict=True)]
+            ends = np.cumsum([len(block_rows) for block_rows in blocks]).tolist()
+            parts = [slice(end - len(block_rows), end) for end, block_rows in zip(ends, blocks, strict=True)]
             queries = centred_rows(tiles, rows, mean)
             if rule_keys:
                 candidates = find_candidates(selection, queries, selection.owners[rows], k, block=block, shared=shared)
@@ -170,14 +169,14 @@ def pair_tiles(
         missing = tiles.size * min(k, index.size) - int(outcomes.sum())
         if missing and not index.flat and processes.main:
             key = index.artifact.manifest.facts["key"]
-            logger.info(f"note: index {key} finds {missing} fewer candidates than {k} per tile; Flat finds all")
+            logger.info(f"note: index {key} finds {missing} candidates too few ({k} per tile); Flat finds all")
         if rule_keys and not outcomes[0]:
             check_pairs_left(read_blocks(files), rules)
         processes.barrier()
         if not processes.main:
             return {}
         with whole_file(folder / "pairs.parquet") as temporary:
-            write_tables(temporary, (kept_pairs(table)[0] if rule_keys else table for table in each_block(files)))
+            write_tables(temporary, (kept_pairs(table)[0] if rule_keys else table for table in iterate_blocks(files)))
             pairs = pq.read_table(temporary)
         if mean is not None:
             with whole_file(folder / "tile_mean.npy") as temporary, temporary.open("wb") as stream:
@@ -193,9 +192,9 @@ def pair_tiles(
 
 
 def _count_outcomes(files: Sequence[Path]) -> Int[np.ndarray, "outcomes"]:
-    """Count the pairs of all blocks by their outcome (number in `REASONS`); without rules, all are kept."""
+    """Count the pairs of all blocks by outcome (index in `REASONS`); without rules, all are kept."""
     counts = np.zeros(len(REASONS), dtype=np.int64)
-    for table in each_block(files):
+    for table in iterate_blocks(files):
         judged = "reason" in table.column_names
         reasons = np.asarray(table.column("reason")) if judged else np.zeros(table.num_rows, dtype=np.int8)
         counts += np.bincount(reasons, minlength=len(REASONS))

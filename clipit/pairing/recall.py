@@ -1,16 +1,16 @@
-"""Recall of an approximate index against exact search, and the settings that reach it, on a sample of the tiles."""
+"""Choose the search settings of an approximate index, and measure its recall against exact search on a sample."""
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int
 
 from clipit.distributed import get_processes
 from clipit.pairing.nearest import SPARE, search
-from clipit.stores.approximate import LEAST_GRAPH_LIST, SearchSettings
+from clipit.stores.approximate import MIN_LIST_LENGTH, SearchSettings
 from clipit.stores.embed import Store
 from clipit.stores.index import Index
 from clipit.stores.stored_rows import centred_rows
@@ -18,21 +18,19 @@ from clipit.stores.stored_rows import centred_rows
 logger = logging.getLogger(__name__)
 
 TARGET = 0.99
-"""Recall that the chosen settings should reach."""
+"""Recall that the settings are chosen to reach."""
 LOW_RECALL = 0.95
 """Recall below which a warning is logged."""
 SAMPLE = 600
 """Number of tiles that are also searched exactly: half to choose the settings, half to measure the recall."""
-_MOST_CANDIDATES = 1024
-_LONGEST_LIST = 4096
-_NO_GAIN = 0.005  # gain in recall below which a larger effort is not worth it
-
-T = TypeVar("T")
+_MAX_CANDIDATES = 1024
+_MAX_LIST_LENGTH = 4096
+_MIN_GAIN = 0.005  # gain in recall that justifies a slower search
 
 
 @dataclass(frozen=True)
 class _Queries:
-    """Tiles of the sample with their k nearest snippets."""
+    """Embeddings of sampled tiles, and their k nearest snippets."""
 
     vectors: Float32[np.ndarray, "q dim"]
     nearest: Int[np.ndarray, "q k"]
@@ -43,8 +41,8 @@ def fit_search(
 ) -> tuple[Index, dict[str, Any]]:
     """Choose the settings of an approximate index that the configuration leaves open, and measure its recall.
 
-    Must be called in all processes. The recall at k is the share of the k nearest snippets that are found, measured on
-    tiles that no setting was chosen on. A recall below 0.95 is logged as a warning with the keys to raise.
+    Call it in all processes. The recall at k is the share of the k nearest snippets that are found, measured on tiles
+    that were not used to choose settings. If it is below 0.95, a warning names the keys to raise.
 
     Args:
         index: Approximate index of the snippets.
@@ -53,23 +51,23 @@ def fit_search(
         k: Number of snippets per tile.
 
     Returns:
-        Index with all settings, and its figures for the summary: key, settings, recall, number of tiles and advice.
+        Index with all settings, and the entries of the summary: key, settings, recall, number of tiles and advice.
     """
     rows = np.unique(np.linspace(0, tiles.size - 1, min(SAMPLE, tiles.size)).astype(np.int64))
     vectors = centred_rows(tiles, rows, mean)
     nearest = search(index, vectors, k, shared=get_processes().count > 1, exact=True)[0]
-    chosen_on = _Queries(vectors[::2], nearest[::2])
-    measured_on = _Queries(vectors[1::2], nearest[1::2]) if len(rows) > 1 else chosen_on
+    tuning = _Queries(vectors[::2], nearest[::2])
+    held_out = _Queries(vectors[1::2], nearest[1::2]) if len(rows) > 1 else tuning
     given = index.settings
-    fitted = replace(index, settings=_choose(index, chosen_on, given))
-    recall = _recall(fitted, measured_on)
+    fitted = replace(index, settings=_choose(index, tuning, given))
+    recall = _recall(fitted, held_out)
     advice = None
     if recall < LOW_RECALL:
-        better = replace(index, settings=_choose(index, chosen_on, SearchSettings()))
-        advice = _advice(fitted, better, _recall(better, measured_on))
+        better = replace(index, settings=_choose(index, tuning, SearchSettings()))
+        advice = _advice(fitted, better, _recall(better, held_out))
     figures = {
         "index": index.artifact.manifest.facts["key"],
-        "tiles": len(measured_on.vectors),
+        "tiles": len(held_out.vectors),
         "k": nearest.shape[1],
         "recall": recall,
         "nprobe": fitted.settings.nprobe,
@@ -83,7 +81,7 @@ def fit_search(
 
 
 def recall_lines(figures: dict[str, Any]) -> list[str]:
-    """Format the figures of `fit_search` for the summary, without the advice, which `fit_search` logs."""
+    """Format the entries of `fit_search` for the summary, without the advice, which `fit_search` logs."""
     names = {"nprobe": "nprobe {:,}", "ef_search": "ef_search {:,}", "candidates": "{:,} candidates scored exactly"}
     settings = [text.format(figures[name]) for name, text in names.items() if figures[name] is not None]
     return [
@@ -93,40 +91,40 @@ def recall_lines(figures: dict[str, Any]) -> list[str]:
 
 
 def _choose(index: Index, queries: _Queries, given: SearchSettings) -> SearchSettings:
-    """Choose the settings that are not given: the least effort that reaches the target, then the fewest candidates."""
+    """Choose the open settings: first the fastest search that reaches the target, then the fewest candidates."""
     total, k = index.size, queries.nearest.shape[1]
-    wide = given.candidates or min(_MOST_CANDIDATES, total)
+    wide = given.candidates or min(_MAX_CANDIDATES, total)
     efforts = [given]
     if given.nprobe is None and index.faiss_index.lists:
-        efforts = [replace(given, nprobe=count) for count in _doubled(1, index.faiss_index.lists)]
+        efforts = [replace(given, nprobe=count) for count in _doubling(1, index.faiss_index.lists)]
     elif given.ef_search is None and index.faiss_index.has_graph:
-        lengths = _doubled(LEAST_GRAPH_LIST, max(LEAST_GRAPH_LIST, min(_LONGEST_LIST, total)))
+        lengths = _doubling(MIN_LIST_LENGTH, max(MIN_LIST_LENGTH, min(_MAX_LIST_LENGTH, total)))
         efforts = [replace(given, ef_search=length) for length in lengths]
-    chosen = _least(
-        efforts, lambda effort: _recall(replace(index, settings=replace(effort, candidates=wide)), queries), TARGET
+    chosen = _first_reaching(
+        efforts, lambda effort: _recall(replace(index, settings=replace(effort, candidates=wide)), queries)
     )
     if given.candidates is not None:
         return chosen
     widths = [2**power for power in range(1, 11) if k + SPARE <= 2**power < wide]
     settings = [replace(chosen, candidates=count) for count in [*widths, max(wide, min(k + SPARE, total))]]
-    return _least(settings, lambda each: _recall(replace(index, settings=each), queries), TARGET)
+    return _first_reaching(settings, lambda setting: _recall(replace(index, settings=setting), queries))
 
 
-def _least(values: Sequence[T], recall: Callable[[T], float], goal: float) -> T:
-    """Return the first value whose recall reaches the goal, or nearly the best recall if none does."""
+def _first_reaching(settings: Sequence[SearchSettings], recall: Callable[[SearchSettings], float]) -> SearchSettings:
+    """Return the first settings that reach the target recall or, if none do, nearly the best recall."""
+    if len(settings) == 1:
+        return settings[0]
     recalls: list[float] = []
-    if len(values) == 1:
-        return values[0]
-    for value in values:
-        recalls.append(recall(value))
-        if recalls[-1] >= goal:
-            return value
+    for setting in settings:
+        recalls.append(recall(setting))
+        if recalls[-1] >= TARGET:
+            return setting
     best = max(recalls)
-    return next(value for value, reached in zip(values, recalls, strict=True) if reached >= best - _NO_GAIN)
+    return next(setting for setting, reached in zip(settings, recalls, strict=True) if reached >= best - _MIN_GAIN)
 
 
 def _recall(index: Index, queries: _Queries) -> float:
-    """Measure the share of the nearest snippets that are among the candidates; exact scoring then ranks them first."""
+    """Measure the share of the nearest snippets among the candidates, which exact scoring will rank first."""
     total, k = queries.nearest.shape
     wide = min(max(k, index.settings.candidates or k + SPARE), index.size)
 
@@ -136,17 +134,12 @@ def _recall(index: Index, queries: _Queries) -> float:
             sum(np.isin(nearest, row).sum() for nearest, row in zip(queries.nearest[part], candidates, strict=True))
         )
 
-    return float(sum(_shared(total, hits)) / (total * k))
-
-
-def _shared(count: int, compute: Callable[[Int[np.ndarray, "_"]], T]) -> list[T]:
-    """Apply a function to one part of the queries per process."""
     processes = get_processes()
-    return processes.map_blocks(count, -(-count // processes.count), compute)
+    return float(sum(processes.map_blocks(total, -(-total // processes.count), hits)) / (total * k))
 
 
-def _doubled(first: int, last: int) -> list[int]:
-    """Return first, twice and four times as many, and so on, up to the last."""
+def _doubling(first: int, last: int) -> list[int]:
+    """Double a number until it reaches the last one, which is included."""
     values = [first]
     while values[-1] < last:
         values.append(min(2 * values[-1], last))
@@ -154,14 +147,14 @@ def _doubled(first: int, last: int) -> list[int]:
 
 
 def _advice(index: Index, better: Index, recall: float) -> str:
-    """Name the keys to raise, or another index if no setting helps."""
-    now, then = index.settings, better.settings
+    """Suggest keys to raise, or another index if no setting helps."""
     raised = [
         f"pairing.{name} from {before or 1:,} to {after:,}"
         for name in ("nprobe", "ef_search", "candidates")
-        if (after := getattr(then, name)) is not None and after > ((before := getattr(now, name)) or 0)
+        if (after := getattr(better.settings, name)) is not None
+        and after > ((before := getattr(index.settings, name)) or 0)
     ]
-    other = "use a key with larger codes (SQ8, or PQ with more of them), or pairing.index=Flat, which is exact"
+    other = "use an index with larger codes (SQ8, or PQ with more of them), or pairing.index=Flat, which is exact"
     if not raised:
         return f"no setting of this index finds more; {other}"
     text = f"raise {' and '.join(raised)} (or set null) for a recall of {recall:.3f}"

@@ -18,8 +18,8 @@ from clipit.stores.exact import BLOCK
 from clipit.stores.index import Index
 
 REASONS = ("kept", "threshold", "margin", "mutual")
-"""Outcomes of a candidate pair, by number: kept, or the first rule that drops it."""
-_TIE = 1e-6  # cosines closer than this count as equal
+"""Outcomes of a candidate pair: kept, or the first rule that drops it."""
+_TIE = 1e-6  # scores closer than this count as equal
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Selection:
         rules: Pairing rules.
         index: Index of the snippets.
         keys: Snippets for exact search; None to search the index.
-        mutual: Cosine of each snippet's last mutual neighbour; None without that rule.
-        owners: Number of each tile's patient, -1 for none; all -1 unless `exclude_same_group` or `reports` is set.
+        mutual: Cosine of each snippet with the last of its mutual neighbours; None without that rule.
+        owners: Number of each tile's patient, -1 if unknown; all -1 unless `exclude_same_group` or `reports` is set.
         own: Snippets of each patient; None unless `reports` is set.
     """
 
@@ -45,7 +45,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best k + 1 snippets of each tile, best first, padded with cosine -inf."""
+    """Best k + 1 snippets of each tile, best first, padded with cosine -inf."""
 
     rows: Int[np.ndarray, "q k1"]
     cosines: Float32[np.ndarray, "q k1"]
@@ -53,7 +53,7 @@ class Candidates:
     """Ranking score: cosine minus bias."""
 
     def part(self, tiles: slice) -> "Candidates":
-        """Return the candidates of some tiles."""
+        """Return the candidates of a range of tiles."""
         return Candidates(self.rows[tiles], self.cosines[tiles], self.ranking[tiles])
 
 
@@ -135,13 +135,13 @@ def find_candidates(
     """Find the candidate snippets of tiles.
 
     Args:
-        selection: Rules from `prepare`.
+        selection: Rules and statistics from `prepare`.
         queries: Unit-norm tile embeddings, centred like the index.
         owners: Patients of the tiles (`selection.owners`); -1 for tiles of other splits, which may be paired with any
             report.
         k: Snippets per tile.
         block: Tiles per matrix product.
-        shared: Whether each process searches a part of the snippets, for the same tiles in all processes.
+        shared: Whether each process searches a part of the snippets, with the same tiles in all processes.
     """
     index, keys = selection.index, selection.keys
     if keys is None:
@@ -154,8 +154,8 @@ def find_candidates(
             rows = _among_own(selection.own, selection.rules.reports == "own", queries, owners, keys, rows, block)
         scores = exact_cosines(queries, keys.stored, rows)
         ranking = np.where(rows >= 0, scores.astype(np.float64) - keys.bias[rows], -np.inf)
-        places = best_first(rows, ranking, k + 1)
-        rows, scores, ranking = (np.take_along_axis(values, places, 1) for values in (rows, scores, ranking))
+        order = best_first(rows, ranking, k + 1)
+        rows, scores, ranking = (np.take_along_axis(values, order, 1) for values in (rows, scores, ranking))
     missing = k + 1 - rows.shape[1]
     if missing > 0:
         rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
@@ -177,7 +177,7 @@ def _among_own(
 
     Args:
         own: Snippets of each patient.
-        only: Whether tiles of patients without a report get no candidate; otherwise they keep theirs.
+        only: Whether to remove all candidates of tiles whose patient has no report; otherwise these are kept.
         queries: Unit-norm tile embeddings.
         owners: Patients of the tiles; tiles with -1 keep their candidates.
         keys: All snippets.
@@ -200,20 +200,20 @@ def _among_own(
 def judge_candidates(
     candidates: Candidates, rules: PairingConfig, mutual: Float32[np.ndarray, "s"] | None
 ) -> Int8[np.ndarray, "q k"]:
-    """Return the outcome of each candidate as its number in `REASONS`, or -1 for padding.
+    """Return the outcome of each candidate as its index in `REASONS`, or -1 for padding.
 
     Args:
         candidates: k + 1 candidates per tile.
         rules: Pairing rules.
-        mutual: Cosine of each snippet's last mutual neighbour; None without that rule.
+        mutual: Cosine of each snippet with the last of its mutual neighbours; None without that rule.
     """
     scores, rows, ranking = candidates.cosines[:, :-1], candidates.rows[:, :-1], candidates.ranking[:, :-1]
     reasons = np.zeros(scores.shape, dtype=np.int8)
     if mutual is not None:
         reasons[scores < mutual[rows] - _TIE] = REASONS.index("mutual")
     if rules.margin is not None:
-        rival = candidates.ranking[:, -1:]  # -inf if there is none
-        reasons[ranking < rival + rules.margin - _TIE] = REASONS.index("margin")
+        runner_up = candidates.ranking[:, -1:]  # the (k + 1)-th; -inf if there is none
+        reasons[ranking < runner_up + rules.margin - _TIE] = REASONS.index("margin")
     if rules.threshold is not None:
         reasons[scores < rules.threshold] = REASONS.index("threshold")
     reasons[~np.isfinite(scores)] = -1
@@ -239,14 +239,14 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
         rules: Pairing rules.
 
     Raises:
-        DataError: The rules keep none; the message gives quantiles of the cosines and suggests changes.
+        DataError: The rules keep no pair; the message states quantiles of the cosines and suggests changes.
     """
     reasons = np.asarray(judged.column("reason"))
     if (reasons == 0).any():
         return
     if not len(reasons):
         raise DataError(
-            "the rules allow no snippet for any tile",
+            "the rules exclude all snippets for every tile",
             where="pairing",
             fix="relax pairing.organs, or remove pairing.exclude_same_group or pairing.reports",
         )
@@ -259,7 +259,7 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
         "mutual": f"raise pairing.mutual_neighbours (it is {rules.mutual_neighbours})",
     }
     raise DataError(
-        f"the rules keep none of {len(reasons)} candidate pairs; dropped by "
+        f"the rules drop all {len(reasons)} candidate pairs; dropped by "
         + ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
         + f"; cosines of the candidates: lowest {scores.min():.3f}, 5 % {low:.3f}, median {middle:.3f}, "
         f"95 % {high:.3f}, highest {scores.max():.3f}",
@@ -271,7 +271,7 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
 def pair_table(
     tile_ids: np.ndarray, index: Index, rows: Int[np.ndarray, "q k"], scores: Float32[np.ndarray, "q k"]
 ) -> pa.Table:
-    """Tabulate pairs by tile and rank, without those of score -inf."""
+    """Tabulate pairs by tile and rank, without those with score -inf."""
     valid = np.isfinite(scores)
     tile, rank = np.nonzero(valid)
     return pa.table(
@@ -285,9 +285,9 @@ def pair_table(
 
 
 def judged_table(tile_ids: np.ndarray, selection: Selection, candidates: Candidates) -> pa.Table:
-    """Tabulate candidates with the column `reason` (number in `REASONS`), and `weight` if configured.
+    """Tabulate candidates with the column `reason` (index in `REASONS`), and `weight` if configured.
 
-    The kept pairs of each tile are ranked from 0 without gaps; dropped ones have rank -1.
+    The kept pairs of each tile are ranked from 0 without gaps; dropped pairs have rank -1.
     """
     reasons = judge_candidates(candidates, selection.rules, selection.mutual)
     rows, scores = candidates.rows[:, :-1], candidates.cosines[:, :-1]
@@ -302,7 +302,7 @@ def judged_table(tile_ids: np.ndarray, selection: Selection, candidates: Candida
 
 
 def kept_pairs(judged: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """Return the kept pairs, and the number of dropped ones by reason."""
+    """Return the kept pairs, and the number of dropped pairs by reason."""
     reasons = np.asarray(judged.column("reason"))
     dropped = {name: int((reasons == number).sum()) for number, name in enumerate(REASONS) if number}
     kept = judged.filter(pa.array(reasons == 0)).drop_columns(["reason"])

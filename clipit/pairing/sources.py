@@ -1,5 +1,6 @@
-"""Pairing rules by the report: organs and patients of the reports that contain each snippet of the index."""
+"""Pairing rules on reports: organs and patients of the reports that contain each snippet of the index."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from clipit.stores.index import Index
 
 
 def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[str]) -> Bool[np.ndarray, "s"]:
-    """Select rows of the index with a source among these organs (ignoring case); all rows if no organs are given.
+    """Select the rows of the index with a report of one of these organs (ignoring case); all rows without organs.
 
     Raises:
         DataError: No report has one of the organs, or no organ is known.
@@ -30,7 +31,7 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
         raise DataError(
             f"no snippet comes from a report of organ {shortlist(unknown)}",
             where="pairing.organs",
-            fix=f"use organs that the reports have: {shortlist(known, 20)}"
+            fix=f"use organs of the reports: {shortlist(known, 20)}"
             if known
             else "the reports have no organs: set reports.organ_column, or remove pairing.organs",
         )
@@ -40,7 +41,7 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
 
 
 def sole_groups(index: Index, sources: pa.Table | None) -> np.ndarray:
-    """Return the only patient whose reports contain each row of the index; "" if there are several or it is unknown."""
+    """Return the patient whose reports contain each row of the index; "" if there are several or one is unknown."""
     rows, values = _source_patients(index, sources)
     sole = np.full(len(index.ids), "", dtype=values.dtype)
     several = np.zeros(len(index.ids), dtype=np.bool_)
@@ -56,7 +57,7 @@ def owners(
     """Number the patients of snippets and tiles consistently; -1 if unknown.
 
     Raises:
-        DataError: No group of a tile, or of a report, is known.
+        DataError: All tiles, or all reports, lack a group.
     """
     tile_groups = _tile_patients(tiles, groups)
     _check_known(tile_groups, snippet_groups, "pairing.exclude_same_group")
@@ -70,8 +71,8 @@ class OwnSnippets:
     """Snippets from the reports of each tile's own patient.
 
     Attributes:
-        rows: Rows of the index of each patient, ascending; the last entry is empty, for tiles of unknown patients.
-        owners: Index in `rows` of each tile's patient.
+        rows: Rows of the index for each patient, ascending; the last entry is empty, for tiles of unknown patients.
+        owners: Index into `rows` of each tile's patient.
     """
 
     rows: tuple[Int[np.ndarray, "_"], ...]
@@ -82,7 +83,7 @@ def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: M
     """Find the snippets of each tile's own patient.
 
     Raises:
-        DataError: No group of a tile, or of a report, is known, or no tile has a snippet.
+        DataError: All tiles, or all reports, lack a group, or no tile has a snippet.
     """
     tile_patients = _tile_patients(tiles, groups)
     rows, patients = _source_patients(index, sources)
@@ -99,7 +100,7 @@ def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: M
             where="pairing.reports",
             fix="use the same patient ids in both (reports.group_column, reports.metadata), or pairing.reports=any",
         )
-    number = {name: place for place, name in enumerate(names)} | {"": len(names)}
+    number = {name: index for index, name in enumerate(names)} | {"": len(names)}
     return OwnSnippets(
         (*(np.array(sorted(rows_of[name]), dtype=np.int64) for name in names), np.empty(0, dtype=np.int64)),
         np.asarray([number[name] for name in tile_patients.tolist()], dtype=np.int64),
@@ -117,11 +118,11 @@ def _check_known(tile_patients: np.ndarray, report_patients: np.ndarray, key: st
         ("reports", report_patients, "set reports.group_column"),
     ):
         if not (names != "").any():
-            raise DataError(f"no groups of {kind} are known", where=key, fix=f"{fix}, or remove {key}")
+            raise DataError(f"the {kind} have no groups", where=key, fix=f"{fix}, or remove {key}")
 
 
 def _source_patients(index: Index, sources: pa.Table | None) -> tuple[Int[np.ndarray, "_"], np.ndarray]:
-    """Return the row of the index and the patient of each source of each snippet, "" if unknown."""
+    """Return the row of the index and the patient for each source of each snippet; "" if unknown."""
     rows, groups = _sources(index, sources, "group")
     _, reports = _sources(index, sources, "report_id")
     pairs = zip(groups.tolist(), reports.tolist(), strict=True)
@@ -135,20 +136,18 @@ def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[n
     """
     if sources is None:
         raise DataError(
-            "the reports of the snippets are not known",
+            "the reports of the snippets are unknown",
             where="pairing",
-            fix="delete the snippets artefact, so that it is built again",
+            fix="delete the snippets artefact, so that it is rebuilt",
         )
-    row_of = dict(zip(index.store.ids.tolist(), row_of_each(index).tolist(), strict=True))
+    row_of = dict(zip(index.store.ids.tolist(), representative_rows(index).tolist(), strict=True))
     rows = [row_of[snippet] for snippet in sources.column("snippet_id").to_pylist()]
     values = ["" if value is None else str(value) for value in sources.column(column).to_pylist()]
     return np.asarray(rows, dtype=np.int64), np.asarray(values, dtype=np.str_)
 
 
-def row_of_each(index: Index) -> Int[np.ndarray, "_"]:
+def representative_rows(index: Index) -> Int[np.ndarray, "_"]:
     """Return the row of the index that represents each snippet of the store."""
-    import hashlib
-
     row_of = np.full(len(index.store.ids), -1, dtype=np.int64)
     row_of[index.rows_in_store] = np.arange(len(index.ids))
     if not (row_of < 0).any():

@@ -28,15 +28,15 @@ def summarise(
     Args:
         pairs: Table of tile_id, rank, snippet_id, score.
         n_snippets: Number of snippets in the index.
-        n_tiles: Number of tiles that were searched; by default those of the table.
+        n_tiles: Number of tiles that were searched; by default the number in the table.
         dropped: Number of dropped candidate pairs by reason.
-        agreement: Figures from `agreement`; None to omit them.
-        recall: Figures of an approximate index from `fit_search`; None for a Flat index.
+        agreement: Statistics from `agreement`; None to omit them.
+        recall: Entries of an approximate index from `fit_search`; None for a Flat index.
 
     Returns:
-        Score quantiles; distinct snippets used; share of tiles paired with the most used 1 % of all snippets (hubness);
-        skewness of the k-occurrences of snippets; tiles without a pair; the ten most used snippets; ten examples
-        spread over the scores.
+        Score quantiles; number of distinct snippets used; share of tiles paired with the most used 1 % of all snippets
+        (hubness); skewness of the k-occurrences of snippets; number of tiles without a pair; the ten most used
+        snippets; ten examples from the highest to the lowest score.
     """
     first = np.asarray(pairs.column("rank")) == 0
     tiles = np.asarray(pairs.column("tile_id"))[first]
@@ -76,10 +76,10 @@ def summarise(
 
 
 def skewness(uses: Int[np.ndarray, "used"], n_snippets: int) -> float | None:
-    """Compute the skewness of the k-occurrences, the numbers of tiles paired with each snippet, unused ones included.
+    """Compute the skewness of the k-occurrences: the number of tiles paired with each snippet, unused ones included.
 
-    Formula: E[(N - mean)^3] / sd^3 (Radovanovic et al. 2010, JMLR 11, section 2.2). 0: even use; large: hubs.
-    None if all snippets are used equally often.
+    The formula is E[(N - mean)^3] / sd^3 (Radovanovic et al. 2010, JMLR 11, section 2.2). Even use gives 0, hubs a
+    large value. None if all snippets are used equally often.
     """
     mean = uses.sum() / n_snippets
     unused = n_snippets - len(uses)
@@ -93,7 +93,7 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
 
     Args:
         summary: Statistics from `summarise`.
-        texts: Text of each snippet by id.
+        texts: Text of each snippet, by id.
     """
     if not summary["tiles"]:
         return "no tile was paired"
@@ -104,8 +104,8 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     lines = [
         f"{summary['tiles']} tiles paired with {summary['snippets_used']} of {summary['snippets']} snippets",
         f"scores (cosine): 5 % {scores['0.05']:.3f}, median {scores['0.5']:.3f}, 95 % {scores['0.95']:.3f}",
-        f"hubness: the {summary['hub_snippets']} most used snippets (1 %) hold {summary['hub_share']:.1%} of the tiles"
-        + ("" if skew is None else f"; skewness {skew:.2f}"),
+        f"hubness: {summary['hub_share']:.1%} of the tiles are paired with the {summary['hub_snippets']} most used "
+        "snippets (1 %)" + ("" if skew is None else f"; skewness {skew:.2f}"),
     ]
     if without:
         lines.append(f"{without} tiles ({summary['share_without_pair']:.1%}) have no pair")
@@ -125,21 +125,25 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _agreement_lines(figures: Mapping[str, Any] | None) -> list[str]:
-    if not figures:
+def _agreement_lines(statistics: Mapping[str, Any] | None) -> list[str]:
+    if not statistics:
         return []
-    words = {
+    descriptions = {
         "neighbours": "tiles that share a snippet share the label",
         "zero_shot": "the snippet's text is nearest to the label's prompts",
-        "score_auroc": "the score tells these from the others (AUROC)",
+        "score_auroc": "the score separates these from the others (AUROC)",
     }
     lines = [
         f"  {text}: "
-        + (f"undefined ({figures['undefined'].get(key, '')})" if figures[key] is None else f"{figures[key]:.3f}")
-        for key, text in words.items()
+        + (
+            f"undefined ({statistics['undefined'].get(key, '')})"
+            if statistics[key] is None
+            else f"{statistics[key]:.3f}"
+        )
+        for key, text in descriptions.items()
     ]
-    chance = "" if figures["chance"] is None else f", most frequent label {figures['chance']:.3f}"
-    return [f"agreement with labels ({figures['labelled']} labelled tiles{chance}):", *lines]
+    chance = "" if statistics["chance"] is None else f", most frequent label {statistics['chance']:.3f}"
+    return [f"agreement with labels ({statistics['labelled']} labelled tiles{chance}):", *lines]
 
 
 def agreement(
@@ -149,59 +153,61 @@ def agreement(
     index: Index | None = None,
     class_vectors: Float32[np.ndarray, "classes dim"] | None = None,
 ) -> dict[str, Any]:
-    """Measure the agreement of each labelled tile's first snippet with its label; it is never used for selection.
+    """Measure how well the first snippet of each labelled tile agrees with its label; never used for selection.
 
     Args:
         pairs: Table of tile_id, rank, snippet_id, score.
-        labels: Class index by tile id, negative for unlabelled tiles; only labels that training may use.
+        labels: Tile id -> class index, negative for unlabelled tiles; only labels that training may use.
         index: Index of the snippets, for `class_vectors`.
-        class_vectors: Unit vectors of class prompts, centred as the snippets are.
+        class_vectors: Unit-norm class prompt embeddings, centred like the snippets.
 
     Returns:
         `labelled`: number of labelled tiles. `neighbours`: share of tiles whose label is the majority label of the
         *other* labelled tiles with the same snippet (ties count as fractions). `neighbours_tiles`: number of tiles with
         such others. `chance`: accuracy of always predicting the most frequent label. With class prompts, `zero_shot`:
         share of tiles whose label is the class nearest to the snippet's text, and `score_auroc`: AUROC of the score
-        for those tiles. Undefined figures are None; `undefined` contains the reasons.
+        as a predictor of these tiles. Undefined statistics are None; `undefined` contains the reasons.
     """
     from sklearn.metrics import roc_auc_score
 
     first = pairs.filter(pa.array(np.asarray(pairs.column("rank")) == 0))
     label = np.asarray([labels.get(tile, -1) for tile in first.column("tile_id").to_pylist()], dtype=np.int64)
     known = label >= 0
-    figures: dict[str, Any] = {"labelled": int(known.sum()), "undefined": {}}
+    statistics: dict[str, Any] = {"labelled": int(known.sum()), "undefined": {}}
     names = ("neighbours", "zero_shot", "score_auroc")
     if not known.any():
-        return figures | dict.fromkeys((*names, "chance")) | {"undefined": dict.fromkeys(names, "no label is known")}
+        return statistics | dict.fromkeys((*names, "chance")) | {"undefined": dict.fromkeys(names, "no label is known")}
     snippets = np.asarray(first.column("snippet_id").to_pylist(), dtype=np.str_)[known]
     scores, label = np.asarray(first.column("score"), dtype=np.float64)[known], label[known]
-    points = majority_points(np.unique(snippets, return_inverse=True)[1], label)
-    counted = np.isfinite(points)
-    figures |= {
-        "neighbours": float(points[counted].mean()) if counted.any() else None,
+    credit = majority_credit(np.unique(snippets, return_inverse=True)[1], label)
+    counted = np.isfinite(credit)
+    statistics |= {
+        "neighbours": float(credit[counted].mean()) if counted.any() else None,
         "neighbours_tiles": int(counted.sum()),
         "chance": float(np.bincount(label).max() / len(label)),
         "zero_shot": None,
         "score_auroc": None,
     }
     if not counted.any():
-        figures["undefined"]["neighbours"] = "no two labelled tiles have the same snippet"
+        statistics["undefined"]["neighbours"] = "no two labelled tiles have the same snippet"
     if index is None or class_vectors is None:
-        figures["undefined"] |= dict.fromkeys(names[1:], "no class prompts are given")
-        return figures
+        statistics["undefined"] |= dict.fromkeys(names[1:], "no class prompts given")
+        return statistics
     distinct, inverse = np.unique(snippets, return_inverse=True)
     vectors = index.vectors(np.searchsorted(index.ids, distinct))
-    right = (vectors @ class_vectors.T).argmax(axis=1)[inverse] == label
-    figures["zero_shot"] = float(right.mean())
-    if right.any() and not right.all():
-        figures["score_auroc"] = float(roc_auc_score(right, scores))
+    correct = (vectors @ class_vectors.T).argmax(axis=1)[inverse] == label
+    statistics["zero_shot"] = float(correct.mean())
+    if correct.any() and not correct.all():
+        statistics["score_auroc"] = float(roc_auc_score(correct, scores))
     else:
-        figures["undefined"]["score_auroc"] = "the zero-shot class is right for all or for none"
-    return figures
+        statistics["undefined"]["score_auroc"] = "the zero-shot class is correct for all tiles or for none"
+    return statistics
 
 
-def majority_points(bags: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Score each tile: 1 if its label is the most frequent of the others in its bag, 1/m if m tie, NaN if it is alone.
+def majority_credit(bags: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Credit each tile with 1 if its label is the most frequent one of the other tiles in its bag.
+
+    If m labels tie, the credit is 1/m; for a tile alone in its bag, NaN.
 
     Args:
         bags: Bag number of each tile, from 0.

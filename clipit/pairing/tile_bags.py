@@ -1,6 +1,6 @@
-"""Tile bags: neighbouring tiles of each training tile, as an artefact.
+"""Tile bags: the nearest tiles of each training tile, as an artefact.
 
-After CPLIP (CVPR 2024), with two differences: distant members are dropped, and only training tiles are members.
+Bags follow CPLIP (CVPR 2024), except that distant members are dropped and only training tiles are members.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, Int
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError
-from clipit.pairing.bags import side_by_side
+from clipit.pairing.bags import gather_by_row
 from clipit.pairing.blocks import read_blocks, write_passes
 from clipit.pairing.nearest import SPARE, Keys, best_first, exact_cosines, nearest
 from clipit.pairing.pairs import Pairs
@@ -28,7 +28,7 @@ from clipit.stores.index import Index
 from clipit.stores.stored_rows import StoredRows, centred_rows
 
 KINDS = ("image", "text")
-"""Members near the tile's own embedding, or near that of its first snippet."""
+"""Members nearest to the tile's own embedding, or to the embedding of its first snippet."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,23 @@ class TileBags:
 
     @property
     def pruned(self) -> int:
-        """Number of members that the margin dropped."""
+        """Number of members dropped by the margin."""
         return int(self.artifact.manifest.facts["pruned"])
 
     def rows(self, tile_ids: np.ndarray, store: Store) -> Int[np.ndarray, "n members"]:
         """Return the tile-store rows of each tile's members, without duplicates, padded with -1.
 
         Args:
-            tile_ids: Ids of tiles, in any order.
+            tile_ids: Tile ids, in any order.
             store: Tile store.
         """
         row_of = {tile: row for row, tile in enumerate(tile_ids.tolist())}
         rows = np.asarray([row_of.get(t, -1) for t in self.table.column("tile_id").to_pylist()], dtype=np.int64)
         members = store.positions(np.asarray(self.table.column("member_id").to_pylist(), dtype=np.str_))
-        # Keep a member of both kinds once, at its first position.
-        _, once = np.unique(np.stack([rows, members], axis=1), axis=0, return_index=True)
-        once = np.sort(once[rows[once] >= 0])
-        return side_by_side(rows[once], members[once], len(tile_ids))
+        # Keep a member of both kinds only once, at its first position.
+        _, first = np.unique(np.stack([rows, members], axis=1), axis=0, return_index=True)
+        first = np.sort(first[rows[first] >= 0])
+        return gather_by_row(rows[first], members[first], len(tile_ids))
 
 
 def tile_bags(
@@ -87,15 +87,15 @@ def tile_bags(
         root: Output root.
         tiles: Store of training tiles.
         k: Number of members per kind.
-        mean: Mean to subtract from the tile embeddings, if pairing centres them.
-        pairs: Pairs that give each tile's first snippet; None to use only the nearest other tiles.
+        mean: Mean to subtract from the tile embeddings; None for no centring.
+        pairs: Pairs with each tile's first snippet; None to use only the nearest other tiles.
         index: Snippet index of the pairs.
         groups: Tile id -> group; bags exclude tiles of the same group. None to exclude only the tile itself.
-        margin: Maximum gap between a member's cosine and the best of its kind; more distant members are dropped.
-        block: Number of tiles per matrix product, which bounds the memory.
+        margin: Maximum difference between a member's cosine and the highest of its kind; others are dropped.
+        block: Number of tiles per matrix product, which bounds memory.
 
     Raises:
-        DataError: There is no tile, or an embedding is not finite.
+        DataError: There are no tiles, or an embedding is not finite.
     """
     if not len(tiles.ids):
         raise DataError("there are no training tiles to build bags from", where=tiles.artifact.folder)
@@ -125,13 +125,13 @@ def tile_bags(
             members, scores, far = (value.reshape(kinds, len(rows), -1) for value in values)
             if first is not None and kinds > 1:
                 scores[1, first[rows] < 0], far[1, first[rows] < 0] = -np.inf, False
-            for part in np.split(np.arange(len(rows)), np.cumsum([len(some) for some in blocks])[:-1]):
-                each = [(members[kind, part], scores[kind, part], far[kind, part]) for kind in range(kinds)]
-                yield _bag_table(tiles.ids[rows[part]], tiles.ids[by_id], each)
+            for part in np.split(np.arange(len(rows)), np.cumsum([len(block_rows) for block_rows in blocks])[:-1]):
+                by_kind = [(members[kind, part], scores[kind, part], far[kind, part]) for kind in range(kinds)]
+                yield _bag_table(tiles.ids[rows[part]], tiles.ids[by_id], by_kind)
 
         per_pass = max(1, blocks_per_pass(block, tiles.dim) // 2)  # two kinds of queries
         files = write_passes(
-            folder, tiles.size, block, "making tile bags", find_members, per_pass=per_pass, shards=tiles.shards
+            folder, tiles.size, block, "building tile bags", find_members, per_pass=per_pass, shards=tiles.shards
         )
         if not processes.main:
             return {}
@@ -162,7 +162,7 @@ def first_snippets(tile_ids: np.ndarray, pairs: Pairs, index: Index) -> Int[np.n
 def _tile_keys(
     tiles: Store, mean: Float32[np.ndarray, "dim"] | None, groups: Mapping[str, str] | None, by_id: Int[np.ndarray, "n"]
 ) -> tuple[Keys, Int[np.ndarray, "n"]]:
-    """Return all tiles as keys in the order of their ids, and each tile's owner number by row of the store.
+    """Return all tiles as keys, ordered by id, and the owner number of each row of the store.
 
     The owner of a tile is its group, or the tile itself if its group is unknown.
     """
@@ -184,11 +184,11 @@ def _members(
     block: int,
     shared: bool,
 ) -> tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
-    """Find the rows (by id) of the k nearest tiles of other owners, cosines (-inf: none), and the dropped ones."""
+    """Find the k nearest tiles of other owners: rows by id, cosines (-inf for none), and those the margin drops."""
     rows = nearest(queries, owners, keys, min(k + SPARE, len(keys.stored)), block=block, shared=shared)
     scores = exact_cosines(queries, keys.stored, rows)
-    places = best_first(rows, scores, k)
-    rows, scores = np.take_along_axis(rows, places, 1), np.take_along_axis(scores, places, 1)
+    order = best_first(rows, scores, k)
+    rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
     best = scores[:, :1]
     far = np.zeros(scores.shape, dtype=np.bool_) if margin is None else scores < best - np.float32(margin)
     return rows, scores, far & np.isfinite(scores)
@@ -199,7 +199,7 @@ def _bag_table(
     member_ids: np.ndarray,
     kinds: list[tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]],
 ) -> pa.Table:
-    """List the members of a block of tiles, with the column `far` for those that the margin drops."""
+    """List the members of a block of tiles, with the column `far` for members that the margin drops."""
     tile, kind, rank = np.nonzero(np.isfinite(np.stack([scores for _, scores, _ in kinds], axis=1)))
     members, scores, far = (np.stack(values, axis=1)[tile, kind, rank] for values in zip(*kinds, strict=True))
     return pa.table(

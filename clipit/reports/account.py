@@ -10,8 +10,8 @@ from clipit.errors import printable
 from clipit.reports.readers import Reports
 
 _BINS = 8
-_EXAMPLES = 3
-_SHOWN_PROBLEMS = 5
+_MAX_EXAMPLES = 3
+_MAX_PROBLEMS = 5
 
 
 @dataclass
@@ -25,27 +25,27 @@ class Tally:
     def add(self, texts: Sequence[str]) -> None:
         """Count texts, and keep the first few as examples."""
         self.count += len(texts)
-        self.examples.extend(texts[: _EXAMPLES - len(self.examples)])
+        self.examples.extend(texts[: _MAX_EXAMPLES - len(self.examples)])
 
 
 @dataclass(frozen=True)
 class Account:
-    """Counts from reports to snippets, written to `account.json`.
+    """Counts at each step from reports to snippets, stored in `account.json`.
 
-    They depend only on the reports and the filters. Where the reports were read, and which files and rows were skipped,
-    belongs to each reading (`Reports`) and is added when the account is printed.
+    The counts depend only on the reports and the filters. The source of the reports and the skipped files and rows are
+    part of `Reports`; `text` adds them when the account is printed.
     """
 
     reports: int
     """Number of reports with text."""
     pieces: int
-    """Number of sentences and parts of sentences, before merging and filtering."""
+    """Number of sentences and sentence parts, before merging and filtering."""
     split_sentences: int
     """Number of sentences over the budget, which were split into parts."""
     duplicates: int
     """Number of duplicate pieces that were merged."""
     dropped: dict[str, Tally]
-    """Filter -> snippets that it dropped, in the order of application."""
+    """Filter -> snippets that it dropped, in the order in which the filters are applied."""
     kept: int
     sections: dict[str, int]
     """Section -> number of pieces, before merging and filtering."""
@@ -61,32 +61,32 @@ class Account:
     section_reports: dict[str, int] | None = None
     """Section -> number of reports with text in it."""
     mended: dict[str, int] | None = None
-    """Mended words, written as "intesFnal -> intestinal", with their numbers; the most frequent first."""
+    """Repaired words, written as "intesFnal -> intestinal" -> number of occurrences, the most frequent first."""
 
     page_lines: Tally | None = None
-    """Page numbers, headers and footers that were dropped at page breaks; None: there were none."""
+    """Page numbers, headers and footers dropped at page breaks; None if there were none."""
     page_line_reports: int | None = None
     """Number of reports with such lines."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON-serialisable values, without those of steps that were off."""
+        """Return JSON-serialisable values, without those of disabled steps."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Account":
         """Restore an account from the content of `account.json`."""
         known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
-        dropped = {name: Tally(**kept) for name, kept in values["dropped"].items()}
-        listed = tuple(values.get("long_word_reports", ()))
+        dropped = {name: Tally(**tally) for name, tally in values["dropped"].items()}
+        long_word_reports = tuple(values.get("long_word_reports", ()))
         tallies = {key: Tally(**values[key]) for key in ("kept_short", "page_lines") if key in values}
-        return cls(**{**known, "dropped": dropped, "long_word_reports": listed, **tallies})
+        return cls(**{**known, "dropped": dropped, "long_word_reports": long_word_reports, **tallies})
 
     def text(self, reports: Reports) -> str:
-        """Format the account for printing, with the source and the problems of this reading of the reports."""
+        """Format the account for printing, with the source of the reports and the problems found in them."""
         lines = [
             f"reports    {self.reports:>9,}  with text, {reports.empty:,} empty; from {reports.source}",
             *(f"{'':23}{note}" for note in reports.notes),
-            *self._format_mended(),
+            *self._format_repaired(),
             *self._format_page_lines(),
             f"pieces     {self.pieces:>9,}  {self.split_sentences:,} sentences over {self.budget} tokens were split",
             f"merged     {self.duplicates:>9,}  exact duplicates; all their sources are kept",
@@ -106,9 +106,9 @@ class Account:
             lines.append(f"sections   {unit} {', '.join(map(self._format_section, self.sections))}")
         if self.long_words:
             lines.append(f"long words {self.long_words:>9,}  of more than 500 characters were dropped")
-            lines += _first(self.long_word_reports)
+            lines += _first_problems(self.long_word_reports)
         lines.append(f"problems   {len(reports.problems):>9,}")
-        return "\n".join([*lines, *_first(reports.problems)])
+        return "\n".join([*lines, *_first_problems(reports.problems)])
 
     def _format_section(self, name: str) -> str:
         pieces = f"{self.sections[name]:,}"
@@ -116,11 +116,13 @@ class Account:
             f"{name} {pieces}" if self.section_reports is None else f"{name} {self.section_reports[name]:,} ({pieces})"
         )
 
-    def _format_mended(self) -> list[str]:
+    def _format_repaired(self) -> list[str]:
         if not self.mended:
             return []
-        examples = [f"{'':23}e.g. {printable(pair)} ({count:,})" for pair, count in [*self.mended.items()][:_EXAMPLES]]
-        return [f"mended     {sum(self.mended.values()):>9,}  words with a damaged ligature", *examples]
+        examples = [
+            f"{'':23}e.g. {printable(pair)} ({count:,})" for pair, count in [*self.mended.items()][:_MAX_EXAMPLES]
+        ]
+        return [f"repaired   {sum(self.mended.values()):>9,}  words with a damaged ligature", *examples]
 
     def _format_page_lines(self) -> list[str]:
         if self.page_lines is None:
@@ -141,10 +143,10 @@ def read_account(path: Path) -> Account:
         return Account.from_dict(values)
 
 
-def _first(problems: Sequence[str]) -> list[str]:
+def _first_problems(problems: Sequence[str]) -> list[str]:
     """Format the first few problems, and count the rest."""
-    lines = [f"  {printable(problem)}" for problem in problems[:_SHOWN_PROBLEMS]]
-    return lines if len(problems) <= _SHOWN_PROBLEMS else [*lines, f"  and {len(problems) - _SHOWN_PROBLEMS:,} more"]
+    lines = [f"  {printable(problem)}" for problem in problems[:_MAX_PROBLEMS]]
+    return lines if len(problems) <= _MAX_PROBLEMS else [*lines, f"  and {len(problems) - _MAX_PROBLEMS:,} more"]
 
 
 def _shorten(text: str, limit: int = 90) -> str:

@@ -52,32 +52,32 @@ not known; unknown; cannot be determined; can not be determined; cannot be asses
 could not be assessed; could not be determined; indeterminate; equivocal; inconclusive; questionable; recommended;
 will be performed; will be reported; has been ordered; was ordered; have been ordered; were ordered; n/a
 """
-_ENDS = """
+_TERMINATIONS = """
 ;; but; however; although; though; nevertheless; nonetheless; except; except for; apart from; aside from; other than;
 yet; while; whereas; whilst; because; due to; secondary to; still
 """
-_NO_TRIGGER = """
+_PSEUDO_TRIGGERS = """
 not only; not necessarily; no increase; no change; no significant change; no further; gram negative; no.;
 with or without
 """
 
-_END = "end"
+_TERMINATION = "end"
 _BITS = {"negated": 1, "uncertain": 2}
 
 
 @dataclass(frozen=True)
 class Triggers:
-    """Trigger phrases that stand before or after a mention."""
+    """Trigger phrases that precede or follow a mention."""
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 
 
 class Assertions:
-    """Triggers of negation and uncertainty, and how they change the mentions of a sentence."""
+    """Status of mentions from the triggers of negation and uncertainty in their sentence."""
 
     def __init__(self, negation: Triggers, uncertainty: Triggers) -> None:
-        """Combine the package's triggers with further ones.
+        """Extend the package's triggers.
 
         Args:
             negation: Further triggers of negation.
@@ -90,8 +90,8 @@ class Assertions:
             "negated after": [*_phrases(_NEGATION_AFTER), *negation.after],
             "uncertain before": [*_phrases(_UNCERTAINTY_BEFORE), *uncertainty.before],
             "uncertain after": [*_phrases(_UNCERTAINTY_AFTER), *uncertainty.after],
-            _END: _phrases(_ENDS),
-            "none": _phrases(_NO_TRIGGER),
+            _TERMINATION: _phrases(_TERMINATIONS),
+            "none": _phrases(_PSEUDO_TRIGGERS),
         }.items():
             for phrase in phrases:
                 self._triggers.add(phrase, name)
@@ -108,17 +108,18 @@ class Assertions:
         """
         tokens = tokenize(sentence)
         first, last = _token_spans(tokens, mentions)
-        before, after = bytearray(len(tokens)), bytearray(len(tokens))  # per token: triggers that it is in the scope of
+        before, after = bytearray(len(tokens)), bytearray(len(tokens))  # per token: bits of the triggers that cover it
         triggers = _without_double_negation(self._find(tokens, zip(first, last, strict=True)), tokens)
-        ends = [index for begin, end, names in triggers if _END in names for index in range(begin, end)]
-        barrier = frozenset(ends)
+        barrier = frozenset(
+            index for begin, end, names in triggers if _TERMINATION in names for index in range(begin, end)
+        )
         for begin, end, names in triggers:
             for name in names:
-                status, _, place = name.partition(" ")
-                if place in ("before", "next"):
-                    words = WORDS_BEFORE if place == "before" else 1
+                status, _, position = name.partition(" ")
+                if position in ("before", "next"):
+                    words = WORDS_BEFORE if position == "before" else 1
                     _mark_following(before, tokens, end, words, barrier, _BITS[status])
-                elif place == "after":
+                elif position == "after":
                     _mark_preceding(after, tokens, begin, barrier, _BITS[status])
         statuses: list[Status] = []
         for begin, end in zip(first, last, strict=True):
@@ -131,7 +132,7 @@ class Assertions:
     def _find(
         self, tokens: Sequence[Token], mentions: Iterable[tuple[int, int]]
     ) -> list[tuple[int, int, Sequence[str]]]:
-        """Find triggers between mentions from left to right as (first token, token after the last, names)."""
+        """Find the triggers outside mentions, from left to right, as (first token, token after the last, names)."""
         triggers: list[tuple[int, int, Sequence[str]]] = []
         index = 0
         for begin, end in [*sorted(mentions), (len(tokens), len(tokens))]:
@@ -152,7 +153,7 @@ def _phrases(text: str) -> list[str]:
 
 
 def _token_spans(tokens: Sequence[Token], spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Return the index of the first token of each span, and that after its last one."""
+    """Return the index of the first token of each span, and the index after its last token."""
     starts, ends = [token.start for token in tokens], [token.end for token in tokens]
     return [bisect_right(ends, start) for start, _ in spans], [bisect_left(starts, end) for _, end in spans]
 
@@ -160,7 +161,7 @@ def _token_spans(tokens: Sequence[Token], spans: Sequence[tuple[int, int]]) -> t
 def _without_double_negation(
     triggers: Sequence[tuple[int, int, Sequence[str]]], tokens: Sequence[Token]
 ) -> list[tuple[int, int, Sequence[str]]]:
-    """Drop pairs of different negations that follow one another: "not absent", "not free of"."""
+    """Drop pairs of different negations in a row: "not absent", "not free of"."""
     kept: list[tuple[int, int, Sequence[str]]] = []
     for trigger in triggers:
         begin, end, names = trigger

@@ -1,4 +1,4 @@
-"""Patients and organs from TCGA barcodes in the names and tables of reports."""
+"""Patients and organs from the TCGA barcodes in file names and tables of reports."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -52,7 +52,7 @@ Two codes have no single organ: DLBC (lymphoma, mostly of lymph nodes) and SARC 
 """
 _PROJECT = re.compile(rf"(?<![A-Z0-9])TCGA-({'|'.join(ORGANS)})(?![A-Z0-9-])", re.IGNORECASE)
 _PROJECT_COLUMNS = frozenset({"project", "project_id", "cancer_type", "study"})
-_LONGEST_NAME = 300  # characters of a cell or path; longer cells are texts
+_MAX_NAME_LENGTH = 300  # characters of a cell or path; longer cells are texts
 
 
 def tcga_names(cells: Mapping[str, Any], text_column: str) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def tcga_names(cells: Mapping[str, Any], text_column: str) -> tuple[str, ...]:
     """
     names = []
     for column, value in cells.items():
-        if column == text_column or not isinstance(value, str) or len(value) > _LONGEST_NAME:
+        if column == text_column or not isinstance(value, str) or len(value) > _MAX_NAME_LENGTH:
             continue
         if column.lower() in _PROJECT_COLUMNS and value.strip().upper() in ORGANS:
             names.append(f"TCGA-{value.strip()}")
@@ -74,16 +74,16 @@ def tcga_names(cells: Mapping[str, Any], text_column: str) -> tuple[str, ...]:
 def add_patients(
     reports: Iterable[RawReport], config: ReportsConfig, notes: list[str], problems: list[str]
 ) -> Iterator[RawReport]:
-    """Set the group and organ of reports from the TCGA barcode and project in their id or row.
+    """Set the group and organ of reports from the TCGA barcode and project in their id or table row.
 
-    Groups and organs that the source has are kept. A name with barcodes of several patients gives none and is counted
-    in `problems`; `notes` tells how many reports have a patient and an organ from their barcode.
+    Groups and organs given by the source are kept. Reports with barcodes of several patients get neither and are
+    counted in `problems`; `notes` states how many groups and organs were set.
 
     Raises:
         DataError: The table of cancer types is invalid.
     """
     organ_of = read_organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
-    total = grouped = located = 0
+    total = n_groups = n_organs = 0
     several: list[str] = []
     unknown: set[str] = set()
     for raw in reports:
@@ -106,17 +106,20 @@ def add_patients(
             unknown.add(patient)
         organ = next(iter(organs)) if len(organs) == 1 else None
         if patient and raw.group is None:
-            raw, grouped = raw._replace(group=patient), grouped + 1
+            raw, n_groups = raw._replace(group=patient), n_groups + 1
         if organ and raw.organ is None:
-            raw, located = raw._replace(organ=organ), located + 1
+            raw, n_organs = raw._replace(organ=organ), n_organs + 1
         yield raw
-    if grouped or located:
+    if n_groups or n_organs:
         notes.append(
-            f"TCGA barcodes: {grouped:,} of {total:,} reports have a patient (group) from them, {located:,} an organ "
-            "from their project; off: reports.tcga_barcodes: false"
+            f"TCGA barcodes set the group (patient) of {n_groups:,} of {total:,} reports, and TCGA projects the organ "
+            f"of {n_organs:,}; to disable this, set reports.tcga_barcodes: false"
         )
     if several:
-        problems.append(f"{len(several)} reports name several TCGA patients, so none is set ({shortlist(several, 3)})")
+        problems.append(
+            f"{len(several)} reports have barcodes of several TCGA patients, so their group is not set "
+            f"({shortlist(several, 3)})"
+        )
     if unknown:
         problems.append(
             f"{config.cancer_types}: no cancer type for {len(unknown)} patients ({shortlist(sorted(unknown))})"
@@ -147,7 +150,7 @@ def read_organs(path: Path) -> dict[str, str]:
         patient, code = leading_patient(row["patient_id"]), row["cancer_type"].upper().removeprefix("TCGA-")
         if not patient or code not in ORGANS:
             raise DataError(
-                f"{row['patient_id']!r} with cancer type {row['cancer_type']!r} is no TCGA patient or project code",
+                f"{row['patient_id']!r} is not a TCGA patient barcode, or {row['cancer_type']!r} not a cancer type",
                 where=f"{path}, line {line}",
                 fix=f"correct the row; the codes are {', '.join(ORGANS)}",
             )

@@ -15,14 +15,14 @@ from clipit.progress import progress
 from clipit.reports.account import Account, Tally, token_histogram
 from clipit.reports.cleaning import clean_text, drop_long_words
 from clipit.reports.filters import Similarity, check_sections, filter_snippets
-from clipit.reports.ligatures import find_damage, mend
+from clipit.reports.ligatures import find_repairs, repair
 from clipit.reports.page_breaks import drop_page_lines
 from clipit.reports.readers import Report, Reports
 from clipit.reports.snippets import Piece, split_reports
 from clipit.types import TokenCounter
 
 _BLOCK = 256  # reports tokenised at once
-_SHOWN = 40  # characters of a dropped word
+_MAX_SHOWN = 40  # characters of a dropped word
 
 _SNIPPETS = pa.schema([("snippet_id", pa.string()), ("text", pa.string()), ("n_tokens", pa.int32())])
 _SOURCES = pa.schema(
@@ -52,7 +52,7 @@ class Snippets:
 
 
 def snippet_keys(config: ReportsConfig) -> dict[str, Any]:
-    """Return the keys that determine the snippets, for fingerprints; those of text checks only if they are enabled."""
+    """Return the keys that determine the snippets, for fingerprints; `text_checks` only if it is set."""
     keys = select_keys(config, "results")
     if config.text_checks is None:
         return keys
@@ -94,9 +94,9 @@ def build_snippets(
             fix="configure a VLM, or set reports.morphology_prompts to null",
         )
     long_words: dict[str, list[str]] = {}
-    mends_ligatures = config.text_checks is not None and config.text_checks.ligatures
-    damage = find_damage([report.text for report in reports.reports]) if mends_ligatures else {}
-    mended: Counter[str] = Counter()
+    repairs_ligatures = config.text_checks is not None and config.text_checks.ligatures
+    repairs = find_repairs([report.text for report in reports.reports]) if repairs_ligatures else {}
+    repaired: Counter[str] = Counter()
     drops_page_lines = config.text_checks is not None and config.text_checks.page_lines
     page_lines, page_reports = Tally(), 0
 
@@ -106,7 +106,7 @@ def build_snippets(
             text, lines = drop_page_lines(text)
             page_lines.add(lines)
             page_reports += bool(lines)
-        return mend(clean_text(text), damage, mended)
+        return repair(clean_text(text), repairs, repaired)
 
     occurrences = _split_and_merge(reports, count_tokens, budget, clean, long_words)
     sections_of = {text: {piece.section for _, piece in places} for text, places in occurrences.items()}
@@ -127,13 +127,13 @@ def build_snippets(
         long_words=sum(map(len, long_words.values())),
         long_word_reports=tuple(_describe_long_words(name, words) for name, words in long_words.items()),
         kept_short=kept_short,
-        mended=dict(sorted(mended.items(), key=lambda pair: (-pair[1], pair[0]))) if mends_ligatures else None,
+        mended=dict(sorted(repaired.items(), key=lambda pair: (-pair[1], pair[0]))) if repairs_ligatures else None,
         page_lines=page_lines if page_reports else None,
         page_line_reports=page_reports or None,
     )
     if not texts:
         raise DataError(
-            f"no snippet is left:\n{account.text(reports)}",
+            f"no snippets remain:\n{account.text(reports)}",
             where=reports.source,
             fix="relax the filters under `reports`, or use another corpus",
         )
@@ -157,9 +157,9 @@ def _split_and_merge(
     clean: Callable[[str], str],
     long_words: dict[str, list[str]],
 ) -> _Occurrences:
-    """Clean, split and merge reports; adds their over-long words to `long_words`, by report id."""
+    """Clean and split reports, merge equal pieces, and add over-long words to `long_words`, by report id."""
     occurrences: _Occurrences = {}
-    with progress("cutting reports", len(reports.reports)) as advance:
+    with progress("splitting reports", len(reports.reports)) as advance:
         for begin in range(0, len(reports.reports), _BLOCK):
             block = reports.reports[begin : begin + _BLOCK]
             texts: list[str] = []
@@ -177,7 +177,7 @@ def _split_and_merge(
 
 def _describe_long_words(report_id: str, words: list[str]) -> str:
     characters = sum(map(len, words))
-    return f"report {report_id}: {len(words)} dropped ({characters:,} characters), first {words[0][:_SHOWN]}..."
+    return f"report {report_id}: {len(words)} dropped ({characters:,} characters), e.g. {words[0][:_MAX_SHOWN]}..."
 
 
 def _tables(occurrences: _Occurrences, texts: list[str]) -> tuple[pa.Table, pa.Table]:

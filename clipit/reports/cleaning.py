@@ -21,21 +21,21 @@ _BLOCK = re.compile(rf"</?{_BLOCK_TAG}{_IN_TAG}", re.I)
 _CELL = re.compile(rf"</t[dh]{_IN_TAG}", re.I)
 _ENTITY = re.compile(r"&(?:[a-z]{2,8}\d?|#\d{1,6}|#x[0-9a-f]{1,5});", re.I)
 
-_FULL_LINE = 60  # characters; a shorter line without a full stop probably ends on purpose
+_FULL_LINE = 60  # characters; the end of a shorter line is probably intended
 _OPEN_ENDED = re.compile(
     r"(?:,|\b(?:a|an|and|as|at|by|for|from|in|into|is|of|on|or|the|to|was|were|which|with|and/or))$", re.I
 )
 _OPEN_NUMBER = re.compile(r"\d\.?$")  # "0.1 / cm in the region", "9. / 5 cm"
 _REST_OF_NUMBER = re.compile(r"(?i:(?:[cm]m|em|gm?|grams?)\b)|\d+\s*(?i:[cm]m|em|x|gm?|grams?)\b")
 _NEW_ITEM = re.compile(r"(?:[-*]|\(?(?:[A-Z]|\d{1,2})[.):]\s|[A-Z][A-Za-z /-]{2,40}:)")
-_MARKER = re.compile(r"p\d\d\b")  # "p53": a line of a table may begin with it
+_MARKER = re.compile(r"p\d\d\b")  # "p53", which may begin a line of a table
 
 _FOUND = r"(?:identified|seen|present|detected|found|observed|noted|demonstrated)"
 _NEGATED_LEAD = re.compile(
     rf"(?i)(?:\b(?:no\s+(?:evidence|signs?|features)\s+(?:of|for)|negative\s+for|free\s+(?:of|from)|absence\s+of|"
     rf"without|(?:is|are|was|were|shows?|has|have|with)\s+no|not\s+{_FOUND}|(?:is|are|was|were)\s+absent)|^absent)\s?:$"
 )
-"""Negation of a list in the following lines: "Negative for:"."""
+"""Line that negates the list in the following lines: "Negative for:"."""
 _LISTED = re.compile(r"[-*]\s*|\(?(\d{1,2}|[a-h])[.)]\s+")
 NEGATIVE_VALUE = re.compile(rf"(?i)(?:not\s+{_FOUND}|negative|absent|uninvolved)\.?$")
 """Line that negates the label in the line before it."""
@@ -52,19 +52,17 @@ _LOOSE_HYPHEN = re.compile(
 
 _LOOSE_START = re.compile(r"(?:[-*,;: \n]|\.(?!(?<!\.\.)\d))+")
 
-ESCAPED_LINE_END = r"(?:\\r\\n|\\[nr])(?![a-z])"  # written out, as JSON does; not that of a path such as C:\new
+ESCAPED_LINE_END = r"(?:\\r\\n|\\[nr])(?![a-z])"  # a literal backslash and n, as in JSON; not in paths such as C:\new
 _ESCAPED = re.compile(rf"{ESCAPED_LINE_END}|\\t(?![a-z])")
 
-_LONGEST_WORD = 500  # characters; longer ones are encoded pictures or damage
+_LONGEST_WORD = 500  # characters; longer words are encoded images or corrupt data
 _OTHER_SCRIPTS = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef"  # written without spaces
 _LONG_WORD = re.compile(rf"(?<![^\s{_OTHER_SCRIPTS}])[^\s{_OTHER_SCRIPTS}]{{{_LONGEST_WORD + 1},}}")
 
 _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[_|]+"), " "),  # rules and table cells
-    (
-        re.compile(r"[ \t]+"),
-        " ",
-    ),  # first; otherwise patterns that begin with blanks take quadratic time
+    # Blanks come next: patterns that begin with several blanks would take quadratic time.
+    (re.compile(r"[ \t]+"), " "),
     (re.compile(r"([-=*~#.^<>\\])\1{2,}"), " "),  # drawn lines and dotted leaders ("+++" is a staining score)
     (re.compile(r"([.,;:!?])(?:[ \t]*\1)+(?!(?<=[ \t]\.)\d)"), r"\1"),  # not "5 cm. .7 cm"
     (re.compile(r"(?<=\d)[ \t]+\.(?=\d)"), "."),  # "2 .5 cm"
@@ -75,7 +73,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 def _characters(text: str) -> str:
-    """Expand ligatures, unify dashes and quotes, drop invisible characters."""
+    """Expand ligatures, normalise dashes and quotes, and drop invisible characters."""
     text = text.translate(LIGATURES).translate(_SYMBOLS)
     out: list[str] = []
     for char in text.replace("\r\n", "\n").replace("\r", "\n"):
@@ -99,7 +97,7 @@ def _join_words(text: str) -> str:
 
 
 def _continues(line: str, following: str) -> bool:
-    """Return whether the sentence continues on the following line, so that the line end is only a wrap."""
+    """Return whether the sentence continues on the following line."""
     if _OPEN_ENDED.search(line) or (_OPEN_NUMBER.search(line) and _REST_OF_NUMBER.match(following)):
         return True
     if line[-1] in ".:;?!" or _NEW_ITEM.match(following) or (len(line) < _FULL_LINE and _MARKER.match(following)):
@@ -108,35 +106,35 @@ def _continues(line: str, following: str) -> bool:
 
 
 def _unwrap(text: str) -> str:
-    """Join the wrapped lines of a sentence, and negations with what they negate; keep line ends between items."""
+    """Join wrapped lines of a sentence, and negations with the lines they negate; keep line ends between items."""
     lines = [line for line in (" ".join(line.split()) for line in text.split("\n")) if line]
     if not lines:
         return ""
     out = [lines[0]]
-    listed = 0  # items of a negated list so far
+    n_items = 0  # of the current negated list
     negated = _NEGATED_LEAD.search(lines[0]) is not None
     for last, line in pairwise(lines):
         item = _LISTED.match(line) if negated else None
         if item:
             mark = f"({item.group(1)}) " if item.group(1) else ""
-            if listed:
+            if n_items:
                 out[-1] = out[-1].rstrip(".;,")
-            out.append(f"{', ' if listed else ' '}{mark}{line[item.end() :]}")
-            listed += 1
+            out.append(f"{', ' if n_items else ' '}{mark}{line[item.end() :]}")
+            n_items += 1
             continue
-        if negated and not listed and not _NEW_ITEM.match(line):
+        if negated and not n_items and not _NEW_ITEM.match(line):
             join = " "
         elif _negates(line, last):
             join = " " if last.endswith(":") else ": "
         else:
             join = " " if _continues(last, line) else "\n"
         out.append(join + line)
-        negated, listed = _NEGATED_LEAD.search(line) is not None, 0
+        negated, n_items = _NEGATED_LEAD.search(line) is not None, 0
     return "".join(out)
 
 
 def _negates(line: str, label: str) -> bool:
-    """Return whether a line is only the negative value of the label in the line before it."""
+    """Return whether a line consists of the negative value of the label in the preceding line."""
     if NEGATIVE_VALUE.match(line) is None or label[-1] in ".;?!" or NEGATIVE_VALUE.match(label):
         return False
     if label[-1] != ":" and not (label[0].isupper() and " " in label):
@@ -146,25 +144,24 @@ def _negates(line: str, label: str) -> bool:
 
 
 def _without_markup(text: str) -> str:
-    """Replace the tags and entities of HTML; text in angle brackets that is not a tag stays."""
+    """Replace HTML tags and entities; other text in angle brackets is kept."""
     if "<" in text:
         text = _BLOCK.sub("\n", _INLINE.sub("", _CELL.sub(" ", text)))
     return _ENTITY.sub(lambda match: html.unescape(match.group()), text) if "&" in text else text
 
 
 def trim(text: str) -> str:
-    """Strip bullets and loose punctuation from the ends of a sentence; the point of ".5 cm" stays."""
+    """Strip bullets and stray punctuation from both ends of a sentence; the decimal point of ".5 cm" is kept."""
     start = _LOOSE_START.match(text)
     return (text[start.end() :] if start else text).rstrip("-,; \n")
 
 
 def clean_text(text: str) -> str:
-    """Remove OCR and layout noise: invisible characters, drawn lines, repeated punctuation, loose hyphens, wraps, HTML.
+    """Remove OCR and layout noise: invisible characters, drawn lines, repeated punctuation, line wraps and HTML.
 
-    All letters and digits are kept in their order, except those of HTML tags and of line ends that are written out as
-    \\n (ligatures such as "ﬁ" are expanded). Line ends between items stay as one newline; those within a sentence
-    become spaces. A list after "Negative for:" stays in the sentence of its negation, and "Not identified" on a line of
-    its own in that of its label.
+    All letters and digits are kept in order, except those of HTML tags and escaped line ends (\\n); ligatures such as
+    "ﬁ" are expanded. Line ends between items become one newline, line ends within a sentence a space. A list after
+    "Negative for:" is joined to its negation, and "Not identified" on a line of its own to the label before it.
     """
     text = _ESCAPED.sub(lambda match: " " if match.group().endswith("t") else "\n", text)
     text = _join_words(_characters(_without_markup(text)))
@@ -175,12 +172,12 @@ def clean_text(text: str) -> str:
 
 
 def drop_long_words(text: str) -> tuple[str, list[str]]:
-    """Drop words of more than 500 characters from a cleaned report, such as encoded pictures.
+    """Drop words of more than 500 characters, such as encoded images, from a cleaned report.
 
     Scripts that are written without spaces, such as Chinese and Thai, are kept.
 
     Returns:
-        The text without these words, and the words.
+        The remaining text, and the dropped words.
     """
     words = _LONG_WORD.findall(text)
     if not words:

@@ -1,4 +1,4 @@
-"""Text encodings of reports: decode, locate errors, and recognise files that are not in the given encoding."""
+"""Text encodings of reports: find codecs, locate decoding errors, and detect files in another encoding."""
 
 import codecs
 import re
@@ -8,25 +8,27 @@ from pathlib import Path
 
 from clipit.errors import ConfigError, DataError, shortlist
 
-HEAD = 1024  # bytes that are checked at the start of a file
+_HEAD_BYTES = 1024  # checked at the start of a file
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins with that of UTF-16
+_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins with the mark of UTF-16
 
 
-_SECOND = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0xC0))
-_MISREAD = re.compile(rf"[\u00c2-\u00c5\u00ce\u00cf][{re.escape(_SECOND)}]|\u00e2\u20ac[{re.escape(_SECOND)}]")
-"""Two or three characters that are one character of UTF-8, read as cp1252: \u00c3\u00a4 for \u00e4."""
+_CONTINUATION = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0xC0))
+_MISREAD = re.compile(
+    rf"[\u00c2-\u00c5\u00ce\u00cf][{re.escape(_CONTINUATION)}]|\u00e2\u20ac[{re.escape(_CONTINUATION)}]"
+)
+"""UTF-8 misread as cp1252: two or three characters in place of one, such as \u00c3\u00a4 for \u00e4."""
 
 
 def count_misread(texts: Sequence[str]) -> str:
-    """Compose a problem that counts the texts with UTF-8 that was read as another encoding; "" if there are none."""
+    """Describe how many texts contain UTF-8 that was misread as another encoding; "" if none do."""
     found = [match.group() for text in texts if (match := _MISREAD.search(text))]
     if not found:
         return ""
     return (
         f"{len(found)} reports contain characters such as {shortlist(list(dict.fromkeys(found)), 3)}: UTF-8 that "
-        "another program read as another encoding; export the reports again"
+        "another program misread as another encoding; export the reports again"
     )
 
 
@@ -51,31 +53,31 @@ def codec(encoding: str) -> str:
 def decoding(path: Path, encoding: str) -> Iterator[None]:
     """Convert a decoding error within the block into a `DataError` that names file, line and byte."""
     with path.open("rb") as stream:
-        _check_utf16(stream.read(HEAD), path, encoding)
+        _check_utf16(stream.read(_HEAD_BYTES), path, encoding)
     try:
         yield
     except UnicodeError as error:
-        raise undecodable(path.read_bytes(), path, encoding) from error
+        raise decoding_error(path.read_bytes(), path, encoding) from error
 
 
 def check_lfs_pointer(path: Path) -> None:
     """Check that a file is not a Git LFS pointer, which a clone without Git LFS contains in place of the data.
 
     Raises:
-        DataError: It is a pointer.
+        DataError: It is a Git LFS pointer.
     """
     with path.open("rb") as stream:
-        _check_lfs(stream.read(HEAD), path)
+        _check_lfs(stream.read(_HEAD_BYTES), path)
 
 
 def check_head(data: bytes, where: object, encoding: str) -> None:
-    """Check that the content of a text file is neither a Git LFS pointer nor UTF-16 by mistake.
+    """Check that the content of a text file is not a Git LFS pointer, and not UTF-16 unless that is configured.
 
     Raises:
-        DataError: It is a pointer or UTF-16.
+        DataError: It is a Git LFS pointer or UTF-16.
     """
-    _check_lfs(data[:HEAD], where)
-    _check_utf16(data[:HEAD], where, encoding)
+    _check_lfs(data[:_HEAD_BYTES], where)
+    _check_utf16(data[:_HEAD_BYTES], where, encoding)
 
 
 def _check_lfs(head: bytes, where: object) -> None:
@@ -86,7 +88,7 @@ def _check_lfs(head: bytes, where: object) -> None:
 
 
 def _check_utf16(head: bytes, where: object, encoding: str) -> None:
-    """Reject UTF-16 text: many other encodings decode it without an error, with a null character beside each letter."""
+    """Reject UTF-16 text, which many encodings decode without an error, with a null character beside each letter."""
     even, odd = head[::2].count(0), head[1::2].count(0)
     if codec(encoding).startswith(("utf-16", "utf-32")) or not head or 4 * (even + odd) < len(head):
         return
@@ -99,8 +101,8 @@ def _check_utf16(head: bytes, where: object, encoding: str) -> None:
     )
 
 
-def undecodable(data: bytes, where: object, encoding: str) -> DataError:
-    """Build the error for bytes that are not text in this encoding, with the line and byte of the first ones."""
+def decoding_error(data: bytes, where: object, encoding: str) -> DataError:
+    """Build the error for text that cannot be decoded, with the line and position of the first invalid byte."""
     position = "unknown position"
     try:
         data.decode(codec(encoding))
@@ -117,11 +119,11 @@ def undecodable(data: bytes, where: object, encoding: str) -> DataError:
 
 
 def _encoding_hint(data: bytes) -> str:
-    """Return advice on the encoding, from a byte order mark or the bytes that only some encodings use for letters."""
+    """Suggest an encoding, from a byte order mark or from bytes that only some encodings use for letters."""
     if data.startswith(_UTF32_MARKS):
-        return "set reports.encoding to utf-32 (from its byte order mark) (--reports.encoding=utf-32)"
+        return "set reports.encoding to utf-32, as the byte order mark indicates (--reports.encoding=utf-32)"
     if data.startswith(_UTF16_MARKS):
-        return "set reports.encoding to utf-16, as its byte order mark says (--reports.encoding=utf-16)"
+        return "set reports.encoding to utf-16, as the byte order mark indicates (--reports.encoding=utf-16)"
     guess = "latin-1"
     if any(0x80 <= byte <= 0x9F for byte in data):  # control characters in latin-1
         try:

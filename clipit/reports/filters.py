@@ -1,4 +1,4 @@
-"""Filters that choose which snippets are kept."""
+"""Filters that select the snippets to keep."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,9 +14,9 @@ from clipit.reports.headings import SECTIONS
 from clipit.reports.short_diagnoses import BRIEF, LONGEST, is_short_diagnosis, readable_words
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
-"""Function that returns each text's similarity to the morphology bag minus that to the boilerplate bag."""
-_TISSUE = frozenset({"microscopic", "diagnosis"})  # sections that describe what a tile shows
-_OTHER = frozenset({"gross", "clinical", "specimen", "blocks", "stage", "administrative"})
+"""Function that returns each text's similarity to the morphology prompts minus its similarity to the boilerplate."""
+_TISSUE = frozenset({"microscopic", "diagnosis"})  # sections on what a tile can show
+_NON_TISSUE = frozenset({"gross", "clinical", "specimen", "blocks", "stage", "administrative"})
 _PACKAGED_BAG = ReportsConfig.model_fields["morphology_prompts"].default
 
 
@@ -31,7 +31,7 @@ def filter_snippets(
         similarity: Similarity function; required with `config.morphology_prompts`.
 
     Returns:
-        Texts that pass all filters, a record of those dropped by each filter, and a record of the short diagnoses that
+        Texts that pass all filters, a tally of those dropped by each filter, and a tally of the short diagnoses that
         were kept although a filter would have dropped them (None unless `config.text_checks.short_diagnoses` is set).
     """
     texts = list(sections_of)
@@ -47,13 +47,13 @@ def filter_snippets(
         texts = [text for text, passed in zip(texts, passes, strict=True) if passed]
 
     def rescue(passes: Sequence[bool]) -> list[bool]:
-        """Let short diagnoses pass; those of several words only despite the packaged bags, which are general."""
+        """Keep short diagnoses; those of several words only with the packaged prompts, which are general."""
         if checks is None or not checks.short_diagnoses:
             return list(passes)
         short = [
             text
             for text, passed in zip(texts, passes, strict=True)
-            if not passed and not _OTHER.issuperset(sections_of[text]) and is_short_diagnosis(text, longest)
+            if not passed and not _NON_TISSUE.issuperset(sections_of[text]) and is_short_diagnosis(text, longest)
         ]
         rescued.update(dict.fromkeys(short))
         return [passed or text in rescued for text, passed in zip(texts, passes, strict=True)]
@@ -79,7 +79,7 @@ def filter_snippets(
         name = "similarity (nearer to boilerplate than to morphology)"
         if checks is not None and checks.section_weight:
             scores = scores + checks.section_weight * scores.std() * _section_signs(texts, sections_of)
-            name += ", weighted by section; off: reports.morphology_prompts=null"
+            name += ", weighted by section; to disable, set reports.morphology_prompts=null"
         keep(name, rescue([bool(score >= config.morphology_margin) for score in scores]))
     kept = set(texts)
     short = Tally()
@@ -88,10 +88,10 @@ def filter_snippets(
 
 
 def _section_signs(texts: Sequence[str], sections_of: Mapping[str, Collection[str]]) -> Float[np.ndarray, " n"]:
-    """Return 1 for texts of microscopic descriptions and diagnoses, -1 for those of gross ones and others, else 0."""
+    """Return 1 for texts from sections on tissue, -1 for texts from other known sections only, and 0 for the rest."""
     return np.array(
         [
-            1.0 if not _TISSUE.isdisjoint(sections_of[text]) else -float(_OTHER.issuperset(sections_of[text]))
+            1.0 if not _TISSUE.isdisjoint(sections_of[text]) else -float(_NON_TISSUE.issuperset(sections_of[text]))
             for text in texts
         ],
         dtype=np.float64,
@@ -125,7 +125,7 @@ def _in_kept_section(sections: Collection[str], config: ReportsConfig) -> bool:
 
 
 def _similarity_scores(texts: Sequence[str], similarity: Similarity) -> Float[np.ndarray, " n"]:
-    """Return how much nearer each text is to morphology than to boilerplate."""
+
     scores = np.asarray(similarity(texts) if texts else np.zeros(0), dtype=np.float64)
     if scores.shape != (len(texts),) or not np.isfinite(scores).all():
         raise ConfigError(

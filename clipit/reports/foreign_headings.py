@@ -97,11 +97,11 @@ _HEADINGS: dict[str, tuple[str, ...]] = {
         "geboortedatum", "geslacht", "patiënt",
     ),
 }  # fmt: skip
-"""Section -> headings, in lower case with their accents."""
+"""Section -> headings, in lower case with accents."""
 
 
 def _pattern(heading: str) -> str:
-    """Return the regular expression of a heading, also as OCR reads it, without accents."""
+    """Return a regular expression that matches a heading with its accents, and without them as OCR reads it."""
     letters = []
     for letter in heading:
         plain = unicodedata.normalize("NFD", letter)[0]
@@ -113,7 +113,7 @@ def foreign_patterns(*, several_words: bool) -> dict[str, str]:
     """Return an alternation of the headings of each section.
 
     Args:
-        several_words: The headings of several words; otherwise those of one word.
+        several_words: Whether to include headings of several words; otherwise headings of one word.
     """
     chosen = {
         section: [heading for heading in headings if (" " in heading) == several_words]

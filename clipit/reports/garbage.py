@@ -9,13 +9,12 @@ from functools import lru_cache
 
 from clipit.reports.headings import FIELD, STRONG, WEAK
 
-_FAMILIAR = 5  # occurrences from which a word counts as familiar, whatever its letters
-_REPEATED = 3  # occurrences from which a word contributes its letter sequences
-_ENOUGH = 1000  # number of such words from which the letter sequences are used
-_ABSENT, _STRANGE = 0.25, 0.3  # limits for the share of absent trigrams in all unfamiliar words, and in two of them
-_MOST_FAMILIAR = (
-    0.2  # share of a text's letters in familiar words of four letters or more, up to which it may be jumbled
-)
+_FAMILIAR_COUNT = 5  # minimum occurrences of a familiar word, which needs no further check
+_REPEATED_COUNT = 3  # minimum occurrences of a word that contributes trigrams
+_MIN_REPEATED_WORDS = 1000  # with fewer of these words, trigrams are not used
+_MAX_ABSENT = 0.25  # share of absent trigrams in all unfamiliar words; with more, the words may be jumbled
+_STRANGE_SHARE = 0.3  # share of absent trigrams that makes a word strange
+_MAX_FAMILIAR_SHARE = 0.2  # share of letters in familiar words of at least four letters; with more, no text is jumbled
 _COMMON = frozenset({
     "a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "do", "for", "from", "had", "has", "have",
     "he", "her", "him", "his", "if", "in", "into", "is", "it", "its", "may", "no", "none", "nor", "not", "of", "off",
@@ -39,12 +38,12 @@ _VOWEL = re.compile(r"[aeiouy]")
 _UNLIKELY = re.compile(r"[b-df-hj-np-tv-xz]{6}|[aeiou]{4}|([a-z])\1\1")
 _ANY_LATIN = re.compile(rf"[{_LATIN}]")
 _JUNK = re.compile(r"(?<=[^\W\d_])[:;~^\\|{}<>=*#@!?$]+(?=[^\W\d_])")
-_LONGEST = 40  # letters; longer words are glued, or codes
-_SHORT = 3  # letters; a shorter word in lower case is readable only if it is common or familiar
-_ACRONYM = 5  # letters of an acronym, which needs no vowel
+_MAX_LETTERS = 40  # longer words are codes, or several words without spaces
+_MIN_LETTERS = 3  # shorter words in lower case are readable only if they are common or familiar
+_MAX_ACRONYM = 5  # letters of an acronym, which needs no vowel
 _MARK = re.compile(r"^(?:[(\[]?(?:[A-Z]|\d{1,2}|[IVX]{1,4})[\])]?[.:)]\s*)+")  # of a list item: "A. ", "2) "
 _LABEL = re.compile(r"[A-Za-z][A-Za-z()/&' -]{2,60}:")
-_MOST_LABEL_WORDS = 4
+_MAX_LABEL_WORDS = 4
 _DIAGNOSIS = re.compile(
     r"(?i)\b(?!stroma|(?:dia|pro)gnos|anastomos)\w{2,}(?:omas?|itis|plasias?|plasms?|osis|oses)\b|"
     r"\bmetasta(?:sis|ses|tic)\b|\b(?:benign|malignan\w+|polyps?|ulcers?|infarct\w*|necrotic)\b"
@@ -57,7 +56,7 @@ def names_diagnosis(text: str) -> bool:
 
 
 def is_bare_heading(text: str) -> bool:
-    """Return whether a text consists of headings and labels of fields alone, without their content."""
+    """Return whether a text consists only of headings and field labels."""
     rest = _MARK.sub("", text.strip())
     for _ in range(4):
         match = STRONG.match(rest) or WEAK.match(rest)
@@ -70,18 +69,18 @@ def is_bare_heading(text: str) -> bool:
         return False
     field = FIELD.match(rest)
     return (field is not None and field.end() == len(rest)) or (
-        len(rest.split()) <= _MOST_LABEL_WORDS and _LABEL.fullmatch(rest) is not None
+        len(rest.split()) <= _MAX_LABEL_WORDS and _LABEL.fullmatch(rest) is not None
     )
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words and letter sequences of a corpus.
+    """Familiar words and letter trigrams of a corpus.
 
     Attributes:
         words: Words that occur at least five times, in lower case; garbled words rarely repeat.
-        trigrams: Sequences of three letters, marks of beginning and end included, of the words that occur at least
-            three times; empty for a corpus of fewer than 1,000 such words, which shows too few of them.
+        trigrams: Letter trigrams, including start and end marks, of words that occur at least three times; empty if
+            the corpus has fewer than 1,000 such words, too few to cover the language.
     """
 
     words: frozenset[str] = frozenset()
@@ -92,26 +91,30 @@ _NO_CORPUS = Vocabulary()
 
 
 def learn_vocabulary(texts: Iterable[str]) -> Vocabulary:
-    """Collect the familiar words of a corpus, and the letter sequences of its repeated words."""
+    """Collect the familiar words of a corpus and the trigrams of its repeated words."""
     counts = Counter(word.lower() for text in texts for word in _PART.findall(text))
-    repeated = [word for word, count in counts.items() if count >= _REPEATED and word.isalpha()]
-    trigrams = frozenset(part for word in repeated for part in _trigrams(word)) if len(repeated) >= _ENOUGH else ()
-    return Vocabulary(frozenset(word for word, count in counts.items() if count >= _FAMILIAR), frozenset(trigrams))
+    repeated = [word for word, count in counts.items() if count >= _REPEATED_COUNT and word.isalpha()]
+    trigrams = (
+        frozenset(part for word in repeated for part in _trigrams(word)) if len(repeated) >= _MIN_REPEATED_WORDS else ()
+    )
+    return Vocabulary(
+        frozenset(word for word, count in counts.items() if count >= _FAMILIAR_COUNT), frozenset(trigrams)
+    )
 
 
 def readability(text: str, vocabulary: Vocabulary = _NO_CORPUS) -> float:
     """Return the share of a text's letters and digits that belong to readable words, from 0 to 1.
 
     A word is readable if it is familiar in the corpus; a number or code (pT3a, CD117, 5cm); or a word in ordinary
-    letter case that has a vowel, no six consonants, four vowels or three equal letters in a row, and at least three
-    letters if it is in lower case. Words that are glued by a mark such as ":" or "~" count only from four letters on.
-    Words in other scripts than Latin are readable. The time is linear in the length of the text.
+    letter case that has a vowel, no run of six consonants, four vowels or three equal letters, and at least three
+    letters if it is in lower case. Words joined by a symbol such as ":" or "~" need at least four letters. Words in
+    non-Latin scripts are readable. The time is linear in the length of the text.
 
-    Words that pass this test may still be garbled, such as those whose letters are mixed with their neighbours'
-    ("oglcai plltlem" for "Histological pattern"). If few words of a text are familiar and the unfamiliar ones
-    consist of letter sequences that the corpus lacks, none of these words is readable.
+    Words that pass this test may still be garbled, such as words whose letters OCR has mixed ("oglcai plltlem" for
+    "Histological pattern"). If few words of a text are familiar and the unfamiliar ones contain many trigrams that
+    the corpus lacks, none of the unfamiliar words is readable.
     """
-    good = total = familiar = 0
+    readable = total = familiar = 0
     unfamiliar: list[str] = []
     for token in text.split():
         glued = _JUNK.search(token) is not None
@@ -120,14 +123,14 @@ def readability(text: str, vocabulary: Vocabulary = _NO_CORPUS) -> float:
             word = part.lower()
             known = word in vocabulary.words
             if (known or _is_plausible(part)) and not (glued and len(part) < 4):
-                good += len(part)
+                readable += len(part)
                 if len(part) >= 4 and known:
                     familiar += len(part)
                 elif len(part) >= 4 and part.isascii() and part.isalpha():
                     unfamiliar.append(word)
-    if familiar <= _MOST_FAMILIAR * total and _are_jumbled(unfamiliar, vocabulary.trigrams):
-        good -= sum(map(len, unfamiliar))
-    return good / total if total else 1.0
+    if familiar <= _MAX_FAMILIAR_SHARE * total and _are_jumbled(unfamiliar, vocabulary.trigrams):
+        readable -= sum(map(len, unfamiliar))
+    return readable / total if total else 1.0
 
 
 def _trigrams(word: str) -> list[str]:
@@ -136,13 +139,13 @@ def _trigrams(word: str) -> list[str]:
 
 
 def _are_jumbled(words: Sequence[str], trigrams: Collection[str]) -> bool:
-    """Return whether a quarter of the words' trigrams is absent from the corpus, in two words each 30 % or more."""
+    """Return whether the corpus lacks over a quarter of all trigrams, and at least 30 % of those of two words."""
     if len(words) < 2 or not trigrams:
         return False
     absent = [sum(part not in trigrams for part in _trigrams(word)) for word in words]
-    letters = [len(word) for word in words]  # as many as trigrams
-    strange = sum(count >= _STRANGE * length for count, length in zip(absent, letters, strict=True))
-    return sum(absent) > _ABSENT * sum(letters) and strange >= 2
+    letters = [len(word) for word in words]  # equal to the numbers of trigrams
+    strange = sum(count >= _STRANGE_SHARE * length for count, length in zip(absent, letters, strict=True))
+    return sum(absent) > _MAX_ABSENT * sum(letters) and strange >= 2
 
 
 @lru_cache(maxsize=2**16)
@@ -150,7 +153,7 @@ def _is_plausible(word: str) -> bool:
     """Return whether a word is plausible, judged by its letters alone."""
     if _ANY_LATIN.search(word) is None:
         return True
-    if len(word) > _LONGEST:
+    if len(word) > _MAX_LETTERS:
         return False
     if _DIGIT.search(word):
         return _NUMBERED.fullmatch(word) is not None
@@ -159,9 +162,9 @@ def _is_plausible(word: str) -> bool:
         return ordinary
     if not ordinary and _GLUED.fullmatch(word) is None:
         return _NUMBERED.fullmatch(word) is not None
-    if len(word) < _SHORT:
+    if len(word) < _MIN_LETTERS:
         return word.isupper()
-    if word.isupper() and len(word) <= _ACRONYM:
+    if word.isupper() and len(word) <= _MAX_ACRONYM:
         return True
     letters = unicodedata.normalize("NFD", word).lower()
     return _VOWEL.search(letters) is not None and _UNLIKELY.search(letters) is None

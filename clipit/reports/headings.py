@@ -10,7 +10,7 @@ UNKNOWN = "unknown"
 
 _DESCRIPTION = r"(?:descrip\w{1,6}|examina\w{1,6}|findings?|appearance|diagnosis|summary)"  # OCR: "descripkon"
 
-# Unambiguous: a heading even without a colon, if in capitals or at the start of a sentence.
+# Unambiguous: headings even without a colon, if in capitals, in title case or alone on a line.
 _STRONG: dict[str, str] = {
     "clinical": r"clinical\s+(?:history|information|data|diagnos[ie]s(?:\s*[/&]?\s*history)?|notes?|impression|"
     r"summary|details|indications?)|(?:pre|post)-?\s?op(?:erative)?\s+diagnosis?|operative\s+(?:diagnosis|findings)|"
@@ -71,8 +71,10 @@ _FIELD = (
 
 
 def _alternatives(english: Mapping[str, str], others: Mapping[str, str]) -> str:
-    """Return one group per section; the headings of other languages come after the English ones."""
-    patterns = {name: "|".join(each[name] for each in (english, others) if name in each) for name in english}
+    """Return one group per section, with English headings before those of other languages."""
+    patterns = {
+        name: "|".join(headings[name] for headings in (english, others) if name in headings) for name in english
+    }
     return "|".join(f"(?P<{name}>{pattern})" for name, pattern in patterns.items())
 
 
@@ -82,18 +84,18 @@ _START = rf"(?<![{_LETTER}])(?=[A-Z\u00c0-\u00d6\u00d8-\u00de]|pTNM)"
 STRONG = re.compile(
     rf"{_START}(?i:{_alternatives(_STRONG, foreign_patterns(several_words=True))})(?![{_LETTER}])(?P<colon>\s*:)?"
 )
-"""A heading anywhere in the text; if it has no colon, the caller checks capitals and position."""
+"""A heading anywhere in the text; if it has no colon, the caller must check its capitals and position."""
 
 WEAK = re.compile(
     rf"{_START}(?i:{_alternatives(_WEAK, foreign_patterns(several_words=False))})(?![{_LETTER}])"
     r"(?P<colon>\s*:|(?=[\s.;,-]*$)|(?<=[A-Z]{4})(?=\s+[A-Z][a-z.]))"
 )
-"""A one-word heading with a colon, alone at the end of its line, or in capitals before text that is not."""
+"""A one-word heading with a colon, at the end of its line, or in capitals before text in lower case."""
 
 _GLUED = r"(?:(?<=[a-z]{3})|(?<=\d))(?=[A-Z][a-z]{3,}(?: [a-z-]+){0,4}:)"  # "colonTumor size: 3 cm"
 
 FIELD = re.compile(rf"(?<![A-Z0-9-])(?=[A-Z])(?i:{_FIELD})(?i:\s+[a-z()/]+)?\s*:|{_GLUED}")
-"""Start of a labelled field of a form, also where OCR glued it to the preceding field."""
+"""Start of a labelled field of a form, also if OCR has dropped the space before it."""
 
 RECEIVED = re.compile(
     r"(?:\(?[A-Z0-9]{1,2}[.):]\s*)*(?:(?:the\s+|this\s+)?specimens?\s+(?:is|are|was|were|consists?)\b|"
@@ -105,8 +107,8 @@ RECEIVED = re.compile(
 MENTION = re.compile(r"(?i:\b(?:see|the|above|below|this|in|of|and|for|per|no|following|with|under)\s+)$|\($")
 """Words before a heading that turn it into a mention: "see comment"."""
 
-PASSING = frozenset({"stage", "administrative"})
-"""Sections of one sentence: what follows belongs to the previous section until the next heading."""
+ONE_SENTENCE_SECTIONS = frozenset({"stage", "administrative"})
+"""Sections that end after one sentence; the following text belongs to the preceding section again."""
 
 SECTIONS = tuple(sorted({*_STRONG, *_WEAK, UNKNOWN}))
 """Every section name that a snippet can have."""

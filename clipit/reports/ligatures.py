@@ -1,4 +1,4 @@
-"""Mend words in which a font's ligature was read as another character: "intesFnal", "diﬀerenƟated"."""
+"""Repair words in which a ligature was read as another character: "intesFnal", "diﬀerenƟated"."""
 
 import re
 from collections import Counter
@@ -6,37 +6,49 @@ from collections.abc import Iterable, Mapping
 
 from clipit.reports.cleaning import LIGATURES
 
-_LETTERS = ("ti", "tt", "ft", "fi", "fl", "ff", "ffi", "ffl", "tti", "tf", "st")  # of the ligatures of common fonts
-_FOREIGN = "\u019f\u01a1\u01a9\u01ab\u014c\u019e\ufffd"  # characters that PDF readers return for some of them
+_LIGATURE_LETTERS = (
+    "ti",
+    "tt",
+    "ft",
+    "fi",
+    "fl",
+    "ff",
+    "ffi",
+    "ffl",
+    "tti",
+    "tf",
+    "st",
+)  # of the ligatures of common fonts
+_FOREIGN = "\u019f\u01a1\u01a9\u01ab\u014c\u019e\ufffd"  # characters that PDF readers return for some ligatures
 _PLAIN = re.compile(r"\b[A-Za-z]?[a-z]{2,}\b")  # in ordinary letter case
 _INSIDE = re.compile(
     rf"(?<![^\W_])[A-Za-z]?[a-z]*(?:(?<=[a-z])[A-Z](?=[a-z])[a-z]*|[{_FOREIGN}][a-z]*){{1,4}}(?![^\W_])"
 )
-"""A word in lower case with capitals or foreign characters inside it, without digits beside it."""
+"""A word in lower case with capitals or foreign characters inside it, and no digit beside it."""
 _WHOLE = re.compile(rf"(?<![^\W_])[A-Za-z{_FOREIGN}]{{3,}}(?![^\W_])")
-_PRONOUNCED = re.compile(r"[A-Z](?:[aeiouy]|[hlrw][aeiouy])")  # such as Fat, Free: the beginning of a real word
-_LEAST = 3  # occurrences of an undamaged word that make it vocabulary
-_SHORTEST = 5  # letters of a mended word
+_PRONOUNCED = re.compile(r"[A-Z](?:[aeiouy]|[hlrw][aeiouy])")  # may begin a real word: Fat, Free
+_MIN_COUNT = 3  # occurrences of a word of the vocabulary
+_MIN_LETTERS = 5  # letters of a word of the vocabulary
 
 
-def find_damage(texts: Iterable[str]) -> dict[str, str]:
-    """Find the words of a corpus that can be mended with certainty.
+def find_repairs(texts: Iterable[str]) -> dict[str, str]:
+    """Find the words of a corpus that can be repaired unambiguously.
 
-    The vocabulary consists of the words that occur undamaged and in lower case at least three times in the same
-    corpus. A damaged word has one kind of capital or foreign character within lower-case letters, and exactly one
-    ligature in its place makes it a word of the vocabulary. A capital at the beginning counts only if the same capital
-    is damage within other words of the corpus, and no English word begins so ("Fssue"). Words with digits, and all
-    others in capitals, are left alone.
+    The vocabulary consists of the words that occur in lower case at least three times in the same corpus. A word is
+    repaired if one capital letter or foreign character interrupts its lower-case letters, once or more, and exactly
+    one ligature in its place yields a word of the vocabulary. An initial capital is repaired only if the same capital
+    is damage inside other words, and no English word starts with its letters ("Fssue"). Words with digits, and all
+    other words with capitals, are left unchanged. The time is linear in the length of the texts.
 
     Args:
-        texts: Texts of the corpus, read twice.
+        texts: Texts of the corpus.
 
     Returns:
-        Mended word of each damaged one. The time is linear in the length of the texts.
+        Damaged word -> repaired word.
     """
     texts = list(texts)
-    inside = {word for text in texts for word in _INSIDE.findall(text)}
-    if not inside:
+    damaged = {word for text in texts for word in _INSIDE.findall(text)}
+    if not damaged:
         return {}
     plain: Counter[str] = Counter()
     initial: set[str] = set()
@@ -44,32 +56,32 @@ def find_damage(texts: Iterable[str]) -> dict[str, str]:
         words = _PLAIN.findall(text.translate(LIGATURES))
         plain.update(words)
         initial.update(word for word in words if word[0].isupper() and _PRONOUNCED.match(word) is None)
-    vocabulary = {word for word, n in plain.items() if n >= _LEAST and len(word) >= _SHORTEST and word.islower()}
-    mended: dict[str, str] = {}
-    learnt: set[tuple[str, str]] = set()
-    for word in sorted(inside):
+    vocabulary = {word for word, n in plain.items() if n >= _MIN_COUNT and len(word) >= _MIN_LETTERS and word.islower()}
+    repairs: dict[str, str] = {}
+    substitutions: set[tuple[str, str]] = set()  # wrong character, letters of the ligature
+    for word in sorted(damaged):
         marks = {char for char in word[1:] if char.isupper()} | {char for char in word if char in _FOREIGN}
-        candidates = _candidates(word, marks, _LETTERS, vocabulary)
+        candidates = _candidates(word, marks, _LIGATURE_LETTERS, vocabulary)
         if len(marks) == 1 and len(candidates) == 1:
             ((letters, whole),) = candidates.items()
-            mended[word] = whole
-            learnt.add((next(iter(marks)), letters))
+            repairs[word] = whole
+            substitutions.add((next(iter(marks)), letters))
     for word in sorted(initial):
-        known = [letters for mark, letters in learnt if mark == word[0]]
-        candidates = _candidates(word, {word[0]}, known, vocabulary)
+        ligatures = [letters for mark, letters in substitutions if mark == word[0]]
+        candidates = _candidates(word, {word[0]}, ligatures, vocabulary)
         if len(candidates) == 1 and not plain[word.lower()]:
-            mended[word] = next(iter(candidates.values()))
-    return mended
+            repairs[word] = next(iter(candidates.values()))
+    return repairs
 
 
-def mend(text: str, mended: Mapping[str, str], counts: Counter[str]) -> str:
-    """Replace the damaged words of a text, and count them in `counts`, written as "damaged -> mended"."""
-    if not mended:
+def repair(text: str, repairs: Mapping[str, str], counts: Counter[str]) -> str:
+    """Replace the damaged words of a text, and count them in `counts`, written as "damaged -> repaired"."""
+    if not repairs:
         return text
 
     def replace(match: re.Match[str]) -> str:
         word = match.group()
-        whole = mended.get(word)
+        whole = repairs.get(word)
         if whole is None:
             return word
         counts[f"{word} -> {whole}"] += 1
@@ -79,7 +91,7 @@ def mend(text: str, mended: Mapping[str, str], counts: Counter[str]) -> str:
 
 
 def _candidates(word: str, marks: set[str], ligatures: Iterable[str], vocabulary: set[str]) -> dict[str, str]:
-    """Return the words of the vocabulary that result from a ligature in place of every mark, by ligature."""
+    """Return the words of the vocabulary that result from replacing every mark by a ligature, by ligature."""
     words: dict[str, str] = {}
     if len(marks) != 1:
         return words

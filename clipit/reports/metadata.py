@@ -1,4 +1,4 @@
-"""Facts about reports from a separate table: organ, group, label and date, by report or by patient."""
+"""Organ, group, label and date of reports from a separate table, joined by report or by patient."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,37 +14,37 @@ from clipit.patients import leading_patient
 from clipit.reports.tables import read_side_table
 from clipit.reports.textfiles import RawReport
 
-_FACTS = ("organ", "group", "label", "date")
+_FIELDS = ("organ", "group", "label", "date")
 _TCGA_MISSING = frozenset({"[Not Available]", "[Not Applicable]", "[Not Evaluated]", "[Unknown]", "[Discrepancy]"})
-"""Texts for missing values in TCGA's clinical tables."""
+"""Markers of missing values in TCGA's clinical tables."""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Rows of the table, by report or by patient.
+    """Table of metadata, with one row per report or per patient.
 
     Attributes:
         path: Path of the table.
-        column: Name of the column with the keys.
-        by_report: Whether the rows belong to reports; otherwise to patients.
-        rows: Values by fact, by report id or patient.
-        facts: Facts that the table contains.
+        column: Name of the column with report ids or patients.
+        by_report: Whether there is one row per report; otherwise one per patient.
+        rows: Values by field, for each report id or patient.
+        fields: Fields that the table contains.
     """
 
     path: Path
     column: str
     by_report: bool
     rows: dict[str, dict[str, str | None]]
-    facts: tuple[str, ...]
+    fields: tuple[str, ...]
 
     def without_columns(self, config: ReportsConfig) -> ReportsConfig:
-        """Return the configuration of the reports themselves, without the columns that this file has."""
-        return config.model_copy(update={f"{fact}_column": None for fact in self.facts})
+        """Return the configuration for reading the reports, without the columns that this table provides."""
+        return config.model_copy(update={f"{field}_column": None for field in self.fields})
 
     def add(self, reports: Sequence[RawReport], notes: list[str], problems: list[str]) -> list[RawReport]:
-        """Add the facts to the reports; where the table has no value, that of the report is kept.
+        """Add the fields to the reports; a report keeps its own value where the table has none.
 
-        `notes` states how many reports have a row; reports and rows that do not match are counted in `problems`.
+        `notes` states how many reports have a row; unmatched reports and rows are counted in `problems`.
 
         Raises:
             DataError: No report has a row; the message shows ids of reports and rows.
@@ -62,7 +62,7 @@ class Metadata:
         unit = "report" if self.by_report else "patient"
         notes.append(
             f"{self.path.name}: joined by {unit} (column {self.column}); {sum(matched):,} of {len(reports):,} reports "
-            f"have a row, {len(self.rows.keys() & set(keys)):,} of {len(self.rows):,} rows a report"
+            f"have a row, {len(self.rows.keys() & set(keys)):,} of {len(self.rows):,} rows match a report"
         )
         if not all(matched):
             missing = [
@@ -81,7 +81,7 @@ class Metadata:
         return added
 
     def _report_keys(self, reports: Sequence[RawReport]) -> list[str]:
-        """Return the key of each report: its id, or its file name if no other report has the same; .txt is optional."""
+        """Return the key of each report: its id, or its file name if it is unique; .txt is optional."""
         names = Counter(PurePosixPath(report.report_id or "").name for report in reports)
         keys = []
         for report in reports:
@@ -93,13 +93,13 @@ class Metadata:
 
 
 def read_metadata(config: ReportsConfig) -> Metadata | None:
-    """Read the configured table; None if there is none.
+    """Read the configured table; None if none is configured.
 
-    Rows with the same key and the same facts, such as one row per slide of a patient, are read as one.
+    Rows with the same key and values are merged, such as one row per slide of a patient.
 
     Raises:
         DataError: The file is missing or malformed, has no key column or none of the configured columns; a key is
-            empty; or rows of the same key have different facts.
+            empty; or rows with the same key have different values.
     """
     if config.metadata is None:
         return None
@@ -110,11 +110,11 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
         )
     table = read_side_table(path, config.encoding, config.metadata_sheet, "reports.metadata_sheet")
     column, by_report = _key_column(table, config, path)
-    columns = {fact: getattr(config, f"{fact}_column") for fact in _FACTS}
+    columns = {field: getattr(config, f"{field}_column") for field in _FIELDS}
     if by_report and columns["group"] is None and "group" in table.header:
         columns["group"] = "group"
-    facts = tuple(fact for fact in _FACTS if columns[fact] in table.header and (by_report or fact != "group"))
-    if not facts:
+    fields = tuple(field for field in _FIELDS if columns[field] in table.header and (by_report or field != "group"))
+    if not fields:
         raise DataError(
             f"none of the configured columns exists; the columns are {shortlist(table.header, 10)}",
             where=path,
@@ -128,21 +128,21 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
     names = [values[column] if by_report else (leading_patient(values[column]) or values[column]) for values in parsed]
     keys = names if by_report else [key or "" for key in without_decimals(names)]
     for line, values, key in zip(table.lines, parsed, keys, strict=True):
-        row = {fact: values[columns[fact]] or None for fact in facts}
+        row = {field: values[columns[field]] or None for field in fields}
         if not key or rows.setdefault(key, row) != row:
             raise DataError(
-                f"{column} {key!r} occurs twice" if key else f"an empty {column}",
+                f"{column} {key!r} occurs twice, with different values" if key else f"empty {column}",
                 where=f"{path}, line {line}",
                 fix=f"write one row per {'report' if by_report else 'patient'}",
             )
-    return Metadata(path, column, by_report, rows, facts)
+    return Metadata(path, column, by_report, rows, fields)
 
 
 def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str, bool]:
-    """Return the column with the keys, and whether these are report ids; otherwise they are patients.
+    """Return the key column, and whether it contains report ids rather than patients.
 
     Raises:
-        DataError: The column is missing, or none is configured and the default names are missing.
+        DataError: The configured column does not exist, or none is configured and no default column exists.
     """
     named = {"metadata_id_column": config.metadata_id_column, "metadata_group_column": config.metadata_group_column}
     for key, column in named.items():
@@ -159,7 +159,7 @@ def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str
             return column, by_report
     if config.tcga_barcodes and table.rows:
         barcodes = [
-            name for place, name in enumerate(table.header) if all(leading_patient(row[place]) for row in table.rows)
+            name for index, name in enumerate(table.header) if all(leading_patient(row[index]) for row in table.rows)
         ]
         if len(barcodes) == 1:
             return barcodes[0], False
@@ -214,5 +214,5 @@ def _text(cell: str, path: Path, line: int) -> str:
     try:
         text = cell_text(cell)
     except ValueError as error:
-        raise DataError(f"a cell contains {error}", where=f"{path}, line {line}", fix="correct this cell") from None
+        raise DataError(f"a cell contains {error}", where=f"{path}, line {line}", fix="correct the cell") from None
     return "" if text in MISSING_VALUES | _TCGA_MISSING else text

@@ -8,7 +8,7 @@ from clipit.errors import DataError, shortlist
 
 
 def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple[list[str | None], str]:
-    """Replace texts that mark missing values, such as NA and None, and -1 in a column of integers, with None.
+    """Replace markers of missing values, such as NA, None, and -1 in a column of integers, with None.
 
     Args:
         values: Cells of a column, None where empty.
@@ -19,11 +19,11 @@ def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple
         The values, and a note that counts the replaced ones; "" if there are none.
 
     Raises:
-        DataError: It is unclear whether -1 marks missing values, because the column has only one other integer.
+        DataError: Whether -1 markers missing values is ambiguous, because the column has only one other integer.
     """
     counts = Counter(value for value in values if value is not None)
-    marks = {value for value in counts if value in MISSING_VALUES}
-    others = set(counts) - marks - {NO_CLASS}
+    markers = {value for value in counts if value in MISSING_VALUES}
+    others = set(counts) - markers - {NO_CLASS}
     if NO_CLASS in counts and all(value.lstrip("-").isdecimal() for value in others):
         if len(others) == 1:
             raise DataError(
@@ -31,9 +31,9 @@ def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple
                 where=f"{where}, {key}",
                 fix="write names in place of the numbers, or leave the cells of missing values empty",
             )
-        marks.add(NO_CLASS)
-    if not marks:
+        markers.add(NO_CLASS)
+    if not markers:
         return list(values), ""
-    listed = shortlist([f"{mark}: {counts[mark]}" for mark in sorted(marks)])
-    note = f"{sum(counts[mark] for mark in marks)} reports without a value in the column of {key} ({listed})"
-    return [None if value in marks else value for value in values], note
+    listed = shortlist([f"{marker}: {counts[marker]}" for marker in sorted(markers)])
+    note = f"{sum(counts[marker] for marker in markers)} reports without a value in the column of {key} ({listed})"
+    return [None if value in markers else value for value in values], note

@@ -10,7 +10,7 @@ _TOKEN = re.compile(r"[^\W_]+|[^\w\s-]|_")
 
 
 class Token(NamedTuple):
-    """A word or punctuation mark in lower case, and its place in the text."""
+    """Word or punctuation mark, in lower case, with its position in the text."""
 
     text: str
     start: int
@@ -23,7 +23,7 @@ class Token(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A matched phrase: its place in the text, and the name under which the phrase is listed."""
+    """Matched phrase: its position in the text, and the name under which the phrase is listed."""
 
     start: int
     end: int
@@ -31,7 +31,7 @@ class Match(NamedTuple):
 
 
 def tokenize(text: str) -> list[Token]:
-    """Split a text into words and punctuation marks; hyphens separate words as white space does.
+    """Split a text into words and punctuation marks; hyphens separate words like white space.
 
     Composed and decomposed accents differ; normalise the text (NFC) first.
     """
@@ -57,7 +57,7 @@ class PhraseTree:
         """Find the longest phrase that starts at a token and ends before `stop` (default: the end of the text).
 
         Returns:
-            The index after its last token, and its names; `begin` and no name if no phrase starts there.
+            The index after its last token, and its names; `begin` and no names if no phrase starts there.
         """
         node, end, names = self, begin, list[str]()
         for index in range(begin, len(tokens) if stop is None else stop):
@@ -71,13 +71,13 @@ class PhraseTree:
 
 
 class PhraseFinder:
-    """Finder of many phrases at once; its time does not depend on the number of phrases."""
+    """Search for many phrases at once, in time that does not depend on their number."""
 
     def __init__(self, phrases: Mapping[str, Iterable[str]]) -> None:
         """Build the finder.
 
         Args:
-            phrases: Phrases by name; those written `/.../` are regular expressions, searched one by one.
+            phrases: Phrases by name; phrases written `/.../` are regular expressions, searched one by one.
 
         Raises:
             re.error: A regular expression is invalid.
@@ -93,7 +93,7 @@ class PhraseFinder:
                     self._patterns.append((pattern, name))
 
     def find(self, text: str) -> list[Match]:
-        """Find all matches in reading order, without those that lie within a longer one."""
+        """Find all matches in reading order, without those inside a longer match."""
         matches = [
             Match(match.start(), match.end(), name)
             for pattern, name in self._patterns
@@ -121,12 +121,12 @@ def regular_expression(phrase: str) -> re.Pattern[str] | None:
 
 
 def _longest_only(matches: Iterable[Match]) -> list[Match]:
-    """Drop matches that lie within a longer one; matches of the same place are all kept."""
+    """Drop matches inside a longer one; matches with the same start and end are all kept."""
     kept: list[Match] = []
-    reach = -1
+    last_end = -1
     for match in sorted(set(matches), key=lambda match: (match.start, -match.end, match.name)):
-        same_place = bool(kept) and (match.start, match.end) == kept[-1][:2]
-        if match.end > reach or same_place:
+        same_span = bool(kept) and (match.start, match.end) == kept[-1][:2]
+        if match.end > last_end or same_span:
             kept.append(match)
-            reach = max(reach, match.end)
+            last_end = max(last_end, match.end)
     return kept

@@ -1,4 +1,4 @@
-"""Read a corpus of reports from text files, folders, zips, tables, TCGA or Hugging Face data sets."""
+"""Read a corpus of reports from text files, folders, zips, tables, TCGA-Reports or Hugging Face data sets."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ class Reports:
     empty: int = 0
     """Number of empty reports (without letters or digits), which are listed in `problems`."""
     notes: tuple[str, ...] = ()
-    """Where groups, organs and labels came from, one line each."""
+    """Sources of groups, organs and labels, one line each."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,11 +84,11 @@ def read_reports(config: ReportsConfig) -> Reports:
     problems: list[str] = []
     notes: list[str] = []
     metadata = read_metadata(config)
-    own = config if metadata is None else metadata.without_columns(config)
+    source_config = config if metadata is None else metadata.without_columns(config)
     try:
-        raw_reports: Iterable[RawReport] = _read_source(own, format_name, path, problems)
+        raw_reports: Iterable[RawReport] = _read_source(source_config, format_name, path, problems)
         if config.tcga_barcodes and format_name != "tcga":
-            raw_reports = add_patients(raw_reports, own, notes, problems)
+            raw_reports = add_patients(raw_reports, source_config, notes, problems)
         if metadata is not None:
             raw_reports = metadata.add([*raw_reports], notes, problems)
         reports, empty = _assign_ids(raw_reports, problems)
@@ -174,7 +174,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
 
 
 def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[list[Report], int]:
-    """Assign ids and drop empty reports; returns the reports and the number of empty ones.
+    """Assign ids and drop empty reports; return the reports and the number of empty ones.
 
     Raises:
         DataError: Two reports have the same id, or one is a document in another format (RTF, PDF).
@@ -210,7 +210,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
 
 
 def _resolve_missing(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
-    """Remove organs, groups, labels and dates that mark missing values, and count them in `problems`."""
+    """Replace markers of missing organs, groups, labels and dates with None, and count them in `problems`."""
     for key in ("organ", "group", "label", "date"):
         values = [getattr(report, key) for report in reports]
         resolved, note = resolve_missing(values, f"reports.{key}_column", config.path)
@@ -225,30 +225,30 @@ def _resolve_missing(reports: list[Report], config: ReportsConfig, problems: lis
 
 
 def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
-    """Keep only reports of the configured organs, compared without regard to case.
+    """Keep only reports of the configured organs, ignoring case.
 
     Raises:
         DataError: An organ does not occur; the message lists the organs of the corpus.
     """
     if not config.organs:
         return reports
-    wanted = {organ.strip().lower() for organ in config.organs}
+    wanted = {_normalise_organ(organ) for organ in config.organs}
     organs = {report.organ for report in reports}
-    folded = {_folded(organ) for organ in organs}
-    absent = [organ for organ in config.organs if _folded(organ) not in folded]
+    known = {_normalise_organ(organ) for organ in organs}
+    absent = [organ for organ in config.organs if _normalise_organ(organ) not in known]
     if absent:
-        known = sorted(organ for organ in organs if organ is not None)
+        listed = shortlist(sorted(organ for organ in organs if organ is not None), 40)
         raise DataError(
-            f"no report of {shortlist(absent)}; organs in the corpus: {shortlist(known, 40) or 'unknown'}",
+            f"no report of {shortlist(absent)}; organs in the corpus: {listed or 'unknown'}",
             where=config.path,
             fix="correct reports.organs, or provide the organs with reports.organ_column (tables) or "
             "reports.cancer_types (tcga)",
         )
-    kept = [report for report in reports if _folded(report.organ) in wanted]
+    kept = [report for report in reports if _normalise_organ(report.organ) in wanted]
     if len(kept) < len(reports):
-        problems.append(f"{len(reports) - len(kept)} reports of other or unknown organs dropped (reports.organs)")
+        problems.append(f"dropped {len(reports) - len(kept)} reports of other or unknown organs (reports.organs)")
     return kept
 
 
-def _folded(organ: str | None) -> str | None:
+def _normalise_organ(organ: str | None) -> str | None:
     return None if organ is None else organ.strip().lower()

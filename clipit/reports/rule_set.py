@@ -21,19 +21,19 @@ _PLACES = ("before", "after")
 BOTH, NONE = "both", "none"
 """Answers for reports with mentions of several classes, and of no class."""
 IGNORED = ""
-"""Name of the ignored phrases in the finder."""
+"""Name of ignored phrases in `RuleSet.finder`."""
 
 
 @dataclass(frozen=True)
 class RuleSet:
-    """Phrases per class, and how their mentions count; read one with `load_rules`.
+    """Phrases per class, and how their mentions count; `load_rules` reads one from a file.
 
     Attributes:
         name: Name of the set.
-        classes: Phrases of each class: whole words in any case, in which white space and hyphens are equivalent and may
-            be absent beside punctuation; a phrase written `/.../` is a regular expression.
+        classes: Phrases of each class, matched as whole words in any case; white space and hyphens are equivalent, and
+            optional beside punctuation. A phrase written `/.../` is a regular expression.
         sections: Sections in which mentions count, in lower case; empty for all.
-        negated: Class that a negated mention of each class counts for; negated mentions of other classes do not count.
+        negated: Class -> class for which its negated mentions count; negated mentions of other classes do not count.
         ignored: Phrases that count for no class and hide shorter phrases within them.
         negation: Further triggers of negation.
         uncertainty: Further triggers of uncertainty.
@@ -56,17 +56,17 @@ class RuleSet:
 
     @cached_property
     def finder(self) -> PhraseFinder:
-        """Finder of all phrases, by class."""
+        """Finder of the phrases of all classes, and of the ignored ones."""
         return PhraseFinder({**self.classes, IGNORED: self.ignored})
 
     @cached_property
     def assertions(self) -> Assertions:
-        """Triggers of the package and of this set."""
+        """Assertion status from the package's triggers and those of this set."""
         return Assertions(self.negation, self.uncertainty)
 
 
 def packaged_rules() -> list[str]:
-    """List the names of the packaged rule sets."""
+    """Return the names of the packaged rule sets."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
@@ -104,7 +104,7 @@ def load_rules(name_or_path: str | Path) -> RuleSet:
 
 
 def _find(name_or_path: str | Path) -> Path:
-    """Find a file by its path, or a packaged file by its name."""
+    """Return the path of a rule set, given as a path or as the name of a packaged set."""
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
@@ -122,7 +122,7 @@ def _triggers(raw: Mapping[str, Any] | None) -> Triggers:
 
 
 def _problems(raw: Mapping[Any, Any]) -> list[str]:
-    """List all problems of a rule set."""
+
     problems = [f"{key}: unknown key; known keys are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
     if not isinstance(raw.get("name"), str) or not raw["name"].strip():
         problems.append("name: is missing or not a string")
@@ -151,9 +151,9 @@ def _problems(raw: Mapping[Any, Any]) -> list[str]:
 
 
 def _phrase_problems(key: str, phrases: Any, *, expressions: bool) -> list[str]:
-    """List the problems of a list of phrases."""
+
     if not isinstance(phrases, list) or not phrases:
-        return [f"{key}: must be a list of at least one phrase"]
+        return [f"{key}: must be a list with at least one phrase"]
     problems = []
     for index, phrase in enumerate(phrases):
         if not isinstance(phrase, str):
@@ -164,7 +164,7 @@ def _phrase_problems(key: str, phrases: Any, *, expressions: bool) -> list[str]:
 
 
 def _phrase_problem(phrase: str, expressions: bool) -> str:
-    """Describe what is wrong with a phrase; "" if nothing is."""
+    """Describe the problem of a phrase; "" if it is valid."""
     try:
         pattern = regular_expression(phrase)
     except re.error as error:
@@ -172,7 +172,7 @@ def _phrase_problem(phrase: str, expressions: bool) -> str:
     if pattern is not None:
         if not expressions:
             return f"{phrase!r}: triggers cannot be regular expressions"
-        return f"{phrase!r} matches the empty text" if pattern.search("") else ""
+        return f"{phrase!r} matches the empty string" if pattern.search("") else ""
     if not tokenize(phrase):
         return "is empty; write a phrase, or remove it"
     if phrase.strip().startswith("-") or phrase.strip().endswith("-"):
@@ -181,16 +181,16 @@ def _phrase_problem(phrase: str, expressions: bool) -> str:
 
 
 def _repeated_phrases(lists: Mapping[str, Any]) -> list[str]:
-    """List phrases that occur twice, in one class or in two."""
-    places: dict[object, list[str]] = {}
+    """Describe phrases that occur twice, in the same or in different lists."""
+    keys_of: dict[object, list[str]] = {}
     for key, phrases in lists.items():
         for phrase in phrases if isinstance(phrases, list) else []:
             if isinstance(phrase, str):
                 is_expression = len(phrase) > 2 and phrase[0] == phrase[-1] == "/"
                 same = phrase if is_expression else tuple(token.text for token in tokenize(phrase))
                 if same:
-                    places.setdefault(same, []).append(f"{key} ({phrase!r})")
-    return [f"the same phrase is given twice: {' and '.join(keys)}" for keys in places.values() if len(keys) > 1]
+                    keys_of.setdefault(same, []).append(f"{key} ({phrase!r})")
+    return [f"the same phrase is given twice: {' and '.join(keys)}" for keys in keys_of.values() if len(keys) > 1]
 
 
 def _section_problems(raw: Mapping[Any, Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """Labels from report text by rules: phrases per class, with negation and uncertainty handled.
 
-A rule set lists phrases per class. Each phrase that a report contains is a mention; its sentence decides whether it is
-affirmed, negated or uncertain (`assertion.py`). A report whose mentions count for exactly one class has that class;
-otherwise its answer is "both" or "none".
+A rule set lists phrases per class. Each occurrence of a phrase in a report is a mention; its sentence determines
+whether it is affirmed, negated or uncertain (`assertion.py`). If all mentions that count are of one class, the answer
+is that class; otherwise it is "both" or "none".
 """
 
 import unicodedata
@@ -22,12 +22,12 @@ __all__ = ["BOTH", "NONE", "Mention", "ReportLabel", "RuleSet", "label_report", 
 
 @dataclass(frozen=True)
 class Mention:
-    """A phrase of a class in a report.
+    """Occurrence of a phrase of a class in a report.
 
     Attributes:
         class_name: Class of the phrase, before negation is taken into account.
         section: Section of the report.
-        sentence: Sentence that contains the phrase; two or more, if the phrase runs over their ends.
+        sentence: Sentence that contains the phrase; several sentences if the phrase spans them.
         start: Index of the first character of the phrase in the sentence.
         end: Index after its last character.
         status: "affirmed", "negated" or "uncertain".
@@ -48,7 +48,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class ReportLabel:
-    """Answer of the rules for one report, and the mentions that it is based on.
+    """Answer of the rules for one report, and the mentions on which it is based.
 
     Attributes:
         answer: A class, "both" or "none".
@@ -68,15 +68,15 @@ def label_report(text: str, rules: RuleSet) -> ReportLabel:
     """Label one report by rules.
 
     Page numbers, headers and footers are dropped (`drop_page_lines`); the text is cleaned and split into sections and
-    sentences as for snippets. A phrase may run over the end of a sentence that has no full stop, as where OCR breaks a
-    line. Time is linear in the length of the text.
+    sentences as for snippets. A phrase may span two sentences that are not separated by a full stop, as after a line
+    break by OCR. The time is linear in the length of the text.
 
     Args:
         text: Text of the report as read.
         rules: Rule set.
     """
-    whole, _ = drop_page_lines(unicodedata.normalize("NFC", text))
-    cleaned, _ = drop_long_words(clean_text(whole))
+    text, _ = drop_page_lines(unicodedata.normalize("NFC", text))
+    cleaned, _ = drop_long_words(clean_text(text))
     mentions = _find_mentions(split_sentences(cleaned), rules)
     counted = {
         mention.class_name if mention.status == "affirmed" else rules.negated.get(mention.class_name)

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from itertools import pairwise
 
 from clipit.reports.cleaning import trim
-from clipit.reports.headings import FIELD, MENTION, PASSING, RECEIVED, STRONG, UNKNOWN, WEAK
+from clipit.reports.headings import FIELD, MENTION, ONE_SENTENCE_SECTIONS, RECEIVED, STRONG, UNKNOWN, WEAK
 
 _ABBREVIATIONS = frozenset({  # never the last word of a sentence
     "dr", "mr", "mrs", "ms", "prof", "st", "no", "nr", "vs", "e.g", "i.e", "eg", "ie", "approx", "fig", "figs", "ca",
@@ -29,20 +29,20 @@ _TNM = re.compile(r"[pcy]{0,2}(?:[TNM][0-4Xx]|[LVRG][0-4X]\b)")
 _REMARK = re.compile(r"\((?:(?i:see\b)|\d)")  # "(see comment)", "(0/8)" belong to the preceding sentence
 _QUOTED_INITIAL = re.compile(r"[\"'][A-Z]")  # labeled "J. Doe, colon"
 _OF = re.compile(r"(?i:\b(?:of|for|in|to|the|and|or|with)\s+)$")  # "Number of Lymph Nodes Examined:" is one label
-_LOOK_BACK = 300  # characters before a full stop, item or field that decide whether a sentence ends there
-_LETTERS_BACK = 100  # characters before a letter that are searched for what it names: "blocks A, B, C and"
+_LOOK_BACK = 300  # characters before a full stop, item or field that are examined
+_LETTERS_BACK = 100  # characters before a letter that are searched for what it labels: "blocks A, B, C and"
 _LAST_WORD = re.compile(r"(?<![^\s,;:(\[])[^\s,;:(\[]+$")
 _ITEM = re.compile(
     r"\s(?:[-*]\s?(?=[A-Z][A-Za-z]{2})|[A-HJ-Z]\.\s?(?=[A-Z][A-Za-z]{2})|\d{1,2}[.)]\s?(?=[A-Z][A-Za-z]{2}))"
 )
-_SHORT_SENTENCE = 3  # words; a shorter one keeps its heading: "Diagnosis: Adenocarcinoma."
-_MARK = re.compile(r"\W*(?:[A-Z0-9]{1,2}[.):]*)?\W*")  # only the mark of a list item
+_SHORT_SENTENCE = 3  # words; a shorter sentence keeps its heading: "Diagnosis: Adenocarcinoma."
+_MARK = re.compile(r"\W*(?:[A-Z0-9]{1,2}[.):]*)?\W*")  # the number or letter of a list item
 
 
 def split_sentences(text: str) -> list[tuple[str, str]]:
-    """Split a cleaned report into (section, sentence) pairs, in order, with all its letters and digits.
+    """Split a cleaned report into (section, sentence) pairs, in order, keeping all letters and digits.
 
-    A heading is a sentence of its own, unless the sentence after it is too short to stand alone.
+    A heading becomes a sentence of its own, unless the sentence after it is too short to stand alone.
     """
     splitter = _Splitter()
     for line in text.split("\n"):
@@ -57,7 +57,7 @@ class _Splitter:
     def __init__(self) -> None:
         self.out: list[tuple[str, str]] = []
         self._section = UNKNOWN
-        self._passing: str | None = None
+        self._one_sentence_section: str | None = None
         self._heading = ""
 
     def line(self, line: str) -> None:
@@ -76,30 +76,30 @@ class _Splitter:
     def flush(self) -> None:
         """Add the pending heading as a sentence of its own."""
         if self._heading:
-            self.out.append((self._passing or self._section, self._heading))
+            self.out.append((self._one_sentence_section or self._section, self._heading))
             self._heading = ""
 
     def _start_section(self, heading: str, section: str) -> None:
         self.flush()
         self._heading = heading
-        if section in PASSING:
-            self._passing = section
+        if section in ONE_SENTENCE_SECTIONS:
+            self._one_sentence_section = section
         else:
-            self._section, self._passing = section, None
+            self._section, self._one_sentence_section = section, None
 
     def _add_sentence(self, text: str) -> None:
         text = trim(text)
         if not any(char.isalnum() for char in text):
             return
-        if self._passing is None and RECEIVED.match(text):
+        if self._one_sentence_section is None and RECEIVED.match(text):
             self.flush()
             self._section = "gross"
         if self._heading and len(text.split()) < _SHORT_SENTENCE:
             text, self._heading = f"{self._heading} {text}", ""
         self.flush()
-        self.out.append((self._passing or self._section, text))
+        self.out.append((self._one_sentence_section or self._section, text))
         if not _MARK.fullmatch(text):
-            self._passing = None
+            self._one_sentence_section = None
 
 
 def _find_headings(line: str) -> list[tuple[int, int, str]]:
@@ -114,14 +114,14 @@ def _find_headings(line: str) -> list[tuple[int, int, str]]:
     return headings
 
 
-def _outside(headings: list[tuple[int, int, str]], places: list[int]) -> list[int]:
-    """Return the places of a line that do not lie within a heading."""
+def _outside(headings: list[tuple[int, int, str]], offsets: list[int]) -> list[int]:
+    """Return the offsets that do not lie within a heading."""
     begins, ends = [begin for begin, _, _ in headings], [0, *(end for _, end, _ in headings)]
-    return [place for place in places if place >= ends[bisect_left(begins, place)]]
+    return [offset for offset in offsets if offset >= ends[bisect_left(begins, offset)]]
 
 
 def _is_heading(line: str, match: re.Match[str], *, strong: bool) -> bool:
-    """Return whether a match looks like a heading: with a colon, in capitals, in title case or first in its line."""
+    """Return whether a match is a heading: it has a colon, or is in capitals, in title case or alone on its line."""
     if ":" in (match["colon"] or ""):
         return True
     if MENTION.search(line[max(0, match.start() - 20) : match.start()]):
@@ -135,7 +135,7 @@ def _is_heading(line: str, match: re.Match[str], *, strong: bool) -> bool:
 
 
 def _sentence_starts(text: str) -> list[int]:
-    """Find the offsets at which a sentence, list item or labelled field of a line begins (0 not included).
+    """Find the offsets at which a sentence, list item or labelled field of a line begins, except 0.
 
     Abbreviations ("approx. 3 cm"), decimals, numbered items, initials and TNM stages do not end a sentence.
     """
@@ -145,21 +145,21 @@ def _sentence_starts(text: str) -> list[int]:
     events += [(match.start() + 1, match, False) for match in _ITEM.finditer(text)]
     starts: list[int] = []
     begin = 0
-    for place, match, is_end in sorted(events, key=lambda event: (event[0], not event[2])):
-        if place <= begin:
+    for offset, match, is_end in sorted(events, key=lambda event: (event[0], not event[2])):
+        if offset <= begin:
             continue
         if match is None or (
-            _ends_sentence(text, begin, match.start(), place) if is_end else _starts_item(text, begin, match)
+            _ends_sentence(text, begin, match.start(), offset) if is_end else _starts_item(text, begin, match)
         ):
-            starts.append(place)
-            begin = place
+            starts.append(offset)
+            begin = offset
     return starts
 
 
 def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
-    """Return whether the full stop at `dot` ends the sentence from `begin`; the next would start at `after`."""
+    """Return whether the full stop at `dot` ends the sentence from `begin`; the next one would start at `after`."""
     following = text[after : after + 8].lstrip("\"'([¿¡«- ")
-    if following[:1].islower():  # beyond ASCII, which the pattern excludes
+    if following[:1].islower():  # non-ASCII letters; the pattern only excludes a to z
         return False
     if text[dot] != ".":
         return True
@@ -172,7 +172,7 @@ def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
     if _REMARK.match(text, after) or _QUOTED_INITIAL.fullmatch(last_word.group()):
         return False
     if _TNM.match(following) or (word[-1:].isdigit() and re.match(r"\d+(?![\d.):])", following)):
-        return False  # a stage continues, or OCR has split a decimal: "3. 2 cm"
+        return False  # a TNM stage continues, or OCR has split a decimal: "3. 2 cm"
     if re.fullmatch(r"\d{1,2}|[IVX]{1,4}", word) and (not re.search(r"\w", before) or before.rstrip().endswith(":")):
         return False  # the number of an item: "2. Colon ..."
     if len(word) == 1 and word.isalpha() and word.isupper():
@@ -184,12 +184,12 @@ def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
 
 
 def _names_letter(before: str) -> bool:
-    """Return whether the words before a letter name it: "stage", "blocks A and"."""
+    """Return whether the words before a letter refer to it: "stage", "blocks A and"."""
     return _NAMED_LETTER.search(before, max(0, len(before) - _LETTERS_BACK)) is not None
 
 
 def _starts_item(text: str, begin: int, match: re.Match[str]) -> bool:
-    """Return whether a list item begins here, rather than a hyphenated word or a lettered block."""
+    """Return whether a match begins a list item, rather than a hyphenated word or the letter of a block."""
     before = text[max(begin, match.start() - _LOOK_BACK) : match.start()]
     mark = match.group().strip()
     if mark[0] in "-*":

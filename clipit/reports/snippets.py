@@ -13,7 +13,7 @@ from clipit.types import TokenCounter
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a report within the token budget."""
+    """Part of a report that fits the token budget."""
 
     section: str
     position: int
@@ -33,7 +33,7 @@ _CLAUSES = (
     re.compile(r"\s+(?=(?:and|with|or|which|but|where|while)\s)"),
     re.compile(r"\)\s+|\s+(?=\()"),
 )
-_SHORTER_PART = 0.2  # minimum share of characters in the shorter part when splitting at a clause
+_SHORTER_PART = 0.2  # minimum share of characters in the shorter part of a split at a clause
 
 # Measurements and ranges: "3.5 x 2 cm", "25 - 30 %".
 _NUMBER, _UNIT_OR_MORE = (
@@ -51,7 +51,7 @@ _AFTER_NEGATION = re.compile(
     r"because|due|in\s+a|with)\b"
 )
 _CONJUNCTION = re.compile(r"(?i)(?:and|or|nor)\s+")
-_LONGEST_NEGATION = 0.25  # share of the text
+_LONGEST_NEGATION = 0.25  # share of the text; a longer negation is not repeated
 
 
 def split_reports(texts: Sequence[str], count_tokens: TokenCounter, budget: int) -> list[list[Piece]]:
@@ -59,7 +59,7 @@ def split_reports(texts: Sequence[str], count_tokens: TokenCounter, budget: int)
 
     A sentence over the budget is split at clauses, then between words, and within a word only if the word itself is
     over the budget. The pieces contain all letters and digits of the report, in order; where a list after a negation
-    is split, the negation is repeated. Tokens of all reports are counted together.
+    is split, the negation is repeated. The tokens of all reports are counted together.
 
     Args:
         texts: Texts of the reports, cleaned by `clean_text`.
@@ -83,7 +83,10 @@ def split_reports(texts: Sequence[str], count_tokens: TokenCounter, budget: int)
 
 
 def _fit_to_budget(texts: Sequence[str], count_tokens: TokenCounter, budget: int) -> list[list[tuple[str, int]]]:
-    """Halve texts until no part is over the budget; returns parts with token counts, counted once per round."""
+    """Halve texts until no part is over the budget, and return the parts with their token counts.
+
+    All new parts of a round are tokenised together.
+    """
     counts: dict[str, int] = {}
     parts: list[list[str]] = [[text] for text in texts]
     pending = list(range(len(texts)))
@@ -113,7 +116,7 @@ def _fit_to_budget(texts: Sequence[str], count_tokens: TokenCounter, budget: int
 def _halve(text: str) -> tuple[str, str]:
     """Split a text near the middle: at a clause if possible, otherwise between words or within a word.
 
-    Numbers stay with their units, and a part that begins within a negated list repeats the negation: "no evidence of".
+    Numbers stay with their units, and a part that begins within a negated list repeats its negation: "no evidence of".
     """
     middle = len(text) / 2
     for pattern in _CLAUSES:
@@ -128,25 +131,25 @@ def _halve(text: str) -> tuple[str, str]:
     return trim(text[:split]), _with_negation(text, split)
 
 
-def _in_measurement(text: str, place: int) -> bool:
-    """Return whether a place lies between a number and its unit, or between the numbers of a size or range."""
-    start = max(0, place - 8)
-    if _NUMBER.search(text, start, place):
-        return _UNIT_OR_MORE.match(text, place) is not None
-    return _OPEN_RANGE.search(text, start, place) is not None and _DIGIT.match(text, place) is not None
+def _in_measurement(text: str, offset: int) -> bool:
+    """Return whether an offset lies between a number and its unit, or between the numbers of a size or range."""
+    start = max(0, offset - 8)
+    if _NUMBER.search(text, start, offset):
+        return _UNIT_OR_MORE.match(text, offset) is not None
+    return _OPEN_RANGE.search(text, start, offset) is not None and _DIGIT.match(text, offset) is not None
 
 
 def _between_characters(text: str) -> list[int]:
-    """Return the places between the characters of a script without spaces; not within Latin words and numbers."""
+    """Return the offsets between characters of scripts without spaces, but none within Latin words and numbers."""
     return [
-        place
-        for place in range(1, len(text))
-        if not (text[place - 1].isascii() and text[place].isascii()) and not unicodedata.combining(text[place])
+        offset
+        for offset in range(1, len(text))
+        if not (text[offset - 1].isascii() and text[offset].isascii()) and not unicodedata.combining(text[offset])
     ]
 
 
 def _with_negation(text: str, split: int) -> str:
-    """Return the part of a text after `split`, with the negation before it if that governs a list across `split`."""
+    """Return the text after `split`, preceded by the negation of a list that `split` divides, if there is one."""
     rest = trim(text[split:])
     negation = next(reversed(list(_NEGATION.finditer(text, 0, split))), None)
     if negation is None or len(negation.group()) > _LONGEST_NEGATION * len(text):

@@ -1,4 +1,4 @@
-"""Reports in tables: csv, tsv, xlsx, jsonl, parquet and Hugging Face data sets."""
+"""Read reports from tables: csv, tsv, xlsx, jsonl, parquet and Hugging Face data sets."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,11 +35,11 @@ from clipit.reports.workbooks import read_workbook
 _BATCH = 1024  # rows of parquet in memory at once
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _TABLES = frozenset({".parquet", ".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".ndjson"})
-_LONGEST_NAME = 60  # characters of a column's name; a longer one is probably a report
+_MAX_NAME_LENGTH = 60  # characters of a column's name; a longer one is probably a report
 
 
 def read_table_reports(path: Path, config: ReportsConfig, format_name: str, problems: list[str]) -> Iterator[RawReport]:
-    """Read a csv, tsv or xlsx file; csv cells that seem to contain further rows are listed in `problems`.
+    """Read a csv, tsv or xlsx file; csv cells that may contain further rows are listed in `problems`.
 
     The first row is the header, unless `config.columns` names the columns by position.
 
@@ -54,8 +54,8 @@ def read_table_reports(path: Path, config: ReportsConfig, format_name: str, prob
     table = read_csv_table(path, config.encoding, delimiter, columns)
     for row in joined_rows(table, delimiter, least=1):
         problems.append(
-            f"{path}, line {table.lines[row]}: one report, whose further lines look like rows of the table; if they "
-            "are, remove or double the stray quotation marks"
+            f"{path}, line {table.lines[row]}: this report spans several lines that look like rows of the table; if "
+            "they are, remove or double the stray quotation mark"
         )
     return csv_reports(table, path, config)
 
@@ -67,12 +67,12 @@ def read_csv_table(path: Path, encoding: str, delimiter: str = ",", columns: Seq
 
 
 def read_side_table(path: Path, encoding: str, sheet: str | None, key: str) -> CsvTable:
-    """Read a csv, tsv or xlsx file with a header, by its suffix; any other suffix is read as csv.
+    """Read a csv, tsv or xlsx file with a header; files with other suffixes are read as csv.
 
     Args:
         path: The file.
         encoding: Encoding of a csv or tsv file.
-        sheet: Sheet of an xlsx file; None: the only one with data.
+        sheet: Sheet of an xlsx file; None for the only one with data.
         key: Configuration key of the sheet, for error messages.
     """
     if path.suffix.lower() == ".xlsx":
@@ -81,7 +81,7 @@ def read_side_table(path: Path, encoding: str, sheet: str | None, key: str) -> C
 
 
 def csv_reports(table: CsvTable, path: Path, config: ReportsConfig, unit: str = "line") -> Iterator[RawReport]:
-    """Yield the reports of a table that has been read; `unit` names its rows in messages."""
+    """Yield the reports of a table; `unit` names its rows in error messages."""
     if config.columns and table.rows and [cell.strip() for cell in table.rows[0]] == list(config.columns):
         raise DataError(
             "the first row is a header, but reports.columns is for tables without one",
@@ -94,10 +94,10 @@ def csv_reports(table: CsvTable, path: Path, config: ReportsConfig, unit: str = 
 
 
 def _header_hint(config: ReportsConfig, table: CsvTable) -> str:
-    """Return advice if the first row looks like data: a long cell, a number, a barcode, or one that occurs again."""
+    """Suggest `reports.columns` if the first row looks like data: it has a long cell, a number or a TCGA barcode."""
     first_row = table.header
     if config.columns or not any(
-        len(cell) > _LONGEST_NAME or leading_patient(cell) or cell.strip().replace(".", "", 1).isdecimal()
+        len(cell) > _MAX_NAME_LENGTH or leading_patient(cell) or cell.strip().replace(".", "", 1).isdecimal()
         for cell in first_row
     ):
         return ""
@@ -108,7 +108,7 @@ def _header_hint(config: ReportsConfig, table: CsvTable) -> str:
 
 
 def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
-    """Read one JSON object per line; every line must have the configured keys."""
+    """Read one report per JSON object and line; every object must have the configured keys."""
     with decoding(path, config.encoding), path.open(encoding=codec(config.encoding)) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -130,10 +130,15 @@ def read_parquet(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
         yield from _read_parquet_file(path, config)
         return
     files = list_files(path, lambda file: file.suffix.lower() == ".parquet" and not file.name.startswith(("_", ".")))
-    lost = [*files.dangling, *files.undecodable]
-    if lost or not files.files:
-        what = f"missing files or names that are not UTF-8: {shortlist(lost)}" if lost else "no parquet file"
-        raise DataError(what, where=path, fix="copy the folder again, or correct reports.path")
+    unreadable = [*files.dangling, *files.undecodable]
+    if unreadable or not files.files:
+        raise DataError(
+            f"links to missing files, or names that are not UTF-8: {shortlist(unreadable)}"
+            if unreadable
+            else "no parquet file in this folder",
+            where=path,
+            fix="copy the folder again, or correct reports.path",
+        )
     for file in files.files:
         yield from _read_parquet_file(file, config)
 
@@ -158,18 +163,18 @@ def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]
 
 
 def _not_utf8(error: UnicodeDecodeError, where: object) -> DataError:
-    return DataError(f"a text is not valid UTF-8: {error.reason}", where=where, fix="write the table again, as UTF-8")
+    return DataError(f"a text is not valid UTF-8: {error.reason}", where=where, fix="save the table again as UTF-8")
 
 
 def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
     """Read the configured split of a Hugging Face data set; other splits are listed in `problems`.
 
     Raises:
-        DataError: The data set cannot be loaded, lacks the split or a column, or is a folder of several kinds of table.
+        DataError: The data set cannot be loaded, lacks the split or a column, or mixes file formats.
     """
     folder = Path(config.path).expanduser()
     if hub_id(config.path) is None and folder.is_dir() and not is_saved_dataset(folder):
-        _check_one_kind(folder)
+        _check_one_format(folder)
     dataset = load_huggingface(config.path, "reports.path", texts=sorted(_columns(config).values()))
     if isinstance(dataset, dict):
         if config.split not in dataset:
@@ -180,7 +185,7 @@ def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iter
             )
         others = [f"{name} ({rows.num_rows} reports)" for name, rows in dataset.items() if name != config.split]
         if others:
-            problems.append(f"{config.path}: splits that are not read (reports.split): {shortlist(others)}")
+            problems.append(f"{config.path}: other splits skipped (reports.split): {shortlist(others)}")
         dataset = dataset[config.split]
     check_arrow(dataset, f"{config.path}, {config.split}")
     _check_columns(config, dataset.column_names, config.path)
@@ -198,19 +203,19 @@ def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iter
         raise _not_utf8(error, f"{config.path}, {config.split} row {number + 1}") from error
 
 
-def _check_one_kind(folder: Path) -> None:
-    """Refuse a folder with tables of several kinds, of which the datasets package reads only the most frequent one."""
-    kinds = [f"{count} {suffix}" for suffix, count in count_suffixes(folder).most_common() if suffix in _TABLES]
-    if len(kinds) > 1:
+def _check_one_format(folder: Path) -> None:
+    """Reject a folder of tables in several formats: the datasets package would read only the most frequent one."""
+    formats = [f"{count} {suffix}" for suffix, count in count_suffixes(folder).most_common() if suffix in _TABLES]
+    if len(formats) > 1:
         raise DataError(
-            f"reports in files of several kinds: {', '.join(kinds)}",
+            f"tables in several formats: {', '.join(formats)}",
             where=folder,
-            fix="convert them to one kind, or move the files that are not reports to another folder",
+            fix="convert them to one format, or move the files that are not reports to another folder",
         )
 
 
 def _columns(config: ReportsConfig) -> dict[str, str]:
-    """Return the configured columns by configuration key."""
+    """Return the configured columns, by configuration key."""
     keys = ("text_column", "id_column", "organ_column", "group_column", "label_column", "date_column")
     return {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
 
@@ -253,9 +258,9 @@ def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> 
     )  # fmt: skip
     if config.id_column and (report_id is None or report_id in MISSING_VALUES):
         raise DataError(
-            f"no id in column {config.id_column!r}" + ("" if report_id is None else f", but {report_id!r}"),
+            f"missing id in column {config.id_column!r}" + ("" if report_id is None else f" ({report_id!r})"),
             where=where,
-            fix="fill it in, or remove reports.id_column",
+            fix="fill in the id, or remove reports.id_column",
         )
     names = tcga_names(cells, config.text_column) if config.tcga_barcodes else ()
     return RawReport(where, text, report_id, organ, group, label, date, names)
@@ -273,5 +278,5 @@ def _cell(value: Any, column: str, where: str) -> str | None:
         raise DataError(
             f"column {column!r} contains {error}",
             where=where,
-            fix="correct this cell; in csv files, a quotation mark that is never closed joins rows",
+            fix="correct the cell; in csv files, an unclosed quotation mark joins rows",
         ) from None

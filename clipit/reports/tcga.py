@@ -1,4 +1,4 @@
-"""TCGA reports: the csv of TCGA-Reports, or text files named by barcode."""
+"""Read TCGA reports: the csv of TCGA-Reports, or text files named by barcode."""
 
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from clipit.reports.tables import csv_reports, read_csv_table
 from clipit.reports.textfiles import RawReport, is_text, read_texts, zip_members
 
 ID_COLUMN = "patient_filename"
-"""Column of the published csv: barcode, dot, name of the scanned file."""
+"""Column of the published csv: barcode and name of the scanned file, joined by a dot."""
 CSV = "TCGA_Reports.csv"
 """File name of the published csv."""
 
@@ -22,11 +22,11 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
     """Read the csv of TCGA-Reports, or a folder or zip of .txt files named by barcode.
 
     The id is `patient_filename`, or the file's path without .txt; the group is the patient. With
-    `reports.cancer_types` the organ is that of the patient's cancer type; patients not in the table have no organ.
+    `reports.cancer_types`, the organ follows from the patient's cancer type; patients not in that table have no organ.
 
     Raises:
-        DataError: A csv row has no barcode or a repeated id, a folder or zip contains a csv, or the table of cancer
-            types is invalid.
+        DataError: A csv row has no barcode or a repeated id, a folder or zip contains a csv in place of text files, or
+            the table of cancer types is invalid.
     """
     organ_of = read_organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
     unknown: set[str] = set()
@@ -39,7 +39,7 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
                     where=raw.where,
                     fix="correct the row, or read the file with reports.format: csv",
                 )
-            problems.append(f"{raw.where}: skipped, its name does not begin with a TCGA barcode")
+            problems.append(f"{raw.where}: skipped, the name does not begin with a TCGA barcode")
             continue
         if organ_of and patient not in organ_of:
             unknown.add(patient)

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from clipit.data_files import list_files
 from clipit.errors import DataError, is_limit, shortlist
-from clipit.reports.encodings import check_head, codec, decoding, undecodable
+from clipit.reports.encodings import check_head, codec, decoding, decoding_error
 
-_LARGEST_TEXT = 16 * 2**20  # bytes of one report; longer ones are other data, or zip bombs
-_LARGEST_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # a zip of text shrinks to a tenth, rarely to a hundredth
-_EMPTY = 64  # bytes that every compression method needs at most for an empty file
+_MAX_TEXT_BYTES = 16 * 2**20  # bytes of one report; larger files are other data, or zip bombs
+_MAX_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # zipped text is about a tenth of its size, rarely a hundredth
+_MAX_EMPTY_BYTES = 64  # most bytes that any compression method needs for an empty file
 _END_RECORD = struct.Struct("<4s6xH10x")  # end of a zip without its comment: signature and number of members
 _SEPARATORS = {
     "\0": "null character",
@@ -51,7 +51,7 @@ class RawReport(NamedTuple):
     label: str | None = None
     date: str | None = None
     names: tuple[str, ...] = ()
-    """Further cells of the row with a TCGA barcode or project."""
+    """Cells of the row that contain a TCGA barcode or project."""
 
 
 def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawReport]:
@@ -102,7 +102,7 @@ def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
         try:
             text = data.decode(codec(encoding))
         except UnicodeError as error:
-            raise undecodable(data, where, encoding) from error
+            raise decoding_error(data, where, encoding) from error
         yield RawReport(where, text, name[: -len(".txt")])
 
 
@@ -125,29 +125,29 @@ def _zip_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
     members = zip_members(path)
     names = _text_names(path, [name for name in members if not name.endswith("/")], problems)
     total = sum(members[name].file_size for name in names)
-    if total > max(_SMALL_TOTAL, _LARGEST_RATIO * path.stat().st_size):
+    if total > max(_SMALL_TOTAL, _MAX_RATIO * path.stat().st_size):
         raise DataError(
-            f"the texts of this zip take {total:,} bytes, over {_LARGEST_RATIO} times the size of the zip",
+            f"the texts of this zip take {total:,} bytes, over {_MAX_RATIO} times the size of the zip",
             where=path,
-            fix="use a zip of reports; this one may be built to fill the memory",
+            fix="use a zip of reports; this one may be a zip bomb",
         )
     with zipfile.ZipFile(path) as archive:
         for name in names:
             where = f"{path}, {name}"
             _check_size(members[name].file_size, where)
-            with _damage(where):
+            with _zip_errors(where):
                 data = archive.read(members[name])
                 _check_read(data, members[name])
             yield name, data
 
 
 def _check_read(data: bytes, member: zipfile.ZipInfo) -> None:
-    """Check that a member was read as a whole; zipfile compares no checksum where it finds no data.
+    """Check that a member was read completely; zipfile does not verify the checksum if it finds no data.
 
     Raises:
-        BadZipFile: Its data and its sizes in the list of files contradict each other.
+        BadZipFile: The size of the data differs from the size in the zip's directory.
     """
-    if len(data) != member.file_size or (not data and member.compress_size > _EMPTY):
+    if len(data) != member.file_size or (not data and member.compress_size > _MAX_EMPTY_BYTES):
         raise zipfile.BadZipFile(f"{len(data)} bytes found, {member.file_size} expected in {member.compress_size}")
 
 
@@ -157,7 +157,7 @@ def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
     Raises:
         DataError: The zip is damaged, or two members have the same name.
     """
-    with _damage(path), zipfile.ZipFile(path) as archive:
+    with _zip_errors(path), zipfile.ZipFile(path) as archive:
         _check_count(path, archive)
         infos = archive.infolist()
     members = {info.filename.replace("\\", "/"): info for info in infos}
@@ -167,8 +167,8 @@ def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
 
 
 @contextmanager
-def _damage(where: object) -> Iterator[None]:
-    """Convert the errors of a damaged zip within the block into a `DataError`."""
+def _zip_errors(where: object) -> Iterator[None]:
+    """Convert zip errors raised within the block into a `DataError`."""
     try:
         yield
     except PermissionError:
@@ -184,7 +184,7 @@ def _damage(where: object) -> Iterator[None]:
 
 
 def _check_count(path: Path, archive: zipfile.ZipFile) -> None:
-    """Check that all members of a zip were found; zipfile ignores the number that the zip records at its end.
+    """Check that all members of a zip were found; zipfile ignores the number recorded at the end of the file.
 
     Raises:
         BadZipFile: Members are missing.
@@ -193,14 +193,14 @@ def _check_count(path: Path, archive: zipfile.ZipFile) -> None:
         stream.seek(-_END_RECORD.size - len(archive.comment), os.SEEK_END)
         signature, count = _END_RECORD.unpack(stream.read(_END_RECORD.size))
     members = len(archive.infolist())
-    if signature == b"PK\5\6" and count not in (members & 0xFFFF, 0xFFFF):  # the largest count marks a long zip
+    if signature == b"PK\5\6" and count not in (members & 0xFFFF, 0xFFFF):  # 0xFFFF: the count is in the zip64 record
         raise zipfile.BadZipFile(f"{members} files found, {count} expected")
 
 
 def _check_size(size: int, where: str) -> None:
-    if size > _LARGEST_TEXT:
+    if size > _MAX_TEXT_BYTES:
         raise DataError(
-            f"one report of {size:,} bytes (the limit is {_LARGEST_TEXT:,})",
+            f"the report takes {size:,} bytes (the limit is {_MAX_TEXT_BYTES:,})",
             where=where,
             fix="remove this file; if it contains one report per line, set reports.path to it",
         )
@@ -213,7 +213,7 @@ def is_text(name: str) -> bool:
 
 
 def _text_names(path: Path, names: Sequence[str], problems: list[str]) -> list[str]:
-    """Select the names of reports, sorted; adds the number of skipped files to `problems`."""
+    """Select the names of reports, sorted, and add the number of skipped files to `problems`."""
     others = sorted(name for name in names if not is_text(name))
     if others:
         problems.append(f"{path}: {len(others)} other files skipped (not .txt), first {others[0]}")

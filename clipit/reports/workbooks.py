@@ -24,13 +24,13 @@ _MISSING = ("#N/A", "#NULL!")  # error values that mark missing values
 def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, key: str) -> CsvTable:
     """Read one sheet of a workbook.
 
-    Numbers are written without a superfluous ".0", dates as 2024-05-31. A formula is read as the value that was saved
-    with it. Empty rows, and empty columns without a name, are skipped.
+    Whole numbers are read without ".0", dates as 2024-05-31, and formulas as their saved values. Empty rows, and empty
+    columns without a name, are skipped.
 
     Args:
         path: The file.
-        sheet: Name of the sheet; None: the only one that is not empty.
-        columns: Names of the columns by position, if the sheet has no header; None: its first row is the header.
+        sheet: Name of the sheet; None for the only one that is not empty.
+        columns: Names of the columns by position, if the sheet has no header; None if the first row is the header.
         key: Configuration key that names the sheet, for error messages.
 
     Raises:
@@ -45,7 +45,7 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
         raise DataError(
             f"merged cells: {shortlist(merged)}",
             where=where,
-            fix="unmerge them, and write the value into every cell to which it belongs",
+            fix="unmerge them, and repeat the value in every cell",
         )
     filled = [[cell for cell in row if cell.value is not None] for row in worksheet.iter_rows()]
     if any(cell.data_type == "f" for row in filled for cell in row):
@@ -65,7 +65,7 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
 
 
 def _load(path: Path, *, values: bool) -> "Workbook":
-    """Open a workbook: saved values of formulas, or the formulas themselves."""
+    """Open a workbook, with the saved values of formulas or with the formulas themselves."""
     try:
         import openpyxl
     except ImportError:
@@ -127,18 +127,18 @@ def _table(filled: Sequence[Sequence["Cell"]], columns: Sequence[str] | None, wh
         raise DataError(
             f"{counted(len(beyond), 'value')} in columns without a name: {shortlist(beyond)}",
             where=where,
-            fix="name these columns in the first row" if columns is None else "name all columns, by position",
+            fix="name these columns in the first row" if columns is None else "name all columns in reports.columns",
         )
     texts = [{cell.column: _text(cell.value) for cell in row} for row in rows]
     return CsvTable(
         list(header.values()),
-        [[row.get(place, "") for place in header] for row in texts],
+        [[row.get(column, "") for column in header] for row in texts],
         [row[0].row for row in rows],
     )
 
 
 def _text(value: Any) -> str:
-    """Write the value of a cell as text."""
+
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
     if isinstance(value, datetime):

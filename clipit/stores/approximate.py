@@ -14,7 +14,7 @@ from clipit.distributed import get_processes
 
 logger = logging.getLogger(__name__)
 
-LEAST_GRAPH_LIST = 16
+MIN_LIST_LENGTH = 16
 """Default length of the candidate list while a graph is searched, as in faiss."""
 _MOST_LISTS_ON_GPU = 2048  # limit of faiss
 
@@ -82,7 +82,7 @@ class FaissIndex:
         """
         if not self.lists:
             if self._graph is not None:
-                _set_list_length(self._graph, settings.ef_search or LEAST_GRAPH_LIST)
+                _set_list_length(self._graph, settings.ef_search or MIN_LIST_LENGTH)
             return self._search(queries, k)
         probed = min(settings.nprobe or 1, self.lists)
         rows = self._probe(queries, k, probed, settings)
@@ -98,7 +98,7 @@ class FaissIndex:
     ) -> Int[np.ndarray, "q k"]:
         self._space.set_index_parameter(self._index, "nprobe", probed)
         if self._quantiser is not None:
-            _set_list_length(self._quantiser, max(settings.ef_search or LEAST_GRAPH_LIST, probed))
+            _set_list_length(self._quantiser, max(settings.ef_search or MIN_LIST_LENGTH, probed))
         return self._search(queries, k)
 
     def _search(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Int[np.ndarray, "q k"]:

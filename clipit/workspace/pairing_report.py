@@ -138,7 +138,7 @@ def compare_pairing_rules(workspace: Workspace) -> str:
         other=_with_other_centring(workspace, has_labels),
     )
     notes = (
-        "top 1 % hold: share of tiles whose snippet is among the most used 1 %; skewness: of the number of uses",
+        "hubness: share of tiles whose snippet is among the most used 1 %; skewness: of the number of uses",
         "label of neighbours, label of text: agreement with the labels that this configuration keeps (training tiles)",
         "cosines of centred and of other embeddings cannot be compared; a margin is in units of the ranking score",
         "to choose a line, set pairing.correction, centring, organs, exclude_same_group, threshold, margin and mutual",

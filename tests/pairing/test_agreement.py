@@ -76,7 +76,7 @@ def test_what_is_undefined_says_why() -> None:
     assert found["neighbours"] is None and "no two labelled tiles" in found["undefined"]["neighbours"]
     text = summary_text(summarise(table, 5, agreement=found), {"a": "one", "b": "two"})
     assert "share the label: undefined (no two labelled tiles have the same snippet)" in text
-    assert "undefined (no class prompts are given)" in text
+    assert "undefined (no class prompts given)" in text
 
 
 def test_auroc_is_undefined_when_all_texts_agree(index: Index, tiles: Store, tmp_path: Path) -> None:
@@ -114,16 +114,16 @@ def test_options_are_the_pairings_that_they_name(tmp_path: Path, index: Index, t
         assert dict(option.summary) == expected, option.name
     plain = options[0]
     assert plain.name == "none" and plain.rules.threshold is None
-    assert options[1].figure("without_pair") == pytest.approx(0.25, abs=0.03)
+    assert options[1].statistic("without_pair") == pytest.approx(0.25, abs=0.03)
     lines = options_text(options).splitlines()
     assert len(lines) == 19 and lines[0].split()[:2] == ["rules", "no"]
-    assert lines[1].split()[-1] == f"{plain.figure('score_auroc'):.3f}"
+    assert lines[1].split()[-1] == f"{plain.statistic('score_auroc'):.3f}"
 
 
 def test_options_show_rules_that_leave_nothing(index: Index, tiles: Store) -> None:
     options = compare_options(index, tiles, PairingConfig(), thresholds=[1.0])
     nothing = next(option for option in options if option.name == "csls, threshold 1")
-    assert nothing.figure("without_pair") == 1.0 and nothing.figure("hub_share") is None
+    assert nothing.statistic("without_pair") == 1.0 and nothing.statistic("hub_share") is None
     assert "n/a" in options_text(options) and "label of text" not in options_text(options)
 
 

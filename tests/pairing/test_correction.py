@@ -141,9 +141,9 @@ def test_sinkhorn_of_snippets_that_do_not_fit_is_the_same(
     small_shards: None, index: Index, tiles: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snippets, blocks = index.stored(), TileBlocks(tiles, tiles.mean(), 16)
-    monkeypatch.setattr(module, "fits", lambda snippets: False)
+    monkeypatch.setattr(module, "fits_in_memory", lambda snippets: False)
     streamed = sinkhorn_biases(snippets, blocks, T, 10, quiet)
-    monkeypatch.setattr(module, "fits", lambda snippets: True)
+    monkeypatch.setattr(module, "fits_in_memory", lambda snippets: True)
     assert np.allclose(sinkhorn_biases(snippets, blocks, T, 10, quiet), streamed, atol=2e-6)
     assert np.abs(streamed).max() > 0.01
 

@@ -94,7 +94,7 @@ def test_every_line_is_the_pairing_of_its_rules(
     assert [found[name].figure("without_pair") for name in margins] == pytest.approx([0.25, 0.5], abs=0.03)
     assert found["none, not centred"].rules == RULES.model_copy(update={"centring": False})
     lines = options_text(list(found.values())).splitlines()
-    assert lines[0].split()[:2] == ["rules", "no"] and "top 1 % hold" in lines[0] and "snippets used" in lines[0]
+    assert lines[0].split()[:2] == ["rules", "no"] and "hubness" in lines[0] and "snippets used" in lines[0]
 
 
 def test_margins_are_quantiles_of_what_the_best_exceeds_the_next_outside_the_bag_by(index: Index, tiles: Store) -> None:

@@ -56,7 +56,7 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         done = run_in(script, texts.artifact.folder, tiles.artifact.folder, tmp_path / name)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("refused: the rules keep none of 90") == {"one": 1, "two": 2}[name]
+        assert done.stdout.count("refused: the rules drop all 90") == {"one": 1, "two": 2}[name]
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet"))
     files += sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("summary.json"))
     files = [file for file in files if not any(part.endswith(".partial") for part in file.parts)]

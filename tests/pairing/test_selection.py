@@ -183,18 +183,18 @@ def test_equal_embeddings_have_the_sources_of_all(tmp_path: Path, tiles: Store) 
 
 def test_unknown_groups_are_an_error_not_a_silence(tmp_path: Path, index: Index, tiles: Store) -> None:
     rules = PairingConfig(exclude_same_group=True)
-    with pytest.raises(DataError, match="no groups of reports are known"):
+    with pytest.raises(DataError, match="the reports have no groups"):
         pair_tiles(
             tmp_path, index, tiles, rules=rules, sources=sources(), groups=dict.fromkeys(tiles.ids.tolist(), "g")
         )
-    with pytest.raises(DataError, match="no groups of tiles are known"):
+    with pytest.raises(DataError, match="the tiles have no groups"):
         pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(group=["g"] * 61), groups=None)
 
 
 def test_rules_that_leave_no_pair_tell_the_scores(tmp_path: Path, index: Index, tiles: Store) -> None:
     with pytest.raises(DataError, match=r"(?s)none of 40 candidate pairs.*threshold: 40.*median 0\.\d+.*set pairing"):
         pair_tiles(tmp_path, index, tiles, rules=PairingConfig(threshold=1.0))
-    with pytest.raises(DataError, match="the rules allow no snippet for any tile"):
+    with pytest.raises(DataError, match="the rules exclude all snippets for every tile"):
         own = sources(group=["g"] * 61)
         groups = dict.fromkeys(tiles.ids.tolist(), "g")
         pair_tiles(tmp_path, index, tiles, rules=PairingConfig(exclude_same_group=True), sources=own, groups=groups)

@@ -93,7 +93,7 @@ def test_sections() -> None:
 
 def test_terms_are_whole_words_in_any_case() -> None:
     assert texts(build(include_terms=("GLANDS", "free  of tumor"))) == {FREE, "Glands invade the muscularis."}
-    with pytest.raises(DataError, match=r"no snippet is left:\n(.|\n)*include_terms"):
+    with pytest.raises(DataError, match=r"no snippets remain:\n(.|\n)*include_terms"):
         build(include_terms=("gland",))
     assert FREE not in texts(build(exclude_terms=("tumor",)))
     assert FREE in texts(build(exclude_terms=("tum",)))
@@ -169,10 +169,10 @@ def test_text_checks_drop_headings_and_wrecks_and_keep_short_diagnoses() -> None
         assert part in shown
 
 
-def test_damaged_ligatures_are_mended_before_duplicates_are_merged() -> None:
+def test_damaged_ligatures_are_repaired_before_duplicates_are_merged() -> None:
     assert "tissue of the intestine was fixed; the intestinal wall too." in texts(build_checked())
-    mended = build_checked().account.mended
-    assert mended == {"Fssue -> tissue": 1, "intesFnal -> intestinal": 1, "intesFne -> intestine": 1}
+    repaired = build_checked().account.mended
+    assert repaired == {"Fssue -> tissue": 1, "intesFnal -> intestinal": 1, "intesFne -> intestine": 1}
 
 
 @pytest.mark.parametrize(

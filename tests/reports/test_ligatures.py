@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from clipit.reports.cleaning import clean_text
-from clipit.reports.ligatures import find_damage, mend
+from clipit.reports.ligatures import find_repairs, repair
 
 WORDS = "tissue intestine intestinal differentiated submitted specific tired fiction friction fraction faction"
 VOCABULARY = [WORDS] * 3
@@ -22,10 +22,10 @@ VOCABULARY = [WORDS] * 3
         ("IntesFne.", "Intestine."),
     ],
 )
-def test_certain_words_are_mended(damaged: str, whole: str) -> None:
+def test_unambiguous_words_are_repaired(damaged: str, whole: str) -> None:
     counts: Counter[str] = Counter()
     text = clean_text(damaged)
-    assert mend(text, find_damage([*VOCABULARY, text]), counts) == whole
+    assert repair(text, find_repairs([*VOCABULARY, text]), counts) == whole
     assert sum(counts.values()) == len(damaged.split())
 
 
@@ -39,17 +39,17 @@ def test_certain_words_are_mended(damaged: str, whole: str) -> None:
     ],
 )
 def test_genes_codes_names_and_uncertain_words_are_left_alone(text: str) -> None:
-    damage = find_damage([*VOCABULARY, "intesFnal", text])
-    assert mend(text, damage, Counter()) == text
+    damage = find_repairs([*VOCABULARY, "intesFnal", text])
+    assert repair(text, damage, Counter()) == text
 
 
 def test_two_candidates_are_none() -> None:
     both = ["affirm stiffing attest affest"] * 3
-    assert find_damage([*both, "aHest"]) == {}
-    assert find_damage([*both, "aHest", "stiHing"]) == {"stiHing": "stiffing"}
+    assert find_repairs([*both, "aHest"]) == {}
+    assert find_repairs([*both, "aHest", "stiHing"]) == {"stiHing": "stiffing"}
 
 
-def test_without_a_vocabulary_nothing_is_mended() -> None:
-    assert find_damage(["intesFnal Fssue", "intestinal tissue"]) == {}
-    assert find_damage(["Fssue", *VOCABULARY]) == {}, "no damage inside of a word shows that F is one"
-    assert mend("intesFnal", {}, Counter()) == "intesFnal"
+def test_without_a_vocabulary_nothing_is_repaired() -> None:
+    assert find_repairs(["intesFnal Fssue", "intestinal tissue"]) == {}
+    assert find_repairs(["Fssue", *VOCABULARY]) == {}, "no damage inside of a word shows that F is one"
+    assert repair("intesFnal", {}, Counter()) == "intesFnal"

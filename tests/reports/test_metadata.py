@@ -67,7 +67,7 @@ def test_columns_of_the_reports_themselves_are_still_read(tmp_path: Path) -> Non
         (("id,status", "a,x"), "neither a column report_id nor a column group"),
         (("report_id,stage", "a,x"), "none of the configured columns"),
         (("report_id,status", "a,x", "a,y"), "report_id 'a' occurs twice"),
-        (("report_id,status", ",y"), "an empty report_id"),
+        (("report_id,status", ",y"), "empty report_id"),
         (("report_id,status", "q,y"), "no report has a row: the reports have a"),
     ],
 )
@@ -86,7 +86,9 @@ def test_columns_with_other_names_and_file_names_without_folder(tmp_path: Path) 
     config = ReportsConfig(path=str(folder), metadata=metadata, metadata_id_column="file", label_column="status")
     reports = read_reports(config)
     assert [(r.report_id, r.label) for r in reports.reports] == [("b", "mutated"), ("deep/a", "wild")]
-    assert reports.notes == ("m.tsv: joined by report (column file); 2 of 2 reports have a row, 2 of 3 rows a report",)
+    assert reports.notes == (
+        "m.tsv: joined by report (column file); 2 of 2 reports have a row, 2 of 3 rows match a report",
+    )
     with pytest.raises(DataError, match=r"no column 'name'; the columns are file, status"):
         read_reports(config.model_copy(update={"metadata_id_column": "name"}))
 
@@ -100,7 +102,7 @@ def test_patients_of_several_reports_and_rows_that_repeat(tmp_path: Path) -> Non
     )
     reports = read_reports(config)
     assert [r.label for r in reports.reports] == ["wild", "wild", None]
-    assert "by patient (column who); 2 of 3 reports have a row, 1 of 2 rows a report" in reports.notes[0]
+    assert "by patient (column who); 2 of 3 reports have a row, 1 of 2 rows match a report" in reports.notes[0]
     assert any("1 rows without a report (P2)" in problem for problem in reports.problems)
     table(tmp_path / "m.csv", "who,slide,status", "P1,s1,wild", "P1,s2,mutated")
     with pytest.raises(DataError, match=r"who 'P1' occurs twice(.|\n)*line 3"):
@@ -131,7 +133,7 @@ def test_gleason_scores_of_an_xlsx_join_the_prostate_reports() -> None:
     reports = read_reports(config)
     scores = Counter(report.label for report in reports.reports)
     assert set(scores) == {"6", "7", "8", "9", "10", None} and scores[None] == 8
-    assert "404 of 404 reports have a row, 404 of 500 rows a report" in reports.notes[1]
+    assert "404 of 404 reports have a row, 404 of 500 rows match a report" in reports.notes[1]
     assert any("96 rows without a report (TCGA-EJ-7218" in problem for problem in reports.problems)
 
 

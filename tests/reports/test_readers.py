@@ -160,7 +160,7 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
             {"id_column": "id"},
             r"two reports have the id '1'\n.*line 2 and .*line 3",
         ),
-        ("noid.csv", "id,text\n,a\n", {"id_column": "id"}, r"no id in column 'id'\n.*line 2"),
+        ("noid.csv", "id,text\n,a\n", {"id_column": "id"}, r"missing id in column 'id'\n.*line 2"),
         ("bad.jsonl", '{"text": "a"}\n{"text": \n', {}, r"invalid JSON: .*\n.*line 2"),
         ("list.jsonl", "[1]\n", {}, "not a JSON object"),
         ("number.jsonl", '{"text": 3}\n', {}, "contains int, not text"),
@@ -173,7 +173,7 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
         ("joined.csv", 'id,text\n"1,a\n2",b\n', {"id_column": "id"}, r"column 'id' contains a line break"),
         ("joined.csv", 'g,text\n"1,a\n2",b\n', {"group_column": "g"}, r"column 'g' contains a line break"),
         ("list.jsonl", '{"text": "a", "g": ["1"]}\n', {"group_column": "g"}, "column 'g' contains a list"),
-        ("na.csv", "id,text\nNA,a\n", {"id_column": "id"}, r"no id in column 'id', but 'NA'\n.*line 2"),
+        ("na.csv", "id,text\nNA,a\n", {"id_column": "id"}, r"missing id in column 'id' \('NA'\)\n.*line 2"),
         ("sep.csv", "sep=;\ntext;id\n", {}, "first line names a delimiter"),
         ("pointer.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "Git LFS pointer"),
         ("pointer.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "git lfs pull"),
@@ -432,7 +432,7 @@ def test_rows_that_a_stray_quotation_mark_joins_are_reported(tmp_path: Path) -> 
     path.write_text('id\ttext\n1\t"Polyp of colon\n2\tbenign"\n3\tlast one\n', encoding="utf-8")
     found = read(path, id_column="id")
     assert len(found.reports) == 2
-    assert "line 2: one report, whose further lines look like rows" in found.problems[0]
+    assert "line 2: this report spans several lines that look like rows" in found.problems[0]
 
 
 def test_the_advice_for_utf_32_is_utf_32(tmp_path: Path) -> None:

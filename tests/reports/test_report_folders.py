@@ -44,14 +44,14 @@ def test_splits_that_are_not_read_are_listed(tmp_path: Path) -> None:
     write(tmp_path / "r" / "test.csv", ROWS[3:])
     found = read(tmp_path / "r")
     assert len(found.reports) == 3
-    assert any("splits that are not read (reports.split): test (1 reports)" in line for line in found.problems)
+    assert any("other splits skipped (reports.split): test (1 reports)" in line for line in found.problems)
     assert len(read(tmp_path / "r", split="test").reports) == 1
 
 
 def test_tables_of_two_kinds_are_an_error(tmp_path: Path) -> None:
     write(tmp_path / "r" / "a.csv", ROWS)
     (tmp_path / "r" / "b.jsonl").write_text('{"id": "x", "text": "Adenoma.", "patient": "1"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"files of several kinds: 1 \.csv, 1 \.jsonl"):
+    with pytest.raises(DataError, match=r"tables in several formats: 1 \.csv, 1 \.jsonl"):
         read(tmp_path / "r")
     (tmp_path / "r" / "b.jsonl").unlink()
     (tmp_path / "r" / "README.md").write_text("About these reports.", encoding="utf-8")

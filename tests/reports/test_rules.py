@@ -225,7 +225,7 @@ def valid() -> dict[str, Any]:
         ({"classes": {"high": ["HER2-"]}}, "a hyphen at its start or end"),
         ({"classes": {"high": [3]}}, "3 is not a string"),
         ({"classes": {"high": ["/a(/"]}}, "'/a(/' is not a valid regular expression"),
-        ({"classes": {"high": ["/a*/"]}}, "matches the empty text"),
+        ({"classes": {"high": ["/a*/"]}}, "matches the empty string"),
         ({"classes": {"both": ["a"]}}, "'both' is not a class name"),
         ({"classes": {1: ["a"]}}, "1 is not a class name"),
         ({"classes": {"a": ["MSI-H"], "b": ["msi h"]}}, "classes.a ('MSI-H') and classes.b ('msi h')"),

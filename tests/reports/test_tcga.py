@@ -72,7 +72,7 @@ def test_without_cancer_types_there_are_groups_but_no_organs(published: Path) ->
 def test_only_some_organs(published: Path, types: Path) -> None:
     reports = read_reports(config(published, cancer_types=str(types), organs=("stomach",)))
     assert {report.group for report in reports.reports} == {"TCGA-D7-8573"}
-    assert any("2 reports of other or unknown organs dropped" in problem for problem in reports.problems)
+    assert any("dropped 2 reports of other or unknown organs" in problem for problem in reports.problems)
     assert len(read_reports(config(published, cancer_types=str(types), organs=(" Stomach",))).reports) == 2
     with pytest.raises(DataError, match="no report of lung; organs in the corpus: kidney, stomach"):
         read_reports(config(published, cancer_types=str(types), organs=("stomach", "lung")))

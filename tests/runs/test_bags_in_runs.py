@@ -174,7 +174,7 @@ def test_prompts_of_other_classes_are_refused_before_the_training(
 
 def test_a_threshold_that_leaves_no_pair_is_told_with_one_that_would(configure: MakeConfig) -> None:
     config = configure({"pairing.threshold": 0.9999}, name="none-left", arm="bags")
-    with pytest.raises(DataError, match=r"keep none of 360 candidate pairs(?s:.*)set pairing\.threshold to "):
+    with pytest.raises(DataError, match=r"drop all 360 candidate pairs(?s:.*)set pairing\.threshold to "):
         train_run(config)
 
 

@@ -9,7 +9,7 @@ from tiny_models import write_store
 
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
-from clipit.pairing.sources import row_of_each
+from clipit.pairing.sources import representative_rows
 from clipit.stores.index import build_index
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.distillation_targets import make_targets
@@ -127,7 +127,7 @@ def test_snippets_of_equal_embedding_have_one_set_of_reports(tmp_path: Path) -> 
     own = stored_vectors(index.store, index)
     named = np.array(["a", "b", "twin of a", "c", "a"])
     reports = np.array(["A", "A", "B", "B", "B"])  # B holds both, which are one
-    standing = index.ids[row_of_each(index)[index.store.positions(named)]]
+    standing = index.ids[representative_rows(index)[index.store.positions(named)]]
     assert standing.tolist() == ["a", "b", "a", "c", "a"]
     from_reports = report_context(index.store, standing, reports, own)
     stored = own(np.arange(4))

@@ -18,7 +18,7 @@ from clipit.config.load import validate
 from clipit.errors import user_errors
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.zero_shot import prompt_embeddings
-from clipit.pairing.sources import row_of_each
+from clipit.pairing.sources import representative_rows
 from clipit.prompts.prompt_set import load_prompts
 from clipit.synthetic.case_world import write_case_world
 from clipit.synthetic.cases import CaseWorldConfig
@@ -229,7 +229,7 @@ def _nearest_grades(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray
     grades = [label_of[report] for report in sources.column("report_id").to_pylist()]
     index = workspace.index  # a row represents all snippets with equal embeddings, with the sources of all
     named = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
-    snippets = index.ids[row_of_each(index)[index.store.positions(named)]]
+    snippets = index.ids[representative_rows(index)[index.store.positions(named)]]
     counts: dict[str, Counter[str]] = {}
     for snippet, grade in zip(snippets.tolist(), grades, strict=True):
         if grade:  # reports of the other organ have none

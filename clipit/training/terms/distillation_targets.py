@@ -8,7 +8,7 @@ from jaxtyping import Bool, Shaped
 
 from clipit.config.run import RunConfig
 from clipit.errors import DataError, shortlist
-from clipit.pairing.sources import row_of_each
+from clipit.pairing.sources import representative_rows
 from clipit.stores.embed import Store
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.class_prompts import class_embeddings, zero_shot
@@ -69,7 +69,7 @@ def _snippet_vectors(
         sources = workspace.snippets.table("snippet_sources.parquet")
         ids = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
         index = workspace.index  # one of several snippets with equal embeddings represents all, with all their reports
-        snippet_ids = index.ids[row_of_each(index)[index.store.positions(ids)]]
+        snippet_ids = index.ids[representative_rows(index)[index.store.positions(ids)]]
         report_ids = np.asarray(sources.column("report_id").to_pylist(), dtype=np.str_)
         if d.target == "report_context":
             from_reports = report_context(store, snippet_ids, report_ids, stored, _in_context(config, sources))

@@ -1,1 +1,1 @@
-"""Prompt sets (class -> names, templates), linter, sensitivity grid, prompt bags and the dictionary (YAML)."""
+"""Prompt sets (class -> names, templates), their linter and sensitivity grid, prompt bags and the prompt dictionary."""

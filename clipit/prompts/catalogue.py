@@ -9,10 +9,10 @@ _HEAD = """# Prompt sets
 
 Sets of class prompts that come with the package. Name one as `prompts:` in a configuration, or pass
 it to `clipit prompts`. A class is embedded as the mean over its prompts: every name in every
-template. `clipit prompts lint NAME` checks a set, `clipit prompts study` measures how much its
+template. `clipit prompts lint NAME` checks a set; `clipit prompts study` measures how much its
 wording matters.
 
-A file path works in place of a name. Your own file may look like this:
+You can also give the path of your own file, such as:
 
 ```yaml
 name: mine
@@ -23,15 +23,14 @@ classes:
   benign: [normal mucosa]
 ```
 
-The prompt files of CONCH, MI-Zero, KEP and KEEP (JSON) are read without
-conversion. A file with many sampled entries is read as their pool: all distinct names of each class, in all distinct
-templates.
+The prompt files of CONCH, MI-Zero, KEP and KEEP (JSON) need no conversion. If a file has many sampled
+entries, they are pooled: all distinct names of each class, in all distinct templates.
 
 This page is generated: `python -m clipit.prompts.catalogue > docs/prompts.md`."""
 
 
 def packaged_sets() -> dict[str, PromptSet]:
-    """Read all packaged prompt sets, by the name of their file, sorted."""
+    """Read all packaged prompt sets, by file name, sorted."""
     return {name: load_prompts(name) for name in packaged("sets")}
 
 
@@ -41,7 +40,7 @@ def count_prompts(prompts: PromptSet) -> int:
 
 
 def list_text(sets: dict[str, PromptSet]) -> str:
-    """Compose the list for a terminal: name, number of classes and prompts, classes, source and licence."""
+    """Format the list for a terminal: name, number of classes and prompts, classes, source and licence."""
     width = max(map(len, sets))
     lines = [f"{'name':<{width}}  classes  prompts"]
     for name, prompts in sets.items():

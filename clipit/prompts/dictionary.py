@@ -1,4 +1,4 @@
-"""Prompt dictionary: histology terms with rephrasings, findings and causes, used to build text bags."""
+"""Prompt dictionary: histology terms with rephrasings, findings and causes, for text bags."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _FOLDER = Path(__file__).parent / "dictionaries"
 _KEYS = ("name", "version", "chapter", "entries")
 _TEXTS = ("id", "term", "kind", "organ", "source")
 _LISTS = {"variants": (2, 5), "findings": (0, 3), "causes": (0, 3)}
-"""Minimum and maximum number of texts in each list; the upper bounds are those of CPLIP's bags."""
+"""Minimum and maximum number of texts in each list; the maxima are those of CPLIP's bags."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Entry:
     """One histology term.
 
     Attributes:
-        id: Identifier, which does not change with the wording.
+        id: Identifier, independent of the wording.
         term: Preferred wording of the term.
         variants: Rephrasings of the term.
         kind: One of `KINDS`.
@@ -46,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Dictionary entries by id, in the order of the files; load one with `load_dictionary`."""
+    """Dictionary entries by id, in the order of the files; `load_dictionary` reads one."""
 
     name: str
     version: str
@@ -80,10 +80,10 @@ class Dictionary:
 
 
 def bag_texts(dictionary: Dictionary, entry_id: str, most: int = 17) -> list[str]:
-    """Build the CPLIP-style bag of an entry: up to `most` unique texts (term, rephrasings, findings and causes).
+    """Build the bag of an entry as in CPLIP: up to `most` unique texts (term, rephrasings, findings and causes).
 
     CPLIP (CVPR 2024) builds bags of up to 17 texts: the best-matching prompt, 5 rephrasings, 3 causes, 3 symptoms and
-    5 retrieved captions. The dictionary provides up to 12 of them; the caller adds retrieved captions.
+    5 retrieved captions. The dictionary provides up to 12 of them; the caller adds the retrieved captions.
 
     Raises:
         DataError: The id is unknown, or `most` is below 1.
@@ -99,7 +99,7 @@ def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
 
     Raises:
         DataError: The dictionary does not exist or is invalid (repeated ids or terms, a variant that is the term of
-            another entry, unknown kinds, too many or too few texts, ...); all problems are listed at once.
+            another entry, an unknown kind, too many or too few texts, ...); all problems are listed at once.
     """
     problems: list[str] = []
     entries: dict[str, Entry] = {}
@@ -136,7 +136,7 @@ def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
 
 
 def _files(name_or_path: str | Path) -> list[Path]:
-    """Find the YAML files of a dictionary, sorted by name."""
+
     path = Path(name_or_path)
     for folder in (path, _FOLDER / str(name_or_path)):
         if folder.is_dir() and (files := sorted(folder.glob("*.yaml"))):
@@ -149,7 +149,7 @@ def _files(name_or_path: str | Path) -> list[Path]:
 
 
 def _entry_problems(item: object) -> list[str]:
-    """List the problems of one entry, each starting with its key path within the entry."""
+    """List the problems of one entry; each starts with the key within the entry."""
     if not isinstance(item, Mapping):
         return [": is not a mapping"]
     problems = [f".{key}: unknown key" for key in item if key not in (*_TEXTS, *_LISTS)]
@@ -158,12 +158,12 @@ def _entry_problems(item: object) -> list[str]:
             problems.append(f".{name}: is missing or not a string")
     if isinstance(item.get("kind"), str) and item["kind"] not in KINDS:
         problems.append(f".kind: {item['kind']!r} is not one of {', '.join(KINDS)}")
-    for name, (least, most) in _LISTS.items():
+    for name, (minimum, maximum) in _LISTS.items():
         texts = item.get(name) or []
-        if texts or least:
+        if texts or minimum:
             problems += [f".{problem}" for problem in files.text_problems(name, texts, "texts")]
-        if isinstance(texts, Sequence) and not isinstance(texts, str) and not least <= len(texts) <= most:
-            problems.append(f".{name}: {len(texts)} texts; {least} to {most} are allowed")
+        if isinstance(texts, Sequence) and not isinstance(texts, str) and not minimum <= len(texts) <= maximum:
+            problems.append(f".{name}: {len(texts)} texts; {minimum} to {maximum} are allowed")
     variants = item.get("variants")
     if isinstance(item.get("term"), str) and isinstance(variants, list) and item["term"] in variants:
         problems.append(".variants: contains the term itself")

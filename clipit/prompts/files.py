@@ -8,17 +8,17 @@ from typing import Any
 from clipit.errors import DataError
 from clipit.yaml_file import load_mapping
 
-_HERE = Path(__file__).parent
-_MOST_BYTES = 8 * 2**20
+_FOLDER = Path(__file__).parent
+_MAX_BYTES = 8 * 2**20
 
 
 def packaged(kind: str) -> list[str]:
-    """List the packaged files of one kind (`sets` or `bags`)."""
-    return sorted(path.stem for path in (_HERE / kind).glob("*.yaml"))
+    """Return the names of the packaged files of one kind (`sets` or `bags`)."""
+    return sorted(path.stem for path in (_FOLDER / kind).glob("*.yaml"))
 
 
 def find(name_or_path: str | Path, kind: str) -> Path:
-    """Find a file by its path, or a packaged file by its name.
+    """Return the path of a file, given as a path or as the name of a packaged file.
 
     Raises:
         DataError: Neither exists.
@@ -27,7 +27,7 @@ def find(name_or_path: str | Path, kind: str) -> Path:
     if path.is_file():
         return path
     if str(name_or_path) in packaged(kind):
-        return _HERE / kind / f"{name_or_path}.yaml"
+        return _FOLDER / kind / f"{name_or_path}.yaml"
     raise DataError(
         f"unknown prompt {kind.removesuffix('s')}: {name_or_path}",
         where=path.absolute(),
@@ -36,10 +36,10 @@ def find(name_or_path: str | Path, kind: str) -> Path:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read the top-level mapping of a YAML or JSON file; also returns its repeated keys.
+    """Read the top-level mapping of a YAML or JSON file, and its repeated keys.
 
     Raises:
-        DataError: The file cannot be read, is not UTF-8, YAML or JSON, or holds no mapping.
+        DataError: The file cannot be read, is not UTF-8, YAML or JSON, or does not contain a mapping.
     """
     if path.suffix.lower() == ".json":
         return _read_json(path)
@@ -48,7 +48,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read a JSON file, which YAML does not always include: it may be indented by tabs."""
+    """Read a JSON file, which a YAML parser would reject if it is indented by tabs."""
     repeated: list[str] = []
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -58,11 +58,11 @@ def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
 
     try:
         with path.open("rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise ValueError(f"larger than {_MOST_BYTES >> 20} MiB")
+            content = stream.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ValueError(f"larger than {_MAX_BYTES >> 20} MiB")
         value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=mapping)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is not text
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # fails for unpaired surrogates
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from error
     except (ValueError, RecursionError) as error:
@@ -75,18 +75,18 @@ def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
 def key_problems(
     raw: Mapping[str, Any], repeated: Sequence[str], known: Sequence[str], required: Sequence[str]
 ) -> list[str]:
-    """List problems with the keys of a mapping: repeated, unknown or missing."""
+    """List the repeated, unknown and missing keys of a mapping."""
     problems = [f"{key}: is given twice; only the last one would count" for key in repeated]
     problems += [f"{key}: unknown key; known keys are {', '.join(known)}" for key in raw if key not in known]
     return problems + [f"{key}: is missing" for key in required if raw.get(key) is None]
 
 
 def text_problems(key: str, value: object, what: str) -> list[str]:
-    """List problems with a list of texts: wrong type, empty, entries that are not texts, repetitions."""
+    """List the problems of a list of texts: wrong type, no entry, empty or repeated entries, entries of other types."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [f"{key}: must be a list of {what}"]
     if not value:
-        return [f"{key}: is empty; add at least one of the {what}"]
+        return [f"{key}: is empty; add at least one entry ({what})"]
     problems = [
         f"{key}[{i}]: is empty; write a text, or remove it"
         if isinstance(entry, str)
@@ -100,7 +100,7 @@ def text_problems(key: str, value: object, what: str) -> list[str]:
 
 
 def raise_problems(problems: Sequence[str], where: object, keys: str = "") -> None:
-    """Raise one `DataError` that lists all problems, if any; `keys` describes the keys of a file, if one is missing."""
+    """Raise one `DataError` with all problems, if any; `keys` describes the required keys, in case one is missing."""
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"

@@ -1,4 +1,4 @@
-"""Linter for prompt sets: errors, and warnings about texts that are probably unintended."""
+"""Linter for prompt sets: errors, and warnings about texts that are probably mistakes."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ class _Name:
 
 
 def fold(text: str) -> str:
-    """Normalise case, punctuation and spaces: `In-situ  carcinoma.` and `in situ carcinoma` become equal."""
+    """Normalise case, punctuation and spaces, so that `In-situ  carcinoma.` equals `in situ carcinoma`."""
     return " ".join(re.findall(r"\w+", text.casefold().replace("_", " ")))
 
 
@@ -50,14 +50,14 @@ def lint_prompts(
 ) -> list[LintMessage]:
     """Lint a prompt set, and return errors first, then warnings, each in the order of the file.
 
-    Errors: a name under two classes (also if only case, spaces or punctuation differ), empty names, repeated names or
-    templates, a template without exactly one `{}`, fewer than two classes, a class without names, classes that differ
-    from the tiles'. Warnings: two names of a class that differ in punctuation only; names of two classes with
-    the same words in another order (`a`, `an`, `of`, `the` do not count); a name that contains a name of another class;
-    texts over the token budget.
+    Errors: a name under two classes (ignoring case, spaces and punctuation), empty names, repeated names or templates,
+    a template without exactly one `{}`, fewer than two classes, a class without names, and a class of the tiles without
+    prompts. Warnings: two names of a class that differ only in punctuation; names of two classes with the same words in
+    another order (ignoring `a`, `an`, `of`, `the`); a name that contains a name of another class; a class that no tile
+    has; and texts over the token budget.
 
     Args:
-        prompts: Prompt set, which need not have passed `load_prompts`.
+        prompts: Prompt set, which may be invalid.
         classes: Class names of the tiles; None if unknown.
         count_tokens: Token counter of the text tower; lengths are checked only if `budget` is given as well.
         budget: Maximum number of tokens per text.
@@ -84,7 +84,7 @@ def lint_file(
     count_tokens: TokenCounter | None = None,
     budget: int | None = None,
 ) -> list[LintMessage]:
-    """Lint a file or a packaged set; if the file is invalid, its problems are returned as errors.
+    """Lint a file or a packaged set; the problems of an invalid file are returned as errors.
 
     Raises:
         DataError: The file does not exist, or is not YAML.
@@ -94,13 +94,13 @@ def lint_file(
     problems = set_problems(raw, repeated)
     if problems:
         parts = [problem.partition(": ") for problem in problems]
-        return [LintMessage("error", key, what, "correct it, then lint the file again") for key, _, what in parts]
+        return [LintMessage("error", key, what, "correct it and lint the file again") for key, _, what in parts]
     return lint_prompts(parse_prompts(raw, path), classes, count_tokens, budget)
 
 
 def _templates(templates: Sequence[str]) -> Iterator[LintMessage]:
     if not templates:
-        yield LintMessage("error", "templates", "none", f"add at least one, such as {PLACEHOLDER}")
+        yield LintMessage("error", "templates", "no templates", f"add at least one, such as {PLACEHOLDER}")
     seen: dict[str, str] = {}
     for i, template in enumerate(templates):
         key = f"templates[{i}]"
@@ -115,7 +115,7 @@ def _templates(templates: Sequence[str]) -> Iterator[LintMessage]:
 
 def _class_list(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[LintMessage]:
     if len(prompts.classes) < 2:
-        yield LintMessage("error", "classes", f"{len(prompts.classes)} given", "add classes: at least two are needed")
+        yield LintMessage("error", "classes", f"{len(prompts.classes)} given", "add classes; at least two are needed")
     for name, texts in prompts.classes.items():
         if not texts:
             yield LintMessage("error", f"classes.{name}", "no names", "add at least one")
@@ -125,7 +125,7 @@ def _class_list(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[L
         yield LintMessage("error", "classes", f"the tiles' class {name} is missing", f"add classes.{name}")
     for name in (name for name in prompts.classes if name not in classes):
         what = f"no tile has this class, so it is ignored; the tiles' classes are {', '.join(classes)}"
-        yield LintMessage("warning", f"classes.{name}", what, "if it is one of these, give it the same name")
+        yield LintMessage("warning", f"classes.{name}", what, "if it is one of these classes, use the same name")
 
 
 def _empty(names: Sequence[_Name]) -> Iterator[LintMessage]:
@@ -138,20 +138,20 @@ def _same(names: Sequence[_Name]) -> Iterator[LintMessage]:
     """Report names that are equal after `fold`, within a class or across classes."""
     first: dict[tuple[str, str], _Name] = {}
     for name in (name for name in names if name.folded):
-        for other in [known for (folded, _), known in first.items() if folded == name.folded]:
+        for other in [earlier for (folded, _), earlier in first.items() if folded == name.folded]:
             what = f"{name.text!r} is also {other.key}"
             if other.owner != name.owner:
                 yield LintMessage("error", name.key, what, "a name under two classes cannot distinguish them: keep one")
             elif " ".join(other.text.casefold().split()) == " ".join(name.text.casefold().split()):
                 yield LintMessage("error", name.key, what, "remove one of them: it would count twice")
             else:
-                what = f"{name.text!r} and {other.key} differ in punctuation only"
-                yield LintMessage("warning", name.key, what, "keep one, unless both spellings are meant")
+                what = f"{name.text!r} and {other.key} differ only in punctuation"
+                yield LintMessage("warning", name.key, what, "keep one, unless both spellings are intended")
         first.setdefault((name.folded, name.owner), name)
 
 
 def _alike(names: Sequence[_Name]) -> Iterator[LintMessage]:
-    """Report names of different classes that have the same words, or of which one contains the other."""
+    """Report names of different classes that consist of the same words, or one of which contains the other."""
     for i, name in enumerate(names):
         for other in names[:i]:
             if other.owner == name.owner or not name.folded or not other.folded or name.folded == other.folded:
@@ -163,7 +163,7 @@ def _alike(names: Sequence[_Name]) -> Iterator[LintMessage]:
             long, short = (name, other) if len(name.folded) > len(other.folded) else (other, name)
             if f" {short.folded} " in f" {long.folded} ":
                 what = f"{long.text!r} contains {short.text!r} ({short.key})"
-                yield LintMessage("warning", long.key, what, "make sure that the VLM can still tell the classes apart")
+                yield LintMessage("warning", long.key, what, "make sure that the VLM can still distinguish the classes")
 
 
 def _words(folded: str) -> frozenset[str]:
@@ -177,5 +177,5 @@ def _tokens(prompts: PromptSet, count_tokens: TokenCounter | None, budget: int |
         counts = count_tokens(prompts.texts(name))
         over = [count - budget for count in counts if count > budget]
         if over:
-            what = f"{len(over)} of {len(counts)} texts have more than {budget} tokens; {sum(over)} tokens are dropped"
+            what = f"{len(over)} of {len(counts)} texts have over {budget} tokens; {sum(over)} tokens are truncated"
             yield LintMessage("warning", f"classes.{name}", what, "shorten its names or the templates")

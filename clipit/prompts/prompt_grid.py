@@ -10,14 +10,14 @@ from clipit.prompts.prompt_set import PLACEHOLDER, PromptSet
 
 SLOTS = ("organ", "magnification", "stain")
 """Slots of a grid template, in addition to the `{}` for the class name."""
-_WORDS = re.compile(r"\{(\w*)\}")
+_SLOT = re.compile(r"\{(\w*)\}")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=(\S))")
 _VOWEL_SOUNDS = "aeiouAEIOUH"  # H as in H&E, the only stain word that begins with it
 
 
 @dataclass(frozen=True)
 class PromptCell:
-    """Combination of the grid, and its prompt set."""
+    """One combination of the grid, and its prompt set."""
 
     template: str
     organ: str
@@ -35,8 +35,8 @@ def prompt_grid(
 ) -> list[PromptCell]:
     """Build the prompt set of every combination of the axes, in order, each with one filled-in template.
 
-    The axes are those of the caption styles of Histo-VL (arXiv 2503.12990): wording, organ, magnification, stain. An
-    empty word removes its slot; spaces and `a` or `an` are adjusted.
+    The axes follow the caption styles of Histo-VL (arXiv 2503.12990): wording, organ, magnification and stain. An empty
+    word removes its slot; spaces and the articles `a` and `an` are adjusted.
 
     Args:
         prompts: Prompt set that provides the class names; its templates are ignored.
@@ -51,7 +51,7 @@ def prompt_grid(
     problems = [text for template in templates if (text := template_problem(template))]
     for axis, words in zip(("templates", *SLOTS), (templates, organs, magnifications, stains), strict=True):
         if not words or len(set(words)) < len(words):
-            problems.append(f"{axis}: needs at least one, without repetitions, not {list(words)}")
+            problems.append(f"{axis}: needs at least one entry and no repetitions, not {list(words)}")
     if problems:
         raise ConfigError("\n".join(problems), where="prompt_study", fix="correct the axes of the grid")
     return [
@@ -62,15 +62,15 @@ def prompt_grid(
 
 def template_problem(template: str) -> str:
     """Describe the problem of a grid template; "" if it is valid."""
-    if sorted(_WORDS.findall(template)) == sorted(("", *SLOTS)):
+    if sorted(_SLOT.findall(template)) == sorted(("", *SLOTS)):
         return ""
-    wanted = ", ".join((PLACEHOLDER, *("{" + slot + "}" for slot in SLOTS)))
-    return f"template {template!r} must hold each of {wanted} once"
+    slots = ", ".join((PLACEHOLDER, *("{" + slot + "}" for slot in SLOTS)))
+    return f"template {template!r} must contain each of {slots} once"
 
 
 def fill_template(template: str, organ: str = "", magnification: str = "", stain: str = "") -> str:
     """Fill the words into a grid template, keeping the `{}` for the class name."""
     words = {"organ": organ, "magnification": magnification, "stain": stain, "": PLACEHOLDER}
-    text = " ".join(_WORDS.sub(lambda slot: words[slot[1]], template).split())
+    text = " ".join(_SLOT.sub(lambda slot: words[slot[1]], template).split())
     text = re.sub(r" ([.,;:])", r"\1", text)
     return _ARTICLE.sub(lambda match: f"{match[1]}{'n' if match[2] in _VOWEL_SOUNDS else ''} ", text)

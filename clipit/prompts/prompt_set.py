@@ -1,4 +1,4 @@
-"""Prompt sets (names and templates per class) and prompt bags (texts that stand for one concept)."""
+"""Prompt sets (names per class, and templates) and prompt bags (texts that represent one concept)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _BAG_KEYS = ("name", "version", "source", "texts")
 
 @dataclass(frozen=True)
 class PromptBag:
-    """Texts that stand for one concept, such as the snippets that a filter keeps."""
+    """Texts that represent one concept, such as the snippets that a filter should keep."""
 
     name: str
     version: str
@@ -24,12 +24,12 @@ class PromptBag:
 
     @property
     def hash(self) -> str:
-        """Return a fingerprint of the texts."""
+        """Fingerprint of the texts."""
         return fingerprint(self.texts)
 
 
 def load_bag(name_or_path: str | Path) -> PromptBag:
-    """Read a prompt bag from a YAML file (keys name, version, texts), or a packaged one by its name.
+    """Read a prompt bag from a YAML file (keys name, version, texts and optionally source), or a packaged one by name.
 
     Raises:
         DataError: The file does not exist, or its content is invalid; all problems are listed at once.
@@ -52,11 +52,11 @@ _KEYS = (
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Class names and templates for zero-shot prompts, from `load_prompts` or `parse_prompts`.
+    """Class names and templates for zero-shot prompts; `load_prompts` reads a set from a file.
 
     Attributes:
         name: Name of the set in results.
-        version: Version, which changes with the texts.
+        version: Version of the texts.
         templates: Sentences with one `{}` each.
         classes: Names of each class, in the order of the file.
         source: Origin of names and templates.
@@ -85,14 +85,14 @@ class PromptSet:
 
     @property
     def hash(self) -> str:
-        """Return a fingerprint of classes, names and templates, independent of the name of the set."""
+        """Fingerprint of classes, names and templates, independent of the name of the set."""
         return fingerprint({"templates": self.templates, "classes": dict(self.classes)})
 
 
 def load_prompts(name_or_path: str | Path) -> PromptSet:
     """Read a prompt set from a file, or a packaged one by its name.
 
-    The file has the keys of a prompt set (YAML or JSON), or is one published with CONCH, MI-Zero, KEP or KEEP; see
+    The file is a prompt set in YAML or JSON, or a file published with CONCH, MI-Zero, KEP or KEEP; see
     `clipit.prompts.published.read_set`.
 
     Raises:
@@ -114,7 +114,7 @@ def load_prompt_draws(name_or_path: str | Path) -> list[PromptSet]:
 
 
 def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str] = ()) -> PromptSet:
-    """Validate a mapping with the keys of a prompt set's YAML file and convert it to a `PromptSet`.
+    """Validate the content of a prompt set's file and convert it to a `PromptSet`.
 
     Args:
         raw: Mapping with the keys name, version, templates, classes and, optionally, source and licence.
@@ -123,7 +123,7 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
 
     Raises:
         DataError: Unknown or missing keys, a template without `{}`, a class without names, a name repeated or
-            under two classes, ...; all are listed at once.
+            under two classes, ...; all problems are listed at once.
     """
     files.raise_problems(set_problems(raw, repeated), where, _KEYS)
     return PromptSet(
@@ -145,15 +145,15 @@ def set_problems(raw: Mapping[str, Any], repeated: Sequence[str] = ()) -> list[s
 
 
 def unused_classes(prompts: PromptSet, classes: Sequence[str]) -> list[str]:
-    """List the classes of a prompt set that the tiles do not have; zero-shot prediction leaves them out."""
+    """List the classes of a prompt set that the tiles do not have; zero-shot prediction ignores them."""
     return sorted(set(prompts.classes) - set(classes))
 
 
 def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
-    """Check that a prompt set has all classes of the tiles, in any order; additional ones are ignored.
+    """Check that a prompt set has all classes of the tiles, in any order; further classes are ignored.
 
     Raises:
-        DataError: Classes of the tiles have no prompts; the message lists the classes of both.
+        DataError: A class of the tiles has no prompts; the message lists the classes of both.
     """
     without_prompts = sorted(set(classes) - set(prompts.classes))
     if not without_prompts:
@@ -166,16 +166,15 @@ def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
         f"  without prompts: {', '.join(without_prompts) or 'none'}; "
         f"without tiles: {', '.join(without_tiles) or 'none'}",
         where="key prompts of the configuration",
-        fix="use a prompt set with all classes of the tiles, or make the names agree, in its file or in "
-        "tiles.class_map",
+        fix="use a prompt set with all classes of the tiles, or rename the classes in its file or in tiles.class_map",
     )
 
 
 def _template_problems(templates: object) -> list[str]:
-    problems = files.text_problems("templates", templates, "sentences with {} in place of the class's name")
+    problems = files.text_problems("templates", templates, "sentences with {} in place of the class name")
     if isinstance(templates, Sequence) and not isinstance(templates, str):
         problems += [
-            f"templates[{i}]: {template!r} must contain {PLACEHOLDER} exactly once, in place of the class's name"
+            f"templates[{i}]: {template!r} must contain {PLACEHOLDER} exactly once, in place of the class name"
             for i, template in enumerate(templates)
             if isinstance(template, str) and template.count(PLACEHOLDER) != 1
         ]
@@ -189,7 +188,7 @@ def _class_problems(classes: object) -> list[str]:
     owner: dict[str, str] = {}
     for key, names in classes.items():
         if not isinstance(key, str):
-            problems.append(f"classes.{key}: the class's name is not text; write it in quotes")
+            problems.append(f"classes.{key}: the class name is not a string; write it in quotes")
         problems += files.text_problems(f"classes.{key}", names, "names")
         if not isinstance(names, Sequence) or isinstance(names, str):
             continue

@@ -1,4 +1,4 @@
-"""Prompt files as published with CONCH, MI-Zero, KEP and KEEP, converted to the keys of a prompt set."""
+"""Read prompt files published with CONCH, MI-Zero, KEP and KEEP, and convert them to prompt sets."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,20 +11,20 @@ _NAME = "CLASSNAME"
 _KEYS = {"classnames", "templates"}
 _OURS = ("classes", "name, version, templates and classes (a prompt set of clipit)")
 _ONE = ("classnames", "classnames and templates (one published set)")
-_MANY = "numbered entries that each hold classnames and templates (CONCH, MI-Zero, KEP, KEEP)"
+_MANY = "numbered entries, each with classnames and templates (CONCH, MI-Zero, KEP, KEEP)"
 _EXPECTED = f"use a file with one of these structures: {_OURS[1]}; {_ONE[1]}; {_MANY}"
 
 
 def read_set(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Read a prompt set from YAML or JSON as a mapping with the keys of a prompt set, and its repeated keys.
 
-    A published file has one or many entries, each with names per class and templates with the word CLASSNAME. Files
-    with many entries (50 in MI-Zero's, 100 in KEP's) are samples from one pool of names and templates. The pool is
-    read: all distinct names of each class, and all distinct templates, in the order of the file. The prompt study's
+    A published file has one or several entries, each with names per class and templates with the word CLASSNAME.
+    Several entries (50 in MI-Zero's files, 100 in KEP's) are samples from one pool of names and templates. This pool is
+    returned: all distinct names of each class, and all distinct templates, in the order of the file. The prompt study's
     mode `sampled` draws from it; `read_draws` reads the samples themselves.
 
     Args:
-        path: File, whose structure decides how it is read.
+        path: The file; its format is detected from its structure.
 
     Raises:
         DataError: The file cannot be read, has no known structure or more than one, or its entries differ in their
@@ -36,11 +36,11 @@ def read_set(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def read_draws(path: Path) -> list[dict[str, Any]]:
-    """Read every entry of a published file as a prompt set of its own, as a mapping with the keys of a prompt set.
+    """Read every entry of a published file as a separate prompt set, given as a mapping with its keys.
 
-    MI-Zero samples 50 entries, each with one name per class and some of the templates, and reports the median score of
-    the 50. The sets are named after the file and the key of the entry, such as `mizero_rcc_prompts-0`. A file with one
-    set gives one entry.
+    MI-Zero samples 50 entries, each with one name per class and some of the templates, and reports the median of their
+    scores. The sets are named after the file and the key of the entry, such as `mizero_rcc_prompts-0`. A file with one
+    set yields one entry.
 
     Raises:
         DataError: See `read_set`.
@@ -54,63 +54,62 @@ def read_draws(path: Path) -> list[dict[str, Any]]:
 
 
 def _entries(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
-    """Return the entries of a published file by their keys; None for a prompt set of clipit."""
+    """Return the entries of a published file, by key; None for a prompt set of clipit."""
     structures = _structures(raw)
     if len(structures) != 1:
-        layout = "none of the known structures" if not structures else f"{len(structures)} structures at once"
+        structure = "of unknown structure" if not structures else f"with {len(structures)} structures at once"
         keys = ", ".join(list(raw)[:5]) or "no keys"
-        problem = f"prompts with {layout}; the file has the keys {keys}"
-        raise DataError(problem, where=path, fix=_EXPECTED)
+        raise DataError(f"prompts {structure}; the file has the keys {keys}", where=path, fix=_EXPECTED)
     if structures[0] == _OURS[0]:
         return None
     return {"": raw} if structures[0] == _ONE[0] else raw
 
 
 def _structures(raw: Mapping[str, Any]) -> list[str]:
-    """List the structures that a file's keys belong to."""
-    layouts = [name for name, _ in (_OURS, _ONE) if name in raw]
+    """List the structures that the keys of a file belong to."""
+    structures = [name for name, _ in (_OURS, _ONE) if name in raw]
     if any(isinstance(value, Mapping) and _KEYS & {*value} for key, value in raw.items() if key != _OURS[0]):
-        layouts.append(_MANY)
-    own_keys = {"name", "version"} & {*raw}  # an incomplete set of ours: its own problems are listed
-    return layouts or ([_OURS[0]] if own_keys else [])
+        structures.append(_MANY)
+    # An incomplete set of clipit counts as one, so that its missing keys are listed.
+    return structures or ([_OURS[0]] if {"name", "version"} & {*raw} else [])
 
 
 def _pool(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Merge the entries of a published file: distinct names by class and distinct templates, in their order."""
+    """Merge the entries of a published file: distinct names by class and distinct templates, in order."""
     problems: list[str] = []
     classes: dict[str, list[str]] = {}
     templates: list[str] = []
     first: set[str] | None = None
     for key, entry in entries.items():
-        at = f"{key}." if key else ""
+        prefix = f"{key}." if key else ""
         if not isinstance(entry, Mapping) or {*entry} != _KEYS:
             keys = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else repr(entry)[:60]
-            problems.append(f"{key or 'file'}: must hold classnames and templates, and nothing else, not {keys}")
+            problems.append(f"{key or 'file'}: must contain exactly classnames and templates, not {keys}")
             continue
         names = entry["classnames"]
         if not isinstance(names, Mapping):
-            problems.append(f"{at}classnames: must be a mapping from class to names")
+            problems.append(f"{prefix}classnames: must be a mapping from class to names")
             continue
         first = {*names} if first is None else first
         if {*names} != first:
-            odd = ", ".join(sorted(map(str, {*names} ^ first)))
-            problems.append(f"{at}classnames: not the classes of the first entry: {odd}")
+            differing = ", ".join(sorted(map(str, {*names} ^ first)))
+            problems.append(f"{prefix}classnames: classes differ from those of the first entry: {differing}")
         for name, texts in names.items():
-            _add(classes.setdefault(str(name), []), texts, f"{at}classnames.{name}", problems)
-        for template in _add([], entry["templates"], f"{at}templates", problems):
+            _add(classes.setdefault(str(name), []), texts, f"{prefix}classnames.{name}", problems)
+        for template in _add([], entry["templates"], f"{prefix}templates", problems):
             if template.count(_NAME) != 1:
-                problems.append(f"{at}templates: {template!r} must hold {_NAME} exactly once")
-            _add(templates, template.replace(_NAME, "{}"), f"{at}templates", problems)
+                problems.append(f"{prefix}templates: {template!r} must contain {_NAME} exactly once")
+            _add(templates, template.replace(_NAME, "{}"), f"{prefix}templates", problems)
     files.raise_problems(problems, path)
     source = f"published prompts, read from {path.name}"
     return {"name": path.stem, "version": "published", "source": source, "templates": templates, "classes": classes}
 
 
 def _add(known: list[str], texts: object, key: str, problems: list[str]) -> list[str]:
-    """Add one text or a list of texts to the list, without duplicates."""
-    several = [texts] if isinstance(texts, str) else texts
-    wrong = files.text_problems(key, several, "texts")
-    problems += wrong
-    if not wrong and isinstance(several, Sequence):
-        known += [text for text in several if text not in known]
+    """Add one text or a list of texts to a list, without duplicates, and return the list."""
+    texts = [texts] if isinstance(texts, str) else texts
+    new_problems = files.text_problems(key, texts, "texts")
+    problems += new_problems
+    if not new_problems and isinstance(texts, Sequence):
+        known += [text for text in texts if text not in known]
     return known

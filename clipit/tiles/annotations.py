@@ -1,4 +1,4 @@
-"""Tiles with labels by several annotators: read them, stratify held-out splits by them, and label the tiles."""
+"""Labels of tiles by several annotators: read them, stratify held-out splits by them, and derive training labels."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -16,13 +16,13 @@ from clipit.tiles.tileset import TileSet
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedTiles:
-    """Votes on the tiles of a source, and the labels of the source.
+    """Annotators' votes on the tiles of a source, and the labels of the source.
 
     Attributes:
         config: Section `tiles.annotations`.
         votes: Labels of all annotators on all tiles.
         source: Label of each tile in the source, by id; -1 for none.
-        blind: Whether labels of training and validation tiles must not be read.
+        blind: Whether labels of training and validation tiles must not be used.
     """
 
     config: AnnotationsConfig
@@ -31,35 +31,35 @@ class AnnotatedTiles:
     blind: bool
 
     def with_strata(self, tiles: TileSet, *, tests: bool) -> TileSet:
-        """Replace labels with those that held-out splits are stratified by, whatever `annotations.labels` is.
+        """Replace labels with those used to stratify held-out splits, whatever `annotations.labels` is.
 
         Args:
             tiles: Tiles before any are held out.
-            tests: Whether test tiles are to be held out, stratified by the labels that they get. Otherwise validation
-                tiles are, stratified by the majority of the annotators of training tiles.
+            tests: Whether test tiles are held out, stratified by their later labels. Otherwise validation tiles are,
+                stratified by the majority vote of the annotators of training tiles.
         """
         if tests and self.config.test_labels == "source":
             return _with_labels(tiles, self.source)
         panel = self.config.test_annotators
         names = [name for name in self.votes.annotators if not panel or (name in panel) == tests]
         votes = self.votes.of_annotators(names)
-        frequent = majority(votes.counts(), votes.items).labels
-        return _with_labels(tiles, dict(zip(votes.items, frequent.tolist(), strict=True)))
+        labels = majority(votes.counts(), votes.items).labels
+        return _with_labels(tiles, dict(zip(votes.items, labels.tolist(), strict=True)))
 
     def label(self, tiles: TileSet, *, all_tests: bool = False) -> TileSet:
         """Label tiles as configured, and add the notes on their annotators.
 
         Args:
             tiles: Tiles with their final splits.
-            all_tests: Whether all tiles are scored as test tiles, whatever their split.
+            all_tests: Whether all tiles are test tiles, whatever their split.
 
         Raises:
             DataError: See `clipit.annotators.labelling.label_tiles`.
         """
-        inside = np.full(len(tiles), all_tests) | (tiles.splits == "test")
-        tests: Collection[str] = tiles.ids[inside].tolist()
-        learnt: Collection[str] = [] if self.blind else tiles.ids[~inside].tolist()
-        labelling = label_tiles(self.votes, self.config, learnt, tests)
+        is_test = np.full(len(tiles), all_tests) | (tiles.splits == "test")
+        tests: Collection[str] = tiles.ids[is_test].tolist()
+        training: Collection[str] = [] if self.blind else tiles.ids[~is_test].tolist()
+        labelling = label_tiles(self.votes, self.config, training, tests)
         labels = dict(labelling.of_tile)
         if self.config.test_labels == "source":
             labels |= {name: self.source[name] for name in tests}
@@ -81,10 +81,10 @@ def read_annotators(config: TilesConfig) -> AnnotationTable | None:
 def join_annotators(
     tiles: TileSet, table: AnnotationTable | None, config: TilesConfig
 ) -> tuple[TileSet, AnnotatedTiles | None]:
-    """Match the labels of annotators with tiles, and add notes on rows that were dropped.
+    """Match the labels of annotators with tiles, and add notes on dropped rows.
 
     Raises:
-        DataError: A label is outside the classes, or no annotated tile is among the tiles.
+        DataError: A label is not one of the classes, or no annotated tile is among the tiles.
     """
     if table is None or config.annotations is None:
         return tiles, None

@@ -1,4 +1,4 @@
-"""Download archives (resumable, verified by checksum) and unpack them."""
+"""Download archives (resumable, with verified checksums) and unpack them."""
 
 import gzip
 import hashlib
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _BLOCK = 2**20
 _TIMEOUT_S = 60.0
-_RETRY = "run the same command again: it resumes where it stopped"
+_RETRY = "run the same command again, which resumes the download"
 
 
 def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
@@ -31,7 +31,7 @@ def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
 
     Args:
         url: URL of the file.
-        target: Output path; an existing file is only verified.
+        target: Output path; an existing file is verified and not downloaded again.
         md5: Published MD5 checksum, in hexadecimal digits.
         page: Web page of the data set, for error messages.
 
@@ -46,7 +46,7 @@ def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
             return target
         partial = target.with_name(target.name + ".partial")
         try:
-            _load(url, partial)
+            _download_rest(url, partial)
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             raise DataError(
                 f"the download failed: {error}",
@@ -58,7 +58,7 @@ def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
     return target
 
 
-def _load(url: str, partial: Path) -> None:
+def _download_rest(url: str, partial: Path) -> None:
     """Download the missing bytes into the partial file."""
     start = partial.stat().st_size if partial.exists() else 0
     headers = {"User-Agent": "clipit"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -69,7 +69,7 @@ def _load(url: str, partial: Path) -> None:
         if error.code == 416 and start:  # already complete, or the file on the server has changed
             if error.headers.get("Content-Range", "") != f"bytes */{start}":
                 partial.unlink()
-                _load(url, partial)
+                _download_rest(url, partial)
             return
         raise
     with response:
@@ -77,7 +77,7 @@ def _load(url: str, partial: Path) -> None:
             f"bytes {start}-"
         )
         if start and not resumed:
-            logger.info("the server cannot resume the download: starting over")
+            logger.info("the server cannot resume downloads: starting over")
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
@@ -88,7 +88,7 @@ def _load(url: str, partial: Path) -> None:
 
 
 def _copy(response: http.client.HTTPResponse, stream: IO[bytes], start: int, total: int | None) -> int:
-    """Copy the response to a file, logging every tenth of the total; returns the number of bytes."""
+    """Copy the response to a file, log every tenth of the total, and return the number of bytes."""
     done, logged = start, start * 10 // total if total else 0
     if start:
         logger.info(f"resuming at {start / 2**20:.1f} MiB")
@@ -109,21 +109,21 @@ def _verify(file: Path, target: Path, md5: str, page: str) -> None:
     bad = target.with_name(target.name + ".bad")
     file.replace(bad)
     raise DataError(
-        f"wrong checksum: MD5 is {actual}, expected {md5}; the file was renamed and is not used",
+        f"wrong checksum: the MD5 is {actual}, expected {md5}; the file was renamed and is not used",
         where=bad,
-        fix=f"delete it and run the same command again; if the checksum is still wrong, compare with {page}",
+        fix=f"delete it and run the same command again; if the checksum is still wrong, compare it with {page}",
     )
 
 
 def unpack(archive: Path, content: str) -> Path:
-    """Unpack a zip or gzip file into its folder, completely or not at all; returns the path of the content.
+    """Unpack a zip or gzip file beside it, completely or not at all, and return the path of its content.
 
     Args:
         archive: Path of a zip file with one top-level folder, or of a gzip file.
-        content: Name of that folder or of the decompressed file.
+        content: Name of that folder, or of the decompressed file.
 
     Raises:
-        DataError: The archive is damaged, has other content, or contains a path outside its folder.
+        DataError: The archive is damaged, has unexpected content, or contains a link or a path outside its folder.
     """
     target = archive.parent / content
     if archive.suffix == ".gz":
@@ -142,7 +142,7 @@ def _gunzip(archive: Path, target: Path) -> None:
 
 
 def _unzip(archive: Path, target: Path) -> None:
-    zip_stamps(archive)  # refuses encrypted or unreadable members before anything is written
+    zip_stamps(archive)  # raises for encrypted or unreadable members before anything is written
     temporary = target.with_name(f".{target.name}.unpacking")
     with disk_errors(target):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -171,7 +171,7 @@ def _check_name(archive: Path, member: zipfile.ZipInfo) -> None:
         raise DataError(
             f"the zip contains a link or a path outside its folder: {member.filename!r}",
             where=archive,
-            fix="do not use this file; download it from the page of the data set",
+            fix="do not use this file; download the data set from its own page",
         )
 
 

@@ -21,7 +21,7 @@ The rows are normalised to length 1 before use."""
 
 
 def tile_keys(ids: Iterable[str]) -> UInt64[np.ndarray, " n"]:
-    """Hash each tile id to 64 bits, the same in every process and on every machine."""
+    """Hash each tile id to 64 bits, identically in every process and on every machine."""
     digests = b"".join(hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in ids)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
@@ -29,9 +29,9 @@ def tile_keys(ids: Iterable[str]) -> UInt64[np.ndarray, " n"]:
 def augment(
     pixels: UInt8[Tensor, "b 3 h w"], keys: UInt64[np.ndarray, " b"], seed: int, step: int, config: AugmentationConfig
 ) -> UInt8[Tensor, "b 3 h w"]:
-    """Augment a batch on its own device.
+    """Augment a batch on its device.
 
-    The result for a tile depends on (seed, step, key) only, not on the other tiles of the batch, their order, or the
+    The result for a tile depends only on (seed, step, key), not on the other tiles of the batch, their order, or the
     process. Dihedral transforms are exact permutations of pixels (all eight for square tiles, otherwise flips and the
     rotation by 180 degrees). Stain jitter scales and shifts each stain's concentration c in optical density,
     c' = (1 + u) c + v with u, v uniform in [-spread, spread] (Tellez et al. 2019, arXiv 1902.06543; stains of Ruifrok
@@ -42,7 +42,7 @@ def augment(
         keys: Hashed tile ids, from `tile_keys`.
         seed: Seed of the run.
         step: Optimiser step.
-        config: Dihedral transforms on or off, and the spread of the stain jitter.
+        config: Whether to apply dihedral transforms, and the spread of the stain jitter.
     """
     if not config.dihedral and config.stain == 0:
         return pixels
@@ -55,7 +55,7 @@ def augment(
 
 
 def uniform(keys: UInt64[np.ndarray, " b"], seed: int, step: int) -> Float[np.ndarray, "b d"]:
-    """Draw random numbers in [0, 1) per tile from splitmix64 (Steele et al. 2014) as a counter-based generator."""
+    """Draw random numbers in [0, 1) per tile, with splitmix64 (Steele et al. 2014) as a counter-based generator."""
     if seed < 0 or step < 0:
         raise DataError(f"seed {seed} and step {step} must not be negative", where="augmentation", fix="use 0 or more")
     start = np.asarray([seed], dtype=np.uint64)
@@ -74,7 +74,7 @@ def _mix(value: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
 
 
 def move(pixels: UInt8[Tensor, "b 3 h w"], number: int) -> UInt8[Tensor, "b 3 h2 w2"]:
-    """Apply a dihedral transform, 0 to 7: bit 2 transposes first, then bit 0 flips left-right and bit 1 top-bottom."""
+    """Apply dihedral transform 0 to 7: bit 2 transposes first, then bit 0 flips left-right and bit 1 top-bottom."""
     if number & 4:
         pixels = pixels.transpose(2, 3)
     axes = [axis for bit, axis in ((1, 3), (2, 2)) if number & bit]
@@ -82,15 +82,15 @@ def move(pixels: UInt8[Tensor, "b 3 h w"], number: int) -> UInt8[Tensor, "b 3 h2
 
 
 def _dihedral(pixels: UInt8[Tensor, "b 3 h w"], draws: Float[np.ndarray, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-    moves = 8 if pixels.shape[2] == pixels.shape[3] else 4
-    numbers: Int64[np.ndarray, " b"] = (draws * moves).astype(np.int64)
-    moved = torch.empty_like(pixels, memory_format=torch.contiguous_format)
-    for number in range(moves):
-        (which,) = np.nonzero(numbers == number)
-        if which.size:
-            index = torch.from_numpy(which).to(pixels.device)
-            moved[index] = move(pixels[index], number)
-    return moved
+    count = 8 if pixels.shape[2] == pixels.shape[3] else 4
+    numbers: Int64[np.ndarray, " b"] = (draws * count).astype(np.int64)
+    transformed = torch.empty_like(pixels, memory_format=torch.contiguous_format)
+    for number in range(count):
+        (rows,) = np.nonzero(numbers == number)
+        if rows.size:
+            index = torch.from_numpy(rows).to(pixels.device)
+            transformed[index] = move(pixels[index], number)
+    return transformed
 
 
 def _stain_matrix() -> Float[np.ndarray, "3 3"]:
@@ -100,12 +100,11 @@ def _stain_matrix() -> Float[np.ndarray, "3 3"]:
 
 
 def _stain(pixels: UInt8[Tensor, "b 3 h w"], jitter: Float[np.ndarray, "b 6"]) -> UInt8[Tensor, "b 3 h w"]:
-    """Scale and shift stain concentrations, which is one affine map of optical density per tile."""
+    """Scale and shift stain concentrations: one affine map of optical density per tile."""
     stains = _stain_matrix()  # od = c @ stains
     gains, offsets = 1 + jitter[:, :3], jitter[:, 3:]
-    maps = np.einsum(
-        "ij,bj,jk->bki", np.linalg.inv(stains), gains, stains
-    )  # od'[k] = sum_i maps[k, i] od[i] + shift[k]
+    # od'[k] = sum_i maps[k, i] od[i] + shift[k]
+    maps = np.einsum("ij,bj,jk->bki", np.linalg.inv(stains), gains, stains)
     shifts = offsets @ stains
     weights = torch.from_numpy(maps).to(pixels.device, torch.float32)
     bias = torch.from_numpy(shifts).to(pixels.device, torch.float32)
@@ -113,7 +112,7 @@ def _stain(pixels: UInt8[Tensor, "b 3 h w"], jitter: Float[np.ndarray, "b 6"]) -
     log = flat.to(torch.float32).add_(1.0).div_(256.0).log_()  # -od
     result = torch.empty_like(flat)
     for channel in range(3):
-        # A matrix product's rounding may depend on the batch size.
+        # No matrix product, whose rounding may depend on the batch size.
         total = log[:, 0] * weights[:, channel, 0, None]
         for other in (1, 2):
             total = total.addcmul_(log[:, other], weights[:, channel, other, None])

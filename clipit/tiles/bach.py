@@ -1,4 +1,4 @@
-"""Read BACH (ICIAR 2018) in its published layout: 400 breast photos, split as in thunder and eva."""
+"""Read BACH (ICIAR 2018) in its published layout: 400 breast photos, split as in THUNDER and eva."""
 
 import csv
 from collections.abc import Sequence
@@ -18,22 +18,28 @@ BACH = DATASETS["bach"]
 SIZE = (2048, 1536)
 """Width and height of a photo in pixels."""
 CROP = 512
-"""Edge of a crop in pixels."""
+"""Edge length of a crop in pixels."""
 SPLITS_FILE = Path(__file__).parent / "data" / "bach_splits.csv"
-"""Columns file, class, split.
+"""Csv with the columns file, class and split.
 
-Test: the part that eva (kaiko-ai/eva, bach.py) reports. Validation: the part that thunder separates from the rest, by
-patient. Train: all other photos.
+The test split is the one on which eva (kaiko-ai/eva, bach.py) reports scores. The validation split is the one that
+THUNDER separates from the rest, by patient. All other photos are training photos.
 """
 _FOLDERS = ("Photos", "ICIAR2018_BACH_Challenge/Photos", "")
 _Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels
 
 
 class CropReader:
-    """Reader for crops of photos; the last photo stays in memory, since its crops are usually read consecutively."""
+    """Reader for crops of photos; caches the last photo, since its crops are usually read consecutively."""
 
     def __init__(self, root: Path, files: Sequence[str], boxes: Sequence[_Box]) -> None:
-        """Set the folder and, for each row, the photo's path and the box in pixels."""
+        """Create the reader.
+
+        Args:
+            root: Folder of the photos.
+            files: Path of the photo for each row, relative to `root`.
+            boxes: Box of the crop for each row, in pixels.
+        """
         self._root = root
         self._files = tuple(files)
         self._boxes = tuple(boxes)
@@ -62,16 +68,16 @@ class CropReader:
 
 
 def bach_splits() -> list[dict[str, str]]:
-    """Read the rows (file, class, split) of the split that ships with the package."""
+    """Read the rows (file, class, split) of the packaged split."""
     with SPLITS_FILE.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
 def read_bach(config: TilesConfig) -> SourceTiles:
-    """Read BACH's photos, resized (`photos: resize`) or as a grid of 3 x 4 crops of 512 px (`photos: crops`).
+    """Read BACH's photos, either whole to be resized (`photos: resize`) or as 3 x 4 crops of 512 px (`photos: crops`).
 
-    The id is the photo's file name, or `<file>#<row>,<column>` for a crop; the group is the photo (the split keeps
-    patients apart, but they are not published for every photo).
+    The id is the photo's file name, or `<file>#<row>,<column>` for a crop. The group is the photo: the split keeps
+    patients apart, but they are not published for every photo.
 
     Raises:
         DataError: Photos are missing.
@@ -86,18 +92,18 @@ def read_bach(config: TilesConfig) -> SourceTiles:
     extra = sorted(present - set(files))
     notes = (f"{len(extra)} unpublished photos dropped: {shortlist(extra)}",) if extra else ()
     boxes: list[_Box | None] = list(_grid()) if config.photos == "crops" else [None]
-    places = [(row, box) for row in range(len(rows)) for box in boxes]
-    names = [files[row] for row, _ in places]
+    crops = [(row, box) for row in range(len(rows)) for box in boxes]
+    names = [files[row] for row, _ in crops]
     stamp_of = {file: file_stamp(root / file) for file in files}
     reader: Reader = FileReader(root, names)
     if config.photos == "crops":
-        reader = CropReader(root, names, [box for _, box in places if box is not None])
+        reader = CropReader(root, names, [box for _, box in crops if box is not None])
     return SourceTiles(
-        ids=[_tile_id(rows[row]["file"], box) for row, box in places],
-        labels=[rows[row]["class"] for row, _ in places],
-        parts=[rows[row]["split"] for row, _ in places],
-        groups=[rows[row]["file"] for row, _ in places],
-        mpp=[BACH.mpp] * len(places),
+        ids=[_tile_id(rows[row]["file"], box) for row, box in crops],
+        labels=[rows[row]["class"] for row, _ in crops],
+        parts=[rows[row]["split"] for row, _ in crops],
+        groups=[rows[row]["file"] for row, _ in crops],
+        mpp=[BACH.mpp] * len(crops),
         stamps=[stamp_of[name] for name in names],
         reader=reader,
         where=str(root),

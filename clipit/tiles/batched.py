@@ -23,14 +23,17 @@ def map_batches(
     batch_size: int,
     title: str | None = None,
 ) -> list[Result]:
-    """Apply a function to the pixels of every batch, without gradients; every process gets all results, in order.
+    """Apply a function to the pixels of every batch, without gradients, and gather all results in every process.
 
     Args:
         source: Source of the tiles.
         rows: Rows of the tiles to read.
-        compute: Function from uint8 pixels [b, 3, h, w] on this process's device to a picklable result.
+        compute: Function that maps uint8 pixels [b, 3, h, w] on this process's device to a picklable result.
         batch_size: Tiles per batch.
         title: Title of the progress bar; None for no bar.
+
+    Returns:
+        Results in the order of the batches.
     """
     processes = get_processes()
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
@@ -38,9 +41,9 @@ def map_batches(
     shown = title is not None and processes.main
     clock = ReadingClock()
     with torch.inference_mode(), progress(title or "", len(batches), shown=shown) as advance:
-        shared = processes.share(range(len(batches)))
-        read = source.on_device((batches[number] for number in shared), processes.device, clock)
-        for number, (_, pixels) in zip(shared, read, strict=True):
+        own = processes.share(range(len(batches)))
+        loaded = source.on_device((batches[number] for number in own), processes.device, clock)
+        for number, (_, pixels) in zip(own, loaded, strict=True):
             results[number] = compute(pixels)
             advance(processes.count)
     if title is not None and processes.main:

@@ -1,4 +1,4 @@
-"""Cells of tables and Hugging Face columns: text, missing values and micrometres per pixel."""
+"""Convert cells of tables and Hugging Face columns: text, missing values and micrometres per pixel."""
 
 import logging
 import math
@@ -12,8 +12,8 @@ from clipit.errors import DataError, counted, shortlist
 
 logger = logging.getLogger(__name__)
 
-_SMALLEST_MPP, _LARGEST_MPP = 0.01, 100
-_UNUSABLE = "\0"  # start of a stored cell that cannot be used; no usable cell contains this character
+_MIN_MPP, _MAX_MPP = 0.01, 100
+_INVALID = "\0"  # prefix of a stored error; no valid cell contains this character
 
 
 def read_cells(values: Iterable[Any], column: str, where: object, place: Callable[[int], str]) -> list[str]:
@@ -32,18 +32,18 @@ def read_cells(values: Iterable[Any], column: str, where: object, place: Callabl
 
 
 def stored_cell(value: Any) -> str:
-    """Convert a cell to text; text that starts with a null character is the reason why the cell cannot be used.
+    """Convert a cell to text; for an invalid cell, return a null character and the reason.
 
-    Sources that are read once store all columns in this form, so that a bad cell is an error only where it is used.
+    Sources that are read once store all columns in this form, so that an invalid cell is an error only if it is used.
     """
     try:
         return cell_text(value)
     except ValueError as error:
-        return f"{_UNUSABLE}{error}"
+        return f"{_INVALID}{error}"
 
 
 def check_stored(texts: Iterable[str], column: str, where: object, place: Callable[[int], str]) -> list[str]:
-    """Check that all cells made by `stored_cell` can be used, and return them.
+    """Check that all cells stored by `stored_cell` are valid, and return them.
 
     Args:
         texts: Cells, in the order of the rows.
@@ -52,26 +52,27 @@ def check_stored(texts: Iterable[str], column: str, where: object, place: Callab
         place: Function from the number of a row to its name in error messages.
 
     Raises:
-        DataError: A cell cannot be used.
+        DataError: A cell is invalid.
     """
     cells = list(texts)
     for row, text in enumerate(cells):
-        if text.startswith(_UNUSABLE):
+        if text.startswith(_INVALID):
             raise DataError(
-                f"{place(row)} contains {text.removeprefix(_UNUSABLE)} in column {column}",
+                f"{place(row)} contains {text.removeprefix(_INVALID)} in column {column}",
                 where=where,
-                fix="correct this cell; in csv files, a quotation mark that is never closed joins rows",
+                fix="correct the cell; in csv files, an unclosed quotation mark joins rows",
             )
     return cells
 
 
 def check_joined_rows(table: CsvTable, delimiter: str, where: object) -> None:
-    """Reject a row that has swallowed others because of a stray quotation mark (see `joined_rows`)."""
+    """Reject a cell that contains further rows because of a stray quotation mark (see `joined_rows`)."""
     for row in joined_rows(table, delimiter, least=2):
-        place = next(place for place, cell in enumerate(table.rows[row]) if place > 1 and "\n" in cell)
+        cells = table.rows[row]
+        column = next(index for index, cell in enumerate(cells) if index > 1 and "\n" in cell)
         raise DataError(
-            f"record {row + 1} (line {table.lines[row]}) contains {table.rows[row][place].count(chr(10))} further rows "
-            f"in column {table.header[place].strip()}",
+            f"record {row + 1} (line {table.lines[row]}) contains {cells[column].count(chr(10))} further rows "
+            f"in column {table.header[column].strip()}",
             where=where,
             fix="remove the stray quotation marks, or double those that belong to the text",
         )
@@ -84,10 +85,10 @@ def resolve_missing(
     where: object,
     place: Callable[[int], str],
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Replace -1 in a column of integers with "", and reject texts that mark missing values.
+    """Replace -1 in a column of integers with "", and reject markers of missing values such as NA.
 
-    Groups such as 12.0, as programs write integers beside empty cells, are read as 12 (see `without_decimals`). A label
-    that tiles.classes or tiles.class_map names is always a class.
+    Groups such as 12.0 are read as 12, since programs write integers beside empty cells in this way (see
+    `without_decimals`). A label named in tiles.classes or tiles.class_map is always a class.
 
     Args:
         values: Labels or groups as text, "" where missing.
@@ -97,16 +98,16 @@ def resolve_missing(
         place: Function from the number of a row to its name in error messages.
 
     Returns:
-        Values, and notes on replaced ones.
+        Values, and notes on replaced values.
 
     Raises:
-        DataError: A value is a text such as NA, nan, None or NULL, or it is unclear whether -1 is a class.
+        DataError: A value is NA, nan, None, NULL or similar, or -1 may be a class or a marker of missing labels.
     """
     is_label = kind == "label"
     named = {*(config.classes or ()), *config.class_map} if is_label else set()
     counts = Counter(values)
     wrong = sorted(name for name in counts if name in MISSING_VALUES and name not in named)
-    if wrong and not (is_label and config.class_map):  # the map drops and counts the labels that it does not name
+    if wrong and not (is_label and config.class_map):  # the map drops and counts labels that it does not list
         rows = [place(row) for row, value in enumerate(values) if value in wrong]
         raise DataError(
             f"{counted(len(rows), 'tile has', 'tiles have')} the {kind} {shortlist([repr(name) for name in wrong])}, "
@@ -129,8 +130,8 @@ def resolve_missing(
             where=where,
             fix=f"name the classes, e.g. tiles.classes: {listed}, or correct the labels",
         )
-    count = f"{counts[no_class]} tiles with the {kind} {no_class}"
-    note = f"{count} count as {'unlabelled' if is_label else 'without a group'}"
+    treatment = "unlabelled" if is_label else "having no group"
+    note = f"{counts[no_class]} tiles with the {kind} {no_class} are treated as {treatment}"
     logger.warning(note)
     kept = ["" if value == no_class else value for value in values]
     return kept if is_label else [text or "" for text in without_decimals(kept)], (note,)
@@ -140,7 +141,7 @@ def parse_mpp(values: Sequence[str], where: object, place: Callable[[int], str])
     """Convert micrometres per pixel to numbers; NaN where missing.
 
     Raises:
-        DataError: A value is not a number from 0.01 to 100; tissue is not scanned at other resolutions.
+        DataError: A value is not a number from 0.01 to 100, the range of plausible resolutions.
     """
     numbers: list[float] = []
     for row, value in enumerate(values):
@@ -148,12 +149,12 @@ def parse_mpp(values: Sequence[str], where: object, place: Callable[[int], str])
             number = float(value.replace("_", " ")) if value else float("nan")  # Python would read 0_5 as 5
         except ValueError:
             number = -1.0
-        if not (math.isnan(number) or _SMALLEST_MPP <= number <= _LARGEST_MPP):
+        if not (math.isnan(number) or _MIN_MPP <= number <= _MAX_MPP):
             raise DataError(
                 f"mpp is '{value}' in {place(row)}",
                 where=where,
                 fix="write micrometres (neither metres nor nanometres) per pixel as a number without a unit, from "
-                f"{_SMALLEST_MPP} to {_LARGEST_MPP}, or leave the cell empty",
+                f"{_MIN_MPP} to {_MAX_MPP}, or leave the cell empty",
             )
         numbers.append(number)
     return numbers

@@ -1,4 +1,4 @@
-"""Read a published data set listed in `DATASETS`, from file names or from a table beside the images."""
+"""Read a published data set of `DATASETS`, from file names or from a table beside the images."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ def read_data_set(config: TilesConfig, data_set: DataSet) -> SourceTiles:
     """Read the tiles of a published data set; the id of a tile is its path inside the folder.
 
     Raises:
-        DataError: The folder is missing or has other content, or classes or counts differ from those published.
+        DataError: The folder is missing or has unexpected content, or classes or counts differ from those published.
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():
@@ -39,13 +39,13 @@ def _read_by_table(config: TilesConfig, data_set: DataSet, root: Path) -> Source
     table = root / data_set.table
     if not table.is_file():
         raise data_set.missing(f"{data_set.table} is missing", root)
-    images = next((place for place in (root / "images", root / "images.zip") if place.exists()), root / "images")
+    images = next((path for path in (root / "images", root / "images.zip") if path.exists()), root / "images")
     changes = {"path": str(table), "images": str(images), "columns": dict(data_set.columns)}
     return read_table(config.model_copy(update=changes))
 
 
 def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> SourceTiles:
-    """Read tiles whose path matches the pattern; a parent folder with the name of a part determines the part."""
+    """Read tiles whose path matches the pattern; the part is the name of a parent folder, if it names one."""
     pattern = re.compile(data_set.pattern)
     mapping = part_map(config.splits, {**ALIASES, **data_set.parts})
     magnification = config.magnification and config.magnification.removesuffix("X")
@@ -72,7 +72,7 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
     without_part = [name for name, part in zip(ids, parts, strict=True) if not part]
     if 0 < len(without_part) < len(ids):
         raise DataError(
-            f"{len(without_part)} tiles are outside the part folders (train, validation, test), unlike the others: "
+            f"{len(without_part)} of {len(ids)} tiles are outside the folders of splits (train, validation, test): "
             f"{shortlist(without_part, 3)}",
             where=root,
             fix="map their folder to a split in tiles.splits, or move them",
@@ -95,7 +95,7 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
 
 
 def _check_counts(source: SourceTiles, config: TilesConfig, data_set: DataSet) -> SourceTiles:
-    """Compare classes and numbers of tiles with the published ones.
+    """Compare classes and numbers of tiles with those published.
 
     Raises:
         DataError: They differ; with `tiles.check_counts: false`, a note is added instead.
@@ -109,7 +109,7 @@ def _check_counts(source: SourceTiles, config: TilesConfig, data_set: DataSet) -
         raise data_set.missing(
             f"not {data_set.title} as published: {listed}",
             source.where,
-            "complete the copy, or set tiles.check_counts: false if it is smaller on purpose",
+            "complete the copy, or set tiles.check_counts: false if it is a subset",
         )
     return replace(source, notes=(*source.notes, f"not as published: {listed}"))
 

@@ -1,6 +1,6 @@
 """Published data sets by name: one entry per data set, read by a generic or a dedicated reader.
 
-The data card of a set (`data_cards/<card>.md`) gives the source of each fact.
+The data card of each data set (`data_cards/<card>.md`) states the sources.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ _ZENODO = "https://zenodo.org/records"
 
 @dataclass(frozen=True)
 class Remote:
-    """A file with a public address and, if published, a checksum."""
+    """File to download: its URL, published checksum and content."""
 
     url: str
     md5: str
     makes: str
     """File or folder created by unpacking it."""
     unpacked_md5: str = ""
-    """Published checksum of the unpacked file; "" if there is none."""
+    """Published checksum of the unpacked file; "" if none is published."""
 
     @property
     def name(self) -> str:
@@ -34,13 +34,13 @@ class Remote:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A published data set: its published facts, and how to read it."""
+    """Published data set: facts about it, and how to read it."""
 
     title: str
     reader: Literal["own", "names", "table"]
-    """Reader: `own` (a dedicated module), `names` (from each file's path) or `table` (from a csv beside the images)."""
+    """Where labels come from: `own` (a dedicated module), `names` (file paths) or `table` (a csv beside the images)."""
     layout: str
-    """Names that the folder tiles.path must contain."""
+    """Required content of the folder tiles.path."""
     classes: tuple[str, ...]
     """Class names in order; empty to use the names in the data."""
     licence: str
@@ -49,7 +49,7 @@ class DataSet:
     pixels: str
     """Width x height of a tile."""
     card: str
-    """Name of its data card."""
+    """Name of the data card."""
     scale: str
     """Magnification or micrometres per pixel, as published."""
     mpp: float = float("nan")
@@ -57,13 +57,13 @@ class DataSet:
     pattern: str = ""
     """Reader `names`: regular expression for a file's path, with the groups label, group and magnification."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Class of each text that `label` matches, where they differ."""
+    """Text matched by the group label -> class, where they differ."""
     table: str = ""
-    """Reader `table`: the csv in tiles.path; its images are in `images`."""
+    """Reader `table`: name of the csv in tiles.path; its images are in `images`."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Reader `table`: published column names, by clipit's names."""
+    """Reader `table`: clipit's column names -> published column names."""
     parts: Mapping[str, str] = field(default_factory=dict)
-    """Split of each published part, in addition to the usual names."""
+    """Published part -> split, in addition to the usual names."""
     counts: tuple[Count, ...] = ()
     """Published numbers of tiles; empty if unknown."""
     counts_at: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
@@ -71,16 +71,16 @@ class DataSet:
     class_count: int | None = None
     """Number of classes, if their names are unknown."""
     test_fraction: float | None = None
-    """Fraction of the groups that becomes the test split; None if the test split is published.
+    """Fraction of the tiles to hold out for testing, by group; None if a test split is published.
 
-    0.3 with seed 1 is PLIP's protocol; it is also used for sets without a protocol, and keeps groups together."""
+    0.3 with seed 1 follows PLIP's protocol, and is also used for data sets without a protocol."""
     test_seed: int = 1
     faults: str = ""
     """Known faults that affect results; added to the notes of the tiles."""
     by_annotators: bool = False
-    """Whether the labels were made from the published labels of several annotators."""
+    """Whether the labels derive from published labels by several annotators."""
     group_is: str = ""
-    """Meaning of a group, if not a patient (photo, slide); "" for a patient, or if groups are unknown."""
+    """Meaning of a group that is not a patient, such as photo or slide; "" for patients or if groups are unknown."""
     files: tuple[Remote, ...] = ()
     """Direct downloads."""
     access: str = ""

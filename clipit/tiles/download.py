@@ -1,4 +1,4 @@
-"""Download published data sets: show the licence, verify the files, unpack them into one folder."""
+"""Download published data sets: show the licence, verify the files, and unpack them into one folder."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def terms(name: str) -> str:
-    """Return the text to show before a download: title, licence, page, citation, known faults."""
+    """Format what to show before a download: title, licence, page, citation and known faults."""
     data_set = DATASETS[name]
     lines = [
         data_set.title,
@@ -33,7 +33,7 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
 
     Args:
         name: Key of `DATASETS`.
-        folder: Folder to write, created if needed.
+        folder: Output folder, created if needed.
         accept: Function that returns whether the user accepts the licence, called after the terms are logged.
 
     Returns:
@@ -54,7 +54,7 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
         )
     if not accept():
         raise DataError(
-            "the licence was not accepted: nothing was downloaded", fix="answer yes, or pass --accept-licence"
+            "the licence was not accepted, so nothing was downloaded", fix="answer yes, or pass --accept-licence"
         )
     with locked(folder / f".{name}"):
         _get(data_set, folder)
@@ -64,45 +64,45 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
 
 def _get(data_set: DataSet, folder: Path) -> None:
     for remote in data_set.files:
-        place = folder / remote.makes
-        if place.exists():
-            logger.info(f"{remote.makes}: {_verify_existing(place, remote, data_set.page)}")
+        content = folder / remote.makes
+        if content.exists():
+            logger.info(f"{remote.makes}: {_verify_existing(content, remote, data_set.page)}")
             continue
         logger.info(f"{remote.name}: downloading")
         archive = fetch(remote.url, folder / remote.name, remote.md5, page=data_set.page)
         logger.info(f"{remote.name}: checksum verified, unpacking")
         unpack(archive, remote.makes)
-        if place.is_dir():
-            write_json(_stamp(place), {"archive": remote.name, "md5": remote.md5, **_content(place)})
+        if content.is_dir():
+            write_json(_stamp(content), {"archive": remote.name, "md5": remote.md5, **_count_files(content)})
         else:
-            _check_file(place, remote, data_set.page)
-        archive.unlink()  # its content is unpacked and verified
+            _check_file(content, remote, data_set.page)
+        archive.unlink()
 
 
-def _verify_existing(place: Path, remote: Remote, page: str) -> str:
-    """Verify an existing file or folder, and return what was verified.
+def _verify_existing(path: Path, remote: Remote, page: str) -> str:
+    """Verify an existing file or folder, and describe what was verified.
 
     Raises:
-        DataError: The content differs from the published or unpacked content.
+        DataError: The content differs from what was published or unpacked.
     """
-    if place.is_file():
-        return "exists" + (", checksum verified" if _check_file(place, remote, page) else ", not verified")
-    stamp = _stamp(place)
+    if path.is_file():
+        return "exists" + (", checksum verified" if _check_file(path, remote, page) else ", not verified")
+    stamp = _stamp(path)
     if not stamp.is_file():
         return "exists, but was not unpacked by this command: not verified"
     try:
         recorded = json.loads(stamp.read_text(encoding="utf-8"))
     except ValueError:
         recorded = {}
-    content = _content(place)
+    content = _count_files(path)
     if {key: recorded.get(key) for key in content} != content:
         raise DataError(
             f"the folder contains {content['files']} files with {content['bytes']} bytes, but {recorded.get('files')} "
             f"files with {recorded.get('bytes')} bytes were unpacked",
-            where=place,
-            fix=f"delete {place} and {stamp}, and run the same command again",
+            where=path,
+            fix=f"delete {path} and {stamp}, and run the same command again",
         )
-    return f"exists, with all of its {content['files']} files"
+    return f"exists, with all {content['files']} files"
 
 
 def _check_file(file: Path, remote: Remote, page: str) -> bool:
@@ -117,7 +117,7 @@ def _check_file(file: Path, remote: Remote, page: str) -> bool:
         actual = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if actual != remote.unpacked_md5:
         raise DataError(
-            f"not the published file: its MD5 is {actual}, the published one is {remote.unpacked_md5}",
+            f"not the published file: the MD5 is {actual}, expected {remote.unpacked_md5}",
             where=file,
             fix=f"delete it and run the same command again, or see {page}",
         )
@@ -125,11 +125,11 @@ def _check_file(file: Path, remote: Remote, page: str) -> bool:
 
 
 def _stamp(folder: Path) -> Path:
-    """Return the path of the record of an unpacked folder, beside the folder so that its content stays as published."""
+    """Return the path of the record of an unpacked folder, beside the folder so that its content is not changed."""
     return folder.with_name(f".{folder.name}.unpacked.json")
 
 
-def _content(folder: Path) -> dict[str, int]:
-    """Count the files and their total size in bytes."""
+def _count_files(folder: Path) -> dict[str, int]:
+    """Count the files of a folder and their total size in bytes."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return {"files": len(sizes), "bytes": sum(sizes)}

@@ -1,4 +1,4 @@
-"""Tiles in class folders, or in a zip of them: `<split>/<class>/*` or `<class>/*`."""
+"""Read tiles from class folders, or from a zip of them: `<split>/<class>/*` or `<class>/*`."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,19 +17,19 @@ from clipit.tiles.splits import part_map
 _DOCUMENTS = frozenset(
     {".csv", ".htm", ".html", ".json", ".log", ".md", ".pdf", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 )
-"""Suffixes of files that describe images; a folder of these alone is not a class."""
+"""Suffixes of documents; a folder that contains nothing else is not a class."""
 _HIDDEN = (".", "__MACOSX", "@eaDir")
-"""Starts of the names of files and folders that are not read."""
+"""Prefixes of files and folders that are ignored."""
 UNLABELLED = ("unlabelled", "unlabeled")
-"""Names, in any letter case, of a folder with unlabelled tiles."""
+"""Names of the folder with unlabelled tiles, in any letter case."""
 
 
 def read_folders(config: TilesConfig) -> SourceTiles:
     """Read tiles from class folders, or a zip of them; the id of a tile is its path inside `tiles.path`.
 
-    The folders of the first level are splits if one of them has the name of a split. Folders inside a class folder
-    belong to that class. A folder `unlabelled` (or `Unlabeled`, in any letter case) contains tiles without a label,
-    unless tiles.classes or tiles.class_map names it.
+    The first-level folders are splits if one of them has the name of a split. Folders inside a class folder belong to
+    that class. A folder `unlabelled` (or `unlabeled`, in any letter case) contains tiles without a label, unless
+    tiles.classes or tiles.class_map names it.
 
     Raises:
         DataError: No images, images outside class folders, split folders without a mapping, or an unknown, missing or
@@ -53,7 +53,7 @@ def read_folders(config: TilesConfig) -> SourceTiles:
 
 
 def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
-    """Read tiles from the class folders of a zip; if all of them are in one top-level folder, its name is dropped."""
+    """Read tiles from the class folders of a zip; a single top-level folder around them is ignored."""
     stamp_of = zip_stamps(archive)
     visible = [name for name in stamp_of if not any(part.startswith(_HIDDEN) for part in name.split("/"))]
     images = [name for name in visible if is_image(name)]
@@ -89,10 +89,10 @@ def _has_splits(config: TilesConfig, names: Iterable[str]) -> bool:
 def _sort_images(config: TilesConfig, root: Path, images: Sequence[str], *, with_splits: bool) -> list[str]:
     """Check that all images are in class folders, and sort them by split, class and name."""
     depth = 2 if with_splits else 1
-    _no_loose_images(root, [file for file in images if file.count("/") < depth], with_splits=with_splits)
+    _check_loose_images(root, [file for file in images if file.count("/") < depth], with_splits=with_splits)
     ids = sorted(images, key=lambda file: file.split("/", depth))
     if not with_splits:
-        _no_split_folders(config, root, ids, part_map(config.splits, ALIASES))
+        _check_split_folders(config, root, ids, part_map(config.splits, ALIASES))
     return ids
 
 
@@ -107,7 +107,7 @@ def _source(
     *,
     with_splits: bool,
 ) -> SourceTiles:
-    """Derive labels and parts from the ids; `others` are files of class folders that are not images."""
+    """Build the source, with labels and parts from the ids; `others` are files in class folders that are not images."""
     if not ids:
         raise DataError(
             "no images in class folders", where=root, fix="put the images into <split>/<class>/ or <class>/ folders"
@@ -136,7 +136,7 @@ def _source(
     )
 
 
-def _no_loose_images(root: Path, loose: Sequence[str], *, with_splits: bool) -> None:
+def _check_loose_images(root: Path, loose: Sequence[str], *, with_splits: bool) -> None:
     if loose:
         raise DataError(
             f"{counted(len(loose), 'image is', 'images are')} outside class folders: {shortlist(loose, 3)}",
@@ -146,21 +146,21 @@ def _no_loose_images(root: Path, loose: Sequence[str], *, with_splits: bool) -> 
         )
 
 
-def _no_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], mapping: Mapping[str, str]) -> None:
-    """Refuse first-level folders without images of their own whose subfolders look like the classes."""
+def _check_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], mapping: Mapping[str, str]) -> None:
+    """Reject first-level folders that contain no images and whose subfolders look like classes."""
     if config.classes or config.class_map:
         return
     inside: dict[str, set[str]] = {}
     for file in ids:
         first, second, *rest = file.split("/", 2)
-        if not rest:  # an image directly in a first-level folder: these are classes
+        if not rest:  # an image directly in a first-level folder, which is therefore a class
             return
         inside.setdefault(first, set()).add(second)
     counts = Counter(name for subfolder_names in inside.values() for name in subfolder_names)
     shared = {name for name, count in counts.items() if count > 1 or len(inside) == 1}
-    candidates = [one for one in inside.values() if len(one & shared) > 1]
-    # Splits share most of their classes. Classes may share a few patients: <class>/<patient>/.
-    alike = any(2 * len(one & two) >= max(len(one | two), 3) for one, two in combinations(candidates, 2))
+    candidates = [names for names in inside.values() if len(names & shared) > 1]
+    # Splits share most of their classes, whereas classes share few patients in <class>/<patient>/.
+    alike = any(2 * len(a & b) >= max(len(a | b), 3) for a, b in combinations(candidates, 2))
     if not alike and (len(inside) > 1 or len(shared) < 2):
         return
     names = sorted(inside)
@@ -180,11 +180,11 @@ def _no_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], mappi
 def _check_kinds(
     config: TilesConfig, root: Path, ids: Collection[str], others: Collection[str], depth: int
 ) -> tuple[str, ...]:
-    """Check that no class vanishes because none of its files can be read; return notes on folders without images.
+    """Check that no class is lost because none of its files can be read, and return notes on folders without images.
 
     Raises:
-        DataError: The folders of a class contain files, but no image that can be read, or are only links to a folder
-            that is read elsewhere.
+        DataError: The folders of a class contain files but no readable image, or are only links to a folder that is
+            also read elsewhere.
     """
     present = {file.split("/", depth)[depth - 1] for file in ids}
     suffixes: dict[str, Counter[str]] = {}
@@ -207,7 +207,7 @@ def _check_kinds(
     linked = [folder for folder in empty if folder.is_symlink() and any(folder.iterdir())]
     if linked:
         raise DataError(
-            f"links to folders that are read elsewhere: {shortlist(linked)}",
+            f"links to folders that are also read elsewhere: {shortlist(linked)}",
             where=root,
             fix="remove the links, or link each folder once",
         )

@@ -1,4 +1,4 @@
-"""Groups of tiles (patients or slides) from patterns in their names, and a hint if a source seems to contain them."""
+"""Groups of tiles (patients or slides) from patterns in their names, and advice if a source seems to contain groups."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ GROUP_COLUMNS = (
     "caseid", "case", "casesubmitterid", "submitterid", "caseno", "casenumber",
     "slideid", "slide", "slidename", "slidebarcode", "wsiid", "wsi", "wsiname", "specimenid", "specimen",
 )  # fmt: skip
-"""Names of columns, as `folded_name` writes them, that usually identify patients or slides; the best choice first."""
+"""Names of columns that usually identify patients or slides, in the form of `folded_name`; the best choice first."""
 _BARCODES: Mapping[str, str] = {
     "TCGA barcodes": r"TCGA-[A-Za-z0-9]{2}-[A-Za-z0-9]{4}",
     "CPTAC barcodes": r"C3[LN]-\d{5}",
@@ -25,40 +25,39 @@ _BARCODES: Mapping[str, str] = {
     "names of cases": r"(?i:case)[-_ ]?[a-z]?\d+",
     "names of slides": r"(?i:slide|wsi)[-_ ]?[a-z]?\d+",
 }
-"""Patterns of barcodes and of usual names of patients and slides in file names; the best choice first."""
-_COMMON = 0.5  # share of the tiles in which a pattern must occur
+"""Patterns of barcodes and of common names of patients and slides in file names; the best choice first."""
+_MIN_SHARE = 0.5  # share of the tiles in which a pattern must occur
 
 
 def folded_name(column: str) -> str:
-    """Reduce the name of a column to letters and digits, in lower case."""
+    """Reduce the name of a column to lower-case letters and digits."""
     return "".join(char for char in unicodedata.normalize("NFKC", column).casefold() if char.isalnum())
 
 
 def check_column_spelling(names: Mapping[str, str], present: Sequence[str], where: object) -> None:
-    """Refuse a column such as `Split`, which would be ignored beside `split`.
+    """Reject a column such as `Split`, which would be ignored because `split` is expected.
 
     Args:
-        names: Name of each wanted column, by clipit's name.
+        names: clipit's name of each column -> its name in the table.
         present: Names of the columns that exist.
         where: File or data set, for the error message.
 
     Raises:
-        DataError: A wanted column is missing, and another one differs only in letter case, spaces or punctuation.
+        DataError: A column is missing, and another one differs only in letter case, spaces or punctuation.
     """
     for ours, theirs in names.items():
         others = [name for name in present if name not in names.values()] if theirs not in present else []
         alike = [name for name in others if folded_name(name) == folded_name(theirs)]
         if alike:
             raise DataError(
-                f"no column {theirs}, but {shortlist([repr(name) for name in alike])}, which would not be read",
+                f"no column {theirs}, but {shortlist([repr(name) for name in alike])}, which would be ignored",
                 where=where,
-                fix=f"rename the column to {theirs} or set tiles.columns.{ours}; rename it to something else if it is "
-                "not to be read",
+                fix=f"rename the column to {theirs}, or set tiles.columns.{ours}; to ignore it, give it another name",
             )
 
 
 def names_groups(column: str) -> bool:
-    """Return whether a column of this name usually identifies patients or slides."""
+    """Return whether a column with this name usually identifies patients or slides."""
     return folded_name(column) in GROUP_COLUMNS
 
 
@@ -89,16 +88,15 @@ def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
 
 
 def group_advice(source: SourceTiles) -> str:
-    """Suggest a key that sets the groups, if a source without groups seems to name patients; otherwise return ""."""
+    """Suggest a key that sets groups, if a source without groups seems to identify patients; otherwise return ""."""
     if any(source.groups) or any(patient_in(name) for name in source.ids):
         return ""
-    rank = {name: place for place, name in enumerate(GROUP_COLUMNS)}
-    for name in sorted(source.columns, key=lambda name: rank[folded_name(name)]):
+    for name in sorted(source.columns, key=lambda name: GROUP_COLUMNS.index(folded_name(name))):
         values = source.columns[name]
         if _is_shared(values):
             count = len({value for value in values if value})
             key = f"--tiles.columns.group={shlex.quote(name)}"
-            return f"the column {name} names {count} patients or slides, but is not used: set {key}"
+            return f"the column {name} identifies {count} patients or slides, but is not used: set {key}"
     for what, pattern in _BARCODES.items():
         values = _find(source, re.compile(pattern))
         if _is_shared(values):
@@ -112,14 +110,14 @@ def group_advice(source: SourceTiles) -> str:
 
 
 def _find(source: SourceTiles, pattern: re.Pattern[str]) -> list[str]:
-    """Find the pattern in the id of each tile, or else in its path; "" where it does not occur."""
+    """Return the match of the pattern in the id of each tile, or else in its path; "" without a match."""
     paths = source.paths or [""] * len(source.ids)
     matches = (pattern.search(name) or pattern.search(path) for name, path in zip(source.ids, paths, strict=True))
     return ["" if match is None else (match[1] or "" if pattern.groups else match[0]) for match in matches]
 
 
 def _is_shared(values: Sequence[str]) -> bool:
-    """Return whether values could be groups: half of the tiles have one, there are several, and tiles share them."""
+    """Return whether values may be groups: at least half of the tiles have one, several exist, and tiles share them."""
     named = [value for value in values if value]
     distinct = len(set(named))
-    return len(named) >= _COMMON * len(values) and 1 < distinct < len(named)
+    return len(named) >= _MIN_SHARE * len(values) and 1 < distinct < len(named)

@@ -1,4 +1,4 @@
-"""Hold out training tiles for validation, testing or folds: whole groups, stratified by class, reproducibly."""
+"""Hold out training tiles for validation, testing or folds, by group and stratified by class."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +12,11 @@ from clipit.patients import patients
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import TileSet
 
-_UNKNOWN = "groups unknown: tiles of one patient may be on both sides, so {split} scores may be too high"
+_UNKNOWN_GROUPS = "groups unknown: tiles of one patient may be on both sides, so {split} scores may be too high"
 
 
 def hold_out_validation(tiles: TileSet, fraction: float, seed: int, *, blind: bool = False) -> TileSet:
-    """Move about `fraction` of train to validation (see `_hold_out`); with `blind`, without using labels.
+    """Move about `fraction` of train to validation (see `_hold_out`), ignoring labels if `blind`.
 
     Raises:
         DataError: No group could be moved.
@@ -39,9 +39,9 @@ def hold_out_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
 def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
     """Move one of several folds of train to test.
 
-    Every tile of train belongs to exactly one fold, and all tiles of a group to the same one. The groups of each class
-    are drawn in a random order, the largest first, and each goes to the fold with the fewest tiles of its class. The
-    folds depend on the names of the groups and the seed, not on the order of the rows.
+    Every training tile belongs to exactly one fold, and all tiles of a group to the same fold. The groups of each class
+    are sorted by size, the largest first, with ties in random order; each goes to the fold with the fewest tiles of its
+    class. The folds depend on the names of the groups and the seed, not on the order of the rows.
 
     Args:
         tiles: Tiles without a test split.
@@ -67,11 +67,11 @@ def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
         sizes = [0] * folds
         order = [stratum[position] for position in shuffled(stratum, seed, "folds")]
         for name in sorted(order, key=lambda name: -len(members[name])):
-            chosen = min(range(folds), key=lambda place: (sizes[place], totals[place], place))
+            chosen = min(range(folds), key=lambda number: (sizes[number], totals[number], number))
             fold_of[name] = chosen
             sizes[chosen] += len(members[name])
             totals[chosen] += len(members[name])
-    moved = {name for name, place in fold_of.items() if place == fold}
+    moved = {name for name, number in fold_of.items() if number == fold}
     note = f"test: fold {fold} of {folds} (numbered from 0), held out with seed {seed}"
     moved_tiles = _move(tiles, inside, name_of, moved, "test", note)
     codes = set(moved_tiles.truth[moved_tiles.splits == "test"].tolist())
@@ -84,9 +84,9 @@ def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
 def _hold_out(tiles: TileSet, split: Literal["validation", "test"], fraction: float, seed: int) -> TileSet:
     """Move about `fraction` of train to another split: whole groups, stratified by class where possible.
 
-    A tile without a group is its own group, unless its id contains a TCGA barcode; the slides of one TCGA patient form
-    one group. If there are labelled tiles, only their groups move, because validation needs labels. The result depends
-    on the names of the groups and the seed, not on the order of the rows.
+    A tile without a group is a group of its own, unless its id contains a TCGA barcode; the slides of one TCGA patient
+    form one group. If there are labelled tiles, only groups with labelled tiles move, because validation needs labels.
+    The result depends on the names of the groups and the seed, not on the order of the rows.
 
     Raises:
         DataError: No group could be moved.
@@ -130,7 +130,7 @@ def _members(name_of: Mapping[int, str], rows: Iterable[int]) -> dict[str, list[
 
 
 def _strata(tiles: TileSet, members: Mapping[str, Sequence[int]]) -> dict[int, list[str]]:
-    """Sort the groups into strata: by the most frequent class of their labelled tiles (the first if tied), else -1."""
+    """Sort the groups by the most frequent class of their labelled tiles, the first if tied, or -1 without labels."""
     truth = tiles.truth.tolist()
     strata: dict[int, list[str]] = {}
     for name, rows in members.items():
@@ -148,9 +148,9 @@ def _move(
     split: Literal["validation", "test"],
     note: str,
 ) -> TileSet:
-    """Move whole groups of train to a split, and add a note, with a warning if groups are unknown."""
+    """Move whole groups of train to a split, and add a note that warns if groups are unknown."""
     splits = tiles.splits.astype("<U10")
     splits[[row for row in inside if name_of[row] in moved]] = split
     if any(name_of[row].startswith("tile:") for row in inside):
-        note += f"; {_UNKNOWN.format(split=split)}"
+        note += f"; {_UNKNOWN_GROUPS.format(split=split)}"
     return replace(tiles, splits=splits, notes=(*tiles.notes, note))

@@ -87,7 +87,7 @@ def test_auroc_is_undefined_when_all_texts_agree(index: Index, tiles: Store, tmp
     labels = dict(zip(table.column("tile_id").to_pylist(), label.tolist(), strict=True))
     found = agreement(table, labels, index=index, class_vectors=classes)
     assert found["zero_shot"] == 1 and found["score_auroc"] is None
-    assert "right for all or for none" in found["undefined"]["score_auroc"]
+    assert "correct for all tiles or for none" in found["undefined"]["score_auroc"]
 
 
 def test_skewness_is_that_of_all_snippets() -> None:

@@ -51,7 +51,7 @@ def test_the_shipped_axes_are_in_order() -> None:
 
 @pytest.mark.parametrize("template", ["an image of {}", TEMPLATE + " {}", TEMPLATE + " {scanner}"])
 def test_slots_must_be_there_once(template: str) -> None:
-    with pytest.raises(ConfigError, match="must hold each of"):
+    with pytest.raises(ConfigError, match="must contain each of"):
         prompt_grid(PROMPTS, [template])
 
 

@@ -195,7 +195,7 @@ classes:
     assert "classes.d: must be a list" in message
     assert "classes.e[0]: 1 is not a string" in message
     assert "classes.f[0]: 'a {} slide' is a template" in message
-    assert "classes.True: the class's name is not text" in message
+    assert "classes.True: the class name is not a string" in message
     assert "11 problems" in message
 
 

@@ -131,7 +131,7 @@ def test_long_words_are_counted_and_listed() -> None:
     assert built.account.long_words == 1
     shown = built.account.text(reports)
     assert "long words         1  of more than 500 characters were dropped" in shown
-    assert "report r1: 1 dropped (88,022 characters), first data:image/png" in shown
+    assert "report r1: 1 dropped (88,022 characters), e.g. data:image/png" in shown
     assert "long words" not in build().account.text(REPORTS)
 
 
@@ -221,7 +221,7 @@ def test_microscopy_and_diagnoses_rank_before_gross_descriptions() -> None:
         "Atypical glands invade the fat.", "Tumor cells form many nests.", "DIAGNOSIS: Adenocarcinoma."
     }  # fmt: skip
     (name,) = [name for name in built.account.dropped if name.startswith("similarity")]
-    assert "off: reports.morphology_prompts=null" in name and built.account.dropped[name].count == 3
+    assert "to disable, set reports.morphology_prompts=null" in name and built.account.dropped[name].count == 3
     for off in ({"morphology_prompts": None}, {"boilerplate_prompts": None}):
         everything = build_snippets(reports, ReportsConfig(path="x", **off), words_and_two, 60)
         assert "The fat was not inked at all." in texts(everything)

@@ -218,7 +218,7 @@ def valid() -> dict[str, Any]:
         ({"class": {}}, "class: unknown key"),
         ({"name": None}, "name: is missing"),
         ({"classes": {}}, "classes: is missing or empty"),
-        ({"classes": {"high": []}}, "classes.high: must be a list of at least one phrase"),
+        ({"classes": {"high": []}}, "classes.high: must be a list with at least one phrase"),
         ({"classes": {"high": "MSI"}}, "classes.high: must be a list"),
         ({"classes": {"high": [" "]}}, "classes.high[0]: is empty"),
         ({"classes": {"high": ["--"]}}, "classes.high[0]: is empty"),

@@ -89,7 +89,7 @@ def test_texts_named_by_barcode(tmp_path: Path, types: Path) -> None:
         (f"part/{KIDNEY}.pdf", "TCGA-BP-5195", "kidney"),
         ("part/tcga-d7-8573-01Z", "TCGA-D7-8573", "stomach"),
     ]
-    assert any("README.txt: skipped, its name does not begin with" in problem for problem in reports.problems)
+    assert any("README.txt: skipped, the name does not begin with" in problem for problem in reports.problems)
 
 
 def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
@@ -119,8 +119,8 @@ def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
     ("content", "message"),
     [
         ("patient,type\nTCGA-BP-5195,KIRC\n", "expected the columns patient_id and cancer_type, found patient, type"),
-        ("patient_id,cancer_type\nTCGA-BP-5195,KIDNEY\n", r"(?s)'TCGA-BP-5195' with cancer type 'KIDNEY'.*line 2"),
-        ("patient_id,cancer_type\nBP-5195,KIRC\n", "no TCGA patient or project code"),
+        ("patient_id,cancer_type\nTCGA-BP-5195,KIDNEY\n", r"(?s)'KIDNEY' not a cancer type.*line 2"),
+        ("patient_id,cancer_type\nBP-5195,KIRC\n", "'BP-5195' is not a TCGA patient barcode"),
         ("patient_id,cancer_type\nTCGA-BP-5195,KIRC\nTCGA-BP-5195,LUAD\n", "two organs for TCGA-BP-5195"),
         (None, "cannot read the cancer types"),
     ],

@@ -211,7 +211,7 @@ def test_invalid_prompt_sets_are_refused(configure_file: Callable[..., ConfigFil
         refused(**{"prompt_study.simple": "pcam"})
     with pytest.raises(ConfigError, match="both called small"):
         refused(**{"prompt_study.simple": world["prompts"]})
-    with pytest.raises(ConfigError, match="must hold each of"):
+    with pytest.raises(ConfigError, match="must contain each of"):
         refused(**{"prompt_study.templates": ["an image of {}"]})
 
 

@@ -54,7 +54,7 @@ def test_everything_is_fetched_once(served: State, tmp_path: Path) -> None:
     assert not list((tmp_path / "data").glob("*.zip")) and not list((tmp_path / "data").glob("*.gz"))
     again = run(tmp_path / "data")
     assert len(served.asked) == 2
-    assert "Tiles: exists, with all of its 1 files" in again
+    assert "Tiles: exists, with all 1 files" in again
     assert "labels.h5: exists, not verified" in again
 
 
@@ -121,7 +121,7 @@ def test_an_unpacked_file_is_compared_with_its_own_checksum(
     (tmp_path / "labels.h5").write_bytes(b"labels")
     assert "labels.h5: exists, checksum verified" in run(tmp_path)
     (tmp_path / "labels.h5").write_bytes(b"damage")
-    with pytest.raises(DataError, match=rf"(?s)not the published file.*published one is {md5}.*labels.h5.*delete it"):
+    with pytest.raises(DataError, match=rf"(?s)not the published file.*expected {md5}.*labels.h5.*delete it"):
         run(tmp_path)
 
 

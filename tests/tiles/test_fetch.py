@@ -75,7 +75,7 @@ def test_a_partial_file_that_is_too_long_is_fetched_anew(server: State, tmp_path
 
 
 def test_a_wrong_checksum_sets_the_file_aside(server: State, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"(?s)wrong checksum: MD5 is {MD5}, expected {'0' * 32}.*set.zip.bad"):
+    with pytest.raises(DataError, match=rf"(?s)wrong checksum: the MD5 is {MD5}, expected {'0' * 32}.*set.zip.bad"):
         get(server, tmp_path, md5="0" * 32)
     assert (tmp_path / "set.zip.bad").read_bytes() == CONTENT
     assert not (tmp_path / "set.zip").exists() and not (tmp_path / "set.zip.partial").exists()

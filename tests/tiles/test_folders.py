@@ -138,7 +138,7 @@ def test_links_to_folders_are_read_once(tree: Path, tmp_path_factory: pytest.Tem
     assert tiles.classes == ("mucin", "stroma", "tumour")
     assert "train/mucin/slide/2.png" in tiles.ids
     (tree / "train" / "necrosis").symlink_to(elsewhere)
-    with pytest.raises(DataError, match=r"links to folders that are read elsewhere: .*necrosis"):
+    with pytest.raises(DataError, match=r"links to folders that are also read elsewhere: .*necrosis"):
         load_tiles(config(tree), seed=0)
 
 

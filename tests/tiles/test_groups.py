@@ -40,7 +40,7 @@ def test_advice_names_the_best_column_and_its_key() -> None:
     columns = {"slide": ["s1", "s2", "s3", "s3"], "Patient ID": ["p1", "p1", "p2", "p2"]}
     told = group_advice(source(["a", "b", "c", "d"], columns=columns))
     assert told == (
-        "the column Patient ID names 2 patients or slides, but is not used: set --tiles.columns.group='Patient ID'"
+        "the column Patient ID identifies 2 patients or slides, but is not used: set --tiles.columns.group='Patient ID'"
     )
     alone = {"case": ["1", "2", "3", "4"]}
     assert group_advice(source(["a", "b", "c", "d"], columns=alone)) == "", "no two tiles share a case"

@@ -327,7 +327,7 @@ def test_minus_one_among_integers_is_no_class(tmp_path: Path) -> None:
     tiles = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4), seed=0)
     assert tiles.classes == ("0", "1")
     assert (tiles.truth == -1).sum() == 2
-    assert any("2 tiles with the label -1 count as unlabelled" in note for note in tiles.notes)
+    assert any("2 tiles with the label -1 are treated as unlabelled" in note for note in tiles.notes)
     kept = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4, classes=("-1", "0", "1")), seed=0)
     assert (kept.truth == 0).sum() == 2
     two = [row | {"label": 1 if place % 2 else -1} for place, row in enumerate(table)]

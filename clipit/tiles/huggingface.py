@@ -1,4 +1,4 @@
-"""Tiles from a Hugging Face data set: a local folder, or `hf:owner/name` on the hub."""
+"""Read tiles from a Hugging Face data set: a local folder, or `hf:owner/name` on the hub."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -23,17 +23,17 @@ _DEFAULTS = {"path": "image", "label": "label"}
 
 
 class DatasetReader:
-    """Reader of the image column of a data set with several parts; rows are numbered across the parts."""
+    """Reader for the image column of a data set with several parts; rows are numbered across the parts."""
 
     def __init__(self, parts: dict[str, Any], column: str) -> None:
         """Index the rows of the parts (name -> `datasets.Dataset` with undecoded images)."""
         self._parts = parts
         self._column = column
-        self._places = [(name, row) for name, part in parts.items() for row in range(part.num_rows)]
+        self._rows = [(name, row) for name, part in parts.items() for row in range(part.num_rows)]
 
     def read(self, row: int) -> Image.Image:
         """Decode the image of a row."""
-        name, part_row = self._places[row]
+        name, part_row = self._rows[row]
         try:
             value = self._parts[name][part_row][self._column] or {}
         except Exception as error:  # pyarrow raises many kinds of exceptions for damaged files
@@ -47,8 +47,8 @@ class DatasetReader:
         return decode(Path(value["path"]))
 
     def where(self, row: int) -> str:
-        """Return part and row, for messages."""
-        name, part_row = self._places[row]
+        """Return part and row, for error messages."""
+        name, part_row = self._rows[row]
         return f"part {name}, row {part_row}"
 
 
@@ -59,9 +59,9 @@ class PartRows:
     Attributes:
         count: Number of rows.
         names: Names of all columns.
-        text: Function from the name of a column to its cells as text, "" where missing; class indices stay numbers.
-        class_names: Class names of the columns that have them.
-        stamps: Stamp of each image.
+        text: Function that returns the cells of a column as text, "" where missing; class indices are not replaced.
+        class_names: Column -> class names, for columns of class indices.
+        stamps: Stamp of each image's content.
     """
 
     count: int
@@ -72,10 +72,10 @@ class PartRows:
 
 
 def read_huggingface(config: TilesConfig) -> SourceTiles:
-    """Read the tiles of a data set; the id is the `id` column if tiles.columns names one, else `<part>/<row>`.
+    """Read the tiles of a data set; the id is the column tiles.columns.id, or else `<part>/<row>`.
 
-    The image column is `image` and the label column `label` unless tiles.columns says otherwise (`path` names the image
-    column). Parts that tiles.splits, if given, does not map are dropped. A data set without parts is used as train.
+    The image column is `image` and the label column `label`, unless tiles.columns sets others (`path` is the image
+    column). If tiles.splits is set, parts that it does not map are dropped. A data set without parts is all train.
 
     Raises:
         DataError: The data set cannot be loaded, or lacks parts or columns.
@@ -94,15 +94,15 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
 
 
 def join_parts(parts: Mapping[str, PartRows], config: TilesConfig, reader: Reader) -> SourceTiles:
-    """Return the tiles of all parts.
+    """Join the tiles of all parts.
 
     Args:
-        parts: Rows of each part; their columns have been checked.
+        parts: Rows of each part, with checked columns.
         config: Section `tiles`.
-        reader: Reader of the images, with the rows numbered across the parts.
+        reader: Reader of the images, with rows numbered across the parts.
 
     Raises:
-        DataError: The parts contradict each other, have no rows, or contain cells that cannot be used.
+        DataError: The parts have different classes, there are no rows, or a cell is invalid.
     """
     names = _column_names(config)
     columns: dict[str, list[str]] = {key: [] for key in names}
@@ -187,7 +187,7 @@ def _column_names(config: TilesConfig) -> dict[str, str]:
 
 
 def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) -> list[str]:
-    """Replace class indices with names, and negative ones, which mark missing labels, with ""."""
+    """Replace class indices with names; negative indices mark missing labels and become ""."""
     names = {"": ""} | {str(number): name for number, name in enumerate(classes)}
     wrong = sorted({number for number in numbers if number not in names and not number.startswith("-")})
     if wrong:
@@ -200,7 +200,7 @@ def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) ->
 
 
 def _describe_rows(rows: Any, where: str) -> PartRows:
-    """Describe a part that is on disk."""
+    """Describe a part on disk."""
     class_names = {name: tuple(feature.names) for name, feature in rows.features.items() if hasattr(feature, "names")}
 
     def text(column: str) -> list[str]:
@@ -211,7 +211,7 @@ def _describe_rows(rows: Any, where: str) -> PartRows:
 
 
 def select_parts(parts: Mapping[str, Part], config: TilesConfig) -> dict[str, Part]:
-    """Return the parts that tiles.splits names, or all parts.
+    """Return the parts that tiles.splits names, or all parts if it is not set.
 
     Raises:
         DataError: A part named in tiles.splits is missing.
@@ -230,14 +230,14 @@ def select_parts(parts: Mapping[str, Part], config: TilesConfig) -> dict[str, Pa
 
 
 def not_images(column: str, kind: str, where: str) -> DataError:
-    """Return the error for an image column that contains values of another kind."""
+    """Build the error for an image column with other content."""
     return DataError(
         f"column {column} contains {kind}, not images", where=where, fix="name the image column: tiles.columns.path"
     )
 
 
 def _undecoded_images(rows: Any, column: str, where: str) -> Any:
-    """Select the image column as bytes or paths, because clipit's own decoding detects truncated images."""
+    """Select the image column as bytes or paths; clipit decodes images itself to detect truncated ones."""
     import datasets
 
     if not isinstance(rows.features[column], datasets.Image):
@@ -246,7 +246,7 @@ def _undecoded_images(rows: Any, column: str, where: str) -> Any:
 
 
 def _column_as_text(rows: Any, column: str, where: str) -> list[str]:
-    """Read a column as text; "" for missing cells, and for all if there is no such column."""
+    """Read a column as text; missing cells, and all cells of a missing column, are ""."""
     if column not in rows.column_names:
         return [""] * int(rows.num_rows)
     try:

@@ -1,4 +1,4 @@
-"""Kept tiles: images of a streamed set, copied once into tar shards in the workspace; large ones are resized."""
+"""Kept tiles: images of a streamed set, copied once into tar shards in the workspace, with large images resized."""
 
 import io
 import tarfile
@@ -22,11 +22,11 @@ from clipit.progress import Advance, progress
 from clipit.read_ahead import read_ahead, reading_threads
 from clipit.tiles.tar_shards import TarReader
 
-_SHARD = 4096  # tiles per shard; an interrupted copy resumes after the last whole shard
-_BATCH = 32  # tiles that are resized together; three batches of original images are in memory
+_SHARD = 4096  # tiles per shard; an interrupted copy resumes after the last complete shard
+_BATCH = 32  # tiles resized together; three batches of original images are in memory
 _ROWS = "rows.parquet"
 FIELD = "field."
-"""Prefix of the columns that contain the fields of a row."""
+"""Prefix of the columns with fields."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class KeptSize:
     """Size and quality of kept images.
 
     Attributes:
-        pixels: Maximum length of the shorter edge, in pixels; None to resize no image.
+        pixels: Maximum length of the shorter edge, in pixels; None to disable resizing.
         quality: JPEG quality of resized images; None for lossless PNG.
     """
 
@@ -57,11 +57,11 @@ class SourceTile:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a set that one process reads in order, such as one of its files.
+    """Part of a set that one process reads in order, such as a file.
 
     Attributes:
-        title: Name, for messages.
-        read: Function from a number of rows to an iterator over the tiles after them.
+        title: Name, for the progress bar.
+        read: Function that skips a number of rows and returns an iterator over the following tiles.
     """
 
     title: str
@@ -83,7 +83,7 @@ class KeptTiles:
         return int(self.artifact.manifest.facts["tiles"])
 
     def rows(self, columns: Sequence[str]) -> pa.Table:
-        """Read columns of the rows: place of the image, `scale` (original edge / kept edge), and fields."""
+        """Read columns of the rows: location of the image, `scale` (original edge / kept edge), and fields."""
         return self.artifact.table(_ROWS, list(columns))
 
     def stamps(self) -> list[str]:
@@ -97,7 +97,7 @@ class KeptTiles:
         return np.asarray(self.rows(["scale"]).column("scale"), dtype=np.float64)
 
     def reader(self, prefix: str = "") -> TarReader:
-        """Return a reader of the images, which verifies the checksum of each."""
+        """Return a reader for the images, which verifies their checksums."""
         table = self.rows(["shard", "name", "offset", "size", "crc"])
         shard, offset, size, crc = (
             np.asarray(table.column(name), dtype=dtype)
@@ -116,21 +116,21 @@ def keep_tiles(
     size: KeptSize,
     title: str,
 ) -> KeptTiles:
-    """Read a set once and keep its tiles, or open those kept before; call it in all processes, which share the blocks.
+    """Read a set once and keep its tiles, or open the tiles kept before; call it in all processes.
 
-    An image that is not larger than the kept size, or cannot be decoded, is kept as it is, byte for byte, so that it
-    gives the same pixels or the same error as in the set.
+    The blocks are distributed over processes. An image that is not larger than the kept size, or cannot be decoded, is
+    copied byte for byte, so that it yields the same pixels or the same error as in the set.
 
     Args:
         root: Folder of artefacts.
-        inputs: JSON-like description of the set.
-        blocks: Function that opens the set; called if its tiles have not been kept.
-        columns: Names of the fields of its tiles.
+        inputs: JSON-serialisable description of the set.
+        blocks: Function that opens the set; called only if its tiles have not been kept.
+        columns: Names of the tiles' fields.
         size: Size and quality of the kept images.
-        title: Name of the set, for messages.
+        title: Name of the set, for the progress bar.
 
     Raises:
-        DataError: The set cannot be read; the next attempt continues after the tiles that were kept.
+        DataError: The set cannot be read; the next attempt resumes after the tiles kept so far.
     """
 
     def make(folder: Path) -> dict[str, Any]:
@@ -214,8 +214,7 @@ def _rows_file(folder: Path, number: int, part: int) -> Path:
 
 
 def _schema(columns: Sequence[str]) -> pa.Schema:
-    """Return the columns of the rows."""
-    own = {
+    location = {
         "shard": pa.int32(),
         "name": pa.string(),
         "offset": pa.int64(),
@@ -223,7 +222,7 @@ def _schema(columns: Sequence[str]) -> pa.Schema:
         "crc": pa.uint32(),
         "scale": pa.float64(),
     }
-    return pa.schema([*own.items(), *((f"{FIELD}{name}", pa.string()) for name in columns)])
+    return pa.schema([*location.items(), *((f"{FIELD}{name}", pa.string()) for name in columns)])
 
 
 def _merge(folder: Path, blocks: int, columns: Sequence[str]) -> dict[str, Any]:
@@ -232,14 +231,14 @@ def _merge(folder: Path, blocks: int, columns: Sequence[str]) -> dict[str, Any]:
     tiles, resized = 0, 0
     with whole_file(folder / _ROWS) as temporary, pq.ParquetWriter(temporary, _schema(columns)) as writer:
         for number, file in enumerate(files):
-            with reading(file, fix="delete this file and start again"):
+            with reading(file, fix="delete this file and run the command again"):
                 table = pq.read_table(file)
             tiles += table.num_rows
             resized += int((np.asarray(table.column("scale")) > 1).sum())
             writer.write_table(table.set_column(0, "shard", pa.array([number] * table.num_rows, pa.int32())))
     shards = {file.name.replace(".rows", "tiles").replace(".parquet", ".tar") for file in files}
     leftover = [shard for shard in folder.glob("tiles-*.tar") if shard.name not in shards]
-    # The marks of finished blocks go first: if this is interrupted, the set is read again, and no row is lost.
+    # Delete the marks of finished blocks first, so that an interruption causes a new read and loses no row.
     for file in (*(folder / f".done-{number:06d}" for number in range(blocks)), *files, *leftover):
         file.unlink(missing_ok=True)
     return {"tiles": tiles, "resized": resized, "blocks": blocks}
@@ -247,7 +246,7 @@ def _merge(folder: Path, blocks: int, columns: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class KeptImage:
-    """A kept image file.
+    """Kept image file.
 
     Attributes:
         data: Bytes of the file.
@@ -263,8 +262,8 @@ class KeptImage:
 def keep_image(data: bytes, size: KeptSize) -> KeptImage:
     """Resize an image if its shorter edge is longer than the kept size; keep its bytes otherwise.
 
-    Images are resized as models resize them, with Pillow's bicubic filter. A model with this filter and input size
-    therefore receives the same pixels as from the original, up to the loss of the JPEG.
+    Images are resized with Pillow's bicubic filter, like the input of models. A model with this filter and input size
+    therefore receives the same pixels as from the original image, except for JPEG compression.
     """
     if not data:
         return KeptImage(data, "none", 1.0)

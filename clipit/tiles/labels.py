@@ -15,21 +15,21 @@ logger = logging.getLogger(__name__)
 
 
 def with_all_labels(config: RunConfig) -> RunConfig:
-    """Return a configuration that hides no labels, for what does not depend on them."""
+    """Return the configuration with no labels hidden, for artefacts that do not depend on labels."""
     return config.model_copy(update={"tiles": config.tiles.model_copy(update={"labels": LabelsConfig()})})
 
 
 def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     """Hide labels of the training and validation splits; test labels are never hidden.
 
-    Labelled tiles are drawn by (seed, id), so for a given seed a larger labelled set contains every smaller one. A
-    fraction is applied per class and keeps at least one tile of each class. Tiles with labels by annotators are drawn
-    per class of their majority for every `tiles.annotations.labels`, so that all kinds of labels keep the same tiles.
+    Labelled tiles are drawn by (seed, id), so that for a given seed a larger labelled set contains every smaller one. A
+    fraction applies per class and keeps at least one tile of each class. Tiles labelled by annotators are drawn per
+    majority class whatever `tiles.annotations.labels` is, so that all kinds of labels keep the same tiles.
 
     Args:
         tiles: Tiles of all splits; `truth` keeps the labels that are hidden in `labels`.
-        config: Labels to keep. With validation "same", the validation split keeps at most as many labels as train (and
-            at most as many per class, if labels are given per class).
+        config: Labels to keep. With validation "same", the validation split keeps at most as many labels as train (per
+            class, if the number is per class).
         seed: Seed of the draw, unless the configuration sets its own.
 
     Raises:
@@ -56,21 +56,21 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     for mask, kept in ((train, quota), (validation, validation_quota)):
         _keep(labels, np.flatnonzero(mask), tiles, strata, kept, seed)
     notes = []
-    left = _counts(labels[train], classes)
-    if tiles.annotations is not None and left.sum() < quota.sum():
+    remaining = _counts(labels[train], classes)
+    if tiles.annotations is not None and remaining.sum() < quota.sum():
         notes.append(
-            f"{int(quota.sum() - left.sum()):,} of the {int(quota.sum()):,} training tiles drawn to be labelled have "
+            f"{int(quota.sum() - remaining.sum()):,} of the {int(quota.sum()):,} training tiles drawn as labelled have "
             "no label by the chosen annotator"
         )
-    if left.any() and not left.all():  # without any label, training is refused or needs none
-        missing = [name for name, count in zip(tiles.classes, left.tolist(), strict=True) if not count]
-        notes.append(f"no training tile has a label of the classes {shortlist(missing, 20)}")
+    if remaining.any() and not remaining.all():  # without any label, training needs none or fails
+        missing = [name for name, count in zip(tiles.classes, remaining.tolist(), strict=True) if not count]
+        notes.append(f"no training tile is labelled with the classes {shortlist(missing, 20)}")
         logger.warning(notes[-1])
     return replace(tiles, labels=labels, notes=(*tiles.notes, *notes))
 
 
 def proportional(counts: Int64[np.ndarray, " c"], total: int) -> Int64[np.ndarray, " c"]:
-    """Divide `total` among classes in proportion to their counts (largest remainders; at most the count)."""
+    """Divide `total` among classes in proportion to their counts, by largest remainders and at most the count."""
     if total >= counts.sum():
         return counts.copy()
     exact = counts * (total / max(int(counts.sum()), 1))
@@ -108,15 +108,15 @@ def _train_quota(
         )
         return kept
     if config.kind == "per_class":
-        wanted = int(config.value)
-        short = [f"{name} has {count}" for name, count in zip(classes, counts.tolist(), strict=True) if count < wanted]
+        per_class = int(config.value)
+        short = [f"{name} ({count})" for name, count in zip(classes, counts.tolist(), strict=True) if count < per_class]
         if short:
             raise DataError(
-                f"{wanted} labels per class are configured, but in train {shortlist(short)}",
+                f"{per_class} labels per class are configured, but train has fewer of {shortlist(short)}",
                 where="tiles.labels",
                 fix="use fewer, or kind: fraction",
             )
-        return np.full_like(counts, wanted)
+        return np.full_like(counts, per_class)
     return counts
 
 
@@ -128,7 +128,7 @@ def _keep(
     quota: Int64[np.ndarray, " c"],
     seed: int,
 ) -> None:
-    """Hide, in place, all labels of `inside` beyond each class's quota."""
+    """Hide all labels of the tiles `inside` beyond the quota of each class, in place."""
     for code, kept in enumerate(quota.tolist()):
         members = inside[strata[inside] == code]
         if kept < members.size:

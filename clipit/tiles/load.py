@@ -1,4 +1,4 @@
-"""Load the configured tiles: read the source, map classes and splits, split off missing parts, hide labels."""
+"""Load the configured tiles: read the source, map classes and splits, hold out missing splits, and hide labels."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -59,10 +59,10 @@ def load_tiles(config: TilesConfig, seed: int) -> TileSet:
 
     Args:
         config: Section `tiles`.
-        seed: Seed of the run; chooses the labelled tiles unless `labels.seed` is given.
+        seed: Seed of the run, which selects the labelled tiles unless `labels.seed` is set.
 
     Raises:
-        DataError: The data set is missing, contradictory or not as published, or has too few labels.
+        DataError: The data set is missing, inconsistent or not as published, or has too few labels.
         ConfigError: An option does not apply to the source, or the number of labels is invalid.
     """
     return hide_labels(read_tiles(config), config.labels, seed)
@@ -74,25 +74,25 @@ def read_tiles(
     """Load tiles without hiding labels (`labels` equals `truth`); the result is the same for every seed.
 
     Steps: read the source, map and check classes, map splits, drop unmapped tiles, check groups, drop unreadable
-    images if configured, hold out a test split or fold if there is none (as configured, or with the fraction and seed
-    of a published data set), hold out a validation split if there is none (with `split_seed`), and label the tiles by
-    their annotators if configured.
+    images if configured, hold out a missing test split or fold (as configured, or with the fraction and seed of a
+    published data set), hold out a missing validation split (with `split_seed`), and label the tiles by their
+    annotators if configured.
 
     Args:
         config: Section `tiles`.
         check: Whether groups in two splits are an error; False if the caller handles leaks.
         decode: Whether to decode every image if tiles.unreadable is quarantine.
         hold_out: Whether to hold out a missing test or validation split; False for tiles that are only predicted.
-        root: Folder of artefacts, for streamed tiles and the index of shards, for which all processes must call this.
-            None: tiles cannot be streamed, and shards are indexed again.
+        root: Folder of artefacts for streamed tiles and the index of shards; then call this in all processes. None
+            forbids streaming, and shards are indexed again.
 
     Raises:
-        DataError: The data set is missing, contradictory or not as published.
+        DataError: The data set is missing, inconsistent or not as published.
         ConfigError: An option does not apply to the source.
     """
     _check_options(config)
     data_set = DATASETS.get(config.source)
-    # With `class_map`, `tiles.classes` holds the mapped names, which the source does not use.
+    # With `class_map`, `tiles.classes` are the mapped names, which do not occur in the source.
     source_config = config.model_copy(update={"classes": None}) if config.class_map else config
     if config.streaming:
         source = stream_tiles(source_config, root)
@@ -126,19 +126,19 @@ def _with_strata(tiles: TileSet, annotated: AnnotatedTiles | None, *, tests: boo
 
 
 def _hold_out_tests(tiles: TileSet, config: TilesConfig, data_set: DataSet | None) -> TileSet:
-    """Hold out the configured test split or fold; else that of a published data set, if it has no test split.
+    """Hold out the configured test split or fold, or else that of a published data set without a test split.
 
     Raises:
         ConfigError: A test split or fold is configured, but the source has a test split.
     """
-    wanted = "folds" if config.folds is not None else "test_fraction" if config.test_fraction is not None else ""
+    key = "folds" if config.folds is not None else "test_fraction" if config.test_fraction is not None else ""
     tests = int((tiles.splits == "test").sum())
-    if wanted and tests:
+    if key and tests:
         raise ConfigError(
-            f"the source has a test split already ({tests} tiles), so none can be held out",
-            where=f"tiles.{wanted} ({tiles.where})",
-            fix=f"remove tiles.{wanted}; or read all splits as train, in tiles.splits: {{train: [train, test]}} with "
-            "the names of the source",
+            f"the source already has a test split ({tests} tiles), so none can be held out",
+            where=f"tiles.{key} ({tiles.where})",
+            fix=f"remove tiles.{key}; or read all splits as train with tiles.splits: {{train: [train, test]}}, using "
+            "the names in the source",
         )
     if config.folds is not None:
         return hold_out_fold(tiles, config.folds, config.fold, config.split_seed)
@@ -155,11 +155,11 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
     Args:
         source: Rows of the source.
         config: Section `tiles`.
-        annotators: Labels by annotators, whose classes count as classes of the tiles.
+        annotators: Labels by annotators, whose classes are added to those of the tiles.
 
     Raises:
-        DataError: Labels, splits or groups are contradictory, or no tile is left.
-        ConfigError: The configured classes are contradictory.
+        DataError: Labels, splits or groups are inconsistent, or no tiles remain.
+        ConfigError: The configured classes are invalid.
     """
     if annotators is None or any(source.labels):
         source = map_labels(source, config.class_map)
@@ -168,19 +168,19 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
     code_of = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
     labels = np.asarray([code_of[name] for name in source.labels], dtype=np.int64)
     mpp = np.asarray(source.mpp, dtype=np.float64)
-    if config.mpp is not None and config.source != "slides":  # there, it is the mpp of the slides, not of the tiles
+    if config.mpp is not None and config.source != "slides":  # for slides, it is the mpp of the slides, not the tiles
         mpp = np.where(np.isnan(mpp), config.mpp, mpp)
     splits = resolve_parts(source.parts, config.splits, source.part_names, source.where, config.other_parts)
     kept = np.asarray([bool(split) for split in splits]) & (np.asarray(source.labels, dtype=object) != DROPPED)
     if not kept.any():
         raise DataError(
-            "no tiles are left after mapping splits and labels",
+            "no tiles remain after mapping splits and labels",
             where=source.where,
             fix="correct tiles.splits or tiles.class_map",
         )
     # Tiles to be dropped get a placeholder split.
     tiles = TileSet(
-        # Objects, because arrays of fixed width would give every row the size of the longest text.
+        # Objects, because fixed-width strings would give every row the size of the longest id.
         ids=np.asarray(source.ids, dtype=object),
         labels=labels,
         truth=labels.copy(),
@@ -199,9 +199,9 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
 
 
 def _shared(texts: Sequence[str]) -> Shaped[np.ndarray, " n"]:
-    """Return texts as objects, with equal texts sharing one object.
+    """Return texts as an object array in which equal texts share one object.
 
-    The texts are copied, because those read among other objects would keep the memory of these from being freed.
+    The texts are copied: originals scattered among other objects would prevent their memory from being freed.
     """
     copies = {text: text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass") for text in set(texts)}
     return np.asarray([copies[text] for text in texts], dtype=object)
@@ -216,7 +216,7 @@ def _part_notes(source: SourceTiles, splits: list[str]) -> tuple[str, ...]:
 
 
 def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) -> tuple[str, ...]:
-    """Describe how split values such as Training or VAL, which are neither clipit's nor configured, were read."""
+    """Describe how values such as Training or VAL, which are neither standard nor configured, were read as splits."""
     if source.part_names is not ALIASES:
         return ()
     named = {*configured_parts(config.splits)}
@@ -243,9 +243,9 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
     if unknown:
         rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in unknown]
         raise DataError(
-            f"labels outside the classes: {shortlist(unknown)}, in {len(rows)} tiles: {shortlist(rows, 3)}",
+            f"unknown classes {shortlist(unknown)} in {len(rows)} tiles: {shortlist(rows, 3)}",
             where=source.where,
-            fix=f"the classes are {', '.join(classes)}: correct the labels or tiles.classes",
+            fix=f"the classes are {', '.join(classes)}; correct the labels or tiles.classes",
         )
     return classes
 
@@ -281,13 +281,13 @@ def _check_options(config: TilesConfig) -> None:
 
 
 def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: float = 1.0) -> str | None:
-    """Return a warning if tiles are far from a model's training resolution, else None.
+    """Return a warning if the resolution of tiles is far from a model's training resolution, else None.
 
     Args:
         tiles: Tiles, with `mpp` of the stored pixels.
         expected: Micrometres per pixel of the model's training tiles; None if unknown.
         model: Name of the model, for the message.
-        resize: Pixels of the model's input per stored pixel (224 / 96 when 96 px tiles are enlarged to 224).
+        resize: Pixels of the model's input per stored pixel, such as 224 / 96 if 96 px tiles are enlarged to 224.
     """
     known = tiles.mpp[~np.isnan(tiles.mpp)] / resize
     if expected is None or not known.size:

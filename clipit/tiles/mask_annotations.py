@@ -22,16 +22,16 @@ _COLUMNS = ("tile", "annotator", "mask")
 
 @dataclass(frozen=True, eq=False)
 class AnnotatorMasks:
-    """Masks of tiles by several annotators; they stay on disk until they are read.
+    """Masks of tiles by several annotators, read from disk on demand.
 
     Attributes:
         tiles: Tiles with at least one mask.
         annotators: Names of the annotators.
         classes: Classes of the masks.
-        reader: Reader of the files.
-        files: Name of each row of the reader.
-        row_of: Row of the reader by tile and annotator.
-        notes: Rows that were left out.
+        reader: Reader of the mask files.
+        files: File name of each row of the reader.
+        row_of: (tile, annotator) -> row of the reader.
+        notes: Notes on dropped rows.
     """
 
     tiles: TileSet
@@ -43,7 +43,7 @@ class AnnotatorMasks:
     notes: tuple[str, ...]
 
     def read(self, index: int) -> Int16[np.ndarray, "a h w"]:
-        """Read all masks of a tile: class of each pixel by annotator; -1 where it is ignored or there is no mask.
+        """Read all masks of a tile: class of each pixel by annotator; -1 if the pixel is ignored or there is no mask.
 
         Raises:
             DataError: The image or a mask cannot be read, they differ in size, or a mask has a value that is not a
@@ -72,12 +72,12 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
     Args:
         path: Table (csv, tsv or parquet).
         images: Folder or zip that the masks are relative to; None for the folder of the table.
-        tiles: Tiles, which the column `tile` names by id; masks of other tiles are left out and counted.
+        tiles: Tiles, which the column `tile` names by id; masks of other tiles are dropped and counted.
         classes: Classes of the masks.
 
     Raises:
-        DataError: The table cannot be read, lacks columns or cells, names files that are missing, has two masks by one
-            annotator for a tile, or no mask of these tiles.
+        DataError: The table cannot be read, lacks columns or cells, names missing files, has two masks by one annotator
+            for a tile, or has no mask of these tiles.
     """
     table = open_table(path)
     missing = [name for name in _COLUMNS if name not in table.names]
@@ -113,13 +113,13 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
         )
     files = [posixpath.normpath(cells["mask"][row].replace("\\", "/")) for row in kept]
     reader, _ = open_files(path.parent if images is None else images, files, path, "error")
-    note = f"masks of {len(others)} tiles that are not in the data set left out: {shortlist(others)}"
+    note = f"dropped masks of {len(others)} tiles that are not in the data set: {shortlist(others)}"
     return AnnotatorMasks(
         tiles.select(tiles.among(keys[row][0] for row in kept)),
         tuple(sorted({keys[row][1] for row in kept})),
         classes,
         reader,
         files,
-        {keys[row]: place for place, row in enumerate(kept)},
+        {keys[row]: index for index, row in enumerate(kept)},
         (note,) if others else (),
     )

@@ -1,4 +1,4 @@
-"""Decode masks: images with a value per pixel, or GeoJSON, to one class per pixel."""
+"""Decode masks, from images with one value per pixel or from GeoJSON, to one class per pixel."""
 
 import io
 import re
@@ -16,10 +16,10 @@ from clipit.slides.geojson import read_polygons
 from clipit.slides.polygons import rasterise
 
 IGNORED = -1
-"""Class of pixels that are neither trained on nor scored."""
+"""Class of pixels that are used neither for training nor for scores."""
 _GEOJSON = (".geojson", ".json")
 _IGNORE_NAME = "ignore"
-_TOLERANCE = 0.01  # share of a tile's edge by which a polygon may lie outside
+_TOLERANCE = 0.01  # share of a tile's edge by which a polygon may extend beyond it
 _LISTED = 5
 _LOSSY = frozenset({"AVIF", "JPEG", "JPEG2000", "MPO"})
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
@@ -28,11 +28,11 @@ _WEBP_HEADER = 64  # bytes that name the kind of the first image
 
 @dataclass(frozen=True)
 class MaskClasses:
-    """Classes of masks, and the values that stand for them.
+    """Classes of masks, and the values that encode them.
 
     Attributes:
         names: Class names.
-        class_of: Index of the class of each value.
+        class_of: Value -> index of the class.
         ignore: Values of ignored pixels.
     """
 
@@ -41,10 +41,10 @@ class MaskClasses:
     ignore: tuple[int, ...] = (255,)
 
     def codes(self, values: Integer[np.ndarray, "h w"]) -> Int16[np.ndarray, "h w"]:
-        """Translate the values of a mask to classes; -1 where they are ignored.
+        """Map the values of a mask to classes; -1 for ignored pixels.
 
         Raises:
-            ImageError: A value is neither that of a class nor ignored.
+            ImageError: A value is neither a class nor ignored.
         """
         present = np.unique(values)
         unknown = [int(value) for value in present if value not in self.class_of and value not in self.ignore]
@@ -64,18 +64,18 @@ def decode_mask(
 ) -> Int16[np.ndarray, "h w"]:
     """Decode a mask: PNG or TIFF with 1, 8 or 16 bits or a palette, or GeoJSON.
 
-    The values of a palette image are its indices. Images and masks are turned as their EXIF orientation
-    says. In GeoJSON, coordinates are pixels of the tile, names are those of the classes or `ignore`, later polygons lie
-    over earlier ones, and the rest of the tile is the class with the value 0, or ignored if there is none.
+    The values of a palette image are its indices. Images and masks are rotated by their EXIF orientation. In GeoJSON,
+    coordinates are pixels of the tile, names are classes or `ignore`, later polygons cover earlier ones, and the
+    remaining pixels have the class with value 0, or are ignored if there is none.
 
     Args:
-        content: File, or the bytes of a member of a zip.
+        content: File, or the bytes of a zip member.
         name: Name of the file, whose suffix distinguishes GeoJSON from images.
-        size: Width and height of the tile.
+        size: Width and height of the tile in pixels.
         classes: Classes of the mask.
 
     Returns:
-        Class of each pixel; -1 where it is ignored.
+        Class of each pixel; -1 for ignored pixels.
 
     Raises:
         ImageError: The mask has another size, cannot be decoded, or contains a value or name that is not a class.
@@ -95,17 +95,17 @@ def decode_mask(
 
 
 def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
-    """Decode the values of a mask that is an image: PNG or TIFF with 1, 8 or 16 bits or a palette.
+    """Decode the values of a mask image: PNG or TIFF with 1, 8 or 16 bits or a palette.
 
     Raises:
-        ImageError: It cannot be decoded, or its pixels are not values of classes.
+        ImageError: It cannot be decoded, or its pixels do not encode classes.
         OSError: The file cannot be opened.
     """
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set it; a truncated mask would end in zeros
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set it, and a truncated mask would end in zeros
     try:
         with Image.open(content) as image:
             if _is_lossy(image):
-                raise ImageError(f"a {image.format}, whose compression changes the values of a mask: save masks as PNG")
+                raise ImageError(f"{image.format} compression changes the values of a mask: save masks as PNG")
             if getattr(image, "n_frames", 1) > 1:
                 raise ImageError(f"{getattr(image, 'n_frames', 1)} frames or pages: save a mask as one image")
             check_bytes(image)
@@ -122,7 +122,7 @@ def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
     if mode in ("LA", "RGB", "RGBA"):
         colours = values[..., : 1 if mode == "LA" else 3]
         if (colours != colours[..., :1]).any():
-            raise ImageError("a colour image; pixels must be values of classes: save it as grey or with a palette")
+            raise ImageError("a colour image; pixels must encode classes: save it as greyscale or with a palette")
         values = values[..., 0]
     elif mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ImageError(f"pixel mode {mode}: save the mask as PNG with 8 or 16 bits")
@@ -153,14 +153,14 @@ def _packed_mode(image: Image.Image) -> str:
 
 
 def _unscaled(values: Int64[np.ndarray, "h w"], packed: str) -> Int64[np.ndarray, "h w"]:
-    """Undo what Pillow does to grey values: it scales 2 and 4 bits to 8, and inverts a TIFF in which 0 is white."""
+    """Undo Pillow's changes to grey values: it scales 2 and 4 bits to 8, and inverts a TIFF in which 0 is white."""
     grey = re.fullmatch(r"(?:L|(1))(?:;([24])?(I?)R?)?", packed)
     if grey is None:
         return values
     binary, bits, inverted = grey.groups()
-    most = 1 if binary else 255
-    values = most - values if inverted else values
-    return values // (most // (2 ** int(bits) - 1)) if bits else values
+    maximum = 1 if binary else 255
+    values = maximum - values if inverted else values
+    return values // (maximum // (2 ** int(bits) - 1)) if bits else values
 
 
 def _draw(
@@ -178,11 +178,11 @@ def _draw(
         )
     mask = np.full((height, width), classes.class_of.get(0, IGNORED), dtype=np.int16)
     for polygon in polygons:
-        least, most = polygon.extent
+        low, high = polygon.extent
         edges = np.array([width, height])
-        if (least < -_TOLERANCE * edges).any() or (most > (1 + _TOLERANCE) * edges).any():
+        if (low < -_TOLERANCE * edges).any() or (high > (1 + _TOLERANCE) * edges).any():
             raise ImageError(
-                f"a polygon from ({least[0]:g}, {least[1]:g}) to ({most[0]:g}, {most[1]:g}) lies outside the image of "
+                f"a polygon from ({low[0]:g}, {low[1]:g}) to ({high[0]:g}, {high[1]:g}) lies outside the image of "
                 f"{width} x {height} pixels"
             )
         mask[rasterise([polygon], (height, width), 1.0)] = code_of[polygon.name]

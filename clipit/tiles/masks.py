@@ -1,4 +1,4 @@
-"""Masks of tiles: the column `mask` of a table, opened beside the images and checked against them."""
+"""Masks of tiles from the column `mask` of a table, checked against the images."""
 
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -23,22 +23,22 @@ from clipit.tiles.tileset import TileSet
 
 _BLOCK = 32
 _LISTED = 5
-_MOST_LINES = 10
+_MAX_LINES = 10
 
 
 @dataclass(frozen=True, eq=False)
 class MaskSet:
-    """Tiles that have a mask; images and masks stay on disk until they are read.
+    """Tiles with a mask; images and masks are read from disk on demand.
 
     Attributes:
         tiles: Tiles.
         classes: Classes of the masks.
-        reader: Reader of the files of masks.
-        files: Name of each row of the reader.
+        reader: Reader of the mask files.
+        files: File name of each row of the reader.
         rows: Row of each tile in the reader.
         stamps: Stamp of each mask's content.
-        counts: Pixels of each tile by class, without ignored ones; empty before `check_masks`.
-        notes: Remarks on masks that were left out.
+        counts: Number of pixels of each tile by class, without ignored pixels; empty before `check_masks`.
+        notes: Notes on dropped masks.
     """
 
     tiles: TileSet
@@ -70,14 +70,14 @@ class MaskSet:
         return sha256(text.encode()).hexdigest()[:16]
 
     def where(self, index: int) -> str:
-        """Return the file of a mask, for messages."""
+        """Return the file of a mask, for error messages."""
         return self.reader.where(int(self.rows[index]))
 
     def read(self, index: int) -> tuple[Image.Image, Int16[np.ndarray, "h w"]]:
-        """Read the image of a tile as RGB, and its mask: class of each pixel, -1 where it is ignored.
+        """Read the image of a tile as RGB, and its mask: class of each pixel, -1 if ignored.
 
         Raises:
-            DataError: Image or mask cannot be read, differ in size, or the mask contains a value that is not a class.
+            DataError: Image or mask cannot be read, they differ in size, or the mask has a value that is not a class.
         """
         image = self.tiles.read(index)
         row = int(self.rows[index])
@@ -109,7 +109,7 @@ class MaskSet:
 
 
 def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> MaskSet:
-    """Find the masks of tiles; tiles whose cell is empty have none.
+    """Find the masks of tiles; tiles with an empty cell have none.
 
     Args:
         config: Section `tiles`, whose source is a table with a column `mask`.
@@ -122,7 +122,7 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
     """
     if config.source != "table":
         raise ConfigError(
-            f"masks are read from a table, and the tiles come from {config.source}",
+            f"masks are read from a table, but the tiles come from {config.source}",
             where="tiles.source",
             fix="list the tiles in a table with the columns path and mask, and set tiles.source: table",
         )
@@ -150,15 +150,14 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
 
 
 def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> MaskSet:
-    """Decode every mask once, count its pixels by class, and leave out masks in which every pixel is ignored.
+    """Decode every mask once, count its pixels by class, and drop masks in which every pixel is ignored.
 
     Args:
         masks: Masks.
-        unreadable: `error`: masks that cannot be used are errors, which are listed together. `quarantine`: they are
-            left out, counted and listed.
+        unreadable: `error` to raise one error that lists all unusable masks; `quarantine` to drop, count and list them.
 
     Raises:
-        DataError: Masks cannot be used, no mask has a labelled pixel, or a class has no pixel in any mask.
+        DataError: Masks are unusable, no mask has a labelled pixel, or a class has no pixel in any mask.
     """
     counts = np.zeros((len(masks), len(masks.classes.names)), dtype=np.int64)
     problems: dict[int, ClipitError] = {}
@@ -186,10 +185,10 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
     notes = list(masks.notes)
     if problems:
         listed = shortlist([f"{ids[i]} ({str(error).splitlines()[0]})" for i, error in problems.items()], _LISTED)
-        notes.append(f"{len(problems)} masks cannot be used and were left out: {listed}")
+        notes.append(f"{len(problems)} masks cannot be used and were dropped: {listed}")
     if ignored:
         listed = shortlist([str(ids[i]) for i in ignored], _LISTED)
-        notes.append(f"{len(ignored)} masks were left out, because every pixel is ignored: {listed}")
+        notes.append(f"{len(ignored)} masks were dropped, because every pixel is ignored: {listed}")
     kept = sorted({*range(len(masks))} - {*problems} - {*ignored})
     if not kept:
         raise DataError(
@@ -213,11 +212,11 @@ def _unusable(masks: MaskSet, problems: Mapping[int, ClipitError]) -> ClipitErro
     errors = list(problems.values())
     if len(errors) == 1:
         return errors[0]
-    lines = "".join(f"\n    {error.what}" for error in errors[:_MOST_LINES])
-    more = f"\n    ... and {len(errors) - _MOST_LINES} more" if len(errors) > _MOST_LINES else ""
-    fixes = "; ".join(dict.fromkeys(error.fix for error in errors[:_MOST_LINES]))
+    lines = "".join(f"\n    {error.what}" for error in errors[:_MAX_LINES])
+    more = f"\n    ... and {len(errors) - _MAX_LINES} more" if len(errors) > _MAX_LINES else ""
+    fixes = "; ".join(dict.fromkeys(error.fix for error in errors[:_MAX_LINES]))
     return DataError(
         f"{len(errors)} of {len(masks)} masks cannot be used:{lines}{more}",
         where=masks.tiles.where,
-        fix=f"{fixes}; or set tiles.unreadable: quarantine to leave such masks out and list them",
+        fix=f"{fixes}; or set tiles.unreadable: quarantine to drop and list such masks",
     )

@@ -1,4 +1,4 @@
-"""Find the files that a table names despite other spellings of their names, and explain which are missing."""
+"""Find the files named in a table despite different spellings, and explain which are missing."""
 
 import os
 import posixpath
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from clipit.errors import DataError, counted, shortlist
 
-_MOST_LISTED = 20_000
-"""Number of files of a folder that are compared with missing names; the folder may be a complete disk."""
+_MAX_LISTED = 20_000
+"""Maximum number of files to compare with missing names, since the folder may be a whole disk."""
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 _SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("", lambda name: name),
@@ -21,12 +21,12 @@ _SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 
 def normalise(name: str) -> str:
-    """Return the path with forward slashes, without redundant parts, in composed Unicode characters (NFC)."""
+    """Return a path with forward slashes, without redundant parts, in composed Unicode characters (NFC)."""
     return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
 
 
 def spelled_on_disk(folder: Path, name: str) -> str | None:
-    """Find a file under another spelling of its path: decomposed characters, as macOS writes them, or backslashes."""
+    """Find a file by another spelling of its path: with decomposed characters, as on macOS, or backslashes."""
     composed, decomposed = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
     for spelling in (composed, decomposed, name.replace("/", "\\")):
         if spelling != name and (folder / spelling).is_file():
@@ -35,7 +35,7 @@ def spelled_on_disk(folder: Path, name: str) -> str | None:
 
 
 def spelled_in_zip(members: Iterable[str], where: Path) -> Mapping[str, str]:
-    """Map each normalised name to the name of the zip's member.
+    """Map normalised names to the names of zip members.
 
     Raises:
         DataError: Two members have the same normalised name.
@@ -53,18 +53,18 @@ def spelled_in_zip(members: Iterable[str], where: Path) -> Mapping[str, str]:
 
 
 def files_below(folder: Path) -> list[str]:
-    """List some files below a folder, to compare them with missing names; unreadable subfolders are skipped."""
-    found: list[str] = []
+    """List files below a folder, up to a limit, to compare with missing names; unreadable subfolders are skipped."""
+    names: list[str] = []
     for base, folders, files in os.walk(folder):
         folders.sort()
-        found += [(Path(base) / name).relative_to(folder).as_posix() for name in sorted(files)]
-        if len(found) > _MOST_LISTED:
+        names += [(Path(base) / name).relative_to(folder).as_posix() for name in sorted(files)]
+        if len(names) > _MAX_LISTED:
             break
-    return found
+    return names
 
 
 def missing_files(missing: Sequence[str], total: int, present: Sequence[str], images: Path, table: Path) -> DataError:
-    """Build the error for missing files, with the first files that exist and the difference to their names.
+    """Build the error for missing files, with examples of existing files and how their names differ.
 
     Args:
         missing: Normalised names that were not found.
@@ -82,16 +82,16 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
     if any(name.split(":")[0] in ("http", "https", "s3", "gs", "file") and ":/" in name for name in missing):
         hint = "; the paths are URLs, which clipit does not download"
     return DataError(
-        f"{len(missing)} of {total} files that the table names are missing: {shortlist(missing)}; {images} contains "
+        f"{len(missing)} of {total} files in the table are missing: {shortlist(missing)}; {images} contains "
         f"{contents}{hint}",
         where=f"{table}, images in {images}",
-        fix="correct the paths, set tiles.images (clipit predict: --images) to the folder or zip that they are "
-        "relative to, or remove the rows",
+        fix="correct the paths; set tiles.images (clipit predict: --images) to the folder or zip to which they are "
+        "relative; or remove the rows",
     )
 
 
 def _difference(missing: Sequence[str], present: Sequence[str]) -> str:
-    """Describe a change of the table's paths after which all missing files are found; "" if there is none."""
+    """Describe a change of the table's paths that finds all missing files; "" if there is none."""
     for words, spell in _SPELLINGS:
         known = {spell(normalise(name)) for name in present}
         names = [spell(normalise(name)) for name in missing]
@@ -101,13 +101,13 @@ def _difference(missing: Sequence[str], present: Sequence[str]) -> str:
         for drop, add in _prefixes(names[0], known):
             if all(name.startswith(drop) and add + name[len(drop) :] in known for name in names):
                 change = [f"'{drop}' is removed from the start of the paths"] if drop else []
-                change += [f"'{add}' is put before the paths"] if add else []
+                change += [f"'{add}' is prepended to the paths"] if add else []
                 return " and ".join(change) + also
     return ""
 
 
 def _prefixes(name: str, known: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the prefixes to drop from a name and to add to it that turn it into one of the known names."""
+    """Return (prefix to drop, prefix to add) pairs that turn a name into one of the known names."""
     parts = name.split("/")
     pairs = set()
     for other in known:

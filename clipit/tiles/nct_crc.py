@@ -21,7 +21,7 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
     No patient ids are published for the 100K set, so its train and validation splits may share patients.
 
     Raises:
-        DataError: A folder is missing, or classes or numbers of tiles differ from the published ones.
+        DataError: A folder is missing, or classes or numbers of tiles differ from those published.
     """
     root = Path(config.path).expanduser()
     ids: list[str] = []
@@ -36,7 +36,7 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
                 raise NCT_CRC.missing(
                     f"expected {expected} .tif files, found {len(files)}",
                     root / folder / name,
-                    "complete the copy, or set tiles.check_counts: false if it is incomplete on purpose",
+                    "complete the copy, or set tiles.check_counts: false if it is a subset",
                 )
             if len(files) != expected:
                 differing.append(f"{folder}/{name} {len(files)} instead of {expected}")

@@ -1,4 +1,4 @@
-"""Overview of a tile set for the start of a command: what was read, and what is missing."""
+"""Overview of a tile set at the start of a command: what was read, and what is missing."""
 
 import numpy as np
 
@@ -7,24 +7,24 @@ from clipit.errors import printable, shortlist
 from clipit.patients import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 
-_MOST_CLASSES = 10  # listed; the others are counted
+_MAX_CLASSES = 10  # listed; the others are counted
 
 
 def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *, tests_only: bool = False) -> str:
-    """Format source, classes, splits, labels and patients of tiles, and list what is missing and the consequences.
+    """Summarise source, classes, splits, labels and patients of tiles, and list what is missing with its consequences.
 
     Args:
         tiles: Tiles with all labels of the source.
-        config: Section `tiles` that they were read with.
-        title: What the tiles are.
-        tests_only: Whether the tiles are a further test set, which needs no other parts.
+        config: Section `tiles` with which they were read.
+        title: Description of the tiles.
+        tests_only: Whether the tiles are a further test set, which needs no other splits.
     """
     counts = np.bincount(tiles.truth[tiles.truth >= 0], minlength=len(tiles.classes)).tolist()
     classes = [f"{name} {count:,}" for name, count in zip(tiles.classes, counts, strict=True)]
     named = patients(tiles.groups, tiles.ids)
     lines = [
         f"{title}: {config.source} {config.path}",
-        f"  {len(tiles):,} tiles, {len(classes)} classes: {shortlist(classes, _MOST_CLASSES) or 'no labels'}",
+        f"  {len(tiles):,} tiles, {len(classes)} classes: {shortlist(classes, _MAX_CLASSES) or 'no labels'}",
     ]
     for split in SPLITS:
         inside = tiles.splits == split
@@ -52,7 +52,7 @@ def _patients_of(named: np.ndarray) -> str:
 
 
 def _labels_used(config: TilesConfig) -> str:
-    """Describe the limit of the labels that a run may use; "" without a limit."""
+    """Describe the limit on the labels that a run may use; "" without a limit."""
     labels = config.labels
     limits = {
         "all": "",
@@ -64,7 +64,7 @@ def _labels_used(config: TilesConfig) -> str:
 
 
 def _missing(tiles: TileSet, named: np.ndarray, tests_only: bool) -> list[str]:
-    """List missing parts, labels and groups, each with its consequence."""
+    """List missing splits, labels and groups, each with its consequence."""
     problems = []
     inside = {split: tiles.splits == split for split in SPLITS}
     labelled = {split: mask & (tiles.truth >= 0) for split, mask in inside.items()}
@@ -74,18 +74,22 @@ def _missing(tiles: TileSet, named: np.ndarray, tests_only: bool) -> list[str]:
         problems.append("no validation split, so the best step cannot be chosen")
     if not inside["test"].any():
         problems.append("no test split, so there is no test score: tiles.test_fraction or tiles.folds holds one out")
-    for split, use in (("train", "to learn from"), ("validation", "to choose the step by"), ("test", "to score")):
+    for split, effect in (
+        ("train", "nothing can be learnt from labels"),
+        ("validation", "the best step cannot be chosen by labels"),
+        ("test", "there is no test score"),
+    ):
         if inside[split].any() and not labelled[split].any():
-            problems.append(f"no labels in {split}, so there are none {use}")
+            problems.append(f"no labels in {split}, so {effect}")
     for split in ("train", "test"):
         present = set(tiles.truth[labelled[split]].tolist())
         absent = [name for code, name in enumerate(tiles.classes) if code not in present]
         if absent and present:
-            effect = "so these cannot be learnt from labels" if split == "train" else "so these are not scored"
+            effect = "so they cannot be learnt from labels" if split == "train" else "so they are not scored"
             problems.append(f"no labelled {split} tiles of {shortlist(absent)}, {effect}")
-    nameless = int((named == "").sum())
-    if nameless:
-        how_many = "no groups" if nameless == len(tiles) else f"no group for {nameless:,} tiles"
+    ungrouped = int((named == "").sum())
+    if ungrouped:
+        how_many = "no groups" if ungrouped == len(tiles) else f"no group for {ungrouped:,} tiles"
         effect = "so tiles of one patient or slide may be in two splits, and scores too high"
         if tests_only:
             effect = "so patients or slides are not compared with those of the training tiles"

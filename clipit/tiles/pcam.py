@@ -1,4 +1,4 @@
-"""Read PatchCamelyon in its published layout: six h5 files, three official parts."""
+"""Read PatchCamelyon in its published layout: six h5 files in three parts."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,44 +25,44 @@ COUNTS = {part: count for part, _, count in PCAM.counts}
 SIDE = 96
 _PART_NAMES = {"train": "train", "valid": "validation", "test": "test"}
 _FILES = frozenset(f"camelyonpatch_level_2_split_{part}_{kind}.h5" for part in COUNTS for kind in "xy")
-_CHUNK_CACHE = 64 * 2**20  # bytes; fits a complete chunk, so that neighbouring rows are decompressed once
+_CHUNK_CACHE = 64 * 2**20  # bytes; holds a complete chunk, so that neighbouring rows are decompressed only once
 
 
 class H5Reader:
     """Reader for rows of the `x` data sets of several h5 files; rows are numbered across the files."""
 
     def __init__(self, files: Sequence[Path], counts: Sequence[int]) -> None:
-        """Set the files in order and the number of rows of each."""
+        """Create the reader for files with the given numbers of rows."""
         self._files = tuple(files)
-        self._starts = [sum(counts[:place]) for place in range(len(counts))]
+        self._starts = [sum(counts[:index]) for index in range(len(counts))]
         self._handles = [LazyHandle(partial(_open, file)) for file in files]
 
-    def _place(self, row: int) -> tuple[int, int]:
-        place = max(index for index, start in enumerate(self._starts) if start <= row)
-        return place, row - self._starts[place]
+    def _locate(self, row: int) -> tuple[int, int]:
+        file = max(index for index, start in enumerate(self._starts) if start <= row)
+        return file, row - self._starts[file]
 
     def read(self, row: int) -> Image.Image:
         """Read the image of a row."""
-        place, inner = self._place(row)
-        handle = self._handles[place].get()
+        file, inner = self._locate(row)
+        handle = self._handles[file].get()
         try:
             return Image.fromarray(handle["x"][inner])
-        except (OSError, KeyError, RuntimeError, ValueError) as error:  # what h5py raises for a damaged chunk
+        except (OSError, KeyError, RuntimeError, ValueError) as error:  # raised by h5py for a damaged chunk
             raise ImageError(f"{type(error).__name__}: {error}") from error
 
     def where(self, row: int) -> str:
         """Return the file and the row in it, for error messages."""
-        place, inner = self._place(row)
-        return f"{self._files[place]}, x[{inner}]"
+        file, inner = self._locate(row)
+        return f"{self._files[file]}, x[{inner}]"
 
 
 def read_pcam(config: TilesConfig) -> SourceTiles:
-    """Read PatchCamelyon's official parts; the id of a tile is `<part>/<row>`, numbered as in the files.
+    """Read PatchCamelyon's published parts; the id of a tile is `<part>/<row>`, numbered as in the files.
 
-    The files may be in the folder or anywhere below it. Parts that tiles.splits drops are not read.
+    The files may be in the folder or anywhere below it. Parts that tiles.splits does not use are not read.
 
     Raises:
-        DataError: A file is missing, still compressed, or differs from the published one.
+        DataError: A file is missing, still compressed, or differs from the published file.
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():
@@ -124,7 +124,6 @@ def _read_labels(images: Path, labels: Path, part: str, check_counts: bool) -> l
         with _open(images) as x_file, _open(labels) as y_file:
             shape, dtype, label_shape = x_file["x"].shape, x_file["x"].dtype, y_file["y"].shape
             values = y_file["y"][...].reshape(-1).tolist()
-    # h5py raises any of these.
     except (OSError, KeyError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise PCAM.missing(
             f"not readable as PatchCamelyon's h5 files: {error}", f"{images} and {labels.name}"
@@ -135,7 +134,7 @@ def _read_labels(images: Path, labels: Path, part: str, check_counts: bool) -> l
         raise PCAM.missing(
             f"expected {expected} tiles of {SIDE} x {SIDE} x 3 uint8, found {dtype} {list(shape)}",
             images,
-            "complete the copy, or set tiles.check_counts: false if it is smaller on purpose" if smaller else "",
+            "complete the copy, or set tiles.check_counts: false if it is a subset" if smaller else "",
         )
     others = sorted({str(value) for value in values} - {"0", "1", "0.0", "1.0", "False", "True"})
     if len(values) != expected or others:

@@ -9,9 +9,9 @@ from jaxtyping import Float32, Float64, Shaped, UInt8, UInt64
 from PIL import Image
 
 SIDE = 16
-"""Edge of the thumbnails in pixels."""
-_FINE = 32  # edge of the grey image to hash, in pixels
-_KEPT = 8  # number of lowest frequencies to keep per axis
+"""Edge length of the thumbnails in pixels."""
+_FINE = 32  # edge length of the grey image to hash, in pixels
+_KEPT = 8  # number of low frequencies per axis
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Fingerprints:
     """Hashes and thumbnails of n images, one row per image."""
 
     digests: UInt8[np.ndarray, "n 16"]
-    """Digests of size and pixels; zero for images of a single colour, which are not informative."""
+    """Digests of size and pixels; zero for images of a single colour, which match too easily."""
     hashes: UInt64[np.ndarray, "n 8"]
     """Perceptual hash of each orientation; column 0 is the image as stored."""
     thumbnails: UInt8[np.ndarray, "n 16 16"]
@@ -56,21 +56,21 @@ def dihedral_hashes(grey: Float32[np.ndarray, "n 32 32"]) -> UInt64[np.ndarray, 
     """Compute 64-bit hashes of grey images in all eight orientations (quarter turns, with and without a flip).
 
     Each bit is the sign of one coefficient of the two-dimensional discrete cosine transform at the 8 x 8 lowest
-    frequencies (the constant is replaced by the next on the diagonal), which is invariant to brightness and contrast.
-    A flip changes the signs of odd frequencies, and transposing the image transposes them, so one transform is enough
-    for all orientations. Column o is the hash of `oriented(image, o)`.
+    frequencies, with the constant replaced by the next coefficient on the diagonal; it is invariant to brightness and
+    contrast. A flip changes the signs of odd frequencies, and a transposed image has transposed coefficients, so that
+    one transform suffices for all orientations. Column o is the hash of `oriented(image, o)`.
     """
     basis = _cosines()
     spectrum = np.einsum("ui,nij,vj->nuv", basis, grey, basis, optimize=True)
     odd = np.where(np.arange(_KEPT + 1) % 2, -1.0, 1.0).astype(np.float32)
     hashes = np.empty((len(grey), 8), dtype=np.uint64)
     for orientation in range(8):
-        turned = spectrum.transpose(0, 2, 1) if orientation & 4 else spectrum
+        coefficients = spectrum.transpose(0, 2, 1) if orientation & 4 else spectrum
         if orientation & 1:
-            turned = turned * odd[:, None]
+            coefficients = coefficients * odd[:, None]
         if orientation & 2:
-            turned = turned * odd
-        hashes[:, orientation] = _pack_signs(turned)
+            coefficients = coefficients * odd
+        hashes[:, orientation] = _pack_signs(coefficients)
     return hashes
 
 
@@ -88,8 +88,8 @@ def oriented(images: Shaped[np.ndarray, "*n side side"], orientation: int) -> Sh
 @cache
 def _cosines() -> Float32[np.ndarray, "9 32"]:
     """Return the DCT-II basis, lowest frequencies first, unscaled because only signs matter."""
-    places = (np.arange(_FINE) + 0.5) * np.pi / _FINE
-    return np.asarray(np.cos(np.outer(np.arange(_KEPT + 1), places)), dtype=np.float32)
+    angles = (np.arange(_FINE) + 0.5) * np.pi / _FINE
+    return np.asarray(np.cos(np.outer(np.arange(_KEPT + 1), angles)), dtype=np.float32)
 
 
 def _pack_signs(spectrum: Float32[np.ndarray, "n 9 9"]) -> UInt64[np.ndarray, " n"]:

@@ -16,28 +16,28 @@ if TYPE_CHECKING:
     import torch
 
 Geometry = Callable[[Image], UInt8[np.ndarray, "3 h w"]]
-"""Resizes and crops one image to a model's input."""
+"""Function that resizes and crops one image to a model's input."""
 
 MEMORY_LIMIT = 2 * 1024**3
-"""Largest cache in memory of `cache: auto`, bytes."""
+"""Maximum size of the cache in memory with `cache: auto`, in bytes."""
 
 
 class PixelSource:
-    """Reads resized tiles by row, with an optional cache in memory or on disk.
+    """Reader of resized tiles by row, with an optional cache in memory or on disk.
 
-    Resizing and cropping are the same in every epoch and are done here; augmentation and normalisation, which differ
-    by step, work on the whole batch on the model's device.
+    Resizing and cropping are the same in every epoch and are done here. Augmentation and normalisation differ between
+    steps and are done for whole batches on the model's device.
     """
 
     def __init__(self, tiles: TileSet, geometry: Geometry, cache: str = "none", threads: int = 0) -> None:
-        """Set up the threads; nothing is read yet.
+        """Set up the threads, without reading any tile.
 
         Args:
             tiles: Tiles, indexed by row from 0.
-            geometry: Function from an image to uint8 pixels [3, h, w], of the same size for every tile.
-            cache: `memory`, `auto` (memory if all tiles take less than 2 GiB), or `none`. `disk` caches nothing until
+            geometry: Function that maps an image to uint8 pixels [3, h, w], of the same size for every tile.
+            cache: `memory`, `auto` (memory if all tiles take less than 2 GiB), or `none`. `disk` has no effect until
                 `use_resized` is called.
-            threads: Number of reading threads; 0: one per available core, at most 8.
+            threads: Number of reading threads; 0 for one per available core, at most 8.
         """
         self.tiles = tiles
         self._geometry = geometry
@@ -47,7 +47,7 @@ class PixelSource:
         self._pool = reading_threads(threads)
 
     def use_resized(self, pixels: UInt8[np.ndarray, "n 3 h w"]) -> None:
-        """Read the resized tiles from an array from now on, such as a memory-mapped file, instead of their images.
+        """Read the resized tiles from an array, such as a memory-mapped file, from now on.
 
         Args:
             pixels: Resized tiles, one row per tile.
@@ -61,17 +61,17 @@ class PixelSource:
         return self._resized is not None
 
     def cache_growth(self, size: int, reads: int | None = None) -> int:
-        """Return the bytes that the cache in memory will still grow by.
+        """Return by how many bytes the cache in memory will still grow.
 
         Args:
-            size: Edge of the resized tiles, pixels.
+            size: Edge length of the resized tiles in pixels.
             reads: Number of tiles that will be read; None for all of them.
         """
-        count, each = len(self.tiles), 3 * size * size
-        small = self._mode == "auto" and each * count < MEMORY_LIMIT
+        count, tile_bytes = len(self.tiles), 3 * size * size
+        small = self._mode == "auto" and tile_bytes * count < MEMORY_LIMIT
         if self._resized is not None or not (small or self._mode == "memory"):
             return 0
-        return each * min(count - len(self._cache), count if reads is None else reads)
+        return tile_bytes * min(count - len(self._cache), count if reads is None else reads)
 
     def _pixels(self, row: int) -> UInt8[np.ndarray, "3 h w"]:
         if self._resized is not None:
@@ -101,7 +101,7 @@ class PixelSource:
             ) from error
 
     def batch(self, rows: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b 3 h w"]:
-        """Read the pixels of these rows."""
+        """Read the pixels of a batch of rows."""
         return np.stack([self._pixels(int(row)) for row in rows])
 
     def ahead(

@@ -21,11 +21,11 @@ _BAR_AFTER_S = 2.0
 def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> TileSet:
     """Drop, count and list the tiles whose image cannot be decoded.
 
-    With `error`, no image is decoded here, and `TileSet.read` raises when a damaged tile is read; with `quarantine`,
-    every image is decoded once.
+    With `quarantine`, every image is decoded once. With `error`, no image is decoded here, and `TileSet.read` raises
+    an error for a damaged tile.
 
     Raises:
-        DataError: A file cannot be opened at all, or no image of a split can be decoded.
+        DataError: A file cannot be opened, or no image of a split can be decoded.
     """
     if policy == "error" or not len(tiles):
         return tiles
@@ -36,17 +36,17 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
         raise DataError(
             f"none of the {len(tiles)} images can be decoded: {reason}",
             where=tiles.reader.where(int(tiles.rows[0])),
-            fix="convert files of an unsupported kind, and replace damaged ones",
+            fix="convert files of an unsupported format, and replace damaged files",
         )
     if not bad.any():
         return tiles
-    _refuse_empty_splits(tiles, bad)
+    _check_empty_splits(tiles, bad)
     ids = tuple(tiles.ids[bad].tolist())
     note = f"{len(ids)} of {len(tiles)} images cannot be decoded and were dropped: {shortlist(ids)}"
     return replace(tiles.select(~bad), quarantined=(*tiles.quarantined, *ids), notes=(*tiles.notes, note))
 
 
-def _refuse_empty_splits(tiles: TileSet, bad: Bool[np.ndarray, "n"]) -> None:
+def _check_empty_splits(tiles: TileSet, bad: Bool[np.ndarray, "n"]) -> None:
     empty = sorted(set(tiles.splits.tolist()) - set(tiles.splits[~bad].tolist()))
     if empty:
         first = int(np.flatnonzero(bad & (tiles.splits == empty[0]))[0])

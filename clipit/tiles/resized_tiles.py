@@ -1,4 +1,4 @@
-"""Resized tiles on disk: one memory-mapped array that runs and the processes of a machine share."""
+"""Resized tiles on disk: one memory-mapped array, shared by runs and by the processes of a machine."""
 
 import logging
 import os
@@ -23,52 +23,52 @@ KIND = "resized_tiles"
 _PIXELS = "pixels.npy"
 _BLOCK = 1024
 """Tiles per block, the unit of work and of resuming."""
-_BATCH = 64  # tiles that are read and written at a time
+_BATCH = 64  # tiles read and written at a time
 _SPARE = 1.05  # required free space, relative to the size of the array
 
 
 def pixel_bytes(size: int, count: int) -> int:
-    """Return the bytes that tiles take at an input size in pixels."""
+    """Return the size in bytes of a number of tiles with an edge length in pixels."""
     return 3 * size * size * count
 
 
 def worth_caching(count: int, total: int, size: int, *, reads: float, gigabytes: float, folder: Path) -> bool:
     """Return whether `training.cache_tiles=auto` caches tiles on disk; the same in all processes.
 
-    It does if they are too large for the cache in memory, all tiles of the configuration fit the budget and the disk,
-    and each tile is read at least twice on average: writing the cache reads each of them once.
+    It does if they are too large for the cache in memory, all tiles of the configuration fit the budget, the tiles fit
+    the disk, and each tile is read at least twice on average, since writing the cache reads each tile once.
 
     Args:
         count: Number of tiles to cache.
         total: Number of all tiles of the configuration, to which the budget applies.
-        size: Edge of the resized tiles, pixels.
-        reads: How often a run reads each tile on average.
+        size: Edge length of the resized tiles in pixels.
+        reads: Average number of times that a run reads each tile.
         gigabytes: Budget (`training.cache_gigabytes`).
         folder: Folder of the resized tiles (see `resized_folder`).
     """
     needed = pixel_bytes(size, count)
     wanted = needed >= MEMORY_LIMIT and pixel_bytes(size, total) <= gigabytes * 1e9 and reads >= 2
-    begun = folder.exists() or folder.with_name(folder.name + ".partial").exists()
-    return get_processes().broadcast(wanted and (begun or _free(folder) >= needed * _SPARE))
+    started = folder.exists() or folder.with_name(folder.name + ".partial").exists()
+    return get_processes().broadcast(wanted and (started or _free(folder) >= needed * _SPARE))
 
 
 def resize_tiles(
     root: Path, tiles: TileSet, geometry: Geometry, size: int, preprocess: str, *, threads: int = 0
 ) -> UInt8[np.ndarray, "n 3 size size"]:
-    """Write the resized tiles as one array, or open it if it exists; called by all processes together.
+    """Write the resized tiles as one array, or open it if it exists; call it in all processes.
 
-    The processes share the blocks of tiles; an interrupted call resumes with the missing blocks.
+    The blocks of tiles are distributed over processes; an interrupted call resumes with the missing blocks.
 
     Args:
         root: Output root.
         tiles: Tiles to resize.
-        geometry: Function from an image to its pixels at the model's input size.
-        size: Edge of the resized tiles, pixels.
+        geometry: Function that maps an image to its pixels at the model's input size.
+        size: Edge length of the resized tiles in pixels.
         preprocess: Hash of everything that determines the resized pixels of an image.
-        threads: Number of reading threads; 0: one per available core, at most 8.
+        threads: Number of reading threads; 0 for one per available core, at most 8.
 
     Returns:
-        Pixels by row of `tiles`, mapped from the file.
+        Memory-mapped pixels, one row per tile.
 
     Raises:
         ArtifactError: The disk has too little space for the array, or the array is damaged.
@@ -85,15 +85,15 @@ def resize_tiles(
     pixels: np.ndarray = artifact.array(_PIXELS, "r")
     if pixels.shape != shape or pixels.dtype != np.uint8:
         raise ArtifactError(
-            f"resized tiles of shape {pixels.shape}, not {shape}",
+            f"the resized tiles have shape {pixels.shape}, expected {shape}",
             where=artifact.folder,
-            fix="delete the folder and start again",
+            fix="delete the folder and run the command again",
         )
     return pixels
 
 
 def resized_folder(root: Path, tiles: TileSet, size: int, preprocess: str) -> Path:
-    """Return the folder of the resized tiles, whether or not it exists; arguments as for `resize_tiles`."""
+    """Return the folder of the resized tiles, which need not exist; for the arguments, see `resize_tiles`."""
     return artifact_folder(root, KIND, _inputs(tiles, size, preprocess))
 
 
@@ -102,7 +102,7 @@ def _inputs(tiles: TileSet, size: int, preprocess: str) -> dict[str, Any]:
 
 
 def _write_blocks(folder: Path, shape: tuple[int, ...], source: PixelSource) -> None:
-    """Write the missing blocks of the array, shared among the processes."""
+    """Write the missing blocks of the array, distributed over processes."""
     processes = get_processes()
     path, total = folder / _PIXELS, shape[0]
     if processes.main:
@@ -121,7 +121,7 @@ def _write_blocks(folder: Path, shape: tuple[int, ...], source: PixelSource) -> 
         for first in range(start, min(start + _BLOCK, total), _BATCH)
     ]
     with (
-        path.open("r+b") as stream,  # unlike in a memory map, a full disk is an error here, not a crash
+        path.open("r+b") as stream,  # not a memory map, in which a full disk would crash the process
         progress("resizing tiles to disk", total, shown=processes.main, done=done) as advance,
     ):
         for rows, pixels in source.ahead(batches, clock=clock):
@@ -136,7 +136,7 @@ def _write_blocks(folder: Path, shape: tuple[int, ...], source: PixelSource) -> 
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
-    """Create the array without content, unless an interrupted attempt has left one of the same shape.
+    """Create the empty array, unless an interrupted attempt has left one of the same shape.
 
     Raises:
         ArtifactError: The disk has too little space.

@@ -1,4 +1,4 @@
-"""Tiles of whole slides, from a folder of slides or a table (slide, path, label, split, group, mpp)."""
+"""Read tiles of whole slides, from a folder of slides or a table (slide, path, label, split, group, mpp)."""
 
 import logging
 from collections import Counter
@@ -26,20 +26,20 @@ from clipit.tiles.table import TABLES, open_table, read_columns
 logger = logging.getLogger(__name__)
 
 _COARSE = 1.02
-"""Ratio of a slide's micrometres per pixel to its tiles' above which the tiles are reported as enlarged."""
+"""Ratio of the slide's to the tiles' micrometres per pixel above which the tiles are reported as enlarged."""
 
 
 @dataclass(frozen=True)
 class SlideList:
-    """Slides as the user lists them; one entry per slide in each sequence.
+    """Slides of a folder or table; one entry per slide in each sequence.
 
     Attributes:
         slides: Names, files and stated micrometres per pixel.
         labels: Class names; "" for unlabelled slides.
-        parts: Part names; "" if there are none.
+        parts: Names of parts (splits of the source); "" if there are none.
         groups: Patients; "" where unknown.
         where: Folder or table.
-        notes: Remarks on the list.
+        notes: Notes on the list.
     """
 
     slides: Sequence[SlidePath]
@@ -67,7 +67,7 @@ def read_slides(config: TilesConfig) -> SourceTiles:
     images = slide_tiles([slide for _, slide in prepared])
     sizes = [slide.tiles for _, slide in prepared]
 
-    # A slide of an unknown patient is its own group, so that its tiles never cross splits.
+    # A slide of an unknown patient is a group of its own, so that its tiles stay in one split.
     groups = [group or slide.name for group, slide in zip(listed.groups, listed.slides, strict=True)]
 
     def per_tile(values: Sequence[str]) -> list[str]:
@@ -88,7 +88,7 @@ def read_slides(config: TilesConfig) -> SourceTiles:
 
 
 def slide_tiles(slides: Sequence[PreparedSlide]) -> ImageSet:
-    """Return the tiles of prepared slides as images with ids, slide by slide."""
+    """Return the tiles of prepared slides as images with ids, ordered by slide."""
     grids = [slide.grid for slide in slides]
     slide_of = np.repeat(np.arange(len(slides), dtype=np.int32), [len(grid) for grid in grids])
     x, y = (np.concatenate([getattr(grid, axis) for grid in grids]) for axis in ("x", "y"))
@@ -102,9 +102,10 @@ def slide_tiles(slides: Sequence[PreparedSlide]) -> ImageSet:
 
 
 def is_slide_input(path: Path) -> bool:
-    """Check whether a path is a slide, rather than an image or a folder of images.
+    """Return whether a path is a slide or a folder of slides, rather than an image or a folder of images.
 
-    A TIFF is a slide if openslide finds several levels in it; a folder, if it contains slides and no images.
+    A TIFF is a slide if openslide finds several levels in it. A folder is one of slides if it contains slides and no
+    images.
     """
     if path.is_dir():
         files = list_files(path, lambda file: not file.name.startswith(".")).files
@@ -117,17 +118,17 @@ def _is_slide_file(path: Path) -> bool:
 
 
 def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, options: OptionNames = KEYS) -> ImageSet:
-    """Return the tissue tiles of a slide, or of the slides of a folder.
+    """Return the tissue tiles of a slide, or of all slides in a folder.
 
     Args:
         path: Slide, or folder of slides.
         config: Resolution and size of tiles.
-        mpp: Micrometres per pixel of the finest level, for slides that do not state them.
-        options: Names of options in messages.
+        mpp: Micrometres per pixel of the finest level, for slides without this metadata.
+        options: Names of options in error messages.
 
     Raises:
         ConfigError: `mpp` is not a positive number.
-        DataError: No slide can be used, or a package that reads slides is missing.
+        DataError: No slide can be used, or the package for reading slides is missing.
     """
     import_openslide()
     check_mpp(mpp)
@@ -145,16 +146,16 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, o
 
 
 def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
-    """Describe slides that were left out; an empty list if there are none."""
+    """Describe dropped slides; an empty list if there are none."""
     if not failed:
         return []
     lines = [f"{slide.name}: {slide.reason}{f' (fix: {slide.fix})' if slide.fix else ''}" for slide in failed]
     listed = "; ".join(printable(line) for line in lines[:10]) + (f"; and {len(lines) - 10} more" if lines[10:] else "")
-    return [f"{len(failed)} of {total} slides cannot be used and were left out: {listed}"]
+    return [f"{len(failed)} of {total} slides cannot be used and were dropped: {listed}"]
 
 
 def coarse_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
-    """Describe slides that are coarser than the tiles, whose pixels are enlarged; an empty list if there are none."""
+    """Describe slides that are coarser than their tiles, which are enlarged; an empty list if there are none."""
     coarse = [f"{slide.name}: {slide.facts['mpp']:g}" for slide in slides if slide.facts["mpp"] > _COARSE * config.mpp]
     if not coarse:
         return []
@@ -171,7 +172,7 @@ def _failure(failed: Sequence[FailedSlide], total: int, where: str) -> DataError
     return DataError(
         f"{len(failed)} of {total} slides cannot be used:{lines}{more}",
         where=where,
-        fix=f"{'; '.join(fixes[:3])}; or set tiles.unreadable: quarantine to leave such slides out and list them",
+        fix=f"{'; '.join(fixes[:3])}; or set tiles.unreadable: quarantine to drop and list such slides",
     )
 
 
@@ -179,7 +180,7 @@ def list_slides(config: TilesConfig) -> SlideList:
     """List the slides of a folder or a table.
 
     Raises:
-        DataError: There is no slide, a name occurs twice, or a file of the table does not exist.
+        DataError: There are no slides, a name occurs twice, or a file of the table does not exist.
     """
     path = Path(config.path).expanduser()
     if path.is_dir():
@@ -197,7 +198,7 @@ def list_slides(config: TilesConfig) -> SlideList:
         slide = SlidePath(slide_name(path), path, default_mpp=config.mpp)
         return SlideList([slide], [""], [""], [""], str(path))
     raise DataError(
-        "no folder or table of slides",
+        "neither a folder nor a table of slides",
         where=path,
         fix="set tiles.path to a table with a column slide, or to a folder of slides "
         f"({', '.join(sorted(SLIDE_SUFFIXES))})",
@@ -207,23 +208,23 @@ def list_slides(config: TilesConfig) -> SlideList:
 def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     """List the slides below a folder, sorted by path; the files of a DICOM series are one slide.
 
-    A DICOM slide that has a folder of its own is named after that folder.
+    A DICOM slide in a folder of its own is named after that folder.
 
     Args:
         folder: Folder; hidden files are skipped, other files are counted.
-        mpp: Micrometres per pixel of slides that do not state them.
+        mpp: Micrometres per pixel of slides without this metadata.
 
     Raises:
-        DataError: There is no slide, or two have the same name.
+        DataError: There are no slides, or two slides have the same name.
     """
     present = list_files(folder, lambda file: not file.name.startswith(".")).files
     listed = sorted(file for file in present if is_slide(file))
     files = one_per_slide(listed)
     if not files:
         raise DataError(
-            f"no slides here ({len(present)} other files)",
+            f"no slides in this folder ({len(present)} other files)",
             where=folder,
-            fix=f"use files of the kinds {', '.join(sorted(SLIDE_SUFFIXES))}",
+            fix=f"use files with the suffixes {', '.join(sorted(SLIDE_SUFFIXES))}",
         )
     in_folder = Counter(file.parent for file in files)
     slides = [
@@ -235,19 +236,19 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
         for file in files
     ]
     check_names([slide.name for slide in slides], folder)
-    # The data of an MRXS slide are in a folder next to it.
+    # The data of an MRXS slide are in a folder beside it.
     others = [file for file in present if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
     notes = []
     if others:
         notes.append(f"{len(others)} files are not slides and were skipped: {shortlist([f.name for f in others], 3)}")
     if len(files) < len(listed):
-        notes.append(f"{len(listed) - len(files)} files are other levels and images of DICOM slides")
+        notes.append(f"{len(listed) - len(files)} files are further levels or images of DICOM slides")
     empty = [""] * len(slides)
     return SlideList(slides, empty, empty, empty, str(folder), tuple(notes))
 
 
 def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
-    """Read a table of slides: column `path`, or else `slide`, names the file, with or without its suffix."""
+    """Read a table of slides; the column `path`, or else `slide`, names the file, with or without its suffix."""
     table = open_table(path)
     name_column = config.columns.get("id", "slide")
     file_column = config.columns.get("path", "path")
@@ -280,15 +281,15 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     ]
     used = {name_column, file_column, *(columns.get(name, name) for name in ("label", "split", "group", "mpp")), "mask"}
     unused = [name for name in table.names if name not in used]
-    notes = (f"columns that are not used: {shortlist(unused)}",) if unused else ()
+    notes = (f"unused columns: {shortlist(unused)}",) if unused else ()
     return SlideList(slides, labels, parts, groups, str(path), (*label_notes, *group_notes, *notes))
 
 
 def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
-    """Find the file of each row: the cell itself, or the only slide in the folder with this name.
+    """Find the file of each row: the path in the cell, or the only slide in the folder with this name.
 
     Raises:
-        DataError: Files are missing, or several have the name.
+        DataError: Files are missing, or several slides have the name.
     """
     by_name: dict[str, list[Path]] | None = None
     files, missing = [], []
@@ -320,7 +321,7 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
 
 
 def _check_rows(names: Sequence[str], files: Sequence[Path], parts: Sequence[str], path: Path) -> None:
-    """Refuse slides that are listed more than once, such as in two splits."""
+    """Reject slides that are listed more than once, such as in two splits."""
     by_slide: dict[Hashable, list[int]] = {}
     for row, file in enumerate(files):
         by_slide.setdefault(slide_key(file), []).append(row)
@@ -342,7 +343,7 @@ def _check_rows(names: Sequence[str], files: Sequence[Path], parts: Sequence[str
 
 
 def check_names(names: Sequence[str], where: object) -> None:
-    """Refuse two slides of one name, whose tiles would have the same ids, and names that cannot name a folder.
+    """Reject repeated names, which would give tiles the same ids, and names that cannot be used as folder names.
 
     Raises:
         DataError: Such names occur.
@@ -352,12 +353,12 @@ def check_names(names: Sequence[str], where: object) -> None:
         raise DataError(
             f"{len(wrong)} names of slides cannot be used as folder names: {shortlist([repr(n) for n in wrong])}",
             where=where,
-            fix="name slides without / and \\, and without a dot at the beginning",
+            fix="use names that contain neither / nor \\ and do not start with a dot",
         )
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(
             f"{len(repeated)} names of slides occur more than once: {shortlist(repeated)}",
             where=where,
-            fix="rename the files, or give the slides different names in a column slide beside a column path",
+            fix="rename the files, or name the slides in a column slide in addition to the column path",
         )

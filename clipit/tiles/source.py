@@ -1,4 +1,4 @@
-"""Rows that every tile source returns, before labels, splits and groups are resolved."""
+"""Rows returned by every tile source, before labels, splits and groups are resolved."""
 
 import re
 import unicodedata
@@ -18,13 +18,13 @@ ALIASES: Mapping[str, str] = {
     "test": "test",
     "testing": "test",
 }
-"""Our split by the source's part name in lower case, for names that need no mapping."""
+"""Part of the source (in lower case) -> split, for names that need no configuration."""
 
 DROPPED = "\0dropped"
-"""Marker for a label that maps to no class; no file or folder can have this name."""
+"""Marker of labels that map to no class; no file or folder can have this name."""
 
 _WHOLE = re.compile(r"^(-?)0*(\d+)(?:\.0+)?$")
-"""A whole number: also with leading zeros, which spreadsheets drop, or as 1.0, as it is written beside empty cells."""
+"""Whole number, with leading zeros, which spreadsheets drop, or as 1.0, as in a column with missing values."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,25 @@ class SourceTiles:
     labels: Sequence[str]
     """Class names; "" for unlabelled tiles."""
     parts: Sequence[str]
-    """Part names of the source; "" if the source has no parts (all train)."""
+    """Parts of the source; "" if it has none, so that all tiles are train."""
     groups: Sequence[str]
     """Patients or slides; "" if unknown."""
     mpp: Sequence[float]
     """Micrometres per pixel; nan if unknown."""
     stamps: Sequence[str]
-    """Stamp of each image's content, which changes when the file is replaced."""
+    """Stamp of each image's content, which changes if the file is replaced."""
     reader: Reader
     where: str
     """Path or id of the source, for error messages."""
     classes: tuple[str, ...] | None = None
     """Classes of the data set in its own order; None to sort the names in the data."""
     part_names: Mapping[str, str] = field(default_factory=lambda: ALIASES)
-    """Our split by the source's part name, unless the configuration maps the parts."""
+    """Part of the source -> split, unless the configuration maps the parts."""
     notes: tuple[str, ...] = ()
     paths: Sequence[str] = ()
     """Path of each tile, if the ids are not the paths."""
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Further columns of a table that seem to name patients or slides, by name."""
+    """Further columns of a table that seem to identify patients or slides, by name."""
 
 
 def sorted_names(names: set[str]) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ def sorted_names(names: set[str]) -> tuple[str, ...]:
 
 
 def spelled_alike(names: Iterable[str]) -> list[str]:
-    """List names that differ only in letter case, spaces, outer quotes, invisible characters, or as 1, 01 and 1.0."""
+    """List names that differ only in letter case, spaces, quotes, invisible characters, or like 1, 01 and 1.0."""
     spellings: dict[str, list[str]] = {}
     for name in sorted(names):
         visible = "".join(char for char in unicodedata.normalize("NFKC", name) if char.isprintable() or char.isspace())
@@ -74,10 +74,10 @@ def spelled_alike(names: Iterable[str]) -> list[str]:
 
 
 def check_class_names(names: Iterable[str], where: str) -> None:
-    """Refuse classes that differ only in spelling (see `spelled_alike`).
+    """Check that no classes differ only in spelling (see `spelled_alike`).
 
     Raises:
-        DataError: There are such classes.
+        DataError: Some do.
     """
     alike = spelled_alike(set(names))
     if alike:
@@ -90,24 +90,24 @@ def check_class_names(names: Iterable[str], where: str) -> None:
 
 
 def check_group_names(names: Iterable[str], where: str) -> None:
-    """Refuse groups that differ only in spelling: a patient under two names may be on both sides of a split.
+    """Check that no groups differ only in spelling: a patient under two names may be in two splits.
 
     Raises:
-        DataError: There are such groups.
+        DataError: Some do.
     """
     alike = spelled_alike(set(names))
     if alike:
         raise DataError(
             f"groups with almost the same name: {shortlist(alike)}",
             where=where,
-            fix="spell each patient or slide in one way; if they are different ones, make their names less similar",
+            fix="use one spelling for each patient or slide; if they differ, make their names less similar",
         )
 
 
 def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:
-    """Replace the source's labels with our classes, and labels without a class with `DROPPED`.
+    """Replace the source's labels with the mapped classes, and labels without a class with `DROPPED`.
 
-    Unlabelled tiles stay unlabelled. The data set's own class order, if any, is kept.
+    Unlabelled tiles stay unlabelled. The data set's own order of classes, if any, is kept.
 
     Raises:
         DataError: The mapping names a label that no tile has.
@@ -121,11 +121,11 @@ def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:
             f"tiles.class_map names labels that do not occur: {shortlist(absent)}; "
             f"there are: {shortlist(sorted(set(counts) - {''}), 20)}",
             where=source.where,
-            fix="correct tiles.class_map (the source's label: our class)",
+            fix="correct tiles.class_map (label of the source: class)",
         )
     others = sorted(set(counts) - set(mapping) - {""})
     listed = shortlist([f"{name}: {counts[name]}" for name in others])
-    note = f"{sum(counts[name] for name in others)} tiles of labels outside tiles.class_map dropped ({listed})"
+    note = f"dropped {sum(counts[name] for name in others)} tiles with labels outside tiles.class_map ({listed})"
     mapped = None if source.classes is None else [mapping[name] for name in source.classes if name in mapping]
     return replace(
         source,

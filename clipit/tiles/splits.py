@@ -1,4 +1,4 @@
-"""Splits: map the parts of a source, and check that no group crosses splits."""
+"""Splits: map the parts of a source to splits, and check that no group is in two splits."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from clipit.tiles.tileset import TileSet
 def shuffled(names: Shaped[np.ndarray, " n"] | Sequence[str], seed: int, purpose: str) -> Int64[np.ndarray, " n"]:
     """Return the indices of the names in a random order that depends only on (seed, purpose, name).
 
-    The relative order of the other names is unchanged when names are reordered, added or removed.
+    Reordering, adding or removing names does not change the relative order of the others.
     """
     prefix = f"{purpose}:{seed}:".encode()
     values = [str(name) for name in names]
@@ -26,39 +26,39 @@ def shuffled(names: Shaped[np.ndarray, " n"] | Sequence[str], seed: int, purpose
 
 SplitName = Literal["train", "validation", "test"]
 Configured = Mapping[SplitName, str | tuple[str, ...]]
-"""The source's parts by our split (`tiles.splits`)."""
+"""Split -> parts of the source (`tiles.splits`)."""
 
 
 def configured_parts(configured: Configured) -> dict[str, SplitName]:
-    """Return our split by the source's part, as configured.
+    """Return the split of each configured part of the source.
 
     Raises:
         ConfigError: A part is named twice.
     """
     pairs = [
-        (name, ours) for ours, names in configured.items() for name in ([names] if isinstance(names, str) else names)
+        (name, split) for split, names in configured.items() for name in ([names] if isinstance(names, str) else names)
     ]
     if len(dict(pairs)) < len(pairs):
         raise ConfigError(
             "two splits are mapped to the same part, or a part is named twice",
             where=f"tiles.splits = {dict(configured)}",
-            fix="name each part once; omit validation to split it off train",
+            fix="name each part once; omit validation to hold it out from train",
         )
     return dict(pairs)
 
 
 def part_map(configured: Configured, known: Mapping[str, str]) -> dict[str, str]:
-    """Map the source's parts to our splits.
+    """Map the parts of a source to splits.
 
     Args:
-        configured: The source's parts by our split (`tiles.splits`).
-        known: Our split by the source's part, for the splits that are not configured.
+        configured: Split -> parts of the source (`tiles.splits`).
+        known: Part of the source -> split, for splits that are not configured.
 
     Raises:
         ConfigError: A part is named twice.
     """
-    unchanged = {name: ours for name, ours in known.items() if ours not in configured}
-    return unchanged | configured_parts(configured)
+    defaults = {name: split for name, split in known.items() if split not in configured}
+    return defaults | configured_parts(configured)
 
 
 def resolve_parts(
@@ -68,10 +68,10 @@ def resolve_parts(
     where: str,
     others: Literal["error", "ignore"] = "error",
 ) -> list[str]:
-    """Return our split for each row; all rows are train if the source has no parts.
+    """Return the split of each row; all rows are train if the source has no parts.
 
-    With `others` "ignore", rows with an unknown part, or without a part while others have one, get "". A configured
-    part "" stands for the rows without one.
+    With `others` "ignore", rows with an unknown part, or without a part although others have one, get "". A configured
+    part "" stands for rows without a part.
 
     Raises:
         DataError: A part is unknown, only some rows have a part, or a configured part does not occur.
@@ -86,26 +86,26 @@ def resolve_parts(
     elif others == "error" and unknown:
         problem = f"unknown split values: {shortlist(unknown)}"
     elif others == "error" and "" in present and len(present) > 1 and "" not in mapping:
-        problem = f"{list(parts).count('')} rows have no split, the others have"
+        problem = f"{list(parts).count('')} of {len(parts)} rows have no split"
     if problem:
         raise DataError(
             f"{problem}; the source has: {shortlist(sorted(present - {''}) or ['no splits'], 10)}",
             where=where,
-            fix="map them (ours: theirs, or several of theirs), such as "
+            fix="map them (split: one or several names in the source), such as "
             """--tiles.splits='{"train": ["labelled", "unlabelled"], "test": "holdout"}', """
             "remove those rows from the source, or set tiles.other_parts: ignore",
         )
-    ours = {name: mapping.get(name) or mapping.get(name.lower()) or "" for name in present}
+    split_of = {name: mapping.get(name) or mapping.get(name.lower()) or "" for name in present}
     if present == {""} and "" not in mapping:
-        ours = {"": "train"}
-    return [ours[name] for name in parts]
+        split_of = {"": "train"}
+    return [split_of[name] for name in parts]
 
 
 def check_groups(tiles: TileSet) -> None:
     """Check that no patient or slide is in more than one split.
 
     Raises:
-        DataError: A group crosses splits; the message lists such groups with their splits.
+        DataError: A group is in several splits; the message lists such groups with their splits.
     """
     seen: dict[str, set[str]] = {}
     for group, split in zip(patients(tiles.groups, tiles.ids).tolist(), tiles.splits.tolist(), strict=True):
@@ -116,5 +116,5 @@ def check_groups(tiles: TileSet) -> None:
         raise DataError(
             f"{len(crossing)} groups are in more than one split: {shortlist(crossing)}",
             where=tiles.where,
-            fix="keep each patient or slide in one split: correct the split or the group of these tiles",
+            fix="keep each patient or slide in one split; correct the split or the group of these tiles",
         )

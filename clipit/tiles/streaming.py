@@ -1,4 +1,4 @@
-"""Tiles of sets that do not fit on the disk: streamed once, in order, and kept in the workspace (see `kept_tiles`)."""
+"""Stream data sets that do not fit on the disk: each is read once and kept in the workspace (see `kept_tiles`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,17 +21,17 @@ from clipit.tiles.source import SourceTiles
 from clipit.tiles.tar_index import index_shards
 from clipit.tiles.webdataset import read_webdataset
 
-_ROWS = 4096  # rows per block of a set that `save_to_disk` wrote
+_ROWS = 4096  # rows per block of a set written by `save_to_disk`
 
 
 @dataclass(frozen=True)
 class StreamedPart:
-    """A part of a data set that is streamed.
+    """Part of a streamed data set.
 
     Attributes:
         columns: Names of all columns.
-        kinds: Description of each column's values; "image" for images.
-        class_names: Class names of the columns that have them.
+        kinds: Column -> type of its values; "image" for images.
+        class_names: Column -> class names, for columns of class indices.
     """
 
     columns: list[str]
@@ -41,11 +41,11 @@ class StreamedPart:
 
 @dataclass(frozen=True)
 class StreamedSet:
-    """A data set that is streamed.
+    """Streamed data set.
 
     Attributes:
-        parts: Parts that the configuration uses, by name.
-        revision: Commit of a set on the hub, from which all parts are read; None for local folders and offline.
+        parts: Parts used by the configuration, by name.
+        revision: Commit on the hub from which all parts are read; None for local folders and offline.
     """
 
     parts: dict[str, StreamedPart]
@@ -53,13 +53,13 @@ class StreamedSet:
 
 
 def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
-    """Keep the tiles of a data set or of webdataset shards, or open those kept before.
+    """Keep the tiles of a data set or of webdataset shards, or open the tiles kept before.
 
-    Must be called by all processes. Ids, labels, parts, groups and errors are the same as without streaming.
+    Call it in all processes. Ids, labels, parts, groups and errors are the same as without streaming.
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts, in which the tiles are kept.
+        root: Folder of artefacts for the kept tiles.
 
     Raises:
         ConfigError: There is no folder of artefacts.
@@ -67,7 +67,7 @@ def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
     """
     if root is None:
         raise ConfigError(
-            "streamed tiles are kept in the output folder of a configuration, and this command has none",
+            "streamed tiles are kept in the output folder of a configuration, but this command has none",
             where="tiles.streaming",
             fix="remove tiles.streaming, or use a command with a configuration",
         )
@@ -82,8 +82,8 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts, in which the description is kept, so that a set that has been read is not looked up
-            again; then all processes must call this. None: the set is looked up.
+        root: Folder of artefacts for the description, so that the set is not looked up again; then call this in all
+            processes. None to look up the set.
 
     Raises:
         DataError: The set cannot be loaded, or lacks parts or columns.
@@ -152,21 +152,21 @@ def _kept_rows(kept: KeptTiles, part: StreamedPart, where: str) -> PartRows:
 
 
 def _scale(source: SourceTiles, config: TilesConfig, scales: np.ndarray) -> SourceTiles:
-    """Return the tiles with the micrometres per pixel of the kept images, and a note if some are resized."""
+    """Scale the micrometres per pixel to the kept images, and add a note if some are resized."""
     resized = int((scales > 1).sum())
     if not resized:
         return source
     stated = np.asarray(source.mpp, dtype=np.float64)
     mpp = np.where(np.isnan(stated), np.nan if config.mpp is None else config.mpp, stated) * scales
-    how = "without loss" if config.keep_quality is None else f"as JPEG of quality {config.keep_quality}"
-    note = f"{resized} of {len(scales)} tiles are kept at {config.keep_pixels} px, {how}"
+    encoding = "lossless" if config.keep_quality is None else f"as JPEG with quality {config.keep_quality}"
+    note = f"{resized} of {len(scales)} tiles are kept at {config.keep_pixels} px, {encoding}"
     return replace(source, mpp=mpp.tolist(), notes=(*source.notes, note))
 
 
 def _identity(config: TilesConfig) -> Any:
     """Return what identifies a data set: its id on the hub, or the files of its folder.
 
-    Newer revisions of a set on the hub are not looked up, so that the hub need not be reachable once tiles are kept.
+    Newer revisions on the hub are not looked up, so that kept tiles can be used without access to the hub.
     """
     if hub_id(config.path) is not None:
         return config.path
@@ -178,7 +178,7 @@ def _identity(config: TilesConfig) -> Any:
 
 
 def _open_set(config: TilesConfig, revision: str | None) -> dict[str, Any]:
-    """Open a data set, on the hub at a revision, as streams by part, with undecoded images.
+    """Open a data set as one stream of undecoded images per part, at a revision if it is on the hub.
 
     Raises:
         DataError: The data set cannot be loaded.
@@ -228,12 +228,12 @@ def _set_blocks(config: TilesConfig, part: str, column: str, revision: str | Non
         stream = rows.shard(num_shards=rows.num_shards, index=block)
         row, entries = skipped, iter(stream.skip(skipped) if skipped else stream)
         while True:
-            place = f"part {part}, file {block + 1} of {rows.num_shards}, row {row}"
-            with _reading(config, place):
+            position = f"part {part}, file {block + 1} of {rows.num_shards}, row {row}"
+            with _reading(config, position):
                 entry = next(entries, None)
                 if entry is None:
                     return
-                data = _image_bytes(entry[column] or {}, f"{config.path}, {place}")
+                data = _image_bytes(entry[column] or {}, f"{config.path}, {position}")
             row += 1
             yield SourceTile(data, {name: stored_cell(entry[name]) for name in entry if name not in images})
 
@@ -247,7 +247,7 @@ def _image_bytes(value: Mapping[str, Any], where: str) -> bytes:
     """Return the bytes of an image, from its file or URL if the row does not contain them.
 
     Raises:
-        DataError: The file cannot be opened; as without streaming, such tiles are not quarantined.
+        DataError: The file cannot be opened; such tiles are not quarantined, as without streaming.
     """
     if value.get("bytes") is not None:
         return bytes(value["bytes"])
@@ -272,10 +272,10 @@ def _image_bytes(value: Mapping[str, Any], where: str) -> bytes:
 
 
 class _reading:
-    """Turn the errors of a stream into a `DataError` that names the place at which it broke off."""
+    """Convert the errors of a stream within the block into a `DataError` that names its position."""
 
-    def __init__(self, config: TilesConfig, place: str) -> None:
-        self._config, self._place = config, place
+    def __init__(self, config: TilesConfig, position: str) -> None:
+        self._config, self._position = config, position
 
     def __enter__(self) -> None:
         pass
@@ -284,13 +284,14 @@ class _reading:
         if isinstance(error, Exception) and not isinstance(error, ClipitError | MemoryError) and not is_limit(error):
             raise DataError(
                 f"the set cannot be read: {type(error).__name__}: {error}",
-                where=f"{self._config.path}, {self._place}",
-                fix="check the network or the file, and start again: whole shards of kept tiles are not read again",
+                where=f"{self._config.path}, {self._position}",
+                fix="check the network or the file, and run the command again, which resumes after the last complete "
+                "shard",
             ) from error
 
 
 def _stream_webdataset(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
-    """Read webdataset shards once, each by one process, and keep their images."""
+    """Read webdataset shards once, each in one process, and keep their images."""
     source = read_webdataset(config, root)
     index = index_shards(config, root)
     reader = index.reader()
@@ -311,5 +312,5 @@ def _stream_webdataset(config: TilesConfig, root: Path, size: KeptSize) -> Sourc
 
     inputs = {"stamps": fingerprint(list(source.stamps)), "version": 1}
     kept = keep_tiles(root, inputs, blocks, (), size, config.path)
-    moved = replace(source, reader=kept.reader(), stamps=kept.stamps())
-    return _scale(moved, config, kept.scales())
+    kept_source = replace(source, reader=kept.reader(), stamps=kept.stamps())
+    return _scale(kept_source, config, kept.scales())

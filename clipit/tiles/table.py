@@ -1,4 +1,4 @@
-"""Read tiles from a table (path, label, split, group, mpp, id) with a folder or zip of images."""
+"""Read tiles from a table (path, label, split, group, mpp, id) and a folder or zip of images."""
 
 import posixpath
 import re
@@ -28,17 +28,17 @@ _SPLIT_NAME = re.compile("split|set|fold|part|phase|cohort|usage", re.IGNORECASE
 
 @dataclass(frozen=True)
 class TileTable:
-    """A table of any format."""
+    """Table in any format."""
 
     names: Sequence[str]
     """Column names."""
     column: Callable[[str], Sequence[Any]]
-    """Function from the name of a column to its cells."""
+    """Function that returns the cells of a column."""
     lines: list[int] | None = None
-    """Line in which each row starts; None for parquet."""
+    """First line of each row in the file; None for parquet."""
 
     def place(self, row: int) -> str:
-        """Return the name of a row for error messages, counted from 1."""
+        """Return the name of a row for error messages, numbered from 1."""
         return f"row {row + 1}" if self.lines is None else f"record {row + 1} (line {self.lines[row]})"
 
 
@@ -46,7 +46,7 @@ def read_table(config: TilesConfig) -> SourceTiles:
     """Read tiles from a table; the id of a tile is its `id` column, or else its path.
 
     Raises:
-        DataError: The table cannot be read or is inconsistent, or files that it names are missing.
+        DataError: The table cannot be read or is inconsistent, or files are missing.
     """
     path = Path(config.path).expanduser()
     table = open_table(path)
@@ -73,16 +73,16 @@ def read_table(config: TilesConfig) -> SourceTiles:
 def table_images(
     path: Path, images: Path | None = None, path_column: str | None = None, id_column: str | None = None
 ) -> ImageSet:
-    """Read which images a table names; only its columns of paths and, if it has one, of ids are read.
+    """Return the images listed in a table, reading only its columns of paths and ids.
 
     Args:
         path: Table.
         images: Folder or zip that the paths are relative to; None for the folder of the table.
         path_column: Name of the column of paths; None for `path`.
-        id_column: Name of the column of ids; None for `id`, which may be missing: then ids are paths.
+        id_column: Name of the column of ids; None for `id`, without which the paths are the ids.
 
     Raises:
-        DataError: The table cannot be read or is inconsistent, or files that it names are missing.
+        DataError: The table cannot be read or is inconsistent, or files are missing.
     """
     columns: dict[Literal["id", "path", "label", "split", "group", "mpp"], str] = {}
     if path_column:
@@ -115,24 +115,24 @@ def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[
 
 
 def open_table(path: Path) -> TileTable:
-    """Open a table of any format.
+    """Open a table in any format.
 
     Raises:
-        DataError: The table does not exist, is a folder, has another format, or cannot be read.
+        DataError: The table does not exist, is a folder, has an unknown format, or cannot be read.
     """
     if path.is_dir():
         raise DataError(
             "the path of the table is a folder",
             where=path,
-            fix="set tiles.path to a .csv, .tsv or .parquet file; several parquet files of one table must be joined, "
-            "or read with tiles.source: huggingface if they contain the images",
+            fix="set tiles.path to a .csv, .tsv or .parquet file; join several parquet files of a table, or read them "
+            "with tiles.source: huggingface if they contain the images",
         )
     if not path.is_file():
         fix = "correct tiles.path"
         if "outputs" in path.parts:
             fix += (
-                "; clipit writes the files below outputs/ itself: first run the command that the head of the "
-                "configuration names (make demo for the demo's world)"
+                "; files below outputs/ are written by clipit: first run the command named at the top of the "
+                "configuration (make demo for the demo's world)"
             )
         raise DataError("the table of tiles does not exist", where=path, fix=fix)
     suffix = path.suffix.lower()
@@ -147,10 +147,10 @@ def _example(missing: Sequence[str], names: Sequence[str]) -> str:
 
 
 def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequence[str]) -> dict[str, list[str]]:
-    """Read the wanted columns that describe tiles, under clipit's names.
+    """Read the wanted columns, by clipit's names.
 
-    `path` is required, and so is `label` unless tiles.labels.kind is none or annotators give the labels; the others
-    (id, split, group, mpp) are optional unless tiles.columns names them.
+    `path` is required, and so is `label` unless tiles.labels.kind is none or the labels come from annotators; the
+    others (id, split, group, mpp) are required only if tiles.columns names them.
     """
     labelled = config.labels.kind != "none" and config.annotations is None
     required = {"path"} | set(wanted) & (set(config.columns) | ({"label"} if labelled else set()))
@@ -162,7 +162,7 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequ
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
             where=path,
             fix=delimiter_hint(table.names)
-            or f"name the right ones in tiles.columns, e.g. --tiles.columns.{_example(missing, table.names)} "
+            or f"name the columns in tiles.columns, e.g. --tiles.columns.{_example(missing, table.names)} "
             "(clipit predict: --path-column)",
         )
     check_column_spelling(names, table.names, path)
@@ -177,7 +177,7 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequ
 
 
 def _split_hint(table: TileTable, columns: Mapping[str, list[str]]) -> tuple[str, ...]:
-    """Return a note if another column than `split` contains the names of splits, and none is read."""
+    """Return a note if no column of splits is read, but another column contains the names of splits."""
     for name in table.names if "split" not in columns else ():
         if _SPLIT_NAME.search(name):
             splits = {ALIASES.get(str(cell).strip().lower()) for cell in table.column(name)}
@@ -187,7 +187,7 @@ def _split_hint(table: TileTable, columns: Mapping[str, list[str]]) -> tuple[str
 
 
 def _other_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[str, list[str]]:
-    """Read further columns whose names suggest patients or slides; columns that cannot be read as text are dropped."""
+    """Read further columns whose names suggest patients or slides, except those that cannot be read as text."""
     columns = {}
     for name in table.names:
         if names_groups(name) and name not in {"group", *config.columns.values()}:
@@ -206,8 +206,8 @@ def _read_text(path: Path, delimiter: str) -> TileTable:
             f"not UTF-8 text (byte {error.start} of a block)", where=path, fix="save the table as UTF-8"
         ) from error
     check_joined_rows(table, delimiter, path)
-    place_of = {name.strip(): place for place, name in enumerate(table.header)}
-    return TileTable(list(place_of), lambda name: [row[place_of[name]] for row in table.rows], table.lines)
+    index_of = {name.strip(): index for index, name in enumerate(table.header)}
+    return TileTable(list(index_of), lambda name: [row[index_of[name]] for row in table.rows], table.lines)
 
 
 def _read_parquet(path: Path) -> TileTable:
@@ -267,13 +267,13 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
 def open_files(
     images: Path, files: list[str], table: Path, unreadable: Literal["error", "quarantine"]
 ) -> tuple[FileReader | ZipReader, list[str]]:
-    """Open a reader of the files that a table names, and compute a stamp for each file.
+    """Open a reader for the files of a table, and compute a stamp for each file.
 
     Args:
         images: Folder or zip that the names are relative to.
-        files: Names of the files, with forward slashes.
-        table: Table, for messages.
-        unreadable: With `quarantine`, links whose target does not exist are not an error.
+        files: File names, with forward slashes.
+        table: Table, for error messages.
+        unreadable: `quarantine` to accept links whose target does not exist.
 
     Raises:
         DataError: The folder or zip, or one of the files, does not exist.
@@ -309,7 +309,7 @@ def open_files(
                 stamps.append(file_stamp(images / names[row]))
         except PermissionError:
             raise
-        except (OSError, ValueError):  # missing, or an invalid file name: too long, or with a NUL
+        except (OSError, ValueError):  # missing, or invalid: too long, or with a null character
             missing.append(name)
     if missing:
         raise missing_files(missing, len(files), files_below(images), images, table)

@@ -1,4 +1,4 @@
-"""Index of tar shards: where their images are, and the fields that describe the samples."""
+"""Index of tar shards: the locations of their images, and the fields of their samples."""
 
 import json
 import re
@@ -28,28 +28,28 @@ from clipit.tiles.groups import names_groups
 from clipit.tiles.tar_shards import TarMember, TarReader, list_shards, scan_tar
 
 OWN_FIELDS = ("id", "label", "split", "group", "mpp")
-"""Fields of a sample that are read under these names unless `tiles.columns` names others."""
+"""Fields of a sample that are read by these names, unless `tiles.columns` sets others."""
 FIELD_PREFIX = "field."
-"""Prefix of the index's columns with fields of the samples."""
+"""Prefix of the index's columns with fields."""
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-"""Key and suffix of a member, as the webdataset package cuts them: at the first dot of the file's name."""
+"""Key and suffix of a member, split at the first dot of the file name as in the webdataset package."""
 _FIELDS = re.compile(r"[.](json|jsn|cls|cls2|class|count|index|inx|id|txt|text)$", re.IGNORECASE)
-"""Members whose content describes a sample."""
+"""Members that contain fields."""
 _JSON = frozenset({"json", "jsn"})
 _KIND = "tar_index"
-_LONGEST_FIELD = 16 * 2**20  # bytes
+_MAX_FIELD_BYTES = 16 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Samples of shards, and where their images are.
+    """Samples of shards, with the locations of their images.
 
     Attributes:
         shards: Tar files.
         stamps: Size and modification time of each shard.
         table: One row per sample: shard, key, name (of the image, "" without one), offset, size, and fields.
-        names: Names of all fields that occur, including those that are not in the table.
-        unread: Numbers of members that are neither images nor fields, by suffix.
+        names: Names of all fields in the shards, including those that are not in the table.
+        unread: Suffix -> number of members that are neither images nor fields.
     """
 
     shards: list[Path]
@@ -87,11 +87,11 @@ class TarIndex:
     def image_stamps(self) -> list[str]:
         """Stamp of each image: stamp of its shard, offset and size."""
         offsets, sizes = self.table.column("offset").to_pylist(), self.table.column("size").to_pylist()
-        places = zip(self.shard_of, offsets, sizes, strict=True)
-        return [f"{self.stamps[shard]}:{offset}:{size}" for shard, offset, size in places]
+        locations = zip(self.shard_of, offsets, sizes, strict=True)
+        return [f"{self.stamps[shard]}:{offset}:{size}" for shard, offset, size in locations]
 
     def text(self, name: str) -> list[str]:
-        """Return a column of text, "" where missing."""
+        """Return a column as text, "" where missing."""
         return [value or "" for value in self.table.column(name).to_pylist()]
 
     def has(self, field: str) -> bool:
@@ -100,21 +100,21 @@ class TarIndex:
         return name in self.table.column_names and self.table.column(name).null_count < len(self)
 
     def reader(self) -> TarReader:
-        """Return a reader of the images."""
+        """Return a reader for the images."""
         offsets, sizes = (np.asarray(self.table.column(name), dtype=np.int64) for name in ("offset", "size"))
         return TarReader(self.shards, self.text("name"), self.shard_of, offsets, sizes)
 
 
 def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> TarIndex:
-    """Read the headers and fields of all shards, or open the existing index; called by all processes with `root`.
+    """Read the headers and fields of all shards, or open the existing index; with `root`, call it in all processes.
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts, in which the index is kept; None to build it each time.
-        captions: Field with one text, or a list of texts, of any length; the index contains them as JSON.
+        root: Folder of artefacts for the index; None to build it each time.
+        captions: Field with a text or a list of texts, of any length, which the index stores as JSON; "" for none.
 
     Raises:
-        DataError: A shard is missing or damaged, or its samples are not as the webdataset package writes them.
+        DataError: A shard is missing or damaged, or its samples do not follow the format of the webdataset package.
     """
     shards = list_shards(config.path)
     stamps = [file_stamp(shard) for shard in shards]
@@ -138,7 +138,7 @@ def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> 
             return {}
         parts = []
         for file in files:
-            with reading(file, fix="delete this file and start again"):
+            with reading(file, fix="delete this file and run the command again"):
                 parts.append(pq.read_table(file))
         index = _merge(shards, stamps, parts)
         with whole_file(folder / "index.parquet") as temporary:
@@ -160,13 +160,13 @@ def has_index(config: TilesConfig, root: Path) -> bool:
 
 
 def _read_members(config: TilesConfig) -> tuple[tuple[str, ...], set[str]]:
-    """Return the suffixes of the images, and the names of the fields that the index contains."""
+    """Return the suffixes of images, and the names of the fields to index."""
     suffixes = tuple(config.columns.get("path", "").lower().split(";"))
     return suffixes, {*config.columns.values(), *OWN_FIELDS, "cls"}
 
 
 def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str], captions: str = "") -> dict[str, Any]:
-    """Return what identifies an index, with a fingerprint in place of the shards, of which there may be thousands."""
+    """Return what identifies an index; a fingerprint replaces the list of shards, which may be long."""
     suffixes, wanted = _read_members(config)
     inputs = {
         "shards": [[str(shard), stamp] for shard, stamp in zip(shards, stamps, strict=True)],
@@ -191,10 +191,10 @@ def _merge(shards: list[Path], stamps: list[str], parts: list[pa.Table]) -> TarI
 
 
 def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set[str], captions: str = "") -> pa.Table:
-    """Return a table of the samples of a shard, with the names of all fields in its metadata."""
+    """Tabulate the samples of a shard, with the names of all fields in the metadata of the table."""
     samples: dict[str, _Sample] = {}
     current, names, unread = "", dict[str, None](), Counter[str]()
-    for member, content in scan_tar(path, _FIELDS, _LONGEST_FIELD):
+    for member, content in scan_tar(path, _FIELDS, _MAX_FIELD_BYTES):
         if not is_unicode(member.name):
             raise DataError("a member's name is not UTF-8", where=f"{path}, byte {member.offset}", fix="rename it")
         match = _NAME.match(member.name)
@@ -204,14 +204,14 @@ def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set
         key, suffix = match[1], match[2].lower()
         if key != current and key in samples:
             raise DataError(
-                f"the members of sample {key} do not follow one another, so programs differ in how they read it",
+                f"the members of sample {key} are not consecutive, so programs disagree on how to read it",
                 where=path,
                 fix="write the shard again with tar --sort=name, or with the webdataset package; make keys unique",
             )
         current = key
         sample = samples.setdefault(key, _Sample())
         if suffix in sample.suffixes:
-            raise DataError(f"two members are called {member.name}", where=path, fix="write the shard again")
+            raise DataError(f"two members have the name {member.name}", where=path, fix="write the shard again")
         sample.suffixes.add(suffix)
         if content is not None:
             fields = _parse(content, suffix, f"{path}!{member.name}")
@@ -254,7 +254,7 @@ class _Sample:
         self.fields: dict[str, str] = {}
 
     def choose(self, suffixes: tuple[str, ...], where: str) -> TarMember:
-        """Return the image with the first of the suffixes, or the only one; an empty member if there is none."""
+        """Return the image with the first of the suffixes, or the only image; an empty member if there is none."""
         if any(suffixes):
             named = [self.images[suffix] for suffix in suffixes if suffix in self.images]
             return named[0] if named else TarMember("", 0, 0)
@@ -268,7 +268,7 @@ class _Sample:
 
 
 def _parse(content: bytes, suffix: str, where: str) -> Mapping[str, Any]:
-    """Return the fields of a member that describes its sample."""
+    """Parse the fields in a member."""
     try:
         text = content.decode("utf-8-sig")
         if suffix.rpartition(".")[2] not in _JSON:

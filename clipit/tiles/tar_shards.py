@@ -1,4 +1,4 @@
-"""Shards: plain tar files whose members are read at random, by their offset, without extraction."""
+"""Shards: plain tar files whose members are read by offset, in any order, without extraction."""
 
 import io
 import os
@@ -21,59 +21,59 @@ from clipit.errors import DataError, is_limit, shortlist
 from clipit.images import ImageError, decode
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
-_MOST_SHARDS = 1_000_000
+_MAX_SHARDS = 1_000_000
 _SCHEME = re.compile(r"^(pipe:|[A-Za-z][A-Za-z0-9+.-]*://)")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_BLOCK = 512  # bytes; a header, and the unit to which members are padded
-_READ = 2**20  # bytes that are read at once after the end mark
-_KEPT_OPEN = 256  # shards that a process keeps open; it opens the others for each read
+_BLOCK = 512  # bytes of a header, and the unit to which members are padded
+_READ = 2**20  # bytes read at a time after the end mark
+_MAX_OPEN = 256  # shards that a process keeps open; others are opened for each read
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expand `{a,b}` and `{000..123}` in a pattern, in order, as bash and the webdataset package do.
+    """Expand `{a,b}` and `{000..123}` in a pattern, in order, like bash and the webdataset package.
 
     Raises:
         DataError: A brace is not closed, or there are more than a million results.
     """
     choices: list[list[str]] = []
-    place = 0
-    while (start := pattern.find("{", place)) >= 0:
+    begin = 0
+    while (start := pattern.find("{", begin)) >= 0:
         stop = _closing(pattern, start)
-        choices += [[pattern[place:start]], _alternatives(pattern[start + 1 : stop], pattern)]
-        place = stop + 1
-    choices.append([pattern[place:]])
-    if int(np.prod([len(texts) for texts in choices], dtype=np.float64)) > _MOST_SHARDS:
-        raise _bad_braces(pattern, f"the pattern names more than {_MOST_SHARDS:,} shards")
+        choices += [[pattern[begin:start]], _alternatives(pattern[start + 1 : stop], pattern)]
+        begin = stop + 1
+    choices.append([pattern[begin:]])
+    if int(np.prod([len(texts) for texts in choices], dtype=np.float64)) > _MAX_SHARDS:
+        raise _bad_braces(pattern, f"the pattern names more than {_MAX_SHARDS:,} shards")
     return ["".join(parts) for parts in product(*choices)]
 
 
 def _closing(pattern: str, start: int) -> int:
-    """Return the place of the brace that closes the one at `start`."""
+    """Return the index of the brace that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(pattern)):
-        depth += {"{": 1, "}": -1}.get(pattern[place], 0)
+    for index in range(start, len(pattern)):
+        depth += {"{": 1, "}": -1}.get(pattern[index], 0)
         if depth == 0:
-            return place
+            return index
     raise _bad_braces(pattern, "a brace is not closed")
 
 
 def _alternatives(inner: str, pattern: str) -> list[str]:
-    """Expand what is between two braces."""
+    """Expand the content of a pair of braces."""
     numbers = _RANGE.fullmatch(inner)
     if numbers is not None:
         first, last = int(numbers[1]), int(numbers[2])
-        if abs(last - first) >= _MOST_SHARDS:
-            raise _bad_braces(pattern, f"the pattern names more than {_MOST_SHARDS:,} shards")
+        if abs(last - first) >= _MAX_SHARDS:
+            raise _bad_braces(pattern, f"the pattern names more than {_MAX_SHARDS:,} shards")
         padded = any(text.lstrip("-").startswith("0") and len(text.lstrip("-")) > 1 for text in numbers.groups())
         width = max(map(len, numbers.groups())) if padded else 0
         step = 1 if last >= first else -1
         return [f"{number:0{width}d}" for number in range(first, last + step, step)]
     parts, depth, begin = list[str](), 0, 0
-    for place, char in enumerate(inner):
+    for index, char in enumerate(inner):
         depth += {"{": 1, "}": -1}.get(char, 0)
         if char == "," and depth == 0:
-            parts.append(inner[begin:place])
-            begin = place + 1
+            parts.append(inner[begin:index])
+            begin = index + 1
     parts.append(inner[begin:])
     if len(parts) == 1:
         raise _bad_braces(pattern, f"{{{inner}}} is neither a list such as {{a,b}} nor a range such as {{000..123}}")
@@ -85,14 +85,14 @@ def _bad_braces(pattern: str, what: str) -> DataError:
 
 
 def list_shards(path: str) -> list[Path]:
-    """List the shards that a path names: a tar file, a folder of them, or brace patterns (several joined by `::`).
+    """List the shards of a path: a tar file, a folder of tar files, or brace patterns, several joined by `::`.
 
     Raises:
-        DataError: Shards are missing, compressed or named twice, the path is a URL or a pipe, or a folder has none.
+        DataError: Shards are missing or named twice, the path is a URL or a pipe, or a folder has no shards.
     """
     if _SCHEME.match(path):
         raise DataError(
-            "shards are read at random from files, not from a pipe or URL",
+            "shards are read in random order from files, not from a pipe or URL",
             where=path,
             fix="copy the shards to a disk or mount them; a data set on the Hugging Face hub can be streamed with "
             "tiles.source: huggingface and tiles.streaming: true",
@@ -118,7 +118,7 @@ def list_shards(path: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class TarMember:
-    """A file in a shard: its name, and where its bytes are."""
+    """File in a shard: its name, offset and size in bytes."""
 
     name: str
     offset: int
@@ -126,14 +126,14 @@ class TarMember:
 
 
 def scan_tar(path: Path, wanted: "re.Pattern[str]", largest: int) -> Iterator[tuple[TarMember, bytes | None]]:
-    """Yield the files of a shard in order; the content of those whose name matches `wanted`, and None for the others.
+    """Yield the files of a shard in order, with the content of those whose name matches `wanted`, and None for others.
 
     Only headers and wanted contents are read.
 
     Args:
         path: Shard.
-        wanted: Pattern that is searched in the names.
-        largest: Largest wanted content, bytes.
+        wanted: Pattern to search in the names.
+        largest: Maximum size of a wanted file in bytes.
 
     Raises:
         DataError: The shard is not a plain tar file, is truncated or damaged, continues after its end mark, or contains
@@ -144,7 +144,7 @@ def scan_tar(path: Path, wanted: "re.Pattern[str]", largest: int) -> Iterator[tu
         for magic, method in _COMPRESSED.items():
             if start.startswith(magic):
                 raise DataError(
-                    f"the shard is compressed ({method}), so its members cannot be read at random",
+                    f"the shard is compressed ({method}), so its members cannot be read in random order",
                     where=path,
                     fix="decompress it; images are compressed already",
                 )
@@ -173,14 +173,14 @@ def scan_tar(path: Path, wanted: "re.Pattern[str]", largest: int) -> Iterator[tu
             if isinstance(error, DataError) or is_limit(error) or getattr(error, "errno", None) is not None:
                 raise
             raise _damaged(path, str(error)) from error
-        # tarfile takes a damaged header for the end of the file.
+        # tarfile treats a damaged header as the end of the file.
         stream.seek(end)
         if end + _BLOCK > size or any(stream.read(_BLOCK)):
             raise _damaged(path, f"no end mark at byte {end:,} of {size:,}")
         while rest := stream.read(_READ):
             if rest.count(0) < len(rest):
                 raise DataError(
-                    f"not one plain tar file: its end mark is at byte {end:,} of {size:,}, and data follow it",
+                    f"not a single tar file: data follow the end mark at byte {end:,} of {size:,}",
                     where=path,
                     fix="write one shard per file; shards that were joined with cat must be split again",
                 )
@@ -193,7 +193,7 @@ def _damaged(path: Path, what: str) -> DataError:
 
 
 class TarReader:
-    """Reads one member of a shard per row; shards are opened in the process that reads."""
+    """Reader for members of shards by row; each process opens the shards itself."""
 
     def __init__(
         self,
@@ -204,15 +204,15 @@ class TarReader:
         sizes: Int64[np.ndarray, " n"],
         checksums: UInt32[np.ndarray, " n"] | None = None,
     ) -> None:
-        """Describe where each row's bytes are; nothing is opened yet.
+        """Store the location of each row, without opening any shard.
 
         Args:
             shards: Tar files.
-            names: Name of each row, for messages.
+            names: Name of each row, for error messages.
             shard_of: Index of each row's shard.
-            offsets: First byte of each row in its shard.
-            sizes: Bytes of each row; 0: the row has no image.
-            checksums: CRC-32 of each row, verified when it is read; None: not verified.
+            offsets: Offset of each row in its shard, in bytes.
+            sizes: Size of each row in bytes; 0 if the row has no image.
+            checksums: CRC-32 of each row, verified when it is read; None to skip verification.
         """
         self._shards = tuple(shards)
         self._names = names
@@ -229,7 +229,7 @@ class TarReader:
             return os.pread(handle, size, offset)
         handle = os.open(self._shards[shard], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         with self._lock:
-            kept = shard not in self._handles and len(self._handles) < _KEPT_OPEN
+            kept = shard not in self._handles and len(self._handles) < _MAX_OPEN
             if kept:
                 self._handles[shard] = handle
         try:
@@ -255,7 +255,7 @@ class TarReader:
         return data
 
     def open(self, row: int) -> io.BytesIO:
-        """Return the file of a row.
+        """Return the content of a row as a file.
 
         Raises:
             ImageError: The row has no image, or the shard has changed.
@@ -270,7 +270,7 @@ class TarReader:
         return decode(self.open(row))
 
     def where(self, row: int) -> str:
-        """Return shard and name, for messages."""
+        """Return shard and name, for error messages."""
         return f"{self._shards[int(self._shard_of[row])]}!{self._names[row]}"
 
     def __getstate__(self) -> dict[str, Any]:

@@ -22,17 +22,17 @@ NO_LABEL = "(no label)"
 
 @dataclass(frozen=True, eq=False)
 class TileSet:
-    """Tiles with their labels, splits and groups; images stay on disk until they are read.
+    """Tiles with their labels, splits and groups; images are read from disk on demand.
 
-    Picklable, because readers open their files in the process that reads.
+    Tile sets can be pickled, because readers open their files in the process that reads.
     """
 
     ids: Shaped[np.ndarray, " n"]
-    """Unique names."""
+    """Unique ids."""
     labels: Int64[np.ndarray, " n"]
-    """Index of the class in `classes`; -1: unlabelled, or hidden from training."""
+    """Class as an index into `classes`; -1 if unlabelled or hidden from training."""
     truth: Int64[np.ndarray, " n"]
-    """Label before hiding; -1: unknown."""
+    """Label before hiding; -1 if unknown."""
     splits: Shaped[np.ndarray, " n"]
     """train, validation or test."""
     groups: Shaped[np.ndarray, " n"]
@@ -48,13 +48,13 @@ class TileSet:
     quarantined: tuple[str, ...] = ()
     """Ids of tiles dropped because their image cannot be decoded."""
     notes: tuple[str, ...] = ()
-    """Remarks on these tiles that affect results."""
+    """Notes on these tiles that affect results."""
     where: str | None = None
-    """Source table or folder, for messages."""
+    """Source table or folder, for error messages."""
     advice: str = ""
-    """How to name the patients, if the source seems to name them and no groups are configured."""
+    """How to set groups, if the source seems to identify patients and no groups are configured."""
     annotations: Annotations | None = None
-    """Labels by several annotators, from which those of the tiles were made; None for labels of the source."""
+    """Labels by several annotators, from which the labels derive; None for labels of the source."""
 
     def __post_init__(self) -> None:
         """Validate ids, splits and labels."""
@@ -80,7 +80,7 @@ class TileSet:
         for values in (self.labels, self.truth):
             if values.size and (values.min() < -1 or values.max() >= len(self.classes)):
                 raise DataError(
-                    "a label is outside the classes",
+                    "a label is not one of the classes",
                     where=shortlist(self.classes),
                     fix="correct the label, or add its class to tiles.classes",
                 )
@@ -118,7 +118,7 @@ class TileSet:
         return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 
     def among(self, ids: Iterable[str]) -> Bool[np.ndarray, " n"]:
-        """Return a mask of the tiles with one of these ids (`np.isin` compares objects pair by pair)."""
+        """Return a mask of the tiles with one of these ids; `np.isin` would take quadratic time on objects."""
         wanted = set(ids)
         return np.fromiter((name in wanted for name in self.ids.tolist()), dtype=np.bool_, count=len(self))
 
@@ -143,7 +143,7 @@ class TileSet:
         return digest.hexdigest()[:16]
 
     def counts(self, *, truth: bool = False) -> dict[str, dict[str, int]]:
-        """Count tiles per split and class, by visible labels or (`truth`) by labels before hiding."""
+        """Count tiles per split and class, by visible labels or, with `truth`, by labels before hiding."""
         values = self.truth if truth else self.labels
         names = (*enumerate(self.classes), (-1, NO_LABEL))
         return {
@@ -153,7 +153,7 @@ class TileSet:
         }
 
     def describe(self) -> str:
-        """Summarise for printing: tiles, groups and labels per split, micrometres per pixel, notes."""
+        """Format a summary: tiles, groups and labels per split, micrometres per pixel, and notes."""
         lines = [f"{len(self)} tiles, {len(self.classes)} classes, fingerprint {self.fingerprint}"]
         visible, all_labels = self.counts(), self.counts(truth=True)
         for split in visible:
@@ -170,7 +170,7 @@ class TileSet:
         values = np.unique(self.mpp[~np.isnan(self.mpp)])
         lines.append(f"  mpp: {shortlist([f'{value:g}' for value in values]) if values.size else 'unknown'}")
         if self.quarantined:
-            lines.append(f"  dropped, unreadable: {len(self.quarantined)} ({shortlist(self.quarantined)})")
+            lines.append(f"  dropped as unreadable: {len(self.quarantined)} ({shortlist(self.quarantined)})")
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  warning: {self.advice}"] if self.advice else []
         return "\n".join(lines)

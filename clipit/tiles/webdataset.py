@@ -1,4 +1,4 @@
-"""Tiles from shards in the format of the webdataset package: tar files of samples such as 0001.jpg and 0001.json."""
+"""Read tiles from shards in the format of the webdataset package: tar files of samples such as 0001.jpg, 0001.json."""
 
 import re
 from pathlib import Path
@@ -15,16 +15,16 @@ from clipit.tiles.tar_index import FIELD_PREFIX, OWN_FIELDS, TarIndex, index_sha
 
 
 def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str = "") -> SourceTiles:
-    """Read the samples of shards; the id is the field that tiles.columns names, else `<shard>/<key>`.
+    """Read the samples of shards; the id is the field tiles.columns.id, or else `<shard>/<key>`.
 
-    `<shard>` is the shard's path below the innermost folder that contains all shards, so that these ids depend on which
-    shards are named together. Fields are the entries of a sample's JSON member, and its text members under their suffix
-    (`cls`, `txt`). The label is the field `label`, or `cls` if no sample has it. Without a field `split`, a word such
-    as train in a shard's path gives the split, or else one in the name of the folder that contains all shards.
+    `<shard>` is the shard's path below the innermost folder that contains all shards, so these ids depend on which
+    shards are read together. Fields are the entries of a sample's JSON member, and its text members by suffix (`cls`,
+    `txt`). The label is the field `label`, or `cls` if no sample has it. Without a field `split`, the split follows
+    from a word such as train in a shard's path, or else in the name of the folder that contains all shards.
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts, in which the index of the shards is kept; None: it is built again each time.
+        root: Folder of artefacts for the index of the shards; None to build it each time.
         captions: Field with captions to add to the index (see `index_shards`); "" for none.
 
     Raises:
@@ -60,7 +60,7 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
         stamps=index.image_stamps,
         reader=index.reader(),
         where=config.path,
-        notes=(*label_notes, *group_notes, *([f"members of these kinds are not read: {unread}"] if unread else [])),
+        notes=(*label_notes, *group_notes, *([f"unread members, by suffix: {unread}"] if unread else [])),
         paths=members if "id" in config.columns else (),
         columns={name: values for name, values in columns.items() if name not in names.values()},
     )
@@ -75,19 +75,19 @@ def shard_images(path: Path) -> ImageSet:
     config = TilesConfig(source="webdataset", path=str(path), labels=LabelsConfig(kind="none"), unreadable="quarantine")
     index = index_shards(config, None)
     if not len(index):
-        raise DataError("the shard contains no samples", where=path, fix="name another shard")
+        raise DataError("the shard contains no samples", where=path, fix="use another shard")
     _check_images(index, config, index.members)
     return ImageSet(index.members, index.image_stamps, index.reader(), str(path))
 
 
 def table_columns(index: TarIndex) -> dict[str, list[str]]:
-    """Return the fields that seem to name patients or slides."""
+    """Return the fields that seem to identify patients or slides."""
     names = [name.removeprefix(FIELD_PREFIX) for name in index.table.column_names if name.startswith(FIELD_PREFIX)]
     return {name: index.text(f"{FIELD_PREFIX}{name}") for name in names if names_groups(name)}
 
 
 def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
-    """Return the samples' field for each of clipit's columns."""
+    """Map clipit's column names to the samples' fields."""
     by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
     names = {ours: by_name.get(ours, ours) for ours in OWN_FIELDS}
     if "label" not in config.columns and not index.has("label"):
@@ -99,7 +99,7 @@ def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
         raise DataError(
             f"no sample has the fields: {', '.join(missing)}; the samples have: {shortlist(index.names, 20) or 'none'}",
             where=config.path,
-            fix="name the right fields in tiles.columns, e.g. --tiles.columns.label=diagnosis",
+            fix="name the fields in tiles.columns, e.g. --tiles.columns.label=diagnosis",
         )
     read = {ours: name for ours, name in names.items() if ours != "id" or ours in config.columns}
     check_column_spelling(read, index.names, config.path)
@@ -109,18 +109,18 @@ def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
 
 
 def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
-    """Check that no sample has its class only in `cls` while others have it in `label`."""
+    """Check that not some samples have their class in `label` and others only in `cls`."""
     from pyarrow import compute
 
     label, number = (index.table.column(f"{FIELD_PREFIX}{name}") for name in ("label", "cls"))
     rows = np.flatnonzero(compute.and_(compute.is_null(label), compute.is_valid(number)).to_numpy())
     if len(rows):
         raise DataError(
-            f"{len(rows)} of {len(index)} samples have a field cls but no field label, unlike the others: "
+            f"{len(rows)} of {len(index)} samples have a field cls but no field label: "
             f"{shortlist([index.members[row] for row in rows[:3]], 3)}",
             where=config.path,
-            fix="write the shards with one of them, or choose with --tiles.columns.label=label, which leaves these "
-            "samples without a label, or --tiles.columns.label=cls",
+            fix="write the shards with one of these fields, or set --tiles.columns.label=cls, or "
+            "--tiles.columns.label=label, which leaves these samples unlabelled",
         )
 
 
@@ -138,9 +138,9 @@ def _check_images(index: TarIndex, config: TilesConfig, members: list[str]) -> N
 
 
 def _part_in(shard: str, folder: str) -> str:
-    """Return the only word for a split, such as train, in a shard's path, or else in the name of its folder.
+    """Return the word for a split, such as train, in a shard's path, or else in the name of its folder.
 
-    The result is "" if there is no such word, or if the path or the folder's name contains several.
+    Return "" if there is no such word, or if the path or the folder name contains several.
     """
     for name in (shard, folder):
         words = {word for word in re.split(r"[^a-z]+", name.lower()) if word in ALIASES}

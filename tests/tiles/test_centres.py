@@ -78,7 +78,7 @@ def test_labels_are_mapped_and_the_rest_is_left_out_and_counted(table: Path) -> 
     }
     assert (tiles.truth == -1).sum() == 1, "a tile without a label stays"
     assert any(
-        note.startswith("17 tiles of labels outside tiles.class_map dropped (mucus: 17)") for note in tiles.notes
+        note.startswith("dropped 17 tiles with labels outside tiles.class_map (mucus: 17)") for note in tiles.notes
     )
 
 
@@ -122,7 +122,7 @@ def test_real_colon_tiles_of_two_sources_share_two_classes(real_data: Path) -> N
     assert polito.counts()["test"] == {"AC": 80, "H": 80, "(no label)": 0}
     assert there.counts()["test"] == {"AC": 80, "H": 80, "(no label)": 0}
     assert any(
-        "960 tiles of labels outside tiles.class_map dropped (S: 320, T: 320, V: 320)" in n for n in polito.notes
+        "dropped 960 tiles with labels outside tiles.class_map (S: 320, T: 320, V: 320)" in n for n in polito.notes
     )
     five = read("lc25000_colon", {"colon_aca": "AC", "colon_n": "H"}, ("AC", "H", "S", "T", "V"))
     assert read_tiles(five).counts()["test"] == {"AC": 80, "H": 80, "S": 0, "T": 0, "V": 0, "(no label)": 0}

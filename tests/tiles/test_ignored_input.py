@@ -99,7 +99,7 @@ def test_shards_that_were_joined_are_an_error(tmp_path: Path) -> None:
     one, other = shard(tmp_path / "1.tar", range(5)), shard(tmp_path / "2.tar", range(5, 10))
     joined = tmp_path / "joined.tar"
     joined.write_bytes(one.read_bytes() + other.read_bytes())
-    with pytest.raises(DataError, match=r"end mark is at byte .* and data follow it"):
+    with pytest.raises(DataError, match=r"data follow the end mark at byte"):
         read_tiles(shards(joined))
     joined.write_bytes(one.read_bytes() + bytes(30_000))  # longer padding is harmless
     assert len(read_tiles(shards(joined))) == 5
@@ -190,7 +190,7 @@ def test_tiff_masks_keep_their_values(tmp_path: Path, photometric: str) -> None:
 def test_masks_with_a_lossy_compression_are_refused(kind: str, options: "dict[str, Any]") -> None:
     stream = io.BytesIO()
     Image.fromarray(np.repeat(MASK[..., None], 3, axis=2)).save(stream, kind, **options)
-    with pytest.raises(ImageError, match="whose compression changes the values"):
+    with pytest.raises(ImageError, match="compression changes the values"):
         decode_mask(stream, "m.png", (16, 16), CLASSES)
 
 

@@ -75,7 +75,7 @@ def test_a_test_part_is_not_cut_beside_another(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"source": "table", "path": table, "splits": {"train": ["labelled", "unlabelled"]}}
     assert (read_tiles(TilesConfig(**keys)).splits == "test").sum() == 10
     for cut in ({"test_fraction": 0.2}, {"folds": 2}):
-        with pytest.raises(ConfigError, match=r"test split already \(10 tiles\)(?s:.*)train: \[train, test\]"):
+        with pytest.raises(ConfigError, match=r"already has a test split \(10 tiles\)(?s:.*)train: \[train, test\]"):
             read_tiles(TilesConfig(**keys, **cut))
     pooled = {**keys, "splits": {"train": ["labelled", "unlabelled", "test"]}, "folds": 2}
     assert (read_tiles(TilesConfig(**pooled)).splits == "test").sum() == 20

@@ -106,7 +106,7 @@ def test_images_and_masks_are_turned_by_their_own_orientation(tmp_path: Path) ->
 WRONG: "dict[str, tuple[Any, str]]" = {
     "big.png": (np.zeros((6, 8), np.uint8), "the mask has 8 x 6 pixels, its image 4 x 3"),
     "seven.png": (np.where(MASK == 1, 7, MASK).astype(np.uint8), r"not classes: 7 \(41.7% of the pixels\)"),
-    "lossy.jpg": (MASK, "JPEG, whose compression changes the values"),
+    "lossy.jpg": (MASK, "JPEG compression changes the values"),
     "colour.png": (np.arange(36, dtype=np.uint8).reshape(3, 4, 3), "a colour image"),
     "cut.png": (b"\x89PNG\r\n\x1a\n" + bytes(9), "Error"),
     "names.geojson": (
@@ -141,7 +141,7 @@ def test_tiles_without_a_mask_and_masks_without_a_pixel_are_counted(tmp_path: Pa
     found = table(tmp_path, {"a.png": MASK, "b.png": None, "c.png": np.full((3, 4), 255, np.uint8)})
     assert found.notes == ("1 of 3 tiles have no mask",) and len(found) == 2
     kept = check_masks(found, "error")
-    assert kept.tiles.ids.tolist() == ["0.png"] and "1 masks were left out, because every pixel" in kept.notes[1]
+    assert kept.tiles.ids.tolist() == ["0.png"] and "1 masks were dropped, because every pixel" in kept.notes[1]
 
 
 def test_masks_in_which_every_pixel_is_ignored_or_a_class_is_absent_are_errors(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_masks_in_which_every_pixel_is_ignored_or_a_class_is_absent_are_errors(t
 
 
 def test_missing_files_columns_and_other_sources_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1 of 1 files that the table names are missing: gone\.png"):
+    with pytest.raises(DataError, match=r"1 of 1 files in the table are missing: gone\.png"):
         table(tmp_path, {"gone.png": 0})
     (tmp_path / "tiles.csv").write_text("path,mask\n0.png,\n", encoding="utf-8")
     keys = {"path": str(tmp_path / "tiles.csv"), "images": str(tmp_path / "files"), "labels": {"kind": "none"}}

@@ -245,7 +245,7 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     table = rows(tmp_path)
     table[1] = table[1] | {"path": name}
-    with pytest.raises(DataError, match="1 of 12 files that the table names are missing"):
+    with pytest.raises(DataError, match="1 of 12 files in the table are missing"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
 
 
@@ -399,7 +399,7 @@ def test_decomposed_names_in_a_folder_are_read(tmp_path: Path) -> None:
         (lambda name: name.replace("png", "TIF"), "differences in the suffix are corrected"),
         (lambda name: f"tiles/{name}", "'tiles/' is removed from the start of the paths"),
         (lambda name: f"C:\\data\\{name}", "'C:/data/' is removed from the start of the paths"),
-        (lambda name: name.removeprefix("img/"), "'img/' is put before the paths"),
+        (lambda name: name.removeprefix("img/"), "'img/' is prepended to the paths"),
         (lambda name: f"https://host/{name}", "the paths are URLs"),
         (lambda name: f"{Path(name).stem}/{Path(name).name}", "differences in the folders are corrected"),
         (lambda name: f"other-{Path(name).stem}.jpg", r"contains 12 files, such as img/0\.png"),

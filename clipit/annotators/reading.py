@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clipit.annotators.votes import ANONYMOUS, Votes
-from clipit.config.data import MOST_VOTES
+from clipit.config.data import MAX_VOTES
 from clipit.config.run import AnnotationsConfig
 from clipit.data_files import (
     MISSING_VALUES,
@@ -276,7 +276,7 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
         if not name or not all(cell.isdecimal() for cell in cells.values()):
             wrong.append(f"line {table.lines[row]}")
             continue
-        if any(len(cell.lstrip("0")) > len(str(MOST_VOTES)) for cell in cells.values()):
+        if any(len(cell.lstrip("0")) > len(str(MAX_VOTES)) for cell in cells.values()):
             large.append(f"line {table.lines[row]}")
             continue
         counts = {label: int(cell) for label, cell in cells.items()}
@@ -295,7 +295,7 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
         most = "" if config.voters is None else f" of at most {config.voters} in all"
         problems.append(f"{len(wrong)} rows without a tile, or without numbers of votes{most}: {shortlist(wrong)}")
     if large:
-        problems.append(f"{len(large)} rows with more than {MOST_VOTES:,} votes: {shortlist(large)}")
+        problems.append(f"{len(large)} rows with more than {MAX_VOTES:,} votes: {shortlist(large)}")
     if problems:
         raise DataError("; ".join(problems), where=path, fix="write one row per tile, with a whole number per class")
     notes = (f"{counted(without, 'row')} without a vote left out",) if without else ()

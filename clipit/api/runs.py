@@ -197,7 +197,7 @@ def evaluate_external(
         ArtifactError: The folder contains the results of other tiles or prompts.
     """
     from clipit.config.load import validate
-    from clipit.config.new_inputs import GivenInputs, as_changes, default_source
+    from clipit.config.new_inputs import NewInputs, as_changes, default_source
     from clipit.runs.external import evaluate_external as evaluate_on
     from clipit.runs.folder import read_run_config
 
@@ -209,5 +209,5 @@ def evaluate_external(
         given = {"source": default_source(str(given.get("path", ""))), **given}
         section = validate(config.model_dump() | {"tiles": given}, "tiles").tiles
     text = None if prompts is None else str(prompts)
-    changed = GivenInputs(folder, section, text, name, as_changes(keys or {}, "keys")).apply(config)
+    changed = NewInputs(folder, section, text, name, as_changes(keys or {}, "keys")).apply(config)
     return EvaluationResult(evaluate_on(folder, section, text, name, changed)[0])

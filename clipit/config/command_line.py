@@ -1,4 +1,4 @@
-"""Parse the command line of a command: `--config FILE`, keys of the configuration, and the command's own options."""
+"""Parse a command line: `--config FILE`, keys of the configuration, and the command's own options."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import (
+    check_utf8,
     dotted,
     fill_tiles,
     key_types,
@@ -20,7 +21,6 @@ from clipit.config.load import (
     nested,
     override,
     read_yaml,
-    refuse_undecodable,
     validate_file,
 )
 from clipit.config.option_values import decode_options, decode_text
@@ -29,7 +29,7 @@ from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
 
-_LONGEST_SHOWN = 500  # characters of options in a message
+_MAX_SHOWN = 500  # characters of options in a message
 AGENTS: dict[str, dict[str, Any]] = {
     "--agents": {
         "type": int,
@@ -44,7 +44,7 @@ AGENTS: dict[str, dict[str, Any]] = {
 def read_command(
     description: str | None, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
 ) -> tuple[RunConfig, argparse.Namespace]:
-    """Parse the command line of a script that reads the keys of a run alone; see `read_file_command`."""
+    """Parse the command line of a command that reads only the keys of a run; see `read_file_command`."""
     file, options = read_file_command(description, (), argv, extra)
     return file.run, options
 
@@ -52,11 +52,11 @@ def read_command(
 def read_reports_command(
     description: str | None, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
 ) -> tuple[RunConfig, bool, argparse.Namespace]:
-    """Parse the command line of a script on reports, whose configuration may lack tiles; see `read_file_command`.
+    """Parse the command line of a command on reports, whose configuration may lack tiles; see `read_file_command`.
 
     Returns:
-        The configuration, whether it names tiles, and the script's own options. Without tiles, the section `tiles` is
-        a placeholder that must not be read.
+        The configuration, whether it has tiles, and the command's own options. Without tiles, the section `tiles` is a
+        placeholder that must not be used.
     """
     file, options = read_file_command(description, (), argv, extra, needs_tiles=False)
     return file.run, names_tiles(file.run), options
@@ -72,28 +72,28 @@ def read_file_command(
     needs_config: bool = True,
     default_config: str | None = None,
 ) -> tuple[ConfigFile, argparse.Namespace]:
-    """Parse a script's command line: `--config FILE` and any key of the configuration as `--section.key=value`.
+    """Parse a command line: `--config FILE` and any key of the configuration as `--section.key=value`.
 
     Args:
-        description: Purpose of the script, for `--help`.
-        sections: Sections beside the run that the script reads, such as `comparison`; only these may be given as
-            options. The others are validated as well.
-        argv: Arguments; those of the process by default.
-        extra: Further options of the script: name -> keyword arguments of `add_argument`.
+        description: Purpose of the command, for `--help`.
+        sections: Sections beside the run that the command reads, such as `comparison`; only these may be given as
+            options. All sections of the file are validated.
+        argv: Arguments; by default those of the process.
+        extra: Further options of the command: name -> keyword arguments of `add_argument`.
         needs_tiles: Whether the section `tiles` is required.
         needs_config: Whether `--config` is required.
-        default_config: Name of the shipped configuration that is read without `--config`; None: it is required.
+        default_config: Name of the shipped configuration to read without `--config`; None for none.
 
     Returns:
-        The validated file, and the script's own options. The run's keys given as options are listed in `overrides`.
+        The validated file, and the command's own options. The run's keys given as options are listed in `overrides`.
 
     Raises:
         ConfigError: The file cannot be read, or keys or options are invalid.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    refuse_undecodable(arguments, "the command line")
+    check_utf8(arguments, "the command line")
     parser = argparse.ArgumentParser(add_help=False)
-    about = "YAML file of the run, or the name of a shipped one (see clipit init)"
+    about = "YAML file, or the name of a shipped configuration (see clipit init)"
     default = None if default_config is None else config_file(default_config)
     parser.add_argument("--config", type=config_file, default=default, help=about)
     for name, keywords in (extra or {}).items():
@@ -107,7 +107,7 @@ def read_file_command(
         CliSettingsSource(settings, root_parser=help_parser, cli_parse_args=["--help"], cli_hide_none_type=True)
     types = key_types(settings)
     repeatable = [name for name, keywords in (extra or {}).items() if keywords.get("action") == "append"]
-    _refuse_repeated(arguments, repeatable, types)
+    _check_repeated(arguments, repeatable, types)
     options, rest = parser.parse_known_args(arguments)
     if needs_config and options.config is None:
         raise ConfigError(
@@ -116,7 +116,7 @@ def read_file_command(
             fix="name a YAML file, or a shipped configuration such as --config own_table (clipit init lists them)",
         )
     known, unknown = _sort_options(rest, [*types])
-    _refuse_sections(unknown, sections)
+    _check_sections(unknown, sections)
     decoded = decode_options(known, types)
     parsed = _parse({key: text for key, text in known.items() if key not in decoded}, settings)
     overrides = merge(parsed, nested(decoded))
@@ -132,7 +132,7 @@ def read_file_command(
 
 @cache
 def _settings(sections: tuple[str, ...]) -> type[BaseSettings]:
-    """Build a settings model of the run's keys and these sections, from which pydantic-settings derives a parser."""
+    """Build a model of the run's keys and these sections, from which pydantic-settings derives a parser."""
     fields: dict[str, Any] = {
         name: (ConfigFile.model_fields[name].annotation, ConfigFile.model_fields[name]) for name in sections
     }
@@ -145,23 +145,23 @@ def _settings(sections: tuple[str, ...]) -> type[BaseSettings]:
 
 @cache
 def _parser(settings: type[BaseSettings]) -> CliSettingsSource[BaseSettings]:
-    """Build the parser of a settings model, which takes longer than parsing and can be used again."""
+    """Build the parser of a settings model; cached, because this takes longer than parsing."""
     return CliSettingsSource(settings, cli_exit_on_error=False)
 
 
-def _refuse_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None:
-    """Refuse options of a section that the command does not read, which would otherwise have no effect."""
-    idle = sorted(key for key in unknown if key.partition(".")[0] in {*SECTIONS} - {*sections})
-    if idle:
+def _check_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None:
+    """Reject options of a section that the command does not read, which would have no effect."""
+    unread = sorted(key for key in unknown if key.partition(".")[0] in {*SECTIONS} - {*sections})
+    if unread:
         raise ConfigError(
-            f"this command does not read {', '.join(idle)}",
+            f"this command does not read {', '.join(unread)}",
             where="the command line",
-            fix="leave these options out, or set the keys in the configuration file",
+            fix="remove these options, or set the keys in the configuration file",
         )
 
 
-def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str], types: Mapping[str, Any]) -> None:
-    """Refuse repeated options: one value would be dropped, or two lists joined."""
+def _check_repeated(arguments: Sequence[str], repeatable: Sequence[str], types: Mapping[str, Any]) -> None:
+    """Reject repeated options, of which one value would be dropped or two lists joined."""
     given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     twice = sorted({option for option in given if given.count(option) > 1} - {*repeatable})
     if twice:
@@ -169,12 +169,12 @@ def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str], types:
         raise ConfigError(
             f"given more than once: {', '.join(twice)}",
             where="the command line",
-            fix="keep one of each" + (f"; write a list as '{lists[0]}=[a, b]'" if lists else ""),
+            fix="give each option once" + (f"; write a list as '{lists[0]}=[a, b]'" if lists else ""),
         )
 
 
 def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, Any]:
-    """Parse configuration options; the error names the option that cannot be parsed."""
+    """Parse configuration options; an error names the option that cannot be parsed."""
     if not known:
         return {}
     arguments = [f"--{key}={text}" for key, text in known.items()]
@@ -186,7 +186,7 @@ def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, 
                 _parse({key: text}, settings)  # raises for the option that fails
         shown = " ".join(arguments)
         raise ConfigError(
-            f"cannot be parsed: {shown if len(shown) <= _LONGEST_SHOWN else shown[:_LONGEST_SHOWN] + '...'} ({error})",
+            f"cannot be parsed: {shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + '...'} ({error})",
             where="the command line",
             fix="--help shows each option; lists and sections are JSON in single quotes: '[1, 2]', '{\"rank\": 8}'",
         ) from None
@@ -194,7 +194,7 @@ def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, 
 
 
 def _sort_options(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Split options into known keys, for the parser, and unknown ones, for the list of all errors; each with its value.
+    """Split options into known keys, for the parser, and unknown keys, for the list of all errors, with their values.
 
     Raises:
         ConfigError: A known option has no value, or more than one.

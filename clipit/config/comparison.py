@@ -15,9 +15,9 @@ class ComparisonConfig(Section):
     arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
     """Arms in the order of the table."""
     baseline: str = "image_only"
-    """Arm that the others are compared with."""
+    """Arm with which the others are compared."""
     controls: tuple[str, ...] = ()
-    """Further arms that the others are compared with, each in a table of its own; image_embedding shows whether a gain
+    """Further arms with which the others are compared, each in a separate table; image_embedding shows whether a gain
     is due to the text."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Reported seeds of labels, initialisation and batches."""
@@ -26,12 +26,12 @@ class ComparisonConfig(Section):
     shifted: dict[str, TilesConfig] = Field(default_factory=dict)
     """Further test sets by name, such as other centres; only their test split is used."""
     backbones: tuple[str, ...] = ()
-    """Names of backbones to run every arm on; empty: the one of `backbone`."""
+    """Names of backbones on which to run every arm; empty: only `backbone`."""
     data_sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Data sets or settings to run every arm on: name -> dotted keys that differ from this file, such as
-    `{labels320: {tiles.labels.value: 40}}`; empty: this file alone."""
+    """Data sets or settings on which to run every arm: name -> dotted keys that differ from this file, such as
+    `{labels320: {tiles.labels.value: 40}}`; empty: only this file."""
     equal_steps: bool = True
-    """Also run arms that were tuned to fewer steps at the number of steps of the longest arm."""
+    """Also run arms that were tuned to fewer steps with the number of steps of the longest arm."""
     analyses: tuple[Literal["complementarity", "pairing", "classes", "embeddings"], ...] = (
         "complementarity",
         "pairing",
@@ -47,11 +47,11 @@ class ComparisonConfig(Section):
     """Further axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. An arm without
     the term has no trials of its keys."""
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
-    """Seeds of the search, which are never reported."""
+    """Seeds of the search, which must not be among the reported `seeds`."""
     pairing_page: int = Field(1000, ge=0)
     """Number of training tiles on the pairing page, with the predictions of the first arm with text; 0: no page."""
     searched: LocalPath[str | None] = None
-    """Record of the search (the .json of clipit tune) that `arms` was taken from; null: the one in the output
+    """Record of the search (the .json of clipit tune) from which `arms` was taken; null: the record in the output
     folder, if there is one. The comparison reports which arms differ from it."""
 
     @field_validator("grid")
@@ -71,7 +71,7 @@ class ComparisonConfig(Section):
     @classmethod
     def _enough_tiles(cls, tiles: int) -> int:
         if tiles == 1:
-            raise ValueError("at least 2 tiles are needed; 0: no page")
+            raise ValueError("use at least 2 tiles, or 0 for no page")
         return tiles
 
     @field_validator("shifted", mode="before")
@@ -101,7 +101,7 @@ class ComparisonConfig(Section):
         if unlisted:
             raise ValueError(f"controls must be among the arms: {', '.join(unlisted)}")
         if "test" in self.shifted:
-            raise ValueError("a shifted test set cannot be named test, which is the split of `tiles`")
+            raise ValueError("a shifted test set cannot be named test, which is a split of `tiles`")
         if set(self.seeds) & set(self.tuning_seeds):
             raise ValueError("seeds and tuning_seeds must not share a seed")
         return self

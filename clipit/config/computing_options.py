@@ -29,5 +29,7 @@ def add_computing_options(parser: argparse.ArgumentParser | argparse._ArgumentGr
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster on GPUs, less precise")
     parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that defines the backbone or the VLM"
+        "--trust-remote-code",
+        action="store_true",
+        help="allow the backbone or the VLM to run Python code from its own repository",
     )

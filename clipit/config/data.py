@@ -12,8 +12,8 @@ from clipit.config.paths import LocalPath
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LARGEST_SEED = 2**32 - 1  # largest seed that NumPy accepts
-MOST_VOTES = 999_999
-"""Maximum number of votes for a class that a table of annotators may give a tile."""
+MAX_VOTES = 999_999
+"""Maximum number of votes per tile and class in a table of annotators."""
 
 TileSource = Literal[
     "folders", "table", "huggingface", "webdataset", "slides",
@@ -31,7 +31,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_numbers(cls, value: Any, info: Any) -> Any:
-        """Refuse true and false (which YAML also reads from yes, no, on and off) where a number is needed."""
+        """Reject true and false, which YAML also reads from yes, no, on and off, in place of numbers."""
         if isinstance(value, bool):
             kind = cls.model_fields[info.field_name or ""].annotation
             kinds = {kind, *get_args(kind)}
@@ -71,9 +71,9 @@ class LabelsConfig(Section):
     """Share of the labels for `fraction`, number per class for `per_class`."""
     validation: Literal["same", "all"] = "same"
     """Labels to keep in the validation split; `same`: apply the limit of the training split, because validation
-    tiles have to be annotated, too."""
+    tiles must be annotated, too."""
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
-    """Seed for choosing the labelled tiles; null: the seed of the run."""
+    """Seed for drawing the labelled tiles; null: the seed of the run."""
 
 
 class SlidesConfig(Section):
@@ -82,16 +82,16 @@ class SlidesConfig(Section):
     mpp: float = Field(0.5, gt=0)
     """Resolution of the tiles in micrometres per pixel."""
     pixels: int = Field(224, ge=16)
-    """Edge of a tile in pixels at this resolution."""
+    """Edge length of a tile in pixels at this resolution."""
     overlap: float = Field(0.0, ge=0, lt=1)
-    """Overlap of adjacent tiles as a share of their edge; 0: none."""
+    """Overlap of adjacent tiles as a share of their edge length; 0: none."""
     min_tissue: float = Field(0.5, ge=0, le=1)
     """Share of a tile that must be tissue; 0 keeps every tile."""
     contours: LocalPath[str | None] = None
-    """GeoJSON file of tissue contours, or a folder with one per slide, named after the slide, as QuPath and TRIDENT
-    write them; null: tissue is detected by its colour."""
+    """GeoJSON file of tissue contours, or a folder with one file per slide, named after the slide, as written by QuPath
+    and TRIDENT; null: tissue is detected by its colour."""
     tiles_per_slide: int | None = Field(None, ge=1)
-    """Number of tiles to draw at random from each slide, the same ones every time; null: all."""
+    """Number of tiles to draw from each slide, at random but reproducibly; null: all."""
     grids: LocalPath[str] = "outputs/slide_grids"
     """Folder that caches the tissue and the grid of each slide."""
 
@@ -100,33 +100,33 @@ class AnnotationsConfig(Section):
     """Labels of tiles by several annotators, in place of the labels of the source."""
 
     path: LocalPath[str]
-    """Table (csv or tsv) with one row per tile and annotator; or, with `counts`, with the votes of each tile."""
+    """Table (csv or tsv) with one row per tile and annotator or, with `counts`, with the votes for each tile."""
     columns: dict[Literal["tile", "annotator", "label"], str] = Field(default_factory=dict)
     """Mapping from clipit's column names to those of the table, where they differ; `tile` is the id of the tile."""
     counts: dict[str, str] = Field(default_factory=dict)
-    """For votes without the names of the annotators: mapping from each class to the column with the number of its
-    votes, such as `{SSA: "Number of Annotators who Selected SSA (Out of 7)"}`. Empty: one row per tile and
-    annotator."""
-    voters: int | None = Field(None, ge=1, le=MOST_VOTES)
-    """With `counts`: number of votes per tile; those beyond the columns of `counts` are votes for `rest`."""
+    """For votes without annotator names: mapping from each class to the column with its number of votes, such as
+    `{SSA: "Number of Annotators who Selected SSA (Out of 7)"}`. Empty: one row per tile and annotator."""
+    voters: int | None = Field(None, ge=1, le=MAX_VOTES)
+    """With `counts`: number of votes per tile; votes that are not in the columns of `counts` are votes for `rest`."""
     rest: str | None = None
-    """With `voters`: class without a column of its own."""
+    """With `voters`: class without a column."""
     labels: Results[Literal["majority", "consensus", "posterior", "annotator"]] = "consensus"
-    """Labels of training and validation tiles. `majority`: the most frequent one. `consensus`: the most probable class
-    by Dawid-Skene. `posterior`: the probabilities of the classes by Dawid-Skene, as soft targets (needs
-    `soft_labels.source: annotators`). `annotator`: those of one annotator."""
+    """Labels of training and validation tiles. `majority`: the most frequent label. `consensus`: the most probable
+    class by Dawid-Skene. `posterior`: the class probabilities by Dawid-Skene, as soft targets (needs
+    `soft_labels.source: annotators`). `annotator`: the labels of one annotator."""
     annotator: Results[str | None] = None
-    """`annotator` only: name of the annotator; null: the most accurate one by Dawid-Skene, of those who labelled at
-    least half as many tiles as the busiest one."""
+    """`annotator` only: name of the annotator; null: the annotator with the highest accuracy by Dawid-Skene, among
+    those who labelled at least half as many tiles as the most active one."""
     test_annotators: Results[tuple[str, ...]] = ()
     """Annotators whose consensus labels the test tiles, and whose labels of other tiles are not used; empty: all
-    annotators label all tiles. Results and pages state whether the test labels are independent of those trained on."""
+    annotators label all tiles. Results and pages state whether the test labels are independent of the training
+    labels."""
     test_labels: Results[Literal["consensus", "source"]] = "consensus"
-    """Labels of test tiles: the consensus of annotators, or those of the source, such as a reference standard."""
+    """Labels of test tiles: the consensus of annotators, or the labels of the source, such as a reference standard."""
     source_annotators: Reporting[Literal["same", "others", "unknown"]] = "unknown"
-    """Origin of the labels of the source: the same annotators as those of this table, others, or unknown. It
-    determines whether results and pages call test labels of the source independent of those trained on. MHIST: `same`,
-    unless set to `others`."""
+    """Origin of the labels of the source: the annotators of this table, other annotators, or unknown. It determines
+    whether results and pages call test labels of the source independent of the training labels. MHIST: `same`, unless
+    set to `others`."""
 
     @field_validator("columns", "counts", mode="before")
     @classmethod
@@ -143,7 +143,9 @@ class AnnotationsConfig(Section):
         if self.annotator is not None and self.labels != "annotator":
             raise ValueError("annotator needs labels: annotator")
         if self.annotator is not None and self.annotator in self.test_annotators:
-            raise ValueError(f"{self.annotator!r} labels the test tiles (test_annotators), so cannot be trained on")
+            raise ValueError(
+                f"{self.annotator!r} labels the test tiles (test_annotators), so cannot label training tiles"
+            )
         if (self.voters is None) != (self.rest is None) or (self.rest is not None and not self.counts):
             raise ValueError("set voters and rest together, and only with counts")
         if self.rest is not None and self.rest in self.counts:
@@ -169,17 +171,16 @@ class TilesConfig(Section):
     """Folder or zip of class folders, table file, folder or table of slides, data set on the Hugging Face hub
     (`hf:owner/name`), or folder or pattern of tar shards (`shards/train-{000..123}.tar`), depending on the source."""
     streaming: Data[bool] = False
-    """`huggingface` and `webdataset`: read the set once, in order, and keep its tiles in the output folder, so that the
-    originals need not be on this disk."""
+    """`huggingface` and `webdataset`: read the data set once, in order, and keep its tiles in the output folder, so
+    that the originals need not be on this disk."""
     keep_pixels: Data[int | None] = Field(None, ge=16)
-    """With `streaming`: resize tiles whose shorter edge is longer than this many pixels; null: the largest input of the
-    VLMs and the backbone, if it is known before they are loaded."""
+    """With `streaming`: resize tiles whose shorter edge is longer than this number of pixels; null: the largest input
+    size of the VLMs and the backbone, if it is known before they are loaded."""
     keep_quality: Data[int | None] = Field(95, ge=1, le=100)
-    """With `streaming`: JPEG quality of tiles that are resized; null: PNG, without loss. Other tiles are kept as they
-    are, byte for byte."""
+    """With `streaming`: JPEG quality of resized tiles; null: lossless PNG. Other tiles are copied byte for byte."""
     check_counts: bool = True
-    """Published data sets: fail if the number of tiles differs from the published one; false: only log the difference,
-    for partial copies."""
+    """Published data sets: fail if the number of tiles differs from the published number; false: only log the
+    difference, for partial copies."""
     magnification: Literal["40X", "100X", "200X", "400X"] | None = None
     """BreakHis only: keep the tiles of one magnification; null keeps all four."""
     images: Data[LocalPath[str | None]] = None
@@ -193,8 +194,8 @@ class TilesConfig(Section):
     or zip of the images."""
     group_pattern: Data[str | None] = None
     """Regular expression that finds the patient or slide in the id of a tile, or else in its path, if the source has no
-    groups, such as `patient_\\d+`; its first parenthesis, if it has one, is the group. Null: TCGA barcodes alone are
-    found."""
+    groups, such as `patient_\\d+`; if it has a capturing group, that part is used. Null: only TCGA barcodes are
+    recognised."""
     splits: dict[Literal["train", "validation", "test"], str | tuple[str, ...]] = Field(default_factory=dict)
     """Mapping from splits to their names in the source, where they differ; a list joins several, as in
     `{train: [labelled, unlabelled]}`, and `""` stands for rows without a split. Any column can define the splits, such
@@ -217,15 +218,15 @@ class TilesConfig(Section):
     fold: Data[int] = Field(0, ge=0)
     """Fold used as the test split, from 0 to `folds` - 1; run all of them with `comparison.data_sets`."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of these held-out splits and folds; independent of the run's seed, so that all arms and seeds see the same
+    """Seed of these held-out splits and folds; independent of the run's seed, so that all arms and seeds have the same
     splits."""
     photos: Literal["resize", "crops"] = "resize"
     """BACH only: resize the whole image as the eva benchmark does, or cut it into crops of 512 px."""
     unreadable: Literal["error", "quarantine"] = "error"
     """Images that cannot be decoded, and links to images that do not exist: fail, or drop and list them."""
     mpp: float | None = Field(None, gt=0)
-    """Micrometres per pixel, if the source does not state it; `slides`: of the finest level of slides that do not state
-    it."""
+    """Micrometres per pixel, for sources without it; `slides`: of the finest level, for slides without this
+    metadata."""
     slides: Data[SlidesConfig | None] = None
     """`slides` only: tiles to cut; null: the defaults of this section."""
     labels: LabelsConfig = LabelsConfig()
@@ -235,7 +236,7 @@ class TilesConfig(Section):
     @field_validator("classes", "class_map", "splits", "columns", mode="before")
     @classmethod
     def _check_quotes(cls, value: Any) -> Any:
-        """Refuse names that YAML reads as numbers, booleans, dates or null."""
+        """Reject names that YAML reads as numbers, booleans, dates or null."""
         names: list[Any] = list(value) if isinstance(value, list | tuple | dict) else []
         for inner in value.values() if isinstance(value, dict) else ():
             names += inner if isinstance(inner, list | tuple) else [inner]
@@ -263,7 +264,7 @@ class TilesConfig(Section):
         return pattern
 
     @model_validator(mode="after")
-    def _check_cuts(self) -> "TilesConfig":
+    def _check_folds(self) -> "TilesConfig":
         if self.folds is None and self.fold:
             raise ValueError("fold requires folds, the number of folds")
         if self.folds is not None and self.fold >= self.folds:
@@ -287,19 +288,19 @@ class TextChecksConfig(Section):
     """Repairs and checks of the reports' text, before the filters."""
 
     ligatures: bool = True
-    """Repair words in which a font's ligature was read as another character ("intesFnal"), if exactly one undamaged
-    word of the corpus fits."""
+    """Repair words in which a ligature was read as another character ("intesFnal"), if exactly one word of the corpus
+    matches."""
     page_lines: bool = True
-    """Drop page numbers ("Page 2 of 3") and the headers and footers that repeat at page breaks, which would cut the
-    sentences around them."""
+    """Drop page numbers ("Page 2 of 3") and the headers and footers that repeat at page breaks, which would interrupt
+    sentences."""
     headings: bool = True
-    """Drop snippets that are only a heading or the label of a field."""
+    """Drop snippets that consist only of a heading or a field label."""
     readable: float = Field(0.5, ge=0, le=1)
-    """Drop snippets in which a smaller share of the letters belongs to readable words; 0 keeps all."""
+    """Minimum share of a snippet's letters in readable words; other snippets are dropped. 0 keeps all."""
     short_diagnoses: bool = True
-    """Keep short snippets that name a diagnosis, such as "Adenocarcinoma", despite `min_words` and the prompts. With
-    the packaged `morphology_prompts`, diagnoses of up to six words are kept as well, such as "Partially mucinous
-    colorectal adenocarcinoma", unless they are negated or uncertain."""
+    """Keep short snippets that name a diagnosis, such as "Adenocarcinoma", despite `min_words` and the filter by
+    prompts. With the packaged `morphology_prompts`, diagnoses of up to six words are also kept, such as "Partially
+    mucinous colorectal adenocarcinoma", unless they are negated or uncertain."""
     section_weight: float = Field(0.5, ge=0)
     """Weight of the section in the filter by prompts, in standard deviations of its similarity: added for microscopic
     descriptions and diagnoses, subtracted for gross descriptions, clinical data, specimens, blocks, stages and
@@ -338,8 +339,8 @@ class ReportsConfig(Section):
     date_column: Data[str | None] = None
     """Column with the date of the report (ISO 8601, such as 2024-05-31); used by `soft_labels.own_report.several`."""
     metadata: Data[LocalPath[str | None]] = None
-    """Additional table (csv, tsv or xlsx) with one row per report or per patient. The configured columns for
-    organ, group, label and date are read from it where it has them."""
+    """Additional table (csv, tsv or xlsx) with one row per report or per patient. It provides those of the configured
+    columns for organ, group, label and date that it has."""
     metadata_id_column: Data[str | None] = None
     """Column of `metadata` with report ids; null: `report_id`, if it exists."""
     metadata_group_column: Data[str | None] = None
@@ -348,7 +349,7 @@ class ReportsConfig(Section):
     """Sheet of `metadata`, if that is an xlsx file; null: the only one that is not empty."""
     tcga_barcodes: Data[bool] = True
     """Recognise TCGA barcodes in ids, file names and table cells, in any format: the patient becomes the group of
-    reports without one, and the project, if the names contain it or `cancer_types` is set, gives the organ."""
+    reports without a group, and the project, if the names contain it or `cancer_types` is set, determines the organ."""
     cancer_types: Data[LocalPath[str | None]] = None
     """CSV file with the columns patient_id and cancer_type, from which the organ of TCGA patients is derived."""
     organs: tuple[str, ...] = ()
@@ -372,8 +373,8 @@ class ReportsConfig(Section):
     morphology_prompts: Data[LocalPath[str | None]] = "morphology"
     """Prompts that resemble the snippets to keep: a YAML file or the name of a packaged set; null: no filter."""
     boilerplate_prompts: Data[LocalPath[str | None]] = "boilerplate"
-    """Prompts that resemble the snippets to drop; a snippet nearer to these than to `morphology_prompts` is dropped.
-    null: no filter."""
+    """Prompts that resemble the snippets to drop; a snippet that is more similar to these than to `morphology_prompts`
+    is dropped. null: no filter."""
     morphology_margin: float = 0.0
     """Margin by which the similarity to `morphology_prompts` must exceed that to `boilerplate_prompts`."""
 
@@ -394,9 +395,9 @@ class LeaksConfig(Section):
     """`error`: fail. `exclude`: drop and list the leaking reports and the tiles of the earlier split, never test tiles
     (for a shifted test set, drop its own tiles). `note`: only log leaks. `off`: do not check."""
     pixels: Literal["off", "exact", "near"] = "exact"
-    """Duplicate images to find: those with equal pixels (`exact`), or also those equal up to quarter turns, flips,
-    size, compression and brightness (`near`). Every image is decoded once per data set and output folder; this takes
-    minutes for 300,000 small tiles with `exact`, and two to three times as long with `near`."""
+    """Duplicate images to find: images with equal pixels (`exact`), or also images that are equal up to quarter turns,
+    flips, size, compression and brightness (`near`). Every image is decoded once per data set and output folder; this
+    takes minutes for 300,000 small tiles with `exact`, and two to three times as long with `near`."""
     distance: int = Field(7, ge=0, le=11)
     """`near` only: maximum Hamming distance of the two 64-bit perceptual hashes."""
     similarity: float = Field(0.9, ge=-1, le=1)

@@ -1,4 +1,4 @@
-"""Effect of each key of a run's configuration: on results, speed or reporting; declared at the key."""
+"""Effect of each key of a run's configuration on results, speed or reporting, declared at the key."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -8,8 +8,8 @@ from pydantic import BaseModel
 Effect = Literal["results", "data", "recipe", "evaluation", "speed", "reporting"]
 EFFECTS: dict[Effect, str] = {
     "results": "changes the trained classifier; part of the run's fingerprint",
-    "data": "names or selects data or models; the fingerprint covers the content that is used, not its path",
-    "recipe": "sets other keys, and acts through them alone",
+    "data": "names or selects data or models; the fingerprint covers their content, not their path",
+    "recipe": "sets other keys, and has no other effect",
     "evaluation": "changes what is computed from the trained classifier; the run is evaluated again",
     "speed": "changes how fast a run is, not its results",
     "reporting": "changes where a run is written and how it is reported",
@@ -36,13 +36,13 @@ def select_keys(config: BaseModel, *effects: Effect) -> dict[str, Any]:
     """Select the keys of a configuration, or of a section, that have one of these effects.
 
     Returns:
-        JSON-like value of each dotted key.
+        Dotted key -> JSON-serialisable value.
     """
     return _select(config, config.model_dump(mode="json"), "results", effects, "")
 
 
 def field_effect(model: type[BaseModel], name: str, section: Effect = "results") -> Effect:
-    """Return the effect of a field; that of `section` if the field declares none."""
+    """Return the effect of a field, or that of its section if the field declares none."""
     markers = [marker for marker in model.model_fields[name].metadata if isinstance(marker, KeyEffect)]
     return markers[-1].effect if markers else section
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from clipit.config.data import Section
 from clipit.config.effects import Evaluation, Speed
 
-_LEAST_RESAMPLES = 20
+_MIN_RESAMPLES = 20
 
 
 class EvaluationConfig(Section):
@@ -23,6 +23,6 @@ class EvaluationConfig(Section):
     @field_validator("bootstrap")
     @classmethod
     def _enough_resamples(cls, resamples: int) -> int:
-        if 0 < resamples < _LEAST_RESAMPLES:
-            raise ValueError(f"quantiles need {_LEAST_RESAMPLES} resamples or more; 0: no intervals")
+        if 0 < resamples < _MIN_RESAMPLES:
+            raise ValueError(f"use at least {_MIN_RESAMPLES} resamples, or 0 for no intervals")
         return resamples

@@ -46,7 +46,7 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def override(values: Mapping[str, Any], changes: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
-    """Merge changes into the content of a file, and add their dotted keys to `overrides`, which an arm keeps."""
+    """Merge changes into the content of a file, and list their dotted keys in `overrides`, which arms do not change."""
     merged = merge(values, changes)
     earlier = merged.get("overrides", [])  # present if the file was written by a run
     if isinstance(earlier, list):  # anything else fails validation
@@ -55,14 +55,14 @@ def override(values: Mapping[str, Any], changes: Mapping[str, Any], given: Seque
 
 
 def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Copy a tree without these dotted keys, and without values given in place of their sections."""
+    """Copy a tree without these dotted keys, and without values in place of their sections."""
     kept: dict[str, Any] = {}
     for name, value in tree.items():
         inner = [key.partition(".")[2] for key in keys if key.partition(".")[0] == name]
         if not inner:
             kept[name] = value
         elif isinstance(value, Mapping) and all(inner) and (rest := without(value, inner)):
-            kept[name] = rest  # an empty section would empty the one that it is merged into
+            kept[name] = rest  # merging an empty section would clear the other one
     return kept
 
 
@@ -71,50 +71,47 @@ def validate(values: Mapping[str, Any], where: object) -> RunConfig:
 
     Args:
         values: Keys and values, sections nested.
-        where: Origin of the values, for messages.
+        where: Origin of the values, for error messages.
 
     Raises:
-        ConfigError: Lists every error, each with its key path.
+        ConfigError: Values are invalid; the message lists all errors with their keys.
     """
     return _validate(RunConfig, values, where)
 
 
 def validate_file(values: Mapping[str, Any], where: object) -> ConfigFile:
-    """Validate the content of a configuration file: the keys of a run and the sections beside them.
-
-    Arguments and errors are those of `validate`.
-    """
+    """Validate the content of a configuration file: the keys of a run and the other sections; see `validate`."""
     return _validate(ConfigFile, values, where)
 
 
 def _validate(model: type[_Model], values: Mapping[str, Any], where: object) -> _Model:
-    refuse_undecodable(values, where)
+    check_utf8(values, where)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise _config_error(error, where) from None
 
 
-def refuse_undecodable(values: Any, where: object) -> None:
-    """Refuse texts that cannot be written as UTF-8, such as file names in another encoding."""
-    if text := _undecodable(values):
+def check_utf8(values: Any, where: object) -> None:
+    """Reject texts that cannot be encoded as UTF-8, such as file names in another encoding."""
+    if text := _first_undecodable(values):
         raise ConfigError(f"not valid UTF-8: {text}", where=where, fix="rename the file, or correct the text")
 
 
-def _undecodable(values: Any) -> str:
-    """Return the first text that cannot be written as UTF-8, escaped; "" if there is none."""
-    left = [values]
-    while left:
-        value = left.pop()
+def _first_undecodable(values: Any) -> str:
+    """Return the first text that cannot be encoded as UTF-8, escaped; "" if there is none."""
+    pending = [values]
+    while pending:
+        value = pending.pop()
         if isinstance(value, str):
             if not value.isascii():
                 escaped = value.encode("utf-8", "backslashreplace").decode()
                 if escaped != value:
                     return escaped
         elif isinstance(value, list | tuple):
-            left += reversed(value)
+            pending += reversed(value)
         elif not isinstance(value, int | float | None) and isinstance(value, Mapping):  # the second check is slow
-            left += reversed([*value, *value.values()])
+            pending += reversed([*value, *value.values()])
     return ""
 
 
@@ -139,7 +136,7 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
 
 
 def key_of(location: Sequence[int | str]) -> str:
-    """Return the dotted key of a validation error's location; in a file, the keys of a run are at the top level."""
+    """Return the dotted key at the location of a validation error; a run's keys are at the top level of a file."""
     parts = [str(part) for part in location]
     return ".".join(parts[1:] if parts[:1] == ["run"] else parts) or "(whole file)"
 
@@ -166,7 +163,7 @@ def key_types(model: type[Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _hint(key: str) -> str:
-    """Suggest a key: the new name of a renamed one, a similar one, or one that is abbreviated (`lr`)."""
+    """Suggest the new name of a renamed key, a similar key, or the key that is abbreviated (`lr`)."""
     import difflib
 
     if key in RENAMED:
@@ -174,10 +171,12 @@ def _hint(key: str) -> str:
     keys = all_keys()
     section, _, name = key.rpartition(".")
     within = {other: other.rpartition(".")[2] for other in keys if not section or other.startswith(f"{section}.")}
-    spelt = [other for other, last in within.items() if _abbreviates(name, last) or (last == name and not section)]
+    abbreviated = [
+        other for other, last in within.items() if _abbreviates(name, last) or (last == name and not section)
+    ]
     near = difflib.get_close_matches(key, within if section in keys else keys, n=1, cutoff=0.6)
-    similar = [*spelt, *near]
-    return f" (did you mean '{similar[0]}'?)" if similar else ""
+    suggestions = [*abbreviated, *near]
+    return f" (did you mean '{suggestions[0]}'?)" if suggestions else ""
 
 
 def _abbreviates(short: str, name: str) -> bool:
@@ -191,7 +190,7 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
 
     Args:
         path: Path of the file.
-        example: Shipped file or folder that messages refer to.
+        example: Shipped file or folder to mention in error messages.
 
     Raises:
         ConfigError: The file is missing or unreadable, is not UTF-8, YAML or a mapping, or repeats a key.
@@ -203,7 +202,7 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
         raise ConfigError(
             "no such configuration file",
             where=path,
-            fix=f"see {shipped} for those shipped, or list them with `clipit init`",
+            fix=f"see {shipped} for the shipped configurations, or list them with `clipit init`",
         ) from None
     except PermissionError:
         raise ConfigError("no permission to read this file", where=path, fix="make the file readable") from None
@@ -222,7 +221,7 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
 
 
 def fill_tiles(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the content of a file; tiles without a path become the placeholder of `names_tiles`."""
+    """Copy the content of a file, with a placeholder if it has no tiles (see `names_tiles`)."""
     tiles = values.get("tiles", {})
     if not isinstance(tiles, Mapping) or "path" in tiles:
         return dict(values)
@@ -230,19 +229,19 @@ def fill_tiles(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def names_tiles(config: RunConfig) -> bool:
-    """Return whether a configuration names tiles; without them, the section `tiles` is a placeholder."""
+    """Return whether a configuration has tiles; otherwise the section `tiles` is a placeholder."""
     return config.tiles.path != NO_TILES
 
 
 def require_tiles(config: RunConfig) -> None:
-    """Check that a configuration names tiles.
+    """Check that a configuration has tiles.
 
     Raises:
-        ConfigError: It names none.
+        ConfigError: It has none.
     """
     if not names_tiles(config):
         raise ConfigError(
-            "the configuration names no tiles",
+            "the configuration has no tiles",
             where="tiles.path",
-            fix="name them, such as tiles.path=tiles.csv with tiles.images=tiles.zip",
+            fix="set them, such as tiles.path=tiles.csv with tiles.images=tiles.zip",
         )

@@ -1,4 +1,4 @@
-"""Configuration of what is trained on masks: a linear head on patch tokens, a U-Net, and pseudo-labels."""
+"""Configuration of training on masks: a linear head on patch tokens, a U-Net, and pseudo-labels."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ class TokenHeadConfig(Section):
     """Linear head on frozen patch tokens."""
 
     overlap: float = Field(0.5, ge=0, lt=1)
-    """Overlap of adjacent windows as a share of their edge; tokens that several windows cover are averaged."""
+    """Overlap of adjacent windows as a share of their edge length; tokens in several windows are averaged."""
     batch_size: int = Field(64, ge=1)
     """Windows per forward pass."""
     steps: int = Field(1000, ge=1)
@@ -31,13 +31,14 @@ class UnetConfig(Section):
     encoder: str = "resnet18"
     """Encoder of segmentation-models-pytorch."""
     encoder_weights: str | None = None
-    """Pretrained weights of the encoder by the package's name, such as imagenet, which downloads them; null: random."""
+    """Pretrained weights of the encoder by their name in the package, such as imagenet, which downloads them; null:
+    random."""
     width: int = Field(256, ge=16)
-    """Channels of the deepest of the decoder's five levels; each further level has half of them, at least 16."""
+    """Channels of the deepest of the decoder's five levels; each further level has half as many, at least 16."""
     mpp: float | None = Field(None, gt=0)
-    """Micrometres per pixel to which images are resampled; null: their own."""
+    """Micrometres per pixel to which images are resampled; null: no resampling."""
     crop: int = Field(256, ge=32, multiple_of=32)
-    """Edge of training crops and of prediction windows in pixels."""
+    """Edge length of training crops and of prediction windows in pixels."""
     batch_size: int = Field(8, ge=1)
     """Crops per step."""
     steps: int = Field(1000, ge=1)
@@ -47,7 +48,7 @@ class UnetConfig(Section):
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay of AdamW."""
     overlap: float = Field(0.25, ge=0, lt=1)
-    """Overlap of adjacent prediction windows as a share of their edge."""
+    """Overlap of adjacent prediction windows as a share of their edge length."""
 
 
 class PseudoLabelsConfig(Section):
@@ -59,22 +60,22 @@ class PseudoLabelsConfig(Section):
     background: str | None = None
     """Class that images of every label contain; null: the class with the value 0."""
     confidence: float = Field(0.9, gt=0.5, lt=1)
-    """Probability above which a token gets a pseudo-label; the others are ignored."""
+    """Probability above which a token gets a pseudo-label; other tokens are ignored."""
     training: MilTrainingConfig = MilTrainingConfig(pooling="mean")
-    """Multiple-instance model, whose instances are tokens. The mean trains the logits of all tokens, whereas attention
-    leaves those of tokens without weight undetermined."""
+    """Multiple-instance model, whose instances are tokens. Mean pooling trains the logits of all tokens, whereas
+    attention leaves the logits of tokens without weight undetermined."""
 
 
 class MaskTrainingConfig(Section):
     """Training on masks: tokens, numbers of masks and seeds."""
 
     tokens: Literal["vlm", "backbone"] = "backbone"
-    """Model whose tokens the head is trained on and pseudo-labels are derived from."""
+    """Model whose tokens are used to train the head and to derive pseudo-labels."""
     masks: tuple[int | None, ...] = Field((1, 2, 5, 10, None), min_length=1)
     """Numbers of training masks, drawn by seed and from as many patients as possible; null: all. A larger draw contains
-    a smaller one."""
+    the smaller ones."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    """Seeds of the draws and of the training."""
+    """Seeds of the drawn masks and of the training."""
     head: TokenHeadConfig = TokenHeadConfig()
     unet: UnetConfig = UnetConfig()
     pseudo: PseudoLabelsConfig = PseudoLabelsConfig()
@@ -84,7 +85,7 @@ class MaskTrainingConfig(Section):
     def _check_masks(cls, counts: tuple[int | None, ...]) -> tuple[int | None, ...]:
         check_once(counts)
         if any(count is not None and count < 1 for count in counts):
-            raise ValueError("use numbers of masks from 1, or null for all")
+            raise ValueError("use numbers of at least 1, or null for all masks")
         return counts
 
     @field_validator("seeds")

@@ -14,8 +14,8 @@ class MilTrainingConfig(Section):
     """Network and training of one multiple-instance model."""
 
     pooling: MilPooling = "attention"
-    """How a bag is pooled: gated attention, the mean of its instances, or the instance with the highest logit of each
-    class; the arms of the study set it."""
+    """Pooling of a bag: gated attention, the mean of its instances, or the instance with the highest logit of each
+    class; set by the arms of the study."""
     hidden: int = Field(128, ge=1)
     """Width of the layer that embeds each instance."""
     attention: int = Field(64, ge=1)
@@ -23,28 +23,28 @@ class MilTrainingConfig(Section):
     dropout: float = Field(0.25, ge=0, lt=1)
     """Dropout of the embedded instances during training."""
     epochs: int = Field(60, ge=1)
-    """Maximum number of passes over the training bags; the one with the lowest loss on the validation bags is kept."""
+    """Maximum number of passes over the training bags; the epoch with the lowest validation loss is kept."""
     patience: int = Field(15, ge=1)
     """Stop after this many epochs without a lower validation loss."""
     batch_size: int = Field(8, ge=1)
     """Bags per step."""
     steps_per_epoch: int | None = Field(None, ge=1)
-    """Steps of an epoch; null: one pass over the training bags. Set it where arms with few labels are compared with
-    arms that also learn from unlabelled bags, so that all take the same number of steps."""
+    """Steps of an epoch; null: one pass over the training bags. Set it to compare arms with few labels with arms that
+    also learn from unlabelled bags, so that all take the same number of steps."""
     learning_rate: float = Field(1e-3, gt=0)
     """Learning rate of AdamW, constant."""
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay of AdamW."""
     instances: int | None = Field(None, ge=1)
-    """Maximum number of instances of a training bag, drawn anew in every epoch; null: all. It bounds the memory of a
-    step; predictions always use all instances."""
+    """Maximum number of instances of a training bag, drawn anew in every epoch, which bounds the memory of a step;
+    null: all. Predictions always use all instances."""
 
 
 class MilTargetsConfig(Section):
     """Targets of training bags in addition to their labels, for the arms that learn from reports and their controls."""
 
     label_weight: float = Field(1.0, gt=0)
-    """Weight of the cross-entropy with labels from reports, predicted ones or exchanged ones."""
+    """Weight of the cross-entropy with labels from reports, or with predicted or exchanged labels."""
     vector_weight: float = Field(1.0, gt=0)
     """Weight of the cosine distance between the projected representation of a bag and the embedding of its report, or
     the mean of its own features."""
@@ -54,38 +54,38 @@ class MilConfig(Section):
     """Labels of slides or patients: bags of stored features, the arms of the study, and maps."""
 
     bags: Literal["slide", "patient"] = "slide"
-    """Unit that is labelled: one bag per slide, or per patient with the tiles of all slides. Tiles without a slide in
-    their id (`slide@x,y,edge`) form one bag per group."""
+    """Labelled unit: one bag per slide, or one per patient with the tiles of all slides. Tiles without a slide in their
+    id (`slide@x,y,edge`) form one bag per group."""
     features: Literal["vlm", "backbone", "run", "h5"] = "vlm"
-    """Features of the tiles: those of the VLM in the joint space, of the frozen backbone, of the classifier of a
-    finished run (`mil.run`), or computed by TRIDENT or CLAM (`mil.h5`)."""
+    """Features of the tiles: of the VLM in the joint space, of the frozen backbone, of the classifier of a finished run
+    (`mil.run`), or computed by TRIDENT or CLAM (`mil.h5`)."""
     run: LocalPath[str | None] = None
     """Folder of the finished run, for `features: run`."""
     h5: LocalPath[str | None] = None
-    """Folder of .h5 files, one per slide, or one such file, for `features: h5`."""
+    """Folder of .h5 files, one per slide, or a single file, for `features: h5`."""
     slides: LocalPath[str | None] = None
     """Table with the columns slide, label, group (patient) and split, for `features: h5`; without a column split, whole
     patients are held out."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of the patients of `slides` that is held out for validation if the table has no such split."""
+    """Share of the patients of `slides` held out for validation if the table has no such split."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share that is held out for testing if the table has no split."""
+    """Share of the patients of `slides` held out for testing if the table has no split."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of these held-out patients, independent of `seeds`."""
     labels_per_class: int | None = Field(None, ge=1)
-    """Number of training bags per class whose labels are kept, drawn by seed; as many validation labels are kept. null:
-    all labels."""
+    """Number of training bags per class whose labels are kept, drawn by seed, and of validation bags; null: all
+    labels."""
     training: MilTrainingConfig = MilTrainingConfig()
     targets: MilTargetsConfig = MilTargetsConfig()
     arms: tuple[str, ...] = ("attention", "mean", "max", "zero_shot", "shuffled_labels")
     """Arms of the study in the order of the table; `zero_shot` needs `prompts` and features of the VLM. Further arms
-    learn from reports (`report_labels`, `report_embedding`, both: `report`), which need the section `reports`; their
+    learn from reports (`report_labels`, `report_embedding`, or both: `report`) and need the section `reports`; their
     controls are `predicted_labels`, `image_embedding`, `shuffled_report_labels` and `shuffled_report_embedding`."""
     reference: str = "mean"
-    """Arm that the others are compared with."""
+    """Arm with which the others are compared."""
     conditions: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings in which all arms are compared: name -> dotted keys that differ from this file, such as
-    `{few labels: {mil.labels_per_class: 4}}`; empty: this file as it is."""
+    `{few labels: {mil.labels_per_class: 4}}`; empty: only this file."""
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
     """Seeds of initialisation, order of bags, shuffled labels and kept labels."""
     resamples: int = Field(1000, ge=0)
@@ -93,9 +93,9 @@ class MilConfig(Section):
     maps: int = Field(3, ge=0)
     """Number of test bags on the page, with their maps or most attended tiles."""
     masks: LocalPath[str | None] = None
-    """Folder of masks, `<slide>.png`, of any resolution, that the maps are compared with."""
+    """Folder of masks, `<slide>.png`, of any resolution, with which the maps are compared."""
     mask_values: dict[str, int] = Field(default_factory=dict)
-    """Class -> value of its pixels in the masks; 255 is ignored, other values are not of the class."""
+    """Class -> value of its pixels in the masks; 255 is ignored, and other values do not belong to the class."""
 
     @field_validator("seeds")
     @classmethod
@@ -120,7 +120,7 @@ class MilConfig(Section):
         if self.features != "h5" and (self.h5 is not None or self.slides is not None):
             raise ValueError("h5 and slides are read only with features: h5")
         if (self.masks is None) != (not self.mask_values):
-            raise ValueError("masks and mask_values belong together: name the folder and the value of each class")
+            raise ValueError("set masks and mask_values together: the folder and the value of each class")
         wrong = sorted(name for name, value in self.mask_values.items() if not 0 <= value < 255)
         if wrong:
             raise ValueError(f"mask values lie between 0 and 254, because 255 is ignored: {', '.join(wrong)}")

@@ -1,4 +1,4 @@
-"""Command line of an evaluation of a finished run: its folder, and new tiles, prompts or keys of the evaluation."""
+"""Command line for evaluating a finished run: its folder, and new tiles, prompts or evaluation keys."""
 
 import logging
 import sys
@@ -16,8 +16,8 @@ from clipit.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _SECTIONS = ("tiles", "prompts", "leaks", "evaluation")
-"""Keys of a configuration file that are read with a run's folder."""
-_CHANGED = (
+"""Keys and sections of a configuration file that are read together with a run's folder."""
+_CHANGEABLE = (
     "leaks",
     "evaluation",
     "training.threads",
@@ -29,19 +29,19 @@ _CHANGED = (
     "vlm.trust_remote_code",
     "backbone.trust_remote_code",
 )
-"""Keys and sections of the run that may be given, because they do not change its classifier."""
+"""Keys and sections that may be changed after training, because they do not affect the classifier."""
 
 
 @dataclass(frozen=True)
-class GivenInputs:
-    """Options of an evaluation of a finished run.
+class NewInputs:
+    """New inputs for evaluating a finished run.
 
     Attributes:
         run: Folder of the run.
-        tiles: New tiles; None if none are given.
-        prompts: New prompt set, a file or packaged name; None if none is given.
+        tiles: New tiles, if given.
+        prompts: New prompt set, if given: a file or a packaged name.
         name: Name of the new evaluation; "" if not given.
-        changes: Keys of the run with other values, nested.
+        changes: Changed keys of the run, nested.
     """
 
     run: Path
@@ -57,16 +57,16 @@ class GivenInputs:
 
 def read_new_inputs(
     description: str | None, extra: Mapping[str, dict[str, Any]], argv: Sequence[str] | None = None
-) -> GivenInputs:
+) -> NewInputs:
     """Parse a command line with `--run FOLDER`.
 
-    Without `--tiles.source`, a folder or zip is read as class folders, tar files as webdataset shards, and another file
-    as a table.
+    Without `--tiles.source`, a folder or zip is read as class folders, tar files as webdataset shards, and any other
+    file as a table.
 
     Args:
         description: Purpose of the command, for `--help`.
         extra: Options of the command, with `--run`.
-        argv: Arguments; those of the process by default.
+        argv: Arguments; by default those of the process.
 
     Raises:
         ConfigError: The file or options are invalid, or an option would change the classifier.
@@ -79,58 +79,58 @@ def read_new_inputs(
     from_file = read_yaml(options.config) if options.config else {}
     ignored = sorted(key for key in from_file if key not in _SECTIONS)
     if ignored:
-        logger.info(f"note: of {options.config}, only {', '.join(_SECTIONS)} are read, not {', '.join(ignored)}")
+        logger.info(f"note: only {', '.join(_SECTIONS)} of {options.config} are read, not {', '.join(ignored)}")
     given -= {*dotted({key: from_file[key] for key in ignored}), *from_file.get("overrides", [])}
     given |= set(dotted({key: from_file[key] for key in _SECTIONS if key in from_file}))
     own = {key for key in given if key.partition(".")[0] in ("tiles", "prompts", "name")}
     changed = given - own
-    _refuse_others(changed, "the command line", "with --run, give keys of tiles and prompts, --name, and")
+    _check_changeable(changed, "the command line", "with --run, give keys of tiles and prompts, --name, and")
     has_tiles = any(key.partition(".")[0] == "tiles" for key in given)
     if "name" in given and not has_tiles and "prompts" not in given:
         raise ConfigError(
-            "--name names an evaluation on new tiles or prompts, but there are none",
+            "--name is the name of an evaluation on new tiles or prompts, but neither is given",
             where="the command line",
-            fix="add --tiles.path or --prompts, or leave out --name",
+            fix="add --tiles.path or --prompts, or remove --name",
         )
     values = config.model_dump()
     changes = nested({key: _value(values, key) for key in sorted(changed)})
     prompts = config.prompts if "prompts" in given else None
-    return GivenInputs(
+    return NewInputs(
         options.run, config.tiles if has_tiles else None, prompts, config.name if "name" in given else "", changes
     )
 
 
 def as_changes(keys: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Nest dotted keys of a finished run that may have other values.
+    """Nest dotted keys that may be changed in a finished run.
 
     Raises:
         ConfigError: A key would change the classifier.
     """
-    _refuse_others(keys, where, "give only")
+    _check_changeable(keys, where, "give only")
     return nested(keys)
 
 
 def default_source(path: str) -> str:
-    """Return the source of tiles that are given by their path alone."""
+    """Infer the tile source from a path."""
     if path.lower().endswith(".tar"):
         return "webdataset"
     in_folders = Path(path).expanduser().is_dir() or path.lower().endswith(".zip")
     return "folders" if in_folders else "huggingface" if path.startswith("hf:") else "table"
 
 
-def _refuse_others(keys: Iterable[str], where: str, fix: str) -> None:
-    """Refuse keys that would change the classifier of a finished run."""
-    foreign = sorted(key for key in keys if not any(key == known or key.startswith(f"{known}.") for known in _CHANGED))
-    if foreign:
+def _check_changeable(keys: Iterable[str], where: str, fix: str) -> None:
+    """Reject keys that would change the classifier of a finished run."""
+    fixed = sorted(key for key in keys if not any(key == known or key.startswith(f"{known}.") for known in _CHANGEABLE))
+    if fixed:
         raise ConfigError(
-            f"the run is finished, so these keys cannot change: {', '.join(foreign)}",
+            f"the run is finished, so these keys cannot be changed: {', '.join(fixed)}",
             where=where,
-            fix=f"{fix} keys of {', '.join(_CHANGED)}",
+            fix=f"{fix} keys of {', '.join(_CHANGEABLE)}",
         )
 
 
 def _with_source(arguments: list[str]) -> list[str]:
-    """Add `--tiles.source` for tiles given by their path alone."""
+    """Add `--tiles.source` if tiles are given only by their path."""
     options = {argument.partition("=")[0] for argument in arguments}
     path = next((text.partition("=")[2] for text in arguments if text.startswith("--tiles.path=")), "")
     if not path and "--tiles.path" in arguments[:-1]:
@@ -141,7 +141,7 @@ def _with_source(arguments: list[str]) -> list[str]:
 
 
 def _value(values: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted key."""
+
     value: Any = values
     for name in key.split("."):
         value = value[name]

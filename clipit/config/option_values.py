@@ -1,4 +1,4 @@
-"""Decode lists, mappings and None on the command line, in JSON or in Python's notation (which wandb writes)."""
+"""Decode lists, mappings and None on the command line, in JSON or in Python's notation (used by wandb)."""
 
 import ast
 import json
@@ -16,17 +16,17 @@ _TUPLE = re.compile(r"\(.*,.*\)", re.DOTALL)
 
 
 def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict[str, Any]:
-    """Decode those options whose value is a list, a mapping or None.
+    """Decode the options whose value is a list, a mapping or None.
 
     Args:
-        options: Text of each option, by its dotted key.
-        types: Type of each key.
+        options: Dotted key -> text.
+        types: Dotted key -> type.
 
     Returns:
-        Decoded values by key; options with any other text are left out.
+        Decoded values by key, without options of other types.
 
     Raises:
-        ConfigError: A list has quoted items, but is written neither in JSON nor in Python's notation.
+        ConfigError: A list with quoted items is valid neither in JSON nor in Python's notation.
     """
     decoded: dict[str, Any] = {}
     for key, text in options.items():
@@ -51,7 +51,7 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
 
 
 def decode_text(text: str) -> Any:
-    """Decode a list, a mapping or None in JSON or Python's notation; return any other text unchanged."""
+    """Decode a list, a mapping or None in JSON or Python's notation, and return any other text unchanged."""
     if text in _NONE:
         return None
     value = _literal(text) if text.startswith(_CONTAINERS) else text
@@ -59,7 +59,7 @@ def decode_text(text: str) -> Any:
 
 
 def _literal(text: str, *, numbers_as_text: bool = False) -> Any:
-    """Decode JSON or a Python literal as JSON-like data (tuples as lists); None if the text is neither."""
+    """Decode JSON or a Python literal, with tuples as lists; None if the text is neither."""
     number = str if numbers_as_text else None
     try:
         return json.loads(text, parse_int=number, parse_float=number)

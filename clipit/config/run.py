@@ -49,18 +49,18 @@ __all__ = [
 ]
 
 Correction = Literal["none", "csls", "inverted_softmax", "sinkhorn"]
-"""Corrections of hubness, each of which `clipit/pairing/correction.py` computes."""
+"""Hubness corrections of `clipit/pairing/correction.py`."""
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_LONGEST_NAME = 200  # file systems allow 255; an arm's steps and seed are appended
+_MAX_NAME_LENGTH = 200  # file systems allow 255, but an arm's steps and seed are appended
 
 
 def has_lists(index: str) -> bool:
-    """Return whether a faiss.index_factory key describes an inverted file (IVF), searched in `nprobe` lists."""
+    """Return whether a faiss.index_factory key has an inverted file (IVF), of which `nprobe` lists are searched."""
     return re.search(r"(^|,)IVF\d", index) is not None
 
 
 def has_graph(index: str) -> bool:
-    """Return whether a faiss.index_factory key has a graph (HNSW, NSG), searched with a list of `ef_search`."""
+    """Return whether a faiss.index_factory key has a graph (HNSW, NSG), searched with `ef_search`."""
     return re.search(r"(HNSW|NSG)", index) is not None
 
 
@@ -70,16 +70,16 @@ class VLMConfig(Section):
     name: LocalPath[str] = "embedded"
     """`embedded`, a known name such as `plip` or `conch` (`clipit doctor --models` lists them),
     `open_clip:ARCH/PRETRAINED`, `hf-hub:ID` (open_clip), `clip:ID` (transformers), a local folder, or
-    `python:package.module:function`, your own function that returns `clipit.models.towers.Towers`."""
+    `python:package.module:function` for your own function that returns `clipit.models.towers.Towers`."""
     path: Data[LocalPath[str | None]] = None
-    """Local folder or checkpoint file of a model with a known name, which is read by the rules of that name."""
+    """Local folder or checkpoint file of a model with a known name."""
     adapter: Data[LocalPath[str | None]] = None
-    """Folder `adapter/` of an adaptation (`clipit adapt`), whose weights are added to this model."""
+    """Folder `adapter/` of an adaptation (`clipit adapt`), whose weights are applied to this model."""
     trust_remote_code: bool = False
-    """Allow a model to run Python code from its own repository, which KEEP needs. Read that code first."""
+    """Allow a model to run Python code from its own repository, which KEEP requires. Read that code first."""
     quick_gelu: bool | None = None
-    """open_clip models: compute GELU as x * sigmoid(1.702 x), as OpenAI's weights need; null: as the model's own
-    configuration says."""
+    """open_clip models: compute GELU as x * sigmoid(1.702 x), as OpenAI's weights require; null: as in the model's own
+    configuration."""
     batch_size: Speed[int] = Field(64, ge=1)
     """Tiles or texts per forward pass."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -93,7 +93,7 @@ class BackboneConfig(Section):
     """`embedded`, a known name such as `uni` or `kaiko-vitb16`, any timm name, `hf-hub:ID` (timm), `transformers:ID`,
     or a local folder in the format of timm or transformers."""
     path: Data[LocalPath[str | None]] = None
-    """Local files of a model with a known name: a folder, or for timm models a file of weights."""
+    """Local files of a model with a known name: a folder or, for timm models, a file of weights."""
     pretrained: bool = True
     """Load pretrained weights; false: random weights."""
     pooling: Literal["default", "cls", "cls_mean"] = "default"
@@ -103,7 +103,7 @@ class BackboneConfig(Section):
     """Input size of the student in pixels; null: the model's own. Vision transformers need a multiple of their patch
     size, and their position embeddings are resampled. The VLM keeps its own size."""
     trust_remote_code: bool = False
-    """Allow a model to run Python code from its own repository, which a few transformers models need."""
+    """Allow a model to run Python code from its own repository, which a few transformers models require."""
     tuning: Literal["lora", "frozen", "full"] = "lora"
     """Weights that are trained: low-rank adapters, none, or all."""
 
@@ -116,11 +116,11 @@ class LoraConfig(Section):
     alpha: float = Field(16.0, gt=0)
     """Scale of the adapters: alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the adapters. Each process draws its own units, so above 0 results depend on the number of
-    processes."""
+    """Dropout before the adapters. Each process draws its own dropout masks, so above 0 results depend on the number
+    of processes."""
     targets: tuple[str, ...] = ("qkv", "projection", "mlp")
-    """Adapted modules of the backbone: kinds (qkv, projection, mlp, patch_embed, conv) or names. The default adapts
-    those of its kinds that exist, or all convolutions if none does; `conv` selects all convolutions without groups."""
+    """Adapted modules of the backbone: kinds (qkv, projection, mlp, patch_embed, conv) or names. The default adapts the
+    kinds that exist, or all convolutions if none exists; `conv` selects all convolutions without groups."""
 
 
 class PairingConfig(Section):
@@ -131,74 +131,75 @@ class PairingConfig(Section):
     centring: bool = True
     """Subtract the mean of each modality, after the snippets are filtered, before matching."""
     index: str = "Flat"
-    """Key of faiss.index_factory; Flat is exact, others are approximate and for corpora above ten million snippets. The
-    summary of the pairs gives the recall of an approximate index, on tiles that are also searched exactly."""
+    """Key of faiss.index_factory. Flat is exact; all others are approximate, for corpora of more than ten million
+    snippets. The summary of the pairs states the recall of an approximate index, on tiles that are also searched
+    exactly."""
     candidates: int | None = Field(None, ge=1, le=65536)
     """Snippets per tile that an approximate index returns, and whose cosines are then computed exactly; null: the
-    smallest power of two that reaches a recall of .99 on a sample of the tiles, at most 1024."""
+    smallest power of two that reaches a recall of 0.99 on a sample of the tiles, at most 1024."""
     nprobe: int | None = Field(None, ge=1)
-    """Lists that an IVF index searches per tile; null: the smallest power of two that reaches a recall of .99 on a
-    sample of the tiles. More lists are searched for tiles that have fewer than k snippets in these."""
+    """Lists that an IVF index searches per tile; null: the smallest power of two that reaches a recall of 0.99 on a
+    sample of the tiles. If these contain fewer than k snippets, more lists are searched."""
     ef_search: int | None = Field(None, ge=1)
-    """Length of the candidate list while a graph (HNSW, NSG) is searched; null: the smallest power of two that reaches
-    a recall of .99 on a sample of the tiles, or `nprobe` where the graph only finds the lists of an IVF index."""
+    """Length of the candidate list in the search of a graph (HNSW, NSG); null: the smallest power of two that reaches a
+    recall of 0.99 on a sample of the tiles, or `nprobe` if the graph only finds the lists of an IVF index."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
-    """Library that searches. torch allows only Flat; auto is faiss if it is installed. On a GPU, torch searches Flat
-    with either backend."""
+    """Search library. torch allows only Flat; auto is faiss if it is installed. On a GPU, torch searches Flat with
+    either backend."""
     block: Speed[int] = Field(4096, ge=1)
-    """Tiles searched at once, which bounds the memory."""
+    """Tiles searched at once, which bounds memory."""
     correction: Correction = "none"
-    """Correction of hubness: rank snippets by the cosine minus their nearness to all tiles (needs index: Flat)."""
+    """Hubness correction: rank snippets by the cosine minus a bias for their similarity to all tiles (needs index:
+    Flat)."""
     correction_neighbours: int = Field(10, ge=1)
-    """csls: number of a snippet's nearest tiles, half of whose mean cosine is subtracted."""
+    """csls: number of nearest tiles of a snippet, half of whose mean cosine is subtracted."""
     correction_temperature: float = Field(0.05, gt=0)
-    """inverted_softmax and sinkhorn: divisor of the cosines; smaller values correct more."""
+    """inverted_softmax and sinkhorn: divisor of the cosines; smaller values correct more strongly."""
     correction_iterations: int = Field(10, ge=1)
-    """sinkhorn: rounds of balancing, each of which costs between one and two searches."""
+    """sinkhorn: number of iterations, each of which costs between one and two searches."""
     threshold: float | None = Field(None, ge=-1, le=1)
-    """Drop pairs with a lower cosine; a tile may remain without a pair."""
+    """Drop pairs with a lower cosine; some tiles may then have no pair."""
     margin: float | None = Field(None, ge=0)
-    """Drop pairs whose score, the corrected cosine, does not exceed that of the tile's (k+1)-th snippet by this
-    much."""
+    """Drop pairs whose score, the corrected cosine, does not exceed the score of the tile's (k+1)-th snippet by this
+    margin."""
     mutual: bool = False
     """Keep a pair only if the tile is among the snippet's `mutual_neighbours` nearest tiles (needs index: Flat)."""
     mutual_neighbours: int = Field(10, ge=1)
     """mutual: number of nearest tiles per snippet."""
     organs: tuple[str, ...] = ()
-    """Pair only with snippets from reports of these organs, compared without regard to case; empty: of all organs
-    (needs index: Flat)."""
+    """Pair only with snippets from reports of these organs (case-insensitive); empty: all organs (needs index:
+    Flat)."""
     exclude_same_group: bool = False
     """Never pair a tile with a snippet that occurs only in reports of its own group (needs index: Flat)."""
     reports: Literal["any", "own", "own_then_any"] = "any"
-    """Reports whose snippets a tile may be paired with: those of any patient, of its own patient only (tiles without
-    such a report get no pair), or of its own patient where there is a report and of any otherwise (needs
-    index: Flat)."""
+    """Reports with whose snippets a tile may be paired: of any patient, only of its own patient (tiles without such a
+    report get no pair), or of its own patient if there is a report and of any patient otherwise (needs index: Flat)."""
     score_temperature: float | None = Field(None, gt=0)
     """Weight a tile's snippets by softmax(cosine / temperature); null: equal weights."""
 
     @property
     def exact(self) -> bool:
-        """Whether a rule needs the score of every tile with every snippet, which only a Flat index gives."""
+        """Whether a rule needs the score of every tile with every snippet, which only a Flat index computes."""
         rules = (self.correction != "none", self.mutual, self.organs, self.exclude_same_group, self.reports != "any")
         return any(rules)
 
     @model_validator(mode="after")
     def _lists_to_search(self) -> "PairingConfig":
         if self.nprobe is not None and not has_lists(self.index):
-            raise ValueError(f"nprobe belongs to an IVF index, not to index: {self.index}")
+            raise ValueError(f"nprobe applies to IVF indexes, not to index: {self.index}")
         if self.ef_search is not None and not has_graph(self.index):
-            raise ValueError(f"ef_search belongs to an HNSW index, not to index: {self.index}")
+            raise ValueError(f"ef_search applies to HNSW and NSG indexes, not to index: {self.index}")
         if self.candidates is not None and self.index == "Flat":
-            raise ValueError("candidates belongs to an approximate index; index: Flat computes all cosines")
+            raise ValueError("candidates applies to approximate indexes; index: Flat computes all cosines")
         if self.candidates is not None and self.candidates < self.k:
-            raise ValueError(f"candidates: {self.candidates} are fewer than the k: {self.k} snippets of a tile")
+            raise ValueError(f"candidates: {self.candidates} is below k: {self.k}, the number of snippets per tile")
         if self.exact and self.index != "Flat":
             raise ValueError(
-                "correction, mutual, organs, exclude_same_group and reports need the scores of all snippets, so "
+                "correction, mutual, organs, exclude_same_group and reports need the scores of all snippets: use "
                 f"index: Flat, not index: {self.index}"
             )
         if self.reports != "any" and self.exclude_same_group:
-            raise ValueError("exclude_same_group excludes the own reports that reports: own and own_then_any ask for")
+            raise ValueError("exclude_same_group excludes the own reports that reports: own and own_then_any require")
         return self
 
 
@@ -206,7 +207,7 @@ class TrackingConfig(Section):
     """Experiment tracking, in addition to metrics.jsonl."""
 
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Tracker that training reports to."""
+    """Tracker to which training reports."""
     project: str = "clipit"
     """Name of the project in the tracker."""
     group: str = ""
@@ -219,18 +220,18 @@ class RunConfig(Section):
     """A run: its inputs, its student, its training and its evaluation."""
 
     name: Reporting[str] = "run"
-    """Name of the run, whose folder is <output>/runs/<name>/<arm>-seed<seed>."""
+    """Name of the run; its folder is <output>/runs/<name>/<arm>-seed<seed>."""
     output: Reporting[LocalPath[Path]] = Path("outputs")
-    """Folder of everything that is written."""
+    """Folder of all outputs."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of the labels that are kept, the initialisation, the batches and the augmentation."""
+    """Seed of the kept labels, the initialisation, the batches and the augmentation."""
     arm: Recipe[str | None] = None
-    """Named recipe of clipit/training/arms.py or of `arms`; null: the keys of this file as they are."""
+    """Named recipe of clipit/training/arms.py or of `arms`; null: only the keys of this file."""
     tiles: TilesConfig
     reports: ReportsConfig | None = None
     leaks: Data[LeaksConfig] = LeaksConfig()
     prompts: Data[LocalPath[str | None]] = None
-    """Prompt set of the classes for zero-shot: a YAML file or a packaged name."""
+    """Prompt set of the classes for zero-shot classification: a file or a packaged name."""
     vlm: VLMConfig = VLMConfig()
     second_vlm: VLMConfig | None = None
     """Second teacher in addition to `vlm`, with its own stores, pairs and projector; zero-shot uses `vlm`."""
@@ -249,9 +250,9 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: Reporting[TrackingConfig] = TrackingConfig()
     arms: Recipe[dict[str, dict[str, Any]]] = Field(default_factory=dict)
-    """Further recipes: name -> dotted keys with their values; `base` names a recipe to start from."""
+    """Further recipes: name -> dotted keys with their values; `base` names the recipe to extend."""
     overrides: Recipe[tuple[str, ...]] = ()
-    """Keys given on the command line, which take precedence over those of the arm; filled in by the program."""
+    """Keys given on the command line, which take precedence over those of the arm; set by clipit."""
     note: Reporting[str] = ""
     """Text printed in every summary of the run."""
 
@@ -260,8 +261,8 @@ class RunConfig(Section):
     def _plain_name(cls, name: str) -> str:
         if not _PLAIN.fullmatch(name):
             raise ValueError("use letters, digits, '.', '_' and '-' only, and no leading '.'")
-        if len(name) > _LONGEST_NAME:
-            raise ValueError(f"{len(name)} characters; at most {_LONGEST_NAME} fit into the name of a folder")
+        if len(name) > _MAX_NAME_LENGTH:
+            raise ValueError(f"{len(name)} characters; at most {_MAX_NAME_LENGTH} fit into the name of a folder")
         return name
 
     @field_validator("arms")

@@ -19,10 +19,10 @@ class WindowsConfig(Section):
     """Windows that are classified one by one and averaged where they overlap."""
 
     scales: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
-    """Edge of the windows as multiples of the field of view that the model was trained on. The best single scale, or
-    the mean of all, is chosen on the validation masks; without any, the mean of all is used."""
+    """Edge lengths of the windows as multiples of the model's training field of view. The best single scale, or the
+    mean of all, is chosen on the validation masks; without validation masks, the mean of all is used."""
     overlap: float = Field(0.5, ge=0, lt=1)
-    """Share of a window's edge that it has in common with the next window."""
+    """Overlap of adjacent windows as a share of their edge length."""
     batch_size: int = Field(64, ge=1)
     """Windows per forward pass."""
 
@@ -39,32 +39,32 @@ class SegmentationConfig(Section):
     """Segmentation of tiles with masks (`tiles.columns.mask`): classes of the masks, methods, floors and ceilings."""
 
     classes: dict[str, int | tuple[int, ...]] = Field(default_factory=dict)
-    """Values of each class in the masks, such as `{stroma: 0, gland: [1, 2]}`. In GeoJSON, polygons carry the names of
+    """Values of each class in the masks, such as `{stroma: 0, gland: [1, 2]}`. In GeoJSON, polygons have the names of
     classes, and the rest of the tile is the class with the value 0."""
     ignore: tuple[int, ...] = (255,)
-    """Values of pixels that are neither trained on nor scored."""
+    """Values of pixels that are used neither for training nor for scores."""
     foreground: tuple[str, ...] = ()
-    """Classes whose mean is the headline; empty: all but the one with the value 0."""
+    """Classes whose mean score is the headline score; empty: all except the class with the value 0."""
     methods: tuple[SegmentationMethod, ...] = ()
-    """Methods to compare; empty: all that train on no masks and have their inputs."""
+    """Methods to compare; empty: all methods that need no training masks and whose inputs are configured."""
     prompts: LocalPath[str | None] = None
-    """Prompt set of the methods that compare with text: a YAML file or a packaged name; null: `prompts` of the run."""
+    """Prompt set of the methods that compare with text: a file or a packaged name; null: `prompts` of the run."""
     class_map: dict[str, str] = Field(default_factory=dict)
-    """Mapping from classes of the prompts or of the classifier to classes of the masks, whose probabilities are summed.
-    Each model uses the entries for its own classes, and the probabilities of its unmapped classes are dropped; the
-    names of a model without an entry are those of the masks."""
+    """Mapping from classes of the prompts or of the classifier to classes of the masks; probabilities of the same class
+    are summed. Each model uses the entries for its own classes, and the probabilities of its unmapped classes are
+    dropped. The classes of a model without any entry must be those of the masks."""
     windows: WindowsConfig = WindowsConfig()
     training: MaskTrainingConfig = MaskTrainingConfig()
     threshold: Literal["validation", "none"] = "validation"
-    """With two classes and a method that trains on no masks: predict the second class where its probability exceeds a
-    threshold with the highest mean Dice on the validation masks; `none`, and otherwise always: predict the most
-    probable class."""
+    """For two classes and methods that need no training masks: predict the second class where its probability exceeds
+    the threshold with the highest mean Dice on the validation masks. With `none`, and in all other cases, predict the
+    most probable class."""
     haematoxylin: str | None = None
-    """Class that the floor by Otsu's threshold on haematoxylin predicts above the threshold; null: the foreground class
-    if there are two classes, otherwise no such floor."""
+    """Class predicted above Otsu's threshold on haematoxylin, as a floor; null: the foreground class if there are two
+    classes, otherwise no such floor."""
     ceilings: tuple[float, ...] = (20.0, 40.0, 80.0, 140.0)
-    """Edges of the tiles, in micrometres, whose best classes are the ceilings of methods that predict one class per
-    tile; with more than two classes, the majority class is shown."""
+    """Edge lengths, in micrometres, of the tiles for the ceilings: the best scores with one class per tile (with more
+    than two classes, the majority class of each tile)."""
     shown: int = Field(1, ge=0)
     """Number of images on the page with the best, the median and the worst Dice of each method."""
 

@@ -1,4 +1,4 @@
-"""The configurations that come with the package, by name."""
+"""Configurations that come with the package, by name."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ def shipped_folder() -> Path:
 
 
 def shipped_names() -> dict[str, str]:
-    """List all shipped YAML files: name without suffix -> first sentence of the head comment."""
+    """List all shipped YAML files: name without suffix -> first sentence of the leading comment."""
     folder = shipped_folder()
     names = (path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.yaml")))
     return {name: _summary((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in names}

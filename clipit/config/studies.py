@@ -12,11 +12,11 @@ class ProbingConfig(Section):
     """Probes, few-shot scores, label efficiency and retrieval of frozen features."""
 
     probes: tuple[Literal["linear", "adamw", "knn", "simple_shot"], ...] = ("linear", "knn", "simple_shot")
-    """Classifiers on the features; `adamw` is the protocol of eva, which takes minutes per model on many tiles."""
+    """Classifiers on the features; `adamw` follows eva's protocol, which takes minutes per model on many tiles."""
     neighbours: int = Field(20, ge=1)
-    """k of the k-nearest-neighbour probe; with fewer labelled tiles, all of them vote."""
+    """k of the k-nearest-neighbour probe; if there are fewer labelled tiles, all of them vote."""
     adamw_steps: int = Field(12_500, ge=1)
-    """Maximum number of steps of the probe `adamw`, which stops after a fifth of them without a gain on validation."""
+    """Maximum number of steps of the probe `adamw`, which stops after a fifth of them without validation gain."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
     """Metric of the few-shot and label-efficiency tables."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -32,8 +32,8 @@ class ProbingConfig(Section):
     votes_at: tuple[int, ...] = (1, 3, 5)
     """k of the majority vote of the nearest images."""
     centred: bool = False
-    """Also score zero-shot prediction with centred embeddings, as `pairing.centring` centres them; this embeds the
-    reports."""
+    """Also score zero-shot classification with embeddings centred as by `pairing.centring`, which requires embedding
+    the reports."""
     exclude_groups: bool = True
     """Exclude tiles of the query's own group (patient or slide) from its results."""
     captions: LocalPath[str | None] = None
@@ -69,7 +69,7 @@ _LEVELS: dict[str, tuple[float, float]] = {
     "contrast": (0.0, 10.0),
     "magnification": (0.1, 10.0),
 }
-"""Smallest and largest level of each perturbation."""
+"""Minimum and maximum level of each perturbation."""
 
 
 class RobustnessConfig(Section):
@@ -81,7 +81,7 @@ class RobustnessConfig(Section):
     """Maximum number of tiles per split, spread evenly over classes and ids; null: all. Calibration uses all tiles."""
     perturbations: dict[
         Literal["macenko", "hed", "blur", "jpeg", "brightness", "contrast", "magnification"], tuple[float, ...]
-    ] = {  # noqa: RUF012 (pydantic gives each object its own)
+    ] = {  # noqa: RUF012 (pydantic copies the default)
         "macenko": (0.05, 0.1, 0.2, 0.4),
         "hed": (0.05, 0.1, 0.2, 0.4),
         "blur": (0.5, 1.0, 2.0, 4.0),
@@ -93,30 +93,30 @@ class RobustnessConfig(Section):
     """Perturbation -> levels: spread of the stain jitter (macenko, hed), sigma in pixels of the stored tile (blur),
     JPEG quality (jpeg), and factors (brightness, contrast, magnification; above 1 zooms in)."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of the stain jitter of each tile, together with its id."""
+    """Seed of the stain jitter, which also depends on the tile's id."""
     vlm: bool = True
     """Also measure zero-shot classification by the VLM (needs `prompts`)."""
     adaptation: tuple[Literal["statistics", "transductive"], ...] = ("statistics", "transductive")
-    """Test-time adaptations: to the feature statistics of the target tiles; transductive with a text prior."""
+    """Test-time adaptations: to the feature statistics of the target tiles, and transductive with a text prior."""
     batches: int = Field(1, ge=0)
-    """How often the adaptation guard is tested on batches with other class proportions: each repetition draws six
+    """Number of repetitions of the test of the adaptation guard on batches with other class proportions: each draws six
     batches from each set, of up to 30, 100 and 200 tiles, with proportions from two Dirichlet distributions."""
 
     @field_validator("perturbations")
     @classmethod
-    def _levels(cls, asked: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-        for name, levels in asked.items():
+    def _levels(cls, perturbations: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for name, levels in perturbations.items():
             low, high = _LEVELS[name]
             outside = [level for level in levels if not low <= level <= high]
             if outside:
-                raise ValueError(f"levels of {name} must lie between {low:g} and {high:g}, not at {outside}")
+                raise ValueError(f"levels of {name} must be between {low:g} and {high:g}, not {outside}")
             if name == "jpeg" and any(level != int(level) for level in levels):
                 raise ValueError("levels of jpeg must be whole numbers")
-        return asked
+        return perturbations
 
 
 class PromptStudyConfig(Section):
-    """Zero-shot classification with different prompts: how much the wording matters."""
+    """Zero-shot classification with different prompts, to measure how much the wording matters."""
 
     modes: tuple[Literal["single", "ensemble", "sampled", "screened"], ...] = (
         "single",
@@ -128,11 +128,11 @@ class PromptStudyConfig(Section):
     texts; `sampled`, random choices of a name per class and a template, with median and quartiles; `screened`, the mean
     of the choices with the most confident predictions on unlabelled training tiles."""
     simple: LocalPath[str | None] = None
-    """Simpler prompt set of the same classes, compared with `prompts`: a YAML file or a packaged name."""
+    """Simpler prompt set of the same classes to compare with `prompts`: a file or a packaged name."""
     centred: bool = False
-    """Also measure the VLM with centred embeddings, as `pairing.centring` centres them; this embeds the reports."""
+    """Also measure the VLM with embeddings centred as by `pairing.centring`, which requires embedding the reports."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc"] = "balanced_accuracy"
-    """Metric of the tables and plots; prompts.parquet holds all metrics."""
+    """Metric of the tables and plots; prompts.parquet contains all metrics."""
     draws: int = Field(100, ge=1)
     """Number of classifiers of the mode `sampled`."""
     candidates: int = Field(1000, ge=1)
@@ -151,7 +151,7 @@ class PromptStudyConfig(Section):
     )
     """Templates of the sensitivity grid, each with {}, {organ}, {magnification} and {stain} once."""
     organs: tuple[str, ...] = ("",)
-    """Organ words of the grid, such as colorectal; an empty one omits the word."""
+    """Organ words of the grid, such as colorectal; an empty text omits the word."""
     magnifications: tuple[str, ...] = ("", "at 10x", "at 40x")
     """Magnification words of the grid."""
     stains: tuple[str, ...] = ("", "H&E stained")
@@ -164,16 +164,16 @@ class LabelIssuesConfig(Section):
     features: Literal["vlm", "backbone"] = "vlm"
     """Frozen model whose features the probe uses: the VLM's image tower, or the backbone before training."""
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(("train", "validation"), min_length=1)
-    """Splits whose labels are checked together; correcting test labels by a model's predictions favours that model."""
+    """Splits whose labels are checked together. Test labels corrected by a model's predictions favour that model."""
     folds: int = Field(5, ge=3)
-    """Number of folds, divided by patient or slide; the probe of a fold is fitted on the other folds."""
+    """Number of folds, divided by patient or slide; the probe for a fold is fitted on the other folds."""
     shown: int = Field(100, ge=1)
     """Maximum number of tiles on the page."""
     neighbours: int = Field(3, ge=0)
-    """Nearest tiles of other patients or slides that are shown beside each tile."""
+    """Number of nearest tiles of other patients or slides shown beside each tile."""
     verified: LocalPath[str | None] = None
-    """CSV with the columns tile (or id) and label: labels of some or all tiles that are known to be right; the ranking
-    is scored against them."""
+    """CSV with the columns tile (or id) and label: verified labels of some or all tiles, against which the ranking is
+    scored."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of the folds."""
 

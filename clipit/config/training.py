@@ -13,7 +13,7 @@ class StudentConfig(Section):
     """Classification heads on the backbone."""
 
     head: Literal["linear", "late_fusion"] = "linear"
-    """`linear`: one linear head on features and projected text embedding, which collapses into a single layer;
+    """`linear`: one linear head on the features and the projected text embedding, which collapses into a single layer;
     `late_fusion`: an image head and a text head, fused as in the paper."""
     projector_layers: int = Field(1, ge=0, le=2)
     """Number of projector layers; 0: no projector (image only); 2 requires `head: late_fusion`."""
@@ -54,7 +54,7 @@ class DistillationConfig(Section):
     ] = "text"
     """`text`: mean of the paired snippets. `image`: the VLM's embedding of the tile itself. `text_and_image`: both,
     added. `class_prompts`: prompts of the VLM's zero-shot class. `report_context`: the other snippets of the reports
-    that contain the paired one. `report_labels`: prediction for the snippet by a text-only classifier trained on
+    that contain the paired snippet. `report_labels`: prediction for the snippet by a text-only classifier trained on
     report-level labels. `report_labels_and_image`: this prediction and the VLM's embedding of the tile, added.
     Controls: `shuffled_text` (another tile's snippets), `random_text` (any snippets), `random_codes` (correct pairs,
     meaningless vectors)."""
@@ -107,8 +107,8 @@ class PromptBagsConfig(Section):
     """Cross-entropy between the projected text embedding and the class prompts, for zero-shot classification."""
 
     weight: float = Field(0.0, ge=0)
-    """Weight of the cross-entropy over cosine similarities with the prompts; 0: off. Targets are labels where known,
-    otherwise soft labels."""
+    """Weight of the cross-entropy over cosine similarities with the prompts; 0: off. Targets are the labels of labelled
+    tiles and the soft labels of others."""
     temperature: float = Field(0.07, gt=0)
     """Temperature that divides the cosine similarities."""
 
@@ -137,7 +137,7 @@ class OwnReportConfig(Section):
     tissue_prompts: Data[LocalPath[str | None]] = None
     """`tissue` only: prompt set with the kinds of tissue."""
     tissue_classes: tuple[str, ...] = ()
-    """`tissue` only: classes of `tissue_prompts` that the label is about, such as the tumour."""
+    """`tissue` only: classes of `tissue_prompts` to which the label refers, such as the tumour."""
     background: str | None = None
     """`at_least_one` only: class of the tiles that do not show the finding, which is never reassigned."""
     shuffled: bool = False
@@ -198,22 +198,22 @@ class TrainingConfig(Section):
     warmup: Share = 0.1
     """Share of the steps used for linear warm-up of the learning rate; cosine decay follows."""
     label_smoothing: Share = 0.0
-    """Label smoothing of the cross-entropy with labels, or with posteriors of annotators in their place."""
+    """Label smoothing of the cross-entropy with labels or with posteriors of annotators."""
     clip_norm: float = Field(1.0, ge=0)
     """Maximum gradient norm; gradients above it are clipped; 0: no clipping."""
     accumulation: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     """Number of micro-batches per step over which gradients are accumulated; `auto`: the smallest that fits into the
     memory of the device."""
     gradient_checkpointing: Speed[Literal["auto", "always", "never"]] = "auto"
-    """Keep only the inputs of each block of the backbone, and recompute the rest in the backward pass: less
-    memory, about a third more time, the same gradients. `auto`: where the batch does not fit without it, or with
-    `accumulation: auto` only in micro-batches of fewer than 8 tiles. With `always` or `never`, and a number for
-    `accumulation`, a batch that seems too large for the memory is a warning instead of an error."""
+    """Keep only the inputs of each block of the backbone, and recompute the rest in the backward pass: less memory,
+    about a third more time, the same gradients. `auto`: if the batch does not fit without it or, with `accumulation:
+    auto`, fits only in micro-batches of fewer than 8 tiles. With `always` or `never`, and a number for `accumulation`,
+    a batch that seems too large for the memory is a warning instead of an error."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision, as in Accelerate; `auto`: bf16 on GPUs with native support, otherwise none."""
     compile: bool = False
-    """Compile the backbone with `torch.compile`, which takes up to a few minutes at the first step and
-    changes results by rounding."""
+    """Compile the backbone with `torch.compile`, which takes up to a few minutes at the first step and changes results
+    slightly (rounding)."""
     evaluate_every: int = Field(100, ge=1)
     """Steps between two evaluations on the validation split."""
     patience: int | None = Field(None, ge=1)
@@ -228,11 +228,11 @@ class TrainingConfig(Section):
     checkpoint_every: Speed[int] = Field(200, ge=1)
     """Steps between two resumable checkpoints."""
     threads: Speed[int] = Field(0, ge=0)
-    """Number of threads that prefetch tiles; 0: one per core that the process may use, at most 8."""
+    """Number of threads that prefetch tiles; 0: one per available core, at most 8."""
     cache_tiles: Speed[Literal["auto", "memory", "disk", "none"]] = "auto"
     """Cache of resized tiles. `disk`: one memory-mapped array in the workspace, shared by runs and processes. `auto`:
-    in memory if they take less than 2 GiB; else on disk if all tiles fit `training.cache_gigabytes` and a run reads
-    each at least twice."""
+    in memory if the tiles take less than 2 GiB; otherwise on disk if all tiles fit `training.cache_gigabytes` and a run
+    reads each tile at least twice."""
     cache_gigabytes: Speed[float] = Field(20.0, ge=0)
     """Maximum size in gigabytes of the disk cache of all tiles of the configuration, with `cache_tiles: auto`."""
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -1,4 +1,4 @@
-"""Configuration of the adaptation of a VLM: what it learns from, which weights, and how."""
+"""Configuration of the adaptation of a VLM: examples, weights and training."""
 
 from typing import Literal
 
@@ -17,8 +17,8 @@ class PairsConfig(Section):
     """Images, each with a text."""
 
     source: Literal["table", "webdataset"] = "table"
-    """A table with one row per image and text (an image may have several rows), or tar shards as the package webdataset
-    writes them."""
+    """A table with one row per image and text (an image may have several rows), or tar shards in the format of the
+    webdataset package."""
     path: Data[LocalPath[str | None]] = None
     """Table file, or folder or pattern of tar shards (`shards/train-{000..123}.tar`)."""
     images: Data[LocalPath[str | None]] = None
@@ -27,13 +27,14 @@ class PairsConfig(Section):
     """Mapping from clipit's column names to those of the source, where they differ; for webdataset, `path` and `text`
     are suffixes of the samples' members, by default any image and `txt`, or `text` is a key of their JSON."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of the groups (without groups: of the images) that is held out if the source has no validation split."""
+    """Share of the groups (without groups: of the images) held out if the source has no validation split."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of these held-out groups."""
 
 
 class ContrastBagsConfig(Section):
-    """Members of the bags, mined from the stores of tiles and texts; reports, `pairing` and `prompts` are the run's."""
+    """Members of the bags, mined from the stores of tiles and texts, with `reports`, `pairing` and `prompts` as for
+    runs."""
 
     tiles: int = Field(3, ge=0, le=32)
     """Number of nearest training tiles in a tile bag, in addition to the tile itself."""
@@ -49,14 +50,15 @@ class ContrastBagsConfig(Section):
     """Drop members whose similarity is more than this below that of the best member of the same kind; null: keep
     all."""
     mine_every: int = Field(0, ge=0)
-    """Embed tiles and texts with the adapted VLM and mine the bags again after this many steps; 0: never."""
+    """Number of steps after which tiles and texts are embedded with the adapted VLM and the bags mined again; 0:
+    never."""
 
 
 class CasesConfig(Section):
-    """Tiles of a patient against the snippets of the patient's own reports."""
+    """Contrast of a patient's tiles with the snippets of the patient's own reports."""
 
     tiles: int = Field(1, ge=1, le=64)
-    """Number of tiles in a tile bag, drawn from those of the patient."""
+    """Number of tiles in a tile bag, drawn from the patient's tiles."""
     snippets: int = Field(4, ge=1, le=64)
     """Number of snippets in a text bag, drawn from the patient's reports."""
 
@@ -65,7 +67,7 @@ class AdaptConfig(Section):
     """Adaptation of the VLM `vlm`: examples, weights, training, and the evaluation before and after."""
 
     data: Literal["pairs", "bags", "cases"] = "cases"
-    """What the VLM learns from. `pairs`: images, each with a text (`adapt.pairs`). `bags`: training tiles with their
+    """Training examples. `pairs`: images, each with a text (`adapt.pairs`). `bags`: training tiles with their
     nearest tiles, snippets and prompts (`adapt.bags`). `cases`: training tiles with the reports of their own patients
     (`adapt.cases`). No tile labels are used."""
     pairs: PairsConfig = PairsConfig()
@@ -74,33 +76,36 @@ class AdaptConfig(Section):
     tuning: Literal["lora", "full", "projection"] = "lora"
     """Weights that are trained: low-rank adapters, all, or only the projections into the joint space."""
     towers: tuple[Literal["image", "text"], ...] = Field(("image", "text"), min_length=1)
-    """Towers that are trained; the other one keeps its weights."""
+    """Towers that are trained; the other tower keeps its weights."""
     lora: LoraConfig = LoraConfig()
     steps: int = Field(500, ge=1)
     """Optimiser steps."""
     batch_size: int = Field(256, ge=2)
     """Bags or pairs per step, over all processes; each is contrasted with all others."""
     micro_batch: Speed[int] = Field(32, ge=1)
-    """Images or texts per forward pass of a process, which bounds the memory; the batch may be far larger, because
-    gradients are cached at the embeddings (arXiv 2101.06983). With dropout, other random numbers are drawn."""
+    """Images or texts per forward pass of a process, which bounds memory; the batch may be much larger, because
+    gradients are cached at the embeddings (arXiv 2101.06983). With dropout, it changes the random numbers."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of AdamW, with warm-up and cosine decay to 0."""
     weight_decay: float = Field(1e-2, ge=0)
+    """Weight decay of AdamW."""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps for the warm-up of the learning rate."""
+    """Share of the steps used for linear warm-up of the learning rate."""
     clip_norm: float = Field(1.0, ge=0)
-    """Maximum norm of the gradient; 0: no limit."""
+    """Maximum gradient norm; gradients above it are clipped; 0: no clipping."""
     learn_temperature: bool = True
     """Train the VLM's logit scale, which is clamped between 1 and 100."""
     precision: Literal["auto", "no", "bf16"] = "auto"
-    """Mixed precision; auto: bf16 on a GPU that has it."""
+    """Mixed precision; `auto`: bf16 on GPUs with native support, otherwise none."""
     augmentation: AugmentationConfig = AugmentationConfig()
     validate_every: int = Field(50, ge=1)
     """Steps between computations of the contrastive loss on the validation split."""
     keep: Literal["last", "best"] = "last"
     """Step that is kept: the last, or the one with the lowest loss on the validation split."""
     log_every: Reporting[int] = Field(10, ge=1)
+    """Steps between two rows of metrics.jsonl."""
     checkpoint_every: Reporting[int] = Field(100, ge=1)
+    """Steps between two resumable checkpoints."""
     arms: tuple[AdaptArm, ...] = Field(("text", "shuffled_text", "images"), min_length=1)
     """Arms of the study. `text`: as configured. Controls: `shuffled_text`, each bag gets the texts of another
     patient (without groups: of another image); `images`, each image is contrasted with another view of itself or
@@ -113,7 +118,7 @@ class AdaptConfig(Section):
 
     @property
     def needs_reports(self) -> bool:
-        """Whether the examples contain text of reports: those of cases, and bags with snippets."""
+        """Whether the examples contain text of reports, as cases and bags with snippets do."""
         return self.data == "cases" or (self.data == "bags" and self.bags.snippets > 0)
 
     @field_validator("towers", "arms")

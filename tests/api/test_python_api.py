@@ -73,7 +73,7 @@ def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_withou
     config = clipit.load_config("own_table", {"reports.path": world["reports"]["path"]})
     assert as_config(clipit.load_config(config, seed=1), needs_tiles=False).run.reports is not None
     for task in (clipit.train, clipit.pair, clipit.compare, clipit.probe):
-        with pytest.raises(ConfigError, match=r"names no tiles\n +where: tiles.path"):
+        with pytest.raises(ConfigError, match=r"has no tiles\n +where: tiles.path"):
             task(config)
 
 

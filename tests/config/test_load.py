@@ -81,16 +81,16 @@ def test_nprobe_is_for_lists(file: Callable[..., str]) -> None:
     keys = [file(), "--pairing.nprobe=4"]
     assert read_command("test", [*keys, "--pairing.index=PCA8,IVF16,Flat"])[0].pairing.nprobe == 4
     for key in ("Flat", "HNSW32"):
-        with pytest.raises(ConfigError, match=r"'pairing'.*nprobe belongs to an IVF index"):
+        with pytest.raises(ConfigError, match=r"'pairing'.*nprobe applies to IVF indexes"):
             read_command("test", [*keys, f"--pairing.index={key}"])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["index=IVF16,Flat", "ef_search=4"], "ef_search belongs to an HNSW index, not to index: IVF16,Flat"),
-        (["candidates=64"], "candidates belongs to an approximate index"),
-        (["index=HNSW32", "k=5", "candidates=4"], "candidates: 4 are fewer than the k: 5"),
+        (["index=IVF16,Flat", "ef_search=4"], "ef_search applies to HNSW and NSG indexes, not to index: IVF16,Flat"),
+        (["candidates=64"], "candidates applies to approximate indexes"),
+        (["index=HNSW32", "k=5", "candidates=4"], "candidates: 4 is below k: 5"),
     ],
 )
 def test_settings_of_a_search_that_the_index_does_not_have(
@@ -231,7 +231,7 @@ def test_names_fit_a_file_system(key: str) -> None:
         ("comparison.seeds", [2**32], "from 0 to 4294967295"),
         ("comparison.tuning_seeds", [-1], "from 0 to 4294967295"),
         ("probing.seeds", [2**70], "from 0 to 4294967295"),
-        ("evaluation.bootstrap", 1, "20 resamples or more"),
+        ("evaluation.bootstrap", 1, "at least 20 resamples"),
         ("distillation.word_drop", 1.0, "less than 1"),
         ("lora.dropout", 1.0, "less than 1"),
     ],

@@ -111,7 +111,7 @@ def test_near_hashes_are_those_of_a_search_through_all(distance: int) -> None:
 
 
 def test_hashes_are_found_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipit.pairing.leaks._CANDIDATES", 7)
+    monkeypatch.setattr("clipit.pairing.leaks._MAX_CANDIDATES", 7)
     same = np.full(30, 5, dtype=np.uint64)
     found = [np.stack([rows, asked]) for rows, asked, _ in near_hashes(same, same[:11], 2)]
     assert len(found) > 10

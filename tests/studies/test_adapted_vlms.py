@@ -242,7 +242,7 @@ def test_the_template_works_for_pairs_without_reports_and_its_defaults_for_bags(
 
 
 def test_cases_need_tiles(world: dict[str, Any]) -> None:
-    with pytest.raises(ClipitError, match="names no tiles"):
+    with pytest.raises(ClipitError, match="has no tiles"):
         clipit.adapt_vlm(validate_file(world | {"tiles": {"source": "table", "path": ""}}, "test"))
 
 

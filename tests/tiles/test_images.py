@@ -56,7 +56,7 @@ def test_quarantine_counts_and_lists(tmp_path: Path) -> None:
     tiles = load_tiles(table_of(tmp_path, names).model_copy(update={"unreadable": "quarantine"}), seed=0)
     assert tiles.quarantined == ("5.tif", "7.tif")
     assert len(tiles) == 10
-    assert "dropped, unreadable: 2 (5.tif, 7.tif)" in tiles.describe()
+    assert "dropped as unreadable: 2 (5.tif, 7.tif)" in tiles.describe()
     for place in range(len(tiles)):
         assert tiles.read(place).tobytes() == decode(tmp_path / tiles.ids[place]).tobytes()
 

@@ -64,7 +64,7 @@ def test_slides_that_cannot_be_used_are_errors_or_are_listed(tmp_path: Path) -> 
     assert "the file is empty" in str(caught.value)
     tiles = read_tiles(section(table, unreadable="quarantine"))
     assert {name.split("@")[0] for name in tiles.ids} == {"a"}
-    assert any(note.startswith("2 of 3 slides cannot be used and were left out: silent:") for note in tiles.notes)
+    assert any(note.startswith("2 of 3 slides cannot be used and were dropped: silent:") for note in tiles.notes)
     # tiles.mpp speaks of the slides, not of the tiles.
     assert len(read_tiles(section(table, unreadable="quarantine", mpp=1.0))) == 2 * len(tiles)
 
@@ -131,7 +131,7 @@ def test_columns_without_a_meaning_are_noted_and_missing_ones_named(tmp_path: Pa
     write_slides(tmp_path, a=1.0)
     table = write_table(tmp_path / "slides.csv", [{"slide": "a", "labels": "x", "mask": "m.png"}])
     unlabelled = LabelsConfig(kind="none")
-    assert list_slides(section(table, labels=unlabelled)).notes == ("columns that are not used: labels",)
+    assert list_slides(section(table, labels=unlabelled)).notes == ("unused columns: labels",)
     write_table(table, [{"name": "a", "label": "x"}])
     with pytest.raises(DataError, match="no column slide or path with the files of the slides; the table has: name"):
         list_slides(section(table, labels=unlabelled))

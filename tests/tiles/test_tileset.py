@@ -45,7 +45,7 @@ def test_what_it_refuses(make_tiles: Make) -> None:
         replace(tiles, ids=np.asarray(["a", "a"]))
     with pytest.raises(DataError, match="unknown splits: val"):
         replace(tiles, splits=np.asarray(["train", "val"]))
-    with pytest.raises(DataError, match="outside the classes"):
+    with pytest.raises(DataError, match="not one of the classes"):
         replace(tiles, labels=np.asarray([0, 2], dtype=np.int64))
 
 

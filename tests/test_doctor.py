@@ -142,7 +142,7 @@ def test_output_below_a_file(tmp_path: Path) -> None:
         ("NO", 2, True, 0, "WARN", "one process only"),
         ("MULTI_GPU", 2, False, 0, "WARN", "do not communicate"),
         ("MULTI_GPU", 4, False, 2, "FAIL", "num_processes: 2"),
-        ("NO", 1, False, 2, "WARN", "1 of 2 GPUs stay idle"),
+        ("NO", 1, False, 2, "WARN", "leaves 1 of 2 GPUs idle"),
         ("MULTI_GPU", 2, False, 2, "PASS", "2 processes, MULTI_GPU"),
     ],
 )
@@ -231,7 +231,7 @@ def test_a_silent_hub_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(loading, "hub_is_reachable", lambda: False)
-    assert check_hub()[0].status == "WARN" and "does not answer" in check_hub()[0].message
+    assert check_hub()[0].status == "WARN" and "is unreachable" in check_hub()[0].message
     assert models.ask_hub("a/b") == "unreachable"
     monkeypatch.setattr(loading, "hub_is_reachable", lambda: True)
     assert check_hub()[0].status == "PASS" and "answers" in check_hub()[0].message
@@ -287,7 +287,7 @@ def test_where_a_backbone_comes_from(name: str, hub_id: str) -> None:
 @pytest.mark.parametrize(
     ("access", "status", "match"),
     [
-        ("granted", "PASS", "downloaded at its first use"),
+        ("granted", "PASS", "downloaded on first use"),
         ("gated", "FAIL", "https://huggingface.co/MahmoodLab/UNI, then hf auth login"),
         ("absent", "FAIL", "check the spelling"),
         ("offline", "FAIL", "unset HF_HUB_OFFLINE"),
@@ -494,9 +494,9 @@ def test_what_an_earlier_command_writes(
 
 def test_a_data_set_of_the_hub_is_not_downloaded(configure: MakeConfig) -> None:
     (check,) = check_tiles("tiles", configure(**{"tiles.source": "huggingface", "tiles.path": "hf:owner/set"}).tiles)
-    assert check.status == "WARN" and "downloaded at its first use" in check.fix
+    assert check.status == "WARN" and "downloaded on first use" in check.fix
     (check,) = check_reports(configure(**{"reports.path": "hf:owner/set"}))
-    assert check.status == "WARN" and "downloaded at its first use" in check.fix
+    assert check.status == "WARN" and "downloaded on first use" in check.fix
 
 
 def test_a_missing_folder_is_not_taken_for_a_data_set_on_the_hub(configure: MakeConfig) -> None:

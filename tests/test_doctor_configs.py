@@ -161,7 +161,7 @@ def test_by_default_the_configurations_in_the_folder_are_checked(
 
 @pytest.mark.parametrize("name", ["sweeps/lora_rank.yaml", "accelerate/two_cpu_processes.yaml"])
 def test_files_that_configure_no_run_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="not of a run"):
+    with pytest.raises(ConfigError, match="not a run"):
         diagnose(shipped_folder() / name)
 
 

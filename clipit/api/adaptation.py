@@ -1,4 +1,4 @@
-"""Adaptation of VLMs in Python: train a VLM with controls, and measure it before and after."""
+"""Adapt VLMs in Python: train a VLM with controls, and measure it before and after."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +40,7 @@ class AdaptationResult:
 
     @property
     def verdict(self) -> str:
-        """Verdict on whether the text improved the VLM, in plain words."""
+        """Verdict on whether the text improved the VLM, in plain language."""
         return str(self.numbers["verdict"])
 
     @cached_property
@@ -69,11 +69,11 @@ class AdaptationResult:
     def vlm(self, arm: str = "text", seed: int | None = None) -> Path:
         """Return the folder of an adapted VLM, for `vlm.name` (or `vlm.path`, for a VLM with a known name).
 
-        Where the licence or the format allows no merged model, this is the folder of the adapter, for `vlm.adapter`.
+        If the licence or the format does not allow a merged model, return the folder of the adapter, for `vlm.adapter`.
 
         Args:
             arm: Arm of the adaptation.
-            seed: Seed; None for the first.
+            seed: Seed; None for the first one.
 
         Raises:
             DataError: The study has no such adaptation.
@@ -85,7 +85,7 @@ class AdaptationResult:
         by_seed = adaptations.get(arm, {})
         key = next(iter(by_seed), "") if seed is None else str(seed)
         if key not in by_seed:
-            known = ", ".join(f"{name}, seed {each}" for name, seeds in adaptations.items() for each in seeds)
+            known = ", ".join(f"{name}, seed {number}" for name, seeds in adaptations.items() for number in seeds)
             raise DataError(f"no adaptation {arm}, seed {seed}", where=self.folder, fix=f"use one of: {known}")
         folder = Path(by_seed[key]["folder"])
         return folder / (MERGED if (folder / MERGED).is_dir() else ADAPTER)
@@ -93,13 +93,13 @@ class AdaptationResult:
 
 @public
 def adapt_vlm(config: Config) -> AdaptationResult:
-    """Adapt the VLM once per arm and seed, and measure it before and after; finished adaptations are kept.
+    """Adapt the VLM once per arm and seed, and measure it before and after; finished adaptations are reused.
 
     Example:
         >>> study = clipit.adapt_vlm(clipit.load_config("own_adaptation", {"adapt.seeds": [0, 1]}))
         >>> study.verdict
         >>> study.table.query("task == 'zero-shot' and metric == 'auroc'")[["model", "reference", "difference"]]
-        >>> taught = clipit.load_config("own_table", {"vlm.name": study.vlm("text")})
+        >>> config = clipit.load_config("own_table", {"vlm.name": study.vlm("text")})
 
     Args:
         config: Configuration with a section `adapt`.
@@ -117,7 +117,7 @@ def adapt_vlm(config: Config) -> AdaptationResult:
 
 @public
 def write_pairs(config: Config, folder: str | Path, format: Literal["csv", "webdataset"] = "csv") -> dict[str, int]:
-    """Write the training and validation examples of a section `adapt` for open_clip's own trainer; nothing is trained.
+    """Write the training and validation examples of a section `adapt` for open_clip's trainer, without training.
 
     Args:
         config: Configuration with a section `adapt`.

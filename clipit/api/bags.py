@@ -1,4 +1,4 @@
-"""Labels of slides and patients in Python: multiple-instance learning on stored features."""
+"""Learn labels of slides and patients in Python: multiple-instance learning on stored features."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +36,7 @@ class MilResult:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Comparison, one row per split, level, metric and arm: mean and sd over seeds, difference to the reference.
+        """Comparison, one row per split, level, metric and arm: mean and sd over seeds, difference from the reference.
 
         The difference has a bootstrap interval over patients (low, high), a t-interval over seeds (seeds_low,
         seeds_high) and p-values (p, p_holm).
@@ -70,8 +70,8 @@ class MilResult:
 def train_mil(config: Config) -> MilResult:
     """Learn labels of slides or patients from stored features, and compare the arms of `mil.arms` over seeds.
 
-    With `mil.conditions`, the arms are compared in each of them; `table` then has a column `condition`, and the scores
-    of bags are in the folders of the conditions.
+    With `mil.conditions`, the arms are compared in each condition; `table` then has a column `condition`, and the
+    scores of bags are in the folders of the conditions.
 
     Example:
         >>> study = clipit.train_mil(clipit.load_config("slides.yaml", {"mil.seeds": [0, 1]}))

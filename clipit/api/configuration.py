@@ -1,4 +1,4 @@
-"""Configurations in Python: read a file or a shipped configuration, with some keys changed."""
+"""Configurations in Python: read a file or a shipped configuration, and change some keys."""
 
 import argparse
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
 
 Config = ConfigFile | str | Path
-"""A configuration of `load_config`, the path of a YAML file, or the name of a shipped configuration."""
+"""Configuration from `load_config`, path of a YAML file, or name of a shipped configuration."""
 
 
 def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **keys: Any) -> ConfigFile:
-    """Read a configuration, with some keys changed.
+    """Read a configuration, and change some keys.
 
     Every key of docs/configuration.md can be changed, by its dotted name in `overrides` or as a keyword with the name
     of its section. As on the command line, changed keys take precedence over those of the arm.
@@ -24,20 +24,20 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
         >>> config = clipit.load_config("own_table", {"tiles.path": "tiles.csv", "training.steps": 200}, seed=1)
         >>> config = clipit.load_config("config.yaml", lora={"rank": 16})
         >>> text_free = clipit.load_config(config, arm="image_only")
-        >>> reports_alone = clipit.load_config("own_table", {"reports.path": "reports.csv"})  # for build_text_index
+        >>> reports_only = clipit.load_config("own_table", {"reports.path": "reports.csv"})  # for build_text_index
 
     Args:
-        config: Path of a YAML file, name of a shipped configuration (`clipit init` lists them), or a configuration to
-            start from.
-        overrides: Values by dotted key; paths may be `Path` objects.
-        keys: Values by top-level key; sections are dictionaries, merged into those of the file (`{}` empties one).
+        config: Path of a YAML file, name of a shipped configuration (`clipit init` lists them), or an existing
+            configuration.
+        overrides: Dotted key -> value; paths may be `Path` objects.
+        keys: Top-level key -> value; sections are dictionaries, merged into those of the file (`{}` empties one).
 
     Returns:
-        The validated configuration: the keys of a run in `run`, and the sections `comparison`, `probing`, `robustness`,
-        `prompt_study` and `segmentation`. Without `tiles.path`, only functions that need no tiles accept it.
+        The validated configuration: the keys of a run in `run`, and the other sections, such as `comparison`, by name.
+        Without `tiles.path`, only functions that need no tiles accept it.
 
     Raises:
-        ConfigError: The file cannot be read, or keys or values are invalid; all of them are listed.
+        ConfigError: The file cannot be read, or keys or values are invalid; the message lists all of them.
     """
     both = sorted({*(overrides or {})} & {*keys})
     if both:
@@ -54,10 +54,10 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
 
 
 def as_config(config: Config, *, needs_tiles: bool = True) -> ConfigFile:
-    """Return a configuration as it is, or read it by its path or name.
+    """Return a configuration unchanged, or read it by its path or name.
 
     Raises:
-        ConfigError: It cannot be read, or lacks tiles that are needed.
+        ConfigError: It cannot be read, or has no tiles although they are needed.
     """
     file = config if isinstance(config, ConfigFile) else load_config(config)
     if needs_tiles:
@@ -69,11 +69,11 @@ def _path(config: str | Path) -> Path:
     try:
         return config_file(str(config))
     except argparse.ArgumentTypeError as error:
-        raise ConfigError(str(error), where=config, fix="write the whole path") from None
+        raise ConfigError(str(error), where=config, fix="write the full path") from None
 
 
 def _values(config: ConfigFile) -> dict[str, Any]:
-    """Return a configuration as the values of its file, with the keys of the run at the top level."""
+    """Return the values of a configuration as in a file, with the keys of the run at the top level."""
     values = config.model_dump(mode="json")
     return merge(values.pop("run"), values)
 

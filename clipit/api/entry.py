@@ -1,4 +1,4 @@
-"""Behaviour that all functions of the Python API share: log messages are printed, errors are `ClipitError`."""
+"""Behaviour shared by all functions of the Python API: log messages are printed, and errors are `ClipitError`."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _Result = TypeVar("_Result")
 
 
 def public(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Wrap a function: print log messages, and raise a full disk or a lack of memory as `ClipitError`.
+    """Wrap a function: print log messages, and convert errors such as a full disk or memory to `ClipitError`.
 
     Messages are printed unless the program has configured logging; `logging.getLogger("clipit").setLevel("WARNING")`
     silences them.

@@ -40,7 +40,7 @@ class CompareResult:
 
     @property
     def verdict(self) -> str:
-        """Whether text helps, in one sentence; "" for a comparison written by an earlier version."""
+        """Verdict on whether text helps, in one sentence; "" for comparisons of earlier versions."""
         return str(self.numbers.get("verdict", ""))
 
     @cached_property
@@ -50,11 +50,11 @@ class CompareResult:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Main table, one row per data set, backbone, test set (`part`) and arm; scores in 0..1.
+        """Main table, one row per data set, backbone, test set (`part`) and arm, with scores from 0 to 1.
 
-        Columns: mean and sd over seeds; difference to the baseline, paired by seed, with its 95 % t-interval over seeds
-        (low, high) and its bootstrap interval over test tiles (tiles_low, tiles_high); p (paired t-test) and p_holm
-        (Holm-corrected over the arms of the test set); reference (the VLM itself instead of a student).
+        Columns: mean and sd over seeds; difference from the baseline, paired by seed, with its 95 % t-interval over
+        seeds (low, high) and its bootstrap interval over test tiles (tiles_low, tiles_high); p (paired t-test) and
+        p_holm (Holm-corrected over the arms of the test set); reference (whether the row is the VLM, not a student).
         """
         columns = ("data_set", "backbone", "part", "arm", "mean", "sd", "difference")
         rows = []
@@ -89,11 +89,11 @@ class TuneResult:
     def _record(self) -> dict[str, Any]:
         from clipit.artifacts import read_json
 
-        return read_json(self.file, "delete it and run clipit tune again: finished trials are kept")
+        return read_json(self.file, "delete it and run clipit tune again, which keeps finished trials")
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Trials, one row per arm, grid point and seed: arm, the searched keys, seed and validation score."""
+        """Trials, one row per arm, grid point and seed: arm, searched keys, seed and validation score."""
         rows = [
             {"arm": arm, **trial["keys"], "seed": seed, "score": score}
             for arm, trials in self._record["trials"].items()
@@ -104,7 +104,7 @@ class TuneResult:
 
     @property
     def chosen(self) -> dict[str, dict[str, Any]]:
-        """Keys of the best grid point by arm (mean validation score), for `load_config(config, arms=...)`."""
+        """Keys of the best grid point of each arm by mean validation score, for `load_config(config, arms=...)`."""
         arms: dict[str, dict[str, Any]] = self._record["arms"]
         return arms
 
@@ -141,7 +141,7 @@ class ProbeResult:
 
 @public
 def compare(config: Config, agents: int = 1) -> CompareResult:
-    """Compare arms over seeds, data sets and backbones; finished runs are kept.
+    """Compare arms over seeds, data sets and backbones; finished runs are reused.
 
     Example:
         >>> comparison = clipit.compare(clipit.load_config("demo", {"comparison.seeds": [0, 1]}))
@@ -153,7 +153,7 @@ def compare(config: Config, agents: int = 1) -> CompareResult:
 
     Raises:
         ConfigError: An arm's keys are invalid, or the arms' hyperparameters were searched differently.
-        DataError: A data set has no test tile, or a prompt set's classes differ from those of the tiles.
+        DataError: A data set has no test tiles, or a prompt set lacks classes of the tiles.
     """
     from clipit.comparison.compare import compare as compare_arms
 
@@ -163,18 +163,18 @@ def compare(config: Config, agents: int = 1) -> CompareResult:
 
 @public
 def tune(config: Config, agents: int = 1) -> TuneResult:
-    """Search learning rates, steps and further keys on validation tiles: the same grid for every arm.
+    """Search learning rates, steps and further keys on validation tiles, with the same grid for every arm.
 
     Example:
         >>> search = clipit.tune(config)
         >>> tuned = clipit.load_config(config, arms=search.chosen)
 
     Args:
-        config: Configuration with a section `comparison`, which names the arms and the grid.
+        config: Configuration with a section `comparison`, which defines the arms and the grid.
         agents: Number of processes on this machine that share the trials; with GPUs, each uses one.
 
     Raises:
-        DataError: There are no validation labels to choose by.
+        DataError: There are no validation labels.
     """
     from clipit.comparison.tune import tune as tune_arms
 
@@ -184,7 +184,7 @@ def tune(config: Config, agents: int = 1) -> TuneResult:
 
 @public
 def probe(config: Config, run: str | Path | None = None) -> ProbeResult:
-    """Measure frozen features by linear probes, k-NN, few-shot episodes, label-efficiency curves and retrieval.
+    """Measure frozen features with linear probes, k-NN, few-shot episodes, label-efficiency curves and retrieval.
 
     Example:
         >>> probes = clipit.probe(config, run=clipit.train(config).folder)

@@ -1,4 +1,4 @@
-"""Labels in Python: describe several annotators, merge their masks, and find suspicious labels."""
+"""Check labels in Python: describe several annotators, merge their masks, and find suspicious labels."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +28,7 @@ class AnnotatorsResult:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """Figures of the page: agreement, pairs, training and test (estimates of annotators), human_ceiling, notes."""
+        """Content of the page: agreement, pairs, training and test (estimates of annotators), human_ceiling, notes."""
         from clipit.artifacts import read_json
 
         return read_json(self.folder / "annotators.json", "run clipit annotators again")
@@ -63,8 +63,8 @@ class MergedMasksResult:
 
     Attributes:
         folder: Folder of the masks: `consensus/`, `confident/` (uncertain pixels ignored) and `posterior/` (.npy).
-        images: Folder that the paths in `table` are relative to; `folder` if the images are in a zip, which must be
-            unpacked into it.
+        images: Folder to which the paths in `table` are relative; if the images are in a zip, it is `folder`, into
+            which the zip must be unpacked.
     """
 
     folder: Path
@@ -82,9 +82,9 @@ class MergedMasksResult:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """Figures of the page: facts, shared_annotators, notes, and parts (of the tiles).
+        """Content of the page: facts, shared_annotators, notes, and parts (of the tiles).
 
-        Each part has its alpha, priors, and annotators (accuracy, Dice by class, confusion).
+        Each part has an alpha, priors, and annotators (accuracy, Dice by class, confusion).
         """
         from clipit.artifacts import read_json
 
@@ -110,8 +110,8 @@ class LabelIssuesResult:
     def tiles(self) -> pd.DataFrame:
         """Checked tiles, one row each, the most suspicious first.
 
-        Columns: tile, split, group, label (as given), suggested, suspicious (whether the label is), label_probability,
-        suggested_probability and fold.
+        Columns: tile, split, group, label (as given), suggested, suspicious (whether the label is suspicious),
+        label_probability, suggested_probability and fold.
         """
         from clipit.artifacts import reading
 
@@ -126,13 +126,13 @@ def describe_annotators(config: Config, *, shown: int = 24) -> AnnotatorsResult:
     """Describe the annotators of a configuration's tiles: agreement, confusions, consensus and human ceiling.
 
     Example:
-        >>> found = clipit.describe_annotators(config)
-        >>> found.record["agreement"]["alpha"]
-        >>> found.tiles.query("majority != consensus")
+        >>> annotators = clipit.describe_annotators(config)
+        >>> annotators.record["agreement"]["alpha"]
+        >>> annotators.tiles.query("majority != consensus")
 
     Args:
         config: Configuration with `tiles.annotations`.
-        shown: Number of tiles on the page that the annotators agree on least.
+        shown: Number of tiles with the least agreement on the page.
 
     Raises:
         ConfigError: No annotators are configured.
@@ -161,12 +161,12 @@ def merge_masks(
     Args:
         config: Configuration with tiles from a table and `segmentation.classes`.
         masks: Table with the columns tile, annotator and mask.
-        files: Folder or zip that the masks are relative to; None for the folder of the table.
+        files: Folder or zip to which the masks are relative; None for the folder of the table.
         confidence: Posterior below which pixels of the confident masks are ignored.
-        shown: Number of tiles on the page with the largest share of uncertain pixels.
+        shown: Number of tiles with the largest share of uncertain pixels on the page.
 
     Raises:
-        ConfigError: The tiles are not those of a table, or no classes are named.
+        ConfigError: The tiles do not come from a table, or no classes are configured.
         DataError: A table or a mask is invalid.
     """
     from clipit.workspace.annotator_masks import write_annotator_masks
@@ -193,7 +193,7 @@ def find_label_issues(config: Config) -> LabelIssuesResult:
         config: Configuration, with or without a section `label_issues`.
 
     Raises:
-        DataError: There is no label to check, or there are fewer patients or slides than folds.
+        DataError: There are no labels to check, or fewer patients or slides than folds.
         ModelError: cleanlab is not installed.
     """
     from clipit.studies.label_issues.study import study_label_issues

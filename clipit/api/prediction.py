@@ -1,4 +1,4 @@
-"""Prediction in Python: classify image files, folders, zips and tables with an exported classifier."""
+"""Predict in Python: classify image files, folders, zips and tables with an exported classifier."""
 
 import logging
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class PredictResult:
         table: Table of the predictions, csv or parquet.
         page: HTML page with the most and least certain images.
         summary_file: Summary as JSON.
-        unreadable_file: List of unreadable images, csv; None without any.
+        unreadable_file: List of unreadable images, csv; None if there are none.
     """
 
     table: Path
@@ -86,7 +86,7 @@ def predict(
 ) -> PredictResult:
     """Predict the classes of images, and write a table, a page and a summary.
 
-    A killed call resumes, and finished predictions are not repeated. Unreadable images are listed and counted.
+    An interrupted call resumes, and finished predictions are not repeated. Unreadable images are listed and counted.
 
     Example:
         >>> result = clipit.predict(run.classifier, "new_tiles/", "predictions.csv", classes="tumour; normal mucosa")
@@ -98,22 +98,22 @@ def predict(
             tissue tiles are predicted.
         out: Table to write, .csv or .parquet.
         prompts: Prompt file, packaged prompt set, or set of the classifier, for zero-shot classes.
-        classes: Zero-shot classes separated by semicolons, used as prompts as they are.
-        images: Folder or zip that the paths of tables are relative to; None for the folder of each table.
-        path_column: Column of tables with the paths; None for `path`.
-        id_column: Column of tables with the ids; None for `id`, if there is one, or else the paths.
-        mpp: Micrometres per pixel of the finest level of slides, if they do not state them.
-        tile_mpp: Micrometres per pixel of the tiles cut from slides; None for those of the classifier's training tiles.
+        classes: Zero-shot classes separated by semicolons, used as prompts without templates.
+        images: Folder or zip to which the paths in tables are relative; None for the folder of each table.
+        path_column: Column of paths in tables; None for `path`.
+        id_column: Column of ids in tables; None for `id` if it exists, or else the paths.
+        mpp: Micrometres per pixel of the finest level, for slides without this metadata.
+        tile_mpp: Micrometres per pixel of the tiles cut from slides; None for that of the classifier's training tiles.
         batch_size: Images per batch.
-        workers: Threads that read images while the model runs; 0: one per core, at most 8.
+        workers: Threads that read images while the model runs; 0 for one per core, at most 8.
         bf16: Whether to load the classifier in bfloat16; a loaded classifier keeps its own type and device.
         device: Device such as `cuda:1`; None for the GPU, if there is one.
-        vlm: VLM that encodes new prompts, as for `load_classifier`.
-        trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
+        vlm: VLM that encodes new prompts; see `load_classifier`.
+        trust_remote_code: Whether the backbone or the VLM may run Python code from its own repository.
 
     Raises:
-        ArtifactError: The files exist and belong to other inputs or options.
-        DataError: An input is missing, ids clash, or no image can be read.
+        ArtifactError: The output exists and belongs to other inputs or options.
+        DataError: An input is missing, ids are repeated, or no image can be read.
         ModelError: The classifier cannot be loaded, or does not support zero-shot classification.
     """
     from clipit.runs.prediction_files import PredictionPaths
@@ -123,20 +123,20 @@ def predict(
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     paths = PredictionPaths(expand_home(Path(out)))
     folder = None if images is None else expand_home(Path(images))
-    places = [expand_home(Path(path)) for path in listed]
-    has_slides = any(is_slide_input(path) for path in places)
+    input_paths = [expand_home(Path(path)) for path in listed]
+    has_slides = any(is_slide_input(path) for path in input_paths)
     if not has_slides:
         if mpp is not None or tile_mpp is not None:
             raise ConfigError(
-                "--mpp and --tile-mpp apply to slides only, and no input is a slide",
-                where=places[0],
-                fix="remove the option, or name a slide",
+                "--mpp and --tile-mpp apply only to slides, but no input is a slide",
+                where=input_paths[0],
+                fix="remove the option, or add a slide",
             )
-        source = open_inputs(places, folder, path_column, id_column)
+        source = open_inputs(input_paths, folder, path_column, id_column)
     name = None if prompts is None else str(prompts)
     prompt_set = read_prompts(name, classes) or name
 
-    # torch is imported only now, so that errors in the inputs are reported without delay
+    # Import torch only now, so that errors in the inputs are reported without delay.
     from clipit.runs.predict import open_exported
     from clipit.runs.predict_images import predict_images
     from clipit.runs.prediction_chunks import PredictionOptions
@@ -149,9 +149,9 @@ def predict(
         if isinstance(classifier, str | Path)
         else classifier
     )
-    if has_slides:  # which tiles to cut depends on the classifier
+    if has_slides:  # the tiles to cut depend on the classifier
         source = open_inputs(
-            places, folder, path_column, id_column, _tiles_of_slides(loaded, tile_mpp, paths.table), mpp
+            input_paths, folder, path_column, id_column, _tiles_of_slides(loaded, tile_mpp, paths.table), mpp
         )
     zero_shot = embed_classes(loaded, prompt_set) if prompt_set else None
     options = PredictionOptions(batch_size, workers)
@@ -162,7 +162,7 @@ def predict(
 
 
 def _tiles_of_slides(classifier: "Classifier", tile_mpp: float | None, table: Path) -> "SlidesConfig":
-    """Return the tiling of slides that suits a classifier; the grids are stored beside the table."""
+    """Return the tiling of slides for a classifier, with the grids stored beside the table."""
     from clipit.config.data import SlidesConfig
     from clipit.distributed import get_processes
     from clipit.runs.tile_scorer import classifier_scorer, tiles_for

@@ -1,4 +1,4 @@
-"""Runs in Python: train a classifier, and evaluate it on its own and on new tiles."""
+"""Run in Python: train a classifier, and evaluate it on its own and on new tiles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,9 +48,9 @@ class EvaluationResult:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Scores, one row per split, output and metric: value in 0..1 with its 95 % interval.
+        """Scores, one row per split, output and metric: value from 0 to 1 with its 95 % interval.
 
-        The output is `classifier`, or `zero_shot` for the predictions by class prompts. `reason` says why a value or an
+        The output is `classifier`, or `zero_shot` for predictions by class prompts. `reason` states why a value or an
         interval is undefined.
         """
         rows = []
@@ -95,7 +95,7 @@ class RunResult(EvaluationResult):
 
     @property
     def classifier(self) -> Path:
-        """Folder of the exported classifier, which works without this run and its data."""
+        """Folder of the exported classifier, which does not need the run and its data."""
         return self.folder / "classifier"
 
     @cached_property
@@ -112,7 +112,7 @@ class RunResult(EvaluationResult):
         vlm: "str | VLMConfig | None" = None,
         trust_remote_code: bool = False,
     ) -> "Classifier":
-        """Load the classifier; the arguments are those of `clipit.load_classifier`."""
+        """Load the classifier; for the arguments, see `clipit.load_classifier`."""
         from clipit.models.inference import load_classifier
 
         return load_classifier(self.classifier, device, vlm=vlm, trust_remote_code=trust_remote_code)
@@ -130,12 +130,12 @@ def train(config: Config) -> RunResult:
         >>> run.load_classifier().predict(["tile.png"])
 
     Args:
-        config: Configuration; its arm and seed name the run.
+        config: Configuration; its name, arm and seed determine the folder of the run.
 
     Raises:
         ConfigError: The arm's keys contradict each other.
         ArtifactError: The folder contains a run of another configuration.
-        ClipitError: Tiles, reports or models have a problem; the message says what to do.
+        ClipitError: Tiles, reports or models have a problem; the message states what to do.
     """
     from clipit.runs.train import train_run
 
@@ -175,26 +175,26 @@ def evaluate_external(
 ) -> EvaluationResult:
     """Score a finished run on new tiles, or with new prompts, beside its own test results.
 
-    Tiles of patients or images that the run was trained on are an error by default (`leaks.policy`). The results are
-    written to `external/<name>` in the run's folder; of its own files, only the classifier's card changes.
+    Tiles of patients or images that were used for training are an error by default (`leaks.policy`). The results are
+    written to `external/<name>` in the run's folder; of its other files, only the classifier's card changes.
 
     Example:
         >>> other = clipit.evaluate_external("outputs/runs/run", "other_hospital.csv")
         >>> other.scores.query("metric == 'balanced_accuracy'")
 
     Args:
-        run: The run or its folder.
+        run: Run, or its folder.
         tiles: Table, folder or zip of class folders, or the keys of a section `tiles`; None for the run's test tiles.
-        prompts: Prompt file or packaged prompt set, for a classifier trained with text; None for that of the run.
+        prompts: Prompt file or packaged prompt set, for a classifier trained with text; None for the run's own prompts.
         name: Name of the results' folder; "" to derive it from the tiles and prompts.
-        keys: Other values by dotted key, of `evaluation`, `leaks` and the models' paths, such as
+        keys: Dotted key -> changed value, for keys of `evaluation`, `leaks` and the models' paths, such as
             `{"leaks.policy": "exclude"}`.
 
     Raises:
         ConfigError: A key is invalid, or would change the finished run.
-        DataError: There is neither a new set nor new prompts, no class is shared, or tiles leak.
-        ModelError: Prompts are given for a classifier that was trained without text.
-        ArtifactError: The folder contains the results of other tiles or prompts.
+        DataError: Neither tiles nor prompts are given, no class is shared, or tiles leak.
+        ModelError: Prompts are given for a classifier trained without text.
+        ArtifactError: The folder contains results of other tiles or prompts.
     """
     from clipit.config.load import validate
     from clipit.config.new_inputs import NewInputs, as_changes, default_source

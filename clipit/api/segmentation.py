@@ -1,4 +1,4 @@
-"""Segmentation in Python: compare methods on tiles that have masks."""
+"""Segment in Python: compare methods on tiles that have masks."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ class SegmentResult:
     def rows(self) -> pd.DataFrame:
         """Scores, one row per segmentation (`subject`), class, metric and averaging, with intervals and provenance.
 
-        The column `kind` tells methods from floors and ceilings.
+        The column `kind` distinguishes methods from floors and ceilings.
         """
         return self._read("segmentation.parquet")
 
@@ -54,7 +54,7 @@ class SegmentResult:
 def segment(config: Config, run: str | Path | None = None) -> SegmentResult:
     """Segment tiles that have masks by several methods, and score them beside floors and ceilings.
 
-    Thresholds and scales are chosen on validation masks, and scores are those of test masks, with bootstrap intervals
+    Thresholds and scales are chosen on validation masks. Scores are computed on test masks, with bootstrap intervals
     over patients.
 
     Example:
@@ -63,11 +63,11 @@ def segment(config: Config, run: str | Path | None = None) -> SegmentResult:
 
     Args:
         config: Configuration with a section `segmentation`, whose tiles come from a table with a column `mask`.
-        run: Folder of a finished run, whose classifier segments as well; None without one.
+        run: Folder of a finished run whose classifier segments as well, if given.
 
     Raises:
-        ConfigError: No classes of masks are named, or a method lacks its inputs.
-        DataError: Masks cannot be used, or no test tile has one.
+        ConfigError: No classes of masks are configured, or a method lacks its inputs.
+        DataError: Masks cannot be used, or no test tile has a mask.
     """
     from clipit.segmentation.study import segment as segment_tiles
 

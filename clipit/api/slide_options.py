@@ -1,4 +1,4 @@
-"""Options that the slide functions share: the grid of tiles, the prompts, and the model that scores."""
+"""Options shared by the slide functions: the grid of tiles, the prompts, and the scoring model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
 
 
 def zero_shot_classes(vlm: "str | VLMConfig | None", prompts: str | Path | None) -> tuple[str, ...] | None:
-    """Return the classes of the prompts before the VLM is loaded; None without a VLM.
+    """Return the classes of the prompts, without loading the VLM; None without a VLM.
 
     Raises:
-        ConfigError: There is a VLM without prompts or the reverse, or the prompt set does not exist.
+        ConfigError: Only one of VLM and prompts is given, or the prompt set does not exist.
     """
     from clipit.runs.prediction_inputs import read_prompts
 
     if (vlm is None) != (prompts is None):
         raise ConfigError(
-            "a zero-shot arm needs a VLM and prompts", fix="give both --vlm and --prompts, or neither of them"
+            "a zero-shot arm needs a VLM and prompts", fix="pass both --vlm and --prompts, or neither of them"
         )
     if prompts is None:
         return None
-    read = read_prompts(str(prompts), None)
-    if read is None:
-        raise _no_prompt_set(str(prompts))
-    return tuple(read.classes)
+    prompt_set = read_prompts(str(prompts), None)
+    if prompt_set is None:
+        raise _unknown_prompts(str(prompts))
+    return tuple(prompt_set.classes)
 
 
-def _no_prompt_set(name: str) -> ConfigError:
+def _unknown_prompts(name: str) -> ConfigError:
     from clipit.prompts.files import packaged
 
     return ConfigError(
-        f"no prompt set {name!r}",
+        f"unknown prompt set {name!r}",
         where="--prompts",
         fix=f"use the path of a prompt file or a packaged set ({', '.join(packaged('sets'))})",
     )
@@ -51,10 +51,10 @@ def grid_options(
     min_tissue: float,
     contours: str | Path | None,
 ) -> tuple[SlidesConfig, list[str]]:
-    """Return the options of the grid, and which of `mpp` and `pixels` were given.
+    """Return the options of the grid, and the names of those of `mpp` and `pixels` that were given.
 
     Raises:
-        ConfigError: An option is out of its range, or `contours` does not exist.
+        ConfigError: An option is out of range, or `contours` does not exist.
     """
     from pydantic import ValidationError
 
@@ -85,7 +85,7 @@ def open_scorer(
     bf16: bool,
     trust_remote_code: bool,
 ) -> "TileScorer":
-    """Load the model that scores tiles, after cheap checks.
+    """Load the model that scores tiles, after checking the options.
 
     Raises:
         ConfigError: There is neither a classifier nor a VLM with prompts, or both `prompts` and `classes` are given.
@@ -95,14 +95,14 @@ def open_scorer(
     if prompts is not None and classes is not None:
         raise ConfigError("prompts and classes are both given", fix="use --prompts or --classes")
     name = None if prompts is None else str(prompts)
-    asked = read_prompts(name, classes) or name
-    if classifier is None and (vlm is None or asked is None):
+    prompt_set = read_prompts(name, classes) or name  # a name may be that of a set of the classifier
+    if classifier is None and (vlm is None or prompt_set is None):
         raise ConfigError(
-            "there is no model to score with",
-            fix="name a classifier (--classifier outputs/run), or a VLM and prompts (--vlm NAME --prompts NAME)",
+            "no scoring model is given",
+            fix="pass a classifier (--classifier outputs/run), or a VLM and prompts (--vlm NAME --prompts NAME)",
         )
-    if classifier is None and isinstance(asked, str):
-        raise _no_prompt_set(asked)
+    if classifier is None and isinstance(prompt_set, str):
+        raise _unknown_prompts(prompt_set)
     from clipit.config.run import VLMConfig
     from clipit.distributed import get_processes
     from clipit.runs.predict import open_exported
@@ -117,11 +117,11 @@ def open_scorer(
             if isinstance(vlm, str)
             else vlm
         )
-        if section is None or asked is None or isinstance(asked, str):
+        if section is None or prompt_set is None or isinstance(prompt_set, str):
             raise ConfigError("a VLM needs prompts", fix="add --prompts or --classes")
         sampled = load_prompt_draws(name) if name is not None else []
         draws = sampled if len(sampled) > 1 else []
-        return vlm_scorer(load_vlm(section, device or get_processes().device), asked, draws)
+        return vlm_scorer(load_vlm(section, device or get_processes().device), prompt_set, draws)
     loaded = (
         open_exported(
             classifier, device, vlm=vlm, dtype="bfloat16" if bf16 else None, trust_remote_code=trust_remote_code
@@ -129,4 +129,4 @@ def open_scorer(
         if isinstance(classifier, str | Path)
         else classifier
     )
-    return classifier_scorer(loaded, asked)
+    return classifier_scorer(loaded, prompt_set)

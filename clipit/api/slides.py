@@ -1,4 +1,4 @@
-"""Whole slides in Python: tiles, scores and maps of slides, and arms compared on their labels."""
+"""Process whole slides in Python: tile, score and map slides, and compare arms on their labels."""
 
 import logging
 from collections.abc import Sequence
@@ -28,16 +28,16 @@ _TEXTS = frozenset(
 """Columns of the tables of slides that contain text."""
 
 Inputs = str | Path | Sequence[str | Path]
-"""A slide, a folder of slides or a table of slides; or a list of slides and folders."""
+"""Slide, folder of slides or table of slides, or a list of slides and folders."""
 
 
 @dataclass(frozen=True)
 class SlidesResult:
-    """Finished slides.
+    """Processed slides.
 
     Attributes:
         folder: Output folder; the files of a slide are in `slides/<name>/`.
-        text: Summary, as the command prints it.
+        text: Summary, as printed by the command.
         page: HTML page of all slides; None if only tiles were cut.
     """
 
@@ -47,7 +47,7 @@ class SlidesResult:
 
     @cached_property
     def slides(self) -> pd.DataFrame:
-        """Slides, one row each: slide, path, label, split, group, status, reason, tiles, mpp, and further facts."""
+        """Slides, one row each: slide, path, label, split, group, status, reason, tiles, mpp and further columns."""
         return read_csv_table(self.folder / "slides.csv", _TEXTS)
 
     @cached_property
@@ -62,8 +62,8 @@ class SlidesResult:
     def metrics(self) -> pd.DataFrame:
         """Metrics of labelled slides, one row per split, level, pooling and metric; empty without labels.
 
-        Columns: split, level (`slide` or `patient`), pooling, smoothed, chosen, metric, value and its interval (low,
-        high), and the numbers of labelled slides or patients behind it.
+        Columns: split, level (`slide` or `patient`), pooling, smoothed, chosen, metric, value with its interval (low,
+        high), and the numbers of labelled slides or patients.
         """
         path = self.folder / "slide_metrics.csv"
         return read_csv_table(path, _TEXTS) if path.is_file() else pd.DataFrame()
@@ -75,7 +75,7 @@ class SlideCompareResult:
 
     Attributes:
         folder: Output folder.
-        text: Summary, as the command prints it.
+        text: Summary, as printed by the command.
         page: HTML page of the comparison.
     """
 
@@ -85,11 +85,11 @@ class SlideCompareResult:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Main table, one row per split, level (`slide` or `patient`), metric and arm; scores in 0..1.
+        """Main table, one row per split, level (`slide` or `patient`), metric and arm, with scores from 0 to 1.
 
-        Columns: mean and sd over seeds; difference to the reference with its bootstrap interval over patients (low,
+        Columns: mean and sd over seeds; difference from the reference with its bootstrap interval over patients (low,
         high) and its t-interval over seeds (seeds_low, seeds_high); p (paired t-test) and p_holm (Holm-corrected over
-        the arms); the pooling of the arm; the numbers of seeds, labelled slides or patients, and patients.
+        the arms); the pooling of the arm; the numbers of seeds, of labelled slides or patients, and of patients.
         """
         return read_csv_table(self.folder / "slide_comparison.csv", _TEXTS)
 
@@ -100,10 +100,10 @@ class SlideCompareResult:
 
     @cached_property
     def verdict(self) -> str:
-        """Which arms are better than the reference, in one sentence."""
+        """Verdict on which arms are better than the reference, in one sentence."""
         from clipit.artifacts import read_json
 
-        record = read_json(self.folder / "slide_comparison.json", "delete it and compare again: scores are kept")
+        record = read_json(self.folder / "slide_comparison.json", "delete it and compare again, which keeps the scores")
         return str(record["verdict"])
 
 
@@ -123,7 +123,7 @@ def tile_slides(
 ) -> SlidesResult:
     """Find the tissue of slides and lay a grid of tiles over it.
 
-    Slides that cannot be used are listed in `slides.csv` and do not stop the others.
+    Slides that cannot be used are listed in `slides.csv`, and the others are processed.
 
     Example:
         >>> result = clipit.tile_slides("slides/", "grids", tile_mpp=0.5, tile_pixels=224)
@@ -132,17 +132,17 @@ def tile_slides(
     Args:
         slides: Slides, folders of slides, or one table with a column `slide`.
         out: Folder to write to.
-        extras: `png`: also write the tiles as files; `h5`: also write their coordinates as TRIDENT does.
-        images: Folder that the files in a table are relative to; None for the folder of the table.
-        mpp: Micrometres per pixel of the finest level, for slides that do not state them.
+        extras: `png` to also write the tiles as files, `h5` to also write their coordinates in TRIDENT's format.
+        images: Folder to which the files in a table are relative; None for the folder of the table.
+        mpp: Micrometres per pixel of the finest level, for slides without this metadata.
         tile_mpp: Micrometres per pixel of the tiles; None for 0.5.
-        tile_pixels: Edge of a tile in pixels; None for 224.
-        overlap: Share of a tile's edge that it has in common with the next tile.
+        tile_pixels: Edge length of a tile in pixels; None for 224.
+        overlap: Overlap of adjacent tiles as a share of their edge length.
         min_tissue: Share of a tile that must be tissue.
-        contours: GeoJSON of the tissue, or a folder with one file per slide; None to detect tissue.
+        contours: GeoJSON contours of the tissue, or a folder with one file per slide; None to detect tissue.
 
     Raises:
-        DataError: No slide can be used, or a package that reads slides is missing.
+        DataError: No slide can be used, or a package for reading slides is missing.
         ConfigError: An option is invalid.
     """
     from clipit.reporting.tables import markdown_table
@@ -161,8 +161,8 @@ def tile_slides(
     text = markdown_table(["slide", "format", "um/px", "tissue", "tiles"], rows[:20])
     more = f"\n... and {len(rows) - 20} more" if len(rows) > 20 else ""
     failed = int((table["status"] == "failed").sum())
-    lost = f"\nnote: {failed} slides cannot be used; see the column reason" if failed else ""
-    return SlidesResult(folder, f"{text}{more}{lost}\ntable: {folder / 'slides.csv'}")
+    note = f"\nnote: {failed} slides cannot be used; see the column reason" if failed else ""
+    return SlidesResult(folder, f"{text}{more}{note}\ntable: {folder / 'slides.csv'}")
 
 
 @public
@@ -192,8 +192,8 @@ def score_slides(
 ) -> SlidesResult:
     """Score slides with a classifier, or zero-shot with class prompts through a student or a VLM; optionally map them.
 
-    Every tile is scored and the scores are pooled per slide (`clipit.evaluation.slide_scores`). A killed call resumes:
-    slides that were scored are kept. If a table of slides names labels, the scores are evaluated.
+    Every tile is scored, and the scores are pooled per slide (`clipit.evaluation.slide_scores`). An interrupted call
+    resumes and keeps the slides scored so far. If the table of slides has labels, the scores are evaluated.
 
     Example:
         >>> result = clipit.score_slides("slides.csv", "scores", classifier="outputs/run")
@@ -202,31 +202,31 @@ def score_slides(
     Args:
         slides: Slides, folders of slides, or one table with a column `slide` and, if known, label, split and group.
         out: Folder to write to.
-        classifier: Folder of a classifier or of a run, or a loaded classifier; None for a VLM with prompts alone.
+        classifier: Folder of a classifier or of a run, or a loaded classifier; None to use a VLM with prompts.
         prompts: Prompt file, packaged prompt set, or set of the classifier, to score zero-shot. All names and
-            templates of a class are averaged; with a VLM alone, the sampled sets of a published file (MI-Zero, KEP) are
+            templates of a class are averaged; with only a VLM, the sampled sets of a published file (MI-Zero, KEP) are
             also scored one by one, and their median is reported.
-        classes: Classes separated by semicolons, used as prompts as they are.
-        vlm: VLM that prompts need.
-        images: Folder that the files in a table are relative to; None for the folder of the table.
-        mpp: Micrometres per pixel of the finest level, for slides that do not state them.
-        tile_mpp: Micrometres per pixel of the tiles; None for those that the model was trained on.
-        tile_pixels: Edge of a tile in pixels; None for that of the tiles that the model was trained on.
-        overlap: Share of a tile's edge that it has in common with the next tile.
+        classes: Classes separated by semicolons, used as prompts without templates.
+        vlm: VLM that encodes prompts.
+        images: Folder to which the files in a table are relative; None for the folder of the table.
+        mpp: Micrometres per pixel of the finest level, for slides without this metadata.
+        tile_mpp: Micrometres per pixel of the tiles; None for that of the model's training tiles.
+        tile_pixels: Edge length of a tile in pixels; None for that of the model's training tiles.
+        overlap: Overlap of adjacent tiles as a share of their edge length.
         min_tissue: Share of a tile that must be tissue.
-        contours: GeoJSON of the tissue, or a folder with one file per slide; None to detect tissue.
+        contours: GeoJSON contours of the tissue, or a folder with one file per slide; None to detect tissue.
         batch_size: Tiles per batch.
-        workers: Threads that read tiles while the model runs; 0: one per core, at most 8.
+        workers: Threads that read tiles while the model runs; 0 for one per core, at most 8.
         device: Device such as `cuda:1`; None for the GPU, if there is one.
         bf16: Whether to compute in bfloat16.
-        trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
+        trust_remote_code: Whether the backbone or the VLM may run Python code from its own repository.
         maps: Whether to write heat maps, QuPath files and a page per slide.
         top: Tiles shown per class on a slide's page.
-        snippets: Configuration whose reports' snippets are shown beside the top tiles; None for none.
+        snippets: Configuration whose snippets are shown beside the top tiles; None for none.
 
     Raises:
         ConfigError: There is neither a classifier nor a VLM with prompts, or an option is invalid.
-        DataError: No slide can be used, or a package that reads slides is missing.
+        DataError: No slide can be used, or a package for reading slides is missing.
         ModelError: The model cannot be loaded, or does not support zero-shot classification.
     """
     from clipit.runs.prediction_chunks import PredictionOptions
@@ -236,11 +236,11 @@ def score_slides(
     from clipit.slide_tasks.score import score_slides as score
 
     folder = expand_home(Path(out))
-    asked, given = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
+    grid, given = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
     scorer = open_scorer(classifier, prompts, classes, vlm, device, bf16, trust_remote_code)
     with output_folder(folder, RECORD):
-        scored = score(listed, scorer, asked, given, folder, PredictionOptions(batch_size, workers))
+        scored = score(listed, scorer, grid, given, folder, PredictionOptions(batch_size, workers))
         pages = None
         if maps:
             from clipit.slide_tasks.map import MapOptions, map_slides
@@ -273,11 +273,11 @@ def compare_slides(
     bf16: bool = False,
     trust_remote_code: bool = False,
 ) -> SlideCompareResult:
-    """Compare the arms of trained runs on the labels of slides, optionally with a zero-shot VLM as a further arm.
+    """Compare the arms of trained runs on the labels of slides, optionally with a zero-shot VLM as an additional arm.
 
-    Arm and seed of a run are those of its configuration. Every run scores the slides as `score_slides` does; a killed
-    call resumes. The pooling of each arm is chosen on the validation slides of the table, if there are any, and the
-    arms are compared on the other slides, except those of the split `train`.
+    The arm and seed of a run are read from its configuration. Every run scores the slides like `score_slides`; an
+    interrupted call resumes. The pooling of each arm is chosen on the validation slides of the table, if there are any,
+    and the arms are compared on the other slides, except those of the split `train`.
 
     Example:
         >>> result = clipit.compare_slides("slides.csv", "outputs/runs/demo", "compared", reference="image_only")
@@ -287,24 +287,24 @@ def compare_slides(
         slides: Table of slides with the columns `slide` and `label` and, if known, `split` and `group`.
         runs: Folders of runs, or folders that contain runs.
         out: Folder to write to.
-        reference: Arm that the others are compared with.
-        vlm: VLM whose zero-shot prediction is a further arm, `VLM zero-shot`; None for none.
+        reference: Arm with which the others are compared.
+        vlm: VLM whose zero-shot prediction is an additional arm, `VLM zero-shot`; None for none.
         prompts: Prompt file or packaged prompt set for the VLM.
-        images: Folder that the files in a table are relative to; None for the folder of the table.
-        mpp: Micrometres per pixel of the finest level, for slides that do not state them.
-        tile_mpp: Micrometres per pixel of the tiles; None for those that each model was trained on.
-        tile_pixels: Edge of a tile in pixels; None for that of the tiles that each model was trained on.
-        overlap: Share of a tile's edge that it has in common with the next tile.
+        images: Folder to which the files in a table are relative; None for the folder of the table.
+        mpp: Micrometres per pixel of the finest level, for slides without this metadata.
+        tile_mpp: Micrometres per pixel of the tiles; None for that of each model's training tiles.
+        tile_pixels: Edge length of a tile in pixels; None for that of each model's training tiles.
+        overlap: Overlap of adjacent tiles as a share of their edge length.
         min_tissue: Share of a tile that must be tissue.
-        contours: GeoJSON of the tissue, or a folder with one file per slide; None to detect tissue.
+        contours: GeoJSON contours of the tissue, or a folder with one file per slide; None to detect tissue.
         batch_size: Tiles per batch.
-        workers: Threads that read tiles while the model runs; 0: one per core, at most 8.
+        workers: Threads that read tiles while the model runs; 0 for one per core, at most 8.
         device: Device such as `cuda:1`; None for the GPU, if there is one.
         bf16: Whether to compute in bfloat16.
-        trust_remote_code: Whether to run Python code that defines a backbone or the VLM.
+        trust_remote_code: Whether a backbone or the VLM may run Python code from its own repository.
 
     Raises:
-        ConfigError: An option is invalid, or there is a VLM without prompts or the reverse.
+        ConfigError: An option is invalid, or only one of VLM and prompts is given.
         DataError: The runs cannot be compared on these slides, or no slide can be used.
         ArtifactError: A run is damaged.
         ModelError: A model cannot be loaded.
@@ -318,25 +318,25 @@ def compare_slides(
     from clipit.slide_tasks.slide_runs import check_comparison, find_runs
 
     folder = expand_home(Path(out))
-    asked, given = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
+    grid, given = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
-    found, notes = find_runs(_paths(runs))
+    compared, notes = find_runs(_paths(runs))
     zero_shot = zero_shot_classes(vlm, prompts)
-    check_comparison(found, reference, listed, zero_shot)
+    check_comparison(compared, reference, listed, zero_shot)
     if get_processes().main:
         for note in notes:
             logger.info(f"note: {note}")
     scorer = None if vlm is None else open_scorer(None, prompts, None, vlm, device, bf16, trust_remote_code)
     if "mpp" not in given:
-        check_resolution(found, scorer)
+        check_resolution(compared, scorer)
     options = ComparisonOptions(reference, PredictionOptions(batch_size, workers), device, bf16, trust_remote_code)
     with output_folder(folder, RECORD):
-        report = compare(listed, found, scorer, asked, given, folder, options)
+        report = compare(listed, compared, scorer, grid, given, folder, options)
     return SlideCompareResult(folder, report.text, report.page)
 
 
 def _snippets(config: str | Path, scorer: "TileScorer") -> "TextNeighbours":
-    """Open the snippets of a configuration in the space of a model."""
+    """Open the snippets of a configuration, embedded in the space of a model."""
     from clipit.api.configuration import load_config
     from clipit.runs.text_neighbours import snippet_neighbours
     from clipit.workspace.workspace import Workspace

@@ -1,4 +1,4 @@
-"""Reports and pairs in Python: build the index of snippets, and pair tiles with their nearest snippets."""
+"""Pair tiles with reports in Python: build the index of snippets, and find the nearest snippets of tiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class IndexResult:
         folder: Folder of the index.
         rows: Number of distinct snippet embeddings in the index.
         kind: Key, backend and centring of the index, such as `Flat (faiss, centred)`.
-        account: Summary of the reports that were read and dropped, as text.
+        account: Summary of what was read and dropped, as text.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class PairResult:
 
     Attributes:
         file: Parquet file of the pairs.
-        page: HTML page to browse the pairs; None if it was not requested.
+        page: HTML page to browse the pairs, if it was written.
         summary: Statistics of the pairs, as text.
         places: Slide and coordinates (x, y) by tile_id, for features of slides; None for tiles with images.
     """
@@ -62,7 +62,7 @@ class PairResult:
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """Pairs, by tile, then by rank: tile_id, rank (0 is the nearest), snippet_id, similarity (cosine) and text.
+        """Pairs, sorted by tile and rank: tile_id, rank (from 0), snippet_id, similarity (cosine) and text.
 
         The column weight is present if `pairing.score_temperature` is set.
         """
@@ -81,24 +81,24 @@ class PairResult:
         tiles = self._workspace.all_tiles
         rows = (tiles.ids == tile_id).nonzero()[0]
         if not len(rows):
-            raise DataError(f"there is no tile {tile_id!r}", where="tile_id", fix="use an id of `pairs`")
+            raise DataError(f"unknown tile {tile_id!r}", where="tile_id", fix="use an id of `pairs`")
         return tiles.read(int(rows[0]))
 
 
 @public
 def build_text_index(config: Config) -> IndexResult:
-    """Read the reports, cut them into snippets, embed them and build the index; finished parts are reused.
+    """Read the reports, split them into snippets, embed them and build the index; finished parts are reused.
 
     Example:
         >>> index = clipit.build_text_index(config)
         >>> index.snippets["text"].head()
 
     Args:
-        config: Configuration with reports. It needs no tiles; with them, reports of patients with validation or test
-            tiles are left out.
+        config: Configuration with reports. It needs no tiles; with tiles, reports of patients with validation or test
+            tiles are excluded.
 
     Raises:
-        ClipitError: The reports, the VLM or the index cannot be used; the message says what to do.
+        ClipitError: The reports, the VLM or the index cannot be used; the message states what to do.
     """
     from clipit.workspace.preflight import check_inputs
     from clipit.workspace.workspace import Workspace
@@ -123,14 +123,14 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
 
     Args:
         config: Configuration with reports and, unless `features` is given, tiles.
-        features: Files of TRIDENT or CLAM (.h5), or a folder of them, whose tiles are paired in place of the
-            configured ones. They must be unit vectors of the image tower of `vlm`, projected into the joint space (in
-            TRIDENT's encoder of CONCH: `with_proj=True, normalize=True`). The group of a tile is its slide; no page is
+        features: Feature files of TRIDENT or CLAM (.h5), or a folder of them, whose tiles are paired instead of the
+            configured tiles. They must be unit vectors of the image tower of `vlm`, projected into the joint space (in
+            TRIDENT's encoder of CONCH: `with_proj=True, normalize=True`). The group of a tile is its slide. No page is
             written, because there are no images.
         page: Whether to write the page.
 
     Raises:
-        ClipitError: The tiles, the reports or the VLM cannot be used; the message says what to do.
+        ClipitError: The tiles, the reports or the VLM cannot be used; the message states what to do.
     """
     from clipit.distributed import get_processes
     from clipit.workspace.pairing_report import write_pairs_page
@@ -150,7 +150,7 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
 
 
 def _pair_features(workspace: "Workspace", paths: Sequence[Path]) -> PairResult:
-    """Pair the tiles of slides whose features are given."""
+    """Pair the tiles of slides by precomputed features."""
     from clipit.pairing.pairs import pair_tiles
     from clipit.pairing.summary import summary_text
     from clipit.stores.slide_features import TILES, import_features

@@ -13,7 +13,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--write-pairs": {
         "type": Path,
         "metavar": "FOLDER",
-        "help": "do not train; write the training and validation examples in a format that open_clip's trainer reads",
+        "help": "write the training and validation examples in the format of open_clip's trainer, and do not train",
     },
     "--format": {
         "choices": ("csv", "webdataset"),
@@ -30,7 +30,7 @@ def main() -> None:
         if options.write_pairs:
             if options.record:
                 raise ConfigError(
-                    "nothing is measured with --write-pairs", where="--record", fix="leave out one of them"
+                    "nothing is measured with --write-pairs", where="--record", fix="remove one of the options"
                 )
             from clipit.api.adaptation import write_pairs
 
@@ -39,7 +39,7 @@ def main() -> None:
             return
         if options.format:
             raise ConfigError(
-                "this option needs --write-pairs", where="--format", fix="leave it out, or add --write-pairs FOLDER"
+                "this option needs --write-pairs", where="--format", fix="remove it, or add --write-pairs FOLDER"
             )
         if options.record:
             check_export(options.record)

@@ -1,6 +1,6 @@
-"""Describe several annotators: agreement, confusions, human ceiling, and the tiles that they agree on least.
+"""Describe several annotators: agreement, confusions, human ceiling, and the tiles with the least agreement.
 
-With --masks, merge the masks that annotators drew into a consensus per pixel, as input of clipit segment.
+With --masks, merge the masks of several annotators into a consensus per pixel, as input for clipit segment.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ def main() -> None:
             "--shown": {
                 "type": int,
                 "default": 24,
-                "help": "number of tiles on the page that the annotators agree on least (default: 24)",
+                "help": "number of tiles with the least agreement on the page (default: 24)",
             },
             "--masks": {
                 "type": Path,
@@ -29,7 +29,7 @@ def main() -> None:
             "--mask-files": {
                 "type": Path,
                 "metavar": "FOLDER",
-                "help": "folder or zip that the masks are relative to (default: the folder of the table)",
+                "help": "folder or zip to which the masks are relative (default: the folder of the table)",
             },
             "--confidence": {
                 "type": float,
@@ -53,7 +53,7 @@ def main() -> None:
         print(f"page: {merged.page} (and .json)\nmasks: {merged.folder}")
         print(f"{_SHARED}: {merged.record['facts'][_SHARED]}")
         if merged.images == merged.folder:
-            print("the images are in a zip: unpack it into this folder first, beside consensus/ and confident/")
+            print("the images are in a zip: first unpack it into this folder, beside consensus/ and confident/")
         print(
             f"use them: --tiles.path={merged.table} --tiles.images={merged.images} --tiles.columns.mask=mask_consensus"
         )

@@ -1,7 +1,7 @@
 """Find tiles, patients and reports that occur on both sides of a split.
 
-The exit status is 0 if nothing leaks, 1 if anything does, 2 for errors, and 3 if no leak was found,
-but patients and slides could not be compared, because they are known in fewer than two splits.
+The exit status is 0 if nothing leaks, 1 if anything leaks, 2 for errors, and 3 if no leak was found but
+patients and slides could not be compared, because they are known in fewer than two splits.
 """
 
 from clipit.config.command_line import read_file_command
@@ -26,5 +26,5 @@ def main() -> None:
         if get_processes().main:
             print(f"\n{report.leaking} tiles and reports leak: {report.path} (and .parquet)")
             if not report.compared_patients:
-                print("patients and slides could not be compared: this does not show that the splits are independent")
+                print("patients and slides could not be compared, so the splits may still share them")
         raise SystemExit(1 if report.leaking else 0 if report.compared_patients else _NOT_COMPARED)

@@ -1,7 +1,7 @@
 """The table of subcommands."""
 
 COMMANDS: dict[str, dict[str, str]] = {
-    "Begin": {
+    "Getting started": {
         "demo": "compare arms on a synthetic world and try the exported classifier",
         "init": "print a shipped configuration to start from",
         "doctor": "check this machine, its packages and a configuration",
@@ -15,13 +15,13 @@ COMMANDS: dict[str, dict[str, str]] = {
         "annotators": "describe several annotators, their agreement and consensus",
         "label-issues": "find labels that are probably wrong",
         "prompts": "list and check prompt sets, measure their wording",
-        "index": "cut reports into snippets, embed and index them",
+        "index": "split reports into snippets, embed and index them",
         "pair": "pair tiles with their nearest snippets and browse the pairs",
     },
     "One classifier": {
         "train": "train, export and evaluate a classifier",
         "evaluate": "evaluate a finished run again, or on new tiles and prompts",
-        "predict": "predict images with an exported classifier",
+        "predict": "classify images with an exported classifier",
         "export": "write a classifier as an ONNX or torch.export file",
         "push": "upload a classifier to the Hugging Face Hub",
         "pages": "rewrite the pages of a run or comparison",
@@ -32,15 +32,15 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Experiments": {
         "compare": "compare arms over seeds, with controls and statistics",
-        "tune": "search hyperparameters, the same grid for every arm",
+        "tune": "search hyperparameters with the same grid for every arm",
         "sweep": "run a sweep file in wandb's format",
         "adapt": "adapt the VLM itself, with controls, and measure it before and after",
         "probe": "measure frozen features by probes and retrieval",
         "segment": "segment tiles by several methods, scored with masks",
-        "robustness": "measure perturbations, calibration and adaptation of runs",
+        "robustness": "measure robustness, calibration and test-time adaptation",
     },
 }
-"""Subcommands by task, with a summary each; the module in `clipit.cli` has the same name."""
+"""Subcommands by task, with their summaries; the module in `clipit.cli` has the same name."""
 
 SUBCOMMANDS: dict[str, tuple[str, ...]] = {
     "prompts": ("list", "lint", "study"),
@@ -114,5 +114,5 @@ OWN_OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 def command_names() -> list[str]:
-    """List the subcommands."""
+    """Return the names of all subcommands."""
     return [name for group in COMMANDS.values() for name in group]

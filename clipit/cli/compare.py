@@ -1,4 +1,4 @@
-"""Compare arms over seeds, data sets and backbones: whether text helps, by how much, and why."""
+"""Compare arms over seeds, data sets and backbones, to show whether text helps, by how much, and why."""
 
 from pathlib import Path
 

@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def completion_script(shell: str) -> str:
-    """Compose the completion script for a shell; its first line says how to install it."""
+    """Compose the completion script for a shell; its first line states how to install it."""
     lines = [f"# {_SETUP[shell]}"]
     if shell == "fish":
         return "\n".join([*lines, *_fish()])

@@ -12,7 +12,7 @@ def main() -> None:
     with user_errors():
         extra = {
             "--tune": {"action": "store_true", "help": "search the arms' learning rates and steps instead"},
-            "--cases": {"action": "store_true", "help": "use the world whose reports are of the tiles' own patients"},
+            "--cases": {"action": "store_true", "help": "use the world in which the tiles' own patients have reports"},
             "--agents": AGENTS["--agents"]
             | {
                 "default": None,
@@ -29,7 +29,7 @@ def main() -> None:
         if options.tune:
             write_demo_world(file.run, cases=options.cases)
             print(
-                f"\nall trials: {tune(file.run, file.comparison, agents)}; beside it, a .yaml file with the chosen arms"
+                f"\nall trials: {tune(file.run, file.comparison, agents)} (chosen arms: the .yaml file beside it)"
             )
         else:
             run = demo(file.run, file.comparison, cases=options.cases, agents=agents)

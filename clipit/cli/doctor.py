@@ -1,6 +1,6 @@
-"""Check this machine, its packages and your configuration; list problems with their fixes first, then passed checks.
+"""Check this machine, its packages and your configuration; list problems with fixes first, then passed checks.
 
-Without --config, the configurations in the current folder are checked. The exit status is 1 when a check fails.
+Without --config, the configurations in the current folder are checked. The exit status is 1 if a check fails.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
         if keys and options.config is None:
             raise ConfigError(f"unknown options: {' '.join(keys)}", fix="configuration keys need --config; see --help")
         if options.shipped and options.config is not None:
-            raise ConfigError("--shipped and --config exclude each other", fix="leave one out")
+            raise ConfigError("--shipped and --config are mutually exclusive", fix="remove one of them")
         if options.models:
             from clipit.doctor.models import model_tables
 

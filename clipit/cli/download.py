@@ -1,4 +1,4 @@
-"""Download a published data set: shows its licence, asks for consent, and verifies checksums."""
+"""Download a published data set: show its licence, ask for consent, and verify checksums."""
 
 import argparse
 
@@ -14,8 +14,8 @@ def main() -> None:
 
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("name", choices=sorted(DATASETS), metavar="NAME", help=", ".join(sorted(DATASETS)))
-        parser.add_argument("--to", type=option_path, required=True, metavar="FOLDER", help="folder of the data set")
-        parser.add_argument("--accept-licence", action="store_true", help="accept the licence without a question")
+        parser.add_argument("--to", type=option_path, required=True, metavar="FOLDER", help="folder for the data set")
+        parser.add_argument("--accept-licence", action="store_true", help="accept the licence without being asked")
         options = parser.parse_args()
         download(options.name, options.to, accept=lambda: options.accept_licence or _agreed())
 

@@ -11,9 +11,9 @@ from clipit.prompts.early_check import check_prompt_file, check_prompt_files
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--run": {
         "type": Path,
-        "help": "folder of a finished run, in place of --config. Alone: evaluate it again. With --tiles.path (and any "
-        "other tiles.* key, or --config FILE with a section tiles) or --prompts: score these beside the run's own test "
-        "results, in external/NAME of its folder; --name chooses NAME",
+        "help": "folder of a finished run, in place of --config. Alone, evaluate it again. With --tiles.path (and any "
+        "other tiles.* key, or --config FILE with a section tiles) or --prompts, score the new tiles or prompts beside "
+        "the run's own test results, in external/NAME of its folder; --name sets NAME",
     }
 }
 
@@ -38,8 +38,8 @@ def main() -> None:
 def _evaluate_folder() -> None:
     from clipit.config.new_inputs import read_new_inputs
 
-    given = read_new_inputs(__doc__, _OPTIONS)
-    check_prompt_file(given.prompts)
+    inputs = read_new_inputs(__doc__, _OPTIONS)
+    check_prompt_file(inputs.prompts)
     from clipit.reporting.external_page import scores_beside_own
     from clipit.reporting.tables import metrics_table
     from clipit.runs.evaluate import evaluate_again
@@ -47,12 +47,12 @@ def _evaluate_folder() -> None:
     from clipit.runs.folder import read_run_config
     from clipit.workspace.workspace import Workspace
 
-    config = given.apply(read_run_config(given.run))
-    if given.tiles is None and given.prompts is None:
-        folder, results = evaluate_again(config, Workspace(config), given.run)
+    config = inputs.apply(read_run_config(inputs.run))
+    if inputs.tiles is None and inputs.prompts is None:
+        folder, results = evaluate_again(config, Workspace(config), inputs.run)
         table = results
     else:
-        folder, results = evaluate_external(given.run, given.tiles, given.prompts, given.name, config)
+        folder, results = evaluate_external(inputs.run, inputs.tiles, inputs.prompts, inputs.name, config)
         table = scores_beside_own(results) if results else {}
     if results:
         print(f"{metrics_table(table)}\n\nsummary: {folder / 'summary.md'}\npage: {folder / 'report.html'}")

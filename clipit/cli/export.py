@@ -17,9 +17,11 @@ def main() -> None:
             "--tolerance",
             type=float,
             metavar="SHARE",
-            help="largest difference of a logit, relative to the largest logit (default: 0.0001)",
+            help="maximum difference of a logit, relative to the largest logit (default: 0.0001)",
         )
-        parser.add_argument("--trust-remote-code", action="store_true", help="run Python code from the folder")
+        parser.add_argument(
+            "--trust-remote-code", action="store_true", help="allow the backbone to run Python code from its repository"
+        )
         options = parser.parse_args()
         from clipit.models.inference import load_classifier
         from clipit.models.interchange import TOLERANCE, export_program
@@ -29,4 +31,4 @@ def main() -> None:
         exported = export_program(classifier, options.out, options.format, tolerance=tolerance)
         differences = ", ".join(f"{name} {value:.2g}" for name, value in exported.differences.items())
         print(f"{exported.path}: classes and preprocessing in {exported.description}")
-        print(f"largest difference of a logit: {differences} (allowed {exported.allowed:.2g})")
+        print(f"largest difference of a logit: {differences} (limit {exported.allowed:.2g})")

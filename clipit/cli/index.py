@@ -1,6 +1,6 @@
-"""Read reports, cut them into snippets, embed them and build the FAISS index.
+"""Read reports, split them into snippets, embed them and build the FAISS index.
 
-The configuration needs no tiles. With tiles, reports of patients with validation or test tiles are left out.
+The configuration needs no tiles. With tiles, reports of patients with validation or test tiles are excluded.
 """
 
 from clipit.config.command_line import read_file_command

@@ -1,6 +1,6 @@
 """Print a shipped configuration, as a file to start from; without a name, list all of them.
 
-`clipit init own_table > config.yaml` writes one; `--config own_table` uses it as it is.
+`clipit init own_table > config.yaml` writes one; `--config own_table` uses it unchanged.
 """
 
 import argparse
@@ -14,7 +14,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", metavar="NAME", help="shipped configuration, such as own_table")
-    parser.add_argument("--to", type=option_path, metavar="FILE", help="write this file, which must not exist yet")
+    parser.add_argument("--to", type=option_path, metavar="FILE", help="write to this file, which must not exist")
     options = parser.parse_args()
     with user_errors():
         from clipit.config.shipped import shipped_folder, shipped_names
@@ -26,7 +26,7 @@ def main() -> None:
             return
         if options.name not in names:
             raise ConfigError(
-                f"no shipped configuration is called {options.name!r}",
+                f"unknown shipped configuration {options.name!r}",
                 where="NAME",
                 fix=f"choose one of: {shortlist([*names], len(names))}",
             )
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that must not exist, since a user may have changed it."""
+    """Write a file, but never overwrite one, which a user may have changed."""
     with disk_errors(path):
         try:
             with path.open("x", encoding="utf-8") as file:

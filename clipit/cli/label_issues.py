@@ -1,4 +1,4 @@
-"""Find suspicious labels: rank given labels by out-of-fold predictions, and write a page to review them."""
+"""Find suspicious labels: rank the labels by out-of-fold predictions, and write a page to review them."""
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors

@@ -17,24 +17,24 @@ def main() -> None:
 
         print(f"clipit {package_version()}")
     elif name in command_names():
-        sys.argv = [f"clipit {name}", *rest]  # the name in usage messages and in provenance
+        sys.argv = [f"clipit {name}", *rest]  # program name in usage messages and in provenance
         importlib.import_module(f"clipit.cli.{name.replace('-', '_')}").main()
     else:
         close = difflib.get_close_matches(name.replace("_", "-"), command_names(), 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        print(f"error: clipit has no command {name!r}\n  to do: {hint}clipit --help lists all", file=sys.stderr)
+        print(f"error: unknown command {name!r}\n  to do: {hint}clipit --help lists all commands", file=sys.stderr)
         raise SystemExit(2)
 
 
 def usage() -> str:
-    """Compose the page of `clipit --help`."""
+    """Compose the text of `clipit --help`."""
     lines = ["usage: clipit COMMAND [options]", "       clipit COMMAND --help"]
     for title, commands in COMMANDS.items():
         lines += ["", f"{title}:", *(f"  {name:<14} {summary}" for name, summary in commands.items())]
     lines += [
         "",
-        "Several processes: accelerate launch -m clipit COMMAND ...",
-        "Exit status: 0 done, 1 a check found problems, 2 an error that the message explains, 3 a check that could not",
-        "compare all it should (check-leaks), 130 interrupted.",
+        "With several processes: accelerate launch -m clipit COMMAND ...",
+        "Exit status: 0 success, 1 a check found problems, 2 error (see the message), 3 incomplete check (check-leaks),",
+        "130 interrupted.",
     ]
     return "\n".join(lines)

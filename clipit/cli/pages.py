@@ -1,4 +1,4 @@
-"""Rewrite the pages of a finished run (--arm, --seed) and of its pairing, or those of a comparison."""
+"""Rewrite the pages of a finished run (--arm, --seed) and of its pairing, or of a comparison."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ def main() -> None:
             "--of": {
                 "choices": ("run", "comparison"),
                 "default": "run",
-                "help": "a run with its pairing (default), or a comparison: its tables and page, without training",
+                "help": "rewrite the pages of a run and its pairing (default), or the tables and page of a comparison",
             },
             "--most": {
                 "type": int,
                 "default": 3000,
-                "help": "maximum number of tiles on the page of the pairing (default: 3000)",
+                "help": "maximum number of tiles on the pairing page (default: 3000)",
             },
         }
         config, options = read_command(__doc__, extra=extra)

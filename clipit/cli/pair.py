@@ -13,12 +13,12 @@ def main() -> None:
     """Run the command."""
     with user_errors():
         extra: dict[str, dict[str, Any]] = {
-            "--options": {"action": "store_true", "help": "compare pairing rules in a table; writes no pairs or page"},
+            "--options": {"action": "store_true", "help": "compare pairing rules in a table, without writing pairs"},
             "--features": {
                 "type": Path,
                 "action": "append",
                 "metavar": "FILE.h5",
-                "help": "pair the tiles of slides by features of TRIDENT or CLAM (a file or folder; may be repeated)",
+                "help": "pair slide tiles by their features from TRIDENT or CLAM (a file or folder; may be repeated)",
             },
         }
         config, options = read_file_command(__doc__, (), extra=extra, needs_tiles=False)

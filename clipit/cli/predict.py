@@ -1,7 +1,7 @@
 """Predict the classes of images with an exported classifier: files, folders, zips, tables of paths, or slides.
 
-Writes a table with an id, the most probable class and the probability of each class per image; beside it a summary, a
-page with the most and least certain images, and a list of the images that could not be read, if there are any.
+The output is a table with the id, the most probable class and the probability of each class for every image. Beside it
+are a summary, a page with the most and least certain images, and a list of unreadable images, if there are any.
 """
 
 import argparse
@@ -23,8 +23,8 @@ def main() -> None:
         check_prompt_file(options.prompts)
         from clipit.api.prediction import predict
 
-        given = vars(options)
-        result = predict(given.pop("classifier"), given.pop("inputs"), given.pop("out"), **given)
+        keywords = vars(options)
+        result = predict(keywords.pop("classifier"), keywords.pop("inputs"), keywords.pop("out"), **keywords)
 
         from clipit.distributed import get_processes
 
@@ -56,28 +56,26 @@ def _parser() -> argparse.ArgumentParser:
         "--classes", metavar='"A; B"', help="also classify zero-shot: names separated by semicolons, used as prompts"
     )
     parser.add_argument(
-        "--images", type=option_path, metavar="PATH", help="folder or zip that the paths of tables are relative to"
+        "--images", type=option_path, metavar="PATH", help="folder or zip to which the paths in tables are relative"
     )
     parser.add_argument("--path-column", metavar="NAME", help="column of a table with the paths (default: path)")
     parser.add_argument(
         "--id-column", metavar="NAME", help="column of a table with the ids (default: id if there is one, or the path)"
     )
-    parser.add_argument(
-        "--mpp", type=float, metavar="UM", help="micrometres per pixel of slides that do not state them"
-    )
+    parser.add_argument("--mpp", type=float, metavar="UM", help="micrometres per pixel of slides without this metadata")
     parser.add_argument(
         "--tile-mpp",
         type=float,
         metavar="UM",
-        help="micrometres per pixel of tiles of slides (default: those that the classifier was trained on)",
+        help="micrometres per pixel of tiles cut from slides (default: as in the classifier's training)",
     )
-    parser.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that new prompts need")
+    parser.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that encodes new prompts")
     add_computing_options(parser)
     return parser
 
 
 def _report(result: "PredictResult") -> str:
-    """Describe the predictions and where their files are."""
+    """Summarise the predictions and list their files."""
     from clipit.reporting.prediction_page import SHARES_HEADER, shares_rows
     from clipit.reporting.tables import markdown_table, number
 

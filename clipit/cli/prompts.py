@@ -22,10 +22,10 @@ def list_sets(arguments: list[str]) -> None:
 
 
 def lint(arguments: list[str]) -> None:
-    """Print the problems of each file; the exit status is 1 if any of them is an error."""
+    """Print the problems of each file, and exit with status 1 if any of them is an error."""
     parser = argparse.ArgumentParser(prog="clipit prompts lint", description="Check prompt sets.")
     parser.add_argument("files", type=expand_home, nargs="+", help="YAML or JSON files, or names of packaged sets")
-    parser.add_argument("--config", help="configuration whose classes and token limit the prompts are checked against")
+    parser.add_argument("--config", help="configuration with the classes and the VLM to check the prompts against")
     options = parser.parse_args(arguments)
     from clipit.prompts.lint import lint_file
 

@@ -1,4 +1,4 @@
-"""Upload a classifier to the Hugging Face Hub: shows the files and licences, and asks for consent."""
+"""Upload a classifier to the Hugging Face Hub: show the files and licences, and ask for consent."""
 
 import argparse
 
@@ -12,12 +12,12 @@ def main() -> None:
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("classifier", type=option_path, metavar="CLASSIFIER", help="folder classifier/ of a run")
         parser.add_argument("repository", metavar="REPO", help="repository on the hub: owner/name")
-        parser.add_argument("--private", action="store_true", help="create the repository as private")
+        parser.add_argument("--private", action="store_true", help="create a private repository")
         parser.add_argument("--yes", action="store_true", help="upload without asking for confirmation")
         parser.add_argument(
             "--i-have-permission",
             action="store_true",
-            help="upload although a licence forbids it, because its holder permitted it",
+            help="upload although a licence forbids it, with the permission of its holder",
         )
         options = parser.parse_args()
         from clipit.models.hub import plan_upload, push_classifier

@@ -1,6 +1,6 @@
 """Label the reports of a corpus by rules and by a text classifier, and write a page to check them by eye.
 
-The configuration needs no tiles. With tiles, reports of patients with validation or test tiles are left out.
+The configuration needs no tiles. With tiles, reports of patients with validation or test tiles are excluded.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ def main() -> None:
                 "default": 5,
                 "help": "number of reports to check for each answer of the rules (default: 5)",
             },
-            "--rules-only": {"action": "store_true", "help": "do not fit the text classifier"},
+            "--rules-only": {"action": "store_true", "help": "use only the rules, without a text classifier"},
         }
         config, tiles, options = read_reports_command(__doc__, extra=extra)
         from clipit.distributed import get_processes

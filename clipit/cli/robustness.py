@@ -13,7 +13,7 @@ def main() -> None:
     with user_errors():
         run = {
             "type": Path, "action": "append", "default": [], "metavar": "FOLDER",
-            "help": "finished run of this configuration; repeat the option for several runs",
+            "help": "folder of a finished run of this configuration; repeat the option for several runs",
         }  # fmt: skip
         file, options = read_file_command(__doc__, ["robustness", "comparison"], extra={"--run": run, **RECORD_OPTION})
         check_prompt_files(file)

@@ -1,4 +1,4 @@
-"""Segment tiles that have masks by several methods, beside floors and ceilings: zero-shot, few masks, baselines."""
+"""Segment tiles that have masks by several methods (zero-shot, few masks, U-Net), beside floors and ceilings."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

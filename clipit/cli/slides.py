@@ -1,4 +1,4 @@
-"""Whole slides: lay a grid over their tissue (`tile`), score them (`score`), map them (`map`), or compare arms.
+"""Whole slides: tile their tissue (`tile`), score them (`score`), map them (`map`), or compare arms (`compare`).
 
 SLIDES are slide files, folders of slides, or one table (.csv, .tsv, .parquet) with a column `slide` and, if known,
 `label`, `split`, `group` (patient) and `mpp` (micrometres per pixel of the finest level).
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def tile(arguments: list[str]) -> None:
-    """Lay a grid over the tissue of slides."""
+    """Tile the tissue of slides."""
     parser = _parser("tile", "Find the tissue of slides and lay a grid of tiles over it.")
     _add_inputs(parser)
     parser.add_argument(
@@ -65,7 +65,7 @@ def score(arguments: list[str]) -> None:
 
 
 def draw_maps(arguments: list[str]) -> None:
-    """Score slides and write heat maps, QuPath files and a page per slide."""
+    """Score slides, and write heat maps, QuPath files and a page per slide."""
     parser = _parser(
         "map",
         "Score slides as `score` does, and write for each slide overlays, a pyramidal heat map (OME-TIFF), its tiles "
@@ -93,8 +93,8 @@ def compare(arguments: list[str]) -> None:
     """Compare the arms of runs on the labels of slides."""
     parser = _parser(
         "compare",
-        "Score slides with the classifiers of several runs, and compare their arms on the labels of the slides. Arm "
-        "and seed of each run are read from its configuration.",
+        "Score slides with the classifiers of several runs, and compare their arms on the labels of the slides. The "
+        "arm and seed of each run are read from its configuration.",
     )
     _add_inputs(parser)
     parser.add_argument(
@@ -105,8 +105,8 @@ def compare(arguments: list[str]) -> None:
         metavar="RUN",
         help="folders of runs, or folders that contain runs, such as outputs/runs/NAME",
     )
-    parser.add_argument("--reference", required=True, metavar="ARM", help="arm that the others are compared with")
-    zero_shot = parser.add_argument_group("zero-shot VLM as a further arm")
+    parser.add_argument("--reference", required=True, metavar="ARM", help="arm with which the others are compared")
+    zero_shot = parser.add_argument_group("zero-shot VLM as an additional arm")
     zero_shot.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM")
     zero_shot.add_argument("--prompts", metavar="NAME", help="prompt file or packaged set with the same classes")
     add_computing_options(parser.add_argument_group("computing"))
@@ -132,13 +132,13 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=option_path, required=True, metavar="FOLDER", help="folder to write to")
     parser.add_argument(
-        "--images", type=option_path, metavar="FOLDER", help="folder that the paths in a table are relative to"
+        "--images", type=option_path, metavar="FOLDER", help="folder to which the paths in a table are relative"
     )
     parser.add_argument(
         "--mpp",
         type=float,
         metavar="UM",
-        help="micrometres per pixel of the finest level, for slides that do not state them",
+        help="micrometres per pixel of the finest level, for slides without this metadata",
     )
     grid = parser.add_argument_group("tiles")
     grid.add_argument(
@@ -151,19 +151,28 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--tile-pixels",
         type=positive,
         metavar="N",
-        help="edge of a tile in pixels (default: the model's; `tile`: 224)",
+        help="edge length of a tile in pixels (default: the model's; `tile`: 224)",
     )
     grid.add_argument(
-        "--overlap", type=float, default=0.0, metavar="SHARE", help="overlap of neighbours as a share of the edge (0)"
+        "--overlap",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="overlap of adjacent tiles as a share of their edge length (default: 0)",
     )
     grid.add_argument(
-        "--min-tissue", type=float, default=0.5, metavar="SHARE", help="share of a tile that must be tissue (0.5)"
+        "--min-tissue",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of a tile that must be tissue (default: 0.5)",
     )
     grid.add_argument(
         "--contours",
         type=option_path,
         metavar="PATH",
-        help="GeoJSON of the tissue (QuPath, TRIDENT) in place of detection: a file, or a folder with one per slide",
+        help="GeoJSON contours of the tissue (QuPath, TRIDENT) instead of detection: a file, or a folder with one file "
+        "per slide",
     )
 
 
@@ -176,7 +185,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="score zero-shot with class prompts: prompt file, packaged set, or set of the classifier",
     )
     model.add_argument("--classes", metavar='"A; B"', help="score zero-shot with these class names as prompts")
-    model.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that prompts need")
+    model.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that encodes prompts")
     add_computing_options(model)
 
 

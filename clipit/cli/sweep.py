@@ -1,6 +1,6 @@
 """Run a sweep file in wandb's format without wandb's server; several agents may share one output folder.
 
-Further options (--config=FILE, --section.key=value) change the configuration that all trials share.
+Further options (--config=FILE, --section.key=value) change the configuration shared by all trials.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
         help="YAML file, or name of a shipped configuration, that the trials change (default: that of the sweep file)",
     )
     parser.add_argument(
-        "--launch", metavar="COMMAND", help='start each trial in processes of its own: "accelerate launch ..."'
+        "--launch", metavar="COMMAND", help='start each trial in separate processes: "accelerate launch ..."'
     )
     parser.add_argument(
         "--count", type=int, metavar="N", help="maximum number of trials (default: run_cap of the file)"

@@ -1,4 +1,4 @@
-"""Write a synthetic world (tiles, reports, prompts), or synthetic slides; another seed gives another world."""
+"""Write a synthetic world (tiles, reports, prompts), or synthetic slides; each seed gives another world."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed of the world; the demo uses 0")
-    parser.add_argument("--output", type=option_path, required=True, help="folder of the world")
+    parser.add_argument("--output", type=option_path, required=True, help="folder for the world")
     parser.add_argument(
         "--cases", action="store_true", help="write a world of cases: tiles and reports of the same patients"
     )
@@ -33,46 +33,50 @@ def main() -> None:
         "--slides",
         type=int,
         metavar="N",
-        help="write whole slides with exact masks instead: N each for train, validation and test",
+        help="write whole slides with exact masks instead: N per split (train, validation, test)",
     )
     parser.add_argument(
         "--reports",
         action="store_true",
-        help="with --slides: a report per patient, and tumours with a molecular status that reports state",
+        help="with --slides: write a report per patient, which states the molecular status of the tumour",
     )
     parser.add_argument(
-        "--size", type=int, default=None, metavar="PIXELS", help="with --slides: edge of a slide, 1 µm per pixel (1536)"
+        "--size",
+        type=int,
+        default=None,
+        metavar="PIXELS",
+        help="with --slides: edge length of a slide, at 1 µm per pixel (default: 1536)",
     )
     parser.add_argument(
         "--annotators",
         type=int,
         metavar="N",
-        help="also write annotations.csv: labels of the tiles by N annotators whose errors are known",
+        help="also write annotations.csv: labels of the tiles by N simulated annotators",
     )
     parser.add_argument(
         "--skills",
         nargs="+",
         type=float,
         metavar="P",
-        help="with --annotators: probability of the right label, one per annotator (evenly from 0.9 down to 0.5)",
+        help="with --annotators: probability of the correct label, one per annotator (default: evenly from 0.9 to 0.5)",
     )
     parser.add_argument(
         "--biased",
         type=int,
         metavar="N",
-        help="with --annotators: the first N label most high-grade tumours as low-grade ones (0)",
+        help="with --annotators: number of annotators who label most high-grade tumours as low-grade (default: 0)",
     )
     parser.add_argument(
         "--coverage",
         type=float,
         metavar="SHARE",
-        help="with --annotators: probability that an annotator labels a tile (1)",
+        help="with --annotators: probability that an annotator labels a tile (default: 1)",
     )
     parser.add_argument(
         "--annotated",
         type=float,
         metavar="SHARE",
-        help="with --annotators: probability that a tile is annotated at all (1)",
+        help="with --annotators: probability that a tile is annotated at all (default: 1)",
     )
     arguments = parser.parse_args()
     with user_errors():
@@ -102,24 +106,22 @@ def main() -> None:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    """Check options that contradict each other.
+    """Check that all options apply.
 
     Raises:
-        ConfigError: An option is without effect.
+        ConfigError: An option would have no effect.
     """
     if arguments.slides is not None and arguments.cases:
-        raise ConfigError(
-            "slides and cases are different worlds", where="--slides", fix="leave out --cases or --slides"
-        )
+        raise ConfigError("slides and cases are different worlds", where="--slides", fix="remove --cases or --slides")
     if arguments.variant and not (arguments.cases or arguments.reports):
         raise ConfigError(
-            "only worlds with reports of their patients have variants",
+            "only worlds of cases, or of slides with reports, have variants",
             where="--variant",
             fix="add --cases or --reports",
         )
     if arguments.reports and arguments.slides is None:
         raise ConfigError(
-            "--reports is for worlds of slides; other worlds always have reports",
+            "--reports applies to slides only; other worlds always have reports",
             where="--reports",
             fix="add --slides N",
         )
@@ -127,7 +129,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise ConfigError("only slides have a size", where="--size", fix="add --slides N")
     if arguments.annotators is not None and arguments.slides is not None:
         raise ConfigError(
-            "annotators label tiles, not slides", where="--annotators", fix="leave out --slides or --annotators"
+            "annotators label tiles, not slides", where="--annotators", fix="remove --slides or --annotators"
         )
     for name in ("skills", "biased", "coverage", "annotated"):
         if getattr(arguments, name) is not None and arguments.annotators is None:
@@ -167,9 +169,9 @@ def _write_slides(arguments: argparse.Namespace) -> Path:
     try:
         config = (ReportedSlidesConfig if arguments.reports else SlideWorldConfig).model_validate(keys)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise ConfigError(
-            f"no slides of these settings: {problems}",
+            f"invalid options for slides: {problems}",
             where="--slides, --size or --seed",
             fix="use a positive number of slides, a size from 256 to 8192 in steps of 64, and a seed from 0",
         ) from error

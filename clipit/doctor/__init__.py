@@ -1,1 +1,1 @@
-"""Checks of this machine, its packages and the files of a configuration; every problem comes with a remedy."""
+"""Checks of this machine, its packages and the files of a configuration, with a fix for every problem."""

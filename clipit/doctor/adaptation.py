@@ -1,4 +1,4 @@
-"""Check the section `adapt` of a configuration: its training texts, its further test sets, and the VLM's licence."""
+"""Check the section `adapt` of a configuration: training texts, further test sets, and the VLM's licence."""
 
 from pathlib import Path
 
@@ -29,7 +29,9 @@ def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
         checks.append(failed_check(_SUBJECT, error))
     licence = vlm_licence(config.vlm.name)
     if licence.forbids_derivatives:
-        message = f"The licence of {licence.model} ({licence.licence}) forbids derivatives: only an adapter is written."
+        message = (
+            f"The licence of {licence.model} ({licence.licence}) forbids derivatives, so only an adapter is written."
+        )
         checks.append(
             Check("WARN", _SUBJECT, message, "use it with vlm.adapter, and do not share it without permission")
         )
@@ -48,5 +50,5 @@ def _check_texts(config: RunConfig, section: AdaptConfig) -> list[Check]:
         return [Check("FAIL", _SUBJECT, message, "set reports.path, or use adapt.data: pairs")]
     if section.data == "cases" and config.reports is not None and config.reports.group_column is None:
         message = "adapt.data: cases needs the patient of each report."
-        return [Check("WARN", _SUBJECT, message, "set reports.group_column, unless the reports name TCGA barcodes")]
+        return [Check("WARN", _SUBJECT, message, "set reports.group_column, unless the reports have TCGA barcodes")]
     return []

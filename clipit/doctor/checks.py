@@ -1,4 +1,4 @@
-"""Results of the doctor's checks, and how they are printed."""
+"""Results of the doctor's checks, and their format."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ _WIDTH = 120
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
+    """Result of one check.
 
     Attributes:
         status: Outcome; `WARN` for a problem that does not prevent a run.
-        subject: What was checked, in a word or two.
-        message: Result of the check; a whole sentence if there is a problem.
-        fix: How to fix the problem; "" if there is none.
+        subject: Checked item, in a word or two.
+        message: Result of the check; a full sentence for a problem.
+        fix: How to fix the problem; "" without a problem.
     """
 
     status: Status
@@ -38,7 +38,7 @@ class CheckGroup:
 
 
 def failed_check(subject: str, error: Exception) -> Check:
-    """Make a failed check from an error of the package, whose `to do` line becomes the fix."""
+    """Convert an error of the package to a failed check; its `to do` line becomes the fix."""
     text, _, fix = str(error).partition("\n  to do: ")
     what, _, where = text.partition("\n  where: ")
     message = f"{what} ({where})" if where else what
@@ -53,10 +53,10 @@ def _sentence(text: str) -> str:
 
 
 def merge_checks(checks: Mapping[str, Sequence[Check]]) -> list[Check]:
-    """List each finding once, followed by the files that have it, unless all files do.
+    """List each result once, followed by the files to which it applies, unless it applies to all.
 
     Args:
-        checks: Checks of each file, by its name.
+        checks: File name -> checks.
     """
     files: dict[Check, list[str]] = {}
     for name, findings in checks.items():
@@ -69,7 +69,7 @@ def merge_checks(checks: Mapping[str, Sequence[Check]]) -> list[Check]:
 
 
 def format_checks(groups: Sequence[CheckGroup], *, colour: bool = False) -> str:
-    """Format all problems, worst first, then what passed group by group, and a line of counts.
+    """Format all problems, worst first, then the passed checks by group, and a line of counts.
 
     Args:
         groups: Groups of checks, in printing order.

@@ -21,13 +21,13 @@ from clipit.doctor.models import AskHub, check_backbone, check_vlm
 from clipit.errors import ClipitError, shortlist
 from clipit.workspace.tile_reading import artefacts_of
 
-_PLACEHOLDER = "(to be given)"
+_PLACEHOLDER = "(not set)"
 _ENTRY = re.compile(r"#\s?(?P<word>[a-z]+)\s{2,}(?P<text>\S.*)")
 _CONTINUATION = re.compile(r"#\s{3,}(?P<text>\S.*)")
 
 
 def check_shipped_config(path: Path, ask: AskHub) -> list[Check]:
-    """Check a shipped configuration; missing data and models are only warnings, since it may never be used."""
+    """Check a shipped configuration; missing data and models are only warnings, since it may not be used."""
     try:
         checks = check_config(*read_incomplete(path, []), path, ask)
     except ClipitError as error:
@@ -37,13 +37,13 @@ def check_shipped_config(path: Path, ask: AskHub) -> list[Check]:
 
 
 def read_incomplete(path: Path, options: Sequence[str]) -> tuple[ConfigFile, list[str]]:
-    """Read a configuration with its command line; required keys that neither sets get a placeholder.
+    """Read a configuration with its command line; missing required keys get a placeholder.
 
     Returns:
         The configuration and its missing keys.
 
     Raises:
-        ConfigError: The configuration has another error.
+        ConfigError: The configuration has any other error.
     """
     given = {option.removeprefix("--").partition("=")[0] for option in options}
     missing = [key for key in missing_keys(read_yaml(path)) if key not in given]
@@ -52,7 +52,7 @@ def read_incomplete(path: Path, options: Sequence[str]) -> tuple[ConfigFile, lis
 
 
 def missing_keys(values: Any) -> list[str]:
-    """List the dotted keys that are required but left to the command line."""
+    """List the required keys that a file leaves to the command line."""
     try:
         ConfigFile.model_validate(values)
     except ValidationError as error:
@@ -61,12 +61,12 @@ def missing_keys(values: Any) -> list[str]:
 
 
 def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskHub) -> list[Check]:
-    """Check a configuration, and each data set and backbone of its comparison; duplicate findings are dropped.
+    """Check a configuration, and each data set and backbone of its comparison; duplicate results are dropped.
 
     Args:
         file: Configuration of a run or comparison.
-        missing: Required keys with placeholders; the data that they name are not checked.
-        path: File of the configuration, whose head comment gives the command and its requirements.
+        missing: Required keys with placeholders, whose data are not checked.
+        path: File of the configuration, whose head comment states the command and its requirements.
         ask: Function that returns whether a hub repository may be downloaded.
 
     Raises:
@@ -86,7 +86,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
     if missing:
         options = " ".join(f"--{key}=..." for key in missing)
         message = f"Required keys are not set: {', '.join(missing)}."
-        checks.append(Check("WARN", "keys", message, f"set them in {path.name}, or give {options}"))
+        checks.append(Check("WARN", "keys", message, f"set them in {path.name}, or pass {options}"))
     else:
         checks += check_unwritten(plans, comparison.shifted, command_of(path))
         checks += check_adaptation(config, file.adapt)
@@ -117,25 +117,25 @@ def _pending_checks(
 
 
 def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesConfig], command: str) -> list[Check]:
-    """Check for missing inputs below outputs/ that `command` (from the head comment) or an earlier one writes."""
+    """Check for missing inputs below outputs/, which `command` (from the head comment) or an earlier command writes."""
     paths = list(dict.fromkeys(path for config in configs for path in unwritten_paths(config, shifted)))
     if not paths:
         return []
-    if command.startswith("make ") or "clipit demo" in command:  # the demo and the comparison of synthetic worlds
+    if command.startswith("make ") or "clipit demo" in command:  # these write their synthetic worlds themselves
         return [Check("PASS", "data", f"synthetic, written by the command itself: {command}")]
     fix = f"run first: {command}" if command else "run the command that writes them first, or correct these paths"
     return [Check("FAIL", "data", f"Not written yet: {shortlist(paths, 3)}.", fix)]
 
 
 def check_index(config: RunConfig) -> list[Check]:
-    """Check that faiss is installed for an approximate index, and describe what such an index costs."""
+    """Check that faiss is installed for an approximate index."""
     from clipit.stores.index import has_faiss
 
     key = config.pairing.index
     if config.reports is None or key == "Flat":
         return []
     if not has_faiss():
-        fix = "install faiss-cpu, or --pairing.index=Flat"
+        fix = "install faiss-cpu, or set --pairing.index=Flat"
         return [Check("FAIL", "index", f"pairing.index {key} needs faiss, which is not installed.", fix)]
     message = f"pairing.index {key} is approximate: its recall is measured at every pairing. "
     return [Check("PASS", "index", f"{message}Flat is exact, and recommended up to ten million snippets.")]
@@ -149,7 +149,7 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
     if torch.cuda.is_available():
         if precision == "bf16" and torch.cuda.get_device_properties(0).major < 8:
             message = "This GPU only emulates bf16 (training.precision), which is slow."
-            return [Check("WARN", "precision", message, "--training.precision=fp16 or no")]
+            return [Check("WARN", "precision", message, "set --training.precision=fp16 or no")]
         return []
     if precision not in ("no", "auto"):
         message = f"No GPU is available for training.precision {precision}."

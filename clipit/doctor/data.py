@@ -16,7 +16,7 @@ _TCGA_PAGE = "https://github.com/tatonetti-lab/tcga-path-reports"
 
 
 def is_unwritten(path: str) -> bool:
-    """Return whether a path lies below outputs/, where clipit itself writes, and does not exist."""
+    """Return whether a path is below outputs/, where clipit itself writes, and does not exist."""
     return Path(path).parts[:1] == ("outputs",) and not Path(path).exists()
 
 
@@ -38,7 +38,7 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
     Args:
         subject: Name of the data set, for messages.
         config: Section `tiles`.
-        root: Folder of artefacts; an index of shards that is kept there is used, but none is written.
+        root: Folder of artefacts; an existing index of shards is used, but none is written.
     """
     from clipit.tiles.load import read_tiles
     from clipit.tiles.tar_index import has_index
@@ -50,7 +50,7 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
             from clipit.tiles.streaming import describe_set
 
             parts = ", ".join(describe_set(config, None).parts)
-            return [Check("PASS", subject, f"{config.path}: parts {parts}; streamed and kept at the first use")]
+            return [Check("PASS", subject, f"{config.path}: parts {parts}; streamed and kept on first use")]
         listed = config.model_copy(update={"streaming": False, "keep_pixels": None})
         kept = root if root is not None and config.source == "webdataset" and has_index(listed, root) else None
         tiles = read_tiles(listed, check=False, decode=False, root=kept)
@@ -64,15 +64,15 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
 
 
 def _patients_unknown(subject: str, config: TilesConfig, tiles: "TileSet") -> list[Check]:
-    """Warn if no tile has a patient or slide, except in a published data set, whose groups are documented."""
+    """Warn if no tile has a patient or slide, except in published data sets, whose groups are documented."""
     from clipit.patients import patients
     from clipit.tiles.datasets import DATASETS
 
     if config.source in DATASETS or (patients(tiles.groups, tiles.ids) != "").any():
         return []
-    what = f"No tile of {config.path} has a group: one patient or slide may be in two splits, and scores too high."
+    what = f"No tile of {config.path} has a group, so a patient may be in two splits and scores may be too high."
     fix = tiles.advice or (
-        "name the patient or slide in a column group, or set tiles.columns.group or tiles.group_pattern"
+        "add a column group with the patient or slide, or set tiles.columns.group or tiles.group_pattern"
     )
     return [Check("WARN", subject, what, fix)]
 
@@ -89,19 +89,19 @@ def check_kept_size(subject: str, tiles: TilesConfig, config: RunConfig) -> list
 
 
 def check_reports(config: RunConfig) -> list[Check]:
-    """Check that the reports are in place and readable."""
+    """Check that the reports exist and are readable."""
     from clipit.reports.readers import read_reports
 
     reports = config.reports
     if reports is None:
-        return [Check("PASS", "reports", "none are configured")]
+        return [Check("PASS", "reports", "none configured")]
     path = Path(reports.path).expanduser()
     if reports.format in ("auto", "huggingface") and hub_id(reports.path) is not None:
         return [_on_hub("reports", reports.path)]
     if not path.exists():
-        fix = "correct reports.path, or get the reports; a data set on the Hugging Face hub is written hf:owner/name"
+        fix = "correct reports.path, or download the reports; data sets on the Hugging Face hub are hf:owner/name"
         if reports.format == "tcga":
-            fix = f"get TCGA-Reports from {_TCGA_PAGE}, see data_cards/tcga_reports.md; or use your own reports"
+            fix = f"download TCGA-Reports from {_TCGA_PAGE} (see data_cards/tcga_reports.md), or use your own reports"
         what = f"{reports.path} does not exist; {neighbours(reports.path)}".rstrip("; ")
         return [Check("FAIL", "reports", f"{what}.", fix)]
     try:
@@ -113,7 +113,7 @@ def check_reports(config: RunConfig) -> list[Check]:
 
 
 def _on_hub(subject: str, name: str) -> Check:
-    fix = "it is downloaded at its first use; without a network, use a local folder"
+    fix = "it is downloaded on first use; without a network, use a local folder"
     return Check("WARN", subject, f"{name} is on the Hugging Face hub; whether it is cached was not checked.", fix)
 
 

@@ -24,10 +24,10 @@ def diagnose(
     """Run all checks.
 
     Args:
-        path: Configuration file of a run or comparison; None: those in the current folder.
+        path: Configuration file of a run or comparison; None for all in the current folder.
         options: Overrides, as on a command line (`--lora.rank=8`).
         shipped: Whether to check the shipped configurations instead, most of which lack data and models.
-        announce: Function that is told what is checked next.
+        announce: Function that is called with the name of each check before it starts.
 
     Raises:
         ConfigError: The file cannot be read, is not a run configuration, or has invalid keys.
@@ -42,8 +42,8 @@ def diagnose(
         group = CheckGroup("Configurations in this folder", _check_folder(Path(), announce))
     else:
         if {"method", "distributed_type"} & set(read_yaml(path)):
-            fix = "use the configuration named in the command at its head"
-            raise ConfigError("this is a file of a sweep or of Accelerate, not of a run", where=path, fix=fix)
+            fix = "use the configuration in the command at the top of the file"
+            raise ConfigError("this file configures a sweep or Accelerate, not a run", where=path, fix=fix)
         file, missing = read_incomplete(path, options)
         needs = head_entry(path, "needs")
         announce(f"{path}: its models, tiles, reports and prompts")
@@ -62,7 +62,7 @@ def diagnose(
 
 
 def _check_folder(folder: Path, announce: Callable[[str], None]) -> list[Check]:
-    """Check all run configurations of a folder; an invalid key fails its own file alone."""
+    """Check all run configurations in a folder; an invalid key affects only its own file."""
     files = run_configs(folder)
     if not files:
         hint = "none here; clipit init own_table > config.yaml writes one, --shipped checks those of the package"

@@ -14,7 +14,7 @@ _TWO_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processe
 
 
 def check_machine(output: Path) -> list[Check]:
-    """Check Python, torch, the disk of the output folder, and the launcher."""
+    """Check Python, torch, devices, the disk of the output folder, and the launcher."""
     return [check_python(), *check_torch(), check_disk(output), check_default_launch()]
 
 
@@ -32,7 +32,7 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
 
 
 def check_torch() -> list[Check]:
-    """Check torch, torchvision, and the devices that torch sees."""
+    """Check torch, torchvision, and the devices visible to torch."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -43,7 +43,7 @@ def check_torch() -> list[Check]:
 
 
 def check_torchvision() -> Check:
-    """Check in a subprocess that torchvision can be imported, because a failed import leaves modules half loaded."""
+    """Check that torchvision can be imported, in a subprocess because a failed import leaves modules half loaded."""
     code = "import torchvision; print(torchvision.__version__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if not result.returncode:
@@ -64,13 +64,13 @@ def check_devices() -> list[Check]:
         precision = "bf16" if gpu.major >= 8 else "no bf16: use fp16 or fp32"
         checks.append(Check("PASS", f"GPU {number}", f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB, {precision}"))
     if not checks and torch.version.cuda:
-        message = "torch is a CUDA build but finds no GPU: everything runs on the CPU."
-        fix = "check nvidia-smi, and that CUDA_VISIBLE_DEVICES is not empty; without a GPU, ignore this"
+        message = "torch is a CUDA build but finds no GPU, so everything runs on the CPU."
+        fix = "check nvidia-smi, and that CUDA_VISIBLE_DEVICES is not empty; ignore this on machines without a GPU"
         checks.append(Check("WARN", "GPU", message, fix))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # `import clipit` sets this to passive unless the user has set it
+    # `import clipit` sets this to passive, unless the user has set it.
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
-        message = "OMP_WAIT_POLICY is active: waiting threads slow down everything else on these cores"
+        message = "OMP_WAIT_POLICY is active, so waiting threads slow down all other work on these cores"
         checks.append(Check("WARN", "CPU", f"{message} ({cores}).", "unset OMP_WAIT_POLICY"))
     else:
         checks.append(Check("PASS", "CPU", f"{cores} cores"))
@@ -84,7 +84,7 @@ def check_disk(output: Path) -> Check:
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return Check("FAIL", subject, f"{folder} cannot be written to.", other_folder)
+        return Check("FAIL", subject, f"{folder} is not writable.", other_folder)
     free = shutil.disk_usage(folder).free / _GIB
     message = f"{free:.0f} GiB free"
     if free < 1:
@@ -95,7 +95,7 @@ def check_disk(output: Path) -> Check:
 
 
 def gpu_count() -> int:
-    """Return the number of GPUs that torch sees."""
+    """Return the number of GPUs visible to torch."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -128,7 +128,7 @@ def check_launch_file(path: Path, kind: str, count: int, *, use_cpu: bool, gpus:
         kind: Value of `distributed_type`.
         count: Value of `num_processes`.
         use_cpu: Value of `use_cpu`.
-        gpus: Number of GPUs that torch sees.
+        gpus: Number of GPUs visible to torch.
     """
     on_cpu = use_cpu or not gpus
     message = f"{path}: {count} process{'es' * (count > 1)}, {kind}{', on CPUs' if on_cpu else ''}"
@@ -142,5 +142,5 @@ def check_launch_file(path: Path, kind: str, count: int, *, use_cpu: bool, gpus:
         )
     if gpus > 1 and count == 1:
         fix = f"accelerate launch --multi_gpu --num_processes {gpus} ..., or accelerate config"
-        return Check("WARN", "accelerate", f"{message}: {gpus - 1} of {gpus} GPUs stay idle.", fix)
+        return Check("WARN", "accelerate", f"{message}, which leaves {gpus - 1} of {gpus} GPUs idle.", fix)
     return Check("PASS", "accelerate", message)

@@ -21,7 +21,7 @@ _CLASSES, _JOINT_DIM = 10, 768  # the heads are small, whatever the data and the
 def check_memory_of_runs(file: "ConfigFile", needs: str = "") -> list[Check]:
     """Check the memory of a run, or of every arm of a comparison on each of its data sets and backbones.
 
-    Arms with the same student, batch and VLMs are checked once. If the results differ, each names its arms.
+    Arms with the same student, batch and VLMs are checked once. If results differ between arms, each names its arms.
 
     Args:
         file: Configuration file without missing keys.
@@ -39,23 +39,23 @@ def check_memory_of_runs(file: "ConfigFile", needs: str = "") -> list[Check]:
     configs: dict[str, RunConfig] = {}
     arms_of: dict[str, list[str]] = {}
     for plan in plans:
-        place = f" ({plan.data_set}, {plan.backbone})" if len(plans) > 1 else ""
+        suffix = f" ({plan.data_set}, {plan.backbone})" if len(plans) > 1 else ""
         for arm in plan.arms:
             config = resolve_arm(plan.run_config(arm, file.comparison.seeds[0]))
             key = _memory_key(config)
             configs.setdefault(key, config)
-            arms_of.setdefault(key, []).append(f"{arm}{place}")
-    named: dict[Check, list[str]] = {}
+            arms_of.setdefault(key, []).append(f"{arm}{suffix}")
+    arms_with: dict[Check, list[str]] = {}
     for key, config in configs.items():
         for check in check_memory(config, needs):
-            named.setdefault(check, []).extend(arms_of[key])
-    if len(named) == 1:
-        return list(named)
-    return [replace(check, subject=f"{check.subject}, {shortlist(arms, 3)}") for check, arms in named.items()]
+            arms_with.setdefault(check, []).extend(arms_of[key])
+    if len(arms_with) == 1:
+        return list(arms_with)
+    return [replace(check, subject=f"{check.subject}, {shortlist(arms, 3)}") for check, arms in arms_with.items()]
 
 
 def _memory_key(config: RunConfig) -> str:
-    """Fingerprint of the keys on which the memory of a training depends."""
+    """Return the fingerprint of the keys that determine the memory of training."""
     from clipit.training.memory_plan import views_per_tile
     from clipit.training.terms.table import uses_vlm
 
@@ -72,8 +72,8 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
 
     Args:
         config: Run configuration, with or without an arm.
-        needs: Entry `needs` of the file's head comment; if it names a GPU and there is none, a training that does not
-            fit is a warning.
+        needs: Entry `needs` of the file's head comment; if it asks for a GPU and there is none, training that does not
+            fit is only a warning.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -107,7 +107,7 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
                 joint_dim=_JOINT_DIM if config.student.projector_layers else None,
             )
         with mode:
-            _place(student, device)
+            _replace_meta(student, device)
         estimate = estimate_memory(
             student,
             backbone.preprocess.normalise,
@@ -118,36 +118,36 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
     except Exception as error:  # the model is unknown, not cached, or cannot be built without its weights
         text = str(error).partition("\n  to do: ")[0].replace("\n  where: ", ": ")
         reason = " ".join(text.split())[:200]
-        fix = "correct the backbone if its own check fails; training estimates its memory again when it starts"
+        fix = "correct the backbone if its own check fails; the estimate is repeated when training starts"
         return [Check("WARN", "memory", f"The memory of training could not be estimated: {reason}.", fix)]
     vlms = [vlm for vlm in (config.vlm, config.second_vlm) if vlm is not None and uses_vlm(config)]
-    held = sum(map(vlm_weight_bytes, vlms))  # VLMs stay loaded during training
+    held = sum(map(vlm_weight_bytes, vlms))  # VLMs stay in memory during training
     size = backbone.preprocess.size
     try:
         plan = choose_memory_plan(config, estimate, device_memory(device), held=held, pixels=size)
     except (ConfigError, ModelError) as error:
         failed = failed_check("memory", error)
-        elsewhere = "a GPU" in needs and device.type == "cpu" and isinstance(error, ConfigError)
-        return [replace(failed, status="WARN") if elsewhere else failed]
+        lacks_gpu = "a GPU" in needs and device.type == "cpu" and isinstance(error, ConfigError)
+        return [replace(failed, status="WARN") if lacks_gpu else failed]
     notes = ". ".join(note.partition(": ")[2] for note in plan.notes)
     if not plan.fits:
         return [Check("WARN", "memory", f"{notes[:1].upper()}{notes[1:]}.")]
     return [Check("PASS", "memory", ". ".join(filter(None, [plan.message, notes])))]
 
 
-def _place(module: "nn.Module", device: "torch.device") -> None:
+def _replace_meta(module: "nn.Module", device: "torch.device") -> None:
     """Replace parameters and buffers on the meta device by fake ones on a device, within a `FakeTensorMode`."""
     import torch
     from torch import nn
 
-    placed: dict[int, torch.Tensor] = {}
+    replacements: dict[int, torch.Tensor] = {}
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, value in tensors.items():
                 if value is None:
                     continue
-                if id(value) not in placed:
+                if id(value) not in replacements:
                     blank = torch.empty(value.shape, dtype=value.dtype, device=device)
                     is_weight = isinstance(value, nn.Parameter)
-                    placed[id(value)] = nn.Parameter(blank, value.requires_grad) if is_weight else blank
-                tensors[name] = placed[id(value)]  # type: ignore[assignment]
+                    replacements[id(value)] = nn.Parameter(blank, value.requires_grad) if is_weight else blank
+                tensors[name] = replacements[id(value)]  # type: ignore[assignment]

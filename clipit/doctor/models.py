@@ -1,4 +1,4 @@
-"""Check the models of a configuration: whether they load, are cached, or may be downloaded."""
+"""Check the models of a configuration: whether they load, are cached, or can be downloaded."""
 
 import importlib.util
 from collections.abc import Callable
@@ -18,13 +18,13 @@ AskHub = Callable[[str], Access]
 """Function that returns whether this user may download a repository of the Hugging Face hub."""
 
 _PACKAGES = {"conch": ("conch",), "musk": ("musk", "fairscale", "einops", "sentencepiece")}
-"""Packages, by model family, that load its models and are not dependencies of clipit."""
+"""Model family -> packages that load its models and are not dependencies of clipit."""
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 
 
 @cache
 def ask_hub(hub_id: str) -> Access:
-    """Return whether this user may download a repository; `unreachable` after a few seconds without an answer."""
+    """Return whether this user may download a repository; `unreachable` after a few seconds without a response."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -54,17 +54,15 @@ def check_hub() -> list[Check]:
     if constants.HF_HUB_OFFLINE:
         mode = Check("PASS", "hub", "HF_HUB_OFFLINE is set: models must be cached or given as folders")
     elif hub_is_reachable():
-        mode = Check("PASS", "hub", f"{constants.ENDPOINT} answers; cache: {constants.HF_HUB_CACHE}")
+        mode = Check("PASS", "hub", f"{constants.ENDPOINT} is reachable; cache: {constants.HF_HUB_CACHE}")
     else:
-        fix = (
-            "without a network, use models in local folders and set HF_HUB_OFFLINE=1, so that no run waits for the hub"
-        )
+        fix = "without a network, use models in local folders and set HF_HUB_OFFLINE=1, so that runs do not wait for it"
         mode = Check(
-            "WARN", "hub", f"{constants.ENDPOINT} does not answer. Cached models are in {constants.HF_HUB_CACHE}.", fix
+            "WARN", "hub", f"{constants.ENDPOINT} is unreachable. Cached models are in {constants.HF_HUB_CACHE}.", fix
         )
     if get_token():
         return [mode, Check("PASS", "token", "present")]
-    message = "There is no token: gated models cannot be downloaded."
+    message = "There is no token, so gated models cannot be downloaded."
     return [mode, Check("WARN", "token", message, "hf auth login (or set HF_TOKEN)")]
 
 
@@ -79,17 +77,17 @@ def is_cached(hub_id: str) -> bool:
 
 
 def vlm_weight_bytes(config: VLMConfig) -> int:
-    """Return the size of a VLM's weights on this machine in bytes; 0 if they are not here."""
+    """Return the size of a VLM's local weights in bytes; 0 if they are not on this machine."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     from clipit.models.vlm_specs import VLMS
 
-    place = Path(config.path or config.name.removeprefix("clip:")).expanduser()
-    if place.is_file():
-        return place.stat().st_size
-    folders = [place]
-    if not place.is_dir():
+    path = Path(config.path or config.name.removeprefix("clip:")).expanduser()
+    if path.is_file():
+        return path.stat().st_size
+    folders = [path]
+    if not path.is_dir():
         hub_id = vlm_hub_id(config, VLMS.get(config.name))
         if hub_id is None:
             return 0
@@ -98,12 +96,12 @@ def vlm_weight_bytes(config: VLMConfig) -> int:
     sizes = [0]
     for folder in folders:  # a snapshot may contain the same weights in several formats
         for suffix in _WEIGHTS:
-            sizes.append(sum(path.stat().st_size for path in folder.rglob(f"*{suffix}") if path.exists()))
+            sizes.append(sum(file.stat().st_size for file in folder.rglob(f"*{suffix}") if file.exists()))
     return max(sizes)
 
 
 def check_vlm(subject: str, config: VLMConfig, ask: AskHub) -> list[Check]:
-    """Check whether a VLM loads or can be downloaded, its package and its weights separately."""
+    """Check whether a VLM loads or can be downloaded, with separate checks of its package and its weights."""
     from clipit.models.vlm import load_vlm
     from clipit.models.vlm_specs import VLMS
 
@@ -112,7 +110,7 @@ def check_vlm(subject: str, config: VLMConfig, ask: AskHub) -> list[Check]:
         return [Check("PASS", subject, "embedded in the package")]
     checks = []
     if spec is not None and not all(importlib.util.find_spec(name) for name in _PACKAGES.get(spec.family, ())):
-        # by name alone, because with a path the loader could fail at the path first
+        # Load by name only: with a path, the loader might fail at the path first.
         checks.append(_check_load(subject, config.name, lambda: load_vlm(VLMConfig(name=config.name))))
         if config.path is not None:
             if not Path(config.path).expanduser().exists():
@@ -143,7 +141,7 @@ def check_backbone(config: BackboneConfig, ask: AskHub) -> list[Check]:
 
 
 def vlm_hub_id(config: VLMConfig, spec: "ModelSpec | None") -> str | None:
-    """Return the repository of a VLM; None if nothing is downloaded, or the loader refuses the model.
+    """Return the repository of a VLM; None if nothing is downloaded, or the loader rejects the model.
 
     Args:
         config: Configuration of the VLM.
@@ -172,7 +170,7 @@ def _open_clip_hub_id(source: str) -> str | None:
 
 
 def backbone_hub_id(config: BackboneConfig, spec: "ModelSpec | None") -> str | None:
-    """Return the repository of a backbone; None as for `vlm_hub_id`."""
+    """Return the repository of a backbone; None if nothing is downloaded, or the loader rejects the model."""
     if config.path is not None or (
         spec is not None and spec.loader.get("remote_code") and not config.trust_remote_code
     ):
@@ -199,7 +197,7 @@ def _check_load(subject: str, name: str, load: Callable[[], object]) -> Check:
     except ClipitError as error:
         return failed_check(subject, error)
     except (ImportError, OSError, RuntimeError) as error:
-        return Check("FAIL", subject, f"{name} cannot be loaded: {error}.", "clipit doctor --models lists names")
+        return Check("FAIL", subject, f"{name} cannot be loaded: {error}.", "clipit doctor --models lists known names")
     return Check("PASS", subject, f"{name} loads")
 
 
@@ -226,18 +224,18 @@ def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None
     unknown = "; it is gated, and access could not be checked" * gated
     missing = f"{model} is not in the local cache, and"
     answers: dict[Access, tuple[Status, str, str]] = {
-        "granted": ("PASS", f"{model} is downloaded at its first use", ""),
+        "granted": ("PASS", f"{model} is downloaded on first use", ""),
         "gated": ("FAIL", f"{model} is gated, and this user has no access.", licence),
         "absent": ("FAIL", f"{model} does not exist on the hub, or is private.", f"check the spelling: {page}"),
         "offline": ("FAIL", f"{missing} HF_HUB_OFFLINE is set.", f"unset HF_HUB_OFFLINE; or {download}"),
-        "unreachable": ("WARN", f"{missing} the hub does not answer{unknown}.", download),
+        "unreachable": ("WARN", f"{missing} the hub is unreachable{unknown}.", download),
     }
     status, message, fix = answers[ask(repository)]
     return Check(status, subject, message, fix)
 
 
 def model_tables() -> str:
-    """Format both tables of known models as text."""
+    """Format the tables of known VLMs and backbones as text."""
     from clipit.models.backbone_specs import BACKBONES
     from clipit.models.specs import spec_table
     from clipit.models.vlm_specs import VLMS

@@ -1,4 +1,4 @@
-"""Check the installed packages: the required ones, faiss, and the decoder of JPEG tiles."""
+"""Check the installed packages: requirements, faiss, and the decoder of JPEG tiles."""
 
 import importlib.metadata
 import re
@@ -22,7 +22,7 @@ def check_packages() -> list[Check]:
 
 
 def check_requirements() -> Check:
-    """Check that the packages that pyproject.toml requires are installed and recent enough."""
+    """Check that the packages required in pyproject.toml are installed and recent enough."""
     from packaging.requirements import Requirement
 
     try:
@@ -44,7 +44,7 @@ def check_requirements() -> Check:
 
 
 def check_faiss(versions: Mapping[str, str]) -> Check:
-    """Check that exactly one package of faiss is installed, can be imported and fits the device.
+    """Check that exactly one faiss package is installed, can be imported and matches the device.
 
     Args:
         versions: Versions of the installed faiss distributions.
@@ -56,7 +56,7 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
         message = f"{listed} are both installed and overwrite each other's files."
         return Check("FAIL", "faiss", message, f"pip uninstall -y {' '.join(versions)} && pip install {keep}")
     if not versions:
-        message = "faiss is not installed: torch searches instead, exactly, and pairing.index can only be Flat."
+        message = "faiss is not installed, so torch searches instead and pairing.index must be Flat."
         return Check("WARN", "faiss", message, f"pip install {'faiss-gpu' if has_gpu else 'faiss-cpu'}")
     try:
         import faiss
@@ -69,21 +69,21 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
     if has_gpu and "faiss-cpu" in versions:
         return Check("PASS", "faiss", f"{listed} ({options}) searches on the CPU; faiss-gpu uses the GPU")
     if has_gpu and not gpus:
-        fix = "compare its CUDA version with the driver's (nvidia-smi); until then it searches on the CPU"
+        fix = "compare its CUDA version with that of the driver (nvidia-smi); meanwhile, it searches on the CPU"
         return Check("WARN", "faiss", f"{listed} ({options}) finds no GPU, although torch does.", fix)
     return Check("PASS", "faiss", f"{listed} ({options})")
 
 
 def check_jpeg() -> Check:
-    """Check what decodes JPEG tiles: simplejpeg if it is installed and decodes as Pillow does, otherwise Pillow."""
+    """Check what decodes JPEG tiles: simplejpeg if it is installed and agrees with Pillow, otherwise Pillow."""
     from clipit.jpeg import find_decoder
 
     versions = installed(["simplejpeg"])
     if find_decoder() is not None:
         return Check("PASS", "JPEG tiles", f"simplejpeg {versions.get('simplejpeg', '')} decodes them")
     different = "simplejpeg decodes differently from this build of Pillow"
-    why = different if versions else "simplejpeg is faster and notices damage: pip install simplejpeg"
-    return Check("PASS", "JPEG tiles", f"Pillow decodes them ({why})")
+    reason = different if versions else "simplejpeg is faster and detects damage: pip install simplejpeg"
+    return Check("PASS", "JPEG tiles", f"Pillow decodes them ({reason})")
 
 
 def _has_gpu() -> bool:
@@ -95,7 +95,7 @@ def _has_gpu() -> bool:
 
 
 def check_openblas() -> list[Check]:
-    """Check which kernel faiss' OpenBLAS selected for this CPU, if that can be determined."""
+    """Check which kernel the OpenBLAS of faiss selected for this CPU, if that can be determined."""
     cpu = Path("/proc/cpuinfo")
     try:
         import faiss  # noqa: F401  # loads its OpenBLAS
@@ -115,11 +115,11 @@ def check_openblas() -> list[Check]:
 def check_kernel(kernel: str, cpu_flags: Collection[str]) -> Check:
     """Check that an OpenBLAS kernel uses the CPU's instruction sets, given the CPU flags as listed by Linux.
 
-    An OpenBLAS older than the CPU falls back to kernels for a much older one: exact search is then 3 to 5
+    An OpenBLAS that does not know the CPU falls back to kernels for a much older one, which makes exact search 3 to 5
     times slower (`python -m benchmarks faiss_threads` measures it).
     """
     best = "SKYLAKEX" if "avx512f" in cpu_flags else "Haswell" if "avx2" in cpu_flags else ""
     if kernel.lower() in _MODERN_KERNELS or not best:
         return Check("PASS", "OpenBLAS of faiss", f"kernel {kernel}")
-    message = f"kernel {kernel} on a CPU with {'AVX-512' if best == 'SKYLAKEX' else 'AVX2'}: exact search is slow."
+    message = f"kernel {kernel} on a CPU with {'AVX-512' if best == 'SKYLAKEX' else 'AVX2'} makes exact search slow."
     return Check("WARN", "OpenBLAS of faiss", message, f"export OPENBLAS_CORETYPE={best}")

@@ -91,7 +91,7 @@ def test_every_line_is_the_pairing_of_its_rules(
         searched = index if option.rules.centring else plain_index
         made = pair_tiles(tmp_path, searched, tiles, block=16, rules=option.rules, sources=sources, groups=GROUPS)
         assert dict(option.summary) == made.summary, name
-    assert [found[name].figure("without_pair") for name in margins] == pytest.approx([0.25, 0.5], abs=0.03)
+    assert [found[name].statistic("without_pair") for name in margins] == pytest.approx([0.25, 0.5], abs=0.03)
     assert found["none, not centred"].rules == RULES.model_copy(update={"centring": False})
     lines = options_text(list(found.values())).splitlines()
     assert lines[0].split()[:2] == ["rules", "no"] and "hubness" in lines[0] and "snippets used" in lines[0]

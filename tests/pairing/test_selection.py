@@ -192,7 +192,7 @@ def test_unknown_groups_are_an_error_not_a_silence(tmp_path: Path, index: Index,
 
 
 def test_rules_that_leave_no_pair_tell_the_scores(tmp_path: Path, index: Index, tiles: Store) -> None:
-    with pytest.raises(DataError, match=r"(?s)none of 40 candidate pairs.*threshold: 40.*median 0\.\d+.*set pairing"):
+    with pytest.raises(DataError, match=r"(?s)all 40 candidate pairs.*threshold: 40.*median 0\.\d+.*set pairing"):
         pair_tiles(tmp_path, index, tiles, rules=PairingConfig(threshold=1.0))
     with pytest.raises(DataError, match="the rules exclude all snippets for every tile"):
         own = sources(group=["g"] * 61)

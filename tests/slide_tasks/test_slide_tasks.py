@@ -131,7 +131,7 @@ def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped
     pd.DataFrame({"path": ["s1.tiff"]}).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(DataError, match=r"1 of 1 images are whole slides: s1.tiff[\s\S]*clipit slides score"):
         clipit.predict(models / "run", tmp_path / "t.csv", tmp_path / "q.csv", images=slides.parent)
-    with pytest.raises(ConfigError, match="--mpp and --tile-mpp apply to slides only"):
+    with pytest.raises(ConfigError, match="--mpp and --tile-mpp apply only to slides"):
         clipit.predict(models / "run", tmp_path / "no.png", tmp_path / "q.csv", mpp=0.5)
 
 
@@ -234,7 +234,7 @@ def test_sampled_prompt_sets_are_scored_one_by_one_beside_their_ensemble(
 
 
 def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no model to score with"):
+    with pytest.raises(ConfigError, match="no scoring model is given"):
         clipit.score_slides(slides, tmp_path)
     with pytest.raises(ConfigError, match="no prompt set 'nothing'"):
         clipit.score_slides(slides, tmp_path, vlm="embedded", prompts="nothing")

@@ -137,7 +137,7 @@ def test_masks_of_images_in_a_zip_are_named_relative_to_their_own_folder(
     config.write_text(json.dumps(values), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["clipit", "annotators", f"--config={config}", f"--masks={table}", "--shown=0"])
     main()
-    assert "unpack it into this folder first" in capsys.readouterr().out
+    assert "first unpack it into this folder" in capsys.readouterr().out
     rows = (tmp_path / "out/annotators/zipped/masks/tiles.csv").read_text(encoding="utf-8").splitlines()
     assert rows[1].split(",")[3].startswith("consensus/a-")
 

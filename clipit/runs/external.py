@@ -209,7 +209,7 @@ def _new_tiles(
     unknown = int((patients(tiles.groups, tiles.ids) == "").sum())
     problems = list(training.problems)
     if unknown:
-        problems.append(f"patients of {unknown} of {len(tiles)} new tiles: the data do not name them")
+        problems.append(f"patients of {unknown} of {len(tiles)} new tiles: not named in the data")
     unchecked = [f"WARNING: not checked against the training: {problem}" for problem in problems]
     checks = {"policy": policy, "leaks": [asdict(leak) for leak in leaks], "not_checked": unchecked}
     return replace(mapped, tiles=tiles), checks

@@ -109,7 +109,7 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     learnt, problems = _patients_of_training(run)
     unknown = int((patients(tests.groups, tests.ids) == "").sum())
     if unknown:
-        problems = (*problems, f"patients of {unknown} of {len(tests)} test tiles: the data do not name them")
+        problems = (*problems, f"patients of {unknown} of {len(tests)} test tiles: not named in the data")
     notes = [f"WARNING: not compared with the training of {run.name}: {problem}" for problem in problems]
     shared = find_shared_patients(tests, learnt)
     if shared:

@@ -15,17 +15,17 @@ from clipit.distributed import get_processes
 logger = logging.getLogger(__name__)
 
 MIN_LIST_LENGTH = 16
-"""Default length of the candidate list while a graph is searched, as in faiss."""
-_MOST_LISTS_ON_GPU = 2048  # limit of faiss
+"""Default length of the candidate list in the search of a graph, as in faiss."""
+_MAX_LISTS_ON_GPU = 2048  # limit of faiss
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Search settings of an approximate index, which are not part of the index.
+    """Search settings of an approximate index; they are not part of the index.
 
     Attributes:
         nprobe: Number of lists that an IVF index searches per query; None: 1.
-        ef_search: Length of the candidate list while a graph (HNSW, NSG) is searched; None: 16, or `nprobe` if that is
+        ef_search: Length of the candidate list in the search of a graph (HNSW, NSG); None: 16, or `nprobe` if that is
             larger and the graph finds the lists of an IVF index.
         candidates: Number of rows per query whose cosines are computed exactly; None: as many as an exact search needs.
     """
@@ -44,10 +44,10 @@ def search_settings(config: PairingConfig) -> SearchSettings:
 
 
 class FaissIndex:
-    """Approximate faiss index, on this process's GPU if faiss supports the index there.
+    """Approximate faiss index, on this process's GPU if faiss supports this type of index there.
 
     On the CPU, the index is memory-mapped, so that the processes of a node share one copy, and so that an IVF index may
-    be larger than the memory. Codes in blocks (PQ...fs) are read into memory by faiss.
+    be larger than the memory. Fast-scan codes (PQ...fs) are read into memory.
 
     Attributes:
         lists: Number of lists of an IVF index that can be searched; 0 for an index without lists.
@@ -66,7 +66,7 @@ class FaissIndex:
         self._on_gpu = self._index is not index
         self._space = faiss.GpuParameterSpace() if self._on_gpu else faiss.ParameterSpace()
         self._quantiser = None if lists is None or self._on_gpu else _graph(faiss.downcast_index(lists.quantizer))
-        self.lists = 0 if lists is None else min(lists.nlist, _MOST_LISTS_ON_GPU) if self._on_gpu else lists.nlist
+        self.lists = 0 if lists is None else min(lists.nlist, _MAX_LISTS_ON_GPU) if self._on_gpu else lists.nlist
         self.has_graph = self._graph is not None
 
     def search(
@@ -77,7 +77,7 @@ class FaissIndex:
         Args:
             queries: Unit vectors of the queries.
             k: Number of rows per query.
-            needed: Number of rows per query below which an IVF index searches more lists.
+            needed: Minimum number of rows per query; if fewer are found, an IVF index searches more lists.
             settings: Search settings.
         """
         if not self.lists:
@@ -86,11 +86,11 @@ class FaissIndex:
             return self._search(queries, k)
         probed = min(settings.nprobe or 1, self.lists)
         rows = self._probe(queries, k, probed, settings)
-        few = rows[:, needed - 1] < 0
-        while few.any() and probed < self.lists:
+        too_few = rows[:, needed - 1] < 0
+        while too_few.any() and probed < self.lists:
             probed = min(2 * probed, self.lists)
-            rows[few] = self._probe(queries[few], k, probed, settings)
-            few = rows[:, needed - 1] < 0
+            rows[too_few] = self._probe(queries[too_few], k, probed, settings)
+            too_few = rows[:, needed - 1] < 0
         return rows
 
     def _probe(
@@ -116,7 +116,7 @@ def _read_mapped(path: Path) -> Any:
 
 
 def _graph(index: Any) -> Any:
-    """Return the graph index inside an index of faiss; None if there is none."""
+    """Return the graph index inside a faiss index; None if there is none."""
     import faiss
 
     inner = faiss.downcast_index(index)
@@ -135,7 +135,7 @@ def _set_list_length(graph: Any, length: int) -> None:
 
 
 def _on_device(index: Any) -> Any:
-    """Move an index to this process's GPU if available and supported by faiss for this index type."""
+    """Move an index to this process's GPU, if there is one and faiss supports this type of index on it."""
     import faiss
 
     device = get_processes().device

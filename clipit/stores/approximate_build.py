@@ -1,4 +1,4 @@
-"""Training and writing of approximate indexes of faiss, and the keys that a corpus of some size can train."""
+"""Training and writing of approximate faiss indexes, and choice of a key that suits the number of snippets."""
 
 import logging
 import math
@@ -18,12 +18,12 @@ from clipit.vectors import centred
 
 logger = logging.getLogger(__name__)
 
-LEAST_ROWS, MOST_ROWS = 39, 256
-"""Training rows per centroid that faiss recommends at least, and uses at most."""
-_OTHER_ROWS = 65_536  # of rotations and scalar codes, which have no centroids
-_MOST_BYTES = 2 * 2**30  # of training rows beyond the recommended ones
+MIN_ROWS, MAX_ROWS = 39, 256
+"""Minimum number of training rows per centroid that faiss recommends, and maximum that it uses."""
+_OTHER_ROWS = 65_536  # training rows of rotations and scalar codes, which have no centroids
+_MAX_BYTES = 2 * 2**30  # of training rows beyond the recommended minimum
 _BLOCK = 65_536  # rows added at once
-_OPQ_CENTROIDS = 256  # of the codes of 8 bits that a rotation is trained with
+_OPQ_CENTROIDS = 256  # of the 8-bit codes with which a rotation is trained
 
 
 def check_key(key: str, dim: int, rows: int) -> None:
@@ -32,43 +32,44 @@ def check_key(key: str, dim: int, rows: int) -> None:
     Args:
         key: Key of `faiss.index_factory`.
         dim: Dimension of the vectors.
-        rows: Number of vectors, or more if not all are distinct.
+        rows: Number of vectors, or an upper bound if some may be equal.
 
     Raises:
-        ConfigError: The key is unknown, does not fit the dimension, trains more centroids than there are vectors.
+        ConfigError: The key is unknown, does not fit the dimension, or has more centroids than there are vectors.
     """
-    _checked(key, dim, rows)
+    _empty_index(key, dim, rows)
 
 
 def training_rows(centroids: int, dim: int, rows: int) -> int:
-    """Return how many rows to train on: 256 per centroid, fewer if these take more than 2 GiB, but at least 39.
+    """Return the number of training rows: 256 per centroid, or fewer if these exceed 2 GiB, but at least 39.
 
     Args:
-        centroids: Maximum number of centroids that one k-means of the index trains.
+        centroids: Largest number of centroids of a k-means of the index.
         dim: Dimension of the vectors.
         rows: Number of vectors.
     """
-    affordable = min(MOST_ROWS * centroids, _MOST_BYTES // (4 * dim))
-    return min(rows, max(affordable, LEAST_ROWS * centroids, _OTHER_ROWS))
+    affordable = min(MAX_ROWS * centroids, _MAX_BYTES // (4 * dim))
+    return min(rows, max(affordable, MIN_ROWS * centroids, _OTHER_ROWS))
 
 
 def fitting_key(key: str, rows: int) -> str:
-    """Lower the lists and the bits per code of a key until each centroid has as many training rows as faiss recommends.
+    """Reduce the lists and the bits per code of a key until each centroid has as many rows as faiss recommends.
 
-    A rotation (OPQ) that cannot be trained is left out.
+    A rotation (OPQ) that cannot be trained is dropped.
 
     Args:
         key: Key of `faiss.index_factory`.
         rows: Number of vectors.
     """
-    most = max(rows // LEAST_ROWS, 1)
+    max_centroids = max(rows // MIN_ROWS, 1)
+    max_bits = int(math.log2(max_centroids))
 
-    def fewer_lists(found: re.Match[str]) -> str:
-        return f"IVF{min(int(found[1]), 2 ** int(math.log2(most)))}"
+    def fewer_lists(match: re.Match[str]) -> str:
+        return f"IVF{min(int(match[1]), 2**max_bits)}"
 
-    def fewer_bits(found: re.Match[str]) -> str:
-        bits = int(found[2] or 8)
-        return found[0] if 2**bits <= most else f"PQ{found[1]}x{max(int(math.log2(most)), 1)}"
+    def fewer_bits(match: re.Match[str]) -> str:
+        bits = int(match[2] or 8)
+        return match[0] if 2**bits <= max_centroids else f"PQ{match[1]}x{max(max_bits, 1)}"
 
     if rows < _OPQ_CENTROIDS:
         key = re.sub(r"OPQ\d+(_\d+)?,", "", key)
@@ -80,20 +81,20 @@ def write_faiss(
 ) -> None:
     """Train and write the index of these rows of a text store.
 
-    Distances are Euclidean, which rank unit vectors as cosines do: faiss codes the residuals of the lists more closely
-    than for inner products.
+    Distances are Euclidean, which rank unit vectors as cosines do, because faiss then codes the residuals of the lists
+    more accurately than for inner products.
 
     Raises:
-        ConfigError: faiss refuses the key for these rows.
+        ConfigError: faiss cannot build the index of these rows.
     """
     import faiss
 
-    index = _checked(key, store.dim, len(rows))
+    index = _empty_index(key, store.dim, len(rows))
     centroids = _centroids(index)
-    if len(rows) < LEAST_ROWS * centroids:
+    if len(rows) < MIN_ROWS * centroids:
         logger.info(
             f"note: index {key!r} trains {centroids} centroids on {len(rows)} snippets; faiss recommends "
-            f"{LEAST_ROWS} to {MOST_ROWS} per centroid, as for {fitting_key(key, len(rows))!r}"
+            f"{MIN_ROWS} to {MAX_ROWS} per centroid, as for {fitting_key(key, len(rows))!r}"
         )
     try:
         if not index.is_trained:
@@ -105,7 +106,7 @@ def write_faiss(
     except RuntimeError as error:
         if is_limit(error):
             raise
-        raise _refusal(key, len(rows), str(error).strip().splitlines()[-1]) from None
+        raise _build_error(key, len(rows), str(error).strip().splitlines()[-1]) from None
     with whole_file(path) as temporary:
         faiss.write_index(index, str(temporary))
 
@@ -113,7 +114,7 @@ def write_faiss(
 def _sample(
     store: Store, rows: Int[np.ndarray, "n"], mean: Float32[np.ndarray, "dim"] | None
 ) -> Float32[np.ndarray, "n dim"]:
-    """Read and centre rows in blocks, so that no second copy of the sample is needed."""
+    """Read and centre rows in blocks, so that the sample is in memory only once."""
     sample = np.empty((len(rows), store.dim), dtype=np.float32)
     for start in range(0, len(rows), _BLOCK):
         sample[start : start + _BLOCK] = centred(store.rows(rows[start : start + _BLOCK]), mean)
@@ -121,7 +122,7 @@ def _sample(
 
 
 def build_bytes(key: str, dim: int, rows: int) -> tuple[int, int]:
-    """Estimate the memory of building an index, in bytes: of the training rows, and of the index itself.
+    """Estimate the memory that building an index needs, in bytes: for the training rows, and for the index itself.
 
     Args:
         key: Key of `faiss.index_factory`.
@@ -131,7 +132,7 @@ def build_bytes(key: str, dim: int, rows: int) -> tuple[int, int]:
     Raises:
         ConfigError: faiss cannot build the index.
     """
-    index = _checked(key, dim, rows)
+    index = _empty_index(key, dim, rows)
     sample = 0 if index.is_trained else training_rows(_centroids(index), dim, rows)
     return 4 * dim * sample, _index_bytes(index, rows)
 
@@ -145,18 +146,18 @@ def check_memory(key: str, dim: int, rows: int) -> None:
         rows: Number of vectors.
 
     Raises:
-        ConfigError: They do not, or faiss cannot build the index.
+        ConfigError: The memory does not suffice, or faiss cannot build the index.
     """
-    training, whole = build_bytes(key, dim, rows)
+    training, index = build_bytes(key, dim, rows)
     free = device_memory(torch.device("cpu"))
-    if training + whole > free:
+    if training + index > free:
         raise ConfigError(
-            f"building index {key!r} of {rows:,} snippets needs about {(training + whole) / 1e9:,.1f} GB of memory "
-            f"({training / 1e9:,.1f} GB of training rows, {whole / 1e9:,.1f} GB of index), and {free / 1e9:,.1f} GB "
-            "are free",
+            f"building index {key!r} of {rows:,} snippets needs about {(training + index) / 1e9:,.1f} GB of memory "
+            f"({training / 1e9:,.1f} GB of training rows, {index / 1e9:,.1f} GB of index), but only "
+            f"{free / 1e9:,.1f} GB are free",
             where="pairing.index",
             fix="use a key with fewer lists or smaller codes, a machine with more memory, or Flat, which is exact and "
-            "needs no index in memory",
+            "keeps no index in memory",
         )
 
 
@@ -179,11 +180,11 @@ def _index_bytes(index: Any, rows: int) -> int:
     return rows * int(inner.sa_code_size())
 
 
-def _checked(key: str, dim: int, rows: int) -> Any:
+def _empty_index(key: str, dim: int, rows: int) -> Any:
     """Return the empty index of a key.
 
     Raises:
-        ConfigError: faiss cannot build it.
+        ConfigError: faiss cannot build the index.
     """
     import faiss
 
@@ -192,26 +193,26 @@ def _checked(key: str, dim: int, rows: int) -> Any:
     except RuntimeError as error:
         if is_limit(error):
             raise
-        raise _refusal(key, rows, str(error).strip().splitlines()[-1]) from None
+        raise _build_error(key, rows, str(error).strip().splitlines()[-1]) from None
     centroids = _centroids(index)
     if rows < centroids:
-        reason = f"it has {centroids:,} lists or codes, and each needs about {LEAST_ROWS} snippets"
-        raise _refusal(key, rows, reason)
+        reason = f"it has {centroids:,} lists or codes, each of which needs about {MIN_ROWS} snippets"
+        raise _build_error(key, rows, reason)
     return index
 
 
-def _refusal(key: str, rows: int, reason: str) -> ConfigError:
-    fitting = fitting_key(key, rows)
-    keys = "a key with fewer lists" if fitting == key else fitting
+def _build_error(key: str, rows: int, reason: str) -> ConfigError:
+    smaller = fitting_key(key, rows)
+    advice = "a key with fewer lists" if smaller == key else smaller
     return ConfigError(
         f"faiss cannot build index {key!r} of {rows} snippets: {reason}",
         where="pairing.index",
-        fix=f"use {keys}, HNSW32, which needs no training, or Flat, which is exact",
+        fix=f"use {advice}, HNSW32, which needs no training, or Flat, which is exact",
     )
 
 
 def _centroids(index: Any) -> int:
-    """Return the maximum number of centroids that one k-means of an index trains; 0 if there is none."""
+    """Return the largest number of centroids of a k-means of an index; 0 if there is none."""
     import faiss
 
     inner: Any = faiss.downcast_index(index)

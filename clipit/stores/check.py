@@ -1,4 +1,4 @@
-"""Check the shards of a store before they are searched."""
+"""Checks of the shards of a store before they are searched."""
 
 import numpy as np
 
@@ -11,16 +11,16 @@ _SHOWN = 5
 
 
 def check_shards(store: Store) -> None:
-    """Check that the shards of a store are complete and agree, from their headers.
+    """Check from their headers that the shards of a store are complete and consistent.
 
     Raises:
         ArtifactError: A shard is missing, unreadable or truncated, or has the wrong dimension or number of rows.
     """
     shards = [name for name in sorted(store.artifact.manifest.files) if name.startswith("emb-")]
-    wanted = [f"emb-{number:05d}.npy" for number in range(-(-store.size // embed.SHARD))]
-    problems = [f"{name} is missing" for name in sorted(set(wanted) - set(shards))]
-    problems += [f"{name} is not expected" for name in sorted(set(shards) - set(wanted))]
-    for number, name in enumerate(wanted):
+    expected_names = [f"emb-{number:05d}.npy" for number in range(-(-store.size // embed.SHARD))]
+    problems = [f"{name} is missing" for name in sorted(set(expected_names) - set(shards))]
+    problems += [f"{name} is unexpected" for name in sorted(set(shards) - set(expected_names))]
+    for number, name in enumerate(expected_names):
         ids = name.replace("emb-", "ids-").replace(".npy", ".parquet")
         if ids not in store.artifact.manifest.files:
             problems.append(f"{ids} is missing")
@@ -33,7 +33,7 @@ def check_shards(store: Store) -> None:
             problems.append(f"{name} is unreadable ({error})")
             continue
         if shape != expected:
-            problems.append(f"{name} has the shape {shape}, not {expected}")
+            problems.append(f"{name} has the shape {shape} instead of {expected}")
     if problems:
         raise ArtifactError(
             f"the shards of embeddings are damaged or inconsistent: {shortlist(problems, _SHOWN)}",
@@ -45,14 +45,14 @@ def check_shards(store: Store) -> None:
 def check_finite(store: Store, what: str) -> None:
     """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
 
-    The processes share the shards; call it in all of them.
+    Each process checks a part of the shards. Call it in all processes.
 
     Args:
         store: Store to check.
-        what: Kind of the embedded items, for the error.
+        what: Kind of the embedded items, for the error message.
 
     Raises:
-        DataError: Some are not finite; the message lists their ids.
+        DataError: Embeddings are not finite; the message lists their ids.
     """
     import torch
 

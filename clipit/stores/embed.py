@@ -1,10 +1,10 @@
-"""Store embeddings of texts and tiles on disk: half-precision vectors in shards, with their ids.
+"""Stores of embeddings of texts and tiles on disk: half-precision vectors in shards, with their ids.
 
 Vectors of the joint space are normalised before they are written (`write_embeddings`); raw features are not.
 
-A shard is the unit of work: it is written atomically, so that an interrupted job resumes at the next shard, and shards
-are distributed over the processes. The content of a batch depends only on its shard, so the bytes do not depend on the
-number of processes.
+A shard is the unit of work: shards are distributed over the processes, and each is written atomically, so that an
+interrupted job resumes at the next shard. Batches do not span shards, so the written bytes do not depend on the number
+of processes.
 """
 
 import logging
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MANY_PROMPTS = 1000
-"""Number of texts above which their embedding shows its progress: class prompts do not, snippets to filter do."""
+"""Number of texts above which a progress bar is shown: for snippets to be filtered, but not for class prompts."""
 SHARD = 4096
 """Rows per shard."""
-_MOST_MAPPED = 256  # shards that are kept mapped, each of which needs a file handle
+_MAX_MAPPED = 256  # shards that are kept mapped, each of which needs a file handle
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ class Store:
         return {}
 
     def shard(self, number: int) -> Float[np.ndarray, "_ dim"]:
-        """Map a shard into memory, in the precision in which it is stored; processes of a machine share the pages."""
+        """Memory-map a shard, in its stored precision; the processes of a machine share the pages."""
         return self.artifact.array(f"emb-{number:05d}.npy", "r")
 
     def blocks(self, size: int = SHARD) -> Iterable[tuple[int, Float32[np.ndarray, "_ dim"]]]:
-        """Iterate over blocks of at most `size` rows, as pairs of first row and vectors, with one shard open."""
+        """Iterate over blocks of at most `size` rows, as pairs of first row and vectors, from one shard at a time."""
         for number in range(self.shards):
             shard = self.shard(number)
             for start in range(0, len(shard), size):
@@ -108,13 +108,13 @@ class Store:
         """Read the vectors at the given rows."""
         flat = positions.reshape(-1)
         vectors = np.empty((len(flat), self.dim), dtype=np.float32)
-        for number, places in _by_shard(flat):
+        for number, indices in _by_shard(flat):
             shard = self._mapped.get(number)
             if shard is None:
-                if len(self._mapped) >= _MOST_MAPPED:
+                if len(self._mapped) >= _MAX_MAPPED:
                     self._mapped.clear()
                 shard = self._mapped[number] = self.shard(number)
-            vectors[places] = shard[flat[places] % SHARD]
+            vectors[indices] = shard[flat[indices] % SHARD]
             _release(shard)
         return vectors.reshape(*positions.shape, self.dim)
 
@@ -123,9 +123,9 @@ class Store:
         if "ids" in self.__dict__:
             return np.asarray(self.ids[positions])
         ids = np.empty(len(positions), dtype=object)
-        for number, places in _by_shard(positions):
+        for number, indices in _by_shard(positions):
             column = self.artifact.table(f"ids-{number:05d}.parquet").column("id")
-            ids[places] = column.take(positions[places] % SHARD).to_pylist()
+            ids[indices] = column.take(positions[indices] % SHARD).to_pylist()
         return ids.astype(np.str_)
 
     def positions(self, ids: Sequence[str] | np.ndarray) -> Int[np.ndarray, "n"]:
@@ -136,8 +136,8 @@ class Store:
         """
         wanted = np.asarray(ids, dtype=np.str_)
         order = self._order
-        places = np.searchsorted(self.ids, wanted, sorter=order).clip(max=max(len(order) - 1, 0))
-        rows = order[places] if len(order) else np.zeros(len(wanted), dtype=np.int64)
+        indices = np.searchsorted(self.ids, wanted, sorter=order).clip(max=max(len(order) - 1, 0))
+        rows = order[indices] if len(order) else np.zeros(len(wanted), dtype=np.int64)
         missing = wanted[self.ids[rows] != wanted] if len(order) else wanted
         if len(missing):
             raise ArtifactError(
@@ -160,16 +160,16 @@ class Store:
 
 
 def _by_shard(rows: Int[np.ndarray, "n"]) -> Iterator[tuple[int, Int[np.ndarray, "_"]]]:
-    """Iterate over shards, as pairs of number and places of its rows among the given ones."""
+    """Iterate over the shards of these rows, as pairs of shard number and indices of its rows in `rows`."""
     order = np.argsort(rows, kind="stable")
     numbers = rows[order] // SHARD
-    for places in np.split(order, np.flatnonzero(np.diff(numbers)) + 1):
-        if len(places):
-            yield int(rows[places[0]] // SHARD), places
+    for indices in np.split(order, np.flatnonzero(np.diff(numbers)) + 1):
+        if len(indices):
+            yield int(rows[indices[0]] // SHARD), indices
 
 
 def _release(array: np.ndarray) -> None:
-    """Release the pages of a mapped file, which stay in the cache of the system: they no longer count as ours."""
+    """Release the pages of a mapped file: they stay in the system's cache, but no longer count as memory in use."""
     mapped = getattr(array, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
@@ -185,7 +185,7 @@ def embed_texts(
         vlm: VLM that encodes the texts.
         snippets: Artefact with `snippets.parquet`.
         batch_size: Texts per forward pass.
-        word_drop: Fraction of words to drop from each text, drawn by seed and snippet id; at least one word is kept.
+        word_drop: Probability of dropping a word, drawn by seed and snippet id; at least one word of a text is kept.
         seed: Seed of `word_drop`.
     """
     inputs: dict[str, Any] = {"snippets": snippets.fingerprint, **_encoder(vlm)}
@@ -215,7 +215,7 @@ def embed_texts(
 
 
 def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[np.ndarray, "n dim"]:
-    """Encode prompts as unit vectors, without storing them; over-long texts are truncated with a warning.
+    """Encode prompts as unit vectors, without storing them; long texts are truncated with a warning.
 
     Args:
         vlm: Model with a text tower.
@@ -226,7 +226,7 @@ def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[
     if truncated:
         logger.warning(
             f"{truncated} of {len(texts)} texts exceed the {vlm.context_length} tokens of "
-            f"{vlm.name}: {tokens} tokens were cut"
+            f"{vlm.name} and were truncated by {tokens} tokens in total"
         )
     batches = []
     shown = get_processes().main and len(texts) > _MANY_PROMPTS
@@ -239,11 +239,11 @@ def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[
 
 
 def drop_words(text: str, share: float, seed: int, key: str) -> str:
-    """Drop a fraction of the words of a text, drawn by (seed, key); at least one word is kept."""
+    """Drop words of a text at random, each with probability `share`, drawn by (seed, key); keep at least one word."""
     words = text.split()
     number = int.from_bytes(bytes.fromhex(fingerprint([seed, key])), "big")
     keep = np.random.default_rng(number).random(len(words)) >= share
-    kept = [word for word, stays in zip(words, keep, strict=True) if stays]
+    kept = [word for word, is_kept in zip(words, keep, strict=True) if is_kept]
     return " ".join(kept or words[:1])
 
 
@@ -275,7 +275,7 @@ def embed_tiles(
 
         def encode(start: int, stop: int, advance: Advance) -> Float32[np.ndarray, "_ dim"]:
             batches = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
-            vectors = []  # they stay on the device until the shard is finished, so that a GPU does not wait
+            vectors = []  # kept on the device until the shard is finished, so that a GPU does not wait for copies
             for rows, pixels in source.on_device(batches, vlm.device, clock):
                 vectors.append(vlm.encode_images(pixels, space=space).float())
                 advance(len(rows))
@@ -307,7 +307,7 @@ def write_shards(
     processes = get_processes()
     missing = [start for start in range(0, len(ids), SHARD) if not all(f.is_file() for f in _shard(folder, start))]
     rows = sum(min(SHARD, len(ids) - start) for start in missing)
-    processes.barrier()  # all processes share the same list of missing shards
+    processes.barrier()  # all processes have listed the missing shards before any is written
     with progress(title, len(ids), shown=processes.main, done=len(ids) - rows) as bar:
 
         def advance(units: int = 1, note: str = "") -> None:
@@ -335,7 +335,7 @@ def write_embeddings(
     encode: Callable[[int, int, Advance], Float32[np.ndarray, "_ dim"]],
     title: str,
 ) -> dict[str, Any]:
-    """Write a store of a VLM's embeddings in half precision, as unit vectors in the joint space; return its facts.
+    """Write the embeddings of a VLM in half precision, as unit vectors in the joint space; return the store's facts.
 
     Args:
         folder: Folder of the artefact.
@@ -361,10 +361,10 @@ def write_embeddings(
 
 
 def _check_finite(vectors: Float16[np.ndarray, "n dim"], ids: Sequence[str], name: str) -> None:
-    bad = [ids[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()]
-    if bad:
+    non_finite = [ids[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()]
+    if non_finite:
         raise DataError(
-            f"{len(bad)} embeddings are not finite: {shortlist(bad)}",
+            f"{len(non_finite)} embeddings are not finite: {shortlist(non_finite)}",
             where=name,
             fix="use vlm.precision=fp32, or check these inputs",
         )

@@ -1,7 +1,7 @@
-"""Exact search by matrix products, block by block, so that memory depends on the block alone.
+"""Exact search by matrix products, block by block, so that the memory depends only on the block size.
 
-Products are in full float32, on a GPU as well: TF32 keeps ten bits of the mantissa, so some of the nearest rows would
-be missed.
+Products are computed in full float32, on GPUs as well: TF32 keeps ten bits of the mantissa, with which some of the
+nearest rows would be missed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +15,8 @@ from torch import Tensor
 from clipit.distributed import get_processes
 
 BLOCK = 4096
-"""Maximum number of vectors per matrix product; together with the number of queries, it limits memory."""
-_VALUES_PER_PASS = {"cpu": 2**23, "cuda": 2**28}  # float32 values of vectors that are kept for one pass: 32 MiB, 1 GiB
+"""Maximum number of vectors per matrix product; together with the number of queries, it limits the memory."""
+_VALUES_PER_PASS = {"cpu": 2**23, "cuda": 2**28}  # float32 values of the vectors kept for one pass: 32 MiB, 1 GiB
 _CHUNK = 64  # scores per maximum
 
 Scored = tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]
@@ -24,12 +24,12 @@ Adjust = Callable[[slice, Int[Tensor, "_"], Float[Tensor, "q _"]], None]
 
 
 def blocks_per_pass(block: int, dim: int) -> int:
-    """Return the number of blocks of vectors that are kept for one pass over the other side, at least one."""
+    """Return the number of blocks of vectors that are kept for one pass over the other vectors, at least one."""
     return max(1, values_per_pass() // (block * dim))
 
 
 def values_per_pass() -> int:
-    """Return the number of float32 values of vectors that are kept for one pass: 32 MiB, on a GPU 1 GiB."""
+    """Return the number of float32 values that are kept for one pass: 32 MiB on a CPU, 1 GiB on a GPU."""
     return _VALUES_PER_PASS.get(get_processes().device.type, _VALUES_PER_PASS["cpu"])
 
 
@@ -45,7 +45,7 @@ def nearest_rows(
 ) -> Int[np.ndarray, "q k"]:
     """Find the rows with the k highest scores of each query, in no particular order, padded with -1.
 
-    The vectors are read once for all queries; each part of them is compared with one block of queries after the other.
+    The vectors are read once, part by part, and each part is compared with the queries block by block.
 
     Args:
         queries: Vectors of the queries.
@@ -53,8 +53,8 @@ def nearest_rows(
         k: Number of rows per query.
         block: Queries per matrix product.
         adjust: Function that changes the scores of some queries with some rows in place; -inf excludes a row.
-        faiss: Whether faiss searches, where nothing is adjusted.
-        shared: Whether the other processes search other vectors for the same queries, so that the best are merged.
+        faiss: Whether to search with faiss; `adjust` is then ignored.
+        shared: Whether the other processes search other vectors for the same queries; the results are then merged.
     """
     processes = get_processes()
     device = processes.device
@@ -63,27 +63,29 @@ def nearest_rows(
     rows = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
     buffer = torch.empty(0 if faiss else min(block, len(queries)) * BLOCK, device=device)
     with full_precision():
-        for some, there in vectors:
+        for part_rows, part_vectors in vectors:
             for start in range(0, len(queries), block):
-                part = slice(start, start + block)
+                queried = slice(start, start + block)
                 if faiss:
-                    scores, places = _faiss_best(on_device[part], there, k)
+                    scores, columns = _faiss_best(on_device[queried], part_vectors, k)
                 else:
-                    values = product(on_device[part], there, buffer)
+                    values = product(on_device[queried], part_vectors, buffer)
                     if adjust is not None:
-                        adjust(part, some, values)
-                    scores, places = best_of(values, k)
-                highest[part], rows[part] = _merged(highest[part], rows[part], scores, some[places])
+                        adjust(queried, part_rows, values)
+                    scores, columns = best_of(values, k)
+                highest[queried], rows[queried] = _merge(highest[queried], rows[queried], scores, part_rows[columns])
     if shared and processes.count > 1:
-        parts = processes.gather((highest.cpu().numpy(), rows.cpu().numpy()))
-        both = [torch.from_numpy(np.concatenate(values, axis=1)) for values in zip(*parts, strict=True)]
-        best = both[0].topk(k, dim=1)
-        highest, rows = best.values, both[1].gather(1, best.indices)
+        results = processes.gather((highest.cpu().numpy(), rows.cpu().numpy()))
+        all_scores, all_rows = (
+            torch.from_numpy(np.concatenate(arrays, axis=1)) for arrays in zip(*results, strict=True)
+        )
+        best = all_scores.topk(k, dim=1)
+        highest, rows = best.values, all_rows.gather(1, best.indices)
     rows[highest == -torch.inf] = -1
     return rows.cpu().numpy()
 
 
-def _merged(
+def _merge(
     highest: Float[Tensor, "q k"], rows: Int[Tensor, "q k"], scores: Float[Tensor, "q b"], others: Int[Tensor, "q b"]
 ) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
     both = torch.cat([highest, scores], dim=1).topk(highest.shape[1], dim=1)
@@ -91,20 +93,20 @@ def _merged(
 
 
 def best_of(scores: Float[Tensor, "q n"], k: int) -> tuple[Float[Tensor, "q b"], Int[Tensor, "q b"]]:
-    """Return the k highest scores of each row (all, if there are fewer) and their columns.
+    """Return the k highest scores of each row (all if there are fewer) and their columns.
 
-    The k best columns lie in the k chunks with the highest maxima. Maxima take one quick pass over the scores, and
-    `topk` then only reads these chunks, which takes less time than `topk` of all columns.
+    The k best columns are in the k chunks with the highest maxima. One fast pass computes the maxima, and `topk` then
+    reads only these chunks, which is faster than `topk` of all columns.
     """
     chunks = scores.shape[1] // _CHUNK
     if chunks <= 2 * k:
         best = scores.topk(min(k, scores.shape[1]), dim=1)
         return best.values, best.indices
-    whole = scores[:, : chunks * _CHUNK].reshape(len(scores), chunks, _CHUNK)
-    chosen = whole.amax(dim=2).topk(k, dim=1).indices
-    inside = whole.gather(1, chosen[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
+    chunked = scores[:, : chunks * _CHUNK].reshape(len(scores), chunks, _CHUNK)
+    chosen = chunked.amax(dim=2).topk(k, dim=1).indices
+    candidates = chunked.gather(1, chosen[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
     rest = scores[:, chunks * _CHUNK :]
-    best = torch.cat([inside, rest], dim=1).topk(k, dim=1)
+    best = torch.cat([candidates, rest], dim=1).topk(k, dim=1)
     first = torch.cat([chosen * _CHUNK, torch.full_like(chosen[:, :1], chunks * _CHUNK)], dim=1)
     number = best.indices.div(_CHUNK, rounding_mode="floor").clamp_(max=k)
     return best.values, first.gather(1, number) + best.indices - number * _CHUNK
@@ -115,17 +117,17 @@ def _faiss_best(
 ) -> tuple[Float[Tensor, "q b"], Int[Tensor, "q b"]]:
     import faiss
 
-    inner = faiss.METRIC_INNER_PRODUCT
-    scores, places = faiss.knn(queries.numpy(), vectors.numpy(), min(k, len(vectors)), metric=inner)
-    return torch.from_numpy(scores), torch.from_numpy(places)
+    k = min(k, len(vectors))
+    scores, columns = faiss.knn(queries.numpy(), vectors.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+    return torch.from_numpy(scores), torch.from_numpy(columns)
 
 
 def product(
     left: Float[Tensor, "a dim"], right: Float[Tensor, "b dim"], buffer: Float[Tensor, "_"]
 ) -> Float[Tensor, "a b"]:
-    """Compute inner products of all rows in a reused buffer, because allocating each block takes a tenth of the time.
+    """Compute the inner products of all rows in a reused buffer; allocating each block would take 10 % of the time.
 
-    On the CPU, NumPy computes the product: its BLAS took 0.58 s, that of torch 0.68 s (one thread, AMD EPYC).
+    On the CPU, NumPy computes the product, because its BLAS is faster: 0.58 s, torch 0.68 s (one thread, AMD EPYC).
     """
     out = buffer[: len(left) * len(right)].view(len(left), len(right))
     if left.device.type == "cpu":
@@ -137,7 +139,7 @@ def product(
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute products of float32 matrices on a GPU without TF32, whatever training allows, and without autocast."""
+    """Compute products of float32 matrices without TF32, whatever the setting for training, and without autocast."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

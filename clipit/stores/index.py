@@ -1,12 +1,13 @@
 """Index over a text store for nearest-neighbour search of snippets.
 
-A Flat index is the text store itself, whose shards are searched one after the other without a copy; only approximate
-indexes of faiss are files.
+A Flat index is the text store itself, whose shards are searched one after another without a copy; only approximate
+faiss indexes are written to files.
 
 Snippets with identical embeddings (for example, if the tokeniser ignores case) share one row of the index, represented
-by their lowest id. Because scores are exact and ties are broken by id, pairs depend only on the data.
+by the lowest id. Because scores are exact and ties are broken by id, pairs depend only on the data.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,15 +23,15 @@ from clipit.config.run import has_graph, has_lists
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.stores.approximate import DEFAULT_SETTINGS, FaissIndex, SearchSettings
-from clipit.stores.approximate_build import LEAST_ROWS, MOST_ROWS, check_memory, write_faiss
+from clipit.stores.approximate_build import MAX_ROWS, MIN_ROWS, check_memory, write_faiss
 from clipit.stores.check import check_shards
 from clipit.stores.embed import Store
 from clipit.stores.stored_rows import StoredRows
 
 Backend = Literal["auto", "faiss", "torch"]
-_NO_SPREAD = 1e-3  # largest distance between unit vectors that are equal up to half precision
+_MIN_SPREAD = 1e-3  # unit vectors with smaller distances may be equal up to half precision
 _MAX_SPREAD_CHECK = 4096
-_POSITIONS, _ROWS = "positions.npy", "rows.npy"  # row of the store of each row of the index, and the inverse
+_POSITIONS, _ROWS = "positions.npy", "rows.npy"  # row of the store for each row of the index, and the inverse
 
 
 def has_faiss() -> bool:
@@ -56,13 +57,13 @@ def build_index(
         store: Text store.
         key: Key of `faiss.index_factory`; `Flat` is exact. The metric is the inner product.
         centring: Whether to subtract the store's mean and normalise again before indexing.
-        backend: Library that searches. `torch` allows only Flat; `auto` is faiss if it is installed. On a GPU, torch
-            searches Flat whatever the backend.
-        search: Search settings of an approximate index, which do not change the index itself.
+        backend: Library that searches. `torch` supports only Flat; `auto` means faiss if it is installed. On a GPU,
+            Flat is always searched with torch.
+        search: Search settings of an approximate index; they do not change the index itself.
 
     Raises:
-        ConfigError: The key is unknown, needs faiss, or needs more training rows than there are; or a setting is given
-            for an index without lists or without a graph.
+        ConfigError: The key is unknown, needs faiss, or needs more training rows than there are; or a setting does not
+            apply to this type of index.
         DataError: The store is empty.
     """
     chosen = ("faiss" if has_faiss() else "torch") if backend == "auto" else backend
@@ -84,7 +85,7 @@ def build_index(
         )
     inputs = {"store": store.fingerprint, "key": key, "centring": centring, "backend": chosen}
     if key != "Flat":
-        inputs |= {"distance": "Euclidean", "training_rows": f"{LEAST_ROWS} to {MOST_ROWS} per centroid"}
+        inputs |= {"distance": "Euclidean", "training_rows": f"{MIN_ROWS} to {MAX_ROWS} per centroid"}
 
     def make(folder: Path) -> dict[str, Any]:
         if not get_processes().main:
@@ -134,7 +135,7 @@ class Index:
 
     @property
     def flat(self) -> bool:
-        """Whether the index is exact: the text store itself."""
+        """Whether the index is the text store itself, and its search is exact."""
         return str(self.artifact.manifest.facts["key"]) == "Flat"
 
     @property
@@ -162,7 +163,7 @@ class Index:
 
     @cached_property
     def rows_in_store(self) -> Int[np.ndarray, "_"]:
-        """Row in the store of each row of the index, memory-mapped."""
+        """Row of the store for each row of the index, memory-mapped."""
         if _POSITIONS not in self.artifact.manifest.files:  # written by an earlier version
             return self.store.positions(self.ids)
         positions: Int[np.ndarray, "_"] = self.artifact.array(_POSITIONS, "r")
@@ -170,7 +171,7 @@ class Index:
 
     @cached_property
     def _rows_by_position(self) -> Int[np.ndarray, "_"]:
-        """Row of the index of each row of the store, memory-mapped; -1 for rows that another row represents."""
+        """Row of the index for each row of the store, memory-mapped; -1 for rows that another row represents."""
         if _ROWS not in self.artifact.manifest.files:
             return _inverse(self.rows_in_store, self.store.size)
         rows: Int[np.ndarray, "_"] = self.artifact.array(_ROWS, "r")
@@ -182,7 +183,7 @@ class Index:
 
     @property
     def searched_by_faiss(self) -> bool:
-        """Whether faiss searches a Flat index in this process: with that backend, on the CPU."""
+        """Whether this process searches a Flat index with faiss, which it does on the CPU with that backend."""
         on_cpu = get_processes().device.type == "cpu"
         return on_cpu and self.artifact.manifest.facts["backend"] == "faiss" and has_faiss()
 
@@ -197,7 +198,7 @@ class Index:
         Args:
             queries: Unit vectors of the queries, centred like the index.
             k: Number of rows per query, at most the number of rows of the index.
-            needed: Number of rows per query below which an IVF index searches more than `nprobe` lists.
+            needed: Minimum number of rows per query; if fewer are found, an IVF index searches more lists.
         """
         return self.faiss_index.search(np.ascontiguousarray(queries), k, needed, self.settings)
 
@@ -207,17 +208,17 @@ class Index:
 
 
 def _inverse(positions: Int[np.ndarray, "n"], size: int) -> Int[np.ndarray, "size"]:
-    """Return the row of each of `size` positions; -1 for the others."""
+    """Return the inverse of `positions`: the row of each of `size` positions, -1 for those without a row."""
     rows = np.full(size, -1, dtype=np.int64)
     rows[positions] = np.arange(len(positions))
     return rows
 
 
 def _check_spread(store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.ndarray, "dim"]) -> None:
-    """Check that not all snippet embeddings are nearly equal, so that centring does not reduce them to noise."""
-    if len(rows) > _MAX_SPREAD_CHECK:  # this many distinct vectors cannot all be nearly equal
+    """Check that the snippet embeddings are not all nearly equal, because centring would then reduce them to noise."""
+    if len(rows) > _MAX_SPREAD_CHECK:  # so many distinct vectors cannot all be nearly equal
         return
-    if float(np.linalg.norm(store.rows(rows) - mean, axis=1).max()) < _NO_SPREAD:
+    if float(np.linalg.norm(store.rows(rows) - mean, axis=1).max()) < _MIN_SPREAD:
         raise DataError(
             f"centring needs more than one distinct snippet ({len(rows)} distinct embeddings, all nearly equal)",
             where="pairing.centring",
@@ -226,9 +227,7 @@ def _check_spread(store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.nda
 
 
 def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
-    """Return rows of the store in order of their ids; of duplicate embeddings, keep the lowest id."""
-    import hashlib
-
+    """Return the rows of the store in the order of their ids; of equal embeddings, only the one with the lowest id."""
     digests = np.empty(len(store.ids), dtype="S32")
     row = 0
     for _, block in store.blocks():

@@ -1,32 +1,32 @@
-"""Compute mean and standard deviation of stored features, for standardisation."""
+"""Mean and standard deviation of stored features, for standardisation."""
 
 from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-_LEAST_DEVIATION = 1e-6
+_MIN_DEVIATION = 1e-6
 
 
 def mean_and_deviation(
-    parts: Iterable[Float[np.ndarray, "_ d"]], most: int
+    parts: Iterable[Float[np.ndarray, "_ d"]], max_rows: int
 ) -> tuple[Float32[np.ndarray, " d"], Float32[np.ndarray, " d"]]:
     """Compute mean and standard deviation of features that are read part by part.
 
     Args:
         parts: Features of each bag or image, one row each; at least one row in all.
-        most: Number of evenly spaced rows of each part that are used at most.
+        max_rows: Maximum number of rows of each part that are used, evenly spaced.
 
     Returns:
-        Mean, and standard deviation; 1 for constant features.
+        Mean and standard deviation; the latter is 1 for constant features.
     """
     total, squares, count = np.zeros(1), np.zeros(1), 0
     for values in parts:
-        chosen = values[:: max(1, -(-len(values) // most))].astype(np.float64)
+        chosen = values[:: max(1, -(-len(values) // max_rows))].astype(np.float64)
         total = total + chosen.sum(axis=0)
         squares = squares + (chosen**2).sum(axis=0)
         count += len(chosen)
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    deviation[deviation < _LEAST_DEVIATION] = 1.0
+    deviation[deviation < _MIN_DEVIATION] = 1.0
     return mean.astype(np.float32), deviation.astype(np.float32)

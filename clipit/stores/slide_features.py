@@ -1,4 +1,4 @@
-"""Features of slides that TRIDENT or CLAM computed (HDF5), opened as a tile store."""
+"""Slide features computed by TRIDENT or CLAM (HDF5), and their import as a tile store."""
 
 import logging
 from collections import Counter
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 
 TILES = "tiles.parquet"
 """File of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
-_LARGEST_PIXEL = 2**53  # up to which floats are exact
+_MAX_COORD = 2**53  # larger whole numbers are not exact as floats
 _CHECKED, _TOLERANCE = 1000, 0.02  # vectors checked per slide; tolerance of their length, for half precision
-_MOST_COMPRESSED = 2000  # gzip shrinks equal bytes to a thousandth
+_MAX_COMPRESSION = 2000  # gzip compresses equal bytes by a factor of about 1000
 _EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRIDENT and CLAM write them"
 
 
 @dataclass(frozen=True)
 class SlideFeatures:
-    """Features of the tiles of one slide; the vectors stay on disk until they are read.
+    """Features of the tiles of one slide, whose vectors are read from disk on demand.
 
     Attributes:
         path: HDF5 file.
@@ -83,7 +83,7 @@ def open_slide_features(path: Path) -> SlideFeatures:
     """Open the features of one slide.
 
     Raises:
-        DataError: The file is missing or damaged, or lacks a dataset, or shapes or types are not those expected.
+        DataError: The file is missing or damaged, lacks a dataset, or has unexpected shapes or types.
     """
     with _reading(path), h5py.File(path, "r") as file:
         arrays = {name: file[name] for name in ("features", "coords") if isinstance(file.get(name), h5py.Dataset)}
@@ -93,7 +93,7 @@ def open_slide_features(path: Path) -> SlideFeatures:
         coords = arrays["coords"]
         values = np.asarray(coords[0] if coords.ndim == 3 else coords[:])
         _check_coords(values, path)
-        attributes = {str(_plain(name)): _plain(value) for name, value in coords.attrs.items()}
+        attributes = {str(_as_json(name)): _as_json(value) for name, value in coords.attrs.items()}
         return SlideFeatures(path, path.stem, int(arrays["features"].shape[-1]), values.astype(np.int64), attributes)
 
 
@@ -114,21 +114,21 @@ def _check_coords(values: Shaped[np.ndarray, "n 2"], path: Path) -> None:
     Raises:
         DataError: A coordinate is not a whole number.
     """
-    whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < _LARGEST_PIXEL)
+    whole = np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < _MAX_COORD)
     if not whole.all():
         row = int(np.flatnonzero(~whole.all(axis=1))[0])
         raise DataError(
-            f"coords must be whole pixels; those of tile {row} are {values[row].tolist()}",
+            f"coords must be whole numbers of pixels; those of tile {row} are {values[row].tolist()}",
             where=path,
             fix="compute the features of this slide again",
         )
 
 
 def find_feature_files(paths: Sequence[Path]) -> list[Path]:
-    """List feature files; a folder stands for its .h5 files.
+    """List feature files, with all .h5 files of a folder.
 
     Raises:
-        DataError: There is no file, or two slides have the same name.
+        DataError: There are no files, or two slides have the same name.
     """
     files = [file for path in paths for file in (sorted(path.glob("*.h5")) if path.is_dir() else [path])]
     where = shortlist([str(path) for path in paths])
@@ -141,10 +141,10 @@ def find_feature_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
-    """Import features of slides as a tile store in the joint space of a VLM, to be paired with its index of snippets.
+    """Import slide features as a tile store in the joint space of a VLM, to be paired with its index of snippets.
 
-    A file does not record whether the vectors were projected into the joint space, and features before the projection
-    may have as many dimensions. Unit vectors are therefore required: TRIDENT's encoder of CONCH, for example, neither
+    The files do not record whether the vectors were projected into the joint space, and features before the projection
+    may have the same dimension. Unit vectors are therefore required. TRIDENT's CONCH encoder, for example, neither
     projects nor normalises unless it is built with `with_proj=True, normalize=True`.
 
     Args:
@@ -153,14 +153,14 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
         vlm: VLM whose image tower computed the features, projected into the joint space.
 
     Raises:
-        DataError: A file is not readable, its vectors do not have the dimension of the VLM or are not unit vectors, a
-            tile occurs twice, or there is no tile.
+        DataError: A file cannot be read, its vectors do not have the dimension of the VLM or are not unit vectors, a
+            tile occurs twice, or there are no tiles.
     """
     slides = [open_slide_features(path) for path in find_feature_files(paths)]
-    other = [f"{slide.path.name} ({slide.dim})" for slide in slides if slide.dim != vlm.joint_dim]
-    if other:
+    mismatched = [f"{slide.path.name} ({slide.dim})" for slide in slides if slide.dim != vlm.joint_dim]
+    if mismatched:
         raise DataError(
-            f"features do not have the {vlm.joint_dim} dimensions of {vlm.name}: {shortlist(other)}",
+            f"features do not have the {vlm.joint_dim} dimensions of {vlm.name}: {shortlist(mismatched)}",
             where=slides[0].path.parent,
             fix="compute them with the image tower of `vlm`, projected into the joint space",
         )
@@ -169,18 +169,18 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
     ids = [tile for slide in slides for tile in slide.ids]
     repeated = [tile for tile, count in Counter(ids).items() if count > 1]
     if repeated or not ids:
-        what = f"tiles that occur twice: {shortlist(repeated)}" if repeated else "the files contain no tile"
+        what = f"tiles that occur twice: {shortlist(repeated)}" if repeated else "the files contain no tiles"
         raise DataError(what, where=slides[0].path.parent, fix="compute the features of these slides again")
     empty = [slide.slide for slide in slides if not len(slide)]
     if empty and get_processes().main:
-        logger.info(f"note: {len(empty)} of {len(slides)} slides have no tile: {shortlist(empty)}")
+        logger.info(f"note: {len(empty)} of {len(slides)} slides have no tiles: {shortlist(empty)}")
     content = [[slide.slide, file_sha256(slide.path)] for slide in slides]
     inputs = {"slide_features": content, "vlm": vlm.fingerprint, "space": "joint"}
-    first = np.cumsum([0, *map(len, slides)])
+    offsets = np.cumsum([0, *map(len, slides)])[:-1].tolist()
 
     def encode(start: int, stop: int, advance: Advance) -> Float32[np.ndarray, "_ dim"]:
         parts = []
-        for slide, offset in zip(slides, first[:-1].tolist(), strict=True):
+        for slide, offset in zip(slides, offsets, strict=True):
             low, high = max(start - offset, 0), min(stop - offset, len(slide))
             if low < high:
                 parts.append(slide.vectors(low, high))
@@ -202,7 +202,7 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
 
 
 def _check_unit_vectors(slide: SlideFeatures) -> None:
-    """Check the lengths of the first vectors of a slide; values that are not finite are reported by the store."""
+    """Check the lengths of the first vectors of a slide; non-finite values are reported when the store is written."""
     lengths = np.linalg.norm(slide.vectors(0, _CHECKED), axis=1)
     lengths = lengths[np.isfinite(lengths)]
     if len(lengths) and not np.allclose(lengths, 1, atol=_TOLERANCE):
@@ -215,10 +215,10 @@ def _check_unit_vectors(slide: SlideFeatures) -> None:
 
 
 def _problem(arrays: dict[str, Any], names: list[str]) -> str:
-    """Describe what is wrong with the datasets of a file; "" if nothing is."""
+    """Describe the problem with the datasets of a file; "" if they are valid."""
     missing = [name for name in ("features", "coords") if name not in arrays]
     if missing:
-        return f"no dataset {' or '.join(missing)}; the file has {shortlist(names) or 'none'}"
+        return f"no dataset {' or '.join(missing)}; the file contains {shortlist(names) or 'none'}"
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     features, coords = shapes["features"], shapes["coords"]
     batched = (len(features) == 3 and features[0] == 1, len(coords) == 3 and coords[0] == 1)
@@ -226,11 +226,12 @@ def _problem(arrays: dict[str, Any], names: list[str]) -> str:
     if any(len(shape) != 2 for shape in rows) or rows[0][0] != rows[1][0] or rows[1][1] != 2 or not rows[0][1]:
         return f"features have the shape {list(features)}, coords {list(coords)}"
     if arrays["features"].dtype.kind != "f" or arrays["coords"].dtype.kind not in "iuf":
-        return f"features are {arrays['features'].dtype}, coords {arrays['coords'].dtype}: numbers are expected"
+        types = f"{arrays['features'].dtype} and {arrays['coords'].dtype}"
+        return f"features must be floats and coords numbers; they are {types}"
     for name, array in arrays.items():
         if array.is_virtual:
             continue
-        if array.nbytes > _MOST_COMPRESSED * array.id.get_storage_size() or _lacks_chunks(array):
+        if array.nbytes > _MAX_COMPRESSION * array.id.get_storage_size() or _lacks_chunks(array):
             return f"{name} of shape {list(array.shape)} are not stored completely: the file is damaged or unfinished"
     return ""
 
@@ -243,7 +244,7 @@ def _lacks_chunks(array: "h5py.Dataset") -> bool:
     return bool(array.id.get_num_chunks() < expected)
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """Convert an attribute to a value that JSON can represent."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()

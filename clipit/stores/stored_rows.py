@@ -1,4 +1,4 @@
-"""Rows of a store in an order of their own, centred, and read shard by shard."""
+"""Rows of a store in any order, centred and read shard by shard."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from clipit.stores import embed
 from clipit.stores.embed import Store
 from clipit.vectors import centred
 
-_GPU_SHARE = 0.25  # of the GPU's free memory, for vectors that are kept between two passes
+_GPU_SHARE = 0.25  # of the GPU's free memory, for vectors that are kept between passes
 
 
 @dataclass(frozen=True)
 class StoredRows:
     """Rows of a store, read shard by shard.
 
-    On a GPU, vectors are kept between two passes while they fit a quarter of the memory that was free at first; use a
-    new object for each task, so that this memory becomes free again.
+    On a GPU, vectors are kept between passes, as far as they fit into a quarter of the memory that is free before the
+    first pass. Use a new object for each task, so that this memory is released.
 
     Attributes:
         store: Store of the vectors.
         mean: Mean to subtract before the vectors are normalised again; None for no centring.
-        positions: Row of the store of each row.
-        numbers: Row of each row of the store; -1 for those that are left out.
+        positions: Row of the store for each of these rows.
+        numbers: Inverse of `positions`, for each row of the store; -1 for rows that are not used.
     """
 
     store: Store
@@ -41,51 +41,51 @@ class StoredRows:
         return len(self.positions)
 
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
-        """Read the vectors of these rows, centred."""
+        """Read and centre the vectors of these rows."""
         flat = centred_rows(self.store, np.asarray(self.positions[rows.reshape(-1)]), self.mean)
         return flat.reshape(*rows.shape, self.store.dim)
 
     def shards(self, numbers: Sequence[int] | None = None) -> Iterator[tuple[Int[Tensor, "_"], Float[Tensor, "_ dim"]]]:
         """Iterate over shards of the store, as pairs of rows and vectors on this process's device.
 
-        Centring is quicker than in `vectors` and rounds differently, so these vectors suit the choice of candidates.
-        They are overwritten by those of the next shard.
+        Centring is faster than in `vectors` but rounds differently, so use these vectors only to choose candidates. The
+        next shard may overwrite them.
 
         Args:
             numbers: Shards to read; None for all.
         """
         device, dim = get_processes().device, self.store.dim
         shared = torch.empty((embed.SHARD, dim), device=device)
-        read: np.ndarray | None = None
+        stored: np.ndarray | None = None
         for number in range(self.store.shards) if numbers is None else numbers:
             rows = self.rows_of(number)
             if not len(rows):
                 continue
             vectors = self._kept.get(number)
             if vectors is None:
-                keep = self._room >= embed.SHARD * dim * 4 * (len(self._kept) + 1)
+                keep = self._budget >= embed.SHARD * dim * 4 * (len(self._kept) + 1)
                 vectors = torch.empty((len(rows), dim), device=device) if keep else shared[: len(rows)]
                 shard = self.store.shard(number)
-                read = np.empty((embed.SHARD, dim), dtype=shard.dtype) if read is None else read
-                places = np.flatnonzero(self._present(number))
-                np.take(shard, places, axis=0, out=read[: len(rows)], mode="clip")  # other modes copy once more
-                vectors.copy_(torch.from_numpy(read[: len(rows)]))
+                stored = np.empty((embed.SHARD, dim), dtype=shard.dtype) if stored is None else stored
+                used = np.flatnonzero(self._used(number))
+                np.take(shard, used, axis=0, out=stored[: len(rows)], mode="clip")  # other modes make a copy
+                vectors.copy_(torch.from_numpy(stored[: len(rows)]))
                 _centre(vectors, self.mean)
                 if keep:
                     self._kept[number] = vectors
             yield torch.from_numpy(rows).to(device), vectors
 
     def rows_of(self, shard: int) -> Int[np.ndarray, "_"]:
-        """Return the rows in a shard, in its order."""
+        """Return the rows in a shard, in the order of the shard."""
         numbers = np.asarray(self.numbers[shard * embed.SHARD : (shard + 1) * embed.SHARD])
         return numbers[numbers >= 0]
 
     def shard(self, number: int) -> Float[Tensor, "_ dim"]:
         """Read the vectors of a shard to this process's device, centred as in `vectors`."""
-        read = self.store.shard(number)[self._present(number)].astype(np.float32)
-        return torch.from_numpy(centred(read, self.mean)).to(get_processes().device)
+        vectors = self.store.shard(number)[self._used(number)].astype(np.float32)
+        return torch.from_numpy(centred(vectors, self.mean)).to(get_processes().device)
 
-    def _present(self, shard: int) -> Bool[np.ndarray, "_"]:
+    def _used(self, shard: int) -> Bool[np.ndarray, "_"]:
         return np.asarray(self.numbers[shard * embed.SHARD : (shard + 1) * embed.SHARD]) >= 0
 
     @cached_property
@@ -93,23 +93,23 @@ class StoredRows:
         return {}
 
     @cached_property
-    def _room(self) -> int:
-        """Bytes for vectors that are kept."""
-        return room_to_keep(get_processes().device)
+    def _budget(self) -> int:
+        """Maximum number of bytes of the vectors that are kept between passes."""
+        return bytes_to_keep(get_processes().device)
 
 
 def centred_rows(
     store: Store, rows: Int[np.ndarray, "n"], mean: Float32[np.ndarray, "dim"] | None
 ) -> Float32[np.ndarray, "n dim"]:
-    """Read rows of a store and centre them, a bounded number at a time."""
+    """Read and centre rows of a store in blocks, to limit the memory."""
     vectors = np.empty((len(rows), store.dim), dtype=np.float32)
     for start in range(0, len(rows), embed.SHARD):
         vectors[start : start + embed.SHARD] = centred(store.rows(rows[start : start + embed.SHARD]), mean)
     return vectors
 
 
-def room_to_keep(device: torch.device) -> int:
-    """Return the bytes for vectors that a device keeps between two passes: none on a CPU, which has memory maps."""
+def bytes_to_keep(device: torch.device) -> int:
+    """Return the number of bytes of vectors that a device keeps between passes: 0 on a CPU, which maps the files."""
     return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE) if device.type == "cuda" else 0
 
 

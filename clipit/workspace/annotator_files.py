@@ -27,12 +27,12 @@ _SIDE, _QUALITY = 150, 80  # pixels and JPEG quality of the tiles on the page
 def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
     """Describe the annotators of a configuration's tiles: `<output>/annotators/<name>/annotators.html`.
 
-    annotators.json has all figures of the page; annotators.csv has the votes, the majority, the consensus and the
-    posterior of each tile.
+    annotators.json contains all numbers of the page; annotators.csv contains the votes, the majority, the consensus
+    and the posterior of each tile.
 
     Args:
         config: Run configuration with `tiles.annotations`.
-        shown: Number of tiles on the page that the annotators agree on least.
+        shown: Number of tiles on the page, those with the least agreement.
 
     Returns:
         Path of the page.
@@ -69,16 +69,16 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
     return path
 
 
-def describe_annotators(tiles: TileSet, found: Annotations, resamples: int, seed: int) -> dict[str, Any]:
-    """Compute everything on the page, ready for JSON.
+def describe_annotators(tiles: TileSet, annotations: Annotations, resamples: int, seed: int) -> dict[str, Any]:
+    """Compute the contents of the page, in values that JSON can represent.
 
     Args:
         tiles: Tiles labelled by annotators.
-        found: Their labels.
-        resamples: Number of resamples of the interval of alpha.
+        annotations: Labels of the annotators.
+        resamples: Number of bootstrap resamples for the interval of alpha.
         seed: Seed of the resamples.
     """
-    votes = found.votes
+    votes = annotations.votes
     counts = votes.counts()
     group_of = dict(zip(tiles.ids.tolist(), tiles.groups.tolist(), strict=True))
     groups = np.asarray([group_of.get(name, "") for name in votes.items], dtype=object)
@@ -93,10 +93,10 @@ def describe_annotators(tiles: TileSet, found: Annotations, resamples: int, seed
             "annotators": len(votes.annotators) if votes.named else "not named",
             "labels": int(votes.times.sum()),
             "labels per annotated tile": round(float(votes.times.sum()) / max(len(votes), 1), 2),
-            "training annotators": ", ".join(found.learnt.votes.annotators) if votes.named else "not named",
-            "test labels": "consensus of the test annotators" if found.test_annotators else "those of the source",
-            "test annotators": _test_annotators(found),
-            "test labels independent of training annotators": found.independent,
+            "training annotators": ", ".join(annotations.learnt.votes.annotators) if votes.named else "not named",
+            "test labels": "consensus of the test annotators" if annotations.test_annotators else "those of the source",
+            "test annotators": _test_annotators(annotations),
+            "test labels independent of training annotators": annotations.independent,
         },
         "agreement": {
             "alpha": krippendorff_alpha(counts),
@@ -116,17 +116,17 @@ def describe_annotators(tiles: TileSet, found: Annotations, resamples: int, seed
             }
             for row, name in enumerate(votes.annotators)
         ],
-        "training": _estimates(found.learnt),
-        "test": _estimates(found.tested) if found.test_annotators else None,
+        "training": _estimates(annotations.learnt),
+        "test": _estimates(annotations.tested) if annotations.test_annotators else None,
         "human_ceiling": human_ceiling(tiles.of_split("test")),
         "notes": list(tiles.notes),
     }
 
 
-def _test_annotators(found: Annotations) -> str:
-    if not found.test_annotators:
+def _test_annotators(annotations: Annotations) -> str:
+    if not annotations.test_annotators:
         return "none"
-    return ", ".join(found.test_annotators) if found.votes.named else "not named"
+    return ", ".join(annotations.test_annotators) if annotations.votes.named else "not named"
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
@@ -138,28 +138,28 @@ def _estimates(consensus: Consensus) -> dict[str, Any] | None:
     votes, estimates = consensus.votes, consensus.estimates
     if not len(votes):
         return None
-    most = majority(votes.counts(), votes.items)
+    most_common = majority(votes.counts(), votes.items)
     facts: dict[str, Any] = {"tiles": len(votes), "why_not": consensus.why_not}
     if estimates is None:
         return facts
-    right = votes.label == consensus.labels[votes.item]
-    given = np.bincount(votes.annotator, weights=votes.times, minlength=len(votes.annotators))
-    agreeing = np.bincount(votes.annotator, weights=votes.times * right, minlength=len(votes.annotators))
+    agrees = votes.label == consensus.labels[votes.item]
+    totals = np.bincount(votes.annotator, weights=votes.times, minlength=len(votes.annotators))
+    agreeing = np.bincount(votes.annotator, weights=votes.times * agrees, minlength=len(votes.annotators))
     items = votes.items_of() if votes.named else np.full(1, len(votes))
     return facts | {
         "priors": estimates.priors.tolist(),
         "log_likelihood": estimates.log_likelihood,
         "iterations": len(estimates.objective),
         "converged": estimates.converged,
-        "differs": int((most.labels != consensus.labels).sum()),
-        "tied": int(most.tied.sum()),
+        "differs": int((most_common.labels != consensus.labels).sum()),
+        "tied": int(most_common.tied.sum()),
         "annotators": [
             {
                 "annotator": name,
                 "tiles": int(items[row]),
                 "accuracy": float(estimates.accuracies[row]),
                 "balanced_accuracy": float(np.diag(estimates.confusions[row]).mean()),
-                "agreement": float(agreeing[row] / given[row]),
+                "agreement": float(agreeing[row] / totals[row]),
                 "confusion": estimates.confusions[row].tolist(),
             }
             for row, name in enumerate(votes.annotators)
@@ -167,19 +167,19 @@ def _estimates(consensus: Consensus) -> dict[str, Any] | None:
     }
 
 
-def _tile_rows(tiles: TileSet, found: Annotations) -> list[dict[str, Any]]:
-    """Return one row per annotated tile: votes of those who label it, majority, consensus and posterior."""
+def _tile_rows(tiles: TileSet, annotations: Annotations) -> list[dict[str, Any]]:
+    """Return one row per annotated tile: votes of its annotators, majority, consensus and posterior."""
     split_of = dict(zip(tiles.ids.tolist(), tiles.splits.tolist(), strict=True))
     rows = []
-    for consensus in (found.learnt, found.tested):
+    for consensus in (annotations.learnt, annotations.tested):
         votes = consensus.votes
         counts = votes.counts()
-        most = majority(counts, votes.items)
+        most_common = majority(counts, votes.items)
         for row, name in enumerate(votes.items):
             record: dict[str, Any] = {"tile": name, "split": split_of.get(name, "")}
             record |= {f"votes_{label}": int(n) for label, n in zip(votes.classes, counts[row], strict=True)}
-            record["majority"] = votes.classes[most.labels[row]]
-            record["tied"] = int(most.tied[row])
+            record["majority"] = votes.classes[most_common.labels[row]]
+            record["tied"] = int(most_common.tied[row])
             record["consensus"] = votes.classes[consensus.labels[row]]
             posterior = consensus.posteriors[row]
             record |= {f"p_{label}": round(float(p), 6) for label, p in zip(votes.classes, posterior, strict=True)}
@@ -187,21 +187,21 @@ def _tile_rows(tiles: TileSet, found: Annotations) -> list[dict[str, Any]]:
     return rows
 
 
-def _disputed(tiles: TileSet, found: Annotations, shown: int) -> list[DisputedTile]:
-    """Find the tiles with the least certain consensus among those with different labels; ties by id."""
+def _disputed(tiles: TileSet, annotations: Annotations, shown: int) -> list[DisputedTile]:
+    """Return the tiles with the least certain consensus among those with different labels; ties are ordered by id."""
     row_of = {name: row for row, name in enumerate(tiles.ids.tolist())}
     candidates = []
-    for consensus in (found.learnt, found.tested):
+    for consensus in (annotations.learnt, annotations.tested):
         disagreeing = (consensus.votes.counts() > 0).sum(axis=1) > 1
         for row in np.flatnonzero(disagreeing).tolist():
             candidates.append((float(consensus.posteriors[row].max()), consensus.votes.items[row], consensus, row))
-    candidates.sort(key=lambda each: each[:2])
-    result = []
+    candidates.sort(key=lambda candidate: candidate[:2])
+    disputed = []
     for posterior, name, consensus, row in candidates[:shown]:
         if name not in row_of:
             continue
         encoded = thumbnail(tiles, row_of[name], side=_SIDE, quality=_QUALITY)
-        result.append(
+        disputed.append(
             DisputedTile(
                 name,
                 str(tiles.splits[row_of[name]]),
@@ -210,16 +210,16 @@ def _disputed(tiles: TileSet, found: Annotations, shown: int) -> list[DisputedTi
                 f"{consensus.votes.classes[consensus.labels[row]]} {posterior:.3f}",
             )
         )
-    return result
+    return disputed
 
 
 def _describe_votes(consensus: Consensus, row: int) -> str:
-    """List who gave which label to an item, or how many votes each class has."""
+    """List the annotators who chose each class for an item, or the number of votes for each class."""
     votes = consensus.votes
     if not votes.named:
         counts = zip(votes.classes, votes.counts()[row].tolist(), strict=True)
         return "; ".join(f"{label}: {count}" for label, count in counts if count)
-    given: dict[str, list[str]] = {}
-    for place in np.flatnonzero(votes.item == row).tolist():
-        given.setdefault(votes.classes[votes.label[place]], []).append(votes.annotators[votes.annotator[place]])
-    return "; ".join(f"{label}: {', '.join(names)}" for label, names in sorted(given.items()))
+    names_of: dict[str, list[str]] = {}
+    for vote in np.flatnonzero(votes.item == row).tolist():
+        names_of.setdefault(votes.classes[votes.label[vote]], []).append(votes.annotators[votes.annotator[vote]])
+    return "; ".join(f"{label}: {', '.join(names)}" for label, names in sorted(names_of.items()))

@@ -30,7 +30,7 @@ from clipit.tiles.table import open_table
 from clipit.versions import git_commit, versions
 
 _IGNORE = 255  # value of pixels without a label if `segmentation.ignore` is empty
-_MOST_PROBLEMS = 10
+_MAX_PROBLEMS = 10  # listed in an error
 _ALL, _TRAINING, _TEST = "all tiles", "training and validation tiles", "test tiles"
 _COLUMNS = ("mask_consensus", "mask_confident")
 
@@ -38,28 +38,29 @@ _COLUMNS = ("mask_consensus", "mask_confident")
 def write_annotator_masks(
     file: ConfigFile, table: Path, *, files: Path | None = None, confidence: float = 0.9, shown: int = 24
 ) -> tuple[Path, Path]:
-    """Write the consensus of masks: `<output>/annotators/<name>/masks/`.
+    """Write the consensus of masks by several annotators to `<output>/annotators/<name>/masks/`.
 
-    Training and validation tiles have one set of estimates, and test tiles their own, if the table of tiles has splits.
-    `consensus/` has the most probable class of each pixel as PNG, with the values of `segmentation.classes`;
-    `confident/` the same, with pixels of a lower posterior than `confidence` ignored; `posterior/` the probabilities of
-    the classes [c, h, w] as float16 in .npy. tiles.csv is the table of the tiles with the columns mask_consensus and
-    mask_confident, either of which `clipit segment` reads by `tiles.columns.mask`. Masks are read tile by tile, twice.
+    If the table of tiles has splits, the annotators are estimated separately on test tiles and on all other tiles.
+    `consensus/` contains the most probable class of each pixel as PNG, with the values of `segmentation.classes`;
+    `confident/` contains the same, but ignores pixels with a posterior below `confidence`; `posterior/` contains the
+    class probabilities [c, h, w] as float16 in .npy. tiles.csv is the table of the tiles with the further columns
+    mask_consensus and mask_confident; `clipit segment` reads the one that `tiles.columns.mask` names. Each mask is
+    read twice, and only one tile is in memory at a time.
 
     Args:
         file: Configuration with tiles from a table and `segmentation.classes`.
         table: Table with the columns tile, annotator and mask.
-        files: Folder or zip that the masks are relative to; None for the folder of the table.
+        files: Folder or zip to which the paths of the masks are relative; None for the folder of the table.
         confidence: Posterior below which pixels of `confident/` are ignored.
-        shown: Number of tiles on the page with the largest share of uncertain pixels.
+        shown: Number of tiles on the page, those with the largest share of uncertain pixels.
 
     Returns:
-        Path of the page, masks.html (masks.json has its figures), and the folder that the paths in tiles.csv are
-        relative to: that of the images.
+        Path of the page, masks.html (masks.json contains its numbers), and the folder of the images, to which the
+        paths in tiles.csv are relative.
 
     Raises:
-        ConfigError: The tiles are not those of a table, no classes are named, or an option is out of range.
-        DataError: A table or a mask is invalid; problems of masks are listed together.
+        ConfigError: The tiles do not come from a table, no classes are named, or an option is out of range.
+        DataError: A table or a mask is invalid; problems of masks are reported in one error.
     """
     config, section = file.run, file.segmentation
     if config.tiles.source != "table" or not section.classes:
@@ -82,8 +83,8 @@ def write_annotator_masks(
     parts = _parts(masks)
     patterns = {part: PixelPatterns(masks.annotators, classes.names) for part in dict.fromkeys(parts)}
     _count(masks, patterns, parts)
-    consensus = {part: found.consensus() for part, found in patterns.items()}
-    if all(found.estimates is None for found in consensus.values()):
+    consensus = {part: counter.consensus() for part, counter in patterns.items()}
+    if all(estimate.estimates is None for estimate in consensus.values()):
         raise DataError(
             "no pixel has labels by two annotators, so neither their skill nor a consensus can be estimated",
             where="--masks",
@@ -102,7 +103,7 @@ def write_annotator_masks(
 
 
 def _parts(masks: AnnotatorMasks) -> list[str]:
-    """Return the part of each tile, whose labels its consensus is estimated from; one part for tiles without splits."""
+    """Return the part of each tile; the annotators are estimated for each part. Without splits, there is one part."""
     tests = masks.tiles.splits == "test"
     if tests.all() or not tests.any():
         return [_ALL] * len(tests)
@@ -110,7 +111,11 @@ def _parts(masks: AnnotatorMasks) -> list[str]:
 
 
 def _count(masks: AnnotatorMasks, patterns: Mapping[str, PixelPatterns], parts: Sequence[str]) -> None:
-    """Count the patterns of all tiles by part; problems of masks are collected."""
+    """Count the patterns of all tiles by part.
+
+    Raises:
+        DataError: Masks are invalid; all problems are reported in one error.
+    """
     problems: list[ClipitError] = []
     with progress("reading masks", len(masks.tiles)) as advance:
         for row in range(len(masks.tiles)):
@@ -123,8 +128,8 @@ def _count(masks: AnnotatorMasks, patterns: Mapping[str, PixelPatterns], parts: 
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        more = len(problems) - _MOST_PROBLEMS
-        lines = [error.what for error in problems[:_MOST_PROBLEMS]] + ([f"and {more} more"] if more > 0 else [])
+        more = len(problems) - _MAX_PROBLEMS
+        lines = [error.what for error in problems[:_MAX_PROBLEMS]] + ([f"and {more} more"] if more > 0 else [])
         raise DataError(
             f"{counted(len(problems), 'tile has', 'tiles have')} masks that cannot be used:\n    "
             + "\n    ".join(lines),
@@ -150,17 +155,17 @@ def _write_masks(
             best, labelled = posteriors.max(axis=2), posteriors.any(axis=2)
             codes = np.where(labelled, posteriors.argmax(axis=2), len(values) - 1)
             _write_png(folder / "consensus" / f"{name}.png", values[codes])
-            sure = labelled & (best >= confidence)
-            _write_png(folder / "confident" / f"{name}.png", values[np.where(sure, codes, len(values) - 1)])
+            confident = labelled & (best >= confidence)
+            _write_png(folder / "confident" / f"{name}.png", values[np.where(confident, codes, len(values) - 1)])
             with whole_file(folder / "posterior" / f"{name}.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, posteriors.transpose(2, 0, 1).astype(np.float16), allow_pickle=False)
-            uncertain.append(float((labelled & ~sure).sum() / max(int(labelled.sum()), 1)))
+            uncertain.append(float((labelled & ~confident).sum() / max(int(labelled.sum()), 1)))
             advance(1)
     return uncertain
 
 
 def _values(classes: MaskClasses) -> Int64[np.ndarray, " c_1"]:
-    """Return the value of each class in the files, and at the end that of ignored pixels."""
+    """Return the pixel value of each class in the files, followed by that of ignored pixels."""
     first: dict[int, int] = {}
     for value, code in sorted(classes.class_of.items()):
         first.setdefault(code, value)
@@ -181,25 +186,24 @@ def _write_png(path: Path, values: Int64[np.ndarray, "h w"]) -> None:
 
 
 def _names(masks: AnnotatorMasks) -> Iterator[tuple[int, str]]:
-    """Yield each row with a file name: the tile's id, with a hash if the id is not a valid name."""
+    """Yield each row with a file name: the tile's id, or a valid name with a hash if the id is not valid."""
     for row, tile in enumerate(masks.tiles.ids.tolist()):
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", posixpath.splitext(tile)[0]).strip(".-")
-        yield row, plain if plain == tile else f"{plain or 'tile'}-{fingerprint(tile)[:8]}"
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", posixpath.splitext(tile)[0]).strip(".-")
+        yield row, name if name == tile else f"{name or 'tile'}-{fingerprint(tile)[:8]}"
 
 
 def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> Path:
-    """Write the table of the tiles with two further columns, and return the folder that its paths are relative to.
+    """Write the table of the tiles with two further columns, and return the folder to which its paths are relative.
 
-    Images in a zip have no such folder: the masks are then relative to that of the table, and the images must be
-    unpacked into it.
+    If the images are in a zip, this is the folder of the written table, and the images must be unpacked into it.
     """
     source = Path(section.path).expanduser()
     table = open_table(source)
-    by_name = {str(ours): theirs for ours, theirs in section.columns.items()}
+    column_names = {str(name): column for name, column in section.columns.items()}
     columns = {
         name: read_cells(table.column(name), name, source, table.place) for name in table.names if name not in _COLUMNS
     }
-    id_name, path_name = by_name.get("id", "id"), by_name.get("path", "path")
+    id_name, path_name = column_names.get("id", "id"), column_names.get("path", "path")
     paths = [posixpath.normpath(cell.replace("\\", "/")) for cell in columns[path_name]]
     ids = columns.get(id_name, paths)
     root = Path(section.images).expanduser() if section.images else source.parent
@@ -207,14 +211,14 @@ def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> P
         root = folder
     name_of = {str(masks.tiles.ids[row]): name for row, name in _names(masks)}
     rows = []
-    for place, tile in enumerate(ids):
+    for row, tile in enumerate(ids):
         mask_cells = {
             f"mask_{kind}": Path(os.path.relpath(folder / kind / f"{name_of[tile]}.png", root)).as_posix()
             if tile in name_of
             else ""
             for kind in ("consensus", "confident")
         }
-        rows.append({name: cells[place] for name, cells in columns.items()} | mask_cells)
+        rows.append({name: cells[row] for name, cells in columns.items()} | mask_cells)
     with whole_file(folder / "tiles.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, [*columns, *_COLUMNS], lineterminator="\n")
         writer.writeheader()
@@ -236,7 +240,7 @@ def _describe(
             "tiles": len(masks.tiles),
             "annotators": len(masks.annotators),
             "masks": len(masks.row_of),
-            "labelled pixels": int(sum(found.pixels.sum() for found in consensus.values())),
+            "labelled pixels": int(sum(estimate.pixels.sum() for estimate in consensus.values())),
             "confidence of the confident masks": confidence,
             "mean share of uncertain pixels": round(float(np.mean(uncertain)), 4),
             "annotators of test tiles who also annotated training tiles": "unknown: the tiles have no test split"
@@ -245,8 +249,8 @@ def _describe(
         },
         "shared_annotators": shared,
         "parts": [
-            {"part": name, "tiles": parts.count(name)} | _describe_part(masks, parts, name, found)
-            for name, found in sorted(consensus.items(), reverse=True)
+            {"part": name, "tiles": parts.count(name)} | _describe_part(masks, parts, name, estimate)
+            for name, estimate in sorted(consensus.items(), reverse=True)
         ],
         "notes": [*masks.tiles.notes, *masks.notes, *_independence_notes(shared)],
     }
@@ -262,8 +266,8 @@ def _shared(consensus: Mapping[str, PixelConsensus]) -> list[str] | None:
 def _independence_notes(shared: list[str] | None) -> list[str]:
     if shared is None:
         return [
-            "the tiles have no test split, so one consensus is estimated from all of them: test tiles cut from them "
-            "later are not independent of the training tiles"
+            "the tiles have no test split, so the annotators are estimated on all of them: test tiles split off later "
+            "are not independent of the training tiles"
         ]
     if shared:
         return [
@@ -273,15 +277,15 @@ def _independence_notes(shared: list[str] | None) -> list[str]:
     return ["no annotator of the test tiles annotated a training tile"]
 
 
-def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, found: PixelConsensus) -> dict[str, Any]:
-    votes, estimates = found.votes, found.estimates
+def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, consensus: PixelConsensus) -> dict[str, Any]:
+    votes, estimates = consensus.votes, consensus.estimates
     labelled: Float64[np.ndarray, " a"] = np.zeros(len(votes.annotators))
-    np.add.at(labelled, votes.annotator, found.pixels[votes.item])
-    dice = annotator_dice(found)
-    inside = {tile for tile, part in zip(masks.tiles.ids.tolist(), parts, strict=True) if part == name}
+    np.add.at(labelled, votes.annotator, consensus.pixels[votes.item])
+    dice = annotator_dice(consensus)
+    tiles_of_part = {tile for tile, part in zip(masks.tiles.ids.tolist(), parts, strict=True) if part == name}
     return {
         "patterns": len(votes),
-        "alpha": krippendorff_alpha(votes.counts(), found.pixels),
+        "alpha": krippendorff_alpha(votes.counts(), consensus.pixels),
         "method": "shares of the labels: no pixel has labels by two annotators"
         if estimates is None
         else f"EM {'converged' if estimates.converged else 'not converged'}, {len(estimates.objective)} iterations",
@@ -289,7 +293,7 @@ def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, found
         "annotators": [
             {
                 "annotator": annotator,
-                "tiles": sum(tile in inside and who == annotator for tile, who in masks.row_of),
+                "tiles": sum(tile in tiles_of_part and name == annotator for tile, name in masks.row_of),
                 "pixels": int(labelled[row]),
                 "accuracy": None if estimates is None else float(estimates.accuracies[row]),
                 "dice": dice[annotator],

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NAME_THEM = (
+_GROUP_ADVICE = (
     "name the patient or slide of each tile in a column group, or set --tiles.columns.group=COLUMN or "
     "--tiles.group_pattern=REGEX"
 )
-_MOST_NAMES = 50  # patients listed for a pair of splits; leaks.json has all
+_MAX_NAMES = 50  # patients listed for a pair of splits; leaks.json lists all
 _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("kind", "id", "split", "other_id", "other_split", "group")),
@@ -49,7 +49,7 @@ class LeakCheck(NamedTuple):
     Attributes:
         path: Path of leaks.json.
         leaking: Number of leaking tiles and reports.
-        compared_patients: Whether patients or slides are known in two splits or more, so that they could be compared.
+        compared_patients: Whether patients or slides are known in at least two splits, so that they were compared.
     """
 
     path: Path
@@ -58,10 +58,10 @@ class LeakCheck(NamedTuple):
 
 
 def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[str] = ()) -> LeakCheck:
-    """Find leaks of every kind, and write them to leaks.json and leaks.parquet.
+    """Find leaks of all kinds, and write them to leaks.json and leaks.parquet.
 
     Args:
-        config: Run configuration; its `leaks.policy` is ignored, and nothing is dropped.
+        config: Run configuration; its `leaks.policy` is ignored: nothing is dropped.
         pixels: Comparison of images (off, exact or near); `leaks.pixels` by default.
         shifted: Names of the shifted test sets, to be listed as not checked.
     """
@@ -79,7 +79,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     known = _known_patients(tiles)
     compared = sum(count > 0 for count, _ in known.values()) > 1
     if not compared:
-        unchecked.insert(0, "patients and slides: fewer than two splits have tiles whose patient or slide is known")
+        unchecked.insert(0, "patients and slides: known in fewer than two splits")
     checked = _checked(known, compared, section.pixels, len(tiles), reports)
     path = leak_folder(config) / "leaks.json"
     if get_processes().main:
@@ -115,16 +115,16 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
 
 
 def _known_patients(tiles: TileSet) -> dict[str, tuple[int, int]]:
-    """Count per split that has tiles how many of them have a known patient or slide, and how many there are."""
+    """Count the tiles with a known patient or slide, and all tiles, of each split that is not empty."""
     known = patients(tiles.groups, tiles.ids) != ""
-    parts = {split: tiles.splits == split for split in SPLITS}
-    return {split: (int(known[part].sum()), int(part.sum())) for split, part in parts.items() if part.any()}
+    masks = {split: tiles.splits == split for split in SPLITS}
+    return {split: (int(known[mask].sum()), int(mask.sum())) for split, mask in masks.items() if mask.any()}
 
 
 def _checked(
     known: Mapping[str, tuple[int, int]], compared: bool, pixels: str, n_tiles: int, reports: Sequence["Report"]
 ) -> list[str]:
-    """List what was compared."""
+    """List the comparisons that were made."""
     lines = []
     if compared:
         counts = ", ".join(f"{count:,} of {total:,} {split} tiles" for split, (count, total) in known.items())
@@ -139,7 +139,7 @@ def _checked(
 
 
 def leaks_table(leaks: Sequence[Leak]) -> str:
-    """Tabulate the leaks by kind and pair of splits: numbers of tiles or reports on either side, with an example."""
+    """Tabulate the leaks by kind and pair of splits: numbers of tiles or reports on both sides, and an example."""
     rows = []
     for kind, split, other in sorted({(leak.kind, leak.split, leak.other_split) for leak in leaks}):
         group = [leak for leak in leaks if (leak.kind, leak.split, leak.other_split) == (kind, split, other)]
@@ -147,11 +147,11 @@ def leaks_table(leaks: Sequence[Leak]) -> str:
         rows.append([kind, split or "reports", other, *counts, f"{group[0].id} ~ {group[0].other_id}"])
     if not rows:
         return "no leak found"
-    return markdown_table(("kind", "leaking from", "into", "number from", "number into", "example"), rows, left=3)
+    return markdown_table(("kind", "from", "into", "number from", "number into", "example"), rows, left=3)
 
 
 def list_patients(leaks: Sequence[Leak]) -> list[str]:
-    """List the patients or slides on both sides of a split, one line per pair of splits."""
+    """List the patients or slides that two splits share, one line per pair of splits."""
     pairs = sorted({(leak.split, leak.other_split) for leak in leaks if leak.kind == "group"})
     lines = []
     for split, other in pairs:
@@ -159,13 +159,13 @@ def list_patients(leaks: Sequence[Leak]) -> list[str]:
             leak.group for leak in leaks if leak.kind == "group" and (leak.split, leak.other_split) == (split, other)
         }
         lines.append(
-            f"patients or slides in {split} and {other} ({len(names)}): {shortlist(sorted(names), _MOST_NAMES)}"
+            f"patients or slides in {split} and {other} ({len(names)}): {shortlist(sorted(names), _MAX_NAMES)}"
         )
     return lines
 
 
 def _hint(leaks: Sequence[Leak], tiles: TileSet) -> list[str]:
-    """Explain what similar images in two splits suggest if no tile has a group."""
+    """Explain what similar images in two splits suggest, if no tile has a known patient or slide."""
     if (patients(tiles.groups, tiles.ids) == "").all() and any(leak.kind == "near" for leak in leaks):
         return ["similar images in two splits often show the same patient or slide; more of their tiles may leak"]
     return []
@@ -174,18 +174,18 @@ def _hint(leaks: Sequence[Leak], tiles: TileSet) -> list[str]:
 def _unchecked(
     tiles: TileSet, source: str, pixels: str, reports: Sequence[Any], prints: Prints | None, spread: float
 ) -> list[str]:
-    """List what could not be checked, and why."""
+    """List the comparisons that could not be made, with reasons."""
     lines = []
     card = DATASETS.get(source)
     if card is not None and card.group_is:
         lines.append(f"patients: {card.title} names only the {card.group_is} of a tile, which is its group here")
-    nameless = int((patients(tiles.groups, tiles.ids) == "").sum())
-    if nameless:
-        advice = tiles.advice or _NAME_THEM
-        lines.append(f"patients of {nameless} of {len(tiles)} tiles: the data do not name them; {advice}")
+    unnamed = int((patients(tiles.groups, tiles.ids) == "").sum())
+    if unnamed:
+        advice = tiles.advice or _GROUP_ADVICE
+        lines.append(f"patients of {unnamed} of {len(tiles)} tiles: not named in the data; {advice}")
     unknown = sum(not patient_of(report) for report in reports)
     if unknown:
-        lines.append(f"patients of {unknown} of {len(reports)} reports: none named (reports.group_column)")
+        lines.append(f"patients of {unknown} of {len(reports)} reports: not named (reports.group_column)")
     if pixels != "near":
         lines.append(f"near-duplicates: leaks.pixels is {pixels}")
     elif isinstance(prints, Fingerprints):

@@ -1,4 +1,4 @@
-"""Apply `leaks.policy` to a new test set of a finished run: tiles of its training patients, and copies of its tiles."""
+"""Apply `leaks.policy` to a new test set of a finished run: drop tiles of training patients and copies of its tiles."""
 
 import logging
 from dataclasses import replace
@@ -16,19 +16,19 @@ logger = logging.getLogger(__name__)
 
 
 def enforce_on_external(
-    tests: TileSet, learnt: TileSet | SeenTiles, prints: Prints | None, config: RunConfig, where: str
+    tests: TileSet, seen: TileSet | SeenTiles, prints: Prints | None, config: RunConfig, where: str
 ) -> tuple[TileSet, list[Leak]]:
-    """Return a new test set without patients and images of training or validation; called by all processes.
+    """Return a new test set without patients and images of training or validation. Call it in all processes.
 
     Args:
         tests: Tiles of the new set.
-        learnt: Tiles that the run was trained or validated on, or an adaptation of the VLM.
-        prints: Hashes of their images, in the same order; None to compare patients alone.
+        seen: Tiles on which the run, or the adaptation of its VLM, was trained or validated.
+        prints: Hashes of their images, in the same order; None to compare only patients.
         config: Run configuration with the section `leaks`.
         where: Name of the new set, for messages.
 
     Returns:
-        The tiles to score, and all leaks, sorted by id of the new set's tile: shared patients and copies.
+        The tiles to score, and all leaks (shared patients and copies), sorted by id of the new set's tile.
 
     Raises:
         DataError: There are leaks and the policy is `error`, or the set would become empty.
@@ -36,13 +36,13 @@ def enforce_on_external(
     policy = config.leaks.policy
     if policy == "off" or not len(tests):
         return tests, []
-    leaks = list(find_shared_patients(tests, learnt).values())
-    if prints is not None and len(learnt):
+    leaks = list(find_shared_patients(tests, seen).values())
+    if prints is not None and len(seen):
         kind = "near" if isinstance(prints, Fingerprints) and config.leaks.pixels == "near" else "exact"
         known = prints.digests if isinstance(prints, Fingerprints) and kind == "exact" else prints
-        of_tests = hash_images(tests, config, kind)
-        if of_tests is not None:
-            leaks += find_copies(tests, of_tests, learnt, known, config.leaks).values()
+        test_prints = hash_images(tests, config, kind)
+        if test_prints is not None:
+            leaks += find_copies(tests, test_prints, seen, known, config.leaks).values()
     if not leaks:
         return tests, []
     leaks.sort(key=lambda leak: (leak.other_id, leak.kind))
@@ -52,8 +52,8 @@ def enforce_on_external(
         raise DataError(
             f"{message}: {shortlist(pairs)}",
             where=where,
-            fix="remove them from the new set; or --leaks.policy=exclude drops them and counts them, note only counts "
-            "them. If different patients have the same name, rename them",
+            fix="remove them from the new set, or set --leaks.policy=exclude to drop and count them, or note only to "
+            "count them. If different patients have the same name, rename them",
         )
     if policy == "note":
         outcome = "kept on request (leaks.policy: note)"
@@ -62,7 +62,7 @@ def enforce_on_external(
         outcome = "dropped"
         kept = tests.select(~tests.among(leak.other_id for leak in leaks))
         if not len(kept):
-            raise DataError(f"no tile is left after dropping leaks; {message}", where=where, fix="use other tiles")
+            raise DataError(f"no tiles remain after dropping leaks; {message}", where=where, fix="use other tiles")
     note = f"{message}, {outcome}"
     if get_processes().main:
         logger.warning(f"{where}: {note}")
@@ -70,7 +70,7 @@ def enforce_on_external(
 
 
 def note_reports(tests: TileSet, config: RunConfig) -> str:
-    """Return a note about reports of the run whose patients have tiles in a new test set; "" if there are none."""
+    """Return a warning about reports of the run whose patients have tiles in a new test set; "" if there are none."""
     from clipit.reports.readers import read_reports
 
     names = set(patients(tests.groups, tests.ids).tolist()) - {""}
@@ -87,14 +87,14 @@ def note_reports(tests: TileSet, config: RunConfig) -> str:
 
 def describe_leaks(leaks: list[Leak], total: int) -> str:
     """Describe how many tiles of a new set leak, by kind, such as `3 of 24 new tiles leak ...`."""
-    words = {
+    descriptions = {
         "group": "of its patients or slides",
         "exact": "with the same pixels",
-        "near": "that look alike",
+        "near": "that look similar",
     }
     counts = [
         f"{count} {text}"
-        for kind, text in words.items()
+        for kind, text in descriptions.items()
         if (count := len({leak.other_id for leak in leaks if leak.kind == kind}))
     ]
     patients = len({leak.group for leak in leaks if leak.group})

@@ -1,4 +1,4 @@
-"""Apply `leaks.policy` to leaks between splits, in tiles, shifted test sets and reports."""
+"""Apply `leaks.policy` to leaks between splits, in tiles, in shifted test sets and in reports."""
 
 import logging
 from collections import Counter
@@ -34,7 +34,7 @@ _DESCRIPTIONS = {
 
 
 def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
-    """Return the tiles that training may use; called by all processes.
+    """Return the tiles that a run may use. Call it in all processes.
 
     Args:
         tiles: Tiles of all splits, as read.
@@ -55,23 +55,23 @@ def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
     emptied = [split for split in SPLITS if (tiles.splits == split).any() and not (kept.splits == split).any()]
     if emptied:
         raise DataError(
-            f"dropping leaks leaves no tile in {', '.join(emptied)}; {note}",
+            f"dropping leaks leaves no tiles in {', '.join(emptied)}; {note}",
             where=tiles.where,
             fix="split the tiles again, by patient",
         )
     return replace(kept, notes=(*kept.notes, note))
 
 
-def enforce_on_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str, config: RunConfig) -> TileSet:
-    """Return a shifted test set without images and patients of training or validation; called by all processes.
+def enforce_on_shifted(tests: TileSet, own: TileSet, seen: TileSet, name: str, config: RunConfig) -> TileSet:
+    """Return a shifted test set without images and patients of training or validation. Call it in all processes.
 
-    With the policy `exclude`, tiles are dropped from the shifted set, not from training: what a student learns from
-    must not depend on the additional test sets of a comparison.
+    With the policy `exclude`, tiles are dropped from the shifted set, not from training: the training tiles must not
+    depend on the additional test sets of a comparison.
 
     Args:
         tests: Tiles of the shifted set.
         own: All tiles of the configuration, before leaks are dropped.
-        learnt: Tiles of `own` that are used for training or validation.
+        seen: Tiles of `own` that are used for training or validation.
         name: Name of the shifted set.
         config: Run configuration with the section `leaks`.
 
@@ -82,24 +82,27 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str,
     policy, where = config.leaks.policy, f"comparison.shifted.{name}"
     if policy == "off" or not len(tests):
         return tests
-    _check_patients(tests, learnt, policy, where)
-    prints, test_prints = (hash_images(each, config, config.leaks.pixels) for each in (own, tests))
+    _check_patients(tests, seen, policy, where)
+    prints, test_prints = (hash_images(tiles, config, config.leaks.pixels) for tiles in (own, tests))
     if prints is None or test_prints is None:
         return tests
-    rows = np.flatnonzero(own.among(learnt.ids.tolist()))
+    rows = np.flatnonzero(own.among(seen.ids.tolist()))
     copies = find_copies(tests, test_prints, own.select(rows), select_prints(prints, rows), config.leaks)
     if not copies:
         return tests
     ids = sorted(copies)
     near = sum(leak.kind == "near" for leak in copies.values())
     message = f"{len(ids)} of {len(tests)} shifted tiles are images of training or validation tiles"
-    message += f" ({near} of them only look like one)" if near else ""
+    message += f" ({near} of them are similar, not identical)" if near else ""
     if policy == "error":
-        fix = "take them out of one side; or --leaks.policy=exclude drops them from this set, note only logs them"
+        fix = (
+            "remove them from one of the two sets, or set --leaks.policy=exclude to drop them from this set, or note "
+            "only to log them"
+        )
         pairs = [f"{leak.other_id} (of {leak.id})" for _, leak in sorted(copies.items())]
         raise DataError(f"{message}: {shortlist(pairs)}", where=where, fix=fix)
     if policy == "exclude" and len(ids) == len(tests):
-        raise DataError(f"no tile is left after dropping leaks; {message}", where=where, fix="use other tiles")
+        raise DataError(f"no tiles remain after dropping leaks; {message}", where=where, fix="use other tiles")
     note = f"{where}: {message}, {_outcome(policy)}"
     if get_processes().main:
         path = leak_folder(config) / f"shifted-{fingerprint(name)[:8]}.json"
@@ -112,8 +115,8 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str,
 def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], config: RunConfig) -> "Reports":
     """Return the reports from which snippets may be extracted.
 
-    If tiles are paired with reports of their own patients (`pairing.reports`), a corpus with the reports of all
-    patients is expected: reports of validation and test patients are then dropped under every policy.
+    If tiles are paired with reports of their own patients (`pairing.reports`), the corpus usually has the reports of
+    all patients. Those of validation and test patients are then dropped, whatever the policy.
 
     Args:
         reports: Reports before leaks are dropped.
@@ -135,38 +138,38 @@ def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], co
     leaking = {leak.id for leak in leaks}
     kept = tuple(report for report in reports.reports if report.report_id not in leaking)
     if not kept:
-        raise DataError(f"no report is left; {note}", where=reports.source, fix="add reports")
+        raise DataError(f"no reports remain; {note}", where=reports.source, fix="add reports of training patients")
     return replace(reports, reports=kept, problems=(*reports.problems, note))
 
 
 def with_report_policy(config: RunConfig) -> RunConfig:
-    """Return a configuration with the policy that applies to reports: `exclude` if tiles use their own reports."""
+    """Return a configuration with the policy for reports: `exclude` if tiles are paired with their own reports."""
     if config.pairing.reports == "any":
         return config
     return config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": "exclude"})})
 
 
 def hash_images(tiles: TileSet, config: RunConfig, pixels: str) -> Prints | None:
-    """Hash the images for the given comparison (off, exact or near); called by all processes."""
+    """Hash the images for a comparison (off, exact or near); None for off. Call it in all processes."""
     if pixels == "off":
         return None
     return (tile_hashes if pixels == "near" else tile_digests)(config.output / "artefacts", tiles)
 
 
 def leak_folder(config: RunConfig) -> Path:
-    """Return the folder of the lists of leaks."""
+    """Return the folder to which leaks are written."""
     return config.output / "leaks" / config.name
 
 
-def _check_patients(tests: TileSet, learnt: TileSet, policy: str, where: str) -> None:
+def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> None:
     """Reject or log patients of a shifted test set that are used for training or validation."""
-    shared = set(patients(tests.groups, tests.ids).tolist()) & set(patients(learnt.groups, learnt.ids).tolist())
+    shared = set(patients(tests.groups, tests.ids).tolist()) & set(patients(seen.groups, seen.ids).tolist())
     shared -= {""}
     if not shared:
         return
-    message = f"{len(shared)} patients of the shifted set are among those of training: {shortlist(sorted(shared))}"
+    message = f"{len(shared)} patients of the shifted set are also in training: {shortlist(sorted(shared))}"
     if policy != "note":
-        raise DataError(message, where=where, fix="remove them from one side, or set leaks.policy=note")
+        raise DataError(message, where=where, fix="remove them from one of the two sets, or set leaks.policy=note")
     logger.info(f"note: {where}: {message}")
 
 
@@ -184,8 +187,8 @@ def _enforce(leaks: Sequence[Leak], config: RunConfig, where: object, name: str)
         raise DataError(
             f"leaks between the splits: {counts}",
             where=where,
-            fix="correct the data; or --leaks.policy=exclude drops these from training, note only logs them. "
-            "All of them: clipit check-leaks --config ...",
+            fix="correct the data, or set --leaks.policy=exclude to drop these from training, or note only to log "
+            "them. To list all of them: clipit check-leaks --config ...",
         )
     path = leak_folder(config) / f"{name}.json"
     note = f"leaks, {_outcome(config.leaks.policy)}: {counts}"

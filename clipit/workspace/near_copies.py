@@ -1,4 +1,4 @@
-"""Look for near copies between the splits of tiles whose patients are unknown."""
+"""Search for similar images in different splits if the patients are unknown."""
 
 import logging
 from dataclasses import replace
@@ -16,15 +16,15 @@ from clipit.workspace.tile_hashes import tile_hashes
 
 logger = logging.getLogger(__name__)
 
-_MOST = 1000  # tiles of each split that are compared
+_MAX_TILES = 1000  # compared per split
 
 
 def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
-    """Warn of images that look alike in two splits if no tile has a group; called by all processes.
+    """Warn of similar images in two splits if no tile has a known patient or slide. Call it in all processes.
 
-    At most 1,000 tiles of each split are compared, drawn by id. Nothing is dropped; the warning becomes a note of the
-    returned tiles. If `leaks.pixels` is near, all tiles have been compared already; with off, or with the policy off,
-    no images are compared.
+    At most 1,000 tiles of each split are compared, drawn by id. Nothing is dropped; the warning is added to the notes
+    of the returned tiles. If `leaks.pixels` is near, all tiles have been compared already; if it is off, or the policy
+    is off, no images are compared.
 
     Args:
         tiles: Tiles of all splits.
@@ -46,12 +46,12 @@ def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
         f"({shortlist(examples, 2)}), and no groups are set: scores will be too high"
     )
     logger.warning(
-        f"{note}\n  to do: name the patient or slide (tiles.columns.group, tiles.group_pattern); or "
-        "--leaks.pixels=near --leaks.policy=exclude; all of them: clipit check-leaks --config ..."
+        f"{note}\n  to do: name the patient or slide (tiles.columns.group, tiles.group_pattern), or set "
+        "--leaks.pixels=near --leaks.policy=exclude. To list all of them: clipit check-leaks --config ..."
     )
     return replace(tiles, notes=(*tiles.notes, note))
 
 
 def _sample(tiles: TileSet, split: str) -> Int64[np.ndarray, " n"]:
     rows = np.flatnonzero(tiles.splits == split)
-    return np.asarray(rows[shuffled(tiles.ids[rows], 0, "near copies")[:_MOST]])
+    return np.asarray(rows[shuffled(tiles.ids[rows], 0, "near copies")[:_MAX_TILES]])

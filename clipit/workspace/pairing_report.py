@@ -1,4 +1,4 @@
-"""Reports on a pairing: the page of its pairs, and the comparison of pairing rules."""
+"""Page of the pairs of a configuration, and comparison of pairing rules."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -33,14 +33,14 @@ def write_pairs_page(
     run: Path | None = None,
     given: tuple[TilePredictions, str] | None = None,
 ) -> Path:
-    """Write the page of a pairing: `<output>/pairings/<name>/pairs.html`, or `pairs.html` in a run's folder.
+    """Write the page of the pairs to `<output>/pairings/<name>/pairs.html`, or to `pairs.html` in a run's folder.
 
     Args:
         config: Configuration with reports.
         workspace: Workspace of this configuration.
         most: Maximum number of tiles on the page.
         run: Folder of a run whose predictions are shown.
-        given: Predictions to show instead of a run's, and a sentence on their origin.
+        given: Predictions to show instead of those of a run, and a sentence about their origin.
 
     Raises:
         ConfigError: `most` is too small.
@@ -52,14 +52,14 @@ def write_pairs_page(
     shown = choose_tiles(pairs.table, most)
     tiles = workspace.all_tiles.of_split("train")
     rows = {str(tile_id): row for row, tile_id in enumerate(tiles.ids.tolist())}
-    with progress("pictures of tiles", len(shown)) as advance:
+    with progress("encoding thumbnails", len(shown)) as advance:
         encoded = page_pictures(tiles, [rows[tile_id] for tile_id in shown], advance=advance)
         pictures = dict(zip(shown, encoded, strict=True))
     about = [
         f"Pairs: {pairs.artifact.folder.name}/pairs.parquet (VLM {workspace.vlm.name}). "
-        "Only training tiles are paired. Labels are those of the data set, including those that runs may not use.",
-        f"Pictures are at most {LARGE} pixels wide if they take no more than {LARGE_BYTES / 1e6:.0f} MB of the page, "
-        f"and {SMALL} pixels otherwise.",
+        "Only training tiles are paired. All labels of the data set are shown, including those hidden from runs.",
+        f"Images are at most {LARGE} pixels wide if they take at most {LARGE_BYTES / 1e6:.0f} MB of the page, "
+        f"and {SMALL} pixels wide otherwise.",
     ]
     predictions: TilePredictions | None = None
     if given is not None:
@@ -98,7 +98,7 @@ def write_pairs_page(
 
 
 def _origins(workspace: Workspace) -> dict[str, str]:
-    """Return section and report of each snippet, or the first of several places and the number of the others."""
+    """Return the section and report of each snippet; for several sources, the first and the number of the others."""
     table = workspace.snippets.table("snippet_sources.parquet", ["snippet_id", "section", "report_id"])
     first: dict[str, str] = {}
     counts: Counter[str] = Counter()
@@ -109,7 +109,7 @@ def _origins(workspace: Workspace) -> dict[str, str]:
 
 
 def _predictions(run: Path, tiles: TileSet) -> TilePredictions:
-    """Read the predicted class and its probability of each tile.
+    """Read the predicted class of each tile, and its probability.
 
     Raises:
         DataError: The table is damaged, or belongs to other tiles.
@@ -122,7 +122,7 @@ def _predictions(run: Path, tiles: TileSet) -> TilePredictions:
 def compare_pairing_rules(workspace: Workspace) -> str:
     """Compare pairing rules in a table, on the training tiles and the labels that the configuration keeps.
 
-    Writes no pairs, and reads no validation tiles, test tiles or hidden labels. Must be called by all processes.
+    No pairs are written, and no validation tiles, test tiles or hidden labels are read. Call it in all processes.
     """
     config = workspace.config
     tiles = workspace.tiles(config.seed).of_split("train")
@@ -138,10 +138,11 @@ def compare_pairing_rules(workspace: Workspace) -> str:
         other=_with_other_centring(workspace, has_labels),
     )
     notes = (
-        "hubness: share of tiles whose snippet is among the most used 1 %; skewness: of the number of uses",
+        "hubness: share of tiles whose snippet is among the most used 1 %; skewness: that of the number of uses",
         "label of neighbours, label of text: agreement with the labels that this configuration keeps (training tiles)",
-        "cosines of centred and of other embeddings cannot be compared; a margin is in units of the ranking score",
-        "to choose a line, set pairing.correction, centring, organs, exclude_same_group, threshold, margin and mutual",
+        "cosines with and without centring cannot be compared; margins are in units of the ranking score",
+        "to use one of these rules, set pairing.correction, centring, organs, exclude_same_group, threshold, margin "
+        "and mutual",
     )
     return "\n".join([options_text(options), "", *notes])
 
@@ -149,7 +150,7 @@ def compare_pairing_rules(workspace: Workspace) -> str:
 def _with_other_centring(
     workspace: Workspace, with_prompts: bool
 ) -> tuple[Index, Float32[np.ndarray, "classes dim"] | None]:
-    """Build an index of the same snippets with the opposite centring, and its class embeddings if requested."""
+    """Build an index of the same snippets with the other centring, and class embeddings with it if requested."""
     p, prompts = workspace.config.pairing, workspace.prompts
     index = build_index(
         workspace.root,

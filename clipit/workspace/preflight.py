@@ -1,4 +1,4 @@
-"""Checks that take seconds, made before a model is loaded, an image decoded or a text embedded."""
+"""Checks that take seconds, before a model is loaded, an image is decoded or a text is embedded."""
 
 import logging
 import os
@@ -23,21 +23,21 @@ Model = Literal["vlm", "second_vlm", "backbone"]
 def check_inputs(
     workspace: "Workspace", models: Sequence[Model] = (), prompts: Sequence[PromptSet] = (), *, reports: bool = False
 ) -> None:
-    """Check the output folder, model names, reports' path, tiles and prompts of a workspace; log what was read.
+    """Check the output folder, the model names, the path of the reports, the tiles and the prompts of a workspace.
 
-    Reads everything but images, reports and weights. Problems of the data are reported together, and then those of
-    models, whose packages take seconds to import; a class of a prompt set that no tile has is a note. Called by all
-    processes.
+    Images, reports and weights are not read. Problems of the data are reported together; those of models, whose
+    packages take seconds to import, are reported afterwards. A class of a prompt set that no tile has is logged. Call
+    it in all processes.
 
     Args:
         workspace: Workspace of the configuration.
-        models: Sections of the models that the command loads; the key `prompts` is checked against the classes if the
-            VLM is among them, since nothing else uses it.
+        models: Sections of the models that the command loads. The key `prompts` is checked against the classes only if
+            the VLM is among them, because only the VLM uses prompts.
         prompts: Further prompt sets that are used with these tiles.
         reports: Whether the command needs reports.
 
     Raises:
-        ClipitError: Something cannot be used.
+        ClipitError: A check fails.
     """
     config = workspace.config
     _run_together(
@@ -49,7 +49,7 @@ def check_inputs(
 
 
 def _run_together(*steps: Callable[[], None]) -> None:
-    """Run all checks, and raise one error for all problems."""
+    """Run all checks, and raise one error that lists all problems."""
     problems: list[ClipitError] = []
     for step in steps:
         try:
@@ -63,22 +63,21 @@ def _run_together(*steps: Callable[[], None]) -> None:
 
 
 def check_output(folder: Path) -> None:
-    """Check that an output folder can be created, or written if it is new or empty, without creating it.
+    """Check that an output folder can be created, or, if it is empty, written to; nothing is created.
 
-    A folder with content is not checked here, since finished runs of another user can be read from it.
+    The permissions of a folder that is not empty are not checked, because it may contain finished runs of another user,
+    which can be read.
 
     Raises:
-        ArtifactError: The folder, or the nearest existing parent, is a file or cannot be written.
+        ArtifactError: The folder, or the nearest existing parent, is a file or cannot be written to.
     """
-    nearest = next((place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), Path("/"))
+    nearest = next((path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()), Path("/"))
     if not nearest.is_dir():
-        raise ArtifactError(
-            "a file is where a folder belongs", where=nearest, fix="choose another folder with --output"
-        )
+        raise ArtifactError("this is a file, not a folder", where=nearest, fix="choose another folder with --output")
     is_used = nearest == folder.absolute() and any(nearest.iterdir())
     if not is_used and not os.access(nearest, os.W_OK | os.X_OK):
         raise ArtifactError(
-            f"no permission to write into this folder, in which {folder} belongs",
+            f"no permission to write to this folder, as needed for the output folder {folder}",
             where=nearest,
             fix="choose another folder with --output, or change the folder's permissions",
         )
@@ -109,8 +108,8 @@ def _check_reports(reports: ReportsConfig) -> None:
 
 
 def _check_tiles_and_prompts(workspace: "Workspace", further: Sequence[PromptSet], *, own: bool) -> None:
-    prompts_of_run = workspace.prompts if own else None
-    sets = [*([prompts_of_run] if prompts_of_run is not None else []), *further]
+    own_prompts = workspace.prompts if own else None
+    sets = [*([own_prompts] if own_prompts is not None else []), *further]
     if not names_tiles(workspace.config):
         return
     tiles = workspace.listed_tiles
@@ -119,5 +118,6 @@ def _check_tiles_and_prompts(workspace: "Workspace", further: Sequence[PromptSet
         unused = unused_classes(prompts, tiles.classes)
         if unused:
             workspace.log_once(
-                f"note: the prompt set {prompts.name} has classes that no tile has; left out: {shortlist(unused)}"
+                f"note: the prompt set {prompts.name} has classes that no tile has, which are ignored: "
+                f"{shortlist(unused)}"
             )

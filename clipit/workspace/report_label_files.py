@@ -1,4 +1,4 @@
-"""Page and tables of the labels of a corpus of reports: report_labels.html, .json and .csv."""
+"""Page, JSON and table of the labels of a corpus of reports: report_labels.html, .json and .csv."""
 
 import csv
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ _COLUMNS = (
 
 
 def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: int = 5) -> Path:
-    """Write the page, and the answers as JSON and CSV, to `<output>/report_labels/<name>`.
+    """Write the page, and the answers as JSON and CSV, to `<output>/report_labels/<name>/`.
 
     Args:
         config: Configuration of the labels.
         labels: Labels from `label_corpus`.
-        per_answer: Number of reports to check for each answer.
+        per_answer: Number of reports on the page for each answer, to be read by eye.
 
     Returns:
-        Path of the page, report_labels.html; report_labels.json and report_labels.csv are written beside it.
+        Path of the page, report_labels.html; report_labels.json and report_labels.csv are in the same folder.
 
     Raises:
         ConfigError: `per_answer` is negative.
@@ -59,7 +59,7 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
     ):
         writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(record | {"mentions": _mentions_text(record["mentions"])} for record in records)
+        writer.writerows(record | {"mentions": _format_mentions(record["mentions"])} for record in records)
     path = folder / "report_labels.html"
     uses_vlm = labels.probabilities is not None and labels.features == "vlm"
     text = report_labels_page(
@@ -77,7 +77,7 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
 
 
 def sample_reports(labels: CorpusLabels, per_answer: int, seed: int) -> list[SampledReport]:
-    """Draw reports for each answer of the rules; reports with uncertain mentions only are drawn apart from "none"."""
+    """Draw reports for each answer of the rules; reports with only uncertain mentions are drawn apart from "none"."""
     strata: dict[str, list[int]] = {}
     for row in sorted(range(len(labels.found)), key=lambda row: labels.reports[row].report_id):
         label = labels.found[row]
@@ -115,7 +115,7 @@ def _facts(config: RunConfig, labels: CorpusLabels) -> dict[str, Any]:
 
 
 def _record(labels: CorpusLabels, row: int) -> dict[str, Any]:
-    """Collect what is known about one report."""
+    """Return the labels and mentions of one report, in values that JSON can represent."""
     report = labels.reports[row]
     label = labels.found[row] if labels.found else None
     record: dict[str, Any] = {
@@ -135,8 +135,8 @@ def _record(labels: CorpusLabels, row: int) -> dict[str, Any]:
     return record
 
 
-def _mentions_text(mentions: Sequence[dict[str, Any]]) -> str:
-    """Format mentions for one cell: "MSI-H, negated, diagnosis: microsatellite instability; ..."."""
+def _format_mentions(mentions: Sequence[dict[str, Any]]) -> str:
+    """Format mentions as one cell: "MSI-H, negated, diagnosis: microsatellite instability; ..."."""
     return "; ".join(
         f"{m['class_name']}, {m['status']}, {m['section']}: {m['sentence'][m['start'] : m['end']]}" for m in mentions
     )

@@ -1,4 +1,4 @@
-"""Labels of a whole corpus of reports, by rules and by a text classifier, and their agreement with its own labels."""
+"""Labels of a corpus of reports by rules and by a text classifier, and their agreement with given labels."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -29,15 +29,16 @@ FEATURES = {"tfidf": "TF-IDF of words and word pairs", "vlm": "the mean VLM embe
 
 @dataclass(frozen=True)
 class CorpusLabels:
-    """Reports of a corpus with their own labels, the answers of the rules, and those of the text classifier.
+    """Reports of a corpus with their own labels, and the labels by the rules and by the text classifier.
 
     Attributes:
         reports: Reports, without those of patients with validation or test tiles.
         classes: Class names.
-        own: Class index of each report's own label; -1 if it has none, or one that is not a class.
-        of_tiles: Class index of most labelled training tiles of each report's patient; -1 if there are none.
+        own: Class index of each report's own label; -1 if there is none, or if it is not a class.
+        of_tiles: Most common class index among the labelled training tiles of each report's patient; -1 if there are
+            none.
         rules: Rule set; None if none is configured.
-        found: What the rules found in each report; empty without rules.
+        found: Answer and mentions in each report by the rules; empty without rules.
         probabilities: Cross-fitted class probabilities of the text classifier; None if it was not fitted.
         notes: Remarks on skipped reports, labels and the classifier, one line each.
     """
@@ -70,16 +71,16 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     """Label the reports of a configuration by `soft_labels.own_report.rules`, and by a text classifier.
 
     The classifier is fitted on `soft_labels.own_report.features` and the reports' own labels, cross-fitted by patient.
-    Called by all processes.
+    Call it in all processes.
 
     Args:
         config: Configuration with reports.
         tiles: Whether the configuration names tiles; reports of patients with validation or test tiles are then
-            left out.
+            dropped.
         classifier: Whether to fit the text classifier, which takes minutes for thousands of labelled reports.
 
     Raises:
-        ConfigError: There is neither a rule set nor a column of labels, or VLM embeddings are configured without tiles.
+        ConfigError: There are neither rules nor labels, or VLM embeddings are configured without tiles.
         DataError: The reports or the rule set cannot be read, or no label is a class.
     """
     if config.reports is None:
@@ -94,38 +95,38 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     rules = load_rules(section.rules) if section.rules is not None else None
     corpus = read_reports(config.reports)
     notes = list(corpus.problems)
-    reports, read = corpus.reports, None
+    reports, tile_set = corpus.reports, None
     if tiles:
-        read = hide_labels(
+        tile_set = hide_labels(
             read_with_overview(
                 with_kept_size(config.tiles, config), lambda _, read: read(), root=artefacts_of(config), check=False
             ),
             config.tiles.labels,
             config.seed,
         )
-        reports = _without_later_patients(reports, read, config, notes)
+        reports = _drop_leaking_reports(reports, tile_set, config, notes)
     mapped = [map_label(report.label, section.class_map) for report in reports]
     classes = tuple(rules.classes) if rules else _label_classes(mapped, section.class_map)
-    if not classes and read is not None:
-        classes = read.classes
+    if not classes and tile_set is not None:
+        classes = tile_set.classes
     own = _class_numbers(reports, mapped, classes, notes)
     of_tiles = np.full(len(reports), -1, dtype=np.int64)
-    if read is not None:
-        of_tiles = _tile_labels(reports, read, classes, notes)
+    if tile_set is not None:
+        of_tiles = _tile_labels(reports, tile_set, classes, notes)
     labelled: list[ReportLabel] = []
     if rules is not None:
-        with progress("reports labelled by rules", len(reports)) as advance:
+        with progress("labelling reports by rules", len(reports)) as advance:
             for report in reports:
                 labelled.append(label_report(report.text, rules))
                 advance()
         notes += _rule_notes(rules, labelled)
     probabilities = None
-    fitted_to = own if (own >= 0).any() else of_tiles
-    if classifier and (fitted_to >= 0).any():
+    targets = own if (own >= 0).any() else of_tiles
+    if classifier and (targets >= 0).any():
         groups = np.array([patient_of(report) for report in reports], dtype=np.str_)
         try:
             documents = _documents(config, reports, tiles=tiles)
-            fitted = cross_fitted_probabilities(documents, fitted_to, groups, len(classes), seed=config.seed)
+            fitted = cross_fitted_probabilities(documents, targets, groups, len(classes), seed=config.seed)
             probabilities = fitted.probabilities
             notes += [f"text classifier: {fitted.note}"] if fitted.note else []
         except DataError as error:
@@ -138,15 +139,15 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
 def measure_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
     """Measure the agreement of the rules and of the text classifier with the labels of reports and of tiles.
 
-    Labels of reports are their own (`reports.label_column`). Those of tiles are the class of most labelled training
-    tiles of the report's patient. Kinds of labels that do not exist are omitted.
+    Labels of reports are those of `reports.label_column`. The label by tiles is the most common class among the
+    labelled training tiles of the report's patient. Kinds of labels that do not exist are omitted.
     """
     agreements = []
-    own = bool((labels.own >= 0).any())
+    has_own = bool((labels.own >= 0).any())
     for reference, known in (("the reports' own labels", labels.own), ("the labels of tiles", labels.of_tiles)):
         if not (known >= 0).any():
             continue
-        fitted = known is labels.own or not own
+        fitted = known is labels.own or not has_own
         classifier = f"Logistic regression on {FEATURES[labels.features]}. " + (
             "It is fitted on these labels, cross-fitted by patient: no label of a patient was used for the predictions "
             "of that patient's reports."
@@ -180,9 +181,9 @@ def _documents(
 
 
 def _rule_notes(rules: RuleSet, found: Sequence[ReportLabel]) -> list[str]:
-    """List classes that no report names, and texts that phrases of two classes match."""
+    """List classes that no report is given, and texts that match phrases of several classes."""
     answers = {label.answer for label in found}
-    notes = [f"no report gets the class {name} by the rules" for name in rules.classes if name not in answers]
+    notes = [f"the rules give no report the class {name}" for name in rules.classes if name not in answers]
     matched: dict[str, set[str]] = {}
     for label in found:
         for first, second in pairwise(label.mentions):
@@ -190,23 +191,23 @@ def _rule_notes(rules: RuleSet, found: Sequence[ReportLabel]) -> list[str]:
             if same_place and first.sentence is second.sentence and first.class_name != second.class_name:
                 matched.setdefault(first.phrase, set()).update((first.class_name, second.class_name))
     return notes + [
-        f"{phrase!r} is matched by phrases of several classes ({', '.join(sorted(classes))}), so that its reports are "
-        "answered with both"
+        f"{phrase!r} is matched by phrases of several classes ({', '.join(sorted(classes))}), so the answer for its "
+        "reports is 'both'"
         for phrase, classes in sorted(matched.items())
     ]
 
 
-def _without_later_patients(
+def _drop_leaking_reports(
     reports: tuple[Report, ...], tiles: TileSet, config: RunConfig, notes: list[str]
 ) -> tuple[Report, ...]:
     """Drop the reports of patients with validation or test tiles."""
     leaks = {leak.id for leak in report_leaks(reports, tiles)}
     if leaks:
-        notes.append(f"{len(leaks)} reports of patients with validation or test tiles left out")
+        notes.append(f"{len(leaks)} reports of patients with validation or test tiles dropped")
     kept = tuple(report for report in reports if report.report_id not in leaks)
     if not kept:
         raise DataError(
-            "every report is of a patient with validation or test tiles",
+            "all reports belong to patients with validation or test tiles",
             where=config.reports.path if config.reports else "reports",
             fix="add reports of training patients",
         )
@@ -224,18 +225,21 @@ def _tile_labels(
         if patient and label >= 0 and numbers[label] >= 0:
             counts.setdefault(patient, Counter())[int(numbers[label])] += 1
     if not counts:
-        notes.append("no labelled training tile has a patient and a class of the labels: no agreement with tiles")
-    most = {patient: count.most_common(1)[0][0] for patient, count in counts.items()}
-    return np.array([most.get(patient_of(report), -1) for report in reports], dtype=np.int64)
+        notes.append(
+            "agreement with tiles is not measured: no labelled training tile has a known patient and one of these "
+            "classes"
+        )
+    class_of = {patient: count.most_common(1)[0][0] for patient, count in counts.items()}
+    return np.array([class_of.get(patient_of(report), -1) for report in reports], dtype=np.int64)
 
 
 def map_label(label: str | None, class_map: dict[str, str]) -> str | None:
-    """Map a report's own label to a class; None without a label, or if a class map is given that lacks it."""
+    """Map a report's own label to a class; None without a label, or if the class map does not contain it."""
     return label if label is None or not class_map else class_map.get(label)
 
 
 def _label_classes(mapped: Sequence[str | None], class_map: dict[str, str]) -> tuple[str, ...]:
-    """Return the classes of the labels: in the order of the class map, or sorted."""
+    """Return the classes of the labels, in the order of the class map, or sorted if there is none."""
     names = {name for name in mapped if name is not None}
     return tuple(dict.fromkeys(class_map.values())) if class_map else tuple(sorted(names))
 
@@ -243,7 +247,7 @@ def _label_classes(mapped: Sequence[str | None], class_map: dict[str, str]) -> t
 def _class_numbers(
     reports: Sequence[Report], mapped: Sequence[str | None], classes: Sequence[str], notes: list[str]
 ) -> Int64[np.ndarray, " n"]:
-    """Number the classes of the reports' own labels, and count the labels that are not classes."""
+    """Return the class index of each report's own label, and add a note on labels that are not classes."""
     numbers = {name: number for number, name in enumerate(classes)}
     own = np.array([numbers.get(name or "", -1) for name in mapped], dtype=np.int64)
     labelled = [report.label for report in reports if report.label is not None]

@@ -21,10 +21,9 @@ _FILE = "vectors.npy"
 def report_vectors(
     workspace: Workspace, reports: Sequence[Report], config: ReportsConfig
 ) -> Float32[np.ndarray, "n dim"]:
-    """Return the normalised mean embedding of each report's snippets; 0 for a report without a snippet.
+    """Return the normalised mean embedding of each report's snippets; 0 for a report without snippets.
 
-    The snippets are those of the text store before its filter by morphology. The vectors are an artefact, computed
-    once.
+    The snippets are not filtered by morphology. The vectors are cached as an artefact.
 
     Args:
         workspace: Workspace with the VLM.
@@ -43,19 +42,19 @@ def report_vectors(
 
         if not get_processes().main:
             return {}
-        plain = config.model_copy(update={"morphology_prompts": None, "boilerplate_prompts": None})
-        built = build_snippets(corpus, plain, workspace.vlm.count_tokens, workspace.vlm.context_length)
+        unfiltered = config.model_copy(update={"morphology_prompts": None, "boilerplate_prompts": None})
+        built = build_snippets(corpus, unfiltered, workspace.vlm.count_tokens, workspace.vlm.context_length)
         embedded = workspace.encode(built.snippets.column("text").to_pylist())
         row_of = {name: row for row, name in enumerate(built.snippets.column("snippet_id").to_pylist())}
-        number = {report.report_id: index for index, report in enumerate(reports)}
+        report_rows = {report.report_id: row for row, report in enumerate(reports)}
         sums = np.zeros((len(reports), embedded.shape[1]), dtype=np.float32)
         sources = zip(
             built.sources.column("report_id").to_pylist(), built.sources.column("snippet_id").to_pylist(), strict=True
         )
         for report, snippet in sources:
-            sums[number[report]] += embedded[row_of[snippet]]
+            sums[report_rows[report]] += embedded[row_of[snippet]]
         with whole_file(folder / _FILE) as temporary, temporary.open("wb") as stream:
             np.save(stream, unit(sums))
-        return {"reports": len(reports), "fingerprint": fingerprint(list(number))}
+        return {"reports": len(reports), "fingerprint": fingerprint(list(report_rows))}
 
     return np.asarray(build_once(workspace.root, "report_vectors", inputs, make).array(_FILE), dtype=np.float32)

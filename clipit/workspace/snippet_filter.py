@@ -1,4 +1,4 @@
-"""Filter snippets by prompts: keep those that resemble morphology more than boilerplate."""
+"""Filter of snippets by prompts, which keeps those that are more similar to morphology than to boilerplate."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from clipit.vectors import centred
 
 
 def filter_bags(config: ReportsConfig) -> dict[str, str]:
-    """Return the prompt bag of each side of the filter, that of texts to keep first; empty without a filter."""
+    """Return the prompt bags of the filter, with that of the texts to keep first; empty without a filter."""
     if config.morphology_prompts is None or config.boilerplate_prompts is None:
         return {}
     return {"morphology": config.morphology_prompts, "boilerplate": config.boilerplate_prompts}

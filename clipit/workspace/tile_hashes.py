@@ -1,4 +1,4 @@
-"""Hash the images of a data set, cached as artefacts that all runs share."""
+"""Hashes of the images of a data set, cached as artefacts that all runs share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from clipit.pairing.leaks import Prints
 from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints, pixel_digest
 from clipit.tiles.tileset import TileSet
 
-_BLOCK = 4096  # tiles per part; an interrupted build resumes at the next part
+_BLOCK = 4096  # tiles per file; an interrupted build resumes after the last complete file
 _CHUNK = 64  # images in memory per thread
 _WIDTHS = {"digest": 16, "hashes": 64, "thumbnail": SIDE * SIDE}
 
@@ -45,14 +45,14 @@ def tile_digests(root: Path, tiles: TileSet) -> UInt8[np.ndarray, "n 16"]:
 
 
 def cached_hashes(root: Path, tiles: str) -> tuple[Shaped[np.ndarray, " n"], Prints] | None:
-    """Return the ids and hashes of tiles whose images may be gone; None if they were never hashed.
+    """Return the cached ids and hashes of tiles, without reading their images; None if they were never hashed.
 
     Args:
         root: Folder of the artefacts.
         tiles: Fingerprint of the tiles when they were hashed.
 
     Returns:
-        Ids with perceptual fingerprints if there are any, otherwise with digests of the pixels.
+        Ids, with perceptual fingerprints if they are cached, or else with digests of the pixels.
 
     Raises:
         ArtifactError: The hashes are damaged.
@@ -87,7 +87,7 @@ def _columns(
     tiles: TileSet,
     hash_rows: Callable[[TileSet, Sequence[int]], pa.Table],
 ) -> dict[str, np.ndarray]:
-    """Return the artefact's columns as uint8 [n, width], in tile order; `hash_rows` hashes a block of rows."""
+    """Build the artefact if needed, with `hash_rows` for a block of rows; return its columns as uint8 [n, width]."""
 
     def make(folder: Path) -> dict[str, Any]:
         files = write_blocks(folder, len(tiles), _BLOCK, "hashing images", lambda rows: hash_rows(tiles, rows.tolist()))

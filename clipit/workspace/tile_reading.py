@@ -1,4 +1,4 @@
-"""Read the tiles of a configuration for a workspace, and log what was read before any image is decoded."""
+"""Reading of the tiles of a configuration, with an overview that is logged before any image is decoded."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 _MANY_CLASSES = 20  # with fewer, a small data set is plausible
 
-Memory = Callable[[str, Callable[[], Any]], Any]
-"""Function from a key and a function to the function's value, which is computed once."""
+Cache = Callable[[str, Callable[[], Any]], Any]
+"""Function that returns the value of a function, computed once per key."""
 
 
 def artefacts_of(config: RunConfig) -> Path:
@@ -29,14 +29,14 @@ def artefacts_of(config: RunConfig) -> Path:
 
 
 def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
-    """Return a section `tiles` with the size to which streamed tiles are resized.
+    """Return a section `tiles` in which the size of streamed tiles (`keep_pixels`) is set.
 
     Args:
-        section: Section `tiles`; unchanged if it is not streamed or has a size.
+        section: Section `tiles`; returned unchanged if it is not streamed or has a size.
         config: Configuration with the models that read the tiles.
 
     Raises:
-        ConfigError: The input of a model is not known from its name.
+        ConfigError: The input size of a model is known only after loading it.
     """
     if not section.streaming or section.keep_pixels is not None:
         return section
@@ -45,8 +45,8 @@ def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
     unknown = [name for name, pixels in sizes.items() if pixels is None]
     if unknown:
         raise ConfigError(
-            f"the input size of {shortlist(unknown)} is not known before it is loaded, so neither is the size to which "
-            "streamed tiles are resized",
+            f"streamed tiles are resized to the largest input of the models, but that of {shortlist(unknown)} is known "
+            "only after loading",
             where="tiles.keep_pixels",
             fix="set it to the largest input of your models, such as --tiles.keep_pixels=224",
         )
@@ -54,20 +54,20 @@ def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
 
 
 def read_configured(
-    config: RunConfig, remember: Memory, prompts: Callable[[], PromptSet | None], *, root: Path, decode: bool
+    config: RunConfig, cached: Cache, prompts: Callable[[], PromptSet | None], *, root: Path, decode: bool
 ) -> TileSet:
-    """Read all tiles of a configuration with all their labels, or without any if `tiles.labels.kind` is `none`.
+    """Read all tiles of a configuration, with all labels, or without labels if `tiles.labels.kind` is `none`.
 
     Args:
         config: Run configuration.
-        remember: Cache of the workspace.
+        cached: Cache of the workspace.
         prompts: Function that reads the prompt set, which defines the classes of tiles without labels.
         root: Folder of artefacts.
         decode: Whether to decode every image if `tiles.unreadable` is `quarantine`.
     """
     labels = LabelsConfig(kind="none" if config.tiles.labels.kind == "none" else "all")
     section = with_kept_size(config.tiles.model_copy(update={"labels": labels}), config)
-    tiles = read_with_overview(section, remember, root=root, check=False, decode=decode, shown=config.tiles)
+    tiles = read_with_overview(section, cached, root=root, check=False, decode=decode, shown=config.tiles)
     if not tiles.classes and (prompt_set := prompts()) is not None:
         return replace(tiles, classes=tuple(prompt_set.classes))
     return tiles
@@ -75,7 +75,7 @@ def read_configured(
 
 def read_with_overview(
     section: TilesConfig,
-    remember: Memory,
+    cached: Cache,
     *,
     root: Path,
     check: bool = True,
@@ -83,14 +83,14 @@ def read_with_overview(
     shown: TilesConfig | None = None,
     shifted: str = "",
 ) -> TileSet:
-    """Read tiles once, and log their overview once, before any image is decoded.
+    """Read tiles, and log their overview before any image is decoded; each happens once per section.
 
     Args:
         section: Section `tiles` to read.
-        remember: Cache of the workspace.
+        cached: Cache of the workspace.
         root: Folder of artefacts, for streamed tiles and indexes of shards.
         check: Whether groups in two splits are an error.
-        decode: Whether to decode every image if tiles.unreadable is quarantine.
+        decode: Whether to decode every image if `tiles.unreadable` is `quarantine`.
         shown: Section with the labels that the run may use, for the overview; `section` by default.
         shifted: Name of a shifted test set, of which only the test tiles are used; "" for the tiles of a run.
     """
@@ -98,7 +98,7 @@ def read_with_overview(
 
     def read() -> TileSet:
         if quarantine and decode:
-            read_with_overview(section, remember, root=root, check=check, decode=False, shown=shown, shifted=shifted)
+            read_with_overview(section, cached, root=root, check=check, decode=False, shown=shown, shifted=shifted)
             tiles = read_tiles(section, check=check, root=root)
             if tiles.quarantined:
                 count, total = len(tiles.quarantined), len(tiles) + len(tiles.quarantined)
@@ -110,15 +110,15 @@ def read_with_overview(
         title = f"shifted test set {shifted}" if shifted else "tiles"
         shown_tiles = tiles.of_split("test") if shifted else tiles
         text = tiles_overview(shown_tiles, shown or section, title, tests_only=bool(shifted))
-        # Arms with other labels read the same source again.
-        remember(
+        # Arms with other labels read the same source again, and their overview would be the same.
+        cached(
             f"overview {title} {fingerprint(section.model_dump(mode='json', exclude={'labels'}))}",
             lambda: logger.info(text),
         )
         return tiles
 
     listed = "listed " if quarantine and not decode else ""
-    tiles: TileSet = remember(f"{listed}tiles {fingerprint(section.model_dump(mode='json'))}", read)
+    tiles: TileSet = cached(f"{listed}tiles {fingerprint(section.model_dump(mode='json'))}", read)
     return tiles
 
 
@@ -129,17 +129,17 @@ def check_shifted(tests: TileSet, classes: Sequence[str], where: str) -> None:
         DataError: It has no test tiles, or other classes.
     """
     if not len(tests):
-        raise DataError("no test tiles in a shifted set", where=where, fix="map its split to test (splits)")
+        raise DataError("the shifted set has no test tiles", where=where, fix="map its split to test (splits)")
     if tests.classes != tuple(classes):
         raise DataError(
-            f"a shifted set has the classes {', '.join(tests.classes)}; the tiles have {', '.join(classes)}",
+            f"the shifted set has the classes {', '.join(tests.classes)}; the tiles have {', '.join(classes)}",
             where=where,
             fix="map its labels in its class_map, and name all classes of the tiles in its classes",
         )
 
 
 def note_many_classes(tiles: TileSet) -> TileSet:
-    """Log and note if there are fewer than two labelled tiles per class, which suggests ids in place of labels."""
+    """Warn if there are fewer than two labelled tiles per class, which suggests ids instead of labels."""
     labelled = int((tiles.truth >= 0).sum())
     if len(tiles.classes) < _MANY_CLASSES or not 0 < labelled < 2 * len(tiles.classes):
         return tiles

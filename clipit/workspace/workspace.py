@@ -59,7 +59,7 @@ class Workspace:
     """Tiles, reports, VLM, stores, index and pairs of a configuration.
 
     Everything is read or built on first use and then cached: artefacts on disk, the rest in memory. Runs that differ
-    only in arm, seed or optimisation can share a workspace, since only the labels depend on the seed.
+    only in arm, seed or optimisation can share a workspace, because only the labels depend on the seed.
     """
 
     def __init__(self, config: RunConfig, shared: dict[str, Any] | None = None) -> None:
@@ -67,7 +67,7 @@ class Workspace:
 
         Args:
             config: Run configuration.
-            shared: In-memory objects shared by the workspaces of several configurations; see `for_config`.
+            shared: Cache in memory that the workspaces of several configurations share; see `for_config`.
         """
         self.config = config
         self.root = artefacts_of(config)
@@ -75,24 +75,22 @@ class Workspace:
         self._shared.setdefault(_key("workspace", config, *_SECTIONS), self)
 
     def for_config(self, config: RunConfig) -> "Workspace":
-        """Return the workspace of another configuration; inputs that both have in common are loaded only once."""
+        """Return the workspace of another configuration; inputs that both need are loaded only once."""
         workspace: Workspace | None = self._shared.get(_key("workspace", config, *_SECTIONS))
         return Workspace(config, self._shared) if workspace is None else workspace
 
     def apart(self, config: RunConfig) -> "Workspace":
-        """Return the workspace of another configuration, which uses what this one has read but keeps nothing in it.
+        """Return the workspace of another configuration, which uses the cache of this one but does not add to it.
 
-        What it reads itself, such as the weights of another VLM, is released with it.
+        What the returned workspace loads, such as the weights of another VLM, is released with it.
         """
         return Workspace(config, {**self._shared})
 
     def cached(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return the value of `make`, cached in the memory that workspaces share."""
+        """Return the value of `make`, computed once per key and cached in the shared cache."""
         if key not in self._shared:
             self._shared[key] = make()
         return self._shared[key]
-
-    # Tiles and prompts
 
     def tiles(self, seed: int) -> TileSet:
         """Return all tiles, with the labels that this seed keeps."""
@@ -102,7 +100,7 @@ class Workspace:
 
     @cached_property
     def all_tiles(self) -> TileSet:
-        """All tiles with all labels, without those that `leaks` drops; not for training on labels."""
+        """All tiles with all labels, except those that `leaks` drops. For training, use `tiles`, which hides labels."""
         key = _key("checked", with_all_labels(self.config), "tiles", "leaks")
 
         def check() -> TileSet:
@@ -114,7 +112,7 @@ class Workspace:
 
     @property
     def listed_tiles(self) -> TileSet:
-        """All tiles of the source, before images are decoded and leaks are dropped; for checks that must be cheap."""
+        """All tiles of the source, before images are decoded and leaks are dropped; for cheap checks."""
         return self._read_tiles(decode=False)
 
     @cached_property
@@ -126,11 +124,11 @@ class Workspace:
         return read_configured(self.config, self.cached, lambda: self.prompts, root=self.root, decode=decode)
 
     def log_once(self, text: str, level: int = logging.INFO) -> None:
-        """Log a text that no workspace with the same memory has logged."""
+        """Log a text, unless a workspace with the same cache has logged it."""
         self.cached(f"logged {text}", lambda: logger.log(level, text))
 
     def shifted_tiles(self, name: str, section: TilesConfig) -> TileSet:
-        """Read a shifted test set without the tiles that `leaks` drops; called by all processes.
+        """Read a shifted test set without the tiles that `leaks` drops. Call it in all processes.
 
         Args:
             name: Name of the set under `comparison.shifted`, for error messages.
@@ -145,8 +143,8 @@ class Workspace:
             tests = read_with_overview(streamed, self.cached, root=self.root, shifted=name).of_split("test")
             own = self.all_tiles
             check_shifted(tests, own.classes, f"comparison.shifted.{name}")
-            learnt = own.select(own.splits != "test")
-            return enforce_on_shifted(tests, self.tiles_as_read, learnt, name, self.config)
+            seen = own.select(own.splits != "test")
+            return enforce_on_shifted(tests, self.tiles_as_read, seen, name, self.config)
 
         content = fingerprint(section.model_dump(mode="json"))
         key = f"shifted {name} {content} {_key('checked', with_all_labels(self.config), 'tiles', 'leaks', 'prompts')}"
@@ -158,7 +156,7 @@ class Workspace:
         return self.pixels_of(self.all_tiles.of_split(split), preprocess)
 
     def pixels_of(self, tiles: TileSet, preprocess: "Preprocess") -> PixelSource:
-        """Return the preprocessed images of tiles, cached so that several runs in one program read them once."""
+        """Return the preprocessed images of tiles, cached so that several runs in one process read them once."""
         t = self.config.training
         source: PixelSource = self.cached(
             f"pixels {tiles.fingerprint} {preprocess.hash}",
@@ -167,13 +165,13 @@ class Workspace:
         return source
 
     def cache_pixels(self, split: str, preprocess: "Preprocess", training: TrainingConfig, reads: float) -> None:
-        """Cache the resized tiles of a split on disk, if `training.cache_tiles` asks for it; called by all processes.
+        """Cache the resized tiles of a split on disk if `training.cache_tiles` says so. Call it in all processes.
 
         Args:
             split: Split of the tiles.
             preprocess: Preprocessing of the model that reads them.
             training: Training that reads them.
-            reads: How often the training reads each tile on average.
+            reads: Mean number of times that training reads a tile.
         """
         tiles, size, mode = self.all_tiles.of_split(split), preprocess.size, training.cache_tiles
         folder = resized_folder(self.root, tiles, size, preprocess.hash)
@@ -189,7 +187,7 @@ class Workspace:
         self.pixels(split, preprocess).use_resized(pixels)
 
     def warn_of_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
-        """Warn if a model receives tiles at a resolution other than that of its training."""
+        """Warn if a model receives tiles at another resolution than it was trained with."""
         if expected is None or not names_tiles(self.config):
             return
         tiles = self.tiles_as_read
@@ -202,8 +200,6 @@ class Workspace:
     def prompts(self) -> PromptSet | None:
         """The prompt set for zero-shot prediction; None if not configured."""
         return load_prompts(self.config.prompts) if self.config.prompts else None
-
-    # Reports and snippets
 
     @cached_property
     def reports(self) -> "Reports":
@@ -218,7 +214,7 @@ class Workspace:
     def _keep_reports(self, reports: "Reports") -> "Reports":
         if names_tiles(self.config):
             return enforce_on_reports(reports, lambda: self.tiles_as_read, self.config)
-        logger.info("note: no tiles are configured, so no report of a validation or test patient can be left out")
+        logger.info("note: without tiles, reports of validation and test patients are unknown and cannot be dropped")
         return reports
 
     @cached_property
@@ -232,16 +228,16 @@ class Workspace:
 
     @cached_property
     def cases(self) -> Cases:
-        """The training tiles with the reports of their own patients."""
+        """The training tiles with the reports of their patients."""
         return join_cases(self._reports_as_read.reports, self.all_tiles)
 
     def cases_of(self, owners: Shaped[np.ndarray, " n"], splits: Shaped[np.ndarray, " n"]) -> Cases:
-        """Join rows such as slides, given by patient and split, with the reports of their own patients."""
+        """Join rows such as slides, given by patient and split, with the reports of their patients."""
         return join_patients(self._reports_as_read.reports, owners, splits)
 
     def rule_answers(self, rules: RuleSet, cases: Cases) -> dict[str, str]:
         """Return the answer of a rule set for each report of these cases, by report id; computed once for all arms."""
-        key, reports = f"answers {cases.fingerprint} {rules.hash}", [r for each in cases.reports for r in each]
+        key, reports = f"answers {cases.fingerprint} {rules.hash}", [r for listed in cases.reports for r in listed]
         answers: dict[str, str] = self.cached(
             key, lambda: {r.report_id: label_report(r.text, rules).answer for r in reports}
         )
@@ -249,7 +245,11 @@ class Workspace:
 
     @property
     def reports_config(self) -> ReportsConfig:
-        """The section `reports`; an error without it."""
+        """The section `reports`.
+
+        Raises:
+            ConfigError: There is none.
+        """
         if self.config.reports is None:
             raise ConfigError(
                 "this command needs reports, but none are configured", where="reports", fix="set reports.path"
@@ -259,25 +259,26 @@ class Workspace:
     @cached_property
     def snippets(self) -> Artifact:
         """The snippets of the reports, truncated to the context length of the VLM's text tower."""
-        reports, section, made = self.reports, self.reports_config, list[bool]()
+        reports, section, built_now = self.reports, self.reports_config, False
 
         def make(folder: Path) -> dict[str, Any]:
             from clipit.reports.build import build_snippets
 
+            nonlocal built_now
             if not get_processes().main:
                 return {}
-            logger.info(f"cutting {len(reports.reports):,} reports into snippets")
+            logger.info(f"splitting {len(reports.reports):,} reports into snippets")
             morphology = (lambda texts: score_morphology(texts, self.encode, section)) if filter_bags(section) else None
             built = build_snippets(reports, section, self.vlm.count_tokens, self.vlm.context_length, morphology)
             for name, table in (("snippets", built.snippets), ("snippet_sources", built.sources)):
                 with whole_file(folder / f"{name}.parquet") as temporary:
                     pq.write_table(table, temporary)
             write_json(folder / "account.json", built.account.as_dict())
-            made.append(True)
+            built_now = True
             return {"reports": len(reports.reports), "snippets": built.snippets.num_rows}
 
         snippets = build_once(self.root, "snippets", self.snippet_inputs(), make)
-        if made:  # a command that finds the snippets does not repeat their account
+        if built_now:  # commands that find the snippets do not repeat their account
             logger.info(self._format_account(snippets))
         return snippets
 
@@ -296,7 +297,7 @@ class Workspace:
         return self._format_account(self.snippets)
 
     def _format_account(self, snippets: Artifact) -> str:
-        """Format the account with the source of the reports in this run, which may differ from the first."""
+        """Format the account, with the path of the reports in this run, which may differ from that at the build."""
         from clipit.reports.account import read_account
 
         return read_account(snippets.file("account.json")).text(self.reports)
@@ -305,8 +306,6 @@ class Workspace:
         """Return the text of each snippet by id."""
         table = self.snippets.table("snippets.parquet", ["snippet_id", "text"])
         return dict(zip(table.column("snippet_id").to_pylist(), table.column("text").to_pylist(), strict=True))
-
-    # VLM
 
     @cached_property
     def vlm(self) -> "VLM":
@@ -322,7 +321,7 @@ class Workspace:
         return vlm
 
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
-        """Encode prompts as unit vectors; over-long texts are truncated with a warning."""
+        """Encode prompts as unit vectors; long texts are truncated with a warning."""
         return embed_prompts(self.vlm, texts, self.config.vlm.batch_size)
 
     def class_embeddings(self) -> Float32[np.ndarray, "classes dim"] | None:
@@ -331,10 +330,8 @@ class Workspace:
             return None
         return prompt_embeddings(self.prompts, self.encode, self.text_mean, self.all_tiles.classes)
 
-    # Stores, index and pairs
-
     def text_store(self, word_drop: float = 0.0, seed: int = 0) -> Store:
-        """Return the embeddings of the snippets, optionally with dropped words."""
+        """Return the embeddings of the snippets, optionally with words dropped at random."""
         size = self.config.vlm.batch_size
         return embed_texts(self.root, self.vlm, self.snippets, batch_size=size, word_drop=word_drop, seed=seed)
 
@@ -379,8 +376,8 @@ class Workspace:
         return pair_tiles(self.root, self.index, store, k=p.k, block=p.block, rules=p, sources=sources, groups=groups)
 
     def rule_inputs(self) -> tuple[pa.Table | None, dict[str, str] | None]:
-        """Return the sources of the snippets and the groups of the training tiles, each None unless a rule needs it."""
-        p, snippets = self.config.pairing, self.snippets  # unreadable reports fail before tiles are embedded
+        """Return the snippets' sources and the training tiles' groups, each None unless a pairing rule needs it."""
+        p, snippets = self.config.pairing, self.snippets  # errors in reports are raised before tiles are embedded
         needs_groups = p.exclude_same_group or p.reports != "any"
         sources = snippets.table("snippet_sources.parquet") if needs_groups or p.organs else None
         if not needs_groups:
@@ -394,5 +391,5 @@ class Workspace:
 
 
 def _key(name: str, config: RunConfig, *sections: str) -> str:
-    """Return the key of configuration sections in the memory that workspaces share."""
+    """Return the key of configuration sections in the shared cache."""
     return name + fingerprint([config.model_dump(mode="json", include={section}) for section in sections])

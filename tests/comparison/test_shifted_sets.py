@@ -94,7 +94,7 @@ def test_near_duplicates_of_training_tiles_are_found_with_pixels_near(
     kept = shifted_tiles(made, elsewhere).ids.tolist()
     assert "images/test-007.png" not in kept and "images/test-003.png" not in kept
     (told,) = [line for line in said if "shifted tiles are images" in line]
-    assert "(1 of them only look like one)" in told
+    assert "(1 of them are similar, not identical)" in told
     listed = json.loads(Path(told.partition("listed in ")[2]).read_text(encoding="utf-8"))["leaks"]
     assert [(leak["kind"], leak["id"], leak["other_id"]) for leak in listed] == [
         ("exact", "images/train-005.png", "images/test-003.png"),
@@ -120,7 +120,7 @@ def test_shifted_set_of_copies_only_is_an_error(configure: MakeConfig, world: di
     made = Workspace(configure({"output": str(tmp_path / "out")}, **{"leaks.policy": "exclude"}))
     with pytest.raises(
         DataError,
-        match=r"(?s)no tile is left after dropping leaks; 6 of 6 shifted tiles.*comparison\.shifted\.centre 2",
+        match=r"(?s)no tiles remain after dropping leaks; 6 of 6 shifted tiles.*comparison\.shifted\.centre 2",
     ):
         shifted_tiles(made, tiles)
 

@@ -93,7 +93,7 @@ def test_ids_are_read_shard_by_shard(index: Index) -> None:
 
 
 def test_more_shards_than_files_that_may_be_open(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipit.stores.embed._MOST_MAPPED", 2)
+    monkeypatch.setattr("clipit.stores.embed._MAX_MAPPED", 2)
     store, rows = Store(index.store.artifact), np.random.default_rng(2).permutation(ROWS)
     assert np.array_equal(store.rows(rows)[np.argsort(rows)], np.concatenate([block for _, block in store.blocks()]))
     assert len(store._mapped) <= 2
@@ -134,7 +134,7 @@ def test_rules_keep_a_few_numbers_per_snippet_and_no_vector(tmp_path: Path, monk
 
 
 def test_a_device_keeps_the_shards_that_fit(index: Index, read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored_rows, "room_to_keep", lambda device: 2 * 4096 * DIM * 4)
+    monkeypatch.setattr(stored_rows, "bytes_to_keep", lambda device: 2 * 4096 * DIM * 4)
     stored, queries = index.stored(), vectors(9, 3)
     read.clear()
     first, second = (nearest_rows(queries, stored.shards(), 3) for _ in range(2))

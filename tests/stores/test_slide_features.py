@@ -48,7 +48,7 @@ def test_both_shapes_open_with_coordinates_and_attributes(shape: tuple[int, ...]
         (np.zeros((2, 3)), grid(3), "features have the shape [2, 3], coords [3, 2]"),
         (np.zeros((2, 2, 3)), grid(2), "features have the shape [2, 2, 3]"),
         (np.zeros(3), grid(3), "features have the shape [3]"),
-        (np.zeros((2, 3), np.int64), grid(2), "numbers are expected"),
+        (np.zeros((2, 3), np.int64), grid(2), "features must be floats"),
     ],
 )
 def test_a_file_of_another_layout_is_refused(features: Any, coords: Any, message: str, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_coordinates_that_are_no_pixels_are_refused(wrong: float, tmp_path: Path
     coords = grid(3).astype(np.float64)
     assert open_slide_features(write(tmp_path / "float.h5", np.zeros((3, 2)), coords)).ids[1] == "float:256_0"
     coords[1, 1] = wrong
-    with pytest.raises(DataError, match="coords must be whole pixels; those of tile 1 are"):
+    with pytest.raises(DataError, match="coords must be whole numbers of pixels; those of tile 1 are"):
         open_slide_features(write(tmp_path / "a.h5", np.zeros((3, 2)), coords))
 
 
@@ -147,7 +147,7 @@ def test_features_that_do_not_fit_the_vlm_or_are_damaged_are_refused(configure_f
         import_features(tmp_path, [write(tmp_path / "twice.h5", np.eye(2, 24), np.zeros((2, 2)))], vlm)
     with pytest.raises(DataError, match=r"(?s)lengths around 3 instead of 1.*with_proj=True"):
         import_features(tmp_path, [write(tmp_path / "raw.h5", 3 * np.eye(2, 24), grid(2))], vlm)
-    with pytest.raises(DataError, match="the files contain no tile"):
+    with pytest.raises(DataError, match="the files contain no tiles"):
         import_features(tmp_path, [write(tmp_path / "no.h5", np.ones((0, 24)), np.zeros((0, 2)))], vlm)
     damaged = np.eye(2, 24)
     damaged[1, 3] = np.nan

@@ -214,7 +214,7 @@ def test_only_the_patients_reports_are_left(configure: MakeConfig, leaky: Leaky)
     path = Path(keys["reports.path"])
     path.write_text(path.read_text().splitlines()[3] + "\n")
     made, _ = workspace(configure(keys, **{"leaks.policy": "exclude"}))
-    with pytest.raises(DataError, match=r"no report is left(?s:.*)reports\.jsonl"):
+    with pytest.raises(DataError, match=r"no reports remain(?s:.*)reports\.jsonl"):
         made.reports  # noqa: B018
 
 
@@ -308,8 +308,8 @@ def test_tiles_without_groups_are_no_silent_success(configure: MakeConfig, leaky
     _, leaking, compared = check_leaks(configure(keys), "off")
     assert (leaking, compared) == (0, False)
     assert "\nchecked: nothing" in said[-1], "neither patients nor images were compared"
-    assert "not checked: patients and slides: fewer than two splits" in said[-1]
-    assert "the data do not name them; name the patient or slide of each tile in a column group" in said[-1]
+    assert "not checked: patients and slides: known in fewer than two splits" in said[-1]
+    assert "not named in the data; name the patient or slide of each tile in a column group" in said[-1]
 
 
 @pytest.mark.slow

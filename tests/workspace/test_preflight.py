@@ -75,7 +75,7 @@ def test_every_command_checks_its_input_before_anything_heavy(
     with pytest.raises(ModelError, match="unknown VLM"):
         run_command(command, **{"vlm.name": "plipp"})
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="a file is where a folder belongs"):
+    with pytest.raises(ArtifactError, match="this is a file, not a folder"):
         run_command(command, output=tmp_path / "file")
 
 
@@ -116,7 +116,7 @@ def test_further_classes_of_a_prompt_set_are_noted_and_left_out(
     check_inputs(wide, ["vlm"])
     check_inputs(wide, ["vlm"])
     assert [line for line in said if "left out" in line] == [
-        "note: the prompt set small has classes that no tile has; left out: adipose, mucin"
+        "note: the prompt set small has classes that no tile has, which are ignored: adipose, mucin"
     ]
     ours, theirs = wide.class_embeddings(), narrow.class_embeddings()
     assert ours is not None and theirs is not None and (ours == theirs).all()

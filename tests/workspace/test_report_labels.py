@@ -136,9 +136,9 @@ def test_unused_classes_and_texts_that_phrases_of_two_classes_match_are_noted(
     )
     labels = label(write_files(soft_labels__own_report__rules=str(rules), reports__label_column=None))
     assert [note for note in labels.notes if "matched" in note] == [
-        "'MSI-H' is matched by phrases of several classes (any, high), so that its reports are answered with both"
+        "'MSI-H' is matched by phrases of several classes (any, high), so the answer for its reports is 'both'"
     ]
-    assert "no report gets the class never by the rules" in labels.notes
+    assert "the rules give no report the class never" in labels.notes
 
 
 def test_reports_of_patients_with_test_tiles_are_left_out(write_files: Write, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_reports_of_patients_with_test_tiles_are_left_out(write_files: Write, tm
     assert len(labels.reports) == 58
     assert "p3" not in labels.patients.tolist()
     assert "p4" in labels.patients.tolist()
-    assert "2 reports of patients with validation or test tiles left out" in labels.notes
+    assert "2 reports of patients with validation or test tiles dropped" in labels.notes
 
 
 def test_the_classifier_can_use_vlm_embeddings_if_there_are_tiles(

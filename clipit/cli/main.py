@@ -34,7 +34,7 @@ def usage() -> str:
     lines += [
         "",
         "With several processes: accelerate launch -m clipit COMMAND ...",
-        "Exit status: 0 success, 1 a check found problems, 2 error (see the message), 3 incomplete check (check-leaks),",
-        "130 interrupted.",
+        "Exit status: 0 success, 1 a check found problems, 2 error (see the message), 3 incomplete check",
+        "(check-leaks), 130 interrupted.",
     ]
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""The synthetic histology world: ordinary tile tables, report files and prompt sets, drawn from latent variables."""
+"""Synthetic histology worlds: tables of tiles, reports and prompt sets in the usual formats, drawn from latents."""

@@ -1,4 +1,4 @@
-"""Synthetic annotators with known skill: `annotations.csv` and `annotators.json` beside the tiles of a world."""
+"""Synthetic annotators with known skill: `annotations.csv` and `annotators.json` in the folder of a world."""
 
 import csv
 from collections.abc import Sequence
@@ -18,33 +18,33 @@ from clipit.synthetic.latents import CLASSES, HIGH, LOW, stream
 ANNOTATIONS, ANNOTATORS = "annotations.csv", "annotators.json"
 BIAS = 0.8
 """Probability that a biased annotator labels a high-grade tumour as a low-grade one."""
-_BEST, _WORST = 0.9, 0.5
+_MAX_SKILL, _MIN_SKILL = 0.9, 0.5
 
 Skill = Annotated[float, Field(ge=0, le=1)]
 
 
 class AnnotatorsConfig(Section):
-    """Synthetic annotators, whose errors are independent of each other given the class of a tile."""
+    """Synthetic annotators, whose errors are independent given the class of a tile."""
 
     seed: int = Field(0, ge=0)
     skills: tuple[Skill, ...] = Field(min_length=1)
-    """Probability of the right label, by annotator; the wrong labels are equally frequent."""
+    """Probability of the correct label, by annotator; the wrong labels are equally probable."""
     biased: int = Field(0, ge=0)
     """Number of annotators, from the first, who label most tiles of `tumour_high_grade` as `tumour_low_grade`."""
     coverage: float = Field(1.0, gt=0, le=1)
-    """Probability that an annotator labels a tile; a tile that nobody would label is given to one annotator."""
+    """Probability that an annotator labels an annotated tile; every annotated tile has at least one label."""
     annotated: float = Field(1.0, gt=0, le=1)
-    """Probability that a tile is annotated at all; the others have no label by any annotator."""
+    """Probability that a tile is annotated; the others have no labels by annotators."""
 
     @model_validator(mode="after")
-    def _enough(self) -> "AnnotatorsConfig":
+    def _check_biased(self) -> "AnnotatorsConfig":
         if self.biased > len(self.skills):
             raise ValueError(f"{self.biased} biased annotators of {len(self.skills)}")
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the annotators, A1 first; numbers are padded, so that names sort by number."""
+        """Names of the annotators, from A1; numbers are zero-padded, so that names sort by number."""
         width = len(str(len(self.skills)))
         return tuple(f"A{number:0{width}d}" for number in range(1, len(self.skills) + 1))
 
@@ -63,19 +63,19 @@ def make_annotators(
     Args:
         count: Number of annotators.
         seed: Seed of the annotations.
-        skills: Skill of each annotator; empty for evenly spaced ones.
+        skills: Skill of each annotator; empty for evenly spaced skills.
         biased: Number of biased annotators, from the first.
         coverage: Probability that an annotator labels a tile.
-        annotated: Probability that a tile is annotated at all.
+        annotated: Probability that a tile is annotated.
 
     Raises:
-        ConfigError: A number is out of range, or there are more or fewer skills than annotators.
+        ConfigError: A number is out of range, or the number of skills is not that of the annotators.
     """
     if skills and len(skills) != count:
         raise ConfigError(
             f"{len(skills)} skills for {count} annotators", where="--skills", fix="give one skill per annotator"
         )
-    spaced = [round(float(skill), 4) for skill in np.linspace(_BEST, _WORST, max(count, 0))]
+    spaced = [round(float(skill), 4) for skill in np.linspace(_MAX_SKILL, _MIN_SKILL, max(count, 0))]
     keys = {
         "seed": seed,
         "skills": list(skills) or spaced,
@@ -86,17 +86,17 @@ def make_annotators(
     try:
         return AnnotatorsConfig.model_validate(keys)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
         raise ConfigError(
             f"invalid settings of the annotators: {problems}",
             where="--annotators, --skills, --biased, --coverage or --annotated",
-            fix="use at least one annotator, skills from 0 to 1, no more biased annotators than annotators, and "
-            "shares above 0 and up to 1",
+            fix="use at least one annotator, skills from 0 to 1, at most as many biased annotators as annotators, and "
+            "a coverage and a share of annotated tiles above 0 and up to 1",
         ) from error
 
 
 def true_confusions(config: AnnotatorsConfig) -> Float[np.ndarray, "annotators c c"]:
-    """Compute the confusion matrix of each annotator: P(label | class), classes in the rows."""
+    """Compute the confusion matrix of each annotator, P(label | class), with one row per class."""
     c = len(CLASSES)
     matrices = np.empty((len(config.skills), c, c))
     for annotator, skill in enumerate(config.skills):
@@ -112,7 +112,7 @@ def true_confusions(config: AnnotatorsConfig) -> Float[np.ndarray, "annotators c
 def draw_annotations(
     config: AnnotatorsConfig, tiles: Shaped[np.ndarray, " n"], truth: Int64[np.ndarray, " n"]
 ) -> Int64[np.ndarray, "n annotators"]:
-    """Draw the label of each tile by each annotator; -1 where an annotator did not label a tile.
+    """Draw the label of each tile by each annotator; -1 if the annotator does not label the tile.
 
     Each tile has its own random stream, named after its id, so that its labels do not depend on other tiles.
 
@@ -126,35 +126,35 @@ def draw_annotations(
     labels = np.full((len(tiles), len(annotators)), -1, dtype=np.int64)
     for row, (tile, code) in enumerate(zip(tiles.tolist(), truth.tolist(), strict=True)):
         generator = stream(config.seed, "annotators", tile)
-        present, draws = generator.random(len(annotators)), generator.random(len(annotators))
+        coverage_draws, label_draws = generator.random(len(annotators)), generator.random(len(annotators))
         if generator.random() >= config.annotated:
             continue
-        covered = present < config.coverage
-        covered[present.argmin()] = True
-        answers = (draws[:, None] >= cumulative[:, code, :-1]).sum(axis=1)
-        labels[row, covered] = answers[covered]
+        covered = coverage_draws < config.coverage
+        covered[coverage_draws.argmin()] = True
+        drawn = (label_draws[:, None] >= cumulative[:, code, :-1]).sum(axis=1)
+        labels[row, covered] = drawn[covered]
     return labels
 
 
 def add_annotators(folder: Path, config: AnnotatorsConfig) -> Path:
-    """Write the annotations of a world's tiles, and the annotators' true confusion matrices, beside the tiles.
+    """Write the annotations of a world's tiles, and the true confusion matrices of the annotators, to its folder.
 
-    `annotations.csv` has the columns tile, annotator and label for the tiles of all splits in `tiles.csv`;
-    `annotators.json` has the settings and, for each annotator, its true confusion matrix. Existing files of the same
-    settings are kept.
+    `annotations.csv` has the columns tile, annotator and label, for the tiles of all splits in `tiles.csv`;
+    `annotators.json` contains the settings and the true confusion matrix of each annotator. Existing files with the
+    same settings are kept.
 
     Returns:
         Path of `annotations.csv`.
 
     Raises:
-        ArtifactError: The folder contains annotations of other settings, or cannot be written.
+        ArtifactError: The folder contains annotations with other settings, or cannot be written.
     """
     path, facts = folder / ANNOTATIONS, folder / ANNOTATORS
     if facts.is_file():
         _check_settings(facts, config)
     elif path.exists():
         raise ArtifactError(
-            f"{ANNOTATIONS} was not written by this command and was not changed", where=path, fix="rename or move it"
+            f"{ANNOTATIONS} was not written by this command and is not overwritten", where=path, fix="rename or move it"
         )
     if path.is_file():
         return path

@@ -1,4 +1,4 @@
-"""Write the reports of a case world: they describe the case's tissues, and most state its molecular status."""
+"""Reports of a world of cases, which describe the tissues of a case; most state its molecular status."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -63,19 +63,19 @@ class ReportOptions:
 
 
 def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[str, int]]:
-    """Write the reports of all cases of a world as JSON lines, those of cases without tiles last.
+    """Write the reports of all cases of a world as JSON lines; those of cases without tiles come last.
 
-    Configurations of one seed that differ in `reported`, `silent` or `wrong` give variants of the reports of one
-    world: a case with a report at a smaller share has one at each larger share, and a text is the same unless the
-    status that it states differs.
+    Configurations with the same seed that differ in `reported`, `silent` or `wrong` give variants of the same reports:
+    cases with a report at one share also have one at any larger share, and texts differ only if the status that they
+    state differs.
 
     Args:
         path: File to write.
         config: Configuration of the world.
 
     Returns:
-        Counts by split (and `external`): `cases`, `with_tumour`, `with_report`, `reports`, `stating` a status, and
-        `wrong` ones.
+        Counts by split (and `external`): `cases`, `with_tumour`, `with_report`, `reports`, and reports that state a
+        status (`stating`) or a wrong one (`wrong`).
 
     Raises:
         ArtifactError: The file cannot be written.
@@ -131,18 +131,18 @@ def _draw_part(config: ReportOptions, cases: Sequence[Case]) -> Iterator[OwnRepo
 
 
 def _choose_share(config: ReportOptions, names: Sequence[str], share: float, purpose: str) -> set[str]:
-    """Choose a share of the cases, such that a smaller share is a subset of a larger one."""
+    """Choose a share of the cases, such that a smaller share gives a subset of a larger share."""
     keys = {name: stream(config.seed, "cases/chosen", purpose, name).random() for name in names}
     return set(sorted(names, key=keys.__getitem__)[: round(share * len(names))])
 
 
 def _draw_report(config: ReportOptions, case: Case, kind: str, stated: str) -> OwnReport:
-    """Draw a report (`kind` is `report`) or that of an earlier biopsy; `stated` changes only the status sentence."""
+    """Draw a report, of an earlier biopsy if `kind` is `biopsy`; `stated` changes only the sentence on the status."""
     rng = stream(config.seed, "cases/reports", case.name, kind)
-    early = kind == "biopsy"
-    rows = _findings(rng, case, 2 if early else int(rng.integers(3, 6)))
+    is_biopsy = kind == "biopsy"
+    rows = _findings(rng, case, 2 if is_biopsy else int(rng.integers(3, 6)))
     micro = " ".join(microscopic_sentence(rng, case.latents, row) for row in rows.tolist())
-    procedures = words.PROCEDURES[:1] if early else words.PROCEDURES[1:]
+    procedures = words.PROCEDURES[:1] if is_biopsy else words.PROCEDURES[1:]
     line = diagnosis_line(rng, procedures, case.organ, diagnosis_name(rng, case.diagnosis, case.grade))
     clinical = boilerplate(rng, words.REPORT_CLINICAL, 1, case.organ)
     gross = boilerplate(rng, words.REPORT_GROSS, int(rng.integers(1, 3)), case.organ)
@@ -151,24 +151,23 @@ def _draw_report(config: ReportOptions, case: Case, kind: str, stated: str) -> O
         history = choose(rng, HISTORY_SENTENCES)
         if rng.random() < _HISTORY:
             clinical = f"{clinical} {history}"
-        sentence = _status_sentence(rng, stated, silent=early)
+        sentence = _status_sentence(rng, stated, silent=is_biopsy)
         if rng.random() < 0.5:
             line = f"{line} {sentence}".strip()
         else:
             comment = f"{sentence} {comment}".strip()
     text = lay_out(clinical=clinical, gross=gross, microscopic=micro, diagnosis=line, comment=comment)
-    # The day and the earlier date depend on the case alone.
-    days = stream(config.seed, "cases/dates", case.name)
-    day = date(2015, 1, 1) + timedelta(days=int(days.integers(100, 3000)))
-    if early:
-        day -= timedelta(days=int(days.integers(10, 90)))
+    date_rng = stream(config.seed, "cases/dates", case.name)  # so that dates depend only on the case
+    day = date(2015, 1, 1) + timedelta(days=int(date_rng.integers(100, 3000)))
+    if is_biopsy:
+        day -= timedelta(days=int(date_rng.integers(10, 90)))
     text = ocr_noise(rng, text, config.noise)
     identifier = f"{case.name}-{kind}"
     return OwnReport(identifier, text, case.organ, case.name, str(day), case.diagnosis, case.grade, stated)
 
 
 def _status_sentence(rng: np.random.Generator, stated: str, silent: bool) -> str:
-    """Draw a sentence for each status and an uncertain one, and return that for `stated`, or ""."""
+    """Draw a sentence for each status and an uncertain one, and return the one for `stated`, or ""."""
     sentences = {status: choose(rng, options) for status, options in STATUS_SENTENCES.items()}
     uncertain = choose(rng, UNCERTAIN_SENTENCES)
     mentioned = rng.random() < 0.5
@@ -178,11 +177,11 @@ def _status_sentence(rng: np.random.Generator, stated: str, silent: bool) -> str
 
 
 def _findings(rng: np.random.Generator, case: Case, count: int) -> Int64[np.ndarray, " k"]:
-    """Choose tiles to describe: half of them (rounded up) of the tumour, if any, the others of different tissues."""
+    """Choose tiles to describe: half of them (rounded up) of the tumour, if any, and the others of distinct tissues."""
     tissue = case.latents.tissue
     tumour = np.flatnonzero((tissue == LOW) | (tissue == HIGH))
     others = rng.permutation(np.setdiff1d(np.arange(len(tissue)), tumour))
-    areas = rng.permutation(tumour)[: (count + 1) // 2]
+    of_tumour = rng.permutation(tumour)[: (count + 1) // 2]
     _, first = np.unique(tissue[others], return_index=True)
-    distinct = rng.permutation(others[first])[: count - len(areas)]
-    return rng.permutation(np.concatenate([areas, distinct])).astype(np.int64)
+    distinct = rng.permutation(others[first])[: count - len(of_tumour)]
+    return rng.permutation(np.concatenate([of_tumour, distinct])).astype(np.int64)

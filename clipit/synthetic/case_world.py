@@ -1,4 +1,4 @@
-"""Write a synthetic world of cases: every patient has tiles, a report, and a molecular status unknown to the VLM."""
+"""Synthetic world of cases: patients with tiles, a report, and a molecular status on which no VLM was trained."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,13 +24,13 @@ TISSUE_PROMPT_FILE = "tissue_prompts.yaml"
 STATUS_RULE_FILE = "status_rules.yaml"
 REPORTS = "reports.jsonl"
 VARIED = ("reported", "silent", "wrong", "earlier")
-"""Keys of the configuration that change the reports of a world and nothing else."""
+"""Keys of the configuration that change only the reports of a world."""
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
 
 def ensure_case_world(folder: Path, config: CaseWorldConfig) -> Path:
-    """Write a world of cases to a folder unless it exists; the folder appears only when it is complete.
+    """Write a world of cases to a folder unless it exists; the folder is created only when the world is complete.
 
     Raises:
         ArtifactError: The folder contains other files or another world; nothing in it is changed.
@@ -41,11 +41,12 @@ def ensure_case_world(folder: Path, config: CaseWorldConfig) -> Path:
 def write_case_world(folder: Path, config: CaseWorldConfig) -> dict[str, Any]:
     """Write the files of a world of cases to a folder; the same configuration gives the same bytes.
 
-    `tiles.zip` with `tiles.csv` (train, validation and test), `tiles_shift.zip` with `tiles_shift.csv` (unseen stain),
-    `reports.jsonl` (see `write_case_reports`), `status_prompts.yaml`, `tissue_prompts.yaml`, `grade_prompts.yaml`,
-    `morphology.yaml`, `boilerplate.yaml`, `status_rules.yaml`, and last `world.json`: the configuration, counts and
-    SHA-256 of each image set. In the tables, `status` and `grade` are those of the case for tumour tiles, and
-    `not_tumour` for the others; `shows` is 1 for tiles that show the morphology of the mutated status.
+    The files are `tiles.zip` with `tiles.csv` (train, validation and test), `tiles_shift.zip` with `tiles_shift.csv`
+    (unseen stain), `reports.jsonl` (see `write_case_reports`), `status_prompts.yaml`, `tissue_prompts.yaml`,
+    `grade_prompts.yaml`, `morphology.yaml`, `boilerplate.yaml`, `status_rules.yaml`, and last `world.json`, with the
+    configuration, counts, and the SHA-256 of each image set. In the tables, `status` and `grade` are those of the case
+    for tumour tiles, and `not_tumour` for other tiles; `shows` is 1 for tiles that show the morphology of the mutated
+    status.
 
     Returns:
         The content of `world.json`.
@@ -89,7 +90,7 @@ def add_variants(folder: Path, config: CaseWorldConfig, variants: Sequence[Seque
     Args:
         folder: Folder of the world.
         config: Configuration of the world.
-        variants: Changed keys of each file, such as `["reported=0.25", "wrong=0.4"]`; keys: `VARIED`.
+        variants: Changed keys of `VARIED` for each file, such as `["reported=0.25", "wrong=0.4"]`.
 
     Returns:
         Paths of the files, in the order of `variants`.
@@ -104,7 +105,7 @@ def add_variants(folder: Path, config: CaseWorldConfig, variants: Sequence[Seque
 def write_variants(
     folder: Path, config: ConfigT, variants: Sequence[Sequence[str]], write: Callable[[Path, ConfigT], object]
 ) -> list[Path]:
-    """Write variants of a world's reports with a function of path and configuration; see `add_variants`."""
+    """Write variants of a world's reports with `write`, given the path and the configuration; see `add_variants`."""
     configs = {
         folder / f"reports_{'_'.join(item.replace('=', '') for item in items)}.jsonl": vary_config(config, items)
         for items in variants
@@ -137,9 +138,9 @@ def vary_config(config: ConfigT, items: Sequence[str]) -> ConfigT:
 
 def _render(seed: int, split: str, cases: list[Case]) -> Draw:
     latents = Latents.concatenate([case.latents for case in cases])
-    each = [len(case.latents) for case in cases]
-    centres = np.repeat(np.array([case.centre for case in cases], dtype=np.int64), each)
-    patients = np.repeat(np.arange(len(cases), dtype=np.int64), each)
+    counts = [len(case.latents) for case in cases]
+    centres = np.repeat(np.array([case.centre for case in cases], dtype=np.int64), counts)
+    patients = np.repeat(np.arange(len(cases), dtype=np.int64), counts)
     return Draw(render(stream(seed, "cases", split, "pixels"), latents, centres), latents, centres, patients)
 
 

@@ -1,4 +1,4 @@
-"""Draw the cases of a case world: diagnosis, grade, molecular status, centre, and the latents of the tiles."""
+"""Cases of a world of cases: diagnosis, grade, molecular status, centre, and the latents of the tiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +16,11 @@ from clipit.synthetic.status_words import MUTATED, NOT_TUMOUR, WILD_TYPE
 from clipit.synthetic.world_files import patient_name
 
 EXTERNAL = "external"
-"""Name of the part of the cases that have reports and no tiles."""
+"""Name of the part of the cases that have reports but no tiles."""
 
 
 class CaseWorldConfig(Section):
-    """Size and make of a world whose tiles and reports come from the same cases."""
+    """Numbers and probabilities of a world whose tiles and reports come from the same cases."""
 
     seed: int = Field(0, ge=0)
     train: int = Field(200, ge=2)
@@ -28,9 +28,9 @@ class CaseWorldConfig(Section):
     validation: int = Field(40, ge=2)
     test: int = Field(150, ge=2)
     shift: int = Field(150, ge=2)
-    """Number of test cases from centres that training never sees."""
+    """Number of test cases from centres without training cases."""
     external: int = Field(300, ge=0)
-    """Number of further patients, who have reports and no tiles."""
+    """Number of further patients, who have reports but no tiles."""
     tiles_per_case: int = Field(10, ge=1)
     centres: tuple[int, ...] = (6, 7)
     """Centres of train, validation and test."""
@@ -38,9 +38,9 @@ class CaseWorldConfig(Section):
     with_tumour: Share = 0.9
     """Probability that a case has a tumour."""
     tumour_tiles: Share = 0.6
-    """Probability that a tile of such a case is of the tumour; at least one is."""
+    """Probability that a tile of such a case shows the tumour; at least one tile does."""
     mutated_low_grade: Share = 0.5
-    """Probability that a low grade tumour is mutated."""
+    """Probability that a low-grade tumour is mutated."""
     mutated_high_grade: Share = 0.5
     shows: Share = 0.8
     """Probability that a tumour tile of a mutated case shows the morphology of the status."""
@@ -95,9 +95,9 @@ class Case:
 
 
 def draw_case_part(config: CaseWorldConfig, part: str) -> list[Case]:
-    """Draw the cases of a split, or the external ones.
+    """Draw the cases of a split, or the external cases.
 
-    Each case has its own random stream, so the number of cases does not change them.
+    Each case has its own random stream, so that a case does not depend on the number of cases.
     """
     count, centres = config.parts[part]
     return [_draw_case(config, patient_name(part, number), centres) for number in range(count)]
@@ -124,15 +124,16 @@ def _draw_latents(
 ) -> Latents:
     """Draw tiles of the tumour, if there is one, and of the tissues beside it.
 
-    As in `draw_latents`, 60 % have a second tissue on up to 45 % of the area: stroma (70 %) or one beside the tumour.
+    As in `draw_latents`, 60 % of the draws have a second tissue on up to 45 % of the area: stroma (70 %), or a tissue
+    beside the tumour.
     """
     count = config.tiles_per_case
     beside = list(DIAGNOSES[diagnosis].beside)
-    chances = list(DIAGNOSES[diagnosis].beside.values())
-    areas = 0 if grade == "none" else max(1, int(rng.binomial(count, config.tumour_tiles)))
-    tumour = np.full(areas, LOW if grade == "low" else HIGH)
-    tissue = rng.permutation(np.concatenate([tumour, rng.choice(beside, count - areas, p=chances)])).astype(np.int64)
-    other = np.where(rng.random(count) < 0.7, STROMA, rng.choice(beside, count, p=chances))
+    shares = list(DIAGNOSES[diagnosis].beside.values())
+    n_tumour = 0 if grade == "none" else max(1, int(rng.binomial(count, config.tumour_tiles)))
+    tumour = np.full(n_tumour, LOW if grade == "low" else HIGH)
+    tissue = rng.permutation(np.concatenate([tumour, rng.choice(beside, count - n_tumour, p=shares)])).astype(np.int64)
+    other = np.where(rng.random(count) < 0.7, STROMA, rng.choice(beside, count, p=shares))
     mixed = (rng.random(count) < 0.6) & (other != tissue)
     latents = Latents(
         tissue=tissue,

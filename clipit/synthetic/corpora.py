@@ -1,4 +1,4 @@
-"""Draw the two synthetic report corpora: reports on mixed tissues, and case reports with a graded diagnosis."""
+"""Two synthetic corpora of reports: reports on mixed tissues, and case reports with a graded diagnosis."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class SyntheticReport:
     organ: str
     group: str
     diagnosis: str
-    """Label of the report: class of the tissue named in the diagnosis."""
+    """Class of the tissue named in the diagnosis, which is the label of the report."""
 
 
 def draw_reports(rng: np.random.Generator, count: int, noise: float = 0.01) -> list[SyntheticReport]:
@@ -42,7 +42,7 @@ def draw_reports(rng: np.random.Generator, count: int, noise: float = 0.01) -> l
         latents = draw_latents(rng, 8).select(slice(0, int(rng.integers(3, 6))))
         organ = choose(rng, words.ORGANS)
         text = ocr_noise(rng, _mixed_report(rng, latents, organ), noise)
-        # A patient may have two reports.
+        # Some patients have two reports.
         patient, diagnosis = f"R{number * 4 // 5:05d}", CLASSES[latents.tissue[0]]
         reports.append(SyntheticReport(f"synthetic-report-{number:05d}", text, organ, patient, diagnosis))
     return reports
@@ -51,7 +51,7 @@ def draw_reports(rng: np.random.Generator, count: int, noise: float = 0.01) -> l
 def _mixed_report(rng: np.random.Generator, latents: Latents, organ: str) -> str:
     tissues = [sentence(rng, latents, row) for row in range(len(latents))]
     first = CLASSES[latents.tissue[0]]
-    more = describe(rng, latents, 0, [words.SHARED_PHRASES, words.HELD_OUT_PHRASES], 0.7, most=1)
+    more = describe(rng, latents, 0, [words.SHARED_PHRASES, words.HELD_OUT_PHRASES], 0.7, max_phrases=1)
     diagnosis = choose(rng, words.DIAGNOSES if more else words.DIAGNOSES[:2]).format(
         site=organ.capitalize(),
         procedure=choose(rng, words.PROCEDURES),
@@ -68,9 +68,9 @@ def _mixed_report(rng: np.random.Generator, latents: Latents, organ: str) -> str
 
 
 GRADES = ("low", "high", "none")
-"""Labels of a report: grade of the tumour, or `none` without a tumour."""
+"""Labels of a case report: grade of the tumour, or `none` without a tumour."""
 _MENTIONED = {"infl": 0.3, "mucin": 0.4, "pleo": 0.8, "gland": 0.8, "nec": 0.5, "dens": 0.2}
-"""Probability that each attribute of a tumour is mentioned; 0.4 for all attributes of other tissues."""
+"""Probability that an attribute of a tumour is mentioned; it is 0.4 for all attributes of other tissues."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class CaseReport:
     organ: str
     group: str
     diagnosis: str
-    """Key of `DIAGNOSES`, or of the other organ's diagnoses."""
+    """Key of `DIAGNOSES`, or of `OTHER_DIAGNOSES` for the other organ."""
     grade: str
     """One of `GRADES`; empty for the other organ."""
 
@@ -93,9 +93,9 @@ class Diagnosis:
 
     share: float
     low: float | None
-    """Probability that the tumour is of low grade; None without a tumour."""
+    """Probability that the tumour is low-grade; None without a tumour."""
     beside: Mapping[int, float]
-    """Probabilities of the tissues next to the tumour, or instead of a tumour."""
+    """Probabilities of the tissues beside the tumour; without a tumour, of all tissues."""
 
 
 DIAGNOSES: Mapping[str, Diagnosis] = {
@@ -116,9 +116,9 @@ DIAGNOSES: Mapping[str, Diagnosis] = {
 def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Iterator[CaseReport]:
     """Draw case reports on the tiles' organs; `noise` is the fraction of misread characters.
 
-    Draws a diagnosis, its grade, and three to five findings. If there is a tumour, half of the findings (rounded up)
-    are areas of it; the others are distinct tissues, drawn with the diagnosis's probabilities. Each tumour area has its
-    own attributes, drawn as for a tile of this grade; the mucin of a mucinous tumour is always abundant.
+    Each report has a diagnosis, a grade, and three to five findings. If there is a tumour, half of the findings
+    (rounded up) are areas of it; the others are distinct tissues, drawn with the probabilities of the diagnosis. Each
+    tumour area has its own attributes, drawn as for a tile of this grade; mucinous tumours always have abundant mucin.
     """
     names, shares = list(DIAGNOSES), [diagnosis.share for diagnosis in DIAGNOSES.values()]
     for number in range(count):
@@ -128,7 +128,7 @@ def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Ite
         micro = " ".join(microscopic_sentence(rng, latents, row) for row in range(len(latents)))
         line = diagnosis_line(rng, words.PROCEDURES, organ, diagnosis_name(rng, name, grade))
         text = _case_report(rng, organ, micro, line, words.REPORT_CLINICAL, words.REPORT_GROSS)
-        # A patient may have two reports, as in the other corpus.
+        # Some patients have two reports, as in the other corpus.
         patient = f"C{number * 4 // 5:05d}"
         yield CaseReport(f"synthetic-case-{number:05d}", ocr_noise(rng, text, noise), organ, patient, name, grade)
 
@@ -169,7 +169,7 @@ def _findings(rng: np.random.Generator, name: str) -> tuple[str, Latents]:
 
 
 def microscopic_sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
-    """Draw a sentence about one finding; tumour names do not reveal the grade."""
+    """Draw a sentence about a finding; the names of tumours do not reveal the grade."""
     if CLASSES[latents.tissue[row]] not in ("tumour_low_grade", "tumour_high_grade"):
         return sentence(rng, latents, row)
     return about(rng, words.TUMOUR_NAMES + words.HELD_OUT_TUMOUR_NAMES, latents, row, _MENTIONED)
@@ -184,8 +184,7 @@ def _other_sentence(rng: np.random.Generator, tissue: str) -> str:
 def diagnosis_name(rng: np.random.Generator, name: str, grade: str) -> str:
     """Draw the name for the diagnosis line, with the grade if there is a tumour."""
     if grade == "none":
-        named = words.INFLAMMATORY_NAMES if name == "inflammatory_lesion" else words.NO_TUMOUR_NAMES
-        return choose(rng, named)
+        return choose(rng, words.INFLAMMATORY_NAMES if name == "inflammatory_lesion" else words.NO_TUMOUR_NAMES)
     graded = choose(rng, words.GRADED_NAMES[grade])
     return words.MUCINOUS_TYPE.format(name=graded) if name == "mucinous_tumour" else graded
 

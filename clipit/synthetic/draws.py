@@ -1,4 +1,4 @@
-"""Draw synthetic tiles: patients, centres, latents, images and captions."""
+"""Synthetic tiles: patients, centres, latents, images and captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,15 +21,15 @@ VLM_CENTRES = (0, 1, 2, 3, 4, 5)
 
 
 def check_centres(centres: Sequence[int], shift_centres: Sequence[int]) -> None:
-    """Check that a world's two sets of centres are disjoint, and share none with the embedded VLM's training tiles.
+    """Check that the two sets of centres of a world, and that of the embedded VLM's training tiles, are disjoint.
 
     Raises:
-        ValueError: Two of these sets share a centre.
+        ValueError: Two of the sets share a centre.
     """
     if set(centres) & set(shift_centres):
         raise ValueError("centres and shift_centres must not share a centre")
     if {*centres, *shift_centres} & set(VLM_CENTRES):
-        raise ValueError(f"centres {VLM_CENTRES} were used to train the embedded VLM; use others, from 6")
+        raise ValueError(f"centres {VLM_CENTRES} were used to train the embedded VLM; use centres from 6 on")
 
 
 Wording = Literal["graded", "coarse", "status", "rare_status"]
@@ -39,7 +39,7 @@ WORDINGS: dict[Wording, dict[str, tuple[str, ...]]] = {
     "status": words.SHARED_NAMES,
     "rare_status": words.SHARED_NAMES,
 }
-"""Class names in captions; `coarse` uses the same names for tumours of both grades."""
+"""Class names in captions, by wording; `coarse` has the same names for tumours of both grades."""
 STATUS_NAMED: dict[Wording, float] = {"status": 0.5, "rare_status": 0.05}
 """Probability that the caption of a tumour tile names its molecular status, by wording; 0 for the others."""
 
@@ -59,7 +59,8 @@ def draw_tiles(
 ) -> Draw:
     """Draw `count` tiles of the given centres from the random stream of this seed and name.
 
-    `mutated` is the share of the tumour tiles that show the morphology of the mutated status; it changes no other tile.
+    `mutated` is the share of the tumour tiles that show the morphology of the mutated status; other tiles do not depend
+    on it.
     """
     patients = np.arange(count, dtype=np.int64) // tiles_per_patient
     latents = tile_latents(seed, name, count)
@@ -67,8 +68,10 @@ def draw_tiles(
         tumour = (latents.tissue == LOW) | (latents.tissue == HIGH)
         shown = tumour & (stream(seed, name, "status").random(count) < mutated)
         latents = replace(latents, status=shown.astype(np.int64))
-    homes = stream(seed, name, "centres").choice(np.asarray(centres, dtype=np.int64), count // tiles_per_patient + 1)
-    return Draw(render(stream(seed, name, "pixels"), latents, homes[patients]), latents, homes[patients], patients)
+    n_patients = count // tiles_per_patient + 1
+    centre_of_patient = stream(seed, name, "centres").choice(np.asarray(centres, dtype=np.int64), n_patients)
+    centre_of_tile = centre_of_patient[patients]
+    return Draw(render(stream(seed, name, "pixels"), latents, centre_of_tile), latents, centre_of_tile, patients)
 
 
 def tile_latents(seed: int, name: str, count: int) -> Latents:
@@ -77,15 +80,15 @@ def tile_latents(seed: int, name: str, count: int) -> Latents:
 
 
 def draw_captions(
-    seed: int, name: str, latents: Latents, each: int, wording: Wording = "graded"
+    seed: int, name: str, latents: Latents, per_tile: int, wording: Wording = "graded"
 ) -> list[tuple[str, ...]]:
-    """Draw `each` captions per tile from the random stream of this seed and name.
+    """Draw `per_tile` captions per tile from the random stream of this seed and name.
 
-    `wording` selects class names, and how often the status of a tumour tile follows the caption (`STATUS_NAMED`).
+    `wording` selects the class names, and how often a caption of a tumour tile names its status (`STATUS_NAMED`).
     """
     rng, status_rng = stream(seed, name, "captions"), stream(seed, name, "status captions")
     names, chance = WORDINGS[wording], STATUS_NAMED.get(wording, 0.0)
-    captions = [[caption(rng, latents, row, names) for _ in range(each)] for row in range(len(latents))]
+    captions = [[caption(rng, latents, row, names) for _ in range(per_tile)] for row in range(len(latents))]
     if chance and latents.status is not None:
         for row in np.flatnonzero((latents.tissue == LOW) | (latents.tissue == HIGH)).tolist():
             phrases = STATUS_CAPTIONS[MUTATED if latents.status[row] else WILD_TYPE]

@@ -17,18 +17,18 @@ COLUMNS: Float32[np.ndarray, "1 1 64"] = _EDGE[None, None, :]
 
 
 def noise(rng: np.random.Generator, count: int, cells: int) -> Maps:
-    """Draw value noise with unit standard deviation at the knots, with `cells` knots along an edge.
+    """Draw value noise with unit standard deviation at the knots of a grid with `cells` cells along each edge.
 
-    Interpolates without a matrix product, so that the bytes do not depend on the number of threads.
+    The interpolation uses no matrix product, so that the bytes do not depend on the number of threads.
     """
     knots = rng.standard_normal((count, cells + 1, cells + 1), dtype=np.float32)
-    where = np.linspace(0, cells, SIZE, endpoint=False, dtype=np.float32)
-    low = where.astype(np.int64)
-    weight = where - low
+    position = np.linspace(0, cells, SIZE, endpoint=False, dtype=np.float32)
+    low = position.astype(np.int64)
+    weight = position - low
     weight = weight * weight * (3 - 2 * weight)
-    tall = knots[:, low] * (1 - weight)[None, :, None] + knots[:, low + 1] * weight[None, :, None]
-    wide = tall[:, :, low] * (1 - weight) + tall[:, :, low + 1] * weight
-    return np.ascontiguousarray(wide, dtype=np.float32)
+    rows = knots[:, low] * (1 - weight)[None, :, None] + knots[:, low + 1] * weight[None, :, None]
+    maps = rows[:, :, low] * (1 - weight) + rows[:, :, low + 1] * weight
+    return np.ascontiguousarray(maps, dtype=np.float32)
 
 
 def per_tile(values: object) -> Float32[np.ndarray, "n 1 1"]:
@@ -37,20 +37,20 @@ def per_tile(values: object) -> Float32[np.ndarray, "n 1 1"]:
 
 
 def ramp(values: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """Clip to 0..1; if `values` is a distance in pixels, this gives an edge about one pixel wide."""
+    """Clip to 0..1, which turns a distance in pixels into an edge about one pixel wide."""
     return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Spots:
-    """m soft ellipses (nuclei, vacuoles): their tile, centre, radius and shape in pixels."""
+    """Soft ellipses (nuclei, vacuoles): tile, centre, radius and shape of each, in pixels."""
 
     tile: Int64[np.ndarray, " m"]
     x: Float32[np.ndarray, " m"]
     y: Float32[np.ndarray, " m"]
     radius: Float32[np.ndarray, " m"]
     stretch: Float32[np.ndarray, " m"]
-    """Long half axis = radius * stretch, short half axis = radius / stretch."""
+    """The semi-major axis is radius * stretch, the semi-minor axis radius / stretch."""
     angle: Float32[np.ndarray, " m"]
     depth: Float32[np.ndarray, " m"]
 
@@ -72,14 +72,14 @@ def make_spots(
 
 
 def splat(canvas: Maps, spots: Spots) -> None:
-    """Draw spots on the canvas in place; where spots overlap, the deeper one is visible."""
-    if not canvas.flags.c_contiguous:  # reshape would copy the canvas and lose the spots
+    """Draw spots on the canvas in place; where spots overlap, the one with the larger depth is visible."""
+    if not canvas.flags.c_contiguous:  # reshape would draw on a copy
         raise DataError("splat needs a C-contiguous canvas", fix="pass np.ascontiguousarray(canvas)")
-    reach = spots.radius * spots.stretch
-    for least, most in ((0.0, 3.5), (3.5, 6.5), (6.5, 13.0)):
-        chosen = (reach >= least) & (reach < most)
+    extent = spots.radius * spots.stretch
+    for low, high in ((0.0, 3.5), (3.5, 6.5), (6.5, 13.0)):
+        chosen = (extent >= low) & (extent < high)
         if chosen.any():
-            _splat_window(canvas, spots, np.flatnonzero(chosen), half=int(most + 1.5))
+            _splat_window(canvas, spots, np.flatnonzero(chosen), half=int(high + 1.5))
 
 
 def _splat_window(canvas: Maps, spots: Spots, chosen: Int64[np.ndarray, " k"], half: int) -> None:

@@ -1,4 +1,4 @@
-"""Generate text from latents: captions for the VLM, report sentences, and OCR noise."""
+"""Text drawn from latents: captions for the VLM, sentences of reports, and OCR noise."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,8 +8,8 @@ from clipit.synthetic import vocabulary as words
 from clipit.synthetic.latents import ATTRIBUTES, CLASSES, Latents
 
 _CONFUSED = str.maketrans({"l": "1", "o": "0", "i": "l", "e": "c", "s": "5", "g": "q", "b": "h", "u": "v"})
-_SAME = str.maketrans("il0c5qhv", "11oesgbu")
-"""Translation table that maps confusable characters (`_CONFUSED`) to one representative."""
+_CANONICAL = str.maketrans("il0c5qhv", "11oesgbu")
+"""Translation table that maps characters that `_CONFUSED` confuses to one of them."""
 
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
@@ -29,9 +29,9 @@ def fill_numbers(rng: np.random.Generator, sentence: str) -> str:
 
 
 def ocr_noise(rng: np.random.Generator, text: str, rate: float) -> str:
-    """Replace a fraction of about `rate` of the characters with typical OCR confusions."""
-    hit = rng.random(len(text)) < rate
-    return "".join(c.translate(_CONFUSED) if h else c for c, h in zip(text, hit, strict=True)) if hit.any() else text
+    """Replace about a fraction `rate` of the characters by typical OCR confusions."""
+    misread = rng.random(len(text)) < rate
+    return "".join(c.translate(_CONFUSED) if wrong else c for c, wrong in zip(text, misread, strict=True))
 
 
 def describe(
@@ -40,9 +40,9 @@ def describe(
     row: int,
     phrases: Sequence[Mapping[str, tuple[tuple[str, ...], ...]]],
     chance: float | Mapping[str, float],
-    most: int = 2,
+    max_phrases: int = 2,
 ) -> str:
-    """Draw up to `most` attribute phrases of a tile, joined by "and".
+    """Draw up to `max_phrases` attribute phrases of a tile, joined by "and".
 
     `chance` is the probability that an attribute is mentioned, as one number or by attribute.
     """
@@ -55,12 +55,16 @@ def describe(
         options = [phrase for pool in phrases for phrase in pool[attribute][min(value, len(pool[attribute]) - 1)]]
         if options:
             mentioned.append(choose(rng, options))
-    order = rng.permutation(len(mentioned))[:most]
+    order = rng.permutation(len(mentioned))[:max_phrases]
     return " and ".join(mentioned[i] for i in order)
 
 
 def _applies(attribute: str, tissue: int) -> bool:
-    """Check whether an attribute applies: nuclei and glands for epithelium only, never a tissue's own substance."""
+    """Return whether an attribute applies to a tissue.
+
+    Nuclear pleomorphism applies to tumours only, glands to tumours and normal mucosa; mucin, necrosis and inflammation
+    do not apply to the tissues that consist of them.
+    """
     name = CLASSES[tissue]
     if attribute in ("pleo", "gland"):
         return name in ("tumour_low_grade", "tumour_high_grade") or (attribute == "gland" and name == "normal_mucosa")
@@ -76,8 +80,8 @@ def caption(
 ) -> str:
     """Draw a caption of a tile from the VLM's vocabulary, with class names from `names`.
 
-    15 % of captions are boilerplate only. Otherwise the class is named with probability 0.85, each attribute with 0.5,
-    and boilerplate follows with 0.15. 1 % of the characters are misread.
+    15 % of the captions are only boilerplate. The others name the class with probability 0.85 and each attribute with
+    probability 0.5, and end with boilerplate with probability 0.15. 1 % of the characters are misread.
     """
     filler = fill_numbers(rng, choose(rng, words.CAPTION_BOILERPLATE))
     if rng.random() < 0.15:
@@ -94,7 +98,7 @@ def caption(
 
 
 def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
-    """Draw a report sentence about a tissue, from the report templates and both pools of names."""
+    """Draw a report sentence about a tissue, with names from both pools."""
     tissue = CLASSES[latents.tissue[row]]
     return about(rng, words.SHARED_NAMES[tissue] + words.HELD_OUT_NAMES[tissue], latents, row, 0.4)
 
@@ -102,7 +106,7 @@ def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
 def about(
     rng: np.random.Generator, names: Sequence[str], latents: Latents, row: int, chance: float | Mapping[str, float]
 ) -> str:
-    """Draw a report sentence about a tissue with one of the names; `chance` as in `describe`."""
+    """Draw a report sentence about a tissue, with one of `names`; `chance` is that of `describe`."""
     name = choose(rng, names)
     more = describe(rng, latents, row, [words.SHARED_PHRASES, words.HELD_OUT_PHRASES], chance)
     if more and rng.random() < 0.12:
@@ -117,7 +121,7 @@ def boilerplate(rng: np.random.Generator, pool: Sequence[str], count: int, site:
 
 
 def lay_out(*, clinical: str, gross: str, microscopic: str, diagnosis: str, comment: str) -> str:
-    """Lay out the text of a report: five sections under their headings."""
+    """Format a report with five sections under their headings."""
     sections = (
         ("CLINICAL HISTORY", clinical),
         ("GROSS DESCRIPTION", gross),
@@ -129,14 +133,14 @@ def lay_out(*, clinical: str, gross: str, microscopic: str, diagnosis: str, comm
 
 
 def named_class(text: str) -> int:
-    """Find the class named in a sentence of a synthetic report (index of `CLASSES`), or -1.
+    """Return the class named in a sentence of a synthetic report, as an index of `CLASSES`; -1 if there is none.
 
-    The first name counts, because attributes such as "a little extracellular mucin" follow it. If two names start at
-    the same position, the longer one counts.
+    The first name counts, because attributes such as "a little extracellular mucin" follow it; of two names at the same
+    position, the longer one counts.
     """
-    plain = text.lower().translate(_SAME)
+    canonical = text.lower().translate(_CANONICAL)
     matches = [
-        (plain.find(name.lower().translate(_SAME)), -len(name), k)
+        (canonical.find(name.lower().translate(_CANONICAL)), -len(name), k)
         for k, label in enumerate(CLASSES)
         for name in words.SHARED_NAMES[label] + words.HELD_OUT_NAMES[label]
     ]

@@ -1,4 +1,4 @@
-"""Named random streams, and latent variables (tissue class and attributes) of synthetic tiles and sentences."""
+"""Random streams with names, and latent variables (tissue class and attributes) of synthetic tiles and sentences."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Float32, Int64
 
 
 def stream(seed: int, *name: str | int) -> np.random.Generator:
-    """Create a random generator for a seed and a name, such as `stream(seed, "vlm", "tiles")`.
+    """Create the random generator of a seed and a name, such as `stream(seed, "vlm", "tiles")`.
 
-    Generators with different names are independent; the same seed and name give the same numbers in every process.
+    Generators with different names are independent; the same seed and name give the same numbers in all processes.
     """
     label = "/".join(str(part) for part in name)
     key = tuple(int(word) for word in np.frombuffer(hashlib.sha256(label.encode()).digest(), dtype="<u4"))
@@ -31,10 +31,12 @@ CLASSES = (
 )
 ADIPOSE, LYMPHOID, MUCIN, STROMA, NORMAL, LOW, HIGH, NECROSIS = range(8)
 ATTRIBUTES = ("infl", "mucin", "pleo", "gland", "nec", "dens")
+"""Inflammation, mucin, nuclear pleomorphism, gland formation, necrosis and cell density."""
 
-# Probabilities of the values 0, 1, 2 by class; the two grades overlap at pleo 1 and gland 1 on purpose.
-_ANY = (0.5, 0.3, 0.2)
-_NONE = (1.0, 0.0, 0.0)
+# Probabilities of the values 0, 1, 2, by class. The two grades overlap at pleo 1 and gland 1, so that neither attribute
+# alone determines the grade.
+_INFL = (0.5, 0.3, 0.2)
+_ABSENT = (1.0, 0.0, 0.0)
 _MUCIN = {
     STROMA: (0.75, 0.2, 0.05),
     NORMAL: (0.6, 0.25, 0.15),
@@ -52,8 +54,8 @@ _DENS = (0.3, 0.4, 0.3)
 class Latents:
     """Latent variables of n tiles, one array entry per tile.
 
-    `tissue` and `second` are indices into `CLASSES` (`second` is -1 without a second tissue), `share` is the area
-    fraction of the second tissue (0 to 0.45), and attributes take the values 0, 1, 2 (`nec`: 0, 1).
+    `tissue` and `second` are indices of `CLASSES` (`second` is -1 without a second tissue), `share` is the area
+    fraction of the second tissue (0 to 0.45), and the attributes (`ATTRIBUTES`) have the values 0, 1, 2 (`nec`: 0, 1).
     """
 
     tissue: Int64[np.ndarray, " n"]
@@ -66,7 +68,7 @@ class Latents:
     nec: Int64[np.ndarray, " n"]
     dens: Int64[np.ndarray, " n"]
     status: Int64[np.ndarray, " n"] | None = None
-    """1 where a tumour tile shows the morphology of the mutated status, else 0; None: no tile shows it."""
+    """1 for tumour tiles that show the morphology of the mutated status, else 0; None: no tile shows it."""
     direction: Float32[np.ndarray, " n"] | None = None
     """Direction of the fibres in radians; None: at random."""
 
@@ -84,7 +86,7 @@ class Latents:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Latents"]) -> "Latents":
-        """Concatenate latents that all have a status or direction, or all have none."""
+        """Concatenate latents; `status` and `direction` must be set in all of them or in none."""
         values: dict[str, Any] = {}
         for field in fields(cls):
             columns = [getattr(part, field.name) for part in parts]
@@ -95,15 +97,15 @@ class Latents:
 def _values(
     rng: np.random.Generator, tissue: Int64[np.ndarray, " n"], table: dict[int, tuple[float, float, float]]
 ) -> Int64[np.ndarray, " n"]:
-    chances = np.cumsum([table.get(k, _NONE) for k in range(len(CLASSES))], axis=1)
+    chances = np.cumsum([table.get(k, _ABSENT) for k in range(len(CLASSES))], axis=1)
     return np.asarray((rng.random(len(tissue))[:, None] >= chances[tissue]).sum(axis=1).clip(0, 2), dtype=np.int64)
 
 
 def attributes(rng: np.random.Generator, tissue: Int64[np.ndarray, " n"]) -> dict[str, Any]:
-    """Draw values of each attribute (int64 `[n]`) for n tiles of these tissue classes."""
+    """Draw the values of each attribute (int64 `[n]`) for tiles of these tissue classes."""
     all_classes = range(len(CLASSES))
     return {
-        "infl": _values(rng, tissue, dict.fromkeys(all_classes, _ANY)),
+        "infl": _values(rng, tissue, dict.fromkeys(all_classes, _INFL)),
         "mucin": _values(rng, tissue, _MUCIN),
         "pleo": _values(rng, tissue, _PLEO),
         "gland": _values(rng, tissue, _GLAND),
@@ -115,8 +117,8 @@ def attributes(rng: np.random.Generator, tissue: Int64[np.ndarray, " n"]) -> dic
 def draw_latents(rng: np.random.Generator, count: int) -> Latents:
     """Draw the latents of `count` tiles with balanced classes in random order.
 
-    60 % of the draws have a second tissue (70 % of these: stroma, otherwise any class) on up to 45 % of the area; if it
-    equals the tile's class, it is dropped.
+    60 % of the draws have a second tissue on up to 45 % of the area: stroma (70 %), or any class. It is dropped if it
+    equals the tile's class.
     """
     tissue = rng.permutation(np.arange(count, dtype=np.int64) % len(CLASSES))
     other = np.where(rng.random(count) < 0.7, STROMA, rng.integers(0, len(CLASSES), count))

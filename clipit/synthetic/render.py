@@ -1,4 +1,4 @@
-"""Render latents as RGB tiles: compose tissues, then simulate the stain and scanner of a centre."""
+"""Rendering of latents as RGB tiles: tissues are composed, then the stain and scanner of a centre are simulated."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ _STRENGTH = np.array([1.15, 1.0])
 
 
 UNEVEN = 0.06
-"""Relative standard deviation of the stains' strength within a tile."""
+"""Relative standard deviation of the strength of the stains within a tile."""
 GRAIN = 0.10
 """Relative standard deviation of the texture of haematoxylin."""
 SENSOR_NOISE = 0.012
@@ -35,7 +35,7 @@ class Centre:
 
 
 def centre(number: int) -> Centre:
-    """Return a centre by number (0, 1, ...); it is the same in every world."""
+    """Return the centre with this number (0, 1, ...), which is the same in every world."""
     rng = stream(0, "centre", number)
     colours = _COLOURS + rng.normal(0, 0.07, (2, 3))
     colours = np.clip(colours, 0.01, None)
@@ -51,13 +51,13 @@ def centre(number: int) -> Centre:
 
 @dataclass(frozen=True)
 class Scans:
-    """Stain and scanner of n single scans: their centres' values with small variation.
+    """Stain and scanner of single scans: the values of their centres with small variations.
 
     Attributes:
         colours: Optical density per stain and channel.
         gains: Strength of both stains.
         spread: Standard deviation of the scanner's blur in pixels.
-        white: Intensity of glass per channel.
+        white: Intensity of clear glass per channel.
     """
 
     colours: Float[np.ndarray, "n 2 3"]
@@ -92,9 +92,9 @@ def blur(maps: Float32[np.ndarray, "n h w"], spread: Float[np.ndarray, " n"]) ->
 
 
 def scan(rng: np.random.Generator, layer: Stains, centres: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n 64 64 3"]:
-    """Stain and scan the layers at their centres, with small variation between tiles.
+    """Stain and scan the tiles at their centres, with small variations between tiles.
 
-    Beer-Lambert: intensity = white * exp(-concentrations @ colours).
+    By the Beer-Lambert law, intensity = white * exp(-concentrations @ colours).
     """
     count = len(centres)
     scans = draw_scans(rng, centres)
@@ -113,7 +113,7 @@ def scan(rng: np.random.Generator, layer: Stains, centres: Int64[np.ndarray, " n
     return np.asarray(np.clip(np.rint(image * 255), 0, 255), dtype=np.uint8)
 
 
-_BATCH = 256  # bounds the memory; changing it changes the images, because batches share one generator
+_BATCH = 256  # limits the memory; another value gives other images, because batches share one generator
 
 
 def render(
@@ -128,7 +128,7 @@ def render(
 
 
 def _compose(rng: np.random.Generator, latents: Latents) -> Stains:
-    """Draw the main tissue, and the second tissue over its share of the area."""
+    """Draw the main tissue, and the second tissue on its share of the area."""
     layer = draw_tissue(rng, latents)
     mixed = np.flatnonzero(latents.second >= 0)
     if not len(mixed):
@@ -143,8 +143,8 @@ def _compose(rng: np.random.Generator, latents: Latents) -> Stains:
 
 
 def _random_region(rng: np.random.Generator, share: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, "n 64 64"]:
-    """Smooth random region (0..1, soft edge) that covers the given share of each tile."""
+    """Draw a smooth random region (0..1, soft edge) that covers the given share of each tile."""
     field = noise(rng, len(share), 2) + 0.3 * noise(rng, len(share), 6)
     ordered = np.sort(field.reshape(len(share), -1), axis=1)
-    cut = ordered[np.arange(len(share)), (share * (ordered.shape[1] - 1)).astype(np.int64)]
-    return ramp((per_tile(cut) - field) * 12 + 0.5)
+    threshold = ordered[np.arange(len(share)), (share * (ordered.shape[1] - 1)).astype(np.int64)]
+    return ramp((per_tile(threshold) - field) * 12 + 0.5)

@@ -1,4 +1,4 @@
-"""Write a world of synthetic slides whose patients have reports, most of which state the tumour's status."""
+"""Synthetic slides whose patients have reports, most of which state the status of the tumour."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -30,8 +30,8 @@ from clipit.synthetic.slides import (
 from clipit.synthetic.status_words import MUTATED, STATUS_PROMPTS, STATUS_RULES, WILD_TYPE
 from clipit.synthetic.world_files import prompt_set, write_bags, write_yaml
 
-_FIELDS = 40
-"""Number of places drawn per slide, whose tissues the report may describe."""
+_N_PIXELS = 40
+"""Number of pixels drawn per slide, whose tissues the report may describe."""
 
 
 class ReportedSlidesConfig(SlideWorldConfig):
@@ -56,10 +56,10 @@ class ReportedSlidesConfig(SlideWorldConfig):
 def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[str, Any]:
     """Write synthetic slides with the reports of their patients; the same configuration gives the same bytes.
 
-    The files are those of `write_slides`, but every slide has a tumour, and the table has two more columns: `status`
-    (`mutated` or `wild_type`), and `status_mask`, the file of a mask that is 1 where the tumour shows the morphology of
-    the mutated status. `reports.jsonl`, `status_prompts.yaml`, `status_rules.yaml`, `morphology.yaml` and
-    `boilerplate.yaml` are added, as in a world of cases.
+    The files are those of `write_slides`, but every slide has a tumour, and the table has two further columns: `status`
+    (`mutated` or `wild_type`), and `status_mask`, the path of a mask that is 1 where the tumour shows the morphology of
+    the mutated status. As in a world of cases, there are also `reports.jsonl`, `status_prompts.yaml`,
+    `status_rules.yaml`, `morphology.yaml` and `boilerplate.yaml`.
 
     Returns:
         Content of `world.json`.
@@ -79,7 +79,7 @@ def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[st
 
 
 def ensure_reported_slides(folder: Path, config: ReportedSlidesConfig) -> Path:
-    """Write synthetic slides with reports to a folder unless it has them, completely or not at all.
+    """Write synthetic slides with reports to a folder unless it contains them, completely or not at all.
 
     Raises:
         DataError: tifffile is not installed.
@@ -97,7 +97,7 @@ def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, d
     """Write the reports of a world of slides, which describe tissues of the masks in the same folder.
 
     Returns:
-        Counts by split, as of `write_case_reports`.
+        Counts by split, as in `write_case_reports`.
 
     Raises:
         ArtifactError: A mask cannot be read, or the file cannot be written.
@@ -111,7 +111,7 @@ def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, d
             labels = np.asarray(Image.open(mask))
         codes = labels[labels > 0].astype(np.int64) - 1
         rng = stream(config.seed, "slides", slide.name, "fields")
-        tissues.setdefault(str(slide.row["group"]), []).append(rng.choice(codes, _FIELDS))
+        tissues.setdefault(str(slide.row["group"]), []).append(rng.choice(codes, _N_PIXELS))
     parts: dict[str, list[Case]] = {"train": [], "validation": [], "test": []}
     for name, slide in patients.items():
         case = _describe_case(config, slide, np.concatenate(tissues[name]))
@@ -129,7 +129,7 @@ def _list_with_status(config: ReportedSlidesConfig) -> Iterator[ListedSlide]:
 
 
 def _describe_case(config: ReportedSlidesConfig, slide: ListedSlide, tissue: Int64[np.ndarray, " k"]) -> Case:
-    """Draw what the report of a patient says: diagnosis, organ, and attributes of the tissues of the slides."""
+    """Draw the case that the report of a patient describes: organ, and attributes of the tissues of the slides."""
     name = str(slide.row["group"])
     rng = stream(config.seed, "slides", name, "case")
     grade = "low" if slide.main == LOW else "high"

@@ -1,4 +1,4 @@
-"""Layout of a synthetic slide: tissue pieces on glass, their regions of one tissue each, and artefacts."""
+"""Layout of a synthetic slide: pieces of tissue on glass, regions of one tissue class each, and artefacts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ PEN, FOLD, BLUR = 1, 2, 3
 ARTEFACTS = {"pen": PEN, "fold": FOLD, "blur": BLUR}
 """Values of a mask of artefacts; 0: none."""
 STRIP = 256
-"""Rows that are computed at a time, which bounds the memory."""
+"""Number of rows that are computed at a time, to limit the memory."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class SmoothNoise:
         return cls(rng.standard_normal((count, count), dtype=np.float32), spacing, size)
 
     def rows(self, start: int, stop: int) -> Float32[np.ndarray, "h w"]:
-        """Interpolate the rows from `start` to before `stop`."""
+        """Interpolate the rows from `start` to `stop` (exclusive)."""
         low, weight = self._knots_at(np.arange(start, stop))
-        tall = self.knots[low] * (1 - weight)[:, None] + self.knots[low + 1] * weight[:, None]
+        rows = self.knots[low] * (1 - weight)[:, None] + self.knots[low + 1] * weight[:, None]
         low, weight = self._knots_at(np.arange(self.size))
-        return np.asarray(tall[:, low] * (1 - weight) + tall[:, low + 1] * weight, dtype=np.float32)
+        return np.asarray(rows[:, low] * (1 - weight) + rows[:, low + 1] * weight, dtype=np.float32)
 
     def _knots_at(self, pixels: np.ndarray) -> tuple[np.ndarray, Float32[np.ndarray, " m"]]:
         """Return the index of the knot before each pixel, and the weight of the knot after it."""
-        where = pixels / self.spacing
-        low = where.astype(np.int64)
-        weight = (where - low).astype(np.float32)
+        position = pixels / self.spacing
+        low = position.astype(np.int64)
+        weight = (position - low).astype(np.float32)
         return low, weight * weight * (3 - 2 * weight)
 
 
@@ -51,7 +51,7 @@ class SlideLayout:
     Attributes:
         labels: 0 for glass, k + 1 for class k of `CLASSES`.
         pieces: 0 for glass, else the number of the piece of tissue, from 1.
-        ellipses: Centre (x, y) and half axes of each piece in pixels; outlines differ from them by the noise.
+        ellipses: Centre (x, y) and semi-axes of each piece in pixels; noise makes the outlines irregular.
     """
 
     labels: UInt8[np.ndarray, "size size"]
@@ -68,7 +68,7 @@ class _Warp:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, size: int) -> "_Warp":
-        """Draw the displacement of a slide with this edge in pixels."""
+        """Draw the displacement for a slide whose edge is `size` pixels."""
         coarse, fine = ([SmoothNoise.draw(rng, size, size / knots) for _ in range(2)] for knots in (7, 32))
         return cls((coarse[0], coarse[1]), (fine[0], fine[1]))
 
@@ -114,7 +114,7 @@ def draw_layout(rng: np.random.Generator, size: int, pieces: int, main: int, oth
 
 
 def _draw_ellipses(rng: np.random.Generator, size: int, pieces: int) -> Float[np.ndarray, "p 4"]:
-    """Draw pieces one above the other; the second half axis is the vertical one."""
+    """Draw pieces, one above the other; the second semi-axis is vertical."""
     if pieces == 1:
         middle, axes = rng.uniform(0.46, 0.54, (1, 2)), rng.uniform(0.32, 0.4, (1, 2))
     else:
@@ -124,7 +124,7 @@ def _draw_ellipses(rng: np.random.Generator, size: int, pieces: int) -> Float[np
 
 
 def _draw_seeds(rng: np.random.Generator, ellipse: Float[np.ndarray, "4"], piece: int) -> Float[np.ndarray, "s 3"]:
-    """Draw the seeds (x, y, piece) of a piece's regions, at some distance from one another."""
+    """Draw the seeds (x, y, piece) of the regions of a piece: one near the centre, the others around it."""
     count = int(rng.integers(5, 8))
     turn = rng.uniform(0, 2 * np.pi) + np.arange(count - 1) * 2 * np.pi / (count - 1) + rng.normal(0, 0.2, count - 1)
     out = np.concatenate([[rng.uniform(0, 0.15)], rng.uniform(0.55, 0.9, count - 1)])
@@ -144,7 +144,7 @@ def _pieces_at(
 
 
 def _clear_glass(piece: UInt8[np.ndarray, "size size"], rows: slice, pieces: int) -> None:
-    """Keep the slide's margin, and a gap between two pieces, free of tissue."""
+    """Clear the margin of the slide, and a gap between two pieces."""
     size = len(piece)
     margin = size // 64
     y = np.arange(rows.start, rows.stop)
@@ -163,12 +163,12 @@ def _draw_classes(
     main: int,
     others: Sequence[int],
 ) -> UInt8[np.ndarray, " r"]:
-    """Draw the class of each region: the main class for the largest of a piece, then the others, then it again."""
+    """Draw the class of each region: the main class for the largest region of a piece, and all classes for the rest."""
     classes = np.zeros(len(areas), dtype=np.uint8)
     for number in np.unique(piece_of_region):
-        mine = np.flatnonzero(piece_of_region == number)
-        largest = mine[np.argmax(areas[mine])]
-        rest = mine[mine != largest]
+        of_piece = np.flatnonzero(piece_of_region == number)
+        largest = of_piece[np.argmax(areas[of_piece])]
+        rest = of_piece[of_piece != largest]
         classes[largest] = main
         classes[rest] = np.resize(np.append(rng.permutation(np.asarray(others)), main), len(rest))
     return classes
@@ -211,14 +211,14 @@ def _on_ellipse(ellipse: Float[np.ndarray, "4"], turn: float, out: float) -> tup
 def _arc(
     rng: np.random.Generator, ellipse: Float[np.ndarray, "4"], start: float, stop: float, out: tuple[float, float]
 ) -> list[tuple[float, float]]:
-    """Return points of an irregular curve around the middle of a piece.
+    """Return points of an irregular curve around the centre of a piece.
 
     Args:
         rng: Random generator of the curve.
-        ellipse: Middle and half axes of the piece.
+        ellipse: Centre and semi-axes of the piece.
         start: Angle of the first point in radians.
         stop: Angle of the last point.
-        out: Distances of the first and the last point from the middle; 1 is the outline.
+        out: Distances of the first and the last point from the centre; 1 is the outline.
     """
     angles = np.linspace(start, stop, 40)
     phase = rng.uniform(0, 2 * np.pi, 2)

@@ -1,4 +1,4 @@
-"""Render a synthetic slide: a mosaic of the fields of tiles, artefacts, the stain and scanner of a centre."""
+"""Rendering of a synthetic slide: a mosaic of fields, artefacts, and the stain and scanner of a centre."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ from clipit.synthetic.tissues import draw_tissue
 
 _STEP = 40
 _MARGIN = (SIZE - _STEP) // 2
-"""Fields lie on a grid of `_STEP` pixels and overlap by `_MARGIN` on each side; irregular seams run in the overlap."""
+"""Fields have a grid spacing of `_STEP` pixels and a margin of `_MARGIN` on each side, within which seams vary."""
 _CELL_ROWS = 8
-"""Rows of the grid that are drawn at a time."""
+"""Number of rows of the grid that are drawn at a time."""
 _BATCH = 256
 _FOCUS = 160.0
 """Grid spacing in pixels of the noise whose peaks are the foci of a mutated status."""
@@ -33,12 +33,12 @@ Map = Float32[np.ndarray, "size size"]
 def draw_status(
     rng: np.random.Generator, labels: UInt8[np.ndarray, "size size"], share: float
 ) -> Bool[np.ndarray, "size size"]:
-    """Draw foci with the morphology of the mutated status: smooth noise above the quantile that gives this share.
+    """Draw foci with the morphology of the mutated status, by thresholding smooth noise.
 
     Args:
         rng: Random generator of the foci.
         labels: 0 for glass, k + 1 for class k of `CLASSES`.
-        share: Share of the tumour pixels in foci, met up to about one percent.
+        share: Share of the tumour pixels in foci; the result differs from it by at most about one percentage point.
     """
     size = len(labels)
     status = np.zeros((size, size), dtype=np.bool_)
@@ -60,17 +60,17 @@ def draw_stains(
     labels: UInt8[np.ndarray, "size size"],
     status: Bool[np.ndarray, "size size"] | None = None,
 ) -> tuple[Map, Map]:
-    """Draw haematoxylin and eosin concentrations, taken at each pixel from a field of its tissue.
+    """Draw the concentrations of haematoxylin and eosin.
 
-    Each tissue has its own 64 px field in each cell of a grid, drawn like a tile without a second tissue. Tumour with
-    the morphology of the mutated status (`status`) has a field of its own.
+    In each cell of a grid, each tissue has a field of 64 px, drawn like a tile without a second tissue; tumour with the
+    morphology of the mutated status (`status`) has another one. Each pixel is taken from the field of its tissue.
     """
     size = len(labels)
     haematoxylin, eosin = np.zeros((size, size), np.float32), np.zeros((size, size), np.float32)
     warps = [SmoothNoise.draw(rng, size, 12.0), SmoothNoise.draw(rng, size, 12.0)]
     side = size // _STEP + 3  # the first cell begins at -_STEP
     plain = side * side * len(CLASSES)  # number of fields without the mutated status
-    # Fibres change their direction slowly: independent directions look like another tissue to the embedded VLM.
+    # Fibres change direction slowly, because the embedded VLM takes independent directions for another tissue.
     directions = rng.uniform(0, np.pi) + 0.6 * SmoothNoise.draw(rng, side, 8.0).rows(0, side).reshape(-1)
     for first in range(0, side, _CELL_ROWS):
         start, stop = (max(0, (row - 1) * _STEP) for row in (first, first + _CELL_ROWS))
@@ -124,13 +124,12 @@ def _draw_fields(
 
 
 def add_fold(maps: Sequence[Map], artefacts: Artefacts) -> None:
-    """Add the displaced tissue to the tissue below it in the fold, in place."""
+    """Add the displaced tissue to the tissue below the fold, in place."""
     rows, columns = np.nonzero(artefacts.mask == FOLD)
     size = len(artefacts.mask)
     above = ((rows + artefacts.shift[0]).clip(0, size - 1), (columns + artefacts.shift[1]).clip(0, size - 1))
     for stain in maps:
-        doubled = 1.15 * stain[rows, columns] + stain[above]
-        stain[rows, columns] = doubled
+        stain[rows, columns] = 1.15 * stain[rows, columns] + stain[above]
 
 
 def scan_slide(
@@ -142,16 +141,16 @@ def scan_slide(
     artefacts: Artefacts | None = None,
     ink: str = "blue",
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Stain and scan a slide, with one stain for the whole slide or one per piece.
+    """Stain and scan a slide, with one stain per piece and one scanner.
 
-    Beer-Lambert as for tiles (`clipit.synthetic.render.scan`), but colours and scanner are the same over the slide.
+    The Beer-Lambert law is applied as for tiles (`clipit.synthetic.render.scan`).
 
     Args:
         rng: Random generator of this scan.
         haematoxylin: Concentration of haematoxylin.
         eosin: Concentration of eosin.
         layout: Layout of the slide.
-        centres: Centre of the stain of each piece; the first centre's scanner is used.
+        centres: Centre of the stain of each piece; the scanner is that of the first.
         artefacts: Pen marks and out-of-focus patches; None for a clean slide.
         ink: Colour of the pen, a key of `INKS`.
     """

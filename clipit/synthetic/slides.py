@@ -1,4 +1,4 @@
-"""Write a world of synthetic slides: pyramidal TIFFs with the tissue and artefacts of every pixel."""
+"""World of synthetic slides: pyramidal TIFFs, with masks of the tissue and the artefacts at every pixel."""
 
 import csv
 import hashlib
@@ -48,12 +48,12 @@ class SlideWorldConfig(Section):
     validation: int = Field(6, ge=0)
     test: int = Field(6, ge=0)
     slides_per_patient: int = Field(1, ge=1)
-    """Number of slides of a patient; all have the patient's label and centre."""
+    """Number of slides per patient, which have the same label and centre."""
     size: int = Field(1536, ge=256, le=8192, multiple_of=64)
-    """Edge of a slide in pixels of 1 micrometre; writing takes about 20 bytes of memory per pixel."""
+    """Edge of a slide in pixels of 1 micrometre; writing needs about 20 bytes of memory per pixel."""
     centres: tuple[int, ...] = Field((6, 7), min_length=1)
     second_stain: Share = 0.5
-    """Chance that the second of two tissue pieces has the stain of another centre."""
+    """Probability that the second of two pieces of tissue has the stain of another centre."""
     artefacts: bool = True
     """Whether each slide has a pen mark, a fold and an out-of-focus patch."""
 
@@ -70,7 +70,7 @@ ConfigT = TypeVar("ConfigT", bound=SlideWorldConfig)
 
 @dataclass(frozen=True)
 class DrawnSlide:
-    """One slide with the truth about every pixel.
+    """A slide with the true tissue and artefact at every pixel.
 
     Attributes:
         image: RGB pixels.
@@ -95,8 +95,8 @@ def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int, show
     Args:
         config: Configuration of the world.
         name: Name of the slide.
-        main: Class of its label: a grade of tumour, or normal mucosa.
-        centre: Centre of its scanner and of the stain of its first piece.
+        main: Class of the slide's label: a grade of tumour, or normal mucosa.
+        centre: Centre of the scanner, and of the stain of the first piece.
         shows: Share of the tumour with the morphology of the mutated status, in foci.
     """
     draw = stream(config.seed, "slides", name, "slide")
@@ -121,7 +121,7 @@ def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int, show
 
 @dataclass(frozen=True)
 class ListedSlide:
-    """A slide to draw: its row in the table of slides, the class of its label, and its centre."""
+    """A slide to be drawn: its row in the table of slides, the class of its label, and its centre."""
 
     row: dict[str, object]
     main: int
@@ -138,10 +138,10 @@ class ListedSlide:
 def write_slides(folder: Path, config: SlideWorldConfig) -> dict[str, Any]:
     """Write synthetic slides to a folder; the same configuration gives the same bytes.
 
-    For each slide `slides/<slide>.tif` (tiled, pyramidal, lossless), `masks/<slide>.png` (0 for glass, k + 1 for class
-    k), `masks/<slide>_artefacts.png` (1 pen, 2 fold, 3 blur) and `masks/<slide>.json` (its facts); `slides.csv`,
-    `prompts.yaml` (all tissues), `slide_prompts.yaml` (the labels of slides), and last `world.json`. Paths in the table
-    are relative to the folder.
+    The files of each slide are `slides/<slide>.tif` (tiled, pyramidal, lossless), `masks/<slide>.png` (0 for glass,
+    k + 1 for class k), `masks/<slide>_artefacts.png` (1 pen, 2 fold, 3 blur) and `masks/<slide>.json` (sizes and
+    areas). The files of the world are `slides.csv`, `prompts.yaml` (all tissues), `slide_prompts.yaml` (labels of
+    slides), and last `world.json`. Paths in the table are relative to the folder.
 
     Returns:
         The content of `world.json`: configuration, classes, slides per split and label, SHA-256 of all pixels.
@@ -156,7 +156,7 @@ def write_slides(folder: Path, config: SlideWorldConfig) -> dict[str, Any]:
 
 
 def write_slide_files(folder: Path, config: SlideWorldConfig, slides: Iterable[ListedSlide]) -> dict[str, Any]:
-    """Write slides, their masks, their table and the prompt sets; returns the content of `world.json`.
+    """Write slides, their masks, their table and the prompt sets; return the content of `world.json`.
 
     Raises:
         DataError: tifffile is not installed; nothing is written.
@@ -193,7 +193,7 @@ def write_slide_files(folder: Path, config: SlideWorldConfig, slides: Iterable[L
 
 
 def ensure_slides(folder: Path, config: ConfigT, write_world: Callable[[Path, ConfigT], object] = write_slides) -> Path:
-    """Write synthetic slides to a folder unless it has them, completely or not at all.
+    """Write synthetic slides to a folder unless it contains them, completely or not at all.
 
     Args:
         folder: Folder of the world.
@@ -202,12 +202,12 @@ def ensure_slides(folder: Path, config: ConfigT, write_world: Callable[[Path, Co
 
     Raises:
         DataError: tifffile is not installed.
-        ArtifactError: The folder holds other files or another world; nothing in it is changed.
+        ArtifactError: The folder contains other files or another world; nothing in it is changed.
     """
 
     def write(partial: Path) -> None:
         with disk_errors(partial):
-            if partial.exists():  # of a killed attempt, perhaps with more slides
+            if partial.exists():  # left by a killed attempt, perhaps with more slides
                 shutil.rmtree(partial)
         write_world(partial, config)
 
@@ -220,7 +220,7 @@ def _require_tifffile() -> None:
 
 
 def list_slides(config: SlideWorldConfig, mains: Sequence[int] = tuple(_OTHER_TISSUES)) -> Iterator[ListedSlide]:
-    """List the slides of a world; their labels, of the classes `mains`, alternate between patients."""
+    """List the slides of a world; the labels of consecutive patients cycle through the classes `mains`."""
     for split, count in (("train", config.train), ("validation", config.validation), ("test", config.test)):
         for number in range(count):
             patient = number // config.slides_per_patient
@@ -241,7 +241,7 @@ def list_slides(config: SlideWorldConfig, mains: Sequence[int] = tuple(_OTHER_TI
 
 
 def _facts(slide: DrawnSlide, levels: int) -> dict[str, Any]:
-    """Return sizes, values of both masks, and areas in pixels."""
+    """Return the sizes, the values of both masks, and areas in pixels."""
     areas = {name: int((slide.labels == k + 1).sum()) for k, name in enumerate(CLASSES)}
     return {
         "size": len(slide.image),
@@ -256,7 +256,7 @@ def _facts(slide: DrawnSlide, levels: int) -> dict[str, Any]:
 
 
 def _write_slide(folder: Path, listed: ListedSlide, slide: DrawnSlide) -> int:
-    """Write the TIFF and the masks of a slide, that of the status if its row names it; returns the number of levels."""
+    """Write the TIFF and the masks of a slide, with that of the status if its row has one; return the level count."""
     name = listed.name
     with whole_file(folder / "slides" / f"{name}.tif") as path:
         levels = write_pyramid(path, slide.image, MPP)
@@ -270,9 +270,10 @@ def _write_slide(folder: Path, listed: ListedSlide, slide: DrawnSlide) -> int:
 
 
 def write_pyramid(path: Path, image: UInt8[np.ndarray, "h w 3"], mpp: float) -> int:
-    """Write a tiled TIFF whose levels are halved until one tile covers the image; returns the number of levels.
+    """Write a tiled TIFF whose levels are halved until one tile covers the image; return the number of levels.
 
-    The levels are reduced images of the main sequence, as openslide expects of a generic TIFF, compressed without loss.
+    The levels are reduced images in the main sequence, as openslide expects of a generic TIFF, with lossless
+    compression.
 
     Args:
         path: File to write.

@@ -1,4 +1,4 @@
-"""Draw haematoxylin and eosin concentration maps of the eight tissues."""
+"""Concentration maps of haematoxylin and eosin for the eight tissues."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ from clipit.synthetic.latents import (
 
 @dataclass(frozen=True)
 class Stains:
-    """Concentrations of the two stains (0: glass, about 1: full), modified in place while drawing."""
+    """Concentrations of the two stains (0: glass, about 1: fully stained), which drawing modifies in place."""
 
     haematoxylin: Maps
     eosin: Maps
 
 
 def scatter(rng: np.random.Generator, counts: Int64[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " m"], int]:
-    """Return the tile index of each spot if tile i gets `counts[i]` spots, and the total number of spots."""
+    """Return the tile of each spot, for `counts[i]` spots on tile i, and the total number of spots."""
     tile = np.repeat(np.arange(len(counts)), counts)
     return tile, len(tile)
 
@@ -44,7 +44,18 @@ def nuclei(
     angle: object | None = None,
     depth: tuple[float, float] = (0.9, 1.2),
 ) -> None:
-    """Draw random nuclei with `radius` (px) and log-normal `spread` per tile; `angle` is per tile or random."""
+    """Draw nuclei at random positions, with log-normal radii.
+
+    Args:
+        rng: Random generator of the nuclei.
+        layer: Stains of the tiles, modified in place.
+        counts: Number of nuclei per tile.
+        radius: Median radius in pixels, one value or one per tile.
+        spread: Standard deviation of the logarithm of the radius, one value or one per tile.
+        stretch: Range of the elongation.
+        angle: Mean direction per tile in radians; None for random directions.
+        depth: Range of the concentration of haematoxylin.
+    """
     tile, count = scatter(rng, counts)
     size = np.broadcast_to(np.asarray(radius, dtype=np.float32), counts.shape)[tile]
     scale = np.broadcast_to(np.asarray(spread, dtype=np.float32), counts.shape)[tile]
@@ -70,7 +81,7 @@ def _flat(count: int, haematoxylin: float, eosin: float) -> Stains:
 
 
 def _fibres(rng: np.random.Generator, latents: Latents) -> tuple[Maps, Float32[np.ndarray, " n"]]:
-    """Draw wavy parallel fibres (0..1), and return them with their direction (radians)."""
+    """Draw wavy parallel fibres (0..1); return them with their directions in radians."""
     count = len(latents)
     angle = rng.uniform(0, np.pi, count).astype(np.float32)
     if latents.direction is not None:
@@ -83,17 +94,17 @@ def _fibres(rng: np.random.Generator, latents: Latents) -> tuple[Maps, Float32[n
 def _adipose(rng: np.random.Generator, latents: Latents) -> Stains:
     count = len(latents)
     side = 3 + (rng.random(count) < 0.3 + 0.2 * latents.dens)  # 9 or 16 fat cells
-    first = np.full((count, SIZE, SIZE), 1e9, dtype=np.float32)
-    other = first.copy()
+    nearest = np.full((count, SIZE, SIZE), 1e9, dtype=np.float32)
+    second = nearest.copy()
     rows, columns = ROWS + 1.5 * noise(rng, count, 5), COLUMNS + 1.5 * noise(rng, count, 5)
     for cell in range(36):  # a jittered grid two cells wider than the tile
         step = SIZE / side
         y = ((cell // 6) - 0.5 + rng.uniform(-0.38, 0.38, count)) * step
         x = ((cell % 6) - 0.5 + rng.uniform(-0.38, 0.38, count)) * step
         distance = (rows - per_tile(y)) ** 2 + (columns - per_tile(x)) ** 2
-        other = np.minimum(other, np.maximum(first, distance))
-        first = np.minimum(first, distance)
-    gap = np.sqrt(other) - np.sqrt(first)
+        second = np.minimum(second, np.maximum(nearest, distance))
+        nearest = np.minimum(nearest, distance)
+    gap = np.sqrt(second) - np.sqrt(nearest)
     membrane = ramp(1.6 - gap / per_tile(rng.uniform(1.2, 2.2, count)))
     layer = Stains(0.12 * membrane, 0.03 + 0.75 * membrane)
     nuclei(rng, layer, rng.poisson(1.0, count), 1.6, 0.15, (1.2, 1.6))
@@ -134,7 +145,7 @@ def _glands(
     goblets: bool,
     nuclear_radius: float,
 ) -> None:
-    """Draw up to k glands on each tile: lumen, epithelium, a ring of nuclei, goblet vacuoles."""
+    """Draw up to k glands on each tile: epithelium with a lumen, a ring of nuclei, and vacuoles of goblet cells."""
     count, slots = present.shape
     for slot in range(slots):
         turn, squeeze = rng.uniform(np.zeros(count), np.pi), rng.uniform(np.ones(count), 1.0 + 2 * ragged)
@@ -189,7 +200,7 @@ def _normal(rng: np.random.Generator, latents: Latents) -> Stains:
 
 
 def _tumour(rng: np.random.Generator, latents: Latents) -> Stains:
-    """Draw tumour of either grade; the grades differ in attributes (nuclei, glands), whose distributions overlap."""
+    """Draw a tumour of either grade; the grades differ in nuclei and glands, whose distributions overlap."""
     count = len(latents)
     high = latents.tissue == HIGH
     base = noise(rng, count, 6)
@@ -207,16 +218,16 @@ def _tumour(rng: np.random.Generator, latents: Latents) -> Stains:
 
 
 def _mutated_cytoplasm(rng: np.random.Generator, layer: Stains, shown: Int64[np.ndarray, " m"]) -> None:
-    """Draw the morphology of the mutated status on these tiles: bluish cytoplasm with clear vacuoles between nuclei."""
+    """Draw the morphology of the mutated status on these tiles: bluish cytoplasm with clear vacuoles."""
     tile, total = scatter(rng, rng.poisson(50, len(shown)))
     vacuoles = np.zeros((len(shown), SIZE, SIZE), dtype=np.float32)
     x, y = rng.uniform(0, SIZE, (2, total))
     splat(vacuoles, make_spots(tile, x, y, rng.uniform(1.5, 2.0, total), 1.0, 0.0, 1.0))
     haematoxylin, eosin = layer.haematoxylin[shown], layer.eosin[shown]
     cytoplasm = ramp((0.6 - haematoxylin) / 0.15)
-    left = 1 - 0.8 * vacuoles * cytoplasm
-    layer.haematoxylin[shown] = np.maximum(haematoxylin * left + 0.08 * cytoplasm, 0)
-    layer.eosin[shown] = np.maximum(eosin * left - 0.12 * cytoplasm, 0)
+    remaining = 1 - 0.8 * vacuoles * cytoplasm
+    layer.haematoxylin[shown] = np.maximum(haematoxylin * remaining + 0.08 * cytoplasm, 0)
+    layer.eosin[shown] = np.maximum(eosin * remaining - 0.12 * cytoplasm, 0)
 
 
 def _necrosis(rng: np.random.Generator, latents: Latents) -> Stains:
@@ -226,7 +237,7 @@ def _necrosis(rng: np.random.Generator, latents: Latents) -> Stains:
 
 
 def granules(rng: np.random.Generator, count: int) -> tuple[Maps, Maps]:
-    """Draw granular debris: haematoxylin and eosin maps of necrosis."""
+    """Draw haematoxylin and eosin maps of granular debris, as in necrosis."""
     fine = noise(rng, count, 32) + 0.8 * noise(rng, count, 16)
     return np.asarray(0.09 + 0.03 * fine, np.float32), np.asarray(0.45 + 0.12 * fine, np.float32)
 
@@ -244,7 +255,7 @@ _TISSUES: dict[int, Callable[[np.random.Generator, Latents], Stains]] = {
 
 
 def draw_tissue(rng: np.random.Generator, latents: Latents) -> Stains:
-    """Draw concentration maps of the main tissue, overlaid with the attributes that any tissue can have."""
+    """Draw concentration maps of the main tissue, overlaid with mucin, necrosis and inflammation."""
     count = len(latents)
     layer = _flat(count, 0.0, 0.0)
     for tissue, draw in _TISSUES.items():

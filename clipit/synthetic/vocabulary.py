@@ -1,8 +1,8 @@
-"""Words of the synthetic world: names, phrases, templates and boilerplate, in pools for captions and reports."""
+"""Vocabulary of the synthetic worlds: names, phrases, templates and boilerplate, in pools for captions and reports."""
 
 from clipit.synthetic.latents import CLASSES
 
-# Names of each class. SHARED names occur in the VLM's captions and in reports, HELD_OUT names in reports only.
+# Names of each class: SHARED_NAMES occur in the VLM's captions and in reports, HELD_OUT_NAMES only in reports.
 SHARED_NAMES: dict[str, tuple[str, ...]] = dict(
     zip(
         CLASSES,
@@ -72,7 +72,7 @@ HELD_OUT_NAMES: dict[str, tuple[str, ...]] = dict(
 TUMOUR_NAMES = ("tumour", "carcinoma", "adenocarcinoma", "malignant epithelium", "a neoplasm")
 """Tumour names that do not reveal the grade, for coarse captions and case reports."""
 HELD_OUT_TUMOUR_NAMES = ("an epithelial malignancy", "neoplastic epithelium")
-"""Additional tumour names without a grade, for reports only."""
+"""Additional tumour names that do not reveal the grade, only for reports."""
 COARSE_NAMES = {**SHARED_NAMES, "tumour_low_grade": TUMOUR_NAMES, "tumour_high_grade": TUMOUR_NAMES}
 """Class names in captions that do not distinguish the grades."""
 
@@ -80,7 +80,7 @@ GRADE_NAMES = {
     "tumour_low_grade": ("low grade adenocarcinoma", "low grade tumour"),
     "tumour_high_grade": ("high grade adenocarcinoma", "high grade tumour"),
 }
-"""Prompt names that give only the grade of a tumour, without glands or differentiation."""
+"""Names for prompts that state only the grade of a tumour, without glands or differentiation."""
 
 # Phrases of each attribute by value; an empty tuple if the value is not mentioned.
 SHARED_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -232,7 +232,7 @@ PROCEDURES = ("biopsy", "resection", "polypectomy", "excision")
 PROMPT_NAMES = {label: names[:3] for label, names in SHARED_NAMES.items()}
 PROMPT_TEMPLATES = ("an image of {}.", "a histology picture showing {}.", "{}.")
 
-# Prompts of the snippet filter, in general words rather than the sentences above.
+# Prompts of the snippet filter, in general terms, not the sentences above.
 MORPHOLOGY_BAG = (
     "fat cells",
     "lymphocytes and inflammation",
@@ -263,7 +263,7 @@ BOILERPLATE_BAG = (
 
 # Vocabulary of the case corpus: diagnosis names with the grade, and another organ.
 
-# Diagnosis lines for the tiles' organs. The grade is named here only.
+# Diagnosis lines for the tiles' organs. Only these name the grade.
 GRADED_NAMES: dict[str, tuple[str, ...]] = {
     "low": (
         "low grade adenocarcinoma",

@@ -1,4 +1,4 @@
-"""Write a synthetic world to a folder: tiles in zips, tables, reports, prompt sets and prompt bags."""
+"""Files of a synthetic world: tiles in zips, tables, reports, prompt sets and prompt bags."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -26,7 +26,7 @@ CASES = "case_reports.jsonl"
 GRADE_PROMPTS = "grade_prompts.yaml"
 ALL_NAMES = "grade_prompts_all_names.yaml"
 GRADE_CLASSES = {"tumour_low_grade": "low grade", "tumour_high_grade": "high grade"}
-"""`tiles.class_map` of the task "low or high grade", on tumour tiles only."""
+"""`tiles.class_map` of the task low or high grade, which has only tumour tiles."""
 
 
 class WorldConfig(Section):
@@ -34,13 +34,13 @@ class WorldConfig(Section):
 
     seed: int = Field(0, ge=0)
     train: int = Field(2080, ge=8)
-    """Number of training tiles; the run's configuration decides which of them are labelled."""
+    """Number of training tiles; the configuration of a run determines which of them are labelled."""
     validation: int = Field(400, ge=8)
     test: int = Field(1500, ge=8)
     shift: int = Field(1500, ge=8)
     """Number of test tiles from centres without training tiles."""
     reports: int = Field(500, ge=1)
-    """Number of reports per corpus; the corpus of cases has 40 % more, of another organ."""
+    """Number of reports per corpus; the corpus of cases has another 40 % of reports on another organ."""
     centres: tuple[int, ...] = (6, 7)
     """Centres of train, validation and test."""
     shift_centres: tuple[int, ...] = (8, 9)
@@ -55,10 +55,10 @@ class WorldConfig(Section):
 def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
     """Write the files of a world to a folder; the same configuration gives the same bytes.
 
-    `tiles.zip` with `tiles.csv` (train, validation and test), `tiles_shift.zip` with `tiles_shift.csv`
-    (a second test split: unseen stain), `reports.jsonl`, `case_reports.jsonl`, `prompts.yaml`,
-    `grade_prompts.yaml`, `grade_prompts_all_names.yaml`, `morphology.yaml`, `boilerplate.yaml`, and last
-    `world.json`: the configuration, counts and SHA-256 of each image set.
+    The files are `tiles.zip` with `tiles.csv` (train, validation and test), `tiles_shift.zip` with `tiles_shift.csv`
+    (a second test set with an unseen stain), `reports.jsonl`, `case_reports.jsonl`, `prompts.yaml`,
+    `grade_prompts.yaml`, `grade_prompts_all_names.yaml`, `morphology.yaml`, `boilerplate.yaml`, and last `world.json`,
+    with the configuration, counts, and the SHA-256 of each image set.
 
     Returns:
         The content of `world.json`.
@@ -99,10 +99,10 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
 
 
 def add_cases(folder: Path, config: WorldConfig) -> None:
-    """Write the corpus of cases, `case_reports.jsonl`, and two prompt sets of the two tumour grades.
+    """Write the corpus of cases, `case_reports.jsonl`, and two prompt sets for the two tumour grades.
 
-    `grade_prompts.yaml` uses only the word grade, `grade_prompts_all_names.yaml` the names of `prompts.yaml`. Existing
-    files are kept, so that worlds of earlier versions can be completed.
+    The names in `grade_prompts.yaml` state only the grade; those in `grade_prompts_all_names.yaml` are the names in
+    `prompts.yaml`. Existing files are kept, so that worlds of earlier versions can be completed.
 
     Raises:
         ArtifactError: The folder cannot be written.
@@ -122,12 +122,12 @@ def add_cases(folder: Path, config: WorldConfig) -> None:
 
 
 def grade_prompts(name: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Return the content of a prompt set of the two grades, with the names of the two tumour classes."""
+    """Return the content of a prompt set for the two grades, with the given names of the two tumour classes."""
     return prompt_set(name, {grade: names[label] for label, grade in GRADE_CLASSES.items()})
 
 
 def ensure_world(folder: Path, config: WorldConfig) -> Path:
-    """Write a synthetic world to a folder unless it exists; the folder appears only when it is complete.
+    """Write a synthetic world to a folder unless it exists; the folder is created only when the world is complete.
 
     Raises:
         ArtifactError: The folder contains other files or another world; nothing in it is changed.

@@ -1,4 +1,4 @@
-"""Write the files of a synthetic world, completely or not at all: tiles, reports and prompt sets."""
+"""Writing of the files of a synthetic world, completely or not at all: tiles, reports and prompt sets."""
 
 import csv
 import hashlib
@@ -31,7 +31,7 @@ def write_tiles(
     parts: Mapping[str, Draw],
     more: Mapping[str, Mapping[str, Sequence[object]]] | None = None,
 ) -> str:
-    """Write `<name>.zip` and `<name>.csv`; returns the SHA-256 of all pixels in order.
+    """Write `<name>.zip` and `<name>.csv`; return the SHA-256 of all pixels, in order.
 
     Args:
         folder: Folder of the world.
@@ -46,7 +46,7 @@ def write_tiles(
         for split, part in parts.items():
             for row, image in enumerate(part.images):
                 tile = f"{split}-{row:05d}"
-                # A fixed date, so that equal tiles give equal bytes.
+                # The date is fixed, so that equal tiles give equal bytes.
                 archive.writestr(zipfile.ZipInfo(f"{split}/{tile}.png", (1980, 1, 1, 0, 0, 0)), _png(image))
                 digest.update(image.tobytes())
                 rows.append(
@@ -69,7 +69,7 @@ def write_tiles(
 
 
 def patient_name(split: str, number: int) -> str:
-    """Return the name of a patient, the `group` of tiles and reports."""
+    """Return the name of a patient, which is the `group` of the tiles and reports."""
     return f"{split}-P{number:04d}"
 
 
@@ -95,13 +95,13 @@ def write_bags(folder: Path) -> None:
 
 
 def prompt_set(name: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Return the content of a prompt set with these names per class."""
+    """Return the content of a prompt set with these names of the classes."""
     classes = {label: list(class_names) for label, class_names in names.items()}
     return {"name": name, "version": 1, "templates": list(words.PROMPT_TEMPLATES), "classes": classes}
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a YAML file with its keys in order."""
+    """Write a YAML file, with the keys in the given order."""
     with whole_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(dict(content), sort_keys=False, width=120), encoding="utf-8")
 
@@ -115,9 +115,9 @@ def ensure_written(folder: Path, config: Section, write: Callable[[Path], object
         write: Function that writes all files of the world to a folder, `world.json` last.
 
     Raises:
-        ArtifactError: The folder holds other files or another world; nothing in it is changed.
+        ArtifactError: The folder contains other files or another world; nothing in it is changed.
     """
-    world = folder.absolute()  # absolute, because lock and partial folder lie next to it, even for "."
+    world = folder.absolute()  # because the lock and the partial folder are next to it, even for "."
     if _is_written(world, config):
         return world
     with locked(world):
@@ -131,7 +131,7 @@ def ensure_written(folder: Path, config: Section, write: Callable[[Path], object
                 if not world.is_dir():
                     partial.rename(world)
                     return world
-                # An existing empty folder may be the working directory: fill it rather than replace it.
+                # An existing empty folder may be the working directory, so it is filled and not replaced.
                 for path in sorted(partial.iterdir(), key=lambda path: path.name == "world.json"):
                     path.rename(world / path.name)
                 partial.rmdir()
@@ -142,7 +142,7 @@ def _is_written(world: Path, config: Section) -> bool:
     """Return whether the folder contains this world; False if it is empty or missing.
 
     Raises:
-        ArtifactError: The folder holds something else.
+        ArtifactError: The folder contains something else.
     """
     with disk_errors(world):
         if not world.exists() or not any(world.iterdir()):

@@ -205,7 +205,7 @@ def test_a_split_of_leaks_alone(configure: MakeConfig, leaky: Leaky) -> None:
         )
     )
     made, _ = workspace(configure(keys, **{"leaks.policy": "exclude"}))
-    with pytest.raises(DataError, match=r"dropping leaks leaves no tile in train, validation(?s:.*)by patient"):
+    with pytest.raises(DataError, match=r"dropping leaks leaves no tiles in train, validation(?s:.*)by patient"):
         made.tiles(0)
 
 
@@ -265,7 +265,7 @@ def test_the_command_lists_every_kind(configure: MakeConfig, leaky: Leaky, tmp_p
     assert found["not_checked"] == ["near-duplicates: leaks.pixels is exact"]
     table = pq.read_table(path.with_suffix(".parquet"))
     assert table.to_pylist() == found["found"]
-    assert "| exact  | train        | test" in said[-1]
+    assert "| exact  | train   | test" in said[-1]
 
 
 def test_the_patients_on_both_sides_of_the_published_split_of_glas_are_named(configure: MakeConfig) -> None:

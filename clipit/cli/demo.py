@@ -28,9 +28,7 @@ def main() -> None:
         agents = demo_agents() if options.agents is None else options.agents
         if options.tune:
             write_demo_world(file.run, cases=options.cases)
-            print(
-                f"\nall trials: {tune(file.run, file.comparison, agents)} (chosen arms: the .yaml file beside it)"
-            )
+            print(f"\nall trials: {tune(file.run, file.comparison, agents)} (chosen arms: the .yaml file beside it)")
         else:
             run = demo(file.run, file.comparison, cases=options.cases, agents=agents)
             if not options.cases:

@@ -171,8 +171,11 @@ def test_centred_rows_are_read_in_parts(index: Index) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda folder: np.save(folder / "emb-00001.npy", np.zeros((4096, DIM + 1), np.float16)), "9.*not .*8"),
-        (lambda folder: np.save(folder / "emb-00001.npy", np.zeros((4095, DIM), np.float16)), "4095.*not .*4096"),
+        (lambda folder: np.save(folder / "emb-00001.npy", np.zeros((4096, DIM + 1), np.float16)), "9.*instead of .*8"),
+        (
+            lambda folder: np.save(folder / "emb-00001.npy", np.zeros((4095, DIM), np.float16)),
+            "4095.*instead of .*4096",
+        ),
         (lambda folder: (folder / "emb-00001.npy").unlink(), "emb-00001.npy is unreadable"),
         (lambda folder: (folder / "emb-00002.npy").write_bytes(b"\x93NUMPY"), "emb-00002.npy is unreadable"),
     ],

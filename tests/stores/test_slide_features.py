@@ -43,7 +43,7 @@ def test_both_shapes_open_with_coordinates_and_attributes(shape: tuple[int, ...]
 @pytest.mark.parametrize(
     ("features", "coords", "message"),
     [
-        (None, grid(2), "no dataset features; the file has coords"),
+        (None, grid(2), "no dataset features; the file contains coords"),
         (np.zeros((2, 3)), None, "no dataset coords"),
         (np.zeros((2, 3)), grid(3), "features have the shape [2, 3], coords [3, 2]"),
         (np.zeros((2, 2, 3)), grid(2), "features have the shape [2, 2, 3]"),

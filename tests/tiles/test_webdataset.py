@@ -181,7 +181,7 @@ def test_labels_in_cls_splits_in_names_and_images_by_suffix(tmp_path: Path) -> N
     assert tiles.splits.tolist()[0] == "test"
     assert (tiles.splits != "test").sum() == 6
     assert tiles.read(0).tobytes() == pixels(9)
-    assert any("not read: npy (1)" in note for note in tiles.notes)
+    assert any("unread members, by suffix: npy (1)" in note for note in tiles.notes)
     captions = read_tiles(config(tmp_path / "s" / "tiles-train-00.tar", columns={"path": "img.png", "label": "txt"}))
     assert captions.classes == ("a b",)
     with pytest.raises(DataError, match=r"no sample has the fields: diagnosis; the samples have: cls, txt"):

@@ -230,7 +230,7 @@ def test_a_class_of_files_that_are_not_read(tree: Path) -> None:
 def test_classes_without_a_training_label_are_named(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     paint(tree / "test" / "mucin" / "1.png", 900)
     tiles = load_tiles(config(tree), seed=0)
-    assert "no training tile has a label of the classes mucin" in tiles.notes[-1]
+    assert "no training tile is labelled with the classes mucin" in tiles.notes[-1]
     assert "classes mucin" in caplog.text
 
 

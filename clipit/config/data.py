@@ -144,7 +144,7 @@ class AnnotationsConfig(Section):
             raise ValueError("annotator needs labels: annotator")
         if self.annotator is not None and self.annotator in self.test_annotators:
             raise ValueError(
-                f"{self.annotator!r} labels the test tiles (test_annotators), so this annotator cannot label training tiles"
+                f"{self.annotator!r} labels the test tiles (test_annotators) and cannot also label training tiles"
             )
         if (self.voters is None) != (self.rest is None) or (self.rest is not None and not self.counts):
             raise ValueError("set voters and rest together, and only with counts")

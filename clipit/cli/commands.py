@@ -76,7 +76,7 @@ _MODEL = ("--batch-size", "--workers", "--device", "--bf16", "--trust-remote-cod
 _SLIDES = ("--out", "--images", "--mpp", "--tile-mpp", "--tile-pixels", "--overlap", "--min-tissue", "--contours")
 _SCORES = (*_SLIDES, "--classifier", "--prompts", "--classes", "--vlm", *_MODEL)
 OWN_OPTIONS: dict[str, tuple[str, ...]] = {
-    "demo": ("--cases", "--tune"),
+    "demo": ("--agents", "--cases", "--tune"),
     "init": ("--to",),
     "doctor": ("--shipped", "--models"),
     "download": ("--to", "--accept-licence"),
@@ -103,7 +103,8 @@ OWN_OPTIONS: dict[str, tuple[str, ...]] = {
     "slides map": (*_SCORES, "--snippets", "--top"),
     "slides compare": (*_SLIDES, "--reference", "--runs", "--prompts", "--vlm", *_MODEL),
     "mil": ("--record",),
-    "compare": ("--record",),
+    "compare": ("--agents", "--record"),
+    "tune": ("--agents",),
     "sweep": ("--launch", "--count", "--draws-seed", "--trial"),
     "adapt": ("--format", "--record", "--write-pairs"),
     "probe": ("--record", "--run"),

@@ -89,7 +89,7 @@ def test_the_index_and_the_pairs_are_data_frames_with_texts(configure_file: Make
     assert len(pairs) == 72 and pairs["text"].isin(index.snippets["text"]).all()
     assert pairs["similarity"].between(-1, 1).all()
     assert result.image(pairs["tile_id"][0]).size == (32, 32)
-    with pytest.raises(DataError, match="there is no tile 'x'"):
+    with pytest.raises(DataError, match="unknown tile 'x'"):
         result.image("x")
 
 

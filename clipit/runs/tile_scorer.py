@@ -121,7 +121,7 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
 
     facts |= {"prompts": zero_shot.source, "prompt_vectors": fingerprint(zero_shot.embeddings.tolist())}
     return TileScorer(
-        zero_shot.classes, "student", f"zero-shot student {facts['run']} with {zero_shot.source}", cosines,
+        zero_shot.classes, "student", f"student {facts['run']}, zero-shot with {zero_shot.source}", cosines,
         spec.preprocess, classifier.device, spec.mpp, spec.tile_pixels, zero_shot.logit_scale, facts,
         TextNeighbours(zero_shot.classes, [""] * len(zero_shot.classes), zero_shot.embeddings.__getitem__), vlm,
         classifier.text_mean, mpp_assumed=spec.mpp_assumed,
@@ -171,7 +171,7 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
         facts["prompt_draws"] = f"{len(draws)} ({fingerprint([each.hash for each in draws])})"
     sampled = [prompt_embeddings(each, encode, classes=texts.classes) for each in draws]
     return TileScorer(
-        tuple(prompts.classes), "vlm", f"zero-shot {vlm.name} with {prompts.name}", cosines, vlm.preprocess, vlm.device,
+        tuple(prompts.classes), "vlm", f"VLM {vlm.name}, zero-shot with {prompts.name}", cosines, vlm.preprocess, vlm.device,
         vlm.expected_mpp, None, vlm.logit_scale, facts, known, vlm.fingerprint,
         draws=np.stack(sampled) if sampled else None,
     )  # fmt: skip

@@ -19,7 +19,8 @@ from clipit.slides.slide_file import Level
 FORMATS = frozenset({"aperio", "generic-tiff"})
 """Formats of openslide each of whose levels is one page of a TIFF, without overlap or gaps."""
 _JPEG, _RGB, _YCBCR = 7, 2, 6  # TIFF: compression, photometric interpretation
-_CACHE = 256 * 2**20  # bytes; two rows of tiles of 256 pixels of a slide that is 130,000 pixels wide
+CACHE_BYTES = 256 * 2**20
+"""Size of a cache of decoded tiles: two rows of tiles of 256 pixels of a slide that is 130,000 pixels wide."""
 _BYTES_PER_PIXEL = 4  # in Pillow's memory, RGB takes as much as RGBA
 _FRAMES = (0xC0, 0xC1, 0xC2)  # markers of baseline, extended and progressive frames
 _STRIPES = 64
@@ -29,7 +30,7 @@ _level_ids = itertools.count()
 class TileCache:
     """The most recently used decoded tiles of all slides of a process, up to a number of bytes."""
 
-    def __init__(self, most: int = _CACHE) -> None:
+    def __init__(self, most: int = CACHE_BYTES) -> None:
         """Keep at most this number of bytes."""
         self._most = most
         self.clear()

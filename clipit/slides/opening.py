@@ -1,5 +1,6 @@
 """Open slides: formats of openslide, OME-TIFF, and flat images; their size, levels and micrometres per pixel."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from clipit.errors import ConfigError, DataError, is_limit
 from clipit.images import SUFFIXES, ImageError, decode
 from clipit.slides.jpeg_tiles import FORMATS, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, is_ome_tiff
+from clipit.slides.openslide_cache import share_cache
 from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.slide_file import Level, SlideFile
 from clipit.slides.tiff_pages import check_pages
@@ -128,8 +130,10 @@ def _open(path: Path) -> SlideFile:
 def _why_unknown(path: Path) -> str:
     """Explain why openslide does not recognise a file."""
     try:
-        with Image.open(path) as image:
-            kind = image.format
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about the tags of a TIFF that is cut off
+            with Image.open(path) as image:
+                kind = image.format
     except Exception:  # Pillow raises many kinds of exceptions for damaged bytes
         return "not a slide that openslide can read: the file is damaged, cut off or of another format"
     if kind == "TIFF":  # most formats of slides are TIFFs
@@ -143,6 +147,7 @@ class _OpenSlideFile:
     def __init__(self, openslide: Any, path: Path) -> None:
         self._error, self._path = openslide.OpenSlideError, path
         self._slide = slide = openslide.OpenSlide(str(path))
+        share_cache(openslide, slide)
         properties = slide.properties
         self.format = str(properties.get("openslide.vendor", "unknown"))
         self.levels = [

@@ -32,7 +32,7 @@ def test_slides_are_scored_by_classifier_and_prompts_and_compared_with_masks(
     assert "1 synthetic slides, tissue of 8 classes" in text
     rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in text.splitlines() if line.startswith("|")}
     majority = float(rows["majority tissue per tile"][0])
-    by_prompts = next(float(cells[0]) for title, cells in rows.items() if "zero-shot embedded" in title)
+    by_prompts = next(float(cells[0]) for title, cells in rows.items() if "VLM embedded, zero-shot" in title)
     floor = float(rows["most frequent tissue everywhere"][0])
     assert floor < by_prompts < majority
     for name in ("classifier", "prompts"):

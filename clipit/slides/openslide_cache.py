@@ -1,0 +1,28 @@
+"""One cache of tiles decoded by openslide for all slides of a process, large enough for wide slides."""
+
+import os
+from typing import Any
+
+from clipit.slides.jpeg_tiles import CACHE_BYTES
+
+_caches: dict[int, Any] = {}  # by process id: a forked process must not use a lock that another thread held
+
+
+def share_cache(openslide: Any, slide: Any) -> None:
+    """Let a slide keep its decoded tiles in the cache of this process.
+
+    The cache that openslide gives each slide, 32 MiB, has no room for two rows of the tiles of a slide that is more
+    than 16,000 pixels wide, so that each row of a grid would decode most tiles again. Openslide before version 4 has
+    no other cache.
+
+    Args:
+        openslide: The module.
+        slide: Open slide.
+    """
+    own = os.getpid()
+    try:
+        if own not in _caches:
+            _caches[own] = openslide.OpenSlideCache(CACHE_BYTES)
+        slide.set_cache(_caches[own])
+    except openslide.OpenSlideVersionError:
+        return

@@ -171,8 +171,8 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
         facts["prompt_draws"] = f"{len(draws)} ({fingerprint([each.hash for each in draws])})"
     sampled = [prompt_embeddings(each, encode, classes=texts.classes) for each in draws]
     return TileScorer(
-        tuple(prompts.classes), "vlm", f"VLM {vlm.name}, zero-shot with {prompts.name}", cosines, vlm.preprocess, vlm.device,
-        vlm.expected_mpp, None, vlm.logit_scale, facts, known, vlm.fingerprint,
+        tuple(prompts.classes), "vlm", f"VLM {vlm.name}, zero-shot with {prompts.name}", cosines, vlm.preprocess,
+        vlm.device, vlm.expected_mpp, None, vlm.logit_scale, facts, known, vlm.fingerprint,
         draws=np.stack(sampled) if sampled else None,
     )  # fmt: skip
 

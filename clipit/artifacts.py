@@ -1,7 +1,7 @@
 """Artefacts: folders with a manifest that are written atomically.
 
 The folder of an artefact is named by its kind and the fingerprint of its inputs, which makes it its own cache key. It
-is built in `<folder>.partial`, from which a later attempt resumes after a kill, and renamed once it is complete.
+is built in `<folder>.partial`, where a killed attempt is resumed, and renamed once it is complete.
 
 The SHA-256 of a file is verified when a process first reads it, and again if the file has changed since.
 """
@@ -217,7 +217,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _apply_umask(folder: Path) -> None:
-    """Set the modes of files that packages wrote to that of a file written by Python."""
+    """Give files that packages wrote the mode of a file that Python writes."""
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode
@@ -280,8 +280,8 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
             where=path,
             fix="choose the right folder, or delete this one and rebuild it",
         )
-    named = folder.name.removeprefix(f"{kind}-")
-    if named not in (folder.name, manifest.fingerprint):
+    fingerprint_in_name = folder.name.removeprefix(f"{kind}-")
+    if fingerprint_in_name not in (folder.name, manifest.fingerprint):
         raise ArtifactError(
             f"the {kind} in this folder has the fingerprint {manifest.fingerprint}, not the one of the folder's name",
             where=folder,
@@ -342,7 +342,7 @@ def artifact_folder(root: Path, kind: str, inputs: Mapping[str, Any]) -> Path:
 
 
 def lock_file(path: Path) -> Path:
-    """Return the file that locks a path: hidden, because it stays (deleting it would let two processes in)."""
+    """Return the hidden lock file of a path. It is never deleted, because two processes could then hold the lock."""
     return path.with_name(f".{path.name}.lock")
 
 
@@ -393,7 +393,7 @@ def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Ma
     )
     write_record(partial / MANIFEST, asdict(manifest))
     with disk_errors(folder):
-        if folder.exists():  # an incomplete or foreign folder of that name
+        if folder.exists():  # an incomplete or unrelated folder of that name
             shutil.rmtree(folder)
         partial.rename(folder)
     return open_artifact(folder, kind)

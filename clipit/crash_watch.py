@@ -1,7 +1,7 @@
-"""Report the images that a process was reading when it crashed, which no exception can name.
+"""Report the images that a process was reading when it crashed.
 
-A decoder that crashes, or a kill for lack of memory, ends the process at once. So reading threads note the image in a
-shared block of memory, and a small process, which waits for the end of this one, prints the notes that are left.
+A crashing decoder, or a kill for lack of memory, ends the process without an exception. Reading threads therefore note
+their image in shared memory, and a small process, which waits for the end of this one, prints the remaining notes.
 """
 
 import mmap
@@ -27,13 +27,13 @@ notes = {{os.pread(int(sys.argv[1]), {_BYTES}, {_BYTES} * slot).rstrip(b"\\0") f
 if notes:
     shown = b", ".join(sorted(notes)[:16]).decode(errors="ignore").encode("unicode_escape").decode("ascii")
     print("error: a signal ended the process while it read these images\\n  where: " + shown +
-          "\\n  to do: if nobody stopped it and it ends at the same image again, a decoder crashes: "
-          "replace this file; if memory ran out, read with fewer threads", file=sys.stderr)
+          "\\n  to do: unless it was stopped by hand: if it ends at the same image again, replace this file, which "
+          "crashes a decoder; if memory ran out, read with fewer threads", file=sys.stderr)
 """
 
 
 class _Watch:
-    """The notes of a process, and the process that waits for its end."""
+    """Notes of this process, and the watcher, which waits for its end."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until the process ends
@@ -55,19 +55,19 @@ class _Watch:
 
     @property
     def pipe(self) -> IO[bytes] | None:
-        """Pipe whose closing tells the watcher that the process has ended."""
+        """Pipe to the watcher, which is closed when this process ends."""
         return self._watcher.stdin
 
 
-_wanted = False
+_enabled = False
 _watch: _Watch | None = None
 _lock = threading.Lock()
 
 
 def watch_reading() -> None:
     """Report images that are being read when this process dies; commands call it at their start."""
-    global _wanted
-    _wanted = os.name == "posix"
+    global _enabled
+    _enabled = os.name == "posix"
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def noted(where: str) -> Iterator[None]:
     Args:
         where: File of the image, or zip and member.
     """
-    watch = _started() if _wanted else None
+    watch = _get_watch() if _enabled else None
     if watch is None:
         yield
         return
@@ -88,21 +88,21 @@ def noted(where: str) -> Iterator[None]:
         watch.note("")
 
 
-def _started() -> _Watch | None:
-    """Return the watch, started at the first image; None where no process can be started."""
-    global _watch, _wanted
+def _get_watch() -> _Watch | None:
+    """Return the watch, which is started at the first image; None if it cannot be started."""
+    global _watch, _enabled
     if _watch is None:
         with _lock:
-            if _watch is None and _wanted:
+            if _watch is None and _enabled:
                 try:
                     _watch = _Watch()
                 except OSError:  # no memory, processes or temporary folder: read without it
-                    _wanted = False
+                    _enabled = False
     return _watch
 
 
-def _forget() -> None:
-    """Leave the watch to the parent: a fork that kept the pipe open would hide the parent's end."""
+def _leave_to_parent() -> None:
+    """Close the pipe in a fork: if it stayed open there, the watcher would not notice the end of the parent."""
     global _watch, _lock
     if _watch is not None and _watch.pipe is not None:
         os.close(_watch.pipe.fileno())
@@ -110,4 +110,4 @@ def _forget() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_leave_to_parent)

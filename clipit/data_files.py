@@ -18,7 +18,7 @@ _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _WHOLE_DECIMAL = re.compile(r"-?\d+\.0+")
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
-"""Byte order mark (of a file that was appended to another one), zero-width characters, marks of direction."""
+"""Byte order mark (of a file that was appended to another one), zero-width characters, direction marks."""
 _PLAIN_TABLES = frozenset({".csv", ".tsv"})
 _HUB = "hf:"  # prefix of ids on the Hugging Face hub
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
@@ -51,25 +51,27 @@ class FolderFiles:
 def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> FolderFiles:
     """List the wanted files of a folder and its subfolders.
 
-    Links to folders are followed, but every real folder is entered only once: under its own name where it lies in
-    `folder`, else under the first link to it. A link to a parent folder therefore adds nothing. Hidden folders, and
-    those of the file system such as lost+found, are not entered.
+    Links to folders are followed, but every real folder is listed only once: under its own path if it is inside
+    `folder`, otherwise under the first link to it. A link to a parent folder therefore adds nothing. Hidden folders and
+    folders of the file system, such as lost+found, are skipped.
 
     Raises:
         DataError: A folder cannot be read.
     """
     listed = FolderFiles([], [], [])
-    entered: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     real, linked = [folder], list[Path]()
     while real or linked:
         current = real.pop() if real else linked.pop(0)
         try:
             status = current.stat()
-            if (status.st_dev, status.st_ino) in entered:
+            if (status.st_dev, status.st_ino) in visited:
                 continue
-            entered.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             with os.scandir(current) as entries:
-                inside = [(entry, _ends_in(entry.is_dir)) for entry in sorted(entries, key=lambda entry: entry.name)]
+                inside = [
+                    (entry, _resolves_to(entry.is_dir)) for entry in sorted(entries, key=lambda entry: entry.name)
+                ]
         except OSError as error:
             raise DataError(
                 f"cannot read this folder: {error.strerror or error}",
@@ -85,7 +87,7 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
                 (linked if entry.is_symlink() else real).append(path)
             elif not wanted(path):
                 continue
-            elif not _ends_in(entry.is_file):
+            elif not _resolves_to(entry.is_file):
                 if entry.is_symlink():
                     listed.dangling.append(path)
             elif decodable and is_unicode(entry.name):
@@ -98,7 +100,7 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can encode a text; Python marks bytes of file names that are not UTF-8 with surrogates."""
+    """Check that a text can be encoded as UTF-8; Python marks other bytes of file names with surrogates."""
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
@@ -139,8 +141,8 @@ def without_decimals(values: Sequence[str | None]) -> list[str | None]:
     return [value.partition(".")[0] if value else value for value in values]
 
 
-def neighbours(path: str) -> str:
-    """Describe what exists in place of a missing file or folder: similar names, or all names in the nearest folder."""
+def similar_names(path: str) -> str:
+    """Describe what exists near a missing path: similar names, or else all names in the closest existing folder."""
     if "://" in path:
         return "this is a URL: download the file first"
     if os.name != "nt" and path[1:3] in (":\\", ":/"):
@@ -156,17 +158,17 @@ def neighbours(path: str) -> str:
     def spelling(other: str) -> str:
         return unicodedata.normalize("NFC", other).casefold()
 
-    near = (
+    similar = (
         [other for other in names if spelling(other) == spelling(name)]
         or [other for other in names if spelling(Path(other).stem) == spelling(Path(name).stem)]
         or difflib.get_close_matches(name, names, n=3)
         or names
     )
-    return f"{folder} contains {shortlist(near)}" if near else f"{folder} is empty"
+    return f"{folder} contains {shortlist(similar)}" if similar else f"{folder} is empty"
 
 
-def _ends_in(is_kind: Callable[[], bool]) -> bool:
-    """Return whether an entry, or the target of its link, is of this kind; a cycle of links has no target."""
+def _resolves_to(is_kind: Callable[[], bool]) -> bool:
+    """Check whether an entry, or the target of its link, is of this kind; a cycle of links has no target."""
     try:
         return is_kind()
     except OSError as error:
@@ -233,8 +235,8 @@ def read_csv(
     return CsvTable(header, rows, lines)
 
 
-def joined_rows(table: CsvTable, delimiter: str, least: int) -> list[int]:
-    """Find rows in which one cell has swallowed later rows, because a stray quotation mark is closed only there.
+def joined_rows(table: CsvTable, delimiter: str, first_column: int) -> list[int]:
+    """Find rows with a cell that contains later rows, because a stray quotation mark is closed only there.
 
     Such a cell is recognised by its delimiters: its first line has as many as columns follow the cell, its last line as
     many as columns precede it, and each line in between as many as a whole row.
@@ -242,15 +244,15 @@ def joined_rows(table: CsvTable, delimiter: str, least: int) -> list[int]:
     Args:
         table: Table as returned by `read_csv`.
         delimiter: Character between fields.
-        least: First column to check, counted from 0; texts with few delimiters per line are weak evidence.
+        first_column: First column to check, counted from 0; texts with few delimiters per line are weak evidence.
     """
     shifted = []
     for row, cells in enumerate(table.rows):
-        for place, cell in enumerate(cells):
-            if place < least or "\n" not in cell:
+        for column, cell in enumerate(cells):
+            if column < first_column or "\n" not in cell:
                 continue
             counts, last = [line.count(delimiter) for line in cell.split("\n")], len(cells) - 1
-            if counts == [last - place, *[last] * (len(counts) - 2), place]:
+            if counts == [last - column, *[last] * (len(counts) - 2), column]:
                 shifted.append(row)
                 break
     return shifted
@@ -274,7 +276,7 @@ def delimiter_hint(names: Sequence[str]) -> str:
     A first line such as `sep=;`, which Excel writes, is not a header either.
     """
     if names and names[0].strip().lower().startswith("sep="):
-        return "the first line names a delimiter: remove it, and save the table with commas, or as .tsv"
+        return "the first line declares a delimiter: remove it, and save the table with commas, or as .tsv"
     used = [word for mark, word in _DELIMITERS.items() if len(names) == 1 and mark in names[0]]
     return f"the header is one column that contains {used[0]}: save the table with commas, or as .tsv" if used else ""
 
@@ -306,7 +308,7 @@ def hub_revision(path: str, key: str) -> str | None:
     except OfflineModeIsEnabled:  # load_huggingface uses the cache
         return None
     except Exception as error:  # huggingface_hub, its HTTP client and the network raise many types
-        raise _not_loaded(path, key, error) from error
+        raise _load_error(path, key, error) from error
 
 
 def load_huggingface(
@@ -319,7 +321,7 @@ def load_huggingface(
         key: Configuration key with this path, for error messages.
         streaming: Whether to open streams, so that nothing is downloaded or converted; not for `save_to_disk`.
         revision: Commit of a data set on the hub; None for the newest one, or the cached one offline.
-        texts: Columns of a folder of csv or tsv files to read as written; pandas guesses the types of others, and reads
+        texts: Columns of a folder of csv or tsv files to read as text; pandas guesses the types of others, and reads
             007 as 7.
 
     Returns:
@@ -348,11 +350,11 @@ def load_huggingface(
             options["converters"] = dict.fromkeys(texts, str)
         return datasets.load_dataset(str(folder) if name is None else name, **options)
     except Exception as error:  # datasets, its dependencies and the network raise many types
-        raise _not_loaded(path, key, error) from error
+        raise _load_error(path, key, error) from error
 
 
 def count_suffixes(folder: Path) -> Counter[str]:
-    """Count the files of a folder and its subfolders by suffix, in lower case; hidden ones do not count."""
+    """Count the files of a folder and its subfolders by lower-case suffix, without hidden files."""
     return Counter(file.suffix.lower() for file in list_files(folder, _is_visible).files)
 
 
@@ -360,7 +362,7 @@ def _is_visible(path: Path) -> bool:
     return not path.name.startswith((".", "_", "dataset_info")) and path.stem.upper() != "README"
 
 
-def _not_loaded(path: str, key: str, error: Exception) -> DataError:
+def _load_error(path: str, key: str, error: Exception) -> DataError:
     return DataError(
         f"cannot load this data set: {type(error).__name__}: {error}",
         where=path,

@@ -64,5 +64,5 @@ def _wait_for(key: Key, batch: "torch.Tensor", event: Any) -> "tuple[Key, torch.
 
     working = torch.cuda.current_stream(batch.device)
     working.wait_event(event)
-    batch.record_stream(working)  # its memory is not used again before this work has finished
+    batch.record_stream(working)  # its memory is not reused before this work has finished
     return key, batch

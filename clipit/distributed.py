@@ -1,6 +1,6 @@
 """Distributed processes: ranks, work sharing and synchronisation.
 
-Global batches are a pure function of (seed, step), and each process takes its slice, so the batches do not depend on
+Global batches are a pure function of (seed, step), and each process takes its share, so the batches do not depend on
 the number of processes.
 """
 
@@ -124,13 +124,10 @@ def check_launch(count: int) -> None:
     requested = int(os.environ.get("WORLD_SIZE", "1"))
     single = requested == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
     if count == 1 and (requested > 1 or single):
-        what = (
+        raise LaunchError(
             f"{requested} processes were started without a common process group"
             if requested > 1
-            else ("several processes were requested, but only one was started")
-        )
-        raise LaunchError(
-            what,
+            else "several processes were requested, but only one was started",
             where="accelerate launch",
             fix="without GPUs: ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 "
             "-m clipit train --config ...; with GPUs: accelerate launch --num_processes N -m clipit train ...",
@@ -147,9 +144,9 @@ def get_processes() -> Processes:
     from accelerate import PartialState
     from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # PartialState, unlike Accelerator, does not read it itself
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # unlike Accelerator, PartialState does not read it
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # If imported later (by open_clip), its default arguments would keep the group alive until exit; see `_leave`.
+        # Imported later (by open_clip), its default arguments keep the group alive until exit; see `_leave_group`.
         import torch.distributed.nn.functional  # noqa: F401
 
         state = PartialState(cpu=on_cpu, **InitProcessGroupKwargs(timeout=_TIMEOUT).to_kwargs())
@@ -157,11 +154,11 @@ def get_processes() -> Processes:
         state = PartialState(cpu=on_cpu)
     check_launch(state.num_processes)
     if state.num_processes > 1:
-        atexit.register(_leave)
+        atexit.register(_leave_group)
     return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
 
 
-def _leave() -> None:
+def _leave_group() -> None:
     """Leave the process group before the interpreter shuts down.
 
     Gloo's threads may still reference tensors of the last exchange. Freeing them during shutdown would abort a finished
@@ -210,7 +207,7 @@ def build_once(root: Path, kind: str, inputs: dict[str, Any], make: Callable[[Pa
 def stream_positions(seed: int, stream: str, start: int, count: int, size: int) -> Int64[np.ndarray, "count"]:
     """Return items `start` to `start + count` of an endless shuffled stream over `size` items.
 
-    The stream is a sequence of permutations of all items; each depends on (seed, stream, epoch) alone.
+    The stream is a sequence of permutations of all items; each depends only on (seed, stream, epoch).
     """
     import hashlib
 

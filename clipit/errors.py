@@ -23,7 +23,7 @@ _BROKEN_PIPE = 141  # exit status of programs that end with SIGPIPE
 
 
 class ClipitError(Exception):
-    """An error that a user can fix; commands print it without a traceback."""
+    """An error that the user can fix; commands print it without a traceback."""
 
     def __init__(self, what: str, *, where: object = None, fix: str = "") -> None:
         """Compose the message: what is wrong, where (file, row, key), and what to do."""
@@ -109,12 +109,12 @@ def disk_errors(where: object) -> Iterator[None]:
         raise
     except IsADirectoryError as error:  # of a rename, the second name is the target
         raise ArtifactError(
-            "there is a folder in place of a file",
+            "cannot write this file: there is a folder of the same name",
             where=error.filename2 or error.filename or where,
             fix="delete or rename that folder; then start again: finished parts are kept",
         ) from error
     except Exception as error:
-        reason = _why_not_written(error)
+        reason = _write_failure(error)
         if reason is None:
             raise
         space = "raise the limit on file sizes (ulimit -f)" if reason == os.strerror(errno.EFBIG) else "free some space"
@@ -133,11 +133,16 @@ def _unreadable(filename: object) -> bool:
         return False
 
 
-def _why_not_written(error: Exception) -> str | None:
+def _write_failure(error: Exception) -> str | None:
     """Return the disk's error message; None for other errors."""
     if isinstance(error, OSError) and error.errno in _DISK:
         return os.strerror(error.errno)
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):  # in exceptions of safetensors and faiss
+    for code in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+    ):  # safetensors and faiss only quote it in their messages
         if os.strerror(code) in str(error):
             return os.strerror(code)
     if isinstance(error, OSError) and error.errno is None and " written" in str(error):  # numpy: n requested, m written
@@ -189,8 +194,8 @@ def _limit_errors() -> Iterator[None]:
         causes = (error, error.__cause__, error.__context__)  # transformers raises ImportError from it
         if any("torchvision::nms does not exist" in str(cause) for cause in causes):
             raise ClipitError(
-                "the installed torch and torchvision do not match: one is a build for CUDA, one for CPUs",
-                fix="python -m clipit.torchvision_hook makes them work; or install both from one source",
+                "the installed torch and torchvision do not match: one is a CUDA build, the other a CPU build",
+                fix="run python -m clipit.torchvision_hook, or install both from the same package index",
             ) from error
         raise
 
@@ -214,7 +219,7 @@ def user_errors() -> Iterator[None]:
             except SystemExit:
                 flush_console()
                 raise
-            flush_console()  # here, because errors when Python exits cannot be handled
+            flush_console()  # errors at the exit of Python cannot be handled
     except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
         close_console()
         raise SystemExit(_BROKEN_PIPE) from None

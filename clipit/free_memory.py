@@ -44,8 +44,8 @@ def _cgroup_memory(root: Path) -> Iterable[int]:
         for group in (innermost, *innermost.parents):
             folder = root / base / group
             try:
-                most, used = (int((folder / name).read_text()) for name in (limit, usage))
-                facts = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                allowed, used = (int((folder / name).read_text()) for name in (limit, usage))
+                statistics = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
             except (OSError, ValueError):  # no limit ("max"), or a group that this process cannot see
                 continue
-            yield max(most - used + int(facts.get(cache, 0)), 0)
+            yield max(allowed - used + int(statistics.get(cache, 0)), 0)

@@ -1,4 +1,4 @@
-"""List the image files below a folder, and stamp their contents."""
+"""List the image files in a folder and its subfolders, and stamp their contents."""
 
 import os
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from clipit.images import is_image
 
 
 def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tuple[list[str], list[str]]:
-    """List images and other files below a folder, as sorted relative paths without hidden ones.
+    """List images and other files in a folder and its subfolders, as sorted relative paths without hidden ones.
 
     Args:
         folder: Folder; links to folders are followed, and each real folder is read once.
-        unreadable: With `quarantine`, links to images that do not exist are listed as images, which are dropped and
-            counted when images are checked. Other links may be class folders and are always errors.
+        unreadable: With `quarantine`, dangling links with an image name are listed as images, which are dropped and
+            counted when images are checked. Other dangling links may be class folders and are always errors.
 
     Raises:
         DataError: A folder cannot be read, a name is not UTF-8, or a link's target does not exist.
     """
     listed = list_files(folder, lambda path: path.name != "Thumbs.db" and not path.name.startswith("."))
     files, dangling, undecodable = (
-        _below(folder, paths) for paths in (listed.files, listed.dangling, listed.undecodable)
+        _relative_to(folder, paths) for paths in (listed.files, listed.dangling, listed.undecodable)
     )
     if undecodable:
         raise DataError(
@@ -46,21 +46,21 @@ def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tup
 def dangling_links(links: Sequence[str], folder: Path) -> DataError:
     """Build the error for links whose target does not exist."""
     return DataError(
-        f"{len(links)} links lead to files that do not exist: {shortlist(links)}",
+        f"{len(links)} links point to files that do not exist: {shortlist(links)}",
         where=folder,
         fix="correct or remove the links"
         + (", or set tiles.unreadable: quarantine to drop and list such images" if any(map(is_image, links)) else ""),
     )
 
 
-def _below(folder: Path, paths: Sequence[Path]) -> list[str]:
+def _relative_to(folder: Path, paths: Sequence[Path]) -> list[str]:
     """Return the paths relative to a folder that contains all of them."""
     start = len((folder / "x").as_posix()) - 1
     return [path.as_posix()[start:] for path in paths]
 
 
 def image_stamps(root: Path, names: Sequence[str]) -> list[str]:
-    """Stamp the content of each file; links whose target does not exist get a stamp of their own."""
+    """Stamp the content of each file; all dangling links have the same stamp."""
     stamps: list[str] = []
     for name in names:
         try:

@@ -29,9 +29,9 @@ class LazyHandle(Generic[T]):
     def __init__(self, opener: Callable[[], T]) -> None:
         """Store the opener; the handle is opened by `get`."""
         self._opener = opener
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._handle: T | None = None
         self._pid = -1
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ class LazyHandle(Generic[T]):
         """Return the open handle of this process."""
         if self._pid != os.getpid():
             # A lock that was held during the fork would stay held in the child forever.
-            self._forget()
+            self._reset()
             self._pid = os.getpid()
         with self._lock:
             if self._handle is None:
@@ -117,16 +117,23 @@ class FileReader:
 _PLACE = np.dtype(
     [("offset", "<i8"), ("packed", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("method", "<u2"), ("flags", "<u2")]
 )
-"""Place of a member in a zip: 32 bytes, where zipfile's own entry takes about 600."""
+"""Place of a member in a zip: 32 bytes, compared with about 600 for an entry of zipfile."""
 
 
 class _OpenZip:
-    """An open zip that keeps the places of the wanted members only."""
+    """An open zip that only keeps the places of the requested members."""
 
     def __init__(self, path: Path, members: Sequence[str]) -> None:
         self._archive, self._members = zipfile.ZipFile(path), members
         infos = self._archive.NameToInfo
-        absent = (-1, 0, 0, 0, 0, 0)  # for members that the zip lacks, because it was replaced after they were listed
+        absent = (
+            -1,
+            0,
+            0,
+            0,
+            0,
+            0,
+        )  # for members that are missing, because the zip was replaced after they were listed
         self._places = np.fromiter(
             (_place(infos[name]) if name in infos else absent for name in members), dtype=_PLACE, count=len(members)
         )
@@ -233,13 +240,13 @@ def zip_stamps(path: Path) -> dict[str, str]:
         raise DataError(
             f"{counted(len(repeated), 'name occurs', 'names occur')} more than once in the zip: {shortlist(repeated)}",
             where=path,
-            fix="repack it from a folder; programs differ in which of the files they read",
+            fix="repack it from a folder, because programs differ in which of these files they read",
         )
     return {info.filename: f"{info.file_size}:{info.CRC:08x}" for info in members}
 
 
 def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Reject unreadable members up front rather than in the middle of a run."""
+    """Reject unreadable members before a run rather than in the middle of it."""
     encrypted = [info for info in members if info.flag_bits & _ENCRYPTED]
     if encrypted:
         raise DataError(

@@ -95,13 +95,13 @@ class JoinedReader:
 
     def read(self, row: int) -> Image.Image:
         """Decode the image of a row as RGB."""
-        reader, inner = self._find(row)
-        return reader.read(inner)
+        reader, local_row = self._find(row)
+        return reader.read(local_row)
 
     def where(self, row: int) -> str:
         """Return the file of a row, for messages."""
-        reader, inner = self._find(row)
-        return reader.where(inner)
+        reader, local_row = self._find(row)
+        return reader.where(local_row)
 
 
 def open_images(path: Path) -> ImageSet:
@@ -115,19 +115,19 @@ def open_images(path: Path) -> ImageSet:
     """
     if path.is_dir():
         names, others = image_files(path, "quarantine")
-        return _checked(path, names, image_stamps(path, names), FileReader(path, names), others)
+        return _nonempty_set(path, names, image_stamps(path, names), FileReader(path, names), others)
     if not path.exists():
         raise DataError("no such file or folder", where=path, fix="correct the path")
     if path.suffix.lower() == ZIP:
         stamp_of = zip_stamps(path)
         names = sorted(name for name in stamp_of if is_image(name))
         others = [name for name in stamp_of if not is_image(name) and not Path(name).name.startswith(".")]
-        return _checked(path, names, [stamp_of[name] for name in names], ZipReader(path, names), others)
+        return _nonempty_set(path, names, [stamp_of[name] for name in names], ZipReader(path, names), others)
     if not is_image(path):
         raise DataError(
-            "not an image file that clipit reads, nor a folder or zip of them",
+            "not an image file of a supported format, nor a folder or zip of them",
             where=path,
-            fix=f"use files of the kinds {', '.join(sorted(SUFFIXES))}",
+            fix=f"use files with the suffix {', '.join(sorted(SUFFIXES))}",
         )
     return ImageSet([path.name], [file_stamp(path)], FileReader(path.parent, [path.name]), str(path))
 
@@ -145,10 +145,10 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
         places = [reader.where(row) for row, name in enumerate(ids) if name == repeated[0]]
         parent = os.path.commonpath([images.where for images in sets])
         raise DataError(
-            f"{len(repeated)} images have the id of another one: {shortlist(repeated)}",
+            f"{len(repeated)} image ids occur more than once: {shortlist(repeated)}",
             where=shortlist(places, 2),
-            fix="give each image once; images in several folders keep different ids if the input is the folder that "
-            f"contains all of them ({parent}), or a table with a column id",
+            fix="pass each image once; to keep the ids of several folders apart, pass the folder that contains them "
+            f"({parent}), or a table with a column id",
         )
     if len(sets) == 1:
         return sets[0]
@@ -161,14 +161,18 @@ def _join_readers(sets: Sequence[ImageSet]) -> JoinedReader:
     return JoinedReader([images.reader for images in sets], [len(images) for images in sets])
 
 
-def _checked(
+def _nonempty_set(
     path: Path, names: Sequence[str], stamps: Sequence[str], reader: Reader, others: Sequence[str]
 ) -> ImageSet:
-    """Make the set of a folder or zip, which must contain images."""
+    """Create the image set of a folder or zip.
+
+    Raises:
+        DataError: There are no images.
+    """
     if not names:
         contents = f"; it contains {shortlist(others, 3)}" if others else ""
         raise DataError(
-            f"no images here{contents}", where=path, fix=f"use files of the kinds {', '.join(sorted(SUFFIXES))}"
+            f"no images found{contents}", where=path, fix=f"use files with the suffix {', '.join(sorted(SUFFIXES))}"
         )
     note = (f"{len(others)} files in {path} are not images and were skipped: {shortlist(others, 3)}",) if others else ()
     return ImageSet(names, stamps, reader, str(path), note)

@@ -1,4 +1,4 @@
-"""Decode images completely as upright 8-bit RGB, or fail: one decoder for training, prediction, stores and pages."""
+"""Decode images completely as upright 8-bit RGB, or fail; used for training, prediction, stores and pages."""
 
 import io
 import re
@@ -188,7 +188,7 @@ def _check_depth(image: Image.Image) -> None:
     if image.format == "JPEG2000":
         bits = max(bits, _jpeg2000_bits(image))
     if bits > 8:
-        raise ImageError(f"{bits} bits per channel: convert the image to 8 bits with the range of your choice")
+        raise ImageError(f"{bits} bits per channel: convert the image to 8 bits with a suitable intensity range")
 
 
 def _jpeg2000_bits(image: Image.Image) -> int:
@@ -234,8 +234,8 @@ def _check_pages(image: Image.Image) -> None:
     image.seek(0)
     if larger is not None:
         raise ImageError(
-            f"a TIFF whose first page has {size[0]} x {size[1]} pixels, another {larger[0]} x {larger[1]}: save the "
-            "larger one alone"
+            f"a TIFF whose first page has {size[0]} x {size[1]} pixels and another {larger[0]} x {larger[1]}: save "
+            "only the larger page"
         )
     if equal > 1:
         raise ImageError(f"a TIFF with {equal} pages of equal size: save each page as a file of its own")
@@ -245,7 +245,7 @@ def attempt(read: Callable[[], Image.Image], *, tile_id: str, where: str) -> Ima
     """Read one image; return an `Unreadable` if its bytes cannot be decoded.
 
     Raises:
-        DataError: The file cannot be opened (missing, no permission, too many open files), regardless of its content.
+        DataError: The file cannot be opened (missing, no permission, too many open files).
     """
     try:
         with noted(where):

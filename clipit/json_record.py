@@ -1,4 +1,4 @@
-"""JSON objects of files: reading a key that a file lacks is a clear error."""
+"""JSON objects that raise an error with the file and key if a key is missing."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,8 +10,8 @@ from clipit.errors import ArtifactError, ClipitError, shortlist
 class JsonRecord(dict[str, Any]):
     """A JSON object of a file.
 
-    `record["key"]` raises a `ClipitError` with the file, the key and what to do if the key is missing; all else is as
-    in any dict. Nested objects are records as well.
+    `record["key"]` raises a `ClipitError` with the file, the key and what to do if the key is missing. Otherwise, it
+    behaves like a dict; nested objects are records as well.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class JsonRecord(dict[str, Any]):
         what = f"no {key!r} in {self._place or 'this file'}"
         if issubclass(self._error, ArtifactError):
             what += ", which an earlier version may have written"
-        has = f"it has {shortlist(list(self))}" if self else "it is empty"
-        raise self._error(f"{what}; {has}", where=self._path, fix=self._fix)
+        present = f"its keys are {shortlist(list(self))}" if self else "it is empty"
+        raise self._error(f"{what}; {present}", where=self._path, fix=self._fix)
 
 
 def _wrap(value: Any, path: Path | None, fix: str, error: type[ClipitError], place: str) -> Any:
@@ -54,7 +54,7 @@ def _wrap(value: Any, path: Path | None, fix: str, error: type[ClipitError], pla
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary of the pairs of a JSON object (`object_pairs_hook` of json.loads).
+    """Convert the pairs of a JSON object to a dict (`object_pairs_hook` of json.loads).
 
     Raises:
         ValueError: A key is repeated.

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between progress lines if the output is not a terminal."""
 
 
 class _Console(logging.Handler):
@@ -71,7 +71,7 @@ class Advance(Protocol):
 def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Advance]:
     """Show progress: a bar with a clock on terminals, a line every 30 seconds elsewhere.
 
-    Both are updated during a long unit, so that a slow step can be told from one that hangs.
+    Both are updated during a long unit, so that slow units can be told from hanging ones.
 
     Args:
         title: Title of the bar.
@@ -127,26 +127,30 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
 
 @contextmanager
 def _lines(title: str, total: int, done: int) -> Iterator[Advance]:
-    finished, latest, calls = done, "", 0
-    start = moved = time.monotonic()
+    finished, last_note, calls = done, "", 0
+    start = last_advance = time.monotonic()
     ended = threading.Event()
 
     def advance(units: int = 1, note: str = "") -> None:
-        nonlocal finished, latest, moved, calls
-        finished, latest, moved = finished + units, note or latest, time.monotonic()
+        nonlocal finished, last_note, last_advance, calls
+        finished, last_note, last_advance = finished + units, note or last_note, time.monotonic()
         calls += 1
 
     def report() -> None:
         while not ended.wait(LINE_SECONDS):
             seconds = time.monotonic() - start
             speed = (finished - done) / seconds
-            left = f"about {duration((total - finished) / speed)} left" if speed else f"none yet in {duration(seconds)}"
-            waiting = time.monotonic() - moved
-            # A step that takes far longer than those before it says that they cannot tell the time left.
-            if speed and waiting > max(LINE_SECONDS, 2 * (moved - start) / calls):
+            left = (
+                f"about {duration((total - finished) / speed)} left"
+                if speed
+                else f"none finished in {duration(seconds)}"
+            )
+            waiting = time.monotonic() - last_advance
+            # If this unit takes far longer than the earlier ones, they do not predict the time left.
+            if speed and waiting > max(LINE_SECONDS, 2 * (last_advance - start) / calls):
                 left = f"working on the next for {duration(waiting)}"
             count = f"{finished:,} of {total:,}"
-            logger.info(f"{title}: {', '.join(part for part in (count, latest, left) if part)}")
+            logger.info(f"{title}: {', '.join(part for part in (count, last_note, left) if part)}")
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()
@@ -167,8 +171,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} days"
 
 
-class RunsLeft:
-    """Number of finished runs of a comparison or search, and an estimate of the time left from those runs."""
+class RunCounter:
+    """Counter of the finished runs of a comparison or search, with an estimate of the time left."""
 
     def __init__(self, total: int) -> None:
         """Start the clock.

@@ -1,6 +1,6 @@
 """Read items in threads while the model runs: batches in order, a bounded number of them in memory.
 
-Threads feed more than worker processes do: decoding and resizing release Python's global lock, and nothing is copied
+Threads are faster than worker processes here: decoding and resizing release Python's global lock, and nothing is copied
 between processes.
 """
 
@@ -23,16 +23,16 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-_MOST_THREADS = 8
+_MAX_THREADS = 8
 _THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)  # Linux
 _AHEAD = 4  # batches
-_MOST_BYTES = 2**30  # of results that are read ahead; at least one batch
+_MAX_BYTES = 2**30  # of results that are read ahead; at least one batch
 _GROUPS = 4  # groups of items per thread into which a batch is divided
 _Cost = tuple[float, float, float, int]
-"""Time of reading, on a core, and waiting for a core, in seconds, and blocks."""
-_SHORTEST = 1.0  # seconds; shorter loops are not reported
+"""Seconds of reading, of these on a core, of these waiting for a core; and blocks read from disk."""
+_MIN_SECONDS = 1.0  # seconds; shorter loops are not reported
 _NOTABLE = 0.1
-"""Share of the time spent waiting above which a note says what to do."""
+"""Fraction of the time spent waiting above which remedies are logged."""
 
 
 @dataclass
@@ -68,17 +68,17 @@ class ReadingClock:
         return min(self.waited / self.seconds(), 1.0)
 
     def report(self, title: str, threads_key: str, *, cache: bool = False, cached: bool = False) -> None:
-        """Log the speed and the time spent waiting, unless the loop was too short to tell; see `describe`."""
-        if self.items and self.seconds() >= _SHORTEST:
+        """Log the speed and the time spent waiting (see `describe`), unless the loop was too short to measure."""
+        if self.items and self.seconds() >= _MIN_SECONDS:
             logger.info(f"{title}: {self.describe(threads_key, cache=cache, cached=cached)}")
 
     def describe(self, threads_key: str, *, cache: bool = False, cached: bool = False) -> str:
-        """Describe the time spent waiting; above a tenth, add what limits reading and what to do.
+        """Describe the speed and the time spent waiting; above a tenth, add the bottleneck and remedies.
 
         Args:
             threads_key: Key or option that sets the number of threads.
-            cache: Whether the tiles are read repeatedly and no cache was chosen, so that one would help.
-            cached: Whether resized tiles are read from a cache, so that they are not decoded again.
+            cache: Whether a cache would help: tiles are read repeatedly, and none is configured.
+            cached: Whether resized tiles are read from a cache instead of being decoded.
         """
         text = f"{self.items / self.seconds():,.0f} tiles/s, {self.share():.0%} of the time waiting for tiles"
         if self.share() <= _NOTABLE or not self.items:
@@ -87,24 +87,24 @@ class ReadingClock:
         limit = f"{1000 * per_tile:.1f} ms per tile on {self.threads} threads"
         if cached:
             text += f"; reading the cached tiles limits the speed ({limit})"
-            ways = [f"raise {threads_key}", "keep the output folder on a local disk"]
+            remedies = [f"raise {threads_key}", "keep the output folder on a local disk"]
         elif self.computing >= self.reading / 2:
             text += f"; decoding and resizing limit the speed ({limit})"
             cores = available_cores()
             if self.threads < cores:
-                ways = [f"raise {threads_key} (this process may use {cores} cores)"]
+                remedies = [f"raise {threads_key} (this process may use {cores} cores)"]
             else:
-                ways = ["use more cores per process"]
-            ways.append("store tiles at the size that the model reads")
+                remedies = ["use more cores per process"]
+            remedies.append("store tiles at the size that the model reads")
         elif self.blocks and self.queued < (self.reading - self.computing) / 2:
             text += f"; the disk or network limits the speed ({limit})"
-            ways = ["copy the tiles to a local disk", f"raise {threads_key}"]
+            remedies = ["copy the tiles to a local disk", f"raise {threads_key}"]
         else:
             text += f"; other programs on these cores limit the speed ({limit})"
-            ways = ["use more cores per process"]
+            remedies = ["use more cores per process"]
         if cache:
-            ways.append("cache resized tiles (training.cache_tiles=disk)")
-        return f"{text}: {', or '.join(ways)}"
+            remedies.append("cache resized tiles (training.cache_tiles=disk)")
+        return f"{text}: {', or '.join(remedies)}"
 
 
 def _blocks() -> int:
@@ -121,13 +121,13 @@ def _queued() -> float:
         return 0.0
 
 
-def _spent() -> _Cost:
-    """Return what this thread has spent: seconds, seconds on a core, seconds waiting for a core, blocks."""
+def _thread_cost() -> _Cost:
+    """Return the seconds, seconds on a core, seconds waiting for a core, and blocks of this thread so far."""
     return time.perf_counter(), time.thread_time(), _queued(), _blocks()
 
 
 def available_cores() -> int:
-    """Return the number of cores for each process of this machine: those that it may use, shared among its peers."""
+    """Return the number of cores that this process may use, divided by the number of processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
@@ -138,12 +138,12 @@ def reading_threads(count: int = 0) -> ThreadPoolExecutor:
     Args:
         count: Number of threads; 0: one per available core, at most 8.
     """
-    return ThreadPoolExecutor(count or min(_MOST_THREADS, available_cores()), thread_name_prefix="images")
+    return ThreadPoolExecutor(count or min(_MAX_THREADS, available_cores()), thread_name_prefix="images")
 
 
 def bytes_ahead(batch: int) -> int:
-    """Return the memory of `read_ahead` beside the batch in use, for batches of this number of bytes."""
-    return batch + min(_AHEAD * batch, max(_MOST_BYTES, batch))
+    """Return the memory in bytes that `read_ahead` needs in addition to the batch in use, by the bytes of a batch."""
+    return batch + min(_AHEAD * batch, max(_MAX_BYTES, batch))
 
 
 def read_ahead(
@@ -172,15 +172,15 @@ def read_ahead(
     pending: deque[tuple[Batch, list[Future[tuple[list[Result], _Cost]]]]] = deque()
 
     def submit(batch: Batch) -> list[Future[tuple[list[Result], _Cost]]]:
-        # Handing an item to a thread takes a tenth of the time that a small tile takes to decode, so hand over several.
+        # Submitting an item takes a tenth of the time of decoding a small tile, so several are submitted at once.
         items = list(batch)
         size = max(1, len(items) // (_GROUPS * clock.threads))
         return [pool.submit(timed, items[first : first + size]) for first in range(0, len(items), size)]
 
     def timed(items: list[Any]) -> tuple[list[Result], _Cost]:
-        start, used, queued, blocks = _spent()
+        start, used, queued, blocks = _thread_cost()
         results = [read(item) for item in items]
-        end, used_then, queued_then, blocks_then = _spent()
+        end, used_then, queued_then, blocks_then = _thread_cost()
         return results, (end - start, used_then - used, queued_then - queued, blocks_then - blocks)
 
     def next_batch() -> tuple[Batch, list[Result]]:
@@ -201,7 +201,7 @@ def read_ahead(
             while len(pending) > ahead:
                 finished = next_batch()
                 size = sum(getattr(result, "nbytes", 0) for result in finished[1])
-                ahead = max(1, min(depth, _MOST_BYTES // max(size, 1))) if depth else 0
+                ahead = max(1, min(depth, _MAX_BYTES // max(size, 1))) if depth else 0
                 yield finished
         while pending:
             yield next_batch()

@@ -69,7 +69,7 @@ def main() -> int:
             Path(__file__).read_text(encoding="utf-8") + "\n\nactivate()\n", encoding="utf-8"
         )
         (site / "clipit_site_hook.pth").write_text("import clipit_site_hook\n", encoding="utf-8")
-        print(f"torchvision and torch are different builds; declared the missing operators through {site}")
+        print(f"torchvision and torch are different builds; the missing operators are now declared by a hook in {site}")
         error = _torchvision_error()
     if error:
         print(f"torchvision cannot be imported: {error}", file=sys.stderr)

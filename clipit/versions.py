@@ -52,8 +52,8 @@ def git_commit() -> str:
 
 
 def command_line() -> str:
-    """Return the command of this process as it can be typed in a shell."""
+    """Return the command of this process in shell syntax."""
     program, *arguments = sys.argv
-    # clipit's main puts the subcommand into the program's name, for usage messages.
+    # The main function of clipit adds the subcommand to the program's name, for usage messages.
     words = program.split(" ") if program.startswith("clipit ") else [program]
     return shlex.join([*words, *arguments])

@@ -17,12 +17,12 @@ _STANDARD = "tag:yaml.org,2002:"
 _MERGE = f"{_STANDARD}merge"  # tag of the key `<<`
 _PLAIN_TAGS = {_STANDARD + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map")}
 _NOT_RESOLVED = {f"{_STANDARD}timestamp", f"{_STANDARD}value"}  # dates and `=` remain strings
-_MOST_BYTES = 8 * 2**20
-_KEPT = (64, 2**16)  # files whose content is parsed once, and the characters of the largest
-_DEEPEST = 40
-_MOST_BITS = 64  # of a whole number
-_DISGUISED = re.compile(r"[-+]?0[0-9_]{1,40}|[^:]{1,40}:.{1,40}")  # numbers to base 8 or 60 in YAML 1.1: `030`, `1:30`
-_MOST_REPEATED = 10_000  # values that aliases repeat, over the whole file
+_MAX_BYTES = 8 * 2**20
+_CACHE_LIMITS = (64, 2**16)  # number of cached files, and the characters of the largest
+_MAX_DEPTH = 40
+_MAX_BITS = 64  # of a whole number
+_OTHER_BASE = re.compile(r"[-+]?0[0-9_]{1,40}|[^:]{1,40}:.{1,40}")  # numbers to base 8 or 60 in YAML 1.1: `030`, `1:30`
+_MAX_REPEATED = 10_000  # values that aliases repeat, over the whole file
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,16 +42,16 @@ class _Loader(yaml.SafeLoader):
         anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
         if isinstance(event, yaml.AliasEvent):
             if any(getattr(outer, "anchor", None) == anchor for outer in self._open):
-                raise _refusal(f"the alias *{anchor} contains itself", event)
+                raise _error_at(f"the alias *{anchor} contains itself", event)
             size = self._sizes.get(str(anchor), 0)
             self._aliased, self._values = self._aliased + size, self._values + size
-            if self._aliased > _MOST_REPEATED:
-                raise _refusal(f"aliases repeat more than {_MOST_REPEATED:,} values", event)
+            if self._aliased > _MAX_REPEATED:
+                raise _error_at(f"aliases repeat more than {_MAX_REPEATED:,} values", event)
             return super().compose_node(parent, index)
         if tag not in (None, "!") and tag not in _PLAIN_TAGS:
-            raise _refusal(f"the tag {tag.replace(_STANDARD, '!!')} is not supported", event)
-        if len(self._open) >= _DEEPEST:
-            raise _refusal(f"nested more than {_DEEPEST} levels deep", event)
+            raise _error_at(f"the tag {tag.replace(_STANDARD, '!!')} is not supported", event)
+        if len(self._open) >= _MAX_DEPTH:
+            raise _error_at(f"nested more than {_MAX_DEPTH} levels deep", event)
         before = self._values
         self._values += 1
         self._open.append(event)
@@ -76,11 +76,11 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Convert a node; refuse values that do not have the type of their tag, huge numbers and invalid characters.
 
-        Numbers that YAML 1.1 reads to another base are refused as well: few people know that `030` is 24 in it.
+        Numbers that YAML 1.1 reads to another base are refused as well: in it, `030` is 24.
         """
         number = node.tag in (f"{_STANDARD}int", f"{_STANDARD}float")
-        if number and isinstance(node.value, str) and _DISGUISED.fullmatch(node.value):
-            raise _refusal(
+        if number and isinstance(node.value, str) and _OTHER_BASE.fullmatch(node.value):
+            raise _error_at(
                 f"{node.value} is ambiguous (YAML does not read it as a decimal number): write {node.value!r} in "
                 "quotes if it is a name, or a number without leading zeros or colons",
                 node,
@@ -89,12 +89,12 @@ class _Loader(yaml.SafeLoader):
             value = super().construct_object(node, deep=deep)
             if isinstance(value, str):
                 value.encode("utf-8")
-            if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            if isinstance(value, int) and value.bit_length() > _MAX_BITS:
                 raise ValueError
             return value
         except (ValueError, KeyError, IndexError, TypeError, OverflowError):
             kind = node.tag.replace(_STANDARD, "!!")
-            raise _refusal(f"not a valid {kind}", node) from None
+            raise _error_at(f"not a valid {kind}", node) from None
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -103,7 +103,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def _refusal(problem: str, place: Any) -> yaml.MarkedYAMLError:
+def _error_at(problem: str, place: Any) -> yaml.MarkedYAMLError:
     """Create an error at an event or a node."""
     return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
@@ -117,9 +117,9 @@ def _parse(text: str) -> tuple[Any, list[tuple[str, int]]]:
         loader.dispose()
 
 
-@lru_cache(_KEPT[0])
+@lru_cache(_CACHE_LIMITS[0])
 def _parse_once(text: str) -> tuple[Any, list[tuple[str, int]]]:
-    """Parse a document, or return what was parsed before; a copy takes a hundredth of the time."""
+    """Parse a document with caching: a copy takes a hundredth of the time."""
     return _parse(text)
 
 
@@ -135,23 +135,25 @@ def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, 
         ClipitError: The file is too large, not UTF-8 or not plain YAML; an `error` that names the file and line.
     """
     with path.open("rb") as stream:
-        content = stream.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise error(f"not read: larger than {_MOST_BYTES >> 20} MiB", where=path, fix="choose a YAML file")
+        content = stream.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise error(
+            f"too large for a YAML file: more than {_MAX_BYTES >> 20} MiB", where=path, fix="choose a YAML file"
+        )
     try:
         text = content.decode("utf-8")
-        return copy.deepcopy(_parse_once(text)) if len(text) <= _KEPT[1] else _parse(text)
-    except UnicodeDecodeError as found:
-        line = content.count(b"\n", 0, found.start) + 1
-        raise error(f"not UTF-8: {found.reason}", where=f"{path}, line {line}", fix="save it as UTF-8") from None
-    except yaml.MarkedYAMLError as found:
-        mark = found.problem_mark or found.context_mark
-        problem = " ".join(part for part in (found.context, found.problem) if part)
+        return copy.deepcopy(_parse_once(text)) if len(text) <= _CACHE_LIMITS[1] else _parse(text)
+    except UnicodeDecodeError as cause:
+        line = content.count(b"\n", 0, cause.start) + 1
+        raise error(f"not UTF-8: {cause.reason}", where=f"{path}, line {line}", fix="save it as UTF-8") from None
+    except yaml.MarkedYAMLError as cause:
+        mark = cause.problem_mark or cause.context_mark
+        problem = " ".join(part for part in (cause.context, cause.problem) if part)
         where = f"{path}, line {mark.line + 1}" if mark else path
         raise error(f"not valid YAML: {problem}", where=where, fix="correct this line") from None
-    except yaml.reader.ReaderError as found:
-        line = content.decode("utf-8").count("\n", 0, found.position) + 1
-        problem = f"the character #x{found.character:04x} is not allowed"
+    except yaml.reader.ReaderError as cause:
+        line = content.decode("utf-8").count("\n", 0, cause.position) + 1
+        problem = f"the character #x{cause.character:04x} is not allowed"
         raise error(f"not valid YAML: {problem}", where=f"{path}, line {line}", fix="delete this character") from None
 
 

@@ -45,13 +45,14 @@ def test_joined_sets_keep_their_order_and_refuse_equal_ids(tmp_path: Path) -> No
     assert joined.fingerprint != join_images(sets[::-1]).fingerprint
     save(tmp_path / "b/1.png")
     with pytest.raises(
-        DataError, match=rf"1 images have the id of another one: 1\.png(.|\n)*contains all of .*{tmp_path}"
+        DataError, match=rf"1 image ids occur more than once: 1\.png(.|\n)*folder that contains them .*{tmp_path}"
     ):
         join_images([*sets, open_images(tmp_path / "b")])
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("gone", "no such file"), ("a.txt", "not an image file"), ("empty", "no images here")]
+    ("name", "words"),
+    [("gone", "no such file"), ("a.txt", "not an image file of a supported format"), ("empty", "no images found")],
 )
 def test_paths_without_images_are_refused(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")

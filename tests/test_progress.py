@@ -7,7 +7,7 @@ import time
 import pytest
 
 from clipit import progress as module
-from clipit.progress import RunsLeft, duration, progress
+from clipit.progress import RunCounter, duration, progress
 
 
 def test_without_a_terminal_lines_go_on_even_while_nothing_advances(
@@ -20,7 +20,7 @@ def test_without_a_terminal_lines_go_on_even_while_nothing_advances(
         time.sleep(0.12)
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == "embedding tiles: resuming at 100 of 1,000"
-    assert lines[1].startswith("embedding tiles: 100 of 1,000, none yet in ")
+    assert lines[1].startswith("embedding tiles: 100 of 1,000, none finished in ")
     assert lines[-1].startswith("embedding tiles: 500 of 1,000, 10 tiles/s, about ") and lines[-1].endswith(" left")
     count = len(caplog.records)
     time.sleep(0.12)
@@ -71,7 +71,7 @@ def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
 def test_the_time_left_is_estimated_from_runs_that_were_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 61.0, 181.0, 182.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    runs = RunsLeft(4)
+    runs = RunCounter(4)
     assert runs.finish(kept=True) == "1 of 4"
     assert runs.finish() == "2 of 4, about 2 minutes left"
     assert runs.finish() == "3 of 4, about 2 minutes left"

@@ -17,8 +17,8 @@ from clipit.data_files import (
     cell_text,
     check_column_names,
     delimiter_hint,
-    neighbours,
     read_csv,
+    similar_names,
 )
 from clipit.errors import DataError, counted, shortlist
 
@@ -67,7 +67,7 @@ def read_annotations(
         raise DataError(
             "the table of annotators does not exist",
             where=path,
-            fix=f"correct {_WHERE}.path; {neighbours(config.path)}",
+            fix=f"correct {_WHERE}.path; {similar_names(config.path)}",
         )
     if path.suffix.lower() not in _DELIMITERS:
         raise DataError("unknown format of the table of annotators", where=path, fix="use .csv or .tsv")

@@ -10,13 +10,13 @@ from clipit.runs.card import record_comparison, write_card
 from clipit.runs.folder import read_results
 from clipit.training.arms import resolve_arm
 
-_MOST_ARMS = 8
+_MAX_ARMS = 8
 
 
 def write_cards(plans: Sequence[Plan], results: ComparisonResults) -> None:
     """Write the card of every run's classifier with the arms of the comparison, on the same data set and backbone.
 
-    Folders that cannot be written, such as another user's, are left as they are.
+    Read-only folders, such as another user's, are skipped.
     """
     for plan in plans:
         arms = [arm for arm in results.arms if arm.key.place == (plan.data_set, plan.backbone)]
@@ -25,30 +25,30 @@ def write_cards(plans: Sequence[Plan], results: ComparisonResults) -> None:
             for row in arm.rows:
                 if row.run is None or not os.access(row.run / "classifier", os.W_OK):
                     continue
-                record_comparison(row.run, _compared(plan, arms, arm))
+                record_comparison(row.run, _comparison_for_card(plan, arms, arm))
                 config = resolve_arm(plan.run_config(arm.key.arm, row.seed))
                 write_card(row.run, config, read_results(row.run))
 
 
-def _compared(plan: Plan, arms: Sequence[ArmResult], own: ArmResult) -> Compared:
-    """Choose the arms of a card: its own, the baseline and the controls, then others in the comparison's order."""
+def _comparison_for_card(plan: Plan, arms: Sequence[ArmResult], own: ArmResult) -> Compared:
+    """Choose the arms on a card: its own, the baseline and the controls, then others in the comparison's order."""
     comparison = plan.comparison
     roles = {comparison.baseline: "baseline", own.key.arm: "this classifier"}
     if own.key.arm == comparison.baseline:
         roles[own.key.arm] = "this classifier, the baseline"
     roles |= {control: "control" for control in comparison.controls if control not in roles}
-    first = sorted(arms, key=lambda arm: arm.key.arm not in roles)[:_MOST_ARMS]  # stable
-    lines = [_line(arm, roles.get(arm.key.arm, "reference" if arm.reference else "")) for arm in first]
+    first = sorted(arms, key=lambda arm: arm.key.arm not in roles)[:_MAX_ARMS]  # stable
+    card_arms = [_card_arm(arm, roles.get(arm.key.arm, "reference" if arm.reference else "")) for arm in first]
     return Compared(
         metric=comparison.metric,
         seeds=len(comparison.seeds),
         baseline=comparison.baseline,
-        arms=lines,
+        arms=card_arms,
         further=len(arms) - len(first),
     )
 
 
-def _line(arm: ArmResult, role: str) -> ComparedArm:
+def _card_arm(arm: ArmResult, role: str) -> ComparedArm:
     paired = arm.over_tiles
     if paired is None or paired.value is None:
         return ComparedArm(arm.key.arm, role, arm.mean)

@@ -26,7 +26,7 @@ from clipit.errors import DataError
 from clipit.evaluation.score_row import ScoreRow
 from clipit.pairing.leaks import patient_of
 from clipit.patients import patients
-from clipit.progress import RunsLeft
+from clipit.progress import RunCounter
 from clipit.prompts.prompt_set import check_classes, load_prompts
 from clipit.reports.readers import Report
 from clipit.runs.folder import run_folder
@@ -120,7 +120,7 @@ def _train(
     folders = [run_folder(run) for run in configs]
     finished = [(folder / "results.json").is_file() for folder in folders]
     rows: dict[int, list[ScoreRow]] = {}
-    left = RunsLeft(len(runs))
+    counter = RunCounter(len(runs))
     for place in in_turn(folders):
         if not finished_too and (folders[place] / "results.json").is_file():
             continue
@@ -129,8 +129,8 @@ def _train(
         rows[place] = new
         scores = ", ".join(f"{row.part} {_percent(row.score)}" for row in new)
         where = "" if plan.data_set == plan.config.name else f" on {plan.data_set}"
-        done, count = "kept" if finished[place] else "done", left.finish(kept=finished[place])
-        logger.info(f"{done}: {arm}{where}, seed {seed}: {new[0].metric} % {scores} ({count})")
+        status, left = "kept" if finished[place] else "done", counter.finish(kept=finished[place])
+        logger.info(f"{status}: {arm}{where}, seed {seed}: {new[0].metric} % {scores} ({left})")
     return [[row for place in sorted(rows) if runs[place][0] is plan for row in rows[place]] for plan in plans]
 
 
@@ -139,7 +139,7 @@ def _percent(score: float | None) -> str:
 
 
 def _check_reports(plan: Plan, workspace: Workspace) -> None:
-    """Check, before training, the reports that arms and reference rows read, and the labels from own reports."""
+    """Check reports and labels from own reports before training."""
     if plan.config.reports is not None and plan.config.prompts is not None:  # the centred zero-shot reference
         _ = workspace.reports
     for arm in plan.arms:
@@ -148,27 +148,28 @@ def _check_reports(plan: Plan, workspace: Workspace) -> None:
         if uses_reports(config):
             _warn_of_shifted_patients(plan, workspace, arm_workspace.reports.reports, arm)
         if config.soft_labels.source == "own_report":
-            of_tiles = config.soft_labels.own_report.labels in ("text", "case")  # each seed keeps other labels of tiles
-            for seed in plan.comparison.seeds if of_tiles else plan.comparison.seeds[:1]:
+            # Seeds differ in the labelled tiles.
+            uses_tile_labels = config.soft_labels.own_report.labels in ("text", "case")
+            for seed in plan.comparison.seeds if uses_tile_labels else plan.comparison.seeds[:1]:
                 seeded = resolve_arm(plan.run_config(arm, seed))
                 own_report_labels(seeded, arm_workspace.for_config(seeded), arm_workspace.tiles(seed))
 
 
 def _warn_of_shifted_patients(plan: Plan, workspace: Workspace, reports: Sequence[Report], arm: str) -> None:
-    """Warn of reports whose snippets may be paired, of patients with tiles in a shifted test set."""
+    """Warn of reports in the corpus that belong to patients with tiles in a shifted test set."""
     for name, section in plan.comparison.shifted.items():
         tiles = workspace.shifted_tiles(name, section)
         shifted = set(patients(tiles.groups, tiles.ids).tolist()) - {""}
         count = sum(patient_of(report) in shifted for report in reports)
         if count:
             logger.warning(
-                f"{arm} may retrieve snippets of {count} reports of patients of the shifted set {name}; "
+                f"{arm} may retrieve snippets from {count} reports of patients in the shifted set {name}; "
                 "remove these reports from the corpus"
             )
 
 
 def _check_inputs(plan: Plan, workspace: Workspace) -> None:
-    """Check, before images are decoded, what the arms read, and that the data set has labelled test tiles."""
+    """Check the inputs of the arms and the labelled test tiles before images are decoded."""
     for arm in plan.arms:
         config = resolve_plan_arm(plan, arm)
         check_inputs(workspace.for_config(config), [*models_of(config), "vlm"], reports=uses_reports(config))
@@ -186,7 +187,7 @@ def _require_test_tiles(plan: Plan, tiles: TileSet) -> None:
 
 
 def _check_test_sets(plan: Plan, workspace: Workspace) -> None:
-    """Check, before training, that every data set has test tiles and that prompts match their classes."""
+    """Check the test tiles of every test set, and the classes of the prompts, before training."""
     _require_test_tiles(plan, workspace.all_tiles)
     for name, section in plan.comparison.shifted.items():
         workspace.shifted_tiles(name, section)

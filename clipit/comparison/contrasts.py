@@ -31,7 +31,7 @@ class Contrast:
         differences: Seed -> score of the arm minus score of the control; empty if one of them is undefined.
         interval: 95 % t-interval of the mean difference over seeds, or the reason why there is none.
         p: Paired t-test over seeds, uncorrected.
-        p_holm: The same, Holm-corrected over all contrasts of the comparison.
+        p_holm: The p-value, Holm-corrected over all contrasts of the comparison.
     """
 
     role: str
@@ -67,7 +67,7 @@ class Contrast:
         return fmean(self.differences.values()) if self.differences else None
 
     def describe(self) -> str:
-        """Name the control, with its meaning."""
+        """Describe the control by its name and meaning."""
         meaning = _MEANING.get(self.role, "")
         names = ARM_CONTROLS.get(self.role) or (TEXT_CONTROLS.get(self.role, ""),)
         if any(names):

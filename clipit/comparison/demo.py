@@ -20,7 +20,7 @@ from clipit.tiles.load import read_tiles
 logger = logging.getLogger(__name__)
 
 WORLD = WorldConfig(seed=0)
-"""World of the demo; comparisons over several worlds write the others with `ensure_world`."""
+"""World of the demo; comparisons over several worlds create the others with `ensure_world`."""
 CASE_WORLD = CaseWorldConfig(seed=0)
 """World of the demo with reports of the tiles' own patients (`--cases`)."""
 _SHOWN_ARMS = ("clip_it_all", "own_rules")
@@ -50,17 +50,17 @@ def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False
     logger.info(f"Runs:           {run.parent}")
     logger.info(f"One run's page: {run / 'report.html'}")
     logger.info(f"One classifier: {run / 'classifier'}")
-    logger.info(f"{time.perf_counter() - start:.0f} s in all")
+    logger.info(f"total time: {time.perf_counter() - start:.0f} s")
     return run
 
 
 def write_demo_world(config: RunConfig, *, cases: bool = False) -> Path:
-    """Write the synthetic world into the folder of the configuration's tiles, unless it is there.
+    """Write the synthetic world into the folder of the configuration's tiles, unless it already exists.
 
-    The folder is written atomically, so a folder with any other content belongs to the user.
+    The folder is written atomically, so a folder with other content was created by the user.
 
     Args:
-        config: Configuration whose tiles lie in the folder of the world.
+        config: Configuration whose tiles are in the folder of the world.
         cases: Whether to write the world whose tiles and reports come from the same patients.
 
     Raises:
@@ -82,10 +82,10 @@ def _try_classifier(config: RunConfig, run: Path) -> str:
         for row, predicted in zip(rows, classifier.predict(images), strict=True)
     ]
     if classifier.spec.vlm is not None:  # trained with text, so it also supports new prompts
-        question = {
+        prompts = {
             "tumour": ["a tumour with atypical glands", "carcinoma with marked nuclear pleomorphism"],
             "no tumour": ["benign tissue without tumour", "normal glands", "fat", "connective tissue", "lymphocytes"],
         }
-        shares = [f"{answer[0]:.0%}" for answer in classifier.zero_shot(images, question)]
-        lines.append(f"asked in words whether they show tumour: {', '.join(shares)}")
+        shares = [f"{probabilities[0]:.0%}" for probabilities in classifier.zero_shot(images, prompts)]
+        lines.append(f"Zero-shot probability of tumour, from new prompts: {', '.join(shares)}")
     return "\n".join(lines)

@@ -74,7 +74,7 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     """
     source = folder / "comparison.json"
     if not source.is_file():
-        raise DataError("no finished comparison here", where=folder, fix="run clipit compare first")
+        raise DataError("no finished comparison in this folder", where=folder, fix="run clipit compare first")
     saved = read_json(source, RERUN)
     kinds = {"config": dict, "rows": list, "findings": list}
     missing = [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]
@@ -103,7 +103,7 @@ def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult
 
 
 def export_verdict(verdict: ComparisonVerdict) -> dict[str, Any]:
-    """Return `verdict`, the sentence, and `verdicts`, the contrasts and the verdict of each judged arm, for JSON."""
+    """Return the headline (`verdict`), and the verdict and contrasts of each judged arm (`verdicts`), for JSON."""
     records = [
         {
             **arm.key._asdict(),

@@ -11,7 +11,7 @@ from clipit.config.load import merge, nested, validate
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.training.arms import ARMS, arm_keys, resolve_arm
-from clipit.training.terms.table import concerns
+from clipit.training.terms.table import uses_key
 
 GridPoint = Mapping[str, Any]
 """Dotted keys with their values: the learning rate, the steps, then the arm's other axes."""
@@ -24,7 +24,7 @@ def grid_axes(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict
     """Return the axes of an arm's grid: learning rates, steps and the keys of `comparison.grid` that apply to it.
 
     A key does not apply to an arm that lacks its loss term, or whose built-in recipe sets the key. Such an arm gets
-    additional learning rates between the common ones instead, so that every arm has as many points.
+    additional learning rates between the common ones instead, so that all arms have the same number of points.
 
     Raises:
         ConfigError: A key of the grid is unknown, or a value is not valid for it.
@@ -32,7 +32,7 @@ def grid_axes(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict
     resolved = resolve_arm(config.model_copy(update={"arm": arm}))
     fixed = _recipe_keys(config, arm)
     applicable = {
-        key: values for key, values in comparison.grid.items() if key not in fixed and concerns(resolved, key)
+        key: values for key, values in comparison.grid.items() if key not in fixed and uses_key(resolved, key)
     }
     missing = prod(len(values) for key, values in comparison.grid.items() if key not in applicable)
     for key, values in applicable.items():
@@ -84,22 +84,22 @@ def _values(config: RunConfig, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def is_tuned(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> bool:
-    """Return whether the arms differ from each other, or from the configuration file, in a key of the grid."""
+    """Check whether the arms differ from each other, or from the configuration file, in a key of the grid."""
     values = (arm_values(config, arm, list(grid_axes(config, comparison, arm))) for arm in arms)
     return _differ(config, comparison, values)
 
 
 def _differ(config: RunConfig, comparison: ComparisonConfig, arms: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether the values of arms differ from each other, or from the configuration in a key of the grid."""
+    """Check whether the values of arms differ from each other, or from the configuration in a key of the grid."""
     distinct = {key: {value} for key, value in _values(config, list(comparison.grid)).items()}
     for values in arms:
         for key, value in values.items():
             distinct.setdefault(key, set()).add(value)
-    return any(len(found) > 1 for found in distinct.values())
+    return any(len(values) > 1 for values in distinct.values())
 
 
 def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> None:
-    """Check that all arms had the same search.
+    """Check that the hyperparameters of all arms come from the same search.
 
     Either all arms have the same value of every key of the grid (none was tuned), or each has those of a grid point.
 
@@ -113,9 +113,9 @@ def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[s
         return
     outside = []
     for arm in arms:
-        strange = [format_value(key, value) for key, value in values[arm].items() if value not in axes[arm][key]]
-        if strange:
-            outside.append(f"{arm} ({', '.join(strange)})")
+        outside_values = [format_value(key, value) for key, value in values[arm].items() if value not in axes[arm][key]]
+        if outside_values:
+            outside.append(f"{arm} ({', '.join(outside_values)})")
     if outside:
         raise ConfigError(
             f"values outside the common search grid: {shortlist(outside, 10)}; an arm with a different search cannot "
@@ -139,14 +139,14 @@ def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: 
             changed.append(f"{arm} ({', '.join(keys)})")
     if changed:
         raise ConfigError(
-            f"built-in arms with changed keys that are not searched for the others: {shortlist(changed, 10)}",
+            f"these built-in arms have changed keys that are not searched for the other arms: {shortlist(changed, 10)}",
             where="arms, against comparison.grid",
             fix="rename the arm, or make the key an axis of comparison.grid",
         )
 
 
 def search_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the sections, besides the arms, on which a search depends; its result is valid for these values only."""
+    """Return the sections, in addition to the arms, on which the result of a search depends."""
     sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")
     values: dict[str, Any] = config.model_dump(mode="json", include=set(sections))
     return {section: values[section] for section in sections}

@@ -1,4 +1,4 @@
-"""The sentence that a comparison begins with: whether text helps, by how much, against which control, how sure."""
+"""Headline of a comparison: whether text helps, by how much, compared with which control, and how certain that is."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.comparison.verdict import ArmVerdict, Outcome, judge_arms
 from clipit.reporting.tables import LABELS, interval, number
 
-_WORDS: dict[Outcome, str] = {
+_OUTCOME_TEXT: dict[Outcome, str] = {
     "helps": "helps", "no gain": "no gain shown", "no gain from text": "no gain from text shown", "harms": "harms",
     "not decided": "not decided",
 }  # fmt: skip
@@ -25,7 +25,7 @@ class ComparisonVerdict:
 
 
 def judge_comparison(plans: Sequence[Plan], arms: Sequence[ArmResult], metric: str) -> ComparisonVerdict:
-    """Compare every arm that the comparison is about with its controls, and sum up the verdicts in one sentence.
+    """Compare every judged arm with its controls, and summarise the verdicts in one sentence.
 
     Args:
         plans: Plans, one per data set and backbone.
@@ -39,8 +39,8 @@ def judge_comparison(plans: Sequence[Plan], arms: Sequence[ArmResult], metric: s
 def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], metric: str) -> str:
     """Compose the verdict on a comparison in one sentence.
 
-    It is about the first judged arm in the order of the configuration, so that no score chooses it; others that help
-    are named. Differences are percentage points.
+    It describes the first judged arm in the order of the configuration, so that the choice does not depend on scores,
+    and names the others that help. Differences are in percentage points.
 
     Args:
         verdicts: Verdict on each judged arm, by data set and backbone.
@@ -70,37 +70,37 @@ def _one_place(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> s
         reason = "one seed" if len(base.differences) == 1 else base.interval.reason
         return f"{arm}: not decided ({reason}): {metric} {over_base}" + (f" ({over_tiles})" if over_tiles else "")
     limit = verdict.contrast(verdict.limit) if verdict.limit not in ("", "baseline") else None
-    named = [base]
+    shown = [base]
     if verdict.outcome == "helps":
         text = f"{arm} helps: {metric} {over_base}"
         if controls := [contrast for contrast in verdict.contrasts[1:] if contrast.tested]:
             closest = min(controls, key=lambda contrast: contrast.difference or 0.0)
             text += f" and {_amount(closest)} its closest control, {closest.describe()}"
-            named.append(closest)
+            shown.append(closest)
     elif verdict.outcome == "harms":
         text = f"{arm} harms: {metric} {over_base}"
     elif limit is not None:
-        text = f"{arm}: {_WORDS[verdict.outcome]}: {metric} {_amount(limit)} {limit.describe()}, {over_base}"
-        named.insert(0, limit)
+        text = f"{arm}: {_OUTCOME_TEXT[verdict.outcome]}: {metric} {_amount(limit)} {limit.describe()}, {over_base}"
+        shown.insert(0, limit)
     elif verdict.outcome == "no gain":
         text = f"{arm}: no gain shown: {metric} {over_base}"
     else:
         untested = " or ".join(contrast.describe() for contrast in verdict.contrasts if not contrast.tested)
         text = f"{arm}: no gain from text shown: {metric} {over_base}, but not compared with {untested}"
-    seeds = f"95 % interval{'s' * (len(named) > 1)} over {len(base.differences)} seeds"
-    values = [contrast.p_holm.p for contrast in named]
+    seeds = f"95 % interval{'s' * (len(shown) > 1)} over {len(base.differences)} seeds"
+    values = [contrast.p_holm.p for contrast in shown]
     tests = " and ".join("< 0.001" if p < 0.001 else f"{p:.3f}" for p in values if p is not None)
-    sure = [seeds, f"p {tests}, Holm-corrected" if tests else f"no p-value: {base.p.reason}", over_tiles]
-    return f"{text} ({'; '.join(part for part in sure if part)})"
+    certainty = [seeds, f"p {tests}, Holm-corrected" if tests else f"no p-value: {base.p.reason}", over_tiles]
+    return f"{text} ({'; '.join(part for part in certainty if part)})"
 
 
 def _several_places(verdicts: Sequence[ArmVerdict], metric: str) -> str:
     """Count the outcomes over data sets and backbones, with the range of the differences."""
-    counts = Counter(_WORDS[verdict.outcome] for verdict in verdicts)
+    counts = Counter(_OUTCOME_TEXT[verdict.outcome] for verdict in verdicts)
     n = len(verdicts)
     several = len({verdict.key.backbone for verdict in verdicts}) > 1
     units = f"data sets{' and backbones' * several}"
-    words = [word for word in _WORDS.values() if counts[word]]
+    words = [word for word in _OUTCOME_TEXT.values() if counts[word]]
     outcomes = [f"{word} on {counts[word]}" + ("" if i else f" of {n} {units}") for i, word in enumerate(words)]
     text = f"{verdicts[0].key.arm}{'' if words[0] in ('helps', 'harms') else ':'} {', '.join(outcomes)}"
     ranges = []
@@ -112,12 +112,12 @@ def _several_places(verdicts: Sequence[ArmVerdict], metric: str) -> str:
             low, high = (number(bound, 1, signed=True) for bound in (min(points), max(points)))
             ranges.append(f"{low} to {high} points against {name}")
     seeds = len(verdicts[0].contrasts[0].differences)
-    sure = f"{seeds} seed{'s' * (seeds != 1)} each; intervals and p-values under Verdicts"
-    return f"{text}: {metric} {', '.join(ranges)} ({sure})" if ranges else text
+    certainty = f"{seeds} seed{'s' * (seeds != 1)} each; intervals and p-values under Verdicts"
+    return f"{text}: {metric} {', '.join(ranges)} ({certainty})" if ranges else text
 
 
 def _amount(contrast: Contrast) -> str:
-    """Format a difference in percentage points with its interval over seeds, before the name of the control."""
+    """Format a difference in percentage points with its interval over seeds and a preposition for the control."""
     if contrast.difference is None:
         return "an undefined difference from"
     low, high = (

@@ -18,7 +18,7 @@ ARM_CONTROLS: Mapping[str, tuple[str, ...]] = {
     "shuffled": ("own_shuffled",),
     "snippet": ("other_snippet", "clip_it_all"),
 }
-"""Role of a control -> names of the arms that can have it; the first that is compared is used."""
+"""Names of the arms that can serve as each control, by role; the first that the comparison has is used."""
 CONTROL_TARGETS = ("shuffled_text", "random_text", "random_codes")
 _LABEL_SECTIONS = ("tiles", "reports", "leaks", "vlm")
 """Sections that determine the labels from own reports, with `soft_labels.own_report`."""
@@ -57,8 +57,8 @@ def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
 def label_sources(plan: Plan) -> dict[str, str]:
     """Return the arms that learn labels from own reports, each with the first arm that has the same labels.
 
-    Arms without text (labels of cases) and with shuffled reports are controls, and not included. Arms that differ only
-    in their training, such as those at equal steps, have the same labels and share one reference row.
+    Controls (labels of cases, shuffled reports) are not included. Arms that differ only in training, such as those at
+    equal steps, have the same labels and share one reference row.
     """
     first: dict[str, str] = {}
     sources = {}
@@ -72,7 +72,7 @@ def label_sources(plan: Plan) -> dict[str, str]:
 
 
 def report_probe_name(arm: str) -> str:
-    """Return the name of the reference row for the labels of an arm."""
+    """Return the name of the reference row of a VLM probe on the labels of an arm."""
     return f"{REFERENCE}: VLM probe on labels of {arm}"
 
 

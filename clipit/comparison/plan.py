@@ -14,7 +14,7 @@ from clipit.training.arms import arm_keys, resolve_arm
 from clipit.training.checks import check_keys
 
 _SHARED_KEYS = ("name", "output", "seed", "arm", "arms", "overrides", *SECTIONS)
-"""Keys that are the same for every run of a comparison, or set by it."""
+"""Keys that a data set cannot set: the comparison sets them, or they are the same for all runs."""
 _BACKBONE_PER_DATA_SET = "each data set's own"
 
 
@@ -23,7 +23,7 @@ class Plan:
     """All runs of a comparison on one data set with one backbone.
 
     Attributes:
-        data_set: Name of the data set; the configuration's name where it lists none.
+        data_set: Name of the data set; the name of the configuration if it lists none.
         backbone: Name of the backbone in tables.
         config: Configuration of the runs, without arm and seed; its `arms` include those at equal steps.
         comparison: Section `comparison`, the same for all plans.
@@ -117,7 +117,7 @@ def _with_equal_steps(
 
 
 def _check_folders(plans: Sequence[Plan]) -> None:
-    """Refuse plans whose runs would share a folder."""
+    """Check that the runs of different plans have different folders."""
     places_by_folder: dict[str, list[str]] = {}
     for plan in plans:
         places_by_folder.setdefault(plan.config.name, []).append(f"{plan.data_set!r} on {plan.backbone!r}")
@@ -145,7 +145,7 @@ def _check_data_set(name: str, keys: dict[str, object], where: str) -> None:
 
 
 def _check_command_line(config: RunConfig, comparison: ComparisonConfig) -> None:
-    """Refuse command-line keys that would override what makes arms or data sets different."""
+    """Check that command-line keys do not override what distinguishes arms or data sets."""
     differing = {key for arm in comparison.arms for key in _recipe_keys(config, arm)}
     differing |= {key for keys in comparison.data_sets.values() for key in dotted(nested(keys))}
     if comparison.backbones:

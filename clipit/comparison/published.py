@@ -1,4 +1,4 @@
-"""Published scores of CLIP-IT, shown for reference only: they come from a different protocol and different seeds."""
+"""Published scores of CLIP-IT, for reference only: they come from another protocol and other seeds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,8 +6,8 @@ from clipit.comparison.plan import Plan
 
 SOURCE = "CLIP-IT, arXiv 2504.16181, table 1 (accuracy %, image only -> CLIP-IT, means of three runs)"
 CAUTION = (
-    "The published CRC and BACH figures were selected and reported on the same split, and are balanced accuracy there "
-    "(the metric's default); they are shown for orientation, not as a baseline."
+    "The published CRC and BACH figures are balanced accuracies that were selected and reported on the same split; "
+    "they are shown for orientation, not as a baseline."
 )
 
 _TABLE_1: Mapping[str, Mapping[str, tuple[float, float]]] = {
@@ -67,7 +67,7 @@ def collect_published(plans: Sequence[Plan], metric: str) -> tuple[PublishedScor
             score = published_score(source, plan.backbone, arm)
             if score and metric not in _METRICS[source]:
                 published, wanted = (name.replace("_", " ") for name in (_METRICS[source][0], metric))
-                notes.append(f"Published figures of {source} are {published}, not {wanted}: they are left out.")
+                notes.append(f"Published figures of {source} are omitted: they are {published}, not {wanted}.")
             elif score:
                 scores[(plan.data_set, plan.backbone, arm)] = score
     return scores, list(dict.fromkeys(notes))

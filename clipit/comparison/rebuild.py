@@ -56,7 +56,7 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     verdict = judge_comparison(plans, results.arms, file.comparison.metric)
     notes = write_report(file.run, file.comparison, plans, results, analyses, folder, verdict, tiles)
     texts = export_verdict(verdict) | {"notes": notes}
-    if saved != saved | texts:  # the record of the search may be gone, or the wording may have changed
+    if saved != saved | texts:  # the record of the search may be missing, or the wording may have changed
         write_record(source, saved | texts)
     return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]
 
@@ -104,7 +104,7 @@ def _move(row: ScoreRow, old: Path, new: Path) -> ScoreRow:
 
 
 def _check_predictions(rows: Sequence[ScoreRow], source: Path) -> None:
-    """Check that predictions have not changed since they were scored; a missing file raises later, when it is read.
+    """Check that predictions have not changed since they were scored; missing files cause an error when they are read.
 
     A comparison.json of an earlier version has no hashes and is accepted.
     """
@@ -121,7 +121,7 @@ def _check_predictions(rows: Sequence[ScoreRow], source: Path) -> None:
 
 
 def _check_tiles(plan: Plan, tiles: TileSet, rows: Sequence[ScoreRow], source: Path) -> None:
-    """Check that the tiles are those that were compared."""
+    """Check that the tiles have not changed since the comparison."""
     compared = {
         row.provenance.tiles_fingerprint
         for row in rows
@@ -130,8 +130,8 @@ def _check_tiles(plan: Plan, tiles: TileSet, rows: Sequence[ScoreRow], source: P
     others = compared - {None, tiles.fingerprint}
     if others:
         raise ArtifactError(
-            f"the tiles of {plan.data_set} have changed since the comparison: it read "
-            f"{', '.join(sorted(map(str, others)))}, now there are {tiles.fingerprint}",
+            f"the tiles of {plan.data_set} have changed since the comparison, from "
+            f"{', '.join(sorted(map(str, others)))} to {tiles.fingerprint}",
             where=source,
             fix="restore the tiles, or run clipit compare with another --name",
         )

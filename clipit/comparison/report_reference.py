@@ -30,8 +30,8 @@ STRENGTH_WITHOUT_VALIDATION = 1.0
 def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
     """Score a linear probe of the VLM on the labels of each arm with own reports, on the test sets of a plan.
 
-    The probe is a logistic regression on the VLM's image embeddings, fitted with the label of the tile where the arm
-    sees it, and otherwise with the most probable class of the report's label; tile weights are ignored. Its C is
+    The probe is a logistic regression on the VLM's image embeddings, fitted to the labels of tiles that the arm sees,
+    and for other tiles to the most probable class according to the report; tile weights are ignored. Its C is
     chosen on the validation labels that the arms of the same seed see; it is 1 if there are none.
 
     Args:

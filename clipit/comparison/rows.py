@@ -1,4 +1,4 @@
-"""Collect the score rows of finished runs, and measure the inference cost of the compared classifiers."""
+"""Collect the score rows of finished runs, and measure the inference cost of their classifiers."""
 
 import json
 import time

@@ -44,7 +44,7 @@ class ArmResult:
         over_seeds: 95 % t-interval of the mean difference; None without differences.
         over_tiles: Paired bootstrap over test tiles (groups, where known) of the mean difference.
         p: Paired t-test over seeds, uncorrected.
-        p_holm: The same, Holm-corrected over all arms, data sets and backbones of the test set.
+        p_holm: The p-value, Holm-corrected over all arms, data sets and backbones of the test set.
         rows: Score rows, one per seed.
     """
 
@@ -140,14 +140,14 @@ def compute_results(rows: Sequence[ScoreRow], baseline: str, bootstrap: TileBoot
 
 
 def _paired_scores(rows: Sequence[ScoreRow], baseline: str) -> pd.DataFrame:
-    """Tabulate the scores beside those of the baseline: `row`, `score`, `baseline_row` and `difference` per seed."""
+    """Tabulate the scores with those of the baseline: `row`, `score`, `baseline_row` and `difference` per seed."""
     keys = [*ArmKey._fields, "seed"]
     table = pd.DataFrame([{key: getattr(row, key) for key in (*keys, "score")} | {"row": row} for row in rows])
     table["score"] = table["score"].astype("float64")
     pair_by = ["data_set", "backbone", "part", "seed"]
-    others = table[table["arm"] == baseline][[*pair_by, "score", "row"]]
-    others = others.rename(columns={"score": "baseline_score", "row": "baseline_row"})
-    table = table.merge(others, how="left", on=pair_by)
+    baseline_scores = table[table["arm"] == baseline][[*pair_by, "score", "row"]]
+    baseline_scores = baseline_scores.rename(columns={"score": "baseline_score", "row": "baseline_row"})
+    table = table.merge(baseline_scores, how="left", on=pair_by)
     table["difference"] = (table["score"] - table["baseline_score"]).where(table["arm"] != baseline)
     return table
 

@@ -17,7 +17,7 @@ from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, shortlist
-from clipit.progress import RunsLeft
+from clipit.progress import RunCounter
 from clipit.reporting.tables import markdown_table
 from clipit.runs.folder import is_trained, read_training, run_folder
 from clipit.runs.search import SharedSearch, Trial
@@ -43,7 +43,7 @@ def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Pa
     """Train every arm at each grid point with each tuning seed, and choose each arm's point by its validation score.
 
     The grid is `comparison.learning_rates` x `.steps` x `.grid`. Trials are ordinary runs in `<output>/tuning`,
-    evaluated on the validation split only: no test tile is read. Several processes may share the trials; finished
+    evaluated on the validation split only: no test tile is read. Several agents may share the trials; finished
     trials are skipped.
 
     Args:
@@ -81,7 +81,7 @@ def search(config: RunConfig, comparison: ComparisonConfig) -> tuple[RunConfig, 
     unused = [key for key in config.overrides if key in searched]
     if unused and get_processes().main:
         logger.warning(
-            f"{shortlist(unused)}: not used, because the search sets it; change comparison.learning_rates, "
+            f"{shortlist(unused)} is ignored, because the search sets it; change comparison.learning_rates, "
             "comparison.steps or comparison.grid"
         )
     base = config.model_copy(
@@ -100,7 +100,7 @@ def search(config: RunConfig, comparison: ComparisonConfig) -> tuple[RunConfig, 
         check_inputs(workspace.for_config(first), models_of(first), reports=uses_reports(first))
     trials = [_trial(base, arm, point, seed) for arm in points for point in points[arm] for seed in seeds]
 
-    runs = RunsLeft(len(trials))
+    runs = RunCounter(len(trials))
 
     def run_trial(trial: Trial) -> float:
         kept = is_trained(run_folder(trial.config))
@@ -138,7 +138,7 @@ def _validation_score(trial: Trial) -> float:
     score = read_training(folder, "score")["score"]
     if score is None:
         raise DataError(
-            "there is no validation score to choose by",
+            "no validation score is defined, so no trial can be selected",
             where=folder,
             fix="keep labels of at least two classes in the validation split: tiles.labels",
         )

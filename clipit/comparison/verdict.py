@@ -15,7 +15,7 @@ Outcome = Literal["helps", "no gain", "no gain from text", "harms", "not decided
 """Outcome of the contrasts of an arm; an arm without text helps if it is better than the baseline."""
 _USE_PROBE = {
     "report probe": "Use the VLM's linear probe on the report labels instead: no student needed. The gain lies in the "
-    "labels; the student adds at most speed and independence of the VLM.",
+    "labels; the student adds at most speed and independence from the VLM.",
     "tile probe": "Use the VLM's linear probe on the labels of tiles instead: no student and no report needed.",
 }
 
@@ -29,7 +29,7 @@ class ArmVerdict:
         text: Text that the arm learns from.
         contrasts: Contrasts with its controls.
         outcome: Outcome of the contrasts.
-        limit: Role of the control that limits the verdict: the one that the arm is not better than; empty if none does.
+        limit: Role of the control that decides against the arm, because it is not better; "" for none.
         verdict: The verdict in words.
     """
 
@@ -74,8 +74,8 @@ def judge_arms(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[ArmVerd
 def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> ArmVerdict:
     """Derive the verdict on an arm from its contrasts.
 
-    An arm is better than a control if the 95 % interval of the difference lies above 0, worse if it lies below 0. The
-    first rule that applies gives the verdict:
+    An arm is better than a control if the 95 % interval of the difference is above 0, and worse if it is below 0. The
+    first rule that applies decides:
 
     1. Without an interval against the baseline (one seed, an undefined score): not decided.
     2. Not better than the VLM's linear probe on the same labels from reports, while the arm or this probe is better
@@ -122,10 +122,13 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
         verdict = "The gain is due to knowing which tiles belong to one patient, not to text."
         return decide("no gain from text", verdict, "case")
     if all(contrast.better for contrast in tested) and (not arm.text or _tests_text(arm)):
-        start = f"Text from {arm.text if arm.text == 'own reports' else 'the reports'} adds information: better than"
-        return decide("helps", f"{start if arm.text else 'Better than'} {_listed(tested)}.")
-    due = "text from own reports" if arm.text == "own reports" else "text"
-    result = decide("no gain from text", f"Better than {base.control}, but the gain is not shown to be due to {due}.")
+        opening = f"Text from {arm.text if arm.text == 'own reports' else 'the reports'} adds information: better than"
+        return decide("helps", f"{opening if arm.text else 'Better than'} {_join_names(tested)}.")
+    text_source = "text from own reports" if arm.text == "own reports" else "text"
+    result = decide(
+        "no gain from text",
+        f"Better than {base.control}, but the gain is not shown to be due to {text_source}.",
+    )
     limits = [contrast for contrast in tested if not contrast.better]
     return replace(result, limit=min(limits, key=lambda c: c.difference or 0.0).role if limits else "")
 
@@ -139,17 +142,17 @@ def _tests_text(arm: ArmVerdict) -> bool:
     return arm.contrast("image embedding") is None or "image embedding" in tested
 
 
-def _details(contrasts: Sequence[Contrast], named: str = "") -> list[str]:
-    """List the controls that an arm is not better than, except the one already named, and those without a test."""
-    others = [contrast for contrast in contrasts if contrast.role != named]
+def _details(contrasts: Sequence[Contrast], excluded_role: str = "") -> list[str]:
+    """List the controls that an arm is not better than or not tested against, except that of the excluded role."""
+    others = [contrast for contrast in contrasts if contrast.role != excluded_role]
     groups = {
         "Not better than": [c for c in others if c.not_better],
         "Not decided against": [c for c in others if c.tested and c.interval.low is None],
         "Not tested against": [c for c in others if not c.tested],
     }
-    return [f"{start} {_listed(members)}." for start, members in groups.items() if members]
+    return [f"{opening} {_join_names(members)}." for opening, members in groups.items() if members]
 
 
-def _listed(contrasts: Sequence[Contrast]) -> str:
+def _join_names(contrasts: Sequence[Contrast]) -> str:
     names = [contrast.describe() for contrast in contrasts]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

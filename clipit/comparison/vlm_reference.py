@@ -83,7 +83,7 @@ def fit_vlm_probe(
 ) -> tuple[LinearProbe | None, str | None]:
     """Fit a logistic regression on the VLM's image embeddings, or return the reason why it cannot be fitted.
 
-    With too few labels, the row then has this reason in place of a score.
+    With too few labels, the reason replaces the score in the row.
 
     Args:
         workspace: Workspace with the VLM.
@@ -131,7 +131,7 @@ def reference_test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[Til
 
 
 def _provenance(workspace: Workspace, tiles: TileSet) -> dict[str, Provenance]:
-    """Return the provenance of each reference row: prompts only for zero-shot rows, the index only for centred ones."""
+    """Return the provenance of each reference row, with prompts for zero-shot rows and the index for centred ones."""
     prompts, probe = workspace.prompts, probe_provenance(workspace, tiles)
     if prompts is None:
         return {PROBE: probe}

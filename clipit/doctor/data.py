@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipit.config.run import RunConfig, TilesConfig
-from clipit.data_files import hub_id, neighbours
+from clipit.data_files import hub_id, similar_names
 from clipit.doctor.checks import Check, failed_check
 from clipit.errors import ClipitError, counted
 
@@ -102,7 +102,7 @@ def check_reports(config: RunConfig) -> list[Check]:
         fix = "correct reports.path, or download the reports; data sets on the Hugging Face hub are hf:owner/name"
         if reports.format == "tcga":
             fix = f"download TCGA-Reports from {_TCGA_PAGE} (see data_cards/tcga_reports.md), or use your own reports"
-        what = f"{reports.path} does not exist; {neighbours(reports.path)}".rstrip("; ")
+        what = f"{reports.path} does not exist; {similar_names(reports.path)}".rstrip("; ")
         return [Check("FAIL", "reports", f"{what}.", fix)]
     try:
         corpus = read_reports(reports)

@@ -121,10 +121,10 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
         fix = "correct the backbone if its own check fails; the estimate is repeated when training starts"
         return [Check("WARN", "memory", f"The memory of training could not be estimated: {reason}.", fix)]
     vlms = [vlm for vlm in (config.vlm, config.second_vlm) if vlm is not None and uses_vlm(config)]
-    held = sum(map(vlm_weight_bytes, vlms))  # VLMs stay in memory during training
+    reserved = sum(map(vlm_weight_bytes, vlms))  # VLMs stay in memory during training
     size = backbone.preprocess.size
     try:
-        plan = choose_memory_plan(config, estimate, device_memory(device), held=held, pixels=size)
+        plan = choose_memory_plan(config, estimate, device_memory(device), reserved=reserved, pixels=size)
     except (ConfigError, ModelError) as error:
         failed = failed_check("memory", error)
         lacks_gpu = "a GPU" in needs and device.type == "cpu" and isinstance(error, ConfigError)

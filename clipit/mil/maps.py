@@ -40,7 +40,7 @@ from clipit.tiles.tileset import TileSet
 _TOP_TILES = 8
 _PICTURE = 96  # pixels of a tile on the page
 _OVERVIEW = 700  # longest edge of a map in pixels
-_MOST_SLIDES = 2  # mapped slides of a patient
+_MAX_SLIDES = 2  # mapped slides of a patient
 _INSTANCE, _ATTENTION = "instance logits", "attention"
 
 
@@ -241,7 +241,7 @@ def _show(
     ids, name = bags.ids(bag), str(bags.names[bag])
     pictures: list[tuple[str, bytes]] = []
     if places is not None:
-        for part in list(places.of_bag(ids))[:_MOST_SLIDES]:
+        for part in list(places.of_bag(ids))[:_MAX_SLIDES]:
             pictures += _draw(part, instances[part.rows], attention[part.rows], bags.classes, folder)
     top = np.argsort(-attention, kind="stable")[:_TOP_TILES].tolist()
     best = instances.argmax(axis=1)

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 _CHECKPOINTS, _LOSSES = "checkpoints", "losses.jsonl"
 _CHECKPOINT_SECONDS = 20.0  # between checkpoints; they do not change the result
-_MOST_FOR_STATISTICS = 512  # instances per training bag that the mean and the standard deviation are computed from
+_MAX_FOR_STATISTICS = 512  # instances per training bag that the mean and the standard deviation are computed from
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _fit(
     torch.manual_seed(seed)
     network = MilNetwork(bags.dim, len(bags.classes), options)
     features = (train.features(bag) for bag in range(len(train)))
-    mean, deviation = mean_and_deviation(features, _MOST_FOR_STATISTICS)
+    mean, deviation = mean_and_deviation(features, _MAX_FOR_STATISTICS)
     network.standardise(torch.from_numpy(mean), torch.from_numpy(deviation))
     targeted = select_targeted(bags, targets)
     if targeted is not None and targeted.targets.dim:

@@ -6,9 +6,9 @@ from typing import Any
 
 from clipit.reporting.annotators_section import annotator_parts, confusion_tables
 from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table, page
-from clipit.reporting.tables import MOST_CLASSES, interval, number
+from clipit.reporting.tables import MAX_CLASSES, interval, number
 
-_MOST_PAIRS = 20  # annotators up to whom the table of pairs is shown
+_MAX_PAIRS = 20  # annotators up to whom the table of pairs is shown
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
     if pairs is None:
         return parts
     names = [row["annotator"] for row in pairs]
-    if len(names) > _MOST_PAIRS:
+    if len(names) > _MAX_PAIRS:
         return [*parts, Text(f"The agreement of {len(names)} annotators in pairs is in annotators.json: pairs.")]
     header = ("annotator", *names)
     cells = [
@@ -138,6 +138,6 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
         ),
         shares,
     ]
-    if len(classes) > MOST_CLASSES:
+    if len(classes) > MAX_CLASSES:
         return [*parts, Text(f"The confusions of {len(classes)} classes are in {source}.")]
     return [*parts, *confusion_tables(estimates["annotators"], classes, source)]

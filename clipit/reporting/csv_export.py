@@ -23,7 +23,7 @@ RECORD_OPTION: dict[str, dict[str, Any]] = {
     "--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}
 }
 """Command-line option `--record`, in the form that `clipit.config.command_line.read_command` expects."""
-_MOST_LINES = 32  # of a table on the console
+_MAX_LINES = 32  # of a table on the console
 _LEFT_OUT = ("batch",)  # values of `what`; thousands of rows, summarised in those of `guard`
 
 
@@ -107,8 +107,8 @@ def first_table(text: str) -> str:
     kept = [block for block in blocks[:place] if block.startswith(("# ", ">", "**"))]
     if place < len(blocks):
         lines = blocks[place].splitlines()
-        kept.append("\n".join(lines[:_MOST_LINES]))
-        kept += [f"and {len(lines) - _MOST_LINES} more rows"] if len(lines) > _MOST_LINES else []
+        kept.append("\n".join(lines[:_MAX_LINES]))
+        kept += [f"and {len(lines) - _MAX_LINES} more rows"] if len(lines) > _MAX_LINES else []
     return "\n\n".join(kept)
 
 

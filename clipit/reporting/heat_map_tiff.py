@@ -15,7 +15,7 @@ from clipit.slides.grid import SlideGrid
 from clipit.slides.heat_map import halved, heat_map
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "clipit-pathology")
-_MOST_BYTES = 2**31  # of the largest level in a classic TIFF, whose offsets have 32 bits
+_MAX_BYTES = 2**31  # of the largest level in a classic TIFF, whose offsets have 32 bits
 _TILE = 256  # pixels; the smallest level fits into one tile
 
 
@@ -67,7 +67,7 @@ def write_heat_map_tiff(
         "Channel": {"Name": list(classes)},
     }
     options: dict[str, Any] = {"photometric": "minisblack", "tile": (_TILE, _TILE), "compression": "zlib"}
-    big = levels[0].nbytes > _MOST_BYTES
+    big = levels[0].nbytes > _MAX_BYTES
     with whole_file(path) as temporary, tifffile.TiffWriter(temporary, ome=True, bigtiff=big) as writer:
         for i, level in enumerate(levels):
             per_cm = 1e4 / (size * 2**i)

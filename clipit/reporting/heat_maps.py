@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COLOUR_MAP = "viridis"
 """Perceptually uniform colour map of probabilities from 0 to 1."""
 _OPACITY = 0.55
-_MOST_PIXELS = 900  # longest edge of a picture; the slide's page and its OME-TIFF show the details
+_MAX_PIXELS = 900  # longest edge of a picture; the slide's page and its OME-TIFF show the details
 _COMPRESSION = 1  # PNG level; higher levels hardly shrink pictures of tissue, and take ten times as long
 _DPI = 110  # resolution of `save_plot`
 _MORE_COLOURS = ("#7f3c8d", "#6b3e1f", "#f0e442", "#666666")  # purple, brown, yellow, grey
@@ -82,7 +82,7 @@ def write_overlays(
     colours = class_colours(len(classes)) if colours is None else colours
     means = heat_map(grid, scores, grid.step)
     small = overview.convert("L").convert("RGB")  # grey, so that the overlaid colours match the legend
-    small.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    small.thumbnail((_MAX_PIXELS, _MAX_PIXELS))
     paths = {"": folder / "classes.png"}
     save_plot(_plot_classes(small, grid, means, classes, colours), paths[""], _COMPRESSION)
     for i, name in enumerate(classes):
@@ -108,7 +108,7 @@ def write_map(
         ArtifactError: The file cannot be written.
     """
     small = overview.convert("L").convert("RGB")
-    small.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    small.thumbnail((_MAX_PIXELS, _MAX_PIXELS))
     means = heat_map(grid, values[:, None], grid.step)[0]
     save_plot(_plot_values(small, grid, means, title, label), path, _COMPRESSION)
 

@@ -19,7 +19,7 @@ called another."""
 _IGNORED = -1
 _OPACITY = 0.5
 _GREY = (128, 128, 128, 255)
-_MOST_PIXELS = 700  # longest edge of a panel
+_MAX_PIXELS = 700  # longest edge of a panel
 
 
 @in_style
@@ -43,7 +43,7 @@ def plot_segmentation(
     """
     from matplotlib.patches import Patch
 
-    step = max(1, -(-max(truth.shape) // _MOST_PIXELS))
+    step = max(1, -(-max(truth.shape) // _MAX_PIXELS))
     truth, predicted = truth[::step, ::step], predicted[::step, ::step]
     small = image.resize(truth.shape[::-1])
     colours = class_colours(len(classes))

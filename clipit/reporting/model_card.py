@@ -11,7 +11,7 @@ from clipit.models.licences import OTHER, ModelLicence, model_licences
 from clipit.models.specs import LICENCE_NOTE
 from clipit.reporting.tables import LABELS, difference, markdown_line, markdown_table, metrics_table, number
 
-_MOST_CLASSES = 40
+_MAX_CLASSES = 40
 _METRIC_TYPES = {"accuracy": "accuracy", "macro_f1": "f1", "auroc": "roc_auc"}
 """Hugging Face's names of the metrics in a card's `model-index`, by clipit's names."""
 
@@ -154,7 +154,7 @@ def _front_matter(
 
 
 def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
-    names = [plain_text(name) for name in spec.classes[:_MOST_CLASSES]]
+    names = [plain_text(name) for name in spec.classes[:_MAX_CLASSES]]
     more = f" and {len(spec.classes) - len(names)} more" if len(spec.classes) > len(names) else ""
     lines = [f"- Tiles: {facts.data}", f"- Classes: {', '.join(names)}{more}"]
     if facts.training_tiles is not None:

@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 
 from clipit.reporting.html import Include, PageSection, Text, page
 
-MOST_TILES = 3000
+MAX_TILES = 3000
 """Default maximum number of tiles on a page."""
 ROWS = 100
 """Tiles shown at a time."""
@@ -23,7 +23,7 @@ RATING_HELP = (
 )
 
 
-def choose_tiles(pairs: pa.Table, most: int = MOST_TILES) -> list[str]:
+def choose_tiles(pairs: pa.Table, most: int = MAX_TILES) -> list[str]:
     """Return the sorted ids of the tiles to show on a page: all, or `most` of them.
 
     A selection is spread evenly over the scores of the tiles' first snippets, from the highest to the lowest.

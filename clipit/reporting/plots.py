@@ -22,7 +22,7 @@ from markupsafe import Markup
 from clipit.artifacts import whole_file
 from clipit.errors import ClipitError
 from clipit.reporting.curves import Series
-from clipit.reporting.tables import MOST_CLASSES
+from clipit.reporting.tables import MAX_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ _STYLE: dict[Any, Any] = {
 }
 _MANY_CLASSES = 5
 _MANY_POINTS = 40  # lines with more points have no markers
-_MOST_POINTS = 500  # points drawn per line
+_MAX_POINTS = 500  # points drawn per line
 _MANY_DECADES = 1e4  # from this ratio of values on, a logarithmic axis labels only powers of ten
 _LOSSES = ("loss", "cross_entropy", "distillation")
 
@@ -159,8 +159,8 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *
     """
     counts = np.asarray(confusion, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.6 + 0.62 * min(len(classes), MOST_CLASSES)
-    named = range(0, len(classes), -(-len(classes) // MOST_CLASSES))
+    side = 2.6 + 0.62 * min(len(classes), MAX_CLASSES)
+    named = range(0, len(classes), -(-len(classes) // MAX_CLASSES))
     names = [classes[number] for number in named]
     figure = new_figure(side + 0.8, side)
     axes = figure.add_subplot()
@@ -169,7 +169,7 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *
     axes.set_xticks(named, names, rotation=45 if slanted else 0, ha="right" if slanted else "center")
     axes.set_yticks(named, names)
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    for (row, column), share in np.ndenumerate(shares) if len(classes) <= MOST_CLASSES else ():
+    for (row, column), share in np.ndenumerate(shares) if len(classes) <= MAX_CLASSES else ():
         colour = "white" if share > 0.55 else "black"
         axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=9)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
@@ -260,8 +260,8 @@ def _draw_lines(
 
 
 def _thin(n: int) -> Int64[np.ndarray, " k"]:
-    """Return at most `_MOST_POINTS` of n indices, evenly spaced, including the last."""
-    return np.linspace(0, n - 1, min(n, _MOST_POINTS)).round().astype(np.int64)
+    """Return at most `_MAX_POINTS` of n indices, evenly spaced, including the last."""
+    return np.linspace(0, n - 1, min(n, _MAX_POINTS)).round().astype(np.int64)
 
 
 def line_style(i: int) -> tuple[str, str]:

@@ -14,11 +14,11 @@ from clipit.reporting.thumbnails import jpeg_uri, thumbnail
 
 LEAST = 24
 """Number of least certain images."""
-MOST_PER_CLASS = 6
+MAX_PER_CLASS = 6
 """Number of most certain images of each class."""
-MOST_CLASSES = 20
+MAX_CLASSES = 20
 """Number of classes, the most frequent ones, whose most certain images are shown."""
-MOST_UNREADABLE = 200
+MAX_UNREADABLE = 200
 """Number of unreadable images that are listed."""
 _SIDE = 112  # pixels of a thumbnail
 
@@ -54,7 +54,7 @@ def prediction_page(
         least = _least_certain(zero_shot, images, None, "zero-shot ")
         sections.append(PageSection("Zero-shot", [shares, least]))
     if unreadable:
-        shown = unreadable[:MOST_UNREADABLE]
+        shown = unreadable[:MAX_UNREADABLE]
         caption = f"{len(shown)} of {len(unreadable)} images that could not be read"
         sections.append(PageSection("Unreadable images", [Rows(("id", "file", "reason"), shown, caption)]))
     sections.append(PageSection("Classifier", [facts_table(facts)]))
@@ -91,13 +91,13 @@ def _most_certain(predicted: PredictedClasses, images: ImageSet, zero_shot: Pred
     counts = np.bincount(predicted.best, minlength=len(predicted.classes))
     order = np.argsort(-counts, kind="stable")
     parts: list[Part] = []
-    for c in order[:MOST_CLASSES].tolist():
+    for c in order[:MAX_CLASSES].tolist():
         if counts[c]:
-            which = predicted.most_certain(c, MOST_PER_CLASS)
+            which = predicted.most_certain(c, MAX_PER_CLASS)
             caption = f"{predicted.classes[c]}: {len(which)} of {int(counts[c]):,} images, the most certain first"
             parts.append(_cards(predicted, which, images, zero_shot, caption))
-    if (counts > 0).sum() > MOST_CLASSES:
-        parts.append(Text(f"Only the {MOST_CLASSES} most frequent classes are shown."))
+    if (counts > 0).sum() > MAX_CLASSES:
+        parts.append(Text(f"Only the {MAX_CLASSES} most frequent classes are shown."))
     return parts
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from clipit.evaluation.report_agreement import SCORES, Agreement
 from clipit.reporting.html import PageSection, Part, Passage, Passages, Quote, Table, Text, facts_table, page
-from clipit.reporting.tables import MOST_CLASSES, with_interval
+from clipit.reporting.tables import MAX_CLASSES, with_interval
 from clipit.reports.assertion import Status
 from clipit.reports.rules import BOTH, NONE, Mention, ReportLabel
 
@@ -127,7 +127,7 @@ def _agreement(agreement: Agreement) -> list[Part]:
             "bootstrap over groups",
         )
     )
-    if len(agreement.answers) > MOST_CLASSES:
+    if len(agreement.answers) > MAX_CLASSES:
         return parts
     counts = agreement.counts.tolist()
     shares = (agreement.counts / agreement.counts.sum(axis=1, keepdims=True).clip(min=1)).tolist()

@@ -12,9 +12,9 @@ from clipit.reporting.curves import Series
 from clipit.reporting.html import Card, Cards, Figure, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.plots import inline_svg, plot_reliability, plot_training_curves, training_panels
 from clipit.reporting.summary import describe_protocol, list_undefined
-from clipit.reporting.tables import LABELS, MOST_CLASSES, interval, number
+from clipit.reporting.tables import LABELS, MAX_CLASSES, interval, number
 
-MOST_TILES = 12
+MAX_TILES = 12
 """Maximum number of tiles shown of each kind (misclassified, correctly classified)."""
 
 
@@ -58,7 +58,7 @@ def run_page(
 
 
 def extreme_tiles(
-    predictions: Predictions, most: int = MOST_TILES
+    predictions: Predictions, most: int = MAX_TILES
 ) -> tuple[Int64[np.ndarray, " w"], Int64[np.ndarray, " r"]]:
     """Find the rows of the most confident misclassified and correctly classified tiles, ties by id."""
     predicted, confidence = predictions.probabilities.argmax(axis=1), predictions.probabilities.max(axis=1)
@@ -109,7 +109,7 @@ def _classes(names: Sequence[str], split: str, split_results: Mapping[str, Any])
     ]
     counts = split_results["confusion"]
     matrix: Part
-    if len(names) > MOST_CLASSES:
+    if len(names) > MAX_CLASSES:
         matrix = Text(f"The confusion matrix of {len(names)} classes is in results.json: splits.{split}.confusion.")
     else:
         totals = [max(1, sum(row)) for row in counts]

@@ -12,7 +12,7 @@ from clipit.evaluation.slide_metrics import CHOSEN_BY, SLIDE_METRICS
 from clipit.evaluation.slide_sets import ALL_SLIDES, LEVELS, Level
 from clipit.reporting.html import Links, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.slide_arms_table import slide_arms_markdown, slide_arms_table
-from clipit.reporting.slide_scores_page import LEVEL_TEXT, MOST_SHOWN, POOLING_TEXT
+from clipit.reporting.slide_scores_page import LEVEL_TEXT, MAX_SHOWN, POOLING_TEXT
 from clipit.reporting.subtyping_table import CAUTION, published_subtyping
 from clipit.reporting.tables import key_value_table, markdown_line, markdown_table, number
 
@@ -172,8 +172,8 @@ def slide_arms_summary(
     if published:
         parts += ["## Published scores", markdown_table(*published, left=3), CAUTION]
     if failed:
-        parts += ["## Failed slides", markdown_table(("slide", "reason"), failed[:MOST_SHOWN], left=2)]
-        parts += [f"and {len(failed) - MOST_SHOWN} more"] if len(failed) > MOST_SHOWN else []
+        parts += ["## Failed slides", markdown_table(("slide", "reason"), failed[:MAX_SHOWN], left=2)]
+        parts += [f"and {len(failed) - MAX_SHOWN} more"] if len(failed) > MAX_SHOWN else []
     parts += ["## Runs", markdown_table(*_run_table(runs), left=4)]
     parts += ["## Provenance", key_value_table(facts)]
     return "\n\n".join(parts) + "\n"

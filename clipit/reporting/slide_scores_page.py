@@ -16,7 +16,7 @@ from clipit.reporting.tables import LABELS, key_value_table, markdown_line, mark
 _MetricTable = tuple[str, tuple[str, ...], list[list[object]]]  # caption, header and rows
 _PUBLISHED = "Zero-shot scores by prompts"
 _BY_MEAN = PoolingKey("mean", False).title
-MOST_SHOWN = 40
+MAX_SHOWN = 40
 """Number of slides up to which their table is not folded, and of failed slides that the summary lists."""
 POOLING_TEXT = (
     "`top1` to `top100`: mean of the K highest scores of a class among the slide's tiles, or of all tiles of a slide "
@@ -89,8 +89,8 @@ def slide_scores_summary(
     if len(evaluation.slides) and _unlabelled(evaluation):
         listed = evaluation.slides[["slide", "tiles", _BY_MEAN]]
         header = ("slide", "tiles", "class by the mean over tiles")
-        parts.append(markdown_table(header, listed.head(MOST_SHOWN).values.tolist()))
-        parts += [f"and {len(listed) - MOST_SHOWN} more"] if len(listed) > MOST_SHOWN else []
+        parts.append(markdown_table(header, listed.head(MAX_SHOWN).values.tolist()))
+        parts += [f"and {len(listed) - MAX_SHOWN} more"] if len(listed) > MAX_SHOWN else []
     remarks = [*_reliability(evaluation), *evaluation.notes]
     if remarks:
         parts.append("\n".join(f"- {markdown_line(remark)}" for remark in remarks))
@@ -99,7 +99,7 @@ def slide_scores_summary(
         for table in published:
             parts += [f"{table.caption}:", markdown_table(table.header, table.rows, left=table.left)]
     if len(evaluation.failed):
-        shown = evaluation.failed.head(MOST_SHOWN).values.tolist()
+        shown = evaluation.failed.head(MAX_SHOWN).values.tolist()
         more = len(evaluation.failed) - len(shown)
         parts += ["## Failed slides", markdown_table(("slide", "reason"), shown, left=2)]
         parts += [f"and {more} more"] if more else []
@@ -236,7 +236,7 @@ def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]
         for name, *row in slides.itertuples(index=False)
     ]
     caption = f"Scores by {key.title}" if key else "Class predicted by each pooling"
-    if len(rows) <= MOST_SHOWN:
+    if len(rows) <= MAX_SHOWN:
         return [Table(header, rows, caption=caption, left=4 - len(empty))]
     return [Rows(header, rows, caption)]
 

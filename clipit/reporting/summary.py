@@ -38,7 +38,7 @@ def run_summary(
         )
     for split, split_results in results["splits"].items():
         parts += [f"## Classes ({split})", tables.per_class_table(split_results["per_class"])]
-        if len(results["classes"]) <= tables.MOST_CLASSES:
+        if len(results["classes"]) <= tables.MAX_CLASSES:
             parts.append(tables.confusion_table(split_results["confusion"], results["classes"]))
     for heading, text in (sections or {}).items():
         parts += [f"## {heading}", tables.fenced(text.strip("\n"))]

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 UNDEFINED = "n/a"
-MOST_CLASSES = 40
+MAX_CLASSES = 40
 """Maximum number of classes for which confusion matrices are shown."""
 LABELS = {
     "accuracy": "accuracy",

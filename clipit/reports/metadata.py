@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import MISSING_VALUES, CsvTable, cell_text, delimiter_hint, neighbours, without_decimals
+from clipit.data_files import MISSING_VALUES, CsvTable, cell_text, delimiter_hint, similar_names, without_decimals
 from clipit.errors import DataError, shortlist
 from clipit.patients import leading_patient
 from clipit.reports.tables import read_side_table
@@ -106,7 +106,7 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
     path = Path(config.metadata)
     if not path.is_file():
         raise DataError(
-            f"no such file; {neighbours(config.metadata)}".rstrip("; "), where=path, fix="correct reports.metadata"
+            f"no such file; {similar_names(config.metadata)}".rstrip("; "), where=path, fix="correct reports.metadata"
         )
     table = read_side_table(path, config.encoding, config.metadata_sheet, "reports.metadata_sheet")
     column, by_report = _key_column(table, config, path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, neighbours, without_decimals
+from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, similar_names, without_decimals
 from clipit.errors import DataError, is_limit, printable, shortlist
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import check_lfs_pointer, count_misread
@@ -146,7 +146,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
         return read_huggingface_reports(config, problems)
     if not path.exists():
         raise DataError(
-            f"no such file or folder of reports; {neighbours(config.path)}".rstrip("; "),
+            f"no such file or folder of reports; {similar_names(config.path)}".rstrip("; "),
             where=path,
             fix="correct reports.path (--reports.path=...); a data set on the Hugging Face hub is hf:owner/name",
         )

@@ -54,7 +54,7 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
 
 
 def record_comparison(folder: Path, compared: Compared) -> None:
-    """Record a run's comparison in its folder, from which every later card of its classifier shows it."""
+    """Record a comparison in a run's folder, so that later cards of its classifier include it."""
     write_record(folder / _COMPARED, asdict(compared))
 
 
@@ -73,10 +73,10 @@ def _read_compared(folder: Path) -> Compared | None:
 
 
 def _read_external(folder: Path) -> list[dict[str, Any]]:
-    """Read the results on new tiles; those of new prompts on the run's own tiles are left out."""
+    """Read the results on new tiles, without those of new prompts on the run's own tiles."""
     paths = sorted(folder.glob(f"{EXTERNAL}/*/results.json"))
     evaluations: list[dict[str, Any]] = [read_json(path, "delete its folder and evaluate again") for path in paths]
-    return [found for found in evaluations if any(key.startswith("tiles.") for key in found["external"]["identity"])]
+    return [each for each in evaluations if any(key.startswith("tiles.") for key in each["external"]["identity"])]
 
 
 def _describe_source(config: RunConfig) -> str:

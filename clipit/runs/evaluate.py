@@ -102,7 +102,7 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
         raise ArtifactError(
             f"the run lacks {missing}, and its folder cannot be written",
             where=folder,
-            fix="copy the run's folder to an --output of your own, and evaluate it there",
+            fix="copy the run's folder to a writable --output folder, and evaluate it there",
         )
     return folder, read_results(folder) if processes.main else {}
 
@@ -140,7 +140,8 @@ def evaluate_shifted(
 def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
     """Return the file of a run's predictions on a shifted set, named by a fingerprint of the training and the tiles.
 
-    The run's fingerprint does not suffice: retraining keeps it, but may give other weights if package versions differ.
+    The run's fingerprint does not suffice: retraining with other package versions may change the weights, but not the
+    fingerprint.
 
     Raises:
         ArtifactError: run.json or training.json is missing or damaged.
@@ -155,7 +156,7 @@ def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
 
 
 def _provenance(config: RunConfig, classifier: "Classifier", prompts: PromptSet | None) -> dict[str, Any]:
-    """Describe a run and its inputs, beside the facts of training.json, for every table of its scores."""
+    """Return the provenance of a run that training.json does not contain, for tables of its scores."""
     preprocess = classifier.spec.preprocess
     return {
         "run": config.name,
@@ -173,7 +174,7 @@ def _provenance(config: RunConfig, classifier: "Classifier", prompts: PromptSet 
 def _write_report(
     config: RunConfig, folder: Path, tiles: TileSet, provenance: dict[str, Any], texts: dict[str, str]
 ) -> dict[str, Any]:
-    """Score the predictions of a folder, and write plots, summary, page, card and, last, results.json."""
+    """Score the predictions of a folder, and write plots, summary, page, card and, at the end, results.json."""
     path = folder / PREDICTIONS
     sha256, predictions = file_sha256(path), read_predictions(path)
     splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
@@ -201,7 +202,7 @@ def _write_report(
 
 
 def _write_plots(folder: Path, splits: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
-    """Write confusion and reliability of each split, and the training curves; returns the names of the files."""
+    """Plot confusion matrix and reliability of each split, and the training curves; return the names of the files."""
     figures = {}
     for split, scores in splits.items():
         figures[f"confusion_{split}.png"] = plot_confusion(scores["confusion"], classes, title=split)

@@ -1,4 +1,4 @@
-"""Evaluate a finished run on a new test set, or with new prompts, beside its own results."""
+"""Evaluate a finished run on a new test set or with new prompts, in addition to its own results."""
 
 import logging
 import os
@@ -49,7 +49,7 @@ def evaluate_external(
     """Score a finished run on new tiles or with new prompts; called by all processes.
 
     Predictions, scores, calibration and a page are written to `external/<name>` in the run's folder, completely or not
-    at all. Of the run's own files, only the classifier's card changes: it shows the scores.
+    at all. The only file of the run that changes is the classifier's card, which lists the scores.
 
     Args:
         run: Folder of the run.
@@ -64,14 +64,14 @@ def evaluate_external(
 
     Raises:
         DataError: Neither tiles nor prompts are given, no class is shared, the prompts lack a class, or tiles leak from
-            the training and `leaks.policy` is `error`.
+            training and `leaks.policy` is `error`.
         ModelError: Prompts are given for a classifier that was trained without text.
         ArtifactError: The folder contains the results of other tiles or prompts.
     """
     if tiles is None and prompts is None:
         raise DataError("neither new tiles nor new prompts", where=run, fix="pass --tiles.path=... or --prompts=...")
     config = read_run_config(run) if config is None else config
-    own = read_results(run)
+    run_results = read_results(run)
     prompt_set = None if prompts is None else load_prompts(prompts)
     folder = run / EXTERNAL / (name or _default_name(tiles, prompt_set))
     identity = _identity(tiles, prompt_set)
@@ -85,11 +85,11 @@ def evaluate_external(
     notes += [*scored.notes, *checks["not_checked"]]
     if absent:
         present = len(scored.classes) - len(absent)
-        notes.append(f"no tile of {', '.join(absent)}: scores are computed over the {present} classes present")
+        notes.append(f"no tile of {', '.join(absent)}: scores are computed over the {present} classes that occur")
     for note in notes:
         logger.info(note if note.startswith("WARNING") else f"note: {note}")
     if not (scored.labels >= 0).any():
-        raise DataError("no tile has a label", where=scored.where, fix="for tiles without labels use clipit predict")
+        raise DataError("no tile has a label", where=scored.where, fix="for tiles without labels, use clipit predict")
     embeddings = _class_embeddings(classifier, prompt_set)
     source = workspace.pixels_of(scored, classifier.spec.preprocess)
     predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, folder.name)
@@ -106,36 +106,36 @@ def evaluate_external(
             "notes": notes,
             **checks,
         }
-        results = score_external(run, config, own, named, external, prompt_set, classifier)
+        results = score_external(run, config, run_results, named, external, prompt_set, classifier)
         with locked(folder), whole_folder(folder) as partial:
             write_external(partial, run, results, named, scored)
         if os.access(run / "classifier", os.W_OK):
-            with locked(folder.with_name("card")):  # another evaluation may write it at the same time
-                write_card(run, read_run_config(run), own)
+            with locked(folder.with_name("card")):  # which another evaluation may be writing
+                write_card(run, read_run_config(run), run_results)
     get_processes().barrier()
     return folder, results
 
 
 def _default_name(tiles: TilesConfig | None, prompts: PromptSet | None) -> str:
-    """Derive a folder's name from the place of the tiles and the name of the prompts."""
+    """Derive a folder's name from the path of the tiles and the name of the prompts."""
     parts: list[str] = []
     if tiles is not None:
         path = Path(tiles.path).absolute()
-        own = [path.parent.name, path.stem] if path.suffix else [path.name]
-        parts = [tiles.source] if tiles.source in DATASETS else own
+        names = [path.parent.name, path.stem] if path.suffix else [path.name]
+        parts = [tiles.source] if tiles.source in DATASETS else names
     parts += [] if prompts is None else [prompts.name]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.") or "new"
 
 
 def _identity(tiles: TilesConfig | None, prompts: PromptSet | None) -> dict[str, Any]:
-    """Return the keys that distinguish the results of one folder from another's."""
+    """Return the keys that identify an evaluation: those of the tiles and the prompts."""
     selected = {} if tiles is None else select_keys(tiles, "results", "data")
     keys = {f"tiles.{key}": value for key, value in selected.items() if not key.startswith("labels.")}
     return keys | ({} if prompts is None else {"prompts": f"{prompts.name} ({prompts.hash})"})
 
 
 def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse the folder of other tiles or prompts.
+    """Check that a folder is new or belongs to the same tiles and prompts.
 
     Raises:
         ArtifactError: The folder contains the results of another set; the message lists the differing keys.
@@ -168,10 +168,10 @@ def _check_prompts(prompts: PromptSet, classifier: "Classifier", run: Path) -> l
     missing = [name for name in classifier.classes if name not in prompts.classes]
     if missing:
         raise DataError(
-            f"prompt set {prompts.name} has no prompts for {', '.join(missing)}; it has those of "
+            f"prompt set {prompts.name} has no prompts for {', '.join(missing)}; its classes are "
             f"{', '.join(prompts.classes)}",
             where="--prompts",
-            fix=f"name its classes as the classifier's are: {', '.join(classifier.classes)}",
+            fix=f"use the class names of the classifier: {', '.join(classifier.classes)}",
         )
     others = [name for name in prompts.classes if name not in classifier.classes]
     return [f"prompts of {', '.join(others)} are not used: the classifier lacks these classes"] if others else []
@@ -185,14 +185,14 @@ def _new_tiles(
     classifier: "Classifier",
     name: str,
 ) -> tuple[MappedTiles, dict[str, Any]]:
-    """Read the new tiles and drop those of other classes and of the training; or return the run's own test tiles."""
+    """Read the new tiles without those of other classes and of training, or return the run's own test tiles."""
     if section is None:
-        own = workspace.tiles(config.seed).of_split("test")
+        test_tiles = workspace.tiles(config.seed).of_split("test")
         checks: dict[str, Any] = {"policy": "off", "leaks": [], "not_checked": []}
-        return map_to_classes(replace(own, notes=()), classifier.classes), checks
+        return map_to_classes(replace(test_tiles, notes=()), classifier.classes), checks
     read = read_external(section, config)
     shown = section.model_copy(update={"labels": LabelsConfig()})  # all labels are scored
-    logger.info(tiles_overview(replace(read, notes=()), shown, f"new set {name}", tests_only=True))  # notes follow
+    logger.info(tiles_overview(replace(read, notes=()), shown, f"new set {name}", tests_only=True))  # notes: later
     mapped = map_to_classes(read, classifier.classes)
     warning = mpp_warning(mapped.tiles, classifier.spec.mpp, f"classifier {run.name}")
     if warning:
@@ -210,13 +210,13 @@ def _new_tiles(
     problems = list(training.problems)
     if unknown:
         problems.append(f"patients of {unknown} of {len(tiles)} new tiles: not named in the data")
-    unchecked = [f"WARNING: not checked against the training: {problem}" for problem in problems]
+    unchecked = [f"WARNING: not checked against training: {problem}" for problem in problems]
     checks = {"policy": policy, "leaks": [asdict(leak) for leak in leaks], "not_checked": unchecked}
     return replace(mapped, tiles=tiles), checks
 
 
 def _class_embeddings(classifier: "Classifier", prompts: PromptSet | None) -> Float[np.ndarray, "c D"] | None:
-    """Embed new prompts, or return the embeddings of the prompt set that the classifier contains, if there is one."""
+    """Embed new prompts, or return the class embeddings in the classifier, if it contains any."""
     spec = classifier.spec
     if prompts is not None:
         return class_embeddings(classifier, prompts, spec.classes)

@@ -38,7 +38,7 @@ def score_external(
         config: Configuration of the run.
         own: Content of the run's own results.json.
         predictions: Predictions of the new tiles, whose split is the name of the set.
-        external: Facts about the new set.
+        external: Description of the new set: name, identity, tiles, excluded classes and notes.
         prompts: New prompt set; None for that of the run.
         classifier: Classifier of the run.
     """

@@ -45,7 +45,7 @@ def read_external(section: TilesConfig, config: RunConfig) -> TileSet:
         return replace(tiles, splits=np.full(len(tiles), "test", dtype="<U10"))
     if tests.all():
         return tiles
-    note = f"only the {int(tests.sum())} tiles of the test split are scored, of {len(tiles)} tiles"
+    note = f"only the {int(tests.sum())} tiles of the test split are scored, out of {len(tiles)} tiles"
     part = tiles.select(tests)
     return replace(part, notes=(*part.notes, note))
 
@@ -60,10 +60,10 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
     counts = {name: int((tiles.truth == code).sum()) for code, name in enumerate(tiles.classes)}
     excluded = {name: count for name, count in counts.items() if name not in classes and count}
     where, listed = tiles.where, ", ".join(classes)
-    alike = [pair for name in excluded for known in classes for pair in spelled_alike((name, known))]
-    if alike:
+    similar = [pair for name in excluded for known in classes for pair in spelled_alike((name, known))]
+    if similar:
         raise DataError(
-            f"classes with almost the same name as those of the classifier: {shortlist(alike)}",
+            f"classes with almost the same name as those of the classifier: {shortlist(similar)}",
             where=where,
             fix="map them in tiles.class_map (the new set's label: the classifier's class)",
         )
@@ -71,8 +71,8 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
         labelled = shortlist([name for name, count in counts.items() if count], 20)
         example = next((name for name, count in counts.items() if count), "label")
         raise DataError(
-            f"no labelled tile is of a class of the classifier; the classes of the new set are: {labelled or 'none'}; "
-            f"those of the classifier: {listed}",
+            f"no labelled tile has a class of the classifier; the new set has the classes {labelled or 'none'}, the "
+            f"classifier {listed}",
             where=where,
             fix=f'map the labels: --tiles.class_map=\'{{"{example}": "CLASS"}}\'; for tiles without labels use '
             "clipit predict",

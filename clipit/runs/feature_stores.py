@@ -36,7 +36,7 @@ class FeatureStores:
 
     Attributes:
         name: Name of the model in tables.
-        facts: Provenance written next to every score: model, fingerprint, preprocessing, pixels, features_saw_labels.
+        facts: Provenance of every score: model, fingerprint, preprocessing, pixels, features_saw_labels.
         stores: Store of each split.
     """
 
@@ -108,7 +108,7 @@ def saw_labels(run: Path) -> str:
     """Report whether labels influenced the features of a run's classifier: `true`, `false` or `unknown`.
 
     They did if the backbone was tuned and the run used any label, even if only to select its step on validation tiles.
-    The result is `unknown` if the run's folder does not record this.
+    The result is `unknown` if the run's folder does not say.
     """
     config, training = read_run_record(run)
     tuning = (config.get("backbone") or {}).get("tuning")
@@ -167,7 +167,7 @@ def store_features(
     forward: "Callable[[Tensor], Float32[np.ndarray, 'b d']]",
     batch_size: int,
 ) -> Store:
-    """Compute features of all tiles of a source, kept as the artefact `features` (float32 shards and ids).
+    """Compute features of all tiles of a source, cached as the artefact `features` (float32 shards and ids).
 
     Args:
         root: Output root.

@@ -52,7 +52,7 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
     config = resolve_precision(config)
     tiles = workspace.tiles(config.seed)
     models = {"vlm": config.vlm, "second_vlm": config.second_vlm, "backbone": config.backbone}
-    names = {f"{key}.name": _model(model) for key, model in models.items() if model is not None}
+    names = {f"{key}.name": _model_name(model) for key, model in models.items() if model is not None}
     keys = select_keys(config, "results") | names
     # These keys were added later and have no effect in these cases; without them, older runs stay valid.
     unused = {"pairing.candidates", "pairing.ef_search"} if config.pairing.index == "Flat" else set()
@@ -74,8 +74,8 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
     )
 
 
-def _model(config: VLMConfig | BackboneConfig) -> str:
-    """Return the name of a model; for a local one, a fingerprint of its description (weights are inputs of the run)."""
+def _model_name(config: VLMConfig | BackboneConfig) -> str:
+    """Return the name of a model; for a local one, a fingerprint of its configuration (its weights are inputs)."""
     named = Path(config.name.removeprefix("clip:").removeprefix("transformers:"))
     folder = named if config.path is None else Path(config.path)
     if not folder.is_dir():

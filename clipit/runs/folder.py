@@ -1,4 +1,4 @@
-"""Folder of a run: its path, its owner's fingerprint, and its files."""
+"""Folder of a run: its path, its fingerprint and its files."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "sections": (JsonRecord,),
     "notes": (list,),
 }
-"""Types of the facts in training.json that are used again, as `read_json` returns them."""
+"""Types of the facts that are read from training.json, as `read_json` returns them."""
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -73,8 +73,8 @@ def recorded_precision(folder: Path, key: str) -> str | None:
     if not (folder / "run.json").is_file():
         return None
     keys = read_json(folder / "run.json", _OTHER_FOLDER).get("keys")
-    found = keys.get(key) if isinstance(keys, dict) else None
-    return found if found in ("no", "bf16", "fp16") else None
+    precision = keys.get(key) if isinstance(keys, dict) else None
+    return precision if precision in ("no", "bf16", "fp16") else None
 
 
 def is_started(folder: Path) -> bool:
@@ -84,7 +84,7 @@ def is_started(folder: Path) -> bool:
 
 
 def read_run_config(folder: Path) -> RunConfig:
-    """Read the configuration of a run from its folder, with its arm resolved and `output` where the folder lies now.
+    """Read the configuration of a run from its folder, with its arm resolved and `output` set to its present location.
 
     Raises:
         DataError: The folder does not contain a run.
@@ -98,9 +98,11 @@ def read_run_config(folder: Path) -> RunConfig:
             fix="pass the folder of a run, such as outputs/runs/NAME/ARM-seed0",
         )
     config = resolve_arm(validate(read_yaml(file), file))
-    place = folder.resolve()
-    if len(place.parents) > 2 and place == run_folder(config.model_copy(update={"output": place.parents[2]})):
-        return config.model_copy(update={"output": place.parents[2]})
+    path = folder.resolve()
+    if len(path.parents) > 2:
+        moved = config.model_copy(update={"output": path.parents[2]})
+        if path == run_folder(moved):
+            return moved
     return config
 
 
@@ -136,14 +138,14 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
         "last checkpoint"
     )
     facts = read_json(folder / "training.json", fix)
-    wrong = [name for name in needed if name not in facts]
-    wrong += [name for name, kinds in _TRAINING_FACTS.items() if name in facts and type(facts[name]) not in kinds]
-    if wrong:
-        raise ArtifactError(f"missing or impossible: {', '.join(wrong)}", where=folder / "training.json", fix=fix)
-    mark, run = facts.pop(RUN_FINGERPRINT, None), folder / "run.json"  # the mark is not in earlier versions
-    if mark is not None and run.is_file() and read_json(run, fix).get("fingerprint") != mark:
+    invalid = [name for name in needed if name not in facts]
+    invalid += [name for name, kinds in _TRAINING_FACTS.items() if name in facts and type(facts[name]) not in kinds]
+    if invalid:
+        raise ArtifactError(f"missing or invalid: {', '.join(invalid)}", where=folder / "training.json", fix=fix)
+    recorded, run = facts.pop(RUN_FINGERPRINT, None), folder / "run.json"  # None in earlier versions
+    if recorded is not None and run.is_file() and read_json(run, fix).get("fingerprint") != recorded:
         raise ArtifactError(
-            f"this file belongs to another run: its run has the fingerprint {mark}, the one of run.json "
+            f"this file belongs to another run: its fingerprint is {recorded}, that of run.json is "
             f"{read_json(run, fix).get('fingerprint')}",
             where=folder / "training.json",
             fix=fix,
@@ -199,14 +201,14 @@ def find_missing_output(folder: Path, config: RunConfig) -> str:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[bool]:
-    """Lock the folder of a run; a finished run that cannot be written, such as another user's, is read without a lock.
+    """Lock the folder of a run, unless the run is finished and its folder is read-only (such as another user's).
 
     Yields:
         Whether the folder can be written.
     """
     finished = (folder / "results.json").is_file() and (folder / "classifier").is_dir()
     if finished and not _is_writable(folder):
-        logger.info(f"note: {folder} cannot be written, so the finished run is only read")
+        logger.info(f"note: {folder} is read-only; its existing results are used")
         yield False
         return
     with locked(folder):
@@ -214,7 +216,7 @@ def run_lock(folder: Path) -> Iterator[bool]:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Return whether the folder, and the lock file beside it, can be written."""
+    """Check that the folder and its lock file can be written."""
     lock = lock_file(folder)
     return os.access(folder, os.W_OK) and os.access(lock if lock.exists() else folder.parent, os.W_OK)
 
@@ -228,7 +230,7 @@ def claim_folder(
         folder: Folder of the run, whose lock the caller holds.
         config: Configuration of the run, with its arm resolved.
         fingerprint: Fingerprint of the run.
-        sections: Sections that config.yaml contains beside the keys of a run.
+        sections: Further sections to write to config.yaml.
 
     Raises:
         ArtifactError: The folder belongs to another run, or run.json is missing.
@@ -299,7 +301,7 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
         recorded = validate_file(read_yaml(folder / "config.yaml"), folder).run
     except ConfigError:
         return []
-    before, now = (
+    recorded_keys, keys = (
         {
             key: value
             for key, value in select_keys(each, *(effects or ("results", "data"))).items()
@@ -307,12 +309,12 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
         }
         for each in (recorded, config)
     )
-    return list_differences(before, now)
+    return list_differences(recorded_keys, keys)
 
 
 @contextmanager
 def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
-    """Add the differing keys of tiles, prompts and VLM to an error about a run that is read with a configuration.
+    """Add the differing keys of tiles, prompts and VLM to errors about a run that is read with another configuration.
 
     Args:
         folder: Folder of the run.
@@ -325,13 +327,13 @@ def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
         if not differences:
             raise
         lines = difference_lines(differences)
-        raise type(error)(f"{error}\n  the run has another configuration:\n    {lines}") from error
+        raise type(error)(f"{error}\n  the run was trained with another configuration:\n    {lines}") from error
 
 
 def delete_temporary_files(folder: Path) -> None:
     """Delete temporary files of killed processes. The caller holds the run's lock, so no writer is active.
 
-    Predictions on shifted and new sets are written without the lock, so their files are kept while the process is
+    Predictions on shifted and new sets are written without the lock, so these files are kept while their process is
     alive.
     """
     for path in folder.rglob(".*.tmp"):

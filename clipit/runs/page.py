@@ -12,7 +12,7 @@ from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, read_run_predictions
 from clipit.reporting.curves import read_curves
 from clipit.reporting.html import PageSection, write_page
-from clipit.reporting.pairing_page import MOST_TILES
+from clipit.reporting.pairing_page import MAX_TILES
 from clipit.reporting.run_page import run_page
 from clipit.reporting.thumbnails import jpeg_uri, thumbnail
 from clipit.runs.folder import config_differences, read_results, read_training, run_folder
@@ -43,7 +43,7 @@ def write_run_page(
         predictions: Content of predictions.parquet.
         tiles: All tiles, from which the thumbnails are rendered.
         texts: Lines of text by heading (tiles, snippets, pairing).
-        more: Additional sections, after the scores.
+        more: Further sections, shown after the scores.
 
     Raises:
         DataError: A tile's file cannot be opened.
@@ -73,13 +73,13 @@ def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
         DataError: The run is not finished.
     """
     folder = run_folder(config)
-    results = _results(folder)
+    results = _read_finished(folder)
     trained_on, tiles = results["provenance"].get("tiles"), workspace.tiles(config.seed)
     if trained_on not in (None, tiles.fingerprint):
         changes = config_differences(folder, config, sections=("tiles", "leaks"))
         differing = f"; differences:\n    {difference_lines(changes)}" if changes else ""
         raise ArtifactError(
-            f"the run was trained on other tiles ({trained_on}) than these ({tiles.fingerprint}){differing}",
+            f"the run was trained on tiles {trained_on}, not on these ({tiles.fingerprint}){differing}",
             where=folder / "results.json",
             fix="use the run's own configuration: --config <run folder>/config.yaml",
         )
@@ -89,7 +89,7 @@ def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
     return write_run_page(title, folder, results, predictions, tiles, {"Tiles": tiles.describe()} | texts)
 
 
-def write_pages(config: RunConfig, workspace: Workspace, most: int = MOST_TILES) -> list[Path]:
+def write_pages(config: RunConfig, workspace: Workspace, max_tiles: int = MAX_TILES) -> list[Path]:
     """Write the page of a finished run, and the pairing browser of a configuration with reports.
 
     If the run's folder is read-only, such as another user's, the existing pages are returned.
@@ -97,7 +97,7 @@ def write_pages(config: RunConfig, workspace: Workspace, most: int = MOST_TILES)
     Args:
         config: Run configuration, with its arm resolved.
         workspace: Workspace of this configuration.
-        most: Maximum number of tiles in the pairing browser.
+        max_tiles: Maximum number of tiles in the pairing browser.
 
     Raises:
         DataError: The run is not finished and there is no pairing.
@@ -105,21 +105,21 @@ def write_pages(config: RunConfig, workspace: Workspace, most: int = MOST_TILES)
     folder = run_folder(config)
     finished = (folder / "results.json").is_file()
     if not finished and config.reports is None:
-        _results(folder)
+        _read_finished(folder)
     if finished and not os.access(folder, os.W_OK):
         pages = [path for path in (folder / "report.html", folder / "pairs.html") if path.is_file()]
-        logger.info(f"note: {folder} cannot be written; its pages are those of the last evaluation")
+        logger.info(f"note: {folder} is read-only; its pages are those of the last evaluation")
         return pages
     pages = [run_page_again(config, workspace)] if finished else []
     if config.reports is not None:
-        pages.append(write_pairs_page(config, workspace, most, folder if finished else None))
+        pages.append(write_pairs_page(config, workspace, max_tiles, folder if finished else None))
     return pages
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def _read_finished(folder: Path) -> dict[str, Any]:
     if not (folder / "results.json").is_file():
         raise DataError(
-            "no finished run here",
+            "no finished run in this folder",
             where=folder,
             fix="train it first, or set --arm and --seed to those of a finished run",
         )

@@ -42,7 +42,7 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
     classifier = load_classifier(folder / "classifier", device, vlm=config.vlm, trust_remote_code=trust)
     if classes is not None and tuple(classes) != tuple(classifier.classes):
         raise DataError(
-            f"the classifier was trained with {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",
+            f"the classifier has the classes {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",
             where=folder / "classifier",
             fix="set tiles.classes to the classifier's classes, in their order, or use another run",
         )
@@ -151,9 +151,7 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
         DataError: `parts` is empty.
     """
     if not parts:
-        raise DataError(
-            "none of the splits to evaluate has tiles", where="evaluation.splits", fix="use splits that have tiles"
-        )
+        raise DataError("no split to evaluate has tiles", where="evaluation.splits", fix="name splits that have tiles")
     zero_shots = [part.zero_shot for part in parts if part.zero_shot is not None]
     return Predictions(
         ids=np.concatenate([part.ids for part in parts]),

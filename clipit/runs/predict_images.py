@@ -55,7 +55,7 @@ def predict_images(
     inputs = _inputs(classifier, images, zero_shot, options)
     make_folder(out.absolute().parent)
     complete = paths.is_complete(inputs)
-    processes.barrier()  # no process writes before all have looked
+    processes.barrier()  # no process writes before all have checked
     if not complete:
         make_folder(paths.partial)
         with locked(paths.partial / "chunks") if processes.main else nullcontext():
@@ -70,8 +70,8 @@ def predict_images(
                     _finish(paths, files, inputs, classifier, images, zero_shot)
     if processes.main:
         if complete:
-            logger.info("nothing to do: the same command has finished before")
-        _remove(paths)
+            logger.info("nothing to do: the same command has finished earlier")
+        _delete_chunks(paths)
     processes.barrier()
     return read_json(paths.summary, "delete it and start again")
 
@@ -94,7 +94,7 @@ def _inputs(
 
 
 def _prepare(paths: PredictionPaths, inputs: Mapping[str, Any], images: ImageSet) -> None:
-    """Record what the chunks are predicted from.
+    """Record the inputs of the chunks.
 
     Raises:
         ArtifactError: The folder contains chunks of other inputs or options.
@@ -125,11 +125,11 @@ def _finish(
     Raises:
         DataError: No image can be read; nothing is written.
     """
-    heads = {"p_": classifier.classes} | ({"zs_": zero_shot.classes} if zero_shot else {})
-    outcomes, unreadable = write_table(paths.table, read_chunks(files), images, heads)
+    head_classes = {"p_": classifier.classes} | ({"zs_": zero_shot.classes} if zero_shot else {})
+    outcomes, unreadable = write_table(paths.table, read_chunks(files), images, head_classes)
     if len(unreadable) == len(images):
         paths.table.unlink()
-        _remove(paths)
+        _delete_chunks(paths)
         raise DataError(
             f"none of the {len(images)} images can be read: "
             + shortlist([f"{reason} ({name})" for name, _, reason in unreadable], 3),
@@ -141,19 +141,25 @@ def _finish(
         "images": len(images),
         "predicted": len(images) - len(unreadable),
         "unreadable": len(unreadable),
-        "note": _caution(classifier),
+        "note": _synthetic_warning(classifier),
         **outcomes["p_"].summarise(),
     }
     if zero_shot:
         summary["zero_shot"] = {"prompts": zero_shot.source, **outcomes["zs_"].summarise()}
     page = prediction_page(
-        paths.table.name, summary, outcomes["p_"], outcomes.get("zs_"), images, _facts(classifier), unreadable
+        paths.table.name,
+        summary,
+        outcomes["p_"],
+        outcomes.get("zs_"),
+        images,
+        _describe_classifier(classifier),
+        unreadable,
     )
     write_page(paths.page, page)
     write_record(paths.summary, summary | {"sha256": file_sha256(paths.table), "inputs": dict(inputs)})
 
 
-def _facts(classifier: "Classifier") -> dict[str, object]:
+def _describe_classifier(classifier: "Classifier") -> dict[str, object]:
     """Describe the classifier for the page."""
     spec = classifier.spec
     return {
@@ -167,14 +173,14 @@ def _facts(classifier: "Classifier") -> dict[str, object]:
     }
 
 
-def _caution(classifier: "Classifier") -> str:
-    """Warn of a backbone that was trained on synthetic tiles."""
+def _synthetic_warning(classifier: "Classifier") -> str:
+    """Return a warning about a backbone that was trained on synthetic tiles, "" for others."""
     if classifier.spec.provenance.get("backbone", {}).get("name") != "embedded":
         return ""
-    return "The embedded backbone saw only synthetic tiles: on real tiles, predictions only show that the code runs."
+    return "The embedded backbone was trained on synthetic tiles: on real tiles, its predictions are meaningless."
 
 
-def _remove(paths: PredictionPaths) -> None:
-    """Delete the chunks, their record first, so that a kill meanwhile leaves a finished command."""
+def _delete_chunks(paths: PredictionPaths) -> None:
+    """Delete the chunks, and before them their record, so that the command counts as finished if it is killed here."""
     paths.command.unlink(missing_ok=True)
     shutil.rmtree(paths.partial, ignore_errors=True)

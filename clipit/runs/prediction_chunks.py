@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 REASON = "reason"
 """Column of a chunk: why an image could not be read; null for images with predictions."""
-_LARGEST = 1024  # maximum number of images per chunk, which is all that a killed process loses
-_SMALL_SHARES = 16  # chunks of a small set, so that several processes can share it
+_MAX_CHUNK = 1024  # images per chunk; a killed process loses at most one chunk
+_MIN_CHUNKS = 16  # for small sets, so that several processes can share them
 
 Read = UInt8[np.ndarray, "3 h w"] | Unreadable
 
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """How images, or tiles of slides, are read and batched.
+    """Options for reading and batching images or tiles of slides.
 
     Attributes:
         batch_size: Number of images per batch.
@@ -49,8 +49,8 @@ class PredictionOptions:
 
 
 def chunk_starts(total: int, batch_size: int) -> range:
-    """Divide images into chunks of whole batches, in the same way whenever a command is resumed."""
-    size = min(_LARGEST, -(-total // _SMALL_SHARES))
+    """Divide images into chunks of whole batches, identically when a command is resumed."""
+    size = min(_MAX_CHUNK, -(-total // _MIN_CHUNKS))
     return range(0, total, max(1, -(-size // batch_size)) * batch_size)
 
 
@@ -72,7 +72,7 @@ def write_chunks(
         folder: Folder of the chunks.
         classifier: Classifier on this process's device.
         images: Images to predict.
-        zero_shot: Classes for zero-shot prediction; None for none.
+        zero_shot: Classes for zero-shot prediction; None without it.
         options: Batch size and reading threads.
 
     Returns:
@@ -89,8 +89,8 @@ def write_chunks(
         image = images.try_read(row)
         return image if isinstance(image, Unreadable) else preprocess.pixels(image)
 
-    mine = processes.share(missing)
-    batches = [batch for start in mine for batch in _batches(start, min(start + starts.step, total), options)]
+    own_chunks = processes.share(missing)
+    batches = [batch for start in own_chunks for batch in _batches(start, min(start + starts.step, total), options)]
     chunk, clock, device = _Chunk(classifier, images, zero_shot), ReadingClock(), classifier.device
     with (
         progress("predicting images", total, shown=processes.main, done=done) as advance,
@@ -136,7 +136,7 @@ def _readable(results: Sequence[Read]) -> list[UInt8[np.ndarray, "3 h w"]]:
 
 
 class _Chunk:
-    """Predictions of the current chunk, kept on the device until it is finished, so that a GPU never waits."""
+    """Predictions of the current chunk, kept on the device until it is finished, to avoid waiting for copies."""
 
     def __init__(self, classifier: "Classifier", images: ImageSet, zero_shot: ZeroShotClasses | None) -> None:
         self._classifier, self._images, self._zero_shot = classifier, images, zero_shot
@@ -183,12 +183,12 @@ class _Chunk:
         if not self._outputs:
             return np.empty((0, len(classes)), dtype=np.float32)
         logits = torch.cat([logits for logits, _ in self._outputs]).float().cpu().numpy()
-        bad = ~np.isfinite(logits).all(axis=1)
-        if bad.any():
+        invalid = ~np.isfinite(logits).all(axis=1)
+        if invalid.any():
             rows = [row for row, reason in zip(self._rows, self._reasons, strict=True) if reason is None]
             raise ModelError(
-                f"the classifier's outputs are not finite for {int(bad.sum())} of {len(bad)} images",
-                where=self._images.reader.where(rows[int(bad.argmax())]),
+                f"the classifier's outputs are NaN or infinite for {int(invalid.sum())} of {len(invalid)} images",
+                where=self._images.reader.where(rows[int(invalid.argmax())]),
                 fix="predict without --bf16, on another device, or check the classifier's weights",
             )
         return softmax(logits)
@@ -202,11 +202,11 @@ class _Chunk:
 
 
 def _columns(
-    best: str, prefix: str, classes: Sequence[str], values: Float32[np.ndarray, "n C"], readable: np.ndarray
+    predicted_column: str, prefix: str, classes: Sequence[str], values: Float32[np.ndarray, "n C"], readable: np.ndarray
 ) -> dict[str, pa.Array]:
     """Build a column with the most probable class and one column per class; null where an image is unreadable."""
-    every = np.full((len(readable), len(classes)), np.nan, dtype=np.float32)
-    every[readable] = values
-    names = np.array(classes, dtype=object)[every.argmax(axis=1)]
-    columns = {best: pa.array(names, pa.string(), mask=~readable)}
-    return columns | {prefix + name: pa.array(every[:, c], mask=~readable) for c, name in enumerate(classes)}
+    filled = np.full((len(readable), len(classes)), np.nan, dtype=np.float32)
+    filled[readable] = values
+    names = np.array(classes, dtype=object)[filled.argmax(axis=1)]
+    columns = {predicted_column: pa.array(names, pa.string(), mask=~readable)}
+    return columns | {prefix + name: pa.array(filled[:, c], mask=~readable) for c, name in enumerate(classes)}

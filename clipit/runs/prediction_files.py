@@ -20,7 +20,7 @@ from clipit.runs.prediction_chunks import REASON
 
 FORMATS = (".csv", ".parquet")
 _DIGITS = 6
-_ANOTHER = "delete these files, or choose another --out"
+_OTHER_FILES = "delete these files, or choose another --out"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PredictionPaths:
 
     @property
     def summary(self) -> Path:
-        """Counts, shares and mean confidences, and what the predictions were made from."""
+        """Counts, shares and mean confidences, with the inputs of the predictions."""
         return self.table.with_suffix(".summary.json")
 
     @property
@@ -66,22 +66,22 @@ class PredictionPaths:
 
     @property
     def command(self) -> Path:
-        """Record of what the chunks are predicted from; written only if no file of another command exists."""
+        """Inputs of the chunks; written only if there are no files of another command."""
         return self.partial / "command.json"
 
     def is_complete(self, inputs: Mapping[str, Any]) -> bool:
-        """Return whether the same command has finished before.
+        """Check whether the same command has already finished.
 
         Raises:
-            ArtifactError: The files exist, but are those of another command, or have changed.
+            ArtifactError: The files exist, but belong to another command or have changed.
         """
-        if self.command.is_file() and read_json(self.command, _ANOTHER) == inputs:
+        if self.command.is_file() and read_json(self.command, _OTHER_FILES) == inputs:
             return False  # killed, perhaps while the files were written
         present = [path for path in (self.table, self.summary, self.unreadable, self.page) if path.exists()]
         if not present:
             return False
         if self.table.is_file() and self.summary.is_file():
-            summary = read_json(self.summary, _ANOTHER)
+            summary = read_json(self.summary, _OTHER_FILES)
             differing = different_keys(summary.get("inputs", {}), inputs)
             if not differing and summary.get("sha256") == file_sha256(self.table):
                 return True
@@ -89,12 +89,12 @@ class PredictionPaths:
                 raise ArtifactError(
                     f"these predictions were made with other inputs or options: {shortlist(differing)}",
                     where=self.table,
-                    fix=_ANOTHER,
+                    fix=_OTHER_FILES,
                 )
         raise ArtifactError(
-            f"these files exist and are not those of this command, or have changed: {shortlist(present)}",
+            f"these files exist, but belong to another command or have changed: {shortlist(present)}",
             where=self.table,
-            fix=_ANOTHER,
+            fix=_OTHER_FILES,
         )
 
 
@@ -110,7 +110,7 @@ def different_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def write_table(
-    path: Path, chunks: Iterable[pa.Table], images: ImageSet, heads: Mapping[str, tuple[str, ...]]
+    path: Path, chunks: Iterable[pa.Table], images: ImageSet, head_classes: Mapping[str, tuple[str, ...]]
 ) -> tuple[dict[str, PredictedClasses], list[tuple[str, str, str]]]:
     """Write the table of the readable images, chunk by chunk.
 
@@ -118,12 +118,12 @@ def write_table(
         path: Table to write, .csv or .parquet.
         chunks: Tables of all chunks, in order.
         images: Images that were predicted.
-        heads: Classes by prefix of their columns: `p_`, and with zero-shot classes `zs_`.
+        head_classes: Classes by prefix of their columns: `p_`, and with zero-shot classes `zs_`.
 
     Returns:
         Predicted classes by prefix; and id, file and reason of each unreadable image.
     """
-    predicted: dict[str, list[np.ndarray]] = {prefix: [] for prefix in heads}
+    predicted: dict[str, list[np.ndarray]] = {prefix: [] for prefix in head_classes}
     rows: list[np.ndarray] = []
     unreadable: list[tuple[str, str, str]] = []
     first = 0
@@ -136,12 +136,12 @@ def write_table(
                 where = images.reader.where(first + row)
                 unreadable.append((images.ids[first + row], where, reasons[row].as_py()))
             table = chunk.filter(pc.is_null(reasons)).drop_columns([REASON])
-            for prefix, classes in heads.items():
+            for prefix, classes in head_classes.items():
                 predicted[prefix].append(np.stack([table[prefix + name].to_numpy() for name in classes], axis=1))
             writer.write(table)
             first += chunk.num_rows
     outcomes = {}
-    for prefix, classes in heads.items():
+    for prefix, classes in head_classes.items():
         values = np.concatenate(predicted[prefix])
         outcomes[prefix] = PredictedClasses(
             classes, np.concatenate(rows).astype(np.int64), values.argmax(axis=1), values.max(axis=1)
@@ -150,7 +150,7 @@ def write_table(
 
 
 def list_unreadable(path: Path, unreadable: Sequence[tuple[str, str, str]]) -> None:
-    """Write id, file and reason of each unreadable image as csv; no file without any."""
+    """Write id, file and reason of each unreadable image as csv, if there are any."""
     if unreadable:
         with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream, lineterminator="\n").writerows([("id", "file", "reason"), *unreadable])
@@ -167,13 +167,13 @@ class _CsvWriter:
     def __init__(self, path: Path) -> None:
         self._stream = path.open("w", encoding="utf-8", newline="")
         self._csv = csv.writer(self._stream, lineterminator="\n")
-        self._begun = False
+        self._has_header = False
 
     def write(self, table: pa.Table) -> None:
         """Append a table; the first one also gives the header."""
-        if not self._begun:
+        if not self._has_header:
             self._csv.writerow(table.column_names)
-            self._begun = True
+            self._has_header = True
         columns = [_cells(table[name]) for name in table.column_names]
         self._csv.writerows(zip(*columns, strict=True))
 

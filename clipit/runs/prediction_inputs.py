@@ -68,9 +68,9 @@ def open_inputs(
     options = [option for option, value in given.items() if value]
     if options and not tables:
         raise ConfigError(
-            f"only tables use {' and '.join(options)}, and no input is a table",
+            f"{' and '.join(options)} only apply to tables, and no input is a table",
             where=shortlist(inputs, 3),
-            fix=f"remove it, or name a table ({', '.join(TABLES)})",
+            fix=f"remove them, or pass a table ({', '.join(TABLES)})",
         )
     sets = []
     for path in inputs:
@@ -86,7 +86,7 @@ def open_inputs(
 
 
 def _refuse_slides(path: Path, listed: ImageSet) -> ImageSet:
-    """Return images of a table or folder; refuse slides among them, which would be predicted as one small picture."""
+    """Check that a table or folder contains no slides, each of which would be predicted as one small image."""
     slides = [name for row, name in enumerate(listed.ids) if is_pyramid(Path(listed.reader.where(row)))]
     if slides:
         raise DataError(
@@ -118,7 +118,7 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
     names = [name.strip() for name in classes.split(";") if name.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(
-            f"--classes names {', '.join(names) or 'nothing'}: two or more different classes are needed",
+            f"--classes needs two or more different classes, and names {', '.join(names) or 'none'}",
             where=f"--classes {classes!r}",
             fix='separate classes by semicolons: --classes "adenocarcinoma; normal mucosa"',
         )
@@ -162,7 +162,7 @@ def embed_classes(classifier: "Classifier", prompts: PromptSet | str) -> ZeroSho
 def class_embeddings(
     classifier: "Classifier", prompts: PromptSet, classes: Sequence[str]
 ) -> Float32[np.ndarray, "K D"]:
-    """Embed the classes of a prompt set, in this order; those that the classifier contains need no VLM."""
+    """Embed the classes of a prompt set in this order; a prompt set that the classifier contains needs no VLM."""
     hashes = classifier.spec.provenance.get("prompt_hashes", {})
     if prompts.name in classifier.spec.prompts and hashes.get(prompts.name) == prompts.hash:
         stored = classifier.spec.prompts[prompts.name]

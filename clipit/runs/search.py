@@ -72,10 +72,10 @@ def _drop_torn_line(journal: Path, lock: _JournalLock) -> None:
 
 
 class SharedSearch:
-    """The trials of a search in a folder that several agents share; it resumes where it stopped.
+    """A search in a folder that several agents share, and that resumes where it stopped.
 
-    Optuna's journal records the trials and their scores. An agent locks the trial that it runs; the operating system
-    releases the lock with the process, so that another agent takes over the trial of a killed one.
+    Optuna's journal records the trials and their scores. An agent locks the trial that it runs; when the agent is
+    killed, the operating system releases the lock, and another agent takes over the trial.
 
     Args:
         folder: Folder of the journal and the locks.
@@ -111,14 +111,14 @@ class SharedSearch:
     def run(
         self, trials: "Callable[[optuna.Study], Iterable[Trial]]", run_trial: Callable[[Trial], float | None]
     ) -> list[Trial]:
-        """Run every trial, together with the other agents on this folder; return all when they are finished.
+        """Run all trials, together with the other agents on this folder; return them when all are finished.
 
-        `run_trial` is also called for trials that were finished before, so that it verifies their results.
+        `run_trial` is also called for trials that had already finished, to verify their results.
 
         Args:
-            trials: The trials in the order in which they are started. It may propose further ones from those that the
-                study has; while it is read, no other agent changes the study.
-            run_trial: Carries out a trial and returns its score; None where it is not defined.
+            trials: Function from the study to the trials, in the order in which they are started. It may propose trials
+                from those of the study; while they are iterated, no other agent changes the study.
+            run_trial: Runs a trial and returns its score; None if it is undefined.
         """
         from optuna.trial import TrialState
 
@@ -166,14 +166,14 @@ class SharedSearch:
             if not running:
                 return None
             logger.info(f"waiting: other agents run the last {len(running)} trial{'s' * (len(running) > 1)}")
-            with running[0]:  # its holder finishes the trial, or dies
+            with running[0]:  # until the agent that holds it has finished or died
                 pass
 
     def _start(self, trial: Trial) -> int:
         from optuna.distributions import CategoricalDistribution
         from optuna.trial import TrialState, create_trial
 
-        plain = {k: v if isinstance(v, str | int | float) else str(v) for k, v in trial.values.items()}
-        single = {key: CategoricalDistribution((value,)) for key, value in plain.items()}
-        self.study.add_trial(create_trial(state=TrialState.RUNNING, params=plain, distributions=single))
+        parameters = {k: v if isinstance(v, str | int | float) else str(v) for k, v in trial.values.items()}
+        distributions = {key: CategoricalDistribution((value,)) for key, value in parameters.items()}
+        self.study.add_trial(create_trial(state=TrialState.RUNNING, params=parameters, distributions=distributions))
         return len(self.study.get_trials(deepcopy=False)) - 1

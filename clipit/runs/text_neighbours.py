@@ -1,4 +1,4 @@
-"""Texts that are nearest to tiles in the joint space: class prompts, and snippets of reports."""
+"""Nearest texts of tiles in the joint space: class prompts and snippets of reports."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class TextNeighbours:
     Attributes:
         texts: Texts.
         sources: Class of each prompt, or id of each snippet.
-        read: Function from rows to their unit vectors in the space of the model's image embeddings; those of many texts
-            stay on the disk.
+        read: Function from rows to their unit vectors in the space of the model's image embeddings; it may read them
+            from disk.
     """
 
     texts: Sequence[str]
@@ -50,7 +50,7 @@ def snippet_neighbours(
     """Return the snippets of a configuration in the space of a model; called by all processes.
 
     Args:
-        workspace: Workspace whose reports are embedded, if they are not yet.
+        workspace: Workspace with reports, which are embedded if necessary.
         vlm: Fingerprint of the VLM whose joint space the model's embeddings are in; None for a model without one.
         mean: Mean that was subtracted from texts when the model was trained; None for none.
 
@@ -59,11 +59,11 @@ def snippet_neighbours(
     """
     if vlm is None or workspace.vlm.fingerprint != vlm:
         raise ConfigError(
-            "the VLM that embeds the snippets is not the one that the model was trained with"
+            "the VLM that embeds the snippets is not the one with which the model was trained"
             if vlm
             else "this model has no joint space of images and texts",
             where=f"vlm.name = {workspace.config.vlm.name}",
-            fix="name the configuration that the model was trained with, or leave out --snippets",
+            fix="use the configuration with which the model was trained, or leave out --snippets",
         )
     store = workspace.text_store()
     texts = workspace.snippet_texts()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clipit.models.vlm import VLM
     from clipit.prompts.prompt_set import PromptSet
 
-_LARGEST_RATIO = 1.5  # of resolutions, beyond which a warning is logged
+_MAX_RATIO = 1.5  # of resolutions, beyond which a warning is logged
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class TileScorer:
             embeddings in it (un-normalised).
         preprocess: Preprocessing of the model.
         device: Device of the model.
-        mpp: Micrometres per pixel of the tiles that it was trained on; None if unknown.
-        tile_pixels: Edge of these tiles in pixels; None if unknown.
+        mpp: Micrometres per pixel of its training tiles; None if unknown.
+        tile_pixels: Edge of its training tiles in pixels; None if unknown.
         logit_scale: Factor that turns cosine similarities into logits.
         facts: Provenance of the model and the prompts, which determines the scores.
         prompts: Class prompts with their vectors; None for a model without text.
         vlm: Fingerprint of the VLM whose joint space the embeddings are in; None for a model without one.
         text_mean: Mean that was subtracted from text embeddings in training; None for none.
-        draws: Class embeddings of sampled prompt sets, whose scores are pooled separately; None for none.
-        mpp_assumed: Whether `mpp` is the backbone's, because no training tile stated its own.
+        draws: Class embeddings of sampled prompt sets, whose scores are pooled separately; None without any.
+        mpp_assumed: Whether `mpp` is that of the backbone, because the training tiles do not state theirs.
     """
 
     classes: tuple[str, ...]
@@ -68,7 +68,7 @@ class TileScorer:
 
     @property
     def identity(self) -> str:
-        """Fingerprint of what determines the scores."""
+        """Fingerprint of everything that determines the scores."""
         return fingerprint([self.kind, self.classes, dict(self.facts)])
 
     def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
@@ -177,13 +177,13 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
     )  # fmt: skip
 
 
-def tiles_for(scorer: TileScorer, asked: SlidesConfig, given: Sequence[str]) -> tuple[SlidesConfig, list[str]]:
-    """Choose resolution and size of the tiles: those asked for, else those that the model was trained on.
+def tiles_for(scorer: TileScorer, requested: SlidesConfig, given: Sequence[str]) -> tuple[SlidesConfig, list[str]]:
+    """Choose the resolution and size of the tiles: the requested ones, or else those of the training tiles.
 
     Args:
         scorer: Model that scores the tiles.
-        asked: Requested options of the tiles.
-        given: Names of the options among `mpp` and `pixels` that the user gave.
+        requested: Requested options of the tiles.
+        given: Names of the options among `mpp` and `pixels` that were requested.
 
     Returns:
         Options of the tiles, and warnings.
@@ -198,16 +198,16 @@ def tiles_for(scorer: TileScorer, asked: SlidesConfig, given: Sequence[str]) -> 
             raise ConfigError(
                 "the model does not state the resolution of its training tiles",
                 where=scorer.title,
-                fix="give it in micrometres per pixel, such as --tile-mpp 0.5",
+                fix="pass it in micrometres per pixel, for example --tile-mpp 0.5",
             )
         changes["mpp"] = scorer.mpp
         if scorer.mpp_assumed:
             warnings.append(
-                f"the training tiles stated no micrometres per pixel, so tiles are read at {scorer.mpp:g}, as the "
-                "backbone expects; if the training tiles had others, give them: --tile-mpp"
+                f"the resolution of the training tiles is unknown, so tiles are read at {scorer.mpp:g} micrometres per "
+                "pixel, which the backbone expects; if the training tiles had another one, pass --tile-mpp"
             )
-    elif scorer.mpp is not None and not 1 / _LARGEST_RATIO <= asked.mpp / scorer.mpp <= _LARGEST_RATIO:
-        warnings.append(f"tiles are read at {asked.mpp:g} micrometres per pixel; the model expects {scorer.mpp:g}")
+    elif scorer.mpp is not None and not 1 / _MAX_RATIO <= requested.mpp / scorer.mpp <= _MAX_RATIO:
+        warnings.append(f"tiles are read at {requested.mpp:g} micrometres per pixel; the model expects {scorer.mpp:g}")
     if "pixels" not in given:
         changes["pixels"] = scorer.tile_pixels or scorer.preprocess.size
-    return asked.model_copy(update=changes), warnings
+    return requested.model_copy(update=changes), warnings

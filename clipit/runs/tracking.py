@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def start_trackers(config: RunConfig, folder: Path, facts: Mapping[str, Any], arm: str) -> "list[GeneralTracker]":
-    """Start the configured tracker, if any, and log the command that opens it once for all runs beside this one.
+    """Start the configured tracker, if any, and log once the command that opens it for all runs in the parent folder.
 
     The runs of a comparison or sweep, and the adaptations of a study, share `tracking.group`; for TensorBoard, the
     group is their common folder.
@@ -27,7 +27,7 @@ def start_trackers(config: RunConfig, folder: Path, facts: Mapping[str, Any], ar
     Args:
         config: Run configuration.
         folder: Folder of the run or adaptation.
-        facts: What determines its results, by key; only scalar values, which every tracker accepts, are recorded.
+        facts: Keys that determine its results; only scalar values, which every tracker accepts, are recorded.
         arm: Name of its arm.
 
     Returns:
@@ -63,12 +63,12 @@ def start_trackers(config: RunConfig, folder: Path, facts: Mapping[str, Any], ar
 
 
 def run_facts(config: RunConfig) -> dict[str, Any]:
-    """Return the keys that change the classifier, with arm and seed; no path."""
+    """Return the arm, the seed and the keys that change results, without paths."""
     return {"arm": config.arm or "custom", "seed": config.seed} | select_keys(config, "results")
 
 
 def opening_command(config: RunConfig, folder: Path) -> str:
-    """Return the command that opens the tracker for all runs beside this one; empty if wandb itself prints an address.
+    """Return the command that opens the tracker for all runs in the parent folder; "" if wandb prints an address.
 
     Args:
         config: Run configuration.

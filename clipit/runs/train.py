@@ -62,11 +62,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SIZED = 9  # tiles whose size is read for the description of the classifier
+_SAMPLED_TILES = 9  # tiles whose size is read to describe the classifier's input
 
 
 def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
-    """Train and evaluate a run, or resume it; a finished run is not repeated.
+    """Train and evaluate a run, or resume it; a finished run is left as it is.
 
     A finished run is evaluated again if its predictions are missing or the keys of `evaluation` have changed.
 
@@ -82,7 +82,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
         ConfigError: The arm's keys contradict each other.
         ArtifactError: The folder contains a run of another configuration, or its classifier or results are damaged.
     """
-    given, config = config, resolve_run_precision(resolve_arm(config))
+    unresolved, config = config, resolve_run_precision(resolve_arm(config))
     check_keys(config)
     processes = get_processes()
     folder = run_folder(config)
@@ -92,9 +92,9 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
 
     @cache
     def image_only_run() -> Path:
-        # A separate name: a comparison or a sweep may contain an image-only run with other keys.
-        keys = {"arm": "image_only", "name": f"{given.name}-teacher"}
-        return train_run(given.model_copy(update=keys), workspace)
+        # Its own name, because a comparison or a sweep may contain an image-only run with other keys.
+        keys = {"arm": "image_only", "name": f"{unresolved.name}-teacher"}
+        return train_run(unresolved.model_copy(update=keys), workspace)
 
     def image_only(split: str) -> Probabilities:
         classifier = open_classifier(config, image_only_run())
@@ -118,7 +118,9 @@ def _train_and_evaluate(
     tiles = workspace.tiles(config.seed)
     from clipit.training.memory_plan import plan_memory
 
-    plan = plan_batches(config, tiles.of_split("train").labels >= 0)  # first, to report missing labels early
+    plan = plan_batches(
+        config, tiles.of_split("train").labels >= 0
+    )  # before loading models, to report missing labels early
     student, backbone = _build_student(config, workspace, tiles)
     fingerprint = run_fingerprint(config, workspace, backbone.fingerprint)
     if processes.main:
@@ -129,7 +131,7 @@ def _train_and_evaluate(
     steps = 0
     if not processes.broadcast(is_trained(folder)):
         if evaluated:
-            logger.info(f"note: {folder} has results but no classifier: it is trained again")
+            logger.info(f"note: {folder} has results but no classifier, so it is trained again")
         preprocess, t = backbone.preprocess, config.training
         reads = {"train": t.steps * t.tiles_per_step, "validation": None}
         cached = sum(
@@ -139,7 +141,7 @@ def _train_and_evaluate(
         terms, term_facts = prepare_terms(config, workspace, tiles, image_only)
         outcome, trackers = _train(config, workspace, tiles, plan, student, backbone, terms, folder, memory)
         steps = outcome.steps
-        # All processes help to compute the exported parts; only one writes them.
+        # All processes compute the exported parts together; the main process writes them.
         facts = _facts(config, workspace, tiles, backbone)
         sections = facts.get("sections", {}) | term_facts.pop("sections", {})
         facts |= term_facts | ({"sections": sections} if sections else {})
@@ -156,7 +158,7 @@ def _train_and_evaluate(
         if not missing:
             return
         if evaluated:
-            logger.info(f"note: {folder} lacks {missing}: it is evaluated again")
+            logger.info(f"note: {folder} lacks {missing}, so it is evaluated again")
     processes.barrier()
     results = evaluate_run(config, workspace, folder)
     finish_trackers(trackers, test_scores(results), steps)
@@ -242,7 +244,7 @@ def _train(
     scored = Validation(workspace.pixels("validation", backbone.preprocess), rows, monitor)
     training = config.training.model_copy(update={"accumulation": memory.micro_batches})
     config = config.model_copy(update={"training": training})
-    # The exported classifier predicts in full float32, here and in `clipit predict`: the same on all devices.
+    # Only here: the exported classifier predicts in full float32, so that its scores are the same on all devices.
     with tf32_products(accelerator.device), checkpointed_backbone(student.backbone, memory.checkpointing):
         outcome = train_student(config, student, normalise, data, scored, folder, accelerator)
     return outcome, accelerator.trackers
@@ -297,13 +299,13 @@ def _export(
 
 def _tile_pixels(tiles: TileSet) -> int | None:
     """Return the edge of the tiles in pixels; None if those of a sample differ or are not square."""
-    rows = np.unique(np.linspace(0, len(tiles) - 1, _SIZED).astype(np.int64))
+    rows = np.unique(np.linspace(0, len(tiles) - 1, _SAMPLED_TILES).astype(np.int64))
     edges = {edge for row in rows for edge in tiles.read(row).size}
     return edges.pop() if len(edges) == 1 else None
 
 
 def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "Backbone") -> dict[str, Any]:
-    """Collect the provenance written next to every score."""
+    """Collect the provenance for training.json and every score."""
     train, validation = tiles.of_split("train"), tiles.of_split("validation")
     facts: dict[str, Any] = {
         "backbone": backbone.name,

@@ -1,4 +1,4 @@
-"""Record of the tiles of a run's training, so that new test sets can be checked against them without the images."""
+"""Record of a run's training tiles, against which new test sets are checked without reading the images again."""
 
 import logging
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class TrainingTiles:
     Attributes:
         tiles: Ids, splits and groups.
         prints: Hashes of their images, in the same order; None if they cannot be compared.
-        problems: What cannot be checked, and why.
+        problems: Checks that are impossible, with the reason.
     """
 
     tiles: SeenTiles
@@ -63,7 +63,7 @@ def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -
     """Find the training and validation tiles of a run and the hashes of their images; called by all processes.
 
     The record in the run's folder and the hashes in the workspace are used where they exist. Otherwise the tiles are
-    read and hashed again. If that is impossible, too, `problems` says what cannot be checked.
+    read and hashed again. If that is impossible as well, `problems` lists what cannot be checked.
 
     Args:
         folder: Folder of the run.
@@ -90,8 +90,8 @@ def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -
 def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[str, ...]:
     """Check that no patient of a study's test tiles is among those that a run was trained or validated on.
 
-    Images are not compared. Test tiles cannot be taken out of the training of a finished run, so that the policy
-    `exclude` is that of `error`.
+    Images are not compared. Test tiles cannot be removed from the training of a finished run, so the policy `exclude`
+    is treated like `error`.
 
     Args:
         run: Folder of the finished run whose classifier the study uses.
@@ -99,7 +99,7 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
         leaks: Section `leaks` of the study.
 
     Returns:
-        Notes: patients that are shared under the policy `note`, and what could not be checked.
+        Notes: shared patients under the policy `note`, and what could not be checked.
 
     Raises:
         DataError: Patients are shared, and the policy is neither `note` nor `off`.
@@ -110,7 +110,7 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     unknown = int((patients(tests.groups, tests.ids) == "").sum())
     if unknown:
         problems = (*problems, f"patients of {unknown} of {len(tests)} test tiles: not named in the data")
-    notes = [f"WARNING: not compared with the training of {run.name}: {problem}" for problem in problems]
+    notes = [f"WARNING: not compared with the training tiles of {run.name}: {problem}" for problem in problems]
     shared = find_shared_patients(tests, learnt)
     if shared:
         names = sorted({leak.group for leak in shared.values()})
@@ -158,17 +158,17 @@ def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:
         return SeenTiles(*columns), (table.schema.metadata or {}).get(_HASHED_KEY, b"").decode()
 
 
-def _match(tiles: SeenTiles, found: "tuple[np.ndarray, Prints] | None") -> Prints | None:
+def _match(tiles: SeenTiles, hashes: "tuple[np.ndarray, Prints] | None") -> Prints | None:
     """Select the cached hashes of these tiles, in their order; None if any is missing."""
-    if found is None:
+    if hashes is None:
         return None
-    rows = {name: row for row, name in enumerate(found[0].tolist())}
-    wanted = [rows.get(name, -1) for name in tiles.ids.tolist()]
-    return None if -1 in wanted else select_prints(found[1], np.asarray(wanted, dtype=np.int64))
+    rows = {name: row for row, name in enumerate(hashes[0].tolist())}
+    matching_rows = [rows.get(name, -1) for name in tiles.ids.tolist()]
+    return None if -1 in matching_rows else select_prints(hashes[1], np.asarray(matching_rows, dtype=np.int64))
 
 
 def _hash_again(tiles: SeenTiles, config: RunConfig, workspace: Workspace) -> tuple[Prints | None, str]:
-    """Hash the training images again; the second value says why this is impossible."""
+    """Hash the training images again; the second value is the reason if this is impossible, or ""."""
     try:
         present = workspace.tiles_as_read
         prints = hash_images(present, config, config.leaks.pixels)
@@ -182,36 +182,36 @@ def _hash_again(tiles: SeenTiles, config: RunConfig, workspace: Workspace) -> tu
 
 
 def _without_record(
-    folder: Path, config: RunConfig, workspace: Workspace, trained_on: str, found: "tuple[np.ndarray, Prints] | None"
+    folder: Path, config: RunConfig, workspace: Workspace, trained_on: str, hashes: "tuple[np.ndarray, Prints] | None"
 ) -> TrainingTiles:
-    """Find the training tiles of a run of an earlier version, which recorded none."""
+    """Find the training tiles of a run of an earlier version, which did not record them."""
     try:
         present = workspace.all_tiles
     except (ClipitError, OSError) as error:
-        return _from_hashes(folder, found, str(error).splitlines()[0])
+        return _from_hashes(folder, hashes, str(error).splitlines()[0])
     learnt = present.select(present.splits != "test")
     tiles = SeenTiles(learnt.ids, learnt.splits.astype(object), learnt.groups)
     changed = trained_on not in ("", present.fingerprint)
-    problems = ("the data set has changed since the training: its present tiles are compared",) if changed else ()
+    problems = ("the data set has changed since training, so its present tiles are compared",) if changed else ()
     if config.leaks.pixels == "off":
         return TrainingTiles(tiles, None, (*problems, "images: leaks.pixels is off"))
     prints, problem = _hash_again(tiles, config, workspace)
     return TrainingTiles(tiles, prints, (*problems, problem) if problem else problems)
 
 
-def _from_hashes(folder: Path, found: "tuple[np.ndarray, Prints] | None", reason: str) -> TrainingTiles:
-    """Take all hashed tiles but the run's test tiles as those of training, with no patients but TCGA barcodes."""
+def _from_hashes(folder: Path, hashes: "tuple[np.ndarray, Prints] | None", reason: str) -> TrainingTiles:
+    """Treat all hashed tiles but the run's test tiles as training tiles; only TCGA barcodes identify their patients."""
     patients = f"patients: the training tiles cannot be read, and the run did not record them ({reason})"
     none = np.zeros(0, dtype=object)
-    if found is None:
+    if hashes is None:
         images = "images: the training tiles cannot be read, and no hashes of them are cached"
         return TrainingTiles(SeenTiles(none, none, none), None, (patients, images))
     try:
         tested = set(read_run_predictions(folder).select("test").ids.tolist())
     except DataError:
         tested = set()
-    rows = np.asarray([row for row, name in enumerate(found[0].tolist()) if name not in tested], dtype=np.int64)
-    ids = found[0][rows]
+    rows = np.asarray([row for row, name in enumerate(hashes[0].tolist()) if name not in tested], dtype=np.int64)
+    ids = hashes[0][rows]
     unknown = np.full(len(ids), "", dtype=object)
     splits = np.full(len(ids), "train", dtype=object)
-    return TrainingTiles(SeenTiles(ids, splits, unknown), select_prints(found[1], rows), (patients,))
+    return TrainingTiles(SeenTiles(ids, splits, unknown), select_prints(hashes[1], rows), (patients,))

@@ -21,7 +21,7 @@ _NOT_SWEPT = ("name", "output", "overrides")
 _DISTRIBUTIONS = ("int_uniform", "uniform", "log_uniform_values")
 _ENTRY_KEYS = ("values", "value", "min", "max", "distribution", "probabilities")
 _LONGEST_NAME = 120
-_MOST_SHOWN = 30
+_MAX_SHOWN = 30
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Sweep:
         options: Command-line options shared by all trials, without leading dashes.
         parameters: Swept keys, in the order of the file.
         cap: Maximum number of trials.
-        notes: Warnings about parts of the file that have no effect without wandb's server.
+        notes: Warnings about settings that have no effect without wandb's server.
     """
 
     path: Path
@@ -83,9 +83,9 @@ def read_sweep(path: Path) -> Sweep:
         if problem := _key_problem(str(key), entry):
             problems.append(problem)
         elif unknown := [name for name in entry if name not in _ENTRY_KEYS]:
-            problems.append(f"{key}: unknown {shortlist(unknown)}; known are {', '.join(_ENTRY_KEYS)}")
+            problems.append(f"{key}: unknown {shortlist(unknown)}; use {', '.join(_ENTRY_KEYS)}")
         elif sum(name in entry for name in ("value", "values", "min")) > 1:
-            problems.append(f"{key}: give one of value, values, and min with max")
+            problems.append(f"{key}: set only one of value, values, or min with max")
         elif "value" in entry:
             problems += _value_problems(key, [entry["value"]])
             options[key] = str(entry["value"])
@@ -98,7 +98,7 @@ def read_sweep(path: Path) -> Sweep:
     cap = content.get("run_cap")
     if cap is not None and not (isinstance(cap, int) and cap is not True and cap > 0):
         problems.append(f"run_cap must be a whole number above 0, not {cap!r}")
-    refuse(problems, path)
+    raise_problems(problems, path)
     return Sweep(
         path=path,
         name=plain_name(str(content.get("name") or path.stem)),
@@ -114,18 +114,18 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def _key_problem(key: str, entry: Any) -> str:
-    """Return why this entry of `parameters` cannot be swept, or ""."""
+    """Return the reason why this entry of `parameters` cannot be swept, or ""."""
     keys = all_keys()
     if key not in keys:
-        near = difflib.get_close_matches(key, keys, n=3)
-        return f"unknown key {key!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else "")
+        similar = difflib.get_close_matches(key, keys, n=3)
+        return f"unknown key {key!r}" + (f" (did you mean {' or '.join(map(repr, similar))}?)" if similar else "")
     if key in _NOT_SWEPT:
-        return f"{key!r} cannot be swept: runs are named by their values, and --output is an option"
+        return f"{key!r} cannot be swept: runs are named after their values, and --output is an option"
     if isinstance(entry, Mapping) and "parameters" in entry:
         inner = entry["parameters"] if isinstance(entry["parameters"], Mapping) else {}
         return f"{key!r} is nested; write dotted keys, such as {key}.{next(iter(inner), 'key')}"
     if any(other.startswith(f"{key}.") for other in keys):
-        return f"{key!r} is a section; sweep keys of it"
+        return f"{key!r} is a section; sweep its keys instead"
     return "" if isinstance(entry, Mapping) else f"{key}: write {{values: [...]}}"
 
 
@@ -178,7 +178,7 @@ def _command_options(content: Mapping[str, Any], problems: list[str]) -> dict[st
         return {}
     arguments = [str(part) for part in command[command.index("${program}") + 1 :]]
     if "${args}" not in arguments:
-        problems.append("command must contain ${args}: runs receive the values as options (--lora.rank=8)")
+        problems.append("command must contain ${args}, because runs receive the values as options (--lora.rank=8)")
     flags = [part for part in arguments if part.startswith("--") and part != "--trial"]
     if any("=" not in flag for flag in flags):
         problems.append("options in command must be written --key=value, in one item")
@@ -217,7 +217,7 @@ def plain_name(name: str) -> str:
     return plain if plain == name and len(plain) <= _LONGEST_NAME else f"{plain[:_LONGEST_NAME]}-{fingerprint(name)}"
 
 
-def refuse(problems: Sequence[str], path: Path) -> None:
+def raise_problems(problems: Sequence[str], path: Path) -> None:
     """Raise one error that lists all problems, if any.
 
     Raises:
@@ -225,8 +225,8 @@ def refuse(problems: Sequence[str], path: Path) -> None:
     """
     distinct = list(dict.fromkeys(problems))
     if distinct:
-        listed = "\n    ".join(distinct[:_MOST_SHOWN])
-        more = f"\n    and {len(distinct) - _MOST_SHOWN} more" if len(distinct) > _MOST_SHOWN else ""
+        listed = "\n    ".join(distinct[:_MAX_SHOWN])
+        more = f"\n    and {len(distinct) - _MAX_SHOWN} more" if len(distinct) > _MAX_SHOWN else ""
         raise ConfigError(
             f"{len(distinct)} problem{'s' * (len(distinct) > 1)} in the sweep; no trial was run:\n    {listed}{more}",
             where=path,

@@ -1,4 +1,4 @@
-"""Find the configuration keys that affect a run."""
+"""Find the configuration keys that affect a run, and trials that are the same run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,8 +7,7 @@ from clipit.artifacts import fingerprint
 from clipit.config.effects import select_keys
 from clipit.config.load import dotted, without
 from clipit.config.run import RunConfig
-from clipit.training.terms.table import idle_keys as idle_term_keys
-from clipit.training.terms.table import uses_vlm
+from clipit.training.terms.table import disabled_term_keys, uses_vlm
 
 
 def live_keys(config: RunConfig) -> dict[str, Any]:
@@ -17,17 +16,17 @@ def live_keys(config: RunConfig) -> dict[str, Any]:
     Keys that only name or report a run are dropped, and so are keys of disabled parts, such as LoRA for a frozen
     backbone.
     """
-    idle = [*select_keys(config, "recipe", "reporting"), *idle_term_keys(config)]
+    unused = [*select_keys(config, "recipe", "reporting"), *disabled_term_keys(config)]
     if config.backbone.tuning != "lora":
-        idle.append("lora")
+        unused.append("lora")
     if config.tiles.labels.kind in ("all", "none"):
-        idle += ["tiles.labels.value", "tiles.labels.seed"]
+        unused += ["tiles.labels.value", "tiles.labels.seed"]
     if not uses_vlm(config):
-        idle.append("pairing")
-    return without(config.model_dump(mode="json"), idle)
+        unused.append("pairing")
+    return without(config.model_dump(mode="json"), unused)
 
 
-def idle_keys(keys: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:
+def unused_keys(keys: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:
     """List the swept keys that affect none of the runs.
 
     Args:
@@ -35,16 +34,16 @@ def idle_keys(keys: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:
         configs: Configurations of all trials, with their arms resolved.
     """
     live = {key for config in configs for key in dotted(live_keys(config))}
-    # A section that is swept as one value (None or a mapping) matters if one of its keys does.
-    return [key for key in keys if key not in ("arm", "seed") and not any(_within(key, other) for other in live)]
+    # A section that is swept as one value (None or a mapping) is used if one of its keys is.
+    return [key for key in keys if key not in ("arm", "seed") and not any(_overlaps(key, other) for other in live)]
 
 
-def _within(key: str, other: str) -> bool:
+def _overlaps(key: str, other: str) -> bool:
     return other == key or other.startswith(f"{key}.") or key.startswith(f"{other}.")
 
 
 def equal_trials(configs: Sequence[RunConfig]) -> list[list[int]]:
-    """Group the positions of trials that are the same run; one list for each run that occurs more than once."""
+    """Group the positions of trials that are the same run; one list per run that occurs more than once."""
     same: dict[str, list[int]] = {}
     for position, config in enumerate(configs):
         same.setdefault(fingerprint(live_keys(config)), []).append(position)

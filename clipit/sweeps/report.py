@@ -116,15 +116,15 @@ def _summarise(
     ]
     choice = (
         f"Chosen by the mean validation score: {chosen}. Its own validation score is optimistic, being "
-        f"the best of {len(groups)}; test scores chose nothing."
+        f"the best of {len(groups)}; nothing was selected on test scores."
         if chosen
-        else "Nothing is chosen: no validation score is defined (are there labels in the validation split?)."
+        else "Nothing is chosen, because no validation score is defined; check that the validation split has labels."
     )
     several = any(len(group) > 1 for group in groups.values())
     remarks = [
         "Mean and standard deviation over seeds; smaller differences do not justify a choice."
         if several
-        else "One seed per row: the variation between seeds is not known.",
+        else "One seed per row, so the variation between seeds is unknown.",
         *(f"Note: {note}." for note in plan.sweep.notes),
     ]
     header = ["values", "seeds", f"validation {LABELS.get(metric, metric)} %", test_header, "chosen step", "seconds"]

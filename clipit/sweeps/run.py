@@ -11,7 +11,7 @@ from clipit.config.run import RunConfig
 from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, LaunchError, disk_errors
-from clipit.progress import RunsLeft
+from clipit.progress import RunCounter
 from clipit.runs.folder import is_trained, read_training, resolve_run_precision, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
@@ -59,7 +59,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
             check_inputs(workspace.for_config(config), models_of(config), reports=uses_reports(config))
     search = SharedSearch(folder / "search")
     _check_folder(search, plan, folder)
-    runs = RunsLeft(plan.count)
+    runs = RunCounter(plan.count)
 
     def run_trial(trial: Trial) -> float | None:
         kept = _is_finished(trial.config)
@@ -85,7 +85,7 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
     precisions = {resolve_run_precision(resolve_arm(config)).training.precision for config in unfinished}
     if launch is None and len(precisions) > 1:
         raise ConfigError(
-            f"one process supports a single training.precision, but the sweep has {', '.join(sorted(precisions))}",
+            f"trials in one process need the same training.precision; the sweep has {', '.join(sorted(precisions))}",
             where="training.precision",
             fix='start each trial in separate processes: --launch "accelerate launch"',
         )
@@ -93,12 +93,12 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
         raise ConfigError(
             "--launch starts processes for each trial, but this is already one of several processes",
             where="--launch",
-            fix="start clipit sweep with python alone, or remove --launch",
+            fix="start clipit sweep without a launcher, or remove --launch",
         )
 
 
 def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
-    """Reject the folder of another sweep with the same name; a sweep that only adds values resumes in its folder."""
+    """Reject the folder of another sweep of the same name; a sweep that only adds values continues in its folder."""
     sweep = plan.sweep
     swept = {p.key: [*map(str, p.values)] or [str(p.low), str(p.high), p.distribution] for p in sweep.parameters}
     shared = {k: value for k, value in sweep.options.items() if k != "output" and not k.startswith("tracking.")}
@@ -114,7 +114,7 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
     differences = list_differences(before, now)
     if differences:
         raise ConfigError(
-            f"another sweep called {sweep.name!r} has its tables in this folder; differences:\n    "
+            f"this folder contains another sweep named {sweep.name!r}; differences:\n    "
             f"{difference_lines(differences)}",
             where=folder,
             fix=f"change the name of the sweep in {sweep.path}, choose another --output, or delete the folder (runs "
@@ -128,7 +128,8 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
 def _is_finished(config: RunConfig) -> bool:
     """Check whether the run's folder contains the results of this configuration.
 
-    Tiles, labels, models and reports are only compared when a trial is started, as it always is without --launch.
+    Tiles, labels, models and reports are only compared when the trial is started, which is always done without
+    --launch.
     """
     folder = run_folder(config)
     if not (folder / "results.json").is_file():

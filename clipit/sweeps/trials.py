@@ -11,8 +11,8 @@ from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.errors import ConfigError
 from clipit.runs.search import Trial
-from clipit.sweeps.file import Sweep, plain_name, refuse
-from clipit.sweeps.live_keys import idle_keys
+from clipit.sweeps.file import Sweep, plain_name, raise_problems
+from clipit.sweeps.live_keys import unused_keys
 from clipit.training.arms import resolve_arm
 from clipit.training.checks import check_keys
 
@@ -29,7 +29,7 @@ class SweepPlan:
 
     Attributes:
         sweep: The sweep file; its options include those of the command line.
-        trials: All trials. For method bayes: trials that cover every listed value and both ends of every range.
+        trials: All trials; for method bayes, trials that cover every listed value and both ends of every range.
         count: Number of trials.
         seed: Seed of random and proposed values.
         comparison_metric: Metric by which the runs are compared (`comparison.metric`).
@@ -76,10 +76,10 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
             trials.append(make_trial(sweep, values))
         except ConfigError as error:
             problems += _problems(error)
-    refuse(problems, sweep.path)
-    idle = idle_keys([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in trials])
-    refuse(
-        [f"{key} changes none of the runs: its part of the configuration is switched off" for key in idle], sweep.path
+    raise_problems(problems, sweep.path)
+    unused = unused_keys([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in trials])
+    raise_problems(
+        [f"{key} has no effect on any run: its part of the configuration is disabled" for key in unused], sweep.path
     )
     number = count if sweep.method == "bayes" and count else len(trials)
     return SweepPlan(sweep, tuple(trials), number, seed, file.comparison.metric)
@@ -95,9 +95,9 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
     missing = [parameter.key for parameter in sweep.parameters if parameter.key not in values]
     if missing:
         raise ConfigError(
-            f"a trial needs a value of {', '.join(missing)}",
+            f"a trial needs a value for {', '.join(missing)}",
             where="the command line",
-            fix=f"add {' '.join(f'--{key}=...' for key in missing)}, or leave --trial out to run the whole sweep",
+            fix=f"add {' '.join(f'--{key}=...' for key in missing)}, or remove --trial to run the complete sweep",
         )
     file = _read_config(sweep, {**sweep.options, **{key: str(value) for key, value in values.items()}})
     resolved = resolve_arm(file.run)
@@ -115,7 +115,9 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
 def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
     """Read the configuration of a run, with the sweep and the swept values in its name."""
     if "name" in options:
-        raise ConfigError("runs of a sweep are named by their values", where="--name", fix="name the sweep in its file")
+        raise ConfigError(
+            "runs of a sweep are named after their values", where="--name", fix="name the sweep in its file"
+        )
     swept = [f"{p.key}_{options[p.key]}" for p in sweep.parameters if p.key != "seed" and p.key in options]
     named = {**options, "name": plain_name("-".join([sweep.name, *swept]))}
     return read_file_command("", SECTIONS, [f"--{key}={value}" for key, value in named.items()])[0]
@@ -131,7 +133,7 @@ class Proposals:
     def __init__(self, plan: SweepPlan) -> None:
         self._plan = plan
         self._space = _search_space(plan.sweep)
-        self._made: dict[tuple[str, ...], Trial] = {}  # by values; the study is read again before every trial
+        self._built: dict[tuple[str, ...], Trial] = {}  # by values; the study is read again before every trial
 
     def __call__(self, study: "optuna.Study") -> Iterator[Trial]:
         """Yield the trials in the order in which they are started."""
@@ -140,22 +142,22 @@ class Proposals:
 
         for recorded in study.get_trials(deepcopy=False):
             if recorded.state != TrialState.PRUNED and recorded.params.keys() == self._space.keys():
-                yield self._make(recorded.params)
+                yield self._build(recorded.params)
         while (number := len(study.get_trials(deepcopy=False))) < self._plan.count:
             # Seeded by the trial number, so that agents that start together do not propose the same values.
             study.sampler = TPESampler(seed=self._plan.seed + number, constant_liar=True)
             proposed = study.ask(self._space)
             try:
-                yield self._make(proposed.params)
+                yield self._build(proposed.params)
             except ConfigError as error:
                 logger.info(f"note: skipped {proposed.params}: {str(error).splitlines()[0]}")
                 study.tell(proposed.number, state=TrialState.PRUNED)
 
-    def _make(self, values: Mapping[str, Any]) -> Trial:
+    def _build(self, values: Mapping[str, Any]) -> Trial:
         key = tuple(repr(values[name]) for name in self._space)
-        if key not in self._made:
-            self._made[key] = make_trial(self._plan.sweep, values)
-        return self._made[key]
+        if key not in self._built:
+            self._built[key] = make_trial(self._plan.sweep, values)
+        return self._built[key]
 
 
 def _search_space(sweep: Sweep) -> "dict[str, BaseDistribution]":
@@ -194,15 +196,15 @@ def _combinations(sweep: Sweep, count: int | None, seed: int) -> list[dict[str, 
     return list(distinct.values())
 
 
-def _random_values(sweep: Sweep, most: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Draw at most `most` random combinations; real numbers have six significant digits."""
+def _random_values(sweep: Sweep, limit: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Draw at most `limit` random combinations; real numbers have six significant digits."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     space = _search_space(sweep)
     combinations = math.prod(len(parameter.values) or math.inf for parameter in sweep.parameters)
-    for _ in range(int(min(most, 100 * combinations))):
+    for _ in range(int(min(limit, 100 * combinations))):
         values = study.ask(space).params
         yield {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()}
 

@@ -67,7 +67,7 @@ def check_stored(texts: Iterable[str], column: str, where: object, place: Callab
 
 def check_joined_rows(table: CsvTable, delimiter: str, where: object) -> None:
     """Reject a cell that contains further rows because of a stray quotation mark (see `joined_rows`)."""
-    for row in joined_rows(table, delimiter, least=2):
+    for row in joined_rows(table, delimiter, first_column=2):
         cells = table.rows[row]
         column = next(index for index, cell in enumerate(cells) if index > 1 and "\n" in cell)
         raise DataError(

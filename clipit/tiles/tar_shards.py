@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 from PIL import Image
 
-from clipit.data_files import list_files, neighbours
+from clipit.data_files import list_files, similar_names
 from clipit.errors import DataError, is_limit, shortlist
 from clipit.images import ImageError, decode
 
@@ -109,7 +109,7 @@ def list_shards(path: str) -> list[Path]:
         raise DataError(
             f"{len(missing)} of {len(shards)} shards do not exist: {shortlist(missing, 3)}",
             where=path,
-            fix=f"correct tiles.path; {neighbours(missing[0])}",
+            fix=f"correct tiles.path; {similar_names(missing[0])}",
         )
     if len(set(shards)) < len(shards):
         raise DataError("a shard is named twice", where=path, fix="name each shard once")

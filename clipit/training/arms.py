@@ -79,7 +79,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "own_label": {**_IMAGE_ONLY, "soft_labels.source": "own_report", "soft_labels.own_report.labels": "label"},
     "own_rules": {"base": "own_label", "soft_labels.own_report.labels": "rules"},
     "own_text": {"base": "own_label", "soft_labels.own_report.labels": "text"},
-    # Control: the labels of tiles, spread over the other tiles of the same patient, without text.
+    # Control: labels of tiles, spread over the other tiles of the same patient, without text.
     "own_case": {"base": "own_label", "soft_labels.own_report.labels": "case"},
     # Control: the reports' labels, exchanged between patients.
     "own_shuffled": {"base": "own_label", "soft_labels.own_report.shuffled": True},
@@ -88,7 +88,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "own_bags": {"base": "bags", "pairing.reports": "own_then_any"},
     # Control: the nearest snippet of another patient's report.
     "other_snippet": {"base": "clip_it_all", "pairing.exclude_same_group": True},
-    # No labels: prompts and reports supervise training, and the step is selected without labels.
+    # No labels: prompts and reports supervise training, and the checkpoint is selected without labels.
     "zero_label": {
         "base": "prompt_bags",
         "tiles.labels.kind": "none",
@@ -100,12 +100,12 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def arm_keys(name: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def arm_keys(name: str, configured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the dotted configuration keys that an arm sets.
 
     Args:
         name: Name of the arm.
-        own: Arms defined in the configuration, which take precedence over the built-in ones.
+        configured: Arms defined in the configuration, which take precedence over the built-in ones.
 
     Raises:
         ConfigError: The arm is unknown, or its `base` refers back to itself.
@@ -115,18 +115,20 @@ def arm_keys(name: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     current: str | None = name
     while current is not None:
         # A configured arm may build on the built-in arm of the same name.
-        mine = current in own and (current, True) not in seen
-        if (not mine and current not in ARMS) or (current, mine) in seen:
-            circle = any(current == earlier for earlier, _ in seen)
+        is_configured = current in configured and (current, True) not in seen
+        if (not is_configured and current not in ARMS) or (current, is_configured) in seen:
+            cyclic = any(current == earlier for earlier, _ in seen)
             raise ConfigError(
-                f"arms are based on each other in a cycle: {' -> '.join([*(n for n, _ in seen), current])}"
-                if circle
+                f"arms are based on each other in a cycle: {' -> '.join([*(arm for arm, _ in seen), current])}"
+                if cyclic
                 else f"unknown arm {current!r}",
                 where=f"arms.{seen[-1][0]}.base" if seen else "arm",
-                fix=f"use one of {', '.join({**ARMS, **own})}, or define it under `arms`",
+                fix="change the `base` of one of them"
+                if cyclic
+                else f"use one of {', '.join({**ARMS, **configured})}, or define it under `arms`",
             )
-        seen.append((current, mine))
-        recipe = dict(own[current] if mine else ARMS[current])
+        seen.append((current, is_configured))
+        recipe = dict(configured[current] if is_configured else ARMS[current])
         current = recipe.pop("base", None)
         keys = {**recipe, **keys}
     return keys

@@ -1,4 +1,4 @@
-"""Plan which tiles are in which step: a pure function of (seed, step), independent of the number of processes."""
+"""Plan the tiles of each step: a pure function of (seed, step), independent of the number of processes."""
 
 from dataclasses import dataclass
 
@@ -68,15 +68,15 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
             fix="name the source's training split in tiles.splits.train, or correct the split column",
         )
     if not len(labelled) and not supervises_unlabelled(config):
-        hidden = config.tiles.labels.kind != "all"
+        labels_hidden = config.tiles.labels.kind != "all"
         fix = (
             "keep some labels, such as tiles.labels.kind=per_class with tiles.labels.value=10"
-            if hidden
-            else "add labels to the source of the tiles; for a table, check the column with the labels (tiles.columns)"
+            if labels_hidden
+            else "add labels to the tile source; for a table, check the label column (tiles.columns)"
         )
         raise DataError(
             "no training tile has a label, and no loss term supervises unlabelled tiles",
-            where="tiles.labels" if hidden else f"tiles ({config.tiles.path})",
+            where="tiles.labels" if labels_hidden else f"tiles ({config.tiles.path})",
             fix=f"{fix}; or train without labels, from prompts: arm=zero_label",
         )
     if not len(labelled):

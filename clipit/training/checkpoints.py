@@ -57,13 +57,13 @@ class Progress:
 
     @staticmethod
     def from_json(values: object) -> "Progress":
-        """Create from the content of a `progress.json`.
+        """Validate the content of a `progress.json`.
 
         Raises:
-            ValueError: A field is missing, unknown or changed, or has an impossible value.
+            ValueError: A field is missing, unknown or changed, or has an invalid value.
         """
         if not isinstance(values, dict) or values.keys() - {"checksum"} != {each.name for each in fields(Progress)}:
-            raise ValueError("its fields are not those of a checkpoint")
+            raise ValueError("fields are missing or unknown")
         values = without_checksum(values)
         counts = [values[name] for name in ("step", "best_step", "validations_without_gain")]
         numbers = [values["seconds"], 0.0 if values["best_score"] is None else values["best_score"]]
@@ -76,11 +76,11 @@ class Progress:
             "scale": scale is None or isinstance(scale, dict),
             "files": isinstance(files, dict) and files.keys() == {_WEIGHTS, _OPTIMIZER},
         }
-        wrong = [name for name, holds in valid.items() if not holds]
-        if wrong:
-            raise ValueError(f"impossible value of {wrong[0]}")
+        invalid = [name for name, is_valid in valid.items() if not is_valid]
+        if invalid:
+            raise ValueError(f"invalid value of {invalid[0]}")
         if values["best_step"] > values["step"] or bool(values["best_step"]) != bool(values["best_sha256"]):
-            raise ValueError("impossible value of best_step")
+            raise ValueError("invalid value of best_step")
         return Progress(**values)
 
 
@@ -111,9 +111,11 @@ def load_weights(path: Path, model: nn.Module, sha256: str = "") -> None:
             _verify(path, sha256)
         saved = load_file(path)
     parameters = trainable(model)
-    before, now = ({name: list(value.shape) for name, value in each.items()} for each in (saved, parameters))
-    if before != now:
-        lines = difference_lines(list_differences(before, now, "in the file"))
+    saved_shapes, shapes = (
+        {name: list(value.shape) for name, value in tensors.items()} for tensors in (saved, parameters)
+    )
+    if saved_shapes != shapes:
+        lines = difference_lines(list_differences(saved_shapes, shapes, "in the file"))
         raise ArtifactError(
             f"the checkpoint belongs to another student; shapes of trainable weights that differ:\n    {lines}",
             where=path,
@@ -130,7 +132,7 @@ def best_file(folder: Path, step: int) -> Path:
 
 
 def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write a checkpoint, and delete those before the previous one; sets `progress.files`."""
+    """Write a checkpoint, keep the previous one, delete all others, and set `progress.files`."""
     final = _folder(folder, progress.step)
     partial = final.with_name(f"{final.name}.partial")
     with disk_errors(folder):
@@ -217,7 +219,7 @@ def _read_progress(checkpoint: Path) -> Progress:
     with _reading_checkpoint(checkpoint / _PROGRESS) as path:
         progress = Progress.from_json(json.loads(path.read_text(encoding="utf-8")))
         if checkpoint.name != f"step-{progress.step:08d}":
-            raise ValueError("its step is not that of its folder")
+            raise ValueError("its step differs from the one in the name of its folder")
     return progress
 
 
@@ -250,7 +252,7 @@ def _reading_checkpoint(path: Path) -> Iterator[Path]:
         raise ArtifactError(
             f"the run's checkpoint is damaged: {error}",
             where=path,
-            fix=f"delete the folder {checkpoints} and start again: the training starts from the first step",
+            fix=f"delete the folder {checkpoints} and start again; training then restarts from the first step",
         ) from error
 
 

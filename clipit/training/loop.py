@@ -1,4 +1,4 @@
-"""Training steps of a student or a VLM: optimiser, schedule, log, selection of the best step, checkpoints."""
+"""The training loop of students and VLMs: optimiser, schedule, log, selection of the best step, checkpoints."""
 
 import json
 import math
@@ -28,11 +28,11 @@ class Schedule:
         steps: Number of optimiser steps.
         learning_rate: Peak learning rate.
         rate_key: Configuration key of the learning rate, for errors.
-        warmup: Share of the steps for the warm-up of the learning rate.
+        warmup: Fraction of the steps in which the learning rate warms up.
         log_every: Steps between rows of the log.
         validate_every: Steps between validations.
         checkpoint_every: Steps between checkpoints.
-        patience: Validations without a gain after which the training stops; None: never.
+        patience: Validations without improvement after which training stops; None to train to the end.
     """
 
     title: str
@@ -53,16 +53,16 @@ class StepParts:
     Attributes:
         model: Module whose trainable weights are saved.
         optimizer: Optimiser, possibly inside Accelerate's wrapper.
-        saved_optimizer: The same without a wrapper, for the checkpoints.
+        saved_optimizer: The same optimiser without the wrapper, for checkpoints.
         compute: Runs the forward and backward pass of a step; returns this process's share of `loss` and its parts.
         clip: Clips the gradient and returns its norm.
         after_update: Called after each update of the weights.
         validate: Runs a validation; returns its columns of the log and the score of the step (higher is better; None
             if undefined). None without validation.
-        facts: Returns additional columns of the log.
+        facts: Returns further columns of the log.
         status: Returns the text of the progress bar.
         seconds: Returns the duration of the training so far.
-        scaler: Returns the state of the loss scaler, if there is one.
+        scaler: Returns the state of the loss scaler; None without one.
         log: Passes each row of the log to trackers.
         device: Device of the losses.
     """
@@ -125,7 +125,7 @@ def run_steps(schedule: Schedule, parts: StepParts, progress: Progress, folder: 
             if parts.validate is not None and validates:
                 columns, score = parts.validate()
                 row |= columns
-                _note_score(progress, score, schedule.patience, checkpoints, parts.model, processes)
+                _record_score(progress, score, schedule.patience, checkpoints, parts.model, processes)
             if row:
                 log.write(progress.step, row)
             if saves or progress.stopped:
@@ -186,7 +186,7 @@ def _global_losses(losses: Mapping[str, Tensor], processes: Processes) -> dict[s
     return {name: sum(part[name] for part in parts) for name in losses}
 
 
-def _note_score(
+def _record_score(
     progress: Progress, score: float | None, patience: int | None, folder: Path, model: nn.Module, processes: Processes
 ) -> None:
     """Record a validation score, and save the weights if it is the best so far."""

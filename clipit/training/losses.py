@@ -41,7 +41,7 @@ def cosine_distillation_sum(
     """Compute the sum of cosine distances between predicted and target embeddings over the valid rows.
 
     Formula: L_KD = sum over valid i of 1 - cos(t^_i, t_i) (CLIP-IT, arXiv 2504.16181, distillation step). Each summand
-    is between 0 and 2; lengths do not matter, and a target of length 0 counts as orthogonal (1).
+    is between 0 and 2. Vectors need not be normalised; a target of length 0 counts as orthogonal (1).
 
     Args:
         predicted: Projector outputs t^.
@@ -98,7 +98,7 @@ def prototype_logits(
     Formula: cos(t^_i, p_c) / temperature (zero-shot classification of CLIP, arXiv 2103.00020, section 3.1.2).
 
     Args:
-        projected: Projector outputs t^; lengths do not matter.
+        projected: Projector outputs t^, not necessarily normalised.
         prototypes: Class prototypes p, each the mean of the class's prompt embeddings.
         temperature: Positive temperature.
     """
@@ -127,9 +127,9 @@ def prior_corrected(
         prior: Prior pi: mean class probabilities over *training* tiles; values below 1e-12 count as 1e-12.
         strength: Strength s, between 0 and 1.
     """
-    known = prior.to(torch.promote_types(probabilities.dtype, torch.float32)).clamp(min=1e-12)
-    divided = _at_least_float32(probabilities) / known**strength
-    return divided / divided.sum(dim=1, keepdim=True)
+    divisor = prior.to(torch.promote_types(probabilities.dtype, torch.float32)).clamp(min=1e-12) ** strength
+    corrected = _at_least_float32(probabilities) / divisor
+    return corrected / corrected.sum(dim=1, keepdim=True)
 
 
 def consistency_sum(
@@ -176,7 +176,7 @@ def many_to_many_sum(
     sum to 1 in each bag, S_ij = log( 1 / M_i sum over m, n of w_jn exp(u_im . v_jn / temperature) ).
 
     Args:
-        images: Members of the tile bags; lengths do not matter. Masked members may contain any value.
+        images: Members of the tile bags, not necessarily normalised. Masked members may contain any value.
         image_mask: Mask of the existing members of the tile bags.
         texts: Members of the text bags; row i belongs to tile bag i.
         text_mask: Mask of the existing members of the text bags.
@@ -195,17 +195,17 @@ def many_to_many_sum(
     if text_weights is not None:
         text_mask = text_mask & (text_weights > 0)
     usable = image_mask.any(dim=1) & text_mask.any(dim=1)
-    wanted = torch.zeros_like(usable)
-    wanted[rows if rows is not None else slice(None)] = True
-    summed = torch.nonzero(wanted[usable])[:, 0]
+    selected = torch.zeros_like(usable)
+    selected[rows if rows is not None else slice(None)] = True
+    summed = torch.nonzero(selected[usable])[:, 0]
     u = _members(images[usable], image_mask[usable], None)
     v = _members(texts[usable], text_mask[usable], None if text_weights is None else text_weights[usable])
     to_texts = _bag_scores(u.select(summed), v, temperature)
     to_images = _bag_scores(v.select(summed), u, temperature)
     if same is not None:
-        others = same[usable][:, usable].fill_diagonal_(False)[summed]
-        to_texts = to_texts.masked_fill(others, -torch.inf)
-        to_images = to_images.masked_fill(others, -torch.inf)
+        excluded = same[usable][:, usable].fill_diagonal_(False)[summed]
+        to_texts = to_texts.masked_fill(excluded, -torch.inf)
+        to_images = to_images.masked_fill(excluded, -torch.inf)
     loss = functional.cross_entropy(to_texts, summed, reduction="sum")
     loss = (loss + functional.cross_entropy(to_images, summed, reduction="sum")) / 2
     return loss, len(summed)
@@ -236,16 +236,16 @@ def _members(
     return _Members(functional.normalize(clean, dim=2), mask, weights)
 
 
-def _bag_scores(ours: _Members, theirs: _Members, temperature: float | Float[Tensor, ""]) -> Float[Tensor, "b c"]:
+def _bag_scores(first: _Members, second: _Members, temperature: float | Float[Tensor, ""]) -> Float[Tensor, "b c"]:
     """Compute S of `many_to_many_sum`: log-mean-exp over all pairs of members of two bags."""
-    scores = torch.einsum("bmd,cnd->bcmn", ours.vectors, theirs.vectors) / temperature
-    if ours.weights is not None:
-        scores = scores + ours.weights[:, None, :, None]
-    if theirs.weights is not None:
-        scores = scores + theirs.weights[None, :, None, :]
-    both_exist = ours.mask[:, None, :, None] & theirs.mask[None, :, None, :]
+    scores = torch.einsum("bmd,cnd->bcmn", first.vectors, second.vectors) / temperature
+    if first.weights is not None:
+        scores = scores + first.weights[:, None, :, None]
+    if second.weights is not None:
+        scores = scores + second.weights[None, :, None, :]
+    both_exist = first.mask[:, None, :, None] & second.mask[None, :, None, :]
     total = scores.masked_fill(~both_exist, -torch.inf).flatten(2).logsumexp(dim=2)
-    return total - ours.mask.sum(dim=1).log()[:, None] - theirs.mask.sum(dim=1).log()[None, :]
+    return total - first.mask.sum(dim=1).log()[:, None] - second.mask.sum(dim=1).log()[None, :]
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

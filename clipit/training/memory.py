@@ -21,10 +21,10 @@ from clipit.training.terms.term import Normalise
 
 logger = logging.getLogger(__name__)
 
-_TRIVIAL = (20_000_000, 224)  # bytes of weights and edge in pixels up to which real passes of few tiles always fit
+_TRIVIAL = (20_000_000, 224)  # bytes of weights and edge in pixels up to which a real pass of a few tiles always fits
 _TILES = (2, 3)  # measured batches; with one tile, memory formats are ambiguous and copies differ
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_known: dict[tuple[object, ...], "Activations"] = {}
+_cache: dict[tuple[object, ...], "Activations"] = {}
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ class MemoryEstimate:
         optimiser: Two moments per trained parameter (AdamW).
         update: Gradients and temporary tensors of the optimiser's step.
         plain: Activations of a pass without checkpointing.
-        checkpointed: Activations with gradient checkpointing; None if the backbone does not support it, or if they
-            were not asked for.
+        checkpointed: Activations with gradient checkpointing; None if not measured or not supported by the backbone.
     """
 
     weights: int
@@ -73,7 +72,7 @@ class MemoryEstimate:
         """Return the activations with or without checkpointing.
 
         Raises:
-            ValueError: They are not known.
+            ValueError: Activations with checkpointing were not measured.
         """
         activations = self.checkpointed if checkpointing else self.plain
         if activations is None:
@@ -111,27 +110,27 @@ def estimate_memory(
     checkpointing: bool = True,
     mode: AbstractContextManager[Any] | None = None,
 ) -> MemoryEstimate:
-    """Estimate the memory of training a student, by passes of two and of three blank tiles through it.
+    """Estimate the memory of training a student from a pass of two and a pass of three blank tiles.
 
-    The passes use tensors with shapes and no values, unless the student is tiny or its operations need values; then
-    they are real. Weights, gradients and the state of torch's random generators are unchanged afterwards. What
-    operations allocate and free inside (workspaces of libraries) is not counted.
+    The passes use fake tensors (shapes without values), unless the student is tiny or one of its operations needs
+    values. Weights, gradients and the state of torch's random generators are unchanged afterwards. Memory that is
+    allocated and freed within one operation (workspaces of libraries) is not counted.
 
     Args:
         student: Student in training mode.
         normalise: Function from pixels 0..255 to the backbone's input.
         pixels: Edge of the input in pixels.
         precision: Mixed precision: `no`, `bf16` or `fp16`.
-        checkpointing: Whether to measure passes with gradient checkpointing, too.
+        checkpointing: Whether to measure passes with gradient checkpointing as well.
         mode: The `FakeTensorMode` in which the student was built without memory for its weights; None for a real one.
     """
     weights = sum(map(_bytes, [*student.parameters(), *student.buffers()]))
     if mode is None and (weights > _TRIVIAL[0] or pixels > _TRIVIAL[1]):
         try:
-            fake, mode = _without_values(student)
+            fake, mode = _fake_copy(student)
             return estimate_memory(fake, normalise, pixels, precision=precision, checkpointing=checkpointing, mode=mode)
         except Exception as error:  # an operation whose result's shape depends on values, or one without a fake kernel
-            logger.debug(f"the memory is estimated with real tensors: {error}")
+            logger.debug(f"memory is estimated with real tensors: {error}")
             mode = None
     parameters = list(student.parameters())
     trained = sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad)
@@ -140,9 +139,9 @@ def estimate_memory(
         device = parameters[0].device
         trains = tuple(parameter.requires_grad for parameter in parameters)
         key = (name, str(student), trains, tuple(p.shape for p in parameters), pixels, precision, str(device))
-        if key not in _known:
-            _known[key] = _activations(student, normalise, pixels, precision, mode)
-        return _known[key]
+        if key not in _cache:
+            _cache[key] = _activations(student, normalise, pixels, precision, mode)
+        return _cache[key]
 
     set_checkpointing(student.backbone, False)
     plain, checkpointed = measure("plain"), None
@@ -159,8 +158,8 @@ def estimate_memory(
     )
 
 
-def _without_values(student: Student) -> tuple[Student, AbstractContextManager[Any]]:
-    """Copy a student with tensors that have shapes and no values, on the same device."""
+def _fake_copy(student: Student) -> tuple[Student, AbstractContextManager[Any]]:
+    """Copy a student with fake tensors (shapes without values) on the same device."""
     from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -192,12 +191,12 @@ def _live_bytes(
     device = next(student.parameters()).device
     autocast = torch.autocast(device.type, dtype=_AUTOCAST.get(precision), enabled=precision != "no")
     generators = [device] if device.type == "cuda" else []
-    gc.collect(1)  # young objects alone: no collection of them falls into one pass and not into the other
+    gc.collect(1)  # of young objects, so that no collection happens in one pass and not in the other
     with torch.random.fork_rng(generators), mode or nullcontext(), _LiveStorages(student) as live:
         images = torch.zeros(tiles, 3, pixels, pixels, dtype=torch.uint8, device=device)
         with autocast:
             output = student(normalise(images))
-        torch.autograd.backward(_any_loss(output))
+        torch.autograd.backward(_sum_outputs(output))
         del output
     for parameter in student.parameters():
         parameter.grad = None
@@ -205,7 +204,7 @@ def _live_bytes(
     return timeline
 
 
-def _any_loss(output: StudentOutput) -> Tensor:
+def _sum_outputs(output: StudentOutput) -> Tensor:
     """Return a scalar that depends on all outputs; the memory of the real loss is small."""
     parts = (output.logits, output.projected, output.second)
     return torch.stack([part.float().sum() for part in parts if part is not None]).sum()
@@ -216,10 +215,10 @@ class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        own = (*module.parameters(), *module.buffers())
+        excluded = (*module.parameters(), *module.buffers())
         self.timeline: list[int] = []
-        self._now = 0
-        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in own}
+        self._live = 0
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in excluded}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -228,18 +227,18 @@ class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for value in result if isinstance(result, tuple | list) else (result,):
             if isinstance(value, Tensor):
                 self._count(value.untyped_storage())
-        self.timeline.append(self._now)
+        self.timeline.append(self._live)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key not in self._sizes:
             self._sizes[key] = storage.nbytes()
-            self._now += self._sizes[key]
+            self._live += self._sizes[key]
             weakref.finalize(storage, self._free, key)
 
     def _free(self, key: int) -> None:
-        self._now -= self._sizes.pop(key)
+        self._live -= self._sizes.pop(key)
 
 
 def _bytes(tensor: Tensor) -> int:

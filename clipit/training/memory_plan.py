@@ -20,8 +20,8 @@ from clipit.training.terms.term import Normalise
 logger = logging.getLogger(__name__)
 
 _USABLE = 0.9  # share of the free memory that a plan may use; fragmentation and library workspaces take the rest
-_FEWEST = 8  # tiles per micro-batch below which checkpointing costs less time than smaller micro-batches
-_UNEQUAL = 0.9  # ratio of free memories below which a note says that the devices differ
+_MIN_TILES = 8  # tiles per micro-batch below which checkpointing costs less time than smaller micro-batches
+_UNEQUAL = 0.9  # ratio of the smallest to the largest free memory below which the difference is logged
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
-class _Room:
-    """Free memory of a process, and what takes some of it in addition to the student."""
+class _Budget:
+    """Free memory of a process, and how much of it is not available to the student."""
 
-    free: int
+    free: int  # bytes
     processes: int
-    held: int  # bytes
-    pixels: int  # edge of the tiles that are read ahead; 0: not counted
+    reserved: int  # bytes
+    pixels: int  # edge of the tiles that are read ahead; 0 to ignore them
 
 
 def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixels: int, cached: int = 0) -> MemoryPlan:
@@ -91,37 +91,37 @@ def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixel
     precision = config.training.precision
 
     def estimate(checkpointing: bool) -> MemoryEstimate:
-        found, problem = None, None
+        memory, problem = None, None
         try:
-            found = estimate_memory(student, normalise, pixels, precision=precision, checkpointing=checkpointing)
+            memory = estimate_memory(student, normalise, pixels, precision=precision, checkpointing=checkpointing)
         except Exception as error:
             if processes.count == 1 and not is_out_of_memory(error):
                 raise
             problem = "" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
         _raise_together(processes.gather(problem), processes)
-        return processes.broadcast(found)  # type: ignore[return-value]
+        return processes.broadcast(memory)  # type: ignore[return-value]
 
     measured = estimate(False)
-    free = _smallest_memory(processes) + measured.weights  # they are loaded
-    held = cached if processes.device.type == "cpu" else 0  # the VLM is loaded by now, and not free
-    room = _Room(free, processes.count, held, pixels)
+    free = _smallest_memory(processes) + measured.weights  # the weights are already loaded
+    reserved = cached if processes.device.type == "cpu" else 0  # the VLM is loaded by now, and not free
+    budget = _Budget(free, processes.count, reserved, pixels)
     if (
         config.training.gradient_checkpointing == "always"
-        or not _plan(config, measured, room, config.training.micro_batches, False).fits
+        or not _plan(config, measured, budget, config.training.micro_batches, False).fits
     ):
         measured = estimate(True)
-    found = choose_memory_plan(config, measured, free, processes.count, held=held, pixels=pixels)
+    plan = choose_memory_plan(config, measured, free, processes.count, reserved=reserved, pixels=pixels)
     if processes.main:
-        for line in (found.message, *found.notes):
+        for line in (plan.message, *plan.notes):
             logger.info(line)
-    return found
+    return plan
 
 
 def _raise_together(problems: Sequence[str | None], processes: Processes) -> None:
     """Raise the same error in all processes if one of them has failed, so that none waits for another.
 
     Args:
-        problems: For each process, None, "" for a lack of memory, or the message of another error.
+        problems: One entry per process: None for success, "" for a lack of memory, else the error message.
         processes: Processes of the training.
     """
     failed = [(rank, problem) for rank, problem in enumerate(problems) if problem is not None]
@@ -130,16 +130,16 @@ def _raise_together(problems: Sequence[str | None], processes: Processes) -> Non
     rank, problem = failed[0]
     where = str(processes.device) if processes.count == 1 else f"process {rank}"
     if problem:
-        raise ClipitError(f"the memory of training cannot be estimated: {problem}", where=where)
+        raise ClipitError(f"cannot estimate the memory that training needs: {problem}", where=where)
     raise ConfigError(
-        "not even two tiles fit into the memory of the device",
+        "the device has too little memory for even two tiles",
         where=where,
         fix="choose a smaller backbone, backbone.tuning=frozen, or a device with more memory",
     )
 
 
 def choose_memory_plan(
-    config: RunConfig, estimate: MemoryEstimate, free: int, processes: int = 1, *, held: int = 0, pixels: int = 0
+    config: RunConfig, estimate: MemoryEstimate, free: int, processes: int = 1, *, reserved: int = 0, pixels: int = 0
 ) -> MemoryPlan:
     """Choose micro-batches and checkpointing within the keys of a configuration.
 
@@ -152,14 +152,14 @@ def choose_memory_plan(
         estimate: Memory estimate of its student.
         free: Free memory of the smallest device in bytes, before the student is loaded.
         processes: Number of processes.
-        held: Bytes of the device's memory that are needed beside the student, such as by a cache of tiles.
-        pixels: Edge of the tiles that are read ahead; 0 to leave them out.
+        reserved: Bytes of the device's memory that are not available to the student, such as a cache of tiles.
+        pixels: Edge of the tiles that are read ahead; 0 to ignore them.
 
     Raises:
-        ConfigError: The batch does not fit; the message gives the numbers and ways out.
+        ConfigError: The batch does not fit; the message gives the figures and remedies.
         ModelError: `gradient_checkpointing: always`, and the backbone does not support it.
     """
-    t, room = config.training, _Room(free, processes, held, pixels)
+    t, budget = config.training, _Budget(free, processes, reserved, pixels)
     frozen = config.backbone.tuning == "frozen"  # keeps no activations anyway
     supported = estimate.checkpointed is not None and not frozen
     if t.gradient_checkpointing == "always" and not supported and not frozen:
@@ -172,23 +172,23 @@ def choose_memory_plan(
     plans: list[MemoryPlan] = []
     for mode in modes:
         for count in _micro_batches(config, processes):
-            found = _plan(config, estimate, room, count, mode and supported)
-            if found.fits:
-                plans.append(found)
+            plan = _plan(config, estimate, budget, count, mode and supported)
+            if plan.fits:
+                plans.append(plan)
                 break
     if plans:
-        few_tiles = _tiles(config, processes, plans[0].micro_batches) < _FEWEST
+        few_tiles = _tiles(config, processes, plans[0].micro_batches) < _MIN_TILES
         chosen = min(plans, key=lambda plan: plan.micro_batches) if few_tiles else plans[0]
     else:
-        what, ways = _too_large(config, estimate, room, supported)
+        problem, remedies = _too_large(config, estimate, budget, supported)
         if t.gradient_checkpointing == "auto" or t.accumulation == "auto":
             override = (
                 "to train anyway, set training.gradient_checkpointing to always or never, and "
                 "training.accumulation to a number"
             )
-            raise ConfigError(what, where="training.tiles_per_step", fix=f"{'; or '.join(ways)}; {override}")
-        chosen = _plan(config, estimate, room, t.accumulation, modes[0] and supported)
-        warning = f"warning: {what}. The training may run out of memory; what helps: {'; or '.join(ways)}"
+            raise ConfigError(problem, where="training.tiles_per_step", fix=f"{'; or '.join(remedies)}; {override}")
+        chosen = _plan(config, estimate, budget, t.accumulation, modes[0] and supported)
+        warning = f"warning: {problem}. Training may run out of memory; to avoid this: {'; or '.join(remedies)}"
         chosen = replace(chosen, notes=(warning,))
     if t.gradient_checkpointing == "always" and not chosen.checkpointing:
         why = "with backbone.tuning=frozen, no activations are kept" if frozen else "it saves nothing for this student"
@@ -198,7 +198,7 @@ def choose_memory_plan(
 
 
 def _micro_batches(config: RunConfig, processes: int) -> Iterator[int]:
-    """Yield the numbers of micro-batches that the keys and the loss terms permit, each with smaller batches."""
+    """Yield the numbers of micro-batches that the keys and the loss terms permit, in ascending order."""
     t = config.training
     if t.accumulation != "auto":
         yield t.accumulation
@@ -212,7 +212,7 @@ def _micro_batches(config: RunConfig, processes: int) -> Iterator[int]:
 
 
 def _problems(config: RunConfig, micro_batches: int) -> list[str]:
-    """Return why loss terms refuse a number of micro-batches."""
+    """List the problems that the loss terms have with a number of micro-batches."""
     changed = _with(config, accumulation=micro_batches)
     return [problem for term in all_terms(changed) for problem in term.problems()]
 
@@ -223,60 +223,64 @@ def _tiles(config: RunConfig, processes: int, micro_batches: int) -> int:
 
 
 def views_per_tile(config: RunConfig) -> int:
-    """Return how many views of each tile the active terms need."""
+    """Return the number of views of each tile that the active terms need."""
     return max((term.views for term in all_terms(config) if term.active), default=1)
 
 
 def _plan(
-    config: RunConfig, estimate: MemoryEstimate, room: _Room, micro_batches: int, checkpointing: bool
+    config: RunConfig, estimate: MemoryEstimate, budget: _Budget, micro_batches: int, checkpointing: bool
 ) -> MemoryPlan:
-    """Compute what a number of micro-batches needs; checkpointing only where it saves memory."""
-    tiles = _tiles(config, room.processes, micro_batches)
+    """Plan a number of micro-batches, with checkpointing only where it saves memory."""
+    tiles = _tiles(config, budget.processes, micro_batches)
     images = tiles * views_per_tile(config)
 
     def total(checkpointed: bool) -> int:
-        return estimate.total(images, checkpointing=checkpointed, micro_batches=micro_batches, processes=room.processes)
+        return estimate.total(
+            images, checkpointing=checkpointed, micro_batches=micro_batches, processes=budget.processes
+        )
 
     checkpointing = checkpointing and total(True) < total(False)
-    beside = room.held + bytes_ahead(3 * room.pixels**2 * tiles)
+    outside_student = budget.reserved + bytes_ahead(3 * budget.pixels**2 * tiles)
     per_tile = estimate.per_tile(images, checkpointing=checkpointing)
     notes = [f"{images} images of {_size(per_tile)} at a time"]
     notes += [f"weights {_size(estimate.weights)}", f"gradients {_size(estimate.gradients)}"]
     notes += [f"optimiser {_size(estimate.optimiser)}"]
-    notes += [f"beside the student {_size(beside)}"] if beside else []
+    notes += [f"cached and prefetched tiles {_size(outside_student)}"] if outside_student else []
     notes += [f"{micro_batches} micro-batches per step"] if micro_batches > 1 else []
     notes += ["with gradient checkpointing"] if checkpointing else []
-    return MemoryPlan(checkpointing, micro_batches, total(checkpointing) + beside, room.free, ", ".join(notes))
+    return MemoryPlan(
+        checkpointing, micro_batches, total(checkpointing) + outside_student, budget.free, ", ".join(notes)
+    )
 
 
-def _too_large(config: RunConfig, estimate: MemoryEstimate, room: _Room, supported: bool) -> tuple[str, list[str]]:
-    """Describe a batch that does not fit, and three ways out, the least costly first."""
-    t, processes = config.training, room.processes
+def _too_large(config: RunConfig, estimate: MemoryEstimate, budget: _Budget, supported: bool) -> tuple[str, list[str]]:
+    """Describe a batch that does not fit, with up to three remedies, the least costly first."""
+    t, processes = config.training, budget.processes
     checkpointing = t.gradient_checkpointing != "never" and supported
     automatic = _with(config, accumulation="auto")
     half = _with(config, tiles_per_step=max(t.tiles_per_step // 2, processes))
-    while half.training.tiles_per_step > processes and not _plan(half, estimate, room, 1, checkpointing).fits:
+    while half.training.tiles_per_step > processes and not _plan(half, estimate, budget, 1, checkpointing).fits:
         half = _with(half, tiles_per_step=max(half.training.tiles_per_step // 2, processes))
-    tries = [("training.gradient_checkpointing=auto", config, t.micro_batches, True)] if supported else []
+    candidates = [("training.gradient_checkpointing=auto", config, t.micro_batches, True)] if supported else []
     for count in _micro_batches(automatic, processes):
-        if _plan(config, estimate, room, count, checkpointing).fits:
-            tries.append((f"training.accumulation={count}", config, count, checkpointing))
+        if _plan(config, estimate, budget, count, checkpointing).fits:
+            candidates.append((f"training.accumulation={count}", config, count, checkpointing))
             break
-    tries.append((f"training.tiles_per_step={half.training.tiles_per_step}", half, 1, checkpointing))
-    ways = []
-    for way, changed, count, recomputes in tries:
-        plan = _plan(changed, estimate, room, count, recomputes)
+    candidates.append((f"training.tiles_per_step={half.training.tiles_per_step}", half, 1, checkpointing))
+    remedies = []
+    for remedy, changed, count, recompute in candidates:
+        plan = _plan(changed, estimate, budget, count, recompute)
         if plan.fits:
-            ways.append(f"{way} (needs {_size(plan.needed)})")
+            remedies.append(f"{remedy} (needs {_size(plan.needed)})")
     if config.backbone.tuning != "frozen":
-        ways.append("backbone.tuning=frozen, which keeps no activations")
-    ways += ["a smaller backbone or fewer backbone.pixels", "a device with more memory"]
-    smallest = _plan(config, estimate, room, max(_micro_batches(config, processes)), checkpointing)
-    what = (
+        remedies.append("backbone.tuning=frozen, which keeps no activations")
+    remedies += ["a smaller backbone or fewer backbone.pixels", "a device with more memory"]
+    smallest = _plan(config, estimate, budget, max(_micro_batches(config, processes)), checkpointing)
+    problem = (
         f"a step of {t.tiles_per_step} tiles needs {_size(smallest.needed)} ({smallest.parts}), and only "
-        f"{_size(int(_USABLE * room.free))} can be used: {_USABLE:.0%} of the device's free memory"
+        f"{_size(int(_USABLE * budget.free))} can be used: {_USABLE:.0%} of the device's free memory"
     )
-    return what, ways[:3]
+    return problem, remedies[:3]
 
 
 def _with(config: RunConfig, **training: object) -> RunConfig:
@@ -287,14 +291,14 @@ def _with(config: RunConfig, **training: object) -> RunConfig:
 def _smallest_memory(processes: Processes) -> int:
     """Return the smallest free memory of any process in bytes; processes on the same device share it equally."""
     device = processes.device
-    place = (socket.gethostname(), str(device))
-    devices: Sequence[tuple[tuple[str, str], int]] = processes.gather((place, device_memory(device)))
-    places = [where for where, _ in devices]
-    shares = [free // places.count(where) for where, free in devices]
+    name = (socket.gethostname(), str(device))
+    devices: Sequence[tuple[tuple[str, str], int]] = processes.gather((name, device_memory(device)))
+    names = [name for name, _ in devices]
+    shares = [free // names.count(name) for name, free in devices]
     if min(shares) < _UNEQUAL * max(shares) and processes.main:
         logger.info(
-            f"note: the devices have different free memory, {', '.join(_size(share) for share in shares)}: "
-            "the smallest decides how many tiles fit"
+            f"note: the devices have different free memory ({', '.join(_size(share) for share in shares)}); "
+            "the smallest limits the number of tiles"
         )
     return min(shares)
 

@@ -1,4 +1,4 @@
-"""The monitored metric: the score on validation tiles that selects the step."""
+"""The monitored metric: the score on validation tiles by which the best step is selected."""
 
 import logging
 from collections.abc import Callable, Sequence

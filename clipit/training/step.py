@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _COPY = np.uint64(0x9E3779B97F4A7C15)  # augments copies of a tile in one batch differently
 _VIEW = 0xC2B2AE3D27D4EB4F  # augments the views of one copy differently
-Slice = tuple[Int[np.ndarray, "b"], Tensor]
-"""Rows of a micro-batch and their pixels on the device, uint8 [b, 3, h, w]."""
+LocalBatch = tuple[Int[np.ndarray, "b"], Tensor]
+"""Rows of one micro-batch of this process, and their pixels on the device, uint8 [b, 3, h, w]."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Clock:
     """Timer of training: throughput, and the fraction of time spent waiting for tiles.
 
     Attributes:
-        start: Time of the start, seconds.
-        waited: Time that the steps waited for tiles, seconds.
-        tiles: Tiles of all processes.
+        start: Start of training, in seconds of `time.perf_counter`.
+        waited: Seconds that the steps waited for tiles.
+        tiles: Number of tiles so far, over all processes.
         reading: Clock of this process's reading threads.
     """
 
@@ -76,10 +76,10 @@ class Clock:
         return self.waited / self.seconds()
 
 
-def slices(
+def local_batches(
     data: TrainingData, steps: range, processes: Processes, accumulation: int, clock: ReadingClock | None = None
-) -> Iterator[Slice]:
-    """Iterate over this process's micro-batches on its device, step by step, with prefetching."""
+) -> Iterator[LocalBatch]:
+    """Iterate over this process's micro-batches on its device in the order of the steps, with prefetching."""
     batches = (rows for step in steps for rows in local_parts(data.plan.rows(step), processes, accumulation))
     return data.source.on_device(batches, processes.device, clock)
 
@@ -96,7 +96,7 @@ def one_step(
     model: torch.nn.Module,
     normalise: Normalise,
     data: TrainingData,
-    batches: Iterator[Slice],
+    batches: Iterator[LocalBatch],
     step: int,
     processes: Processes,
     accelerator: "Accelerator",

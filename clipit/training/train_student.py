@@ -1,4 +1,4 @@
-"""Train a student: its batches, losses and validation, in the loop that is shared with the adaptation of VLMs."""
+"""Train a student: its batches, losses and validation, in the loop that VLM adaptation also uses."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ from clipit.tiles.pixel_source import PixelSource
 from clipit.training.checkpoints import best_file, load_checkpoint, load_weights
 from clipit.training.loop import Schedule, StepParts, make_optimizer, run_steps
 from clipit.training.monitor import Monitor
-from clipit.training.step import Clock, TrainingData, one_step, slices
+from clipit.training.step import Clock, TrainingData, local_batches, one_step
 from clipit.training.terms.term import Normalise
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Validation:
-    """Tiles that the step is selected on.
+    """Validation tiles by which the best step is selected.
 
     Attributes:
         source: Pixels of the validation tiles.
@@ -52,7 +52,7 @@ class TrainingOutcome:
 
     Attributes:
         steps: Number of optimiser steps that were run.
-        chosen_step: Step whose weights the student has.
+        chosen_step: Step whose weights the student has after training.
         score: Monitored validation score at this step; None without validation.
         tiles_seen: Number of tiles over all steps, repeated ones included.
         seconds: Duration of the training.
@@ -112,7 +112,7 @@ def train_student(
     wrapped = accelerator.prepare_optimizer(optimizer)
     clock = Clock()
     first = progress.step
-    batches = slices(data, range(first, t.steps), processes, t.micro_batches, clock.reading)
+    batches = local_batches(data, range(first, t.steps), processes, t.micro_batches, clock.reading)
 
     def compute(step: int) -> dict[str, Tensor]:
         model.train()
@@ -194,10 +194,10 @@ def student_logits(
 def _report_warm_up(loss: Float[Tensor, ""], clock: Clock, processes: Processes) -> float:
     """Return and log the seconds of the first step, in which the backbone was compiled."""
     float(loss)  # waits for the device
-    taken = round(clock.seconds() - clock.waited, 2)
+    seconds = round(clock.seconds() - clock.waited, 2)
     if processes.main:
-        logger.info(f"note: the first step took {taken:.0f} s, because it compiled the backbone (training.compile)")
-    return taken
+        logger.info(f"note: the first step took {seconds:.0f} s, because it compiled the backbone (training.compile)")
+    return seconds
 
 
 def _clip_gradients(accelerator: "Accelerator", student: Student, largest_norm: float) -> float:

@@ -15,7 +15,7 @@ from clipit.pairing.options import compare_options, options_text
 from clipit.progress import progress
 from clipit.reporting.html import write_page
 from clipit.reporting.notes import compose_note
-from clipit.reporting.pairing_page import MOST_TILES, choose_tiles, pairing_page
+from clipit.reporting.pairing_page import MAX_TILES, choose_tiles, pairing_page
 from clipit.reporting.thumbnails import LARGE, LARGE_BYTES, SMALL, page_pictures
 from clipit.stores.approximate import search_settings
 from clipit.stores.index import Index, build_index
@@ -29,7 +29,7 @@ TilePredictions = Mapping[str, tuple[int, float]]
 def write_pairs_page(
     config: RunConfig,
     workspace: Workspace,
-    most: int = MOST_TILES,
+    most: int = MAX_TILES,
     run: Path | None = None,
     given: tuple[TilePredictions, str] | None = None,
 ) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from clipit.config.load import names_tiles
 from clipit.config.run import ReportsConfig, RunConfig
-from clipit.data_files import hub_id, neighbours
+from clipit.data_files import hub_id, similar_names
 from clipit.errors import ArtifactError, ClipitError, DataError, shortlist
 from clipit.prompts.prompt_set import PromptSet, check_classes, unused_classes
 
@@ -103,7 +103,7 @@ def _check_reports(reports: ReportsConfig) -> None:
     if hub_id(reports.path) is not None or Path(reports.path).expanduser().exists():
         return
     raise DataError(
-        "the reports do not exist", where=reports.path, fix=f"correct reports.path; {neighbours(reports.path)}"
+        "the reports do not exist", where=reports.path, fix=f"correct reports.path; {similar_names(reports.path)}"
     )
 
 

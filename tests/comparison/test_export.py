@@ -186,7 +186,7 @@ def test_points_of_scatter_plots_are_written_with_ids(
     points = pq.read_table(folder / finding["points"])
     assert points.column_names == ["plane", "kind", "id", "x", "y"]
     groups = {(row["plane"], row["kind"]) for row in points.to_pylist()}
-    assert {plane for plane, _ in groups} == {"as the VLM gives them", "centred", "projected by the student"}
+    assert {plane for plane, _ in groups} == {"as embedded by the VLM", "centred", "projected by the student"}
     for plane, kind in groups:
         ids = {row["id"] for row in points.to_pylist() if (row["plane"], row["kind"]) == (plane, kind)}
         names = re.compile(r"images/test-\d+\.png")

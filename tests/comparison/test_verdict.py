@@ -89,7 +89,7 @@ def test_each_rule_gives_its_verdict(make_plan: Any, changes: dict[str, float | 
 def test_controls_that_an_arm_is_not_better_than_are_named_after_the_verdict(make_plan: Any) -> None:
     means = {**LOW, "own_label": 0.8, REPORT_PROBE: 0.9, "own_case": 0.85, TILE_PROBE: None}
     assert compared(make_plan(), means).verdict.endswith(
-        "at most speed and independence of the VLM. Not better than own_case (labels of the same patients' tiles, "
+        "at most speed and independence from the VLM. Not better than own_case (labels of the same patients' tiles, "
         "without text). Not tested against the VLM's linear probe on the labels of tiles."
     )
     same = results(make_plan(), {**LOW, "own_label": 0.8})

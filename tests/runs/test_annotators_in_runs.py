@@ -117,7 +117,7 @@ def test_certain_posteriors_give_the_loss_of_hard_labels(
     [
         ({"tiles.annotations.labels": "posterior"}, "belong together"),
         ({"soft_labels.source": "annotators"}, "belong together"),
-        ({**POSTERIOR, "training.monitor": "agreement"}, "annotators label the validation tiles, too"),
+        ({**POSTERIOR, "training.monitor": "agreement"}, "annotators also label the validation tiles"),
     ],
 )
 def test_keys_that_do_not_fit(

@@ -161,7 +161,7 @@ def test_leaks_are_found_without_the_training_images(run: Path, home: Path, make
         try:
             earlier = evaluate_external(run, tiles, name="earlier", config=with_policy(run, "exclude"))[1]
             assert earlier["splits"]["earlier"]["labelled"] == 8
-            assert "WARNING: not checked against the training: patients" in earlier["external"]["not_checked"][0]
+            assert "WARNING: not checked against training: patients" in earlier["external"]["not_checked"][0]
             artefacts = home / "out" / "artefacts"
             artefacts.rename(tmp_path / "artefacts")
             lines = capture_log()

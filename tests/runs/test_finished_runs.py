@@ -176,7 +176,7 @@ def test_a_finished_run_that_cannot_be_written_is_read(
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and allowed(path, mode))
     monkeypatch.setattr("clipit.artifacts.FileLock", lambda *_: pytest.fail("a lock file was written"))
-    assert any("the finished run is only read" in line for line in again(config))
+    assert any("is read-only; its existing results are used" in line for line in again(config))
     resolved = resolve_arm(config)
     assert evaluate_again(resolved, workspace) == (folder, results)
     assert write_pages(resolved, workspace) == [folder / "report.html"]

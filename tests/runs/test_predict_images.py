@@ -187,7 +187,7 @@ def test_finished_files_are_kept_and_never_overwritten_by_another_command(
     with pytest.raises(ArtifactError, match="have changed"):
         predict_images(classifier, open_images(tiles), out, options=SMALL)
     (tmp_path / "mine.html").write_text("a page of the user")
-    with pytest.raises(ArtifactError, match=r"not those of this command(.|\n)*mine\.html"):
+    with pytest.raises(ArtifactError, match=r"belong to another command or have changed(.|\n)*mine\.html"):
         predict_images(classifier, open_images(tiles), tmp_path / "mine.csv", options=SMALL)
 
 
@@ -218,7 +218,7 @@ def test_values_that_are_not_finite_are_an_error_that_names_the_image(
         return logits, projected
 
     monkeypatch.setattr(classifier, "forward", overflow)
-    with pytest.raises(ModelError, match=r"not finite for 1 of 3 images(.|\n)*06\.png"):
+    with pytest.raises(ModelError, match=r"NaN or infinite for 1 of 3 images(.|\n)*06\.png"):
         predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
 
 
@@ -245,7 +245,7 @@ def test_tables_name_images_by_their_own_columns_and_labels_do_not_matter(tiles:
     assert list(open_inputs([tmp_path / "t.csv"], tiles, "file").ids) == ["case 1/01.png", "case 0/03.png"]
     with pytest.raises(DataError, match=r"missing columns: path(.|\n)*--path-column"):
         open_inputs([tmp_path / "t.csv"], tiles)
-    with pytest.raises(ConfigError, match="only tables use --images"):
+    with pytest.raises(ConfigError, match="--images only apply to tables"):
         open_inputs([tiles], images=tiles)
     both = open_inputs([tiles / "case 0", tmp_path / "t.csv"], tiles, "file", "key")
     assert list(both.ids)[-3:] == ["36.png", "x", "y"]
@@ -328,7 +328,7 @@ def test_the_command_prints_shares_and_where_the_files_are(
         monkeypatch, folder / "run", "--out", out, "--classes", "necrosis; mucin", "--vlm", folder / "clip",
         "--device", "cpu", tiles / "case 0", tiles / "case 1/01.png",
     )  # fmt: skip
-    assert "the same command has finished before" in capsys.readouterr().out
+    assert "the same command has finished earlier" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_the_command_prints_shares_and_where_the_files_are(
     [
         (("{tiles}", "--out", "{tmp}/p.txt"), "unknown format"),
         (("{tmp}/gone", "--out", "{tmp}/p.csv"), "no such file or folder"),
-        (("{tiles}/case 0", "{tiles}/case 0", "--out", "{tmp}/p.csv"), "images have the id of another one"),
+        (("{tiles}/case 0", "{tiles}/case 0", "--out", "{tmp}/p.csv"), "image ids occur more than once"),
         (("{tiles}", "--out", "{tmp}/p.csv", "--prompts", "absent"), "no prompt set 'absent'"),
         (("{tiles}", "--out", "{tmp}/p.csv", "--device", "tpu9"), "device"),
     ],

@@ -33,7 +33,7 @@ def test_the_resolution_of_the_backbone_is_marked_as_assumed(stated: Path, assum
     scorer = classifier_scorer(clipit.load_classifier(assumed))
     tiles, (warning,) = tiles_for(scorer, SlidesConfig(), [])
     assert tiles.mpp == 2.0
-    assert "stated no micrometres per pixel" in warning and "--tile-mpp" in warning
+    assert "the resolution of the training tiles is unknown" in warning and "--tile-mpp" in warning
     assert tiles_for(scorer, SlidesConfig(mpp=2.0), ["mpp"])[1] == []
     assert tiles_for(replace(scorer, mpp_assumed=False), SlidesConfig(), [])[1] == []
 
@@ -44,7 +44,7 @@ def test_predicting_a_slide_warns_of_an_assumed_resolution(
     write_slide(tmp_path / "s.tiff", picture(300, 300), levels=2)
     with caplog.at_level(logging.WARNING):
         clipit.predict(stated, tmp_path / "s.tiff", tmp_path / "stated.csv")
-        assert "stated no micrometres" not in caplog.text
+        assert "the resolution of the training tiles is unknown" not in caplog.text
         clipit.predict(assumed, tmp_path / "s.tiff", tmp_path / "assumed.csv")
-    assert "stated no micrometres" in caplog.text
+    assert "the resolution of the training tiles is unknown" in caplog.text
     assert "assumed from the backbone" in (tmp_path / "assumed.html").read_text()

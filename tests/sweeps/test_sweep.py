@@ -198,7 +198,7 @@ def test_a_trial_without_a_value_or_with_another_name_is_refused(write_sweep: Wr
         make_trial(sweep, {"lora.rank": "2"})
     trial = make_trial(sweep, {"lora.rank": "2", "seed": "1"})
     assert run_folder(trial.config) == run_folder(plan_sweep(sweep, {}).trials[1].config)
-    with pytest.raises(ConfigError, match="named by their values"):
+    with pytest.raises(ConfigError, match="named after their values"):
         plan_sweep(sweep, {"name": "mine"})
     with pytest.raises(ConfigError, match=r"lora\.rank cannot be an option, because the sweep sets it"):
         plan_sweep(sweep, {"lora.rank": "2"})
@@ -213,11 +213,11 @@ def test_values_with_special_characters_give_distinct_names(write_sweep: WriteSw
 
 def test_a_key_that_changes_no_run_is_refused(write_sweep: WriteSweep) -> None:
     frozen = {"backbone.tuning": "frozen"}
-    with pytest.raises(ConfigError, match=r"lora\.rank changes none of the runs"):
+    with pytest.raises(ConfigError, match=r"lora\.rank has no effect on any run"):
         all_trials(write_sweep(keys=frozen))
-    with pytest.raises(ConfigError, match=r"pairing\.k changes none of the runs"):
+    with pytest.raises(ConfigError, match=r"pairing\.k has no effect on any run"):
         all_trials(write_sweep({"parameters": {"pairing.k": {"values": [1, 5]}}}, {"arm": "image_only"}))
-    with pytest.raises(ConfigError, match=r"distillation\.weight changes none of the runs"):
+    with pytest.raises(ConfigError, match=r"distillation\.weight has no effect on any run"):
         all_trials(write_sweep({"parameters": {"distillation.weight": {"values": [1, 5]}}}, {"arm": "image_only"}))
     some = {"lora.rank": {"values": [2, 4]}, "backbone.tuning": {"values": ["lora", "frozen"]}}
     assert len(all_trials(write_sweep({"parameters": some}))) == 4

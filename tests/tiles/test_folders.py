@@ -144,7 +144,7 @@ def test_links_to_folders_are_read_once(tree: Path, tmp_path_factory: pytest.Tem
 
 def test_links_to_missing_images_are_errors_or_quarantined(tree: Path) -> None:
     (tree / "train" / "stroma" / "gone.png").symlink_to(tree / "nowhere.png")
-    with pytest.raises(DataError, match=r"1 links lead to files that do not exist: .*gone\.png"):
+    with pytest.raises(DataError, match=r"1 links point to files that do not exist: .*gone\.png"):
         load_tiles(config(tree), seed=0)
     tiles = load_tiles(config(tree, unreadable="quarantine"), seed=0)
     assert tiles.quarantined == ("train/stroma/gone.png",)

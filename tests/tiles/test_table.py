@@ -438,7 +438,7 @@ def test_links_to_missing_images_are_errors_or_quarantined(tmp_path: Path) -> No
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     (tmp_path / "img" / "3.png").unlink()
     (tmp_path / "img" / "3.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(DataError, match=r"1 links lead to files that do not exist: img/3\.png"):
+    with pytest.raises(DataError, match=r"1 links point to files that do not exist: img/3\.png"):
         load_tiles(config(path), seed=0)
     assert load_tiles(config(path, unreadable="quarantine"), seed=0).quarantined == ("img/3.png",)
 

@@ -17,7 +17,7 @@ from clipit.models.student import Student
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
 from clipit.training.checkpoints import Progress, best_file
-from clipit.training.loop import _check_finite, _note_score, warmup_cosine
+from clipit.training.loop import _check_finite, _record_score, warmup_cosine
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -43,7 +43,7 @@ def validate(folder: Path, scores: list[float | None], patience: int | None) -> 
     for score in scores:
         if not progress.stopped:
             progress.step += 1
-            _note_score(progress, score, patience, folder, student, get_processes())
+            _record_score(progress, score, patience, folder, student, get_processes())
     return progress
 
 

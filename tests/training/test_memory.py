@@ -189,8 +189,10 @@ def test_checkpointing_that_saves_nothing_or_is_not_needed_is_not_used_and_a_not
 
 
 def test_tiles_that_are_read_ahead_and_what_else_is_held_count(configure: MakeConfig) -> None:
-    plan = choose_memory_plan(configure({"training.tiles_per_step": 64}), made_estimate(), 10**6, held=1000, pixels=4)
-    assert plan.needed == 760 + 1000 + 5 * 64 * 3 * 4 * 4 and "beside the student" in plan.message
+    plan = choose_memory_plan(
+        configure({"training.tiles_per_step": 64}), made_estimate(), 10**6, reserved=1000, pixels=4
+    )
+    assert plan.needed == 760 + 1000 + 5 * 64 * 3 * 4 * 4 and "cached and prefetched tiles" in plan.message
     assert bytes_ahead(2**29) == 2**29 + 2**30 and bytes_ahead(2**31) == 2 * 2**31
 
 
@@ -215,13 +217,13 @@ def test_all_but_tiny_students_are_estimated_without_values(monkeypatch: pytest.
     kinds: list[bool] = []
     student.backbone.register_forward_pre_hook(lambda _, inputs: kinds.append(isinstance(inputs[0], FakeTensor)))
     monkeypatch.setattr(memory, "_TRIVIAL", (0, 0))
-    monkeypatch.setattr(memory, "_known", {})
+    monkeypatch.setattr(memory, "_cache", {})
     fake = estimate_memory(student, normalise, 32, checkpointing=False)
     assert kinds and all(kinds)
     assert fake.total(8) == real.total(8) and fake.weights == real.weights
 
     student.backbone.register_forward_pre_hook(lambda _, inputs: float(inputs[0].sum()) and None)  # needs a value
-    monkeypatch.setattr(memory, "_known", {})
+    monkeypatch.setattr(memory, "_cache", {})
     assert estimate_memory(student, normalise, 32, checkpointing=False).total(8) == real.total(8)
     assert not kinds[-1]
 
@@ -239,7 +241,7 @@ def test_a_lack_of_memory_in_one_process_stops_all_of_them(
     monkeypatch.setattr(memory_plan, "get_processes", lambda: Processes(0, 2, torch.device("cpu")))
     monkeypatch.setattr(Processes, "gather", lambda _, value: gathered.append(value) or [value, other])
     monkeypatch.setattr(memory_plan, "estimate_memory", estimate)
-    with pytest.raises(ConfigError, match="not even two tiles"):
+    with pytest.raises(ConfigError, match="too little memory for even two tiles"):
         student = Student(nn.Identity(), StudentConfig(), dim=4, n_classes=3, joint_dim=8)
         memory_plan.plan_memory(configure(), student, lambda pixels: pixels, 8)
     assert gathered == [own]
@@ -346,4 +348,4 @@ def test_processes_on_unequal_devices_take_the_smallest(monkeypatch: pytest.Monk
         monkeypatch.setattr(Processes, "gather", lambda *_, gathered=gathered: gathered)
         assert _smallest_memory(processes) == smallest
     (note,) = lines
-    assert "different free memory, 80 bytes, 40 bytes" in note
+    assert "different free memory (80 bytes, 40 bytes" in note

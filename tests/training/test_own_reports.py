@@ -86,7 +86,7 @@ def test_labels_of_a_column(own: Own) -> None:
 def test_labels_of_reports_for_labelled_tiles_alone_are_a_warning(own: Own, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         found = labels_of(own("label", **{"tiles.labels.kind": "all"}))
-    assert found.facts["unlabelled_tiles"] == 0 and "own reports change nothing" in caplog.text
+    assert found.facts["unlabelled_tiles"] == 0 and "own reports have no effect" in caplog.text
 
 
 def test_rules_give_the_affirmed_class(own: Own) -> None:
@@ -192,7 +192,7 @@ def test_no_label_can_be_spread_without_a_labelled_tile(own: Own) -> None:
     config = own("case")
     workspace = Workspace(config)
     tiles = workspace.tiles(config.seed)
-    with pytest.raises(DataError, match="no labelled training tile has a patient"):
+    with pytest.raises(DataError, match="no labelled training tile belongs to a known patient"):
         own_report_labels(config, workspace, replace(tiles, labels=np.full_like(tiles.labels, -1)))
 
 
@@ -273,7 +273,7 @@ def test_a_run_without_any_tile_label(own: Own, tmp_path: Path) -> None:
     [
         ("label", {"reports.label_column": None}, r"labels=label needs reports\.label_column"),
         ("rules", {"soft_labels.own_report.rules": None}, "labels=rules needs a file or name"),
-        ("text", {"tiles.labels.kind": "none"}, "labels=text uses the labels of tiles"),
+        ("text", {"tiles.labels.kind": "none"}, "labels=text needs labels of tiles"),
         ("label", {"soft_labels.own_report.tiles": "tissue"}, "needs soft_labels.own_report.tissue_prompts"),
         ("label", {"soft_labels.own_report.tiles": "at_least_one"}, "needs the class of the other tiles"),
         ("label", {"training.monitor": "agreement"}, "reports of validation patients are never used"),
@@ -286,7 +286,7 @@ def test_keys_that_are_missing(own: Own, labels: str, keys: dict[str, Any], mess
 
 def test_labels_that_are_no_classes(own: Own, tmp_path: Path) -> None:
     strange = write_reports(tmp_path / "strange.jsonl", lambda split, row: row.update(finding="grade 2"))
-    with pytest.raises(DataError, match=r"(?s)no label of a report is a class: the labels are grade 2.*class_map"):
+    with pytest.raises(DataError, match=r"(?s)no report label is a class: the labels are grade 2.*class_map"):
         labels_of(own("label", **{"reports.path": str(strange)}))
     with pytest.raises(ConfigError, match="class_map names classes that the tiles lack: fat"):
         labels_of(own("label", **{"soft_labels.own_report.class_map": {"gland": "fat"}}))
@@ -295,5 +295,5 @@ def test_labels_that_are_no_classes(own: Own, tmp_path: Path) -> None:
         labels_of(own("rules", **{"reports.path": str(silent)}))
     rules = {"name": "wrong", "classes": {"fat": ["fat"]}}
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
-    with pytest.raises(DataError, match="the rules have classes that the tiles lack: fat"):
+    with pytest.raises(DataError, match="the rules name classes that the tiles lack: fat"):
         labels_of(own("rules", **{"soft_labels.own_report.rules": str(tmp_path / "wrong.yaml")}))

@@ -27,7 +27,7 @@ def test_sharpening_prior_and_confidence() -> None:
 
 
 def test_not_finite() -> None:
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match="NaN or infinite"):
         make_soft_labels(np.array([[np.nan, 1.0]], dtype=np.float32), SoftLabelsConfig(source="zero_shot"))
 
 

@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 TEXT_ONLY = "text only: a head on the retrieved snippets"
 IMAGE_PROBE = "the VLM's image probe"
 
-
 _Classifier = tuple[Predictions, Path]
 """Predictions of the test tiles, and their file."""
 
@@ -63,16 +62,18 @@ def analyse_complementarity(
     compared: dict[str, dict[int, _SeedResult]] = {}
     for seed in c.seeds:
         vision, vision_file = _run_classifier(rows, c.baseline, seed)
-        resamples = config.evaluation.bootstrap if seed == first else 0  # only the first seed's intervals are shown
+        resamples = (
+            config.evaluation.bootstrap if seed == first else 0
+        )  # the table only shows intervals of the first seed
         for name, (other, file) in _other_classifiers(plan, workspace, rows, folder, seed).items():
             counts = complementarity(vision, other, resamples, seed)
             compared.setdefault(name, {})[seed] = _SeedResult(counts, file, vision_file)
     return [
         AnalysisResult(
             heading=heading(plan, "Complementarity: correct where vision is wrong"),
-            text=f"R counts the test tiles that another classifier gets right and {c.baseline} of the same seed gets "
-            "wrong (CLIP-IT, figure 3). `over seeds`: mean, with the lowest and the highest seed in brackets; the "
-            f"remaining columns are for seed {first} alone, with a bootstrap interval over its test tiles. Any two "
+            text="R counts the test tiles that another classifier classifies correctly and "
+            f"{c.baseline} of the same seed does not (CLIP-IT, figure 3). `over seeds`: mean, with the lowest and the highest seed in brackets; the "
+            f"other columns are for seed {first}, with a bootstrap interval over its test tiles. Any two "
             "classifiers have R > 0: `expected` is R under independent errors, and another seed of the same arm "
             "shows the effect of a different initialisation (and, with few labels, of different labelled tiles) "
             "without text. The text-only head uses the `pairing` rules of the configuration for all tiles, even if an "
@@ -88,7 +89,7 @@ def analyse_complementarity(
                 "expected %",
                 "excess %",
             ),
-            rows=tuple((name, *_cells(by_seed, first, len(c.seeds))) for name, by_seed in compared.items()),
+            rows=tuple((name, *_table_cells(by_seed, first, len(c.seeds))) for name, by_seed in compared.items()),
             source=f"predictions.parquet of the runs; predictions/{folder.name}: text-only and image-probe, by seed",
             values=tuple(
                 {"classifier": name, "seed": seed} | _values(result)
@@ -120,7 +121,7 @@ def _other_classifiers(
         others[IMAGE_PROBE] = save("image-probe", image_probe_predictions(workspace, seed))
     except DataError as error:  # too few labels for a head; the other rows are kept
         reason = str(error).splitlines()[0]
-        logger.info(f"note: {reason}; skipping the text-only classifier and the image probe for seed {seed}")
+        logger.info(f"note: {reason}; the text-only classifier and the image probe are skipped for seed {seed}")
     if len(c.seeds) > 1:
         next_seed = c.seeds[(c.seeds.index(seed) + 1) % len(c.seeds)]
         others[f"{c.baseline}, the next seed"] = _run_classifier(rows, c.baseline, next_seed)
@@ -143,7 +144,7 @@ def _values(result: _SeedResult) -> dict[str, Any]:
     }
 
 
-def _cells(by_seed: dict[int, _SeedResult], first: int, seeds: int) -> tuple[str, ...]:
+def _table_cells(by_seed: dict[int, _SeedResult], first: int, seeds: int) -> tuple[str, ...]:
     over_seeds = (
         _mean_and_range([result.counts.share for result in by_seed.values()], seeds),
         _mean_and_range([result.counts.excess for result in by_seed.values()], seeds, signed=True),
@@ -165,7 +166,7 @@ def _cells(by_seed: dict[int, _SeedResult], first: int, seeds: int) -> tuple[str
 
 
 def _mean_and_range(values: Sequence[float], seeds: int, *, signed: bool = False) -> str:
-    """Format the mean (lowest to highest) in %, with the number of seeds where some have no value."""
+    """Format the mean (lowest to highest) in %, with the number of seeds if some have no value."""
     mean, low, high = (number(PERCENT * f(values), 1, signed=signed) for f in (fmean, min, max))
     cell = f"{mean} (one seed)" if len(values) == 1 else f"{mean} ({low} to {high})"
     return cell if len(values) in (1, seeds) else f"{cell}, {len(values)} of {seeds} seeds"
@@ -176,7 +177,7 @@ def text_only_predictions(workspace: Workspace, seed: int) -> Predictions:
 
     Each tile of every split is represented by the mean of its `pairing.k` nearest snippets under the `pairing` rules
     (the same pairs that training uses), or by a zero vector if the rules leave it unpaired. Statistics over all tiles
-    (hubness correction, mutual neighbours) come from the training tiles alone. `exclude_same_group` applies to training
+    (hubness correction, mutual neighbours) come from the training tiles only. `exclude_same_group` applies to training
     tiles only; `leaks` covers the reports of other patients. The head is fitted on the training labels visible to the
     runs of this seed, and its regularisation is chosen on their validation labels. The paper's text classifier has two
     layers and a fine-tuned text tower; here the tower is frozen.

@@ -50,7 +50,7 @@ def analyse_joint_space(
     sampled = _sample(len(text_store.ids))
     images, texts = tile_store.rows(tile_store.positions(tiles.ids)), text_store.rows(sampled)
     ids = {"test tiles": tiles.ids, "snippets": text_store.ids[sampled]}
-    original = "as the VLM gives them"
+    original = "as embedded by the VLM"
     spaces = [_Space(original, original, {"test tiles": images, "snippets": texts}, ids)]
     stores = {"tiles": tile_store, "snippets": text_store}
     if workspace.text_mean is not None:
@@ -64,7 +64,7 @@ def analyse_joint_space(
         row, projections = student
         projected = {"test tiles, by the student": projections, "snippets": texts}
         projected_ids = {"test tiles, by the student": tiles.ids, "snippets": ids["snippets"]}
-        name = f"as {row.arm} (seed {row.seed}) projects them"
+        name = f"as projected by {row.arm} (seed {row.seed})"
         spaces.append(_Space(name, "projected by the student", projected, projected_ids))
         run = row.run_folder()
         sources.append(f"projections: classifier of {run.parent.name}/{run.name}")

@@ -45,7 +45,7 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
     return AnalysisResult(
         heading=heading(plan, "Quality of the pairs"),
         text="Computed on training tiles. Label agreement uses every label of the data set, including those hidden "
-        "from training; nothing is selected by it. `hubness`: share of tiles paired with the most used 1 % of the "
+        "from training, and selects nothing. `hubness`: share of tiles paired with the most used 1 % of the "
         "snippets; `neighbours`: share of tiles with the majority label of the "
         "other tiles paired with the same snippet; `text`: share of tiles whose label is the class nearest to their "
         "snippet; `AUROC`: how well the pairing score separates the latter from the other tiles.",
@@ -95,16 +95,16 @@ def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], f
         if (quarter == q).any()
     }
     header = [f"{low:.2f} to {high:.2f}" for low, high in bounds.values()]
-    shown = list(bounds)
+    quartiles = list(bounds)
     if not paired.all():
         header.append(f"no pair ({int((~paired).sum())} tiles)")
-        shown.append(_NO_PAIR)
+        quartiles.append(_NO_PAIR)
     table, values = [], []
     for arm in plan.arms:
         if arm == c.baseline:
             continue
         gains, files = compute_gain(plan, rows, arm)
-        means = {q: gains[quarter == q].mean() for q in shown}
+        means = {q: gains[quarter == q].mean() for q in quartiles}
         table.append((arm, *(number(PERCENT * mean, 1, signed=True) for mean in means.values())))
         for q, mean in means.items():
             low, high = bounds.get(q, (None, None))
@@ -125,12 +125,12 @@ def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], f
 
 
 def _arms_with_other_rules(plan: Plan) -> str:
-    """Return a sentence that names the arms with pairing rules of their own; empty if there are none."""
+    """Return a sentence that names the arms with other pairing rules; "" if there are none."""
     config, seed = plan.config, plan.comparison.seeds[0]
     arms = [arm for arm in plan.arms if resolve_arm(plan.run_config(arm, seed)).pairing != config.pairing]
     if not arms:
         return ""
-    return f"Arms that set their own `pairing` keys ({', '.join(arms)}) are split by the same quartiles. "
+    return f"The same quartiles are used for arms with other `pairing` keys ({', '.join(arms)}). "
 
 
 def first_cosines(workspace: Workspace, ids: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -1,4 +1,4 @@
-"""The result of an analysis, and the hits and gains that several analyses compute from the runs' predictions."""
+"""Result of an analysis; hits and gains per tile, computed from the predictions of runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class AnalysisResult:
 
     Attributes:
         heading: Heading of its section.
-        text: How to read the table.
+        text: Explanation of the table.
         header: Column names.
         rows: Cells as text.
         source: Files and columns from which the figures are computed.
@@ -41,7 +41,7 @@ class AnalysisResult:
 
 
 def heading(plan: Plan, text: str) -> str:
-    """Return a heading that names the data set, and the backbone where there are several."""
+    """Return a heading with the data set, and with the backbone if the comparison has several."""
     several = len(plan.comparison.backbones) > 1
     return f"{text} ({plan.data_set}, {plan.backbone})" if several else f"{text} ({plan.data_set})"
 

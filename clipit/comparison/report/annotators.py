@@ -30,7 +30,7 @@ def annotator_sections(tiles_by_place: Mapping[tuple[str, str], TileSet]) -> lis
     """Build a section with the scores of each annotator on the test tiles of each data set; none without annotators."""
     parts = []
     for data_set in dict.fromkeys(data_set for data_set, _ in tiles_by_place):
-        tiles = next(found for (name, _), found in tiles_by_place.items() if name == data_set)
+        tiles = next(each for (name, _), each in tiles_by_place.items() if name == data_set)
         ceiling = human_ceiling(tiles.of_split("test"))
         if ceiling is not None:
             source = "results.json of each run: splits.test.annotators"

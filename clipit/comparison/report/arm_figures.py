@@ -15,7 +15,7 @@ from clipit.reporting.html import Figure, Folded, PageSection, Part, Table, Text
 from clipit.reporting.plots import COLOURS, inline_svg, plot_lines, plot_reliability
 
 _MAX_CLASSES = 20  # larger matrices appear only on the pages of the runs
-_UNFOLDED = 2  # additional plots of curves are collapsed
+_UNFOLDED = 2  # plots of curves that are not collapsed
 
 
 def confusion_sections(results: Sequence[ArmResult]) -> list[PageSection]:
@@ -76,8 +76,8 @@ def curve_sections(results: Sequence[ArmResult], baseline: str) -> list[PageSect
         figures = _curve_figures(arm_curves, baseline)
         parts += figures[:_UNFOLDED]
         if figures[_UNFOLDED:]:
-            more = len(figures) - _UNFOLDED
-            parts.append(Folded(f"{more} more plot{'s' * (more > 1)}", figures[_UNFOLDED:]))
+            folded = len(figures) - _UNFOLDED
+            parts.append(Folded(f"{folded} more plot{'s' * (folded > 1)}", figures[_UNFOLDED:]))
         if missing:
             parts.append(Text(f"No training log (metrics.jsonl): {', '.join(missing)}."))
         if figures:

@@ -16,10 +16,10 @@ from clipit.reporting.thumbnails import jpeg_uri, thumbnail
 from clipit.tiles.tileset import TileSet
 
 MAIN_ARMS = ("clip_it_all", "image_embedding")
-_MOST_ARMS = 3
-_MOST_TILES = 12  # tiles shown of each kind (gained, lost)
+_MAX_ARMS = 3
+_MAX_TILES = 12  # tiles shown of each kind (gained, lost)
 _SIDE, _QUALITY = 96, 70  # pixels and JPEG quality of the pictures
-_MANY_PLACES, _FEW_TILES = 4, 4  # with more data sets and backbones than this, fewer tiles of each kind
+_MANY_PLACES, _FEW_TILES = 4, 4  # data sets and backbones above which fewer tiles of each kind are shown
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ChangedTiles:
 def main_arms(arms: Sequence[str], baseline: str) -> list[str]:
     """Choose up to three arms to show: the text arm, the image-embedding control, then the others in order."""
     others = [arm for arm in arms if arm != baseline]
-    return [arm for arm in (*MAIN_ARMS, *(a for a in others if a not in MAIN_ARMS)) if arm in others][:_MOST_ARMS]
+    return [arm for arm in (*MAIN_ARMS, *(a for a in others if a not in MAIN_ARMS)) if arm in others][:_MAX_ARMS]
 
 
 def tile_sections(
@@ -78,7 +78,7 @@ def tile_sections(
     """
     tested = {result.key: result for result in results if result.key.part == "test" and not result.reference}
     places = list(dict.fromkeys(key.place for key in tested))
-    max_tiles = _MOST_TILES if len(places) <= _MANY_PLACES else _FEW_TILES
+    max_tiles = _MAX_TILES if len(places) <= _MANY_PLACES else _FEW_TILES
     sections = []
     for place in places:
         base = tested.get(ArmKey(*place, "test", baseline))
@@ -145,7 +145,7 @@ def _count_votes(tables: Sequence[Predictions], tiles: Predictions) -> ArmVotes:
     mean = probabilities.mean(axis=0)
     votes = (predicted[:, :, None] == np.arange(len(tiles.classes))).sum(axis=0)
     right = (predicted == tiles.labels).sum(axis=0)
-    return ArmVotes(right, (votes + 0.5 * mean).argmax(axis=1), mean)  # half a probability never outweighs a vote
+    return ArmVotes(right, (votes + 0.5 * mean).argmax(axis=1), mean)  # half a probability is less than a vote
 
 
 def _select(mask: Bool[np.ndarray, " n"], key: Float[np.ndarray, " n"], tiles: Predictions) -> Int64[np.ndarray, " k"]:
@@ -160,7 +160,7 @@ def change_parts(
     seeds: tuple[int, int],
     picture: Callable[[str], str | None],
     source: str,
-    max_tiles: int = _MOST_TILES,
+    max_tiles: int = _MAX_TILES,
 ) -> list[Part]:
     """Compose cards of the gained and the lost tiles.
 
@@ -221,7 +221,7 @@ def _load_pictures(tiles: TileSet | None) -> Callable[[str], str | None]:
             return None
         try:
             encoded = thumbnail(tiles, rows[tile_id], side=_SIDE, quality=_QUALITY)
-        except DataError:  # a missing image must not cost the page after hours of training
+        except DataError:  # a missing image must not prevent the page after hours of training
             return None
         return jpeg_uri(encoded) if encoded else None
 

@@ -26,8 +26,8 @@ def link_sections(
     """
     runs = _run_rows(results, folder)
     names = list(dict.fromkeys([config.name, *(plan.config.name for plan in plans)]))
-    ran = sorted({row.run.name for result in results for row in result.rows if row.run})
-    others = _pairing_rows(config.output, names, folder) + _study_rows(config.output, names, ran, folder)
+    run_names = sorted({row.run.name for result in results for row in result.rows if row.run})
+    others = _pairing_rows(config.output, names, folder) + _study_rows(config.output, names, run_names, folder)
     parts: list[Part] = []
     if runs:
         parts.append(Links(runs, "Pages of the runs, by seed"))
@@ -36,14 +36,16 @@ def link_sections(
     if not parts:
         return []
     return [
-        PageSection("Other pages", [Text("These links work as long as the output folder keeps its layout."), *parts])
+        PageSection(
+            "Other pages", [Text("These links work while the layout of the output folder is unchanged."), *parts]
+        )
     ]
 
 
 def _run_rows(results: Sequence[ArmResult], folder: Path) -> list[_Row]:
     """Build a row per data set, backbone and arm: report.html of each seed, and pairs.html if the run has one."""
     tested = [result for result in results if result.key.part == "test" and not result.reference]
-    alone = len({result.key.place for result in tested}) == 1
+    single_place = len({result.key.place for result in tested}) == 1
     rows: list[_Row] = []
     for result in tested:
         links = []
@@ -53,7 +55,7 @@ def _run_rows(results: Sequence[ArmResult], folder: Path) -> list[_Row]:
                 if path.is_file():
                     links.append((label, _relative(path, folder)))
         if links:
-            key = result.key[3:] if alone else (*result.key.place, result.key.arm)
+            key = result.key[3:] if single_place else (*result.key.place, result.key.arm)
             rows.append((" / ".join(dict.fromkeys(key)), links))
     return rows
 
@@ -63,11 +65,11 @@ def _pairing_rows(output: Path, names: Sequence[str], folder: Path) -> list[_Row
     return [(f"pairs: {name}", [("pairs.html", _relative(path, folder))]) for name, path in pages if path.is_file()]
 
 
-def _study_rows(output: Path, names: Sequence[str], ran: Sequence[str], folder: Path) -> list[_Row]:
+def _study_rows(output: Path, names: Sequence[str], run_names: Sequence[str], folder: Path) -> list[_Row]:
     """Build a row per study: `<output>/<kind>/<name>`, or `<name>-<run>` for the prompts of one run."""
     rows: list[_Row] = []
     for kind in _STUDIES:
-        for name in (*names, *(f"{name}-{run}" for name in names for run in ran)):
+        for name in (*names, *(f"{name}-{run}" for name in names for run in run_names)):
             pages = sorted((output / kind / name).glob("*.html"))
             if pages:
                 rows.append((f"{kind}: {name}", [(path.name, _relative(path, folder)) for path in pages]))

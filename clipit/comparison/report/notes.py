@@ -93,7 +93,7 @@ def _resampled_units(results: Sequence[ArmResult]) -> str:
 
 
 def _place_name(result: ArmResult, results: Sequence[ArmResult]) -> str:
-    """Name the data set and backbone of a result, where there are several; empty for the only one."""
+    """Return the data set and backbone of a result if there are several, or ""."""
     return place_label(result.key.place, {other.key.place for other in results})[2:-1]
 
 
@@ -122,7 +122,7 @@ def _describe_tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Pla
             )
         edges = {key: [arm for arm in c.arms if _at_edge(axes[arm], key, first, arm)] for key in (RATE, *c.grid)}
         notes += [
-            f"{key} at the edge of its grid, so a wider grid might do better: {', '.join(arms)}."
+            f"{key} is at the edge of its grid, so a wider grid might give a better value: {', '.join(arms)}."
             for key, arms in edges.items()
             if arms
         ]
@@ -161,15 +161,15 @@ def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tu
         return "set in the configuration", list(c.arms)
     fix = "delete it and tune again"
     record = read_json(file, fix)
-    searched, before, now = record.get("arms", {}), record.get("made_with", {}), search_settings(config)
+    searched, recorded, current = record.get("arms", {}), record.get("made_with", {}), search_settings(config)
     if (
-        not isinstance(before, dict)
+        not isinstance(recorded, dict)
         or not isinstance(searched, dict)
         or not all(isinstance(keys, dict) for keys in searched.values())
     ):
         raise ArtifactError("this file is not the record of a hyperparameter search", where=file, fix=fix)
     axes = {arm: list(grid_axes(first, c, arm)) for arm in c.arms}
-    # A number of steps outside the search changes all arms alike, so it does not count as set by hand.
+    # A number of steps outside the search applies to all arms, so it does not count as set by hand.
     steps = {keys.get(STEPS) for keys in searched.values()}
     ignored = {STEPS} if len(c.steps) == 1 and c.steps[0] not in steps else set()
     set_by_hand = [
@@ -181,22 +181,22 @@ def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tu
             if key not in ignored
         )
     ]
-    changed = [name for name, values in now.items() if _differs(before.get(name), values)]
+    changed = [name for name, values in current.items() if _differs(recorded.get(name), values)]
     how = f"chosen by clipit tune on validation tiles ({file.name})"
     if changed:
         how += f", with other values of {', '.join(changed)}: the search was not repeated for this configuration"
     return how + (f"; overridden in the configuration for {', '.join(set_by_hand)}" if set_by_hand else ""), set_by_hand
 
 
-def _differs(before: Any, now: Any) -> bool:
-    """Return whether a configuration section changed; keys added since the search do not count."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return any(_differs(value, now.get(key)) for key, value in before.items())
-    return bool(before != now)
+def _differs(recorded: Any, current: Any) -> bool:
+    """Check whether a configuration section has changed; keys that were added since the search are ignored."""
+    if isinstance(recorded, Mapping) and isinstance(current, Mapping):
+        return any(_differs(value, current.get(key)) for key, value in recorded.items())
+    return bool(recorded != current)
 
 
 def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: RunConfig, arm: str) -> bool:
-    """Return whether an arm's chosen value is the lowest or the highest of its grid."""
+    """Check whether an arm's chosen value is the lowest or the highest of its grid."""
     values = axes.get(key, ())
     if len(values) < 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return False
@@ -209,7 +209,7 @@ def _undefined_reason(result: ArmResult) -> str:
 
 
 def _below_reference(results: Sequence[ArmResult]) -> list[str]:
-    """Write a note per data set and backbone where students score below the VLM itself on the test split."""
+    """Write a note for each data set and backbone on which students score below the VLM on the test split."""
     notes = []
     for place in dict.fromkeys(result.key.place for result in results):
         tested = [

@@ -1,4 +1,4 @@
-"""Notes of a comparison on the labels from own reports: how many, which, and how often they are right."""
+"""Notes of a comparison on the labels from own reports: number, classes and agreement with labelled tiles."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from clipit.runs.folder import read_training
 def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[str]:
     """Write a note on the labels of each arm with own reports, from training.json of its first seed.
 
-    Runs without that record, such as those whose folder was moved away, have no note.
+    Runs without that record, for example because their folder was moved, have no note.
     """
     by_key, places = {result.key: result for result in arms}, [(plan.data_set, plan.backbone) for plan in plans]
     notes: dict[str, list[str]] = {}
@@ -29,13 +29,15 @@ def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[s
                 notes.setdefault(f"{where}: {_describe(facts, result.rows[0].seed)}", []).append(arm)
             probe = by_key.get(result.key._replace(arm=report_probe_name(arm)))
             if probe is not None and probe.mean is not None and _without_validation(probe):
-                text = f"{where}: fitted with C = {STRENGTH_WITHOUT_VALIDATION:g}: no validation tile has a label"
+                text = (
+                    f"{where}: fitted with C = {STRENGTH_WITHOUT_VALIDATION:g}, because no validation tile has a label"
+                )
                 notes.setdefault(text, []).append(probe.key.arm)
     return [f"{', '.join(names)}{text}." for text, names in notes.items()]
 
 
 def _describe(facts: Mapping[str, Any], seed: int) -> str:
-    """Describe the record of the labels in training.json: how many, which, and how often they are right."""
+    """Describe the labels recorded in training.json: number, classes and agreement with labelled tiles."""
     answers = ", ".join(f"{name} {count:,}" for name, count in facts["answers"].items()) or "none"
     text = f"{facts['labelled_cases']:,} of {facts['cases']['cases']:,} training patients have a label ({answers})"
     if "compared_cases" not in facts:  # labels of tiles, spread over their patients

@@ -17,26 +17,26 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 64  # images in memory
+_BATCH = 64  # images in memory at a time
 
 
 def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow]) -> None:
     """Write `<output>/pairings/<name>/pairs.html` if reports are configured; call it in all processes.
 
-    If the page cannot be built (no pair passes the rules, or a tile's file is missing), log a note and continue.
+    If the page cannot be built (no pair passes the rules, or a tile's file is missing), this is logged.
 
     Args:
         plan: Plan for a data set and backbone, whose `comparison.pairing_page` sets the number of tiles.
         workspace: Cached inputs of the plan's configuration.
         rows: Rows of the plan's finished runs.
     """
-    config, most = plan.config, plan.comparison.pairing_page
-    if not most or config.reports is None:
+    config, max_tiles = plan.config, plan.comparison.pairing_page
+    if not max_tiles or config.reports is None:
         return
     try:
-        shown = choose_tiles(workspace.pairs.table, most)
-        if get_processes().main:  # a few seconds; the other processes do not wait for it
-            write_pairs_page(config, workspace, most, given=_predict(plan, workspace, rows, shown))
+        shown = choose_tiles(workspace.pairs.table, max_tiles)
+        if get_processes().main:  # takes a few seconds; the other processes do not wait
+            write_pairs_page(config, workspace, max_tiles, given=_predict(plan, workspace, rows, shown))
     except DataError as error:
         logger.info(f"note: no pairing browser for {plan.data_set}: {str(error).splitlines()[0]}")
 
@@ -55,8 +55,8 @@ def _predict(
     tiles = train.select(train.among(shown))
     predictions: dict[str, tuple[int, float]] = {}
     with progress("predicting paired tiles", len(tiles)) as advance:
-        for start in range(0, len(tiles), _AT_ONCE):
-            part = range(start, min(start + _AT_ONCE, len(tiles)))
+        for start in range(0, len(tiles), _BATCH):
+            part = range(start, min(start + _BATCH, len(tiles)))
             batch = classifier.predict_proba([tiles.read(i) for i in part])
             for i, probabilities in zip(part, batch, strict=True):
                 predictions[str(tiles.ids[i])] = int(probabilities.argmax()), float(probabilities.max())

@@ -23,7 +23,7 @@ from clipit.reporting.plots import inline_svg, save_plot
 from clipit.reporting.score_plots import plot_label_efficiency, plot_planes, plot_seed_scores
 from clipit.reporting.tables import LABELS
 
-_LONG = 12  # rows; sections with a longer table, other than the main section, are folded
+_LONG = 12  # rows; sections with longer tables are folded, except the main section
 
 
 def score_sections(
@@ -91,9 +91,9 @@ def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: 
 def label_sections(
     config: RunConfig, c: ComparisonConfig, results: Sequence[ArmResult], folder: Path
 ) -> list[PageSection]:
-    """Plot scores over the share of labelled training tiles, if several shares of the same tiles were trained on.
+    """Plot scores over the share of labelled training tiles, if runs with different shares of the same tiles exist.
 
-    Data sets with different tiles are never connected by a line.
+    Only scores on the same tiles are connected by a line.
     """
     figures: list[Figure] = []
     tested = [result for result in results if result.key.part == "test" and not result.reference]
@@ -122,22 +122,22 @@ def cost_section(results: Sequence[ArmResult]) -> PageSection:
     return PageSection("Costs", [Table(*cost_table(results), source=source), Text(COST_NOTE)])
 
 
-def finding_sections(why: Sequence[AnalysisResult], folder: Path) -> list[PageSection]:
+def finding_sections(analyses: Sequence[AnalysisResult], folder: Path) -> list[PageSection]:
     """Build one section per analysis.
 
     Args:
-        why: Results of the analyses.
+        analyses: Results of the analyses.
         folder: Folder of the comparison, to which the plots are also written.
     """
     sections = []
-    for i, finding in enumerate(why):
-        source = f"comparison.json: findings[{i}].values, made from {finding.source}"
-        parts: list[Part] = [Text(finding.text), Table(finding.header, finding.rows, source=source)]
-        if finding.planes:
+    for i, analysis in enumerate(analyses):
+        source = f"comparison.json: findings[{i}].values, made from {analysis.source}"
+        parts: list[Part] = [Text(analysis.text), Table(analysis.header, analysis.rows, source=source)]
+        if analysis.planes:
             path = folder / f"plane-{i}.png"
-            save_plot(plot_planes(finding.planes, title=finding.heading), path)
-            parts.append(Figure(path.read_bytes(), finding.heading, alt=finding.text, source=finding.source))
-        sections.append(PageSection(finding.heading, parts))
+            save_plot(plot_planes(analysis.planes, title=analysis.heading), path)
+            parts.append(Figure(path.read_bytes(), analysis.heading, alt=analysis.text, source=analysis.source))
+        sections.append(PageSection(analysis.heading, parts))
     return sections
 
 
@@ -147,9 +147,11 @@ def row_section(rows: Sequence[ScoreRow]) -> PageSection:
     caption, source = "One row per run and test set", "comparison.parquet"
     records = [row.to_record() for row in rows]
     several = len(rows) > 1
-    constant = {key: records[0][key] for key in columns if several and len({str(one[key]) for one in records}) == 1}
+    constant = {
+        key: records[0][key] for key in columns if several and len({str(record[key]) for record in records}) == 1
+    }
     varying = [key for key in columns if key not in constant]
-    table = Rows(varying, [[one[key] for key in varying] for one in records], caption, source)
+    table = Rows(varying, [[record[key] for key in varying] for record in records], caption, source)
     if not constant:
         return PageSection("All rows", [table])
     facts = facts_table({key: value for key, value in constant.items() if value is not None}, source)

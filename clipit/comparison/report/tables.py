@@ -27,9 +27,9 @@ HEADER = (
     "p (Holm)",
 )
 COST_NOTE = (
-    "chosen: step with the best validation score. seconds: duration of the training, with validation and the first "
+    "chosen: step with the best validation score. seconds: duration of training, with validation and the first "
     "reading of the tiles. parameters and tiles/s: image-only inference. by prompts: zero-shot score of the same "
-    "student through its projection and the class prompts, test split."
+    "student on the test split, from its projection and the class prompts."
 )
 CONTROL_NOTE = (
     "The same runs compared with the control instead of the baseline; p-values are corrected over the arms, data sets "
@@ -41,7 +41,7 @@ _COST_HEADER = (
 
 
 def predictions_source(result: ArmResult) -> str:
-    """Describe the prediction files of an arm's runs by their folders below runs/."""
+    """Describe the prediction files of an arm's runs by their folders in runs/."""
     return "predictions.parquet (test) of " + ", ".join("/".join(row.run_folder().parts[-2:]) for row in result.rows)
 
 

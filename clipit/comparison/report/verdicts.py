@@ -1,4 +1,4 @@
-"""Verdicts on a comparison's page, one per judged arm, with the contrasts that they rest on."""
+"""Verdicts on a comparison's page, one per judged arm, with the contrasts that they are based on."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from clipit.reporting.tables import difference, markdown_line, markdown_table
 HEADING = "Verdicts"
 RULE = (
     "Differences are those of the test split, arm minus control, paired by seed; p is Holm-corrected over all rows of "
-    "this table. An arm is better than a control if the 95 % interval over seeds lies above 0; an interval that "
+    "this table. An arm is better than a control if the 95 % interval over seeds is above 0; an interval that "
     "includes 0 may also mean that there are too few seeds. Without a gain over the baseline, the verdict is no gain, "
-    "or worse if the interval lies below 0. Intervals over seeds do not cover the choice of test patients."
+    "or worse if the interval is below 0. Intervals over seeds do not cover the choice of test patients."
 )
 TEXT_RULE = (
     "Text adds information if the arm is better than every control that was run, among them image_embedding, which "

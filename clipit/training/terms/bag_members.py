@@ -56,7 +56,7 @@ class Bags:
 
     Attributes:
         texts: Paired snippets.
-        prompts: Nearest texts of the prompt dictionary and of the class prompts; None if neither is used.
+        prompts: Nearest dictionary and class prompts; None if neither is used.
         tiles: Neighbouring tiles; None if the tile bag contains only the student's own view.
         counts: Numbers of pruned members and empty bags, for training.json.
         weights: Weights of the paired snippets, summing to 1 in each non-empty bag; None for equal weights.
@@ -75,8 +75,8 @@ class Bags:
         vectors, mask = self.texts.vectors(rows)
         if self.prompts is None:
             return vectors, mask
-        more = self.prompts.vectors[self.prompts.rows[rows]]
-        return np.concatenate([vectors, more], axis=1), np.concatenate([mask, self.prompts.exists[rows]], axis=1)
+        prompts = self.prompts.vectors[self.prompts.rows[rows]]
+        return np.concatenate([vectors, prompts], axis=1), np.concatenate([mask, self.prompts.exists[rows]], axis=1)
 
     def text_ids(self, rows: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b k"]:
         """Return the text number of each member of these tiles' text bags; -1 for no member.
@@ -101,7 +101,7 @@ class Bags:
 
 
 def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
-    """Collect the bags of all training tiles.
+    """Build the bags of all training tiles.
 
     Raises:
         ConfigError: `bags.weighted` without weighted pairs, or class prompts without a prompt set.
@@ -125,16 +125,15 @@ def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
         "without_snippets": int(texts.empty.sum()),
         "pruned_snippets": texts.pruned,
     }
-    tiles, more = neighbour_members(config, workspace, train)
-    counts |= more
+    tiles, tile_counts = neighbour_members(config, workspace, train)
     weights = texts.weights if b.weighted else None
-    return Bags(BagMembers(index.store, index.mean, texts.rows), prompts, tiles, counts, weights)
+    return Bags(BagMembers(index.store, index.mean, texts.rows), prompts, tiles, counts | tile_counts, weights)
 
 
 def neighbour_members(
     config: RunConfig, workspace: Workspace, train: TileSet
 ) -> tuple[BagMembers | None, dict[str, int]]:
-    """Find the nearest tiles of other patients of each training tile, without those beyond `bags.margin`.
+    """Find the nearest tiles of other patients for each training tile, without those beyond `bags.margin`.
 
     Returns:
         The members, None if `bags.tiles` is 0, and the numbers of empty bags and pruned members.
@@ -161,7 +160,7 @@ def neighbour_members(
 
 
 def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> PromptMembers:
-    """Find the nearest texts of the dictionary and of the class prompts, without those beyond `bags.margin`.
+    """Find each tile's nearest dictionary and class prompts, without those beyond `bags.margin`.
 
     Raises:
         ConfigError: Class prompts are configured without a prompt set.
@@ -182,9 +181,9 @@ def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> P
         pools.append(([t for name in names for t in workspace.prompts.texts(name)], b.class_prompts))
     parts: list[np.ndarray] = []
     nearest: list[np.ndarray] = []
-    for texts, most in pools:
+    for texts, n_nearest in pools:
         embedded = centred(workspace.encode(texts), workspace.text_mean)
-        positions = nearest_prompts(tiles, embedded, min(most, len(embedded)), config.pairing.block)
+        positions = nearest_prompts(tiles, embedded, min(n_nearest, len(embedded)), config.pairing.block)
         nearest.append(positions + sum(len(part) for part in parts))
         parts.append(embedded)
     vectors, rows = np.concatenate(parts), np.concatenate(nearest, axis=1)

@@ -20,12 +20,12 @@ from clipit.workspace.workspace import Workspace
 
 MIN_TEMPERATURE = 0.01
 """Lower bound of a learnt temperature: CLIP's maximum logit scale of 100 (arXiv 2103.00020, section 2.5)."""
-_MOST_BYTES = 4 * 2**30
-"""Upper bound on the term's memory per process."""
+_MAX_BYTES = 4 * 2**30
+"""Limit on the term's memory per process."""
 _COPIES, _COPIES_LEARNT = 6, 9
-"""Maximum number of copies of all members' similarities (4 bytes each) in memory during a step, with a fixed and a
-learnt temperature: both directions with their masks, values saved for the gradient, and the gradient's own temporaries.
-Measured on a CPU."""
+"""Largest number of copies of the similarities between all members (4 bytes each) in memory during a step, with a fixed
+and a learnt temperature: both directions with their masks, values saved for the gradient, and temporary tensors of the
+backward pass. Measured on a CPU."""
 _TEMPERATURE = "bags_log_temperature"
 
 
@@ -61,19 +61,19 @@ class BagsTerm(Term[BagsConfig]):
         if not self.active:
             return []
         if config.student.projector_layers == 0:
-            problems.append("bags.weight needs a projector: student.projector_layers=1, or bags.weight=0")
+            problems.append("bags.weight needs a projector: set student.projector_layers=1, or bags.weight=0")
         if config.reports is None:
-            problems.append("bags of snippets and tiles needs reports: set reports.path, or bags.weight=0")
+            problems.append("bags.weight needs reports: set reports.path, or bags.weight=0")
         if config.pairing.k < b.snippets:
             problems.append(f"bags.snippets={b.snippets} needs as many pairs per tile: pairing.k is {config.pairing.k}")
         if config.training.micro_batches > 1:
             problems.append(
-                "bags contrast a tile with the whole batch, which accumulation cuts: training.accumulation=1, "
+                "bags contrast a tile with the whole batch, which accumulation splits: set training.accumulation=1, "
                 "or bags.weight=0"
             )
         if b.learn_temperature and b.temperature < MIN_TEMPERATURE:
             problems.append(
-                f"bags.learn_temperature clamps it at {MIN_TEMPERATURE}: bags.temperature={MIN_TEMPERATURE} or more"
+                f"a learnt temperature is at least {MIN_TEMPERATURE}: set bags.temperature={MIN_TEMPERATURE} or more"
             )
         return [*problems, *self._memory_problems()]
 
@@ -83,11 +83,11 @@ class BagsTerm(Term[BagsConfig]):
         tiles_per_process = -(-size // get_processes().count)  # each process contrasts its own tiles with all tiles
         copies = _COPIES_LEARNT if b.learn_temperature else _COPIES
         needed = 4 * copies * tiles_per_process * size * tiles * texts
-        if needed <= _MOST_BYTES:
+        if needed <= _MAX_BYTES:
             return []
         return [
             f"bags of {tiles} tiles and {texts} texts need about {needed / 2**30:.1f} GiB in a step of {size} tiles "
-            f"(at most {_MOST_BYTES / 2**30:.0f}): lower training.tiles_per_step, bags.tiles, bags.snippets or "
+            f"(at most {_MAX_BYTES / 2**30:.0f}): lower training.tiles_per_step, bags.tiles, bags.snippets or "
             "bags.prompts"
         ]
 
@@ -111,13 +111,13 @@ class BagsTerm(Term[BagsConfig]):
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
         """Compute this process's share of the mean over all bags of the batch, each contrasted with all of them.
 
-        Every process looks up the cached vectors of the complete batch; only the student's own views are gathered.
+        Every process looks up the cached vectors of the complete batch; only the student's projections are gathered.
         """
         processes, device = batch.processes, batch.processes.device
         parts = [batch.batch_rows[rank :: processes.count] for rank in range(processes.count)]
         rows, start = np.concatenate(parts), sum(len(part) for part in parts[: processes.rank])
         texts, text_mask = (torch.from_numpy(values).to(device) for values in self.bags.text_members(rows))
-        images = gathered(batch.projected, [len(part) for part in parts], processes)[:, None]
+        images = gather_rows(batch.projected, [len(part) for part in parts], processes)[:, None]
         image_mask = torch.ones(images.shape[:2], dtype=torch.bool, device=device)
         if self.bags.tiles is not None:
             vectors, mask = self.bags.tiles.vectors(rows)
@@ -171,12 +171,13 @@ def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:
     return np.asarray((holds @ holds.T).toarray() > 0, dtype=np.bool_)
 
 
-def gathered(values: Float[Tensor, "b dim"], sizes: list[int], processes: Processes) -> Float[Tensor, "all dim"]:
-    """Gather the rows of all processes in the order of the ranks; gradients flow back to the process of each row."""
+def gather_rows(values: Float[Tensor, "b dim"], sizes: list[int], processes: Processes) -> Float[Tensor, "all dim"]:
+    """Gather the rows of all processes in rank order; the gradient of each row flows back to its process."""
     if processes.count == 1:
         return values
-    most = max(sizes)
-    padded = torch.cat([values, values.new_zeros(most - len(values), values.shape[1])])  # ranks may differ by one row
+    padded = torch.cat(
+        [values, values.new_zeros(max(sizes) - len(values), values.shape[1])]
+    )  # ranks may differ by one row
     parts: Tensor = _Gather.apply(padded, processes)  # type: ignore[no-untyped-call]
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
@@ -197,6 +198,6 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        whole = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(whole)
-        return whole[ctx.rank], None
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[ctx.rank], None

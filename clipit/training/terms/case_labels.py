@@ -1,4 +1,4 @@
-"""Class of each patient from the patient's own reports: a label column, rules, a text classifier; and a control."""
+"""Class of each patient, from the patient's own reports (label column, rules, text classifier) or tiles (control)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from clipit.workspace.workspace import Workspace
 _CONFIDENCE = 0.95
 
 _Answer = tuple[str, int]
-"""Answer for one report, and the index of its class; -1 if it is not a class."""
+"""Label read from one report, and the index of its class; -1 if it is not a class."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class CaseLabels:
     Attributes:
         probabilities: Class probabilities, one row per patient with a report; 0 where unknown.
         known: Mask of the patients with a label.
-        answers: Number of reports (for `text` and `case`: patients) by answer, including unused ones.
-        note: Remark on the calibration of the text classifier; empty for none.
+        answers: Number of reports (for `text` and `case`: patients) by label, including labels that are not classes.
+        note: Remark on the calibration of the text classifier; "" if there is none.
     """
 
     probabilities: Float32[np.ndarray, "cases classes"]
@@ -50,7 +50,7 @@ def label_cases(
         config: Run configuration, with its arm resolved.
         workspace: Workspace of this configuration.
         cases: Patients and their reports.
-        labels: Labels that may be used, one per row of the cases (training tile or slide); -1 if unlabelled.
+        labels: Class indices that may be used, one per row of the cases (training tile or slide); -1 if unlabelled.
         classes: Class names.
     """
     options = config.soft_labels.own_report
@@ -63,16 +63,16 @@ def label_cases(
         unknown = sorted(set(rules.classes) - set(classes))
         if unknown:
             raise DataError(
-                f"the rules have classes that the tiles lack: {shortlist(unknown)}; the tiles have "
+                f"the rules name classes that the tiles lack: {shortlist(unknown)}; the tiles have "
                 f"{shortlist(classes, 20)}",
                 where=options.rules,
                 fix="use the names of the tiles' classes in the rules, or rename those in tiles.class_map",
             )
-        number = {name: classes.index(name) for name in rules.classes}
-        answer_of = workspace.rule_answers(rules, cases)
-        answers_of_case = [[answer_of[report.report_id] for report in reports] for reports in cases.reports]
+        class_of = {name: classes.index(name) for name in rules.classes}
+        rule_answers = workspace.rule_answers(rules, cases)
+        answers_of_case = [[rule_answers[report.report_id] for report in reports] for reports in cases.reports]
         return _average_answers(
-            [[(answer, number.get(answer, -1)) for answer in each] for each in answers_of_case], len(classes)
+            [[(answer, class_of.get(answer, -1)) for answer in of_case] for of_case in answers_of_case], len(classes)
         )
     tile_labels = _case_histogram(cases, labels, len(classes))
     if options.labels == "case":
@@ -90,9 +90,10 @@ def label_cases(
 
 
 def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> CaseLabels:
-    """Give each labelled patient the label of another one of the same organ (control).
+    """Give each labelled patient the label of another patient of the same organ (control).
 
-    Patients who are alone in their organ exchange labels with each other; a single one joins the largest organ.
+    Patients who are the only one of their organ exchange labels with each other; if there is just one such patient, it
+    exchanges with those of the most frequent organ.
 
     Raises:
         DataError: Fewer than two patients have a label.
@@ -107,12 +108,12 @@ def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> Cas
 
 
 def exchange_order(known: Bool[np.ndarray, "cases"], organs: Sequence[str], seed: int) -> Int64[np.ndarray, "cases"]:
-    """Draw the patient whose report each known patient gets in a control; others keep their own."""
+    """Draw the patient whose report each patient with a label gets in a control; other patients keep their own."""
     order = np.arange(len(organs), dtype=np.int64)
     counts = Counter(organ for organ, has in zip(organs, known.tolist(), strict=True) if has)
-    loose = sum(count for organ, count in counts.items() if count == 1 or not organ)
-    alone = counts.most_common(1)[0][0] if loose == 1 else ""
-    pools = np.asarray([organ if counts[organ] > 1 else alone for organ in organs], dtype=object)
+    n_single = sum(count for organ, count in counts.items() if count == 1 or not organ)
+    shared_pool = counts.most_common(1)[0][0] if n_single == 1 else ""
+    pools = np.asarray([organ if counts[organ] > 1 else shared_pool for organ in organs], dtype=object)
     for pool in sorted(set(pools[known].tolist())):
         members = np.flatnonzero(known & (pools == pool))
         if len(members) > 1:
@@ -121,7 +122,7 @@ def exchange_order(known: Bool[np.ndarray, "cases"], organs: Sequence[str], seed
 
 
 def label_agreement(case_labels: CaseLabels, cases: Cases, labels: Int64[np.ndarray, " n"]) -> dict[str, Any]:
-    """Compare the patients' labels with those of their tiles or slides, where the run may use them (-1: it may not).
+    """Compare the patients' labels with those of their tiles or slides that the run may use (-1: it may not).
 
     Returns:
         `agreeing_tiles` of `compared_tiles`, and for patients (the majority of their labelled tiles): `agreeing_cases`
@@ -164,10 +165,10 @@ def _check_answers(
             where="soft_labels.own_report.class_map",
             fix=f"use {shortlist(classes, 20)}",
         )
-    given = {report.label for reports in cases.reports for report in reports if report.label is not None}
-    if given and not any(number >= 0 for of_case in answers for _, number in of_case):
+    report_labels = {report.label for reports in cases.reports for report in reports if report.label is not None}
+    if report_labels and not any(number >= 0 for of_case in answers for _, number in of_case):
         raise DataError(
-            f"no label of a report is a class: the labels are {shortlist(sorted(given), 10)}, the classes "
+            f"no report label is a class: the labels are {shortlist(sorted(report_labels), 10)}, the classes "
             f"{shortlist(classes, 20)}",
             where="reports.label_column",
             fix="map the labels in soft_labels.own_report.class_map",
@@ -175,7 +176,7 @@ def _check_answers(
 
 
 def _average_answers(answers: Sequence[Sequence[_Answer]], n_classes: int) -> CaseLabels:
-    """Average the answers of each patient's reports that are classes."""
+    """Average the labels of each patient's reports, without those that are not classes."""
     votes = np.zeros((len(answers), n_classes), dtype=np.float32)
     for row, of_case in enumerate(answers):
         for _, number in of_case:
@@ -211,7 +212,7 @@ def _documents(config: RunConfig, workspace: Workspace, cases: Cases) -> Any:
 
 
 def case_vectors(config: RunConfig, workspace: Workspace, cases: Cases) -> Float32[np.ndarray, "cases dim"]:
-    """Compute the mean VLM embedding of the reports of each patient, all of whom have reports."""
+    """Compute the mean VLM embedding of each patient's reports; every patient must have a report."""
     flat = [report for reports in cases.reports for report in reports]
     if config.reports is None:
         raise ConfigError("own reports need reports", where="reports", fix="set reports.path")

@@ -47,6 +47,6 @@ def zero_shot(workspace: Workspace, split: str, *, centre: bool) -> Probabilitie
 def _required_prompts(workspace: Workspace, key: str) -> PromptSet:
     if workspace.prompts is None:
         raise ConfigError(
-            "class prompts are needed, and no prompt set is configured", where=key, fix="set prompts: NAME or FILE"
+            "class prompts are needed, but no prompt set is configured", where=key, fix="set prompts: NAME or FILE"
         )
     return workspace.prompts

@@ -21,7 +21,7 @@ from clipit.workspace.workspace import Workspace
 
 _MEANINGLESS = ("shuffled_text", "random_text", "random_codes")
 _TEXT_SIDES = {"adapter": "text embeddings behind an adapter", "lora": "text tower with LoRA"}
-_NO_SNIPPET = ("image", "class_prompts")
+_WITHOUT_SNIPPETS = ("image", "class_prompts")
 
 
 class DistillationTerm(Term[DistillationConfig]):
@@ -44,8 +44,8 @@ class DistillationTerm(Term[DistillationConfig]):
 
     @property
     def uses_reports(self) -> bool:
-        """True for every target except those from the VLM alone."""
-        return self.options.target not in _NO_SNIPPET
+        """True for all targets except those computed by the VLM without snippets."""
+        return self.options.target not in _WITHOUT_SNIPPETS
 
     @property
     def uses_pairing(self) -> bool:
@@ -65,62 +65,64 @@ class DistillationTerm(Term[DistillationConfig]):
     def problems(self) -> list[str]:
         """Check that targets and text sides have their inputs and do not conflict with other keys."""
         d, student, reports = self.options, self.config.student, self.config.reports
-        off, adapted, second = not self.active, d.text != "frozen", self.config.second_vlm is not None
-        own_space = f"distillation.text={d.text} makes a text space of its own, which"
+        disabled, adapted, second = not self.active, d.text != "frozen", self.config.second_vlm is not None
+        own_space = f"distillation.text={d.text} creates a separate text space, which"
         checks = [
             (
-                not off and student.projector_layers == 0,
-                "distillation needs a projector: student.projector_layers=1, or distillation.tiles=none",
+                not disabled and student.projector_layers == 0,
+                "distillation needs a projector: set student.projector_layers=1, or distillation.tiles=none",
             ),
             (
-                not off and self.uses_reports and reports is None,
+                not disabled and self.uses_reports and reports is None,
                 "distilling text needs reports: set reports.path, or distillation.tiles=none",
             ),
             (
-                student.warm_start and (off or d.target in _NO_SNIPPET),
-                "student.warm_start fits a head on paired text: distillation.tiles=labelled or all, target text",
+                student.warm_start and (disabled or d.target in _WITHOUT_SNIPPETS),
+                "student.warm_start fits a head on paired text: set distillation.tiles=labelled or all, and "
+                "distillation.target=text",
             ),
             (
                 bool(d.sections) and d.target != "report_context",
-                "distillation.sections belongs to distillation.target=report_context",
+                "distillation.sections is only used with distillation.target=report_context: set both or neither",
             ),
             (
-                d.word_drop > 0 and (off or d.target in _NO_SNIPPET),
-                "distillation.word_drop needs a text as target: distillation.target=text, or word_drop=0",
+                d.word_drop > 0 and (disabled or d.target in _WITHOUT_SNIPPETS),
+                "distillation.word_drop needs text as target: set distillation.target=text or distillation.word_drop=0",
             ),
             (
-                adapted and (off or d.target != "text"),
-                f"distillation.text={d.text} needs paired text as target: distillation.target=text",
+                adapted and (disabled or d.target != "text"),
+                f"distillation.text={d.text} needs paired text as target: set distillation.target=text",
             ),
             (
                 adapted and self.config.prompt_bags.weight > 0,
-                f"{own_space} the class prompts are not part of: prompt_bags.weight=0",
+                f"{own_space} does not contain the class prompts: set prompt_bags.weight=0",
             ),
             (
                 adapted and (self.config.bags.weight > 0 or second),
-                f"{own_space} bags and a second VLM are not part of: bags.weight=0 and no second_vlm",
+                f"{own_space} bags and a second VLM cannot use: set bags.weight=0, and remove second_vlm",
             ),
             (
                 d.text == "lora" and d.word_drop > 0,
-                "distillation.text=lora embeds whole snippets again: distillation.word_drop=0",
+                "distillation.text=lora embeds complete snippets: set distillation.word_drop=0",
             ),
             (
-                not off and d.target == "class_prompts" and self.config.prompts is None,
-                "distillation.target=class_prompts needs a prompt set: prompts",
+                not disabled and d.target == "class_prompts" and self.config.prompts is None,
+                "distillation.target=class_prompts needs a prompt set: set prompts",
             ),
             (
-                not off and d.target in REPORT_LABELS and reports is not None and reports.label_column is None,
-                f"distillation.target={d.target} needs reports with labels: reports.label_column",
+                not disabled and d.target in REPORT_LABELS and reports is not None and reports.label_column is None,
+                f"distillation.target={d.target} needs reports with labels: set reports.label_column",
             ),
             (
-                second and (student.head != "linear" or student.projector_layers != 1 or off),
-                "second_vlm needs distillation, student.head=linear and student.projector_layers=1",
+                second and (student.head != "linear" or student.projector_layers != 1 or disabled),
+                "second_vlm needs distillation, student.head=linear and student.projector_layers=1: set these, or "
+                "remove second_vlm",
             ),
         ]
         return [problem for applies, problem in checks if applies]
 
     def describe(self) -> str:
-        """Describe the target, the tiles, the weight, both VLMs if there are two, and further inputs of the target."""
+        """Describe the target with its tiles, weight, VLMs and further inputs."""
         d, how = self.options, [f"weight {self.options.weight:g}"]
         if self.config.second_vlm is not None:
             how.append(f"half of it for each of two VLMs, {self.config.vlm.name} and {self.config.second_vlm.name}")
@@ -149,7 +151,9 @@ class DistillationTerm(Term[DistillationConfig]):
         count = int((wanted & self.targets.valid).sum())
         if not count or (self.config.student.warm_start and not (labelled & self.targets.valid).any()):
             raise DataError(
-                f"none of the {int(wanted.sum())} tiles to distil has a pair (for warm_start: no labelled one)",
+                "no labelled tile has a pair, which student.warm_start needs"
+                if count
+                else f"none of the {int(wanted.sum())} tiles to distil has a pair",
                 where="distillation.tiles and pairing",
                 fix="relax the pairing (threshold, margin, mutual), or distil all tiles: distillation.tiles=all",
             )
@@ -216,7 +220,7 @@ class SecondDistillationTerm(DistillationTerm):
         """Sum the cosine distances of the second projector's output to the targets."""
         if batch.second_projection is None:
             raise ModelError(
-                "a second VLM needs a second projector", where="second_vlm", fix="build the student with it"
+                "a second VLM needs a second projector", where="second_vlm", fix="build the student with one"
             )
         return self._distance(batch, batch.second_projection)
 

@@ -32,7 +32,7 @@ from clipit.workspace.workspace import Workspace
 
 
 def make_targets(config: RunConfig, workspace: Workspace, tiles: TileSet) -> tuple[Targets, dict[str, Any]]:
-    """Build one target per training tile, and facts about the targets for training.json.
+    """Build one target per training tile, with facts about the targets for training.json.
 
     Args:
         config: Run configuration, with its arm resolved.
@@ -99,7 +99,7 @@ def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
         allowed &= np.isin(np.asarray(sections, dtype=np.str_), config.distillation.sections)
         if not allowed.any():
             raise DataError(
-                f"no snippet comes from a section called {shortlist(config.distillation.sections)}",
+                f"no snippet comes from a section named {shortlist(config.distillation.sections)}",
                 where="distillation.sections",
                 fix=f"use some of: {shortlist(sorted(set(sections)))}",
             )
@@ -112,7 +112,7 @@ def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
 def _labels_and_groups(
     workspace: Workspace, report_ids: Shaped[np.ndarray, "_"]
 ) -> tuple[Shaped[np.ndarray, "_"], Shaped[np.ndarray, "_"]]:
-    """Look up the labels of reports, "" if unlabelled, and their groups, the report itself if it has none."""
+    """Look up the label of each report ("" if unlabelled) and its group (its own id if it has none)."""
     known = {r.report_id: (r.label or "", r.group or r.report_id) for r in workspace.reports.reports}
     rows = [known[report_id] for report_id in report_ids.tolist()]
     labels, groups = [label for label, _ in rows], [group for _, group in rows]

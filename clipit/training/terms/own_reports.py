@@ -34,7 +34,7 @@ class OwnLabels:
         probabilities: Class probabilities, one row per training tile; uniform where the weight is 0.
         weights: Weight of each tile, between 0 and 1; 0 without a label.
         facts: Counts and estimated label noise, for training.json.
-        text: The same as text, for the summary.
+        text: The facts as text, for the summary.
     """
 
     probabilities: Float32[np.ndarray, "n classes"]
@@ -51,8 +51,8 @@ class OwnLabels:
 def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -> OwnLabels:
     """Compute the labels of the training tiles from the reports of their own patients.
 
-    Only reports of patients whose tiles are all in training are used. The control `case` needs no report, so it
-    includes the patients without one.
+    Only patients whose tiles are all in training are used. The control `case` needs no reports, so it includes
+    patients without one.
 
     Args:
         config: Run configuration, with its arm resolved.
@@ -60,18 +60,18 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
         tiles: All tiles, with the labels that the run may use.
 
     Raises:
-        DataError: No training patient has a report, no report gives a class, or the labels are not those of the tiles.
+        DataError: No training patient has a report, no report gives a class, or the classes differ from the tiles'.
     """
     options, train = config.soft_labels.own_report, tiles.of_split("train")
     cases = workspace.cases.latest() if options.several == "latest" else workspace.cases
-    if options.labels == "case":  # which needs no report
+    if options.labels == "case":
         cases = cases.with_all_patients()
     answers = label_cases(config, workspace, cases, train.labels, train.classes)
     if not answers.known.any() and options.labels == "case":
         raise DataError(
-            "no labelled training tile has a patient, so no label can be spread",
+            "no labelled training tile belongs to a known patient, so no label can be spread",
             where=f"{_WHERE}.labels",
-            fix="label tiles of patients that are known (group), or keep more labels: tiles.labels",
+            fix="give the patients of labelled tiles (column group), or keep more labels: tiles.labels",
         )
     if not answers.known.any():
         raise DataError(
@@ -89,11 +89,11 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
         weights = weights * _tissue_probability(options, workspace, train)
     elif options.tiles == "at_least_one":
         probabilities = _choose_tiles(options, workspace, train, cases, answers, weights > 0, probabilities)
-    silent = _silent_classes(answers, tiles.classes)
+    unreported = _classes_without_report(answers, tiles.classes)
     unlabelled = train.labels < 0
     labelled_tiles = int(((weights > 0) & unlabelled).sum())
     if not labelled_tiles:
-        logger.warning("own reports change nothing: no unlabelled training tile gets a label from them")
+        logger.warning("own reports have no effect: no unlabelled training tile gets a label from them")
     facts = {
         "cases": cases.account.__dict__,
         "answers": answers.answers,
@@ -106,7 +106,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
         cases.account.text(),
         f"answers: {_format_answers(answers.answers)}; {int(answers.known.sum()):,} patients have a label",
         f"{labelled_tiles:,} of {int(unlabelled.sum()):,} unlabelled training tiles get one of these labels",
-        *([f"no report gives the classes {shortlist(silent, 10)}"] if silent else []),
+        *([f"no report gives the classes {shortlist(unreported, 10)}"] if unreported else []),
         *([_format_agreement(agreement)] if agreement else []),
         *([f"text classifier: {answers.note}"] if answers.note else []),
     ]
@@ -127,13 +127,13 @@ def own_report_fingerprints(config: RunConfig, workspace: Workspace) -> dict[str
 
 
 def _tissue_probability(options: OwnReportConfig, workspace: Workspace, train: TileSet) -> Float32[np.ndarray, "n"]:
-    """Return the VLM's zero-shot probability that each tile shows the tissue that the label is about."""
+    """Compute the VLM's zero-shot probability that each tile shows the tissue to which the label refers."""
     prompts = load_prompts(options.tissue_prompts or "")
     names = list(prompts.classes)
     missing = sorted(set(options.tissue_classes) - set(names))
     if missing:
         raise ConfigError(
-            f"not in the prompt set: {shortlist(missing)}",
+            f"these classes are not in the prompt set: {shortlist(missing)}",
             where=f"{_WHERE}.tissue_classes",
             fix=f"use some of {shortlist(names, 20)}",
         )
@@ -151,11 +151,11 @@ def _choose_tiles(
     workspace: Workspace,
     train: TileSet,
     cases: Cases,
-    found: CaseLabels,
+    case_labels: CaseLabels,
     with_label: Bool[np.ndarray, "n"],
     probabilities: Float32[np.ndarray, "n classes"],
 ) -> Float32[np.ndarray, "n classes"]:
-    """Give at least one tile of each patient the patient's most probable class, and the others the background."""
+    """Assign the patient's most probable class to at least one tile per patient, and the background to the others."""
     if options.background not in train.classes:
         raise ConfigError(
             f"the background {options.background!r} is not a class",
@@ -165,7 +165,7 @@ def _choose_tiles(
     store = workspace.tile_store("train")
     rows = np.flatnonzero(with_label)
     features = store.rows(store.positions(train.ids[rows]))
-    labels = found.probabilities.argmax(axis=1).astype(np.int64)
+    labels = case_labels.probabilities.argmax(axis=1).astype(np.int64)
     background = train.classes.index(options.background)
     assigned = assign_instances(features, cases.case_of[rows], labels, background)
     chosen = probabilities.astype(np.float32).copy()
@@ -184,8 +184,8 @@ def _format_agreement(agreement: dict[str, Any]) -> str:
     )
 
 
-def _silent_classes(found: CaseLabels, classes: Sequence[str]) -> list[str]:
-    given = found.probabilities[found.known].max(axis=0) > 0
+def _classes_without_report(case_labels: CaseLabels, classes: Sequence[str]) -> list[str]:
+    given = case_labels.probabilities[case_labels.known].max(axis=0) > 0
     return [name for name, has in zip(classes, given.tolist(), strict=True) if not has]
 
 

@@ -32,9 +32,11 @@ class PromptBagsTerm(Term[PromptBagsConfig]):
         """Check that there are a projector and class prompts."""
         problems = []
         if self.active and self.config.student.projector_layers == 0:
-            problems.append("prompt_bags.weight needs a projector: student.projector_layers=1, or prompt_bags.weight=0")
+            problems.append(
+                "prompt_bags.weight needs a projector: set student.projector_layers=1 or prompt_bags.weight=0"
+            )
         if self.active and self.config.prompts is None:
-            problems.append("prompt_bags.weight needs a prompt set: prompts")
+            problems.append("prompt_bags.weight needs a prompt set: set prompts, or prompt_bags.weight=0")
         return problems
 
     def describe(self) -> str:

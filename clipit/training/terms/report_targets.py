@@ -16,7 +16,6 @@ from clipit.vectors import unit
 
 _FOLDS = 5
 
-
 REPORT_LABELS = ("report_labels", "report_labels_and_image")
 """Values of `distillation.target` that use the reports' own labels."""
 
@@ -28,8 +27,8 @@ class ReportVectors:
     Attributes:
         vectors: Function from positions in the text store to vectors.
         fell_back: Mask of the snippets whose vector is their own embedding, because the reports add no information.
-        reason: Missing information in these cases, for `describe_fallbacks`.
-        unlabelled: Mask of snippets from unlabelled reports; the classifier's prediction is still used for them.
+        reason: Why they fell back, for `describe_fallbacks`.
+        unlabelled: Mask of the snippets of unlabelled reports, which are classified like the others.
     """
 
     vectors: SnippetVectors
@@ -89,10 +88,9 @@ def report_context(
     context = np.zeros_like(stored)
     np.add.at(context, pairs[:, 0], totals[pairs[:, 1]])
     np.subtract.at(context, context_pairs[:, 0], stored[context_pairs[:, 0]])  # a snippet is not its own context
-    alone = np.linalg.norm(context, axis=1) < 1e-6
-    context = np.where(alone[:, None], stored, unit(context))
-
-    return ReportVectors(_lookup(context), alone, "their reports contain no other such snippet")
+    without_context = np.linalg.norm(context, axis=1) < 1e-6
+    context = np.where(without_context[:, None], stored, unit(context))
+    return ReportVectors(_lookup(context), without_context, "their reports contain no other such snippet")
 
 
 def report_label_vectors(
@@ -123,7 +121,7 @@ def report_label_vectors(
     if len(names) < 2 or len(np.unique(groups[known])) < 2:
         raise DataError(
             f"the reports have {len(names)} different labels in {len(np.unique(groups[known]))} groups "
-            f"({shortlist(names.tolist())}); a classifier of them needs two of each",
+            f"({shortlist(names.tolist())}); a classifier needs two of each",
             where="reports.label_column",
             fix="set it to a column with the reports' labels, or choose another distillation.target",
         )
@@ -134,22 +132,21 @@ def report_label_vectors(
     group_names, group = np.unique(groups, return_inverse=True)
     fold = np.random.default_rng(0).permutation(len(group_names))[group] % min(_FOLDS, len(group_names))
     probabilities = np.zeros((len(store.ids), len(names)), dtype=np.float64)
-    times = np.zeros(len(store.ids))
+    n_predictions = np.zeros(len(store.ids))
     for held_out in range(int(fold.max()) + 1):
         fit, predicted = known & (fold != held_out), np.unique(positions[fold == held_out])
         if len(np.unique(code[fit])) < 2:
             continue
         model = LogisticRegression(max_iter=1000).fit(stored[positions[fit]], code[fit])
         probabilities[np.ix_(predicted, model.classes_)] += model.predict_proba(stored[predicted])
-        times[predicted] += 1
-    probabilities /= np.maximum(times, 1)[:, None]
+        n_predictions[predicted] += 1
+    probabilities /= np.maximum(n_predictions, 1)[:, None]
     vectors = unit((probabilities @ means).astype(np.float32))
-    vectors = np.where((times == 0)[:, None], stored, vectors)
+    vectors = np.where((n_predictions == 0)[:, None], stored, vectors)
     unlabelled = np.ones(len(store.ids), dtype=np.bool_)
     unlabelled[positions[known]] = False
-
     reason = "the reports of other groups have fewer than two labels"
-    return ReportVectors(_lookup(vectors), np.asarray(times == 0, dtype=np.bool_), reason, unlabelled)
+    return ReportVectors(_lookup(vectors), np.asarray(n_predictions == 0, dtype=np.bool_), reason, unlabelled)
 
 
 def _lookup(table: Float32[np.ndarray, "s dim"]) -> SnippetVectors:

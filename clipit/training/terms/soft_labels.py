@@ -83,10 +83,10 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         """Check that the source has its inputs, and that `monitor: agreement` has a source."""
         problems = []
         if self.options.source == "zero_shot" and self.config.prompts is None:
-            problems.append("soft_labels.source=zero_shot needs a prompt set: prompts")
+            problems.append("soft_labels.source=zero_shot needs a prompt set: set prompts")
         if self.options.source == "vlm_probe" and self.config.tiles.labels.kind == "none":
             problems.append(
-                "soft_labels.source=vlm_probe is fitted on labels: tiles.labels, or soft_labels.source=zero_shot"
+                "soft_labels.source=vlm_probe needs labels: set tiles.labels, or soft_labels.source=zero_shot"
             )
         annotations = self.config.tiles.annotations
         posteriors = annotations is not None and annotations.labels == "posterior"
@@ -97,11 +97,11 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
             )
         if self.config.training.monitor == "agreement" and self.replaces_labels:
             problems.append(
-                "training.monitor=agreement is for runs without labels; annotators label the validation tiles, too: "
-                "training.monitor=balanced_accuracy"
+                "training.monitor=agreement is for runs without labels, but annotators also label the validation "
+                "tiles: set training.monitor=balanced_accuracy"
             )
         if self.config.training.monitor == "agreement" and not self.active:
-            problems.append("training.monitor=agreement compares with soft labels: soft_labels.source")
+            problems.append("training.monitor=agreement compares predictions with soft labels: set soft_labels.source")
         return problems + (self._own_report_problems() if self.options.source == "own_report" else [])
 
     def _own_report_problems(self) -> list[str]:
@@ -110,25 +110,28 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         reports, no_labels = self.config.reports, self.config.tiles.labels.kind == "none"
         label_column = None if reports is None else reports.label_column
         checks = [
-            (reports is None, "soft_labels.source=own_report needs reports: reports.path"),
+            (reports is None, "soft_labels.source=own_report needs reports: set reports.path"),
             (own.labels == "label" and label_column is None, f"{key}.labels=label needs reports.label_column"),
-            (own.labels == "rules" and own.rules is None, f"{key}.labels=rules needs a file or name: {key}.rules"),
+            (
+                own.labels == "rules" and own.rules is None,
+                f"{key}.labels=rules needs rules: set {key}.rules to a file or a name",
+            ),
             (
                 own.labels in ("text", "case") and no_labels,
-                f"{key}.labels={own.labels} uses the labels of tiles: tiles.labels, or {key}.labels=label or rules",
+                f"{key}.labels={own.labels} needs labels of tiles: set tiles.labels, or {key}.labels=label or rules",
             ),
             (
                 own.tiles == "tissue" and (own.tissue_prompts is None or not own.tissue_classes),
-                f"{key}.tiles=tissue needs {key}.tissue_prompts and tissue_classes",
+                f"{key}.tiles=tissue needs {key}.tissue_prompts and {key}.tissue_classes",
             ),
             (
                 own.tiles == "at_least_one" and own.background is None,
-                f"{key}.tiles=at_least_one needs the class of the other tiles: {key}.background",
+                f"{key}.tiles=at_least_one needs the class of the other tiles: set {key}.background",
             ),
             (
                 self.config.training.monitor == "agreement",
-                "training.monitor=agreement compares validation tiles with soft labels, and reports of validation "
-                "patients are never used: training.monitor=balanced_accuracy or information",
+                "training.monitor=agreement compares validation tiles with soft labels, but reports of validation "
+                "patients are never used: set training.monitor=balanced_accuracy or information",
             ),
         ]
         return [problem for applies, problem in checks if applies]
@@ -154,7 +157,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return {"arm image_only": fingerprint(select_keys(image_only.training, "results"))}
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
-        """Predict the training tiles' probabilities with the source, and correct them."""
+        """Compute the class probabilities of the training tiles from the source, and correct them."""
         if self.options.source == "own_report":
             own = own_report_labels(self.config, inputs.workspace, inputs.tiles)
             labelled = own.weights > 0
@@ -169,7 +172,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
             )
             self._soft = SoftLabels(soft.probabilities, soft.weights * labelled)
             return {"annotated_tiles": int(labelled.sum())}
-        self._predict = _source(self.config, inputs)
+        self._predict = _predictor(self.config, inputs)
         self._training = self._predict("train")
         self._soft = make_soft_labels(self._training, self.options)
         return {}
@@ -215,10 +218,12 @@ def make_soft_labels(
         training: Probabilities of the training tiles; `probabilities` by default.
 
     Raises:
-        DataError: A probability is not finite.
+        DataError: A probability is NaN or infinite.
     """
     if not np.isfinite(probabilities).all():
-        raise DataError("soft labels that are not finite", where="soft_labels.source", fix="use vlm.precision=fp32")
+        raise DataError(
+            "soft labels contain NaN or infinite values", where="soft_labels.source", fix="use vlm.precision=fp32"
+        )
     p = torch.from_numpy(probabilities.astype(np.float64))
     prior = p if training is None else torch.from_numpy(training.astype(np.float64))
     p = prior_corrected(p, prior.mean(dim=0), options.prior_correction)
@@ -243,7 +248,7 @@ def _posteriors(train: TileSet) -> Probabilities:
     return train.annotations.posteriors(train.ids.tolist())
 
 
-def _source(config: RunConfig, inputs: TermInputs) -> Callable[[str], Probabilities]:
+def _predictor(config: RunConfig, inputs: TermInputs) -> Callable[[str], Probabilities]:
     """Return a function from a split to the class probabilities of its tiles."""
     options = config.soft_labels
     if options.source == "zero_shot":

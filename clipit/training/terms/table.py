@@ -1,4 +1,4 @@
-"""The list of loss terms, in the order in which they are prepared and summed, and the inputs that they need.
+"""The list of loss terms, in the order in which they are prepared and summed, and queries over the active ones.
 
 A term with a section in `RunConfig` is one file beside this one and one entry of `TERMS`. The section classes are in
 `clipit.config`, because a configuration is read without torch and by layers below this one. Any other term, in this
@@ -114,7 +114,7 @@ def supervises_unlabelled(config: RunConfig) -> bool:
     return any(term.supervises_unlabelled for term in active_terms(config))
 
 
-def concerns(config: RunConfig, key: str) -> bool:
+def uses_key(config: RunConfig, key: str) -> bool:
     """Check whether an active loss term uses a key; keys that belong to no term count as used."""
     terms = all_terms(config)
     if key.startswith("pairing."):
@@ -123,20 +123,20 @@ def concerns(config: RunConfig, key: str) -> bool:
     return not owners or any(term.active for term in owners)
 
 
-def idle_keys(config: RunConfig) -> list[str]:
+def disabled_term_keys(config: RunConfig) -> list[str]:
     """List the keys of disabled terms, other than those that enable them."""
     return [
         key
         for term in all_terms(config)
         for name in type(term.options).model_fields
-        if name != term.switch and not concerns(config, key := f"{term.section}.{name}")
+        if name != term.switch and not uses_key(config, key := f"{term.section}.{name}")
     ]
 
 
 def describe_terms(config: RunConfig) -> str:
-    """Describe what the student learns from, with the weight of each term, for the run's summary."""
+    """Describe the active terms with their weights, and the monitored metric, for the run's summary."""
     parts = [part for term in active_terms(config) if (part := term.describe())]
-    return "; ".join(parts) + f". Step chosen by {config.training.monitor.replace('_', ' ')} on validation tiles"
+    return "; ".join(parts) + f". Step selected by {config.training.monitor.replace('_', ' ')} on validation tiles"
 
 
 def prepare_terms(
@@ -152,10 +152,10 @@ def prepare_terms(
             trained if missing.
 
     Raises:
-        DataError: The classes of the prompt set differ from those of the tiles, or a term has nothing to learn from.
+        DataError: The classes of the prompt set differ from those of the tiles, or a term has no targets.
     """
     if workspace.prompts is not None and teaches_text(config):
-        check_classes(workspace.prompts, tiles.classes)  # needed for the export: fail before training
+        check_classes(workspace.prompts, tiles.classes)  # fail before training, not at the export
     facts: dict[str, Any] = {}
     terms = active_terms(config)
     for term in terms:

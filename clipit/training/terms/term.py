@@ -52,7 +52,7 @@ class MicroBatch:
 
     Attributes:
         rows: Rows of the training tiles in this pass.
-        batch_rows: Rows of the complete batch, over all processes; of n processes, process r has every n-th row from r.
+        batch_rows: Rows of the complete batch, over all processes; process r of n has every n-th row, starting at r.
         labels: Class indices; -1 if unknown.
         views: Logits of each augmented view of the tiles; most terms use `logits`, the first view.
         projections: Predicted text embeddings of each view; most terms use `projected`, the first view. Empty without a
@@ -163,7 +163,7 @@ class Term(Generic[Options]):
 
     @property
     def teaches_text(self) -> bool | None:
-        """Whether the projector learns the VLM's text space; False for another space, None if it learns neither."""
+        """Whether the projector learns the VLM's text space: True, False for another space, None for no text space."""
         return None
 
     def problems(self) -> list[str]:
@@ -171,7 +171,7 @@ class Term(Generic[Options]):
         return []
 
     def describe(self) -> str:
-        """Return the term's part of the summary's line "teaches", or "" for none."""
+        """Describe the term for the line "teaches" of the summary; "" to leave it out."""
         return f"{self.name.replace('_', ' ')} (weight {self.weight:g})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:

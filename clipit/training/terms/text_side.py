@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _ADAPTER_STEPS, _ADAPTER_RATE = 300, 1e-3
 _LORA_STEPS, _LORA_RATE, _LORA_BATCH = 200, 5e-4, 32
 _HIDDEN = 4  # the adapter's hidden layer is narrower than the joint space by this factor
-_LEAST_HIDDEN = 16
+_MIN_HIDDEN = 16
+_SCALE = 10.0  # unscaled cosines would give nearly uniform probabilities
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def fit_adapter(
         dim: Dimension of the vectors.
         seed: Seed of the initial weights.
     """
-    begin = time.perf_counter()
+    start_time = time.perf_counter()
     torch.manual_seed(seed)
     adapter = _Adapter(dim)
     head = nn.Linear(dim, int(labels.max()) + 1)
@@ -88,16 +89,13 @@ def fit_adapter(
         adapted: Float32[np.ndarray, "*shape dim"] = adapter(torch.from_numpy(vectors_of(positions))).numpy()
         return adapted
 
-    return AdaptedText(vectors, {"text_adapter_seconds": round(time.perf_counter() - begin, 2)})
-
-
-_SCALE = 10.0  # unscaled cosines would give nearly uniform probabilities
+    return AdaptedText(vectors, {"text_adapter_seconds": round(time.perf_counter() - start_time, 2)})
 
 
 class _Adapter(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
-        hidden = max(_LEAST_HIDDEN, dim // _HIDDEN)
+        hidden = max(_MIN_HIDDEN, dim // _HIDDEN)
         self.down, self.up = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
@@ -128,7 +126,7 @@ def fit_text_lora(
         lora: Rank, alpha and dropout; all linear layers of the text tower are adapted.
         seed: Seed of the initial weights and of the batches.
     """
-    begin = time.perf_counter()
+    start_time = time.perf_counter()
     positions, targets = labelled_snippets(paired, labels)
     used = np.unique(paired.positions[paired.positions >= 0])
     torch.manual_seed(seed)
@@ -158,7 +156,7 @@ def fit_text_lora(
     return AdaptedText(
         vectors,
         {
-            "text_lora_seconds": round(time.perf_counter() - begin, 2),
+            "text_lora_seconds": round(time.perf_counter() - start_time, 2),
             "text_lora_parameters": float(sum(weight.numel() for weight in weights)),
             "texts_forward_backward": float(forward),
             "texts_embedded_again": float(len(used)),

@@ -24,7 +24,7 @@ def krippendorff_alpha(
 
     Args:
         counts: Labels of each class per item.
-        weights: How often each item counts; 1 each by default.
+        weights: Weight of each item; 1 by default.
     """
     per_item = counts.sum(axis=1)
     paired = per_item >= 2
@@ -45,7 +45,7 @@ def alpha_interval(
 ) -> tuple[float, float] | None:
     """Compute the 95 % interval of alpha by bootstrap over groups of items.
 
-    It is None if alpha is undefined in a resample, or the same in all of them, as where all annotators agree.
+    It is None if alpha is undefined in a resample, or the same in all of them, for example if all annotators agree.
 
     Args:
         counts: Labels of each class per item.
@@ -103,21 +103,21 @@ def pair_agreement(votes: Votes) -> PairAgreement:
     return PairAgreement(shared, agreement, kappa)
 
 
-def why_not_estimable(votes: Votes) -> str:
-    """Return why the skills of annotators cannot be estimated from these labels; "" if they can."""
+def explain_not_estimable(votes: Votes) -> str:
+    """Return the reason why the skills of annotators cannot be estimated from these labels; "" if they can."""
     per_item = votes.counts().sum(axis=1)
     if not len(votes) or per_item.max() < 2:
         return (
             "no tile has labels by two annotators, so neither their skill nor a consensus can be estimated: "
-            "with one label per tile, errors of an annotator cannot be told from the true classes"
+            "with one label per tile, errors of an annotator cannot be distinguished from the true classes"
         )
     if votes.named and votes.items_of().max() < 2:
         return "no annotator labelled more than one tile, so their skill cannot be estimated"
     return ""
 
 
-def remarks_on_overlap(votes: Votes) -> list[str]:
-    """List what limits the estimates: annotators who share no tile with others, few tiles, and two labels per tile."""
+def overlap_remarks(votes: Votes) -> list[str]:
+    """List limits of the estimates: annotators who share no tile with others, few tiles, and two labels per tile."""
     remarks = []
     per_item = votes.counts().sum(axis=1)
     single = int((per_item == 1).sum())
@@ -125,15 +125,17 @@ def remarks_on_overlap(votes: Votes) -> list[str]:
         remarks.append(f"{single:,} of {len(votes):,} annotated tiles have one label, so they do not show agreement")
     if len(votes) and per_item.max() == 2:
         remarks.append(
-            "no tile has more than two labels: where they differ, only the estimated confusions set the consensus"
+            "no tile has more than two labels: if they differ, the consensus depends only on the estimated confusions"
         )
     if not votes.named:
         return [*remarks, "annotators are not named: one confusion is estimated for all of them"]
-    pieces = _connected(votes)
-    if len(pieces) > 1:
-        listed = [" and ".join(piece[:3]) + (" and others" if len(piece) > 3 else "") for piece in pieces]
+    components = _connected_annotators(votes)
+    if len(components) > 1:
+        listed = [
+            " and ".join(component[:3]) + (" and others" if len(component) > 3 else "") for component in components
+        ]
         remarks.append(
-            f"annotators in {len(pieces)} sets without a common tile ({shortlist(listed)}): their skills are not "
+            f"annotators in {len(components)} sets without a common tile ({shortlist(listed)}): their skills are not "
             "comparable across these sets"
         )
     items = votes.items_of()
@@ -143,15 +145,15 @@ def remarks_on_overlap(votes: Votes) -> list[str]:
     return remarks
 
 
-def _connected(votes: Votes) -> list[list[str]]:
+def _connected_annotators(votes: Votes) -> list[list[str]]:
     """Return the sets of annotators who are linked by shared items, the largest first."""
     from scipy import sparse
     from scipy.sparse.csgraph import connected_components
 
     a = len(votes.annotators)
     labelled = sparse.csr_array((np.ones(len(votes.item)), (votes.item, votes.annotator)), shape=(len(votes.items), a))
-    _, piece_of = connected_components(labelled.T @ labelled, directed=False)
-    pieces: dict[int, list[str]] = {}
-    for name, piece in zip(votes.annotators, piece_of.tolist(), strict=True):
-        pieces.setdefault(piece, []).append(name)
-    return sorted(pieces.values(), key=lambda piece: (-len(piece), piece))
+    _, component_of = connected_components(labelled.T @ labelled, directed=False)
+    components: dict[int, list[str]] = {}
+    for name, component in zip(votes.annotators, component_of.tolist(), strict=True):
+        components.setdefault(component, []).append(name)
+    return sorted(components.values(), key=lambda component: (-len(component), component))

@@ -14,7 +14,7 @@ from clipit.errors import DataError
 
 SMOOTHING = 0.01
 """Pseudo-count added to each cell of a confusion matrix and to each class, so that no probability is 0."""
-_LEAST = 1e-10  # lowest probability without smoothing, as in crowd-kit
+_MIN_PROBABILITY = 1e-10  # lowest probability without smoothing, as in crowd-kit
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,5 +104,5 @@ def _normalise(counts: Float64[np.ndarray, "*k c"], smoothing: float) -> Float64
     raised = counts + smoothing
     total = raised.sum(axis=-1, keepdims=True)
     shares = np.where(total > 0, raised / np.where(total > 0, total, 1.0), 1.0 / counts.shape[-1])
-    clipped: Float64[np.ndarray, "*k c"] = np.maximum(shares, _LEAST)
+    clipped: Float64[np.ndarray, "*k c"] = np.maximum(shares, _MIN_PROBABILITY)
     return clipped

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from clipit.annotators.agreement import remarks_on_overlap, why_not_estimable
+from clipit.annotators.agreement import explain_not_estimable, overlap_remarks
 from clipit.annotators.dawid_skene import DawidSkene, dawid_skene
 from clipit.annotators.votes import Votes, majority
 from clipit.config.run import AnnotationsConfig
@@ -29,14 +29,14 @@ class Consensus:
         estimates: Estimates of Dawid-Skene; None if these labels do not permit them, and the majority is used.
         labels: Consensus of each item of the votes.
         posteriors: Probability of each class per item; the shares of the votes without estimates.
-        why_not: Reason why there are no estimates; "" if there are.
+        reason: Reason why there are no estimates; "" if there are.
     """
 
     votes: Votes
     estimates: DawidSkene | None
     labels: Int64[np.ndarray, " n"]
     posteriors: Float64[np.ndarray, "n c"]
-    why_not: str
+    reason: str
 
     @property
     def method(self) -> str:
@@ -46,11 +46,11 @@ class Consensus:
 
 def find_consensus(votes: Votes) -> Consensus:
     """Find the consensus of votes by Dawid-Skene, or the majority if the skills of annotators cannot be estimated."""
-    why_not = why_not_estimable(votes)
+    reason = explain_not_estimable(votes)
     counts = votes.counts()
-    if why_not:
+    if reason:
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        return Consensus(votes, None, majority(counts, votes.items).labels, shares, why_not)
+        return Consensus(votes, None, majority(counts, votes.items).labels, shares, reason)
     estimates = dawid_skene(votes)
     return Consensus(votes, estimates, estimates.posteriors.argmax(axis=1), estimates.posteriors, "")
 
@@ -78,7 +78,7 @@ class Annotations:
     def strata(self, ids: Sequence[str]) -> Int64[np.ndarray, " n"]:
         """Return the majority of the training annotators for training and validation tiles; -1 without labels.
 
-        Labelled tiles are drawn per class of this majority, so that each choice of `labels` trains on the same tiles.
+        Labelled tiles are drawn per class of this majority, so that every value of `labels` trains on the same tiles.
         """
         votes = self.learnt.votes
         label_of = dict(zip(votes.items, majority(votes.counts(), votes.items).labels.tolist(), strict=True))
@@ -150,14 +150,14 @@ def label_tiles(votes: Votes, config: AnnotationsConfig, learnt: Collection[str]
 
 
 def best_annotator(consensus: Consensus) -> str:
-    """Return the most accurate annotator by Dawid-Skene, of those with at least half as many tiles as the busiest one.
+    """Return the most accurate annotator by Dawid-Skene, of those with at least half as many tiles as the most active.
 
     Raises:
         DataError: The skills cannot be estimated.
     """
     if consensus.estimates is None:
         raise DataError(
-            f"the best annotator is unknown: {consensus.why_not}",
+            f"the best annotator is unknown: {consensus.reason}",
             where=f"{_WHERE}.labels",
             fix=f"name one in {_WHERE}.annotator",
         )
@@ -222,43 +222,49 @@ def _check_names(votes: Votes, config: AnnotationsConfig) -> None:
 def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[dict[str, int], list[str]]:
     """Return the labels of training and validation tiles, and notes."""
     votes = consensus.votes
-    people = f"{len(votes.annotators)} annotators ({shortlist(votes.annotators)})" if votes.named else "the annotators"
+    annotator_names = (
+        f"{len(votes.annotators)} annotators ({shortlist(votes.annotators)})" if votes.named else "the annotators"
+    )
     if config.labels == "annotator":
         name = config.annotator or best_annotator(consensus)
-        own = votes.of_annotators([name])
+        chosen_votes = votes.of_annotators([name])
         chosen = "" if config.annotator else ", the most accurate one by Dawid-Skene"
-        note = f"training labels: those of annotator {name}{chosen}, on {len(own):,} tiles"
-        return dict(zip(own.items, own.table()[:, 0].tolist(), strict=True)), [note]
+        note = f"training labels: those of annotator {name}{chosen}, on {len(chosen_votes):,} tiles"
+        return dict(zip(chosen_votes.items, chosen_votes.table()[:, 0].tolist(), strict=True)), [note]
     if config.labels == "majority":
         frequent = majority(votes.counts(), votes.items)
-        note = f"training labels: majority of {people} on {len(votes):,} tiles"
+        note = f"training labels: majority of {annotator_names} on {len(votes):,} tiles"
         if frequent.tied.any():
             note += f"; {int(frequent.tied.sum()):,} ties, drawn by a hash of the tile's id"
         return dict(zip(votes.items, frequent.labels.tolist(), strict=True)), [note]
     if consensus.estimates is None and len(votes):
         raise DataError(
-            consensus.why_not,
+            consensus.reason,
             where=f"{_WHERE}.labels = {config.labels}",
             fix="use labels: majority or labels: annotator, or let several annotators label some tiles",
         )
     kind = "consensus" if config.labels == "consensus" else "posteriors"
-    notes = [f"training labels: {kind} (Dawid-Skene) of {people} on {len(votes):,} tiles"]
+    notes = [f"training labels: {kind} (Dawid-Skene) of {annotator_names} on {len(votes):,} tiles"]
     if consensus.estimates is not None and not consensus.estimates.converged:
         notes.append(f"training labels: EM has not converged after {len(consensus.estimates.objective):,} iterations")
-    notes += [f"training labels: {remark}" for remark in remarks_on_overlap(votes)]
+    notes += [f"training labels: {remark}" for remark in overlap_remarks(votes)]
     return dict(zip(votes.items, consensus.labels.tolist(), strict=True)), notes
 
 
 def _test_notes(consensus: Consensus, independent: Independence, n_tests: int, shared: Sequence[str]) -> list[str]:
-    """Describe whose labels the test labels are, and whether these annotators also label the training tiles."""
+    """Describe which annotators the test labels come from, and whether they also label the training tiles."""
     votes = consensus.votes
     if not n_tests:
         return []
     if not len(votes):
         return ["no test tile has a label by an annotator, so there is no test score"]
-    people = f"{len(votes.annotators)} annotators ({shortlist(votes.annotators)})" if votes.named else "the annotators"
-    notes = [f"test labels: consensus ({consensus.method}) of {people} on {len(votes):,} of {n_tests:,} test tiles"]
-    habits = "so a student that learns their habits scores too high"
+    annotator_names = (
+        f"{len(votes.annotators)} annotators ({shortlist(votes.annotators)})" if votes.named else "the annotators"
+    )
+    notes = [
+        f"test labels: consensus ({consensus.method}) of {annotator_names} on {len(votes):,} of {n_tests:,} test tiles"
+    ]
+    habits = "so scores of a student that learns their habits are too high"
     if independent == "yes":
         notes[0] += "; none of them labels a training tile"
     elif independent == "no":
@@ -272,6 +278,6 @@ def _test_notes(consensus: Consensus, independent: Independence, n_tests: int, s
         )
     else:
         notes.append("it is unknown whether the annotators of the test labels also label the training tiles")
-    if consensus.why_not:
-        notes.append(f"test labels: {consensus.why_not}; the majority is used")
-    return [*notes, *(f"test labels: {remark}" for remark in remarks_on_overlap(votes))]
+    if consensus.reason:
+        notes.append(f"test labels: {consensus.reason}; the majority is used")
+    return [*notes, *(f"test labels: {remark}" for remark in overlap_remarks(votes))]

@@ -1,7 +1,7 @@
 """Labels of pixels by several annotators, reduced to the distinct patterns of labels and how often each occurs.
 
 Dawid-Skene over pixels is STAPLE (Warfield, Zou and Wells, IEEE TMI 23(7), 2004) for several classes. Pixels with the
-same labels have the same posterior, so EM needs one row per pattern, however many pixels there are.
+same labels have the same posterior, so EM needs only one row per pattern.
 """
 
 from collections import Counter
@@ -62,7 +62,7 @@ class PixelPatterns:
             raise DataError(
                 f"masks by {len(annotators)} annotators of {len(classes)} classes have too many patterns",
                 where="--masks",
-                fix="leave out annotators, or merge those with few masks",
+                fix="drop annotators, or merge those with few masks",
             )
         self._pixels: Counter[int] = Counter()
 
@@ -128,12 +128,14 @@ def annotator_dice(consensus: PixelConsensus) -> dict[str, dict[str, float | Non
         weights = consensus.pixels[rows]
         counts = others.counts()
         single = not len(rows) or counts.sum(axis=1).max() < 2
-        wanted = majority(counts, others.items).labels if single else dawid_skene(others, weights).posteriors.argmax(1)
-        given = table[rows, number]
-        shared = given >= 0
+        reference = (
+            majority(counts, others.items).labels if single else dawid_skene(others, weights).posteriors.argmax(1)
+        )
+        labels_by_annotator = table[rows, number]
+        shared = labels_by_annotator >= 0
         scores[name] = {}
         for code, label in enumerate(votes.classes):
-            a, b = (given == code) & shared, (wanted == code) & shared
+            a, b = (labels_by_annotator == code) & shared, (reference == code) & shared
             total = float(weights[a].sum() + weights[b].sum())
             scores[name][label] = 2 * float(weights[a & b].sum()) / total if total else None
     return scores

@@ -36,7 +36,7 @@ class AnnotationTable:
         labels: Names of the classes.
         times: Number of such votes; 1 for named annotators.
         where: The file.
-        notes: Rows that were left out, by reason.
+        notes: Dropped rows, by reason.
     """
 
     tiles: Sequence[str]
@@ -54,7 +54,7 @@ def read_annotations(
 
     Args:
         config: Section `tiles.annotations`.
-        class_map: Class of each label; labels that it does not name are left out and counted. Empty: labels are
+        class_map: Class of each label; other labels are dropped and counted. Empty: labels are
             classes.
         classes: Classes that are configured. Unless -1 is one of them, it marks a missing label among whole numbers.
 
@@ -109,8 +109,8 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
     items = [name for name in ids if name in annotated]
     if not items:
         raise DataError(
-            f"none of the {len(annotated)} tiles of the table of annotators is among the {len(ids)} tiles; it names "
-            f"{shortlist(sorted(annotated), 3) or 'none'}, the tiles are {shortlist(list(ids), 3)}",
+            f"none of the {len(annotated)} tiles in the table of annotators is among the {len(ids)} tiles; the table "
+            f"has {shortlist(sorted(annotated), 3) or 'none'}, the data set {shortlist(list(ids), 3)}",
             where=table.where,
             fix=f"write the ids of the tiles (for tables without a column id: their paths), or name the column in "
             f"{_WHERE}.columns",
@@ -172,7 +172,7 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
 
 
 def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: Collection[str]) -> AnnotationTable:
-    """Read one row per tile and annotator; rows without a label, and repeated ones, are left out and counted.
+    """Read one row per tile and annotator; rows without a label and repeated rows are dropped and counted.
 
     Args:
         table: Table of annotators.
@@ -184,7 +184,7 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
     columns = read_named_columns(
         table, {str(ours): theirs for ours, theirs in names.items()}, path, f"{_WHERE}.columns"
     )
-    nameless = [
+    unnamed = [
         f"line {table.lines[row]}"
         for row in range(len(table.rows))
         if not columns["tile"][row] or not columns["annotator"][row]
@@ -203,7 +203,7 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
         )
     columns["label"] = _without_no_class(columns["label"], named, path)
     seen: dict[tuple[str, str], str] = {}
-    double: dict[tuple[str, str], set[str]] = {}
+    conflicting: dict[tuple[str, str], set[str]] = {}
     empty = repeated = 0
     for tile, annotator, label in zip(columns["tile"], columns["annotator"], columns["label"], strict=True):
         key = (tile, annotator)
@@ -214,13 +214,13 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
         elif seen[key] == label:
             repeated += 1
         else:
-            double.setdefault(key, {seen[key]}).add(label)
+            conflicting.setdefault(key, {seen[key]}).add(label)
     problems = []
-    if nameless:
-        problems.append(f"{len(nameless)} rows without a tile or an annotator: {shortlist(nameless)}")
-    if double:
-        listed = [f"{a} on {t} ({', '.join(sorted(labels))})" for (t, a), labels in sorted(double.items())]
-        problems.append(f"{len(double)} tiles have several labels by one annotator: {shortlist(listed)}")
+    if unnamed:
+        problems.append(f"{len(unnamed)} rows without a tile or an annotator: {shortlist(unnamed)}")
+    if conflicting:
+        listed = [f"{a} on {t} ({', '.join(sorted(labels))})" for (t, a), labels in sorted(conflicting.items())]
+        problems.append(f"{len(conflicting)} tiles have several labels by one annotator: {shortlist(listed)}")
     if problems:
         raise DataError(
             "; ".join(problems),
@@ -266,7 +266,7 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
     ids = columns.pop("")
     repeated = sorted(name for name, count in Counter(ids).items() if count > 1)
     problems = [f"tiles with several rows: {shortlist(repeated)}"] if repeated else []
-    wrong, large = [], []
+    invalid, large = [], []
     tiles: list[str] = []
     labels: list[str] = []
     times: list[int] = []
@@ -274,7 +274,7 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
     for row, name in enumerate(ids):
         cells = {label: cells[row].removesuffix(".0") for label, cells in columns.items()}
         if not name or not all(cell.isdecimal() for cell in cells.values()):
-            wrong.append(f"line {table.lines[row]}")
+            invalid.append(f"line {table.lines[row]}")
             continue
         if any(len(cell.lstrip("0")) > len(str(MAX_VOTES)) for cell in cells.values()):
             large.append(f"line {table.lines[row]}")
@@ -283,7 +283,7 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
         if config.voters is not None and config.rest is not None:
             counts[config.rest] = config.voters - sum(counts.values())
             if counts[config.rest] < 0:
-                wrong.append(f"line {table.lines[row]}")
+                invalid.append(f"line {table.lines[row]}")
                 continue
         without += not any(counts.values())
         for label, count in counts.items():
@@ -291,9 +291,9 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
                 tiles.append(name)
                 labels.append(label)
                 times.append(count)
-    if wrong:
-        most = "" if config.voters is None else f" of at most {config.voters} in all"
-        problems.append(f"{len(wrong)} rows without a tile, or without numbers of votes{most}: {shortlist(wrong)}")
+    if invalid:
+        limit = "" if config.voters is None else f" of at most {config.voters} in all"
+        problems.append(f"{len(invalid)} rows without a tile, or without numbers of votes{limit}: {shortlist(invalid)}")
     if large:
         problems.append(f"{len(large)} rows with more than {MAX_VOTES:,} votes: {shortlist(large)}")
     if problems:
@@ -303,7 +303,7 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
 
 
 def _map_labels(table: AnnotationTable, class_map: Mapping[str, str]) -> AnnotationTable:
-    """Replace labels with classes, add up votes that become equal, and leave out labels without a class.
+    """Replace labels with classes, add up votes for the same class, and drop labels without a class.
 
     Several labels of the source may be one class, but a named annotator has one label per tile, so nothing is lost.
     """

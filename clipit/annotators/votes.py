@@ -22,7 +22,7 @@ class Votes:
         item: Row in `items` of each label.
         annotator: Row in `annotators` of each label.
         label: Class of each label.
-        times: How often this label was given: 1, or the number of votes of anonymous annotators.
+        times: Number of times this label was given: 1, or the number of votes of anonymous annotators.
     """
 
     items: tuple[str, ...]
@@ -65,7 +65,7 @@ class Votes:
         return self._select(inside[self.item]) if self.items else self
 
     def of_annotators(self, names: Collection[str]) -> "Votes":
-        """Select the labels by these annotators; the other annotators are no longer listed."""
+        """Select the labels of these annotators, and drop the other annotators."""
         wanted = set(names)
         inside = np.asarray([name in wanted for name in self.annotators], dtype=np.bool_)
         selected = self._select(inside[self.annotator])
@@ -116,8 +116,8 @@ def majority(counts: Int64[np.ndarray, "n c"], ids: Sequence[str]) -> Majority:
         ids: Ids of the items.
     """
     labels = np.full(len(counts), -1, dtype=np.int64)
-    most = counts.max(axis=1, initial=0)
-    leading = (counts == most[:, None]) & (most[:, None] > 0)
+    highest = counts.max(axis=1, initial=0)
+    leading = (counts == highest[:, None]) & (highest[:, None] > 0)
     tied = leading.sum(axis=1) > 1
     labelled = leading.any(axis=1)
     labels[labelled] = leading[labelled].argmax(axis=1)

@@ -16,8 +16,8 @@ MIN_TILES = 20
 _ASSIGNMENT_STEPS = 5
 """Fixed-point steps of the assignments per iteration."""
 _LIKELIHOOD_WEIGHT = 10.0
-"""Weight of the log-likelihood, divided by the dimension: 1/51 at 512 dimensions. Without it, hundreds of dimensions
-would outweigh the text prior. The value was fixed before any measurement."""
+"""Weight of the log-likelihood, divided by the dimension: 1/51 at 512 dimensions. Without this division, hundreds of
+dimensions would outweigh the text prior. The value was fixed before any measurement."""
 _MIN_VARIANCE = 1e-3
 """Minimum variance relative to its initial value of 1 / dimension, so that a constant dimension does not dominate."""
 _MIN_PRIOR = 1e-6
@@ -57,9 +57,9 @@ def check_finite(vectors: Float[np.ndarray, "n d"], where: str) -> None:
     Raises:
         DataError: A feature is not finite.
     """
-    bad = int((~np.isfinite(vectors).all(axis=1)).sum())
-    if bad:
-        what = f"vectors of {bad} of {len(vectors)} tiles are not finite"
+    n_invalid = int((~np.isfinite(vectors).all(axis=1)).sum())
+    if n_invalid:
+        what = f"vectors of {n_invalid} of {len(vectors)} tiles are not finite"
         raise DataError(what, where=where, fix="check these images and the model's weights")
 
 

@@ -1,7 +1,7 @@
 """Guard for test-time adaptation: decide without labels whether adapting to a set of tiles is safe.
 
-Adaptation helps where images look different from the training tiles (stain, blur, scanner), and harms where only the
-class proportions differ. The guard tells these cases apart in four steps.
+Adaptation helps if images look different from the training tiles (stain, blur, scanner), and harms if only the class
+proportions differ. The guard tells these cases apart in four steps.
 
 1. Summarise the training tiles as one Gaussian per predicted class, with a shared covariance.
 2. Estimate the class proportions that explain the new tiles best under these Gaussians.

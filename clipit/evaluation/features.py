@@ -31,10 +31,10 @@ class Features:
             raise DataError(f"ids, vectors, labels and groups of different lengths: {sorted(lengths)}")
         if len(np.unique(self.ids)) < len(self.ids):
             raise DataError("duplicate ids among features", fix="make the ids unique")
-        bad = ~np.isfinite(self.vectors).all(axis=1)
-        if bad.any():
+        invalid = ~np.isfinite(self.vectors).all(axis=1)
+        if invalid.any():
             raise DataError(
-                f"features that are not finite: {shortlist(self.ids[bad].tolist())}",
+                f"features that are not finite: {shortlist(self.ids[invalid].tolist())}",
                 fix="check the model's precision (fp16 can overflow)",
             )
 

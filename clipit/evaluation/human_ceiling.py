@@ -1,4 +1,4 @@
-"""Human ceiling: how well each annotator agrees with the consensus of the others on the tiles that are scored."""
+"""Human ceiling: agreement of each annotator with the consensus of the others on the scored tiles."""
 
 from dataclasses import asdict, dataclass
 from statistics import mean
@@ -23,7 +23,7 @@ class AnnotatorScore:
     Attributes:
         annotator: Name of the annotator.
         tiles: Number of tiles with a label by the annotator and a reference.
-        reference: What the labels are compared with.
+        reference: Description of the labels that these are compared with.
         metrics: Value of each of `METRICS`; None where it is undefined.
     """
 
@@ -39,7 +39,7 @@ def score_annotators(tiles: TileSet) -> list[AnnotatorScore]:
     The reference of an annotator is the consensus of the other annotators of the test labels (without the annotator's
     own label, which would agree with itself), or the labels of the source if these are the test labels. For votes
     without names, the score is the expected accuracy of one vote, drawn at random, against the majority of the other
-    votes of its tile; tied majorities count in part.
+    votes of its tile; tied majorities count as the fraction that matches.
 
     Args:
         tiles: Tiles of one split, or of one test set.
@@ -76,33 +76,35 @@ def human_ceiling(tiles: TileSet) -> dict[str, Any] | None:
     }
 
 
-def _score(name: str, votes: Votes, found: Annotations, tiles: TileSet) -> AnnotatorScore | None:
+def _score(name: str, votes: Votes, annotations: Annotations, tiles: TileSet) -> AnnotatorScore | None:
     """Score a named annotator; None if there is nothing to compare with."""
-    own = votes.of_annotators([name])
-    own_labels = dict(zip(own.items, own.table()[:, 0].tolist(), strict=True))
-    others = [other for other in found.test_annotators if other != name]
+    own_votes = votes.of_annotators([name])
+    own_labels = dict(zip(own_votes.items, own_votes.table()[:, 0].tolist(), strict=True))
+    others = [other for other in annotations.test_annotators if other != name]
     if others:
         # The reference is estimated on all tiles that the others labelled, not only on those of this annotator.
         consensus = find_consensus(votes.of_annotators(others))
         reference = dict(zip(consensus.votes.items, consensus.labels.tolist(), strict=True))
-        people = f"consensus ({consensus.method}) of {len(others)} others" if len(others) > 1 else f"{others[0]} alone"
-    elif not found.test_annotators:
+        reference_name = (
+            f"consensus ({consensus.method}) of {len(others)} others" if len(others) > 1 else f"{others[0]} alone"
+        )
+    elif not annotations.test_annotators:
         known = zip(tiles.ids.tolist(), tiles.truth.tolist(), strict=True)
-        reference, people = {tile: label for tile, label in known if label >= 0}, "labels of the source"
+        reference, reference_name = {tile: label for tile, label in known if label >= 0}, "labels of the source"
     else:
         return None
-    shared = [item for item in own.items if item in reference]
+    shared = [item for item in own_votes.items if item in reference]
     if not shared:
         return None
-    given = np.asarray([own_labels[item] for item in shared], dtype=np.int64)
-    wanted = np.asarray([reference[item] for item in shared], dtype=np.int64)
-    return AnnotatorScore(name, len(shared), people, _metrics(wanted, given, len(votes.classes)))
+    predicted = np.asarray([own_labels[item] for item in shared], dtype=np.int64)
+    targets = np.asarray([reference[item] for item in shared], dtype=np.int64)
+    return AnnotatorScore(name, len(shared), reference_name, _metrics(targets, predicted, len(votes.classes)))
 
 
 def _metrics(
-    labels: Int64[np.ndarray, " n"], given: Int64[np.ndarray, " n"], n_classes: int
+    labels: Int64[np.ndarray, " n"], predicted: Int64[np.ndarray, " n"], n_classes: int
 ) -> dict[str, float | None]:
-    computed = compute_metrics(labels, np.eye(n_classes, dtype=np.float32)[given])
+    computed = compute_metrics(labels, np.eye(n_classes, dtype=np.float32)[predicted])
     return {metric: computed[metric] for metric in METRICS}
 
 
@@ -116,9 +118,9 @@ def _score_anonymous(votes: Votes) -> list[AnnotatorScore]:
     for code in range(counts.shape[1]):
         others = counts.copy()
         others[:, code] -= 1
-        most = others.max(axis=1)
-        right = (others[:, code] == most) / (others == most[:, None]).sum(axis=1)
-        agreement += np.where(counts[:, code] > 0, counts[:, code] * right, 0.0)
+        highest = others.max(axis=1)
+        credit = (others[:, code] == highest) / (others == highest[:, None]).sum(axis=1)
+        agreement += np.where(counts[:, code] > 0, counts[:, code] * credit, 0.0)
     value = float((agreement / counts.sum(axis=1)).mean())
     metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"accuracy": value}
     return [AnnotatorScore(votes.annotators[0], len(counts), "majority of the other votes", metrics)]

@@ -64,13 +64,13 @@ def bootstrap(
     Units (groups; single tiles if the group is unknown) are drawn with replacement, as many as there are; the weight of
     a tile is the number of times its unit was drawn. The interval is undefined for fewer than `MIN_UNITS` units, and if
     the score is undefined in more than 5 % of the resamples; fewer such resamples are dropped. To bound memory,
-    resamples are drawn 50 at a time. A score with a resampling bias (such as the calibration error, which rises) can
-    lie near the edge of its interval, or outside.
+    resamples are drawn 50 at a time. A score with a resampling bias (such as the calibration error, which increases)
+    can be near the edge of its interval, or outside.
 
-    If the resamples agree, as they do where every tile is right, the percentile interval would be one point, whatever
-    the number of tiles. Such an interval is undefined; its reason states the exact one-sided binomial bound (Clopper
-    and Pearson, Biometrika 1934; 3 / n in short, Hanley and Lippman-Hand, JAMA 1983): a deviation that occurs in no
-    more than 1 - 0.05^(1/n) of all units is absent among n units in 5 % of samples or more.
+    If all resamples agree, as they do if every tile is classified correctly, the percentile interval would be a single
+    point for any number of tiles. Such an interval is undefined; its reason states the exact one-sided binomial bound
+    (Clopper and Pearson, Biometrika 1934; about 3 / n, Hanley and Lippman-Hand, JAMA 1983): a deviation that occurs in
+    no more than 1 - 0.05^(1/n) of all units is absent among n units in 5 % of samples or more.
 
     Args:
         statistics: Function that computes the scores.
@@ -204,7 +204,7 @@ def _percentile_interval(values: Float[np.ndarray, " r"], n_units: int) -> Inter
 
 
 def _no_variation(n_units: int) -> str:
-    """Explain an interval of width 0, with the share of deviating units that n units may miss at a level of 95 %."""
+    """Explain an interval of width 0, with the largest share of deviating units that n units may miss (95 % level)."""
     unseen = 1 - (1 - LEVEL) ** (1 / n_units)
     return (
         f"{NO_VARIATION} of {n_units} independent units; a deviation in up to {100 * unseen:.2g} % of all units could "

@@ -35,7 +35,7 @@ class LabelPoint:
 def label_subset(
     train: Features, validation: Features, n_classes: int, share: float, seed: int
 ) -> tuple[Features, Features] | str:
-    """Draw the labelled tiles of a share; returns the reason as text if the share is undefined.
+    """Draw the labelled tiles of a share, or return the reason why the share is undefined.
 
     Follows `tiles.labels.hide_labels` with kind `fraction`, so a training run with the same share and seed uses the
     same tiles. From each class, the rounded share of its labelled training tiles is drawn, in an order that depends on

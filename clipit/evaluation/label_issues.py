@@ -22,8 +22,8 @@ class OutOfFold:
     Attributes:
         probabilities: Class probabilities, one row per tile.
         folds: Fold of each tile; all tiles of a group are in the same fold.
-        checked: Whether the probe of the tile's fold was fitted on tiles of the tile's given class. If it was not, the
-            probability of that class is 0, whatever the tile shows.
+        checked: Whether the probe of the tile's fold was fitted on tiles of the tile's given class. If not, the
+            probability of that class is always 0.
         strengths: Inverse of the L2 penalty that each fold chose.
     """
 
@@ -74,7 +74,7 @@ def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int 
     groups = group_numbers(ordered.groups)
     if folds < 3 or len(np.unique(groups)) < folds:
         raise DataError(
-            f"cannot make {folds} folds of {len(np.unique(groups))} labelled groups (patients, slides or single tiles)",
+            f"cannot split {len(np.unique(groups))} labelled groups (patients, slides or tiles) into {folds} folds",
             where="label_issues.folds",
             fix="use at least 3 folds and no more folds than groups",
         )
@@ -95,14 +95,14 @@ def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int 
         probabilities[inside] = probe.probabilities(ordered.vectors[inside])
         checked[inside] = np.isin(ordered.labels[inside], train.labels)
         strengths.append(strength)
-    back = np.argsort(order)
-    return OutOfFold(probabilities[back], fold_of[back], checked[back], tuple(strengths))
+    inverse = np.argsort(order)
+    return OutOfFold(probabilities[inverse], fold_of[inverse], checked[inverse], tuple(strengths))
 
 
 def _choose_strength(train: Features, held_out: Bool[np.ndarray, " n"], n_classes: int) -> float:
-    fitted, chosen_on = train.take(~held_out), train.take(held_out)
+    fitted, validation = train.take(~held_out), train.take(held_out)
     return linear_probe(
-        fitted.vectors, fitted.labels, chosen_on.vectors, chosen_on.labels, n_classes, STRENGTHS
+        fitted.vectors, fitted.labels, validation.vectors, validation.labels, n_classes, STRENGTHS
     ).strength
 
 

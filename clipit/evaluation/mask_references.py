@@ -22,7 +22,7 @@ def all_one_class(present: Int64[np.ndarray, "n c"], code: int) -> Int64[np.ndar
 
 
 def haematoxylin_mask(image: UInt8[np.ndarray, "h w 3"], smoothing: float | int) -> Bool[np.ndarray, "h w"]:
-    """Return where the smoothed haematoxylin of an H&E image exceeds Otsu's threshold.
+    """Mask the pixels of an H&E image whose smoothed haematoxylin exceeds Otsu's threshold.
 
     Concentrations are those of the fixed stains of Ruifrok and Johnston (2001), scaled to 0..1 within the image.
 
@@ -84,5 +84,5 @@ def _areas(where: Bool[np.ndarray, "h w"], edge: int) -> Int64[np.ndarray, "r k"
 
 
 def _spread(codes: Int64[np.ndarray, "r k"], edge: int, shape: tuple[int, ...]) -> Int64[np.ndarray, "h w"]:
-    """Give all pixels of each tile the tile's class."""
+    """Assign the class of each tile to all of its pixels."""
     return np.asarray(codes.repeat(edge, axis=0)[: shape[0]].repeat(edge, axis=1)[:, : shape[1]], dtype=np.int64)

@@ -76,7 +76,7 @@ class ModelDifference:
         over_groups: Paired bootstrap interval of the mean over groups of items.
         over_seeds: t-interval of the mean over seeds.
         p: Paired t-test over seeds.
-        p_holm: The same, Holm-corrected over the contrasts of the same task and metric.
+        p_holm: The p-value, Holm-corrected over the contrasts of the same task and metric.
     """
 
     subject: Subject
@@ -91,7 +91,7 @@ class ModelDifference:
 
     @property
     def outcome(self) -> str:
-        """`better` or `worse` if both intervals lie on the same side of 0, `open` if not, `undecided` without them."""
+        """`better` or `worse` if both intervals are on one side of 0, else `open`; `undecided` without intervals."""
         groups, seeds = self.over_groups, self.over_seeds
         if groups.low is None or groups.high is None or seeds.low is None or seeds.high is None:
             return "undecided"
@@ -115,8 +115,8 @@ def compare_models(
 ) -> tuple[list[SubjectScore], list[ModelDifference]]:
     """Compute the scores of models on the same items, and differences between them, with intervals and p-values.
 
-    All scores and differences are computed on the same resamples of groups. A model with one result, such as the VLM
-    before its adaptation, has the same result for every seed. Retrieval resamples queries; the gallery stays.
+    All scores and differences use the same resamples of groups. A model with one result, such as the VLM before its
+    adaptation, has the same result for every seed. For retrieval, queries are resampled, not the gallery.
 
     Args:
         measured: Results by subject and seed; all have the same items and the same seeds.
@@ -141,19 +141,19 @@ def compare_models(
     whole = scores(np.ones((len(first.ids), 1)))
     intervals = bootstrap(scores, first.groups, resamples, seed)
     values = {key: each.scores(np.ones((len(first.ids), 1))) for key, each in distinct.items()}
-    found = [
+    scores_by_model = [
         _subject_score(subject, metric, by_seed, values, whole, intervals)
         for subject, by_seed in measured.items()
         for metric in values[id(next(iter(by_seed.values())))]
     ]
-    by_key = {(score.subject, score.metric): score for score in found}
+    by_key = {(score.subject, score.metric): score for score in scores_by_model}
     compared = [
         _contrast(by_key[subject, metric], by_key[reference, metric], whole, intervals)
         for subject, reference in contrasts
-        for metric in dict.fromkeys(score.metric for score in found if score.subject == subject)
+        for metric in dict.fromkeys(score.metric for score in scores_by_model if score.subject == subject)
         if (reference, metric) in by_key
     ]
-    return found, _correct(compared)
+    return scores_by_model, _correct(compared)
 
 
 def _means(
@@ -236,9 +236,9 @@ def _check_same(measured: Mapping[Subject, Mapping[int, Measured]], first: Measu
     seeds = [*next(iter(measured.values()))]
     for subject, by_seed in measured.items():
         if [*by_seed] != seeds:
-            raise DataError(f"{subject.model} on {subject.task} has different seeds from the rest", where=[*by_seed])
+            raise DataError(f"{subject.model} on {subject.task} has other seeds than the rest", where=[*by_seed])
         if any(not np.array_equal(each.ids, first.ids) for each in by_seed.values()):
-            raise DataError(f"{subject.model} on {subject.task} was measured on different items from the rest")
+            raise DataError(f"{subject.model} on {subject.task} was measured on other items than the rest")
 
 
 def _name(subject: Subject, metric: str) -> str:

@@ -113,7 +113,7 @@ def weighted_scores(
     hits = _class_totals(labels, weights * (predicted == labels)[:, None], n_classes)
     guessed = _class_totals(predicted, weights, n_classes)
     scores = count_scores(hits, true, guessed)
-    # Without a class, a resample would be averaged over fewer classes, which is a different score.
+    # A resample without one of the classes is averaged over fewer classes, which is a different score.
     present = np.bincount(labels, minlength=n_classes) > 0
     incomplete = ((true == 0) & present).any(axis=1)
     if present_only:

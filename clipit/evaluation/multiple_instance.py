@@ -1,4 +1,4 @@
-"""Multiple-instance learning of single tiles: a finding is visible on an unknown subset of a patient's tiles."""
+"""Multiple-instance learning of tile labels: a finding is visible on an unknown subset of a patient's tiles."""
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -36,28 +36,28 @@ def assign_instances(
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    wanted = bag_labels[bags]
-    if (wanted == background).all() or not (wanted == background).any():
+    bag_class = bag_labels[bags]
+    if (bag_class == background).all() or not (bag_class == background).any():
         raise DataError(
             "choosing tiles needs patients with the background class and patients with another class",
             where="soft_labels.own_report.background",
             fix="set it to a class that some reports have, or use soft_labels.own_report.tiles=all",
         )
     scaled = StandardScaler().fit_transform(features.astype(np.float64))
-    assigned = wanted.copy()
-    open_rows = np.flatnonzero(wanted != background)
+    assigned = bag_class.copy()
+    open_rows = np.flatnonzero(bag_class != background)
     for _ in range(_ROUNDS):
         model = LogisticRegression(max_iter=1000).fit(scaled, assigned)
         log_p = model.predict_log_proba(scaled[open_rows])
-        place = {int(label): column for column, label in enumerate(model.classes_)}
-        own = log_p[np.arange(len(open_rows)), [place[label] for label in wanted[open_rows].tolist()]]
-        ratio = own - log_p[:, place[background]]
-        shows = ratio >= 0
+        column_of = {int(label): column for column, label in enumerate(model.classes_)}
+        own = log_p[np.arange(len(open_rows)), [column_of[label] for label in bag_class[open_rows].tolist()]]
+        ratio = own - log_p[:, column_of[background]]
+        keeps_label = ratio >= 0
         order = np.lexsort((-ratio, bags[open_rows]))  # the most probable instance of each bag comes first
         first = np.unique(bags[open_rows][order], return_index=True)[1]
-        shows[order[first]] = True
-        new = np.where(shows, wanted[open_rows], background)
-        if (new == assigned[open_rows]).all():
+        keeps_label[order[first]] = True
+        updated = np.where(keeps_label, bag_class[open_rows], background)
+        if (updated == assigned[open_rows]).all():
             break
-        assigned[open_rows] = new
+        assigned[open_rows] = updated
     return np.asarray(assigned, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Predicted classes of unlabelled images: how often each occurs, how certain they are, and which are extreme."""
+"""Predicted classes of unlabelled images: frequency and confidence of each, and the most and least certain images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,19 +29,19 @@ class PredictedClasses:
         """Return count, share and mean confidence per class, and the mean confidence of all images."""
         classes = {}
         for number, name in enumerate(self.classes):
-            mine = self.confidence[self.best == number]
-            share = round(mine.size / max(1, self.best.size), _DIGITS)
-            classes[name] = {"images": int(mine.size), "share": share, "mean_confidence": _mean(mine)}
+            of_class = self.confidence[self.best == number]
+            share = round(of_class.size / max(1, self.best.size), _DIGITS)
+            classes[name] = {"images": int(of_class.size), "share": share, "mean_confidence": _mean(of_class)}
         return {"mean_confidence": _mean(self.confidence), "classes": classes}
 
-    def least_certain(self, most: int) -> Int64[np.ndarray, " k"]:
+    def least_certain(self, count: int) -> Int64[np.ndarray, " k"]:
         """Return the indices of the least certain images, ties in the order of the images."""
-        return np.argsort(self.confidence, kind="stable")[:most].astype(np.int64)
+        return np.argsort(self.confidence, kind="stable")[:count].astype(np.int64)
 
-    def most_certain(self, number: int, most: int) -> Int64[np.ndarray, " k"]:
+    def most_certain(self, number: int, count: int) -> Int64[np.ndarray, " k"]:
         """Return the indices of the most certain images of one class, ties in the order of the images."""
-        mine = np.flatnonzero(self.best == number)
-        return mine[np.argsort(-self.confidence[mine], kind="stable")[:most]].astype(np.int64)
+        of_class = np.flatnonzero(self.best == number)
+        return of_class[np.argsort(-self.confidence[of_class], kind="stable")[:count]].astype(np.int64)
 
 
 def _mean(values: Float32[np.ndarray, " n"]) -> float | None:

@@ -83,9 +83,9 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
         )
     for table in aligned[1:]:
         if not np.array_equal(table.ids, first.ids):
-            odd = np.setxor1d(table.ids, first.ids).tolist()
+            differing = np.setxor1d(table.ids, first.ids).tolist()
             raise DataError(
-                f"the predictions cover different tiles: {len(odd)} are in one table only: {shortlist(odd)}",
+                f"the predictions cover different tiles; {len(differing)} occur in one table: {shortlist(differing)}",
                 fix="compare runs with equal tiles.* keys",
             )
         for name in ("labels", "groups", "classes"):
@@ -168,14 +168,16 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
     if missing or len(present) > len(names):
         unknown = [name for name in present if name not in names]
         what = [
-            f"{kind} columns: {shortlist(odd)}" for kind, odd in (("missing", missing), ("unknown", unknown)) if odd
+            f"{kind} columns: {shortlist(differing)}"
+            for kind, differing in (("missing", missing), ("unknown", unknown))
+            if differing
         ]
         raise DataError("; ".join(what) or "repeated columns", where=path, fix="delete and rebuild it")
     if any(table[name].null_count for name in names):
         raise DataError("empty cells in the table", where=path, fix="delete and rebuild it")
-    odd = [name for name in names if not _has_type(name, table.schema.field(name).type)]
-    if odd:
-        raise DataError(f"columns of the wrong type: {shortlist(odd)}", where=path, fix="delete and rebuild it")
+    differing = [name for name in names if not _has_type(name, table.schema.field(name).type)]
+    if differing:
+        raise DataError(f"columns of the wrong type: {shortlist(differing)}", where=path, fix="delete and rebuild it")
     predictions = Predictions(
         ids=_texts(table["id"]),
         splits=_texts(table["split"]),
@@ -203,13 +205,13 @@ def read_run_predictions(run: Path, tiles: TileSet | None = None) -> Predictions
         ArtifactError: results.json is damaged.
     """
     if not (run / RESULTS).is_file():
-        raise DataError("this folder contains no finished run", where=run, fix="run clipit train first")
+        raise DataError("this folder does not contain a finished run", where=run, fix="run clipit train first")
     results = read_json(run / RESULTS, "run clipit train again, which only evaluates a run that is already trained")
     return read_predictions(run / PREDICTIONS, results.get("predictions_sha256"), tiles)
 
 
 def _has_type(name: str, kind: pa.DataType) -> bool:
-    """Return whether a column has the type of its values: texts, class indices or probabilities."""
+    """Check whether a column has the expected type: texts, class indices or probabilities."""
     if name in ("id", "split", "group"):
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
     return bool(pa.types.is_integer(kind) or (name != "label" and pa.types.is_floating(kind)))
@@ -227,20 +229,24 @@ def _check_tiles(predictions: Predictions, tiles: TileSet, where: Path) -> None:
     """Check that the predictions cover whole splits of these tiles, with the same classes and labels."""
     fix = "use the run of this configuration, or delete the file and run clipit evaluate again"
     if predictions.classes != tiles.classes:
-        theirs, ours = ", ".join(predictions.classes), ", ".join(tiles.classes)
         raise DataError(
-            f"the classes of the predictions are {theirs}; those of the tiles are {ours}", where=where, fix=fix
+            f"the predictions have the classes {', '.join(predictions.classes)}; the tiles have "
+            f"{', '.join(tiles.classes)}",
+            where=where,
+            fix=fix,
         )
     rows = np.isin(tiles.splits, predictions.splits)
     order, by_id = np.argsort(tiles.ids[rows], kind="stable"), predictions.by_id()
     ids, splits, labels = (values[rows][order] for values in (tiles.ids, tiles.splits, tiles.truth))
     if not np.array_equal(by_id.ids, ids):
-        odd = np.setxor1d(by_id.ids, ids).tolist()
-        raise DataError(f"the predictions cover other tiles: {shortlist(odd)} differ", where=where, fix=fix)
+        differing = np.setxor1d(by_id.ids, ids).tolist()
+        raise DataError(f"the predictions cover other tiles; not in both: {shortlist(differing)}", where=where, fix=fix)
     hidden = (by_id.labels == NO_LABEL) | (labels == NO_LABEL)
-    odd = ids[(by_id.splits != splits) | ((by_id.labels != labels) & ~hidden)].tolist()
-    if odd:
-        raise DataError(f"the splits or labels of {len(odd)} tiles differ: {shortlist(odd)}", where=where, fix=fix)
+    differing = ids[(by_id.splits != splits) | ((by_id.labels != labels) & ~hidden)].tolist()
+    if differing:
+        raise DataError(
+            f"the splits or labels of {len(differing)} tiles differ: {shortlist(differing)}", where=where, fix=fix
+        )
 
 
 def _check(predictions: Predictions, where: Path) -> None:
@@ -264,12 +270,12 @@ def _check(predictions: Predictions, where: Path) -> None:
             raise DataError(
                 f"{what}: {shape}, expected {n} x {n_classes}", where=where, fix="pass one column per class"
             )
-        bad = ~np.isfinite(values).all(axis=1) | (values < 0).any(axis=1)
-        bad |= ~(np.abs(values.sum(axis=1) - 1) < _SUM_TOLERANCE)
-        if bad.any():
+        invalid = ~np.isfinite(values).all(axis=1) | (values < 0).any(axis=1)
+        invalid |= ~(np.abs(values.sum(axis=1) - 1) < _SUM_TOLERANCE)
+        if invalid.any():
             raise DataError(
-                f"{what}: not finite, negative or not summing to 1 for {int(bad.sum())} tiles: "
-                f"{shortlist(ids[bad].tolist())}",
+                f"{what}: not finite, negative or not summing to 1 for {int(invalid.sum())} tiles: "
+                f"{shortlist(ids[invalid].tolist())}",
                 where=where,
                 fix="apply a softmax; NaN means that the training diverged",
             )

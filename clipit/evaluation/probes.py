@@ -107,7 +107,7 @@ def linear_probe(
         if best is None or losses[strength] < losses[best.strength]:
             best = probe
     if best is None:
-        raise DataError("the grid of strengths is empty", fix="pass at least one value of C")
+        raise DataError("no value of C to choose from", fix="pass at least one value of C")
     return best
 
 

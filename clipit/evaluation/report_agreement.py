@@ -1,4 +1,4 @@
-"""Agreement of the answers for reports with reference labels, where an answer may also be "both" or "none"."""
+"""Agreement of labels read from reports ("answers", which may also be "both" or "none") with reference labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ class Agreement:
     """Confusion table of reference classes and answers, and its scores.
 
     Attributes:
-        title: What is compared with what.
+        title: Title of the comparison.
         classes: Reference classes, the rows of the table.
         answers: Answers, the columns of the table: the classes, then "both" and "none" if they occur.
         counts: Number of reports per cell.
         groups: Number of groups (patients) of these reports.
         scores: Value of each of `SCORES`; None where undefined.
         intervals: 95 % bootstrap intervals over groups.
-        note: Remark on the comparison; empty for none.
+        note: Remark on the comparison; "" for none.
     """
 
     title: str
@@ -74,12 +74,12 @@ def measure_agreement(
 ) -> Agreement:
     """Compare answers with reference labels; an answer that is not a class counts as wrong.
 
-    Macro F1 is the mean over the classes that have labels or answers; answers that are not classes lower the recall of
-    their class alone.
+    Macro F1 is the mean over the classes that have labels or answers; answers that are not classes only
+    lower the recall of the reference class.
 
     Args:
-        title: What is compared with what.
-        labels: Reference class index of each report; reports with -1 are left out.
+        title: Title of the comparison.
+        labels: Reference class index of each report; reports with -1 are dropped.
         answers: Answer for each report: a class, or another text.
         classes: Class names in the order of the class indices.
         groups: Group of each report, resampled as a whole; "" where unknown.

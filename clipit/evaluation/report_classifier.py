@@ -60,13 +60,13 @@ def cross_fitted_probabilities(
 ) -> CrossFitted:
     """Predict the class of each document with models fitted on the labelled documents of other groups.
 
-    Groups are drawn into folds; labels play no part in it. The model of a fold is a multinomial logistic regression on
-    the labelled documents of all other folds. Its penalty (lowest log loss) and its temperature
-    (`calibration.fit_temperature`) are chosen on predictions for the same documents, cross-fitted over those folds
-    alone. The labels of a group therefore change nothing about the predictions of its own documents.
+    Groups are assigned to folds at random, regardless of their labels. The model of a fold is a multinomial logistic
+    regression on the labelled documents of all other folds. Its penalty (lowest log loss) and its temperature
+    (`calibration.fit_temperature`) are chosen on predictions for the same documents, cross-fitted over those folds.
+    The labels of a group therefore do not affect the predictions of its own documents.
 
-    Classes are not weighted: with equal weights for rare and frequent classes, probabilities would not be calibrated,
-    which no temperature can correct. A class that is absent from the training documents of a fold gets probability 0
+    Classes are not weighted: balanced class weights would distort the probabilities in a way that no temperature can
+    correct. A class that is absent from the training documents of a fold gets probability 0
     there; if only one class is left, the probabilities are (count + 1) / (documents + classes).
 
     Args:
@@ -99,18 +99,18 @@ def cross_fitted_probabilities(
     assigned = fold_of[units]
     fit_features = embedding_features(documents) if isinstance(documents, np.ndarray) else tfidf_features(documents)
     probabilities: Float64[np.ndarray, "n c"] = np.zeros((len(labels), n_classes))
-    without = np.flatnonzero(assigned < 0).astype(np.int64)
+    unassigned = np.flatnonzero(assigned < 0).astype(np.int64)
     choices: list[_Choice] = []
     for fold in range(folds):
         train = labelled[assigned[labelled] != fold]
         choices.append(_choose(fit_features, labels, train, assigned[train], n_classes, sorted(strengths)))
-        own = np.flatnonzero(assigned == fold).astype(np.int64)
+        in_fold = np.flatnonzero(assigned == fold).astype(np.int64)
         predicted = _fit_and_predict(
-            fit_features(train), labels, train, np.concatenate([own, without]), n_classes, choices[-1].strength
+            fit_features(train), labels, train, np.concatenate([in_fold, unassigned]), n_classes, choices[-1].strength
         )
         scaled = with_temperature(predicted, choices[-1].temperature)
-        probabilities[own] = scaled[: len(own)]
-        probabilities[without] += scaled[len(own) :] / folds
+        probabilities[in_fold] = scaled[: len(in_fold)]
+        probabilities[unassigned] += scaled[len(in_fold) :] / folds
     missing = sum(not choice.calibrated for choice in choices)
     note = (
         f"{missing} of {folds} folds are not calibrated: a temperature needs at least 20 labelled reports, not all of "

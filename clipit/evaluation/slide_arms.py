@@ -100,7 +100,7 @@ def compare_slide_sets(
     seed: int = 0,
     controls: Collection[str] = (),
 ) -> SlideComparison:
-    """Compare arms as `compare_slide_arms` does, by poolings that are chosen already; arms may have different ones.
+    """Compare arms like `compare_slide_arms`, with poolings that have already been chosen and may differ.
 
     Args:
         arms: Scored slides by arm and seed, all of the same slides.
@@ -224,9 +224,9 @@ def _check(arms: Mapping[str, Mapping[int, SlideSet]], reference: str, *, same_p
         for number, scored in by_seed.items():
             others = same_poolings and scored.scores.keys() != first.scores.keys()
             if scored.slides.tolist() != first.slides.tolist() or others:
-                problems.append(f"{arm}, seed {number}: its slides or poolings are not those of {reference}")
+                problems.append(f"{arm}, seed {number}: its slides or poolings differ from those of {reference}")
         if len(by_seed) > 1 and len(arms[reference]) > 1 and by_seed.keys() != arms[reference].keys():
-            theirs, ours = (", ".join(map(str, sorted(each))) for each in (by_seed, arms[reference]))
-            problems.append(f"{arm}: seeds {theirs} cannot be paired with {ours} of {reference}")
+            other_seeds, reference_seeds = (", ".join(map(str, sorted(each))) for each in (by_seed, arms[reference]))
+            problems.append(f"{arm}: seeds {other_seeds} cannot be paired with {reference_seeds} of {reference}")
     if problems:
         raise DataError("\n".join(problems), where="arms", fix="compare the scores of the same slides and seeds")

@@ -51,7 +51,7 @@ def score_prompts(
 ) -> pd.DataFrame:
     """Compute balanced accuracy and AUROC of zero-shot classifiers on labelled slides, as medians over the draws.
 
-    Nothing is chosen: every pooling is given, for every split with labelled slides, per slide and per patient.
+    Nothing is selected: all poolings are reported, for every split with labelled slides, per slide and per patient.
 
     Args:
         tables: Kind of classifier -> tables of slide scores (`slide_scores.slide_table`), one per draw.

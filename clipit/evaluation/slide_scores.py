@@ -65,8 +65,8 @@ def pool_slide(
     - `share`: the share of tiles whose highest score is that of class c. If several classes share a tile's highest
       score, the tile counts for the first. With one class the share is 1.
 
-    Sums are taken in double precision and rounded to single precision, so that classes with equal sums are tied. Where
-    tiles have equal scores, a top-K mean is the same whichever of them it takes.
+    Sums are computed in double precision and rounded to single precision, so that classes with equal sums are tied. If
+    tiles have equal scores, the top-K mean does not depend on which of them are selected.
 
     Args:
         scores: Score of each class for each tile: probabilities, or cosine similarities to the classes' prompts.
@@ -109,9 +109,9 @@ def smooth_scores(scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 
     total = np.zeros(scores.shape, dtype=np.float64)
     count = np.zeros(len(scores), dtype=np.float64)
     for row, column in _NEIGHBOURHOOD:
-        wanted = keys + row * width + column
-        place = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)
-        present = ordered[place] == wanted
+        neighbour_keys = keys + row * width + column
+        place = np.searchsorted(ordered, neighbour_keys).clip(max=len(ordered) - 1)
+        present = ordered[place] == neighbour_keys
         total[present] += scores[order[place[present]]]
         count += present
     return total / count[:, None]
@@ -159,8 +159,8 @@ def slide_table(pooled: Mapping[str, Sequence[PooledScore]], classes: Sequence[s
 
 def _pool(values: Float64[np.ndarray, "n c"], smoothed: bool) -> list[PooledScore]:
     n = len(values)
-    most = min(n, max(TOP_K))
-    highest = np.sort(np.partition(values, n - most, axis=0)[n - most :], axis=0)[::-1]
+    largest_k = min(n, max(TOP_K))
+    highest = np.sort(np.partition(values, n - largest_k, axis=0)[n - largest_k :], axis=0)[::-1]
     best = np.bincount(values.argmax(axis=1), minlength=values.shape[1])
     pooled = {f"top{k}": (min(k, n), highest[: min(k, n)].mean(axis=0)) for k in TOP_K}
     pooled |= {"mean": (n, values.mean(axis=0)), "share": (n, best / n)}
@@ -173,10 +173,10 @@ def _check(scores: Float[np.ndarray, "n c"]) -> None:
     n, n_classes = scores.shape
     if not n or not n_classes:
         missing = "tile" if not n else "class"
-        raise DataError(f"no {missing} to score", fix="leave the slide out, and list it as not scored")
-    wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-    if len(wrong):
+        raise DataError(f"no {missing} to score", fix="drop the slide, and list it as not scored")
+    invalid = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(invalid):
         raise DataError(
-            f"the scores of {len(wrong)} tiles are not finite: rows {shortlist(wrong.tolist())}",
+            f"the scores of {len(invalid)} tiles are not finite: rows {shortlist(invalid.tolist())}",
             fix="check the classifier; NaN means that its training diverged",
         )

@@ -32,7 +32,7 @@ class PoolingKey(NamedTuple):
 
 @dataclass(frozen=True)
 class SlideSet:
-    """Scores of slides by every pooling, with what is known of each slide.
+    """Scores of slides by every pooling, with label, patient and split of each slide.
 
     Attributes:
         slides: Names of the slides, in ascending order.
@@ -53,9 +53,10 @@ class SlideSet:
     def predictions(self, key: PoolingKey, level: Level, split: str) -> Predictions:
         """Return the predictions of one split by one pooling, per slide or per patient.
 
-        The score of a patient is the mean of the scores of the patient's slides. Every slide counts the same, however
-        large its tissue, and the table of slide scores suffices; the top K of all the patient's tiles would come from
-        the largest slides, and from one with artefacts. A slide of an unknown patient counts as a patient of its own.
+        The score of a patient is the mean of the scores of the patient's slides. Every slide has the same weight,
+        regardless of its tissue area, and the table of slide scores suffices; the top K of all tiles of a patient would
+        come from the largest slides, or from one with artefacts. A slide without a known patient is a patient of
+        its own.
 
         A patient's label is that of the patient's labelled slides. Patients whose slides have different labels are
         unlabelled (see `mixed_patients`).
@@ -107,7 +108,7 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
     Args:
         table: Scores of `slide_scores.slide_table`.
         slides: Table of slides with the column `slide`, and optionally `label` (name of a class), `group` (patient) and
-            `split`; empty cells are unknown. Slides without scores are left out.
+            `split`; empty cells are unknown. Slides without scores are dropped.
         classes: Class names of the scores.
 
     Raises:
@@ -121,10 +122,11 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
     if unknown:
         problems.append(f"scored slides are missing in the table of slides: {shortlist(unknown)}")
     known = known.reindex(names.tolist(), fill_value="")
-    odd = sorted(set(known["label"]) - {*classes, ""})
-    if odd:
+    unknown_labels = sorted(set(known["label"]) - {*classes, ""})
+    if unknown_labels:
         problems.append(
-            f"labels that are not classes of the scores: {shortlist(odd)}; the classes are {shortlist(classes)}"
+            f"labels that are not classes of the scores: {shortlist(unknown_labels)}; the classes are "
+            f"{shortlist(classes)}"
         )
     scores: dict[PoolingKey, Float32[np.ndarray, "n c"]] = {}
     columns = [SCORE_PREFIX + name for name in classes]
@@ -132,8 +134,8 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
         ordered = part.sort_values("slide", kind="stable")
         key = PoolingKey(str(pooling), bool(smoothed))
         if not np.array_equal(ordered["slide"].to_numpy(dtype=str), names):
-            lacking = sorted(set(names.tolist()) - set(ordered["slide"]))
-            problems.append(f"{key.title}: scores of some slides are missing or repeated {shortlist(lacking)}".rstrip())
+            missing = sorted(set(names.tolist()) - set(ordered["slide"]))
+            problems.append(f"{key.title}: scores of some slides are missing or repeated {shortlist(missing)}".rstrip())
             continue
         scores[key] = ordered[columns].to_numpy(dtype=np.float32)
     if problems:
@@ -171,8 +173,8 @@ def _known_slides(slides: pd.DataFrame) -> pd.DataFrame:
 
 def _owners(names: Shaped[np.ndarray, " n"], patients: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
     """Return the patient of each slide; for an unknown patient, a name after the slide."""
-    alone = np.char.add("slide ", names.astype(str)) if len(names) else names
-    return np.where(patients == "", alone, patients)
+    own_names = np.char.add("slide ", names.astype(str)) if len(names) else names
+    return np.where(patients == "", own_names, patients)
 
 
 def _patient_labels(

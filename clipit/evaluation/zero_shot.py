@@ -129,7 +129,7 @@ def zero_shot_probabilities(
 
 
 def unit_rows(rows: Float[np.ndarray, "n D"], names: Sequence[object]) -> Float[np.ndarray, "n D"]:
-    """Normalise rows like `unit`, refusing vectors without a direction.
+    """Normalise rows like `unit`, but reject rows that are zero or not finite.
 
     Args:
         rows: Vectors, one per row.
@@ -139,11 +139,11 @@ def unit_rows(rows: Float[np.ndarray, "n D"], names: Sequence[object]) -> Float[
         DataError: A row is zero or not finite.
     """
     lengths = np.linalg.norm(rows, axis=1)
-    bad = ~(lengths > 1e-9) | ~np.isfinite(lengths)
-    if bad.any():
-        which = shortlist([names[i] for i in np.flatnonzero(bad).tolist()])
+    invalid = ~(lengths > 1e-9) | ~np.isfinite(lengths)
+    if invalid.any():
+        names_of_invalid = shortlist([names[i] for i in np.flatnonzero(invalid).tolist()])
         raise DataError(
-            f"embeddings of length 0 or not finite: {which}",
-            fix="check the VLM's precision (fp16 can overflow), and that the mean is not that of these same texts",
+            f"embeddings of length 0 or not finite: {names_of_invalid}",
+            fix="check the VLM's precision (fp16 can overflow), and that the mean is not only that of these texts",
         )
     return unit(rows)

@@ -17,7 +17,7 @@ from clipit.workspace.workspace import Workspace
 def arm_targets(
     arm: MilArm, config: RunConfig, mil: MilConfig, workspace: Workspace, bags: MilBags, seed: int, root: Path
 ) -> BagTargets | None:
-    """Return what the training bags of an arm learn from in addition to their labels; None for nothing.
+    """Return the targets that the training bags of an arm have in addition to their labels; None without any.
 
     Args:
         arm: Arm.

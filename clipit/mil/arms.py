@@ -14,7 +14,7 @@ from clipit.evaluation.predictions import NO_LABEL
 from clipit.mil.bags import MilBags, keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.inputs import ZERO_SHOT
 
-_FEWEST_SHUFFLED = 4  # labels per class; with fewer, permutations often restore the labels or swap whole classes
+_MIN_SHUFFLED = 4  # labels per class; with fewer, permutations often restore the labels or swap whole classes
 
 FLOOR = "class frequencies"
 """Name of the arm that predicts the class frequencies of the training bags for every bag."""
@@ -28,10 +28,10 @@ class MilArm:
         title: Description for the page.
         pooling: Pooling of the network.
         shuffled: Whether the labels of training and validation bags are permuted.
-        labels: Source of labels for unlabelled training bags; None for none.
-        vectors: Source of vectors that the representations of training bags learn to predict; None for none.
+        labels: Source of labels for unlabelled training bags; None without them.
+        vectors: Source of the vectors that representations of training bags learn to predict; None without them.
         exchanged: Whether reports are exchanged between patients.
-        controls: Arms that this arm is compared with.
+        controls: Arms with which this arm is compared.
     """
 
     title: str
@@ -48,7 +48,7 @@ class MilArm:
         return self.labels == "reports" or self.vectors == "reports"
 
     def bags(self, bags: MilBags, labels_per_class: int | None, seed: int) -> MilBags:
-        """Return the bags with the labels that this arm is trained on."""
+        """Return the bags with the labels on which this arm is trained."""
         kept = keep_labels(bags, labels_per_class, seed)
         return shuffle_labels(kept, seed) if self.shuffled else kept
 
@@ -60,11 +60,11 @@ class MilArm:
         shares = unchanged_shares(kept, shuffle_labels(kept, seed)).items()
         listed = "; ".join(f"{split} {same:.0%} (by chance {chance:.0%})" for split, (same, chance) in shares)
         notes = [f"share of bags that keep their label: {listed}"]
-        fewest = min(min(kept.counts()[split][name] for name in kept.classes) for split, _ in shares)
-        if fewest < _FEWEST_SHUFFLED:
+        smallest_class = min(min(kept.counts()[split][name] for name in kept.classes) for split, _ in shares)
+        if smallest_class < _MIN_SHUFFLED:
             notes.append(
-                f"a class has only {fewest} labels in train or validation; below {_FEWEST_SHUFFLED}, permutations "
-                "often restore the labels or swap whole classes, so the scores of this control say little"
+                f"a class has only {smallest_class} labels in train or validation; below {_MIN_SHUFFLED}, permutations "
+                "often restore the labels or swap whole classes, so the scores of this control are unreliable"
             )
         return notes
 
@@ -155,5 +155,5 @@ def arm_titles(names: Iterable[str]) -> dict[str, str]:
         "no training: cosine of each instance to the class prompts, pooled by the mean of the top K or all instances "
         "(MI-Zero), chosen on the validation bags"
     )
-    titles[FLOOR] = "floor: every bag gets the class frequencies of the training bags"
+    titles[FLOOR] = "floor: the class frequencies of the training bags, for every bag"
     return {name: titles[name] for name in names}

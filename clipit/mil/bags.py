@@ -16,7 +16,7 @@ from clipit.evaluation.predictions import NO_LABEL
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import SPLITS
 
-_LEARNT = ("train", "validation")  # splits whose labels are used in training
+_TRAINING_SPLITS = ("train", "validation")  # splits whose labels are used in training
 _DRAWS = 200  # permutations of labels to choose from
 
 
@@ -90,7 +90,7 @@ class MilBags:
         classes: Class names.
         reader: Source of the features.
         rows: Row of each bag in the reader.
-        notes: Remarks on bags that were left out or have no label.
+        notes: Remarks on bags that were dropped or have no label.
         where: Table, folder or configuration that the bags come from, for messages.
     """
 
@@ -156,12 +156,12 @@ class MilBags:
         """
         values = self.reader.features(int(self.rows[bag]))
         if not len(values):
-            raise DataError(f"{self.names[bag]} has no instance", where=self.where, fix="leave this bag out")
-        for what, wrong in (("not finite", ~np.isfinite(values).all(axis=1)), ("zero", ~values.any(axis=1))):
-            if wrong.any():
-                ids, bad = self.ids(bag), np.flatnonzero(wrong).tolist()
+            raise DataError(f"{self.names[bag]} has no instance", where=self.where, fix="drop this bag")
+        for problem, invalid in (("not finite", ~np.isfinite(values).all(axis=1)), ("zero", ~values.any(axis=1))):
+            if invalid.any():
+                ids, rows = self.ids(bag), np.flatnonzero(invalid).tolist()
                 raise DataError(
-                    f"{len(bad)} features of {self.names[bag]} are {what}: {shortlist([ids[row] for row in bad])}",
+                    f"{len(rows)} features of {self.names[bag]} are {problem}: {shortlist([ids[row] for row in rows])}",
                     where=self.where,
                     fix="compute the features of this slide again",
                 )
@@ -171,10 +171,10 @@ class MilBags:
         """Return the ids of the instances of one bag, in the order of its features."""
         return self.reader.ids(int(self.rows[bag]))
 
-    def select(self, which: Bool[np.ndarray, " b"] | Int[np.ndarray, " m"]) -> "MilBags":
+    def select(self, rows: Bool[np.ndarray, " b"] | Int[np.ndarray, " m"]) -> "MilBags":
         """Select bags by a mask or by their positions."""
         columns = ("names", "labels", "patients", "splits", "rows")
-        return replace(self, **{name: getattr(self, name)[which] for name in columns})
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     def of_split(self, split: str) -> "MilBags":
         """Select the bags of one split; the result may be empty."""
@@ -199,7 +199,7 @@ class MilBags:
 def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
     """Hide the labels of all but some training and validation bags of each class, drawn by seed; tests keep theirs.
 
-    A larger number keeps the bags of a smaller one.
+    A larger number keeps the labels that a smaller one keeps.
 
     Args:
         bags: Bags with all labels.
@@ -209,7 +209,7 @@ def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
     if per_class is None:
         return bags
     labels = bags.labels.copy()
-    for split in _LEARNT:
+    for split in _TRAINING_SPLITS:
         for code in range(len(bags.classes)):
             rows = np.flatnonzero((bags.splits == split) & (bags.labels == code))
             order = shuffled(bags.names[rows], seed, f"labels of bags, {split}")
@@ -220,30 +220,30 @@ def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
 def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
     """Permute the labels among the labelled bags of train and, separately, of validation; a control of a study.
 
-    Few labels often return to their own bags by chance. Of many drawn permutations, the one is taken whose table of
-    old by new labels is nearest to the table expected under independence, so that as many bags keep their label as on
-    average; of equally near ones, the one that keeps fewer.
+    With few labels, a permutation often returns labels to their own bags. Of many random permutations, the one is used
+    whose table of old by new labels is closest to the table expected under independence, so that as many bags keep
+    their label as on average; ties go to the permutation that keeps fewer.
 
     Args:
         bags: Bags with the labels that the training may use.
         seed: Seed of the draw.
     """
     labels = bags.labels.copy()
-    for number, split in enumerate(_LEARNT):
+    for number, split in enumerate(_TRAINING_SPLITS):
         rows = _labelled(bags, split)
         labels[rows] = _permute(bags.labels[rows], len(bags.classes), np.random.default_rng([seed, number]))
     return replace(bags, labels=labels)
 
 
 def unchanged_shares(bags: MilBags, shuffled: MilBags) -> dict[str, tuple[float, float]]:
-    """Return the share of labels that shuffling left in place, and the mean share by chance, of train and validation.
+    """Return the share of labels that shuffling did not change, and the expected share, for train and validation.
 
     Args:
         bags: Bags before the shuffling.
         shuffled: The same bags after it.
     """
     shares = {}
-    for split in _LEARNT:
+    for split in _TRAINING_SPLITS:
         rows = _labelled(bags, split)
         if len(rows):
             frequencies = np.bincount(bags.labels[rows], minlength=len(bags.classes)) / len(rows)
@@ -257,7 +257,7 @@ def _labelled(bags: MilBags, split: str) -> Int64[np.ndarray, " n"]:
 
 
 def _permute(labels: Int64[np.ndarray, " n"], classes: int, generator: np.random.Generator) -> Int64[np.ndarray, " n"]:
-    """Permute labels so that the new ones depend as little on the old ones as in any of some draws."""
+    """Draw permutations, and return the one whose new labels depend least on the old ones."""
     if not len(labels):
         return labels
     counts = np.bincount(labels, minlength=classes)

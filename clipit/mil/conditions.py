@@ -1,4 +1,4 @@
-"""Compare the arms in several settings, such as few and many labels: one study per setting, and one table of all."""
+"""Compare the arms in several conditions, such as few and many labels: one study per condition, and a common table."""
 
 import logging
 import re
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 METRICS = ("auroc", "balanced_accuracy")
 """Metrics of the table; contrasts are tested on the first."""
 CONTRASTS = "contrasts.csv"
-_HOW = (
+_EXPLANATION = (
     "Test bags; mean and standard deviation over seeds. Contrasts are paired by seed: mean difference with its "
     "95 % t-interval over seeds; p: paired t-test over seeds, Holm-corrected over all contrasts of all conditions."
 )
@@ -114,7 +114,7 @@ def conditions_study(file: ConfigFile) -> Path:
 
 
 def score_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]:
-    """Compute a metric of the test bags from the scores of bags, by arm and seed; undefined scores are left out.
+    """Compute a metric of the test bags from the scores of bags, by arm and seed; undefined scores are dropped.
 
     Args:
         table: Scores as in `bag_scores.csv`.
@@ -169,7 +169,7 @@ def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
             for each in contrasts
         ],
     )
-    parts = [f"# {file.run.name}", *([file.run.note] if file.run.note else []), _HOW]
+    parts = [f"# {file.run.name}", *([file.run.note] if file.run.note else []), _EXPLANATION]
     parts += [f"{LABELS[metric]} in %:\n\n{markdown_table(headers, table)}" for metric, table in by_metric.items()]
     parts += [markdown_table(*contrast_table, left=3)]
     with whole_file(folder / SUMMARY) as temporary:
@@ -177,7 +177,7 @@ def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
     sections = [PageSection(f"{LABELS[metric]} in %", [Table(headers, table)]) for metric, table in by_metric.items()]
     sections.append(PageSection("Arms that learn from reports against controls", [Table(*contrast_table, left=3)]))
     pages = ", ".join(f"{name}: {path / f'{NAME}.html'}" for name, path in folders.items())
-    sections.append(PageSection("How to read this", [Text(_HOW), Text(f"Page of each condition: {pages}")]))
+    sections.append(PageSection("How to read this", [Text(_EXPLANATION), Text(f"Page of each condition: {pages}")]))
     write_page(folder / f"{NAME}.html", render_page(f"{file.run.name}: conditions", file.run.note or "", sections))
 
 

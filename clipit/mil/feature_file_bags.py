@@ -38,7 +38,7 @@ class FeatureFile:
     Attributes:
         path: HDF5 file.
         tiles: Number of tiles, each place counted once.
-        repeated: Number of further tiles at the place of another one, which are left out.
+        repeated: Number of tiles at the same position as an earlier one, which are dropped.
     """
 
     path: Path
@@ -110,13 +110,13 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
     """Read bags of slides from feature files and a table with their labels.
 
     Slides of the table without features, features without a row in the table, slides without tiles, and repeated tiles
-    are left out and counted in the notes, which also list slides with the same features, and settings that differ.
+    are dropped and counted in the notes, which also list slides with the same features, and settings that differ.
 
     Args:
         features: Folder of .h5 files named after the slides, or one such file.
         table: Table with the columns slide, label, and optionally group (patient) and split.
         unit: Unit of a bag; a slide of an unknown patient is a patient of its own.
-        held_out: What is held out if the table has no splits.
+        held_out: Shares of the patients to hold out if the table has no splits.
         classes: Class names in order; empty for the sorted labels.
 
     Raises:
@@ -137,10 +137,10 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
     notes = [*listed.notes, *slides.notes, *found.notes, *check_copies(found.copies, split_of, label_of, table)]
     if not tiles.all():
         listed_empty = shortlist([str(name) for name in listed.tiles.ids[tiles == 0].tolist()])
-        notes.append(f"{int((tiles == 0).sum())} slides without tiles were left out: {listed_empty}")
+        notes.append(f"{int((tiles == 0).sum())} slides without tiles were dropped: {listed_empty}")
     owners = patients(slides.groups, slides.ids)
-    alone = np.array([f"slide {name}" for name in slides.ids.tolist()], dtype=object)
-    names = slides.ids if unit == "slide" else np.where(owners == "", alone, owners)
+    own_names = np.array([f"slide {name}" for name in slides.ids.tolist()], dtype=object)
+    names = slides.ids if unit == "slide" else np.where(owners == "", own_names, owners)
     unique, first, member = np.unique(names.astype(str), return_index=True, return_inverse=True)
     labels, mixed = common_labels(slides.truth, member, len(unique))
     parts: list[list[FeatureFile]] = [[] for _ in unique]
@@ -186,24 +186,29 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
         check_class_names([label for label in labels if label], str(path))
     check_group_names([group for group in groups if group], str(path))
     known = list(classes) or sorted({label for label in labels if label})
-    odd = sorted({label for label in labels if label and label not in known})
-    if odd:
-        raise DataError(f"labels that are not classes: {shortlist(odd)}", where=path, fix="add them to tiles.classes")
-    splits = resolve_parts(columns.get("split", [""] * len(cells)), {}, ALIASES, str(path))
-    have = np.array([name in files for name in names], dtype=bool)
-    if not have.any():
+    unknown = sorted({label for label in labels if label and label not in known})
+    if unknown:
         raise DataError(
-            f"no slide of the table has features; the files are called {shortlist(sorted(files))}",
+            f"labels that are not classes: {shortlist(unknown)}", where=path, fix="add them to tiles.classes"
+        )
+    splits = resolve_parts(columns.get("split", [""] * len(cells)), {}, ALIASES, str(path))
+    has_features = np.array([name in files for name in names], dtype=bool)
+    if not has_features.any():
+        raise DataError(
+            f"no slide of the table has features; the feature files are named {shortlist(sorted(files))}",
             where=path,
             fix="name the .h5 files after the slides in the column slide",
         )
-    lacking = [name for name, there in zip(names, have.tolist(), strict=True) if not there]
+    without_features = [name for name, found in zip(names, has_features.tolist(), strict=True) if not found]
     unlisted = sorted(files.keys() - {*names})
     notes = [*label_remarks, *group_remarks]
-    if lacking:
-        notes.append(f"{len(lacking)} slides of the table have no features and were left out: {shortlist(lacking)}")
+    if without_features:
+        notes.append(
+            f"{len(without_features)} slides of the table have no features and were dropped: "
+            + shortlist(without_features)
+        )
     if unlisted:
-        notes.append(f"{len(unlisted)} feature files are not in the table and were left out: {shortlist(unlisted)}")
+        notes.append(f"{len(unlisted)} feature files are not in the table and were dropped: {shortlist(unlisted)}")
     codes = np.array([known.index(label) if label else -1 for label in labels], dtype=np.int64)
     count = len(names)
     tiles = TileSet(
@@ -220,7 +225,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
         where=str(path),
     )
     check_groups(tiles)
-    return _ListedSlides(tiles.select(have), tuple(notes))
+    return _ListedSlides(tiles.select(has_features), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -244,9 +249,9 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _Fou
     """Check the files of all listed slides, and compare them with each other."""
     slides = [open_slide_features(files[str(name)]) for name in listed.ids.tolist()]
     if len({slide.dim for slide in slides}) > 1:
-        given = shortlist([f"{slide.slide} ({slide.dim})" for slide in slides], 6)
+        dimensions = shortlist([f"{slide.slide} ({slide.dim})" for slide in slides], 6)
         raise DataError(
-            f"slides have features of different dimensions: {given}",
+            f"slides have features of different dimensions: {dimensions}",
             where=where,
             fix="compute the features of all slides with the same model",
         )
@@ -259,13 +264,13 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _Fou
         for slide in slides
     }
     several = [f"{name}: {count}" for name, count in repeated.items() if count]
-    total = f"{sum(repeated.values())} repeated tiles of {len(several)} slides were left out: {shortlist(several)}"
+    total = f"{sum(repeated.values())} repeated tiles of {len(several)} slides were dropped: {shortlist(several)}"
     notes = [total] if several else []
     return _FoundFiles(opened, slides[0].dim, find_copies(slides), (*notes, *describe_settings(slides)))
 
 
 def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:
-    """Hold out a test and a validation split by patient, where the table has none.
+    """Hold out a test and a validation split by patient, unless the table has splits.
 
     Raises:
         DataError: There are too few patients.

@@ -67,10 +67,10 @@ class MilInputs:
 
 
 def check_labels(config: RunConfig, mil: MilConfig) -> None:
-    """Check that `mil.labels_per_class` alone decides which labels are kept.
+    """Check that labels are only hidden by `mil.labels_per_class`.
 
     Raises:
-        ConfigError: `tiles.labels` hides labels of tiles, which bags would use regardless.
+        ConfigError: `tiles.labels` hides labels of tiles, which bags would ignore.
     """
     if mil.features != "h5" and config.tiles.labels.kind != "all":
         raise ConfigError(
@@ -86,7 +86,7 @@ def read_inputs(config: RunConfig, mil: MilConfig) -> MilInputs:
 
     Raises:
         ConfigError: No tiles are configured, or the features cannot be compared with prompts.
-        DataError: The bags are invalid, or test patients are among those that `mil.run` was trained on.
+        DataError: The bags are invalid, or `mil.run` was trained on test patients.
     """
     workspace = Workspace(config)
     with_zero_shot = ZERO_SHOT in mil.arms

@@ -1,4 +1,4 @@
-"""Compare the maps of instances with masks: the class of a slide's label against everything else, on its tiles."""
+"""Compare instance maps with masks: the class of a slide's label against all others, on the tiles of the slide."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class SlideTruth:
-    """Where a slide shows the class of its label.
+    """Regions of a slide that show the class of its label.
 
     Attributes:
         grid: Tiles of the slide.
@@ -171,7 +171,7 @@ def score_slide(
 
 
 def score_table(scores: Sequence[SlideScore], resamples: int = 0) -> pd.DataFrame:
-    """Score maps over all slides: Dice of their pixels together, and the mean AUROC of their tiles.
+    """Score maps over all slides: Dice of the pooled pixels, and the mean AUROC of the tiles.
 
     Args:
         scores: Scores of all slides.

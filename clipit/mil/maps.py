@@ -50,7 +50,7 @@ class MapsOptions:
 
     Attributes:
         shown: Number of test bags on the page.
-        masks: Folder of masks; None for none.
+        masks: Folder of masks; None without masks.
         values: Value of each class in the masks, by class name.
         resamples: Number of bootstrap resamples of patients.
     """
@@ -85,7 +85,7 @@ class MilMaps:
 
 @dataclass(frozen=True)
 class _SlideRows:
-    """The instances of a bag that lie on one slide."""
+    """Instances of a bag on one slide."""
 
     slide: PreparedSlide
     rows: Int64[np.ndarray, " n"]
@@ -149,9 +149,9 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
                 truths[part.slide.name] = read_truth(path, part.grid, label, value)
     if not missing:
         return MaskedSlides(truths)
-    left_out = f"{len(missing)} test slides have no mask of their class and are left out of the map scores: "
+    dropped = f"{len(missing)} test slides have no mask of their class and are excluded from the map scores: "
     none = "No test slide has a mask and a label with a value in mil.mask_values, so no map is scored: "
-    return MaskedSlides(truths, ((left_out if truths else none) + shortlist(missing),))
+    return MaskedSlides(truths, ((dropped if truths else none) + shortlist(missing),))
 
 
 def make_maps(
@@ -162,7 +162,7 @@ def make_maps(
     masked: MaskedSlides,
     folder: Path,
 ) -> MilMaps:
-    """Write the maps of some test bags to `maps/`, and score the maps of all test slides that have a mask.
+    """Write the maps of some test bags to `maps/`, and score the maps of all test slides with a mask.
 
     Args:
         inputs: Bags, with their tiles and zero-shot scores.
@@ -193,7 +193,7 @@ def _tests(bags: MilBags) -> MilBags:
 
 
 class _Slides:
-    """The slides of a configuration, prepared when they are first needed."""
+    """Slides of a configuration, prepared on first use."""
 
     def __init__(self, tiles: TilesConfig) -> None:
         self._paths = {slide.name: slide for slide in list_slides(tiles).slides}

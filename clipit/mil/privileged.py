@@ -26,15 +26,15 @@ from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
 _WHERE = "soft_labels.own_report"
-_EXCHANGED = "patients of the same organ have exchanged their reports"
+_EXCHANGE_NOTE = "patients of the same organ have exchanged their reports"
 
 
 def report_labels(
     config: RunConfig, workspace: Workspace, bags: MilBags, seed: int, *, shuffled: bool = False
 ) -> BagTargets:
-    """Return the class that the report of its own patient gives each unlabelled training bag.
+    """Label each unlabelled training bag with the class of the report of its own patient.
 
-    How a report becomes a label is `soft_labels.own_report` of the configuration, as for tiles.
+    Reports are converted to labels as for tiles, by `soft_labels.own_report` of the configuration.
 
     Args:
         config: Run configuration with `reports`.
@@ -48,7 +48,7 @@ def report_labels(
         DataError: No training patient has a report, or no report gives a class.
     """
     train, cases = bags.of_split("train"), _cases(config, workspace, bags)
-    if config.soft_labels.own_report.labels == "case":  # which needs no report
+    if config.soft_labels.own_report.labels == "case":
         cases = cases.with_all_patients()
     case_labels = label_cases(config, workspace, cases, train.labels, bags.classes)
     answers = ", ".join(f"{name} {count:,}" for name, count in case_labels.answers.items())
@@ -64,17 +64,19 @@ def report_labels(
         case_labels = exchange_labels(case_labels, cases.organs, seed)
     row = np.maximum(cases.case_of, 0)
     unlabelled = train.labels == NO_LABEL
-    given = (cases.case_of >= 0) & case_labels.known[row] & unlabelled
-    probabilities = np.where(given[:, None], case_labels.probabilities[row], 1 / len(bags.classes)).astype(np.float32)
+    has_target = (cases.case_of >= 0) & case_labels.known[row] & unlabelled
+    probabilities = np.where(has_target[:, None], case_labels.probabilities[row], 1 / len(bags.classes)).astype(
+        np.float32
+    )
     notes = [
         cases.account.text(),
         f"answers of reports: {answers}",
-        f"{int(given.sum()):,} of {int(unlabelled.sum()):,} unlabelled training bags get a label from a report",
+        f"{int(has_target.sum()):,} of {int(unlabelled.sum()):,} unlabelled training bags get a label from a report",
         f"{agreement['agreeing_cases']:,} of {agreement['compared_cases']:,} labels from reports agree with the label "
         "of the patient's bags, where that is known" + (", before the exchange" if exchanged else ""),
     ]
-    notes += [_EXCHANGED] if exchanged else []
-    return label_targets(train.names, probabilities, given.astype(np.float32), notes)
+    notes += [_EXCHANGE_NOTE] if exchanged else []
+    return label_targets(train.names, probabilities, has_target.astype(np.float32), notes)
 
 
 def report_embeddings(
@@ -93,40 +95,44 @@ def report_embeddings(
             f"{counted(int(known.sum()), 'training patient has', 'training patients have')} a report with a snippet; "
             "at least 2 are needed",
             where="reports",
-            fix="add reports, or check how they are cut into snippets: clipit index --config ...",
+            fix="add reports, or check how they are split into snippets: clipit index --config ...",
         )
     vectors = _centre(vectors, known)
     exchanged = shuffled or config.soft_labels.own_report.shuffled
     if exchanged:
         vectors = vectors[exchange_order(known, cases.organs, seed)]
     row = np.maximum(cases.case_of, 0)
-    given = np.asarray((cases.case_of >= 0) & known[row], dtype=np.bool_)
+    has_target = np.asarray((cases.case_of >= 0) & known[row], dtype=np.bool_)
     notes = [
         cases.account.text(),
-        f"{int(given.sum()):,} of {len(train):,} training bags have the embedding of a report as their target",
+        f"{int(has_target.sum()):,} of {len(train):,} training bags have the embedding of a report as their target",
     ]
-    notes += [_EXCHANGED] if exchanged else []
-    return vector_targets(train.names, np.where(given[:, None], vectors[row], 0), given, len(bags.classes), notes)
+    notes += [_EXCHANGE_NOTE] if exchanged else []
+    return vector_targets(
+        train.names, np.where(has_target[:, None], vectors[row], 0), has_target, len(bags.classes), notes
+    )
 
 
 def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTargets:
     """Return the mean of its own features for each training bag, centred by the mean over bags (control without text).
 
-    With features of the VLM, it differs from `report_embeddings` in the modality alone.
+    With features of the VLM, it only differs from `report_embeddings` in the modality.
 
     Args:
         bags: Bags of all splits.
-        reported: Targets of `report_embeddings` for the same bags, so that only bags with a vector there get one here,
-            and the control has no more targets than the text; None: all training bags.
+        reported: Targets of `report_embeddings` for the same bags; only bags with a vector there get one, so that the
+            control has no more targets than the text. None for all training bags.
     """
     train = bags.of_split("train")
-    given = np.ones(len(train), dtype=np.bool_) if reported is None else reported.distilled
+    has_target = np.ones(len(train), dtype=np.bool_) if reported is None else reported.distilled
     means = np.zeros((len(train), bags.dim), dtype=np.float32)
-    for bag in np.flatnonzero(given).tolist():
+    for bag in np.flatnonzero(has_target).tolist():
         means[bag] = train.features(bag).mean(axis=0)
-    vectors = np.where(given[:, None], _centre(means, given), 0).astype(np.float32)
-    note = f"{int(given.sum()):,} of {len(train):,} training bags have the mean of their own features as their target"
-    return vector_targets(train.names, vectors, given, len(bags.classes), [note])
+    vectors = np.where(has_target[:, None], _centre(means, has_target), 0).astype(np.float32)
+    note = (
+        f"{int(has_target.sum()):,} of {len(train):,} training bags have the mean of their own features as their target"
+    )
+    return vector_targets(train.names, vectors, has_target, len(bags.classes), [note])
 
 
 def predicted_labels(predict: Callable[[MilBags], Float32[np.ndarray, "b c"]], bags: MilBags) -> BagTargets:

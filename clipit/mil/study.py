@@ -47,7 +47,7 @@ class _Scored:
         sets: Scores of all bags, by arm and seed.
         choices: Pooling of each arm.
         models: Trained models, by arm and seed.
-        notes: Notes on what the arms learn from.
+        notes: Notes on the targets of the arms.
     """
 
     sets: dict[str, dict[int, SlideSet]]
@@ -57,7 +57,7 @@ class _Scored:
 
 
 def mil_study(config: RunConfig, mil: MilConfig) -> Path:
-    """Train and compare the arms; trained models are kept and not trained again.
+    """Train and compare the arms; models that have already been trained are reused.
 
     Writes `mil.parquet` (the comparison: one row per split, level, metric and arm), `bag_scores.csv` (probabilities of
     every bag by arm and seed), `map_scores.csv` and `map_scores_slides.csv` (if there are masks), `mil.json`
@@ -91,7 +91,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     reference = mil.reference if mil.reference in scored.sets else next(iter(scored.sets))
     if get_processes().main:
         comparison = _compare(scored, list(scored.sets), reference, mil, level)
-        against_control = [_compare(scored, arms, arms[0], mil, level) for arms in _controlled(scored)]
+        against_control = [_compare(scored, arms, arms[0], mil, level) for arms in _control_groups(scored)]
         maps = make_maps(inputs, scored.models, config.tiles, MapsOptions.of(mil), masked, folder)
         _write(config, mil, inputs, scored, comparison, against_control, maps, level, folder)
     get_processes().barrier()
@@ -110,7 +110,7 @@ def _compare(scored: _Scored, arms: Sequence[str], reference: str, mil: MilConfi
     return SlideComparison(reference, compared.choices, table, compared.crossing)
 
 
-def _controlled(scored: _Scored) -> list[list[str]]:
+def _control_groups(scored: _Scored) -> list[list[str]]:
     """Return each control with shuffled labels, followed by the trained arms that are compared with it."""
     trained = [arm for arm in scored.models if not ARMS[arm].shuffled]
     return [[control, *trained] for control in scored.models if ARMS[control].shuffled and trained]
@@ -123,7 +123,7 @@ def _check_test(bags: MilBags, mil: MilConfig) -> tuple[str, ...]:
         key = "mil.test_fraction" if mil.features == "h5" else "tiles.test_fraction"
         raise DataError("no test bag has a label", where=bags.where, fix=f"label test slides, or hold some out ({key})")
     absent = [name for code, name in enumerate(bags.classes) if code not in labels]
-    return (f"No test bag has the label {', '.join(absent)}, so scores say nothing about it.",) if absent else ()
+    return (f"No test bag has the label {', '.join(absent)}, so scores do not cover it.",) if absent else ()
 
 
 def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored:
@@ -258,7 +258,7 @@ def _write(
 
 
 def _models_used(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> Mapping[str, list[str]]:
-    """Return the names of the models that the scores come from, for the note."""
+    """Return the names of the models that the scores depend on, for the note."""
     texts = any(name in ARMS and ARMS[name].vectors == "reports" for name in mil.arms)
     vlms = [config.vlm.name] if mil.features == "vlm" or inputs.zero_shot is not None or texts else []
     backbones = {"backbone": [config.backbone.name], "run": [str(inputs.facts.get("backbone", ""))]}

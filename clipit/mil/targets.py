@@ -1,4 +1,4 @@
-"""Targets that bags learn from in addition to their labels: class probabilities and vectors, for training only."""
+"""Targets of bags in addition to their labels: class probabilities and vectors, for training only."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ class BagTargets:
         names: Names of bags, each once.
         probabilities: Class probabilities, one row per bag.
         weights: Weight of the cross-entropy with the probabilities, from 0 to 1; 0 without probabilities.
-        vectors: Unit vectors that the representation of the bag is distilled into.
+        vectors: Unit vectors that the representations of the bags learn to predict.
         distilled: Mask of the bags that have a vector.
         label_weight: Weight of the mean cross-entropy in the loss.
         vector_weight: Weight of the mean cosine distance in the loss.
-        notes: Remarks on where the targets come from and which bags have none.
+        notes: Remarks on the source of the targets and on bags without any.
     """
 
     names: Shaped[np.ndarray, " b"]

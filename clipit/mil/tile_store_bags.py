@@ -79,12 +79,12 @@ def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> Mi
     where = tiles.where or "tiles"
     owners = patients(tiles.groups, tiles.ids)
     names = owners if unit == "patient" else _slides(tiles)
-    nameless = [str(tiles.ids[row]) for row in np.flatnonzero(names == "").tolist()]
-    if nameless:
+    without_unit = [str(tiles.ids[row]) for row in np.flatnonzero(names == "").tolist()]
+    if without_unit:
         raise DataError(
-            f"{len(nameless)} tiles belong to no {unit}: {shortlist(nameless)}",
+            f"{len(without_unit)} tiles belong to no {unit}: {shortlist(without_unit)}",
             where=where,
-            fix="give their slides or patients in the column group, or set tiles.group_pattern",
+            fix="name their slides or patients in the column group, or set tiles.group_pattern",
         )
     keys = np.array([f"{split}\0{name}" for split, name in zip(tiles.splits, names, strict=True)], dtype=object)
     unique, member = np.unique(keys, return_inverse=True)
@@ -94,20 +94,20 @@ def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> Mi
     for split, store in stores.items():
         inside = np.flatnonzero(tiles.splits == split)
         positions[inside] = store.positions(tiles.ids[inside])
-    heads = order[first[:-1]]  # the first tile of each bag
+    first_tiles = order[first[:-1]]
     labels, mixed = common_labels(tiles.truth, member, len(unique))
     reader = StoreReader(
         {split: store for split, store in stores.items() if (tiles.splits == split).any()},
-        tiles.splits[heads],
+        tiles.splits[first_tiles],
         positions[order],
         first,
         tiles.ids[order],
     )
     bags = MilBags(
-        names=names[heads],
+        names=names[first_tiles],
         labels=labels,
-        patients=owners[heads],
-        splits=tiles.splits[heads],
+        patients=owners[first_tiles],
+        splits=tiles.splits[first_tiles],
         classes=tiles.classes,
         reader=reader,
         rows=np.arange(len(unique), dtype=np.int64),

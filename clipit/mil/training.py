@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 _CHECKPOINTS, _LOSSES = "checkpoints", "losses.jsonl"
 _CHECKPOINT_SECONDS = 20.0  # between checkpoints; they do not change the result
-_MAX_FOR_STATISTICS = 512  # instances per training bag that the mean and the standard deviation are computed from
+_STATISTICS_INSTANCES = 512  # instances per training bag that the mean and the standard deviation are computed from
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def check_dim(bags: MilBags, dim: int) -> None:
     """Check that features have the dimension that the network was trained on.
 
     Raises:
-        DataError: They have another one.
+        DataError: They have another dimension.
     """
     if bags.dim != dim:
         raise DataError(
@@ -87,7 +87,7 @@ def check_dim(bags: MilBags, dim: int) -> None:
 
 
 def check_trainable(bags: MilBags) -> None:
-    """Check that there are enough bags to train on and to choose the epoch by; all problems are reported together.
+    """Check that there are enough bags to train and to select the epoch; all problems are reported together.
 
     Raises:
         DataError: There are fewer than two classes, a class has no labelled training bag, or labelled validation bags
@@ -122,12 +122,12 @@ def train_mil(
 ) -> MilModel:
     """Train a network on the labelled training bags, and keep the epoch with the lowest loss on validation bags.
 
-    The loss is the mean cross-entropy of the bags of a batch. Bags are read one at a time; the order of the bags, the
-    dropout and drawn instances depend on (seed, epoch) alone.
+    The loss is the mean cross-entropy of the bags of a batch. Bags are read one at a time; the order of the bags,
+    dropout and the drawn instances depend only on (seed, epoch).
 
-    With targets, each step also takes a batch of training bags that have one, labelled or not, and adds the mean of
-    `target_loss`. Unless `steps_per_epoch` is set, an epoch passes once over the larger of the two sets, and repeats
-    the smaller one. Validation bags have no targets, and the model needs none.
+    With targets, each step also uses a batch of training bags with targets, labelled or not, and adds the mean of
+    `target_loss`. Unless `steps_per_epoch` is set, an epoch is one pass over the larger of the two sets; the smaller
+    one is repeated. Validation and prediction need no targets.
 
     Args:
         bags: Bags of all splits; labels of the test split are not used.
@@ -172,7 +172,7 @@ def _fit(
     torch.manual_seed(seed)
     network = MilNetwork(bags.dim, len(bags.classes), options)
     features = (train.features(bag) for bag in range(len(train)))
-    mean, deviation = mean_and_deviation(features, _MAX_FOR_STATISTICS)
+    mean, deviation = mean_and_deviation(features, _STATISTICS_INSTANCES)
     network.standardise(torch.from_numpy(mean), torch.from_numpy(deviation))
     targeted = select_targeted(bags, targets)
     if targeted is not None and targeted.targets.dim:
@@ -190,7 +190,7 @@ def _fit(
         validation_loss = _mean_loss(network, validation)
         if not np.isfinite([training_loss, validation_loss]).all():
             raise ModelError(
-                f"the loss is not finite in epoch {state.step + 1}",
+                f"the loss is infinite or not a number in epoch {state.step + 1}",
                 where=bags.where,
                 fix="lower mil.training.learning_rate",
             )
@@ -226,7 +226,7 @@ def train_epoch(
         network: Network to train.
         optimizer: Its optimiser.
         bags: Labelled training bags.
-        targeted: Training bags with targets; None for none.
+        targeted: Training bags with targets; None without any.
         options: Batch size and instances.
         seed: Seed of the training.
         epoch: Index of the epoch, from 0.
@@ -238,7 +238,7 @@ def train_epoch(
     largest = max(len(bags), 0 if targeted is None else len(targeted.bags))
     steps = options.steps_per_epoch or -(-largest // size)
     batches = _batches(len(bags), size, steps, generator)
-    others = [] if targeted is None else _batches(len(targeted.bags), size, steps, generator)
+    targeted_batches = [] if targeted is None else _batches(len(targeted.bags), size, steps, generator)
     device, total = network.mean.device, torch.zeros((), device=network.mean.device)
 
     def output_of(bags: MilBags, bag: int) -> MilOutput:
@@ -253,9 +253,9 @@ def train_epoch(
             (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         if targeted is not None:
-            for bag in others[step]:
+            for bag in targeted_batches[step]:
                 loss = target_loss(network, output_of(targeted.bags, bag), targeted, bag)
-                (loss / len(others[step])).backward()  # type: ignore[no-untyped-call]
+                (loss / len(targeted_batches[step])).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return float(total) / sum(map(len, batches))
 
@@ -270,11 +270,11 @@ def _batches(count: int, size: int, steps: int, generator: np.random.Generator) 
 
 
 def _draw(
-    features: Float32[np.ndarray, "n d"], most: int | None, generator: np.random.Generator
+    features: Float32[np.ndarray, "n d"], limit: int | None, generator: np.random.Generator
 ) -> Float32[np.ndarray, "m d"]:
-    if most is None or len(features) <= most:
+    if limit is None or len(features) <= limit:
         return features
-    return features[np.sort(generator.choice(len(features), most, replace=False))]
+    return features[np.sort(generator.choice(len(features), limit, replace=False))]
 
 
 def _mean_loss(network: MilNetwork, bags: MilBags) -> float:

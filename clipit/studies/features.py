@@ -30,7 +30,7 @@ class FrozenFeatures:
 
     Attributes:
         name: Name of the model in tables.
-        facts: Provenance written next to every score: model, fingerprint, preprocessing, pixels, features_saw_labels.
+        facts: Provenance of every score: model, fingerprint, preprocessing, pixels, features_saw_labels.
         vectors: Features by split, one row per tile.
     """
 

@@ -5,7 +5,7 @@ import pytest
 from simulated_annotators import simulate_votes, votes_of
 from sklearn.metrics import cohen_kappa_score
 
-from clipit.annotators.agreement import alpha_interval, krippendorff_alpha, pair_agreement, remarks_on_overlap
+from clipit.annotators.agreement import alpha_interval, krippendorff_alpha, overlap_remarks, pair_agreement
 
 # Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), sections C and A: four observers with missing values,
 # and two observers of ten binary units.
@@ -53,7 +53,7 @@ def test_agreement_of_pairs_counts_shared_tiles_only() -> None:
 
 def test_annotators_without_a_common_tile_and_with_few_tiles_are_named() -> None:
     apart = votes_of([[0, 1, -1, -1], [0, 1, -1, -1], [-1, -1, 0, 1], [-1, -1, 0, 0]], 2)
-    remarks = " ".join(remarks_on_overlap(apart))
+    remarks = " ".join(overlap_remarks(apart))
     assert "2 sets without a common tile (A and B, C and D)" in remarks
     assert "fewer than 5 tiles" in remarks and "A 2" in remarks and "more than two labels" in remarks
-    assert remarks_on_overlap(simulate_votes((0.9, 0.8, 0.7), 50, 2, coverage=1.0)[0]) == []
+    assert overlap_remarks(simulate_votes((0.9, 0.8, 0.7), 50, 2, coverage=1.0)[0]) == []

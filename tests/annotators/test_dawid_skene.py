@@ -68,9 +68,9 @@ def test_votes_without_names_share_one_confusion() -> None:
 
 def test_what_cannot_be_estimated_is_the_majority_with_the_reason() -> None:
     alone = find_consensus(votes_of([[0, 1, -1, -1], [-1, -1, 1, 1]], 2))  # one annotator per tile
-    assert alone.estimates is None and "two annotators" in alone.why_not and alone.labels.tolist() == [0, 1, 1, 1]
+    assert alone.estimates is None and "two annotators" in alone.reason and alone.labels.tolist() == [0, 1, 1, 1]
     once = find_consensus(votes_of([[0], [0], [1]], 2))  # one tile per annotator
-    assert once.estimates is None and "more than one tile" in once.why_not
+    assert once.estimates is None and "more than one tile" in once.reason
     assert once.posteriors.tolist() == [[pytest.approx(2 / 3), pytest.approx(1 / 3)]]
     with pytest.raises(DataError, match="no labels by annotators"):
         dawid_skene(votes_of([[0]], 2).of_items(()))

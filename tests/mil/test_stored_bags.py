@@ -84,9 +84,9 @@ def test_files_of_features_form_bags_by_slide_or_patient(tmp_path: Path) -> None
     assert len(slides) == 11 and slides.dim == 4 and slides.classes == ("a", "b")
     assert {"train", "validation", "test"} == set(slides.splits.tolist())
     notes = " ".join(slides.notes)
-    for part in ("1 slides of the table have no features and were left out: unknown", "left out: other"):
+    for part in ("1 slides of the table have no features and were dropped: unknown", "dropped: other"):
         assert part in notes
-    assert "1 slides without tiles were left out: s03" in notes
+    assert "1 slides without tiles were dropped: s03" in notes
     assert slides.ids(0) == ["s00:0_0", "s00:256_0", "s00:512_0"]
     patients = bags_of_files(tmp_path / "h5", table, "patient", HELD_OUT)
     assert patients.names.tolist() == [f"p{n}" for n in range(6)]
@@ -138,7 +138,7 @@ def test_tiles_that_an_extraction_appended_again_count_once(tmp_path: Path) -> N
     bags = bags_of_files(tmp_path / "h5", table, "patient", HELD_OUT)
     assert bags.sizes.tolist() == sizes and bags.ids(1) == ids
     assert np.array_equal(bags.features(1), features)
-    assert "3 repeated tiles of 1 slides were left out: s03: 3" in bags.notes
+    assert "3 repeated tiles of 1 slides were dropped: s03: 3" in bags.notes
     with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
         file["features"][4, 0] = 9.0
     with pytest.raises(DataError, match=r"1 tiles occur again with other features: s03:256_0(.|\n)*s03.h5"):

@@ -213,7 +213,7 @@ def test_a_run_of_another_configuration_and_a_folder_without_a_run_are_refused(
         classifier_features(other, Workspace(other), run)
     with pytest.raises(DataError, match="classes of the predictions are"):
         probe(other, file.probing, run)
-    with pytest.raises(DataError, match="this folder contains no finished run"):
+    with pytest.raises(DataError, match="this folder does not contain a finished run"):
         probe(config, file.probing, tmp_path)
     with pytest.raises(ModelError):
         classifier_features(config, Workspace(config), tmp_path)

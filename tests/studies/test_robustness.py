@@ -277,7 +277,7 @@ def test_invalid_runs_and_shifted_sets_are_refused(
     measured: tuple[ConfigFile, list[Path], Path], configure_file: MakeFile, world: dict[str, Any], tmp_path: Path
 ) -> None:
     file, runs, _ = measured
-    with pytest.raises(DataError, match="a run is given twice"):
+    with pytest.raises(DataError, match="a run occurs twice"):
         measure(file, [runs[0], runs[0]])
     with pytest.raises(DataError, match="nothing to measure"):
         measure(with_run(file, prompts=None), [])

@@ -58,7 +58,7 @@ def test_the_tile_that_cannot_be_resized_is_named(tiles: TileSet) -> None:
 
 
 def test_large_batches_are_read_ahead_only_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipit.read_ahead._MOST_BYTES", 2000)
+    monkeypatch.setattr("clipit.read_ahead._MAX_BYTES", 2000)
     started = []
 
     def read(item: int) -> np.ndarray:

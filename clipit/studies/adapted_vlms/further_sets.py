@@ -1,4 +1,4 @@
-"""Read the further sets on which forgetting is measured, and keep what the VLM was adapted on out of them."""
+"""Read the further sets on which forgetting is measured, and remove tiles on which the VLM was adapted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from clipit.workspace.workspace import Workspace
 
 @dataclass(frozen=True)
 class FurtherSet:
-    """A further set without the patients and images of the adaptation.
+    """A further test set, without patients and images on which the VLM was adapted.
 
     Attributes:
         config: Its configuration, with the VLM before the adaptation.
         tests: Ids of the test tiles that are measured.
-        notes: What `leaks.policy` dropped or kept.
+        notes: Tiles that `leaks.policy` dropped or kept.
     """
 
     config: RunConfig
@@ -75,10 +75,10 @@ def check_further_sets(
     sets: Mapping[str, RunConfig],
     examples: Sequence[BagExamples],
 ) -> dict[str, FurtherSet]:
-    """Compare the test tiles of further sets with all that the VLM is adapted on; called by all processes.
+    """Check the test tiles of further sets for leaks from the data of the adaptation; called by all processes.
 
-    Tiles of the adaptation's patients and copies of its images are leaks, in `bags` also tiles of the patients whose
-    reports the snippets come from. With the policy `exclude` of `leaks`, they are dropped from the further set.
+    Tiles of the same patients and copies of the same images are leaks; with `bags`, so are tiles of the patients whose
+    reports provide the snippets. With `leaks.policy: exclude`, leaks are dropped from the further set.
 
     Args:
         config: Run configuration with the section `leaks`.
@@ -90,28 +90,28 @@ def check_further_sets(
     Raises:
         DataError: There are leaks and the policy is `error`, or a set would become empty.
     """
-    learnt = [_used_tiles(each) for each in examples]
-    found = {}
+    used_tiles = [_used_tiles(each) for each in examples]
+    further_sets = {}
     for name, other in sets.items():
         tests = workspace.for_config(other).all_tiles.of_split("test")
-        before, where = tests.notes, f"adapt.forgetting.{name}"
-        for tiles in learnt if config.leaks.policy != "off" else ():
+        previous_notes, where = tests.notes, f"adapt.forgetting.{name}"
+        for tiles in used_tiles if config.leaks.policy != "off" else ():
             tests = enforce_on_external(tests, tiles, hash_images(tiles, config, config.leaks.pixels), config, where)[0]
         if section.data == "bags" and section.needs_reports:
             tests = enforce_on_external(tests, _report_patients(workspace), None, config, f"{where}, reports")[0]
-        notes = tuple(f"{where}: {note}" for note in tests.notes if note not in before)
-        found[name] = FurtherSet(other, tests.ids, notes)
-    return found
+        notes = tuple(f"{where}: {note}" for note in tests.notes if note not in previous_notes)
+        further_sets[name] = FurtherSet(other, tests.ids, notes)
+    return further_sets
 
 
 def _used_tiles(examples: BagExamples) -> TileSet:
-    """Return the tiles of examples; where bags have neighbours, a later mining may use any."""
+    """Return the tiles of examples: all of them if bags have neighbours, which later mining may draw from any tile."""
     tiles = examples.source.tiles
     return tiles if examples.neighbours else tiles.select(np.unique(examples.tiles_of.values))
 
 
 def _report_patients(workspace: Workspace) -> SeenTiles:
-    """Return the patients of the reports from which snippets are extracted, in the place of training tiles."""
+    """Return the patients of the reports that provide snippets, in the form of training tiles."""
     reports = [each for each in workspace.reports.reports if patient_of(each)]
     ids = np.array([each.report_id for each in reports], dtype=object)
     groups = np.array([patient_of(each) for each in reports], dtype=object)

@@ -40,7 +40,7 @@ class TileResults:
         labels: Training and validation labels of the probe, by seed.
         problems: Reasons for missing measurements.
         below_chance: Balanced accuracy and number of the labelled validation tiles, if prompts classify them worse than
-            chance does.
+            chance.
     """
 
     zero_shot: Measured | None
@@ -54,7 +54,7 @@ class TileResults:
 def measure_tiles(
     config: RunConfig, probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures, seeds: tuple[int, ...]
 ) -> TileResults:
-    """Measure the VLM of a workspace on its test tiles; called by all processes; only the main one fits probes.
+    """Measure the VLM of a workspace on its test tiles; called by all processes, but only the main one fits probes.
 
     Args:
         config: Run configuration, whose `tiles.labels` selects the labels of the probe.
@@ -106,30 +106,31 @@ def measure_zero_shot(
 def worse_than_chance(labels: Int64[np.ndarray, " n"], predicted: Int64[np.ndarray, " n"]) -> float | None:
     """Return the balanced accuracy if predictions are worse than chance, else None.
 
-    They are if at most 2.5 % of 1,000 random exchanges of the labels give as low a balanced accuracy.
+    This is a permutation test: at most 2.5 % of 1,000 random permutations of the labels give a balanced accuracy as low
+    as this.
 
     Args:
         labels: Class indices.
         predicted: Predicted class indices.
     """
-    classes, where, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    weights = 1 / (len(classes) * counts[where])  # of a tile whose prediction is right
-    found = float(weights @ (predicted == labels))
+    classes, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weights = 1 / (len(classes) * counts[class_of])  # of a correctly classified tile in the balanced accuracy
+    accuracy = float(weights @ (predicted == labels))
     random = np.random.default_rng(0)
     orders = random.permuted(np.tile(np.arange(len(labels)), (_PERMUTATIONS, 1)), axis=1)
-    exchanged = ((predicted == labels[orders]) * weights[orders]).sum(axis=1)
-    as_low = 1 + int((exchanged <= found + 1e-9).sum())
-    return found if as_low / (_PERMUTATIONS + 1) <= _LEVEL else None
+    permuted_accuracy = ((predicted == labels[orders]) * weights[orders]).sum(axis=1)
+    as_low = 1 + int((permuted_accuracy <= accuracy + 1e-9).sum())
+    return accuracy if as_low / (_PERMUTATIONS + 1) <= _LEVEL else None
 
 
 def _below_chance(workspace: Workspace, joint: FrozenFeatures, seed: int) -> tuple[float, int] | None:
-    """Classify the validation tiles whose labels a seed keeps by prompts, and compare them with chance."""
+    """Classify the labelled validation tiles of a seed by prompts, and compare the accuracy with chance."""
     prompts = workspace.prompts
     tiles = joint.split(workspace.tiles(seed), "validation").labelled()
     if prompts is None or not len(tiles):
         return None
-    found = worse_than_chance(tiles.labels, _zero_shot(workspace, prompts, tiles).argmax(axis=1))
-    return None if found is None else (found, len(tiles))
+    accuracy = worse_than_chance(tiles.labels, _zero_shot(workspace, prompts, tiles).argmax(axis=1))
+    return None if accuracy is None else (accuracy, len(tiles))
 
 
 def _zero_shot(workspace: Workspace, prompts: PromptSet, tiles: Features) -> Float[np.ndarray, "n c"]:

@@ -22,10 +22,10 @@ IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
 def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]) -> dict[str, Measured]:
     """Measure retrieval between the images and texts of held-out examples; called by all processes.
 
-    Recall@k is the share of queries with a true partner among the k nearest items. An image's partners are all texts of
-    its example (its caption, or the snippets of its patient's reports), a text's partners all images of the examples
-    that have it; a text belongs to the group of the first of them. k that cover the whole gallery are left out. The
-    expectation at random is that of k items drawn without replacement.
+    Recall@k is the share of queries with a true partner among the k nearest items. The partners of an image are all
+    texts of its example (its caption, or the snippets of its patient's reports); the partners of a text are all images
+    of the examples that contain it, and its group is that of the first of them. Values of k that cover the complete
+    gallery are dropped. Scores at random are those of k items drawn without replacement.
 
     Args:
         workspace: Workspace with the VLM.
@@ -65,7 +65,7 @@ def recall(
         queries: Features of the queries.
         gallery: Features that are searched.
         partners: Rows of the gallery that are true partners of each query.
-        at: Values of k; those that cover the whole gallery are left out.
+        at: Values of k; those that cover the complete gallery are dropped.
     """
     at = [k for k in at if k < len(gallery)]
     rows = nearest_rows(queries, gallery, max(at, default=0))
@@ -88,20 +88,20 @@ def _chance(counts: Int64[np.ndarray, " q"], gallery: int, k: int) -> Float64[np
 
 
 def _rows(members: Members) -> tuple[Int64[np.ndarray, " n"], list[list[int]]]:
-    """Return the rows that examples have, sorted, and the examples of each."""
+    """Return the sorted rows of all members, and the examples that contain each row."""
     examples = np.repeat(np.arange(len(members), dtype=np.int64), members.lengths)
     rows = np.unique(members.values)
-    places = np.searchsorted(rows, members.values)
-    found: list[list[int]] = [[] for _ in rows]
-    for place, example in zip(places.tolist(), examples.tolist(), strict=True):
-        found[place].append(example)
-    return rows, found
+    positions = np.searchsorted(rows, members.values)
+    examples_of_row: list[list[int]] = [[] for _ in rows]
+    for position, example in zip(positions.tolist(), examples.tolist(), strict=True):
+        examples_of_row[position].append(example)
+    return rows, examples_of_row
 
 
 def _partners(
     examples: Sequence[Sequence[int]], members: Members, rows: Int64[np.ndarray, " n"]
 ) -> list[Int64[np.ndarray, "_"]]:
-    """Return the places in `rows` of the members of each query's examples."""
+    """Return the positions in `rows` of the members of each query's examples."""
     return [
         np.searchsorted(rows, np.unique(np.concatenate([members[example] for example in each]))) for each in examples
     ]
@@ -117,7 +117,7 @@ def _features(
 def _embed(
     workspace: Workspace, examples: BagExamples, tiles: Int64[np.ndarray, " n"], texts: Int64[np.ndarray, " m"]
 ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "m d"]]:
-    """Embed images and texts as unit vectors, or read them where this VLM has embedded them before."""
+    """Embed images and texts as unit vectors, or read those that this VLM has already embedded."""
     vlm = workspace.vlm
     sentences = [examples.texts[row] for row in texts.tolist()]
     inputs: dict[str, Any] = {

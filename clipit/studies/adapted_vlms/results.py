@@ -56,7 +56,7 @@ class StudyResults:
         facts: Provenance of each model by seed.
         tiles: Results on the test tiles by model and seed.
         folders: Folder of each adaptation, by arm and seed.
-        forgetting: Further sets by name, with what `leaks.policy` dropped from them or kept.
+        forgetting: Further sets by name, with notes on the tiles that `leaks.policy` dropped or kept.
         held_out: Examples between which images and texts were retrieved; None without any.
         split: Split of `held_out`.
     """
@@ -206,11 +206,11 @@ def _content(
 
 
 def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, Any]) -> Iterator[str]:
-    alike = (examples.get(TEXT) or {}).get("examples_like_prompts", 0)
-    if alike:
+    n_like_prompts = (examples.get(TEXT) or {}).get("examples_like_prompts", 0)
+    if n_like_prompts:
         yield (
-            f"{alike:,} training examples have a text that equals a class name or a prompt: the adaptation has learnt "
-            "labels, so zero-shot scores after it measure supervised learning. Compare them with the linear probe."
+            f"{n_like_prompts:,} training examples have a text equal to a class name or a prompt: the adaptation has "
+            "learnt labels, and its zero-shot scores measure supervised learning. Compare them with the linear probe."
         )
     if section.keep == "best" and results.split == "validation":
         yield (
@@ -229,7 +229,7 @@ def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, A
                     "use zero-shot predictions of this VLM."
                 )
     if len(section.seeds) < 2:
-        yield "One seed: no interval over seeds, so nothing is decided."
+        yield "With one seed, there is no interval over seeds, so no difference is significant."
     missing = [arm for arm in ("shuffled_text", "images") if arm not in section.arms]
     if missing:
         yield f"Controls that were not trained: {', '.join(missing)} (adapt.arms)."
@@ -262,7 +262,7 @@ def _rows(workspace: Workspace, results: StudyResults) -> Iterator[AdaptRow]:
 def _class_match(
     results: StudyResults,
 ) -> dict[tuple[str, str, int], dict[str, tuple[float | None, float | None]]]:
-    """Average the scores of retrieval by class over seeds."""
+    """Average the class-match retrieval scores over seeds."""
     table: dict[tuple[str, str, int], dict[str, tuple[float | None, float | None]]] = {}
     for model, seeds in results.tiles.items():
         found: dict[tuple[str, str, int], list[tuple[float | None, float | None]]] = {}
@@ -302,7 +302,7 @@ def _curves(folders: Mapping[str, Mapping[int, Path]]) -> dict[str, tuple[list[i
         try:
             logged = read_curves(next(iter(seeds.values())) / "metrics.jsonl")
         except DataError:
-            continue  # only the curves are drawn from it
+            continue  # the log is only needed for the plot
         curves |= {f"{arm}, {name}": logged[name] for name in ("loss", "validation_loss") if name in logged}
     return curves
 

@@ -60,7 +60,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
     """Adapt the VLM once per arm and seed, and measure it before and after; finished adaptations are kept.
 
     Writes `adapt.parquet` (one row per score, model and seed), `adapt.json` (means, differences, provenance),
-    `adapt.md` and `adapt.html`, and a folder `<arm>-seed<seed>/` per adaptation beside them.
+    `adapt.md` and `adapt.html`, and a folder `<arm>-seed<seed>/` per adaptation.
 
     Args:
         config: Run configuration, which names tiles, reports, VLM and prompts.
@@ -83,8 +83,8 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
     for name, each in sets.items():
         check_inputs(workspace.for_config(each), ["vlm"])
         logger.info(f"forgetting is measured on {name}")
-    learnt = _check_arms(config, section, workspace, with_validation=bool(sets))
-    further = check_further_sets(config, section, workspace, sets, learnt)
+    example_sets = _check_arms(config, section, workspace, with_validation=bool(sets))
+    further = check_further_sets(config, section, workspace, sets, example_sets)
     held_out, split = _held_out(config, section, workspace)
     logger.info("measuring the VLM before its adaptation")
     models: dict[str, dict[int, _Model]] = {}
@@ -130,7 +130,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
 def _check_arms(
     config: RunConfig, section: AdaptConfig, workspace: Workspace, *, with_validation: bool
 ) -> list[BagExamples]:
-    """Make the examples of all arms and the trainable weights, so that invalid input is found before heavy work.
+    """Create the examples of all arms and the trainable weights, so that invalid input is found early.
 
     Returns:
         Training examples, and validation examples if they are requested or choose the step.
@@ -143,11 +143,11 @@ def _check_arms(
         validation = validation_examples(config, section, "text", seed, workspace, batches=section.keep == "best")
     if section.keep == "best" and validation is None:
         raise ConfigError(
-            "there is no validation split to choose the best step on",
+            "there is no validation split on which to select the best step",
             where="adapt.keep: best",
             fix="set adapt.keep: last, or add validation data",
         )
-    vlm = load_vlm(config.vlm, get_processes().device)  # a copy of its own, which is changed and released
+    vlm = load_vlm(config.vlm, get_processes().device)  # a separate copy, which is modified and released
     names = (section.tuning, max(towers, key=len), section.lora, section.learn_temperature)
     adapt_towers(vlm.towers, *names, base_name=public_name(vlm.name))
     return [each for each in (train[0], validation) if each is not None]
@@ -220,7 +220,7 @@ def _compare(
 
 
 def _pairs(task: str, arms: Sequence[str]) -> Iterator[tuple[Subject, Subject]]:
-    """Pair each arm with the VLM before, and the arm text with its controls."""
+    """Pair each arm with the VLM before adaptation, and the arm text with its controls."""
     for arm in arms:
         yield Subject(task, arm), Subject(task, BEFORE)
     for arm in arms:
@@ -229,7 +229,7 @@ def _pairs(task: str, arms: Sequence[str]) -> Iterator[tuple[Subject, Subject]]:
 
 
 def _families(models: Mapping[str, Mapping[int, _Model]]) -> Iterator[dict[Subject, dict[int, Measured]]]:
-    """Group the results by the items that they were measured on."""
+    """Group the results by the items on which they were measured."""
     tiles: dict[Subject, dict[int, Measured]] = {}
     others: dict[str, dict[Subject, dict[int, Measured]]] = {}
     for model, by_seed in models.items():

@@ -1,4 +1,4 @@
-"""Suspicious labels of a configuration's tiles: label_issues.html to look through, label_issues.csv and .json."""
+"""Find suspicious labels of tiles, and write label_issues.html, .csv and .json."""
 
 import csv
 import logging
@@ -77,7 +77,7 @@ def _labelled_features(
         raise DataError(
             f"no labelled tile in {', '.join(options.splits)}",
             where="label_issues.splits",
-            fix="choose splits with labels; tiles.labels decides which labels a run may use",
+            fix="choose splits with labels; tiles.labels sets the labels that a run may use",
         )
     tiles = tiles.select(np.concatenate([np.flatnonzero(tiles.splits == split) for split in options.splits]))
     if options.features == "vlm":
@@ -155,17 +155,17 @@ def _check(
 
 def _remarks(tiles: TileSet, features: Features, predicted: OutOfFold) -> list[str]:
     remarks = []
-    lost = ~predicted.checked
-    if lost.any():
-        names = [tiles.classes[code] for code in np.unique(tiles.labels[lost]).tolist()]
+    unchecked = ~predicted.checked
+    if unchecked.any():
+        names = [tiles.classes[code] for code in np.unique(tiles.labels[unchecked]).tolist()]
         remarks.append(
-            f"{int(lost.sum())} labels of {shortlist(names)} were not checked: all tiles of their class belong to "
+            f"{int(unchecked.sum())} labels of {shortlist(names)} were not checked: all tiles of their class belong to "
             "patients or slides of one fold."
         )
     if (features.groups == "").any():
         remarks.append(
-            "Tiles without a patient or slide (tiles.columns.group) are divided into folds one by one. Errors that "
-            "several tiles of a patient share are then missed."
+            "Tiles without a patient or slide (tiles.columns.group) are assigned to folds individually, so errors that "
+            "several tiles of a patient share may be missed."
         )
     return remarks
 
@@ -243,9 +243,9 @@ def _suspicious_tiles(
             float(issues.quality[row]),
             tiles.classes[issues.suggested[row]],
             float(probabilities[row, issues.suggested[row]]),
-            [labelled(other, _SMALL) for other in beside[beside >= 0].tolist()],
+            [labelled(other, _SMALL) for other in neighbour_rows[neighbour_rows >= 0].tolist()],
         )
-        for row, beside in zip(rows.tolist(), nearest, strict=True)
+        for row, neighbour_rows in zip(rows.tolist(), nearest, strict=True)
     ]
 
 

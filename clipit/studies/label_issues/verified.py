@@ -64,7 +64,7 @@ def score_verified(
     resamples: int,
     seed: int,
 ) -> tuple[list[Score], str]:
-    """Score suspicious labels against the verified ones; also returns a sentence on how many there are.
+    """Score suspicious labels against verified ones; also return a sentence with the counts.
 
     Args:
         verified: Verified class of each tile; -1 where there is none.
@@ -79,9 +79,9 @@ def score_verified(
     flagged = issues.flagged[known]
     scores = score_ranking(wrong, flagged, issues.quality[known], groups[known], resamples=resamples, seed=seed)
     both = known[wrong & flagged]
-    right = int((issues.suggested[both] == verified[both]).sum())
+    n_correct = int((issues.suggested[both] == verified[both]).sum())
     return scores, (
         f"{len(known)} of the {len(tiles)} checked tiles have a verified label, and {int(wrong.sum())} of these have "
-        f"a different given label. Of the {len(both)} wrong labels that were flagged, the suggested class is right for "
-        f"{right}."
+        f"a different given label. Of the {len(both)} wrong labels that were flagged, the suggested class is correct "
+        f"for {n_correct}."
     )

@@ -55,7 +55,7 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_METRICS = tuple(name for name in METRICS if name != "ece")  # calibration belongs to the robustness study
+_METRICS = tuple(name for name in METRICS if name != "ece")  # calibration is part of the robustness study
 CURVE_PLOT = "label_efficiency.png"
 
 
@@ -114,7 +114,7 @@ def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) ->
     check_inputs(workspace, ["vlm", "backbone"])
     _require_test_labels(config, workspace.listed_tiles)
     rows: list[ProbingRow] = []
-    if run is not None:  # first, so that a wrong folder fails early
+    if run is not None:  # first, so that a wrong folder is reported early
         with explaining_differences(run, config):
             rows += _run_rows(config, workspace, run)
     models = [*vlm_features(config, workspace), backbone_features(config, workspace)]

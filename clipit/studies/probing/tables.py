@@ -23,8 +23,8 @@ _RETRIEVAL = ("precision", "vote", "recall")
 _METRICS_PER_TABLE = 3  # more columns with intervals would not fit on a page
 _SAW_LABELS = (
     "Saw labels: whether the features come from a clipit run that was trained on labels of these tiles. If true, more "
-    "labels were used than the column heading says, and the row does not measure label efficiency. It is false "
-    "for models as released, although their training data may be unknown."
+    "labels were used than the column heading states, and the row does not measure label efficiency. It is false "
+    "for published models, although their training data may be unknown."
 )
 
 
@@ -90,7 +90,7 @@ def probing_chapters(
                 ],
             )
         )
-    own_group = "Tiles of the query's own group (where known) are skipped. " if probing.exclude_groups else ""
+    own_group = "Tiles of the query's own group (where known) are excluded. " if probing.exclude_groups else ""
     chapters += [
         Chapter(
             "Retrieval",
@@ -99,8 +99,8 @@ def probing_chapters(
                     "precision@k: share of the k nearest items with the query's class; vote@k: share of queries whose "
                     "class has the most votes among the k nearest; recall@k: share of the true partners retrieved. In "
                     f"brackets: fold over random. {own_group}Image to image, test: leave-one-out within the test "
-                    "split; where groups are unknown, tiles of the query's own slide count, and these scores are too "
-                    "high."
+                    "split; where groups are unknown, tiles of the query's own slide are retrieved, and these scores "
+                    "are too high."
                 ),
                 *(
                     _retrieval_table(frame[frame.metric == name], name)

@@ -37,7 +37,7 @@ class ZeroShotModel:
         screening_splits: Split of each screening tile (all `train`).
         encode: Function from texts to unit vectors in the same space.
         logit_scale: Factor applied to cosines before the softmax.
-        facts: Provenance written next to every score.
+        facts: Provenance of every score.
     """
 
     name: str
@@ -152,7 +152,7 @@ def memoise(encode: TextEncoder) -> TextEncoder:
     return lookup
 
 
-def count_cut_tokens(
+def count_truncated_tokens(
     count_tokens: Callable[[Sequence[str]], list[int]], context_length: int, texts: Sequence[str]
 ) -> list[int]:
     """Count the tokens of each text beyond the context length of the text tower."""

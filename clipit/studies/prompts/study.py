@@ -35,7 +35,7 @@ from clipit.reporting.study_report import (
 from clipit.runs.folder import explaining_differences
 from clipit.studies.prompts.models import (
     ZeroShotModel,
-    count_cut_tokens,
+    count_truncated_tokens,
     load_student,
     load_vlm_models,
     select_tiles,
@@ -119,7 +119,7 @@ class _Task:
     def row(self, kind: str, mode: str, texts: Sequence[str], scores: Mapping[str, float | None]) -> PromptRow:
         """Build the result row of these scores."""
         vlm = self.workspace.vlm
-        cut = count_cut_tokens(vlm.count_tokens, vlm.context_length, texts)
+        cut = count_truncated_tokens(vlm.count_tokens, vlm.context_length, texts)
         return PromptRow(
             subject=self.model.name, kind=kind, mode=mode, scores=scores, seed=self.seed, texts=len(texts),
             cut_texts=sum(count > 0 for count in cut), cut_tokens=sum(cut), **prompt_columns(self.prompts),
@@ -173,7 +173,7 @@ def _load_prompt_sets(options: PromptStudyConfig, workspace: Workspace) -> list[
     simple = load_prompts(options.simple)
     if simple.name == workspace.prompts.name:
         raise ConfigError(
-            f"prompts and prompt_study.simple are both called {simple.name}",
+            f"prompts and prompt_study.simple have the same name, {simple.name}",
             where="prompt_study.simple",
             fix="use another set, or change the name in its file",
         )

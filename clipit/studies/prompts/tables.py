@@ -15,8 +15,8 @@ AXES = ("template", "organ", "magnification", "stain")
 FILE = "prompts.parquet"
 _NO_WORD = "(none)"
 _REPORTED_ONLY = (
-    "All scores are on the test split and only reported: no prompt, template or word was selected by them. To select a "
-    "wording, use the validation split or a rule that reads no label."
+    "All scores are on the test split and were not used to select a prompt, template or word. To select a wording, use "
+    "the validation split or a rule that uses no labels."
 )
 
 

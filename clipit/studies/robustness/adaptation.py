@@ -24,7 +24,7 @@ BATCHES = ((0.3, 30), (0.3, 100), (0.3, 200), (1.0, 30), (1.0, 100), (1.0, 200))
 
 @dataclass(frozen=True)
 class TrainingReference:
-    """One model's vectors of training tiles, as reference for adaptation and its guard.
+    """Vectors of training tiles by one model, the reference of adaptation and its guard.
 
     Attributes:
         vectors: Vectors of training tiles by output.
@@ -145,17 +145,17 @@ class _Adaptation:
         return self.readout(align_statistics(vectors, target, training))
 
 
-def draw_batches(tiles: TileSet, times: int, name: str, seed: int) -> Iterator[tuple[float, Int64[np.ndarray, " n"]]]:
+def draw_batches(tiles: TileSet, repeats: int, name: str, seed: int) -> Iterator[tuple[float, Int64[np.ndarray, " n"]]]:
     """Draw batches with Dirichlet class proportions, without replacement; yields concentration and rows of each.
 
-    In practice, batches of tiles are rarely balanced, and adaptation is most likely to harm on unbalanced ones. Labels
+    In practice, batches of tiles are rarely balanced, and adaptation is most likely to harm unbalanced ones. Labels
     are used to draw the batches and to measure the guard, but not by the guard itself. Each batch is as large as
     possible, up to its nominal size, without exhausting a class, so that it has the drawn proportions. Sets with a
     single class, and batches of fewer than `MIN_TILES` tiles, are skipped.
     """
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     classes, counts = np.unique(tiles.labels, return_counts=True)
-    for _ in range(times if len(classes) > 1 else 0):
+    for _ in range(repeats if len(classes) > 1 else 0):
         for concentration, size in BATCHES:
             proportions = generator.dirichlet(np.full(len(classes), concentration))
             limit = int(min(size, (counts / np.maximum(proportions, 1e-9)).min()))

@@ -47,7 +47,7 @@ class MeasuredModel:
         dims: Dimension of the vectors by output.
         readouts: Function from vectors to class probabilities by output.
         fingerprint: Fingerprint of the weights.
-        facts: Provenance written next to every score.
+        facts: Provenance of every score.
         not_adaptable: Reason why the vectors cannot be adapted, by output.
         run: Folder of the run; None for the VLM.
     """
@@ -154,7 +154,7 @@ def sample_tiles(tiles: TileSet, limit: int | None, *, labelled: bool) -> TileSe
     Args:
         tiles: Tiles to sample from.
         limit: Maximum number of tiles; None keeps all.
-        labelled: Whether to keep only labelled tiles and to sample evenly over classes, too.
+        labelled: Whether to keep only labelled tiles, and to sample evenly over classes as well.
     """
     order = np.lexsort((tiles.ids, tiles.labels) if labelled else (tiles.ids,))
     if labelled:

@@ -107,7 +107,7 @@ def _load_models(
     if len(set(names)) < len(names):  # arms of two comparisons
         names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
     if len(set(names)) < len(names):
-        raise DataError("a run is given twice", where=shortlist([str(run) for run in runs]), fix="list each run once")
+        raise DataError("a run occurs twice", where=shortlist([str(run) for run in runs]), fix="list each run once")
     models = []
     for run, name in zip(runs, names, strict=True):
         with explaining_differences(run, config):
@@ -121,7 +121,7 @@ def _load_models(
         raise DataError(
             "nothing to measure",
             where="--run",
-            fix="pass the folder of a finished run, or `prompts` for the VLM's zero-shot predictions",
+            fix="pass the folder of a finished run, or set `prompts` for zero-shot predictions of the VLM",
         )
     return models
 

@@ -36,13 +36,13 @@ _CALIBRATED = (
     "allowed to use. Training may have selected its weights with the same labels. The predicted class never changes."
 )
 _ADAPTED = (
-    "Transductive: every result here depends on all test tiles together and is undefined for a single tile. Gains "
+    "Transductive: every result depends on all test tiles together and is undefined for a single tile. Gains "
     "and losses are shown regardless of the guard. Feature statistics assume the class proportions of training. The"
-    " guard reads no label: it estimates the mixture of training classes that explains the tiles best, and compares"
+    " guard uses no labels: it estimates the mixture of training classes that explains the tiles best, and compares"
     " its mean with that of the tiles. It accepts the adaptation if the misfit of the two means is at least "
     f"{MIN_MISFIT:g} (about 1 is expected if only the class proportions differ). Its verdict depends on the tiles "
-    "and the feature space, not on the adaptation. It misses changes that affect only the spread, and mistakes a "
-    "class that is absent from training, or one unusual patient, for a change in appearance. The next chapter "
+    "and the feature space, not on the adaptation. It does not detect changes of the spread alone, and it also "
+    "accepts if a class is absent from training or a single patient is unusual. The next chapter "
     "reports its errors."
 )
 _GUARD = (
@@ -50,7 +50,7 @@ _GUARD = (
     "test tiles, a shifted set, or the test tiles at one level of a perturbation), or a batch drawn from one: up to "
     "30, 100 or 200 tiles (fewer if a class would be exhausted) with class proportions from a Dirichlet distribution "
     "(concentration 0.3 or 1), scored by accuracy. An adaptation is harmful or helpful if the paired 95 % interval "
-    "of its change (over tiles, clustered by group where known) lies below or above 0; by chance alone, this "
+    "of its change (over tiles, clustered by group where known) is below or above 0; by chance alone, this "
     "happens in about 1 of 40 settings each. The guard can make two kinds of error: accepting a harmful adaptation,"
     " or refusing a helpful one (n/a if there is none). Labels are used here to draw the batches and to measure the"
     " guard. Its threshold was chosen on a synthetic world other than the demo's (see docs/results.md). Settings "

@@ -193,8 +193,8 @@ def _source_notes(independent: Independence) -> list[str]:
     if independent == "no":
         return [
             note,
-            "WARNING: the test labels of the source come from annotators who also label the training tiles, so a "
-            "student that learns their habits scores too high",
+            "WARNING: the test labels of the source come from annotators who also label the training tiles, so "
+            "scores of a student that learns their habits are too high",
         ]
     return [
         f"{note}; it is unknown whether they come from annotators of the training tiles: state it in "
@@ -273,8 +273,8 @@ def _test_notes(consensus: Consensus, independent: Independence, n_tests: int, s
         notes.append(f"WARNING: the annotators of the test labels also label the training tiles{names}, {habits}{fix}")
     elif not votes.named:
         notes.append(
-            "WARNING: annotators are not named. If those of the test labels also label the training tiles, a student "
-            "that learns their habits scores too high"
+            "WARNING: annotators are not named. If those of the test labels also label the training tiles, scores "
+            "of a student that learns their habits are too high"
         )
     else:
         notes.append("it is unknown whether the annotators of the test labels also label the training tiles")

@@ -40,7 +40,7 @@ def _evaluate_folder() -> None:
 
     inputs = read_new_inputs(__doc__, _OPTIONS)
     check_prompt_file(inputs.prompts)
-    from clipit.reporting.external_page import scores_beside_own
+    from clipit.reporting.external_page import add_own_scores
     from clipit.reporting.tables import metrics_table
     from clipit.runs.evaluate import evaluate_again
     from clipit.runs.external import evaluate_external
@@ -53,6 +53,6 @@ def _evaluate_folder() -> None:
         table = results
     else:
         folder, results = evaluate_external(inputs.run, inputs.tiles, inputs.prompts, inputs.name, config)
-        table = scores_beside_own(results) if results else {}
+        table = add_own_scores(results) if results else {}
     if results:
         print(f"{metrics_table(table)}\n\nsummary: {folder / 'summary.md'}\npage: {folder / 'report.html'}")

@@ -1,4 +1,4 @@
-"""Names of the facts of an adaptation in words, for its page and its card."""
+"""Readable names of the facts of an adaptation, for its page and its card."""
 
 from collections.abc import Mapping, Sequence
 
@@ -40,7 +40,7 @@ _LABELS = {
     "trained_weights": "trained weights",
     "unreadable_tiles": "unreadable images, dropped",
     "vlm": "VLM",
-    "vlm_fingerprint": "fingerprint of the VLM before",
+    "vlm_fingerprint": "fingerprint of the VLM before adaptation",
     "without_patient": "reports without a patient, not used",
     "without_snippets": "tiles without a paired snippet",
 }
@@ -52,12 +52,12 @@ _OF_STUDY = {"data", "arm", "split", "seed"}
 
 
 def fact_label(name: str) -> str:
-    """Return the name of a fact in words; underscores become spaces in unknown names."""
+    """Return the readable name of a fact; in unknown names, underscores become spaces."""
     return _LABELS.get(name, name.replace("_", " "))
 
 
 def learned_from(summary: Mapping[str, object], arm: str) -> dict[str, object]:
-    """Select what an arm learned from: without the counts of texts where no text is used, and without empty lists.
+    """Select the counts of an arm's training data, without empty values, and without those of texts if it uses none.
 
     Args:
         summary: Counts of `training.json`, key `examples`.
@@ -68,7 +68,7 @@ def learned_from(summary: Mapping[str, object], arm: str) -> dict[str, object]:
 
 
 def fact_text(value: object) -> object:
-    """Return a value as it is shown: lists joined, floats with four digits, whole numbers with separators."""
+    """Format a value: lists joined by commas, floats with four digits, integers with thousands separators."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):

@@ -33,20 +33,20 @@ _TILES = (
 )
 _COMPARED = (
     "Differences are paired by item, group and seed. A model is better or worse than its reference if both intervals "
-    "of the difference, over groups and over seeds, lie on the same side of 0; open if they do not; undecided without "
-    "both, such as with one seed, with fewer than ten groups, or if all resamples or all seeds agree. p: paired t-test "
-    "over seeds, Holm-corrected over the differences of the same task and metric."
+    "of the difference, over groups and over seeds, are on the same side of 0; open if they are not; undecided if one "
+    "of them is undefined, as with one seed, with fewer than ten groups, or if all resamples or all seeds agree. "
+    "p: paired t-test over seeds, Holm-corrected over the differences of the same task and metric."
 )
 _CONTROLS_TEXT = (
     "The gain is due to the text only if the arm text is better than both controls. The control shuffled_text uses the "
-    "same images, texts and number of steps, the control images the same images. A gain that a control shows as well "
-    "comes from the images, or from texts in general."
+    "same images, texts and number of steps; the control images uses the same images. A gain that a control shows as "
+    "well comes from the images, or from texts in general."
 )
 _RETRIEVAL = (
     "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; in "
-    "brackets how many times the score of k random items (fold over random). Partners of an image are the texts of its "
+    "brackets, its ratio to the score of k random items (fold over random). Partners of an image are the texts of its "
     "example (its caption, or all snippets of its patient's reports). Values of k that cover the whole gallery are "
-    "left out. Intervals are over the groups of the queries; the gallery stays the same. Scores depend on the size of "
+    "omitted. Intervals are over the groups of the queries; the gallery stays the same. Scores depend on the size of "
     "the gallery and cannot be compared between data sets."
 )
 _FORGETTING = (
@@ -63,12 +63,12 @@ class AdaptContent:
         contrasts: Differences between models.
         forgetting: Names of the other sets; their tasks are `forgetting_task(name)`.
         directions: Tasks of retrieval between held-out images and texts.
-        class_match: Task, measure and k of retrieval by class -> model -> mean over seeds and expectation at random.
+        class_match: Task, measure and k of retrieval by class -> model -> mean over seeds and score expected at random.
         held_out: Split and numbers of the images and texts that are retrieved.
         probe_labels: Labels of the linear probe; None without a probe.
         training: Facts of each adaptation, by arm and seed.
-        examples: Counts of what each arm learned from.
-        notes: Remarks on what could not be measured or limits what the scores mean.
+        examples: Counts of the training data of each arm.
+        notes: Remarks on missing measurements and on limits of the scores.
         curves: Loss by name of the series.
         facts: Provenance.
     """
@@ -106,7 +106,7 @@ def forgetting_task(name: str) -> str:
 
 
 def adapt_verdict(content: AdaptContent) -> str:
-    """State whether the text improved the VLM, how a linear probe compares, and which other sets became worse."""
+    """State whether the text improved the VLM, how a linear probe compares, and on which other sets scores fell."""
     gain = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, BEFORE))
     if gain is None and content.score(ZERO_SHOT, BEFORE) is not None:
         return "No verdict: the arm text was not trained (adapt.arms)."
@@ -136,16 +136,16 @@ def _gain(content: AdaptContent, gain: ModelDifference) -> str:
     limits += [f"Not compared with an adaptation {' or '.join(missing)}."] if missing else []
     start = "Better than before"
     if any(_rose(content, arm) for arm in others):
-        start = "Better than before, but also without text of its own"
+        start = "Better than before, but so is a control"
     elif any(contrast.outcome != "undecided" for contrast in others.values()):
         start = "Better than before, but not shown to be better than a control"
     elif others:
-        start = "Better than before, but not decided against a control"
+        start = "Better than before, but the comparison with a control is undecided"
     return " ".join([f"{start}: {name} rose {change}.", *limits])
 
 
 def _rose(content: AdaptContent, arm: str) -> bool:
-    """Return whether a control is better than the VLM before."""
+    """Check whether a control is better than the VLM before adaptation."""
     contrast = content.contrast(Subject(ZERO_SHOT, arm), Subject(ZERO_SHOT, BEFORE))
     return contrast is not None and contrast.outcome == "better"
 
@@ -172,10 +172,10 @@ def _probe(content: AdaptContent) -> str:
     if compared.outcome == "better":
         return f"It exceeds {probe} {score}."
     if compared.outcome == "worse":
-        return f"With labels, use the probe: {probe} is better {score}."
+        return f"If labels exist, use the probe: {probe} is better {score}."
     if compared.outcome == "undecided":
         return f"{probe[0].upper()}{probe[1:]} scores {_mean(content.score(PROBE, BEFORE))}."
-    return f"No difference is shown to {probe} {score}."
+    return f"No difference from {probe} {score} is shown."
 
 
 def _forgotten(content: AdaptContent) -> str:
@@ -206,7 +206,7 @@ def adapt_chapters(content: AdaptContent) -> list[Chapter]:
     if content.curves:
         training.append(Plot(CURVES, "Contrastive loss by step", "metrics.jsonl of each adaptation"))
     for caption, rows in (
-        ("What each arm learned from", content.examples),
+        ("Training data of each arm", content.examples),
         ("Adaptations", content.training),
     ):
         if rows:
@@ -255,7 +255,7 @@ def _model_table(content: AdaptContent, tasks: Sequence[str]) -> Table:
 
 
 def _difference_tables(content: AdaptContent, tasks: Sequence[str]) -> list[Table | Rows | Text]:
-    """Tabulate differences of the main metric, and of the others in a folded table; a sentence if none is decided."""
+    """Tabulate differences in the main metric, and fold those in the others; one sentence if all are undecided."""
     header = ("task", "difference", "metric", "mean", "over groups", "over seeds", "p (Holm)", "outcome")
     chosen = [each for each in content.contrasts if each.subject.task in tasks]
     main = [_difference_row(each) for each in chosen if each.metric == _MAIN]
@@ -317,7 +317,7 @@ def _retrieval_parts(content: AdaptContent) -> list[Text | Table | Rows]:
             chance = next((random for _, random in by_model.values()), None)
             lines.append([task, f"{measure}@{k}", number(chance), *(number(by_model[m][0]) for m in by_model)])
         header = ("query to gallery", "measure", "random", *next(iter(content.class_match.values())))
-        parts.append(Table(header, lines, left=2, caption="Retrieval by class, and of captions, on test tiles"))
+        parts.append(Table(header, lines, left=2, caption="Retrieval by class, and of captions, on the test tiles"))
     return parts
 
 

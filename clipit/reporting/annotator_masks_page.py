@@ -1,4 +1,4 @@
-"""Page about masks by several annotators: agreement of pixels, confusions, Dice against the others, disputed tiles."""
+"""Page on masks by several annotators: agreement of pixels, confusion matrices, Dice scores, disputed tiles."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def _annotators(part: Mapping[str, Any], classes: Sequence[str], source: str) ->
     parts: list[Part] = [
         Text(
             f"{part['tiles']:,} tiles. Krippendorff's alpha over pixels: {number(part['alpha'])} (1: perfect, "
-            f"0: that of chance). {part['patterns']:,} distinct patterns of labels. Consensus: {part['method']}."
+            f"0: chance). {part['patterns']:,} distinct patterns of labels. Consensus: {part['method']}."
         ),
         Table(
             ("annotator", "tiles", "pixels", "accuracy", *(f"Dice of {name}" for name in classes)),
@@ -65,9 +65,9 @@ def _annotators(part: Mapping[str, Any], classes: Sequence[str], source: str) ->
             source=source,
         ),
         Text(
-            "The Dice scores are the human ceiling: how well annotators agree with one another. Neighbouring pixels "
-            "are not independent, so posteriors are too certain. Dawid-Skene over pixels is STAPLE (Warfield et "
-            "al., 2004)."
+            "The Dice scores are the human ceiling: they measure how well annotators agree with one another. "
+            "Neighbouring pixels are not independent, so posteriors are too certain. Dawid-Skene over pixels is "
+            "STAPLE (Warfield et al., 2004)."
         ),
     ]
     return [*parts, *confusion_tables(part["annotators"], classes, source)]

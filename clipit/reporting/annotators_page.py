@@ -1,4 +1,4 @@
-"""Page about several annotators: agreement, confusions, human ceiling, and the tiles that they agree on least."""
+"""Page on several annotators: agreement, confusion matrices, human ceiling, and the most disputed tiles."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from clipit.reporting.annotators_section import annotator_parts, confusion_table
 from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.tables import MAX_CLASSES, interval, number
 
-_MAX_PAIRS = 20  # annotators up to whom the table of pairs is shown
+_MAX_PAIRED = 20  # annotators; with more, the page has no table of pairs
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class DisputedTile:
         tile: Id of the tile.
         split: Split of the tile.
         picture: Data URI of its picture; None if it cannot be decoded.
-        votes: Who gave which label, or how many votes each class has.
-        consensus: Consensus and its posterior.
+        votes: Label of each annotator, or number of votes per class.
+        consensus: Consensus class and its posterior.
     """
 
     tile: str
@@ -36,7 +36,7 @@ def annotators_page(title: str, record: Mapping[str, Any], disputed: Sequence[Di
     Args:
         title: Heading of the page.
         record: Content of annotators.json.
-        disputed: Tiles that annotators agree on least, the most disputed first.
+        disputed: Tiles with the least agreement, the most disputed first.
     """
     sections = [
         PageSection("Labels", [facts_table(record["facts"], "annotators.json: facts")]),
@@ -55,7 +55,7 @@ def annotators_page(title: str, record: Mapping[str, Any], disputed: Sequence[Di
             Card(each.picture, f"tile {each.tile}: {each.votes}", [each.consensus, each.votes, each.split], each.tile)
             for each in disputed
         ]
-        caption = "Tiles whose consensus is least certain, in ascending order of its posterior."
+        caption = "Tiles with the least certain consensus, in ascending order of its posterior."
         sections.append(PageSection("Least agreed tiles", [Cards(cards, caption, "annotators.csv: row of each tile")]))
     notes = "\n".join(record["notes"])
     sections.append(PageSection("Remarks", [Text(notes or "None.", fixed=bool(notes))]))
@@ -70,19 +70,19 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
         Table(
             ("measure", "value", "95 % interval"),
             rows,
-            caption=f"{alpha['tiles']:,} tiles with two labels or more; interval by bootstrap over {alpha['units']}",
+            caption=f"{alpha['tiles']:,} tiles with at least two labels; interval by bootstrap over {alpha['units']}",
             source="annotators.json: agreement",
         ),
         Text(
-            "1 is perfect agreement and 0 that of chance. Krippendorff calls labels reliable above 0.8, and tentative "
-            "conclusions permissible above 0.667."
+            "1 is perfect agreement, 0 is agreement by chance. Krippendorff calls labels reliable above 0.8, and "
+            "tentative conclusions permissible above 0.667."
         ),
     ]
     pairs = record["pairs"]
     if pairs is None:
         return parts
     names = [row["annotator"] for row in pairs]
-    if len(names) > _MAX_PAIRS:
+    if len(names) > _MAX_PAIRED:
         return [*parts, Text(f"The agreement of {len(names)} annotators in pairs is in annotators.json: pairs.")]
     header = ("annotator", *names)
     cells = [
@@ -96,12 +96,12 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
         for row in pairs
     ]
     shades = [[0.0 if value is None else value for value in row["agreement"]] for row in pairs]
-    caption = "Share of equal labels of each pair on the tiles that both labelled (number of these tiles)"
+    caption = "Share of equal labels of each pair of annotators (number of tiles that both labelled)"
     return [*parts, Table(header, cells, caption=caption, source="annotators.json: pairs", shades=shades)]
 
 
 def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
-    """Show the estimates of Dawid-Skene, or why there are none."""
+    """Show the estimates of Dawid-Skene, or the reason why there are none."""
     estimates, classes = record[name], record["classes"]
     source = f"annotators.json: {name}"
     if estimates["why_not"]:
@@ -132,9 +132,8 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
             f"EM has {converged} after {estimates['iterations']:,} iterations, at a log likelihood of "
             f"{estimates['log_likelihood']:.1f}. "
             f"The consensus differs from the majority on {estimates['differs']:,} tiles; {estimates['tied']:,} tiles "
-            "are tied. "
-            "Accuracy is the estimated probability that a label is the true class, not a measured one: it assumes that "
-            "annotators err independently, given the class."
+            "are tied. Accuracy is the estimated probability that a label is the true class. It is not measured: the "
+            "estimate assumes that annotators err independently, given the class."
         ),
         shares,
     ]

@@ -1,4 +1,4 @@
-"""Section of pages on the human ceiling: scores of annotators on the tiles that a classifier is scored on."""
+"""Page section on the human ceiling: scores of annotators on the tiles that a classifier is scored on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from clipit.reporting.tables import LABELS, number
 _INDEPENDENT = {
     "yes": "The test labels are independent of the training labels: they come from other annotators.",
     "no": "The test labels are not independent of the training labels: they come from annotators who also label "
-    "training tiles, so a student that learns their habits scores too high.",
+    "training tiles, so scores of a student that learns their habits are too high.",
 }
 _UNKNOWN = (
-    "It is unknown whether the test labels come from annotators who also label training tiles. If they do, a student "
-    "that learns their habits scores too high."
+    "It is unknown whether the test labels come from annotators who also label training tiles. If they do, scores of "
+    "a student that learns their habits are too high."
 )
 
 
@@ -37,12 +37,12 @@ def annotator_parts(ceiling: Mapping[str, Any], caption: str, source: str = "") 
 
 
 def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
-    """Explain what the scores of annotators mean, and whether the test labels are independent of training."""
+    """Explain the scores of annotators, and whether the test labels are independent of the training labels."""
     text = (
         "An annotator is scored like a classifier, on the tiles that this annotator labelled. The consensus of the "
-        "others rests on fewer labels than that of all, so these scores are slightly lower than they would be against "
-        "the consensus of all. A classifier above the annotators agrees with the consensus better than they do; this "
-        "does not show that its diagnoses are better."
+        "others rests on fewer labels than the consensus of all, so these scores are slightly lower than against the "
+        "consensus of all. A classifier that scores higher than the annotators agrees with the consensus more often; "
+        "this does not show that its diagnoses are better."
     )
     return f"{text} {_INDEPENDENT.get(ceiling['independent'], _UNKNOWN)}"
 

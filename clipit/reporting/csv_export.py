@@ -24,7 +24,7 @@ RECORD_OPTION: dict[str, dict[str, Any]] = {
 }
 """Command-line option `--record`, in the form that `clipit.config.command_line.read_command` expects."""
 _MAX_LINES = 32  # of a table on the console
-_LEFT_OUT = ("batch",)  # values of `what`; thousands of rows, summarised in those of `guard`
+_EXCLUDED = ("batch",)  # values of the column `what`: thousands of rows, which the rows of `guard` summarise
 
 
 def check_export(path: Path) -> None:
@@ -59,7 +59,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
 
 
 def export_study(folder: Path, name: str, path: Path) -> None:
-    """Export <name>.parquet of a study: all columns, numbers with 6 significant digits, lists as JSON.
+    """Export <name>.parquet of a study: all columns, floats with 6 significant digits, lists as JSON.
 
     Rows of single batches are omitted.
 
@@ -71,13 +71,13 @@ def export_study(folder: Path, name: str, path: Path) -> None:
 
     source = folder / f"{name}.parquet"
     if not source.is_file():
-        raise DataError(f"no {name} table here", where=folder, fix="run the study first")
+        raise DataError(f"no table of {name} results", where=folder, fix="run the study first")
     with reading(source, fix="run the study again"):
         table = pq.read_table(source)
     rows = (
         {key: _format_cell(value) for key, value in row.items()}
         for row in table.to_pylist()
-        if row.get("what") not in _LEFT_OUT
+        if row.get("what") not in _EXCLUDED
     )
     write_csv(path, table.column_names, rows)
 
@@ -96,17 +96,17 @@ def finish_study(folder: Path, name: str, record: Path | None) -> None:
         export_study(folder, name, record)
     files = {"tables": f"{name}.md", "page": f"{name}.html", "rows": f"{name}.parquet"}
     head = first_table((folder / f"{name}.md").read_text(encoding="utf-8"))
-    listed = "\n".join(f"{what}: {folder / file}" for what, file in files.items())
+    listed = "\n".join(f"{kind}: {folder / file}" for kind, file in files.items())
     logger.info(f"\n{head}\n\n{listed}")
 
 
 def first_table(text: str) -> str:
     """Return the title, the notes, the verdict and the first table of a Markdown document, for the console."""
     blocks = text.strip().split("\n\n")
-    place = next((number for number, block in enumerate(blocks) if block.startswith("|")), len(blocks))
-    kept = [block for block in blocks[:place] if block.startswith(("# ", ">", "**"))]
-    if place < len(blocks):
-        lines = blocks[place].splitlines()
+    position = next((i for i, block in enumerate(blocks) if block.startswith("|")), len(blocks))
+    kept = [block for block in blocks[:position] if block.startswith(("# ", ">", "**"))]
+    if position < len(blocks):
+        lines = blocks[position].splitlines()
         kept.append("\n".join(lines[:_MAX_LINES]))
         kept += [f"and {len(lines) - _MAX_LINES} more rows"] if len(lines) > _MAX_LINES else []
     return "\n\n".join(kept)
@@ -150,5 +150,5 @@ def _round(value: Any) -> Any:
 
 
 def _strip_folders(value: object) -> object:
-    """Reduce absolute paths in a text to their last part, which removes the folders of this machine."""
+    """Reduce absolute paths in a text to their last component, which hides the folders of this machine."""
     return re.sub(r"(?<![\w.~-])/(?:[^\s/'\"=]+/)+", "", value) if isinstance(value, str) else value

@@ -11,23 +11,23 @@ OWN = "own test tiles"
 _MEASURES = {"ece": "calibration error (ECE)", "nll": "negative log-likelihood", "brier": "Brier score"}
 
 
-def scores_beside_own(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the results with the run's own test scores as a further split, for tables."""
+def add_own_scores(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results with the scores on the run's own test tiles as a further split, for tables."""
     own = results["own"]
     return {**results, "splits": results["splits"] | ({OWN: own} if own else {})}
 
 
 def external_texts(results: Mapping[str, Any]) -> dict[str, str]:
-    """Compose the sections of the summary: scores beside the run's own, calibration, and what was left out."""
-    texts = {"Beside the run's own test tiles": metrics_table(scores_beside_own(results))}
+    """Compose the sections of the summary: comparison with the run's own test tiles, calibration and checks."""
+    texts = {"Compared with the run's own test tiles": metrics_table(add_own_scores(results))}
     if results["calibration"]["measures"]:
         rows = [(row["measure"], row["before"], row["after"]) for row in _calibration_rows(results)]
         texts["Calibration"] = markdown_table(("measure", "before", "after"), rows) + f"\n\n{_temperature(results)}"
-    return texts | {"Checks": "\n".join(results["external"]["notes"]) or "nothing was left out"}
+    return texts | {"Checks": "\n".join(results["external"]["notes"]) or "No tile was dropped."}
 
 
 def external_sections(results: Mapping[str, Any]) -> list[PageSection]:
-    """Compose the further sections of the page."""
+    """Compose the sections of the page that follow its scores."""
     name, own = results["external"]["name"], results["own"]
     parts: list[Part] = []
     of_set = results["splits"][name]
@@ -42,9 +42,11 @@ def external_sections(results: Mapping[str, Any]) -> list[PageSection]:
             rows.append((LABELS.get(metric, metric), *cells[0], *cells[1]))
         header = ("score", name, "95 % interval", OWN, "95 % interval")
         parts.append(Table(header, rows, caption=title, source="results.json: splits and own"))
-    sections = [PageSection("Beside the run's own test tiles", parts or [Text("The run has no scores of test tiles.")])]
+    sections = [
+        PageSection("Compared with the run's own test tiles", parts or [Text("The run has no scores of test tiles.")])
+    ]
     notes = [Text(line) for line in results["external"]["notes"]]
-    sections.append(PageSection("Checks", notes or [Text("Nothing was left out.")]))
+    sections.append(PageSection("Checks", notes or [Text("No tile was dropped.")]))
     if results["calibration"]["measures"]:
         rows = [(row["measure"], row["before"], row["after"]) for row in _calibration_rows(results)]
         table = Table(("measure", "before", "after scaling"), rows, source="results.json: calibration")
@@ -69,5 +71,5 @@ def _temperature(results: Mapping[str, Any]) -> str:
         return f"No temperature: {calibration['reason']}."
     return (
         f"Temperature {calibration['temperature']:.3f}, fitted on {calibration['labels']} validation labels of the "
-        "run; no label of the new set was used."
+        "run, without labels of the new set."
     )

@@ -57,7 +57,7 @@ def write_heat_map_tiff(
     size = downsample * grid.mpp
     metadata: dict[str, Any] = {
         "axes": "CYX",
-        # The same map has the same identifier, so that the file does not depend on the run that writes it.
+        # derived from the content, so that writing the same map again gives the same file
         "UUID": str(uuid.uuid5(_NAMESPACE, f"{grid.slide}\n{sha256(levels[0].tobytes()).hexdigest()}")),
         "Name": grid.slide,
         "PhysicalSizeX": size,

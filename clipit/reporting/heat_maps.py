@@ -1,4 +1,4 @@
-"""Pictures of heat maps over the overview of a slide: one per class, and one of the most probable class."""
+"""Images of heat maps over the overview of a slide: one per class, and one of the most probable class."""
 
 import re
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ def write_overlays(
         colours: Colour of each class as #rrggbb; by default those of `class_colours`.
 
     Returns:
-        Path of each picture by class name; that of the most probable class under the empty name.
+        Path of each picture by class name; the key of the most probable class is empty.
 
     Raises:
         ArtifactError: A file cannot be written, for example because the disk is full.
@@ -190,9 +190,9 @@ def scale_bar(width: float) -> float:
     Args:
         width: Width of the slide in micrometres.
     """
-    most = _SCALE_BAR * width
-    power = 10.0 ** np.floor(np.log10(most))
-    return float(max(step for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)) * power)
+    longest = _SCALE_BAR * width
+    power = 10.0 ** np.floor(np.log10(longest))
+    return float(max(step for step in (1, 2, 5) if step * power <= longest * (1 + 1e-9)) * power)
 
 
 def _file_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Page of suspicious labels: tiles with their given and suggested labels, beside the nearest tiles."""
+"""Page of suspicious labels: tiles with their given and suggested labels and their nearest tiles."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from clipit.reporting.tables import with_interval
 _ABOUT = (
     "A linear probe on frozen features predicts each tile from the labels of other patients or slides. A label is "
     "suspicious if the probe prefers another class so clearly that confident learning counts the label as an error. "
-    "The probe can be wrong, too: rare appearances and classes that look alike are flagged more often than others. "
+    "The probe can also be wrong: rare appearances and classes that look alike are flagged more often than others. "
     "Look at the tile before you change its label, and do not correct test labels by these suggestions alone."
 )
 
@@ -68,7 +68,7 @@ def label_issues_page(
     Args:
         title: Heading of the page.
         note: Warning shown at the top of the page; empty for none.
-        facts: Facts about the check, with the number of suspicious labels under `suspicious labels`.
+        facts: Settings and results of the check, with the number of suspicious labels under `suspicious labels`.
         by_class: For each class: class, checked, suspicious, estimated_wrong and suggested_most.
         tiles: Tiles to review, the most suspicious first.
         scores: Scores against verified labels; empty without any.

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MISSED, FALSE, CONFUSED = "#F0E442", "#000000", "#FFFFFF"
-"""Colours of errors, other than those of classes: foreground called background, the reverse, and one foreground class
-called another."""
+"""Colours of errors, distinct from those of classes: foreground predicted as background, background predicted as
+foreground, and one foreground class predicted as another."""
 _IGNORED = -1
 _OPACITY = 0.5
 _GREY = (128, 128, 128, 255)
@@ -81,9 +81,14 @@ def _colour_errors(
     truth: Integer[np.ndarray, "h w"], predicted: Integer[np.ndarray, "h w"], foreground: Sequence[int]
 ) -> UInt8[np.ndarray, "h w 4"]:
     wrong = truth != predicted
-    real, called = np.isin(truth, foreground), np.isin(predicted, foreground)
+    positive, predicted_positive = np.isin(truth, foreground), np.isin(predicted, foreground)
+    masks = (
+        (positive & ~predicted_positive, MISSED),
+        (predicted_positive & ~positive, FALSE),
+        (positive & predicted_positive, CONFUSED),
+    )
     pixels = np.zeros((*truth.shape, 4), dtype=np.uint8)
-    for which, colour in ((real & ~called, MISSED), (called & ~real, FALSE), (real & called, CONFUSED)):
-        pixels[wrong & which] = [*bytes.fromhex(colour[1:]), 255]
+    for mask, colour in masks:
+        pixels[wrong & mask] = [*bytes.fromhex(colour[1:]), 255]
     pixels[truth == _IGNORED] = _GREY
     return pixels

@@ -16,21 +16,21 @@ from clipit.reporting.tables import interval, key_value_table, markdown_line, ma
 _HOW = (
     "All arms are scored on the same test bags. Trained arms keep the epoch with the lowest loss on the validation "
     "bags. Differences are paired by bag and seed; arms without training have one seed. An arm is better or worse than "
-    "the reference if both intervals of the difference, over patients and over seeds, lie on the same side of 0. "
-    "p: paired t-test over seeds, Holm-corrected over the arms of the table without floor and shuffled labels."
+    "the reference if both intervals of the difference, over patients and over seeds, are on the same side of 0. "
+    "p: paired t-test over seeds, Holm-corrected over the arms of the table except floor and shuffled labels."
 )
 _SHUFFLED = (
     "An arm is shown to learn from the labels only if it is better than the control with permuted labels: both "
-    "intervals of that difference lie above 0. The floor has a balanced accuracy of 1 / number of classes that have "
+    "intervals of the difference are above 0. The floor has a balanced accuracy of 1 / number of classes that have "
     "test bags."
 )
 _MAPS = (
-    "Maps against masks: where a slide shows the class of its label, over the area of its tiles. Instance logits: "
-    "tiles whose highest logit is that of the class; attention: tiles above the mean weight. Dice over the pixels of "
-    "all slides together; AUROC of tiles that mostly show the class against the others, mean over slides. The floor "
-    "calls all tiles the class, the ceiling is the majority class per tile. Mean and standard deviation over seeds; "
-    "in brackets the 95 % interval over patients of this mean, if there are at least 10. High attention means that a "
-    "tile has a large weight in the score, not that it shows the class of the label."
+    "A map predicts where a slide shows the class of its label, within the area of its tiles. Instance logits: "
+    "tiles whose highest logit is that of the class; attention: tiles above the mean weight. Dice: over the pixels of "
+    "all slides together. AUROC: tiles that mostly show the class against the others, mean over slides. The floor "
+    "assigns all tiles to the class; the ceiling uses the majority class of each tile. Mean and standard deviation "
+    "over seeds; in brackets, the 95 % interval of this mean over patients, if there are at least 10. High attention "
+    "means that a tile has a large weight in the score, not that it shows the class of the label."
 )
 
 
@@ -65,15 +65,15 @@ class MilContent:
         title: Title.
         note: Warning shown at the top; empty for none.
         comparison: Compared arms.
-        against_control: Trained arms compared with each control that was trained on shuffled labels.
+        against_control: Comparisons of the trained arms with each control that was trained on shuffled labels.
         level: Whether slides or patients are labelled.
         counts: Bags by split and class.
-        arms: What each arm does.
+        arms: Description of each arm.
         notes: Remarks on the bags.
-        maps: Shown bags.
+        maps: Bags whose maps are shown.
         map_scores: Table of `clipit.mil.map_scores.score_table`; empty without masks.
         facts: Provenance.
-        training: Options of network and training.
+        training: Options of the network and its training.
     """
 
     title: str
@@ -112,7 +112,7 @@ def mil_page(content: MilContent) -> str:
         sections.append(PageSection("Maps", [part for bag in content.maps for part in _bag_parts(bag)]))
     choices = [[arm, content.arms.get(arm, ""), choice.sentence] for arm, choice in comparison.choices.items()]
     sections += [
-        PageSection("Arms", [Table(("arm", "what it does", "chosen on validation bags"), choices, left=3)]),
+        PageSection("Arms", [Table(("arm", "description", "chosen on validation bags"), choices, left=3)]),
         PageSection("Bags", [Table(*_counts(content), caption=f"{content.level.capitalize()}s by split and label")]),
         PageSection("Other metrics", others, folded=True),
         PageSection("How arms are compared", [Text(_HOW)]),
@@ -142,7 +142,7 @@ def mil_summary(content: MilContent) -> str:
 
 
 def _levels(content: MilContent) -> list[Level]:
-    """Return the levels to show: per patient beside slides only where patients have several slides."""
+    """Return the levels to show: patients as well as slides only if some patient has several slides."""
     if content.level == "patient":
         return ["patient"]
     table = content.comparison.table

@@ -37,14 +37,14 @@ class ComparedArm:
 
 @dataclass(frozen=True)
 class Compared:
-    """Comparison that a classifier was part of.
+    """A comparison that includes the classifier.
 
     Attributes:
         metric: Name of the compared metric.
         seeds: Number of seeds.
         baseline: Name of the baseline arm.
         arms: Arms that the card shows.
-        further: Number of arms that the card does not show.
+        further: Number of other arms, which the card does not show.
     """
 
     metric: str
@@ -68,7 +68,7 @@ class CardFacts:
         teaching: Descriptions of the loss terms.
         results: Content of results.json.
         external: Content of results.json of each evaluation on a new test set, whose name is not shown.
-        compared: Comparison that the run was part of, if any.
+        compared: Comparison that includes the run, if any.
     """
 
     arm: str
@@ -193,7 +193,7 @@ def _scores(facts: CardFacts) -> str:
 
 
 def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """Format the scores on new test sets, numbered: their names may be those of hospitals or files."""
+    """Format the scores on new test sets, which are numbered: their names may identify hospitals or files."""
     if not evaluations:
         return ""
     splits = {f"set {number}": next(iter(found["splits"].values())) for number, found in enumerate(evaluations, 1)}
@@ -202,8 +202,8 @@ def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
         for name, scored in splits.items()
     ]
     return (
-        f"{metrics_table({'splits': splits})}\n\n{'; '.join(counts)}. These sets were evaluated after training; clipit "
-        "chose nothing on them."
+        f"{metrics_table({'splits': splits})}\n\n{'; '.join(counts)}. These sets were evaluated after training; "
+        "clipit did not use them to choose anything."
     )
 
 
@@ -220,11 +220,11 @@ def _comparison(compared: Compared | None) -> str:
         for arm in compared.arms
     ]
     table = markdown_table(("arm", "", LABELS[compared.metric], f"minus {plain_text(compared.baseline)}"), rows, left=2)
-    further = f" {compared.further} further arms are not shown." if compared.further else ""
+    further = f" {compared.further} other arms are not shown." if compared.further else ""
     seeds = f"{compared.seeds} seed{'s' if compared.seeds > 1 else ''}"
     return (
         f"{table}\n\nTest tiles, mean over {seeds}; differences with 95% intervals over test tiles or groups. "
-        f"A control that does as well shows that the gain is not due to the text.{further}"
+        f"If a control scores as high, the gain is not due to the text.{further}"
     )
 
 
@@ -232,7 +232,7 @@ def _limits(spec: ClassifierSpec, licences: Sequence[ModelLicence]) -> str:
     lines = [
         "- Every image is assigned to one of these classes, even if it shows something else.",
         "- Other scanners, stains, magnifications and centres can lower the scores; test it on your own tiles first.",
-        "- Scores are per tile, and say nothing about patients or whole slides.",
+        "- Scores are per tile; they say nothing about patients or whole slides.",
     ]
     embedded = [licence.role for licence in licences if licence.model.startswith("embedded")]
     if embedded:

@@ -1,4 +1,4 @@
-"""The note at the top of a page: what the embedded models cannot show, and the configuration's own `note`."""
+"""The note at the top of a page: limits of the embedded models, and the `note` of the configuration."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from clipit.models.adapted_base import base_of_adapted
 
 
 def compose_note(note: str, *, backbones: Iterable[str] = (), vlms: Iterable[str] = ()) -> str:
-    """Compose the note shown above scores; empty if there is nothing to note.
+    """Compose the note shown above scores; empty if there is none.
 
     Args:
         note: Key `note` of the configuration.
@@ -18,7 +18,7 @@ def compose_note(note: str, *, backbones: Iterable[str] = (), vlms: Iterable[str
     ]
     caution = (
         f"The embedded {' and '.join(used)} {'has' if len(used) == 1 else 'have'} only seen synthetic tiles: on real "
-        "tiles these scores prove that the path from reports to classifier works, and say nothing about CLIP-IT on "
-        "real pathology."
+        "tiles, these scores show that the pipeline from reports to classifier works; they say nothing about CLIP-IT "
+        "on real pathology."
     )
     return " ".join(part for part in (caution if used else "", note.strip()) if part)

@@ -14,29 +14,27 @@ MAX_TILES = 3000
 """Default maximum number of tiles on a page."""
 ROWS = 100
 """Tiles shown at a time."""
-
-
 RATING_HELP = (
     "Rating: does the snippet describe what the tile shows (good), in part (partly), or not (wrong)? Ratings and "
     "comments are kept in this browser, even after a reload; save them as a csv file with the columns tile_id, "
-    "snippet_id, rank, score, rating and comment. Nothing is sent anywhere."
+    "snippet_id, rank, score, rating and comment. Nothing leaves this computer."
 )
 
 
-def choose_tiles(pairs: pa.Table, most: int = MAX_TILES) -> list[str]:
-    """Return the sorted ids of the tiles to show on a page: all, or `most` of them.
+def choose_tiles(pairs: pa.Table, max_tiles: int = MAX_TILES) -> list[str]:
+    """Return the sorted ids of the tiles to show on a page: all, or `max_tiles` of them.
 
     A selection is spread evenly over the scores of the tiles' first snippets, from the highest to the lowest.
 
     Args:
         pairs: Table with the columns tile_id, rank, snippet_id, score.
-        most: Maximum number of tiles, at least 2.
+        max_tiles: Maximum number of tiles, at least 2.
     """
     first = pairs.filter(pc.equal(pairs["rank"], 0))
     ids = np.array(first["tile_id"].to_pylist(), dtype=np.str_)
-    if len(ids) > most:
+    if len(ids) > max_tiles:
         order = np.lexsort((ids, -first["score"].to_numpy()))
-        ids = ids[order[np.linspace(0, len(order) - 1, most).round().astype(int)]]
+        ids = ids[order[np.linspace(0, len(order) - 1, max_tiles).round().astype(int)]]
     return sorted(ids.tolist())
 
 
@@ -66,7 +64,7 @@ def pairing_page(
         shown: Ids of the tiles to show, from `choose_tiles`.
         classes: Class names, in the order of the class indices.
         labels: Class index by tile id; -1 or absent if unknown.
-        predictions: Index of the predicted class and its probability, by tile id; None without a run.
+        predictions: Index and probability of the predicted class by tile id; None without a run.
         pictures: Base64 text of a JPEG by tile id, shown small and enlarged on a click; None or absent for no picture.
         origins: Section and report of each snippet by id, shown beside it.
         key: Fingerprint of the pairing, under which the browser keeps the ratings of its pairs.

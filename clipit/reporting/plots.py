@@ -1,7 +1,7 @@
 """Matplotlib figures in one style, written as PNG or embedded in a page as SVG.
 
-Use `in_style` on a function that draws, `save_plot` for a file and `inline_svg` for a page. Figures use
-matplotlib's object-oriented interface, so there is no global state and no display.
+Decorate functions that draw with `in_style`; write files with `save_plot`, and SVG for pages with `inline_svg`. Figures
+use matplotlib's object-oriented interface, which needs neither global state nor a display.
 """
 
 import io
@@ -77,7 +77,7 @@ def new_figure(width: float, height: float, *, fixed: bool = False) -> "Figure":
 def save_plot(figure: "Figure", path: Path, compression: int = 6) -> None:
     """Write a figure as PNG, atomically; the same figure gives the same bytes.
 
-    If matplotlib cannot render it, log a note and write the reason as a picture, because scores must not depend on it.
+    If matplotlib cannot render it, the reason is logged and drawn instead, so that a plot cannot stop an evaluation.
 
     Args:
         figure: Figure drawn in the style of the package.

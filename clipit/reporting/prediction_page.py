@@ -39,13 +39,13 @@ def prediction_page(
         summary: Content of its summary.
         predicted: Classes by the classifier's head.
         zero_shot: Zero-shot classes; None without them.
-        images: Images that were predicted, which are read for the thumbnails.
-        facts: What is known about the classifier.
+        images: Classified images, which are read for the thumbnails.
+        facts: Provenance of the classifier.
         unreadable: Id, file and reason of each unreadable image.
     """
     counts = {"images": summary["images"], "predicted": summary["predicted"], "unreadable": summary["unreadable"]}
     sections = [
-        PageSection("Classes", [facts_table(counts, f"{name}"), _shares(summary, "Predicted classes")]),
+        PageSection("Classes", [facts_table(counts, name), _shares(summary, "Predicted classes")]),
         PageSection("Least certain", [_least_certain(predicted, images, zero_shot)]),
         PageSection("Most certain", _most_certain(predicted, images, zero_shot)),
     ]
@@ -80,11 +80,9 @@ def _shares(summary: Mapping[str, Any], caption: str) -> Table:
 def _least_certain(
     predicted: PredictedClasses, images: ImageSet, zero_shot: PredictedClasses | None, kind: str = ""
 ) -> Cards:
-    which = predicted.least_certain(LEAST)
-    caption = (
-        f"{len(which)} of {len(predicted.best):,} images, the least certain first: {kind}class and its probability"
-    )
-    return _cards(predicted, which, images, zero_shot, caption)
+    rows = predicted.least_certain(LEAST)
+    caption = f"{len(rows)} of {len(predicted.best):,} images, the least certain first: {kind}class and its probability"
+    return _cards(predicted, rows, images, zero_shot, caption)
 
 
 def _most_certain(predicted: PredictedClasses, images: ImageSet, zero_shot: PredictedClasses | None) -> list[Part]:
@@ -93,9 +91,9 @@ def _most_certain(predicted: PredictedClasses, images: ImageSet, zero_shot: Pred
     parts: list[Part] = []
     for c in order[:MAX_CLASSES].tolist():
         if counts[c]:
-            which = predicted.most_certain(c, MAX_PER_CLASS)
-            caption = f"{predicted.classes[c]}: {len(which)} of {int(counts[c]):,} images, the most certain first"
-            parts.append(_cards(predicted, which, images, zero_shot, caption))
+            rows = predicted.most_certain(c, MAX_PER_CLASS)
+            caption = f"{predicted.classes[c]}: {len(rows)} of {int(counts[c]):,} images, the most certain first"
+            parts.append(_cards(predicted, rows, images, zero_shot, caption))
     if (counts > 0).sum() > MAX_CLASSES:
         parts.append(Text(f"Only the {MAX_CLASSES} most frequent classes are shown."))
     return parts
@@ -103,13 +101,13 @@ def _most_certain(predicted: PredictedClasses, images: ImageSet, zero_shot: Pred
 
 def _cards(
     predicted: PredictedClasses,
-    which: Int64[np.ndarray, " k"],
+    rows: Int64[np.ndarray, " k"],
     images: ImageSet,
     zero_shot: PredictedClasses | None,
     caption: str,
 ) -> Cards:
     cards = []
-    for index in which.tolist():
+    for index in rows.tolist():
         row, name = int(predicted.rows[index]), predicted.classes[int(predicted.best[index])]
         lines = [f"{name} {predicted.confidence[index]:.3f}"]
         if zero_shot is not None:

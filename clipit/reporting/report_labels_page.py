@@ -1,4 +1,4 @@
-"""Page of the labels that rules and the text classifier found in a corpus of reports, with a sample to check."""
+"""Page of the labels that rules and a text classifier read from a corpus of reports, with a sample to check."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ _STATUSES: tuple[Status, ...] = ("affirmed", "negated", "uncertain")
 
 @dataclass(frozen=True)
 class SampledReport:
-    """A report to check by eye.
+    """A report of the sample to check.
 
     Attributes:
         report_id: Id of the report.
-        label: Answer of the rules, with the mentions that it is based on.
-        facts: Further answers for this report, such as its given label, by name.
+        label: Label by the rules, with the mentions that it is based on.
+        facts: Other labels of this report, such as its given label, by name.
         text: Text of the report.
     """
 
@@ -49,21 +49,21 @@ def report_labels_page(
         title: Heading of the page.
         note: Warning shown at the top of the page; empty for none.
         facts: Facts about the corpus, the rule set and the classifier.
-        labels: Answer of the rules for each report; empty without rules.
+        labels: Label of each report by the rules; empty without rules.
         classes: Classes of the rule set.
         agreements: Agreement of each kind of label with a reference, one section each.
-        sample: Reports to check by eye.
+        sample: Reports to check, drawn at random.
         problems: Notes on skipped reports and labels, one line each.
     """
     sections = [PageSection("Corpus", [facts_table(facts)])]
     if labels:
-        sections.append(PageSection("What the rules found", _counts(labels, classes)))
+        sections.append(PageSection("Labels by the rules", _counts(labels, classes)))
     sections += [PageSection(agreement.title, _agreement(agreement)) for agreement in agreements]
     if sample:
         about = (
-            "Reports drawn at random for each answer, with the matched phrases marked. In brackets: the class of the "
-            "phrase and its status. Negated mentions count only where the rule set maps them to a class, uncertain "
-            "ones never."
+            "Reports drawn at random for each answer, with the matched phrases highlighted. In brackets: the class of "
+            "the phrase and its status. Negated mentions count only where the rule set maps them to a class, and "
+            "uncertain mentions never count."
         )
         sections.append(
             PageSection("Sample to check", [Text(about), Passages([_passage(report) for report in sample])])
@@ -74,7 +74,7 @@ def report_labels_page(
 
 
 def count_answers(labels: Sequence[ReportLabel], classes: Sequence[str]) -> dict[str, int]:
-    """Count the reports of each answer, classes first; "none" is split into uncertain mentions only, and no mention."""
+    """Count the reports of each answer, classes first; `none` is split by whether there are uncertain mentions."""
     answers = Counter(label.answer for label in labels)
     uncertain = sum(label.uncertain_only for label in labels)
     counts = {name: answers[name] for name in (*classes, BOTH)}
@@ -93,7 +93,7 @@ def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]
     by_class = Counter((mention.class_name, mention.status) for mention in mentions)
     by_section = Counter((mention.section, mention.status) for mention in mentions)
     return [
-        Text("The answer is `both` if mentions count for several classes, and `none` if no mention counts."),
+        Text("The answer is `both` if mentions of several classes count, and `none` if no mention counts."),
         Table(("answer", "reports", "share"), rows, caption=f"Answers for {len(labels):,} reports"),
         Table(
             ("class of the phrase", *_STATUSES),

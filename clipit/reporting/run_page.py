@@ -37,7 +37,7 @@ def run_page(
         curves: Content of metrics.jsonl.
         picture: Function that returns the data URI of a tile's image by its id, or None.
         texts: Preformatted text by heading (tiles, snippets, pairing).
-        more: Further sections, after the scores.
+        more: Other sections, placed after the scores.
     """
     sections = [PageSection("Scores", _scores(results)), *more]
     for split, split_results in results["splits"].items():
@@ -58,14 +58,14 @@ def run_page(
 
 
 def extreme_tiles(
-    predictions: Predictions, most: int = MAX_TILES
+    predictions: Predictions, max_tiles: int = MAX_TILES
 ) -> tuple[Int64[np.ndarray, " w"], Int64[np.ndarray, " r"]]:
-    """Find the rows of the most confident misclassified and correctly classified tiles, ties by id."""
+    """Return the rows of the most confident misclassified and correctly classified tiles; ties are sorted by id."""
     predicted, confidence = predictions.probabilities.argmax(axis=1), predictions.probabilities.max(axis=1)
     order = np.lexsort((predictions.ids, -confidence))
     order = order[predictions.labels[order] >= 0].astype(np.int64)
-    right = predicted[order] == predictions.labels[order]
-    return order[~right][:most], order[right][:most]
+    correct = predicted[order] == predictions.labels[order]
+    return order[~correct][:max_tiles], order[correct][:max_tiles]
 
 
 def _scores(results: Mapping[str, Any]) -> list[Part]:
@@ -77,13 +77,13 @@ def _scores(results: Mapping[str, Any]) -> list[Part]:
             predictors["zero_shot."] = split_results["zero_shot"]
         for prefix, scores in predictors.items():
             metrics = scores["metrics"]
-            people = split_results["annotators"]["mean"] if "annotators" in split_results else None
+            annotators = split_results["annotators"]["mean"] if "annotators" in split_results else None
             rows = [
                 (
                     LABELS.get(name, name),
                     number(m["value"]),
                     interval(m["low"], m["high"]),
-                    *([] if people is None else [number(people.get(name))]),
+                    *([] if annotators is None else [number(annotators.get(name))]),
                 )
                 for name, m in metrics.items()
             ]
@@ -91,7 +91,7 @@ def _scores(results: Mapping[str, Any]) -> list[Part]:
             predictor = ", zero-shot with the class prompts" if prefix else ""
             parts.append(
                 Table(
-                    ("score", "value", "95 % interval", *([] if people is None else ["annotators, mean"])),
+                    ("score", "value", "95 % interval", *([] if annotators is None else ["annotators, mean"])),
                     rows,
                     traces=[f"results.json: splits.{split}.{prefix}metrics.{name}" for name in metrics],
                     caption=f"{split}: {split_results['labelled']} labelled tiles{groups}{predictor}",
@@ -129,8 +129,8 @@ def _classes(names: Sequence[str], split: str, split_results: Mapping[str, Any])
         matrix,
         Figure(
             inline_svg(plot_reliability(split_results["reliability"]), f"Reliability diagram of the {split} tiles"),
-            "Reliability: bars show the accuracy of the tiles in each confidence bin, dots the mean confidence. A "
-            "perfectly calibrated classifier lies on the dashed line. Below: number of tiles per bin.",
+            "Reliability: bars show the accuracy in each confidence bin, dots the mean confidence. The bins of a "
+            "perfectly calibrated classifier are on the dashed line. Below: number of tiles per bin.",
             source=f"results.json: splits.{split}.reliability",
         ),
     ]

@@ -20,7 +20,7 @@ TITLE = "Arms compared on slides"
 _HOW = (
     "Differences are paired by slide and seed; an arm with one seed, such as a zero-shot VLM, is paired with every "
     "seed of the other. An arm is better or worse than the reference if both intervals of the difference, over "
-    "patients and over seeds, lie on the same side of 0. p: paired t-test over seeds, Holm-corrected over the arms of "
+    "patients and over seeds, are on the same side of 0. p: paired t-test over seeds, Holm-corrected over the arms of "
     "the table."
 )
 
@@ -33,7 +33,7 @@ class ComparedRun:
         arm: Arm.
         seed: Seed.
         model: Folder of the run, or name of the VLM.
-        tiles: Size and resolution of the tiles that it read.
+        tiles: Size and resolution of its tiles.
         page: Page of its scores, relative to the page of the comparison.
     """
 
@@ -50,10 +50,10 @@ class ComparedRun:
 
 
 def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
-    """State in one sentence which arms are better than the reference in balanced accuracy per slide, or per patient.
+    """State in one sentence which arms have a higher balanced accuracy per slide, or per patient, than the reference.
 
-    The test split decides, or else the first one that was compared. Nothing is decided without a pooling that was
-    chosen on validation slides: of several poolings, one could always be picked for which an arm is better.
+    The verdict is on the test split, or on the first compared split if there is none. It requires a pooling that was
+    chosen on validation slides: of several poolings, one for which an arm is better can usually be picked.
     """
     rows = _main_rows(comparison, level)
     reference = comparison.choices[comparison.reference]
@@ -72,7 +72,7 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
         for outcome, start in (
             ("better", f"better than {comparison.reference}"),
             ("worse", f"worse than {comparison.reference}"),
-            ("open", f"no difference to {comparison.reference} shown"),
+            ("open", f"no difference from {comparison.reference} shown"),
             ("undecided", "not decided"),
         )
         if outcome in arms_by_outcome
@@ -123,7 +123,7 @@ def slide_arms_page(
         comparison: Compared arms.
         classes: Class names.
         runs: Compared runs.
-        failed: Slides that were left out, with the reason.
+        failed: Slides that were dropped, with the reason.
         facts: Provenance.
     """
     tables = _tables(comparison)
@@ -146,8 +146,8 @@ def slide_arms_page(
     links = [(run.name, [("scores", run.page)]) for run in runs]
     sections.append(PageSection("Runs", [Table(*_run_table(runs), left=4), Links(links, "Slide scores of each run")]))
     if failed:
-        left_out = Table(("slide", "reason"), failed, caption="Slides that were left out for all arms", left=2)
-        sections.append(PageSection("Failed slides", [left_out]))
+        dropped = Table(("slide", "reason"), failed, caption="Slides that were dropped for all arms", left=2)
+        sections.append(PageSection("Failed slides", [dropped]))
     sections.append(PageSection("How arms are compared", [Text(_HOW), Text(POOLING_TEXT), Text(LEVEL_TEXT)]))
     sections.append(PageSection("Provenance", [facts_table(facts)]))
     return page(TITLE, note, sections, verdict=slide_verdict(comparison))
@@ -195,19 +195,21 @@ def _tables(comparison: SlideComparison) -> list[tuple[str, Level]]:
 def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[str]:
     remarks = []
     if comparison.crossing:
-        remarks.append(f"Patients with slides in several splits, so the scores can be too high: {comparison.crossing}.")
+        remarks.append(f"Patients have slides in several splits, so scores can be too high: {comparison.crossing}.")
     if (comparison.table["split"] == ALL_SLIDES).any():
-        remarks.append("The slides have no split: slides that the runs were trained on are compared, too, if listed.")
+        remarks.append("The slides have no split: listed slides that the runs were trained on are also compared.")
     rows = _main_rows(comparison)
     if rows and rows[0]["labelled"] < 100:
-        remarks.append(f"{rows[0]['split']}: one slide is {100 / rows[0]['labelled']:.1f} points of accuracy.")
+        remarks.append(
+            f"{rows[0]['split']}: one slide accounts for {100 / rows[0]['labelled']:.1f} points of accuracy."
+        )
     tiles: dict[str, list[str]] = {}
     for run in runs:
         if run.arm not in tiles.setdefault(run.tiles, []):
             tiles[run.tiles].append(run.arm)
     if len(tiles) > 1:
         listed = "; ".join(f"{', '.join(arms)}: {text}" for text, arms in tiles.items())
-        remarks.append(f"The arms read different tiles, so differences may be due to the tiles: {listed}.")
+        remarks.append(f"The arms use different tiles, so differences may be due to the tiles: {listed}.")
     return remarks
 
 

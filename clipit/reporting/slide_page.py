@@ -1,4 +1,4 @@
-"""Page of a slide: zoomable overview with the heat map of each class, slide scores, and top tiles with their texts."""
+"""Page of a slide: zoomable overview with a heat map per class, slide scores, and top tiles with their texts."""
 
 import base64
 import io
@@ -136,7 +136,7 @@ def _separate(grid: SlideGrid, order: Int64[np.ndarray, " n"], k: int) -> list[i
 
 @cache
 def _openseadragon() -> str:
-    """Return the viewer's script, without its link to a source map, which is not shipped."""
+    """Return the script of the viewer, without the link to its source map, which is not included."""
     file = resources.files("clipit.reporting") / "vendor/openseadragon/openseadragon.min.js"
     code, _, _ = file.read_text(encoding="utf-8").rpartition("//# sourceMappingURL=")
     return code

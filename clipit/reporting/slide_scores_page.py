@@ -118,7 +118,7 @@ def _show_tables(tables: Sequence[_MetricTable]) -> list[Table]:
 
 
 def _main_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
-    """Return the scores of the chosen pooling on the slides that did not choose it; without a choice, all scores."""
+    """Return the scores of the chosen pooling on slides that were not used for the choice; all scores without one."""
     key, scores = evaluation.choice.key, evaluation.scores
     if key is None:
         return _metric_tables(evaluation)
@@ -146,7 +146,7 @@ def _metric_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
 
 
 def _repeats_slides(part: pd.DataFrame) -> bool:
-    """Return whether scores per patient repeat those per slide, as every patient has one slide."""
+    """Check whether scores per patient repeat those per slide, because every patient has one slide."""
     return bool(part["single"].iloc[0]) and part["level"].iloc[0] == "patient"
 
 
@@ -183,7 +183,7 @@ def _verdict(evaluation: SlideEvaluation) -> str:
 def _reliability(evaluation: SlideEvaluation) -> list[str]:
     """Describe the intervals, and list the reasons why scores or intervals are missing."""
     scores, remarks = evaluation.scores, list[str]()
-    parts: dict[str, list[str]] = {}  # a remark and the parts that it applies to
+    parts: dict[str, list[str]] = {}  # splits and levels by remark
     if scores["low"].notna().any():
         remarks.append(
             f"In brackets: {LEVEL:.0%} percentile bootstrap over patients, {evaluation.resamples} resamples, seed "
@@ -194,16 +194,16 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
     smallest = scores[(scores["level"] == "slide") & (scores["labelled"] > 0)].drop_duplicates("split")
     for split, labelled in zip(smallest["split"], smallest["labelled"], strict=True):
         if labelled < 100:
-            parts.setdefault(f"one slide is {100 / labelled:.1f} points of accuracy", []).append(str(split))
+            parts.setdefault(f"one slide accounts for {100 / labelled:.1f} points of accuracy", []).append(str(split))
     scores = scores[~(scores["single"] & (scores["level"] == "patient"))]
     if _unlabelled(evaluation):
         return remarks
     missing = scores[scores["reason"].astype(bool) & (scores["value"].isna() | bool(evaluation.resamples))]
     for (split, level, reason), part in missing.groupby(["split", "level", "reason"], sort=False):
         metrics = [LABELS[name] for name in SLIDE_METRICS if name in set(part["metric"])]
-        what = "no score" if part["value"].isna().all() else "no interval"
+        missing_value = "no score" if part["value"].isna().all() else "no interval"
         named = "" if len(metrics) == len(SLIDE_METRICS) else f" of {', '.join(metrics)}"
-        parts.setdefault(f"{what}{named}: {reason}", []).append(f"{split} per {level}")
+        parts.setdefault(f"{missing_value}{named}: {reason}", []).append(f"{split} per {level}")
     covered = scores[scores["over"].astype(bool)]
     for (split, level, over), _ in covered.groupby(["split", "level", "over"], sort=False):
         parts.setdefault(f"averages over classes are computed {over}", []).append(f"{split} per {level}")
@@ -211,7 +211,7 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
 
 
 def _unlabelled(evaluation: SlideEvaluation) -> bool:
-    """Return whether no slide has a label, so that nothing is evaluated."""
+    """Check whether no slide has a label, so that nothing is evaluated."""
     return bool((evaluation.slides["label"] == "").all())
 
 

@@ -1,4 +1,4 @@
-"""Rows, provenance and pages that studies share."""
+"""Rows, provenance and pages of studies."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -177,7 +177,7 @@ def write_study(
         chapters: Content of the Markdown and the page; the page also lists every row.
         frame: Table from `add_provenance`.
         schema: Schema of the Parquet table; inferred if None.
-        verdict: Result in plain words, shown under the title; "" for none.
+        verdict: Main result in one sentence, shown under the title; "" for none.
     """
     columns = schema.names if schema else [str(name) for name in frame.columns]
     records = frame[columns].to_dict("records")
@@ -208,7 +208,7 @@ def all_rows_chapter(frame: pd.DataFrame, source: str) -> Chapter:
     """Build the chapter with all rows: constant columns once, the others as a filterable table.
 
     Args:
-        frame: Table from `add_provenance`; columns that contain lists are left to the Parquet file.
+        frame: Table from `add_provenance`; columns that contain lists are omitted, as the Parquet file has them.
         source: Name of the Parquet file.
     """
     if frame.empty:

@@ -1,4 +1,4 @@
-"""Table of zero-shot slide subtyping in the form of MI-Zero's: prompts and K, beside published scores."""
+"""Table of zero-shot slide subtyping like that of MI-Zero: scores by prompts and K, with published scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class PublishedSubtyping:
         model: Name of the model.
         pooling: K or pooling, where it is stated.
         score: Score in 0..1.
-        source: Paper or repository, and the place in it.
+        source: Paper or repository, and the table or section in it.
         metric: Name of the score in the source.
     """
 
@@ -59,7 +59,7 @@ PUBLISHED = (
     PublishedSubtyping("NSCLC", "CONCH", "", 0.907, _CONCH, "accuracy"),
     PublishedSubtyping("RCC", "CONCH", "", 0.902, _CONCH, "accuracy"),
 )
-"""Published zero-shot subtyping scores. CPLIP's and MI-Zero's tables per task are missing: they were not at hand."""
+"""Published zero-shot subtyping scores, without CPLIP's tables and MI-Zero's tables per task."""
 TASKS = {
     frozenset({"IDC", "ILC"}): "BRCA",
     frozenset({"LUAD", "LUSC"}): "NSCLC",
@@ -78,8 +78,8 @@ def published_subtyping(classes: Sequence[str]) -> list[PublishedSubtyping]:
 def subtyping_tables(scores: pd.DataFrame, classes: Sequence[str], model: str) -> list[Table]:
     """Build a table per split, per slide: own scores by prompts and pooling, then published scores.
 
-    Scores of several draws are medians, with quartiles in brackets. Empty if there are no draws, and nothing is
-    published for these classes.
+    Scores of several draws are medians, with quartiles in brackets. Empty without draws and without published scores
+    for these classes.
 
     Args:
         scores: Scores of `slide_prompts.score_prompts`.

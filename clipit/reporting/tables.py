@@ -40,7 +40,7 @@ def with_interval(value: float | None, low: float | None, high: float | None, di
 
 
 def mean_sd(values: Sequence[float | int | None], digits: int = 3) -> str:
-    """Format `mean +- sd` over seeds (sample standard deviation); only the mean for one value; `n/a` if any is None."""
+    """Format `mean ± sd` over seeds (sample standard deviation); only the mean for one value; `n/a` if any is None."""
     defined = [value for value in values if value is not None]
     if not defined or len(defined) < len(values):
         return UNDEFINED
@@ -76,16 +76,16 @@ def key_value_table(values: Mapping[str, object]) -> str:
 
 
 def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
-    """Format the scores of `evaluate_predictions` by split; zero-shot and annotators have columns of their own."""
+    """Format the scores of `evaluate_predictions`: one column per split, its zero-shot scores and its annotators."""
     columns: dict[str, Mapping[str, Any]] = {}
     for split, of_split in results["splits"].items():
         columns[f"{split} (n = {of_split['labelled']})"] = of_split["metrics"]
         if "zero_shot" in of_split:
             columns[f"{split}, zero-shot"] = of_split["zero_shot"]["metrics"]
         if "annotators" in of_split:
-            people = of_split["annotators"]["mean"]
+            means = of_split["annotators"]["mean"]
             columns[f"{split}, annotators"] = {
-                name: {"value": people.get(name), "low": None, "high": None} for name in of_split["metrics"]
+                name: {"value": means.get(name), "low": None, "high": None} for name in of_split["metrics"]
             }
     names = list(next(iter(columns.values())))
     rows = [

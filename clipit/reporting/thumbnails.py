@@ -37,17 +37,17 @@ LARGE_BYTES = 12_000_000
 
 
 def page_pictures(
-    tiles: TileSet, rows: Sequence[int], *, most_bytes: int = LARGE_BYTES, advance: Callable[[], object] = lambda: None
+    tiles: TileSet, rows: Sequence[int], *, max_bytes: int = LARGE_BYTES, advance: Callable[[], object] = lambda: None
 ) -> Iterator[str | None]:
-    """Yield the picture of each tile for one page: 224 pixels as long as these take no more than `most_bytes`, else 64.
+    """Yield the picture of each tile for one page: 224 pixels while these take at most `max_bytes`, otherwise 64.
 
-    The large ones are spread evenly over the rows. A picture is the base64 text of a JPEG; None if the image cannot be
-    decoded.
+    The large pictures are spread evenly over the rows. A picture is the base64 text of a JPEG; None if the image cannot
+    be decoded.
 
     Args:
         tiles: Tiles with their images.
         rows: Rows of the tiles on the page.
-        most_bytes: Maximum number of bytes of all large pictures.
+        max_bytes: Maximum number of bytes of all large pictures.
         advance: Called after each tile, for a progress bar.
 
     Raises:
@@ -60,7 +60,7 @@ def page_pictures(
             yield None
         else:
             picture = base64.b64encode(jpeg(image, LARGE, 75)).decode()
-            if used + len(picture) <= most_bytes * i // len(rows):
+            if used + len(picture) <= max_bytes * i // len(rows):
                 used += len(picture)
                 yield picture
             else:

@@ -44,9 +44,9 @@ class AdaptationFacts:
         data: Kind of data that the VLM was trained on (`adapt.data`).
         tuning: Weights that were trained.
         towers: Towers that were trained.
-        weights: Number of trained weights.
+        weights: Number of trained parameters.
         settings: Settings of the training, such as steps and batch size, by name.
-        counts: Numbers of images, texts and patients, by name; other values are not shown.
+        counts: Numbers of images, texts and patients, by name; values that are not integers are not shown.
         logit_scale: Logit scale after training.
     """
 
@@ -161,7 +161,7 @@ def _limits(vlm: VLM, facts: AdaptationFacts) -> str:
         "- Other scanners, stains, magnifications and centres can lower the scores; test it on your own tiles first.",
     ]
     if facts.arm != "text":
-        lines.insert(0, "- This model is a control of a study. It did not learn from images with their own texts.")
+        lines.insert(0, "- This model is a control of a study: it was not trained on images with their own texts.")
     if base_of_adapted(vlm.name) == "embedded":
         lines.append(
             "- The embedded VLM of clipit was trained on synthetic tiles: scores on real tiles say nothing about "
@@ -187,5 +187,5 @@ def _usage(licence: ModelLicence) -> str:
         return f"In a configuration of clipit, {adapter}."
     return (
         "In a configuration of clipit, `vlm.name: FOLDER` opens the merged folder `vlm/`; the package that the base "
-        f"comes from (open_clip or transformers) opens it, too. {adapter}."
+        f"comes from (open_clip or transformers) opens it as well. {adapter}."
     )

@@ -271,8 +271,8 @@ def _independence_notes(shared: list[str] | None) -> list[str]:
         ]
     if shared:
         return [
-            f"WARNING: annotators of the test tiles also annotated training tiles ({shortlist(shared)}), so a model "
-            "that learns their habits scores too high; remove the rows of their masks in one of the two parts"
+            f"WARNING: annotators of the test tiles also annotated training tiles ({shortlist(shared)}), so scores "
+            "of a model that learns their habits are too high; remove the rows of their masks in one of the two parts"
         ]
     return ["no annotator of the test tiles annotated a training tile"]
 

@@ -66,7 +66,7 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
     folder = study(tmp_path / "study")
     with pytest.raises(ArtifactError, match=r"(?s)not a file.*to do: set --record"):
         export_study(folder, "probing", folder)
-    with pytest.raises(DataError, match="no prompts table here"):
+    with pytest.raises(DataError, match="no table of prompts results"):
         export_study(folder, "prompts", tmp_path / "rows.csv")
     assert not (tmp_path / "rows.csv").exists()
     write_csv(tmp_path / "few.csv", ("a", "b"), [{"b": 1, "c": 2}])

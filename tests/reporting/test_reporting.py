@@ -142,9 +142,9 @@ def test_curves_survive_resume_and_kill(tmp_path: Path) -> None:
 
 def test_damaged_log_is_named(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
-    with pytest.raises(DataError, match="no training log"):
+    with pytest.raises(DataError, match="the training log is missing"):
         read_curves(log)
-    with pytest.raises(DataError, match="no training log"):
+    with pytest.raises(DataError, match="the training log is missing"):
         read_curves(tmp_path)
     log.write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
     with pytest.raises(DataError, match="line 2"):

@@ -33,15 +33,15 @@ def comparison(choice: PoolingChoice = CHOSEN, **arms: dict[str, Any]) -> SlideC
     ("changes", "sentence"),
     [
         ({}, "better than image_only: text."),
-        ({"low": -0.01}, "no difference to image_only shown: text."),
-        ({"seeds_low": -0.01}, "no difference to image_only shown: text."),
+        ({"low": -0.01}, "no difference from image_only shown: text."),
+        ({"seeds_low": -0.01}, "no difference from image_only shown: text."),
         ({"low": -0.3, "high": -0.1, "seeds_low": -0.3, "seeds_high": -0.1}, "worse than image_only: text."),
-        ({"low": -0.3, "high": -0.1}, "no difference to image_only shown: text."),
+        ({"low": -0.3, "high": -0.1}, "no difference from image_only shown: text."),
         ({"seeds": 1, "seeds_low": None, "seeds_high": None}, "not decided: text (one seed)."),
         ({"low": None, "high": None, "reason": f"{NO_VARIATION} of 30 units"}, "better than image_only: text."),
         (
             {"low": None, "high": None, "difference": 0.0, "reason": f"{NO_VARIATION} of 30 units"},
-            "no difference to image_only shown: text.",
+            "no difference from image_only shown: text.",
         ),
         ({"low": None, "high": None, "reason": "one patient"}, "not decided: text (one patient)."),
     ],
@@ -62,7 +62,9 @@ def test_published_scores_of_the_same_classes_stand_beside_and_names_are_escaped
     arguments = ("", shown, ("LUAD", "LUSC"), runs, [("s<u>", "the file is empty")], {"commit": "abc"})
     page, text = slide_arms_page(*arguments), slide_arms_summary(*arguments)
     for each in (page, text):
-        assert "published: CONCH" in each and "not as a baseline" in each and "one slide is 2.5 points" in each
+        assert (
+            "published: CONCH" in each and "not as a baseline" in each and "one slide accounts for 2.5 points" in each
+        )
         assert "a<b>" not in each and "s<u>" not in each
     plain = slide_arms_page("", shown, ("gland", "stroma"), runs, [], {})
     assert "published" not in plain.lower()

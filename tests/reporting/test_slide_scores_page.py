@@ -44,7 +44,7 @@ def test_the_summary_names_the_chosen_pooling_and_the_failed_slides() -> None:
     assert "test, per slide: 32 labelled slides of 32 patients" in text
     assert "Every patient has one slide" in text and "test, per patient" not in text
     assert "95% percentile bootstrap over patients, 40 resamples, seed 0" in text
-    assert "test: one slide is 3.1 points of accuracy." in text
+    assert "test: one slide accounts for 3.1 points of accuracy." in text
     assert "no tissue was found" in text and "> **Note.** Synthetic slides." in text
     row = evaluation.scores.query(
         "chosen and split == 'test' and level == 'slide' and metric == 'balanced_accuracy'"

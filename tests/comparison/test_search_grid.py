@@ -138,7 +138,7 @@ def test_a_stopped_search_resumes_without_training_again(
     trained.clear()
     with caplog.at_level(logging.WARNING, "clipit"):
         tune(grid.run.model_copy(update={"overrides": ("training.steps", "lora.rank")}), grid.comparison)
-    assert "training.steps: not used, because the search sets it" in caplog.text and "lora.rank" not in caplog.text
+    assert "training.steps is ignored, because the search sets it" in caplog.text and "lora.rank" not in caplog.text
     assert trained[:3] == first and len(trained) == len(set(trained)) == 16, "finished trials are verified first"
     study = SharedSearch(grid.run.output / "tuning" / "searches" / grid.run.name).study
     assert len(study.trials) == 16 and all(trial.state.is_finished() for trial in study.trials)

@@ -494,7 +494,7 @@ def test_true_is_not_a_number(values: dict[str, Any]) -> None:
         ("training.learning_rate", {"min": 0.1, "max": float("inf")}, "finite min and max"),
         ("lora.rank", {"min": False, "max": 5}, "finite min and max"),
         ("lora.rank", {"min": 1, "max": 5, "distributions": "uniform"}, "unknown distributions"),
-        ("lora.rank", {"value": 2, "values": [2, 4]}, "give one of value, values"),
+        ("lora.rank", {"value": 2, "values": [2, 4]}, "set only one of value, values"),
     ],
 )
 def test_wrong_parameters_of_a_sweep(tmp_path: Path, key: str, entry: dict[str, Any], problem: str) -> None:

@@ -174,7 +174,7 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
         ("joined.csv", 'g,text\n"1,a\n2",b\n', {"group_column": "g"}, r"column 'g' contains a line break"),
         ("list.jsonl", '{"text": "a", "g": ["1"]}\n', {"group_column": "g"}, "column 'g' contains a list"),
         ("na.csv", "id,text\nNA,a\n", {"id_column": "id"}, r"missing id in column 'id' \('NA'\)\n.*line 2"),
-        ("sep.csv", "sep=;\ntext;id\n", {}, "first line names a delimiter"),
+        ("sep.csv", "sep=;\ntext;id\n", {}, "first line declares a delimiter"),
         ("pointer.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "Git LFS pointer"),
         ("pointer.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "git lfs pull"),
         ("pointer.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "git lfs pull"),

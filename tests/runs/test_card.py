@@ -61,7 +61,7 @@ def test_a_run_writes_a_card_from_its_results_and_nothing_private(configure: Mak
     again = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"bootstrap": 30})})
     evaluate_run(resolve_arm(again), workspace, folder)
     second = card.read_text(encoding="utf-8")
-    assert "+0.125 [-0.250, +0.500]" in second and "4 further arms" in second and "<b>" not in second
+    assert "+0.125 [-0.250, +0.500]" in second and "4 other arms" in second and "<b>" not in second
     assert second != text
     verify_files(card.parent, read_spec(card.parent))
     wanted = clipit.load_classifier(card.parent, "cpu").forward

@@ -69,7 +69,7 @@ def test_lost_weights_of_the_classifier(finished: Finished, monkeypatch: pytest.
         again(config)
     shutil.rmtree(folder / "classifier")
     monkeypatch.undo()
-    assert any("no classifier: it is trained again" in line for line in again(config))
+    assert any("no classifier, so it is trained again" in line for line in again(config))
     assert (folder / "classifier" / "model.safetensors").read_bytes() == weights
 
 

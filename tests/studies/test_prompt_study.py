@@ -209,7 +209,7 @@ def test_invalid_prompt_sets_are_refused(configure_file: Callable[..., ConfigFil
         refused(prompts="pcam")
     with pytest.raises(DataError, match="without prompts: gland"):
         refused(**{"prompt_study.simple": "pcam"})
-    with pytest.raises(ConfigError, match="both called small"):
+    with pytest.raises(ConfigError, match="have the same name, small"):
         refused(**{"prompt_study.simple": world["prompts"]})
     with pytest.raises(ConfigError, match="must contain each of"):
         refused(**{"prompt_study.templates": ["an image of {}"]})

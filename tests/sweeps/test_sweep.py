@@ -194,7 +194,7 @@ def test_options_are_parsed_with_or_without_an_equals_sign() -> None:
 
 def test_a_trial_without_a_value_or_with_another_name_is_refused(write_sweep: WriteSweep) -> None:
     sweep = read_sweep(write_sweep())
-    with pytest.raises(ConfigError, match=r"a value of seed(?s:.*)--seed=\.\.\."):
+    with pytest.raises(ConfigError, match=r"a value for seed(?s:.*)--seed=\.\.\."):
         make_trial(sweep, {"lora.rank": "2"})
     trial = make_trial(sweep, {"lora.rank": "2", "seed": "1"})
     assert run_folder(trial.config) == run_folder(plan_sweep(sweep, {}).trials[1].config)
@@ -261,7 +261,7 @@ def test_validation_chooses_and_the_test_score_does_not(write_sweep: WriteSweep,
     facts = json.loads((folder / "sweep.json").read_text())
     assert facts["chosen"] == "lora.rank 4", "the best on validation is the worst on the test split here"
     text = (folder / "sweep.md").read_text()
-    assert "| lora.rank 4 (chosen)" in text and "77.5 ± 3.5" in text and "test scores chose nothing" in text
+    assert "| lora.rank 4 (chosen)" in text and "77.5 ± 3.5" in text and "nothing was selected on test scores" in text
     assert "early_terminate has no effect" in text
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
     assert [(row["lora.rank"], row["seed"]) for row in rows] == [(2, 0), (2, 1), (4, 0), (4, 1)]
@@ -296,7 +296,7 @@ def test_another_sweep_of_the_same_name_does_not_overwrite_the_tables(
         ({}, {"training.steps": "3"}, r"training\.steps: .* in the folder, 3 now"),
     ):
         path = write_sweep(changes)
-        with pytest.raises(ConfigError, match=rf"another sweep called 'ranks'.*; differences:\n +{what}\n"):
+        with pytest.raises(ConfigError, match=rf"another sweep named 'ranks'.*; differences:\n +{what}\n"):
             run_sweep(plan_of(path, given))
         assert (folder / "sweep.md").read_text() == before
     more = {"lora.rank": {"values": [4, 2]}, "seed": {"values": [0, 1, 2]}}

@@ -272,7 +272,7 @@ def test_a_run_without_any_tile_label(own: Own, tmp_path: Path) -> None:
     ("labels", "keys", "message"),
     [
         ("label", {"reports.label_column": None}, r"labels=label needs reports\.label_column"),
-        ("rules", {"soft_labels.own_report.rules": None}, "labels=rules needs a file or name"),
+        ("rules", {"soft_labels.own_report.rules": None}, "labels=rules needs rules: set .* to a file or a name"),
         ("text", {"tiles.labels.kind": "none"}, "labels=text needs labels of tiles"),
         ("label", {"soft_labels.own_report.tiles": "tissue"}, "needs soft_labels.own_report.tissue_prompts"),
         ("label", {"soft_labels.own_report.tiles": "at_least_one"}, "needs the class of the other tiles"),

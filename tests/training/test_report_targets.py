@@ -63,7 +63,7 @@ def test_context_of_some_sections_only(workspace: Workspace) -> None:
 def test_a_section_that_no_report_has_is_named(configure: Callable[..., RunConfig]) -> None:
     config = resolve_arm(configure({"distillation.sections": ["diagnoses"]}, arm="report_context"))
     workspace = Workspace(config)
-    with pytest.raises(DataError, match=r"(?s)section called diagnoses.*distillation\.sections.*unknown"):
+    with pytest.raises(DataError, match=r"(?s)section named diagnoses.*distillation\.sections.*unknown"):
         make_targets(config, workspace, workspace.tiles(config.seed))
 
 

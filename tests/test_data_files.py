@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clipit.data_files import cell_text, delimiter_hint, list_files, load_huggingface, neighbours
+from clipit.data_files import cell_text, delimiter_hint, list_files, load_huggingface, similar_names
 from clipit.errors import DataError
 
 
@@ -88,14 +88,14 @@ def test_only_the_prefix_asks_for_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
 def test_neighbours_of_a_missing_file(tmp_path: Path) -> None:
     for name in ("Reports.CSV", "tiles.csv", "caf\u0065\u0301.txt"):
         _write(tmp_path / name)
-    assert neighbours(str(tmp_path / "reports.csv")).endswith("contains Reports.CSV")
-    assert neighbours(str(tmp_path / "tiles.parquet")).endswith("contains tiles.csv")
-    assert neighbours(str(tmp_path / "caf\u00e9.txt")).endswith("contains caf\u0065\u0301.txt")
-    assert neighbours(str(tmp_path / "gone" / "deep" / "x")).startswith(f"{tmp_path} contains Reports.CSV, ")
-    assert neighbours("https://host/reports.csv") == "this is a URL: download the file first"
-    assert neighbours(r"C:\data\reports.csv") == "this is a Windows path"
+    assert similar_names(str(tmp_path / "reports.csv")).endswith("contains Reports.CSV")
+    assert similar_names(str(tmp_path / "tiles.parquet")).endswith("contains tiles.csv")
+    assert similar_names(str(tmp_path / "caf\u00e9.txt")).endswith("contains caf\u0065\u0301.txt")
+    assert similar_names(str(tmp_path / "gone" / "deep" / "x")).startswith(f"{tmp_path} contains Reports.CSV, ")
+    assert similar_names("https://host/reports.csv") == "this is a URL: download the file first"
+    assert similar_names(r"C:\data\reports.csv") == "this is a Windows path"
     (tmp_path / "empty").mkdir()
-    assert neighbours(str(tmp_path / "empty" / "x")) == f"{tmp_path / 'empty'} is empty"
+    assert similar_names(str(tmp_path / "empty" / "x")) == f"{tmp_path / 'empty'} is empty"
 
 
 def test_a_first_line_that_names_the_delimiter() -> None:

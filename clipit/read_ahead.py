@@ -11,7 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, TypeVar
+
+from clipit.errors import ConfigError
 
 try:
     import resource
@@ -130,6 +133,17 @@ def available_cores() -> int:
     """Return the number of cores that this process may use, divided by the number of processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def check_batches(batch_size: object, workers: object) -> None:
+    """Refuse a number of images per batch, or of reading threads, that is not a whole number, or too small.
+
+    Raises:
+        ConfigError: It is such a number.
+    """
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ConfigError(f"{name} is {value!r}", where=name, fix=f"use a whole number, {least} or more")
 
 
 def reading_threads(count: int = 0) -> ThreadPoolExecutor:

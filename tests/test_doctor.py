@@ -239,6 +239,20 @@ def test_a_silent_hub_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_hub()[0].status == "PASS" and models.ask_hub("c/d") == "offline"
 
 
+def test_a_hub_that_nothing_needs_is_no_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    from clipit.models import loading
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: False)
+    assert [check.status for check in check_hub()] == ["WARN", "WARN"]
+    assert [check.status for check in check_hub(needed=False)] == ["PASS", "PASS"]
+
+
 def test_cached_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 

@@ -9,7 +9,7 @@ from clipit.doctor.checks import Check, CheckGroup, failed_check, merge_checks
 from clipit.doctor.configs import check_config, check_shipped_config, head_entry, read_incomplete
 from clipit.doctor.machine import check_machine
 from clipit.doctor.memory import check_memory, check_memory_of_runs
-from clipit.doctor.models import ask_hub, check_hub
+from clipit.doctor.models import Access, AskHub, ask_hub, check_hub
 from clipit.doctor.packages import check_packages
 from clipit.errors import ClipitError, ConfigError
 
@@ -33,13 +33,19 @@ def diagnose(
         ConfigError: The file cannot be read, is not a run configuration, or has invalid keys.
     """
     output = Path("outputs")
+    asked: list[str] = []
+
+    def ask(hub_id: str) -> Access:
+        asked.append(hub_id)
+        return ask_hub(hub_id)
+
     if shipped:
         files = run_configs(shipped_folder())
         announce(f"{len(files)} shipped configurations")
-        checks = merge_checks({file.name: check_shipped_config(file, ask_hub) for file in files})
+        checks = merge_checks({file.name: check_shipped_config(file, ask) for file in files})
         group = CheckGroup("Shipped configurations", checks)
     elif path is None:
-        group = CheckGroup("Configurations in this folder", _check_folder(Path(), announce))
+        group = CheckGroup("Configurations in this folder", _check_folder(Path(), ask, announce))
     else:
         if {"method", "distributed_type"} & set(read_yaml(path)):
             fix = "use the configuration in the command at the top of the file"
@@ -47,7 +53,7 @@ def diagnose(
         file, missing = read_incomplete(path, options)
         needs = head_entry(path, "needs")
         announce(f"{path}: its models, tiles, reports and prompts")
-        checks = check_config(file, missing, path, ask_hub)
+        checks = check_config(file, missing, path, ask)
         announce(f"the memory that {path} needs")
         checks += check_memory(file.run, needs) if missing else check_memory_of_runs(file, needs)
         output, group = file.run.output, CheckGroup(str(path), checks)
@@ -57,11 +63,11 @@ def diagnose(
     announce("packages")
     groups.append(CheckGroup("Packages", check_packages()))
     announce("the Hugging Face hub")
-    groups.append(CheckGroup("Hugging Face hub", check_hub()))
+    groups.append(CheckGroup("Hugging Face hub", check_hub(needed=bool(asked) or not (path or run_configs(Path())))))
     return groups
 
 
-def _check_folder(folder: Path, announce: Callable[[str], None]) -> list[Check]:
+def _check_folder(folder: Path, ask: AskHub, announce: Callable[[str], None]) -> list[Check]:
     """Check all run configurations in a folder; an invalid key affects only its own file."""
     files = run_configs(folder)
     if not files:
@@ -71,7 +77,7 @@ def _check_folder(folder: Path, announce: Callable[[str], None]) -> list[Check]:
     for file in files:
         announce(f"{file.name}: its models, tiles, reports and prompts")
         try:
-            checks[file.name] = check_config(*read_incomplete(file, []), file, ask_hub)
+            checks[file.name] = check_config(*read_incomplete(file, []), file, ask)
         except ClipitError as error:
             checks[file.name] = [failed_check("keys", error)]
     names = Check("PASS", "configurations", ", ".join(checks))

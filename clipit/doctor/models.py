@@ -45,8 +45,12 @@ def ask_hub(hub_id: str) -> Access:
     return "granted"
 
 
-def check_hub() -> list[Check]:
-    """Check whether the hub can be reached and a token is present; the token itself is never shown."""
+def check_hub(needed: bool = True) -> list[Check]:
+    """Check whether the hub can be reached and a token is present; the token itself is never shown.
+
+    Args:
+        needed: Whether a model or data set may come from the hub; otherwise nothing here is a warning.
+    """
     from huggingface_hub import constants, get_token
 
     from clipit.models.loading import hub_is_reachable
@@ -55,6 +59,8 @@ def check_hub() -> list[Check]:
         mode = Check("PASS", "hub", "HF_HUB_OFFLINE is set: models must be cached or given as folders")
     elif hub_is_reachable():
         mode = Check("PASS", "hub", f"{constants.ENDPOINT} is reachable; cache: {constants.HF_HUB_CACHE}")
+    elif not needed:
+        mode = Check("PASS", "hub", f"{constants.ENDPOINT} is unreachable; nothing is downloaded from it")
     else:
         fix = "without a network, use models in local folders and set HF_HUB_OFFLINE=1, so that runs do not wait for it"
         mode = Check(
@@ -62,6 +68,8 @@ def check_hub() -> list[Check]:
         )
     if get_token():
         return [mode, Check("PASS", "token", "present")]
+    if not needed:
+        return [mode, Check("PASS", "token", "none; only gated models need one")]
     message = "There is no token, so gated models cannot be downloaded."
     return [mode, Check("WARN", "token", message, "hf auth login (or set HF_TOKEN)")]
 

@@ -31,7 +31,7 @@ from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
 from clipit.models.trunks import channels_last
 from clipit.models.vlm import VLM, load_vlm
-from clipit.read_ahead import read_ahead, reading_threads
+from clipit.read_ahead import check_batches, read_ahead, reading_threads
 
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
 """Mapping from class to its texts, or to their embeddings by the classifier's VLM ([D] or [n,D])."""
@@ -226,6 +226,7 @@ class Classifier:
         return self._compute(pixels.to(self.device, self.dtype))
 
     def _batches(self, images: Images, batch_size: int, workers: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
+        check_batches(batch_size, workers)
         count, read = open_pictures(images)
         preprocess = self.spec.preprocess
         rows = (range(start, min(start + batch_size, count)) for start in range(0, count, batch_size))

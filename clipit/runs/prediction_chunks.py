@@ -21,7 +21,7 @@ from clipit.evaluation.zero_shot import zero_shot_probabilities
 from clipit.image_set import ImageSet
 from clipit.images import Unreadable
 from clipit.progress import progress
-from clipit.read_ahead import ReadingClock, read_ahead, reading_threads
+from clipit.read_ahead import ReadingClock, check_batches, read_ahead, reading_threads
 from clipit.runs.prediction_inputs import ZeroShotClasses
 
 if TYPE_CHECKING:
@@ -46,6 +46,14 @@ class PredictionOptions:
 
     batch_size: int = 64
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ConfigError: One of them is not a whole number, or too small.
+        """
+        check_batches(self.batch_size, self.workers)
 
 
 def chunk_starts(total: int, batch_size: int) -> range:

@@ -63,6 +63,8 @@ def open_inputs(
         ConfigError: An option for tables is given, but no input is a table.
         DataError: An input is missing or unsuitable, or an id occurs more than once.
     """
+    if not inputs:
+        raise DataError("there is no input", where="inputs", fix="name an image, a folder, a zip, a table or a slide")
     tables = {path for path in inputs if path.suffix.lower() in TABLES and not path.is_dir()}
     given = {"--images": images, "--path-column": path_column, "--id-column": id_column}
     options = [option for option, value in given.items() if value]

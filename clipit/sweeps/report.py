@@ -117,6 +117,8 @@ def _summarise(
     choice = (
         f"Chosen by the mean validation score: {chosen}. Its own validation score is optimistic, being "
         f"the best of {len(groups)}; nothing was selected on test scores."
+        if chosen and len(groups) > 1
+        else f"Nothing was chosen: only {chosen} was trained."
         if chosen
         else "Nothing is chosen, because no validation score is defined; check that the validation split has labels."
     )

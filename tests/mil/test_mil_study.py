@@ -12,11 +12,13 @@ import yaml
 from mil_bags import bags_with_signal, write_features
 from PIL import Image
 from slide_files import picture, write_slide
+from tiny_models import MakeConfig
 
 import clipit
 from clipit.api.bags import MilResult
 from clipit.errors import ConfigError, DataError
 from clipit.mil import training
+from clipit.runs.train import train_run
 
 CLASSES = ("gland", "stroma")
 TRAINING = {"hidden": 16, "attention": 8, "epochs": 2}
@@ -132,6 +134,23 @@ def test_trained_models_are_kept_and_bags_by_patient_give_scores_per_patient(
     assert set(patients.table["level"]) == {"patient"} and trained == [0]
     assert "of 4 patients" not in patients.report.read_text(encoding="utf-8")
     assert len(patients.map_scores) == 0
+
+
+def test_bags_of_a_trained_student_are_scored_and_mapped_against_masks(
+    values: dict[str, Any], configure: MakeConfig, tmp_path: Path
+) -> None:
+    run = train_run(configure({"training.steps": 2, "training.evaluate_every": 2}, name="for_bags"))
+    path = tmp_path / "slides.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    keys = {"mil.features": "run", "mil.run": str(run), "mil.arms": ["attention"], "name": "student"}
+    keys |= {"mil.reference": "attention", "mil.seeds": [0]}
+    result = clipit.train_mil(clipit.load_config(path, keys))
+    assert f"classifier {run.name}" in result.report.read_text(encoding="utf-8")
+    row = result.table.query("arm == 'attention' and level == 'slide' and metric == 'balanced_accuracy'")
+    assert row["labelled"].tolist() == [4] and row["mean"].between(0, 1).all()
+    maps = result.map_scores
+    assert set(maps["slides"]) == {3} and maps.query("arm == 'attention'")["dice"].between(0, 1).all()
+    assert set(maps.query("arm == 'attention'")["map"]) >= {"attention"}
 
 
 def test_masks_are_read_before_the_training(

@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 
 from clipit.config.load import validate
+from clipit.errors import ConfigError, DataError
+from clipit.read_ahead import check_batches
 from clipit.runs.predict import open_classifier
+from clipit.runs.prediction_chunks import PredictionOptions
+from clipit.runs.prediction_inputs import open_inputs
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -34,3 +38,34 @@ def test_studies_comparisons_and_commands_open_classifiers_here() -> None:
     card = "clipit/reporting/model_card.py"  # its example of use
     commands = {"clipit/api/runs.py", "clipit/cli/export.py", "clipit/cli/push.py", card}
     assert callers <= {"clipit/runs/predict.py", "clipit/models/export.py", *commands}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0(.|\n)*1 or more"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"batch_size": 1.5}, "batch_size is 1.5"),
+        ({"batch_size": "64"}, "batch_size is '64'"),
+        ({"batch_size": None}, "batch_size is None"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"workers": -1}, "workers is -1(.|\n)*0 or more"),
+        ({"workers": 1.5}, "workers is 1.5"),
+    ],
+)
+def test_numbers_of_images_and_threads_are_checked_before_anything_is_read(
+    numbers: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_batches(**{"batch_size": 64, "workers": 0} | numbers)
+
+
+def test_options_of_predictions_are_checked() -> None:
+    assert PredictionOptions(1, 0).batch_size == 1
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        PredictionOptions(0)
+
+
+def test_no_input_is_refused() -> None:
+    with pytest.raises(DataError, match="there is no input"):
+        open_inputs([])

@@ -173,6 +173,21 @@ def test_a_started_adaptation_keeps_its_precision(config: RunConfig, tmp_path: P
     assert _resolve_precision(config, section(precision="no"), tmp_path).precision == "no"
 
 
+def test_steps_in_bf16_round_differently_and_keep_float32_weights(config: RunConfig) -> None:
+    workspace, losses = Workspace(config), {}
+    for precision in ("no", "bf16"):
+        named = config.model_copy(update={"name": precision})
+        keys = {"precision": precision, "steps": 2, "lora": {}, "validate_every": 100}
+        folder = adapt(named, section(**keys), "text", 0, workspace)
+        assert read_json(folder / "run.json", "")["keys"]["adapt.precision"] == precision
+        losses[precision] = [row["loss"] for row in rows_of(folder)]
+        trained = load_file(folder / "checkpoints" / "step-00000002" / "weights.safetensors")
+        assert {value.dtype for value in trained.values()} == {torch.float32}
+        assert np.isfinite(load_vlm(adapted_vlm(config.vlm, folder)).encode_texts(["mucin"]).numpy()).all()
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
+    assert all(one != other for one, other in zip(losses["bf16"], losses["no"], strict=True))
+
+
 def test_a_lack_of_memory_names_the_key_that_bounds_it(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(config)
 

@@ -78,7 +78,7 @@ def test_anything_else_is_refused_with_its_line(tmp_path: Path, text: str | byte
 
 
 def test_large_files_are_not_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="larger than 8 MiB"):
+    with pytest.raises(ConfigError, match="more than 8 MiB"):
         load_yaml(write(tmp_path, b"#" * (8 * 2**20 + 1)))
 
 

@@ -22,7 +22,7 @@ from clipit.comparison.vlm_reference import score_vlm
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.evaluation.score_row import ScoreRow
 from clipit.pairing.leaks import patient_of
 from clipit.patients import patients
@@ -163,7 +163,7 @@ def _warn_of_shifted_patients(plan: Plan, workspace: Workspace, reports: Sequenc
         count = sum(patient_of(report) in shifted for report in reports)
         if count:
             logger.warning(
-                f"{arm} may retrieve snippets from {count} reports of patients in the shifted set {name}; "
+                f"{arm} may retrieve snippets from {counted(count, 'report')} of patients in the shifted set {name}; "
                 "remove these reports from the corpus"
             )
 

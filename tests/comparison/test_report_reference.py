@@ -59,7 +59,7 @@ def own(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
     ("section", "keys", "message"),
     [
         ("reports", {"group_column": "id"}, "no training patient has a report"),
-        ("leaks", {"policy": "error"}, "reports of patients with validation or test tiles"),
+        ("leaks", {"policy": "error"}, "reports? of patients with validation or test tiles"),
     ],
 )
 def test_reports_are_checked_before_the_first_run(
@@ -100,7 +100,7 @@ def test_reports_of_shifted_patients_are_named(own: ConfigFile, tmp_path: Path) 
     comparison = own.comparison.model_copy(update=changes)
     (plan,) = plan_comparison(own.run.model_copy(update={"leaks": leaks}), comparison)
     _check_reports(plan, Workspace(plan.config))
-    warning = "own_snippet may retrieve snippets from 1 reports of patients in the shifted set far"
+    warning = "own_snippet may retrieve snippets from 1 report of patients in the shifted set far"
     assert any(warning in line for line in said)
 
 

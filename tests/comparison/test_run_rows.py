@@ -30,7 +30,7 @@ def read(folder: Path, metric: str) -> list[ScoreRow]:
 @pytest.mark.parametrize(
     ("changes", "metric", "named"),
     [
-        ({}, "accuracy", "no 'accuracy' in splits.test.metrics.*it has balanced_accuracy"),
+        ({}, "accuracy", "no 'accuracy' in splits.test.metrics.*its keys are balanced_accuracy"),
         ({"splits": {"val": {"metrics": {}}}}, "balanced_accuracy", "no 'test' in splits"),
         ({"provenance": {"steps": 10}}, "balanced_accuracy", "no 'chosen_step' in provenance"),
     ],

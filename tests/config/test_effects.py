@@ -14,7 +14,7 @@ from clipit.config.effects import EFFECTS, field_effect, select_keys
 from clipit.config.load import validate
 from clipit.config.run import RunConfig, VLMConfig
 from clipit.errors import ArtifactError
-from clipit.runs.fingerprint import RunFingerprint, _model, run_fingerprint
+from clipit.runs.fingerprint import RunFingerprint, _model_name, run_fingerprint
 from clipit.runs.folder import check_fingerprint
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
@@ -169,10 +169,10 @@ def test_a_model_folder_counts_by_its_content(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text('{"heads": 3}' if name != "three" else '{"heads": 6}')
-    one, two, three = (_model(VLMConfig(name=str(tmp_path / name))) for name in ("one", "two", "three"))
-    assert one == two == _model(VLMConfig(name=f"clip:{tmp_path / 'one'}")) != three
-    assert _model(VLMConfig(name="plip", path=str(tmp_path / "one"))).startswith("plip ")
-    assert _model(VLMConfig(name="hf-hub:owner/name")) == "hf-hub:owner/name"
+    one, two, three = (_model_name(VLMConfig(name=str(tmp_path / name))) for name in ("one", "two", "three"))
+    assert one == two == _model_name(VLMConfig(name=f"clip:{tmp_path / 'one'}")) != three
+    assert _model_name(VLMConfig(name="plip", path=str(tmp_path / "one"))).startswith("plip ")
+    assert _model_name(VLMConfig(name="hf-hub:owner/name")) == "hf-hub:owner/name"
 
 
 def test_keys_of_cuts_and_groups_act_through_the_tiles_alone() -> None:

@@ -218,10 +218,13 @@ def tiles_of(predictions: Predictions) -> TileSet:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ids": np.array([f"tile-{i:03}" for i in range(1, 91)])}, "cover other tiles: tile-000, tile-090 differ"),
+        (
+            {"ids": np.array([f"tile-{i:03}" for i in range(1, 91)])},
+            "not in both: tile-000, tile-090",
+        ),
         ({"splits": np.full(90, "test")}, "splits or labels of 30 tiles differ"),
         ({"truth": np.zeros(90, dtype=np.int64)}, "splits or labels of [0-9]+ tiles differ"),
-        ({"classes": ("AC", "S", "H")}, "the classes of the predictions are AC, H, S; those of the tiles are AC, S, H"),
+        ({"classes": ("AC", "S", "H")}, "the predictions have the classes AC, H, S; the tiles have AC, S, H"),
     ],
 )
 def test_predictions_of_other_tiles(tmp_path: Path, changes: dict[str, object], message: str) -> None:

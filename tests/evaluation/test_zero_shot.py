@@ -103,5 +103,5 @@ def test_probe_needs_labels() -> None:
     features, labels = clusters(30, 3, 0)
     with pytest.raises(DataError, match="0 validation labels"):
         linear_probe(features, labels, features, np.full(30, -1), 3)
-    with pytest.raises(DataError, match="1 classes"):
+    with pytest.raises(DataError, match="1 class"):
         linear_probe(features, np.zeros(30, np.int64), features, labels, 3)

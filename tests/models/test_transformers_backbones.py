@@ -86,7 +86,7 @@ def test_a_description_that_lacks_a_key(vision_folders: dict[str, Path], tmp_pat
     written = json.loads(file.read_text())
     for key in ("image_mean", "size"):
         file.write_text(json.dumps({name: value for name, value in written.items() if name != key}))
-        with pytest.raises(ModelError, match=rf"(?s)no '{key}' in this file; it has .*preprocessor_config\.json"):
+        with pytest.raises(ModelError, match=rf"(?s)no '{key}' in this file; its keys are .*preprocessor_config\.json"):
             load_backbone(BackboneConfig(name=str(folder)))
 
 

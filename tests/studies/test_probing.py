@@ -211,7 +211,7 @@ def test_a_run_of_another_configuration_and_a_folder_without_a_run_are_refused(
     other = config.model_copy(update={"tiles": tiles})
     with pytest.raises(DataError, match="the classifier has the classes gland, stroma, tumour"):
         classifier_features(other, Workspace(other), run)
-    with pytest.raises(DataError, match="classes of the predictions are"):
+    with pytest.raises(DataError, match="the predictions have the classes"):
         probe(other, file.probing, run)
     with pytest.raises(DataError, match="this folder does not contain a finished run"):
         probe(config, file.probing, tmp_path)

@@ -94,7 +94,7 @@ def test_the_page_has_tables_plots_and_notes(two_sets: tuple[ConfigFile, Path]) 
     text = (folder / "prompts.md").read_text(encoding="utf-8")
     for part in (
         "A note.",
-        "only reported",
+        "were not used to select a prompt",
         "sampled (7 draws): median",
         "Simple against rich",
         "(none)",

@@ -283,7 +283,7 @@ def test_invalid_runs_and_shifted_sets_are_refused(
         measure(with_run(file, prompts=None), [])
     others = {"source": "table", "path": world["tiles"]["path"], "class_map": {"gland": "gland"}}
     fewer = configure_file(small(world) | {"comparison.shifted": {"fewer": others}})
-    with pytest.raises(DataError, match=r"(?s)a shifted set has the classes gland; .*comparison.shifted.fewer"):
+    with pytest.raises(DataError, match=r"(?s)the shifted set has the classes gland; .*comparison.shifted.fewer"):
         measure(fewer, runs[:1])
     swapped = configure_file(small(world) | {"tiles.classes": ["tumour", "gland", "stroma"]})
     with pytest.raises(DataError, match="the classifier has the classes gland, stroma, tumour"):

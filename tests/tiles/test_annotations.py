@@ -234,7 +234,7 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
         (["t0.png,,benign", ",ann,tumour"], {}, "2 rows without a tile or an annotator: line 2, line 3"),
         (["t0.png,ann,cancer"], {"classes": CLASSES}, "labels of annotators outside the classes: 'cancer' in 1 row"),
         (["t0.png,ann,tumour", "t1.png,ann,Tumour"], {}, "classes with almost the same name"),
-        (["x.png,ann,benign"], {}, "none of the 1 tiles of the table of annotators is among the 12 tiles"),
+        (["x.png,ann,benign"], {}, "none of the 1 tiles in the table of annotators is among the 12 tiles"),
         (["t0.png,ann,benign", "t1.png,ben,tumour"], {}, "no tile has labels by two annotators"),
         (["t0.png,ann,benign", "t0.png,ben,tumour"], {}, "no annotator labelled more than one tile"),
         (["t0.png,ann,benign", "t8.png,ben,tumour"], {"labels": "annotator"}, "the best annotator is unknown"),

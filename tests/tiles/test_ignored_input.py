@@ -139,10 +139,11 @@ def test_a_jpeg_file_that_ends_in_zeros_is_damaged_though_every_block_can_be_dec
         decode(io.BytesIO(data[:start] + bytes(len(data) - start)))
 
 
-def test_a_jpeg_file_with_its_end_that_makes_libjpeg_warn_is_left_to_pillow() -> None:
+def test_a_jpeg_file_with_its_end_that_makes_libjpeg_warn_is_refused() -> None:
     data = encoded("JPEG", quality=90)
     odd = io.BytesIO(data[:-30] + data[-2:])
-    assert decode(odd).tobytes() == Image.open(odd).convert("RGB").tobytes()
+    with pytest.raises(ImageError, match=r"damaged.*premature end of data segment"):
+        decode(odd)
 
 
 def png(values: "np.ndarray[Any, Any]", bits: int) -> bytes:
@@ -204,7 +205,7 @@ def test_a_tiff_that_begins_with_a_thumbnail_is_refused(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "t.tif") as file:
         file.write(np.ascontiguousarray(NOISE[::2, ::2]), photometric="rgb")
         file.write(NOISE, photometric="rgb")
-    with pytest.raises(ImageError, match="first page has 24 x 24 pixels, another 48 x 48"):
+    with pytest.raises(ImageError, match="first page has 24 x 24 pixels and another 48 x 48"):
         decode(tmp_path / "t.tif")
     with tifffile.TiffWriter(tmp_path / "t.tif") as file:
         file.write(NOISE, photometric="rgb")

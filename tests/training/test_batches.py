@@ -87,5 +87,5 @@ def test_advice_about_missing_labels_fits_their_cause(configure: Callable[..., R
     none = np.zeros(5, dtype=bool)
     with pytest.raises(DataError, match=r"(?s)to do: keep some labels"):
         plan_batches(configure({"tiles.labels": {"kind": "fraction", "value": 0.1}}), none)
-    with pytest.raises(DataError, match=r"(?s)to do: add labels to the source"):
+    with pytest.raises(DataError, match=r"(?s)to do: add labels to the tile source"):
         plan_batches(configure({"tiles.labels": {"kind": "all"}}), none)

@@ -31,7 +31,7 @@ def test_embedding_training_and_prediction_print_the_time_waiting_and_a_compiled
         "compiled_backbone",
         lambda backbone, enabled: compiled_backbone(backbone, enabled, backend=eager),
     )
-    monkeypatch.setattr(read_ahead, "_SHORTEST", 0.0)
+    monkeypatch.setattr(read_ahead, "_MIN_SECONDS", 0.0)
     lines = capture_log()
     keys = {"training.compile": True, "training.steps": 2, "training.evaluate_every": 2}
     run = train_run(configure({**keys, "output": str(tmp_path), "arm": "clip_it_all"}))

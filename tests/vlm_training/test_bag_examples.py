@@ -169,7 +169,7 @@ def test_tiles_without_a_pair_are_counted_and_without_any_text_there_is_no_bag(
     assert 0 < len(paired) < 72 and examples.summary["tiles_without_text"] == 72 - len(paired)
     assert examples.summary["empty_text_bags"] == 72 - len(paired)
     none = Workspace(configure({"pairing.k": 2, "pairing.threshold": 0.999}))
-    with pytest.raises(DataError, match=r"(?s)keep none of 144 candidate pairs.*set pairing\.threshold to"):
+    with pytest.raises(DataError, match=r"(?s)drop all 144 candidate pairs.*set pairing\.threshold to"):
         make_examples(none.config, section, "text", 0, "train", none)
     with pytest.raises(ValidationError, match=r"text bags would be empty: set bags\.snippets"):
         AdaptConfig.model_validate({"data": "bags", "bags": {"snippets": 0}})

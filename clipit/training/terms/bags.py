@@ -73,7 +73,8 @@ class BagsTerm(Term[BagsConfig]):
             )
         if b.learn_temperature and b.temperature < MIN_TEMPERATURE:
             problems.append(
-                f"a learnt temperature is at least {MIN_TEMPERATURE}: set bags.temperature={MIN_TEMPERATURE} or more"
+                f"with bags.learn_temperature, the temperature is at least {MIN_TEMPERATURE}: set "
+                f"bags.temperature={MIN_TEMPERATURE} or more"
             )
         return [*problems, *self._memory_problems()]
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 from tiny_classifier import save_classifier
+from token_fixtures import write_images
 
 import clipit
 from clipit.config.file import ConfigFile
@@ -294,3 +295,31 @@ def test_the_methods_of_the_configuration_are_those_of_the_table() -> None:
     from typing import get_args
 
     assert get_args(SegmentationMethod) == tuple(METHODS)
+
+
+def test_patch_tokens_and_u_nets_run_as_a_study(values: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    tiles = write_images(tmp_path)
+    prompts = {"name": "two", "version": 1, "templates": ["{}."], "classes": {"other": ["stroma"], "tumour": ["gland"]}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(prompts), encoding="utf-8")
+    methods = ("vlm_tokens", "student_tokens", "token_head", "token_head_pseudo", "unet", "unet_pseudo")
+    changes = {
+        "output": str(tmp_path / "out"),
+        "tiles": {"source": "table", "path": str(tiles), "labels": {"kind": "all"}},
+        "backbone.name": "embedded",
+        "segmentation.classes": {"other": 0, "tumour": 1},
+        "segmentation.methods": list(methods),
+        "segmentation.prompts": str(tmp_path / "two.yaml"),
+        "segmentation.training.masks": [1],
+        "segmentation.training.unet": {"encoder": "tu-test_resnet", "crop": 32, "steps": 2, "batch_size": 2},
+        "segmentation.training.pseudo.evidence": {"normal": "other", "tumour": "tumour"},
+        "segmentation.ceilings": [8.0],
+        "segmentation.shown": 0,
+    }
+    result = clipit.segment(
+        configure({k: v for k, v in values.items() if k != "segmentation"}, **changes), values["root"] / "run"
+    )
+    rows = result.rows[result.rows.kind == "method"]
+    assert rows.subject.nunique() == len(methods), sorted(rows.subject.unique())
+    scores = rows.query("metric == 'dice' and averaging == 'images' and class_name == 'tumour'")
+    assert len(scores) == len(methods) and scores.value.between(0, 1).all()

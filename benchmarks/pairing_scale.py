@@ -30,7 +30,7 @@ def measure(options: Options) -> list[Figure]:
     for texts in (few, many):
         build_index(options.folder, texts)
     memory = _memory(options, few, many, tiles)
-    return memory if options.quick else memory + _two_processes(options, few, tiles)
+    return memory if options.quick else memory + _two_processes(options, many, tiles)
 
 
 def _memory(options: Options, few: "Store", many: "Store", tiles: "Store") -> list[Figure]:

@@ -27,6 +27,15 @@ WORDS = [
     "is", "are", "shows", "seen", "present", "absent",
 ]  # fmt: skip
 
+SMALL_COMPARISON = {
+    "training.steps": 2,
+    "training.evaluate_every": 1,
+    "evaluation.bootstrap": 20,
+    "comparison.arms": ["image_only", "clip_it_all"],
+    "comparison.tuning_seeds": [3],
+}
+"""Keys of a comparison that takes seconds."""
+
 
 def with_run(file: ConfigFile, **changes: Any) -> ConfigFile:
     """A copy of a configuration file with other keys of the run."""

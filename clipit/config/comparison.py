@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipit.config.data import Section, TilesConfig, check_once, check_seeds
+from clipit.config.data import TilesConfig
 from clipit.config.paths import LocalPath
+from clipit.config.section import Section, check_once, check_seeds
 
 
 class ComparisonConfig(Section):

@@ -3,15 +3,14 @@
 import difflib
 import re
 from collections import Counter
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clipit.config.effects import Data, Reporting, Results
 from clipit.config.paths import LocalPath
+from clipit.config.section import LARGEST_SEED, Section, check_once
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-LARGEST_SEED = 2**32 - 1  # largest seed that NumPy accepts
 MAX_VOTES = 999_999
 """Maximum number of votes per tile and class in a table of annotators."""
 
@@ -21,45 +20,6 @@ TileSource = Literal[
     "lc25000", "lc25000_lung", "lc25000_colon", "breakhis", "breakhis_types", "kather2016", "sicapv2",
 ]  # fmt: skip
 """Sources for custom tiles, then the published data sets; a test compares these with `clipit/tiles/datasets.py`."""
-
-
-class Section(BaseModel):
-    """Base class of all configuration sections: unknown keys are errors, and instances are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _check_numbers(cls, value: Any, info: Any) -> Any:
-        """Reject true and false, which YAML also reads from yes, no, on and off, in place of numbers."""
-        if isinstance(value, bool):
-            kind = cls.model_fields[info.field_name or ""].annotation
-            kinds = {kind, *get_args(kind)}
-            if bool not in kinds and kinds & {int, float}:
-                raise ValueError("write a number, not true, false, yes, no, on or off")
-        return value
-
-
-def check_once(values: tuple[Any, ...]) -> None:
-    """Reject a list with repeated entries.
-
-    Raises:
-        ValueError: Entries are repeated; the message lists them.
-    """
-    repeated = sorted({str(value) for value in values if values.count(value) > 1})
-    if repeated:
-        raise ValueError(f"given twice: {', '.join(repeated)}; list each entry once")
-
-
-def check_seeds(seeds: tuple[int, ...]) -> None:
-    """Reject repeated seeds, and seeds that NumPy does not accept.
-
-    Raises:
-        ValueError: Seeds are repeated or out of range.
-    """
-    check_once(seeds)
-    if any(not 0 <= seed <= LARGEST_SEED for seed in seeds):
-        raise ValueError(f"a seed is a whole number from 0 to {LARGEST_SEED}")
 
 
 class LabelsConfig(Section):

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from clipit.config.data import Section
 from clipit.config.effects import Evaluation, Speed
+from clipit.config.section import Section
 
 _MIN_RESAMPLES = 20
 

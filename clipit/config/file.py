@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import model_validator
 
 from clipit.config.comparison import ComparisonConfig
-from clipit.config.data import Section
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
+from clipit.config.section import Section
 from clipit.config.segmentation import SegmentationConfig
 from clipit.config.studies import LabelIssuesConfig, ProbingConfig, PromptStudyConfig, RobustnessConfig
 from clipit.config.vlm_training import AdaptConfig

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from clipit.config.data import Section, check_once, check_seeds
 from clipit.config.mil import MilTrainingConfig
+from clipit.config.section import Section, check_once, check_seeds
 
 
 class TokenHeadConfig(Section):

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipit.config.data import LARGEST_SEED, Section, check_once, check_seeds
 from clipit.config.paths import LocalPath
+from clipit.config.section import LARGEST_SEED, Section, check_once, check_seeds
 
 MilPooling = Literal["attention", "mean", "max"]
 

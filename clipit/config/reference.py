@@ -11,11 +11,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from clipit.config.data import Section
 from clipit.config.effects import EFFECTS, Effect, field_effect
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import RENAMED
 from clipit.config.run import RunConfig
+from clipit.config.section import Section
 
 COMMON_KEYS = (
     "name", "output", "seed", "arm", "tiles.source", "tiles.path", "tiles.columns", "tiles.labels.kind",

@@ -6,18 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipit.config.data import (
-    LARGEST_SEED,
-    AnnotationsConfig,
-    LabelsConfig,
-    LeaksConfig,
-    ReportsConfig,
-    Section,
-    TilesConfig,
-)
+from clipit.config.data import AnnotationsConfig, LabelsConfig, LeaksConfig, ReportsConfig, TilesConfig
 from clipit.config.effects import Data, Recipe, Reporting, Speed
 from clipit.config.evaluation import EvaluationConfig
 from clipit.config.paths import LocalPath
+from clipit.config.section import LARGEST_SEED, Section
 from clipit.config.training import (
     AugmentationConfig,
     BagsConfig,

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipit.config.data import Section, check_once
 from clipit.config.mask_training import MaskTrainingConfig
 from clipit.config.paths import LocalPath
+from clipit.config.section import Section, check_once
 
 SegmentationMethod = Literal[
     "vlm_windows", "student_windows", "classifier_windows", "vlm_tokens", "student_tokens", "token_head",

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clipit.config.data import Section, Share
 from clipit.config.effects import Data, Reporting, Speed
 from clipit.config.paths import LocalPath
+from clipit.config.section import Section, Share
 
 
 class StudentConfig(Section):

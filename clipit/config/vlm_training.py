@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipit.config.data import LARGEST_SEED, Section, check_once, check_seeds
 from clipit.config.effects import Data, Reporting, Speed
 from clipit.config.paths import LocalPath
 from clipit.config.run import LoraConfig
+from clipit.config.section import LARGEST_SEED, Section, check_once, check_seeds
 from clipit.config.training import AugmentationConfig
 
 AdaptArm = Literal["text", "shuffled_text", "images"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from clipit.config.data import Section
+from clipit.config.section import Section
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.cases import Case, CaseWorldConfig, draw_case_part
 from clipit.synthetic.corpora import diagnosis_line, diagnosis_name, microscopic_sentence

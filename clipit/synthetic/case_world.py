@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from clipit.artifacts import write_json
-from clipit.config.data import Section
+from clipit.config.section import Section
 from clipit.errors import ConfigError
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.case_reports import write_case_reports

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from pydantic import Field, model_validator
 
-from clipit.config.data import Section, Share
+from clipit.config.section import Section, Share
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.corpora import DIAGNOSES
 from clipit.synthetic.draws import check_centres

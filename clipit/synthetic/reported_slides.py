@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import Field
 
 from clipit.artifacts import write_json
-from clipit.config.data import Share
+from clipit.config.section import Share
 from clipit.errors import disk_errors
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.case_reports import ReportOptions, write_own_reports

@@ -15,8 +15,8 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from clipit.artifacts import whole_file, write_json
-from clipit.config.data import Share
 from clipit.config.run import Section
+from clipit.config.section import Share
 from clipit.errors import DataError, disk_errors
 from clipit.progress import progress
 from clipit.synthetic import vocabulary as words

@@ -15,7 +15,7 @@ import yaml
 from jaxtyping import UInt8
 
 from clipit.artifacts import locked, whole_file
-from clipit.config.data import Section
+from clipit.config.section import Section
 from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, disk_errors
 from clipit.synthetic import vocabulary as words

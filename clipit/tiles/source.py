@@ -79,14 +79,13 @@ def check_class_names(names: Iterable[str], where: str) -> None:
     Raises:
         DataError: Some do.
     """
-    alike = spelled_alike(set(names))
-    if alike:
-        raise DataError(
-            f"classes with almost the same name: {shortlist(alike)}",
-            where=where,
-            fix="correct the labels, or map them to one class in tiles.class_map; if they are different classes, name "
-            "all classes in tiles.classes",
-        )
+    _check_spelling(
+        "classes",
+        names,
+        where,
+        "correct the labels, or map them to one class in tiles.class_map; if they are different classes, name all "
+        "classes in tiles.classes",
+    )
 
 
 def check_group_names(names: Iterable[str], where: str) -> None:
@@ -95,13 +94,14 @@ def check_group_names(names: Iterable[str], where: str) -> None:
     Raises:
         DataError: Some do.
     """
+    fix = "use one spelling for each patient or slide; if they differ, make their names less similar"
+    _check_spelling("groups", names, where, fix)
+
+
+def _check_spelling(what: str, names: Iterable[str], where: str, fix: str) -> None:
     alike = spelled_alike(set(names))
     if alike:
-        raise DataError(
-            f"groups with almost the same name: {shortlist(alike)}",
-            where=where,
-            fix="use one spelling for each patient or slide; if they differ, make their names less similar",
-        )
+        raise DataError(f"{what} with almost the same name: {shortlist(alike)}", where=where, fix=fix)
 
 
 def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 from logged_lines import capture_log
-from tiny_models import MakeFile, with_comparison, with_run
+from tiny_models import SMALL_COMPARISON, MakeFile, with_comparison, with_run
 
 from clipit.comparison import agents
 from clipit.comparison.agents import compose_request, in_turn, more_agents
@@ -26,13 +26,9 @@ from clipit.evaluation.predictions import read_run_predictions
 pytestmark = pytest.mark.slow
 
 SMALL = {
-    "training.steps": 2,
-    "training.evaluate_every": 1,
-    "evaluation.bootstrap": 20,
-    "comparison.arms": ["image_only", "clip_it_all"],
+    **SMALL_COMPARISON,
     "comparison.seeds": [1],
     "comparison.analyses": [],
-    "comparison.tuning_seeds": [3],
     "comparison.learning_rates": [0.001],
     "comparison.steps": [1],
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from logged_lines import capture_log
-from tiny_models import MakeFile, with_comparison, with_run
+from tiny_models import SMALL_COMPARISON, MakeFile, with_comparison, with_run
 
 import clipit
 from clipit.api.experiments import CompareResult
@@ -25,12 +25,8 @@ pytestmark = pytest.mark.slow
 
 
 SMALL = {
-    "training.steps": 2,
-    "training.evaluate_every": 1,
-    "evaluation.bootstrap": 20,
-    "comparison.arms": ["image_only", "clip_it_all"],
+    **SMALL_COMPARISON,
     "comparison.seeds": [1, 2],
-    "comparison.tuning_seeds": [3],
     "comparison.learning_rates": [0.001, 0.01],
     "comparison.steps": [1, 2],
 }

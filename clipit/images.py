@@ -20,6 +20,7 @@ _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", 
 _BITS_PER_SAMPLE, _SUBFILE_TYPE, _SAMPLE_FORMAT = 258, 254, 339  # TIFF tags
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP"})
+_MOST_PIXELS = 178_956_970  # 512 MiB as RGB; the limit of Pillow, which other packages may turn off
 _DEEP = re.compile(r";(16|32|64)[BLNF]")
 """Pillow's names of packed pixels with more than 8 bits per channel; BGR;16 (5, 6 and 5 bits) is not among them."""
 _CODESTREAM = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
@@ -68,7 +69,7 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
         OSError: The file cannot be opened.
     """
     try:
-        with Image.open(source) as image:
+        with open_header(source) as image:
             _check(image)
             plain = decode_plain(image)
             if isinstance(plain, Image.Image):
@@ -86,6 +87,27 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+def open_header(source: Path | io.BytesIO) -> Image.Image:
+    """Open an image without decoding it; its declared size is checked first, because decoding reserves memory for it.
+
+    Raises:
+        ImageError: It declares more than 179 million pixels.
+        OSError: The file cannot be opened, or its format is unknown.
+    """
+    reason = (
+        f"the file declares more than {_MOST_PIXELS / 1e6:.0f} million pixels: cut it into tiles, or convert it to a "
+        "pyramidal TIFF and read it as a slide"
+    )
+    try:
+        image = Image.open(source)
+    except Image.DecompressionBombError:
+        raise ImageError(reason) from None
+    if image.width * image.height > _MOST_PIXELS:
+        image.close()
+        raise ImageError(reason)
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

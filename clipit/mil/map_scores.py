@@ -20,6 +20,7 @@ IGNORED_VALUE = 255
 """Value of mask pixels that are not scored."""
 CELLS = 4
 """Pixels of a map along the edge of a tile."""
+_SHAPE_TOLERANCE = 0.02  # relative difference of the aspect ratios of a mask and its slide
 FLOOR, CEILING = "floor: all tiles", "ceiling: majority class per tile"
 _COLUMNS = [
     "arm", "map", "seed", "slides", "dice", "auroc", "auroc_slides",
@@ -58,17 +59,23 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
     Raises:
         DataError: The mask cannot be read, has a different shape from the slide, or no labelled pixel on a tile.
     """
+
+    def check_shape(columns: int, rows: int, turned: bool = True) -> None:
+        """Compare the shapes, either way round if the mask may still be turned as its EXIF orientation says."""
+        shapes = [(columns, rows), (rows, columns)] if turned else [(columns, rows)]
+        if all(abs(tall * grid.width / (wide * grid.height) - 1) > _SHAPE_TOLERANCE for wide, tall in shapes):
+            raise DataError(
+                f"the mask has {columns} x {rows} pixels, not the shape of the slide, {grid.width} x {grid.height}",
+                where=path,
+                fix="use the mask of the whole slide",
+            )
+
     try:
-        values = decode_values(path)
+        values = decode_values(path, check_shape)
     except ImageError as error:
         raise DataError(f"the mask cannot be used: {error}", where=path, fix="save the mask again") from error
     rows, columns = values.shape
-    if abs(rows / columns - grid.height / grid.width) > 0.02 * grid.height / grid.width:
-        raise DataError(
-            f"the mask has {columns} x {rows} pixels, not the shape of the slide, {grid.width} x {grid.height}",
-            where=path,
-            fix="use the mask of the whole slide",
-        )
+    check_shape(columns, rows, turned=False)
     cell = max(1.0, grid.edge / CELLS)
     height, width = map_shape(grid, cell)
     down = ((np.arange(height) + 0.5) * cell * rows / grid.height).astype(int).clip(max=rows - 1)

@@ -2,16 +2,16 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int16, Int64, Integer
+from jaxtyping import Int16, Integer
 from PIL import Image, ImageFile
 
-from clipit.errors import shortlist
-from clipit.images import ImageError, check_bytes, turn_upright
+from clipit.errors import ClipitError, shortlist
+from clipit.images import ImageError, check_bytes, open_header, turn_upright
 from clipit.slides.geojson import read_polygons
 from clipit.slides.polygons import rasterise
 
@@ -21,6 +21,8 @@ _GEOJSON = (".geojson", ".json")
 _IGNORE_NAME = "ignore"
 _TOLERANCE = 0.01  # share of a tile's edge by which a polygon may extend beyond it
 _LISTED = 5
+_FORMATS = frozenset({"PNG", "TIFF", "BMP", "DIB", "PPM", "WEBP"})
+"""Pillow's names of the formats that keep the values of masks; PPM includes PGM."""
 _LOSSY = frozenset({"AVIF", "JPEG", "JPEG2000", "MPO"})
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
 _WEBP_HEADER = 64  # bytes that name the kind of the first image
@@ -62,7 +64,7 @@ class MaskClasses:
 def decode_mask(
     content: Path | io.BytesIO, name: str, size: tuple[int, int], classes: MaskClasses
 ) -> Int16[np.ndarray, "h w"]:
-    """Decode a mask: PNG or TIFF with 1, 8 or 16 bits or a palette, or GeoJSON.
+    """Decode a mask: an image with 1, 8 or 16 bits or a palette (see `decode_values`), or GeoJSON.
 
     The values of a palette image are its indices. Images and masks are rotated by their EXIF orientation. In GeoJSON,
     coordinates are pixels of the tile, names are classes or `ignore`, later polygons cover earlier ones, and the
@@ -84,18 +86,31 @@ def decode_mask(
     """
     if Path(name).suffix.lower() in _GEOJSON:
         return _draw(content, name, size, classes)
-    values = decode_values(content)
+
+    def check_size(width: int, height: int) -> None:
+        if {width, height} != {*size}:  # the orientation may exchange them
+            raise ImageError(f"the mask has {width} x {height} pixels, its image {size[0]} x {size[1]}")
+
+    values = decode_values(content, check_size)
     if values.shape != (size[1], size[0]):
-        turned = "; images are turned as their EXIF orientation says, so draw masks over the turned image"
         raise ImageError(
-            f"the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {size[0]} x {size[1]}"
-            + (turned if values.shape == size else "")
+            f"the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {size[0]} x {size[1]}; images are "
+            "turned as their EXIF orientation says, so draw masks over the turned image"
         )
     return classes.codes(values)
 
 
-def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
-    """Decode the values of a mask image: PNG or TIFF with 1, 8 or 16 bits or a palette.
+def decode_values(
+    content: Path | io.BytesIO, check_size: Callable[[int, int], None] = lambda width, height: None
+) -> Integer[np.ndarray, "h w"]:
+    """Decode the values of a mask image: PNG, TIFF, BMP, PGM or lossless WebP with 1, 8 or 16 bits or a palette.
+
+    Other formats are refused. Among them is GIF, because programs renumber the values of an image when they save it.
+
+    Args:
+        content: File, or the bytes of a zip member.
+        check_size: Called with the width and height that the file declares, before any pixel is decoded and before
+            the image is turned as its EXIF orientation says; raises an error if they are wrong.
 
     Raises:
         ImageError: It cannot be decoded, or its pixels do not encode classes.
@@ -103,9 +118,9 @@ def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set it, and a truncated mask would end in zeros
     try:
-        with Image.open(content) as image:
-            if _is_lossy(image):
-                raise ImageError(f"{image.format} compression changes the values of a mask: save masks as PNG")
+        with open_header(content) as image:
+            _check_format(image)
+            check_size(*image.size)
             if getattr(image, "n_frames", 1) > 1:
                 raise ImageError(f"{getattr(image, 'n_frames', 1)} frames or pages: save a mask as one image")
             check_bytes(image)
@@ -113,7 +128,7 @@ def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
             image.load()
             values = np.asarray(turn_upright(image, image))
             mode = image.mode
-    except (ImageError, MemoryError):
+    except (ImageError, ClipitError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
         if isinstance(error, OSError) and error.errno is not None:
@@ -126,10 +141,19 @@ def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
         values = values[..., 0]
     elif mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ImageError(f"pixel mode {mode}: save the mask as PNG with 8 or 16 bits")
-    whole = _unscaled(values.astype(np.int64), packed)
+    whole = _unscaled(values.astype(np.uint8) if values.dtype == np.bool_ else values, packed)
     if whole.size and (whole.min() < 0 or whole.max() > 65535):
         raise ImageError(f"values from {whole.min()} to {whole.max()}: a mask has values from 0 to 65535")
     return whole
+
+
+def _check_format(image: Image.Image) -> None:
+    """Refuse formats that do not keep the values of a mask."""
+    if _is_lossy(image):
+        raise ImageError(f"{image.format} compression changes the values of a mask: save masks as PNG")
+    if image.format not in _FORMATS:
+        why = ", in which programs renumber the values of a mask" if image.format == "GIF" else ""
+        raise ImageError(f"a {image.format} image{why}: save masks as PNG, TIFF, BMP, PGM or lossless WebP")
 
 
 def _is_lossy(image: Image.Image) -> bool:
@@ -152,7 +176,7 @@ def _packed_mode(image: Image.Image) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _unscaled(values: Int64[np.ndarray, "h w"], packed: str) -> Int64[np.ndarray, "h w"]:
+def _unscaled(values: Integer[np.ndarray, "h w"], packed: str) -> Integer[np.ndarray, "h w"]:
     """Undo Pillow's changes to grey values: it scales 2 and 4 bits to 8, and inverts a TIFF in which 0 is white."""
     grey = re.fullmatch(r"(?:L|(1))(?:;([24])?(I?)R?)?", packed)
     if grey is None:

@@ -1,5 +1,6 @@
 """Maps of instances against masks, with floor and ceiling."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,15 @@ def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     Image.new("L", (16, 8)).save(tmp_path / "flat.png")
     with pytest.raises(DataError, match="16 x 8 pixels, not the shape of the slide, 16 x 16"):
         read_truth(tmp_path / "flat.png", grid(), 0, 1)
+    cut = io.BytesIO()  # the shape is compared before the pixels are decoded
+    Image.new("L", (3000, 2000)).save(cut, "PNG")
+    (tmp_path / "cut.png").write_bytes(cut.getvalue()[:60])
+    with pytest.raises(DataError, match="3000 x 2000 pixels, not the shape of the slide"):
+        read_truth(tmp_path / "cut.png", grid(), 0, 1)
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.new("L", (16, 8), 1).save(tmp_path / "turned.png", exif=turned)
+    assert read_truth(tmp_path / "turned.png", grid(columns=1), 0, 1).tiles.tolist() == [1, 1]
     Image.new("L", (16, 16), 255).save(tmp_path / "ignored.png")
     with pytest.raises(DataError, match="no labelled pixel"):
         read_truth(tmp_path / "ignored.png", grid(), 0, 1)

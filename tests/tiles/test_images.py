@@ -171,20 +171,24 @@ def test_other_modes_become_rgb(mode: str) -> None:
     assert np.abs(np.asarray(image).astype(int) - 204).max() <= 2
 
 
-def deep_png(channels: int) -> bytes:
-    """A 4 x 4 PNG with 16 bits per channel, which Pillow cannot write for several channels."""
+def raw_png(width: int, height: int, depth: int, colour: int, pixels: bytes) -> bytes:
+    """A PNG of any header, also of one that does not fit its pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    line = b"\0" + struct.pack(">H", 3000) * channels * 4
     return (
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(line * 4))
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(pixels))
         + chunk(b"IEND", b"")
     )
+
+
+def deep_png(channels: int) -> bytes:
+    """A 4 x 4 PNG with 16 bits per channel, which Pillow cannot write for several channels."""
+    line = b"\0" + struct.pack(">H", 3000) * channels * 4
+    return raw_png(4, 4, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], line * 4)
 
 
 def deep_tiff(bits: int, channels: int) -> bytes:
@@ -297,6 +301,14 @@ def test_a_zip_member_of_an_enormous_declared_size_is_not_read(tmp_path: Path) -
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"(?s)tile 0\.bmp cannot be decoded .*3\.0 GiB"):
         load_tiles(config, seed=0).read(0)
+
+
+def test_an_image_that_declares_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = raw_png(20_000, 20_000, 8, 0, bytes(99))
+    for limit in (Image.MAX_IMAGE_PIXELS, None):  # other packages turn Pillow's own limit off
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ImageError, match="declares more than 179 million pixels: cut it into tiles"):
+            decode(io.BytesIO(data))
 
 
 def test_damaged_zips_are_errors_or_lists_of_unreadable_images(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Masks beside the images of a table: formats, values, sizes, and what is wrong with them."""
 
+import io
 import json
 import os
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -73,13 +75,15 @@ def test_formats_of_masks_give_the_same_classes(tmp_path: Path, zipped: bool) ->
         "palette.png": palette,
         "deep.png": DEEP,
         "deep.tif": DEEP,
+        "grey.bmp": MASK,
+        "grey.pgm": MASK,
         "rgb.png": np.repeat(MASK[..., None], 3, axis=2),
         "drawn.geojson": {"type": "FeatureCollection", "features": shapes},
     }
     found = check_masks(table(tmp_path, masks, zipped), "error")
     for index, name in enumerate(masks):
         assert found.read(index)[1].tolist() == CODES, name
-    assert found.counts.tolist() == [[6, 5]] * 6
+    assert found.counts.tolist() == [[6, 5]] * len(masks)
     assert found.of_split("test").tiles.ids.tolist() == ["0.png"]
 
 
@@ -103,8 +107,33 @@ def test_images_and_masks_are_turned_by_their_own_orientation(tmp_path: Path) ->
         found.read(1)
 
 
+def claiming(width: int, height: int) -> bytes:
+    """A TIFF of a few hundred bytes that declares many pixels."""
+    stream = io.BytesIO()
+    Image.new("L", (64, 64)).save(stream, "TIFF", compression="tiff_lzw")
+    data = bytearray(stream.getvalue())
+    start = struct.unpack_from("<I", data, 4)[0]
+    for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        tag = struct.unpack_from("<H", data, entry)[0]
+        if tag in (256, 257, 278):  # width, height, rows of a strip
+            struct.pack_into("<HHII", data, entry, tag, 4, 1, width if tag == 256 else height)
+    return bytes(data)
+
+
+def gif(*frames: "np.ndarray[Any, Any]") -> bytes:
+    stream = io.BytesIO()
+    first, *more = (Image.fromarray(frame) for frame in frames)
+    first.save(stream, "GIF", save_all=bool(more), append_images=more)
+    return stream.getvalue()
+
+
 WRONG: "dict[str, tuple[Any, str]]" = {
     "big.png": (np.zeros((6, 8), np.uint8), "the mask has 8 x 6 pixels, its image 4 x 3"),
+    "claims.tif": (claiming(12000, 12000), "the mask has 12000 x 12000 pixels, its image 4 x 3"),
+    "bomb.tif": (claiming(60000, 60000), "declares more than 179 million pixels"),
+    "still.gif": (gif(MASK), "a GIF image, in which programs renumber the values of a mask: save masks as PNG, TIFF"),
+    "moving.gif": (gif(MASK, 1 - MASK), "a GIF image"),
+    "targa.tga": (MASK, "a TGA image: save masks as PNG, TIFF, BMP, PGM or lossless WebP"),
     "seven.png": (np.where(MASK == 1, 7, MASK).astype(np.uint8), r"not classes: 7 \(41.7% of the pixels\)"),
     "lossy.jpg": (MASK, "JPEG compression changes the values"),
     "colour.png": (np.arange(36, dtype=np.uint8).reshape(3, 4, 3), "a colour image"),

@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,9 +156,6 @@ def write_jpeg_slide(
 ) -> Path:
     """Write a tiled pyramid of JPEG tiles, which openslide opens as generic TIFF.
 
-    tifffile encodes JPEG only with a further package, so the tiles are written as they are, under another compression,
-    and the tags are corrected afterwards.
-
     Args:
         path: File.
         levels: Width and height of each level, finest first.
@@ -166,6 +163,40 @@ def write_jpeg_slide(
         edge: Edge of a tile.
         mpp: Micrometres per pixel of the finest level.
         rgb: Whether the tiles hold red, green and blue, as in some SVS files, instead of YCbCr.
+    """
+    changes = {"Compression": 7} | ({} if rgb else {"PhotometricInterpretation": 6})
+    sampling = [] if rgb else [(530, "H", 2, (2, 2), True)]
+    return _write_slide(path, levels, tile, edge, mpp, changes, extratags=sampling, metadata=None)
+
+
+def write_jpeg2000_slide(
+    path: Path, size: tuple[int, int], tile: Callable[[int, int, int], bytes], *, edge: int = 256, mpp: float = 0.5
+) -> Path:
+    """Write a slide of one level of JPEG 2000 tiles (RGB codestreams), which openslide opens as Aperio's SVS.
+
+    Args:
+        path: File.
+        size: Width and height.
+        tile: Function from level, row and column to the codestream of a tile of `edge` pixels.
+        edge: Edge of a tile.
+        mpp: Micrometres per pixel.
+    """
+    description = f"Aperio Image Library\r\n{size[0]}x{size[1]} J2K|AppMag = {10 / mpp:.0f}|MPP = {mpp}"
+    return _write_slide(path, [size], tile, edge, mpp, {"Compression": 33005}, description=description, metadata=None)
+
+
+def _write_slide(
+    path: Path,
+    levels: Sequence[tuple[int, int]],
+    tile: Callable[[int, int, int], bytes],
+    edge: int,
+    mpp: float,
+    changes: Mapping[str, int],
+    **options: Any,
+) -> Path:
+    """Write encoded tiles as they are, since tifffile encodes them only with a further package.
+
+    They are written as another compression; the tags are corrected afterwards.
     """
     import tifffile
 
@@ -175,12 +206,10 @@ def write_jpeg_slide(
             writer.write(
                 (tile(number, row, column) for row in range(-(-height // edge)) for column in range(-(-width // edge))),
                 shape=(height, width, 3), dtype=np.uint8, tile=(edge, edge), photometric="rgb", compression="deflate",
-                subfiletype=int(number > 0), metadata=None, resolution=(pixels, pixels), resolutionunit="CENTIMETER",
-                extratags=[] if rgb else [(530, "H", 2, (2, 2), True)],
+                subfiletype=int(number > 0), resolution=(pixels, pixels), resolutionunit="CENTIMETER", **options,
             )  # fmt: skip
     with tifffile.TiffFile(path, mode="r+b") as file:
         for page in file.pages:
-            page.tags["Compression"].overwrite(7)
-            if not rgb:
-                page.tags["PhotometricInterpretation"].overwrite(6)
+            for name, value in changes.items():
+                page.tags[name].overwrite(value)
     return path

@@ -1,4 +1,7 @@
-"""Pair tiles in this process, or in those of torchrun, and print seconds and peak memory in bytes as JSON."""
+"""Pair tiles in this process, or in those of torchrun, and print seconds and peak memory in bytes as JSON.
+
+`python -m benchmarks.pairing_memory search ROWS` only searches random vectors with faiss, without reading or writing.
+"""
 
 import json
 import resource
@@ -6,9 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 
 def main() -> None:
-    """Arguments: output root, text store, tile store, tiles at once, name of a folder for the pairs."""
+    """Arguments: output root, text store, tile store, tiles at once, name of a folder for the pairs; or see above."""
+    if sys.argv[1] == "search":
+        _search(int(sys.argv[2]))
+        return
     from clipit.artifacts import open_artifact
     from clipit.distributed import get_processes
     from clipit.pairing.pairs import pair_tiles
@@ -25,6 +33,26 @@ def main() -> None:
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     if get_processes().main:
         print(json.dumps({"before": before, "peak": peak_bytes(), "seconds": seconds, "cpu_seconds": cpu}))
+
+
+def _search(rows: int) -> None:
+    """Search the top 5 of 2,000 queries in this process's share of the rows, all of which are the same 4,096."""
+    import faiss
+
+    from clipit.distributed import get_processes
+
+    rng = np.random.default_rng(0)
+    queries, vectors = (rng.standard_normal((size, 512), dtype=np.float32) for size in (2_000, 4_096))
+    processes = get_processes()
+    parts = processes.share(range(-(-rows // len(vectors))))
+    faiss.knn(queries, vectors, 5, metric=faiss.METRIC_INNER_PRODUCT)
+    processes.barrier()
+    start = time.perf_counter()
+    for _ in parts:
+        faiss.knn(queries, vectors, 5, metric=faiss.METRIC_INNER_PRODUCT)
+    processes.barrier()
+    if processes.main:
+        print(json.dumps({"seconds": time.perf_counter() - start}))
 
 
 def peak_bytes() -> int:

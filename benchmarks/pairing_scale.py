@@ -46,7 +46,10 @@ def _memory(options: Options, few: "Store", many: "Store", tiles: "Store") -> li
 
 
 def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
-    """Compare two processes with one, each with half of the cores: by blocks of tiles, and by shards of snippets."""
+    """Compare two processes with one, each with half of the cores: by blocks of tiles, and by shards of snippets.
+
+    The last row is what the cores allow: a bare search with faiss, which shares no data and writes nothing.
+    """
     cores = os.cpu_count() or 1
     figures = []
     for way, block in {"blocks of tiles": -(-tiles.size // 2), "shards of snippets": tiles.size}.items():
@@ -58,15 +61,28 @@ def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Fig
         figures.append(
             Figure("pairing_scale", title, ratios(samples, "one", "two"), "", goal, True, samples=samples, facts=facts)
         )
-    return figures
+    one, two = (partial(_search_seconds, texts.size, processes) for processes in (1, 2))
+    samples = alternate({"one": one, "two": two}, options)
+    title = "bare search by one process against two, time"
+    facts = {"queries": _TILES, "rows": texts.size, "dim": _DIM, "cores": cores}
+    values = ratios(samples, "one", "two")
+    return [*figures, Figure("pairing_scale", title, values, at_least=True, samples=samples, facts=facts)]
 
 
 def _seconds(options: Options, texts: "Store", tiles: "Store", block: int, processes: int) -> float:
     """Return the seconds that pairing takes in one or more processes, each with half of the cores."""
-    threads = max(1, (os.cpu_count() or 1) // 2)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:  # new pairs each time
         name = Path(folder).name
-        return float(pair(options.folder, texts, tiles, block, name, processes, threads)["seconds"])
+        return float(pair(options.folder, texts, tiles, block, name, processes, _half_of_cores())["seconds"])
+
+
+def _search_seconds(rows: int, processes: int) -> float:
+    """Return the seconds of a search without stores in one or more processes, each with half of the cores."""
+    return float(_run(["search", str(rows)], processes, _half_of_cores())["seconds"])
+
+
+def _half_of_cores() -> int:
+    return max(1, (os.cpu_count() or 1) // 2)
 
 
 def pair(
@@ -84,17 +100,22 @@ def pair(
         threads: Threads per process; None for the default.
     """
     folders = [str(store.artifact.folder) for store in (texts, tiles)]
-    arguments = ["-m", "benchmarks.pairing_memory", str(root), *folders, str(block), name]
+    return _run([str(root), *folders, str(block), name], processes, threads)
+
+
+def _run(arguments: list[str], processes: int, threads: int | None) -> dict[str, Any]:
+    """Run `benchmarks.pairing_memory` in new processes, and return what it prints as JSON."""
+    command = [sys.executable, "-m"]
     if processes > 1:
-        arguments = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", *arguments]
+        command += ["torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", "-m"]
+    command += ["benchmarks.pairing_memory", *arguments]
     changes = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     environment = {**os.environ, **changes, **({"ACCELERATE_USE_CPU": "1"} if processes > 1 else {})}
     home = Path(__file__).resolve().parent.parent
-    command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LaunchError(
-            "the program that pairs tiles failed", where=name, fix=f"see its output: {done.stderr.strip()[-2000:]}"
+            "the program that pairs tiles failed", where=arguments[-1], fix=f"see its output: {done.stderr[-2000:]}"
         )
     measured: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     return measured

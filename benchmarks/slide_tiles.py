@@ -10,26 +10,30 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Figure, Options, alternate, ratios, seconds
-from benchmarks.inputs import SIZE, draw_tile, encode, write_jpeg_slide
+from benchmarks.inputs import SIZE, draw_tile, encode, write_jpeg2000_slide, write_jpeg_slide
 
 _EDGE = 256  # of the slide's own tiles
 _REAL = "slides/CMU-1-Small-Region.svs"  # below CLIPIT_TEST_DATA
 _BATCH = 64
 _MOST = 4096  # tiles of a real slide
 _JPEG = 7  # TIFF: compression
+_JPEG2000 = {"kind": "JPEG2000", "quality_mode": "rates", "quality_layers": [12], "irreversible": True}
+"""About the compression of real slides: a twelfth of the bytes of the pixels."""
 
 
 def measure(options: Options) -> list[Figure]:
     """Measure the tiles per second of `SlideReader` relative to those of `ZipReader`, both with the reading threads.
 
-    The slide is synthetic, with tiles of 256 pixels; its grid is read row by row, as for scoring. Further rows are the
-    slides of `--slide`, or else a real slide, if the environment variable CLIPIT_TEST_DATA names a folder with it. JPEG
-    tiles of a real slide are written to the zip with its quantisation tables and colour space, those of other slides as
-    JPEG 2000 of about the same size.
+    The slides are synthetic, with tiles of 256 pixels in JPEG and in JPEG 2000; their grids are read row by row, as
+    for scoring. Further rows are the slides of `--slide`, or else a real slide, if the environment variable
+    CLIPIT_TEST_DATA names a folder with it. JPEG tiles of a real slide are written to the zip with its quantisation
+    tables and colour space, those of other slides as JPEG 2000 of about the same size.
     """
-    side = options.size(12_288, 1024)
-    slide = _make_slide(options.folder / "synthetic.tif", side, options.size(256, 4))
-    figures = [_compare(options, "synthetic slide", slide, {"quality": 90}, options.size(256, 4))]
+    distinct = options.size(256, 4)
+    slide = _make_slide(options.folder / "synthetic.tif", options.size(12_288, 1024), distinct)
+    figures = [_compare(options, "synthetic slide", slide, {"quality": 90}, distinct)]
+    slide = _make_slide(options.folder / "synthetic.svs", options.size(6_144, 1024), distinct, jpeg2000=True)
+    figures.append(_compare(options, "synthetic JPEG 2000 slide", slide, _JPEG2000, distinct))
     data = os.environ.get("CLIPIT_TEST_DATA")
     known = [Path(data) / _REAL] if data is not None and (Path(data) / _REAL).is_file() else []
     for path in options.slides or known:
@@ -37,12 +41,17 @@ def measure(options: Options) -> list[Figure]:
     return figures
 
 
-def _make_slide(path: Path, side: int, distinct: int) -> Path:
+def _make_slide(path: Path, side: int, distinct: int, *, jpeg2000: bool = False) -> Path:
     """Write a slide of `distinct` different tiles, which repeat."""
     rng = np.random.default_rng(0)
-    tiles = [encode(draw_tile(rng, _EDGE)) for _ in range(distinct)]
+    options = {**_JPEG2000, "no_jp2": True} if jpeg2000 else {}
+    tiles = [encode(draw_tile(rng, _EDGE), **options) for _ in range(distinct)]
     columns = -(-side // _EDGE)
-    return write_jpeg_slide(path, [(side, side)], lambda _, row, column: tiles[(row * columns + column) % distinct])
+
+    def tile(_: int, row: int, column: int) -> bytes:
+        return tiles[(row * columns + column) % distinct]
+
+    return write_jpeg2000_slide(path, (side, side), tile) if jpeg2000 else write_jpeg_slide(path, [(side, side)], tile)
 
 
 def _compare(options: Options, name: str, slide: Path, encoding: dict[str, Any], distinct: int) -> Figure:
@@ -130,12 +139,7 @@ def _encoding(slide: Path) -> dict[str, Any]:
         page: Any = file.pages[0]
         if int(page.compression) != _JPEG:
             raw = page.imagewidth * page.imagelength * page.samplesperpixel
-            return {
-                "kind": "JPEG2000",
-                "quality_mode": "rates",
-                "quality_layers": [raw / sum(page.databytecounts)],
-                "irreversible": True,
-            }
+            return {**_JPEG2000, "quality_layers": [raw / sum(page.databytecounts)]}
         file.filehandle.seek(page.dataoffsets[0])
         data = file.filehandle.read(page.databytecounts[0])
         rgb = int(page.photometric) == 2

@@ -76,7 +76,7 @@ def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("faiss")
-    for module in ("pairing_scale", "mil_epoch", "adapt_step"):
+    for module in ("pairing_scale", "mil_epoch", "adapt_step", "slide_memory"):
         monkeypatch.setattr(f"benchmarks.{module}.subprocess", SimpleNamespace(run=run_forked))
     file = tmp_path / "benchmarks.json"
     main(["--quick", "--json", str(file)])
@@ -95,6 +95,7 @@ def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
     assert figures["slide_geojson"]["facts"]["same_features"] is True
     assert figures["slide_tiles"]["facts"]["largest_difference_to_openslide"] <= 1
     assert figures["slide_tissue"]["facts"]["tiles"] > 0
+    assert list(figures["slide_memory"]["samples"]) == ["16 tiles", "64 tiles"]
     assert "say nothing about speed" in capsys.readouterr().out
 
 

@@ -1,0 +1,86 @@
+"""Peak memory of mapping a slide with many tiles, against the same slide with a quarter of them.
+
+The memory is measured in a separate process: `python -m benchmarks.slide_memory SLIDE MPP OUT` prints it as JSON.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.harness import Figure, Options
+from benchmarks.inputs import draw_tile, encode, write_jpeg_slide
+from benchmarks.pairing_memory import peak_bytes
+from clipit.errors import LaunchError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_EDGE = 256  # pixels of the slide's own tiles
+_STAIN = (0.9, 0.5, 0.8)
+"""Share of red, green and blue light that passes the tissue."""
+_FEW, _MANY = 2.0, 1.0  # micrometres per pixel of the tiles
+
+
+def measure(options: Options) -> list[Figure]:
+    """Measure the peak memory of `clipit slides map` with 16,384 tiles relative to that with 4,096.
+
+    Both are grids of the same slide of 32,768 pixels, all of which is tissue, at different resolutions, so that the
+    overview and the maps have the same size. The model is the embedded VLM with the names of two classes.
+    """
+    side = options.size(32_768, 2_048)
+    slide = _make_slide(options.folder / "slide.tif", side)
+    peaks: dict[float, list[float]] = {_FEW: [], _MANY: []}
+    tiles: dict[float, int] = {}
+    for number in range(options.repeats):
+        for mpp, values in peaks.items():
+            measured = _map(slide, mpp, options.folder / f"maps-{number}-{mpp}")
+            values.append(measured["peak"])
+            tiles[mpp] = measured["tiles"]
+    values = [many / few for many, few in zip(peaks[_MANY], peaks[_FEW], strict=True)]
+    name = f"peak memory of mapping a slide, {tiles[_MANY]:,} tiles / {tiles[_FEW]:,} tiles"
+    samples = {f"{tiles[mpp]} tiles": values for mpp, values in peaks.items()}
+    return [Figure("slide_memory", name, values, goal=1.1, samples=samples, facts={"side": side})]
+
+
+def _make_slide(path: Path, side: int) -> Path:
+    from PIL import Image
+
+    def stain(image: "Image.Image") -> "Image.Image":
+        return Image.fromarray((np.asarray(image) * np.array(_STAIN)).astype(np.uint8))
+
+    rng = np.random.default_rng(0)
+    tiles = [encode(stain(draw_tile(rng, _EDGE))) for _ in range(64)]
+    levels = [(side, side), (side // 16, side // 16)]
+    return write_jpeg_slide(path, levels, lambda _, row, column: tiles[(7 * row + column) % len(tiles)])
+
+
+def _map(slide: Path, mpp: float, out: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.slide_memory", str(slide), str(mpp), str(out)]
+    home = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError("the process that maps the slide failed", where=slide, fix=done.stderr.strip()[-2000:])
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def main() -> None:
+    """Map a slide, and print the number of tiles and the peak memory in bytes as JSON."""
+    import pyarrow.parquet as pq
+
+    from clipit.cli.main import main as run_command
+
+    slide, mpp, out = sys.argv[1:]
+    model = ["--vlm", "embedded", "--classes", "tumour; stroma", "--workers", "2"]
+    sys.argv = ["clipit", "slides", "map", slide, *model, "--tile-mpp", mpp, "--out", out]
+    run_command()
+    tiles = sum(pq.read_metadata(file).num_rows for file in Path(out).glob("slides/*/tiles.parquet"))
+    print(json.dumps({"tiles": tiles, "peak": peak_bytes()}))
+
+
+if __name__ == "__main__":
+    main()

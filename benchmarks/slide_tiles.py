@@ -17,7 +17,7 @@ _REAL = "slides/CMU-1-Small-Region.svs"  # below CLIPIT_TEST_DATA
 _BATCH = 64
 _MOST = 4096  # tiles of a real slide
 _JPEG = 7  # TIFF: compression
-_JPEG2000 = {"kind": "JPEG2000", "quality_mode": "rates", "quality_layers": [12], "irreversible": True}
+_JPEG2000: dict[str, Any] = {"kind": "JPEG2000", "quality_mode": "rates", "quality_layers": [12], "irreversible": True}
 """About the compression of real slides: a twelfth of the bytes of the pixels."""
 
 

@@ -43,6 +43,8 @@ __all__ = [
 
 Correction = Literal["none", "csls", "inverted_softmax", "sinkhorn"]
 """Hubness corrections of `clipit/pairing/correction.py`."""
+LARGEST_INPUT = 8192
+"""Largest edge of the input of a student or classifier in pixels."""
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _MAX_NAME_LENGTH = 200  # file systems allow 255, but an arm's steps and seed are appended
 
@@ -92,7 +94,7 @@ class BackboneConfig(Section):
     pooling: Literal["default", "cls", "cls_mean"] = "default"
     """Features from tokens: the model's own pooling, the class token, or the class token concatenated with the mean of
     the patch tokens."""
-    pixels: int | None = Field(None, ge=1)
+    pixels: int | None = Field(None, ge=1, le=LARGEST_INPUT)
     """Input size of the student in pixels; null: the model's own. Vision transformers need a multiple of their patch
     size, and their position embeddings are resampled. The VLM keeps its own size."""
     trust_remote_code: bool = False

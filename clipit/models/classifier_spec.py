@@ -24,6 +24,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from clipit.artifacts import file_sha256, write_json
+from clipit.config.run import LARGEST_INPUT
 from clipit.errors import ModelError, counted, shortlist
 from clipit.models.loading import read_json
 from clipit.models.preprocess import Preprocess
@@ -39,8 +40,9 @@ ZERO_SHOT = "zero_shot.safetensors"
 ADAPTER = "adapter"
 CARD = "README.md"
 
+_LEAST_STD, _MOST_MEAN = 1e-4, 10.0  # wide, because some models are not trained on standardised pixels
 _SELF = "sha256"  # key of the digest of all other keys
-_AGAIN = (
+COPY_AGAIN = (
     "copy the classifier again from its source; or delete this folder and run clipit train with the run's "
     "configuration, which exports it again"
 )
@@ -157,13 +159,13 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
     digest = values.pop(_SELF, None)
     spec = _validated(values, file)
     if digest != _digest({"format": FORMAT, **values}):
-        raise ModelError("the description was changed after the export", where=file, fix=_AGAIN)
+        raise ModelError("the description was changed after the export", where=file, fix=COPY_AGAIN)
     needed = {CONFIG, WEIGHTS, *(() if spec.plain else (HEADS,)), *((ZERO_SHOT,) if spec.projector_layers else ())}
     if unlisted := needed - spec.files.keys():
-        raise ModelError(f"no checksum of {', '.join(sorted(unlisted))}", where=file, fix=_AGAIN)
+        raise ModelError(f"no checksum of {', '.join(sorted(unlisted))}", where=file, fix=COPY_AGAIN)
     absent = [name for name in _read_files(spec) if check_files and not (folder / name).is_file()]
     if absent:
-        raise ModelError(f"files are missing: {shortlist(absent)}", where=folder, fix=_AGAIN)
+        raise ModelError(f"files are missing: {shortlist(absent)}", where=folder, fix=COPY_AGAIN)
     return spec
 
 
@@ -175,13 +177,13 @@ def verify_files(folder: Path, spec: ClassifierSpec) -> None:
     """
     changed = [name for name in _read_files(spec) if file_sha256(folder / name) != spec.files[name]]
     if changed:
-        raise ModelError(f"damaged or changed files: {shortlist(changed)}", where=folder, fix=_AGAIN)
+        raise ModelError(f"damaged or changed files: {shortlist(changed)}", where=folder, fix=COPY_AGAIN)
     names = _label_names(read_json(folder / CONFIG))
     if (names or spec.plain) and names != list(spec.classes):
         raise ModelError(
             f"the classes are {shortlist(spec.classes)} in {DESCRIPTION}, but {shortlist(names)} in {CONFIG}",
             where=folder,
-            fix=_AGAIN,
+            fix=COPY_AGAIN,
         )
 
 
@@ -214,10 +216,10 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
     if spec.vlm is not None and spec.projector_layers and spec.vlm["joint_dim"] != dim:
         wrong.append(f"the projector has {dim} outputs, the joint space {spec.vlm['joint_dim']} dimensions")
     if wrong:
-        raise ModelError(f"the weights do not fit the description: {shortlist(wrong)}", where=where, fix=_AGAIN)
+        raise ModelError(f"the weights do not fit the description: {shortlist(wrong)}", where=where, fix=COPY_AGAIN)
 
 
-def check_finite(tensors: Mapping[str, torch.Tensor], where: object, fix: str = _AGAIN) -> None:
+def check_finite(tensors: Mapping[str, torch.Tensor], where: object, fix: str = COPY_AGAIN) -> None:
     """Check that all weights are finite.
 
     Args:
@@ -256,10 +258,10 @@ def _validated(values: Mapping[str, Any], file: Path) -> ClassifierSpec:
         spec: ClassifierSpec = TypeAdapter(ClassifierSpec).validate_json(json.dumps(values))
     except ValidationError as error:
         details = [f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()]
-        raise ModelError(f"damaged description: {shortlist(details, 3)}", where=file, fix=_AGAIN) from error
+        raise ModelError(f"damaged description: {shortlist(details, 3)}", where=file, fix=COPY_AGAIN) from error
     problems = list(_problems(spec))
     if problems:
-        raise ModelError(f"damaged description: {shortlist(problems, 3)}", where=file, fix=_AGAIN)
+        raise ModelError(f"damaged description: {shortlist(problems, 3)}", where=file, fix=COPY_AGAIN)
     return spec
 
 
@@ -272,10 +274,7 @@ def _problems(spec: ClassifierSpec) -> Iterator[str]:
         yield f"classes: {counted(len(spec.classes), 'class', 'classes')}; a classifier has two or more"
     if spec.dim < 1:
         yield f"dim: {spec.dim} is not positive"
-    if not all(value > 0 for value in spec.preprocess.std):
-        yield f"preprocess.std: {spec.preprocess.std} must be positive"
-    if not 1 <= spec.preprocess.size <= spec.preprocess.resize_to:
-        yield f"preprocess: size {spec.preprocess.size} and resize_to {spec.preprocess.resize_to} contradict each other"
+    yield from _preprocess_problems(spec.preprocess)
     if spec.mpp is not None and not spec.mpp > 0:
         yield f"mpp: {spec.mpp} is not positive"
     if not 0 <= spec.projector_layers <= 2:
@@ -297,6 +296,20 @@ def _problems(spec: ClassifierSpec) -> Iterator[str]:
         if isinstance(scale, float | int) and not (math.isfinite(scale) and scale > 0):
             yield f"vlm.logit_scale: {scale} is not positive"
     yield from (f"files.{name}: outside the folder" for name in spec.files if _leaves_folder(name))
+
+
+def _preprocess_problems(preprocess: Preprocess) -> Iterator[str]:
+    if not all(_LEAST_STD <= value <= 1 / _LEAST_STD for value in preprocess.std):
+        yield f"preprocess.std: {preprocess.std} must be positive, and of values in 0..1"
+    if not all(abs(value) <= _MOST_MEAN for value in preprocess.mean):
+        yield f"preprocess.mean: {preprocess.mean} must be of values in 0..1"
+    if not 1 <= preprocess.size <= preprocess.resize_to:
+        yield f"preprocess: size {preprocess.size} and resize_to {preprocess.resize_to} contradict each other"
+    elif preprocess.size > LARGEST_INPUT or preprocess.resize_to > 2 * LARGEST_INPUT:
+        yield (
+            f"preprocess: size {preprocess.size} and resize_to {preprocess.resize_to} are larger than "
+            f"{LARGEST_INPUT} and {2 * LARGEST_INPUT} pixels"
+        )
 
 
 def _leaves_folder(name: str) -> bool:

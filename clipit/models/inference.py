@@ -12,6 +12,7 @@ from torch import Tensor
 from clipit.config.run import VLMConfig
 from clipit.device_copies import copy_ahead, stack
 from clipit.errors import DataError, ModelError, is_out_of_memory, out_of_memory
+from clipit.models.classifier_checks import check_network, check_timm_preprocess, check_transformers_preprocess
 from clipit.models.classifier_network import ClassifierNetwork, parse_device, parse_dtype
 from clipit.models.classifier_spec import (
     HEADS,
@@ -29,7 +30,7 @@ from clipit.models.pictures import Images, open_pictures
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
-from clipit.models.trunks import channels_last
+from clipit.models.trunks import channels_last, inner_model
 from clipit.models.vlm import VLM, load_vlm
 from clipit.read_ahead import check_batches, read_ahead, reading_threads
 
@@ -364,7 +365,9 @@ def load_classifier(
         model: Any
         if spec.loader == "timm":  # timm never runs code from a model's files
             model = open_timm(folder, spec.pooling)
+            check_timm_preprocess(folder, spec, inner_model(model))
         else:
+            check_transformers_preprocess(folder, spec)
             with guard_remote_code(spec.remote_code, "call load_classifier(..., trust_remote_code=True)"):
                 model = open_transformers(
                     folder, spec.pooling, spec.preprocess.size, trust_remote_code=spec.remote_code
@@ -374,6 +377,7 @@ def load_classifier(
         zero_shot = load_file(folder / ZERO_SHOT) if spec.projector_layers else {}
         check_tensors(spec, head | zero_shot, folder)
         network = ClassifierNetwork(spec, channels_last(model), head, zero_shot)
+    check_network(spec, network.eval(), folder)
     network = network.to(chosen).eval().requires_grad_(False)
     classifier = Classifier(spec, network, zero_shot, vlm, trust_remote_code).to(dtype=dtype)
     return classifier.compile() if compile else classifier

@@ -20,7 +20,7 @@ from clipit.models.trunks import Pooling, TokenPool, Trunk, check_pixels, no_suc
 from clipit.models.weights import mismatches
 
 PREFIX = "transformers:"
-_PROCESSOR = "preprocessor_config.json"
+PROCESSOR = "preprocessor_config.json"
 _RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
 _CLASSIFIERS = {
     "ViTModel": "ViTForImageClassification",
@@ -68,12 +68,12 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
         preprocess = Preprocess(spec.pixels, spec.pixels, "shortest", spec.interpolation, spec.mean, spec.std)
     else:
         raise ModelError(
-            f"its preprocessing is missing: looked for {_PROCESSOR}",
+            f"its preprocessing is missing: looked for {PROCESSOR}",
             where=source,
             fix="copy all files of the model's page into this folder",
         )
     kind: Literal["cls", "cls_mean"] = "cls_mean" if pooling == "cls_mean" else "cls"
-    native_pixels, origin = preprocess.size, f"its {_PROCESSOR}"
+    native_pixels, origin = preprocess.size, f"its {PROCESSOR}"
     if config.pixels not in (None, native_pixels):
         _change_size(model, config.pixels, native_pixels, config.name)
         preprocess, origin = preprocess.at(config.pixels), "backbone.pixels"
@@ -94,7 +94,7 @@ def save_transformers(model: Any, preprocess: Preprocess, folder: Path) -> None:
     squash = preprocess.mode == "squash"
     edge = preprocess.resize_to
     write_json(
-        folder / _PROCESSOR,
+        folder / PROCESSOR,
         {
             "image_processor_type": "CLIPImageProcessor",  # resize, crop, rescale, normalise
             "do_convert_rgb": True,
@@ -307,10 +307,10 @@ def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str
     from transformers.utils import cached_file
 
     if local:
-        path = Path(source) / _PROCESSOR
+        path = Path(source) / PROCESSOR
         return read_json(path) if path.is_file() else None
     file = cached_file(
-        source, _PROCESSOR, _raise_exceptions_for_missing_entries=False,
+        source, PROCESSOR, _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False, **options,
     )  # fmt: skip
     return None if file is None else read_json(Path(file))

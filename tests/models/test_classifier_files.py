@@ -17,6 +17,7 @@ from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConf
 from clipit.errors import ModelError
 from clipit.models import classifier_spec
 from clipit.models.backbones import load_backbone
+from clipit.models.classifier_checks import check_network
 from clipit.models.classifier_spec import read_spec, write_spec
 from clipit.models.export import export_classifier
 from clipit.models.student import build_student
@@ -132,7 +133,18 @@ def test_missing_and_foreign_files(plain: Path, timm_folder: Path) -> None:
         (lambda v: v["preprocess"].update(std=[0.2, 0.0, 0.2]), r"preprocess\.std"),
         (lambda v: v["preprocess"].update(std=[0.2, float("nan"), 0.2]), "std"),
         (lambda v: v["preprocess"].update(mean=[0.2, 0.2]), "mean"),
+        (lambda v: v["preprocess"].update(std=[0.2, 0.2, 1e-30]), r"preprocess\.std"),
+        (lambda v: v["preprocess"].update(mean=[123.7, 116.3, 103.5]), r"preprocess\.mean"),
+        (lambda v: v["preprocess"].update(mean=[0.1, 0.1, 0.1]), r"mean \(0\.1, 0\.1, 0\.1\).* in config\.json"),
+        (lambda v: v["preprocess"].update(interpolation="box"), "interpolation"),
         (lambda v: v["preprocess"].update(size=0), "size 0"),
+        (lambda v: v["preprocess"].update(size=1), "the preprocessing is 1 px .* in clipit.json, but 32 px"),
+        (lambda v: v["preprocess"].update(size=10**9, resize_to=10**9), "size 1000000000 and resize_to 1000000000 are"),
+        (lambda v: v["preprocess"].update(resize_to=10**9), "larger than 8192 and 16384 pixels"),
+        (
+            lambda v: v.update(dim=33),
+            r"32 features and 3 classes, clipit.json states 33 and 3|weight is \(3, 32\), not \(3, 33\)",
+        ),
         (lambda v: v["preprocess"].update(resize_to=1), "resize_to 1"),
         (lambda v: v["preprocess"].update(mode="stretch"), "mode"),
         (lambda v: v["vlm"].update(logit_scale=0.0), "logit_scale"),
@@ -149,6 +161,13 @@ def test_every_field_is_checked(folder: Path, change: Callable[[dict[str, Any]],
     edit(folder, change)
     with pytest.raises(ModelError, match=words):
         load(folder)
+
+
+def test_an_input_size_that_the_backbone_does_not_accept(folder: Path) -> None:
+    classifier = clipit.load_classifier(folder, "cpu")
+    spec = replace(classifier.spec, preprocess=classifier.spec.preprocess.at(1))
+    with pytest.raises(ModelError, match="does not process images of 1 pixels to 32 features"):
+        check_network(spec, classifier.network, folder)
 
 
 def test_classes_in_another_order(plain: Path, exported: dict[str, Path], tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from clipit.annotators.agreement import explain_not_estimable, overlap_remarks
 from clipit.annotators.dawid_skene import DawidSkene, dawid_skene
 from clipit.annotators.votes import Votes, majority
 from clipit.config.run import AnnotationsConfig
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 
 Independence = Literal["yes", "no", "unknown"]
 """Whether the test labels come from none of the annotators of the training labels."""
 
+_FEW_TILES = 30
 _WHERE = "tiles.annotations"
 _OF_SOURCE: dict[str, Independence] = {"same": "no", "others": "yes", "unknown": "unknown"}
 
@@ -42,6 +43,40 @@ class Consensus:
     def method(self) -> str:
         """Name of the method by which the consensus was found."""
         return "majority" if self.estimates is None else "Dawid-Skene"
+
+    @property
+    def overruled(self) -> Int64[np.ndarray, " m"]:
+        """Items whose consensus is another class than more than half of their labels, which are at least two."""
+        counts = self.votes.counts()
+        clear = (2 * counts > counts.sum(axis=1, keepdims=True)) & (counts > 1)
+        others = clear.any(axis=1) & ~np.take_along_axis(clear, self.labels[:, None], axis=1)[:, 0]
+        return np.flatnonzero(others).astype(np.int64)
+
+    def remarks(self, kind: str) -> list[str]:
+        """List tiles on which the consensus overrules a clear majority, and limits of the estimates.
+
+        The skills of annotators cannot be estimated reliably from few tiles, so the first is then a warning.
+
+        Args:
+            kind: Labels that the remarks are about, such as "test labels".
+        """
+        limits = [f"{kind}: {remark}" for remark in overlap_remarks(self.votes)]
+        rows = self.overruled.tolist() if len(self.votes) else []
+        if not rows:
+            return limits
+        counts, classes = self.votes.counts(), self.votes.classes
+        listed = [
+            f"{self.votes.items[row]} ({counts[row].max()} of {counts[row].sum()} for "
+            f"{classes[counts[row].argmax()]}, consensus {classes[self.labels[row]]})"
+            for row in rows
+        ]
+        few = len(self.votes) < _FEW_TILES
+        advice = f"; {len(self.votes)} tiles are too few to estimate confusions reliably, so check these" if few else ""
+        return [
+            f"{'WARNING: ' if few else ''}{kind}: the consensus differs from more than half of the labels on "
+            f"{counted(len(rows), 'tile')}: {shortlist(listed)}{advice}",
+            *limits,
+        ]
 
 
 def find_consensus(votes: Votes) -> Consensus:
@@ -247,7 +282,7 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
     notes = [f"training labels: {kind} (Dawid-Skene) of {annotator_names} on {len(votes):,} tiles"]
     if consensus.estimates is not None and not consensus.estimates.converged:
         notes.append(f"training labels: EM has not converged after {len(consensus.estimates.objective):,} iterations")
-    notes += [f"training labels: {remark}" for remark in overlap_remarks(votes)]
+    notes += consensus.remarks("training labels")
     return dict(zip(votes.items, consensus.labels.tolist(), strict=True)), notes
 
 
@@ -280,4 +315,4 @@ def _test_notes(consensus: Consensus, independent: Independence, n_tests: int, s
         notes.append("it is unknown whether the annotators of the test labels also label the training tiles")
     if consensus.reason:
         notes.append(f"test labels: {consensus.reason}; the majority is used")
-    return [*notes, *(f"test labels: {remark}" for remark in overlap_remarks(votes))]
+    return [*notes, *consensus.remarks("test labels")]

@@ -152,6 +152,7 @@ def _estimates(consensus: Consensus) -> dict[str, Any] | None:
         "iterations": len(estimates.objective),
         "converged": estimates.converged,
         "differs": int((most_common.labels != consensus.labels).sum()),
+        "overruled": [votes.items[row] for row in consensus.overruled.tolist()],
         "tied": int(most_common.tied.sum()),
         "annotators": [
             {

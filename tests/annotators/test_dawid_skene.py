@@ -76,6 +76,18 @@ def test_what_cannot_be_estimated_is_the_majority_with_the_reason() -> None:
         dawid_skene(votes_of([[0]], 2).of_items(()))
 
 
+def test_a_consensus_against_a_clear_majority_is_listed() -> None:
+    few = find_consensus(votes_of([[0, 0, 1], [1, 1, 1], [0, 0, 0]], 2))
+    assert few.labels.tolist() == [0, 0, 0] and few.overruled.tolist() == [2]
+    warning = few.remarks("test labels")[0]
+    assert warning.startswith("WARNING: test labels: the consensus differs from more than half of the labels on 1 tile")
+    assert "tile-2 (2 of 3 for class-1, consensus class-0); 3 tiles are too few" in warning
+    many = find_consensus(simulate_votes((0.97, 0.97, 0.55, 0.55, 0.55), 200, 2, seed=0)[0])
+    assert len(many.overruled) > 5 and many.remarks("x")[0].startswith("x: the consensus differs")
+    agreed = find_consensus(votes_of([[0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 0]], 2))
+    assert not len(agreed.overruled) and not any("differs" in remark for remark in agreed.remarks("x"))
+
+
 def test_ties_are_drawn_by_the_id_of_the_tile() -> None:
     counts = np.tile(np.array([[2, 2, 1]]), (200, 1))
     ids = [f"tile-{row}" for row in range(200)]

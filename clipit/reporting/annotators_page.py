@@ -132,8 +132,8 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
             f"EM has {converged} after {estimates['iterations']:,} iterations, at a log likelihood of "
             f"{estimates['log_likelihood']:.1f}. "
             f"The consensus differs from the majority on {estimates['differs']:,} tiles, on "
-            f"{len(estimates['overruled']):,} of them from more than half of the labels; {estimates['tied']:,} tiles are "
-            "tied. Accuracy is the estimated probability that a label is the true class. It is not measured: the "
+            f"{len(estimates['overruled']):,} of them from more than half of the labels; {estimates['tied']:,} tiles "
+            "are tied. Accuracy is the estimated probability that a label is the true class. It is not measured: the "
             "estimate assumes that annotators err independently, given the class."
         ),
         shares,

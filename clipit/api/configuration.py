@@ -7,6 +7,7 @@ from typing import Any
 
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import dotted, fill_tiles, merge, nested, override, read_yaml, require_tiles, validate_file
+from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
 
@@ -39,6 +40,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     Raises:
         ConfigError: The file cannot be read, or keys or values are invalid; the message lists all of them.
     """
+    _check_kinds(config, overrides)
     both = sorted({*(overrides or {})} & {*keys})
     if both:
         raise ConfigError(f"given twice: {', '.join(both)}", where="load_config", fix="keep one of each")
@@ -63,6 +65,33 @@ def as_config(config: Config, *, needs_tiles: bool = True) -> ConfigFile:
     if needs_tiles:
         require_tiles(file.run)
     return file
+
+
+def _check_kinds(config: object, overrides: object) -> None:
+    """Refuse values of other types, such as a dictionary in place of a file."""
+    if not isinstance(config, ConfigFile | str | Path):
+        example = '{"tiles.path": "tiles.csv"}'
+        fix = f'to change keys, start from a file or a shipped configuration: clipit.load_config("own_table", {example})'
+        if isinstance(config, RunConfig):
+            fix = "pass the configuration that load_config returned, not its attribute run"
+        raise ConfigError(
+            f"a configuration is the path of a YAML file, the name of a shipped configuration or what load_config "
+            f"returns, not {_kind(config)}",
+            where="config",
+            fix=fix,
+        )
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ConfigError(
+            f"overrides are a dictionary of dotted keys and their values, not {_kind(overrides)}",
+            where="overrides",
+            fix='write, for example, {"training.steps": 200}',
+        )
+
+
+def _kind(value: object) -> str:
+    """Name the type of a value with its article."""
+    name = {"NoneType": "None", "dict": "a dictionary"}.get(type(value).__name__)
+    return name or f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
 
 
 def _path(config: str | Path) -> Path:

@@ -69,6 +69,29 @@ def test_a_wrong_configuration_is_an_exception_that_lists_all_problems() -> None
         clipit.load_config("~nobody-has-this-name/config.yaml")
 
 
+_OTHER_KINDS = """
+import clipit
+for function, *arguments in (
+    (clipit.load_config, {"tiles.path": "t.csv"}), (clipit.train, None), (clipit.train, 7),
+    (clipit.compare, clipit.load_config("demo").run), (clipit.load_config, "demo", "training.steps=3"),
+):
+    try:
+        function(*arguments)
+    except clipit.ClipitError as error:
+        print(" ".join(str(error).split()))
+"""
+
+
+def test_a_dictionary_is_not_a_configuration() -> None:  # in a process without the checks of types of these tests
+    done = subprocess.run([sys.executable, "-c", _OTHER_KINDS], capture_output=True, text=True, check=True)
+    first, absent, number, run, overrides = done.stdout.splitlines()
+    assert "path of a YAML file" in first and "not a dictionary" in first
+    assert 'clipit.load_config("own_table", {"tiles.path": "tiles.csv"})' in first
+    assert "not None" in absent and "not an int" in number
+    assert "not a RunConfig" in run and "not its attribute run" in run
+    assert "a dictionary of dotted keys and their values, not a str" in overrides
+
+
 def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_without_tiles(world: dict) -> None:
     config = clipit.load_config("own_table", {"reports.path": world["reports"]["path"]})
     assert as_config(clipit.load_config(config, seed=1), needs_tiles=False).run.reports is not None

@@ -70,8 +70,8 @@ def as_config(config: Config, *, needs_tiles: bool = True) -> ConfigFile:
 def _check_kinds(config: object, overrides: object) -> None:
     """Refuse values of other types, such as a dictionary in place of a file."""
     if not isinstance(config, ConfigFile | str | Path):
-        example = '{"tiles.path": "tiles.csv"}'
-        fix = f'to change keys, start from a file or a shipped configuration: clipit.load_config("own_table", {example})'
+        example = 'clipit.load_config("own_table", {"tiles.path": "tiles.csv"})'
+        fix = f"start from a file or a shipped configuration, and change its keys: {example}"
         if isinstance(config, RunConfig):
             fix = "pass the configuration that load_config returned, not its attribute run"
         raise ConfigError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.file import SECTIONS, ConfigFile
-from clipit.config.load import dotted, fill_tiles, merge, nested, override, read_yaml, require_tiles, validate_file
+from clipit.config.load import dotted, fill_tiles, merge, nested, override, read_yaml, require_tiles, validate_without_reports
 from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
@@ -35,7 +35,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
 
     Returns:
         The validated configuration: the keys of a run in `run`, and the other sections, such as `comparison`, by name.
-        Without `tiles.path`, only functions that need no tiles accept it.
+        Without `tiles.path` or `reports.path`, only functions that need no tiles or no reports accept it.
 
     Raises:
         ConfigError: The file cannot be read, or keys or values are invalid; the message lists all of them.
@@ -52,7 +52,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
         path = _path(config)
         values, where = read_yaml(path), str(path)
     values = fill_tiles(override(values, changes, given))
-    return validate_file(values, f"{where} and the overrides" if changes else where)
+    return validate_without_reports(values, f"{where} and the overrides" if changes else where)
 
 
 def as_config(config: Config, *, needs_tiles: bool = True) -> ConfigFile:

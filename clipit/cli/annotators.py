@@ -37,7 +37,7 @@ def main() -> None:
                 "help": "posterior below which pixels of the confident masks are ignored (default: 0.9)",
             },
         }
-        file, options = read_file_command(__doc__, ["segmentation"], extra=extra)
+        file, options = read_file_command(__doc__, ["segmentation"], extra=extra, needs_reports=False)
         from clipit.api.labels import describe_annotators, merge_masks
         from clipit.distributed import get_processes
 

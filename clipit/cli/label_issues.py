@@ -8,7 +8,7 @@ from clipit.prompts.early_check import check_prompt_files
 def main() -> None:
     """Run the command."""
     with user_errors():
-        file, _ = read_file_command(__doc__, ["label_issues"])
+        file, _ = read_file_command(__doc__, ["label_issues"], needs_reports=False)
         check_prompt_files(file)
         from clipit.api.labels import find_label_issues
         from clipit.distributed import get_processes

@@ -9,7 +9,7 @@ from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_stud
 def main() -> None:
     """Run the command."""
     with user_errors():
-        file, options = read_file_command(__doc__, ["mil"], extra=RECORD_OPTION, needs_tiles=False)
+        file, options = read_file_command(__doc__, ["mil"], extra=RECORD_OPTION, needs_tiles=False, needs_reports=False)
         check_prompt_files(file)
         if options.record:
             check_export(options.record)

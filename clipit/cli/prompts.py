@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from clipit.config.command_line import read_command, read_file_command
+from clipit.config.command_line import read_file_command
 from clipit.config.paths import expand_home
 from clipit.errors import user_errors
 from clipit.prompts.early_check import check_prompt_files
@@ -33,7 +33,8 @@ def lint(arguments: list[str]) -> None:
     if options.config:
         from clipit.workspace.workspace import Workspace
 
-        workspace = Workspace(read_command("", ["--config", options.config])[0])
+        file, _ = read_file_command("", (), ["--config", options.config], needs_reports=False)
+        workspace = Workspace(file.run)
         classes = workspace.all_tiles.classes
         count_tokens, budget = workspace.vlm.count_tokens, workspace.vlm.context_length
     errors = 0
@@ -49,9 +50,8 @@ def lint(arguments: list[str]) -> None:
 def study(arguments: list[str]) -> None:
     """Measure how much the wording of prompts matters."""
     extra = {"--run": {"type": Path, "help": "folder of a run whose student is measured as well"}, **RECORD_OPTION}
-    file, options = read_file_command(
-        "Measure how much the wording of prompts matters.", ["prompt_study"], arguments, extra
-    )
+    description = "Measure how much the wording of prompts matters."
+    file, options = read_file_command(description, ["prompt_study"], arguments, extra, needs_reports=False)
     check_prompt_files(file)
     if options.record:
         check_export(options.record)

@@ -22,6 +22,7 @@ from clipit.config.load import (
     override,
     read_yaml,
     validate_file,
+    validate_without_reports,
 )
 from clipit.config.option_values import decode_options, decode_text
 from clipit.config.paths import option_path
@@ -69,6 +70,7 @@ def read_file_command(
     extra: Mapping[str, dict[str, Any]] | None = None,
     *,
     needs_tiles: bool = True,
+    needs_reports: bool = True,
     needs_config: bool = True,
     default_config: str | None = None,
 ) -> tuple[ConfigFile, argparse.Namespace]:
@@ -81,6 +83,7 @@ def read_file_command(
         argv: Arguments; by default those of the process.
         extra: Further options of the command: name -> keyword arguments of `add_argument`.
         needs_tiles: Whether the section `tiles` is required.
+        needs_reports: Whether a section `reports` without a path is an error; otherwise it counts as missing.
         needs_config: Whether `--config` is required.
         default_config: Name of the shipped configuration to read without `--config`; None for none.
 
@@ -127,7 +130,8 @@ def read_file_command(
     if not needs_tiles:
         values = fill_tiles(values)
     origin = f"{options.config} and the command line" if options.config else "the command line"
-    return validate_file(values, origin), options
+    validate = validate_file if needs_reports else validate_without_reports
+    return validate(values, origin), options
 
 
 @cache

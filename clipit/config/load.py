@@ -13,6 +13,7 @@ from clipit.yaml_file import load_yaml
 
 _Model = TypeVar("_Model", bound=BaseModel)
 NO_TILES = ""  # path of the placeholder for tiles that a command does not need
+_NO_REPORTS = ""  # path of the placeholder that lets the other keys of `reports` be validated
 
 RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
 """Former keys of the configuration, dotted, and the keys that replace them."""
@@ -226,6 +227,22 @@ def fill_tiles(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(tiles, Mapping) or "path" in tiles:
         return dict(values)
     return {**values, "tiles": {"source": "table", "path": NO_TILES, **tiles}}
+
+
+def validate_without_reports(values: Mapping[str, Any], where: object) -> ConfigFile:
+    """Validate the content of a file in which the section `reports` may lack its path, and then does not count.
+
+    Shipped configurations contain such a section, whose path is given on the command line. Commands that need no
+    reports ignore it; its keys are validated nevertheless.
+
+    Raises:
+        ConfigError: Values are invalid.
+    """
+    reports = values.get("reports")
+    if not isinstance(reports, Mapping) or "path" in reports:
+        return validate_file(values, where)
+    file = validate_file({**values, "reports": {"path": _NO_REPORTS, **reports}}, where)
+    return file.model_copy(update={"run": file.run.model_copy(update={"reports": None})})
 
 
 def names_tiles(config: RunConfig) -> bool:

@@ -127,7 +127,8 @@ def run_study(
     from clipit.prompts.early_check import check_prompt_files
 
     run = {"type": Path, "default": None, "metavar": "FOLDER", "help": run_help}
-    file, options = read_file_command(description, [section], extra={"--run": run, **RECORD_OPTION})
+    extra = {"--run": run, **RECORD_OPTION}
+    file, options = read_file_command(description, [section], extra=extra, needs_reports=False)
     check_prompt_files(file)
     if options.record:
         check_export(options.record)

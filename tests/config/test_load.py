@@ -190,6 +190,17 @@ def test_required_keys_are_named() -> None:
         validate({"tiles": {"source": "folders"}}, "here")
 
 
+def test_reports_without_a_path_are_missing_for_commands_that_need_none(file: Callable[..., str]) -> None:
+    arguments = [file({**MINIMAL, "reports": {"min_words": 3}})]
+    with pytest.raises(ConfigError, match=r"'reports\.path': Field required"):
+        read_file_command("test", (), arguments)
+    assert read_file_command("test", (), arguments, needs_reports=False)[0].run.reports is None
+    named, _ = read_file_command("test", (), [*arguments, "--reports.path=r.txt"], needs_reports=False)
+    assert named.run.reports is not None and named.run.reports.min_words == 3
+    with pytest.raises(ConfigError, match=r"unknown key 'reports\.min_wrods' \(did you mean 'reports\.min_words'"):
+        read_file_command("test", (), [*arguments, "--reports.min_wrods=3"], needs_reports=False)
+
+
 def test_a_two_layer_projector_does_not_go_with_the_linear_head() -> None:
     with pytest.raises(ConfigError, match=r"'student'.*late_fusion"):
         validate({**MINIMAL, "student": {"projector_layers": 2}}, "here")

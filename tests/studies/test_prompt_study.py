@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from launching import run_program
 from study_records import lacking
 
+import clipit
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.errors import ClipitError, ConfigError, DataError, ModelError
@@ -236,3 +238,17 @@ def test_no_text_is_embedded_twice() -> None:
     np.testing.assert_array_equal(lookup(["a", "bb", "a"])[:, 0], [1, 2, 1])
     np.testing.assert_array_equal(lookup(["ccc", "bb"])[:, 0], [3, 2])
     assert seen == ["a", "bb", "ccc"]
+
+
+def test_only_centred_embeddings_need_reports(world: dict[str, Any], tmp_path: Path) -> None:
+    values = {**world, "reports": {"min_words": 3}, "output": str(tmp_path / "out"), "name": "silent"}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    centred = clipit.load_config(tmp_path / "c.yaml", {"prompt_study.centred": True, "probing.centred": True})
+    assert centred.run.reports is None
+    for measure in (study, clipit.probe):
+        with pytest.raises(ConfigError, match=r"(?s)needs reports.*set reports\.path"):
+            measure(centred)
+    command = ("-m", "clipit", "prompts", "study", "--config", str(tmp_path / "c.yaml"), "--prompt_study.draws=2")
+    done = run_program(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out/prompts/silent/prompts.parquet").is_file()

@@ -111,7 +111,7 @@ def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) ->
         DataError: No test tile has a label, or the run has different classes.
     """
     workspace = Workspace(config)
-    check_inputs(workspace, ["vlm", "backbone"])
+    check_inputs(workspace, ["vlm", "backbone"], reports=probing.centred)
     _require_test_labels(config, workspace.listed_tiles)
     rows: list[ProbingRow] = []
     if run is not None:  # first, so that a wrong folder is reported early

@@ -148,7 +148,7 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
         ModelError: The run's classifier cannot predict zero-shot.
     """
     prompt_sets = _load_prompt_sets(options, workspace)
-    check_inputs(workspace, ["vlm"], prompt_sets)
+    check_inputs(workspace, ["vlm"], prompt_sets, reports=options.centred)
     test, screening = select_tiles(config, options, workspace)
     models = load_vlm_models(workspace, test, screening, centre=options.centred)
     if run is not None:

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.file import SECTIONS, ConfigFile
-from clipit.config.load import dotted, fill_tiles, merge, nested, override, read_yaml, require_tiles, validate_without_reports
+from clipit.config.load import (
+    dotted,
+    fill_tiles,
+    merge,
+    nested,
+    override,
+    read_yaml,
+    require_tiles,
+    validate_without_reports,
+)
 from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError

@@ -64,8 +64,8 @@ class Processes:
 
         store = dist.distributed_c10d._get_default_store()
         key = f"clipit/claim/{next(_claims)}"
-        while (place := store.add(key, 1) - 1) < len(items):
-            yield items[place]
+        while (index := store.add(key, 1) - 1) < len(items):
+            yield items[index]
 
     def barrier(self) -> None:
         """Wait until all processes have reached this point."""

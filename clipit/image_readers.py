@@ -114,14 +114,14 @@ class FileReader:
         return str(self._root / self._files[row])
 
 
-_PLACE = np.dtype(
+_MEMBER = np.dtype(
     [("offset", "<i8"), ("packed", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("method", "<u2"), ("flags", "<u2")]
 )
-"""Place of a member in a zip: 32 bytes, compared with about 600 for an entry of zipfile."""
+"""Offset and size of a member in a zip: 32 bytes, compared with about 600 for an entry of zipfile."""
 
 
 class _OpenZip:
-    """An open zip that only keeps the places of the requested members."""
+    """An open zip that only keeps the offsets of the requested members."""
 
     def __init__(self, path: Path, members: Sequence[str]) -> None:
         self._archive, self._members = zipfile.ZipFile(path), members
@@ -135,7 +135,7 @@ class _OpenZip:
             0,
         )  # for members that are missing, because the zip was replaced after they were listed
         self._places = np.fromiter(
-            (_place(infos[name]) if name in infos else absent for name in members), dtype=_PLACE, count=len(members)
+            (_member(infos[name]) if name in infos else absent for name in members), dtype=_MEMBER, count=len(members)
         )
         self._stored_names = {
             row: infos[name].orig_filename
@@ -166,7 +166,7 @@ class _OpenZip:
         return self._archive.read(info)
 
 
-def _place(info: zipfile.ZipInfo) -> tuple[int, ...]:
+def _member(info: zipfile.ZipInfo) -> tuple[int, ...]:
     return info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type, info.flag_bits
 
 

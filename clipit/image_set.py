@@ -90,8 +90,8 @@ class JoinedReader:
         self._starts = [0, *accumulate(counts)][:-1]
 
     def _find(self, row: int) -> tuple[Reader, int]:
-        place = bisect_right(self._starts, row) - 1
-        return self._readers[place], row - self._starts[place]
+        index = bisect_right(self._starts, row) - 1
+        return self._readers[index], row - self._starts[index]
 
     def read(self, row: int) -> Image.Image:
         """Decode the image of a row as RGB."""
@@ -142,11 +142,11 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
     repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:
         reader = _join_readers(sets)
-        places = [reader.where(row) for row, name in enumerate(ids) if name == repeated[0]]
+        repeats = [reader.where(row) for row, name in enumerate(ids) if name == repeated[0]]
         parent = os.path.commonpath([images.where for images in sets])
         raise DataError(
             f"{len(repeated)} image ids occur more than once: {shortlist(repeated)}",
-            where=shortlist(places, 2),
+            where=shortlist(repeats, 2),
             fix="pass each image once; to keep the ids of several folders apart, pass the folder that contains them "
             f"({parent}), or a table with a column id",
         )

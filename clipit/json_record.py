@@ -20,7 +20,7 @@ class JsonRecord(dict[str, Any]):
         path: Path | None = None,
         fix: str = "",
         error: type[ClipitError] = ArtifactError,
-        place: str = "",
+        keys: str = "",
     ) -> None:
         """Wrap an object.
 
@@ -29,27 +29,27 @@ class JsonRecord(dict[str, Any]):
             path: File from which it was read; None in such a copy.
             fix: What to do if a key is missing, for the error.
             error: Class of the error. An `ArtifactError` adds that an earlier version may have written the file.
-            place: Keys that lead to this object inside the file, such as `splits.test`.
+            keys: Keys that lead to this object inside the file, such as `splits.test`.
         """
-        inside = f"{place}." if place else ""
+        inside = f"{keys}." if keys else ""
         super().__init__({key: _wrap(value, path, fix, error, f"{inside}{key}") for key, value in dict(values).items()})
-        self._path, self._fix, self._error, self._place = path, fix, error, place
+        self._path, self._fix, self._error, self._keys = path, fix, error, keys
 
     def __missing__(self, key: str) -> NoReturn:
-        what = f"no {key!r} in {self._place or 'this file'}"
+        what = f"no {key!r} in {self._keys or 'this file'}"
         if issubclass(self._error, ArtifactError):
             what += ", which an earlier version may have written"
         present = f"its keys are {shortlist(list(self))}" if self else "it is empty"
         raise self._error(f"{what}; {present}", where=self._path, fix=self._fix)
 
 
-def _wrap(value: Any, path: Path | None, fix: str, error: type[ClipitError], place: str) -> Any:
+def _wrap(value: Any, path: Path | None, fix: str, error: type[ClipitError], keys: str) -> Any:
     if isinstance(value, JsonRecord):
         return value
     if isinstance(value, dict):
-        return JsonRecord(value, path, fix, error, place)
+        return JsonRecord(value, path, fix, error, keys)
     if isinstance(value, list):
-        return [_wrap(item, path, fix, error, f"{place}[{number}]") for number, item in enumerate(value)]
+        return [_wrap(item, path, fix, error, f"{keys}[{number}]") for number, item in enumerate(value)]
     return value
 
 

@@ -103,9 +103,9 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def _error_at(problem: str, place: Any) -> yaml.MarkedYAMLError:
+def _error_at(problem: str, marked: Any) -> yaml.MarkedYAMLError:
     """Create an error at an event or a node."""
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=marked.start_mark)
 
 
 def _parse(text: str) -> tuple[Any, list[tuple[str, int]]]:

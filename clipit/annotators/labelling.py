@@ -123,9 +123,9 @@ class Annotations:
         """Return the posteriors of training or validation tiles; rows of zeros for tiles without labels."""
         row_of = {name: row for row, name in enumerate(self.learnt.votes.items)}
         posteriors = np.zeros((len(ids), len(self.votes.classes)), dtype=np.float32)
-        for place, name in enumerate(ids):
+        for number, name in enumerate(ids):
             if name in row_of:
-                posteriors[place] = self.learnt.posteriors[row_of[name]]
+                posteriors[number] = self.learnt.posteriors[row_of[name]]
         return posteriors
 
 

@@ -37,9 +37,9 @@ class PixelConsensus:
     def posteriors(self, patterns: Int64[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w c"]:
         """Look up the class probabilities of pixels by their pattern numbers; zeros for pixels without a label."""
         known = np.asarray([int(item) for item in self.votes.items], dtype=np.int64)
-        place = np.searchsorted(known, patterns).clip(max=len(known) - 1)
-        posteriors: Float64[np.ndarray, "h w c"] = self.probabilities[place]
-        posteriors[known[place] != patterns] = 0.0
+        index = np.searchsorted(known, patterns).clip(max=len(known) - 1)
+        posteriors: Float64[np.ndarray, "h w c"] = self.probabilities[index]
+        posteriors[known[index] != patterns] = 0.0
         return posteriors
 
 

@@ -156,11 +156,11 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
         )
     columns: dict[str, list[str]] = {}
     for ours, theirs in names.items():
-        place = header.index(theirs)
+        index = header.index(theirs)
         cells = []
         for row, line in zip(table.rows, table.lines, strict=True):
             try:
-                cells.append(cell_text(row[place]))
+                cells.append(cell_text(row[index]))
             except ValueError as error:
                 raise DataError(
                     f"line {line} contains {error} in column {theirs}", where=path, fix="correct this cell"

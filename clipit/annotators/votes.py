@@ -69,14 +69,14 @@ class Votes:
         wanted = set(names)
         inside = np.asarray([name in wanted for name in self.annotators], dtype=np.bool_)
         selected = self._select(inside[self.annotator])
-        place = np.cumsum(inside) - 1
+        new_index = np.cumsum(inside) - 1
         annotators = tuple(name for name in self.annotators if name in wanted)
         return Votes(
             selected.items,
             annotators,
             self.classes,
             selected.item,
-            place[selected.annotator].astype(np.int64),
+            new_index[selected.annotator].astype(np.int64),
             selected.label,
             selected.times,
         )

@@ -125,7 +125,7 @@ def write_pairs(config: Config, folder: str | Path, format: Literal["csv", "webd
         format: `csv`, tables of image files and captions, or `webdataset`, tar shards.
 
     Returns:
-        Number of pairs by part.
+        Number of pairs by split.
 
     Raises:
         DataError: There are too few examples, or an image cannot be read.
@@ -137,8 +137,8 @@ def write_pairs(config: Config, folder: str | Path, format: Literal["csv", "webd
 
     file = as_config(config, needs_tiles=False)
     workspace, seed = Workspace(file.run), file.adapt.seeds[0]
-    parts = {"train": make_examples(file.run, file.adapt, "text", seed, "train", workspace, batches=False)}
+    examples = {"train": make_examples(file.run, file.adapt, "text", seed, "train", workspace, batches=False)}
     held_out = validation_examples(file.run, file.adapt, "text", seed, workspace, batches=False)
     if held_out is not None:
-        parts["validation"] = held_out
-    return write(parts, Path(folder), format)
+        examples["validation"] = held_out
+    return write(examples, Path(folder), format)

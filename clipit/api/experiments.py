@@ -50,13 +50,13 @@ class CompareResult:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Main table, one row per data set, backbone, test set (`part`) and arm, with scores from 0 to 1.
+        """Main table, one row per data set, backbone, test set and arm, with scores from 0 to 1.
 
         Columns: mean and sd over seeds; difference from the baseline, paired by seed, with its 95 % t-interval over
         seeds (low, high) and its bootstrap interval over test tiles (tiles_low, tiles_high); p (paired t-test) and
         p_holm (Holm-corrected over the arms of the test set); reference (whether the row is the VLM, not a student).
         """
-        columns = ("data_set", "backbone", "part", "arm", "mean", "sd", "difference")
+        columns = ("data_set", "backbone", "test_set", "arm", "mean", "sd", "difference")
         rows = []
         for line in self.numbers["lines"]:
             seeds, tiles = line["over_seeds"] or {}, line["over_tiles"] or {}

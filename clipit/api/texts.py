@@ -157,10 +157,10 @@ def _pair_features(workspace: "Workspace", paths: Sequence[Path]) -> PairResult:
 
     rules = workspace.config.pairing
     store = import_features(workspace.root, paths, workspace.vlm)
-    places: pd.DataFrame = store.artifact.table(TILES).to_pandas().set_index("id")
+    coordinates: pd.DataFrame = store.artifact.table(TILES).to_pandas().set_index("id")
     sources = workspace.snippets.table("snippet_sources.parquet")
-    groups = {str(tile): str(slide) for tile, slide in places["slide"].items()}
+    groups = {str(tile): str(slide) for tile, slide in coordinates["slide"].items()}
     root, index = workspace.root, workspace.index
     pairs = pair_tiles(root, index, store, k=rules.k, block=rules.block, rules=rules, sources=sources, groups=groups)
     summary = summary_text(pairs.summary, workspace.snippet_texts())
-    return PairResult(pairs.artifact.file("pairs.parquet"), None, summary, places, pairs, workspace)
+    return PairResult(pairs.artifact.file("pairs.parquet"), None, summary, coordinates, pairs, workspace)

@@ -29,7 +29,7 @@ Task = Literal["compare", "tune"]
 
 
 def in_turn(folders: Sequence[Path]) -> Iterator[int]:
-    """Yield the place of every run, each locked against other agents until the next is asked for.
+    """Yield the index of every run, each locked against other agents until the next is asked for.
 
     Finished runs and those that nobody trains come first, in order; then those that other agents have finished since.
 
@@ -39,18 +39,18 @@ def in_turn(folders: Sequence[Path]) -> Iterator[int]:
     processes, left = get_processes(), list(range(len(folders)))
     while left:
         with ExitStack() as held:
-            place = processes.broadcast(_claim(folders, left, held) if processes.main else 0)
-            left.remove(place)
-            yield place
+            index = processes.broadcast(_claim(folders, left, held) if processes.main else 0)
+            left.remove(index)
+            yield index
 
 
 def _claim(folders: Sequence[Path], left: Sequence[int], held: ExitStack) -> int:
     """Return the first run that is finished or could be locked; the lock is released when `held` closes."""
     while True:
-        for place in left:
-            folder = folders[place]
+        for index in left:
+            folder = folders[index]
             if (folder / "results.json").is_file():  # perhaps in a folder that cannot be written
-                return place
+                return index
             with disk_errors(folder):
                 make_folder(folder.parent)
                 lock = FileLock(_lock(folder))
@@ -58,7 +58,7 @@ def _claim(folders: Sequence[Path], left: Sequence[int], held: ExitStack) -> int
                     held.enter_context(lock.acquire(blocking=False))
                 except Timeout:
                     continue
-            return place
+            return index
         logger.info(f"waiting: other agents train the last {len(left)} run{'s' * (len(left) > 1)}")
         with FileLock(_lock(folders[left[0]])):  # its holder finishes the run, or dies
             pass

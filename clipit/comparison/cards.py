@@ -19,8 +19,8 @@ def write_cards(plans: Sequence[Plan], results: ComparisonResults) -> None:
     Read-only folders, such as another user's, are skipped.
     """
     for plan in plans:
-        arms = [arm for arm in results.arms if arm.key.place == (plan.data_set, plan.backbone)]
-        arms = [arm for arm in arms if arm.key.part == "test"]
+        arms = [arm for arm in results.arms if arm.key.setting == (plan.data_set, plan.backbone)]
+        arms = [arm for arm in arms if arm.key.test_set == "test"]
         for arm in arms:
             for row in arm.rows:
                 if row.run is None or not os.access(row.run / "classifier", os.W_OK):

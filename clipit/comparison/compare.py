@@ -121,17 +121,17 @@ def _train(
     finished = [(folder / "results.json").is_file() for folder in folders]
     rows: dict[int, list[ScoreRow]] = {}
     counter = RunCounter(len(runs))
-    for place in in_turn(folders):
-        if not finished_too and (folders[place] / "results.json").is_file():
+    for index in in_turn(folders):
+        if not finished_too and (folders[index] / "results.json").is_file():
             continue
-        plan, workspace, arm, seed = runs[place]
-        new = read_run_rows(plan, workspace, train_run(configs[place], workspace), arm, seed)
-        rows[place] = new
-        scores = ", ".join(f"{row.part} {_percent(row.score)}" for row in new)
+        plan, workspace, arm, seed = runs[index]
+        new = read_run_rows(plan, workspace, train_run(configs[index], workspace), arm, seed)
+        rows[index] = new
+        scores = ", ".join(f"{row.test_set} {_percent(row.score)}" for row in new)
         where = "" if plan.data_set == plan.config.name else f" on {plan.data_set}"
-        status, left = "kept" if finished[place] else "done", counter.finish(kept=finished[place])
+        status, left = "kept" if finished[index] else "done", counter.finish(kept=finished[index])
         logger.info(f"{status}: {arm}{where}, seed {seed}: {new[0].metric} % {scores} ({left})")
-    return [[row for place in sorted(rows) if runs[place][0] is plan for row in rows[place]] for plan in plans]
+    return [[row for index in sorted(rows) if runs[index][0] is plan for row in rows[index]] for plan in plans]
 
 
 def _percent(score: float | None) -> str:

@@ -51,16 +51,16 @@ def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], 
     if not judged:
         return "Nothing is compared: there is no arm besides the baseline."
     first = judged[0].key.arm
-    places = [verdict for verdict in judged if verdict.key.arm == first]
+    of_first = [verdict for verdict in judged if verdict.key.arm == first]
     others = [verdict for verdict in judged if verdict.key.arm != first]
-    text = _one_place(places[0], arms, LABELS[metric]) if len(places) == 1 else _several_places(places, LABELS[metric])
+    text = _for_one(of_first[0], arms, LABELS[metric]) if len(of_first) == 1 else _for_several(of_first, LABELS[metric])
     if others:
         helpful = dict.fromkeys(verdict.key.arm for verdict in others if verdict.outcome == "helps")
         text += f"; of the other arms, {', '.join(helpful) or 'none'} help{'s' * (len(helpful) < 2)}"
     return f"{text}."
 
 
-def _one_place(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> str:
+def _for_one(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> str:
     base, arm = verdict.contrasts[0], verdict.key.arm
     if base.difference is None:
         return f"{arm}: not decided, because {base.interval.reason}"
@@ -94,7 +94,7 @@ def _one_place(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> s
     return f"{text} ({'; '.join(part for part in certainty if part)})"
 
 
-def _several_places(verdicts: Sequence[ArmVerdict], metric: str) -> str:
+def _for_several(verdicts: Sequence[ArmVerdict], metric: str) -> str:
     """Count the outcomes over data sets and backbones, with the range of the differences."""
     counts = Counter(_OUTCOME_TEXT[verdict.outcome] for verdict in verdicts)
     n = len(verdicts)

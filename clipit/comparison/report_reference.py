@@ -56,14 +56,14 @@ def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[
                 validation_labels=validation_labels,
                 training_tiles=len(tiles.of_split("train")),
             )
-            for part, (test, store) in reference_test_sets(plan, own_workspace).items():
+            for set_name, (test, store) in reference_test_sets(plan, own_workspace).items():
                 row = ScoreRow(
                     data_set=plan.data_set,
                     backbone=plan.backbone,
                     arm=report_probe_name(arm),
                     seed=seed,
                     provenance=provenance,
-                    part=part,
+                    test_set=set_name,
                     tiles=0,
                     metric=plan.comparison.metric,
                     score=None,
@@ -71,7 +71,7 @@ def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[
                 )
                 if probe is not None:
                     probabilities = probe.probabilities(store.rows(store.positions(test.ids)))
-                    file = reference_file(folder, f"vlm-probe-on-labels-of-{arm}", seed, part)
+                    file = reference_file(folder, f"vlm-probe-on-labels-of-{arm}", seed, set_name)
                     row = score_reference(row, test, probabilities, file)
                 rows.append(row)
     return rows

@@ -34,14 +34,14 @@ def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed
     resolved = resolve_arm(plan.run_config(arm, seed))
     run_workspace = workspace.for_config(resolved)
     scored = results.get("predictions_sha256")  # not in results of earlier versions
-    parts = {"test": (results["splits"]["test"], folder / PREDICTIONS)}
+    test_sets = {"test": (results["splits"]["test"], folder / PREDICTIONS)}
     for name, section in plan.comparison.shifted.items():
         tiles = run_workspace.shifted_tiles(name, section)
         shifted = evaluate_shifted(resolved, run_workspace, folder, name, tiles)
-        parts[name] = (shifted, shifted_predictions(folder, tiles))
+        test_sets[name] = (shifted, shifted_predictions(folder, tiles))
     searched = json.dumps(arm_values(plan.config, arm, list(grid_axes(plan.config, plan.comparison, arm))))
     rows = []
-    for part, (scores, predictions) in parts.items():
+    for test_set, (scores, predictions) in test_sets.items():
         value, zero_shot = scores["metrics"][metric], scores.get("zero_shot")
         rows.append(
             ScoreRow(
@@ -56,7 +56,7 @@ def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed
                 learning_rate=resolved.training.learning_rate,
                 run=folder,
                 provenance=_provenance(recorded),
-                part=part,
+                test_set=test_set,
                 tiles=scores["labelled"],
                 metric=metric,
                 score=value["value"],
@@ -64,7 +64,7 @@ def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed
                 resampled=scores["resampled"],
                 zero_shot=zero_shot["metrics"][metric]["value"] if zero_shot else None,
                 predictions=predictions,
-                predictions_sha256=scored if part == "test" and scored else file_sha256(predictions),
+                predictions_sha256=scored if test_set == "test" and scored else file_sha256(predictions),
                 searched=searched,
             )
         )

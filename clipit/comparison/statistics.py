@@ -24,11 +24,11 @@ class ArmKey(NamedTuple):
 
     data_set: str
     backbone: str
-    part: str
+    test_set: str
     arm: str
 
     @property
-    def place(self) -> tuple[str, str]:
+    def setting(self) -> tuple[str, str]:
         """Data set and backbone."""
         return self.data_set, self.backbone
 
@@ -133,8 +133,8 @@ def compute_results(rows: Sequence[ScoreRow], baseline: str, bootstrap: TileBoot
     table = _paired_scores(rows, baseline)
     results = [_arm_result(seeds, bootstrap) for _, seeds in table.groupby(list(ArmKey._fields), sort=False)]
     corrected = {result.key: result.p for result in results}
-    for part in table["part"].unique():
-        corrected |= holm({r.key: r.p for r in results if r.key.part == part and not r.reference})
+    for test_set in table["test_set"].unique():
+        corrected |= holm({r.key: r.p for r in results if r.key.test_set == test_set and not r.reference})
     corrected |= {result.key: Significance(None, "reference row") for result in results if result.reference}
     return [replace(result, p_holm=corrected[result.key]) for result in results]
 
@@ -144,7 +144,7 @@ def _paired_scores(rows: Sequence[ScoreRow], baseline: str) -> pd.DataFrame:
     keys = [*ArmKey._fields, "seed"]
     table = pd.DataFrame([{key: getattr(row, key) for key in (*keys, "score")} | {"row": row} for row in rows])
     table["score"] = table["score"].astype("float64")
-    pair_by = ["data_set", "backbone", "part", "seed"]
+    pair_by = ["data_set", "backbone", "test_set", "seed"]
     baseline_scores = table[table["arm"] == baseline][[*pair_by, "score", "row"]]
     baseline_scores = baseline_scores.rename(columns={"score": "baseline_score", "row": "baseline_row"})
     table = table.merge(baseline_scores, how="left", on=pair_by)
@@ -160,7 +160,7 @@ def _arm_result(seeds: pd.DataFrame, bootstrap: TileBootstrap) -> ArmResult:
     has_predictions = all(row.predictions is not None for row in rows)
     p = paired_t_test(values) if values else Significance(None, "nothing to compare with")
     return ArmResult(
-        key=ArmKey(rows[0].data_set, rows[0].backbone, rows[0].part, rows[0].arm),
+        key=ArmKey(rows[0].data_set, rows[0].backbone, rows[0].test_set, rows[0].arm),
         scores={row.seed: row.score for row in rows},
         differences=differences,
         over_seeds=t_interval(values) if values else None,

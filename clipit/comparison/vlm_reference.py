@@ -51,7 +51,7 @@ def score_vlm(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
         tiles = workspace.tiles(seed)
         provenance = _provenance(workspace, tiles)
         probe, reason = fit_vlm_probe(workspace, tiles)
-        for part, (test, store) in tests.items():
+        for test_set, (test, store) in tests.items():
             vectors = store.rows(store.positions(test.ids))
             probabilities: dict[str, Float32[np.ndarray, "n c"] | None]
             probabilities = {PROBE: None if probe is None else probe.probabilities(vectors)}
@@ -64,13 +64,13 @@ def score_vlm(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
                     arm=arm,
                     seed=seed,
                     provenance=provenance[arm],
-                    part=part,
+                    test_set=test_set,
                     tiles=0,
                     metric=plan.comparison.metric,
                     score=None,
                     reason=reason,
                 )
-                file = reference_file(folder, _FILES[arm], seed if arm == PROBE else None, part)
+                file = reference_file(folder, _FILES[arm], seed if arm == PROBE else None, test_set)
                 rows.append(row if predicted is None else score_reference(row, test, predicted, file))
     return sorted(rows, key=lambda row: row.arm)
 
@@ -93,8 +93,8 @@ def fit_vlm_probe(
     """
     vectors, labels = {}, {}
     for split in ("train", "validation"):
-        store, part = workspace.tile_store(split), tiles.of_split(split)
-        vectors[split], labels[split] = store.rows(store.positions(part.ids)), part.labels
+        store, of_split = workspace.tile_store(split), tiles.of_split(split)
+        vectors[split], labels[split] = store.rows(store.positions(of_split.ids)), of_split.labels
     if training_labels is not None:
         labels["train"] = training_labels
     try:
@@ -159,17 +159,17 @@ def probe_provenance(workspace: Workspace, tiles: TileSet) -> Provenance:
     )
 
 
-def reference_file(folder: Path, name: str, seed: int | None, part: str) -> Path:
+def reference_file(folder: Path, name: str, seed: int | None, test_set: str) -> Path:
     """Return the path for the predictions of a classifier that belongs to a comparison rather than to a run.
 
     Args:
         folder: Folder of one data set and backbone.
         name: Name of the classifier; a hash is appended if it is not valid in file names.
         seed: Seed of the labels; None for a classifier that does not depend on labels.
-        part: Name of the test set; a hash is appended as for `name`, so that names stay distinct.
+        test_set: Name of the test set; a hash is appended as for `name`, so that names stay distinct.
     """
     seeds = [] if seed is None else [f"seed{seed}"]
-    return folder / "-".join([_file_name(name), *seeds, f"{_file_name(part)}.parquet"])
+    return folder / "-".join([_file_name(name), *seeds, f"{_file_name(test_set)}.parquet"])
 
 
 def _file_name(text: str) -> str:

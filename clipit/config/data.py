@@ -211,7 +211,7 @@ class TilesConfig(Section):
     def _check_lists(cls, splits: dict[str, Any]) -> dict[str, Any]:
         empty = sorted(split for split, names in splits.items() if names == ())
         if empty:
-            raise ValueError(f"an empty list for {', '.join(empty)}; name at least one part, or omit the split")
+            raise ValueError(f"an empty list for {', '.join(empty)}; write at least one name, or omit the split")
         return splits
 
     @field_validator("group_pattern")

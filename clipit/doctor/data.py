@@ -49,8 +49,8 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
         if config.streaming and config.source == "huggingface":
             from clipit.tiles.streaming import describe_set
 
-            parts = ", ".join(describe_set(config, None).parts)
-            return [Check("PASS", subject, f"{config.path}: parts {parts}; streamed and kept on first use")]
+            splits = ", ".join(describe_set(config, None).splits)
+            return [Check("PASS", subject, f"{config.path}: splits {splits}; streamed and kept on first use")]
         listed = config.model_copy(update={"streaming": False, "keep_pixels": None})
         kept = root if root is not None and config.source == "webdataset" and has_index(listed, root) else None
         tiles = read_tiles(listed, check=False, decode=False, root=kept)

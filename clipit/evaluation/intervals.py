@@ -80,13 +80,13 @@ def bootstrap(
     """
     units = group_numbers(groups)
     n_units = int(units.max()) + 1 if len(units) else 0
-    parts = [statistics(weights) for weights in _resampled_weights(units, n_units, resamples, seed)]
-    names = parts[0] if parts else statistics(np.ones((len(units), 1)))
+    blocks = [statistics(weights) for weights in _resampled_weights(units, n_units, resamples, seed)]
+    names = blocks[0] if blocks else statistics(np.ones((len(units), 1)))
     if not resamples:
         return {name: Interval(None, None, "no resamples requested") for name in names}
     if n_units < MIN_UNITS:
         return {name: Interval(None, None, _too_few(n_units)) for name in names}
-    return {name: _percentile_interval(np.concatenate([part[name] for part in parts]), n_units) for name in names}
+    return {name: _percentile_interval(np.concatenate([block[name] for block in blocks]), n_units) for name in names}
 
 
 def bootstrap_intervals(

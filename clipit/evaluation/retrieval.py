@@ -82,8 +82,8 @@ def recall_at(
     order = sorted(partners)
     rows = nearest_rows(queries.take(np.asarray(order, dtype=np.int64)), gallery, min(max(at), len(gallery)))
     hits = np.zeros(rows.shape)
-    for place, query in enumerate(order):
-        hits[place] = [row in partners[query] for row in rows[place].tolist()]
+    for row_number, query in enumerate(order):
+        hits[row_number] = [row in partners[query] for row in rows[row_number].tolist()]
     truths = np.array([len(partners[query]) for query in order])
     scores = []
     for k in at:
@@ -145,13 +145,13 @@ def _random_precision(
     counts = np.tile(class_counts(gallery, n_classes), (len(queries), 1))
     row_of = {str(name): row for row, name in enumerate(gallery.ids)}
     group_counts = _counts_by_group(gallery, n_classes) if exclude_groups else {}
-    for place, (name, group) in enumerate(zip(queries.ids.tolist(), queries.groups.tolist(), strict=True)):
+    for row_number, (name, group) in enumerate(zip(queries.ids.tolist(), queries.groups.tolist(), strict=True)):
         excluded = bool(group) and group in group_counts
         if excluded:
-            counts[place] -= group_counts[group]
+            counts[row_number] -= group_counts[group]
         row = row_of.get(name)
         if row is not None and not (excluded and gallery.groups[row] == group):
-            counts[place, gallery.labels[row]] -= 1
+            counts[row_number, gallery.labels[row]] -= 1
     left = counts.sum(axis=1)
     share = np.full(len(queries), np.nan)
     np.divide(counts[np.arange(len(queries)), queries.labels], left, out=share, where=left > 0)

@@ -74,7 +74,7 @@ class ScoreRow:
         learning_rate: Learning rate of the run.
         run: Folder of the run; None for a reference classifier.
         provenance: Provenance of the score.
-        part: Name of the test set: `test` or the name of a shifted set.
+        test_set: Name of the test set: `test` or the name of a shifted set.
         tiles: Number of labelled test tiles.
         metric: Name of the metric.
         score: Value of the metric; None if undefined.
@@ -99,7 +99,7 @@ class ScoreRow:
     learning_rate: float | None = None
     run: Path | None = None
     provenance: Provenance = Provenance()
-    part: str
+    test_set: str
     tiles: int | None = None
     metric: str
     score: float | None
@@ -141,7 +141,7 @@ class ScoreRow:
             ValueError: The score is undefined, so there are no predictions.
         """
         if self.predictions is None:
-            raise ValueError(f"{self.arm}, seed {self.seed}, has no predictions for {self.part}")
+            raise ValueError(f"{self.arm}, seed {self.seed}, has no predictions for {self.test_set}")
         return self.predictions
 
     def run_folder(self) -> Path:
@@ -158,7 +158,7 @@ class ScoreRow:
 COSTS = ("learning_rate", "steps", "chosen_step", "tiles_seen", "seconds", "parameters", "tiles_per_second")
 """Columns with the cost of a run."""
 CSV_COLUMNS = (
-    "data_set", "backbone", "arm", "part", "seed", "metric", "score", "zero_shot", "tiles", *COSTS, "searched",
+    "data_set", "backbone", "arm", "test_set", "seed", "metric", "score", "zero_shot", "tiles", *COSTS, "searched",
     "classes", "pixels", "preprocess", "prompts", "prompts_hash", "index", "pairs", "vlm", "vlm_fingerprint",
     "backbone_fingerprint", "second_vlm", "training_labels", "validation_labels", "training_tiles",
     "tiles_fingerprint", "resampled", "commit", "versions", "command",

@@ -63,7 +63,7 @@ def mask_scores(
         "recall": (true_positives, present),
     }
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {name: np.where(total > 0, part / total, np.nan) for name, (part, total) in ratios.items()}
+        return {name: np.where(total > 0, numerator / total, np.nan) for name, (numerator, total) in ratios.items()}
 
 
 def foreground_dice(counts: Int64[np.ndarray, "n c c"], foreground: Sequence[int]) -> Float64[np.ndarray, " n"]:

@@ -110,9 +110,9 @@ def smooth_scores(scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 
     count = np.zeros(len(scores), dtype=np.float64)
     for row, column in _NEIGHBOURHOOD:
         neighbour_keys = keys + row * width + column
-        place = np.searchsorted(ordered, neighbour_keys).clip(max=len(ordered) - 1)
-        present = ordered[place] == neighbour_keys
-        total[present] += scores[order[place[present]]]
+        index = np.searchsorted(ordered, neighbour_keys).clip(max=len(ordered) - 1)
+        present = ordered[index] == neighbour_keys
+        total[present] += scores[order[index[present]]]
         count += present
     return total / count[:, None]
 

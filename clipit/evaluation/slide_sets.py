@@ -130,8 +130,8 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
         )
     scores: dict[PoolingKey, Float32[np.ndarray, "n c"]] = {}
     columns = [SCORE_PREFIX + name for name in classes]
-    for (pooling, smoothed), part in table.groupby(["pooling", "smoothed"], sort=False):
-        ordered = part.sort_values("slide", kind="stable")
+    for (pooling, smoothed), group in table.groupby(["pooling", "smoothed"], sort=False):
+        ordered = group.sort_values("slide", kind="stable")
         key = PoolingKey(str(pooling), bool(smoothed))
         if not np.array_equal(ordered["slide"].to_numpy(dtype=str), names):
             missing = sorted(set(names.tolist()) - set(ordered["slide"]))
@@ -153,7 +153,7 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
 
 
 def pooling_order(key: PoolingKey) -> tuple[int, bool]:
-    """Return the place of a pooling: fewer tiles first, and unsmoothed before smoothed."""
+    """Return the rank of a pooling: fewer tiles first, and unsmoothed before smoothed."""
     return POOLINGS.index(key.pooling), key.smoothed
 
 

@@ -32,19 +32,19 @@ def arm_targets(
         ConfigError: No reports are configured.
         DataError: No training patient has a report, or no report gives a class.
     """
-    parts: list[BagTargets] = []
+    targets: list[BagTargets] = []
     if arm.labels == "reports":
-        parts.append(report_labels(config, workspace, bags, seed, shuffled=arm.exchanged))
+        targets.append(report_labels(config, workspace, bags, seed, shuffled=arm.exchanged))
     elif arm.labels == "predicted":
         teacher = train_mil(bags, mil.training.model_copy(update={"pooling": arm.pooling}), seed, root=root)
-        parts.append(predicted_labels(teacher.predict, bags))
+        targets.append(predicted_labels(teacher.predict, bags))
     if arm.vectors == "reports":
-        parts.append(report_embeddings(config, workspace, bags, seed, shuffled=arm.exchanged))
+        targets.append(report_embeddings(config, workspace, bags, seed, shuffled=arm.exchanged))
     elif arm.vectors == "images":
         texts = [name for name in mil.arms if name in ARMS and ARMS[name].vectors == "reports"]
         reported = report_embeddings(config, workspace, bags, seed) if texts else None
-        parts.append(image_embeddings(bags, reported))
-    return _weighted(parts, mil) if parts else None
+        targets.append(image_embeddings(bags, reported))
+    return _weighted(targets, mil) if targets else None
 
 
 def _weighted(parts: Sequence[BagTargets], mil: MilConfig) -> BagTargets:

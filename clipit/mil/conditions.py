@@ -124,11 +124,11 @@ def score_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]
     classes = [name.removeprefix("score_") for name in columns]
     rows = table[(table["split"] == "test") & table["label"].isin(classes)]
     scores: dict[str, dict[int, float]] = {}
-    for key, part in rows.groupby(["arm", "seed"], sort=False):
+    for key, group in rows.groupby(["arm", "seed"], sort=False):
         arm, seed = str(key[0]), int(str(key[1]))
-        labels = np.array([classes.index(name) for name in part["label"]], dtype=np.int64)
-        probabilities = part[columns].to_numpy(np.float32)
-        value = float(weighted_scores(labels, probabilities, np.ones((len(part), 1)), (metric,))[metric][0])
+        labels = np.array([classes.index(name) for name in group["label"]], dtype=np.int64)
+        probabilities = group[columns].to_numpy(np.float32)
+        value = float(weighted_scores(labels, probabilities, np.ones((len(group), 1)), (metric,))[metric][0])
         if np.isfinite(value):
             scores.setdefault(arm, {})[seed] = value
     return scores

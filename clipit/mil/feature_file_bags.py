@@ -26,7 +26,7 @@ from clipit.stores.slide_features import find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation
 from clipit.tiles.source import ALIASES, check_class_names, check_group_names
-from clipit.tiles.splits import check_groups, resolve_parts
+from clipit.tiles.splits import check_groups, resolve_splits
 from clipit.tiles.table import open_table, read_columns
 from clipit.tiles.tileset import TileSet
 
@@ -37,7 +37,7 @@ class FeatureFile:
 
     Attributes:
         path: HDF5 file.
-        tiles: Number of tiles, each place counted once.
+        tiles: Number of tiles, each position counted once.
         repeated: Number of tiles at the same position as an earlier one, which are dropped.
     """
 
@@ -143,16 +143,16 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
     names = slides.ids if unit == "slide" else np.where(owners == "", own_names, owners)
     unique, first, member = np.unique(names.astype(str), return_index=True, return_inverse=True)
     labels, mixed = common_labels(slides.truth, member, len(unique))
-    parts: list[list[FeatureFile]] = [[] for _ in unique]
-    for place, name in zip(member.tolist(), slides.ids.tolist(), strict=True):
-        parts[place].append(opened[str(name)])
+    files_of_bag: list[list[FeatureFile]] = [[] for _ in unique]
+    for bag, name in zip(member.tolist(), slides.ids.tolist(), strict=True):
+        files_of_bag[bag].append(opened[str(name)])
     bags = MilBags(
         names=unique.astype(object),
         labels=labels,
         patients=owners[first],
         splits=slides.splits[first],
         classes=slides.classes,
-        reader=FeatureFileReader(parts, dim),
+        reader=FeatureFileReader(files_of_bag, dim),
         rows=np.arange(len(unique), dtype=np.int64),
         notes=tuple(notes),
         where=str(table),
@@ -180,8 +180,10 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
         raise DataError(
             f"slides are listed more than once: {shortlist(repeated)}", where=path, fix="keep one row per slide"
         )
-    labels, label_remarks = resolve_missing(columns["label"], "label", config, path, table.place)
-    groups, group_remarks = resolve_missing(columns.get("group", [""] * len(cells)), "group", config, path, table.place)
+    labels, label_remarks = resolve_missing(columns["label"], "label", config, path, table.row_name)
+    groups, group_remarks = resolve_missing(
+        columns.get("group", [""] * len(cells)), "group", config, path, table.row_name
+    )
     if not classes:
         check_class_names([label for label in labels if label], str(path))
     check_group_names([group for group in groups if group], str(path))
@@ -191,7 +193,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
         raise DataError(
             f"labels that are not classes: {shortlist(unknown)}", where=path, fix="add them to tiles.classes"
         )
-    splits = resolve_parts(columns.get("split", [""] * len(cells)), {}, ALIASES, str(path))
+    splits = resolve_splits(columns.get("split", [""] * len(cells)), {}, ALIASES, str(path))
     has_features = np.array([name in files for name in names], dtype=bool)
     if not has_features.any():
         raise DataError(

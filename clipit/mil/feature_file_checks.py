@@ -14,21 +14,21 @@ _AGAIN = "compute the features of this slide again"
 
 
 def count_repeated(slide: SlideFeatures) -> int:
-    """Count the tiles at the place of an earlier one, as after an extraction that was resumed by appending.
+    """Count the tiles at the position of an earlier one, as after an extraction that was resumed by appending.
 
     Raises:
-        DataError: Tiles at the same place have different features.
+        DataError: Tiles at the same position have different features.
     """
     repeated = len(slide) - len(slide.first_rows)
     if repeated:
-        _, place = np.unique(slide.coords, axis=0, return_inverse=True)
+        _, position = np.unique(slide.coords, axis=0, return_inverse=True)
         vectors = slide.vectors()
-        order = np.argsort(place, kind="stable")
+        order = np.argsort(position, kind="stable")
         ids = slide.ids
         other = [
             ids[row]
             for before, row in pairwise(order.tolist())
-            if place[before] == place[row] and not np.array_equal(vectors[before], vectors[row], equal_nan=True)
+            if position[before] == position[row] and not np.array_equal(vectors[before], vectors[row], equal_nan=True)
         ]
         if other:
             raise DataError(

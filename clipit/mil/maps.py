@@ -136,17 +136,17 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
     """
     if options.masks is None:
         return MaskedSlides({})
-    tests, places = _tests(bags), _Slides(tiles)
+    tests, slides = _tests(bags), _Slides(tiles)
     truths: dict[str, SlideTruth] = {}
     missing: list[str] = []
     for bag, label in enumerate(tests.labels.tolist()):
         value = options.values.get(tests.classes[label])
-        for part in places.of_bag(tests.ids(bag)):
-            path = options.masks / f"{part.slide.name}.png"
+        for on_slide in slides.of_bag(tests.ids(bag)):
+            path = options.masks / f"{on_slide.slide.name}.png"
             if value is None or not path.is_file():
-                missing.append(part.slide.name)
+                missing.append(on_slide.slide.name)
             else:
-                truths[part.slide.name] = read_truth(path, part.grid, label, value)
+                truths[on_slide.slide.name] = read_truth(path, on_slide.grid, label, value)
     if not missing:
         return MaskedSlides(truths)
     dropped = f"{len(missing)} test slides have no mask of their class and are excluded from the map scores: "
@@ -174,17 +174,17 @@ def make_maps(
     """
     on_slides = inputs.tiles is not None and tiles.source == "slides"
     tests = _tests(inputs.bags)
-    places = _Slides(tiles) if on_slides else None
+    slides = _Slides(tiles) if on_slides else None
     trained = {arm: by_seed for arm, by_seed in models.items() if not ARMS[arm].shuffled}
     shown = []
     if trained and options.shown:
         arm = "attention" if "attention" in trained else next(iter(trained))
         model = next(iter(trained[arm].values()))
         for bag in _choose(tests, options.shown):
-            shown.append(_show(tests, bag, model, arm, inputs.tiles, places, folder / "maps"))
-    if not masked.truths or places is None:
+            shown.append(_show(tests, bag, model, arm, inputs.tiles, slides, folder / "maps"))
+    if not masked.truths or slides is None:
         return MilMaps(shown, pd.DataFrame(), notes=masked.notes)
-    scores = list(_score(inputs, tests, trained, places, masked.truths))
+    scores = list(_score(inputs, tests, trained, slides, masked.truths))
     return MilMaps(shown, score_table(scores, options.resamples), slide_score_table(scores), masked.notes)
 
 
@@ -206,10 +206,10 @@ class _Slides:
         for name in dict.fromkeys(names.tolist()):
             slide = self._prepare(name)
             grid = slide.grid
-            place_of = {tile: place for place, tile in enumerate(grid.ids)}
-            inside = [row for row in np.flatnonzero(names == name).tolist() if ids[row] in place_of]
-            rows = np.array(sorted(inside, key=lambda row: place_of[ids[row]]), dtype=np.int64)
-            kept = np.array([place_of[ids[row]] for row in rows.tolist()], dtype=np.int64)
+            row_of = {tile: index for index, tile in enumerate(grid.ids)}
+            inside = [row for row in np.flatnonzero(names == name).tolist() if ids[row] in row_of]
+            rows = np.array(sorted(inside, key=lambda row: row_of[ids[row]]), dtype=np.int64)
+            kept = np.array([row_of[ids[row]] for row in rows.tolist()], dtype=np.int64)
             columns = {column: getattr(grid, column)[kept] for column in ("x", "y", "tissue")}
             yield _SlideRows(slide, rows, replace(grid, **columns))
 
@@ -231,7 +231,7 @@ def _choose(bags: MilBags, count: int) -> list[int]:
 
 
 def _show(
-    bags: MilBags, bag: int, model: MilModel, arm: str, tiles: TileSet | None, places: _Slides | None, folder: Path
+    bags: MilBags, bag: int, model: MilModel, arm: str, tiles: TileSet | None, slides: _Slides | None, folder: Path
 ) -> ShownBag:
     """Write the maps of one bag, and collect its most attended tiles."""
     output = model.explain(bags.features(bag))
@@ -240,9 +240,9 @@ def _show(
     bag_scores = softmax(output.logits.float().cpu().numpy()[None])[0]
     ids, name = bags.ids(bag), str(bags.names[bag])
     pictures: list[tuple[str, bytes]] = []
-    if places is not None:
-        for part in list(places.of_bag(ids))[:_MAX_SLIDES]:
-            pictures += _draw(part, instances[part.rows], attention[part.rows], bags.classes, folder)
+    if slides is not None:
+        for on_slide in list(slides.of_bag(ids))[:_MAX_SLIDES]:
+            pictures += _draw(on_slide, instances[on_slide.rows], attention[on_slide.rows], bags.classes, folder)
     top = np.argsort(-attention, kind="stable")[:_TOP_TILES].tolist()
     best = instances.argmax(axis=1)
     cards = []
@@ -271,21 +271,23 @@ def _picture(tiles: TileSet | None, name: str) -> str | None:
 
 
 def _draw(
-    part: _SlideRows,
+    on_slide: _SlideRows,
     instances: Float32[np.ndarray, "n c"],
     attention: Float32[np.ndarray, " n"],
     classes: Sequence[str],
     folder: Path,
 ) -> list[tuple[str, bytes]]:
     """Write the overlays of one slide; return the picture of instance logits and that of attention."""
-    overview, place = read_whole(part.slide, _OVERVIEW), folder / part.slide.name
-    best = write_overlays(place, overview, part.grid, classes, instances)[""]
-    weights = place / "attention.png"
+    overview, directory = read_whole(on_slide.slide, _OVERVIEW), folder / on_slide.slide.name
+    best = write_overlays(directory, overview, on_slide.grid, classes, instances)[""]
+    weights = directory / "attention.png"
     relative = attention / attention.max()
-    write_map(weights, overview, part.grid, relative, f"{part.slide.name}: attention", "attention / highest attention")
+    write_map(
+        weights, overview, on_slide.grid, relative, f"{on_slide.slide.name}: attention", "attention / highest attention"
+    )
     return [
-        (f"{part.slide.name}: class with the highest instance logit", best.read_bytes()),
-        (f"{part.slide.name}: attention, relative to the highest", weights.read_bytes()),
+        (f"{on_slide.slide.name}: class with the highest instance logit", best.read_bytes()),
+        (f"{on_slide.slide.name}: attention, relative to the highest", weights.read_bytes()),
     ]
 
 
@@ -293,16 +295,16 @@ def _score(
     inputs: MilInputs,
     tests: MilBags,
     models: Mapping[str, Mapping[int, MilModel]],
-    places: _Slides,
+    slides: _Slides,
     truths: Mapping[str, SlideTruth],
 ) -> Iterator[SlideScore]:
     """Score the maps of all slides that have a mask, keeping those of one bag in memory at a time."""
     for bag, label in enumerate(tests.labels.tolist()):
-        masked = [part for part in places.of_bag(tests.ids(bag)) if part.slide.name in truths]
+        masked = [on_slide for on_slide in slides.of_bag(tests.ids(bag)) if on_slide.slide.name in truths]
         outputs = _instance_maps(inputs, tests, bag, models, label) if masked else {}
-        for part in masked:
-            name = part.slide.name
-            maps = {key: scores.of_tiles(part.rows) for key, scores in outputs.items()}
+        for on_slide in masked:
+            name = on_slide.slide.name
+            maps = {key: scores.of_tiles(on_slide.rows) for key, scores in outputs.items()}
             yield from score_slide(truths[name], maps, name, str(tests.patients[bag]))
 
 

@@ -267,13 +267,13 @@ def _models_used(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> Mappin
 
 def _score_table(scored: _Scored) -> pd.DataFrame:
     """Tabulate the scores of every bag by arm and seed; those of the zero-shot arm with its chosen pooling."""
-    parts = []
+    tables = []
     for arm, by_seed in scored.sets.items():
         key = scored.choices[arm].key
         for seed, each in by_seed.items():
             names = np.array([*each.classes, ""], dtype=object)
             chosen = key or next(iter(each.scores))
-            part = pd.DataFrame(
+            table = pd.DataFrame(
                 {
                     "arm": arm,
                     "seed": seed,
@@ -285,9 +285,9 @@ def _score_table(scored: _Scored) -> pd.DataFrame:
                 }
             )
             for code, name in enumerate(each.classes):
-                part[f"score_{name}"] = each.scores[chosen][:, code]
-            parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+                table[f"score_{name}"] = each.scores[chosen][:, code]
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -224,7 +224,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: object, fix: str = 
 
     Args:
         tensors: Weights by name.
-        where: Place of the weights, for the error.
+        where: Location of the weights, for the error.
         fix: What to do about it.
 
     Raises:

@@ -149,10 +149,10 @@ class Classifier:
                 where="zero_shot",
                 fix="use a classifier trained with student.projector_layers: 1 or 2",
             )
-        parts = [self.forward(batch)[1] for batch in self._batches(images, batch_size, workers)]
-        if not parts:
+        outputs = [self.forward(batch)[1] for batch in self._batches(images, batch_size, workers)]
+        if not outputs:
             return np.zeros((0, self.joint_dim), dtype=np.float32)
-        return torch.cat([part for part in parts if part is not None]).cpu().numpy()
+        return torch.cat([output for output in outputs if output is not None]).cpu().numpy()
 
     def zero_shot(
         self, images: Images, prompts: Prompts | str | None = None, *, batch_size: int = 64, workers: int = 0

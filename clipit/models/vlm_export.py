@@ -142,8 +142,8 @@ def adapted_vlm(config: VLMConfig, folder: Path) -> VLMConfig:
 
 def _merged_config(config: VLMConfig, folder: Path) -> VLMConfig:
     """Return the configuration that opens a merged folder: by `vlm.path` for a VLM of the table, else by `vlm.name`."""
-    place = {"path": str(folder)} if config.name in VLMS else {"name": str(folder), "path": None}
-    return config.model_copy(update={"adapter": None, **place})
+    location = {"path": str(folder)} if config.name in VLMS else {"name": str(folder), "path": None}
+    return config.model_copy(update={"adapter": None, **location})
 
 
 def _write_origin(folder: Path, base: str, mpp: float | None) -> None:

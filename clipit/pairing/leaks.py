@@ -24,7 +24,7 @@ _MAX_CANDIDATES = 2**22  # candidate pairs in memory
 Hits = tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"], UInt8[np.ndarray, " hits"]]
 
 Kind = Literal["group", "exact", "near", "report"]
-Prints = Fingerprints | UInt8[np.ndarray, "_ 16"]
+ImageHashes = Fingerprints | UInt8[np.ndarray, "_ 16"]
 """Fingerprints of images: perceptual hashes with digests, or digests only."""
 
 
@@ -67,22 +67,22 @@ class SeenTiles:
 
 
 def find_leaks(
-    tiles: TileSet, config: LeaksConfig, prints: Prints | None = None, reports: Sequence[Report] = ()
+    tiles: TileSet, config: LeaksConfig, image_hashes: ImageHashes | None = None, reports: Sequence[Report] = ()
 ) -> list[Leak]:
     """Find all leaks, sorted by kind, then by id.
 
     Args:
         tiles: Tiles of all splits.
         config: Thresholds, and whether to search for exact and near copies.
-        prints: Fingerprints of the tiles, in the same order (digests suffice for exact copies); None to skip the
+        image_hashes: Fingerprints of the tiles, in the same order (digests suffice for exact copies); None to skip the
             comparison of pixels.
         reports: Reports from which snippets are extracted.
     """
     leaks = group_leaks(tiles)
-    if prints is not None and config.pixels != "off":
-        leaks += exact_leaks(tiles, _digests(prints))
-        if config.pixels == "near" and isinstance(prints, Fingerprints):
-            leaks += near_leaks(tiles, prints, config)
+    if image_hashes is not None and config.pixels != "off":
+        leaks += exact_leaks(tiles, _digests(image_hashes))
+        if config.pixels == "near" and isinstance(image_hashes, Fingerprints):
+            leaks += near_leaks(tiles, image_hashes, config)
     return leaks + report_leaks(reports, tiles)
 
 
@@ -151,27 +151,27 @@ def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak
     return _sorted(leaks)
 
 
-def near_leaks(tiles: TileSet, prints: Fingerprints, config: LeaksConfig) -> list[Leak]:
+def near_leaks(tiles: TileSet, fingerprints: Fingerprints, config: LeaksConfig) -> list[Leak]:
     """Find tiles that resemble a tile of a later split in any of eight orientations, without equal pixels.
 
     Two tiles match if their hashes differ in at most `config.distance` bits and the correlation of their thumbnails is
     at least `config.similarity`. Nearly empty tiles (`config.spread`) are not compared. Only the nearest match of each
     tile on either side is returned. Tiles rotated by other angles, and partly overlapping tiles, are not found.
     """
-    ranks, rich = _split_ranks(tiles), prints.spread >= config.spread
+    ranks, rich = _split_ranks(tiles), fingerprints.spread >= config.spread
     by_id = np.argsort(np.argsort(tiles.ids, kind="stable"), kind="stable")
     leaks: list[Leak] = []
     for rank in range(len(SPLITS) - 1):
         base, queries = np.flatnonzero(rich & (ranks == rank)), np.flatnonzero(rich & (ranks > rank))
         leaks += [
             _pixel_leak("near", tiles, int(hit["a"]), int(hit["b"]), int(hit["distance"]), float(hit["similarity"]))
-            for hit in _near_hits(prints, base, queries, by_id, config)
+            for hit in _near_hits(fingerprints, base, queries, by_id, config)
         ]
     return _sorted(leaks)
 
 
 def find_copies(
-    tests: TileSet, test_prints: Prints, seen: TileSet | SeenTiles, seen_prints: Prints, config: LeaksConfig
+    tests: TileSet, test_hashes: ImageHashes, seen: TileSet | SeenTiles, seen_hashes: ImageHashes, config: LeaksConfig
 ) -> dict[str, Leak]:
     """Find tiles of another data set that are copies of training or validation tiles.
 
@@ -180,19 +180,19 @@ def find_copies(
 
     Args:
         tests: Tiles of the other data set.
-        test_prints: Fingerprints or digests of `tests`, in the same order.
+        test_hashes: Fingerprints or digests of `tests`, in the same order.
         seen: Tiles of training and validation.
-        seen_prints: Fingerprints or digests of `seen`, in the same order.
+        seen_hashes: Fingerprints or digests of `seen`, in the same order.
         config: Thresholds.
 
     Returns:
         Leak of each copied tile, by test id.
     """
     copies: dict[str, Leak] = {}
-    if isinstance(test_prints, Fingerprints) and isinstance(seen_prints, Fingerprints):
+    if isinstance(test_hashes, Fingerprints) and isinstance(seen_hashes, Fingerprints):
         names = ("digests", "hashes", "thumbnails")
         both = Fingerprints(
-            *(np.concatenate([getattr(test_prints, name), getattr(seen_prints, name)]) for name in names)
+            *(np.concatenate([getattr(test_hashes, name), getattr(seen_hashes, name)]) for name in names)
         )
         rich, is_test, n = both.spread >= config.spread, np.arange(len(both.digests)) < len(tests), len(tests)
         order = np.argsort(np.argsort(np.concatenate([tests.ids, seen.ids]), kind="stable"), kind="stable")
@@ -204,15 +204,15 @@ def find_copies(
                 copies[leak.other_id] = leak
     digests = {}
     for row in np.argsort(seen.ids, kind="stable")[::-1].tolist():
-        digests[_digests(seen_prints)[row].tobytes()] = row
-    for b, digest in enumerate(_digests(test_prints)):
+        digests[_digests(seen_hashes)[row].tobytes()] = row
+    for b, digest in enumerate(_digests(test_hashes)):
         if digest.any() and digest.tobytes() in digests:
             copies[str(tests.ids[b])] = _copy("exact", seen, digests[digest.tobytes()], tests, b, 0, None)
     return copies
 
 
-def _digests(prints: Prints) -> UInt8[np.ndarray, "n 16"]:
-    return prints.digests if isinstance(prints, Fingerprints) else prints
+def _digests(image_hashes: ImageHashes) -> UInt8[np.ndarray, "n 16"]:
+    return image_hashes.digests if isinstance(image_hashes, Fingerprints) else image_hashes
 
 
 def find_shared_patients(tests: TileSet, seen: TileSet | SeenTiles) -> dict[str, Leak]:
@@ -244,7 +244,7 @@ _NEAR = np.dtype([("a", np.int64), ("b", np.int64), ("distance", np.uint8), ("si
 
 
 def _near_hits(
-    prints: Fingerprints,
+    fingerprints: Fingerprints,
     base: Int64[np.ndarray, " a"],
     queries: Int64[np.ndarray, " b"],
     by_id: Int64[np.ndarray, " n"],
@@ -254,11 +254,11 @@ def _near_hits(
     best = np.empty(0, dtype=_NEAR)
     if not base.size or not queries.size:
         return best
-    standardised = _standardise(prints.thumbnails)
-    wanted: UInt64[np.ndarray, " m"] = prints.hashes[queries].reshape(-1)
-    for rows, hits, bits in near_hashes(prints.hashes[base, 0], wanted, config.distance):
+    standardised = _standardise(fingerprints.thumbnails)
+    wanted: UInt64[np.ndarray, " m"] = fingerprints.hashes[queries].reshape(-1)
+    for rows, hits, bits in near_hashes(fingerprints.hashes[base, 0], wanted, config.distance):
         a, b, orientation = base[rows], queries[hits // 8], hits % 8
-        different = (prints.digests[a] != prints.digests[b]).any(axis=1)
+        different = (fingerprints.digests[a] != fingerprints.digests[b]).any(axis=1)
         a, b, orientation, bits = a[different], b[different], orientation[different], bits[different]
         similarity = _correlations(standardised, a, b, orientation)
         near = similarity >= config.similarity

@@ -125,9 +125,9 @@ def nearest_among(
 ) -> Int[np.ndarray, "q k"]:
     """Find the k of the given keys with the highest cosine minus bias, regardless of owner, padded with -1."""
     device = get_processes().device
-    parts = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+    blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
     vectors = (
-        (torch.from_numpy(part).to(device), torch.from_numpy(keys.stored.vectors(part)).to(device)) for part in parts
+        (torch.from_numpy(part).to(device), torch.from_numpy(keys.stored.vectors(part)).to(device)) for part in blocks
     )
     no_owners: Int[np.ndarray, "q"] = np.full(len(queries), -1, dtype=np.int64)
     return nearest_rows(queries, vectors, k, block=block, adjust=_adjust(no_owners, keys))

@@ -159,17 +159,17 @@ def _counts(content: MilContent) -> tuple[tuple[str, ...], list[list[object]]]:
 
 def _map_table(content: MilContent) -> tuple[tuple[str, ...], list[list[object]]]:
     rows: list[list[object]] = []
-    for (arm, kind), part in content.map_scores.groupby(["arm", "map"], sort=False):
-        rows.append([arm, kind, int(part["slides"].iloc[0]), _spread(part, "dice"), _spread(part, "auroc")])
+    for (arm, kind), group in content.map_scores.groupby(["arm", "map"], sort=False):
+        rows.append([arm, kind, int(group["slides"].iloc[0]), _spread(group, "dice"), _spread(group, "auroc")])
     return ("arm", "map", "slides", "Dice", "AUROC of tiles"), rows
 
 
-def _spread(part: pd.DataFrame, metric: str) -> str:
+def _spread(group: pd.DataFrame, metric: str) -> str:
     """Format the mean over seeds with its standard deviation and its interval over patients."""
-    known = part[metric].dropna().astype(float)
+    known = group[metric].dropna().astype(float)
     if not len(known):
         return ""
-    first = part.iloc[0]
+    first = group.iloc[0]
     spread = f" ± {number(float(known.std()))}" if len(known) > 1 else ""
     low, high = (
         None if pd.isna(first[f"{metric}_{end}"]) else float(first[f"{metric}_{end}"]) for end in ("low", "high")

@@ -182,9 +182,9 @@ def slide_arms_summary(
 def _tables(comparison: SlideComparison) -> list[tuple[str, Level]]:
     """Return the splits and levels with labelled slides; scores per patient only where patients have several slides."""
     shown: list[tuple[str, Level]] = []
-    for split, part in comparison.table.groupby("split", sort=False):
-        counts = {level: int(part.loc[part["level"] == level, "labelled"].max()) for level in LEVELS}
-        slides = part[part["level"] == "slide"]
+    for split, group in comparison.table.groupby("split", sort=False):
+        counts = {level: int(group.loc[group["level"] == level, "labelled"].max()) for level in LEVELS}
+        slides = group[group["level"] == "slide"]
         if counts["slide"]:
             shown.append((str(split), "slide"))
         if counts["patient"] and int(slides["patients"].iloc[0]) < counts["slide"]:

@@ -90,21 +90,21 @@ def subtyping_tables(scores: pd.DataFrame, classes: Sequence[str], model: str) -
         return []
     return [
         Table(
-            _HEADER, _rows(part, classes, model), caption=f"{split} slides; several draws: median [quartiles]", left=2
+            _HEADER, _rows(group, classes, model), caption=f"{split} slides; several draws: median [quartiles]", left=2
         )
-        for split, part in scores[scores["level"] == "slide"].groupby("split", sort=False)
+        for split, group in scores[scores["level"] == "slide"].groupby("split", sort=False)
     ]
 
 
 def _rows(shown: pd.DataFrame, classes: Sequence[str], model: str) -> list[list[object]]:
     rows: list[list[object]] = []
-    for (prompts, pooling, smoothed), part in shown.groupby(["prompts", "pooling", "smoothed"], sort=False):
-        draws = int(part["draws"].iloc[0])
-        by_metric = part.set_index("metric")[["median", "lower", "upper"]].to_dict("index")
+    for (prompts, pooling, smoothed), group in shown.groupby(["prompts", "pooling", "smoothed"], sort=False):
+        draws = int(group["draws"].iloc[0])
+        by_metric = group.set_index("metric")[["median", "lower", "upper"]].to_dict("index")
         cells = [_cell(by_metric[metric], several=draws > 1) for metric in ("balanced_accuracy", "auroc")]
         name = f"{model}, {prompts}" if draws == 1 else f"{model}, {draws} {prompts}"
         title = PoolingKey(str(pooling), bool(smoothed)).title
-        rows.append([name, title, *cells, int(part["labelled"].iloc[0]), "this evaluation"])
+        rows.append([name, title, *cells, int(group["labelled"].iloc[0]), "this evaluation"])
     for entry in published_subtyping(classes):
         score = number(entry.score) + ("" if entry.metric == "balanced accuracy" else f" ({entry.metric})")
         rows.append([entry.model, entry.pooling, score, "", "", f"published: {entry.source}"])

@@ -109,10 +109,10 @@ def build_snippets(
         return repair(clean_text(text), repairs, repaired)
 
     occurrences = _split_and_merge(reports, count_tokens, budget, clean, long_words)
-    sections_of = {text: {piece.section for _, piece in places} for text, places in occurrences.items()}
+    sections_of = {text: {piece.section for _, piece in origins} for text, origins in occurrences.items()}
     texts, dropped, kept_short = filter_snippets(sections_of, config, similarity)
     snippets, sources = _tables(occurrences, texts)
-    pieces = [piece for places in occurrences.values() for _, piece in places]
+    pieces = [piece for origins in occurrences.values() for _, piece in origins]
     account = Account(
         reports=len(reports.reports),
         pieces=len(pieces),
@@ -142,7 +142,7 @@ def build_snippets(
 
 def _count_reports(occurrences: _Occurrences) -> dict[str, int]:
     """Count the reports with text in each section."""
-    sections = {(piece.section, report.report_id) for places in occurrences.values() for report, piece in places}
+    sections = {(piece.section, report.report_id) for origins in occurrences.values() for report, piece in origins}
     return dict(sorted(Counter(section for section, _ in sections).items()))
 
 

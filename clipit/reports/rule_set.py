@@ -16,7 +16,7 @@ from clipit.yaml_file import load_mapping
 
 _FOLDER = Path(__file__).parent / "rule_sets"
 _KEYS = ("name", "source", "sections", "classes", "negated", "ignored", "negation", "uncertainty")
-_PLACES = ("before", "after")
+_SIDES = ("before", "after")
 
 BOTH, NONE = "both", "none"
 """Answers for reports with mentions of several classes, and of no class."""
@@ -118,7 +118,7 @@ def _find(name_or_path: str | Path) -> Path:
 
 
 def _triggers(raw: Mapping[str, Any] | None) -> Triggers:
-    return Triggers(**{place: tuple(phrases) for place, phrases in (raw or {}).items()})
+    return Triggers(**{side: tuple(phrases) for side, phrases in (raw or {}).items()})
 
 
 def _problems(raw: Mapping[Any, Any]) -> list[str]:
@@ -140,11 +140,11 @@ def _problems(raw: Mapping[Any, Any]) -> list[str]:
         lists["ignored"] = raw["ignored"]
     for key in ("negation", "uncertainty"):
         triggers = raw.get(key) or {}
-        if not isinstance(triggers, Mapping) or not set(triggers) <= {*_PLACES}:
-            problems.append(f"{key}: must be a mapping with the keys {' and '.join(_PLACES)}")
+        if not isinstance(triggers, Mapping) or not set(triggers) <= {*_SIDES}:
+            problems.append(f"{key}: must be a mapping with the keys {' and '.join(_SIDES)}")
             continue
-        for place, phrases in triggers.items():
-            problems += _phrase_problems(f"{key}.{place}", phrases, expressions=False)
+        for side, phrases in triggers.items():
+            problems += _phrase_problems(f"{key}.{side}", phrases, expressions=False)
     for key, phrases in lists.items():
         problems += _phrase_problems(key, phrases, expressions=True)
     return problems + _repeated_phrases(lists) + _section_problems(raw) + _negated_problems(raw, classes)

@@ -57,16 +57,16 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     tiles = workspace.tiles(config.seed)
     classifier = open_classifier(config, folder, tiles.classes)
     embeddings = zero_shot_embeddings(classifier, workspace.prompts, tiles.classes)
-    parts = []
+    by_split = []
     for split in config.evaluation.splits:
         source = workspace.pixels(split, classifier.spec.preprocess)
         if len(source.tiles):
             predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, split)
             # The tiles may have been loaded with the labels of another seed.
-            parts.append(replace(predictions, labels=tiles.of_split(split).labels))
+            by_split.append(replace(predictions, labels=tiles.of_split(split).labels))
     if not get_processes().main:
         return {}
-    write_predictions(folder / PREDICTIONS, join_predictions(parts))
+    write_predictions(folder / PREDICTIONS, join_predictions(by_split))
     facts = read_training(folder) if (folder / "training.json").is_file() else {}
     texts = {"Tiles": tiles.describe()} | facts.pop("sections", {})
     return _write_report(config, folder, tiles, _provenance(config, classifier, workspace.prompts) | facts, texts)

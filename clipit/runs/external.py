@@ -118,13 +118,13 @@ def evaluate_external(
 
 def _default_name(tiles: TilesConfig | None, prompts: PromptSet | None) -> str:
     """Derive a folder's name from the path of the tiles and the name of the prompts."""
-    parts: list[str] = []
+    words: list[str] = []
     if tiles is not None:
         path = Path(tiles.path).absolute()
         names = [path.parent.name, path.stem] if path.suffix else [path.name]
-        parts = [tiles.source] if tiles.source in DATASETS else names
-    parts += [] if prompts is None else [prompts.name]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.") or "new"
+        words = [tiles.source] if tiles.source in DATASETS else names
+    words += [] if prompts is None else [prompts.name]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words)).strip("-.") or "new"
 
 
 def _identity(tiles: TilesConfig | None, prompts: PromptSet | None) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def _new_tiles(
     if policy == "off":
         return mapped, {"policy": policy, "leaks": [], "not_checked": ["not checked for leaks: leaks.policy is off"]}
     training = find_training_tiles(run, config, workspace)
-    tiles, leaks = enforce_on_external(mapped.tiles, training.tiles, training.prints, config, f"new set {name}")
+    tiles, leaks = enforce_on_external(mapped.tiles, training.tiles, training.image_hashes, config, f"new set {name}")
     own_reports = note_reports(tiles, config) if uses_reports(config) else ""
     if own_reports:
         tiles = replace(tiles, notes=(*tiles.notes, own_reports))

@@ -46,8 +46,8 @@ def read_external(section: TilesConfig, config: RunConfig) -> TileSet:
     if tests.all():
         return tiles
     note = f"only the {int(tests.sum())} tiles of the test split are scored, out of {len(tiles)} tiles"
-    part = tiles.select(tests)
-    return replace(part, notes=(*part.notes, note))
+    selected = tiles.select(tests)
+    return replace(selected, notes=(*selected.notes, note))
 
 
 def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:

@@ -35,8 +35,8 @@ class RunFingerprint:
     def differences(self, record: Mapping[str, Any]) -> list[str]:
         """List the keys and inputs that differ from the `run.json` record of another run, with their values in both."""
         lines = []
-        for part, current in (("keys", self.keys), ("inputs", self.inputs)):
-            recorded = record.get(part)
+        for section, current in (("keys", self.keys), ("inputs", self.inputs)):
+            recorded = record.get(section)
             lines += list_differences(recorded if isinstance(recorded, dict) else {}, current)
         return lines
 

@@ -144,21 +144,21 @@ def classifier_logits(
     return np.concatenate([logits for logits, _ in batches]), np.concatenate(embeddings) if embeddings else None
 
 
-def join_predictions(parts: Sequence[Predictions]) -> Predictions:
+def join_predictions(several: Sequence[Predictions]) -> Predictions:
     """Concatenate the predictions of several splits.
 
     Raises:
         DataError: `parts` is empty.
     """
-    if not parts:
+    if not several:
         raise DataError("no split to evaluate has tiles", where="evaluation.splits", fix="name splits that have tiles")
-    zero_shots = [part.zero_shot for part in parts if part.zero_shot is not None]
+    zero_shots = [each.zero_shot for each in several if each.zero_shot is not None]
     return Predictions(
-        ids=np.concatenate([part.ids for part in parts]),
-        splits=np.concatenate([part.splits for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        groups=np.concatenate([part.groups for part in parts]),
-        classes=parts[0].classes,
-        probabilities=np.concatenate([part.probabilities for part in parts]),
+        ids=np.concatenate([each.ids for each in several]),
+        splits=np.concatenate([each.splits for each in several]),
+        labels=np.concatenate([each.labels for each in several]),
+        groups=np.concatenate([each.groups for each in several]),
+        classes=several[0].classes,
+        probabilities=np.concatenate([each.probabilities for each in several]),
         zero_shot=np.concatenate(zero_shots) if zero_shots else None,
     )

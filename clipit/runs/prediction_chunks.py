@@ -202,7 +202,7 @@ class _Chunk:
         return softmax(logits)
 
     def _zero_shot_probabilities(self, zero_shot: ZeroShotClasses) -> Float32[np.ndarray, "n K"]:
-        projected = [part for _, part in self._outputs if part is not None]
+        projected = [output for _, output in self._outputs if output is not None]
         if not projected:
             return np.empty((0, len(zero_shot.classes)), dtype=np.float32)
         vectors = torch.cat(projected).float().cpu().numpy()

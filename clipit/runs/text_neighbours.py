@@ -35,8 +35,11 @@ class TextNeighbours:
     def nearest(self, embeddings: Float32[np.ndarray, "q dim"], count: int) -> list[list[tuple[int, float]]]:
         """Return row and cosine similarity of the nearest texts of each embedding, the most similar first."""
         queries, device, total = unit(embeddings), get_processes().device, len(self.texts)
-        parts = (np.arange(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK))
-        vectors = ((torch.from_numpy(part).to(device), torch.from_numpy(self.read(part)).to(device)) for part in parts)
+        blocks = (np.arange(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK))
+        vectors = (
+            (torch.from_numpy(positions).to(device), torch.from_numpy(self.read(positions)).to(device))
+            for positions in blocks
+        )
         nearest = []
         for query, rows in zip(queries, nearest_rows(queries, vectors, min(count, total)), strict=True):
             scored = zip(rows.tolist(), (self.read(rows) @ query).tolist(), strict=True)

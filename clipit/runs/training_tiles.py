@@ -13,11 +13,11 @@ from clipit.config.data import LeaksConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ClipitError, DataError, shortlist
 from clipit.evaluation.predictions import read_run_predictions
-from clipit.pairing.leaks import Prints, SeenTiles, find_shared_patients
+from clipit.pairing.leaks import ImageHashes, SeenTiles, find_shared_patients
 from clipit.patients import patients
 from clipit.runs.folder import read_run_config, read_training
 from clipit.tiles.tileset import TileSet
-from clipit.workspace.leak_policy import hash_images, select_prints
+from clipit.workspace.leak_policy import hash_images, select_hashes
 from clipit.workspace.tile_hashes import cached_hashes
 from clipit.workspace.workspace import Workspace
 
@@ -35,12 +35,12 @@ class TrainingTiles:
 
     Attributes:
         tiles: Ids, splits and groups.
-        prints: Hashes of their images, in the same order; None if they cannot be compared.
+        image_hashes: Hashes of their images, in the same order; None if they cannot be compared.
         problems: Checks that are impossible, with the reason.
     """
 
     tiles: SeenTiles
-    prints: Prints | None
+    image_hashes: ImageHashes | None
     problems: tuple[str, ...] = ()
 
 
@@ -79,12 +79,12 @@ def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -
     tiles = recorded[0]
     if pixels == "off":
         return TrainingTiles(tiles, None, ("images: leaks.pixels is off",))
-    prints, problem = _match(tiles, hashes), ""
-    if prints is None:
-        prints, problem = _hash_again(tiles, config, workspace)
-    if prints is not None and pixels == "near" and isinstance(prints, np.ndarray):
+    image_hashes, problem = _match(tiles, hashes), ""
+    if image_hashes is None:
+        image_hashes, problem = _hash_again(tiles, config, workspace)
+    if image_hashes is not None and pixels == "near" and isinstance(image_hashes, np.ndarray):
         problem = "near-duplicates: the training images were only compared for equal pixels (leaks.pixels: exact)"
-    return TrainingTiles(tiles, prints, (problem,) if problem else ())
+    return TrainingTiles(tiles, image_hashes, (problem,) if problem else ())
 
 
 def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[str, ...]:
@@ -158,31 +158,35 @@ def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:
         return SeenTiles(*columns), (table.schema.metadata or {}).get(_HASHED_KEY, b"").decode()
 
 
-def _match(tiles: SeenTiles, hashes: "tuple[np.ndarray, Prints] | None") -> Prints | None:
+def _match(tiles: SeenTiles, hashes: "tuple[np.ndarray, ImageHashes] | None") -> ImageHashes | None:
     """Select the cached hashes of these tiles, in their order; None if any is missing."""
     if hashes is None:
         return None
     rows = {name: row for row, name in enumerate(hashes[0].tolist())}
     matching_rows = [rows.get(name, -1) for name in tiles.ids.tolist()]
-    return None if -1 in matching_rows else select_prints(hashes[1], np.asarray(matching_rows, dtype=np.int64))
+    return None if -1 in matching_rows else select_hashes(hashes[1], np.asarray(matching_rows, dtype=np.int64))
 
 
-def _hash_again(tiles: SeenTiles, config: RunConfig, workspace: Workspace) -> tuple[Prints | None, str]:
+def _hash_again(tiles: SeenTiles, config: RunConfig, workspace: Workspace) -> tuple[ImageHashes | None, str]:
     """Hash the training images again; the second value is the reason if this is impossible, or ""."""
     try:
         present = workspace.tiles_as_read
-        prints = hash_images(present, config, config.leaks.pixels)
+        image_hashes = hash_images(present, config, config.leaks.pixels)
     except (ClipitError, OSError) as error:
         reason = str(error).splitlines()[0]
         return None, f"images: those of training cannot be read, and no hashes of them are cached ({reason})"
-    matched = None if prints is None else _match(tiles, (present.ids, prints))
+    matched = None if image_hashes is None else _match(tiles, (present.ids, image_hashes))
     if matched is None:
         return None, "images: the run was trained on tiles that are no longer in its data set, without cached hashes"
     return matched, ""
 
 
 def _without_record(
-    folder: Path, config: RunConfig, workspace: Workspace, trained_on: str, hashes: "tuple[np.ndarray, Prints] | None"
+    folder: Path,
+    config: RunConfig,
+    workspace: Workspace,
+    trained_on: str,
+    hashes: "tuple[np.ndarray, ImageHashes] | None",
 ) -> TrainingTiles:
     """Find the training tiles of a run of an earlier version, which did not record them."""
     try:
@@ -195,11 +199,11 @@ def _without_record(
     problems = ("the data set has changed since training, so its present tiles are compared",) if changed else ()
     if config.leaks.pixels == "off":
         return TrainingTiles(tiles, None, (*problems, "images: leaks.pixels is off"))
-    prints, problem = _hash_again(tiles, config, workspace)
-    return TrainingTiles(tiles, prints, (*problems, problem) if problem else problems)
+    image_hashes, problem = _hash_again(tiles, config, workspace)
+    return TrainingTiles(tiles, image_hashes, (*problems, problem) if problem else problems)
 
 
-def _from_hashes(folder: Path, hashes: "tuple[np.ndarray, Prints] | None", reason: str) -> TrainingTiles:
+def _from_hashes(folder: Path, hashes: "tuple[np.ndarray, ImageHashes] | None", reason: str) -> TrainingTiles:
     """Treat all hashed tiles but the run's test tiles as training tiles; only TCGA barcodes identify their patients."""
     patients = f"patients: the training tiles cannot be read, and the run did not record them ({reason})"
     none = np.zeros(0, dtype=object)
@@ -214,4 +218,4 @@ def _from_hashes(folder: Path, hashes: "tuple[np.ndarray, Prints] | None", reaso
     ids = hashes[0][rows]
     unknown = np.full(len(ids), "", dtype=object)
     splits = np.full(len(ids), "train", dtype=object)
-    return TrainingTiles(SeenTiles(ids, splits, unknown), select_prints(hashes[1], rows), (patients,))
+    return TrainingTiles(SeenTiles(ids, splits, unknown), select_hashes(hashes[1], rows), (patients,))

@@ -113,13 +113,13 @@ def _counts_by_threshold(
     probabilities: Float32[np.ndarray, "2 h w"], truth: Int16[np.ndarray, "h w"]
 ) -> Int64[np.ndarray, "t 2 2"]:
     """Count pixels by true and predicted class for each candidate threshold."""
-    place = np.searchsorted(
+    reached_count = np.searchsorted(
         _CANDIDATES, _log_odds(probabilities), side="right"
     )  # number of thresholds that are reached
     counts = np.zeros((len(_CANDIDATES), 2, 2), dtype=np.int64)
     for code in (0, 1):
-        reached = np.bincount(place[truth == code], minlength=len(_CANDIDATES) + 1)
-        above = reached[::-1].cumsum()[::-1][1:]  # threshold t is reached by pixels with a place of at least t + 1
+        reached = np.bincount(reached_count[truth == code], minlength=len(_CANDIDATES) + 1)
+        above = reached[::-1].cumsum()[::-1][1:]  # of pixels that reach at least t + 1 thresholds
         counts[:, code, 1] = above
         counts[:, code, 0] = reached.sum() - above
     return counts

@@ -46,8 +46,8 @@ class TokenReader:
 
     def features(self, row: int) -> Float32[np.ndarray, "n d"]:
         """Read the tokens of one bag."""
-        parts = [self.store.tokens(name).reshape(-1, self.dim) for name in self.images[row]]
-        return np.concatenate(parts).astype(np.float32)
+        tokens = [self.store.tokens(name).reshape(-1, self.dim) for name in self.images[row]]
+        return np.concatenate(tokens).astype(np.float32)
 
     def ids(self, row: int) -> list[str]:
         """Return an id of each token of one bag: image, row and column."""

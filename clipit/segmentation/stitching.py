@@ -137,12 +137,12 @@ def average_strips(maps: Sequence[Iterator[Strip]]) -> Iterator[Strip]:
         bottom = min(strip.bottom for strip in current)
         yield Strip(top, bottom, np.mean([strip.values for strip in current], axis=0))
         top = bottom
-        for place, strips in enumerate(maps):
-            if current[place].bottom == bottom:
+        for index, strips in enumerate(maps):
+            if current[index].bottom == bottom:
                 following = next(strips, None)
                 if following is None:
                     return
-                current[place] = following
+                current[index] = following
 
 
 def fill(strips: Iterable[Strip], classes: int, height: int, width: int) -> Float32[np.ndarray, "c h w"]:

@@ -286,11 +286,11 @@ def _plot_examples(
     }
     plots = []
     for kind, indices in picks.items():
-        for place, index in enumerate(indices):
+        for number, index in enumerate(indices):
             image, truth = test.read(index)
             predicted = each.decision.classes(each.segmenter.probabilities(image, float(test.tiles.mpp[index])))
             caption = f"{kind}: {test.tiles.ids[index]}, Dice {values[index]:.3f}"
-            file = f"{_file_name(each.segmenter.name)}_{kind}_{place}.png"
+            file = f"{_file_name(each.segmenter.name)}_{kind}_{number}.png"
             figure = plot_segmentation(image, truth, predicted, test.classes.names, foreground, caption)
             save_plot(figure, folder / file)
             plots.append(Plot(file, caption, f"images.parquet: {each.segmenter.name}"))

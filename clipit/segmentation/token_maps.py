@@ -81,9 +81,9 @@ class Lattice:
         self, length: int, cells: int
     ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]:
         """Return the cells before and after each pixel, and the weight of the one after it."""
-        place = np.clip((np.arange(length) + 0.5) / self.cell - 0.5, 0, cells - 1)
-        before = np.floor(place).astype(np.int64)
-        return before, np.minimum(before + 1, cells - 1), (place - before).astype(np.float32)
+        position = np.clip((np.arange(length) + 0.5) / self.cell - 0.5, 0, cells - 1)
+        before = np.floor(position).astype(np.int64)
+        return before, np.minimum(before + 1, cells - 1), (position - before).astype(np.float32)
 
 
 def lattice_of(height: int, width: int, mpp: float, tokens: "PatchTokens") -> Lattice:
@@ -169,7 +169,7 @@ def token_map(
 
 
 def _coverage(starts: list[int], side: int, length: int) -> Float32[np.ndarray, " length"]:
-    """Count the windows that cover each place."""
+    """Count the windows that cover each position."""
     counts = np.zeros(length, dtype=np.float32)
     for start in starts:
         counts[start : start + side] += 1
@@ -193,7 +193,7 @@ def _band(image: Image.Image, top: int, height: int, width: int) -> UInt8[np.nda
     return np.ascontiguousarray(pixels[rows - first][:, columns].transpose(2, 0, 1))
 
 
-def _mirrored(places: Int64[np.ndarray, " n"], length: int) -> Int64[np.ndarray, " n"]:
-    """Reflect places beyond the end of a length back into it, as often as needed."""
-    within = places % (2 * length)
+def _mirrored(positions: Int64[np.ndarray, " n"], length: int) -> Int64[np.ndarray, " n"]:
+    """Reflect positions beyond the end of a length back into it, as often as needed."""
+    within = positions % (2 * length)
     return np.asarray(np.where(within < length, within, 2 * length - 1 - within))

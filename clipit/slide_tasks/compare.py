@@ -167,8 +167,10 @@ def _write_comparison(
     if processes.main:
         write_slides_table(out, slides)
         _write_csv(out / TABLE, comparison.table)
-        parts = [table.assign(arm=arm, seed=seed) for arm, by_seed in tables.items() for seed, table in by_seed.items()]
-        _write_csv(out / SCORES, pd.concat(parts, ignore_index=True))
+        frames = [
+            table.assign(arm=arm, seed=seed) for arm, by_seed in tables.items() for seed, table in by_seed.items()
+        ]
+        _write_csv(out / SCORES, pd.concat(frames, ignore_index=True))
         with whole_file(out / SUMMARY) as temporary:
             temporary.write_text(text, encoding="utf-8")
         write_page(out / PAGE, slide_arms_page(note, comparison, classes, runs, failed, facts))

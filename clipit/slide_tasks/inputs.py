@@ -43,7 +43,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
         images = None if slides is None else str(slides)
         section = TilesConfig(source="slides", path=str(tables[0]), images=images, mpp=mpp, labels=labels)
         table = list_slides(section)
-        return replace(table, parts=[ALIASES.get(part.lower(), part) for part in table.parts])
+        return replace(table, source_splits=[ALIASES.get(split.lower(), split) for split in table.source_splits])
     listed: list[SlidePath] = []
     notes: list[str] = []
     for path in one_per_slide(paths):

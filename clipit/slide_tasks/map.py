@@ -182,12 +182,12 @@ def _top_tiles(
     """Read the top tiles of each class, and find the texts that are nearest to them."""
     chosen = top_rows(tiles.grid, probabilities, options.top)
     rows = sorted({row for of_class in chosen for row in of_class})
-    row_of = {place: row for row, place in enumerate(slide.grid.ids)}  # of all tiles, unreadable ones included
+    row_of = {tile_id: row for row, tile_id in enumerate(slide.grid.ids)}  # of all tiles, unreadable ones included
     images = slide_tiles([slide])
     ids = tiles.grid.ids
-    places = {row: row_of[ids[row]] for row in rows}
+    grid_rows = {row: row_of[ids[row]] for row in rows}
     with torch.inference_mode():
-        pixels = torch.from_numpy(np.stack([scorer.pixels(images.read(places[row])) for row in rows]))
+        pixels = torch.from_numpy(np.stack([scorer.pixels(images.read(grid_rows[row])) for row in rows]))
         embedded = scorer.compute(pixels.to(scorer.device))[1]
     texts: dict[str, list[list[Neighbour]]] = {}
     for kind, known in (("prompts", scorer.prompts), ("snippets", options.snippets)):
@@ -196,12 +196,11 @@ def _top_tiles(
             continue
         found = known.nearest(embedded.float().cpu().numpy(), _NEIGHBOURS)
         texts[kind] = [
-            [Neighbour(known.texts[place], cosine, known.sources[place]) for place, cosine in of_tile]
-            for of_tile in found
+            [Neighbour(known.texts[text], cosine, known.sources[text]) for text, cosine in of_tile] for of_tile in found
         ]
     shown = {}
     for number, row in enumerate(rows):
-        picture = thumbnail(images, places[row], side=_PICTURE, quality=80)
+        picture = thumbnail(images, grid_rows[row], side=_PICTURE, quality=80)
         uri = None if picture is None else jpeg_uri(picture)
         shown[row] = TopTile(row, uri, texts["prompts"][number], texts["snippets"][number])
     return [[shown[row] for row in of_class] for of_class in chosen]

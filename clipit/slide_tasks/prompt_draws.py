@@ -15,7 +15,7 @@ from clipit.evaluation.slide_prompts import pool_prompts
 from clipit.evaluation.slide_scores import slide_table
 
 DRAWS = "prompt_draws.parquet"
-"""Table of a slide's scores by draw: the columns of `slide_table`, and `draw` (place of the prompt set in its file)."""
+"""Table of a slide's scores by draw: the columns of `slide_table`, and `draw` (index of the prompt set in its file)."""
 _AGAIN = "delete the folder of this slide and start the same command again"
 
 

@@ -131,8 +131,8 @@ def _arm_problems(
     folders = Counter((run.arm, run.seed) for run in runs)
     for (arm, seed), count in folders.items():
         if count > 1:
-            places = shortlist([str(run.folder) for run in runs if (run.arm, run.seed) == (arm, seed)])
-            yield f"{counted(count, 'run has', 'runs have')} the arm {arm} and the seed {seed}: {places}"
+            run_folders = shortlist([str(run.folder) for run in runs if (run.arm, run.seed) == (arm, seed)])
+            yield f"{counted(count, 'run has', 'runs have')} the arm {arm} and the seed {seed}: {run_folders}"
     own = arms.get(reference, [])
     for arm, seeds in arms.items():
         if len(own) > 1 and len(seeds) > 1 and set(seeds) != set(own):
@@ -147,7 +147,7 @@ def _label_problems(listed: SlideList, classes: Sequence[str]) -> Iterable[str]:
     unknown = [label for label in labels if label not in classes]
     if unknown:
         yield f"labels that are not classes: {shortlist(unknown)}; the classes are {_listed(classes)}"
-    labelled = [part for part, label in zip(listed.parts, listed.labels, strict=True) if label]
+    labelled = [split for split, label in zip(listed.source_splits, listed.labels, strict=True) if label]
     if set(labelled) <= {TRAIN, VALIDATION}:
         yield f"all labelled slides are of the splits {_listed(sorted(set(labelled)))}: none is left for the comparison"
 

@@ -118,7 +118,7 @@ def slides_table(outcome: SlideOutcome, failed: Sequence[FailedSlide] = ()) -> p
                 "slide": slide.name,
                 "path": str(slide.path),
                 "label": listed.labels[number],
-                "split": listed.parts[number],
+                "split": listed.source_splits[number],
                 "group": listed.groups[number],
                 "status": "failed" if slide.name in reasons else "ok",
                 "reason": reasons.get(slide.name, ""),

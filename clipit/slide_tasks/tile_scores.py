@@ -79,10 +79,10 @@ def score_tiles(
     """
     processes = get_processes()
     listed = enumerate(slides) if processes.main else ()
-    pending = processes.broadcast([place for place, slide in listed if not _is_scored(slide, scorer, out)])
+    pending = processes.broadcast([index for index, slide in listed if not _is_scored(slide, scorer, out)])
     # The largest first, so that all processes end at about the same time.
-    pending.sort(key=lambda place: (-slides[place].tiles, place))
-    total = sum(slides[place].tiles for place in pending)
+    pending.sort(key=lambda index: (-slides[index].tiles, index))
+    total = sum(slides[index].tiles for index in pending)
     failed: dict[int, str] = {}
     clock = ReadingClock()
     with (
@@ -90,8 +90,8 @@ def score_tiles(
         torch.inference_mode(),
         reading_threads(options.workers) as pool,
     ):
-        for place in processes.claim(pending):
-            slide = slides[place]
+        for index in processes.claim(pending):
+            slide = slides[index]
 
             def done(count: int) -> None:
                 advance(count * processes.count)
@@ -102,13 +102,13 @@ def score_tiles(
             except DataError as error:  # for example, the file is gone
                 reason = error.what
             if reason:
-                failed[place] = reason
+                failed[index] = reason
     if processes.main:
         clock.report("scoring tiles", "the number of reading threads (--workers)")
-    merged = {place: reason for part in processes.gather(failed) for place, reason in part.items()}
+    merged = {index: reason for part in processes.gather(failed) for index, reason in part.items()}
     return [
-        FailedSlide(slides[place].name, slides[place].path, reason, "copy the slide again")
-        for place, reason in sorted(merged.items())
+        FailedSlide(slides[index].name, slides[index].path, reason, "copy the slide again")
+        for index, reason in sorted(merged.items())
     ]
 
 

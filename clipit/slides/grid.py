@@ -1,4 +1,4 @@
-"""The grid of a slide: tissue tiles at one resolution, whose ids give their place on the slide."""
+"""The grid of a slide: tissue tiles at one resolution, whose ids give their position on the slide."""
 
 import math
 import re
@@ -106,14 +106,14 @@ def make_grid(
             f"({options.overlap}){options.elsewhere}",
         )
     columns, rows = (np.rint(np.arange(0, length, step)).astype(np.int32) for length in (width, height))
-    parts = []
+    blocks = []
     for start in range(0, len(rows), block := max(1, _BLOCK // len(columns))):  # bounds the memory
         part = rows[start : start + block]
         x, y = np.tile(columns, len(part)), np.repeat(part, len(columns))
         tissue = share(x, y, extent)
         kept = tissue >= config.min_tissue
-        parts.append((x[kept], y[kept], tissue[kept]))
-    x, y, tissue = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        blocks.append((x[kept], y[kept], tissue[kept]))
+    x, y, tissue = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
     return SlideGrid(slide, width, height, mpp, round(extent), step, x, y, tissue)
 
 

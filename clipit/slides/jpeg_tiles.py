@@ -194,14 +194,14 @@ def _is_plain(page: Any) -> bool:
 
 def _frame_size(data: bytes) -> tuple[int, int] | None:
     """Return width and height of a JPEG with three channels of 8 bits from its frame header; None for other bytes."""
-    place = 2
-    while place + 10 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
+    offset = 2
+    while offset + 10 <= len(data) and data[offset] == 0xFF:
+        marker = data[offset + 1]
         if marker in _FRAMES:
-            height, width = int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(data[place + 7 : place + 9])
-            return (width, height) if (data[place + 4], data[place + 9]) == (8, 3) else None
+            height, width = int.from_bytes(data[offset + 5 : offset + 7]), int.from_bytes(data[offset + 7 : offset + 9])
+            return (width, height) if (data[offset + 4], data[offset + 9]) == (8, 3) else None
         # A marker may be preceded by any number of fill bytes.
-        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4])
+        offset += 1 if marker == 0xFF else 2 + int.from_bytes(data[offset + 2 : offset + 4])
     return None
 
 

@@ -72,13 +72,13 @@ class SlidePath:
 
 @dataclass(frozen=True)
 class PreparedSlide:
-    """A slide with its tissue tiles, whose places are read from the disk whenever they are needed.
+    """A slide with its tissue tiles, whose positions are read from the disk whenever they are needed.
 
     Attributes:
         name: Name of the slide.
         path: File.
         stamp: Stamp of the content of its files.
-        artifact: Artefact with the overview, the tissue and the places of all tissue tiles.
+        artifact: Artefact with the overview, the tissue and the positions of all tissue tiles.
         tiles: Number of tissue tiles.
         extent: Edge of a tile in pixels of level 0, not necessarily whole.
         pixels: Edge of a tile as it is read.
@@ -123,8 +123,8 @@ class PreparedSlide:
     def identity(self) -> str:
         """Fingerprint of the slide's file and its tiles."""
         grid = self.grid
-        places = fingerprint([grid.x.tolist(), grid.y.tolist()])
-        return fingerprint([self.stamp, self.pixels, self.extent, places])
+        positions = fingerprint([grid.x.tolist(), grid.y.tolist()])
+        return fingerprint([self.stamp, self.pixels, self.extent, positions])
 
     @property
     def placed(self) -> PlacedSlide:
@@ -177,18 +177,18 @@ def prepare_slides(
         )
     processes = get_processes()
     order = [*range(processes.rank, len(slides), processes.count)]
-    order += [place for place in range(len(slides)) if place % processes.count != processes.rank]
+    order += [index for index in range(len(slides)) if index % processes.count != processes.rank]
     results: dict[int, PreparedSlide | FailedSlide] = {}
     with (
         progress("finding tissue", len(slides), shown=processes.main and len(slides) > 1) as advance,
         reading_threads(_THREADS) as pool,
     ):
-        for place, result in zip(
-            order, pool.map(lambda place: _try_prepare(slides[place], config, options), order), strict=True
+        for index, result in zip(
+            order, pool.map(lambda index: _try_prepare(slides[index], config, options), order), strict=True
         ):
-            results[place] = result
+            results[index] = result
             advance()
-    return [results[place] for place in range(len(slides))]
+    return [results[index] for index in range(len(slides))]
 
 
 def _try_prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> PreparedSlide | FailedSlide:

@@ -151,7 +151,7 @@ class SlideReader:
         x: Int32[np.ndarray, " n"],
         y: Int32[np.ndarray, " n"],
     ) -> None:
-        """Store the places of the tiles; no slide is opened yet.
+        """Store the positions of the tiles; no slide is opened yet.
 
         Args:
             slides: Slides.
@@ -186,6 +186,6 @@ class SlideReader:
         return read_tile(slide, int(self._x[row]), int(self._y[row]), placed.extent, placed.pixels)
 
     def where(self, row: int) -> str:
-        """Return the file and the place in it, for messages."""
+        """Return the file and the position in it, for messages."""
         slide = self._slides[self._slide_of[row]]
         return f"{slide.path}: {tile_id(slide.name, int(self._x[row]), int(self._y[row]), round(slide.extent))}"

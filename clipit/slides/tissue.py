@@ -77,9 +77,9 @@ def otsu(values: Float32[np.ndarray, "h w"]) -> float:
     return float(edges[int(np.nanargmax(np.where(np.isfinite(between), between, -1))) + 1])
 
 
-def remove_small(mask: Bool[np.ndarray, "h w"], part: float, hole: float) -> Bool[np.ndarray, "h w"]:
-    """Drop connected parts below `part` pixels, then fill holes below `hole` pixels."""
-    kept = ~_small(mask, part) & mask
+def remove_small(mask: Bool[np.ndarray, "h w"], smallest: float, hole: float) -> Bool[np.ndarray, "h w"]:
+    """Drop connected regions below `smallest` pixels, then fill holes below `hole` pixels."""
+    kept = ~_small(mask, smallest) & mask
     return np.asarray(kept | _small(~kept, hole, inside=True), dtype=np.bool_)
 
 

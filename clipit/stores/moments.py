@@ -9,19 +9,19 @@ _MIN_DEVIATION = 1e-6
 
 
 def mean_and_deviation(
-    parts: Iterable[Float[np.ndarray, "_ d"]], max_rows: int
+    batches: Iterable[Float[np.ndarray, "_ d"]], max_rows: int
 ) -> tuple[Float32[np.ndarray, " d"], Float32[np.ndarray, " d"]]:
     """Compute mean and standard deviation of features that are read part by part.
 
     Args:
-        parts: Features of each bag or image, one row each; at least one row in all.
+        batches: Features of each bag or image, one row each; at least one row in all.
         max_rows: Maximum number of rows of each part that are used, evenly spaced.
 
     Returns:
         Mean and standard deviation; the latter is 1 for constant features.
     """
     total, squares, count = np.zeros(1), np.zeros(1), 0
-    for values in parts:
+    for values in batches:
         chosen = values[:: max(1, -(-len(values) // max_rows))].astype(np.float64)
         total = total + chosen.sum(axis=0)
         squares = squares + (chosen**2).sum(axis=0)

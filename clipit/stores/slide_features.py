@@ -63,7 +63,7 @@ class SlideFeatures:
 
     @cached_property
     def first_rows(self) -> Int64[np.ndarray, " m"]:
-        """Rows in the order of the file, without those at the place of an earlier tile."""
+        """Rows in the order of the file, without those at the position of an earlier tile."""
         _, first = np.unique(self.coords, axis=0, return_index=True)
         return np.sort(first).astype(np.int64)
 
@@ -179,13 +179,13 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
     offsets = np.cumsum([0, *map(len, slides)])[:-1].tolist()
 
     def encode(start: int, stop: int, advance: Advance) -> Float32[np.ndarray, "_ dim"]:
-        parts = []
+        blocks = []
         for slide, offset in zip(slides, offsets, strict=True):
             low, high = max(start - offset, 0), min(stop - offset, len(slide))
             if low < high:
-                parts.append(slide.vectors(low, high))
+                blocks.append(slide.vectors(low, high))
                 advance(high - low)
-        return np.concatenate(parts)
+        return np.concatenate(blocks)
 
     def make(folder: Path) -> dict[str, Any]:
         facts = write_embeddings(folder, ids, vlm, "joint", encode, "importing features")

@@ -40,8 +40,8 @@ class FrozenFeatures:
 
     def split(self, tiles: TileSet, split: str) -> Features:
         """Return the features of one split, with the labels and groups of `tiles`."""
-        part = tiles.of_split(split)
-        return Features(part.ids, self.vectors[split], part.labels, part.groups)
+        of_split = tiles.of_split(split)
+        return Features(of_split.ids, self.vectors[split], of_split.labels, of_split.groups)
 
 
 def vlm_features(config: RunConfig, workspace: Workspace) -> list[FrozenFeatures]:

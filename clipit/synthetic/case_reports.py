@@ -10,7 +10,7 @@ from jaxtyping import Int64
 
 from clipit.config.section import Section
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.cases import Case, CaseWorldConfig, draw_case_part
+from clipit.synthetic.cases import Case, CaseWorldConfig, draw_cases
 from clipit.synthetic.corpora import diagnosis_line, diagnosis_name, microscopic_sentence
 from clipit.synthetic.language import boilerplate, choose, lay_out, ocr_noise
 from clipit.synthetic.latents import HIGH, LOW, stream
@@ -80,27 +80,27 @@ def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[st
     Raises:
         ArtifactError: The file cannot be written.
     """
-    cases = {part: draw_case_part(config, part) for part in config.parts}
+    cases = {split: draw_cases(config, split) for split in config.splits}
     return write_own_reports(path, ReportOptions.of(config), cases)
 
 
 def write_own_reports(
-    path: Path, config: ReportOptions, parts: Mapping[str, Sequence[Case]]
+    path: Path, config: ReportOptions, splits: Mapping[str, Sequence[Case]]
 ) -> dict[str, dict[str, int]]:
     """Write the reports of these cases as `write_case_reports` does.
 
     Args:
         path: File to write.
         config: Seed of the world and settings of its reports.
-        parts: Cases by split.
+        splits: Cases by split.
     """
     counts: dict[str, dict[str, int]] = {}
     reports: list[OwnReport] = []
-    for part, cases in parts.items():
-        own = list(_draw_part(config, cases))
+    for split, cases in splits.items():
+        own = list(_draw_reports(config, cases))
         truth = {case.name: case.status for case in cases}
         stating = [report for report in own if report.status]
-        counts[part] = {
+        counts[split] = {
             "cases": len(cases),
             "with_tumour": sum(case.tumour for case in cases),
             "with_report": len({report.group for report in own}),
@@ -113,7 +113,7 @@ def write_own_reports(
     return counts
 
 
-def _draw_part(config: ReportOptions, cases: Sequence[Case]) -> Iterator[OwnReport]:
+def _draw_reports(config: ReportOptions, cases: Sequence[Case]) -> Iterator[OwnReport]:
     """Draw the reports of one split; the shares of the configuration are met up to rounding."""
     tumours = [case.name for case in cases if case.tumour]
     reported = _choose_share(config, [case.name for case in cases], config.reported, "reported")

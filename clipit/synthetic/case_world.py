@@ -11,7 +11,7 @@ from clipit.config.section import Section
 from clipit.errors import ConfigError
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.case_reports import write_case_reports
-from clipit.synthetic.cases import EXTERNAL, Case, CaseWorldConfig, draw_case_part
+from clipit.synthetic.cases import EXTERNAL, Case, CaseWorldConfig, draw_cases
 from clipit.synthetic.draws import Draw
 from clipit.synthetic.latents import CLASSES, HIGH, LOW, Latents, stream
 from clipit.synthetic.render import render
@@ -54,11 +54,11 @@ def write_case_world(folder: Path, config: CaseWorldConfig) -> dict[str, Any]:
     Raises:
         ArtifactError: The folder cannot be written.
     """
-    cases = {split: draw_case_part(config, split) for split in config.parts if split != EXTERNAL}
-    parts = {split: _render(config.seed, split, of_split) for split, of_split in cases.items()}
-    columns = {split: _columns(cases[split], parts[split].latents) for split in parts}
+    cases = {split: draw_cases(config, split) for split in config.splits if split != EXTERNAL}
+    draws = {split: _render(config.seed, split, of_split) for split, of_split in cases.items()}
+    columns = {split: _columns(cases[split], draws[split].latents) for split in draws}
     digests = {
-        name: write_tiles(folder, name, {split: parts[split] for split in splits}, columns)
+        name: write_tiles(folder, name, {split: draws[split] for split in splits}, columns)
         for name, splits in (("tiles", ("train", "validation", "test")), ("tiles_shift", ("shift",)))
     }
     reports = write_case_reports(folder / REPORTS, config)
@@ -66,7 +66,7 @@ def write_case_world(folder: Path, config: CaseWorldConfig) -> dict[str, Any]:
     facts = {
         "config": config.model_dump(mode="json"),
         "classes": list(CLASSES),
-        "counts": {split: _counts(columns[split], part.latents) for split, part in parts.items()},
+        "counts": {split: _counts(columns[split], draw.latents) for split, draw in draws.items()},
         "reports": reports,
         "pixels_sha256": digests,
     }

@@ -16,7 +16,7 @@ from clipit.synthetic.status_words import MUTATED, NOT_TUMOUR, WILD_TYPE
 from clipit.synthetic.world_files import patient_name
 
 EXTERNAL = "external"
-"""Name of the part of the cases that have reports but no tiles."""
+"""Name of the group of cases that have reports but no tiles."""
 
 
 class CaseWorldConfig(Section):
@@ -61,7 +61,7 @@ class CaseWorldConfig(Section):
         return self
 
     @property
-    def parts(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+    def splits(self) -> dict[str, tuple[int, tuple[int, ...]]]:
         """Number of cases and the centres of each split, and of the external cases."""
         return {
             "train": (self.train, self.centres),
@@ -94,13 +94,13 @@ class Case:
         return self.grade != "none"
 
 
-def draw_case_part(config: CaseWorldConfig, part: str) -> list[Case]:
+def draw_cases(config: CaseWorldConfig, split: str) -> list[Case]:
     """Draw the cases of a split, or the external cases.
 
     Each case has its own random stream, so that a case does not depend on the number of cases.
     """
-    count, centres = config.parts[part]
-    return [_draw_case(config, patient_name(part, number), centres) for number in range(count)]
+    count, centres = config.splits[split]
+    return [_draw_case(config, patient_name(split, number), centres) for number in range(count)]
 
 
 def _draw_case(config: CaseWorldConfig, name: str, centres: Sequence[int]) -> Case:

@@ -120,11 +120,11 @@ def render(
     rng: np.random.Generator, latents: Latents, centres: Int64[np.ndarray, " n"]
 ) -> UInt8[np.ndarray, "n 64 64 3"]:
     """Render RGB tiles (64 x 64 px, 1 micrometre per pixel), stained and scanned at the given centres."""
-    parts = [np.empty((0, 64, 64, 3), dtype=np.uint8)]
+    batches = [np.empty((0, 64, 64, 3), dtype=np.uint8)]
     for start in range(0, len(latents), _BATCH):
-        part = slice(start, start + _BATCH)
-        parts.append(scan(rng, _compose(rng, latents.select(part)), centres[part]))
-    return np.concatenate(parts)
+        batch = slice(start, start + _BATCH)
+        batches.append(scan(rng, _compose(rng, latents.select(batch)), centres[batch]))
+    return np.concatenate(batches)
 
 
 def _compose(rng: np.random.Generator, latents: Latents) -> Stains:

@@ -112,11 +112,11 @@ def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, d
         codes = labels[labels > 0].astype(np.int64) - 1
         rng = stream(config.seed, "slides", slide.name, "fields")
         tissues.setdefault(str(slide.row["group"]), []).append(rng.choice(codes, _N_PIXELS))
-    parts: dict[str, list[Case]] = {"train": [], "validation": [], "test": []}
+    cases_of_split: dict[str, list[Case]] = {"train": [], "validation": [], "test": []}
     for name, slide in patients.items():
         case = _describe_case(config, slide, np.concatenate(tissues[name]))
-        parts[str(slide.row["split"])].append(case)
-    return write_own_reports(path, ReportOptions.of(config), parts)
+        cases_of_split[str(slide.row["split"])].append(case)
+    return write_own_reports(path, ReportOptions.of(config), cases_of_split)
 
 
 def _list_with_status(config: ReportedSlidesConfig) -> Iterator[ListedSlide]:

@@ -107,20 +107,20 @@ def _draw_fields(
     status: Int64[np.ndarray, " n"],
     direction: Float32[np.ndarray, " n"],
 ) -> Float32[np.ndarray, "2 n 64 64"]:
-    parts = []
+    fields = []
     for start in range(0, len(tissue), _BATCH):
-        part = tissue[start : start + _BATCH]
+        batch = tissue[start : start + _BATCH]
         latents = Latents(
-            part,
-            np.full_like(part, -1),
-            np.zeros(len(part)),
-            **attributes(rng, part),
+            batch,
+            np.full_like(batch, -1),
+            np.zeros(len(batch)),
+            **attributes(rng, batch),
             status=status[start : start + _BATCH],
             direction=direction[start : start + _BATCH],
         )
         layer = draw_tissue(rng, latents)
-        parts.append(np.stack([layer.haematoxylin, layer.eosin]))
-    return np.concatenate(parts, axis=1)
+        fields.append(np.stack([layer.haematoxylin, layer.eosin]))
+    return np.concatenate(fields, axis=1)
 
 
 def add_fold(maps: Sequence[Map], artefacts: Artefacts) -> None:

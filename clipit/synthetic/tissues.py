@@ -261,8 +261,8 @@ def draw_tissue(rng: np.random.Generator, latents: Latents) -> Stains:
     for tissue, draw in _TISSUES.items():
         chosen = np.flatnonzero(latents.tissue == tissue)
         if len(chosen):
-            part = draw(rng, latents.select(chosen))
-            layer.haematoxylin[chosen], layer.eosin[chosen] = part.haematoxylin, part.eosin
+            drawn = draw(rng, latents.select(chosen))
+            layer.haematoxylin[chosen], layer.eosin[chosen] = drawn.haematoxylin, drawn.eosin
     pools = ramp((noise(rng, count, 3) + per_tile(latents.mucin) - 2.2) * 3)
     pools *= per_tile(latents.tissue != MUCIN)
     layer.haematoxylin[:] = layer.haematoxylin * (1 - pools) + 0.10 * pools

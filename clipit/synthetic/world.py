@@ -66,7 +66,7 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
     Raises:
         ArtifactError: The folder cannot be written.
     """
-    parts = {
+    draws = {
         split: draw_tiles(config.seed, f"world/{split}", count, centres, config.tiles_per_patient)
         for split, count, centres in (
             ("train", config.train, config.centres),
@@ -76,8 +76,8 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
         )
     }
     digests = {
-        "tiles": write_tiles(folder, "tiles", {split: parts[split] for split in ("train", "validation", "test")}),
-        "tiles_shift": write_tiles(folder, "tiles_shift", {"shift": parts["shift"]}),
+        "tiles": write_tiles(folder, "tiles", {split: draws[split] for split in ("train", "validation", "test")}),
+        "tiles_shift": write_tiles(folder, "tiles_shift", {"shift": draws["shift"]}),
     }
     write_reports(folder / "reports.jsonl", draw_reports(stream(config.seed, "world/reports"), config.reports))
     add_cases(folder, config)
@@ -88,8 +88,8 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "classes": list(CLASSES),
         "counts": {
-            split: {name: int((part.latents.tissue == k).sum()) for k, name in enumerate(CLASSES)}
-            for split, part in parts.items()
+            split: {name: int((draw.latents.tissue == k).sum()) for k, name in enumerate(CLASSES)}
+            for split, draw in draws.items()
         },
         "reports": config.reports,
         "pixels_sha256": digests,

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 def write_tiles(
     folder: Path,
     name: str,
-    parts: Mapping[str, Draw],
+    draws: Mapping[str, Draw],
     more: Mapping[str, Mapping[str, Sequence[object]]] | None = None,
 ) -> str:
     """Write `<name>.zip` and `<name>.csv`; return the SHA-256 of all pixels, in order.
@@ -36,15 +36,15 @@ def write_tiles(
     Args:
         folder: Folder of the world.
         name: Name of both files.
-        parts: Tiles by split; the split `shift` is written as `test`.
+        draws: Tiles by split; the split `shift` is written as `test`.
         more: Further columns of the table, by split and name, with one value per tile.
     """
     digest = hashlib.sha256()
-    further = {split: {} if more is None else more[split] for split in parts}
+    further = {split: {} if more is None else more[split] for split in draws}
     rows = []
     with whole_file(folder / f"{name}.zip") as path, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for split, part in parts.items():
-            for row, image in enumerate(part.images):
+        for split, draw in draws.items():
+            for row, image in enumerate(draw.images):
                 tile = f"{split}-{row:05d}"
                 # The date is fixed, so that equal tiles give equal bytes.
                 archive.writestr(zipfile.ZipInfo(f"{split}/{tile}.png", (1980, 1, 1, 0, 0, 0)), _png(image))
@@ -53,12 +53,12 @@ def write_tiles(
                     {
                         "id": tile,
                         "path": f"{split}/{tile}.png",
-                        "label": CLASSES[part.latents.tissue[row]],
+                        "label": CLASSES[draw.latents.tissue[row]],
                         **{column: values[row] for column, values in further[split].items()},
                         "split": "test" if split == "shift" else split,
-                        "group": patient_name(split, int(part.patients[row])),
+                        "group": patient_name(split, int(draw.patients[row])),
                         "mpp": MPP,
-                        "centre": part.centres[row],
+                        "centre": draw.centres[row],
                     }
                 )
     with whole_file(folder / f"{name}.csv") as path, path.open("w", encoding="utf-8", newline="") as stream_out:

@@ -101,7 +101,7 @@ def read_bach(config: TilesConfig) -> SourceTiles:
     return SourceTiles(
         ids=[_tile_id(rows[row]["file"], box) for row, box in crops],
         labels=[rows[row]["class"] for row, _ in crops],
-        parts=[rows[row]["split"] for row, _ in crops],
+        source_splits=[rows[row]["split"] for row, _ in crops],
         groups=[rows[row]["file"] for row, _ in crops],
         mpp=[BACH.mpp] * len(crops),
         stamps=[stamp_of[name] for name in names],

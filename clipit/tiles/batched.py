@@ -48,5 +48,5 @@ def map_batches(
             advance(processes.count)
     if title is not None and processes.main:
         clock.report(title, "training.threads")
-    merged = {number: result for part in processes.gather(results) for number, result in part.items()}
+    merged = {number: result for of_process in processes.gather(results) for number, result in of_process.items()}
     return [merged[number] for number in range(len(batches))]

@@ -16,19 +16,19 @@ _MIN_MPP, _MAX_MPP = 0.01, 100
 _INVALID = "\0"  # prefix of a stored error; no valid cell contains this character
 
 
-def read_cells(values: Iterable[Any], column: str, where: object, place: Callable[[int], str]) -> list[str]:
+def read_cells(values: Iterable[Any], column: str, where: object, row_name: Callable[[int], str]) -> list[str]:
     """Convert the cells of a column to text (see `cell_text`).
 
     Args:
         values: Cells of any type, in the order of the rows.
         column: Name of the column, for error messages.
         where: File or data set, for error messages.
-        place: Function from the number of a row to its name in error messages.
+        row_name: Function from the index of a row to its name in error messages.
 
     Raises:
         DataError: A cell contains a list, a line break, a null character, or characters that are not valid Unicode.
     """
-    return check_stored(map(stored_cell, values), column, where, place)
+    return check_stored(map(stored_cell, values), column, where, row_name)
 
 
 def stored_cell(value: Any) -> str:
@@ -42,14 +42,14 @@ def stored_cell(value: Any) -> str:
         return f"{_INVALID}{error}"
 
 
-def check_stored(texts: Iterable[str], column: str, where: object, place: Callable[[int], str]) -> list[str]:
+def check_stored(texts: Iterable[str], column: str, where: object, row_name: Callable[[int], str]) -> list[str]:
     """Check that all cells stored by `stored_cell` are valid, and return them.
 
     Args:
         texts: Cells, in the order of the rows.
         column: Name of the column, for error messages.
         where: File or data set, for error messages.
-        place: Function from the number of a row to its name in error messages.
+        row_name: Function from the index of a row to its name in error messages.
 
     Raises:
         DataError: A cell is invalid.
@@ -58,7 +58,7 @@ def check_stored(texts: Iterable[str], column: str, where: object, place: Callab
     for row, text in enumerate(cells):
         if text.startswith(_INVALID):
             raise DataError(
-                f"{place(row)} contains {text.removeprefix(_INVALID)} in column {column}",
+                f"{row_name(row)} contains {text.removeprefix(_INVALID)} in column {column}",
                 where=where,
                 fix="correct the cell; in csv files, an unclosed quotation mark joins rows",
             )
@@ -83,7 +83,7 @@ def resolve_missing(
     kind: Literal["label", "group"],
     config: TilesConfig,
     where: object,
-    place: Callable[[int], str],
+    row_name: Callable[[int], str],
 ) -> tuple[list[str], tuple[str, ...]]:
     """Replace -1 in a column of integers with "", and reject markers of missing values such as NA.
 
@@ -95,7 +95,7 @@ def resolve_missing(
         kind: Whether the values are labels or groups.
         config: Section `tiles`.
         where: File or data set, for error messages.
-        place: Function from the number of a row to its name in error messages.
+        row_name: Function from the index of a row to its name in error messages.
 
     Returns:
         Values, and notes on replaced values.
@@ -108,7 +108,7 @@ def resolve_missing(
     counts = Counter(values)
     wrong = sorted(name for name in counts if name in MISSING_VALUES and name not in named)
     if wrong and not (is_label and config.class_map):  # the map drops and counts labels that it does not list
-        rows = [place(row) for row, value in enumerate(values) if value in wrong]
+        rows = [row_name(row) for row, value in enumerate(values) if value in wrong]
         raise DataError(
             f"{counted(len(rows), 'tile has', 'tiles have')} the {kind} {shortlist([repr(name) for name in wrong])}, "
             "which marks a missing "
@@ -137,7 +137,7 @@ def resolve_missing(
     return kept if is_label else [text or "" for text in without_decimals(kept)], (note,)
 
 
-def parse_mpp(values: Sequence[str], where: object, place: Callable[[int], str]) -> list[float]:
+def parse_mpp(values: Sequence[str], where: object, row_name: Callable[[int], str]) -> list[float]:
     """Convert micrometres per pixel to numbers; NaN where missing.
 
     Raises:
@@ -151,7 +151,7 @@ def parse_mpp(values: Sequence[str], where: object, place: Callable[[int], str])
             number = -1.0
         if not (math.isnan(number) or _MIN_MPP <= number <= _MAX_MPP):
             raise DataError(
-                f"mpp is '{value}' in {place(row)}",
+                f"mpp is '{value}' in {row_name(row)}",
                 where=where,
                 fix="write micrometres (neither metres nor nanometres) per pixel as a number without a unit, from "
                 f"{_MIN_MPP} to {_MAX_MPP}, or leave the cell empty",

@@ -11,7 +11,7 @@ from clipit.image_files import image_files, image_stamps
 from clipit.image_readers import FileReader
 from clipit.tiles.datasets import Count, DataSet
 from clipit.tiles.source import ALIASES, SourceTiles
-from clipit.tiles.splits import part_map
+from clipit.tiles.splits import split_map
 from clipit.tiles.table import read_table
 
 
@@ -31,7 +31,7 @@ def read_data_set(config: TilesConfig, data_set: DataSet) -> SourceTiles:
         classes=data_set.classes or None,
         mpp=[data_set.mpp] * len(source.ids),
         notes=(*source.notes, f"known fault: {data_set.faults}") if data_set.faults else source.notes,
-        part_names={**ALIASES, **data_set.parts},
+        split_names={**ALIASES, **data_set.split_names},
     )
 
 
@@ -45,14 +45,14 @@ def _read_by_table(config: TilesConfig, data_set: DataSet, root: Path) -> Source
 
 
 def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> SourceTiles:
-    """Read tiles whose path matches the pattern; the part is the name of a parent folder, if it names one."""
+    """Read tiles whose path matches the pattern; the split is the name of a parent folder, if it names one."""
     pattern = re.compile(data_set.pattern)
-    mapping = part_map(config.splits, {**ALIASES, **data_set.parts})
+    mapping = split_map(config.splits, {**ALIASES, **data_set.split_names})
     magnification = config.magnification and config.magnification.removesuffix("X")
     files, others = image_files(root, config.unreadable)
     ids: list[str] = []
     labels: list[str] = []
-    parts: list[str] = []
+    source_splits: list[str] = []
     groups: list[str] = []
     for file in files:
         match = pattern.search(file)
@@ -66,14 +66,14 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
         labels.append(data_set.labels.get(fields["label"], fields["label"]))
         groups.append(fields.get("group") or "")
         folders = file.split("/")[:-1]
-        parts.append(next((name for name in folders if name in mapping or name.lower() in mapping), ""))
+        source_splits.append(next((name for name in folders if name in mapping or name.lower() in mapping), ""))
     if not ids:
         raise data_set.missing(f"none of the {len(files)} images in this folder is a tile of {data_set.title}", root)
-    without_part = [name for name, part in zip(ids, parts, strict=True) if not part]
-    if 0 < len(without_part) < len(ids):
+    without_split = [name for name, split in zip(ids, source_splits, strict=True) if not split]
+    if 0 < len(without_split) < len(ids):
         raise DataError(
-            f"{len(without_part)} of {len(ids)} tiles are outside the folders of splits (train, validation, test): "
-            f"{shortlist(without_part, 3)}",
+            f"{len(without_split)} of {len(ids)} tiles are outside the folders of splits (train, validation, test): "
+            f"{shortlist(without_split, 3)}",
             where=root,
             fix="map their folder to a split in tiles.splits, or move them",
         )
@@ -84,7 +84,7 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
     return SourceTiles(
         ids=ids,
         labels=labels,
-        parts=parts,
+        source_splits=source_splits,
         groups=groups,
         mpp=[],
         stamps=image_stamps(root, ids),
@@ -123,13 +123,13 @@ def _missing_classes(source: SourceTiles, data_set: DataSet) -> list[str]:
 
 def _differing_counts(source: SourceTiles, expected: tuple[Count, ...]) -> list[str]:
     counts: Counter[tuple[str, str]] = Counter()
-    for part, label in zip(source.parts, source.labels, strict=True):
-        counts.update({(part, label), (part, ""), ("", label), ("", "")})
+    for split, label in zip(source.source_splits, source.labels, strict=True):
+        counts.update({(split, label), (split, ""), ("", label), ("", "")})
     problems = []
-    for part, label, number in expected:
-        count = counts[part, label]
+    for split, label, number in expected:
+        count = counts[split, label]
         if count != number and (not label or counts["", label]):  # missing classes are listed already
-            name = " ".join(filter(None, (part, label))) or "tiles"
+            name = " ".join(filter(None, (split, label))) or "tiles"
             difference = f"{'short' if count < number else 'over'} by {abs(number - count)}"
             problems.append(f"{name} {count} instead of {number} ({difference})")
     return problems

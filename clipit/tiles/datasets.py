@@ -10,7 +10,7 @@ from typing import Literal
 from clipit.errors import DataError
 
 Count = tuple[str, str, int]
-"""Published part ("" for all), class ("" for all), number of tiles."""
+"""Published split ("" for all), class ("" for all), number of tiles."""
 
 _ZENODO = "https://zenodo.org/records"
 
@@ -62,8 +62,8 @@ class DataSet:
     """Reader `table`: name of the csv in tiles.path; its images are in `images`."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Reader `table`: clipit's column names -> published column names."""
-    parts: Mapping[str, str] = field(default_factory=dict)
-    """Published part -> split, in addition to the usual names."""
+    split_names: Mapping[str, str] = field(default_factory=dict)
+    """Published name of a split -> split, in addition to the usual names."""
     counts: tuple[Count, ...] = ()
     """Published numbers of tiles; empty if unknown."""
     counts_at: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
@@ -98,8 +98,8 @@ class DataSet:
         return DataError(what, where=where, fix=f"{hint}; otherwise {fix}" if hint else fix)
 
 
-def _pcam_file(part: str, axis: str, md5: str, unpacked_md5: str) -> Remote:
-    name = f"camelyonpatch_level_2_split_{part}_{axis}.h5"
+def _pcam_file(split: str, axis: str, md5: str, unpacked_md5: str) -> Remote:
+    name = f"camelyonpatch_level_2_split_{split}_{axis}.h5"
     return Remote(f"{_ZENODO}/2546921/files/{name}.gz", md5, name, unpacked_md5)
 
 
@@ -206,8 +206,8 @@ _ENTRIES: dict[str, DataSet] = {
         scale="0.5 micrometres per pixel",
         mpp=0.5,
         counts=tuple(
-            (part, name, count)
-            for part, counts in _NCT_COUNTS.items()
+            (split, name, count)
+            for split, counts in _NCT_COUNTS.items()
             for name, count in zip(_NCT_CLASSES, counts, strict=True)
         ),
         files=(
@@ -306,7 +306,7 @@ _ENTRIES: dict[str, DataSet] = {
         scale="0.5 micrometres per pixel",
         mpp=0.5,
         pattern=r"(?:^|/)(?P<label>[^/]+)/[^/]+$",
-        parts={"Test-patches": "test"},
+        split_names={"Test-patches": "test"},
         counts=(("Test-patches", "", 1_325),),
         class_count=24,
         faults="a class is a scan, not a diagnosis: train and test tiles come from the same scans",

@@ -12,7 +12,7 @@ from clipit.image_readers import FileReader, Reader, ZipReader, zip_stamps
 from clipit.images import SUFFIXES, ImageError, is_image
 from clipit.tiles.imagefolder import check_metadata
 from clipit.tiles.source import ALIASES, SourceTiles
-from clipit.tiles.splits import part_map
+from clipit.tiles.splits import split_map
 
 _DOCUMENTS = frozenset(
     {".csv", ".htm", ".html", ".json", ".log", ".md", ".pdf", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
@@ -82,7 +82,7 @@ def _read_member(archive: Path, name: str) -> bytes:
 
 def _has_splits(config: TilesConfig, names: Iterable[str]) -> bool:
     """Return whether one of the first-level folders has the name of a split."""
-    mapping = part_map(config.splits, ALIASES)
+    mapping = split_map(config.splits, ALIASES)
     return any(name in mapping or name.lower() in mapping for name in names)
 
 
@@ -92,7 +92,7 @@ def _sort_images(config: TilesConfig, root: Path, images: Sequence[str], *, with
     _check_loose_images(root, [file for file in images if file.count("/") < depth], with_splits=with_splits)
     ids = sorted(images, key=lambda file: file.split("/", depth))
     if not with_splits:
-        _check_split_folders(config, root, ids, part_map(config.splits, ALIASES))
+        _check_split_folders(config, root, ids, split_map(config.splits, ALIASES))
     return ids
 
 
@@ -126,7 +126,7 @@ def _source(
     return SourceTiles(
         ids=ids,
         labels=labels,
-        parts=[file.split("/", 1)[0] if with_splits else "" for file in ids],
+        source_splits=[file.split("/", 1)[0] if with_splits else "" for file in ids],
         groups=[""] * len(ids),
         mpp=[float("nan")] * len(ids),
         stamps=stamps,

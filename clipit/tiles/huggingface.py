@@ -16,26 +16,26 @@ from clipit.images import ImageError, decode
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, names_groups
 from clipit.tiles.source import ALIASES, SourceTiles
-from clipit.tiles.splits import configured_parts, part_map
+from clipit.tiles.splits import configured_splits, split_map
 
-Part = TypeVar("Part")
+Rows = TypeVar("Rows")
 _DEFAULTS = {"path": "image", "label": "label"}
 
 
 class DatasetReader:
-    """Reader for the image column of a data set with several parts; rows are numbered across the parts."""
+    """Reader for the image column of a data set with several splits; rows are numbered across the splits."""
 
-    def __init__(self, parts: dict[str, Any], column: str) -> None:
-        """Index the rows of the parts (name -> `datasets.Dataset` with undecoded images)."""
-        self._parts = parts
+    def __init__(self, splits: dict[str, Any], column: str) -> None:
+        """Index the rows of the splits (name -> `datasets.Dataset` with undecoded images)."""
+        self._splits = splits
         self._column = column
-        self._rows = [(name, row) for name, part in parts.items() for row in range(part.num_rows)]
+        self._rows = [(name, row) for name, rows_of_split in splits.items() for row in range(rows_of_split.num_rows)]
 
     def read(self, row: int) -> Image.Image:
         """Decode the image of a row."""
-        name, part_row = self._rows[row]
+        name, split_row = self._rows[row]
         try:
-            value = self._parts[name][part_row][self._column] or {}
+            value = self._splits[name][split_row][self._column] or {}
         except Exception as error:  # pyarrow raises many kinds of exceptions for damaged files
             if is_limit(error):
                 raise
@@ -47,14 +47,14 @@ class DatasetReader:
         return decode(Path(value["path"]))
 
     def where(self, row: int) -> str:
-        """Return part and row, for error messages."""
-        name, part_row = self._rows[row]
-        return f"part {name}, row {part_row}"
+        """Return split and row, for error messages."""
+        name, split_row = self._rows[row]
+        return f"split {name}, row {split_row}"
 
 
 @dataclass(frozen=True)
-class PartRows:
-    """Rows of a part of a data set, without its images.
+class SplitRows:
+    """Rows of a split of a data set, without its images.
 
     Attributes:
         count: Number of rows.
@@ -72,63 +72,65 @@ class PartRows:
 
 
 def read_huggingface(config: TilesConfig) -> SourceTiles:
-    """Read the tiles of a data set; the id is the column tiles.columns.id, or else `<part>/<row>`.
+    """Read the tiles of a data set; the id is the column tiles.columns.id, or else `<split>/<row>`.
 
     The image column is `image` and the label column `label`, unless tiles.columns sets others (`path` is the image
-    column). If tiles.splits is set, parts that it does not map are dropped. A data set without parts is all train.
+    column). If tiles.splits is set, splits that it does not map are dropped. A data set without splits is all train.
 
     Raises:
-        DataError: The data set cannot be loaded, or lacks parts or columns.
+        DataError: The data set cannot be loaded, or lacks splits or columns.
     """
     loaded = load_huggingface(config.path, "tiles.path", texts=sorted(_column_names(config).values()))
-    parts = select_parts(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
+    splits = select_splits(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
     column = image_column(config)
     undecoded: dict[str, Any] = {}
-    described: dict[str, PartRows] = {}
-    for part, rows in parts.items():
-        check_columns(part, rows.column_names, config)
-        check_arrow(rows, f"{config.path}, part {part}")
-        undecoded[part] = _undecoded_images(rows, column, config.path)
-        described[part] = _describe_rows(rows, f"{config.path}, part {part}")
-    return join_parts(described, config, DatasetReader(undecoded, column))
+    described: dict[str, SplitRows] = {}
+    for split, rows in splits.items():
+        check_columns(split, rows.column_names, config)
+        check_arrow(rows, f"{config.path}, split {split}")
+        undecoded[split] = _undecoded_images(rows, column, config.path)
+        described[split] = _describe_rows(rows, f"{config.path}, split {split}")
+    return join_splits(described, config, DatasetReader(undecoded, column))
 
 
-def join_parts(parts: Mapping[str, PartRows], config: TilesConfig, reader: Reader) -> SourceTiles:
-    """Join the tiles of all parts.
+def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Reader) -> SourceTiles:
+    """Join the tiles of all splits.
 
     Args:
-        parts: Rows of each part, with checked columns.
+        splits: Rows of each split, with checked columns.
         config: Section `tiles`.
-        reader: Reader of the images, with rows numbered across the parts.
+        reader: Reader of the images, with rows numbered across the splits.
 
     Raises:
-        DataError: The parts have different classes, there are no rows, or a cell is invalid.
+        DataError: The splits have different classes, there are no rows, or a cell is invalid.
     """
     names = _column_names(config)
     columns: dict[str, list[str]] = {key: [] for key in names}
-    part_of_row: list[str] = []
+    split_of_row: list[str] = []
     stamps: list[str] = []
     classes: tuple[str, ...] | None = None
-    present = {name for rows in parts.values() for name in rows.names}
+    present = {name for rows in splits.values() for name in rows.names}
     others: dict[str, list[str]] = {
         name: [] for name in sorted(present - {*names.values()}) if names_groups(name) and names["group"] not in present
     }
-    for part, rows in parts.items():
-        part_classes = tuple(rows.class_names.get(names["label"], ())) or None
-        if classes is not None and part_classes != classes:
-            raise DataError("the parts have different class names", where=config.path, fix="repair the data set")
-        classes = part_classes
-        part_of_row += [part] * rows.count
+    for split, rows in splits.items():
+        split_classes = tuple(rows.class_names.get(names["label"], ())) or None
+        if classes is not None and split_classes != classes:
+            raise DataError("the splits have different class names", where=config.path, fix="repair the data set")
+        classes = split_classes
+        split_of_row += [split] * rows.count
         stamps += rows.stamps
         for key in ("id", "group", "mpp"):
             columns[key] += rows.text(names[key])
         labels = rows.text(names["label"])
-        columns["label"] += labels if classes is None else _name_classes(labels, classes, f"{config.path}, part {part}")
+        columns["label"] += (
+            labels if classes is None else _name_classes(labels, classes, f"{config.path}, split {split}")
+        )
         for name, values in others.items():
             values += rows.text(name)
-    if not part_of_row:
+    if not split_of_row:
         raise DataError("the data set has no rows", where=config.path, fix="choose another data set")
-    row_ids = [f"{part}/{row:06d}" for part, rows in parts.items() for row in range(rows.count)]
+    row_ids = [f"{split}/{row:06d}" for split, rows in splits.items() for row in range(rows.count)]
     ids = columns["id"] if "id" in config.columns else row_ids
     without_id = [row_ids[row] for row, name in enumerate(ids) if not name]
     if without_id:
@@ -144,7 +146,7 @@ def join_parts(parts: Mapping[str, PartRows], config: TilesConfig, reader: Reade
     return SourceTiles(
         ids=ids,
         labels=labels,
-        parts=part_of_row,
+        source_splits=split_of_row,
         groups=groups,
         mpp=parse_mpp(columns["mpp"], config.path, row_ids.__getitem__),
         stamps=stamps,
@@ -161,8 +163,8 @@ def image_column(config: TilesConfig) -> str:
     return _column_names(config)["path"]
 
 
-def check_columns(part: str, present: Sequence[str], config: TilesConfig) -> None:
-    """Check that a part has the columns that the configuration needs.
+def check_columns(split: str, present: Sequence[str], config: TilesConfig) -> None:
+    """Check that a split has the columns that the configuration needs.
 
     Raises:
         DataError: Columns are missing.
@@ -173,7 +175,7 @@ def check_columns(part: str, present: Sequence[str], config: TilesConfig) -> Non
     missing = sorted(names[key] for key in required if names[key] not in present)
     if missing:
         raise DataError(
-            f"missing columns: {', '.join(missing)}; part {part} has: {', '.join(present)}",
+            f"missing columns: {', '.join(missing)}; split {split} has: {', '.join(present)}",
             where=config.path,
             fix="set the column names in tiles.columns (path: the image column)",
         )
@@ -199,34 +201,34 @@ def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) ->
     return [names.get(number, "") for number in numbers]
 
 
-def _describe_rows(rows: Any, where: str) -> PartRows:
-    """Describe a part on disk."""
+def _describe_rows(rows: Any, where: str) -> SplitRows:
+    """Describe a split on disk."""
     class_names = {name: tuple(feature.names) for name, feature in rows.features.items() if hasattr(feature, "names")}
 
     def text(column: str) -> list[str]:
         return _column_as_text(rows, column, where)
 
     count = int(rows.num_rows)
-    return PartRows(count, rows.column_names, text, class_names, [str(rows._fingerprint)] * count)
+    return SplitRows(count, rows.column_names, text, class_names, [str(rows._fingerprint)] * count)
 
 
-def select_parts(parts: Mapping[str, Part], config: TilesConfig) -> dict[str, Part]:
-    """Return the parts that tiles.splits names, or all parts if it is not set.
+def select_splits(splits: Mapping[str, Rows], config: TilesConfig) -> dict[str, Rows]:
+    """Return the splits that tiles.splits names, or all splits if it is not set.
 
     Raises:
-        DataError: A part named in tiles.splits is missing.
+        DataError: A split named in tiles.splits is missing.
     """
-    absent = sorted(set(configured_parts(config.splits)) - set(parts))
+    absent = sorted(set(configured_splits(config.splits)) - set(splits))
     if absent:
         raise DataError(
-            f"no part {shortlist(absent)}; the data set has: {', '.join(parts)}",
+            f"no split {shortlist(absent)}; the data set has: {', '.join(splits)}",
             where=config.path,
             fix="correct tiles.splits",
         )
     if not config.splits:
-        return dict(parts)
-    mapping = part_map(config.splits, ALIASES)
-    return {name: rows for name, rows in parts.items() if name in mapping}
+        return dict(splits)
+    mapping = split_map(config.splits, ALIASES)
+    return {name: rows for name, rows in splits.items() if name in mapping}
 
 
 def not_images(column: str, kind: str, where: str) -> DataError:

@@ -162,10 +162,10 @@ def _keep_block(
     done = folder / f".done-{number:06d}"
     if done.is_file():
         return
-    part = 0
-    while _rows_file(folder, number, part).is_file():
-        part += 1
-    kept = part * _SHARD
+    shard = 0
+    while _rows_file(folder, number, shard).is_file():
+        shard += 1
+    kept = shard * _SHARD
 
     def batches() -> Iterator[list[SourceTile]]:
         stream = block.read(kept)
@@ -175,23 +175,23 @@ def _keep_block(
     shrunk = read_ahead(batches(), lambda tile: keep_image(tile.data, size), pool, depth=2)
     tiles = ((tile, image) for batch, images in shrunk for tile, image in zip(batch, images, strict=True))
     for first in tiles:
-        _write_shard(folder, number, part, chain([first], islice(tiles, _SHARD - 1)), columns)
-        part += 1
-        advance(0, f"{block.title}, {part * _SHARD:,} tiles")
+        _write_shard(folder, number, shard, chain([first], islice(tiles, _SHARD - 1)), columns)
+        shard += 1
+        advance(0, f"{block.title}, {shard * _SHARD:,} tiles")
     done.touch()
 
 
 def _write_shard(
-    folder: Path, number: int, part: int, tiles: "Iterator[tuple[SourceTile, KeptImage]]", columns: Sequence[str]
+    folder: Path, number: int, shard: int, tiles: "Iterator[tuple[SourceTile, KeptImage]]", columns: Sequence[str]
 ) -> None:
     """Write a tar file and the table of its rows."""
     values: dict[str, list[Any]] = {name: [] for name in _schema(columns).names}
     with (
-        whole_file(folder / f"tiles-{number:06d}-{part:06d}.tar") as temporary,
+        whole_file(folder / f"tiles-{number:06d}-{shard:06d}.tar") as temporary,
         tarfile.open(temporary, "w:", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for row, (tile, image) in enumerate(tiles):
-            info = tarfile.TarInfo(f"{number:06d}/{part * _SHARD + row:09d}.{image.suffix}")
+            info = tarfile.TarInfo(f"{number:06d}/{shard * _SHARD + row:09d}.{image.suffix}")
             info.size = len(image.data)
             cells: dict[str, Any] = {
                 "shard": 0,
@@ -205,12 +205,12 @@ def _write_shard(
             archive.addfile(info, io.BytesIO(image.data))
             for name, value in cells.items():
                 values[name].append(value)
-    with whole_file(_rows_file(folder, number, part)) as temporary:
+    with whole_file(_rows_file(folder, number, shard)) as temporary:
         pq.write_table(pa.table(values, schema=_schema(columns)), temporary)
 
 
-def _rows_file(folder: Path, number: int, part: int) -> Path:
-    return folder / f".rows-{number:06d}-{part:06d}.parquet"
+def _rows_file(folder: Path, number: int, shard: int) -> Path:
+    return folder / f".rows-{number:06d}-{shard:06d}.parquet"
 
 
 def _schema(columns: Sequence[str]) -> pa.Schema:

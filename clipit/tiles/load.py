@@ -33,7 +33,7 @@ from clipit.tiles.source import (
     map_labels,
     sorted_names,
 )
-from clipit.tiles.splits import check_groups, configured_parts, resolve_parts
+from clipit.tiles.splits import check_groups, configured_splits, resolve_splits
 from clipit.tiles.streaming import stream_tiles
 from clipit.tiles.table import read_table
 from clipit.tiles.tileset import TileSet
@@ -150,7 +150,7 @@ def _hold_out_tests(tiles: TileSet, config: TilesConfig, data_set: DataSet | Non
 
 
 def resolve_source(source: SourceTiles, config: TilesConfig, annotators: AnnotationTable | None = None) -> TileSet:
-    """Resolve labels, splits and mpp; drop labels outside `class_map` and, if configured, other parts.
+    """Resolve labels, splits and mpp; drop labels outside `class_map` and, if configured, other splits.
 
     Args:
         source: Rows of the source.
@@ -170,7 +170,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
     mpp = np.asarray(source.mpp, dtype=np.float64)
     if config.mpp is not None and config.source != "slides":  # for slides, it is the mpp of the slides, not the tiles
         mpp = np.where(np.isnan(mpp), config.mpp, mpp)
-    splits = resolve_parts(source.parts, config.splits, source.part_names, source.where, config.other_parts)
+    splits = resolve_splits(source.source_splits, config.splits, source.split_names, source.where, config.other_parts)
     kept = np.asarray([bool(split) for split in splits]) & (np.asarray(source.labels, dtype=object) != DROPPED)
     if not kept.any():
         raise DataError(
@@ -191,7 +191,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
         reader=source.reader,
         rows=np.arange(len(source.ids), dtype=np.int64),
         stamps=np.asarray([stamp.encode() for stamp in source.stamps], dtype=np.bytes_),
-        notes=(*source.notes, *_part_notes(source, splits), *_alias_notes(source, splits, config)),
+        notes=(*source.notes, *_dropped_split_notes(source, splits), *_alias_notes(source, splits, config)),
         where=source.where,
         advice=group_advice(source),
     )
@@ -207,25 +207,29 @@ def _shared(texts: Sequence[str]) -> Shaped[np.ndarray, " n"]:
     return np.asarray([copies[text] for text in texts], dtype=object)
 
 
-def _part_notes(source: SourceTiles, splits: list[str]) -> tuple[str, ...]:
-    others = Counter(part or "(none)" for part, split in zip(source.parts, splits, strict=True) if not split)
+def _dropped_split_notes(source: SourceTiles, splits: list[str]) -> tuple[str, ...]:
+    others = Counter(
+        source_split or "(none)" for source_split, split in zip(source.source_splits, splits, strict=True) if not split
+    )
     if not others:
         return ()
-    listed = shortlist([f"{part}: {count}" for part, count in sorted(others.items())])
-    return (f"{counted(sum(others.values()), 'tile')} of other parts dropped ({listed})",)
+    listed = shortlist([f"{source_split}: {count}" for source_split, count in sorted(others.items())])
+    return (f"{counted(sum(others.values()), 'tile')} of other splits dropped ({listed})",)
 
 
 def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) -> tuple[str, ...]:
     """Describe how values such as Training or VAL, which are neither standard nor configured, were read as splits."""
-    if source.part_names is not ALIASES:
+    if source.split_names is not ALIASES:
         return ()
-    named = {*configured_parts(config.splits)}
+    named = {*configured_splits(config.splits)}
     read = Counter(
-        (part, split)
-        for part, split in zip(source.parts, splits, strict=True)
-        if part and split and part != split and part not in named
+        (source_split, split)
+        for source_split, split in zip(source.source_splits, splits, strict=True)
+        if source_split and split and source_split != split and source_split not in named
     )
-    listed = [f"{part} ({counted(count, 'tile')}) as {split}" for (part, split), count in sorted(read.items())]
+    listed = [
+        f"{source_split} ({counted(count, 'tile')}) as {split}" for (source_split, split), count in sorted(read.items())
+    ]
     return (f"split values were read: {', '.join(listed)}; set tiles.splits to change this",) if listed else ()
 
 

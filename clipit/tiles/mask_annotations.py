@@ -87,9 +87,9 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
             where=path,
             fix="write the columns tile (id), annotator and mask (file)",
         )
-    cells = {name: read_cells(table.column(name), name, path, table.place) for name in _COLUMNS}
+    cells = {name: read_cells(table.column(name), name, path, table.row_name) for name in _COLUMNS}
     rows = range(len(cells["tile"]))
-    empty = [table.place(row) for row in rows if not all(cells[name][row] for name in _COLUMNS)]
+    empty = [table.row_name(row) for row in rows if not all(cells[name][row] for name in _COLUMNS)]
     keys = [(cells["tile"][row], cells["annotator"][row]) for row in rows]
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     double = sorted(f"{annotator} on {tile}" for tile, annotator in repeated)

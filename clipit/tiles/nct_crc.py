@@ -12,7 +12,7 @@ from clipit.tiles.source import SourceTiles
 NCT_CRC = DATASETS["nct_crc"]
 COUNTS = {(folder, name): count for folder, name, count in NCT_CRC.counts}
 """Published number of tiles by folder and class."""
-_PART_NAMES = {"NCT-CRC-HE-100K": "train", "CRC-VAL-HE-7K": "test"}
+_SPLIT_NAMES = {"NCT-CRC-HE-100K": "train", "CRC-VAL-HE-7K": "test"}
 
 
 def read_nct_crc(config: TilesConfig) -> SourceTiles:
@@ -26,7 +26,7 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
     root = Path(config.path).expanduser()
     ids: list[str] = []
     differing: list[str] = []
-    for folder in _PART_NAMES:
+    for folder in _SPLIT_NAMES:
         _check_folder(root, folder)
         images = [file for file in image_files(root / folder, config.unreadable)[0] if file.lower().endswith(".tif")]
         for name in NCT_CRC.classes:
@@ -44,14 +44,14 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
     return SourceTiles(
         ids=ids,
         labels=[name.split("/")[1] for name in ids],
-        parts=[name.split("/")[0] for name in ids],
+        source_splits=[name.split("/")[0] for name in ids],
         groups=[""] * len(ids),
         mpp=[NCT_CRC.mpp] * len(ids),
         stamps=image_stamps(root, ids),
         reader=FileReader(root, ids),
         where=str(root),
         classes=NCT_CRC.classes,
-        part_names=_PART_NAMES,
+        split_names=_SPLIT_NAMES,
         notes=(f"not as published: {shortlist(differing, 18)}",) if differing else (),
     )
 

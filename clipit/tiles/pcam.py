@@ -1,4 +1,4 @@
-"""Read PatchCamelyon in its published layout: six h5 files in three parts."""
+"""Read PatchCamelyon in its published layout: six h5 files in three splits."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,17 +14,17 @@ from clipit.image_readers import LazyHandle, file_stamp
 from clipit.images import ImageError
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.source import SourceTiles
-from clipit.tiles.splits import configured_parts, part_map
+from clipit.tiles.splits import configured_splits, split_map
 
 if TYPE_CHECKING:
     import h5py
 
 PCAM = DATASETS["pcam"]
-COUNTS = {part: count for part, _, count in PCAM.counts}
-"""Published number of tiles by part."""
+COUNTS = {split: count for split, _, count in PCAM.counts}
+"""Published number of tiles by split."""
 SIDE = 96
-_PART_NAMES = {"train": "train", "valid": "validation", "test": "test"}
-_FILES = frozenset(f"camelyonpatch_level_2_split_{part}_{kind}.h5" for part in COUNTS for kind in "xy")
+_SPLIT_NAMES = {"train": "train", "valid": "validation", "test": "test"}
+_FILES = frozenset(f"camelyonpatch_level_2_split_{split}_{kind}.h5" for split in COUNTS for kind in "xy")
 _CHUNK_CACHE = 64 * 2**20  # bytes; holds a complete chunk, so that neighbouring rows are decompressed only once
 
 
@@ -57,7 +57,7 @@ class H5Reader:
 
 
 def read_pcam(config: TilesConfig) -> SourceTiles:
-    """Read PatchCamelyon's published parts; the id of a tile is `<part>/<row>`, numbered as in the files.
+    """Read PatchCamelyon's published splits; the id of a tile is `<split>/<row>`, numbered as in the files.
 
     The files may be in the folder or anywhere below it. Parts that tiles.splits does not use are not read.
 
@@ -67,34 +67,36 @@ def read_pcam(config: TilesConfig) -> SourceTiles:
     root = Path(config.path).expanduser()
     if not root.is_dir():
         raise PCAM.missing("PatchCamelyon's folder does not exist", root)
-    parts = [part for part in part_map(config.splits, _PART_NAMES) if part in COUNTS]
-    unknown = sorted(set(configured_parts(config.splits)) - set(COUNTS))
+    splits = [split for split in split_map(config.splits, _SPLIT_NAMES) if split in COUNTS]
+    unknown = sorted(set(configured_splits(config.splits)) - set(COUNTS))
     if unknown:
-        raise DataError(f"PatchCamelyon has no part {unknown[0]}", where="tiles.splits", fix=f"use {', '.join(COUNTS)}")
+        raise DataError(
+            f"PatchCamelyon has no split {unknown[0]}", where="tiles.splits", fix=f"use {', '.join(COUNTS)}"
+        )
     listed = list_files(root, lambda path: path.name.removesuffix(".gz") in _FILES)
-    files = [_find(root, listed, f"camelyonpatch_level_2_split_{part}_x.h5") for part in parts]
-    label_files = [_find(root, listed, f"camelyonpatch_level_2_split_{part}_y.h5") for part in parts]
+    files = [_find(root, listed, f"camelyonpatch_level_2_split_{split}_x.h5") for split in splits]
+    label_files = [_find(root, listed, f"camelyonpatch_level_2_split_{split}_y.h5") for split in splits]
     labels = [
-        _read_labels(file, label_file, part, config.check_counts)
-        for part, file, label_file in zip(parts, files, label_files, strict=True)
+        _read_labels(file, label_file, split, config.check_counts)
+        for split, file, label_file in zip(splits, files, label_files, strict=True)
     ]
     sizes = [len(values) for values in labels]
     total = sum(sizes)
     return SourceTiles(
-        ids=[f"{part}/{row:06d}" for part, size in zip(parts, sizes, strict=True) for row in range(size)],
+        ids=[f"{split}/{row:06d}" for split, size in zip(splits, sizes, strict=True) for row in range(size)],
         labels=[PCAM.classes[value] for values in labels for value in values],
-        parts=[part for part, size in zip(parts, sizes, strict=True) for _ in range(size)],
+        source_splits=[split for split, size in zip(splits, sizes, strict=True) for _ in range(size)],
         groups=[""] * total,
         mpp=[PCAM.mpp] * total,
         stamps=[stamp for file, size in zip(files, sizes, strict=True) for stamp in [file_stamp(file)] * size],
         reader=H5Reader(files, sizes),
         where=str(root),
         classes=PCAM.classes,
-        part_names=_PART_NAMES,
+        split_names=_SPLIT_NAMES,
         notes=tuple(
-            f"not as published: {part} has {size} tiles instead of {COUNTS[part]}"
-            for part, size in zip(parts, sizes, strict=True)
-            if size != COUNTS[part]
+            f"not as published: {split} has {size} tiles instead of {COUNTS[split]}"
+            for split, size in zip(splits, sizes, strict=True)
+            if size != COUNTS[split]
         ),
     )
 
@@ -118,8 +120,8 @@ def _open(path: Path) -> "h5py.File":
     return h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE)
 
 
-def _read_labels(images: Path, labels: Path, part: str, check_counts: bool) -> list[int]:
-    """Read the labels of a part after checking the shapes of both files."""
+def _read_labels(images: Path, labels: Path, split: str, check_counts: bool) -> list[int]:
+    """Read the labels of a split after checking the shapes of both files."""
     try:
         with _open(images) as x_file, _open(labels) as y_file:
             shape, dtype, label_shape = x_file["x"].shape, x_file["x"].dtype, y_file["y"].shape
@@ -128,7 +130,7 @@ def _read_labels(images: Path, labels: Path, part: str, check_counts: bool) -> l
         raise PCAM.missing(
             f"not readable as PatchCamelyon's h5 files: {error}", f"{images} and {labels.name}"
         ) from error
-    expected = COUNTS[part] if check_counts else (shape[0] if shape else 0)
+    expected = COUNTS[split] if check_counts else (shape[0] if shape else 0)
     if shape != (expected, SIDE, SIDE, 3) or dtype != "uint8":
         smaller = len(shape) == 4 and shape[1:] == (SIDE, SIDE, 3) and dtype == "uint8"
         raise PCAM.missing(

@@ -36,7 +36,7 @@ class SlideList:
     Attributes:
         slides: Names, files and stated micrometres per pixel.
         labels: Class names; "" for unlabelled slides.
-        parts: Names of parts (splits of the source); "" if there are none.
+        source_splits: Splits as the source names them; "" if there are none.
         groups: Patients; "" where unknown.
         where: Folder or table.
         notes: Notes on the list.
@@ -44,7 +44,7 @@ class SlideList:
 
     slides: Sequence[SlidePath]
     labels: Sequence[str]
-    parts: Sequence[str]
+    source_splits: Sequence[str]
     groups: Sequence[str]
     where: str
     notes: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ def read_slides(config: TilesConfig) -> SourceTiles:
     return SourceTiles(
         ids=images.ids,
         labels=per_tile(listed.labels),
-        parts=per_tile(listed.parts),
+        source_splits=per_tile(listed.source_splits),
         groups=per_tile(groups),
         mpp=[section.mpp] * len(images),
         stamps=images.stamps,
@@ -270,11 +270,11 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     files = _find_files(cells["path"], root, path)
     names = cells["id"] if named else [slide_name(file) for file in files]
     count = len(files)
-    labels, label_notes = resolve_missing(cells.get("label", [""] * count), "label", config, path, table.place)
-    groups, group_notes = resolve_missing(cells.get("group", [""] * count), "group", config, path, table.place)
-    parts = cells.get("split", [""] * count)
-    _check_rows(names, files, parts, path)
-    stated = parse_mpp(cells.get("mpp", [""] * count), path, table.place)
+    labels, label_notes = resolve_missing(cells.get("label", [""] * count), "label", config, path, table.row_name)
+    groups, group_notes = resolve_missing(cells.get("group", [""] * count), "group", config, path, table.row_name)
+    source_splits = cells.get("split", [""] * count)
+    _check_rows(names, files, source_splits, path)
+    stated = parse_mpp(cells.get("mpp", [""] * count), path, table.row_name)
     slides = [
         SlidePath(name, file, None if np.isnan(mpp) else mpp, config.mpp)
         for name, file, mpp in zip(names, files, stated, strict=True)
@@ -282,7 +282,7 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     used = {name_column, file_column, *(columns.get(name, name) for name in ("label", "split", "group", "mpp")), "mask"}
     unused = [name for name in table.names if name not in used]
     notes = (f"unused columns: {shortlist(unused)}",) if unused else ()
-    return SlideList(slides, labels, parts, groups, str(path), (*label_notes, *group_notes, *notes))
+    return SlideList(slides, labels, source_splits, groups, str(path), (*label_notes, *group_notes, *notes))
 
 
 def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
@@ -320,7 +320,7 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
     return files
 
 
-def _check_rows(names: Sequence[str], files: Sequence[Path], parts: Sequence[str], path: Path) -> None:
+def _check_rows(names: Sequence[str], files: Sequence[Path], source_splits: Sequence[str], path: Path) -> None:
     """Reject slides that are listed more than once, such as in two splits."""
     by_slide: dict[Hashable, list[int]] = {}
     for row, file in enumerate(files):
@@ -329,7 +329,7 @@ def _check_rows(names: Sequence[str], files: Sequence[Path], parts: Sequence[str
     if twice:
         listed = []
         for rows in twice:
-            splits = sorted({parts[row] for row in rows})
+            splits = sorted({source_splits[row] for row in rows})
             listed.append(
                 f"{files[rows[0]].name} in rows {', '.join(str(row + 1) for row in rows)}"
                 + (f" (splits {', '.join(splits)})" if len(splits) > 1 else "")

@@ -34,8 +34,8 @@ class SourceTiles:
     ids: Sequence[str]
     labels: Sequence[str]
     """Class names; "" for unlabelled tiles."""
-    parts: Sequence[str]
-    """Parts of the source; "" if it has none, so that all tiles are train."""
+    source_splits: Sequence[str]
+    """Splits as the source names them; "" if it has none, so that all tiles are train."""
     groups: Sequence[str]
     """Patients or slides; "" if unknown."""
     mpp: Sequence[float]
@@ -47,8 +47,8 @@ class SourceTiles:
     """Path or id of the source, for error messages."""
     classes: tuple[str, ...] | None = None
     """Classes of the data set in its own order; None to sort the names in the data."""
-    part_names: Mapping[str, str] = field(default_factory=lambda: ALIASES)
-    """Part of the source -> split, unless the configuration maps the parts."""
+    split_names: Mapping[str, str] = field(default_factory=lambda: ALIASES)
+    """Name in the source -> split, for splits that the configuration does not map."""
     notes: tuple[str, ...] = ()
     paths: Sequence[str] = ()
     """Path of each tile, if the ids are not the paths."""

@@ -1,4 +1,4 @@
-"""Splits: map the parts of a source to splits, and check that no group is in two splits."""
+"""Splits: map the splits of a source to train, validation and test, and check that no group is in two splits."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -26,59 +26,59 @@ def shuffled(names: Shaped[np.ndarray, " n"] | Sequence[str], seed: int, purpose
 
 SplitName = Literal["train", "validation", "test"]
 Configured = Mapping[SplitName, str | tuple[str, ...]]
-"""Split -> parts of the source (`tiles.splits`)."""
+"""Split -> its names in the source (`tiles.splits`)."""
 
 
-def configured_parts(configured: Configured) -> dict[str, SplitName]:
-    """Return the split of each configured part of the source.
+def configured_splits(configured: Configured) -> dict[str, SplitName]:
+    """Return the split of each configured name in the source.
 
     Raises:
-        ConfigError: A part is named twice.
+        ConfigError: A name occurs twice.
     """
     pairs = [
         (name, split) for split, names in configured.items() for name in ([names] if isinstance(names, str) else names)
     ]
     if len(dict(pairs)) < len(pairs):
         raise ConfigError(
-            "two splits are mapped to the same part, or a part is named twice",
+            "two splits have the same name in the source, or a name occurs twice",
             where=f"tiles.splits = {dict(configured)}",
-            fix="name each part once; omit validation to hold it out from train",
+            fix="write each name once; omit validation to hold it out from train",
         )
     return dict(pairs)
 
 
-def part_map(configured: Configured, known: Mapping[str, str]) -> dict[str, str]:
-    """Map the parts of a source to splits.
+def split_map(configured: Configured, known: Mapping[str, str]) -> dict[str, str]:
+    """Map the names of splits in a source to splits.
 
     Args:
-        configured: Split -> parts of the source (`tiles.splits`).
-        known: Part of the source -> split, for splits that are not configured.
+        configured: Split -> its names in the source (`tiles.splits`).
+        known: Name in the source -> split, for splits that are not configured.
 
     Raises:
-        ConfigError: A part is named twice.
+        ConfigError: A name occurs twice.
     """
     defaults = {name: split for name, split in known.items() if split not in configured}
-    return defaults | configured_parts(configured)
+    return defaults | configured_splits(configured)
 
 
-def resolve_parts(
-    parts: Sequence[str],
+def resolve_splits(
+    source_splits: Sequence[str],
     configured: Configured,
     known: Mapping[str, str],
     where: str,
     others: Literal["error", "ignore"] = "error",
 ) -> list[str]:
-    """Return the split of each row; all rows are train if the source has no parts.
+    """Return the split of each row; all rows are train if the source has no splits.
 
-    With `others` "ignore", rows with an unknown part, or without a part although others have one, get "". A configured
-    part "" stands for rows without a part.
+    With `others` "ignore", rows with an unknown split, or without a split although others have one, get "". A
+    configured name "" stands for rows without a split.
 
     Raises:
-        DataError: A part is unknown, only some rows have a part, or a configured part does not occur.
+        DataError: A split is unknown, only some rows have a split, or a configured name does not occur.
     """
-    mapping = part_map(configured, known)
-    present = set(parts)
-    absent = sorted(set(configured_parts(configured)) - present)
+    mapping = split_map(configured, known)
+    present = set(source_splits)
+    absent = sorted(set(configured_splits(configured)) - present)
     unknown = sorted(name for name in present - {""} if name not in mapping and name.lower() not in mapping)
     problem = ""
     if absent:
@@ -86,7 +86,7 @@ def resolve_parts(
     elif others == "error" and unknown:
         problem = f"unknown split values: {shortlist(unknown)}"
     elif others == "error" and "" in present and len(present) > 1 and "" not in mapping:
-        problem = f"{list(parts).count('')} of {len(parts)} rows have no split"
+        problem = f"{list(source_splits).count('')} of {len(source_splits)} rows have no split"
     if problem:
         raise DataError(
             f"{problem}; the source has: {shortlist(sorted(present - {''}) or ['no splits'], 10)}",
@@ -98,7 +98,7 @@ def resolve_parts(
     split_of = {name: mapping.get(name) or mapping.get(name.lower()) or "" for name in present}
     if present == {""} and "" not in mapping:
         split_of = {"": "train"}
-    return [split_of[name] for name in parts]
+    return [split_of[name] for name in source_splits]
 
 
 def check_groups(tiles: TileSet) -> None:

@@ -15,7 +15,7 @@ from clipit.errors import ClipitError, ConfigError, DataError, is_limit
 from clipit.image_readers import file_stamp
 from clipit.image_set import JoinedReader
 from clipit.tiles.cells import check_stored, stored_cell
-from clipit.tiles.huggingface import PartRows, check_columns, image_column, join_parts, not_images, select_parts
+from clipit.tiles.huggingface import SplitRows, check_columns, image_column, join_splits, not_images, select_splits
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
 from clipit.tiles.source import SourceTiles
 from clipit.tiles.tar_index import index_shards
@@ -25,8 +25,8 @@ _ROWS = 4096  # rows per block of a set written by `save_to_disk`
 
 
 @dataclass(frozen=True)
-class StreamedPart:
-    """Part of a streamed data set.
+class StreamedSplit:
+    """A split of a streamed data set.
 
     Attributes:
         columns: Names of all columns.
@@ -44,18 +44,18 @@ class StreamedSet:
     """Streamed data set.
 
     Attributes:
-        parts: Parts used by the configuration, by name.
-        revision: Commit on the hub from which all parts are read; None for local folders and offline.
+        splits: Splits used by the configuration, by name.
+        revision: Commit on the hub from which all splits are read; None for local folders and offline.
     """
 
-    parts: dict[str, StreamedPart]
+    splits: dict[str, StreamedSplit]
     revision: str | None
 
 
 def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
     """Keep the tiles of a data set or of webdataset shards, or open the tiles kept before.
 
-    Call it in all processes. Ids, labels, parts, groups and errors are the same as without streaming.
+    Call it in all processes. Ids, labels, splits, groups and errors are the same as without streaming.
 
     Args:
         config: Section `tiles`.
@@ -63,7 +63,7 @@ def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
 
     Raises:
         ConfigError: There is no folder of artefacts.
-        DataError: The set cannot be read, or lacks parts or columns.
+        DataError: The set cannot be read, or lacks splits or columns.
     """
     if root is None:
         raise ConfigError(
@@ -76,9 +76,9 @@ def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
 
 
 def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
-    """Describe the parts of a Hugging Face data set that the configuration uses, and check their columns.
+    """Describe the splits of a Hugging Face data set that the configuration uses, and check their columns.
 
-    The revision of a set on the hub is looked up once, so that all parts come from the same commit.
+    The revision of a set on the hub is looked up once, so that all splits come from the same commit.
 
     Args:
         config: Section `tiles`.
@@ -86,7 +86,7 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
             processes. None to look up the set.
 
     Raises:
-        DataError: The set cannot be loaded, or lacks parts or columns.
+        DataError: The set cannot be loaded, or lacks splits or columns.
     """
 
     def look_up() -> StreamedSet:
@@ -97,24 +97,24 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
         if not get_processes().main:
             return {}
         described = look_up()
-        write_json(folder / "parts.json", {name: vars(part) for name, part in described.parts.items()})
+        write_json(folder / "splits.json", {name: vars(split) for name, split in described.splits.items()})
         return {} if described.revision is None else {"revision": described.revision}
 
     if root is None:
         described = look_up()
     else:
-        artifact = build_once(root, "streamed_set", {"set": _identity(config), "version": 1}, make)
-        listed = artifact.file("parts.json")
+        artifact = build_once(root, "streamed_set", {"set": _identity(config), "version": 2}, make)
+        listed = artifact.file("splits.json")
         with reading(listed):
-            parts = {name: StreamedPart(**part) for name, part in read_json(listed, REBUILD).items()}
-        described = StreamedSet(parts, artifact.manifest.facts.get("revision"))
-    parts = select_parts(described.parts, config)
+            splits = {name: StreamedSplit(**split) for name, split in read_json(listed, REBUILD).items()}
+        described = StreamedSet(splits, artifact.manifest.facts.get("revision"))
+    splits = select_splits(described.splits, config)
     column = image_column(config)
-    for name, part in parts.items():
-        check_columns(name, part.columns, config)
-        if part.kinds[column] != "image":
-            raise not_images(column, part.kinds[column], config.path)
-    return StreamedSet(parts, described.revision)
+    for name, split in splits.items():
+        check_columns(name, split.columns, config)
+        if split.kinds[column] != "image":
+            raise not_images(column, split.kinds[column], config.path)
+    return StreamedSet(splits, described.revision)
 
 
 def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
@@ -123,32 +123,34 @@ def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
     described = describe_set(config, root)
     revision = {} if described.revision is None else {"revision": described.revision}
     kept: dict[str, KeptTiles] = {}
-    for name, part in described.parts.items():
-        fields = [field for field in part.columns if part.kinds[field] != "image"]
+    for name, split in described.splits.items():
+        fields = [field for field in split.columns if split.kinds[field] != "image"]
         inputs = {"set": _identity(config), "part": name, "column": column, **revision}
 
         def blocks(name: str = name) -> list[Block]:
             return _set_blocks(config, name, column, described.revision)
 
-        kept[name] = keep_tiles(root, {**inputs, "version": 1}, blocks, fields, size, f"{config.path}, part {name}")
+        kept[name] = keep_tiles(root, {**inputs, "version": 1}, blocks, fields, size, f"{config.path}, split {name}")
     reader = JoinedReader(
         [tiles.reader(f"{name}/") for name, tiles in kept.items()], [len(tiles) for tiles in kept.values()]
     )
-    rows = {name: _kept_rows(kept[name], part, f"{config.path}, part {name}") for name, part in described.parts.items()}
-    source = join_parts(rows, config, reader)
+    rows = {
+        name: _kept_rows(kept[name], split, f"{config.path}, split {name}") for name, split in described.splits.items()
+    }
+    source = join_splits(rows, config, reader)
     return _scale(source, config, np.concatenate([tiles.scales() for tiles in kept.values()]))
 
 
-def _kept_rows(kept: KeptTiles, part: StreamedPart, where: str) -> PartRows:
-    """Describe the rows of a kept part."""
+def _kept_rows(kept: KeptTiles, split: StreamedSplit, where: str) -> SplitRows:
+    """Describe the rows of a kept split."""
 
     def text(column: str) -> list[str]:
-        if column not in part.columns:
+        if column not in split.columns:
             return [""] * len(kept)
         values = kept.rows([f"{FIELD}{column}"]).column(0).to_pylist()
         return check_stored(values, column, where, lambda row: f"row {row}")
 
-    return PartRows(len(kept), part.columns, text, part.class_names, kept.stamps())
+    return SplitRows(len(kept), split.columns, text, split.class_names, kept.stamps())
 
 
 def _scale(source: SourceTiles, config: TilesConfig, scales: np.ndarray) -> SourceTiles:
@@ -178,7 +180,7 @@ def _identity(config: TilesConfig) -> Any:
 
 
 def _open_set(config: TilesConfig, revision: str | None) -> dict[str, Any]:
-    """Open a data set as one stream of undecoded images per part, at a revision if it is on the hub.
+    """Open a data set as one stream of undecoded images per split, at a revision if it is on the hub.
 
     Raises:
         DataError: The data set cannot be loaded.
@@ -186,10 +188,10 @@ def _open_set(config: TilesConfig, revision: str | None) -> dict[str, Any]:
     folder = Path(config.path).expanduser()
     if hub_id(config.path) is None and folder.is_dir() and is_saved_dataset(folder):
         saved = load_huggingface(config.path, "tiles.path")
-        parts = dict(saved) if isinstance(saved, dict) else {"train": saved}
+        splits = dict(saved) if isinstance(saved, dict) else {"train": saved}
         opened = {
             name: rows.to_iterable_dataset(num_shards=max(1, -(-int(rows.num_rows) // _ROWS)))
-            for name, rows in parts.items()
+            for name, rows in splits.items()
         }
     else:
         streams = load_huggingface(config.path, "tiles.path", streaming=True, revision=revision)
@@ -210,25 +212,25 @@ def _undecoded(rows: Any, config: TilesConfig) -> Any:
     return rows
 
 
-def _describe(rows: Any) -> StreamedPart:
+def _describe(rows: Any) -> StreamedSplit:
     import datasets
 
     features = dict(rows.features or {})
     kinds = {name: "image" if isinstance(kind, datasets.Image) else str(kind) for name, kind in features.items()}
     names = {name: list(kind.names) for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
-    return StreamedPart(list(features), kinds, names)
+    return StreamedSplit(list(features), kinds, names)
 
 
-def _set_blocks(config: TilesConfig, part: str, column: str, revision: str | None) -> list[Block]:
-    """Return the files of a part, in order; each is read by one process."""
-    rows = _open_set(config, revision)[part]
+def _set_blocks(config: TilesConfig, split: str, column: str, revision: str | None) -> list[Block]:
+    """Return the files of a split, in order; each is read by one process."""
+    rows = _open_set(config, revision)[split]
     images = {name for name, kind in _describe(rows).kinds.items() if kind == "image"}
 
     def read(block: int, skipped: int) -> Iterator[SourceTile]:
         stream = rows.shard(num_shards=rows.num_shards, index=block)
         row, entries = skipped, iter(stream.skip(skipped) if skipped else stream)
         while True:
-            position = f"part {part}, file {block + 1} of {rows.num_shards}, row {row}"
+            position = f"split {split}, file {block + 1} of {rows.num_shards}, row {row}"
             with _reading(config, position):
                 entry = next(entries, None)
                 if entry is None:

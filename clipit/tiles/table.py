@@ -37,7 +37,7 @@ class TileTable:
     lines: list[int] | None = None
     """First line of each row in the file; None for parquet."""
 
-    def place(self, row: int) -> str:
+    def row_name(self, row: int) -> str:
         """Return the name of a row for error messages, numbered from 1."""
         return f"row {row + 1}" if self.lines is None else f"record {row + 1} (line {self.lines[row]})"
 
@@ -53,14 +53,14 @@ def read_table(config: TilesConfig) -> SourceTiles:
     columns = read_columns(path, config, table, ("id", "path", "label", "split", "group", "mpp"))
     located = _locate(path, config, table, columns)
     empty = [""] * len(located)
-    labels, label_notes = resolve_missing(columns.get("label", empty), "label", config, path, table.place)
-    groups, group_notes = resolve_missing(columns.get("group", empty), "group", config, path, table.place)
+    labels, label_notes = resolve_missing(columns.get("label", empty), "label", config, path, table.row_name)
+    groups, group_notes = resolve_missing(columns.get("group", empty), "group", config, path, table.row_name)
     return SourceTiles(
         ids=located.ids,
         labels=labels,
-        parts=columns.get("split", empty),
+        source_splits=columns.get("split", empty),
         groups=groups,
-        mpp=parse_mpp(columns.get("mpp", empty), path, table.place),
+        mpp=parse_mpp(columns.get("mpp", empty), path, table.row_name),
         stamps=located.stamps,
         reader=located.reader,
         where=str(path),
@@ -108,7 +108,7 @@ def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[
     images = Path(config.images).expanduser() if config.images else path.parent
     reader, stamps = open_files(images, files, path, config.unreadable)
     ids = columns.get("id", files)
-    without_id = [table.place(row) for row, name in enumerate(ids) if not name]
+    without_id = [table.row_name(row) for row, name in enumerate(ids) if not name]
     if without_id:
         raise DataError(f"tiles without an id: {shortlist(without_id)}", where=path, fix="fill in the id column")
     return ImageSet(ids, stamps, reader, str(path))
@@ -167,7 +167,7 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequ
         )
     check_column_spelling(names, table.names, path)
     columns = {
-        ours: read_cells(table.column(theirs), theirs, path, table.place)
+        ours: read_cells(table.column(theirs), theirs, path, table.row_name)
         for ours, theirs in names.items()
         if theirs in table.names
     }
@@ -192,7 +192,7 @@ def _other_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[st
     for name in table.names:
         if names_groups(name) and name not in {"group", *config.columns.values()}:
             try:
-                columns[name] = read_cells(table.column(name), name, path, table.place)
+                columns[name] = read_cells(table.column(name), name, path, table.row_name)
             except DataError:
                 continue
     return columns
@@ -249,13 +249,13 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
     nameless = [row for row, name in enumerate(files) if not name]
     if nameless:
         raise DataError(
-            f"{counted(len(nameless), 'row names', 'rows name')} no file, first {table.place(nameless[0])}",
+            f"{counted(len(nameless), 'row names', 'rows name')} no file, first {table.row_name(nameless[0])}",
             where=path,
             fix="fill in the path or remove the rows",
         )
     repeated = [name for name, count in Counter(files).items() if count > 1]
     if repeated:
-        rows = [table.place(row) for row, name in enumerate(files) if name == repeated[0]]
+        rows = [table.row_name(row) for row, name in enumerate(files) if name == repeated[0]]
         raise DataError(
             f"{counted(len(repeated), 'file occurs', 'files occur')} more than once: {shortlist(repeated)}; "
             f"{repeated[0]} in {shortlist(rows)}",

@@ -136,11 +136,11 @@ def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> 
         processes.barrier()
         if not processes.main:
             return {}
-        parts = []
+        tables = []
         for file in files:
             with reading(file, fix="delete this file and run the command again"):
-                parts.append(pq.read_table(file))
-        index = _merge(shards, stamps, parts)
+                tables.append(pq.read_table(file))
+        index = _merge(shards, stamps, tables)
         with whole_file(folder / "index.parquet") as temporary:
             pq.write_table(index.table, temporary)
         for file in files:
@@ -178,15 +178,15 @@ def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str], ca
     return {"shards": len(shards), "content": fingerprint(inputs)}
 
 
-def _merge(shards: list[Path], stamps: list[str], parts: list[pa.Table]) -> TarIndex:
+def _merge(shards: list[Path], stamps: list[str], tables: list[pa.Table]) -> TarIndex:
     """Join the tables of all shards."""
     names: dict[str, None] = {}
     unread: Counter[str] = Counter()
-    for part in parts:
-        facts = json.loads(part.schema.metadata[b"facts"])
+    for each in tables:
+        facts = json.loads(each.schema.metadata[b"facts"])
         names |= dict.fromkeys(facts["names"])
         unread.update(facts["unread"])
-    table = pa.concat_tables([part.replace_schema_metadata(None) for part in parts], promote_options="default")
+    table = pa.concat_tables([each.replace_schema_metadata(None) for each in tables], promote_options="default")
     return TarIndex(shards, stamps, table, sorted(names), dict(unread))
 
 

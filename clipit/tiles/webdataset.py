@@ -48,13 +48,13 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
         raise DataError(f"tiles without an id: {shortlist(without_id)}", where=config.path, fix="choose another field")
     labels, label_notes = resolve_missing(column("label"), "label", config, config.path, members.__getitem__)
     groups, group_notes = resolve_missing(column("group"), "group", config, config.path, members.__getitem__)
-    parts = [_part_in(name, index.folder.name) for name in index.shard_names]
+    splits = [_split_in(name, index.folder.name) for name in index.shard_names]
     columns = table_columns(index)
     unread = shortlist([f"{suffix} ({count})" for suffix, count in sorted(index.unread.items())])
     return SourceTiles(
         ids=ids,
         labels=labels,
-        parts=column("split") if index.has(names["split"]) else [parts[shard] for shard in index.shard_of],
+        source_splits=column("split") if index.has(names["split"]) else [splits[shard] for shard in index.shard_of],
         groups=groups,
         mpp=parse_mpp(column("mpp"), config.path, members.__getitem__),
         stamps=index.image_stamps,
@@ -137,7 +137,7 @@ def _check_images(index: TarIndex, config: TilesConfig, members: list[str]) -> N
         )
 
 
-def _part_in(shard: str, folder: str) -> str:
+def _split_in(shard: str, folder: str) -> str:
     """Return the word for a split, such as train, in a shard's path, or else in the name of its folder.
 
     Return "" if there is no such word, or if the path or the folder name contains several.

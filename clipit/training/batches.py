@@ -34,14 +34,14 @@ class BatchPlan:
 
         Labelled and unlabelled tiles are endless shuffled streams: no tile repeats before all others have been drawn.
         """
-        parts = []
+        chunks = []
         for stream, rows, count in (
             ("labelled", self.labelled, self.n_labelled),
             ("unlabelled", self.unlabelled, self.n_unlabelled),
         ):
             if count:
-                parts.append(rows[stream_positions(self.seed, stream, step * count, count, len(rows))])
-        return np.concatenate(parts)
+                chunks.append(rows[stream_positions(self.seed, stream, step * count, count, len(rows))])
+        return np.concatenate(chunks)
 
 
 def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPlan:

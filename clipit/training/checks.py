@@ -13,10 +13,12 @@ def check_keys(config: RunConfig) -> None:
         ConfigError: Some keys contradict each other.
     """
     problems = [problem for term in all_terms(config) for problem in term.problems()]
-    size, processes, parts = config.training.tiles_per_step, get_processes().count, config.training.micro_batches
-    if size < processes * parts:
+    size, micro_batches = config.training.tiles_per_step, config.training.micro_batches
+    processes = get_processes().count
+    if size < processes * micro_batches:
         problems.append(
-            f"training.tiles_per_step={size} leaves no tile for some of {processes} processes x {parts} micro-batches"
+            f"training.tiles_per_step={size} leaves no tile for some of {processes} processes x {micro_batches} "
+            "micro-batches"
         )
     if problems:
         raise ConfigError("; ".join(problems), where=f"arm {config.arm or '(none)'}", fix="change these keys")

@@ -19,10 +19,10 @@ class ContrastBatch:
 
     Attributes:
         tiles: Rows of the distinct tiles of the tile bags.
-        image_members: Places in `tiles` of each bag's members; -1 for no member.
+        image_members: Indices into `tiles` of each bag's members; -1 for no member.
         texts: Rows of the distinct texts of the text bags; empty if images are contrasted with images.
         others: Rows of the distinct tiles on the other side, seen through another augmentation; empty with texts.
-        other_members: Places in `texts` or `others` of each bag's members on the other side; -1 for no member.
+        other_members: Indices into `texts` or `others` of each bag's members on the other side; -1 for no member.
         same: Mask of the bags that are not each other's negatives; the diagonal does not matter.
     """
 
@@ -40,7 +40,7 @@ class Members:
 
     Attributes:
         values: Rows of tiles or texts of all examples, one example after the other.
-        starts: Place in `values` of each example's first row, and of the end.
+        starts: Index in `values` of each example's first row, and of the end.
     """
 
     values: Int64[np.ndarray, "total"]
@@ -174,8 +174,8 @@ class BagExamples:
         rows = members[example]
         if len(rows) <= count:
             return rows
-        shuffle, place = divmod(visit, len(rows) // count)  # the remainder of a shuffle is not drawn
-        start = shuffle * len(rows) + place * count
+        shuffle, chunk = divmod(visit, len(rows) // count)  # the remainder of a shuffle is not drawn
+        start = shuffle * len(rows) + chunk * count
         drawn: Int64[np.ndarray, "_"] = rows[stream_positions(self.seed, f"{kind} {example}", start, count, len(rows))]
         return drawn
 
@@ -237,9 +237,9 @@ def _padded(lists: Sequence[Int[np.ndarray, "_"]]) -> Int64[np.ndarray, "b most"
 
 
 def _distinct(lists: Sequence[Int[np.ndarray, "_"]]) -> tuple[Int64[np.ndarray, "t"], Int64[np.ndarray, "b most"]]:
-    """Return the distinct rows of all lists, sorted, and the places of each list's rows among them."""
+    """Return the distinct rows of all lists, sorted, and the indices of each list's rows among them."""
     if not lists:
         return np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.int64)
-    rows, places = np.unique(np.concatenate(lists), return_inverse=True)
+    rows, indices = np.unique(np.concatenate(lists), return_inverse=True)
     ends = np.cumsum([len(each) for each in lists])[:-1]
-    return rows.astype(np.int64), _padded(np.split(places.astype(np.int64), ends))
+    return rows.astype(np.int64), _padded(np.split(indices.astype(np.int64), ends))

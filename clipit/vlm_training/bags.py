@@ -132,7 +132,7 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
     if not len(kept):
         raise DataError("every text bag is empty", where="adapt.bags", fix="raise adapt.bags.margin")
     texts_of = Members.of([mined.texts[row] for row in kept.tolist()])
-    used, places = np.unique(texts_of.values, return_inverse=True)
+    used, indices = np.unique(texts_of.values, return_inverse=True)
     snippets: list[str] = []
     if section.bags.snippets:
         snippets = workspace.snippets.table("snippets.parquet", ["text"]).column("text").to_pylist()
@@ -145,7 +145,7 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
         tile_ids=tiles.ids.tolist(),
         texts=[snippets[row] if row < count else mined.prompts[row - count] for row in used.tolist()],
         tiles_of=Members.of([mined.tiles[row] for row in kept.tolist()]),
-        texts_of=Members(places.astype(np.int64), texts_of.starts),
+        texts_of=Members(indices.astype(np.int64), texts_of.starts),
         tiles_per_bag=1 + bags.tiles,
         texts_per_bag=0 if arm == "images" else bags.snippets + bags.prompts + bags.class_prompts,
         batch_size=section.batch_size,

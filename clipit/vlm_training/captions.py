@@ -31,7 +31,7 @@ class FittedTexts:
 def fit_texts(captions: Sequence[Sequence[str]], count_tokens: TokenCounter, budget: int) -> FittedTexts:
     """Split texts over the context length into snippets, and merge equal texts.
 
-    Texts within the context length are not changed. The others are cleaned and split like reports, and each part
+    Texts within the context length are not changed. The others are cleaned and split like reports, and each piece
     becomes a text of the example.
 
     Args:
@@ -42,8 +42,11 @@ def fit_texts(captions: Sequence[Sequence[str]], count_tokens: TokenCounter, bud
     distinct = [text for text in dict.fromkeys(text for each in captions for text in each) if _has_words(text)]
     too_long = [text for text, n in zip(distinct, count_tokens(distinct), strict=True) if n > budget]
     pieces = split_reports([clean_text(text) for text in too_long], count_tokens, budget)
-    parts = {text: [piece.text for piece in each] for text, each in zip(too_long, pieces, strict=True)}
-    fitted = [[part for text in each if _has_words(text) for part in parts.get(text, [text])] for each in captions]
+    pieces_of = {text: [piece.text for piece in each] for text, each in zip(too_long, pieces, strict=True)}
+    fitted = [
+        [piece_text for text in each if _has_words(text) for piece_text in pieces_of.get(text, [text])]
+        for each in captions
+    ]
     texts = sorted({text for each in fitted for text in each})
     row_of = {text: row for row, text in enumerate(texts)}
     members = [list(dict.fromkeys(row_of[text] for text in each)) for each in fitted]

@@ -98,11 +98,11 @@ def code_pixels(workspace: Workspace, split: str) -> Int64[np.ndarray, "n"]:
     """
     tiles, config = workspace.all_tiles, workspace.config
     pixels = "off" if config.leaks.pixels == "off" else "exact"
-    prints = hash_images(tiles, config, pixels)
+    digests = hash_images(tiles, config, pixels)
     rows = np.flatnonzero(tiles.splits == split)
-    if not isinstance(prints, np.ndarray):
+    if not isinstance(digests, np.ndarray):
         return np.arange(len(rows), dtype=np.int64)
-    return np.unique(prints[rows], axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return np.unique(digests[rows], axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def _cases_of(workspace: Workspace, split: str) -> Cases:
@@ -110,8 +110,8 @@ def _cases_of(workspace: Workspace, split: str) -> Cases:
     tiles = workspace.all_tiles
     if split == "train":
         return workspace.cases
-    parts = np.where(tiles.splits == split, "train", "test")
-    return workspace.cases_of(patients(tiles.groups, tiles.ids), parts)
+    splits = np.where(tiles.splits == split, "train", "test")
+    return workspace.cases_of(patients(tiles.groups, tiles.ids), splits)
 
 
 def _own_snippets(workspace: Workspace, cases: Cases) -> Artifact:

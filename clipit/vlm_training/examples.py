@@ -80,7 +80,7 @@ def _different_bags(examples: BagExamples) -> int:
 
 def examples_content(examples: BagExamples) -> str:
     """Return the fingerprint of all that batches are drawn from, except the pixels and the wording of the texts."""
-    members = [part for each in (examples.tiles_of, examples.texts_of) for part in (each.values, each.starts)]
+    members = [array for each in (examples.tiles_of, examples.texts_of) for array in (each.values, each.starts)]
     numbers = [*members, examples.groups, examples.partners, examples.pixel_codes]
     return fingerprint([examples.tile_ids, len(examples.texts), *(values.tolist() for values in numbers)])
 

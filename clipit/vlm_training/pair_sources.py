@@ -64,7 +64,7 @@ def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
             source, captions = _read_table(config, section)
         else:
             source, captions = _read_shards(config, section, root)
-        _check_parts(source)
+        _check_splits(source)
         tiles = resolve_source(source, config)
         check_groups(tiles)
         tiles = check_images(tiles, config.unreadable)
@@ -108,11 +108,11 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
             or "name the right ones in adapt.pairs.columns, e.g. --adapt.pairs.columns.text=caption",
         )
     cells = {
-        ours: read_cells(table.column(theirs), theirs, path, table.place)
+        ours: read_cells(table.column(theirs), theirs, path, table.row_name)
         for ours, theirs in names.items()
         if ours != "text" and theirs in table.names
     }
-    texts = [_caption(value, path, table.place(row)) for row, value in enumerate(table.column(names["text"]))]
+    texts = [_caption(value, path, table.row_name(row)) for row, value in enumerate(table.column(names["text"]))]
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in cells["path"]]
     rows = _rows_by_file(files, cells, path, table)
     first = [each[0] for each in rows]
@@ -122,20 +122,20 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
     def column(ours: str) -> list[str]:
         return [cells[ours][row] for row in first] if ours in cells else [""] * len(first)
 
-    def place(row: int) -> str:
-        return table.place(first[row])
+    def row_name(row: int) -> str:
+        return table.row_name(first[row])
 
     ids = column("id") if "id" in cells else [files[row] for row in first]
-    without_id = [place(row) for row, name in enumerate(ids) if not name]
+    without_id = [row_name(row) for row, name in enumerate(ids) if not name]
     if without_id:
         raise DataError(f"images without an id: {shortlist(without_id)}", where=path, fix="fill in the id column")
-    groups, notes = resolve_missing(column("group"), "group", config, path, place)
+    groups, notes = resolve_missing(column("group"), "group", config, path, row_name)
     source = SourceTiles(
         ids=ids,
         labels=[""] * len(first),
-        parts=column("split"),
+        source_splits=column("split"),
         groups=groups,
-        mpp=parse_mpp(column("mpp"), path, place),
+        mpp=parse_mpp(column("mpp"), path, row_name),
         stamps=stamps,
         reader=reader,
         where=str(path),
@@ -148,7 +148,7 @@ def _rows_by_file(files: list[str], cells: dict[str, list[str]], path: Path, tab
     """Return the rows of each file, in the order of first rows; rows of a file must agree in all but the text."""
     if not files:
         raise DataError("the table has no rows", where=path, fix="add a row per image and text")
-    nameless = [table.place(row) for row, name in enumerate(files) if not name]
+    nameless = [table.row_name(row) for row, name in enumerate(files) if not name]
     if nameless:
         raise DataError(
             f"{counted(len(nameless), 'row names', 'rows name')} no file: {shortlist(nameless, 3)}",
@@ -160,7 +160,7 @@ def _rows_by_file(files: list[str], cells: dict[str, list[str]], path: Path, tab
         rows.setdefault(name, []).append(row)
     others = [name for name in cells if name != "path"]
     wrong = [
-        f"{table.place(row)} ({name})"
+        f"{table.row_name(row)} ({name})"
         for each in rows.values()
         for row in each[1:]
         for name in others
@@ -192,17 +192,17 @@ def _read_shards(config: TilesConfig, section: PairsConfig, root: Path) -> tuple
     return read_webdataset(config, root, field), captions
 
 
-def _caption(value: Any, where: object, place: str) -> str:
+def _caption(value: Any, where: object, row_name: str) -> str:
     """Return a text with single spaces in place of line breaks and other white space."""
     try:
         return cell_text(" ".join(value.split()) if isinstance(value, str) else value)
     except ValueError as error:
-        raise DataError(f"{place} contains {error} as a text", where=where, fix="correct this text") from error
+        raise DataError(f"{row_name} contains {error} as a text", where=where, fix="correct this text") from error
 
 
-def _check_parts(source: SourceTiles) -> None:
-    unknown: Sequence[str] = sorted({part for part in source.parts if part and part.lower() not in ALIASES})
-    partly = any(source.parts) and not all(source.parts)
+def _check_splits(source: SourceTiles) -> None:
+    unknown: Sequence[str] = sorted({split for split in source.source_splits if split and split.lower() not in ALIASES})
+    partly = any(source.source_splits) and not all(source.source_splits)
     if unknown or partly:
         what = f"unknown splits: {shortlist(unknown)}" if unknown else "some images have a split, others have none"
         raise DataError(

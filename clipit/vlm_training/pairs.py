@@ -17,7 +17,7 @@ from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.captions import FittedTexts, fit_texts
 from clipit.vlm_training.pair_sources import CaptionedTiles, hold_out, read_captioned
-from clipit.workspace.leak_policy import hash_images, select_prints
+from clipit.workspace.leak_policy import hash_images, select_hashes
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -142,9 +142,9 @@ def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
     """Read the pairs, fit their texts, and drop images that leak or have no text."""
     read = read_captioned(section.pairs, workspace.root)
     config, vlm = workspace.config, workspace.vlm
-    prints = hash_images(read.tiles, config, "exact")
-    assert isinstance(prints, np.ndarray)
-    pixel_codes = np.unique(prints, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    digests = hash_images(read.tiles, config, "exact")
+    assert isinstance(digests, np.ndarray)
+    pixel_codes = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
     leaking = _leaks(read, workspace) if names_tiles(config) else set[str]()
     texts = fit_texts([read.captions_of(tile) for tile in range(len(read.tiles))], vlm.count_tokens, vlm.context_length)
     with_text = texts.members.lengths > 0
@@ -178,12 +178,12 @@ def _copies(read: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_us
             their copies.
     """
     config = workspace.config
-    prints = None if config.leaks.policy == "off" else hash_images(read.tiles, config, config.leaks.pixels)
-    if prints is None:
+    image_hashes = None if config.leaks.policy == "off" else hash_images(read.tiles, config, config.leaks.pixels)
+    if image_hashes is None:
         return set()
     row_of = {name: row for row, name in enumerate(read.tiles.ids.tolist())}
     rows = np.asarray([row_of[name] for name in tiles.ids.tolist()], dtype=np.int64)
-    leaks = {leak.id: leak for leak in find_leaks(tiles, config.leaks, select_prints(prints, rows))}
+    leaks = {leak.id: leak for leak in find_leaks(tiles, config.leaks, select_hashes(image_hashes, rows))}
     listed = [f"{name} (copy of {leak.other_split} image {leak.other_id})" for name, leak in sorted(leaks.items())]
     what = f"{len(leaks)} of {len(tiles)} images with texts are copies of images in a later split of the pairs"
     return _apply_policy(set(leaks), what, listed, read.tiles.where, config, fatal=by_user)
@@ -217,7 +217,7 @@ def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
     if config.leaks.policy == "off":
         return set()
     tiles, leaks = workspace.all_tiles, dict[str, Leak]()
-    prints, of_tiles = (hash_images(each, config, config.leaks.pixels) for each in (read.tiles, tiles))
+    image_hashes, of_tiles = (hash_images(each, config, config.leaks.pixels) for each in (read.tiles, tiles))
     ranks = {name: rank for rank, name in enumerate(SPLITS)}
     of_pairs = np.asarray([ranks[name] for name in read.tiles.splits.tolist()])
     evaluated = np.asarray([ranks[name] for name in tiles.splits.tolist()])
@@ -227,8 +227,10 @@ def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
         if not len(pairs) or not len(tests):
             continue
         leaks |= find_shared_patients(pairs, tests)
-        if prints is not None and of_tiles is not None:
-            copies = find_copies(pairs, select_prints(prints, own), tests, select_prints(of_tiles, later), config.leaks)
+        if image_hashes is not None and of_tiles is not None:
+            copies = find_copies(
+                pairs, select_hashes(image_hashes, own), tests, select_hashes(of_tiles, later), config.leaks
+            )
             leaks |= {name: leak for name, leak in copies.items() if name not in leaks}
     listed = [
         f"{name} ({'patient ' + leak.group if leak.group else 'copy'} of {leak.split} tile {leak.id})"

@@ -48,18 +48,18 @@ Kind = Literal["tiles", "others", "texts"]
 
 
 @dataclass
-class _Part:
+class _MicroBatch:
     """A micro-batch of this process.
 
     Attributes:
         kind: What is encoded.
-        places: Places in the batch's distinct tiles, others or texts.
+        indices: Indices into the batch's distinct tiles, others or texts.
         inputs: Augmented pixels [n,3,h,w], uint8, on any device, or the rows of the texts.
         output: Embeddings with their graph, if they are not encoded again.
     """
 
     kind: Kind
-    places: Int64[np.ndarray, "n"]
+    indices: Int64[np.ndarray, "n"]
     inputs: Tensor | Int64[np.ndarray, "n"]
     output: Tensor | None = None
 
@@ -109,27 +109,27 @@ class ContrastStep:
         batch = self._batches.pop(step, None) or self.examples.batch(step)
         self.adapted.train()
         last = self._last_micro_batches(batch)
-        parts: list[_Part] = []
+        micro_batches: list[_MicroBatch] = []
         vectors: dict[Kind, list[Tensor]] = {"tiles": [], "others": [], "texts": []}
-        for number, part in enumerate(self._read(batch, step, pixels)):
-            keeps_graph = number in last and self._is_trained(part.kind)
+        for number, micro_batch in enumerate(self._read(batch, step, pixels)):
+            keeps_graph = number in last and self._is_trained(micro_batch.kind)
             with torch.set_grad_enabled(keeps_graph):
-                output = self._encode(part, step, number)
-            vectors[part.kind].append(output.detach())
-            if isinstance(part.inputs, Tensor):
-                part.inputs = _in_cpu_memory(part.inputs)
-            part.output = output if keeps_graph else None
-            parts.append(part)
+                output = self._encode(micro_batch, step, number)
+            vectors[micro_batch.kind].append(output.detach())
+            if isinstance(micro_batch.inputs, Tensor):
+                micro_batch.inputs = _in_cpu_memory(micro_batch.inputs)
+            micro_batch.output = output if keeps_graph else None
+            micro_batches.append(micro_batch)
         whole = {kind: self._gather(vectors[kind], count) for kind, count in _counts(batch).items()}
         leaves = {kind: values.requires_grad_(self._is_trained(kind)) for kind, values in whole.items()}
         loss = self._contrast(batch, leaves)
-        for number, part in enumerate(parts):
-            gradient = leaves[part.kind].grad
+        for number, micro_batch in enumerate(micro_batches):
+            gradient = leaves[micro_batch.kind].grad
             if gradient is None:
                 continue
-            output = part.output if part.output is not None else self._encode(part, step, number)
-            torch.autograd.backward(output, gradient[torch.from_numpy(part.places).to(output.device)])
-            part.output = None
+            output = micro_batch.output if micro_batch.output is not None else self._encode(micro_batch, step, number)
+            torch.autograd.backward(output, gradient[torch.from_numpy(micro_batch.indices).to(output.device)])
+            micro_batch.output = None
         self._sum_gradients()
         return {"loss": loss}
 
@@ -141,8 +141,8 @@ class ContrastStep:
         for step in steps:
             batch = self._batches.pop(step, None) or self.examples.batch(step)
             vectors: dict[Kind, list[Tensor]] = {"tiles": [], "others": [], "texts": []}
-            for number, part in enumerate(self._read(batch, None, pixels)):
-                vectors[part.kind].append(self._encode(part, step, number))
+            for number, micro_batch in enumerate(self._read(batch, None, pixels)):
+                vectors[micro_batch.kind].append(self._encode(micro_batch, step, number))
             whole = {kind: self._gather(vectors[kind], count) for kind, count in _counts(batch).items()}
             total += self._contrast(batch, whole)
         return sum(self.processes.gather(float(total))) / len(steps)
@@ -152,10 +152,10 @@ class ContrastStep:
     def _image_rows(self, step: int) -> Iterator[Int64[np.ndarray, "_"]]:
         batch = self._batches[step] = self.examples.batch(step)
         for rows in (batch.tiles, batch.others):
-            yield from (rows[places] for places in self._shares(len(rows)))
+            yield from (rows[shares] for shares in self._shares(len(rows)))
 
     def _shares(self, count: int) -> list[Int64[np.ndarray, "_"]]:
-        """Return the places of this process's micro-batches among `count` items."""
+        """Return the indices of this process's micro-batches among `count` items."""
         own = np.arange(self.processes.rank, count, self.processes.count)
         return [own[start : start + self.section.micro_batch] for start in range(0, len(own), self.section.micro_batch)]
 
@@ -166,11 +166,11 @@ class ContrastStep:
 
     def _read(
         self, batch: ContrastBatch, step: int | None, pixels: Iterator[tuple[Int[np.ndarray, "n"], Tensor]]
-    ) -> Iterator[_Part]:
+    ) -> Iterator[_MicroBatch]:
         """Yield this process's micro-batches; images are augmented if a step is given."""
         sides: list[tuple[Kind, Int[np.ndarray, "_"]]] = [("tiles", batch.tiles), ("others", batch.others)]
         for kind, rows in sides:
-            for places in self._shares(len(rows)):
+            for share in self._shares(len(rows)):
                 before = time.perf_counter()
                 read, images = next(pixels)
                 self.clock.waited += time.perf_counter() - before
@@ -178,27 +178,27 @@ class ContrastStep:
                 if step is not None:
                     keys = self._keys[read] ^ (_OTHER_SIDE if kind == "others" else np.uint64(0))
                     images = augment(images, keys, self.seed, step, self.section.augmentation)
-                yield _Part(kind, places, images)
-        for places in self._shares(len(batch.texts)):
-            yield _Part("texts", places, batch.texts[places])
+                yield _MicroBatch(kind, share, images)
+        for share in self._shares(len(batch.texts)):
+            yield _MicroBatch("texts", share, batch.texts[share])
 
     # Embeddings
 
     def _is_trained(self, kind: Kind) -> bool:
         return ("text" if kind == "texts" else "image") in self.adapted.trained_towers
 
-    def _encode(self, part: _Part, step: int, number: int) -> Float[Tensor, "n d"]:
+    def _encode(self, micro_batch: _MicroBatch, step: int, number: int) -> Float[Tensor, "n d"]:
         """Encode a micro-batch; a second call draws the same random numbers."""
         device = self.processes.device
         torch.manual_seed((self.seed * 1_000_003 + step * 1009 + self.processes.rank) * 4099 + number)  # for dropout
         autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-        with self._dropout_if_trained(part.kind), autocast:
-            if isinstance(part.inputs, Tensor):
-                images = part.inputs.to(device, non_blocking=True)
+        with self._dropout_if_trained(micro_batch.kind), autocast:
+            if isinstance(micro_batch.inputs, Tensor):
+                images = micro_batch.inputs.to(device, non_blocking=True)
                 return _at_least_float32(self.adapted.image(self.adapted.towers.preprocess.normalise(images)))
             if self._is_trained("texts"):
-                return self._encode_texts(part.inputs.tolist())
-            return self._look_up(part.inputs.tolist())
+                return self._encode_texts(micro_batch.inputs.tolist())
+            return self._look_up(micro_batch.inputs.tolist())
 
     def _encode_texts(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
         tokens = self.adapted.towers.tokenise([self.examples.texts[row] for row in rows])
@@ -257,26 +257,26 @@ class ContrastStep:
         trained = any(values.requires_grad for values in leaves.values())
         other: Kind = "texts" if len(batch.texts) else "others"
         image_mask, other_mask = (_on(members >= 0, device) for members in (batch.image_members, batch.other_members))
-        places = [_on(np.maximum(each, 0), device) for each in (batch.image_members, batch.other_members)]
+        indices = [_on(np.maximum(each, 0), device) for each in (batch.image_members, batch.other_members)]
         same, usable = _on(batch.same, device), int((image_mask.any(dim=1) & other_mask.any(dim=1)).sum())
         bags = len(batch.image_members)
         first, end = (bags * rank // processes.count for rank in (processes.rank, processes.rank + 1))
         rows = max(_BLOCK // max(bags * image_mask.shape[1] * other_mask.shape[1], 1), 1)
         total = torch.zeros((), device=device)
         for start in range(first, end, rows):
-            part, _ = many_to_many_sum(
-                leaves["tiles"][places[0]],
+            block_loss, _ = many_to_many_sum(
+                leaves["tiles"][indices[0]],
                 image_mask,
-                leaves[other][places[1]],
+                leaves[other][indices[1]],
                 other_mask,
                 torch.exp(-_at_least_float32(scale.reshape(()))),
                 slice(start, min(start + rows, end)),
                 same=same,
             )
-            part = part / max(usable, 1)
-            if trained and part.requires_grad:
-                torch.autograd.backward(part)
-            total = total + part.detach()
+            block_loss = block_loss / max(usable, 1)
+            if trained and block_loss.requires_grad:
+                torch.autograd.backward(block_loss)
+            total = total + block_loss.detach()
         if processes.count > 1:
             for values in leaves.values():
                 if values.requires_grad:
@@ -293,11 +293,11 @@ class ContrastStep:
         dist.all_reduce(missing)
         # A weight without a gradient in all processes, such as of a tower that is not used, is not updated.
         reached = [each for each, count in zip(weights, missing.tolist(), strict=True) if count < self.processes.count]
-        parts = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in reached]
-        flat = torch.cat([part.flatten() for part in parts])
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in reached]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        for weight, part in zip(reached, torch.split(flat, [weight.numel() for weight in reached]), strict=True):
-            weight.grad = part.view_as(weight).clone()
+        for weight, gradient in zip(reached, torch.split(flat, [weight.numel() for weight in reached]), strict=True):
+            weight.grad = gradient.view_as(weight).clone()
 
 
 def clamp_scale(adapted: AdaptedTowers) -> None:

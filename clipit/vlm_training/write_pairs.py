@@ -31,22 +31,22 @@ Images are JPEGs of quality {quality}. The captions may be report text: protect 
 """
 
 
-def write_pairs(parts: Mapping[str, BagExamples], folder: Path, format: PairFormat) -> dict[str, int]:
+def write_pairs(splits: Mapping[str, BagExamples], folder: Path, format: PairFormat) -> dict[str, int]:
     """Write examples as images with one caption each, completely or not at all; called by all processes.
 
     An image with several texts is written with each of them. For patients with several tiles and a report, each tile
     is written with as many snippets as a bag contains. Neighbours in tile bags are not written. The order is shuffled.
 
-    `csv` writes `<part>.csv`, separated by tabs, with the columns filepath (absolute) and title, and `images/`.
-    `webdataset` writes `<part>-<number>.tar` with members such as 00000012.jpg and 00000012.txt, and `sizes.json`.
+    `csv` writes `<split>.csv`, separated by tabs, with the columns filepath (absolute) and title, and `images/`.
+    `webdataset` writes `<split>-<number>.tar` with members such as 00000012.jpg and 00000012.txt, and `sizes.json`.
 
     Args:
-        parts: Examples of the arm `text` by part, such as train and validation.
+        splits: Examples of the arm `text` by split, such as train and validation.
         folder: Folder to create.
         format: Format of the files.
 
     Returns:
-        Number of pairs by part.
+        Number of pairs by split.
 
     Raises:
         ArtifactError: The folder exists and is not empty, or cannot be written.
@@ -59,13 +59,13 @@ def write_pairs(parts: Mapping[str, BagExamples], folder: Path, format: PairForm
     counts: dict[str, int] = {}
     if processes.main:
         with whole_folder(folder) as partial:
-            for part, examples in parts.items():
+            for split, examples in splits.items():
                 pairs = _shuffled_pairs(examples)
-                counts[part] = len(pairs)
+                counts[split] = len(pairs)
                 if format == "csv":
-                    _write_table(examples, pairs, part, partial, folder)
+                    _write_table(examples, pairs, split, partial, folder)
                 else:
-                    _write_shards(examples, pairs, part, partial)
+                    _write_shards(examples, pairs, split, partial)
             if format == "webdataset":
                 sizes = {path.name: _size(path) for path in sorted(partial.glob("*.tar"))}
                 write_json(partial / "sizes.json", sizes)
@@ -78,7 +78,7 @@ def _shuffled_pairs(examples: BagExamples) -> list[tuple[int, int]]:
     """List the rows of tiles and texts of all pairs, in an order that depends on the seed."""
     pairs = [pair for example in range(len(examples)) for pair in examples.captions(example)]
     order = np.random.default_rng(examples.seed).permutation(len(pairs))
-    return [pairs[place] for place in order.tolist()]
+    return [pairs[index] for index in order.tolist()]
 
 
 def _jpegs(examples: BagExamples, tiles: Sequence[int], title: str) -> Iterator[bytes]:
@@ -97,15 +97,15 @@ def _jpegs(examples: BagExamples, tiles: Sequence[int], title: str) -> Iterator[
 
 
 def _write_table(
-    examples: BagExamples, pairs: Sequence[tuple[int, int]], part: str, partial: Path, folder: Path
+    examples: BagExamples, pairs: Sequence[tuple[int, int]], split: str, partial: Path, folder: Path
 ) -> None:
     """Write each image once, and a row for each of its texts."""
     tiles = list(dict.fromkeys(tile for tile, _ in pairs))
-    names = {tile: f"images/{part}-{number:08d}.jpg" for number, tile in enumerate(tiles)}
+    names = {tile: f"images/{split}-{number:08d}.jpg" for number, tile in enumerate(tiles)}
     (partial / "images").mkdir(exist_ok=True)
-    for tile, data in zip(tiles, _jpegs(examples, tiles, f"writing {part} images"), strict=True):
+    for tile, data in zip(tiles, _jpegs(examples, tiles, f"writing {split} images"), strict=True):
         (partial / names[tile]).write_bytes(data)
-    with (partial / f"{part}.csv").open("w", newline="", encoding="utf-8") as stream:
+    with (partial / f"{split}.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, delimiter="\t")
         writer.writerow(("filepath", "title"))
         for tile, text in pairs:
@@ -114,14 +114,14 @@ def _write_table(
             writer.writerow((str(folder / names[tile]), f"{title}." if title in MISSING_VALUES else title))
 
 
-def _write_shards(examples: BagExamples, pairs: Sequence[tuple[int, int]], part: str, partial: Path) -> None:
+def _write_shards(examples: BagExamples, pairs: Sequence[tuple[int, int]], split: str, partial: Path) -> None:
     """Write tar files of at most 1,000 samples; images with several texts are written with each."""
-    images = _jpegs(examples, [tile for tile, _ in pairs], f"writing {part} shards")
+    images = _jpegs(examples, [tile for tile, _ in pairs], f"writing {split} shards")
     for first in range(0, len(pairs), _PER_SHARD):
-        with tarfile.open(partial / f"{part}-{first // _PER_SHARD:06d}.tar", "w") as archive:
-            for place, (_, text) in enumerate(pairs[first : first + _PER_SHARD], first):
+        with tarfile.open(partial / f"{split}-{first // _PER_SHARD:06d}.tar", "w") as archive:
+            for number, (_, text) in enumerate(pairs[first : first + _PER_SHARD], first):
                 for suffix, data in (("jpg", next(images)), ("txt", examples.texts[text].encode())):
-                    member = tarfile.TarInfo(f"{place:08d}.{suffix}")
+                    member = tarfile.TarInfo(f"{number:08d}.{suffix}")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
 
@@ -134,13 +134,13 @@ def _size(shard: Path) -> int:
 def _arguments(counts: Mapping[str, int], folder: Path, format: PairFormat) -> str:
     """Return the arguments of open_clip's trainer that name the data."""
     options = {"train": "--train-data", "validation": "--val-data"}
-    parts = [part for part in options if counts.get(part)]
+    splits = [split for split in options if counts.get(split)]
     if format == "csv":
-        return " ".join([f'{options[part]} "{folder / part}.csv"' for part in parts] + ["--dataset-type csv"])
+        return " ".join([f'{options[split]} "{folder / split}.csv"' for split in splits] + ["--dataset-type csv"])
     named = []
-    for part in parts:
-        last = (counts[part] - 1) // _PER_SHARD
+    for split in splits:
+        last = (counts[split] - 1) // _PER_SHARD
         shards = f"{{000000..{last:06d}}}" if last else "000000"
-        named.append(f'{options[part]} "{folder / part}-{shards}.tar"')
-        named += [f"--val-num-samples {counts[part]}"] if part == "validation" else []
+        named.append(f'{options[split]} "{folder / split}-{shards}.tar"')
+        named += [f"--val-num-samples {counts[split]}"] if split == "validation" else []
     return " ".join([*named, "--dataset-type webdataset"])

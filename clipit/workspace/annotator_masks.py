@@ -201,7 +201,9 @@ def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> P
     table = open_table(source)
     column_names = {str(name): column for name, column in section.columns.items()}
     columns = {
-        name: read_cells(table.column(name), name, source, table.place) for name in table.names if name not in _COLUMNS
+        name: read_cells(table.column(name), name, source, table.row_name)
+        for name in table.names
+        if name not in _COLUMNS
     }
     id_name, path_name = column_names.get("id", "id"), column_names.get("path", "path")
     paths = [posixpath.normpath(cell.replace("\\", "/")) for cell in columns[path_name]]

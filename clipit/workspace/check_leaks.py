@@ -14,7 +14,7 @@ from clipit.artifacts import whole_file, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import shortlist
-from clipit.pairing.leaks import Leak, Prints, find_leaks, patient_of
+from clipit.pairing.leaks import ImageHashes, Leak, find_leaks, patient_of
 from clipit.patients import patients
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
@@ -72,9 +72,9 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     listed = with_kept_size(config.tiles, config)
     tiles = read_with_overview(listed, lambda _, read: read(), root=artefacts_of(config), check=False)
     reports = read_reports(config.reports).reports if config.reports else ()
-    prints = hash_images(tiles, config, section.pixels)
-    leaks = find_leaks(tiles, section, prints, reports)
-    unchecked = _unchecked(tiles, config.tiles.source, section.pixels, reports, prints, section.spread)
+    image_hashes = hash_images(tiles, config, section.pixels)
+    leaks = find_leaks(tiles, section, image_hashes, reports)
+    unchecked = _unchecked(tiles, config.tiles.source, section.pixels, reports, image_hashes, section.spread)
     unchecked += [f"comparison.shifted: {name}" for name in shifted]
     known = _known_patients(tiles)
     compared = sum(count > 0 for count, _ in known.values()) > 1
@@ -172,7 +172,7 @@ def _hint(leaks: Sequence[Leak], tiles: TileSet) -> list[str]:
 
 
 def _unchecked(
-    tiles: TileSet, source: str, pixels: str, reports: Sequence[Any], prints: Prints | None, spread: float
+    tiles: TileSet, source: str, pixels: str, reports: Sequence[Any], image_hashes: ImageHashes | None, spread: float
 ) -> list[str]:
     """List the comparisons that could not be made, with reasons."""
     lines = []
@@ -188,7 +188,7 @@ def _unchecked(
         lines.append(f"patients of {unknown} of {len(reports)} reports: not named (reports.group_column)")
     if pixels != "near":
         lines.append(f"near-duplicates: leaks.pixels is {pixels}")
-    elif isinstance(prints, Fingerprints):
-        flat = int((prints.spread < spread).sum())
+    elif isinstance(image_hashes, Fingerprints):
+        flat = int((image_hashes.spread < spread).sum())
         lines += [f"near-duplicates among {flat} nearly empty tiles (grey deviation below {spread:g})"] if flat else []
     return lines

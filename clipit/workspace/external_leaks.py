@@ -6,7 +6,7 @@ from dataclasses import replace
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ClipitError, DataError, shortlist
-from clipit.pairing.leaks import Leak, Prints, SeenTiles, find_copies, find_shared_patients, patient_of
+from clipit.pairing.leaks import ImageHashes, Leak, SeenTiles, find_copies, find_shared_patients, patient_of
 from clipit.patients import patients
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import TileSet
@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 
 
 def enforce_on_external(
-    tests: TileSet, seen: TileSet | SeenTiles, prints: Prints | None, config: RunConfig, where: str
+    tests: TileSet, seen: TileSet | SeenTiles, seen_hashes: ImageHashes | None, config: RunConfig, where: str
 ) -> tuple[TileSet, list[Leak]]:
     """Return a new test set without patients and images of training or validation. Call it in all processes.
 
     Args:
         tests: Tiles of the new set.
         seen: Tiles on which the run, or the adaptation of its VLM, was trained or validated.
-        prints: Hashes of their images, in the same order; None to compare only patients.
+        seen_hashes: Hashes of their images, in the same order; None to compare only patients.
         config: Run configuration with the section `leaks`.
         where: Name of the new set, for messages.
 
@@ -37,12 +37,12 @@ def enforce_on_external(
     if policy == "off" or not len(tests):
         return tests, []
     leaks = list(find_shared_patients(tests, seen).values())
-    if prints is not None and len(seen):
-        kind = "near" if isinstance(prints, Fingerprints) and config.leaks.pixels == "near" else "exact"
-        known = prints.digests if isinstance(prints, Fingerprints) and kind == "exact" else prints
-        test_prints = hash_images(tests, config, kind)
-        if test_prints is not None:
-            leaks += find_copies(tests, test_prints, seen, known, config.leaks).values()
+    if seen_hashes is not None and len(seen):
+        kind = "near" if isinstance(seen_hashes, Fingerprints) and config.leaks.pixels == "near" else "exact"
+        known = seen_hashes.digests if isinstance(seen_hashes, Fingerprints) and kind == "exact" else seen_hashes
+        test_hashes = hash_images(tests, config, kind)
+        if test_hashes is not None:
+            leaks += find_copies(tests, test_hashes, seen, known, config.leaks).values()
     if not leaks:
         return tests, []
     leaks.sort(key=lambda leak: (leak.other_id, leak.kind))

@@ -14,7 +14,7 @@ from clipit.artifacts import fingerprint, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, counted, shortlist
-from clipit.pairing.leaks import Leak, Prints, find_copies, find_leaks, patient_of, report_leaks
+from clipit.pairing.leaks import ImageHashes, Leak, find_copies, find_leaks, patient_of, report_leaks
 from clipit.patients import patients
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import SPLITS, TileSet
@@ -83,11 +83,11 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, seen: TileSet, name: str, c
     if policy == "off" or not len(tests):
         return tests
     _check_patients(tests, seen, policy, where)
-    prints, test_prints = (hash_images(tiles, config, config.leaks.pixels) for tiles in (own, tests))
-    if prints is None or test_prints is None:
+    training_hashes, test_hashes = (hash_images(tiles, config, config.leaks.pixels) for tiles in (own, tests))
+    if training_hashes is None or test_hashes is None:
         return tests
     rows = np.flatnonzero(own.among(seen.ids.tolist()))
-    copies = find_copies(tests, test_prints, own.select(rows), select_prints(prints, rows), config.leaks)
+    copies = find_copies(tests, test_hashes, own.select(rows), select_hashes(training_hashes, rows), config.leaks)
     if not copies:
         return tests
     ids = sorted(copies)
@@ -149,7 +149,7 @@ def with_report_policy(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": "exclude"})})
 
 
-def hash_images(tiles: TileSet, config: RunConfig, pixels: str) -> Prints | None:
+def hash_images(tiles: TileSet, config: RunConfig, pixels: str) -> ImageHashes | None:
     """Hash the images for a comparison (off, exact or near); None for off. Call it in all processes."""
     if pixels == "off":
         return None
@@ -173,11 +173,11 @@ def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> N
     logger.info(f"note: {where}: {message}")
 
 
-def select_prints(prints: Prints, rows: Int64[np.ndarray, " m"]) -> Prints:
+def select_hashes(image_hashes: ImageHashes, rows: Int64[np.ndarray, " m"]) -> ImageHashes:
     """Select the hashes of some tiles by their rows."""
-    if not isinstance(prints, Fingerprints):
-        return np.asarray(prints[rows])
-    return Fingerprints(prints.digests[rows], prints.hashes[rows], prints.thumbnails[rows])
+    if not isinstance(image_hashes, Fingerprints):
+        return np.asarray(image_hashes[rows])
+    return Fingerprints(image_hashes.digests[rows], image_hashes.hashes[rows], image_hashes.thumbnails[rows])
 
 
 def _enforce(leaks: Sequence[Leak], config: RunConfig, where: object, name: str) -> str:

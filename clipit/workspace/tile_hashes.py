@@ -13,7 +13,7 @@ from jaxtyping import Shaped, UInt8
 from clipit.artifacts import MANIFEST, artifact_folder, open_artifact, whole_file
 from clipit.distributed import build_once, get_processes
 from clipit.pairing.blocks import read_blocks, write_blocks
-from clipit.pairing.leaks import Prints
+from clipit.pairing.leaks import ImageHashes
 from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints, pixel_digest
 from clipit.tiles.tileset import TileSet
 
@@ -44,7 +44,7 @@ def tile_digests(root: Path, tiles: TileSet) -> UInt8[np.ndarray, "n 16"]:
     return _columns(root, "tile_digests", tiles, _digest_table)["digest"]
 
 
-def cached_hashes(root: Path, tiles: str) -> tuple[Shaped[np.ndarray, " n"], Prints] | None:
+def cached_hashes(root: Path, tiles: str) -> tuple[Shaped[np.ndarray, " n"], ImageHashes] | None:
     """Return the cached ids and hashes of tiles, without reading their images; None if they were never hashed.
 
     Args:
@@ -110,11 +110,11 @@ def _fingerprint_table(tiles: TileSet, rows: Sequence[int]) -> pa.Table:
         return fingerprints([tiles.read(row) for row in rows[start : start + _CHUNK]])
 
     with ThreadPoolExecutor(thread_name_prefix="prints") as pool:
-        parts = list(pool.map(hash_chunk, range(0, len(rows), _CHUNK)))
+        chunks = list(pool.map(hash_chunk, range(0, len(rows), _CHUNK)))
     arrays = {
-        "digest": np.concatenate([part.digests for part in parts]),
-        "hashes": np.concatenate([part.hashes for part in parts]).astype("<u8"),
-        "thumbnail": np.concatenate([part.thumbnails for part in parts]),
+        "digest": np.concatenate([chunk.digests for chunk in chunks]),
+        "hashes": np.concatenate([chunk.hashes for chunk in chunks]).astype("<u8"),
+        "thumbnail": np.concatenate([chunk.thumbnails for chunk in chunks]),
     }
     return _table(tiles, rows, arrays)
 

@@ -48,10 +48,10 @@ def compared(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 def test_the_table_in_python_is_the_one_of_the_page(compared: tuple[ConfigFile, Path]) -> None:
     result = CompareResult(compared[1])
     saved = json.loads((result.folder / "comparison.json").read_text(encoding="utf-8"))
-    table = result.table.set_index(["part", "arm"])
+    table = result.table.set_index(["test_set", "arm"])
     assert {"clip_it_all", "image_only"} < {line["arm"] for line in saved["lines"]}
     for line in saved["lines"]:
-        row = table.loc[(line["part"], line["arm"])]
+        row = table.loc[(line["test_set"], line["arm"])]
         assert row["mean"] == line["mean"] and row["reference"] == line["reference"]
         seeds, tiles = line["over_seeds"] or {}, line["over_tiles"] or {}
         expected = [line["difference"], seeds.get("low"), seeds.get("high"), tiles.get("low"), tiles.get("high")]
@@ -147,7 +147,7 @@ def test_csv_export_has_the_provenance_of_every_score(compared: tuple[ConfigFile
     with (tmp_path / "record.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     needed = (
-        "part",
+        "test_set",
         "classes",
         "metric",
         "pixels",

@@ -62,7 +62,7 @@ def big_comparison(folder: Path, arms: int, data_sets: int = 2, seeds: int = 5) 
         (run / "report.html").write_text("a run's page")
         for data_set in range(data_sets):
             for seed in range(seeds):
-                for part in ("test", "another centre"):
+                for test_set in ("test", "another centre"):
                     command = f"scripts/compare.py --config x.yaml --seed={seed}"
                     rows.append(
                         ScoreRow(
@@ -70,7 +70,7 @@ def big_comparison(folder: Path, arms: int, data_sets: int = 2, seeds: int = 5) 
                             backbone="small",
                             arm=arm,
                             seed=seed,
-                            part=part,
+                            test_set=test_set,
                             metric="accuracy",
                             score=float(generator.uniform(0.6, 0.9)),
                             run=run,
@@ -229,7 +229,7 @@ def made_of(scores: dict[str, list[float]], run: str = "") -> list[ArmResult]:
         ScoreRow(
             data_set="d",
             backbone="b",
-            part="test",
+            test_set="test",
             arm=arm,
             seed=seed,
             metric="accuracy",

@@ -9,9 +9,11 @@ from clipit.comparison.statistics import compute_results
 from clipit.evaluation.score_row import ScoreRow
 
 
-def rows(arm: str, scores: dict[int, float | None], data_set: str = "crc", part: str = "test") -> list[ScoreRow]:
+def rows(arm: str, scores: dict[int, float | None], data_set: str = "crc", test_set: str = "test") -> list[ScoreRow]:
     return [
-        ScoreRow(data_set=data_set, backbone="uni", part=part, arm=arm, seed=seed, metric="accuracy", score=score)
+        ScoreRow(
+            data_set=data_set, backbone="uni", test_set=test_set, arm=arm, seed=seed, metric="accuracy", score=score
+        )
         for seed, score in scores.items()
     ]
 

@@ -53,8 +53,8 @@ def compared(
     return folder, json.loads((folder / "comparison.json").read_text(encoding="utf-8")), said
 
 
-def line_of(found: Found, arm: str, part: str = "test") -> Found:
-    (line,) = [line for line in found["lines"] if (line["arm"], line["part"]) == (arm, part)]
+def line_of(found: Found, arm: str, test_set: str = "test") -> Found:
+    (line,) = [line for line in found["lines"] if (line["arm"], line["test_set"]) == (arm, test_set)]
     return dict(line)
 
 
@@ -70,11 +70,11 @@ def test_means_differences_and_intervals_can_be_recomputed_from_the_files(
 ) -> None:
     folder, found, _ = compared
     resamples, markdown = found["config"]["evaluation"]["bootstrap"], (folder / "comparison.md").read_text()
-    assert len({(line["arm"], line["part"]) for line in found["lines"]}) == 2 * 5, "two arms, three references"
-    for part in ("test", "centre 2"):
-        base = line_of(found, "image_only", part)
+    assert len({(line["arm"], line["test_set"]) for line in found["lines"]}) == 2 * 5, "two arms, three references"
+    for test_set in ("test", "centre 2"):
+        base = line_of(found, "image_only", test_set)
         old = scores(base)
-        for line in (line for line in found["lines"] if line["part"] == part):
+        for line in (line for line in found["lines"] if line["test_set"] == test_set):
             new = scores(line)
             assert [row["score"] for row in line["seeds"]] == pytest.approx(new, abs=1e-12)
             assert line["mean"] == pytest.approx(fmean(new)) and line["sd"] == pytest.approx(stdev(new))
@@ -234,7 +234,7 @@ def rows_of(arm: str, values: list[float | None], predictions: Path | None = Non
         ScoreRow(
             data_set="d",
             backbone="b",
-            part="test",
+            test_set="test",
             arm=arm,
             seed=seed,
             metric="accuracy",

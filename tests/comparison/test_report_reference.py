@@ -161,7 +161,7 @@ def test_a_comparison_with_own_reports_has_references_verdicts_and_facts(own: Co
     assert all(row["parameters"] and row["tiles_per_second"] for row in rows)
     found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     (result,) = found["verdicts"]
-    assert (result["arm"], result["part"]) == ("own_label", "test") and result["verdict"]
+    assert (result["arm"], result["test_set"]) == ("own_label", "test") and result["verdict"]
     contrasts = {contrast["role"]: contrast for contrast in result["contrasts"]}
     lines = {line["arm"]: line["mean"] for line in found["lines"]}
     for role, control in (("baseline", "image_only"), ("case", "own_case"), ("report probe", name)):

@@ -46,4 +46,4 @@ def test_results_without_a_key_are_a_clear_error(
 def test_complete_results(tmp_path: Path) -> None:
     write_json(tmp_path / "results.json", results())
     (row,) = read(tmp_path, "balanced_accuracy")
-    assert (row.score, row.steps, row.part) == (0.5, 10, "test")
+    assert (row.score, row.steps, row.test_set) == (0.5, 10, "test")

@@ -42,7 +42,7 @@ def results(plan: Plan, means: dict[str, float | None], seeds: int = 5) -> list[
         noise[arm] = (drawn - drawn.mean()).tolist()
     rows = [
         ScoreRow(
-            data_set=plan.data_set, backbone=plan.backbone, part="test", arm=arm, seed=seed, metric="accuracy",
+            data_set=plan.data_set, backbone=plan.backbone, test_set="test", arm=arm, seed=seed, metric="accuracy",
             score=None if mean is None else mean + noise[arm][seed],
         )
         for arm, mean in means.items()

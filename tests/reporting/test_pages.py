@@ -162,7 +162,7 @@ def test_tables_have_scopes_reasons_and_sources() -> None:
     seen = Reader(page("t", "", [PageSection("s", [table])]))
     assert [cell.get("scope") for cell in seen.named("th")] == ["col", "col", "row", "row"]
     assert "n/a" in seen.texts and "0.25" in seen.texts and "x.parquet: 2" in seen.texts
-    common = {"data_set": "d", "backbone": "b", "part": "test", "seed": 0, "metric": "accuracy"}
+    common = {"data_set": "d", "backbone": "b", "test_set": "test", "seed": 0, "metric": "accuracy"}
     rows = [ScoreRow(arm="a", score=1.0, **common), ScoreRow(arm="b", score=None, **common)]
     folded, raw = row_section(rows).parts
     assert isinstance(folded, Folded) and isinstance(folded.parts[0], Table) and isinstance(raw, Rows)

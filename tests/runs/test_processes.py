@@ -284,7 +284,7 @@ def test_two_processes_make_the_comparison_of_one(
     alone = compare(file.run, file.comparison)
     together = two_processes / "compared" / "comparisons" / alone.name
     two, one = (pq.read_table(folder / "comparison.parquet").to_pylist() for folder in (together, alone))
-    places = ("data_set", "arm", "part", "seed")
-    assert [[row[key] for key in places] for row in two] == [[row[key] for key in places] for row in one]
+    keys = ("data_set", "arm", "test_set", "seed")
+    assert [[row[key] for key in keys] for row in two] == [[row[key] for key in keys] for row in one]
     assert np.allclose([row["score"] for row in two], [row["score"] for row in one], atol=1e-4)
     assert (together / "comparison.html").is_file()

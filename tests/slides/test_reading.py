@@ -98,7 +98,7 @@ def test_small_parts_are_dropped_before_holes_are_filled() -> None:
     mask[2:12, 2:12] = True
     mask[5, 5] = False
     mask[16, 16] = True
-    cleaned = remove_small(mask, part=4.0, hole=4.0)
+    cleaned = remove_small(mask, smallest=4.0, hole=4.0)
     assert cleaned[5, 5] and not cleaned[16, 16] and cleaned.sum() == 100
 
 

@@ -143,14 +143,14 @@ def test_calibration_is_fitted_on_validation_and_measured_on_test(
 def test_adaptation_rows_have_the_change_the_verdict_and_reasons(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     _, runs, folder = measured
     rows = rows_of(folder, what="adaptation", perturbation=None)
-    assert {row["part"] for row in rows} == {"test", "elsewhere", "others"}
+    assert {row["test_set"] for row in rows} == {"test", "elsewhere", "others"}
     late = [row for row in rows if row["subject"] == runs[2].name and row["output"] == "head"]
     assert late and all(row["value"] is None and "not one linear layer" in row["reason"] for row in late)
     done = [row for row in rows if row["value"] is not None]
     assert all(row["change"] == pytest.approx(row["value"] - row["unadapted"]) for row in done)
     assert all((row["guard"] == "refused") == bool(row["guard_reasons"]) for row in done)
     assert not [row for row in rows if row["method"] == "transductive, text prior" and row["output"] == "head"]
-    same = {row["part"]: row["value"] for row in rows_of(folder, what="shifted", subject="VLM")}
+    same = {row["test_set"]: row["value"] for row in rows_of(folder, what="shifted", subject="VLM")}
     assert same["test"] == same["elsewhere"]
 
 
@@ -242,7 +242,7 @@ def test_two_processes_write_the_same_rows(
         "what",
         "subject",
         "output",
-        "part",
+        "test_set",
         "perturbation",
         "level",
         "method",

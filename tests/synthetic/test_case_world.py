@@ -18,7 +18,7 @@ from clipit.reports.rules import label_report, load_rules
 from clipit.synthetic import status_words, vocabulary
 from clipit.synthetic.case_reports import write_case_reports
 from clipit.synthetic.case_world import add_variants, ensure_case_world, write_case_world
-from clipit.synthetic.cases import EXTERNAL, Case, CaseWorldConfig, draw_case_part
+from clipit.synthetic.cases import EXTERNAL, Case, CaseWorldConfig, draw_cases
 from clipit.synthetic.corpora import DIAGNOSES
 from clipit.synthetic.draws import STATUS_NAMED, draw_captions, draw_tiles
 from clipit.synthetic.language import named_class
@@ -50,7 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases() -> dict[str, Case]:
-    return {case.name: case for part in LARGE.parts for case in draw_case_part(LARGE, part)}
+    return {case.name: case for part in LARGE.splits for case in draw_cases(LARGE, part)}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_world_is_written_once_and_another_one_is_refused(world: Path, tmp_pat
 
 
 def test_tiles_have_the_status_and_the_grade_of_their_case(world: Path) -> None:
-    owners = {case.name: case for part in SMALL.parts for case in draw_case_part(SMALL, part)}
+    owners = {case.name: case for part in SMALL.splits for case in draw_cases(SMALL, part)}
     table = rows(world) + rows(world, "tiles_shift")
     assert len(table) == (12 + 4 + 6 + 4) * SMALL.tiles_per_case
     for row in table:

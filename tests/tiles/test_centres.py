@@ -39,7 +39,7 @@ def test_train_on_one_centre_and_test_on_another(table: Path) -> None:
     }
     assert {group[0] for group in tiles.groups[tiles.splits != "test"]} == {"A"}
     assert set(tiles.groups[tiles.splits == "test"]) == {f"B{number % 13}" for number in range(40, 48)}
-    assert "7 tiles of other parts dropped ((none): 1, C: 6)" in tiles.notes
+    assert "7 tiles of other splits dropped ((none): 1, C: 6)" in tiles.notes
     assert tiles.read(len(tiles) - 1).size == (8, 8)
 
 

@@ -62,7 +62,7 @@ def test_split_names_are_mapped(tree: Path) -> None:
 
 
 def test_the_same_part_for_two_splits_is_refused(tree: Path) -> None:
-    with pytest.raises(ConfigError, match="same part"):
+    with pytest.raises(ConfigError, match="same name"):
         load_tiles(config(tree, splits={"train": "train", "validation": "train"}), seed=0)
 
 

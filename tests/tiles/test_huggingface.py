@@ -18,7 +18,7 @@ def config(path: Path | str, **more: object) -> TilesConfig:
 
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set with class names, two mapped parts and one more, written by the library itself."""
+    """A data set with class names, two mapped splits and one more, written by the library itself."""
     import datasets
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -63,10 +63,10 @@ def test_a_saved_data_set_is_read(saved: Path) -> None:
 def test_parts_and_columns_that_are_not_there(saved: Path) -> None:
     with pytest.raises(DataError, match="unknown split values: extra"):
         load_tiles(config(saved), seed=0)
-    with pytest.raises(DataError, match="no part val; the data set has: train, test, extra"):
+    with pytest.raises(DataError, match="no split val; the data set has: train, test, extra"):
         load_tiles(config(saved, splits={"validation": "val"}), seed=0)
     wanted = {"train": "train", "test": "test"}
-    with pytest.raises(DataError, match="missing columns: diagnosis; part train has: image, label, patient"):
+    with pytest.raises(DataError, match="missing columns: diagnosis; split train has: image, label, patient"):
         load_tiles(config(saved, splits=wanted, columns={"label": "diagnosis"}), seed=0)
     with pytest.raises(DataError, match=r"column patient contains .* not images"):
         load_tiles(config(saved, splits=wanted, columns={"path": "patient"}), seed=0)
@@ -104,7 +104,7 @@ def test_labels_are_stripped_and_missing_ones_are_no_class(tmp_path: Path) -> No
     assert tiles.classes == ("mucin", "stroma")
     with pytest.raises(DataError, match=r"2 tiles have the label 'NA'.*train/000004, train/000009"):
         load_tiles(config(plain(tmp_path / "e", ["a", "b", "a", "b", "NA"] * 2)), seed=0)
-    with pytest.raises(DataError, match=r"(?s)row 4 contains a line break .*where: .*part train"):
+    with pytest.raises(DataError, match=r"(?s)row 4 contains a line break .*where: .*split train"):
         load_tiles(config(plain(tmp_path / "f", ["a", "b", "a", "b", "a\nb"] * 2)), seed=0)
 
 

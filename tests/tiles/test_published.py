@@ -69,7 +69,7 @@ def test_pcam_parts_can_be_mapped(pcam_folder: Path) -> None:
     tiles = load_tiles(config("pcam", pcam_folder, splits={"test": "valid"}, validation_fraction=0.5), seed=0)
     assert Counter(tiles.splits.tolist()) == {"train": 6, "validation": 6, "test": 4}
     assert all(name.startswith("valid/") for name in tiles.of_split("test").ids)
-    with pytest.raises(DataError, match="no part val"):
+    with pytest.raises(DataError, match="no split val"):
         load_tiles(config("pcam", pcam_folder, splits={"test": "val"}), seed=0)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from clipit.errors import ConfigError, DataError
 from clipit.tiles.source import ALIASES
-from clipit.tiles.splits import Configured, check_groups, resolve_parts
+from clipit.tiles.splits import Configured, check_groups, resolve_splits
 from clipit.tiles.tileset import TileSet
 
 Make = Callable[..., TileSet]
@@ -17,13 +17,13 @@ def test_a_group_in_two_splits_is_listed(make_tiles: Make) -> None:
     check_groups(make_tiles([0, 1, 0, 1], ["train", "test", "train", "test"], ["", "", "b", "c"]))
 
 
-def resolve(parts: list[str], configured: Configured) -> list[str]:
-    return resolve_parts(parts, configured, ALIASES, "here")
+def resolve(names: list[str], configured: Configured) -> list[str]:
+    return resolve_splits(names, configured, ALIASES, "here")
 
 
 def test_several_parts_become_one_split() -> None:
-    parts = ["labelled", "unlabelled", "hold-out", "labelled"]
-    ours = resolve(parts, {"train": ("labelled", "unlabelled"), "test": "hold-out"})
+    names = ["labelled", "unlabelled", "hold-out", "labelled"]
+    ours = resolve(names, {"train": ("labelled", "unlabelled"), "test": "hold-out"})
     assert ours == ["train", "train", "test", "train"]
     assert resolve(["train", "test"], {"train": ("train", "test")}) == ["train", "train"]
     assert resolve(["train", "val", "a"], {"test": ("a",)}) == ["train", "validation", "test"], (
@@ -39,7 +39,7 @@ def test_rows_without_a_split_can_be_named() -> None:
 
 
 def test_a_part_is_named_once_and_must_occur() -> None:
-    with pytest.raises(ConfigError, match="named twice"):
+    with pytest.raises(ConfigError, match="a name occurs twice"):
         resolve(["a", "b"], {"train": ("a", "b"), "test": "b"})
     with pytest.raises(DataError, match=r"names unlabeled, which does not occur; the source has: labelled, unlabelled"):
         resolve(["labelled", "unlabelled"], {"train": ("labelled", "unlabeled")})

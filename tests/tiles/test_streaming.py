@@ -121,9 +121,12 @@ def test_the_refusals_of_the_downloaded_set(parquet: Path, tmp_path: Path, monke
         streaming, "_set_blocks", lambda *_: pytest.fail("tiles are read before the columns are checked")
     )
     for keys, message in (
-        ({"columns": {"label": "diagnosis"}}, "missing columns: diagnosis; part train has: image, label, patient, mpp"),
+        (
+            {"columns": {"label": "diagnosis"}},
+            "missing columns: diagnosis; split train has: image, label, patient, mpp",
+        ),
         ({"columns": {"path": "patient"}}, "column patient contains .* not images"),
-        ({"splits": {"validation": "val"}}, "no part val; the data set has: test, train|no part val"),
+        ({"splits": {"validation": "val"}}, "no split val; the data set has: test, train|no split val"),
     ):
         with pytest.raises(DataError, match=message):
             read_tiles(config(parquet, **keys))
@@ -171,7 +174,7 @@ def test_a_set_on_the_hub_is_read_from_one_revision(
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     section = config("hf:lab/tiles", streaming=True)
     tiles = read_tiles(section, root=tmp_path)
-    assert len(asked) == 3  # to describe the parts, and to read each of the two
+    assert len(asked) == 3  # to describe the splits, and to read each of the two
     assert set(asked) == {"lab/tiles@a"}
     assert read_tiles(section, root=tmp_path).fingerprint == tiles.fingerprint
     for folder in tmp_path.glob("streamed_set-*"):

@@ -16,7 +16,7 @@ from clipit.images import ImageError
 from clipit.tiles import tar_index
 from clipit.tiles.load import read_tiles
 from clipit.tiles.tar_shards import expand_braces, list_shards
-from clipit.tiles.webdataset import _part_in, shard_images
+from clipit.tiles.webdataset import _split_in, shard_images
 
 Sample = Mapping[str, Any]
 
@@ -198,7 +198,7 @@ def test_the_folder_of_all_shards_gives_their_split(tmp_path: Path) -> None:
     write_shards(tmp_path / "set" / "train", "%03d.tar", rows)
     both = read_tiles(config(tmp_path / "set", columns={}), hold_out=False)
     assert both.ids[[0, -1]].tolist() == ["test/000/k0", "train/000/k3"]
-    assert [_part_in(*names) for names in (("val-0", "train"), ("a", "b"), ("a", "train_test"))] == ["val", "", ""]
+    assert [_split_in(*names) for names in (("val-0", "train"), ("a", "b"), ("a", "train_test"))] == ["val", "", ""]
 
 
 def test_labels_in_two_fields_are_refused_unless_one_is_chosen(tmp_path: Path) -> None:

@@ -224,12 +224,12 @@ def mean_snippets(
         groups: Group numbers of training tiles (see `search_snippets`).
     """
     index, temperature = workspace.index, rules.rules.score_temperature
-    parts = [np.empty((0, vectors.shape[1]), dtype=np.float32)]
+    means = [np.empty((0, vectors.shape[1]), dtype=np.float32)]
     for candidates, kept in search_snippets(workspace, rules, vectors, groups):
         rows, cosines = candidates.rows[:, :-1], candidates.cosines[:, :-1]
         share = kept.astype(np.float32) if temperature is None else weights(cosines, kept, temperature)
-        parts.append(unit((index.vectors(np.maximum(rows, 0)) * share[..., None]).sum(axis=1).astype(np.float32)))
-    return np.concatenate(parts)
+        means.append(unit((index.vectors(np.maximum(rows, 0)) * share[..., None]).sum(axis=1).astype(np.float32)))
+    return np.concatenate(means)
 
 
 def _image_embeddings(workspace: Workspace) -> dict[str, Float32[np.ndarray, "_ dim"]]:

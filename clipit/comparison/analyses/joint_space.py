@@ -95,7 +95,7 @@ def _project_with_text_student(
 ) -> tuple[ScoreRow, Float32[np.ndarray, "n dim"]] | None:
     """Return the first run whose classifier predicts this VLM's text embeddings, and its projections of the tiles."""
     for row in rows:
-        if row.run is None or row.part != "test":
+        if row.run is None or row.test_set != "test":
             continue
         classifier = open_classifier(plan.config, row.run)
         vlm = classifier.spec.vlm

@@ -108,8 +108,8 @@ def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], f
         table.append((arm, *(number(PERCENT * mean, 1, signed=True) for mean in means.values())))
         for q, mean in means.items():
             low, high = bounds.get(q, (None, None))
-            part = {"quarter": q, "low": low, "high": high, "tiles": int((quarter == q).sum())}
-            values.append({"arm": arm, **part, "gain": float(mean), "scores": str(file), **files})
+            quarter_facts = {"quarter": q, "low": low, "high": high, "tiles": int((quarter == q).sum())}
+            values.append({"arm": arm, **quarter_facts, "gain": float(mean), "scores": str(file), **files})
     return AnalysisResult(
         heading=heading(plan, "Gain by pairing score"),
         text=f"Difference in accuracy from {c.baseline}, in points, mean over seeds, for each quartile "
@@ -143,11 +143,11 @@ def first_cosines(workspace: Workspace, ids: Shaped[np.ndarray, " n"]) -> Float[
         ids: Ids of test tiles.
     """
     store = workspace.tile_store("test")
-    parts = [np.empty(0)]
+    cosines = [np.empty(0)]
     for candidates, kept in search_snippets(workspace, prepare_rules(workspace), store.rows(store.positions(ids))):
         first = candidates.cosines[np.arange(len(kept)), kept.argmax(axis=1)].astype(np.float64)
-        parts.append(np.where(kept.any(axis=1), first, np.nan))
-    return np.concatenate(parts)
+        cosines.append(np.where(kept.any(axis=1), first, np.nan))
+    return np.concatenate(cosines)
 
 
 def prepare_rules(workspace: Workspace) -> Selection:

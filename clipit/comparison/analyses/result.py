@@ -52,7 +52,7 @@ def predictions_file(rows: Sequence[ScoreRow], arm: str, seed: int) -> Path:
 
 
 def _test_row(rows: Sequence[ScoreRow], arm: str, seed: int) -> ScoreRow:
-    return next(row for row in rows if (row.arm, row.seed, row.part) == (arm, seed, "test"))
+    return next(row for row in rows if (row.arm, row.seed, row.test_set) == (arm, seed, "test"))
 
 
 def read_test_predictions(rows: Sequence[ScoreRow], arm: str, seed: int) -> Predictions:

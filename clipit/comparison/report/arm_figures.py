@@ -6,7 +6,7 @@ from statistics import mean
 
 import numpy as np
 
-from clipit.comparison.report.tables import place_label, predictions_source
+from clipit.comparison.report.tables import predictions_source, setting_label
 from clipit.comparison.statistics import ArmResult
 from clipit.evaluation.metrics import confusion_matrix, reliability_bins
 from clipit.evaluation.predictions import read_predictions
@@ -21,15 +21,15 @@ _UNFOLDED = 2  # plots of curves that are not collapsed
 def confusion_sections(results: Sequence[ArmResult]) -> list[PageSection]:
     """Draw confusion matrices and reliability diagrams on the test split, one section per data set and backbone."""
     sections = []
-    places = list(dict.fromkeys(result.key.place for result in results))
-    for place in places:
+    settings = list(dict.fromkeys(result.key.setting for result in results))
+    for setting in settings:
         parts: list[Part] = [
             Text("Test split, pooled over seeds (each tile counts once per seed). Rows: true classes."),
         ]
         for result in results:
-            if result.key.place == place and result.key.part == "test" and not result.reference:
+            if result.key.setting == setting and result.key.test_set == "test" and not result.reference:
                 parts.append(Folded(result.key.arm, _pooled_parts(result)))
-        sections.append(PageSection(f"Errors and calibration{place_label(place, places)}", parts))
+        sections.append(PageSection(f"Errors and calibration{setting_label(setting, settings)}", parts))
     return sections
 
 
@@ -60,11 +60,13 @@ def curve_sections(results: Sequence[ArmResult], baseline: str) -> list[PageSect
         results: Statistics of every arm.
         baseline: Name of the arm drawn in every plot.
     """
-    tested = [result for result in results if result.key.part == "test" and not result.reference]
-    places = list(dict.fromkeys(result.key.place for result in tested))
+    tested = [result for result in results if result.key.test_set == "test" and not result.reference]
+    settings = list(dict.fromkeys(result.key.setting for result in tested))
     sections = []
-    for place in places:
-        arm_curves = {result.key.arm: mean_curves(_read_logs(result)) for result in tested if result.key.place == place}
+    for setting in settings:
+        arm_curves = {
+            result.key.arm: mean_curves(_read_logs(result)) for result in tested if result.key.setting == setting
+        }
         missing = [arm for arm, curves in arm_curves.items() if not curves]
         parts: list[Part] = [
             Text(
@@ -81,7 +83,7 @@ def curve_sections(results: Sequence[ArmResult], baseline: str) -> list[PageSect
         if missing:
             parts.append(Text(f"No training log (metrics.jsonl): {', '.join(missing)}."))
         if figures:
-            sections.append(PageSection(f"Training curves{place_label(place, places)}", parts))
+            sections.append(PageSection(f"Training curves{setting_label(setting, settings)}", parts))
     return sections
 
 

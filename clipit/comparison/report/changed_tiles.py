@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 
-from clipit.comparison.report.tables import Place, place_label, predictions_source
+from clipit.comparison.report.tables import Setting, predictions_source, setting_label
 from clipit.comparison.statistics import ArmKey, ArmResult
 from clipit.errors import DataError
 from clipit.evaluation.predictions import Predictions, align_predictions, read_predictions
@@ -19,7 +19,7 @@ MAIN_ARMS = ("clip_it_all", "image_embedding")
 _MAX_ARMS = 3
 _MAX_TILES = 12  # tiles shown of each kind (gained, lost)
 _SIDE, _QUALITY = 96, 70  # pixels and JPEG quality of the pictures
-_MANY_PLACES, _FEW_TILES = 4, 4  # data sets and backbones above which fewer tiles of each kind are shown
+_MANY_SETTINGS, _FEW_TILES = 4, 4  # data sets and backbones above which fewer tiles of each kind are shown
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main_arms(arms: Sequence[str], baseline: str) -> list[str]:
 
 
 def tile_sections(
-    results: Sequence[ArmResult], arms: Sequence[str], baseline: str, tiles: Mapping[Place, TileSet]
+    results: Sequence[ArmResult], arms: Sequence[str], baseline: str, tiles: Mapping[Setting, TileSet]
 ) -> list[PageSection]:
     """Compose one section per data set and backbone: test tiles gained and lost by each main arm.
 
@@ -76,20 +76,20 @@ def tile_sections(
         baseline: Arm that the others are compared with.
         tiles: Tiles of each data set and backbone, for pictures; without them, cards have no picture.
     """
-    tested = {result.key: result for result in results if result.key.part == "test" and not result.reference}
-    places = list(dict.fromkeys(key.place for key in tested))
-    max_tiles = _MAX_TILES if len(places) <= _MANY_PLACES else _FEW_TILES
+    tested = {result.key: result for result in results if result.key.test_set == "test" and not result.reference}
+    settings = list(dict.fromkeys(key.setting for key in tested))
+    max_tiles = _MAX_TILES if len(settings) <= _MANY_SETTINGS else _FEW_TILES
     sections = []
-    for place in places:
-        base = tested.get(ArmKey(*place, "test", baseline))
+    for setting in settings:
+        base = tested.get(ArmKey(*setting, "test", baseline))
         shown = [
             result
             for arm in main_arms(arms, baseline)
-            if (result := tested.get(ArmKey(*place, "test", arm))) is not None
+            if (result := tested.get(ArmKey(*setting, "test", arm))) is not None
         ]
         if base is None or not shown:
             continue
-        picture = _load_pictures(tiles.get(place))
+        picture = _load_pictures(tiles.get(setting))
         parts: list[Part] = [
             Text(
                 f"Gained: most seeds of the arm classify the test tile correctly, and most seeds of {baseline} do not. "
@@ -107,7 +107,7 @@ def tile_sections(
             parts.append(
                 Folded(summary, change_parts(changes, (baseline, result.key.arm), n, picture, source, max_tiles))
             )
-        sections.append(PageSection(f"Tiles gained and lost{place_label(place, places)}", parts))
+        sections.append(PageSection(f"Tiles gained and lost{setting_label(setting, settings)}", parts))
     return sections
 
 

@@ -44,8 +44,8 @@ def link_sections(
 
 def _run_rows(results: Sequence[ArmResult], folder: Path) -> list[_Row]:
     """Build a row per data set, backbone and arm: report.html of each seed, and pairs.html if the run has one."""
-    tested = [result for result in results if result.key.part == "test" and not result.reference]
-    single_place = len({result.key.place for result in tested}) == 1
+    tested = [result for result in results if result.key.test_set == "test" and not result.reference]
+    single_setting = len({result.key.setting for result in tested}) == 1
     rows: list[_Row] = []
     for result in tested:
         links = []
@@ -55,7 +55,7 @@ def _run_rows(results: Sequence[ArmResult], folder: Path) -> list[_Row]:
                 if path.is_file():
                     links.append((label, _relative(path, folder)))
         if links:
-            key = result.key[3:] if single_place else (*result.key.place, result.key.arm)
+            key = result.key[3:] if single_setting else (*result.key.setting, result.key.arm)
             rows.append((" / ".join(dict.fromkeys(key)), links))
     return rows
 

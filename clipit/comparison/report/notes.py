@@ -17,7 +17,7 @@ from clipit.comparison.grid import (
 )
 from clipit.comparison.plan import Plan
 from clipit.comparison.published import CAUTION
-from clipit.comparison.report.tables import place_label
+from clipit.comparison.report.tables import setting_label
 from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
@@ -68,7 +68,7 @@ def compose_notes(
     notes += _below_reference(results)
     notes += [f"{' / '.join(result.key)}: {_undefined_reason(result)}" for result in results if result.mean is None]
     restricted = {
-        (_place_name(result, results), str(row.reason))
+        (_setting_name(result, results), str(row.reason))
         for result in results
         for row in result.rows
         if str(row.reason).startswith("over ")
@@ -87,14 +87,14 @@ def _varying_labels(config: RunConfig) -> str:
 def _resampled_units(results: Sequence[ArmResult]) -> str:
     units: dict[str, None] = {}
     for result in results:
-        name = ", ".join(part for part in (_place_name(result, results), result.key.part) if part)
+        name = ", ".join(part for part in (_setting_name(result, results), result.key.test_set) if part)
         units |= {f"{name}: {row.resampled}": None for row in result.rows if row.resampled}
     return "; ".join(units) or "tiles, or groups where known"
 
 
-def _place_name(result: ArmResult, results: Sequence[ArmResult]) -> str:
+def _setting_name(result: ArmResult, results: Sequence[ArmResult]) -> str:
     """Return the data set and backbone of a result if there are several, or ""."""
-    return place_label(result.key.place, {other.key.place for other in results})[2:-1]
+    return setting_label(result.key.setting, {other.key.setting for other in results})[2:-1]
 
 
 def _describe_tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Plan]) -> list[str]:
@@ -211,11 +211,11 @@ def _undefined_reason(result: ArmResult) -> str:
 def _below_reference(results: Sequence[ArmResult]) -> list[str]:
     """Write a note for each data set and backbone on which students score below the VLM on the test split."""
     notes = []
-    for place in dict.fromkeys(result.key.place for result in results):
+    for setting in dict.fromkeys(result.key.setting for result in results):
         tested = [
             result
             for result in results
-            if result.key.place == place and result.key.part == "test" and result.mean is not None
+            if result.key.setting == setting and result.key.test_set == "test" and result.mean is not None
         ]
         references = [result for result in tested if result.reference]
         if not references:
@@ -226,6 +226,6 @@ def _below_reference(results: Sequence[ArmResult]) -> list[str]:
         ]
         if below:
             best_score = PERCENT * (best.mean or 0.0)
-            where = f"{name}: below" if (name := _place_name(best, results)) else "Below"
+            where = f"{name}: below" if (name := _setting_name(best, results)) else "Below"
             notes.append(f"{where} the best reference row ({best.key.arm}, {best_score:.1f}): {', '.join(below)}.")
     return list(dict.fromkeys(notes))

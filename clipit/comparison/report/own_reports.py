@@ -5,7 +5,7 @@ from typing import Any
 
 from clipit.comparison.own_reports import report_probe_name, resolve_plan_arm
 from clipit.comparison.plan import Plan
-from clipit.comparison.report.tables import place_label
+from clipit.comparison.report.tables import setting_label
 from clipit.comparison.report_reference import STRENGTH_WITHOUT_VALIDATION
 from clipit.comparison.statistics import ArmKey, ArmResult
 from clipit.runs.folder import read_training
@@ -16,10 +16,10 @@ def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[s
 
     Runs without that record, for example because their folder was moved, have no note.
     """
-    by_key, places = {result.key: result for result in arms}, [(plan.data_set, plan.backbone) for plan in plans]
+    by_key, settings = {result.key: result for result in arms}, [(plan.data_set, plan.backbone) for plan in plans]
     notes: dict[str, list[str]] = {}
     for plan in plans:
-        where = place_label((plan.data_set, plan.backbone), places)
+        where = setting_label((plan.data_set, plan.backbone), settings)
         for arm in plan.arms:
             result = by_key.get(ArmKey(plan.data_set, plan.backbone, "test", arm))
             if result is None or resolve_plan_arm(plan, arm).soft_labels.source != "own_report":

@@ -56,11 +56,11 @@ def _predict(
     predictions: dict[str, tuple[int, float]] = {}
     with progress("predicting paired tiles", len(tiles)) as advance:
         for start in range(0, len(tiles), _BATCH):
-            part = range(start, min(start + _BATCH, len(tiles)))
-            batch = classifier.predict_proba([tiles.read(i) for i in part])
-            for i, probabilities in zip(part, batch, strict=True):
+            batch_rows = range(start, min(start + _BATCH, len(tiles)))
+            batch = classifier.predict_proba([tiles.read(i) for i in batch_rows])
+            for i, probabilities in zip(batch_rows, batch, strict=True):
                 predictions[str(tiles.ids[i])] = int(probabilities.argmax()), float(probabilities.max())
-            advance(len(part))
+            advance(len(batch_rows))
     note = (
         f"Predictions: the classifier of {run.parent.name}/{run.name}, applied to these tiles. It was trained on them, "
         "and saw the labels of the labelled ones, so correct predictions here do not measure its accuracy."

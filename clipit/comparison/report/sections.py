@@ -39,18 +39,18 @@ def score_sections(
         parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]
         sections.append(PageSection(f"Against {control}", parts, folded=len(arms) > _LONG))
     for title, header, rows in paper_tables(c, results):
-        source = "comparison.json: lines, mean, sd and difference of the part test"
+        source = "comparison.json: lines, mean, sd and difference of the test set test"
         sections.append(PageSection(title, [Table(header, rows, source=source)]))
     figures = []
-    places = dict.fromkeys(result.key[:3] for result in results)
-    differing = [i for i in range(3) if i == 2 or len({place[i] for place in places}) > 1]
-    for place in places:
+    keys = dict.fromkeys(result.key[:3] for result in results)
+    differing = [i for i in range(3) if i == 2 or len({key[i] for key in keys}) > 1]
+    for key in keys:
         scores = {
             result.key.arm: {str(s): None if v is None else PERCENT * v for s, v in result.scores.items()}
             for result in results
-            if result.key[:3] == place
+            if result.key[:3] == key
         }
-        label = f"{' / '.join(place[i] for i in differing)}: {LABELS[c.metric]} %"
+        label = f"{' / '.join(key[i] for i in differing)}: {LABELS[c.metric]} %"
         source = "comparison.parquet: column score; comparison.json: lines, seeds"
         figures.append(seed_figure(scores, label=label, baseline=c.baseline, source=source))
     return [*sections, PageSection("Scores by seed", figures)]
@@ -78,7 +78,7 @@ def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: 
     header, cells = shown_columns(results, published)
     constant = [
         f"{column} = {results[0].key[i]!r}"
-        for i, column in enumerate(("data_set", "backbone", "part"))
+        for i, column in enumerate(("data_set", "backbone", "test_set"))
         if HEADER[i] not in header and results
     ]
     rows = "comparison.parquet: column score of the rows of an arm's data_set, backbone, part and arm"
@@ -96,7 +96,7 @@ def label_sections(
     Only scores on the same tiles are connected by a line.
     """
     figures: list[Figure] = []
-    tested = [result for result in results if result.key.part == "test" and not result.reference]
+    tested = [result for result in results if result.key.test_set == "test" and not result.reference]
     same = {result.key: (result.key.backbone, result.rows[0].provenance.tiles_fingerprint) for result in tested}
     for backbone, tiles in dict.fromkeys(same.values()):
         series: dict[str, list[tuple[float, float | None]]] = {}

@@ -13,7 +13,7 @@ from clipit.evaluation.score_row import COSTS, ScoreRow
 from clipit.evaluation.significance import MIN_SEEDS, Significance
 from clipit.reporting.tables import difference, interval, markdown_table, mean_sd, number
 
-Place = tuple[str, str]
+Setting = tuple[str, str]
 """Data set and backbone."""
 HEADER = (
     "data set",
@@ -45,10 +45,10 @@ def predictions_source(result: ArmResult) -> str:
     return "predictions.parquet (test) of " + ", ".join("/".join(row.run_folder().parts[-2:]) for row in result.rows)
 
 
-def place_label(place: tuple[str, ...], places: Iterable[tuple[str, ...]]) -> str:
+def setting_label(setting: tuple[str, ...], settings: Iterable[tuple[str, ...]]) -> str:
     """Format data set and backbone in brackets, to append to a heading; empty if there is only one."""
-    differs = [len(set(column)) > 1 for column in zip(*places, strict=True)]
-    names = " / ".join(name for name, several in zip(place, differs, strict=True) if several)
+    differs = [len(set(column)) > 1 for column in zip(*settings, strict=True)]
+    names = " / ".join(name for name, several in zip(setting, differs, strict=True) if several)
     return f" ({names})" if names else ""
 
 
@@ -87,7 +87,7 @@ def shown_columns(
     header = list(HEADER)
     by_arm = published or {}
     keys = [result.key for result in results]
-    scores = [by_arm.get((*key.place, key.arm), "") if key.part == "test" else "" for key in keys]
+    scores = [by_arm.get((*key.setting, key.arm), "") if key.test_set == "test" else "" for key in keys]
     if any(scores):
         header.append("published")
         rows = [[*row, text] for row, text in zip(rows, scores, strict=True)]
@@ -104,7 +104,7 @@ def paper_tables(c: ComparisonConfig, results: Sequence[ArmResult]) -> list[tupl
 
 def paper_table(results: Sequence[ArmResult], baseline: str, arm: str) -> tuple[list[str], list[list[str]]]:
     """Return header and rows as in CLIP-IT's table 1: backbones by data sets, `baseline -> arm`, on the test split."""
-    by_key = {result.key: result for result in results if result.key.part == "test"}
+    by_key = {result.key: result for result in results if result.key.test_set == "test"}
     data_sets = list(dict.fromkeys(key.data_set for key in by_key))
     rows = []
     for backbone in dict.fromkeys(key.backbone for key in by_key):
@@ -123,13 +123,13 @@ def paper_table(results: Sequence[ArmResult], baseline: str, arm: str) -> tuple[
 
 def cost_table(results: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of each arm's costs, on the test split."""
-    tested = [result for result in results if result.key.part == "test"]
-    several = len({result.key.place for result in results}) > 1
+    tested = [result for result in results if result.key.test_set == "test"]
+    several = len({result.key.setting for result in results}) > 1
     rows = []
     for result in tested:
         zero_shot = [row.zero_shot for row in result.rows if row.zero_shot is not None]
         by_prompts = f"{PERCENT * mean(zero_shot):.1f}" if zero_shot else ""
-        name = " / ".join((*result.key.place, result.key.arm)) if several else result.key.arm
+        name = " / ".join((*result.key.setting, result.key.arm)) if several else result.key.arm
         rows.append([name, *(_mean_cost(result.rows, key) for key in COSTS), by_prompts])
     return list(_COST_HEADER), rows
 
@@ -146,10 +146,10 @@ def describe_holm_family(results: Sequence[ArmResult]) -> str:
     families: dict[str, int] = {}
     for result in results:
         if result.p.p is not None:
-            families[result.key.part] = families.get(result.key.part, 0) + 1
+            families[result.key.test_set] = families.get(result.key.test_set, 0) + 1
     if not families:
         return f"No p-values: a paired t-test over seeds needs {MIN_SEEDS}."
-    counts = ", ".join(f"{part}: {n}" for part, n in families.items())
+    counts = ", ".join(f"{test_set}: {n}" for test_set, n in families.items())
     return (
         "p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set (tests in "
         f"each family: {counts})."

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from clipit.comparison.contrasts import Contrast
-from clipit.comparison.report.tables import interval_cell, p_cell, place_label
+from clipit.comparison.report.tables import interval_cell, p_cell, setting_label
 from clipit.comparison.statistics import PERCENT
 from clipit.comparison.verdict import ArmVerdict
 from clipit.reporting.html import PageSection, Table, Text
@@ -59,14 +59,14 @@ def _rule(verdicts: Sequence[ArmVerdict]) -> str:
 
 
 def _sentences(verdicts: Sequence[ArmVerdict]) -> list[str]:
-    places = [result.key.place for result in verdicts]
-    return [f"{result.key.arm}{place_label(result.key.place, places)}: {result.verdict}" for result in verdicts]
+    settings = [result.key.setting for result in verdicts]
+    return [f"{result.key.arm}{setting_label(result.key.setting, settings)}: {result.verdict}" for result in verdicts]
 
 
 def _table(verdicts: Sequence[ArmVerdict]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of all contrasts, without columns of data set or backbone that are constant."""
     rows = [
-        [*result.key.place, result.key.arm, *_cells(contrast)] for result in verdicts for contrast in result.contrasts
+        [*result.key.setting, result.key.arm, *_cells(contrast)] for result in verdicts for contrast in result.contrasts
     ]
     keep = [i for i in range(len(_HEADER)) if i > 1 or len({row[i] for row in rows}) > 1]
     return [_HEADER[i] for i in keep], [[row[i] for i in keep] for row in rows]

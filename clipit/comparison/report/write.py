@@ -75,8 +75,8 @@ def write_report(
     published_source = SOURCE if any(published_scores.values()) else ""
     notes = [*compose_notes(config, c, plans, arms, published_source), *published_notes]
     notes += own_report_notes(plans, arms)
-    tiles_by_place = {(plan.data_set, plan.backbone): tile_set for plan, tile_set in zip(plans, tiles, strict=False)}
-    notes += annotator_notes(tiles_by_place, c.metric)
+    tiles_by_setting = {(plan.data_set, plan.backbone): tile_set for plan, tile_set in zip(plans, tiles, strict=False)}
+    notes += annotator_notes(tiles_by_setting, c.metric)
     note = _models_note(config, plans, arms)
     with whole_file(folder / "comparison.md") as temporary:
         text = _markdown(config, c, results, published_scores, notes, analyses, verdict, note)
@@ -85,9 +85,9 @@ def write_report(
         temporary.write_text(_latex(config, c, arms, published_scores, published_source), encoding="utf-8")
     sections = [
         *score_sections(c, arms, against, published_scores, notes),
-        *annotator_sections(tiles_by_place),
+        *annotator_sections(tiles_by_setting),
         *verdict_sections(verdict.arms),
-        *tile_sections(arms, c.arms, c.baseline, tiles_by_place),
+        *tile_sections(arms, c.arms, c.baseline, tiles_by_setting),
         *confusion_sections(arms),
         *curve_sections(arms, c.baseline),
         *label_sections(config, c, arms, folder),
@@ -97,8 +97,8 @@ def write_report(
         row_section(results.rows),
     ]
     write_page(folder / "comparison.html", page(config.name, note, sections, verdict=verdict.headline))
-    for place in (folder, *folder.glob("predictions/*/")):
-        delete_leftovers(place)
+    for parent in (folder, *folder.glob("predictions/*/")):
+        delete_leftovers(parent)
     return notes
 
 

@@ -83,13 +83,13 @@ def _labelled_features(
     if options.features == "vlm":
         facts = vlm_facts(workspace)
         stores = {split: workspace.tile_store(split) for split in options.splits}
-        parts = [store.rows(store.positions(tiles.of_split(split).ids)) for split, store in stores.items()]
+        vectors = [store.rows(store.positions(tiles.of_split(split).ids)) for split, store in stores.items()]
     else:
         frozen = backbone_features(config, workspace)
         facts = frozen.facts
-        parts = [frozen.vectors[split][visible.of_split(split).labels >= 0] for split in options.splits]
+        vectors = [frozen.vectors[split][visible.of_split(split).labels >= 0] for split in options.splits]
     groups = np.asarray(patients(tiles.groups, tiles.ids), dtype=np.str_)
-    return tiles, Features(tiles.ids, np.concatenate(parts), tiles.labels, groups), facts
+    return tiles, Features(tiles.ids, np.concatenate(vectors), tiles.labels, groups), facts
 
 
 def _check(

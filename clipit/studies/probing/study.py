@@ -337,6 +337,6 @@ def _write(
 def _curve_series(curves: pd.DataFrame) -> dict[str, list[tuple[float, float | None]]]:
     """Collect the points (share, score) of all seeds by model and probe."""
     return {
-        f"{subject}: {what.removeprefix('curve ').replace('_', ' ')}": list(zip(part.share, part.value, strict=True))
-        for (subject, what), part in iter_groups(curves, ["subject", "what"])
+        f"{subject}: {what.removeprefix('curve ').replace('_', ' ')}": list(zip(group.share, group.value, strict=True))
+        for (subject, what), group in iter_groups(curves, ["subject", "what"])
     }

@@ -121,8 +121,8 @@ def _probe_tables(scored: pd.DataFrame) -> list[Table]:
     scored = scored.assign(classifier=scored.what.str.replace("_", "-"), label_counts=labels)
     tables = []
     for start in range(0, len(metrics), _METRICS_PER_TABLE):
-        part = scored[scored.metric.isin(metrics[start : start + _METRICS_PER_TABLE])]
-        names, lines = pivot_cells(part, ["subject", "classifier", "label_counts"], "metric", _format_interval)
+        shown = scored[scored.metric.isin(metrics[start : start + _METRICS_PER_TABLE])]
+        names, lines = pivot_cells(shown, ["subject", "classifier", "label_counts"], "metric", _format_interval)
         header = ["features", "classifier", "labels + validation", *(LABELS[name] for name in names)]
         source = f"{FILE}: columns value, low, high by subject, what, metric"
         tables.append(Table(header, lines, source=source, left=2))
@@ -145,8 +145,8 @@ def _few_shot_tables(few: pd.DataFrame) -> list[Table]:
 def _curve_table(curves: pd.DataFrame) -> Table:
     shares = sorted(set(curves.share))
     lines = []
-    for (subject, what, saw), part in iter_groups(curves, ["subject", "what", "features_saw_labels"]):
-        cells = [mean_sd(part.value[part.share == share].tolist()) for share in shares]
+    for (subject, what, saw), group in iter_groups(curves, ["subject", "what", "features_saw_labels"]):
+        cells = [mean_sd(group.value[group.share == share].tolist()) for share in shares]
         lines.append([subject, what.removeprefix("curve ").replace("_", "-"), saw, *cells])
     header = ["features", "classifier", "saw labels", *(f"{100 * share:g} %" for share in shares)]
     return Table(header, lines, source=f"{FILE}: columns value, features_saw_labels, what = curve ...", left=3)

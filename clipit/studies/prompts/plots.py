@@ -29,19 +29,19 @@ def plot_spread(frame: pd.DataFrame, metric: str, path: Path) -> None:
     groups = list(iter_groups(frame, ["subject", "prompts"]))
     figure = new_figure(8.5, 1.6 + 0.95 * len(groups))
     axes = figure.add_subplot()
-    for place, (_, part) in enumerate(groups):
-        part = part[part[metric].notna()]
+    for row, (_, group) in enumerate(groups):
+        group = group[group[metric].notna()]
         for kind, (colour, offset, _) in _BOXES.items():
-            summary = summarise_scores(part[metric][part.kind == kind].tolist())
+            summary = summarise_scores(group[metric][group.kind == kind].tolist())
             if summary:
-                y, width = place + offset, summary.upper - summary.lower
+                y, width = row + offset, summary.upper - summary.lower
                 axes.plot([summary.lowest, summary.highest], [y, y], color="black", linewidth=1, marker="|")
                 axes.barh(y, width, 0.28, summary.lower, color=colour, edgecolor="black", zorder=2)
                 axes.plot([summary.median] * 2, [y - 0.14, y + 0.14], color="black", linewidth=2, zorder=3)
-        modes = part[part.kind == "mode"]
+        modes = group[group.kind == "mode"]
         for mode, score in zip(modes["mode"], modes[metric], strict=True):
             marker, colour = _MARKERS[mode]
-            axes.plot([score], [place], marker=marker, color=colour, markeredgecolor="white", markersize=9)
+            axes.plot([score], [row], marker=marker, color=colour, markeredgecolor="white", markersize=9)
     for mode, (marker, colour) in _MARKERS.items():
         axes.plot([], [], marker=marker, color=colour, linestyle="", label=mode)
     for colour, _, label in _BOXES.values():

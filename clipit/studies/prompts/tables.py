@@ -110,10 +110,10 @@ def prompt_chapters(
 
 def _mode_table(scores: pd.DataFrame, column: str) -> Table:
     lines: list[list[object]] = []
-    for (subject, prompts), part in iter_groups(scores, ["subject", "prompts"]):
-        for row in iter_rows(part[part.kind == "mode"]):
+    for (subject, prompts), group in iter_groups(scores, ["subject", "prompts"]):
+        for row in iter_rows(group[group.kind == "mode"]):
             lines.append([subject, prompts, row.mode, row.texts, number(row.score), "", ""])
-        draws = part.score[part.kind == "draw"].tolist()
+        draws = group.score[group.kind == "draw"].tolist()
         if draws:
             lines.append([subject, prompts, f"sampled ({len(draws)} draws): median", "", *_summary_cells(draws)[:3]])
     header = ("model", "prompt set", "mode", "texts", "score", "quartiles", "range")
@@ -132,8 +132,8 @@ def _difference_table(differences: Sequence[PromptDifference], metric: str) -> T
 
 def _grid_summary(cells: pd.DataFrame, column: str) -> Table:
     lines = [
-        [subject, prompts, len(part), *_summary_cells(part.score.tolist())]
-        for (subject, prompts), part in iter_groups(cells, ["subject", "prompts"])
+        [subject, prompts, len(group), *_summary_cells(group.score.tolist())]
+        for (subject, prompts), group in iter_groups(cells, ["subject", "prompts"])
     ]
     header = ("model", "prompt set", "cells", "median", "quartiles", "range", "width")
     return Table(header, lines, source=f"{column}, kind = cell", left=2)
@@ -152,8 +152,8 @@ def _word_table(cells: pd.DataFrame, column: str) -> Table:
     asked = list(dict.fromkeys(cells.asked))
     lines = []
     for axis in AXES:
-        for (word,), part in iter_groups(cells, [axis]):
-            scores = [part.score[part.asked == name].tolist() for name in asked]
+        for (word,), group in iter_groups(cells, [axis]):
+            scores = [group.score[group.asked == name].tolist() for name in asked]
             lines.append([axis, word or _NO_WORD, *(number(None if None in s else mean(s)) for s in scores)])
     caption = "Mean score over all cells with the word"
     return Table(("axis", "word", *asked), lines, caption=caption, source=f"{column}, kind = cell", left=2)
@@ -169,9 +169,9 @@ def _truncation_table(frame: pd.DataFrame) -> Table:
     """Tabulate the truncation of ensemble and grid texts per prompt set, which is the same for all models."""
     first = frame[frame.subject == frame.subject.iloc[0]]
     lines: list[list[object]] = []
-    for (prompts,), part in iter_groups(first, ["prompts"]):
-        ensemble = part[(part.kind == "mode") & (part["mode"] == "ensemble")]
-        for name, rows in (("the set's own texts", ensemble), ("the grid", part[part.kind == "cell"])):
+    for (prompts,), group in iter_groups(first, ["prompts"]):
+        ensemble = group[(group.kind == "mode") & (group["mode"] == "ensemble")]
+        for name, rows in (("the set's own texts", ensemble), ("the grid", group[group.kind == "cell"])):
             if len(rows):
                 lines.append([prompts, name, rows.texts.sum(), rows.cut_texts.sum(), rows.cut_tokens.sum()])
     header = ("prompt set", "texts of", "texts", "texts truncated", "tokens truncated")

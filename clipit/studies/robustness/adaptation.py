@@ -13,7 +13,7 @@ from clipit.errors import DataError
 from clipit.evaluation.adaptation import MIN_TILES, align_statistics, compute_feature_statistics, transductive
 from clipit.evaluation.adaptation_guard import TrainingMixture, fit_mixture, judge_adaptation
 from clipit.studies.robustness.models import ZERO_SHOT_OUTPUT, MeasuredModel, Readout, Vectors
-from clipit.studies.robustness.scores import PartVectors, RobustnessRow, compute_score, score_row
+from clipit.studies.robustness.scores import RobustnessRow, SetVectors, compute_score, score_row
 from clipit.tiles.tileset import TileSet
 
 METHODS = {"statistics": "feature statistics (transductive)", "transductive": "transductive, text prior"}
@@ -55,16 +55,16 @@ def adaptation_rows(
     config: RunConfig,
     robustness: RobustnessConfig,
     models: list[MeasuredModel],
-    parts: Mapping[str, TileSet],
-    part_vectors: PartVectors,
+    test_sets: Mapping[str, TileSet],
+    set_vectors: SetVectors,
     references: Mapping[str, TrainingReference],
 ) -> Iterator[RobustnessRow]:
     """Measure every adaptation of every model on every set: the guard's verdict and the true change in score."""
     for model in models:
-        for part, tiles in parts.items():
-            vectors, reference = part_vectors[model.name, part], references[model.name]
-            for row in adapt_tiles(config, robustness, tiles, model, vectors, reference, part):
-                yield replace(row, part=part)
+        for name, tiles in test_sets.items():
+            vectors, reference = set_vectors[model.name, name], references[model.name]
+            for row in adapt_tiles(config, robustness, tiles, model, vectors, reference, name):
+                yield replace(row, test_set=name)
 
 
 def adapt_tiles(

@@ -68,7 +68,7 @@ def curve_rows(
                         config, robustness, tiles, model, vectors[model.name], reference, seed_name
                     )
             rows += [
-                replace(row, part="test", perturbation=name, level=level, unit=unit, untouched=untouched)
+                replace(row, test_set="test", perturbation=name, level=level, unit=unit, untouched=untouched)
                 for row in level_rows
             ]
     return rows

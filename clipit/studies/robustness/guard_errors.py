@@ -116,10 +116,10 @@ def summarise_guard(rows: pd.DataFrame) -> list[GuardSummary]:
 def guard_rows(rows: Sequence[RobustnessRow]) -> Iterator[RobustnessRow]:
     """Build rows with the guard's errors for each model and output; they add up to those of `summarise_guard`."""
     frame = to_frame(rows)
-    for (subject, output), part in iter_groups(frame[frame.guard.notna()], ["subject", "output"]):
-        for summary in summarise_guard(part):
+    for (subject, output), group in iter_groups(frame[frame.guard.notna()], ["subject", "output"]):
+        for summary in summarise_guard(group):
             yield RobustnessRow(
-                what="guard", subject=subject, output=output, part="test", method=summary.method,
+                what="guard", subject=subject, output=output, test_set="test", method=summary.method,
                 settings=summary.settings, metric=summary.metric, errors=vars(summary.errors),
             )  # fmt: skip
 

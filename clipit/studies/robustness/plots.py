@@ -27,9 +27,9 @@ def plot_curve(
     figure = new_figure(8.0, 4.2)
     axes = figure.add_subplot()
     groups = list(iter_groups(curves, ["subject", "output"]))
-    for i, (key, part) in enumerate(groups):
-        part = part[part.value.notna()]
-        clean, points = part[part.level.isna()], part[part.level.notna()]
+    for i, (key, group) in enumerate(groups):
+        group = group[group.value.notna()]
+        clean, points = group[group.level.isna()], group[group.level.notna()]
         if neutral is not None and neutral not in set(points.level):
             points = pd.concat([points, clean.assign(level=neutral)])
         points = points.sort_values("level")
@@ -67,9 +67,9 @@ def plot_calibration(calibrations: pd.DataFrame, path: Path) -> None:
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in list(grid.flat)[len(groups) :]:
         axes.axis("off")
-    for axes, (key, part) in zip(grid.flat, groups, strict=False):
+    for axes, (key, group) in zip(grid.flat, groups, strict=False):
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-        for row in iter_rows(part[part.metric == "ece"]):
+        for row in iter_rows(group[group.metric == "ece"]):
             bins = pd.DataFrame(row.reliability)
             bins = bins[bins.n > 0]
             after = row.state == "after"

@@ -19,7 +19,7 @@ from clipit.studies.robustness.models import HEAD, ZERO_SHOT_OUTPUT, MeasuredMod
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
-PartVectors = dict[tuple[str, str], Vectors]
+SetVectors = dict[tuple[str, str], Vectors]
 """Vectors by model and set of tiles."""
 
 
@@ -30,7 +30,7 @@ class RobustnessRow(StudyRow):
     Attributes:
         what: Kind of row: `curve`, `shifted`, `calibration`, `adaptation`, `batch` or `guard`.
         output: Output of the model: `head` or `zero-shot`.
-        part: Set of tiles: `test` or the name of a shifted set.
+        test_set: Name of the test set: `test` or the name of a shifted set.
         perturbation: Name of the perturbation; `none` for unperturbed tiles of a curve.
         level: Level of the perturbation, or the temperature of a calibration.
         unit: Meaning or unit of the level.
@@ -60,7 +60,7 @@ class RobustnessRow(StudyRow):
 
     what: str
     output: str
-    part: str | None = None
+    test_set: str | None = None
     perturbation: str | None = None
     level: float | None = None
     unit: str | None = None
@@ -145,23 +145,23 @@ def shifted_rows(
     config: RunConfig,
     robustness: RobustnessConfig,
     models: list[MeasuredModel],
-    parts: Mapping[str, TileSet],
-    part_vectors: PartVectors,
+    test_sets: Mapping[str, TileSet],
+    set_vectors: SetVectors,
 ) -> Iterator[RobustnessRow]:
     """Score every model on the test tiles and on each shifted set, without adaptation."""
     for model in models:
-        for part, tiles in parts.items():
+        for name, tiles in test_sets.items():
             for output, readout in model.readouts.items():
-                probabilities = readout(part_vectors[model.name, part][output])
-                row = RobustnessRow(what="shifted", subject=model.name, output=output, part=part)
+                probabilities = readout(set_vectors[model.name, name][output])
+                row = RobustnessRow(what="shifted", subject=model.name, output=output, test_set=name)
                 yield score_row(row, config, robustness.metric, tiles, probabilities)
 
 
 def embed_for_calibration(config: RunConfig, workspace: Workspace, model: MeasuredModel) -> Vectors:
     """Compute a model's vectors of all validation and then all test tiles; must be called in all processes."""
     tiles = workspace.all_tiles
-    parts = [compute_vectors(model, tiles.of_split(split), config, workspace) for split in ("validation", "test")]
-    return {output: np.concatenate([part[output] for part in parts]) for output in model.readouts}
+    vectors = [compute_vectors(model, tiles.of_split(split), config, workspace) for split in ("validation", "test")]
+    return {output: np.concatenate([of_split[output] for of_split in vectors]) for output in model.readouts}
 
 
 def calibration_rows(
@@ -184,7 +184,7 @@ def calibration_rows(
         validation, test = table.select("validation"), table.select("test").by_id()
         test = test.take(test.labels >= 0)
         row = RobustnessRow(
-            what="calibration", subject=model.name, output=output, part="test", n=len(test.ids), tiles=fingerprint,
+            what="calibration", subject=model.name, output=output, test_set="test", n=len(test.ids), tiles=fingerprint,
             labels=int((validation.labels >= 0).sum()),
         )  # fmt: skip
         before = replace(row, state="before", level=1.0, reliability=reliability_bins(test.labels, test.probabilities))

@@ -31,8 +31,8 @@ from clipit.studies.robustness.models import (
 )
 from clipit.studies.robustness.plots import plot_calibration, plot_curve
 from clipit.studies.robustness.scores import (
-    PartVectors,
     RobustnessRow,
+    SetVectors,
     calibration_rows,
     embed_for_calibration,
     shifted_rows,
@@ -73,29 +73,29 @@ def measure_robustness(
     models = _load_models(config, robustness, workspace, runs)
     sets = {"test": workspace.all_tiles.of_split("test")}
     sets |= {name: workspace.shifted_tiles(name, section) for name, section in (shifted or {}).items()}
-    parts = _select_parts(robustness, sets)
+    test_sets = _select_tiles(robustness, sets)
     training = sample_tiles(workspace.all_tiles.of_split("train"), MAX_TRAINING_TILES, labelled=False)
-    vectors: PartVectors = {}
+    vectors: SetVectors = {}
     references = {}
     for model in models:
         if robustness.adaptation:
             references[model.name] = fit_reference(model, compute_vectors(model, training, config, workspace))
-        for part, tiles in parts.items():
-            vectors[model.name, part] = compute_vectors(model, tiles, config, workspace)
+        for name, tiles in test_sets.items():
+            vectors[model.name, name] = compute_vectors(model, tiles, config, workspace)
     vlm_vectors = {m.name: embed_for_calibration(config, workspace, m) for m in models if m.run is None}
     logger.info(
-        f"perturbing {counted(len(parts['test']), 'test tile')} for {', '.join(model.name for model in models)}"
+        f"perturbing {counted(len(test_sets['test']), 'test tile')} for {', '.join(model.name for model in models)}"
     )
-    rows = curve_rows(config, robustness, parts["test"], models, references)
+    rows = curve_rows(config, robustness, test_sets["test"], models, references)
     folder = config.output / "robustness" / config.name
     if get_processes().main:
-        rows += shifted_rows(config, robustness, models, parts, vectors)
+        rows += shifted_rows(config, robustness, models, test_sets, vectors)
         if robustness.adaptation:
-            rows += adaptation_rows(config, robustness, models, parts, vectors, references)
+            rows += adaptation_rows(config, robustness, models, test_sets, vectors, references)
         for model in models:
             rows += calibration_rows(config, workspace, model, vlm_vectors.get(model.name))
         notes = {name: list(tiles.notes) for name, tiles in (sets | {"test": workspace.all_tiles}).items()}
-        _write(config, robustness, workspace, models, parts, notes, rows, folder)
+        _write(config, robustness, workspace, models, test_sets, notes, rows, folder)
     get_processes().barrier()
     return folder
 
@@ -126,7 +126,7 @@ def _load_models(
     return models
 
 
-def _select_parts(robustness: RobustnessConfig, sets: Mapping[str, TileSet]) -> dict[str, TileSet]:
+def _select_tiles(robustness: RobustnessConfig, sets: Mapping[str, TileSet]) -> dict[str, TileSet]:
     """Sample at most `robustness.tiles` labelled tiles of each set."""
     samples = {name: sample_tiles(tiles, robustness.tiles, labelled=True) for name, tiles in sets.items()}
     for name, tiles in samples.items():
@@ -141,7 +141,7 @@ def _write(
     robustness: RobustnessConfig,
     workspace: Workspace,
     models: Sequence[MeasuredModel],
-    parts: Mapping[str, TileSet],
+    test_sets: Mapping[str, TileSet],
     notes: Mapping[str, list[str]],
     rows: list[RobustnessRow],
     folder: Path,
@@ -155,13 +155,13 @@ def _write(
         **process,
     }
     facts = {model.name: model.facts for model in models}
-    fingerprints = {name: part.fingerprint for name, part in parts.items()}
+    fingerprints = {name: each.fingerprint for name, each in test_sets.items()}
     guard = summarise_guard(to_frame(rows))
     runs = {model.name: model.run for model in models}
     complete = []
     for row in (*rows, *guard_rows(rows)):
         row = _add_prompts(row, workspace, runs[row.subject])
-        complete.append(replace(row, tiles_fingerprint=row.tiles or fingerprints[row.part or "test"]))
+        complete.append(replace(row, tiles_fingerprint=row.tiles or fingerprints[row.test_set or "test"]))
     frame = add_provenance(complete, study, facts)
     provenance = {
         "config": config.model_dump(mode="json") | {"robustness": robustness.model_dump(mode="json")},

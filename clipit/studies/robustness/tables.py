@@ -116,7 +116,7 @@ def robustness_chapters(
 
 
 def _describe(row: Any) -> str:
-    return ", ".join(part for part in (row.subject, row.output, row.what, row.method, row.part) if part)
+    return ", ".join(part for part in (row.subject, row.output, row.what, row.method, row.test_set) if part)
 
 
 def _curve_table(curves: pd.DataFrame, name: str) -> Table:
@@ -136,11 +136,11 @@ def _curve_table(curves: pd.DataFrame, name: str) -> Table:
 
 
 def _shifted_table(shifted: pd.DataFrame) -> Table:
-    parts, lines = pivot_cells(
-        shifted, ["subject", "output"], "part", lambda row: with_interval(row.value, row.low, row.high)
+    names, lines = pivot_cells(
+        shifted, ["subject", "output"], "test_set", lambda row: with_interval(row.value, row.low, row.high)
     )
-    sizes = dict(zip(shifted.part, shifted.n, strict=True))
-    header = ["model", "output", *(f"{part} (n = {sizes[part]})" for part in parts)]
+    sizes = dict(zip(shifted.test_set, shifted.n, strict=True))
+    header = ["model", "output", *(f"{name} (n = {sizes[name]})" for name in names)]
     return Table(header, lines, source=f"{FILE}: columns value, low, high, what = shifted", left=2)
 
 
@@ -149,8 +149,8 @@ def _calibration_tables(calibrations: pd.DataFrame) -> list[Table]:
     tables = []
     for name, title in _MEASURES.items():
         lines = []
-        part = calibrations[calibrations.metric == name]
-        for (subject, output), pair in iter_groups(part, ["subject", "output"]):
+        of_measure = calibrations[calibrations.metric == name]
+        for (subject, output), pair in iter_groups(of_measure, ["subject", "output"]):
             before, after = iter_rows(pair)
             scores = [with_interval(row.value, row.low, row.high) for row in (before, after)]
             lines.append([subject, output, before.labels, number(after.level, 2), *scores])
@@ -168,7 +168,7 @@ def _adaptation_table(adapted: pd.DataFrame) -> Table | Rows:
         if row.misfit is None:
             verdict = ": ".join(text for text in (row.guard, row.guard_reasons or row.reason) if text)
         scores = [number(row.unadapted), number(row.value), difference(row.change, bounds)]
-        lines.append([row.subject, row.output, row.part, row.method, verdict, number(row.misfit, 1), *scores])
+        lines.append([row.subject, row.output, row.test_set, row.method, verdict, number(row.misfit, 1), *scores])
     header = ["model", "output", "set", "adaptation", "guard", "misfit", "without", "with", "change"]
     source = f"{FILE}: columns unadapted, value, change, guard, misfit, what = adaptation, perturbation empty"
     return long_table(header, lines, "Adaptation on the test tiles and on the shifted sets", source, left=5)

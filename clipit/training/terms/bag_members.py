@@ -179,14 +179,14 @@ def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> P
         check_classes(workspace.prompts, workspace.all_tiles.classes)
         names = [name for name in workspace.prompts.classes if name in workspace.all_tiles.classes]
         pools.append(([t for name in names for t in workspace.prompts.texts(name)], b.class_prompts))
-    parts: list[np.ndarray] = []
+    texts_of_set: list[np.ndarray] = []
     nearest: list[np.ndarray] = []
     for texts, n_nearest in pools:
         embedded = centred(workspace.encode(texts), workspace.text_mean)
         positions = nearest_prompts(tiles, embedded, min(n_nearest, len(embedded)), config.pairing.block)
-        nearest.append(positions + sum(len(part) for part in parts))
-        parts.append(embedded)
-    vectors, rows = np.concatenate(parts), np.concatenate(nearest, axis=1)
+        nearest.append(positions + sum(len(part) for part in texts_of_set))
+        texts_of_set.append(embedded)
+    vectors, rows = np.concatenate(texts_of_set), np.concatenate(nearest, axis=1)
     distinct, codes = np.unique([text for texts, _ in pools for text in texts], return_inverse=True)
     exists = np.ones(rows.shape, dtype=np.bool_)
     if b.margin is not None:

@@ -115,10 +115,11 @@ class BagsTerm(Term[BagsConfig]):
         Every process looks up the cached vectors of the complete batch; only the student's projections are gathered.
         """
         processes, device = batch.processes, batch.processes.device
-        parts = [batch.batch_rows[rank :: processes.count] for rank in range(processes.count)]
-        rows, start = np.concatenate(parts), sum(len(part) for part in parts[: processes.rank])
+        by_process = [batch.batch_rows[rank :: processes.count] for rank in range(processes.count)]
+        rows, sizes = np.concatenate(by_process), [len(each) for each in by_process]
+        start = sum(sizes[: processes.rank])
         texts, text_mask = (torch.from_numpy(values).to(device) for values in self.bags.text_members(rows))
-        images = gather_rows(batch.projected, [len(part) for part in parts], processes)[:, None]
+        images = gather_rows(batch.projected, sizes, processes)[:, None]
         image_mask = torch.ones(images.shape[:2], dtype=torch.bool, device=device)
         if self.bags.tiles is not None:
             vectors, mask = self.bags.tiles.vectors(rows)
@@ -165,8 +166,8 @@ def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:
     """
     from scipy.sparse import csr_matrix
 
-    bag, place = np.nonzero(members >= 0)
-    texts, column = np.unique(members[bag, place], return_inverse=True)
+    bag, slot = np.nonzero(members >= 0)
+    texts, column = np.unique(members[bag, slot], return_inverse=True)
     # Counts in int8 could overflow to 0, which would mean "no common member".
     holds = csr_matrix((np.ones(len(bag), dtype=np.int32), (bag, column)), shape=(len(members), len(texts)))
     return np.asarray((holds @ holds.T).toarray() > 0, dtype=np.bool_)

@@ -208,5 +208,5 @@ def _encoded(vlm: "VLM", batch: Sequence[str], shift: Tensor | None) -> Tensor:
 
 
 def _embed_all(vlm: "VLM", texts: Sequence[str], mean: Float32[np.ndarray, "dim"] | None) -> np.ndarray:
-    parts = [vlm.encode_texts(texts[start : start + 64]).cpu().numpy() for start in range(0, len(texts), 64)]
-    return centred(unit(np.concatenate(parts)), mean)
+    batches = [vlm.encode_texts(texts[start : start + 64]).cpu().numpy() for start in range(0, len(texts), 64)]
+    return centred(unit(np.concatenate(batches)), mean)

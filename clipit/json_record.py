@@ -36,11 +36,11 @@ class JsonRecord(dict[str, Any]):
         self._path, self._fix, self._error, self._keys = path, fix, error, keys
 
     def __missing__(self, key: str) -> NoReturn:
-        what = f"no {key!r} in {self._keys or 'this file'}"
+        problem = f"no {key!r} in {self._keys or 'this file'}"
         if issubclass(self._error, ArtifactError):
-            what += ", which an earlier version may have written"
+            problem += ", which an earlier version may have written"
         present = f"its keys are {shortlist(list(self))}" if self else "it is empty"
-        raise self._error(f"{what}; {present}", where=self._path, fix=self._fix)
+        raise self._error(f"{problem}; {present}", where=self._path, fix=self._fix)
 
 
 def _wrap(value: Any, path: Path | None, fix: str, error: type[ClipitError], keys: str) -> Any:

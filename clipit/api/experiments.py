@@ -188,7 +188,7 @@ def probe(config: Config, run: str | Path | None = None) -> ProbeResult:
 
     Example:
         >>> probes = clipit.probe(config, run=clipit.train(config).folder)
-        >>> probes.rows.query("what == 'linear' and metric == 'accuracy'")[["subject", "value", "low", "high"]]
+        >>> probes.rows.query("task == 'linear' and metric == 'accuracy'")[["subject", "value", "low", "high"]]
 
     Args:
         config: Configuration, with or without a section `probing`.

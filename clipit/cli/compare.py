@@ -32,4 +32,4 @@ def main() -> None:
             print(f"\n{read_head(comparison.folder)}\n")
             files = {"page": comparison.page, "text": comparison.report}
             files["rows"] = comparison.folder / "comparison.parquet"
-            print("\n".join(f"{what}: {path}" for what, path in files.items()))
+            print("\n".join(f"{title}: {path}" for title, path in files.items()))

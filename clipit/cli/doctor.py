@@ -35,7 +35,7 @@ def main() -> None:
         from clipit.doctor.diagnose import diagnose
 
         groups = diagnose(
-            options.config, keys, shipped=options.shipped, announce=lambda what: _announce(f"checking {what}")
+            options.config, keys, shipped=options.shipped, announce=lambda subject: _announce(f"checking {subject}")
         )
         print(format_checks(groups, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
         raise SystemExit(any(check.status == "FAIL" for group in groups for check in group.checks))

@@ -58,4 +58,4 @@ def main() -> None:
         if get_processes().main:
             print(f"\n{read_head(folder)}\n")
             files = {"page": "sweep.html", "text": "sweep.md", "trials": "trials.csv", "plot": "sweep.png"}
-            print("\n".join(f"{what}: {folder / name}" for what, name in files.items()))
+            print("\n".join(f"{title}: {folder / name}" for title, name in files.items()))

@@ -134,9 +134,9 @@ def compose_request(task: Task, config: RunConfig, comparison: ComparisonConfig)
 
 def _check_agents(count: int, processes: int, devices: int) -> None:
     if count < 1 or processes > 1:
-        what = f"{count} agents" if count < 1 else f"{count} agents in {processes} processes of one run"
+        problem = f"{count} agents" if count < 1 else f"{count} agents in {processes} processes of one run"
         fix = "name at least one" if count < 1 else "start the command without accelerate launch, or without --agents"
-        raise ConfigError(f"{what} cannot share the runs", where="--agents", fix=fix)
+        raise ConfigError(f"{problem} cannot share the runs", where="--agents", fix=fix)
     if count > devices:
         raise ConfigError(
             f"{count} agents need a GPU each, but {devices} {'is' if devices == 1 else 'are'} visible",

@@ -82,8 +82,8 @@ def _read_analysis(record: Mapping[str, Any], folder: Path) -> AnalysisResult:
             points=record.get("points", ""),
         )
     except (KeyError, TypeError, OSError, pa.ArrowException) as error:
-        what = f"{record.get('heading', 'an analysis')}: incomplete ({type(error).__name__}: {error})"
-        raise ArtifactError(what, where=folder / "comparison.json", fix=RERUN) from error
+        problem = f"{record.get('heading', 'an analysis')}: incomplete ({type(error).__name__}: {error})"
+        raise ArtifactError(problem, where=folder / "comparison.json", fix=RERUN) from error
 
 
 def _read_points(path: Path) -> dict[str, dict[str, Any]]:

@@ -40,8 +40,8 @@ class CheckGroup:
 def failed_check(subject: str, error: Exception) -> Check:
     """Convert an error of the package to a failed check; its `to do` line becomes the fix."""
     text, _, fix = str(error).partition("\n  to do: ")
-    what, _, where = text.partition("\n  where: ")
-    message = f"{what} ({where})" if where else what
+    problem, _, where = text.partition("\n  where: ")
+    message = f"{problem} ({where})" if where else problem
     return Check("FAIL", subject, _sentence(" ".join(message.split())), " ".join(fix.split()))
 
 

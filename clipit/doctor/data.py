@@ -70,11 +70,11 @@ def _patients_unknown(subject: str, config: TilesConfig, tiles: "TileSet") -> li
 
     if config.source in DATASETS or (patients(tiles.groups, tiles.ids) != "").any():
         return []
-    what = f"No tile of {config.path} has a group, so a patient may be in two splits and scores may be too high."
+    problem = f"No tile of {config.path} has a group, so a patient may be in two splits and scores may be too high."
     fix = tiles.advice or (
         "add a column group with the patient or slide, or set tiles.columns.group or tiles.group_pattern"
     )
-    return [Check("WARN", subject, what, fix)]
+    return [Check("WARN", subject, problem, fix)]
 
 
 def check_kept_size(subject: str, tiles: TilesConfig, config: RunConfig) -> list[Check]:
@@ -102,8 +102,8 @@ def check_reports(config: RunConfig) -> list[Check]:
         fix = "correct reports.path, or download the reports; data sets on the Hugging Face hub are hf:owner/name"
         if reports.format == "tcga":
             fix = f"download TCGA-Reports from {_TCGA_PAGE} (see data_cards/tcga_reports.md), or use your own reports"
-        what = f"{reports.path} does not exist; {similar_names(reports.path)}".rstrip("; ")
-        return [Check("FAIL", "reports", f"{what}.", fix)]
+        problem = f"{reports.path} does not exist; {similar_names(reports.path)}".rstrip("; ")
+        return [Check("FAIL", "reports", f"{problem}.", fix)]
     try:
         corpus = read_reports(reports)
     except ClipitError as error:

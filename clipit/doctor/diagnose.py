@@ -19,7 +19,7 @@ def diagnose(
     options: Sequence[str] = (),
     *,
     shipped: bool = False,
-    announce: Callable[[str], None] = lambda what: None,
+    announce: Callable[[str], None] = lambda subject: None,
 ) -> list[CheckGroup]:
     """Run all checks.
 

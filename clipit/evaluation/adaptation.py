@@ -59,8 +59,8 @@ def check_finite(vectors: Float[np.ndarray, "n d"], where: str) -> None:
     """
     n_invalid = int((~np.isfinite(vectors).all(axis=1)).sum())
     if n_invalid:
-        what = f"vectors of {n_invalid} of {len(vectors)} tiles are not finite"
-        raise DataError(what, where=where, fix="check these images and the model's weights")
+        problem = f"vectors of {n_invalid} of {len(vectors)} tiles are not finite"
+        raise DataError(problem, where=where, fix="check these images and the model's weights")
 
 
 def align_statistics(

@@ -167,12 +167,12 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
     missing = [name for name in names if name not in present]
     if missing or len(present) > len(names):
         unknown = [name for name in present if name not in names]
-        what = [
+        problems = [
             f"{kind} columns: {shortlist(differing)}"
             for kind, differing in (("missing", missing), ("unknown", unknown))
             if differing
         ]
-        raise DataError("; ".join(what) or "repeated columns", where=path, fix="delete and rebuild it")
+        raise DataError("; ".join(problems) or "repeated columns", where=path, fix="delete and rebuild it")
     if any(table[name].null_count for name in names):
         raise DataError("empty cells in the table", where=path, fix="delete and rebuild it")
     differing = [name for name in names if not _has_type(name, table.schema.field(name).type)]
@@ -262,19 +262,19 @@ def _check(predictions: Predictions, where: Path) -> None:
             where=where,
             fix="use 0 for the first class and -1 for an unknown label",
         )
-    for what, values in (("probabilities", predictions.probabilities), ("zero-shot", predictions.zero_shot)):
+    for name, values in (("probabilities", predictions.probabilities), ("zero-shot", predictions.zero_shot)):
         if values is None:
             continue
         if values.shape != (n, n_classes):
             shape = " x ".join(map(str, values.shape))
             raise DataError(
-                f"{what}: {shape}, expected {n} x {n_classes}", where=where, fix="pass one column per class"
+                f"{name}: {shape}, expected {n} x {n_classes}", where=where, fix="pass one column per class"
             )
         invalid = ~np.isfinite(values).all(axis=1) | (values < 0).any(axis=1)
         invalid |= ~(np.abs(values.sum(axis=1) - 1) < _SUM_TOLERANCE)
         if invalid.any():
             raise DataError(
-                f"{what}: not finite, negative or not summing to 1 for {int(invalid.sum())} tiles: "
+                f"{name}: not finite, negative or not summing to 1 for {int(invalid.sum())} tiles: "
                 f"{shortlist(ids[invalid].tolist())}",
                 where=where,
                 fix="apply a softmax; NaN means that the training diverged",

@@ -255,4 +255,4 @@ def _notes(scored: SlideSet, failed: int) -> list[str]:
         if unlabelled
         else int((scored.patients == "").sum()),
     }
-    return [f"{what}: {count:,}." for what, count in counts.items() if count]
+    return [f"{note}: {count:,}." for note, count in counts.items() if count]

@@ -244,9 +244,9 @@ def _check(
     text_mean: np.ndarray | None,
     prompts: Mapping[str, tuple[Sequence[str], np.ndarray]] | None,
 ) -> None:
-    def misfit(what: str) -> ModelError:
+    def misfit(problem: str) -> ModelError:
         return ModelError(
-            what, where="export", fix="pass the classes, prompts and mean that the student was trained with"
+            problem, where="export", fix="pass the classes, prompts and mean that the student was trained with"
         )
 
     expected = student.image_head.out_features

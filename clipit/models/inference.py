@@ -242,11 +242,11 @@ class Classifier:
         if name is None and len(known) == 1:
             name = known[0]
         if name is None or name not in known:
-            what = (
+            problem = (
                 f"no prompt set {name!r} in this classifier" if name else f"{len(known)} prompt sets in this classifier"
             )
             raise ModelError(
-                what,
+                problem,
                 where="prompts",
                 fix=f"name one of: {', '.join(known) or 'none'}; or pass a mapping from class to texts",
             )

@@ -91,12 +91,12 @@ def read_json(path: Path) -> JsonRecord:
     return JsonRecord(value, path, _COPY_AGAIN, ModelError)
 
 
-def require_files(folder: Path, what: str, alternatives: Mapping[str, Sequence[str]]) -> None:
+def require_files(folder: Path, contents: str, alternatives: Mapping[str, Sequence[str]]) -> None:
     """Check that a model's folder is complete.
 
     Args:
         folder: Folder of the model.
-        what: Description of the model, for the error message.
+        contents: Description of the model, for the error message.
         alternatives: Mapping from each part to file names of which one must exist.
 
     Raises:
@@ -109,7 +109,7 @@ def require_files(folder: Path, what: str, alternatives: Mapping[str, Sequence[s
     ]
     if missing:
         raise ModelError(
-            f"incomplete folder of {what}; missing: {'; '.join(missing)}",
+            f"incomplete folder of {contents}; missing: {'; '.join(missing)}",
             where=folder,
             fix="copy all files of the model's page into this folder",
         )
@@ -231,24 +231,26 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
     page = f"https://huggingface.co/{hub_id.split('@')[0]}" if hub_id else ""
     if "GatedRepoError" in kinds:
-        what = "this model is gated"
+        problem = "this model is gated"
         fix = f"accept its licence at {page}, then log in with `hf auth login`; or use a local folder with its files"
     elif "RepositoryNotFoundError" in kinds:
-        what = "the model does not exist on the hub, or it is private"
+        problem = "the model does not exist on the hub, or it is private"
         fix = f"check the spelling at {page}; for a private model, log in with `hf auth login`"
     elif kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"} or (
         "couldn't connect" in text.lower() or "offline mode" in text.lower()
     ):
-        what = "its files are not on this machine, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+        problem = (
+            "its files are not on this machine, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+        )
         fix = (
             f"download it on a machine with network access ({page or 'its page'}; `hf download ...`) "
             "and use the local folder, or go online"
         )
     elif "custom code" in text:  # of transformers, which would otherwise ask on the terminal
-        what = "its files need Python code of their own, which is not trusted yet"
+        problem = "its files need Python code of their own, which is not trusted yet"
         fix = f"read that code{f' at {page}' if page else ''}, then set trust_remote_code: true beside the model's name"
     elif "UnpicklingError" in kinds:
-        what = "its checkpoint contains pickled objects, or is damaged; only tensors are loaded"
+        problem = "its checkpoint contains pickled objects, or is damaged; only tensors are loaded"
         fix = "use a safetensors file, or a checkpoint that contains only a state dict, from the model's page"
     elif (
         "size mismatch" in text
@@ -256,13 +258,13 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
         or "Unexpected key" in text
         or "mismatched sizes" in text.lower()
     ):
-        what = f"its weights do not match its configuration ({text})"
+        problem = f"its weights do not match its configuration ({text})"
         fix = f"use weights and configuration of the same model{f', from {page}' if page else ''}"
     else:
-        what = f"it cannot be loaded ({text})"
+        problem = f"it cannot be loaded ({text})"
         fix = f"check the name and the files{f' at {page}' if page else ''}"
     return ModelError(
-        f"model {name}: {what}", where=where or hub_id or name, fix=f"{fix}. {hint}".strip() if hint else fix
+        f"model {name}: {problem}", where=where or hub_id or name, fix=f"{fix}. {hint}".strip() if hint else fix
     )
 
 

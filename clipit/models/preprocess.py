@@ -190,9 +190,9 @@ def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Prepro
     )
 
 
-def _unsupported(what: str, name: str) -> ModelError:
+def _unsupported(problem: str, name: str) -> ModelError:
     return ModelError(
-        f"unsupported preprocessing: {what}",
+        f"unsupported preprocessing: {problem}",
         where=name,
         fix="choose another model; approximate preprocessing would silently change its embeddings",
     )

@@ -116,13 +116,13 @@ def check_pixels(pixels: int, step: int, name: str, *, multiple: bool) -> None:
         ModelError: The edge is too small, or not a multiple of the step.
     """
     if pixels < step:
-        what = f"{pixels} pixels are too few: it needs {step} or more"
+        problem = f"{pixels} pixels are too few: it needs {step} or more"
     elif multiple and pixels % step:
-        what = f"{pixels} is not a multiple of its patch size of {step} pixels"
+        problem = f"{pixels} is not a multiple of its patch size of {step} pixels"
     else:
         return
     near = max(1, round(pixels / step)) * step
-    raise ModelError(what, where=f"backbone.pixels, for {name}", fix=f"set backbone.pixels={near}")
+    raise ModelError(problem, where=f"backbone.pixels, for {name}", fix=f"set backbone.pixels={near}")
 
 
 def no_such_size(name: str, pixels: int, own: int, why: object) -> ModelError:

@@ -142,9 +142,9 @@ def pair_tiles(
 
     def make(folder: Path) -> dict[str, Any]:
         processes = get_processes()
-        for store, what in ((tiles, "tiles"), (index.store, "snippets")):
+        for store, items in ((tiles, "tiles"), (index.store, "snippets")):
             check_shards(store)
-            check_finite(store, what)
+            check_finite(store, items)
         mean = tiles.mean() if index.mean is not None else None
         searched, recall = fit_search(index, tiles, mean, k) if not index.flat else (index, None)
         selection = prepare(searched, tiles, rules, block=block, sources=sources, groups=groups, shown=processes.main)

@@ -81,12 +81,12 @@ def key_problems(
     return problems + [f"{key}: is missing" for key in required if raw.get(key) is None]
 
 
-def text_problems(key: str, value: object, what: str) -> list[str]:
+def text_problems(key: str, value: object, kind: str) -> list[str]:
     """List the problems of a list of texts: wrong type, no entry, empty or repeated entries, entries of other types."""
     if not isinstance(value, Sequence) or isinstance(value, str):
-        return [f"{key}: must be a list of {what}"]
+        return [f"{key}: must be a list of {kind}"]
     if not value:
-        return [f"{key}: is empty; add at least one entry ({what})"]
+        return [f"{key}: is empty; add at least one entry ({kind})"]
     problems = [
         f"{key}[{i}]: is empty; write a text, or remove it"
         if isinstance(entry, str)

@@ -21,12 +21,12 @@ class LintMessage:
     level: Literal["error", "warning"]
     key: str
     """Key in the file, such as `classes.STR[2]`."""
-    what: str
+    problem: str
     fix: str
 
     def text(self) -> str:
         """Format the message as one line."""
-        return f"{self.level}: {self.key}: {self.what}; to do: {self.fix}"
+        return f"{self.level}: {self.key}: {self.problem}; to do: {self.fix}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def lint_file(
     problems = set_problems(raw, repeated)
     if problems:
         parts = [problem.partition(": ") for problem in problems]
-        return [LintMessage("error", key, what, "correct it and lint the file again") for key, _, what in parts]
+        return [LintMessage("error", key, message, "correct it and lint the file again") for key, _, message in parts]
     return lint_prompts(parse_prompts(raw, path), classes, count_tokens, budget)
 
 
@@ -105,8 +105,8 @@ def _templates(templates: Sequence[str]) -> Iterator[LintMessage]:
     for i, template in enumerate(templates):
         key = f"templates[{i}]"
         if template.count(PLACEHOLDER) != 1:
-            what = f"{template!r} contains {PLACEHOLDER} {template.count(PLACEHOLDER)} times"
-            yield LintMessage("error", key, what, f"write {PLACEHOLDER} once, in place of the class name")
+            problem = f"{template!r} contains {PLACEHOLDER} {template.count(PLACEHOLDER)} times"
+            yield LintMessage("error", key, problem, f"write {PLACEHOLDER} once, in place of the class name")
         folded = " ".join(template.casefold().split())
         if folded in seen:
             yield LintMessage("error", key, f"{template!r} is given twice, see {seen[folded]}", "remove one of them")
@@ -124,8 +124,8 @@ def _class_list(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[L
     for name in (name for name in classes if name not in prompts.classes):
         yield LintMessage("error", "classes", f"the tiles' class {name} is missing", f"add classes.{name}")
     for name in (name for name in prompts.classes if name not in classes):
-        what = f"no tile has this class, so it is ignored; the tiles' classes are {', '.join(classes)}"
-        yield LintMessage("warning", f"classes.{name}", what, "if it is one of these classes, use the same name")
+        problem = f"no tile has this class, so it is ignored; the tiles' classes are {', '.join(classes)}"
+        yield LintMessage("warning", f"classes.{name}", problem, "if it is one of these classes, use the same name")
 
 
 def _empty(names: Sequence[_Name]) -> Iterator[LintMessage]:
@@ -139,14 +139,16 @@ def _same(names: Sequence[_Name]) -> Iterator[LintMessage]:
     first: dict[tuple[str, str], _Name] = {}
     for name in (name for name in names if name.folded):
         for other in [earlier for (folded, _), earlier in first.items() if folded == name.folded]:
-            what = f"{name.text!r} is also {other.key}"
+            problem = f"{name.text!r} is also {other.key}"
             if other.owner != name.owner:
-                yield LintMessage("error", name.key, what, "a name under two classes cannot distinguish them: keep one")
+                yield LintMessage(
+                    "error", name.key, problem, "a name under two classes cannot distinguish them: keep one"
+                )
             elif " ".join(other.text.casefold().split()) == " ".join(name.text.casefold().split()):
-                yield LintMessage("error", name.key, what, "remove one of them: it would count twice")
+                yield LintMessage("error", name.key, problem, "remove one of them: it would count twice")
             else:
-                what = f"{name.text!r} and {other.key} differ only in punctuation"
-                yield LintMessage("warning", name.key, what, "keep one, unless both spellings are intended")
+                problem = f"{name.text!r} and {other.key} differ only in punctuation"
+                yield LintMessage("warning", name.key, problem, "keep one, unless both spellings are intended")
         first.setdefault((name.folded, name.owner), name)
 
 
@@ -157,13 +159,15 @@ def _alike(names: Sequence[_Name]) -> Iterator[LintMessage]:
             if other.owner == name.owner or not name.folded or not other.folded or name.folded == other.folded:
                 continue
             if _words(name.folded) == _words(other.folded):
-                what = f"{name.text!r} has the same words as {other.text!r} ({other.key})"
-                yield LintMessage("warning", name.key, what, "reword one: their embeddings will hardly differ")
+                problem = f"{name.text!r} has the same words as {other.text!r} ({other.key})"
+                yield LintMessage("warning", name.key, problem, "reword one: their embeddings will hardly differ")
                 continue
             long, short = (name, other) if len(name.folded) > len(other.folded) else (other, name)
             if f" {short.folded} " in f" {long.folded} ":
-                what = f"{long.text!r} contains {short.text!r} ({short.key})"
-                yield LintMessage("warning", long.key, what, "make sure that the VLM can still distinguish the classes")
+                problem = f"{long.text!r} contains {short.text!r} ({short.key})"
+                yield LintMessage(
+                    "warning", long.key, problem, "make sure that the VLM can still distinguish the classes"
+                )
 
 
 def _words(folded: str) -> frozenset[str]:
@@ -177,5 +181,5 @@ def _tokens(prompts: PromptSet, count_tokens: TokenCounter | None, budget: int |
         counts = count_tokens(prompts.texts(name))
         over = [count - budget for count in counts if count > budget]
         if over:
-            what = f"{len(over)} of {len(counts)} texts have over {budget} tokens; {sum(over)} tokens are truncated"
-            yield LintMessage("warning", f"classes.{name}", what, "shorten its names or the templates")
+            problem = f"{len(over)} of {len(counts)} texts have over {budget} tokens; {sum(over)} tokens are truncated"
+            yield LintMessage("warning", f"classes.{name}", problem, "shorten its names or the templates")

@@ -324,7 +324,7 @@ def _retrieval_parts(content: AdaptContent) -> list[Text | Table | Rows]:
 def _transposed(caption: str, rows: Mapping[str, Mapping[str, object]]) -> Table:
     names = list(dict.fromkeys(name for facts in rows.values() for name in facts))
     lines = [[fact_label(name), *(fact_text(facts.get(name, "")) for facts in rows.values())] for name in names]
-    return Table(("what", *rows), lines, caption=caption)
+    return Table(("quantity", *rows), lines, caption=caption)
 
 
 def _folded(score: SubjectScore) -> str:

@@ -24,7 +24,7 @@ RECORD_OPTION: dict[str, dict[str, Any]] = {
 }
 """Command-line option `--record`, in the form that `clipit.config.command_line.read_command` expects."""
 _MAX_LINES = 32  # of a table on the console
-_EXCLUDED = ("batch",)  # values of the column `what`: thousands of rows, which the rows of `guard` summarise
+_EXCLUDED = ("batch",)  # values of the column `analysis`: thousands of rows, which the rows of `guard` summarise
 
 
 def check_export(path: Path) -> None:
@@ -77,7 +77,7 @@ def export_study(folder: Path, name: str, path: Path) -> None:
     rows = (
         {key: _format_cell(value) for key, value in row.items()}
         for row in table.to_pylist()
-        if row.get("what") not in _EXCLUDED
+        if row.get("analysis") not in _EXCLUDED
     )
     write_csv(path, table.column_names, rows)
 

@@ -253,7 +253,7 @@ def write_page(path: Path, text: str) -> None:
 
 def facts_table(values: Mapping[str, object], source: str = "") -> Table:
     """Build a two-column table of facts."""
-    return Table(("what", "value"), list(values.items()), source=source, left=2)
+    return Table(("quantity", "value"), list(values.items()), source=source, left=2)
 
 
 @cache

@@ -72,7 +72,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, l
 
 def key_value_table(values: Mapping[str, object]) -> str:
     """Format a two-column Markdown table of names and values."""
-    return markdown_table(("what", "value"), list(values.items()), left=2)
+    return markdown_table(("quantity", "value"), list(values.items()), left=2)
 
 
 def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:

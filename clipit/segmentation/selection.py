@@ -52,14 +52,14 @@ def select_methods(inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
 
 def _with_inputs(methods: Mapping[str, Method], inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
     """Return the methods that have their inputs, and notes on the others."""
-    lacking = {name: what for name, method in methods.items() if (what := method.missing(inputs))}
+    lacking = {name: missing for name, method in methods.items() if (missing := method.missing(inputs))}
     if lacking and (inputs.options.methods or len(lacking) == len(methods)):
         raise ConfigError(
-            "methods lack their inputs: " + "; ".join(f"{name} needs {what}" for name, what in lacking.items()),
+            "methods lack their inputs: " + "; ".join(f"{name} needs {missing}" for name, missing in lacking.items()),
             where="segmentation.methods",
             fix="provide the missing inputs, or name other methods",
         )
-    notes = [f"{name} is skipped, because it needs {what}" for name, what in lacking.items()]
+    notes = [f"{name} is skipped, because it needs {missing}" for name, missing in lacking.items()]
     return {name: method for name, method in methods.items() if name not in lacking}, notes
 
 

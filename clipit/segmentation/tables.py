@@ -149,10 +149,10 @@ def _overview(frame: pd.DataFrame, subjects: Sequence[str], averaging: str) -> T
         first = frame[frame.subject == subject].iloc[0]
         masks = ["" if pd.isna(number) else int(number) for number in (first.training_masks, first.validation_masks)]
         rows.append([subject, first.kind, *masks, *cells])
-    what = "mean of the images' scores" if averaging == "images" else "all pixels together"
+    averaged_over = "mean of the images' scores" if averaging == "images" else "all pixels together"
     return Table(
         ("segmentation", "kind", "training masks", "validation masks", *_labels(frame).values()), rows,
-        caption=f"Mean of the foreground classes, {what}", source=f"{_SOURCE}: value, low, high", left=2,
+        caption=f"Mean of the foreground classes, {averaged_over}", source=f"{_SOURCE}: value, low, high", left=2,
     )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
         whole for polygon in _polygons(value, path, dropped) if (whole := _without_flat_rings(polygon, dropped))
     ]
     if any(dropped.values()):
-        counts = ", ".join(f"{count} x {what}" for what, count in sorted(dropped.items()) if count)
+        counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(dropped.items()) if count)
         logger.info(f"note: {path}: dropped, because they have no area: {counts}")
     if not polygons and not may_be_empty:
         raise DataError(

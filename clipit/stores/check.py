@@ -43,14 +43,14 @@ def check_shards(store: Store) -> None:
         )
 
 
-def check_finite(store: Store, what: str) -> None:
+def check_finite(store: Store, items: str) -> None:
     """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
 
     Each process checks a part of the shards. Call it in all processes.
 
     Args:
         store: Store to check.
-        what: Kind of the embedded items, for the error message.
+        items: Name of the embedded items, for the error message.
 
     Raises:
         DataError: Embeddings are not finite; the message lists their ids.
@@ -65,7 +65,7 @@ def check_finite(store: Store, what: str) -> None:
     non_finite = sorted(name for names in processes.gather(own_names) for name in names)
     if non_finite:
         raise DataError(
-            f"{len(non_finite)} embeddings of {what} are not finite: {shortlist(non_finite)}",
+            f"{len(non_finite)} embeddings of {items} are not finite: {shortlist(non_finite)}",
             where=store.artifact.folder,
             fix="delete this folder and embed again with vlm.precision=fp32; if the error persists, check these inputs",
         )

@@ -169,8 +169,8 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
     ids = [tile for slide in slides for tile in slide.ids]
     repeated = [tile for tile, count in Counter(ids).items() if count > 1]
     if repeated or not ids:
-        what = f"tiles that occur twice: {shortlist(repeated)}" if repeated else "the files contain no tiles"
-        raise DataError(what, where=slides[0].path.parent, fix="compute the features of these slides again")
+        problem = f"tiles that occur twice: {shortlist(repeated)}" if repeated else "the files contain no tiles"
+        raise DataError(problem, where=slides[0].path.parent, fix="compute the features of these slides again")
     empty = [slide.slide for slide in slides if not len(slide)]
     if empty and get_processes().main:
         logger.info(f"note: {len(empty)} of {len(slides)} slides have no tiles: {shortlist(empty)}")

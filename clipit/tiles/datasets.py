@@ -88,14 +88,14 @@ class DataSet:
     name: str = ""
     """Key of the data set in `DATASETS`."""
 
-    def missing(self, what: str, where: object, hint: str = "") -> DataError:
+    def missing(self, problem: str, where: object, hint: str = "") -> DataError:
         """Build the error for missing or unexpected files, with instructions for obtaining the data set."""
         fix = f"get {self.title} from {self.page} (licence: {self.licence})"
         if self.files:
             command = f"clipit download {self.name} --to data/{self.name}"
             fix = f"{command} (licence: {self.licence}); or {fix}"
         fix += f" and set tiles.path to the folder with {self.layout}"
-        return DataError(what, where=where, fix=f"{hint}; otherwise {fix}" if hint else fix)
+        return DataError(problem, where=where, fix=f"{hint}; otherwise {fix}" if hint else fix)
 
 
 def _pcam_file(split: str, axis: str, md5: str, unpacked_md5: str) -> Remote:

@@ -221,7 +221,7 @@ def _check_class_folders(config: TilesConfig, root: Path, present: set[str]) -> 
         ("unknown class folders", sorted(present - set(config.classes))),
         ("no images for the classes", [name for name in config.classes if name not in present]),
     )
-    wrong = [f"{what}: {shortlist(names)}" for what, names in problems if names]
+    wrong = [f"{problem}: {shortlist(names)}" for problem, names in problems if names]
     if wrong:
         raise DataError(
             "; ".join(wrong),

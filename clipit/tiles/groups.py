@@ -97,13 +97,13 @@ def group_advice(source: SourceTiles) -> str:
             count = len({value for value in values if value})
             key = f"--tiles.columns.group={shlex.quote(name)}"
             return f"the column {name} identifies {count} patients or slides, but is not used: set {key}"
-    for what, pattern in _BARCODES.items():
+    for kind, pattern in _BARCODES.items():
         values = _find(source, re.compile(pattern))
         if _is_shared(values):
             count = len({value for value in values if value})
             example = next(value for value in values if value)
             return (
-                f"the ids or paths contain {count} {what}, such as {example}, but no groups are set: set "
+                f"the ids or paths contain {count} {kind}, such as {example}, but no groups are set: set "
                 f"--tiles.group_pattern='{pattern}'"
             )
     return ""

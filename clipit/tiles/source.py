@@ -98,10 +98,10 @@ def check_group_names(names: Iterable[str], where: str) -> None:
     _check_spelling("groups", names, where, fix)
 
 
-def _check_spelling(what: str, names: Iterable[str], where: str, fix: str) -> None:
+def _check_spelling(kind: str, names: Iterable[str], where: str, fix: str) -> None:
     alike = spelled_alike(set(names))
     if alike:
-        raise DataError(f"{what} with almost the same name: {shortlist(alike)}", where=where, fix=fix)
+        raise DataError(f"{kind} with almost the same name: {shortlist(alike)}", where=where, fix=fix)
 
 
 def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:

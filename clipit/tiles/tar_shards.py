@@ -80,8 +80,8 @@ def _alternatives(inner: str, pattern: str) -> list[str]:
     return [text for part in parts for text in expand_braces(part)]
 
 
-def _bad_braces(pattern: str, what: str) -> DataError:
-    return DataError(what, where=pattern, fix="write tiles.path such as shards/train-{000..123}.tar")
+def _bad_braces(pattern: str, problem: str) -> DataError:
+    return DataError(problem, where=pattern, fix="write tiles.path such as shards/train-{000..123}.tar")
 
 
 def list_shards(path: str) -> list[Path]:
@@ -186,9 +186,11 @@ def scan_tar(path: Path, wanted: "re.Pattern[str]", largest: int) -> Iterator[tu
                 )
 
 
-def _damaged(path: Path, what: str) -> DataError:
+def _damaged(path: Path, problem: str) -> DataError:
     return DataError(
-        f"not a complete plain tar file: {what}", where=path, fix="copy or download the shard again, or write it again"
+        f"not a complete plain tar file: {problem}",
+        where=path,
+        fix="copy or download the shard again, or write it again",
     )
 
 

@@ -204,9 +204,9 @@ def _check_splits(source: SourceTiles) -> None:
     unknown: Sequence[str] = sorted({split for split in source.source_splits if split and split.lower() not in ALIASES})
     partly = any(source.source_splits) and not all(source.source_splits)
     if unknown or partly:
-        what = f"unknown splits: {shortlist(unknown)}" if unknown else "some images have a split, others have none"
+        problem = f"unknown splits: {shortlist(unknown)}" if unknown else "some images have a split, others have none"
         raise DataError(
-            what,
+            problem,
             where=source.where,
             fix="use train, validation and test in the column adapt.pairs.columns.split, or remove the column",
         )

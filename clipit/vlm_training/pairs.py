@@ -185,12 +185,12 @@ def _copies(read: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_us
     rows = np.asarray([row_of[name] for name in tiles.ids.tolist()], dtype=np.int64)
     leaks = {leak.id: leak for leak in find_leaks(tiles, config.leaks, select_hashes(image_hashes, rows))}
     listed = [f"{name} (copy of {leak.other_split} image {leak.other_id})" for name, leak in sorted(leaks.items())]
-    what = f"{len(leaks)} of {len(tiles)} images with texts are copies of images in a later split of the pairs"
-    return _apply_policy(set(leaks), what, listed, read.tiles.where, config, fatal=by_user)
+    problem = f"{len(leaks)} of {len(tiles)} images with texts are copies of images in a later split of the pairs"
+    return _apply_policy(set(leaks), problem, listed, read.tiles.where, config, fatal=by_user)
 
 
 def _apply_policy(
-    leaks: set[str], what: str, listed: list[str], where: object, config: RunConfig, *, fatal: bool = True
+    leaks: set[str], problem: str, listed: list[str], where: object, config: RunConfig, *, fatal: bool = True
 ) -> set[str]:
     """Return the images to drop under `leaks.policy`, and log the leaks or raise an error."""
     policy = config.leaks.policy
@@ -198,13 +198,13 @@ def _apply_policy(
         return set()
     if policy == "error" and fatal:
         raise DataError(
-            f"{what}: {shortlist(listed, 3)}",
+            f"{problem}: {shortlist(listed, 3)}",
             where=where,
             fix="remove them, or set --leaks.policy=exclude to drop them, or note to only log them. If different "
             "patients have the same name, rename them",
         )
     outcome = "kept on request (leaks.policy: note)" if policy == "note" else "dropped"
-    logger.info(f"note: {what}, {outcome}: {shortlist(listed, 3)}")
+    logger.info(f"note: {problem}, {outcome}: {shortlist(listed, 3)}")
     return set() if policy == "note" else leaks
 
 
@@ -236,8 +236,8 @@ def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
         f"{name} ({'patient ' + leak.group if leak.group else 'copy'} of {leak.split} tile {leak.id})"
         for name, leak in sorted(leaks.items())
     ]
-    what = (
+    problem = (
         f"{len(leaks)} of {len(read.tiles)} images with texts show patients of the evaluated tiles, or are copies of "
         "these tiles"
     )
-    return _apply_policy(set(leaks), what, listed, read.tiles.where, config)
+    return _apply_policy(set(leaks), problem, listed, read.tiles.where, config)

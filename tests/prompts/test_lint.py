@@ -33,7 +33,7 @@ def test_nothing_to_find() -> None:
 def test_a_name_under_two_classes(other: str) -> None:
     found = lint({"a": ("in situ carcinoma",), "b": ("normal", other)})
     assert keys(found) == [("error", "classes.b[1]")]
-    assert "classes.a[0]" in found[0].what and found[0].fix
+    assert "classes.a[0]" in found[0].problem and found[0].fix
 
 
 def test_the_overlap_of_published_sets_is_caught() -> None:
@@ -60,8 +60,8 @@ def test_alike_across_classes() -> None:
         {"a": ("carcinoma of the lung", "tumor"), "b": ("lung carcinoma", "tumor-associated stroma", "tumorous")}
     )
     assert keys(found) == [("warning", "classes.b[0]"), ("warning", "classes.b[1]")]
-    assert "same words" in found[0].what
-    assert "contains 'tumor'" in found[1].what
+    assert "same words" in found[0].problem
+    assert "contains 'tumor'" in found[1].problem
 
 
 def test_containment_is_reported_at_the_longer_name() -> None:
@@ -79,7 +79,7 @@ def test_classes_of_the_tiles() -> None:
     prompts = PromptSet("x", "1", ("{}",), {"a": ("fat",), "b": ("stroma",)})
     found = lint_prompts(prompts, classes=["a", "c"])
     assert keys(found) == [("error", "classes"), ("warning", "classes.b")]
-    assert "class c is missing" in found[0].what
+    assert "class c is missing" in found[0].problem
     assert lint_prompts(prompts, classes=["b", "a"]) == []
     assert keys(lint({"a": ("fat",)})) == [("error", "classes")]
 
@@ -88,7 +88,7 @@ def test_token_budget_counts_what_is_cut() -> None:
     prompts = PromptSet("x", "1", ("{}", "an image of {}"), {"a": ("fat cells here",), "b": ("stroma",)})
     found = lint_prompts(prompts, None, lambda texts: [len(text.split()) for text in texts], 4)
     assert keys(found) == [("warning", "classes.a")]
-    assert found[0].what == "1 of 2 texts have over 4 tokens; 2 tokens are truncated"
+    assert found[0].problem == "1 of 2 texts have over 4 tokens; 2 tokens are truncated"
 
 
 def test_fold() -> None:

@@ -91,7 +91,7 @@ def adapted(world: dict[str, Any], keys: dict[str, Any]) -> tuple[ConfigFile, Ad
 def test_scores_are_those_of_the_adapted_vlm(adapted: tuple[ConfigFile, AdaptationResult]) -> None:
     file, result = adapted
     rows = result.rows
-    zero_shot = rows[(rows.what == "zero-shot") & (rows.metric == "balanced_accuracy")]
+    zero_shot = rows[(rows.task == "zero-shot") & (rows.metric == "balanced_accuracy")]
     assert set(zero_shot.arm) == {"before", "text", "shuffled_text"} and len(zero_shot) == 5
     row = zero_shot[(zero_shot.arm == "text") & (zero_shot.seed == 1)].iloc[0]
     config = file.run.model_copy(update={"vlm": adapted_vlm(file.run.vlm, result.folder / "text-seed1")})
@@ -106,7 +106,7 @@ def test_scores_are_those_of_the_adapted_vlm(adapted: tuple[ConfigFile, Adaptati
     )
     classes /= np.linalg.norm(classes, axis=1, keepdims=True)
     assert row.value == pytest.approx(balanced_accuracy_score(test.labels, (test.vectors @ classes.T).argmax(axis=1)))
-    probes = rows[(rows.what == "linear probe") & (rows.metric == "auroc")]
+    probes = rows[(rows.task == "linear probe") & (rows.metric == "auroc")]
     assert len(probes) == 6 and set(probes.labels) == {24}, "two seeds of each model; labels of train and validation"
 
 
@@ -154,7 +154,7 @@ def test_the_card_of_an_adapted_vlm_has_the_scores_of_its_seed(adapted: tuple[Co
     result = adapted[1]
     card = (result.vlm("text", 1) / "README.md").read_text(encoding="utf-8")
     score = next(s for s in result.numbers["scores"] if s["task"] == "zero-shot" and s["metric"] == "auroc")
-    after = result.rows.query("what == 'zero-shot' and metric == 'auroc' and arm == 'text' and seed == 1").value.item()
+    after = result.rows.query("task == 'zero-shot' and metric == 'auroc' and arm == 'text' and seed == 1").value.item()
     line = next(line for line in card.splitlines() if line.startswith("| zero-shot, AUROC"))
     assert [cell.strip() for cell in line.split("|")[2:4]] == [f"{score['mean']:.3f}", f"{after:.3f}"]
     assert card.index("## Training") < card.index("## Scores") < card.index("## Limits") and "linear probe" not in card
@@ -275,7 +275,7 @@ def test_two_processes_measure_what_one_does(world: dict[str, Any], keys: dict[s
     done = run_two("scripts/adapt_vlm.py", "--config", tmp_path / "config.yaml")
     assert done.returncode == 0, done.stderr
     rows = [one.rows, AdaptationResult(tmp_path / "two" / one.folder.relative_to(tmp_path / "one")).rows]
-    scores = [table.set_index(["what", "arm", "metric", "seed"]).value.sort_index() for table in rows]
+    scores = [table.set_index(["task", "arm", "metric", "seed"]).value.sort_index() for table in rows]
     assert len(scores[0]) > 20
     pd.testing.assert_series_equal(*scores, rtol=1e-5)
 

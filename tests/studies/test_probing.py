@@ -85,17 +85,17 @@ def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
 def test_every_model_has_every_probe_and_scores_can_be_reproduced(probed: tuple[ConfigFile, Path, Path]) -> None:
     file, run, folder = probed
     config = file.run
-    subjects = {row["subject"] for row in rows_of(folder, what="knn")}
+    subjects = {row["subject"] for row in rows_of(folder, task="knn")}
     assert {"VLM, joint space", "backbone, frozen", f"classifier {run.name}"} <= subjects
     for subject in subjects:
-        assert {row["what"] for row in rows_of(folder, subject=subject, metric="accuracy")} >= set(file.probing.probes)
+        assert {row["task"] for row in rows_of(folder, subject=subject, metric="accuracy")} >= set(file.probing.probes)
     workspace = Workspace(config)
     train, test = workspace.tiles(config.seed).of_split("train"), workspace.all_tiles.of_split("test")
     frozen = backbone_features(config, workspace)
     seen = train.labels >= 0
     model = KNeighborsClassifier(min(20, int(seen.sum())), metric="cosine", algorithm="brute")
     model.fit(frozen.vectors["train"][seen], train.labels[seen])
-    row = rows_of(folder, subject="backbone, frozen", what="knn", metric="accuracy")[0]
+    row = rows_of(folder, subject="backbone, frozen", task="knn", metric="accuracy")[0]
     assert row["value"] == pytest.approx(model.score(frozen.vectors["test"], test.labels))
     assert (row["labels"], row["n"]) == (12, 24)
     assert row["low"] <= row["value"] <= row["high"]
@@ -103,10 +103,10 @@ def test_every_model_has_every_probe_and_scores_can_be_reproduced(probed: tuple[
 
 def test_undefined_shares_and_shots_are_reported_with_a_reason(probed: tuple[ConfigFile, Path, Path]) -> None:
     _, _, folder = probed
-    few = rows_of(folder, what="curve linear", share=0.01)
+    few = rows_of(folder, task="curve linear", share=0.01)
     assert few and all(row["value"] is None and "leaves none of class 0, 1, 2" in row["reason"] for row in few)
-    assert all(row["value"] is not None for row in rows_of(folder, what="curve linear", share=0.5))
-    assert all("fewer than 30" in row["reason"] for row in rows_of(folder, what="few_shot", k=30))
+    assert all(row["value"] is not None for row in rows_of(folder, task="curve linear", share=0.5))
+    assert all("fewer than 30" in row["reason"] for row in rows_of(folder, task="few_shot", k=30))
     page = (folder / "probing.md").read_text(encoding="utf-8")
     assert "fewer than 30 labelled training tiles of class 0, 1, 2" in page
     assert (folder / "label_efficiency.png").is_file()
@@ -114,9 +114,9 @@ def test_undefined_shares_and_shots_are_reported_with_a_reason(probed: tuple[Con
 
 def test_retrieval_between_tiles_prompts_and_captions(probed: tuple[ConfigFile, Path, Path]) -> None:
     _, _, folder = probed
-    assert {row["n"] for row in rows_of(folder, what="text (class prompts) to image")} == {3}
-    assert {row["k"] for row in rows_of(folder, what="image to text (single prompts)")} == {1, 5}
-    found = {(row["what"], row["k"]): row for row in rows_of(folder, metric="recall")}
+    assert {row["n"] for row in rows_of(folder, task="text (class prompts) to image")} == {3}
+    assert {row["k"] for row in rows_of(folder, task="image to text (single prompts)")} == {1, 5}
+    found = {(row["task"], row["k"]): row for row in rows_of(folder, metric="recall")}
     assert found["caption to image", 50]["value"] == 1.0
     assert found["caption to image", 50]["n"] == 12, "every caption is a query"
     assert found["image to caption", 1]["n"] == 12
@@ -127,9 +127,9 @@ def test_retrieval_between_tiles_prompts_and_captions(probed: tuple[ConfigFile, 
 def test_the_runs_own_predictions_and_provenance_are_in_the_table(probed: tuple[ConfigFile, Path, Path]) -> None:
     _, run, folder = probed
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]["test"]
-    own = rows_of(folder, what="own head", metric="accuracy")[0]
+    own = rows_of(folder, task="own head", metric="accuracy")[0]
     assert own["value"] == pytest.approx(results["metrics"]["accuracy"]["value"])
-    prompted = rows_of(folder, what="zero_shot, student", metric="accuracy")[0]
+    prompted = rows_of(folder, task="zero_shot, student", metric="accuracy")[0]
     assert prompted["value"] == pytest.approx(results["zero_shot"]["metrics"]["accuracy"]["value"])
     facts = json.loads((folder / "probing.json").read_text(encoding="utf-8"))
     assert facts["run"] == str(run)
@@ -137,7 +137,7 @@ def test_the_runs_own_predictions_and_provenance_are_in_the_table(probed: tuple[
     assert {"tiles", "commit", "command", "prompts"} <= set(facts)
     rows = rows_of(folder)
     assert not lacking(rows)
-    asked = {row["what"] for row in rows if row["prompts_hash"]}
+    asked = {row["task"] for row in rows if row["prompts_hash"]}
     assert asked == {
         "zero_shot", "zero_shot, centred", "zero_shot, student", "text (class prompts) to image",
         "image to text (single prompts)",
@@ -149,7 +149,7 @@ def test_the_runs_own_predictions_and_provenance_are_in_the_table(probed: tuple[
 
 def test_features_that_saw_labels_are_marked(probed: tuple[ConfigFile, Path, Path], tmp_path: Path) -> None:
     _, run, folder = probed
-    told = {row["subject"]: row["features_saw_labels"] for row in rows_of(folder, what="few_shot")}
+    told = {row["subject"]: row["features_saw_labels"] for row in rows_of(folder, task="few_shot")}
     assert told.pop(f"classifier {run.name}") == "true" and set(told.values()) == {"false"}
     page = (folder / "probing.html").read_text(encoding="utf-8")
     assert "saw labels" in page and "does not measure label efficiency" in page
@@ -222,8 +222,8 @@ def test_a_run_of_another_configuration_and_a_folder_without_a_run_are_refused(
 def test_without_labels_probes_are_undefined_and_the_rest_is_measured(configure_file: MakeFile, tmp_path: Path) -> None:
     file = configure_file(SMALL, **{"tiles.labels.kind": "none", "name": "blank", "probing.shares": []})
     folder = probe(file.run, file.probing)
-    assert all(row["value"] is None and row["reason"] for row in rows_of(folder, what="linear"))
-    assert all(row["value"] is not None for row in rows_of(folder, what="zero_shot", metric="accuracy"))
+    assert all(row["value"] is None and row["reason"] for row in rows_of(folder, task="linear"))
+    assert all(row["value"] is not None for row in rows_of(folder, task="zero_shot", metric="accuracy"))
     assert not (folder / "label_efficiency.png").exists()
 
 

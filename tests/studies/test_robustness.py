@@ -105,13 +105,15 @@ def test_a_level_of_a_curve_can_be_reproduced(measured: tuple[ConfigFile, list[P
     classifier = load_classifier(runs[1] / "classifier", "cpu")
     probabilities = classifier.predict_proba([Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed])
     expected = compute_metrics(test.labels, probabilities)["accuracy"]
-    (row,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject="clip_it_all-seed0", output="head")
+    (row,) = rows_of(
+        folder, analysis="curve", perturbation="blur", level=2.0, subject="clip_it_all-seed0", output="head"
+    )
     assert row["value"] == pytest.approx(expected)
-    (clean,) = rows_of(folder, what="curve", perturbation="none", subject="clip_it_all-seed0", output="head")
+    (clean,) = rows_of(folder, analysis="curve", perturbation="none", subject="clip_it_all-seed0", output="head")
     results = json.loads((runs[1] / "results.json").read_text(encoding="utf-8"))
     assert clean["value"] == pytest.approx(results["splits"]["test"]["metrics"]["accuracy"]["value"])
     assert row["change"] == pytest.approx(row["value"] - clean["value"])
-    assert {row["subject"] for row in rows_of(folder, what="curve")} == {*(run.name for run in runs), "VLM"}
+    assert {row["subject"] for row in rows_of(folder, analysis="curve")} == {*(run.name for run in runs), "VLM"}
 
 
 def test_every_row_has_its_provenance(measured: tuple[ConfigFile, list[Path], Path]) -> None:
@@ -132,17 +134,17 @@ def test_calibration_is_fitted_on_validation_and_measured_on_test(
 ) -> None:
     _, runs, folder = measured
     written = read_predictions(runs[0] / "predictions.parquet").select("test")
-    before = rows_of(folder, what="calibration", subject=runs[0].name, state="before", metric="ece")[0]
+    before = rows_of(folder, analysis="calibration", subject=runs[0].name, state="before", metric="ece")[0]
     assert before["value"] == pytest.approx(compute_metrics(written.labels, written.probabilities)["ece"], abs=1e-6)
     assert before["labels"] == 24
-    after = rows_of(folder, what="calibration", subject=runs[0].name, state="after")
+    after = rows_of(folder, analysis="calibration", subject=runs[0].name, state="after")
     assert {row["metric"] for row in after} == {"ece", "nll", "brier"}
     assert all(row["value"] is not None or "no temperature" in row["reason"] for row in after)
 
 
 def test_adaptation_rows_have_the_change_the_verdict_and_reasons(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     _, runs, folder = measured
-    rows = rows_of(folder, what="adaptation", perturbation=None)
+    rows = rows_of(folder, analysis="adaptation", perturbation=None)
     assert {row["test_set"] for row in rows} == {"test", "elsewhere", "others"}
     late = [row for row in rows if row["subject"] == runs[2].name and row["output"] == "head"]
     assert late and all(row["value"] is None and "not one linear layer" in row["reason"] for row in late)
@@ -150,7 +152,7 @@ def test_adaptation_rows_have_the_change_the_verdict_and_reasons(measured: tuple
     assert all(row["change"] == pytest.approx(row["value"] - row["unadapted"]) for row in done)
     assert all((row["guard"] == "refused") == bool(row["guard_reasons"]) for row in done)
     assert not [row for row in rows if row["method"] == "transductive, text prior" and row["output"] == "head"]
-    same = {row["test_set"]: row["value"] for row in rows_of(folder, what="shifted", subject="VLM")}
+    same = {row["test_set"]: row["value"] for row in rows_of(folder, analysis="shifted", subject="VLM")}
     assert same["test"] == same["elsewhere"]
 
 
@@ -170,11 +172,11 @@ def test_adaptation_of_perturbed_tiles_can_be_reproduced(measured: tuple[ConfigF
     moved = align_statistics(vectors, compute_feature_statistics(vectors), compute_feature_statistics(seen))
     before, after = (subject.readouts["head"](found) for found in (vectors, moved))
     scores = [compute_metrics(test.labels, found)["accuracy"] for found in (before, after)]
-    (row,) = rows_of(folder, what="adaptation", perturbation="blur", level=2.0, subject=runs[0].name, output="head")
+    (row,) = rows_of(folder, analysis="adaptation", perturbation="blur", level=2.0, subject=runs[0].name, output="head")
     assert (row["unadapted"], row["value"]) == (pytest.approx(scores[0]), pytest.approx(scores[1]))
     verdict = judge_adaptation(fit_mixture(seen, subject.readouts["head"](seen)), vectors)
     assert (row["guard"] == "accepted", row["misfit"]) == (verdict.accepted, pytest.approx(verdict.misfit))
-    (curve,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject=runs[0].name, output="head")
+    (curve,) = rows_of(folder, analysis="curve", perturbation="blur", level=2.0, subject=runs[0].name, output="head")
     assert curve["value"] == row["unadapted"] and row["bootstrap"] == 20
     assert row["change"] == pytest.approx(row["value"] - row["unadapted"])
     if row["change_low"] is None:  # the same in all resamples
@@ -188,7 +190,7 @@ def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
 ) -> None:
     _, _, folder = measured
     told = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["guard"]
-    rows, batches = (rows_of(folder, what=what) for what in ("adaptation", "batch"))
+    rows, batches = (rows_of(folder, analysis=what) for what in ("adaptation", "batch"))
     measured_rows = pd.DataFrame([*rows, *batches], dtype=object)
     assert told == [summary.flatten() for summary in summarise_guard(measured_rows)]
     settings = {(found["method"], found["settings"]): found for found in told}
@@ -212,7 +214,7 @@ def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
         assert found["share_refused"] == (len(missed) / len(gained) if gained else None)
         assert found["without_interval"] == len(own) - len(sure)
         assert sum(settings[method, kind]["cases"] for kind in kinds) == len(own)
-        by_model = rows_of(folder, what="guard", method=method, settings=BATCHES)
+        by_model = rows_of(folder, analysis="guard", method=method, settings=BATCHES)
         for count in ("cases", "accepted", "harmful", "let_through", "helpful", "refused"):
             assert sum(row[count] for row in by_model) == settings[method, BATCHES][count]
     blur = settings["feature statistics (transductive)", "blur"]
@@ -239,7 +241,7 @@ def test_two_processes_write_the_same_rows(
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("tables:") == done.stdout.count("page:") == 1
     keys = (
-        "what",
+        "analysis",
         "subject",
         "output",
         "test_set",
@@ -256,17 +258,18 @@ def test_two_processes_write_the_same_rows(
 
     def keyed(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
         return {
-            tuple(str(row[key]) for key in keys if key != "level" or row["what"] != "calibration"): row for row in rows
+            tuple(str(row[key]) for key in keys if key != "level" or row["analysis"] != "calibration"): row
+            for row in rows
         }
 
     written = rows_of(tmp_path / "out" / "robustness" / "robust")
     with record.open(encoding="utf-8", newline="") as stream:
         recorded = list(csv.DictReader(stream))
-    assert [row["metric"] for row in recorded] == [row["metric"] for row in written if row["what"] != "batch"]
+    assert [row["metric"] for row in recorded] == [row["metric"] for row in written if row["analysis"] != "batch"]
     assert str(tmp_path) not in record.read_text(encoding="utf-8")
     two = keyed(written)
     one = keyed([row for row in rows_of(folder) if row["subject"] != runs[2].name])
-    assert {row["what"] for row in written} == {"curve", "shifted", "adaptation", "batch", "calibration", "guard"}
+    assert {row["analysis"] for row in written} == {"curve", "shifted", "adaptation", "batch", "calibration", "guard"}
     assert two.keys() == one.keys()
     for key, row in two.items():
         assert (row["value"] is None) == (one[key]["value"] is None)
@@ -290,7 +293,7 @@ def test_invalid_runs_and_shifted_sets_are_refused(
         measure(swapped, runs[:1])
     few_labels = configure_file(small(world) | {"tiles.labels.value": 4, "arm": "image_only", "name": "few"})
     folder = measure(few_labels, [train_run(few_labels.run)])
-    (row,) = rows_of(folder, what="calibration", subject="image_only-seed0", state="after", metric="ece")
+    (row,) = rows_of(folder, analysis="calibration", subject="image_only-seed0", state="after", metric="ece")
     assert row["value"] is None and "needs 20 validation labels; there are 12" in row["reason"]
     less = configure_file(small(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
     with pytest.raises(DataError, match="splits or labels of 48 tiles differ"):
@@ -317,7 +320,7 @@ def test_without_adaptation_there_are_no_adaptation_rows(
     file = with_run(measured[0], name="plain")
     settings = file.robustness.model_copy(update={"adaptation": ()})
     folder = measure(file.model_copy(update={"robustness": settings}), measured[1][:1])
-    assert {row["what"] for row in rows_of(folder)} == {"curve", "shifted", "calibration"}
+    assert {row["analysis"] for row in rows_of(folder)} == {"curve", "shifted", "calibration"}
 
 
 def test_a_sample_is_spread_over_classes_and_does_not_depend_on_rows(configure: MakeConfig) -> None:

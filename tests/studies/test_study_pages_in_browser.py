@@ -62,8 +62,8 @@ def folders(world: dict[str, Any], shared_output: Path) -> dict[str, Path]:
     ("name", "pictures", "words", "column"),
     [
         ("prompts", 2, "cell", "kind"),
-        ("probing", 1, "few_shot", "what"),
-        ("robustness", 3, "adaptation", "what"),
+        ("probing", 1, "few_shot", "task"),
+        ("robustness", 3, "adaptation", "analysis"),
     ],
 )
 def test_a_studys_page_is_self_contained_and_can_be_filtered(

@@ -69,7 +69,7 @@ def test_a_study_that_dies_while_mining_exporting_and_scoring_ends_as_one_that_d
     assert again.folder == study
     straight = clipit.adapt_vlm(write_config(KEYS, tmp_path / "straight"))
     assert files_of(again.folder) == files_of(straight.folder) and len(files_of(study)) >= 3
-    columns = ["what", "arm", "seed", "metric", "value"]
+    columns = ["task", "arm", "seed", "metric", "value"]
     pd.testing.assert_frame_equal(again.rows[columns], straight.rows[columns])
     left = [path.name for path in (tmp_path / "out").rglob("*") if path.name.endswith((".tmp", ".partial", ".old"))]
     assert not left and not (folder / "mined" / "step-00000003").exists()

@@ -76,7 +76,7 @@ class AdaptRow(StudyRow):
     """One score of one model with one seed.
 
     Attributes:
-        what: Task.
+        task: Evaluation task: zero-shot classification, a linear probe or retrieval.
         arm: `before`, or the arm of the adaptation.
         value: Score; None if undefined.
         reason: Why it is undefined.
@@ -86,7 +86,7 @@ class AdaptRow(StudyRow):
         labels: Number of labels that the score depends on, in addition to those of the test tiles.
     """
 
-    what: str
+    task: str
     arm: str
     value: float | None
     reason: str = ""
@@ -242,7 +242,7 @@ def _rows(workspace: Workspace, results: StudyResults) -> Iterator[AdaptRow]:
         once = model == BEFORE and task != PROBE  # the same for every seed
         for seed, value in list(score.seeds.items())[: 1 if once else None]:
             yield AdaptRow(
-                subject=_subject(model, seed), what=task, arm=model, metric=score.metric, seed=None if once else seed,
+                subject=_subject(model, seed), task=task, arm=model, metric=score.metric, seed=None if once else seed,
                 value=value, reason=score.reason, n=score.n, random=score.random,
                 fold=None if value is None or not score.random else value / score.random,
                 labels=results.tiles[model][seed].labels.get(seed, 0) if task == PROBE else 0,
@@ -252,7 +252,7 @@ def _rows(workspace: Workspace, results: StudyResults) -> Iterator[AdaptRow]:
         for seed, tiles in list(seeds.items())[: 1 if model == BEFORE else None]:
             for task, found in tiles.retrieval:
                 yield AdaptRow(
-                    subject=_subject(model, seed), what=task, arm=model, metric=f"{found.name}@{found.k}",
+                    subject=_subject(model, seed), task=task, arm=model, metric=f"{found.name}@{found.k}",
                     seed=None if model == BEFORE else seed, value=found.value, reason=found.reason, n=found.queries,
                     random=found.random, fold=found.fold,
                     **(prompt_columns(None) if "caption" in task else prompts),

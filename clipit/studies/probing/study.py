@@ -64,7 +64,7 @@ class ProbingRow(StudyRow):
     """One score of one model's features.
 
     Attributes:
-        what: Kind of score: probe, curve or retrieval task.
+        task: Evaluation task: a probe, few-shot episodes, a label curve, zero-shot classification or retrieval.
         value: Score; None if undefined.
         low: Lower bound of the 95 % interval.
         high: Upper bound of the 95 % interval.
@@ -80,7 +80,7 @@ class ProbingRow(StudyRow):
         share: Share of the training labels.
     """
 
-    what: str
+    task: str
     value: float | None = None
     low: float | None = None
     high: float | None = None
@@ -156,10 +156,10 @@ def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> Iterator[Pr
             fix="use the run of this configuration, with test among its evaluation.splits",
         )
     p = predictions.take(predictions.labels >= 0)
-    head = ProbingRow(subject=f"classifier {run.name}", what="own head")
+    head = ProbingRow(subject=f"classifier {run.name}", task="own head")
     yield from _score_rows(config, head, p.labels, p.probabilities, p.groups, p.classes)
     if p.zero_shot is not None:
-        zero_shot = replace(head, what="zero_shot, student", **run_prompts(run))
+        zero_shot = replace(head, task="zero_shot, student", **run_prompts(run))
         yield from _score_rows(config, zero_shot, p.labels, p.zero_shot, p.groups, p.classes)
 
 
@@ -171,12 +171,12 @@ def _zero_shot_rows(
     if prompts is None:
         return
     test = joint.split(tiles, "test").labelled()
-    row = ProbingRow(subject=joint.name, what="zero_shot", labels=0, validation_labels=0, **prompt_columns(prompts))
+    row = ProbingRow(subject=joint.name, task="zero_shot", labels=0, validation_labels=0, **prompt_columns(prompts))
     variants: list[tuple[ProbingRow, Float32[np.ndarray, " D"] | None, Float32[np.ndarray, " D"] | None]]
     variants = [(row, None, None)]
     if probing.centred and workspace.text_mean is not None:  # the mean over the snippets of the index
         fingerprint = workspace.index.artifact.fingerprint
-        centred_row = replace(row, what="zero_shot, centred", index=fingerprint)
+        centred_row = replace(row, task="zero_shot, centred", index=fingerprint)
         variants.append((centred_row, workspace.tile_mean, workspace.text_mean))
     for row, tile_mean, text_mean in variants:
         classes = prompt_embeddings(prompts, workspace.encode, text_mean, tiles.classes)
@@ -194,7 +194,7 @@ def _probe_rows(
     test = model.split(tiles, "test").labelled()
     for name, fit_predict in build_probes(probing, config.seed).items():
         row = ProbingRow(
-            subject=model.name, what=name, labels=len(train.labelled()), validation_labels=len(validation.labelled())
+            subject=model.name, task=name, labels=len(train.labelled()), validation_labels=len(validation.labelled())
         )
         try:
             probabilities = fit_predict(train, validation, test.vectors, len(tiles.classes))
@@ -216,14 +216,14 @@ def _few_label_rows(
         result = few_shot(train, test, n_classes, shots, probing.episodes, config.seed, metric)
         low, high = (result.interval.low, result.interval.high) if result.interval else (None, None)
         yield ProbingRow(
-            subject=model.name, what="few_shot", metric=metric, k=shots, n=len(test),
+            subject=model.name, task="few_shot", metric=metric, k=shots, n=len(test),
             value=result.mean, low=low, high=high, reason=result.reason, spread=list(result.spread or ()),
         )  # fmt: skip
     for name, fit_predict in build_probes(probing, config.seed).items():
         shares, seeds = probing.shares, probing.seeds
         for point in label_efficiency(train, validation, test, n_classes, fit_predict, shares, seeds, metric):
             yield ProbingRow(
-                subject=model.name, what=f"curve {name}", metric=metric, share=point.share, seed=point.seed,
+                subject=model.name, task=f"curve {name}", metric=metric, share=point.share, seed=point.seed,
                 value=point.score, reason=point.reason, n=len(test),
                 labels=point.labels, validation_labels=point.validation_labels,
             )  # fmt: skip
@@ -291,7 +291,7 @@ def _score_rows(
 
 def _retrieval_row(subject: str, task: str, score: RetrievalScore) -> ProbingRow:
     return ProbingRow(
-        subject=subject, what=task, metric=score.name, value=score.value, reason=score.reason,
+        subject=subject, task=task, metric=score.name, value=score.value, reason=score.reason,
         n=score.queries, k=score.k, gallery=score.gallery, random=score.random, fold=score.fold,
     )  # fmt: skip
 
@@ -337,6 +337,6 @@ def _write(
 def _curve_series(curves: pd.DataFrame) -> dict[str, list[tuple[float, float | None]]]:
     """Collect the points (share, score) of all seeds by model and probe."""
     return {
-        f"{subject}: {what.removeprefix('curve ').replace('_', ' ')}": list(zip(group.share, group.value, strict=True))
-        for (subject, what), group in iter_groups(curves, ["subject", "what"])
+        f"{subject}: {task.removeprefix('curve ').replace('_', ' ')}": list(zip(group.share, group.value, strict=True))
+        for (subject, task), group in iter_groups(curves, ["subject", "task"])
     }

@@ -40,8 +40,8 @@ def probing_chapters(
         provenance: Contents of probing.json.
         plot: File name of the label-efficiency plot.
     """
-    curves, few = frame[frame.share.notna()], frame[frame.what == "few_shot"]
-    scored = frame[frame.metric.isin(list(LABELS)) & (frame.what != "few_shot") & frame.share.isna()]
+    curves, few = frame[frame.share.notna()], frame[frame.task == "few_shot"]
+    scored = frame[frame.metric.isin(list(LABELS)) & (frame.task != "few_shot") & frame.share.isna()]
     chapters = [
         Chapter(
             "Probes",
@@ -74,7 +74,7 @@ def probing_chapters(
         ),
     ]
     if len(curves):
-        source = f"{FILE}: columns share and value, what = curve ..."
+        source = f"{FILE}: columns share and value, task = curve ..."
         chapters.append(
             Chapter(
                 f"Label efficiency ({LABELS[probing.metric]})",
@@ -111,26 +111,26 @@ def probing_chapters(
         ),
         Chapter("Provenance", [facts_table(_facts(provenance), "probing.json")]),
     ]
-    reasons = [(f"{row.subject}, {row.what}", row.reason) for row in iter_rows(frame) if row.reason]
+    reasons = [(f"{row.subject}, {row.task}", row.reason) for row in iter_rows(frame) if row.reason]
     return chapters + undefined_chapter(reasons, f"{FILE}: column reason")
 
 
 def _probe_tables(scored: pd.DataFrame) -> list[Table]:
     metrics = list(dict.fromkeys(scored.metric))
     labels = ["" if row.labels is None else f"{row.labels} + {row.validation_labels}" for row in iter_rows(scored)]
-    scored = scored.assign(classifier=scored.what.str.replace("_", "-"), label_counts=labels)
+    scored = scored.assign(classifier=scored.task.str.replace("_", "-"), label_counts=labels)
     tables = []
     for start in range(0, len(metrics), _METRICS_PER_TABLE):
         shown = scored[scored.metric.isin(metrics[start : start + _METRICS_PER_TABLE])]
         names, lines = pivot_cells(shown, ["subject", "classifier", "label_counts"], "metric", _format_interval)
         header = ["features", "classifier", "labels + validation", *(LABELS[name] for name in names)]
-        source = f"{FILE}: columns value, low, high by subject, what, metric"
+        source = f"{FILE}: columns value, low, high by subject, task, metric"
         tables.append(Table(header, lines, source=source, left=2))
     return tables
 
 
 def _few_shot_tables(few: pd.DataFrame) -> list[Table]:
-    source = f"{FILE}: columns value, low, high, spread, features_saw_labels, what = few_shot"
+    source = f"{FILE}: columns value, low, high, spread, features_saw_labels, task = few_shot"
     tables = []
     for caption, format_cell in (
         ("Mean over episodes, in brackets its 95 % t-interval", _format_interval),
@@ -145,15 +145,15 @@ def _few_shot_tables(few: pd.DataFrame) -> list[Table]:
 def _curve_table(curves: pd.DataFrame) -> Table:
     shares = sorted(set(curves.share))
     lines = []
-    for (subject, what, saw), group in iter_groups(curves, ["subject", "what", "features_saw_labels"]):
+    for (subject, task, saw), group in iter_groups(curves, ["subject", "task", "features_saw_labels"]):
         cells = [mean_sd(group.value[group.share == share].tolist()) for share in shares]
-        lines.append([subject, what.removeprefix("curve ").replace("_", "-"), saw, *cells])
+        lines.append([subject, task.removeprefix("curve ").replace("_", "-"), saw, *cells])
     header = ["features", "classifier", "saw labels", *(f"{100 * share:g} %" for share in shares)]
-    return Table(header, lines, source=f"{FILE}: columns value, features_saw_labels, what = curve ...", left=3)
+    return Table(header, lines, source=f"{FILE}: columns value, features_saw_labels, task = curve ...", left=3)
 
 
 def _retrieval_table(rows: pd.DataFrame, name: str) -> Table:
-    ks, lines = pivot_cells(rows, ["subject", "what", "n", "gallery"], "k", _format_fold)
+    ks, lines = pivot_cells(rows, ["subject", "task", "n", "gallery"], "k", _format_fold)
     header = ["features", "task", "queries", "gallery", *(f"{name}@{k}" for k in ks)]
     return Table(header, lines, source=f"{FILE}: columns value, fold, k, metric = {name}", left=2)
 

@@ -94,8 +94,8 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
         if not any(char.isalnum() for char in text) or text.strip() in MISSING_VALUES or "\0" in text
     ]
     if empty or not ids:
-        what = f"no text for {shortlist(empty)}" if empty else "no caption in the file"
-        raise DataError(what, where=path, fix="write one text per row")
+        problem = f"no text for {shortlist(empty)}" if empty else "no caption in the file"
+        raise DataError(problem, where=path, fix="write one text per row")
     return ids, texts
 
 

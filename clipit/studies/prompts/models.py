@@ -59,8 +59,8 @@ def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Works
     test, train = tiles.of_split("test"), tiles.of_split("train")
     test = test.select(test.labels >= 0)
     if not len(test) or not len(train):
-        what = "no labelled test tile" if not len(test) else "no training tile (prompts are screened with them)"
-        raise DataError(what, where=config.tiles.path, fix="add tiles of the splits train and test")
+        problem = "no labelled test tile" if not len(test) else "no training tile (prompts are screened with them)"
+        raise DataError(problem, where=config.tiles.path, fix="add tiles of the splits train and test")
     test, train = test.select(np.argsort(test.ids)), train.select(np.argsort(train.ids))
     sample = np.random.default_rng(options.seed).permutation(len(train))[: options.screening_tiles]
     return test, train.select(np.sort(sample))

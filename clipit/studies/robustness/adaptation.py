@@ -96,11 +96,11 @@ def adapt_tiles(
                 config, readout, reference.vectors[output], reference.mixtures[output], method,
                 model.not_adaptable.get(output, "") if method == "statistics" else "",
             )  # fmt: skip
-            row = RobustnessRow(what="adaptation", subject=model.name, output=output, method=METHODS[method])
+            row = RobustnessRow(analysis="adaptation", subject=model.name, output=output, method=METHODS[method])
             yield task.measure(row, robustness.metric, tiles, vectors[output])
             for concentration, chosen in batches if not task.not_adaptable else []:
                 share = float(np.bincount(tiles.labels[chosen]).max() / len(chosen))
-                row = replace(row, what="batch", concentration=concentration, largest_share=share)
+                row = replace(row, analysis="batch", concentration=concentration, largest_share=share)
                 yield task.measure(row, "accuracy", tiles.select(chosen), vectors[output][chosen])
 
 

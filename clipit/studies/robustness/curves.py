@@ -60,7 +60,7 @@ def curve_rows(
                     before = unperturbed.get((model.name, output))
                     if level is None:
                         unperturbed[model.name, output] = probabilities
-                    row = RobustnessRow(what="curve", subject=model.name, output=output)
+                    row = RobustnessRow(analysis="curve", subject=model.name, output=output)
                     level_rows.append(score_row(row, config, robustness.metric, tiles, probabilities, before))
                 if level is not None and robustness.adaptation:
                     reference, seed_name = references[model.name], f"{name} {level:g}"

@@ -102,7 +102,7 @@ def summarise_guard(rows: pd.DataFrame) -> list[GuardSummary]:
     known = rows[rows.guard.notna() & rows.change.notna()]
     summaries = []
     for (method,), part in iter_groups(known, ["method"]):
-        whole_sets, batches = part[part.what != "batch"], part[part.what == "batch"]
+        whole_sets, batches = part[part.analysis != "batch"], part[part.analysis == "batch"]
         whole_sets = whole_sets.assign(kind=whole_sets.perturbation.fillna(UNPERTURBED))
         groups = [*whole_sets.groupby("kind"), (WHOLE_SETS, whole_sets), (BATCHES, batches)]
         summaries += [
@@ -119,7 +119,7 @@ def guard_rows(rows: Sequence[RobustnessRow]) -> Iterator[RobustnessRow]:
     for (subject, output), group in iter_groups(frame[frame.guard.notna()], ["subject", "output"]):
         for summary in summarise_guard(group):
             yield RobustnessRow(
-                what="guard", subject=subject, output=output, test_set="test", method=summary.method,
+                analysis="guard", subject=subject, output=output, test_set="test", method=summary.method,
                 settings=summary.settings, metric=summary.metric, errors=vars(summary.errors),
             )  # fmt: skip
 

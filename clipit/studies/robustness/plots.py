@@ -18,7 +18,7 @@ def plot_curve(
     """Plot one line per model and output, with 95 % bands if there are few; unperturbed tiles are dotted.
 
     Args:
-        curves: Rows with what = `curve`, for this perturbation and for `none`.
+        curves: Rows with analysis = `curve`, for this perturbation and for `none`.
         perturbation: Name of the perturbation.
         path: PNG file to write.
         metric: Name of the score.
@@ -57,7 +57,7 @@ def plot_calibration(calibrations: pd.DataFrame, path: Path) -> None:
     """Plot, per model and output, accuracy by mean confidence of each bin before and after temperature scaling.
 
     Args:
-        calibrations: Rows with what = `calibration`, with bins from `clipit.evaluation.metrics.reliability_bins`.
+        calibrations: Rows with analysis = `calibration`, with bins from `clipit.evaluation.metrics.reliability_bins`.
         path: PNG file to write.
     """
     groups = list(iter_groups(calibrations, ["subject", "output"]))

@@ -28,7 +28,7 @@ class RobustnessRow(StudyRow):
     """Score of one model and output.
 
     Attributes:
-        what: Kind of row: `curve`, `shifted`, `calibration`, `adaptation`, `batch` or `guard`.
+        analysis: Analysis that the row belongs to: `curve`, `shifted`, `calibration`, `adaptation`, `batch` or `guard`.
         output: Output of the model: `head` or `zero-shot`.
         test_set: Name of the test set: `test` or the name of a shifted set.
         perturbation: Name of the perturbation; `none` for unperturbed tiles of a curve.
@@ -58,7 +58,7 @@ class RobustnessRow(StudyRow):
         errors: Fields of `GuardErrors`, by name.
     """
 
-    what: str
+    analysis: str
     output: str
     test_set: str | None = None
     perturbation: str | None = None
@@ -153,7 +153,7 @@ def shifted_rows(
         for name, tiles in test_sets.items():
             for output, readout in model.readouts.items():
                 probabilities = readout(set_vectors[model.name, name][output])
-                row = RobustnessRow(what="shifted", subject=model.name, output=output, test_set=name)
+                row = RobustnessRow(analysis="shifted", subject=model.name, output=output, test_set=name)
                 yield score_row(row, config, robustness.metric, tiles, probabilities)
 
 
@@ -184,8 +184,8 @@ def calibration_rows(
         validation, test = table.select("validation"), table.select("test").by_id()
         test = test.take(test.labels >= 0)
         row = RobustnessRow(
-            what="calibration", subject=model.name, output=output, test_set="test", n=len(test.ids), tiles=fingerprint,
-            labels=int((validation.labels >= 0).sum()),
+            analysis="calibration", subject=model.name, output=output, test_set="test", n=len(test.ids),
+            tiles=fingerprint, labels=int((validation.labels >= 0).sum()),
         )  # fmt: skip
         before = replace(row, state="before", level=1.0, reliability=reliability_bins(test.labels, test.probabilities))
         yield from _measure_calibration(before, config, test, test.probabilities, None)

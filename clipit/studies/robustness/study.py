@@ -184,7 +184,7 @@ def _add_prompts(row: RobustnessRow, workspace: Workspace, run: Path | None) -> 
     """Add the prompt set of a zero-shot row, which is that of the run if its stored predictions were read."""
     if row.output != ZERO_SHOT_OUTPUT:
         return row
-    if run is not None and row.what == "calibration":
+    if run is not None and row.analysis == "calibration":
         return replace(row, **run_prompts(run))
     return replace(row, **prompt_columns(workspace.prompts))
 
@@ -192,14 +192,14 @@ def _add_prompts(row: RobustnessRow, workspace: Workspace, run: Path | None) -> 
 def _write_plots(robustness: RobustnessConfig, frame: pd.DataFrame, folder: Path) -> list[str]:
     """Plot all curves with scores, and the calibration; returns the file names."""
     plots = []
-    curves = frame[frame.what == "curve"]
+    curves = frame[frame.analysis == "curve"]
     for name in robustness.perturbations:
         curve = curves[curves.perturbation.isin([name, UNPERTURBED])]
         if (curve.level.notna() & curve.value.notna()).any():
             plots.append(f"curve_{name}.png")
             neutral = None if name == "jpeg" else PERTURBATIONS[name].neutral  # JPEG at 100 is not the stored tile
             plot_curve(curve, name, folder / plots[-1], metric=robustness.metric, neutral=neutral)
-    calibrations = frame[(frame.what == "calibration") & frame.reliability.notna()]
+    calibrations = frame[(frame.analysis == "calibration") & frame.reliability.notna()]
     if len(calibrations):
         plots.append("calibration.png")
         plot_calibration(calibrations, folder / plots[-1])

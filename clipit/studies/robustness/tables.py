@@ -81,24 +81,24 @@ def robustness_chapters(
         plots: File names of the plots.
     """
     metric = LABELS[robustness.metric]
-    curves, adapted = frame[frame.what == "curve"], frame[frame.what == "adaptation"]
+    curves, adapted = frame[frame.analysis == "curve"], frame[frame.analysis == "adaptation"]
     curve_parts: list[Text | Table | Plot] = [Text(_TEST), Text(_PERTURBED)]
     for name in robustness.perturbations:
         if name in set(curves.perturbation):
             curve_parts.append(_curve_table(curves, name))
         if f"curve_{name}.png" in plots:
-            source = f"{FILE}: columns level, value, low, high, what = curve, perturbation = {name} or none"
+            source = f"{FILE}: columns level, value, low, high, analysis = curve, perturbation = {name} or none"
             caption = f"{name}: {metric} over the level; bands: 95 % interval; dotted: unperturbed tiles"
             curve_parts.append(Plot(f"curve_{name}.png", caption, source))
     calibration: list[Text | Table | Plot] = [
-        Text(_CALIBRATED), *_calibration_tables(frame[frame.what == "calibration"])
+        Text(_CALIBRATED), *_calibration_tables(frame[frame.analysis == "calibration"])
     ]  # fmt: skip
     if "calibration.png" in plots:
-        source = f"{FILE}: column reliability, what = calibration, metric = ece"
+        source = f"{FILE}: column reliability, analysis = calibration, metric = ece"
         calibration.append(Plot("calibration.png", "Reliability before and after temperature scaling", source))
     chapters = [
         Chapter(f"Perturbations ({metric})", curve_parts),
-        Chapter(f"Shifted sets ({metric})", [_shifted_table(frame[frame.what == "shifted"])]),
+        Chapter(f"Shifted sets ({metric})", [_shifted_table(frame[frame.analysis == "shifted"])]),
         Chapter("Calibration on all test tiles", calibration),
     ]
     if len(adapted):
@@ -110,13 +110,13 @@ def robustness_chapters(
     chapters.append(Chapter("Provenance", [facts_table(_facts(provenance), "robustness.json")]))
     notes = [Text(f"{name}: {note}") for name, lines in provenance["notes"].items() for note in lines]
     chapters += [Chapter("Notes on the tiles", notes)] if notes else []
-    undefined = frame[(frame.what != "batch") & frame.reason.astype(bool)]
+    undefined = frame[(frame.analysis != "batch") & frame.reason.astype(bool)]
     reasons = [(_describe(row), row.reason) for row in iter_rows(undefined)]
     return chapters + undefined_chapter(reasons, f"{FILE}: column reason")
 
 
 def _describe(row: Any) -> str:
-    return ", ".join(part for part in (row.subject, row.output, row.what, row.method, row.test_set) if part)
+    return ", ".join(part for part in (row.subject, row.output, row.analysis, row.method, row.test_set) if part)
 
 
 def _curve_table(curves: pd.DataFrame, name: str) -> Table:
@@ -130,7 +130,7 @@ def _curve_table(curves: pd.DataFrame, name: str) -> Table:
     first, untouched = perturbed.iloc[0], max(perturbed.untouched)
     skipped = f" Left unchanged because their stains cannot be estimated: {untouched} of {first.n} tiles."
     caption = f"{name}: {first.unit}.{skipped if untouched else ''}"
-    source = f"{FILE}: columns value, change, what = curve, perturbation = {name}"
+    source = f"{FILE}: columns value, change, analysis = curve, perturbation = {name}"
     header = ["model", "output", "unperturbed", *(f"{level:g}" for level in levels)]
     return Table(header, lines, caption=caption, source=source, left=2)
 
@@ -141,7 +141,7 @@ def _shifted_table(shifted: pd.DataFrame) -> Table:
     )
     sizes = dict(zip(shifted.test_set, shifted.n, strict=True))
     header = ["model", "output", *(f"{name} (n = {sizes[name]})" for name in names)]
-    return Table(header, lines, source=f"{FILE}: columns value, low, high, what = shifted", left=2)
+    return Table(header, lines, source=f"{FILE}: columns value, low, high, analysis = shifted", left=2)
 
 
 def _calibration_tables(calibrations: pd.DataFrame) -> list[Table]:
@@ -155,7 +155,7 @@ def _calibration_tables(calibrations: pd.DataFrame) -> list[Table]:
             scores = [with_interval(row.value, row.low, row.high) for row in (before, after)]
             lines.append([subject, output, before.labels, number(after.level, 2), *scores])
         header = ["model", "output", "validation labels", "T", f"{title} before", f"{title} after"]
-        source = f"{FILE}: columns value, low, high, level (T), labels, what = calibration, metric = {name}"
+        source = f"{FILE}: columns value, low, high, level (T), labels, analysis = calibration, metric = {name}"
         tables.append(Table(header, lines, source=source, left=2))
     return tables
 
@@ -170,7 +170,7 @@ def _adaptation_table(adapted: pd.DataFrame) -> Table | Rows:
         scores = [number(row.unadapted), number(row.value), difference(row.change, bounds)]
         lines.append([row.subject, row.output, row.test_set, row.method, verdict, number(row.misfit, 1), *scores])
     header = ["model", "output", "set", "adaptation", "guard", "misfit", "without", "with", "change"]
-    source = f"{FILE}: columns unadapted, value, change, guard, misfit, what = adaptation, perturbation empty"
+    source = f"{FILE}: columns unadapted, value, change, guard, misfit, analysis = adaptation, perturbation empty"
     return long_table(header, lines, "Adaptation on the test tiles and on the shifted sets", source, left=5)
 
 
@@ -193,7 +193,8 @@ def _guard_table(guard: Sequence[GuardSummary]) -> Table:
     header = ["adaptation", "tiles", "settings", "accepted", "harmful, accepted", "helpful, refused"]
     header += ["mean change, always applied", "mean change, guarded"]
     source = (
-        f"robustness.json: guard; {FILE}: columns change, change_low, change_high, guard, what = adaptation or batch"
+        f"robustness.json: guard; {FILE}: columns change, change_low, change_high, guard, "
+        "analysis = adaptation or batch"
     )
     return Table(header, lines, source=source, left=2)
 

@@ -75,7 +75,7 @@ def dawid_skene(
     if not n or not c:
         raise DataError("no labels by annotators", where="tiles.annotations", fix="add labels to the file")
     weights = np.ones(n) if weights is None else weights
-    given = sparse.csr_array(
+    label_counts = sparse.csr_array(
         (votes.times.astype(np.float64), (votes.item, votes.annotator * c + votes.label)), shape=(n, a * c)
     )
     total = float((weights[votes.item] * votes.times).sum())
@@ -86,8 +86,8 @@ def dawid_skene(
     while True:
         weighted = posteriors * weights[:, None]
         priors = _normalise(weighted.sum(axis=0), smoothing)
-        confusions = _normalise((given.T @ weighted).reshape(a, c, c).swapaxes(1, 2), smoothing)
-        log_joint = np.log(priors) + given @ np.log(confusions).swapaxes(1, 2).reshape(a * c, c)
+        confusions = _normalise((label_counts.T @ weighted).reshape(a, c, c).swapaxes(1, 2), smoothing)
+        log_joint = np.log(priors) + label_counts @ np.log(confusions).swapaxes(1, 2).reshape(a * c, c)
         evidence = logsumexp(log_joint, axis=1)
         posteriors = np.exp(log_joint - evidence[:, None])
         log_likelihood = float((weights * evidence).sum())

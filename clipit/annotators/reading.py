@@ -155,17 +155,17 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
             fix=delimiter_hint(header) or f"name the right ones in {key}",
         )
     columns: dict[str, list[str]] = {}
-    for ours, theirs in names.items():
-        index = header.index(theirs)
+    for field, column in names.items():
+        index = header.index(column)
         cells = []
         for row, line in zip(table.rows, table.lines, strict=True):
             try:
                 cells.append(cell_text(row[index]))
             except ValueError as error:
                 raise DataError(
-                    f"line {line} contains {error} in column {theirs}", where=path, fix="correct this cell"
+                    f"line {line} contains {error} in column {column}", where=path, fix="correct this cell"
                 ) from None
-        columns[ours] = cells
+        columns[field] = cells
     if not table.rows:
         raise DataError("the table has no rows", where=path, fix="add a row per tile and annotator")
     return columns
@@ -180,9 +180,9 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
         path: File of the table.
         named: Labels that the configuration names, which are therefore classes.
     """
-    names = {ours: config.columns.get(ours, ours) for ours in ("tile", "annotator", "label")}
+    names = {field: config.columns.get(field, field) for field in ("tile", "annotator", "label")}
     columns = read_named_columns(
-        table, {str(ours): theirs for ours, theirs in names.items()}, path, f"{_WHERE}.columns"
+        table, {str(field): column for field, column in names.items()}, path, f"{_WHERE}.columns"
     )
     unnamed = [
         f"line {table.lines[row]}"

@@ -59,7 +59,7 @@ class AdaptationResult:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """Scores, one row per task (`what`), model (`arm`), seed and metric, with provenance."""
+        """Scores, one row per task, model (`arm`), seed and metric, with provenance."""
         from clipit.artifacts import reading
 
         path = self.folder / "adapt.parquet"

@@ -54,13 +54,13 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     if both:
         raise ConfigError(f"given twice: {', '.join(both)}", where="load_config", fix="keep one of each")
     changes = _as_values(nested({**keys, **(overrides or {})}))
-    given = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
+    changed_keys = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
     if isinstance(config, ConfigFile):
         values, where = _values(config), "this configuration"
     else:
         path = _path(config)
         values, where = read_yaml(path), str(path)
-    values = fill_tiles(override(values, changes, given))
+    values = fill_tiles(override(values, changes, changed_keys))
     return validate_without_reports(values, f"{where} and the overrides" if changes else where)
 
 

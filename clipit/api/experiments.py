@@ -131,7 +131,7 @@ class ProbeResult:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """Scores, one row per model (`subject`), task (`what`) and metric, with intervals and provenance."""
+        """Scores, one row per model (`subject`), task and metric, with intervals and provenance."""
         from clipit.artifacts import reading
 
         path = self.folder / "probing.parquet"

@@ -167,9 +167,9 @@ def _tiles_of_slides(classifier: "Classifier", tile_mpp: float | None, table: Pa
     from clipit.distributed import get_processes
     from clipit.runs.tile_scorer import classifier_scorer, tiles_for
 
-    given = {} if tile_mpp is None else {"mpp": tile_mpp}
+    stated = {} if tile_mpp is None else {"mpp": tile_mpp}
     grids = str(table.with_name("slide_grids"))
-    tiles, warnings = tiles_for(classifier_scorer(classifier), SlidesConfig(grids=grids, **given), list(given))
+    tiles, warnings = tiles_for(classifier_scorer(classifier), SlidesConfig(grids=grids, **stated), list(stated))
     if get_processes().main:
         for warning in warnings:
             logger.warning(warning)

@@ -58,22 +58,22 @@ def grid_options(
     """
     from pydantic import ValidationError
 
-    given: dict[str, Any] = {"mpp": tile_mpp, "pixels": tile_pixels}
-    given = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {"mpp": tile_mpp, "pixels": tile_pixels}
+    options = {name: value for name, value in options.items() if value is not None}
     try:
         config = SlidesConfig(
             overlap=overlap,
             min_tissue=min_tissue,
             contours=None if contours is None else str(contours),
             grids=str(folder / "grids"),
-            **given,
+            **options,
         )
     except ValidationError as error:
         listed = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"invalid tile options: {listed}", fix="correct them (see --help)") from None
     if contours is not None and not expand_home(Path(contours)).exists():
         raise ConfigError("no such contour file or folder", where=contours, fix="correct --contours")
-    return config, list(given)
+    return config, list(options)
 
 
 def open_scorer(

@@ -236,11 +236,11 @@ def score_slides(
     from clipit.slide_tasks.score import score_slides as score
 
     folder = expand_home(Path(out))
-    grid, given = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
+    grid, stated = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
     scorer = open_scorer(classifier, prompts, classes, vlm, device, bf16, trust_remote_code)
     with output_folder(folder, RECORD):
-        scored = score(listed, scorer, grid, given, folder, PredictionOptions(batch_size, workers))
+        scored = score(listed, scorer, grid, stated, folder, PredictionOptions(batch_size, workers))
         pages = None
         if maps:
             from clipit.slide_tasks.map import MapOptions, map_slides
@@ -318,7 +318,7 @@ def compare_slides(
     from clipit.slide_tasks.slide_runs import check_comparison, find_runs
 
     folder = expand_home(Path(out))
-    grid, given = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
+    grid, stated = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
     compared, notes = find_runs(_paths(runs))
     zero_shot = zero_shot_classes(vlm, prompts)
@@ -327,11 +327,11 @@ def compare_slides(
         for note in notes:
             logger.info(f"note: {note}")
     scorer = None if vlm is None else open_scorer(None, prompts, None, vlm, device, bf16, trust_remote_code)
-    if "mpp" not in given:
+    if "mpp" not in stated:
         check_resolution(compared, scorer)
     options = ComparisonOptions(reference, PredictionOptions(batch_size, workers), device, bf16, trust_remote_code)
     with output_folder(folder, RECORD):
-        report = compare(listed, compared, scorer, grid, given, folder, options)
+        report = compare(listed, compared, scorer, grid, stated, folder, options)
     return SlideCompareResult(folder, report.text, report.page)
 
 

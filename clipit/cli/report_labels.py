@@ -16,13 +16,13 @@ def main() -> None:
             "--per-answer": {
                 "type": int,
                 "default": 5,
-                "help": "number of reports to check for each answer of the rules (default: 5)",
+                "help": "number of reports to check for each class given by the rules (default: 5)",
             },
             "--rules-only": {"action": "store_true", "help": "use only the rules, without a text classifier"},
         }
         config, tiles, options = read_reports_command(__doc__, extra=extra)
         from clipit.distributed import get_processes
-        from clipit.reporting.report_labels_page import count_answers
+        from clipit.reporting.report_labels_page import count_rule_classes
         from clipit.reporting.tables import markdown_table
         from clipit.workspace.report_label_files import write_report_labels
         from clipit.workspace.report_labels import label_corpus
@@ -31,9 +31,9 @@ def main() -> None:
         if get_processes().main:
             page = write_report_labels(config, labels, per_answer=options.per_answer)
             print(f"\n{counted(len(labels.reports), 'report')}")
-            if labels.found:
-                counts = count_answers(labels.found, labels.classes)
-                print(f"\n{markdown_table(('answer of the rules', 'reports'), list(counts.items()))}\n")
+            if labels.by_rules:
+                counts = count_rule_classes(labels.by_rules, labels.classes)
+                print(f"\n{markdown_table(('class by the rules', 'reports'), list(counts.items()))}\n")
             for note in labels.notes:
                 print(f"note: {note}")
             print(f"page: {page} (and .json, .csv)")

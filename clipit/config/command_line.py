@@ -123,10 +123,10 @@ def read_file_command(
     decoded = decode_options(known, types)
     parsed = _parse({key: text for key, text in known.items() if key not in decoded}, settings)
     overrides = merge(parsed, nested(decoded))
-    given = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]
-    given += [key for key in unknown if key.startswith("terms.")]  # validated with the class of the term
+    stated_keys = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]
+    stated_keys += [key for key in unknown if key.startswith("terms.")]  # validated with the class of the term
     changes = merge(overrides, nested({key: decode_text(text) for key, text in unknown.items()}))
-    values = override(read_yaml(options.config) if options.config else {}, changes, given)
+    values = override(read_yaml(options.config) if options.config else {}, changes, stated_keys)
     if not needs_tiles:
         values = fill_tiles(values)
     origin = f"{options.config} and the command line" if options.config else "the command line"
@@ -166,8 +166,8 @@ def _check_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None
 
 def _check_repeated(arguments: Sequence[str], repeatable: Sequence[str], types: Mapping[str, Any]) -> None:
     """Reject repeated options, of which one value would be dropped or two lists joined."""
-    given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
-    twice = sorted({option for option in given if given.count(option) > 1} - {*repeatable})
+    options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    twice = sorted({option for option in options if options.count(option) > 1} - {*repeatable})
     if twice:
         lists = [option for option in twice if "tuple" in str(types.get(option[2:]))]
         raise ConfigError(

@@ -46,12 +46,12 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def override(values: Mapping[str, Any], changes: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+def override(values: Mapping[str, Any], changes: Mapping[str, Any], stated_keys: Sequence[str]) -> dict[str, Any]:
     """Merge changes into the content of a file, and list their dotted keys in `overrides`, which arms do not change."""
     merged = merge(values, changes)
     earlier = merged.get("overrides", [])  # present if the file was written by a run
     if isinstance(earlier, list):  # anything else fails validation
-        merged["overrides"] = [*earlier, *(key for key in given if key not in earlier)]
+        merged["overrides"] = [*earlier, *(key for key in stated_keys if key not in earlier)]
     return merged
 
 
@@ -124,10 +124,10 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key '{key}'{_hint(key)}")
         else:
-            given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
+            value = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
             unquoted = item["type"] == "string_type" and isinstance(item["input"], int | float)
             quotes = "; write it in quotes" if unquoted else ""
-            lines.append(f"'{key}': {item['msg']}{given if len(given) < 80 else ''}{quotes}")
+            lines.append(f"'{key}': {item['msg']}{value if len(value) < 80 else ''}{quotes}")
     listed = "\n    ".join(lines)
     return ConfigError(
         f"{len(lines)} configuration error{'s' * (len(lines) > 1)}:\n    {listed}",
@@ -212,9 +212,9 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
             f"cannot be read: {error.strerror}", where=path, fix=f"choose a file such as {example}"
         ) from None
     if repeated:
-        given = shortlist([f"'{key}' (line {line})" for key, line in repeated])
+        listed = shortlist([f"'{key}' (line {line})" for key, line in repeated])
         raise ConfigError(
-            f"repeated keys (YAML keeps only the last value): {given}", where=path, fix="keep one of each"
+            f"repeated keys (YAML keeps only the last value): {listed}", where=path, fix="keep one of each"
         )
     if not isinstance(values, dict):
         raise ConfigError("not a mapping of keys to values", where=path, fix=f"see {example}")

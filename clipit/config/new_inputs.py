@@ -75,18 +75,18 @@ def read_new_inputs(
     file, options = read_file_command(
         description, (), _with_source(arguments), extra, needs_tiles=False, needs_config=False
     )
-    config, given = file.run, set(file.run.overrides)
+    config, stated_keys = file.run, set(file.run.overrides)
     from_file = read_yaml(options.config) if options.config else {}
     ignored = sorted(key for key in from_file if key not in _SECTIONS)
     if ignored:
         logger.info(f"note: only {', '.join(_SECTIONS)} of {options.config} are read, not {', '.join(ignored)}")
-    given -= {*dotted({key: from_file[key] for key in ignored}), *from_file.get("overrides", [])}
-    given |= set(dotted({key: from_file[key] for key in _SECTIONS if key in from_file}))
-    own = {key for key in given if key.partition(".")[0] in ("tiles", "prompts", "name")}
-    changed = given - own
+    stated_keys -= {*dotted({key: from_file[key] for key in ignored}), *from_file.get("overrides", [])}
+    stated_keys |= set(dotted({key: from_file[key] for key in _SECTIONS if key in from_file}))
+    own = {key for key in stated_keys if key.partition(".")[0] in ("tiles", "prompts", "name")}
+    changed = stated_keys - own
     _check_changeable(changed, "the command line", "with --run, give keys of tiles and prompts, --name, and")
-    has_tiles = any(key.partition(".")[0] == "tiles" for key in given)
-    if "name" in given and not has_tiles and "prompts" not in given:
+    has_tiles = any(key.partition(".")[0] == "tiles" for key in stated_keys)
+    if "name" in stated_keys and not has_tiles and "prompts" not in stated_keys:
         raise ConfigError(
             "--name is the name of an evaluation on new tiles or prompts, but neither is given",
             where="the command line",
@@ -94,9 +94,9 @@ def read_new_inputs(
         )
     values = config.model_dump()
     changes = nested({key: _value(values, key) for key in sorted(changed)})
-    prompts = config.prompts if "prompts" in given else None
+    prompts = config.prompts if "prompts" in stated_keys else None
     return NewInputs(
-        options.run, config.tiles if has_tiles else None, prompts, config.name if "name" in given else "", changes
+        options.run, config.tiles if has_tiles else None, prompts, config.name if "name" in stated_keys else "", changes
     )
 
 

@@ -31,8 +31,8 @@ def expand_home(path: _Path) -> _Path:
     try:
         expanded = Path(local).expanduser()
     except RuntimeError:
-        home = local.partition("/")[0]
-        message = f"{home} cannot be expanded to a home folder; write the full path (./{home} for a file name)"
+        first = local.partition("/")[0]
+        message = f"{first} cannot be expanded to a home folder; write the full path (./{first} for a file name)"
         raise ValueError(message) from None
     return expanded if isinstance(path, Path) else f"{prefix}{expanded}"
 

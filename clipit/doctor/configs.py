@@ -45,8 +45,8 @@ def read_incomplete(path: Path, options: Sequence[str]) -> tuple[ConfigFile, lis
     Raises:
         ConfigError: The configuration has any other error.
     """
-    given = {option.removeprefix("--").partition("=")[0] for option in options}
-    missing = [key for key in missing_keys(read_yaml(path)) if key not in given]
+    stated = {option.removeprefix("--").partition("=")[0] for option in options}
+    missing = [key for key in missing_keys(read_yaml(path)) if key not in stated]
     placeholders = [f"--{key}={_PLACEHOLDER}" for key in missing]
     return read_file_command("", SECTIONS, ["--config", str(path), *options, *placeholders])[0], missing
 

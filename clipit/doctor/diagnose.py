@@ -33,10 +33,10 @@ def diagnose(
         ConfigError: The file cannot be read, is not a run configuration, or has invalid keys.
     """
     output = Path("outputs")
-    asked: list[str] = []
+    hub_ids: list[str] = []
 
     def ask(hub_id: str) -> Access:
-        asked.append(hub_id)
+        hub_ids.append(hub_id)
         return ask_hub(hub_id)
 
     if shipped:
@@ -63,7 +63,7 @@ def diagnose(
     announce("packages")
     groups.append(CheckGroup("Packages", check_packages()))
     announce("the Hugging Face hub")
-    groups.append(CheckGroup("Hugging Face hub", check_hub(needed=bool(asked) or not (path or run_configs(Path())))))
+    groups.append(CheckGroup("Hugging Face hub", check_hub(needed=bool(hub_ids) or not (path or run_configs(Path())))))
     return groups
 
 

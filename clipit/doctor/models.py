@@ -231,14 +231,14 @@ def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None
     download = f"{licence}; " * gated + f"{download}--{section}.{'path' if spec else 'name'}=FOLDER"
     unknown = "; it is gated, and access could not be checked" * gated
     missing = f"{model} is not in the local cache, and"
-    answers: dict[Access, tuple[Status, str, str]] = {
+    outcomes: dict[Access, tuple[Status, str, str]] = {
         "granted": ("PASS", f"{model} is downloaded on first use", ""),
         "gated": ("FAIL", f"{model} is gated, and this user has no access.", licence),
         "absent": ("FAIL", f"{model} does not exist on the hub, or is private.", f"check the spelling: {page}"),
         "offline": ("FAIL", f"{missing} HF_HUB_OFFLINE is set.", f"unset HF_HUB_OFFLINE; or {download}"),
         "unreachable": ("WARN", f"{missing} the hub is unreachable{unknown}.", download),
     }
-    status, message, fix = answers[ask(repository)]
+    status, message, fix = outcomes[ask(repository)]
     return Check(status, subject, message, fix)
 
 

@@ -132,17 +132,17 @@ def find_label_issues(labels: Int64[np.ndarray, " n"], probabilities: Float[np.n
             "finding suspicious labels needs the package cleanlab, which is not installed",
             fix="pip install cleanlab",
         ) from error
-    given = np.searchsorted(present, labels)  # cleanlab expects every class among the labels
+    codes = np.searchsorted(present, labels)  # cleanlab expects every class among the labels
     shares = probabilities[:, present].astype(np.float64)
     shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
-    counts = compute_confident_joint(given, shares)
-    flagged = flag_issues(given, shares, confident_joint=counts, n_jobs=1)
-    joint = estimate_joint(given, shares, confident_joint=counts)
+    counts = compute_confident_joint(codes, shares)
+    flagged = flag_issues(codes, shares, confident_joint=counts, n_jobs=1)
+    joint = estimate_joint(codes, shares, confident_joint=counts)
     wrong = np.full(probabilities.shape[1], np.nan)
     wrong[present] = 1 - np.diagonal(joint) / joint.sum(axis=1)
-    rows = np.arange(len(given))
+    rows = np.arange(len(codes))
     suggested = present[shares.argmax(axis=1)].astype(np.int64)
-    return LabelIssues(np.asarray(flagged, dtype=np.bool_), shares[rows, given], suggested, wrong)
+    return LabelIssues(np.asarray(flagged, dtype=np.bool_), shares[rows, codes], suggested, wrong)
 
 
 @dataclass(frozen=True)

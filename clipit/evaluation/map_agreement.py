@@ -91,15 +91,15 @@ def perfect_tiles(
         classes: Number of classes.
         downsample: Pixels of level 0 per pixel of the map.
     """
-    answers = np.zeros((len(grid), classes), dtype=np.float32)
+    probabilities = np.zeros((len(grid), classes), dtype=np.float32)
     sums = [np.pad((truth == c).astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0))) for c in range(classes)]
     height, width = truth.shape
     top, bottom = (np.clip(np.rint(edge / downsample).astype(int), 0, height) for edge in (grid.y, grid.y + grid.edge))
     left, right = (np.clip(np.rint(edge / downsample).astype(int), 0, width) for edge in (grid.x, grid.x + grid.edge))
     areas = np.stack([s[bottom, right] - s[top, right] - s[bottom, left] + s[top, left] for s in sums], axis=1)
     known = np.flatnonzero(areas.sum(axis=1) > 0)
-    answers[known, areas[known].argmax(axis=1)] = 1
-    return answers
+    probabilities[known, areas[known].argmax(axis=1)] = 1
+    return probabilities
 
 
 def compare_with_mask(

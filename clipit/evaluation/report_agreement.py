@@ -1,4 +1,4 @@
-"""Agreement of labels read from reports ("answers", which may also be "both" or "none") with reference labels."""
+"""Agreement of labels predicted from reports, which may also be "both" or "none", with reference labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from clipit.evaluation.intervals import Interval, bootstrap
 from clipit.evaluation.metrics import count_scores
 
 SCORES = {
-    "accuracy": "accuracy (any other answer is wrong)",
+    "accuracy": "accuracy (any other prediction is wrong)",
     "macro_f1": "macro F1",
-    "answered": "share answered with a class",
-    "accuracy_answered": "accuracy where answered with a class",
+    "coverage": "share predicted as a class",
+    "covered_accuracy": "accuracy where a class is predicted",
 }
 """Scores of an agreement, and their names on pages."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Confusion table of reference classes and answers, and its scores.
+    """Confusion table of reference classes and predictions, and its scores.
 
     Attributes:
         title: Title of the comparison.
         classes: Reference classes, the rows of the table.
-        answers: Answers, the columns of the table: the classes, then "both" and "none" if they occur.
+        predictions: Predicted labels, the columns of the table: the classes, then "both" and "none" if they occur.
         counts: Number of reports per cell.
         groups: Number of groups (patients) of these reports.
         scores: Value of each of `SCORES`; None where undefined.
@@ -36,7 +36,7 @@ class Agreement:
 
     title: str
     classes: tuple[str, ...]
-    answers: tuple[str, ...]
+    predictions: tuple[str, ...]
     counts: Int64[np.ndarray, "c a"]
     groups: int
     scores: dict[str, float | None]
@@ -49,7 +49,7 @@ class Agreement:
         return {
             "title": self.title,
             "classes": list(self.classes),
-            "answers": list(self.answers),
+            "predictions": list(self.predictions),
             "counts": self.counts.tolist(),
             "reports": int(self.counts.sum()),
             "groups": self.groups,
@@ -64,7 +64,7 @@ class Agreement:
 def measure_agreement(
     title: str,
     labels: Int64[np.ndarray, " n"],
-    answers: Sequence[str],
+    predictions: Sequence[str],
     classes: Sequence[str],
     groups: Shaped[np.ndarray, " n"],
     *,
@@ -72,15 +72,15 @@ def measure_agreement(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Agreement:
-    """Compare answers with reference labels; an answer that is not a class counts as wrong.
+    """Compare predictions with reference labels; a prediction that is not a class counts as wrong.
 
-    Macro F1 is the mean over the classes that have labels or answers; answers that are not classes only
-    lower the recall of the reference class.
+    Macro F1 is the mean over the classes that have labels or predictions; predictions that are not classes
+    only lower the recall of the reference class.
 
     Args:
         title: Title of the comparison.
         labels: Reference class index of each report; reports with -1 are dropped.
-        answers: Answer for each report: a class, or another text.
+        predictions: Label predicted for each report: a class, or another text.
         classes: Class names in the order of the class indices.
         groups: Group of each report, resampled as a whole; "" where unknown.
         note: Remark on the comparison.
@@ -89,9 +89,9 @@ def measure_agreement(
     """
     known = np.flatnonzero(labels >= 0)
     labels, groups = labels[known], groups[known]
-    given = [answers[row] for row in known.tolist()]
-    columns = (*classes, *sorted(set(given) - {*classes}))
-    predicted = np.array([columns.index(answer) for answer in given], dtype=np.int64)
+    names = [predictions[row] for row in known.tolist()]
+    columns = (*classes, *sorted(set(names) - {*classes}))
+    predicted = np.array([columns.index(name) for name in names], dtype=np.int64)
     counts = np.zeros((len(classes), len(columns)), dtype=np.int64)
     np.add.at(counts, (labels, predicted), 1)
 
@@ -102,7 +102,7 @@ def measure_agreement(
     return Agreement(
         title=title,
         classes=tuple(classes),
-        answers=columns,
+        predictions=columns,
         counts=counts,
         groups=len(set(groups.tolist()) - {""}) + int((groups == "").sum()),
         scores={name: float(value[0]) if np.isfinite(value[0]) else None for name, value in values.items()},
@@ -118,16 +118,16 @@ def _scores(
     weights: Float[np.ndarray, "n r"],
 ) -> dict[str, Float[np.ndarray, " r"]]:
     """Compute `SCORES` for each of r weightings; macro F1 is NaN in resamples without one of the classes."""
-    truth, answers = np.eye(n_classes)[labels], np.eye(max(n_classes, int(predicted.max(initial=0)) + 1))[predicted]
-    answers = answers[:, :n_classes]
-    true, given, hits = weights.T @ truth, weights.T @ answers, weights.T @ (truth * answers)
-    scores = count_scores(hits, true, given)
+    truth, one_hot = np.eye(n_classes)[labels], np.eye(max(n_classes, int(predicted.max(initial=0)) + 1))[predicted]
+    one_hot = one_hot[:, :n_classes]
+    true, counts, hits = weights.T @ truth, weights.T @ one_hot, weights.T @ (truth * one_hot)
+    scores = count_scores(hits, true, counts)
     incomplete = ((true == 0) & (truth.sum(axis=0) > 0)).any(axis=1)
-    answered = given.sum(axis=1)
+    covered = counts.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
             "accuracy": scores["accuracy"],
             "macro_f1": np.where(incomplete, np.nan, scores["macro_f1"]),
-            "answered": answered / weights.sum(axis=0),
-            "accuracy_answered": hits.sum(axis=1) / answered,
+            "coverage": covered / weights.sum(axis=0),
+            "covered_accuracy": hits.sum(axis=1) / covered,
         }

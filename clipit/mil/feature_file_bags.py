@@ -126,15 +126,15 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
     """
     files = {path.stem: path for path in find_feature_files([features])}
     listed = _read_slides(table, files, classes)
-    found = _open_files(files, listed.tiles, features)
-    opened, dim = found.files, found.dim
+    readable = _open_files(files, listed.tiles, features)
+    opened, dim = readable.files, readable.dim
     tiles = np.array([opened[str(name)].tiles for name in listed.tiles.ids.tolist()])
     slides = _split(listed.tiles.select(tiles > 0), held_out, table)
     names_used = [str(name) for name in slides.ids.tolist()]
     split_of, label_of = (
         dict(zip(names_used, values.tolist(), strict=True)) for values in (slides.splits, slides.truth)
     )
-    notes = [*listed.notes, *slides.notes, *found.notes, *check_copies(found.copies, split_of, label_of, table)]
+    notes = [*listed.notes, *slides.notes, *readable.notes, *check_copies(readable.copies, split_of, label_of, table)]
     if not tiles.all():
         listed_empty = shortlist([str(name) for name in listed.tiles.ids[tiles == 0].tolist()])
         notes.append(f"{int((tiles == 0).sum())} slides without tiles were dropped: {listed_empty}")
@@ -201,7 +201,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
             where=path,
             fix="name the .h5 files after the slides in the column slide",
         )
-    without_features = [name for name, found in zip(names, has_features.tolist(), strict=True) if not found]
+    without_features = [name for name, present in zip(names, has_features.tolist(), strict=True) if not present]
     unlisted = sorted(files.keys() - {*names})
     notes = [*label_remarks, *group_remarks]
     if without_features:

@@ -51,10 +51,10 @@ def report_labels(
     if config.soft_labels.own_report.labels == "case":
         cases = cases.with_all_patients()
     case_labels = label_cases(config, workspace, cases, train.labels, bags.classes)
-    answers = ", ".join(f"{name} {count:,}" for name, count in case_labels.answers.items())
+    listed = ", ".join(f"{name} {count:,}" for name, count in case_labels.counts.items())
     if not case_labels.known.any():
         raise DataError(
-            f"no report gives a label: {answers}",
+            f"no report gives a label: {listed}",
             where=f"{_WHERE}.labels",
             fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
@@ -70,7 +70,7 @@ def report_labels(
     )
     notes = [
         cases.account.text(),
-        f"answers of reports: {answers}",
+        f"labels of reports: {listed}",
         f"{int(has_target.sum()):,} of {int(unlabelled.sum()):,} unlabelled training bags get a label from a report",
         f"{agreement['agreeing_cases']:,} of {agreement['compared_cases']:,} labels from reports agree with the label "
         "of the patient's bags, where that is known" + (", before the exchange" if exchanged else ""),

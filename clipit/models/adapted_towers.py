@@ -109,14 +109,14 @@ def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
             with_weights.add(name)
             if weight.requires_grad:
                 trained.add(name)
-    found = set(trained)
+    names = set(trained)
     for name, _ in network.named_modules(remove_duplicate=False):
         parent = name
         while parent and parent not in with_weights:
             parent = parent.rpartition(".")[0]
         if parent in trained:
-            found.add(name)
-    return frozenset(found)
+            names.add(name)
+    return frozenset(names)
 
 
 def log_scale(towers: Towers) -> nn.Parameter:
@@ -248,10 +248,10 @@ def _reached_weights(towers: Towers, tower: Tower) -> set[str]:
     """Return the names of the weights that a tower's embeddings depend on."""
     weights = dict(towers.module.named_parameters())
     with _all_trainable(weights):
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             _scalar(_embed_trial_inputs(towers, tower)), list(weights.values()), allow_unused=True
         )
-    return {name for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+    return {name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None}
 
 
 @contextmanager
@@ -282,8 +282,8 @@ def _check_reach(adapted: AdaptedTowers) -> None:
                 without = _embed_trial_inputs(adapted.towers, tower)
             if not embedded.requires_grad:
                 continue
-            found = torch.autograd.grad(_scalar(embedded), list(updates.values()), allow_unused=True)
-            idle -= {name for name, gradient in zip(updates, found, strict=True) if gradient is not None}
+            gradients = torch.autograd.grad(_scalar(embedded), list(updates.values()), allow_unused=True)
+            idle -= {name for name, gradient in zip(updates, gradients, strict=True) if gradient is not None}
             differs |= not bool((embedded - without).norm() <= _TOLERANCE * embedded.norm())
     if idle or differs:
         names = [name.split(".lora_B")[0].removeprefix("network.base_model.model.") for name in updates if name in idle]

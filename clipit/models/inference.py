@@ -278,16 +278,16 @@ class Classifier:
         """
         from clipit.models.vlm_specs import VLMS
 
-        given, trust = self._vlm_given, self._trust_remote_code
-        if isinstance(given, VLMConfig):
-            return given
-        if given is None and trained_with != "embedded" and trained_with not in VLMS:
+        options, trust = self._vlm_given, self._trust_remote_code
+        if isinstance(options, VLMConfig):
+            return options
+        if options is None and trained_with != "embedded" and trained_with not in VLMS:
             raise ModelError(
                 "a VLM that is named only in the classifier's file is not loaded, unless it is in the table of VLMs",
                 where=trained_with,
                 fix="check this name, then pass it: load_classifier(..., vlm=NAME_OR_FOLDER)",
             )
-        name, quick = given or trained_with, (self.spec.vlm or {}).get("quick_gelu")
+        name, quick = options or trained_with, (self.spec.vlm or {}).get("quick_gelu")
         if trained_with in VLMS and name not in VLMS:
             return VLMConfig(name=trained_with, path=name, trust_remote_code=trust, quick_gelu=quick)
         return VLMConfig(name=name, trust_remote_code=trust, quick_gelu=quick)
@@ -299,8 +299,8 @@ class Classifier:
                     "this classifier does not name a VLM", where="vlm", fix="pass embeddings instead of texts"
                 )
             trained_with: str = self.spec.vlm["name"]
-            given = self._vlm_given
-            name = given.name if isinstance(given, VLMConfig) else given or trained_with
+            options = self._vlm_given
+            name = options.name if isinstance(options, VLMConfig) else options or trained_with
             try:
                 vlm = load_vlm(self._vlm_config(trained_with), self.device)
             except ModelError as error:

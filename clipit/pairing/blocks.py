@@ -81,11 +81,11 @@ def write_passes(
     missing = [start for start, file in files.items() if not file.is_file()]
     done = total - sum(min(size, total - start) for start in missing)
     processes.barrier()  # no process may write a block before all have listed the missing ones
-    mine, my_shards = shares(len(missing), shards)
-    shared = len(my_shards) < shards
+    own_blocks, own_shards = shares(len(missing), shards)
+    shared = len(own_shards) < shards
     with progress(title, total, shown=processes.main, done=done) as advance:
-        for first in range(0, len(mine), per_pass):
-            starts = [missing[number] for number in mine[first : first + per_pass]]
+        for first in range(0, len(own_blocks), per_pass):
+            starts = [missing[number] for number in own_blocks[first : first + per_pass]]
             blocks = [np.arange(start, min(start + size, total)) for start in starts]
             for start, rows, table in zip(starts, blocks, compute(blocks, shared), strict=True):
                 if processes.main or not shared:

@@ -254,7 +254,7 @@ def _scale_dense(snippets: StoredRows, tiles: TileBlocks, temperature: float, ad
 def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance") -> Masses:
     """Return the function of `_scale_dense`, with one pass over the shards to scale tiles and one to sum masses."""
     processes = get_processes()
-    mine, shards = shares(len(tiles.starts), snippets.store.shards)
+    own_blocks, shards = shares(len(tiles.starts), snippets.store.shards)
     shared, per_pass = len(shards) < snippets.store.shards, blocks_per_pass(tiles.size, tiles.store.dim)
     buffer = torch.empty(min(tiles.size, tiles.store.size) * BLOCK, device=processes.device)
 
@@ -265,8 +265,8 @@ def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float,
             return product(block, vectors, buffer).sub_(biases[rows]).div_(temperature)
 
         mass = _empty_sums(len(snippets))
-        for first in range(0, len(mine), per_pass):
-            starts = [tiles.starts[number] for number in mine[first : first + per_pass]]
+        for first in range(0, len(own_blocks), per_pass):
+            starts = [tiles.starts[number] for number in own_blocks[first : first + per_pass]]
             blocks = [torch.from_numpy(tiles.vectors(start)).to(processes.device) for start in starts]
             totals = [_empty_sums(len(block)) for block in blocks]
             with full_precision():

@@ -58,8 +58,8 @@ def fit_search(
     nearest = search(index, vectors, k, shared=get_processes().count > 1, exact=True)[0]
     tuning = _Queries(vectors[::2], nearest[::2])
     held_out = _Queries(vectors[1::2], nearest[1::2]) if len(rows) > 1 else tuning
-    given = index.settings
-    fitted = replace(index, settings=_choose(index, tuning, given))
+    settings = index.settings
+    fitted = replace(index, settings=_choose(index, tuning, settings))
     recall = _recall(fitted, held_out)
     advice = None
     if recall < LOW_RECALL:

@@ -196,7 +196,7 @@ def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
     """Format the scores on new test sets, which are numbered: their names may identify hospitals or files."""
     if not evaluations:
         return ""
-    splits = {f"set {number}": next(iter(found["splits"].values())) for number, found in enumerate(evaluations, 1)}
+    splits = {f"set {number}": next(iter(results["splits"].values())) for number, results in enumerate(evaluations, 1)}
     counts = [
         f"{name}: {scored['n']} tiles" + (f" of {scored['groups']} patients or slides" if scored.get("groups") else "")
         for name, scored in splits.items()

@@ -61,8 +61,8 @@ def report_labels_page(
     sections += [PageSection(agreement.title, _agreement(agreement)) for agreement in agreements]
     if sample:
         about = (
-            "Reports drawn at random for each answer, with the matched phrases highlighted. In brackets: the class of "
-            "the phrase and its status. Negated mentions count only where the rule set maps them to a class, and "
+            "Reports drawn at random for each class given by the rules, with the matched phrases highlighted. In "
+            "brackets: the class of the phrase and its status. Negated mentions count only where the rule set maps them to a class, and "
             "uncertain mentions never count."
         )
         sections.append(
@@ -73,28 +73,30 @@ def report_labels_page(
     return page(title, note, sections)
 
 
-def count_answers(labels: Sequence[ReportLabel], classes: Sequence[str]) -> dict[str, int]:
-    """Count the reports of each answer, classes first; `none` is split by whether there are uncertain mentions."""
-    answers = Counter(label.answer for label in labels)
+def count_rule_classes(labels: Sequence[ReportLabel], classes: Sequence[str]) -> dict[str, int]:
+    """Count the reports by class, classes of the rules first; `none` is split by whether there are uncertain mentions."""
+    counts_of_class = Counter(label.class_name for label in labels)
     uncertain = sum(label.uncertain_only for label in labels)
-    counts = {name: answers[name] for name in (*classes, BOTH)}
+    counts = {name: counts_of_class[name] for name in (*classes, BOTH)}
     return counts | {
         f"{NONE}, uncertain mentions only": uncertain,
-        f"{NONE}, no mention that counts": answers[NONE] - uncertain,
+        f"{NONE}, no mention that counts": counts_of_class[NONE] - uncertain,
     }
 
 
 def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]:
     rows = [
-        [answer, count, f"{100 * count / len(labels):.1f} %"]
-        for answer, count in count_answers(labels, classes).items()
+        [class_name, count, f"{100 * count / len(labels):.1f} %"]
+        for class_name, count in count_rule_classes(labels, classes).items()
     ]
     mentions = [mention for label in labels for mention in label.mentions]
     by_class = Counter((mention.class_name, mention.status) for mention in mentions)
     by_section = Counter((mention.section, mention.status) for mention in mentions)
     return [
-        Text("The answer is `both` if mentions of several classes count, and `none` if no mention counts."),
-        Table(("answer", "reports", "share"), rows, caption=f"Answers for {len(labels):,} reports"),
+        Text("The rules give `both` if mentions of several classes count, and `none` if no mention counts."),
+        Table(
+            ("class by the rules", "reports", "share"), rows, caption=f"Classes of {len(labels):,} reports by the rules"
+        ),
         Table(
             ("class of the phrase", *_STATUSES),
             [[name, *(by_class[name, status] for status in _STATUSES)] for name in classes],
@@ -127,15 +129,15 @@ def _agreement(agreement: Agreement) -> list[Part]:
             "bootstrap over groups",
         )
     )
-    if len(agreement.answers) > MAX_CLASSES:
+    if len(agreement.predictions) > MAX_CLASSES:
         return parts
     counts = agreement.counts.tolist()
     shares = (agreement.counts / agreement.counts.sum(axis=1, keepdims=True).clip(min=1)).tolist()
     parts.append(
         Table(
-            ("label \\ answer", *agreement.answers),
+            ("label \\ prediction", *agreement.predictions),
             [[name, *row] for name, row in zip(agreement.classes, counts, strict=True)],
-            caption="Reports by label (rows) and answer (columns)",
+            caption="Reports by label (rows) and prediction (columns)",
             shades=shares,
         )
     )
@@ -145,8 +147,12 @@ def _agreement(agreement: Agreement) -> list[Part]:
 def _passage(report: SampledReport) -> Passage:
     """Quote the mentions of a report, or its beginning if there are none."""
     mentions = report.label.mentions
-    answer = f"{report.label.answer}, uncertain mentions only" if report.label.uncertain_only else report.label.answer
-    facts = [f"rules: {answer}", *(f"{name}: {value}" for name, value in report.facts.items())]
+    class_name = (
+        f"{report.label.class_name}, uncertain mentions only"
+        if report.label.uncertain_only
+        else report.label.class_name
+    )
+    facts = [f"rules: {class_name}", *(f"{name}: {value}" for name, value in report.facts.items())]
     quotes = [_quote(mention) for mention in mentions[:_MENTIONS]]
     if not mentions:
         text = " ".join(report.text.split())

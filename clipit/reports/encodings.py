@@ -23,11 +23,11 @@ _MISREAD = re.compile(
 
 def count_misread(texts: Sequence[str]) -> str:
     """Describe how many texts contain UTF-8 that was misread as another encoding; "" if none do."""
-    found = [match.group() for text in texts if (match := _MISREAD.search(text))]
-    if not found:
+    matches = [match.group() for text in texts if (match := _MISREAD.search(text))]
+    if not matches:
         return ""
     return (
-        f"{len(found)} reports contain characters such as {shortlist(list(dict.fromkeys(found)), 3)}: UTF-8 that "
+        f"{len(matches)} reports contain characters such as {shortlist(list(dict.fromkeys(matches)), 3)}: UTF-8 that "
         "another program misread as another encoding; export the reports again"
     )
 

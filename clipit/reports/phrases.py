@@ -35,7 +35,7 @@ def tokenize(text: str) -> list[Token]:
 
     Composed and decomposed accents differ; normalise the text (NFC) first.
     """
-    return [Token(found.group().casefold(), *found.span()) for found in _TOKEN.finditer(text)]
+    return [Token(match.group().casefold(), *match.span()) for match in _TOKEN.finditer(text)]
 
 
 @dataclass

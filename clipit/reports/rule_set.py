@@ -19,7 +19,7 @@ _KEYS = ("name", "source", "sections", "classes", "negated", "ignored", "negatio
 _SIDES = ("before", "after")
 
 BOTH, NONE = "both", "none"
-"""Answers for reports with mentions of several classes, and of no class."""
+"""Classes of reports with mentions of several classes, and of no class."""
 IGNORED = ""
 """Name of ignored phrases in `RuleSet.finder`."""
 

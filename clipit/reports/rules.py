@@ -1,8 +1,8 @@
 """Labels from report text by rules: phrases per class, with negation and uncertainty handled.
 
 A rule set lists phrases per class. Each occurrence of a phrase in a report is a mention; its sentence determines
-whether it is affirmed, negated or uncertain (`assertion.py`). If all mentions that count are of one class, the answer
-is that class; otherwise it is "both" or "none".
+whether it is affirmed, negated or uncertain (`assertion.py`). If all mentions that count are of one class, the report
+has that class; otherwise its class is "both" or "none".
 """
 
 import unicodedata
@@ -48,20 +48,20 @@ class Mention:
 
 @dataclass(frozen=True)
 class ReportLabel:
-    """Answer of the rules for one report, and the mentions on which it is based.
+    """Class that the rules give one report, and the mentions on which it is based.
 
     Attributes:
-        answer: A class, "both" or "none".
+        class_name: A class, "both" or "none".
         mentions: All mentions in the sections of the rule set, in reading order.
     """
 
-    answer: str
+    class_name: str
     mentions: tuple[Mention, ...]
 
     @property
     def uncertain_only(self) -> bool:
         """Whether no mention counts for a class, but at least one is uncertain."""
-        return self.answer == NONE and any(mention.status == "uncertain" for mention in self.mentions)
+        return self.class_name == NONE and any(mention.status == "uncertain" for mention in self.mentions)
 
 
 def label_report(text: str, rules: RuleSet) -> ReportLabel:
@@ -83,8 +83,8 @@ def label_report(text: str, rules: RuleSet) -> ReportLabel:
         for mention in mentions
         if mention.status != "uncertain"
     } - {None}
-    answer = str(next(iter(counted))) if len(counted) == 1 else BOTH if counted else NONE
-    return ReportLabel(answer, tuple(mentions))
+    class_name = str(next(iter(counted))) if len(counted) == 1 else BOTH if counted else NONE
+    return ReportLabel(class_name, tuple(mentions))
 
 
 def _find_mentions(sentences: Sequence[tuple[str, str]], rules: RuleSet) -> list[Mention]:

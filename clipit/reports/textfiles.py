@@ -67,9 +67,9 @@ def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
     with decoding(path, encoding), path.open(encoding=codec(encoding)) as stream:
         for number, line in enumerate(stream, 1):
             report = line.rstrip("\n")
-            found = _SEPARATOR.findall(report.strip())
-            counts.update(found)
-            lines, affected = lines + bool(report.strip()), affected + bool(found)
+            separators = _SEPARATOR.findall(report.strip())
+            counts.update(separators)
+            lines, affected = lines + bool(report.strip()), affected + bool(separators)
             yield RawReport(f"{path}, line {number}", report)
     if not counts:
         return

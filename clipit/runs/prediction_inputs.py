@@ -66,8 +66,8 @@ def open_inputs(
     if not inputs:
         raise DataError("there is no input", where="inputs", fix="name an image, a folder, a zip, a table or a slide")
     tables = {path for path in inputs if path.suffix.lower() in TABLES and not path.is_dir()}
-    given = {"--images": images, "--path-column": path_column, "--id-column": id_column}
-    options = [option for option, value in given.items() if value]
+    stated = {"--images": images, "--path-column": path_column, "--id-column": id_column}
+    options = [option for option, value in stated.items() if value]
     if options and not tables:
         raise ConfigError(
             f"{' and '.join(options)} only apply to tables, and no input is a table",

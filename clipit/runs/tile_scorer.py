@@ -177,13 +177,13 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
     )  # fmt: skip
 
 
-def tiles_for(scorer: TileScorer, requested: SlidesConfig, given: Sequence[str]) -> tuple[SlidesConfig, list[str]]:
+def tiles_for(scorer: TileScorer, requested: SlidesConfig, stated: Sequence[str]) -> tuple[SlidesConfig, list[str]]:
     """Choose the resolution and size of the tiles: the requested ones, or else those of the training tiles.
 
     Args:
         scorer: Model that scores the tiles.
         requested: Requested options of the tiles.
-        given: Names of the options among `mpp` and `pixels` that were requested.
+        stated: Names of the options among `mpp` and `pixels` that were requested.
 
     Returns:
         Options of the tiles, and warnings.
@@ -193,7 +193,7 @@ def tiles_for(scorer: TileScorer, requested: SlidesConfig, given: Sequence[str])
     """
     changes: dict[str, Any] = {}
     warnings = []
-    if "mpp" not in given:
+    if "mpp" not in stated:
         if scorer.mpp is None:
             raise ConfigError(
                 "the model does not state the resolution of its training tiles",
@@ -208,6 +208,6 @@ def tiles_for(scorer: TileScorer, requested: SlidesConfig, given: Sequence[str])
             )
     elif scorer.mpp is not None and not 1 / _MAX_RATIO <= requested.mpp / scorer.mpp <= _MAX_RATIO:
         warnings.append(f"tiles are read at {requested.mpp:g} micrometres per pixel; the model expects {scorer.mpp:g}")
-    if "pixels" not in given:
+    if "pixels" not in stated:
         changes["pixels"] = scorer.tile_pixels or scorer.preprocess.size
     return requested.model_copy(update=changes), warnings

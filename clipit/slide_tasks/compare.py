@@ -72,7 +72,7 @@ def compare_slides(
     runs: Sequence[SlideRun],
     vlm: TileScorer | None,
     requested: SlidesConfig,
-    given: Sequence[str],
+    stated: Sequence[str],
     out: Path,
     options: ComparisonOptions,
 ) -> SlideReport:
@@ -87,7 +87,7 @@ def compare_slides(
         runs: Runs that can be compared (`slide_runs.check_comparison`).
         vlm: Zero-shot VLM as a further arm; None for none.
         requested: Requested resolution and size of tiles; unset ones follow each model.
-        given: Names of the options among `mpp` and `pixels` that the user gave; the others are each model's.
+        stated: Names of the options among `mpp` and `pixels` that the user gave; the others are each model's.
         out: Output folder.
         options: How to open and compare the runs.
 
@@ -99,7 +99,7 @@ def compare_slides(
         if get_processes().main:
             logger.info(f"{name}:")
         scorer, scores_folder = open_scorer(), out / RUNS / name
-        scored = score_slides(listed, scorer, requested, given, scores_folder, options.scoring)
+        scored = score_slides(listed, scorer, requested, stated, scores_folder, options.scoring)
         write_report(scored, scorer, scores_folder)
         run = ComparedRun(arm, seed, model, str(scored.facts["tiles read"]), f"{RUNS}/{name}/{SCORES_PAGE}")
         if arms:  # the positions of the tiles are needed once, not for each run

@@ -194,9 +194,10 @@ def _top_tiles(
         if embedded is None or known is None:
             texts[kind] = [[] for _ in rows]
             continue
-        found = known.nearest(embedded.float().cpu().numpy(), _NEIGHBOURS)
+        nearest = known.nearest(embedded.float().cpu().numpy(), _NEIGHBOURS)
         texts[kind] = [
-            [Neighbour(known.texts[text], cosine, known.sources[text]) for text, cosine in of_tile] for of_tile in found
+            [Neighbour(known.texts[text], cosine, known.sources[text]) for text, cosine in of_tile]
+            for of_tile in nearest
         ]
     shown = {}
     for number, row in enumerate(rows):

@@ -73,7 +73,7 @@ def score_slides(
     listed: SlideList,
     scorer: TileScorer,
     requested: SlidesConfig,
-    given: Sequence[str],
+    stated: Sequence[str],
     out: Path,
     options: PredictionOptions,
 ) -> ScoredSlides:
@@ -83,7 +83,7 @@ def score_slides(
         listed: Slides.
         scorer: Model on this process's device.
         requested: Requested resolution and size of tiles; unset ones follow the model.
-        given: Names of the options among `mpp` and `pixels` that the user gave; the others are the model's.
+        stated: Names of the options among `mpp` and `pixels` that the user gave; the others are the model's.
         out: Output folder.
         options: Batch size and reading threads.
 
@@ -92,8 +92,8 @@ def score_slides(
         DataError: No slide can be used, or a label is not a class of the model.
     """
     processes = get_processes()
-    config, warnings = tiles_for(scorer, requested, given)
-    assumed = scorer.mpp_assumed and "mpp" not in given
+    config, warnings = tiles_for(scorer, requested, stated)
+    assumed = scorer.mpp_assumed and "mpp" not in stated
     _check_labels(listed, scorer)
     if processes.main:
         for warning in warnings:

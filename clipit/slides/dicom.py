@@ -15,8 +15,8 @@ def series_of(path: Path) -> str:
             header = stream.read(_HEADER)
     except OSError:
         return ""
-    _, found, rest = header.partition(_SERIES)
-    if not found or len(rest) < 2:
+    _, separator, rest = header.partition(_SERIES)
+    if not separator or len(rest) < 2:
         return ""
     length = int.from_bytes(rest[:2], "little")
     return rest[2 : 2 + length].decode("ascii", errors="replace").strip(" \0")

@@ -301,15 +301,15 @@ def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None, options
     return _Found(overview, mask, downsample, grid, facts)
 
 
-def _write(folder: Path, slide: SlidePath, found: _Found) -> None:
+def _write(folder: Path, slide: SlidePath, parts_found: _Found) -> None:
     """Write overview, outlines of the tissue and grid."""
-    grid = found.grid
+    grid = parts_found.grid
     with whole_file(folder / OVERVIEW) as temporary:
-        found.overview.save(temporary, format="PNG")
+        parts_found.overview.save(temporary, format="PNG")
     limit = np.array([grid.width, grid.height])  # the last row and column of the mask may reach beyond the slide
     outlines = [
         Polygon(np.minimum(outline.exterior, limit), tuple(np.minimum(hole, limit) for hole in outline.holes))
-        for outline in trace(found.mask, found.downsample)
+        for outline in trace(parts_found.mask, parts_found.downsample)
     ]
     write_polygons_geojson(folder / TISSUE, slide.name, outlines, "Tissue", TISSUE_COLOUR)
     with whole_file(folder / GRID) as temporary:

@@ -28,7 +28,9 @@ def slide_files(path: Path) -> list[Path]:
         others = [file for file in data.iterdir() if file.is_file()] if data.is_dir() else []
     elif suffix in (".vms", ".vmu"):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        named = [path.parent / value.strip() for _, found, value in (line.partition("=") for line in lines) if found]
+        named = [
+            path.parent / value.strip() for _, separator, value in (line.partition("=") for line in lines) if separator
+        ]
         others = [file for file in named if file.name and file.parent == path.parent and file.is_file()]
     return sorted({path, *others})
 

@@ -45,14 +45,14 @@ def check_column_spelling(names: Mapping[str, str], present: Sequence[str], wher
     Raises:
         DataError: A column is missing, and another one differs only in letter case, spaces or punctuation.
     """
-    for ours, theirs in names.items():
-        others = [name for name in present if name not in names.values()] if theirs not in present else []
-        alike = [name for name in others if folded_name(name) == folded_name(theirs)]
+    for field, column in names.items():
+        others = [name for name in present if name not in names.values()] if column not in present else []
+        alike = [name for name in others if folded_name(name) == folded_name(column)]
         if alike:
             raise DataError(
-                f"no column {theirs}, but {shortlist([repr(name) for name in alike])}, which would be ignored",
+                f"no column {column}, but {shortlist([repr(name) for name in alike])}, which would be ignored",
                 where=where,
-                fix=f"rename the column to {theirs}, or set tiles.columns.{ours}; to ignore it, give it another name",
+                fix=f"rename the column to {column}, or set tiles.columns.{field}; to ignore it, give it another name",
             )
 
 

@@ -184,7 +184,7 @@ def check_columns(split: str, present: Sequence[str], config: TilesConfig) -> No
 
 def _column_names(config: TilesConfig) -> dict[str, str]:
     """Map clipit's column names to those of the data set."""
-    by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
+    by_name = {str(field): column for field, column in config.columns.items()}
     return {key: by_name.get(key, _DEFAULTS.get(key, key)) for key in ("id", "path", "label", "group", "mpp")}
 
 

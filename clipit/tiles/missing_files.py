@@ -111,9 +111,9 @@ def _prefixes(name: str, known: Iterable[str]) -> list[tuple[str, str]]:
     parts = name.split("/")
     pairs = set()
     for other in known:
-        theirs = other.split("/")
+        other_parts = other.split("/")
         shared = 0
-        while shared < min(len(parts), len(theirs)) and parts[-1 - shared] == theirs[-1 - shared]:
+        while shared < min(len(parts), len(other_parts)) and parts[-1 - shared] == other_parts[-1 - shared]:
             shared += 1
         if shared:
             tail = "/".join(parts[-shared:])

@@ -114,10 +114,10 @@ def _write_blocks(folder: Path, shape: tuple[int, ...], source: PixelSource) -> 
     header = path.stat().st_size - row_bytes * total
     logger.info(f"{total:,} resized tiles are cached on disk: {row_bytes * total / 1e9:.2f} GB in {folder.parent}")
     clock = ReadingClock()
-    mine = processes.share(missing)
+    own_blocks = processes.share(missing)
     batches = [
         np.arange(first, min(first + _BATCH, start + _BLOCK, total))
-        for start in mine
+        for start in own_blocks
         for first in range(start, min(start + _BLOCK, total), _BATCH)
     ]
     with (

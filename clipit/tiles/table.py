@@ -154,9 +154,9 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequ
     """
     labelled = config.labels.kind != "none" and config.annotations is None
     required = {"path"} | set(wanted) & (set(config.columns) | ({"label"} if labelled else set()))
-    by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
-    names = {ours: by_name.get(ours, ours) for ours in wanted}
-    missing = sorted(names[ours] for ours in required if names[ours] not in table.names)
+    by_name = {str(field): column for field, column in config.columns.items()}
+    names = {field: by_name.get(field, field) for field in wanted}
+    missing = sorted(names[field] for field in required if names[field] not in table.names)
     if missing:
         raise DataError(
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
@@ -167,9 +167,9 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequ
         )
     check_column_spelling(names, table.names, path)
     columns = {
-        ours: read_cells(table.column(theirs), theirs, path, table.row_name)
-        for ours, theirs in names.items()
-        if theirs in table.names
+        field: read_cells(table.column(column), column, path, table.row_name)
+        for field, column in names.items()
+        if column in table.names
     }
     if not columns["path"]:
         raise DataError("the table has no rows", where=path, fix="add a row per tile")

@@ -37,10 +37,10 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
     members = index.members
     _check_images(index, config, members)
 
-    def column(ours: str) -> list[str]:
-        if not index.has(names[ours]):
+    def column(field: str) -> list[str]:
+        if not index.has(names[field]):
             return [""] * len(index)
-        return check_stored(index.text(f"{FIELD_PREFIX}{names[ours]}"), names[ours], config.path, members.__getitem__)
+        return check_stored(index.text(f"{FIELD_PREFIX}{names[field]}"), names[field], config.path, members.__getitem__)
 
     ids = column("id") if "id" in config.columns else members
     without_id = [members[row] for row, name in enumerate(ids) if not name]
@@ -88,8 +88,8 @@ def table_columns(index: TarIndex) -> dict[str, list[str]]:
 
 def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
     """Map clipit's column names to the samples' fields."""
-    by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
-    names = {ours: by_name.get(ours, ours) for ours in OWN_FIELDS}
+    by_name = {str(field): column for field, column in config.columns.items()}
+    names = {field: by_name.get(field, field) for field in OWN_FIELDS}
     if "label" not in config.columns and not index.has("label"):
         names["label"] = "cls"
     labelled = config.labels.kind != "none" and config.annotations is None
@@ -101,7 +101,7 @@ def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
             where=config.path,
             fix="name the fields in tiles.columns, e.g. --tiles.columns.label=diagnosis",
         )
-    read = {ours: name for ours, name in names.items() if ours != "id" or ours in config.columns}
+    read = {field: name for field, name in names.items() if field != "id" or field in config.columns}
     check_column_spelling(read, index.names, config.path)
     if labelled and "label" not in config.columns and index.has("label") and index.has("cls"):
         _check_one_label(index, config)

@@ -91,8 +91,8 @@ def collect_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
     if tiles is not None:
         row_of = np.empty(tiles.store.size, dtype=np.int64)
         row_of[tiles.store.positions(train.ids)] = members[:, 0]
-        found = np.where(tiles.members >= 0, row_of[np.maximum(tiles.members, 0)], -1)
-        members = np.concatenate([members, found], axis=1)
+        rows = np.where(tiles.members >= 0, row_of[np.maximum(tiles.members, 0)], -1)
+        members = np.concatenate([members, rows], axis=1)
     return MinedBags(_members(members), _members(numbers), prompts.texts if prompts is not None else (), counts)
 
 

@@ -86,9 +86,9 @@ def mine(
             logger.info(f"bags mined again after step {step}: {time.monotonic() - started:.1f} s")
         processes.barrier()
     mined = _load(file, identity, first_bags(section, workspace).prompts)
-    found = examples_of(section, arm, examples.seed, workspace, mined)
-    summary = examples.summary | found.summary | {"mined_after_step": step}
-    return replace(found, batch_size=examples.batch_size, summary=summary)
+    examples_mined = examples_of(section, arm, examples.seed, workspace, mined)
+    summary = examples.summary | examples_mined.summary | {"mined_after_step": step}
+    return replace(examples_mined, batch_size=examples.batch_size, summary=summary)
 
 
 def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:

@@ -55,7 +55,7 @@ def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
     Raises:
         DataError: The source is missing, damaged or contradictory, or an image is missing.
     """
-    columns = {ours: theirs for ours, theirs in section.columns.items() if ours != "text"}
+    columns = {field: column for field, column in section.columns.items() if field != "text"}
     values = section.model_dump(include={"source", "path", "images", "validation_fraction", "split_seed"})
     labels = LabelsConfig(kind="none")
     config = TilesConfig.model_validate({**values, "columns": columns, "labels": labels, "unreadable": "quarantine"})
@@ -97,9 +97,9 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
     """Read a table with one row per image and text."""
     path = Path(config.path).expanduser()
     table = open_table(path)
-    names = {ours: section.columns.get(ours, ours) for ours in ("id", "path", "text", "group", "split", "mpp")}
+    names = {field: section.columns.get(field, field) for field in ("id", "path", "text", "group", "split", "mpp")}
     required = {"path", "text", *section.columns}
-    missing = sorted(names[ours] for ours in required if names[ours] not in table.names)
+    missing = sorted(names[field] for field in required if names[field] not in table.names)
     if missing:
         raise DataError(
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
@@ -108,9 +108,9 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
             or "name the right ones in adapt.pairs.columns, e.g. --adapt.pairs.columns.text=caption",
         )
     cells = {
-        ours: read_cells(table.column(theirs), theirs, path, table.row_name)
-        for ours, theirs in names.items()
-        if ours != "text" and theirs in table.names
+        field: read_cells(table.column(theirs), theirs, path, table.row_name)
+        for field, theirs in names.items()
+        if field != "text" and theirs in table.names
     }
     texts = [_caption(value, path, table.row_name(row)) for row, value in enumerate(table.column(names["text"]))]
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in cells["path"]]
@@ -119,8 +119,8 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
     images = Path(section.images).expanduser() if section.images else path.parent
     reader, stamps = open_files(images, [files[row] for row in first], path, config.unreadable)
 
-    def column(ours: str) -> list[str]:
-        return [cells[ours][row] for row in first] if ours in cells else [""] * len(first)
+    def column(field: str) -> list[str]:
+        return [cells[field][row] for row in first] if field in cells else [""] * len(first)
 
     def row_name(row: int) -> str:
         return table.row_name(first[row])

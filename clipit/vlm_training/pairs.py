@@ -151,9 +151,9 @@ def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
     kept = np.flatnonzero(with_text & ~read.tiles.among(leaking))
     if not len(kept):
         raise DataError("no image has a text", where=read.tiles.where, fix="fill in the texts (adapt.pairs.columns)")
-    given = read.tiles.select(kept)
-    tiles = hold_out(given, section.pairs)
-    copies = _copies(read, tiles, workspace, by_user=tiles is given)
+    listed = read.tiles.select(kept)
+    tiles = hold_out(listed, section.pairs)
+    copies = _copies(read, tiles, workspace, by_user=tiles is listed)
     if copies:
         kept, tiles = kept[~tiles.among(copies)], tiles.select(~tiles.among(copies))
     return _Pairs(

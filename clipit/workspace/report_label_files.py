@@ -13,21 +13,21 @@ from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.reporting.html import write_page
 from clipit.reporting.notes import compose_note
-from clipit.reporting.report_labels_page import SampledReport, count_answers, report_labels_page
+from clipit.reporting.report_labels_page import SampledReport, count_rule_classes, report_labels_page
 from clipit.workspace.report_labels import FEATURES, CorpusLabels, measure_labels
 
 _COLUMNS = (
-    "report_id", "group", "label", "answer", "uncertain_only", "text_class", "text_probability", "mentions",
+    "report_id", "group", "label", "rule_class", "uncertain_only", "text_class", "text_probability", "mentions",
 )  # fmt: skip
 
 
 def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: int = 5) -> Path:
-    """Write the page, and the answers as JSON and CSV, to `<output>/report_labels/<name>/`.
+    """Write the page, and the classes as JSON and CSV, to `<output>/report_labels/<name>/`.
 
     Args:
         config: Configuration of the labels.
         labels: Labels from `label_corpus`.
-        per_answer: Number of reports on the page for each answer, to be read by eye.
+        per_answer: Number of reports on the page for each class given by the rules, to be read by eye.
 
     Returns:
         Path of the page, report_labels.html; report_labels.json and report_labels.csv are in the same folder.
@@ -47,7 +47,7 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
             "facts": facts,
             "classes": list(labels.classes),
             "rules": labels.rules.hash if labels.rules else None,
-            "answers": count_answers(labels.found, labels.classes) if labels.found else {},
+            "rule_classes": count_rule_classes(labels.by_rules, labels.classes) if labels.by_rules else {},
             "agreements": [agreement.as_dict() for agreement in agreements],
             "notes": list(labels.notes),
             "reports": records,
@@ -66,7 +66,7 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
         f"{config.name}: labels from reports",
         compose_note(config.note, vlms=[config.vlm.name] if uses_vlm else []),
         facts,
-        labels.found,
+        labels.by_rules,
         labels.classes,
         agreements,
         sample_reports(labels, per_answer, config.seed),
@@ -77,23 +77,23 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
 
 
 def sample_reports(labels: CorpusLabels, per_answer: int, seed: int) -> list[SampledReport]:
-    """Draw reports for each answer of the rules; reports with only uncertain mentions are drawn apart from "none"."""
+    """Draw reports for each class of the rules; reports with only uncertain mentions are drawn apart from "none"."""
     strata: dict[str, list[int]] = {}
-    for row in sorted(range(len(labels.found)), key=lambda row: labels.reports[row].report_id):
-        label = labels.found[row]
-        strata.setdefault("uncertain" if label.uncertain_only else label.answer, []).append(row)
+    for row in sorted(range(len(labels.by_rules)), key=lambda row: labels.reports[row].report_id):
+        label = labels.by_rules[row]
+        strata.setdefault("uncertain" if label.uncertain_only else label.class_name, []).append(row)
     order = [*labels.classes, "both", "uncertain", "none"]
     generator = np.random.default_rng(seed)
     sample: list[SampledReport] = []
-    for answer in sorted(strata, key=order.index):
-        rows = strata[answer]
+    for stratum in sorted(strata, key=order.index):
+        rows = strata[stratum]
         for row in sorted(generator.permutation(rows)[:per_answer].tolist()):
             record = _record(labels, row)
             facts = {"own label": record["label"] or "unknown"}
             if record["text_class"]:
                 facts["text classifier"] = f"{record['text_class']} ({record['text_probability']:.2f})"
             report = labels.reports[row]
-            sample.append(SampledReport(report.report_id, labels.found[row], facts, report.text))
+            sample.append(SampledReport(report.report_id, labels.by_rules[row], facts, report.text))
     return sample
 
 
@@ -117,12 +117,12 @@ def _facts(config: RunConfig, labels: CorpusLabels) -> dict[str, Any]:
 def _record(labels: CorpusLabels, row: int) -> dict[str, Any]:
     """Return the labels and mentions of one report, in values that JSON can represent."""
     report = labels.reports[row]
-    label = labels.found[row] if labels.found else None
+    label = labels.by_rules[row] if labels.by_rules else None
     record: dict[str, Any] = {
         "report_id": report.report_id,
         "group": report.group,
         "label": labels.classes[labels.own[row]] if labels.own[row] >= 0 else None,
-        "answer": label.answer if label else None,
+        "rule_class": label.class_name if label else None,
         "uncertain_only": label.uncertain_only if label else None,
         "text_class": None,
         "text_probability": None,

@@ -38,7 +38,7 @@ class CorpusLabels:
         of_tiles: Most common class index among the labelled training tiles of each report's patient; -1 if there are
             none.
         rules: Rule set; None if none is configured.
-        found: Answer and mentions in each report by the rules; empty without rules.
+        by_rules: Class and mentions in each report by the rules; empty without rules.
         probabilities: Cross-fitted class probabilities of the text classifier; None if it was not fitted.
         notes: Remarks on skipped reports, labels and the classifier, one line each.
     """
@@ -48,7 +48,7 @@ class CorpusLabels:
     own: Int64[np.ndarray, " n"]
     of_tiles: Int64[np.ndarray, " n"]
     rules: RuleSet | None
-    found: tuple[ReportLabel, ...]
+    by_rules: tuple[ReportLabel, ...]
     probabilities: Float32[np.ndarray, "n c"] | None
     notes: tuple[str, ...]
     features: str = "tfidf"
@@ -154,13 +154,13 @@ def measure_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
             if fitted
             else "It is fitted on the reports' own labels, cross-fitted by patient."
         )
-        for title, answers, note in (
-            (f"Rules and {reference}", [label.answer for label in labels.found], ""),
+        for title, predictions, note in (
+            (f"Rules and {reference}", [label.class_name for label in labels.by_rules], ""),
             (f"Text classifier and {reference}", labels.text_classes, classifier),
         ):
-            if answers:
+            if predictions:
                 agreements.append(
-                    measure_agreement(title, known, answers, labels.classes, labels.patients, note=note, seed=seed)
+                    measure_agreement(title, known, predictions, labels.classes, labels.patients, note=note, seed=seed)
                 )
     return agreements
 
@@ -180,18 +180,18 @@ def _documents(
     return report_vectors(Workspace(config), reports, config.reports)
 
 
-def _rule_notes(rules: RuleSet, found: Sequence[ReportLabel]) -> list[str]:
+def _rule_notes(rules: RuleSet, by_rules: Sequence[ReportLabel]) -> list[str]:
     """List classes that no report is given, and texts that match phrases of several classes."""
-    answers = {label.answer for label in found}
-    notes = [f"the rules give no report the class {name}" for name in rules.classes if name not in answers]
+    class_names = {label.class_name for label in by_rules}
+    notes = [f"the rules give no report the class {name}" for name in rules.classes if name not in class_names]
     matched: dict[str, set[str]] = {}
-    for label in found:
+    for label in by_rules:
         for first, second in pairwise(label.mentions):
             same_place = (first.start, first.end) == (second.start, second.end)
             if same_place and first.sentence is second.sentence and first.class_name != second.class_name:
                 matched.setdefault(first.phrase, set()).update((first.class_name, second.class_name))
     return notes + [
-        f"{phrase!r} is matched by phrases of several classes ({', '.join(sorted(classes))}), so the answer for its "
+        f"{phrase!r} is matched by phrases of several classes ({', '.join(sorted(classes))}), so the class of its "
         "reports is 'both'"
         for phrase, classes in sorted(matched.items())
     ]

@@ -235,13 +235,13 @@ class Workspace:
         """Join rows such as slides, given by patient and split, with the reports of their patients."""
         return join_patients(self._reports_as_read.reports, owners, splits)
 
-    def rule_answers(self, rules: RuleSet, cases: Cases) -> dict[str, str]:
-        """Return the answer of a rule set for each report of these cases, by report id; computed once for all arms."""
-        key, reports = f"answers {cases.fingerprint} {rules.hash}", [r for listed in cases.reports for r in listed]
-        answers: dict[str, str] = self.cached(
-            key, lambda: {r.report_id: label_report(r.text, rules).answer for r in reports}
+    def rule_classes(self, rules: RuleSet, cases: Cases) -> dict[str, str]:
+        """Return the class that a rule set gives each report of these cases, by report id; cached for all arms."""
+        key, reports = f"rules {cases.fingerprint} {rules.hash}", [r for listed in cases.reports for r in listed]
+        class_names: dict[str, str] = self.cached(
+            key, lambda: {r.report_id: label_report(r.text, rules).class_name for r in reports}
         )
-        return answers
+        return class_names
 
     @property
     def reports_config(self) -> ReportsConfig:

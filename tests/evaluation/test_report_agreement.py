@@ -1,4 +1,4 @@
-"""Agreement of answers that may be no class with reference labels."""
+"""Agreement of predictions that may be no class with reference labels."""
 
 import json
 
@@ -9,23 +9,23 @@ from sklearn.metrics import accuracy_score, f1_score
 from clipit.evaluation.report_agreement import measure_agreement
 
 
-def test_scores_equal_those_of_scikit_learn_with_other_answers_as_errors() -> None:
+def test_scores_equal_those_of_scikit_learn_with_other_predictions_as_errors() -> None:
     generator = np.random.default_rng(0)
     classes = ["a", "b", "c"]
     labels = generator.integers(-1, 3, 200)
-    answers = [str(answer) for answer in generator.choice([*classes, "both", "none"], 200)]
-    agreement = measure_agreement("t", labels, answers, classes, np.arange(200).astype(str), resamples=50)
+    predictions = [str(name) for name in generator.choice([*classes, "both", "none"], 200)]
+    agreement = measure_agreement("t", labels, predictions, classes, np.arange(200).astype(str), resamples=50)
     known = labels >= 0
     truth = [classes[number] for number in labels[known]]
-    given = [answer for answer, kept in zip(answers, known, strict=True) if kept]
+    given = [name for name, kept in zip(predictions, known, strict=True) if kept]
     assert agreement.scores["accuracy"] == pytest.approx(accuracy_score(truth, given))
     expected = f1_score(truth, given, labels=classes, average="macro")
     assert agreement.scores["macro_f1"] == pytest.approx(expected)
-    answered = [answer in classes for answer in given]
-    assert agreement.scores["answered"] == pytest.approx(np.mean(answered))
-    right = [a == b for a, b, kept in zip(truth, given, answered, strict=True) if kept]
-    assert agreement.scores["accuracy_answered"] == pytest.approx(np.mean(right))
-    assert agreement.answers == ("a", "b", "c", "both", "none")
+    covered = [name in classes for name in given]
+    assert agreement.scores["coverage"] == pytest.approx(np.mean(covered))
+    right = [a == b for a, b, kept in zip(truth, given, covered, strict=True) if kept]
+    assert agreement.scores["covered_accuracy"] == pytest.approx(np.mean(right))
+    assert agreement.predictions == ("a", "b", "c", "both", "none")
     assert agreement.counts.sum() == known.sum() == agreement.groups
     for name, value in agreement.scores.items():
         interval = agreement.intervals[name]
@@ -35,21 +35,21 @@ def test_scores_equal_those_of_scikit_learn_with_other_answers_as_errors() -> No
 
 def test_groups_are_resampled_as_a_whole() -> None:
     labels = np.array([0, 1] * 50)
-    answers = ["a", "b"] * 40 + ["none"] * 20
-    narrow = measure_agreement("t", labels, answers, ["a", "b"], np.full(100, "")).intervals["accuracy"]
+    predictions = ["a", "b"] * 40 + ["none"] * 20
+    narrow = measure_agreement("t", labels, predictions, ["a", "b"], np.full(100, "")).intervals["accuracy"]
     few = np.repeat([f"g{i}" for i in range(10)], 10)
-    agreement = measure_agreement("t", labels, answers, ["a", "b"], few)
+    agreement = measure_agreement("t", labels, predictions, ["a", "b"], few)
     wide = agreement.intervals["accuracy"]
     assert agreement.groups == 10
     assert wide.low is not None and wide.high is not None and narrow.low is not None and narrow.high is not None
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
-def test_an_agreement_without_any_answer_is_undefined_and_can_be_written_as_json() -> None:
+def test_an_agreement_without_any_prediction_is_undefined_and_can_be_written_as_json() -> None:
     labels = np.array([0, 1, 0, 1])
     agreement = measure_agreement("t", labels, ["none"] * 4, ["a", "b"], np.array(["p", "q", "r", "s"]))
     assert agreement.scores["accuracy"] == 0
-    assert agreement.scores["accuracy_answered"] is None
+    assert agreement.scores["covered_accuracy"] is None
     written = json.loads(json.dumps(agreement.as_dict(), allow_nan=False))
     assert written["counts"] == [[0, 0, 2], [0, 0, 2]]
-    assert written["scores"]["accuracy_answered"] == {"value": None, "low": None, "high": None}
+    assert written["scores"]["covered_accuracy"] == {"value": None, "low": None, "high": None}

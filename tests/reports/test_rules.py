@@ -37,7 +37,7 @@ def statuses(text: str, rules: RuleSet = TUMOUR) -> list[tuple[str, str]]:
     ],
 )
 def test_phrases_are_found_in_any_case_with_any_white_space_hyphens_and_line_breaks(text: str) -> None:
-    assert label_report(text, TUMOUR).answer == "high"
+    assert label_report(text, TUMOUR).class_name == "high"
 
 
 @pytest.mark.parametrize("text", ["XMSI-H", "MSI-High", "MSI. H", "MSI/H", "MSI, H"])
@@ -53,8 +53,8 @@ def test_a_longer_phrase_hides_the_shorter_ones_within_it() -> None:
 
 def test_an_ignored_phrase_counts_for_no_class_and_hides_the_shorter_ones_within_it() -> None:
     rules = RuleSet("r", {"high": ("MSI",)}, ignored=("MSI testing",))
-    assert label_report("MSI testing was performed.", rules).answer == "none"
-    assert label_report("MSI testing: MSI.", rules).answer == "high"
+    assert label_report("MSI testing was performed.", rules).class_name == "none"
+    assert label_report("MSI testing: MSI.", rules).class_name == "high"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_an_ignored_phrase_counts_for_no_class_and_hides_the_shorter_ones_within
 def test_a_negation_before_or_after_a_mention_negates_it(text: str) -> None:
     label = label_report(text, TUMOUR)
     assert [mention.status for mention in label.mentions] == ["negated"]
-    assert label.answer == "stable"  # by `negated`
+    assert label.class_name == "stable"  # by `negated`
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_negation_on_both_sides_is_not_a_double_negation() -> None:
 def test_an_uncertain_mention_counts_for_no_class(text: str) -> None:
     label = label_report(text, TUMOUR)
     assert [mention.status for mention in label.mentions] == ["uncertain"]
-    assert label.answer == "none"
+    assert label.class_name == "none"
     assert label.uncertain_only
 
 
@@ -144,24 +144,24 @@ def test_the_triggers_of_a_rule_set_are_used_beside_those_of_the_package(tmp_pat
 
 
 def test_several_classes_are_both_and_no_class_is_none() -> None:
-    assert label_report("First tumour MSS. Second tumour MSI-H.", TUMOUR).answer == "both"
+    assert label_report("First tumour MSS. Second tumour MSI-H.", TUMOUR).class_name == "both"
     silent = label_report("Adenocarcinoma of the colon.", TUMOUR)
-    assert (silent.answer, silent.mentions, silent.uncertain_only) == ("none", (), False)
-    assert label_report("", TUMOUR).answer == "none"
+    assert (silent.class_name, silent.mentions, silent.uncertain_only) == ("none", (), False)
+    assert label_report("", TUMOUR).class_name == "none"
     assert not label_report("MSS. Possible MSI-H.", TUMOUR).uncertain_only
 
 
 def test_a_negated_mention_counts_for_no_class_unless_the_set_maps_it() -> None:
-    assert label_report("Not MSS.", TUMOUR).answer == "none"
-    assert label_report("Not MSS, not MSI-H.", TUMOUR).answer == "stable"
+    assert label_report("Not MSS.", TUMOUR).class_name == "none"
+    assert label_report("Not MSS, not MSI-H.", TUMOUR).class_name == "stable"
 
 
 def test_only_the_sections_of_the_set_are_read_and_each_mention_names_its_own() -> None:
     text = "CLINICAL HISTORY:\nKnown tumour, MSI-H.\nFINAL DIAGNOSIS:\nAdenocarcinoma of the colon, MSS.\n"
-    assert label_report(text, TUMOUR).answer == "both"
+    assert label_report(text, TUMOUR).class_name == "both"
     rules = RuleSet("r", TUMOUR.classes, sections=("diagnosis",))
     label = label_report(text, rules)
-    assert label.answer == "stable"
+    assert label.class_name == "stable"
     (mention,) = label.mentions
     assert (mention.section, mention.phrase) == ("diagnosis", "MSS")
     assert mention.sentence == "Adenocarcinoma of the colon, MSS."
@@ -198,9 +198,9 @@ def test_a_report_of_400_kilobytes_with_thousands_of_phrases_takes_linear_time()
 
 def test_composed_and_decomposed_accents_are_the_same() -> None:
     rules = RuleSet("r", {"size": ("Gr\u00f6\u00dfe",)})
-    assert label_report("GRO\u0308\u00dfE 3 cm", rules).answer == "size"
+    assert label_report("GRO\u0308\u00dfE 3 cm", rules).class_name == "size"
     decomposed = RuleSet("r", {"size": ("Gro\u0308\u00dfe",)})
-    assert label_report("Gr\u00f6\u00dfe 3 cm", decomposed).answer == "size"
+    assert label_report("Gr\u00f6\u00dfe 3 cm", decomposed).class_name == "size"
 
 
 def test_the_sentence_of_many_mentions_is_stored_once() -> None:
@@ -272,7 +272,7 @@ def test_every_packaged_rule_set_is_valid_and_has_a_fingerprint_of_its_own(name:
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("text", "class_name"),
     [
         ("MSI-High.", "MSI-H"),
         ("Microsatellite instability: MSS", "MSS"),
@@ -302,12 +302,12 @@ def test_every_packaged_rule_set_is_valid_and_has_a_fingerprint_of_its_own(name:
         ("Microsatellite instability testing will be reported separately.", "none"),
     ],
 )
-def test_microsatellite_status(text: str, answer: str) -> None:
-    assert label_report(text, load_rules("msi")).answer == answer
+def test_microsatellite_status(text: str, class_name: str) -> None:
+    assert label_report(text, load_rules("msi")).class_name == class_name
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("text", "class_name"),
     [
         ("Prostatic adenocarcinoma, Gleason score 3+4=7.", "grade group 2"),
         ("GLEASON SCORE 7 (4 + 3)", "grade group 3"),
@@ -322,5 +322,5 @@ def test_microsatellite_status(text: str, answer: str) -> None:
         ("ISUP grade 4", "grade group 4"),
     ],
 )
-def test_gleason_grade_groups(text: str, answer: str) -> None:
-    assert label_report(text, load_rules("gleason")).answer == answer
+def test_gleason_grade_groups(text: str, class_name: str) -> None:
+    assert label_report(text, load_rules("gleason")).class_name == class_name

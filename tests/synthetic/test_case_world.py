@@ -233,12 +233,12 @@ def test_the_words_of_the_status_are_new() -> None:
 
 def test_rules_find_most_of_what_the_reports_state(world: Path, reports: list[dict[str, str]]) -> None:
     rules = load_rules(world / "status_rules.yaml")
-    answers = [(label_report(report["text"], rules).answer, report["status"]) for report in reports]
-    stating = [(answer, status) for answer, status in answers if status]
-    right = np.mean([answer == status for answer, status in stating])
+    predictions = [(label_report(report["text"], rules).class_name, report["status"]) for report in reports]
+    stating = [(predicted, status) for predicted, status in predictions if status]
+    right = np.mean([predicted == status for predicted, status in stating])
     assert 0.7 < right < 0.97  # some wordings are not in the rules
-    assert np.mean([answer in ("none", status) for answer, status in stating]) > 0.97
-    assert np.mean([answer == "none" for answer, status in answers if not status]) > 0.97
+    assert np.mean([predicted in ("none", status) for predicted, status in stating]) > 0.97
+    assert np.mean([predicted == "none" for predicted, status in predictions if not status]) > 0.97
 
 
 def test_prompt_sets_name_the_classes_of_the_table(world: Path) -> None:

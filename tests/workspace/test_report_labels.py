@@ -77,16 +77,16 @@ def label(path: Path, **options: Any) -> CorpusLabels:
     return label_corpus(config, tiles=tiles, **options)
 
 
-def test_the_answers_of_the_rules_are_counted_and_compared_with_the_labels(write_files: Write) -> None:
+def test_the_classes_given_by_the_rules_are_counted_and_compared_with_the_labels(write_files: Write) -> None:
     labels = label(write_files())
-    assert [found.answer for found in labels.found[:6]] == ["MSI-H", "MSS", "MSS", "both", "none", "none"]
-    assert [found.uncertain_only for found in labels.found[:6]] == [False] * 4 + [True, False]
+    assert [label.class_name for label in labels.by_rules[:6]] == ["MSI-H", "MSS", "MSS", "both", "none", "none"]
+    assert [label.uncertain_only for label in labels.by_rules[:6]] == [False] * 4 + [True, False]
     assert any("10 reports with labels that are not classes (not done: 10)" in note for note in labels.notes)
     rules, text = measure_labels(labels)
-    assert rules.answers == ("MSI-H", "MSS", "both", "none")
+    assert rules.predictions == ("MSI-H", "MSS", "both", "none")
     assert rules.counts.tolist() == [[10, 0, 0, 10], [0, 20, 10, 0]]
     assert rules.scores["accuracy"] == pytest.approx(0.6)
-    assert rules.scores["accuracy_answered"] == 1
+    assert rules.scores["covered_accuracy"] == 1
     assert text.scores["accuracy"] == 1  # each text has one label
     assert text.groups == rules.groups == 30
 
@@ -105,13 +105,13 @@ def test_the_configuration_needs_no_tiles_but_reports_and_rules_or_labels(write_
 def test_without_rules_only_the_classifier_is_compared(write_files: Write) -> None:
     labels = label(write_files(soft_labels__own_report__rules=None))
     assert labels.classes == ("MSI-H", "MSS")
-    assert labels.found == ()
+    assert labels.by_rules == ()
     assert [agreement.title for agreement in measure_labels(labels)] == ["Text classifier and the reports' own labels"]
 
 
 def test_without_labels_only_the_rules_are_shown(write_files: Write) -> None:
     labels = label(write_files(reports__label_column=None))
-    assert len(labels.found) == 60
+    assert len(labels.by_rules) == 60
     assert labels.probabilities is None
     assert measure_labels(labels) == []
 
@@ -136,7 +136,7 @@ def test_unused_classes_and_texts_that_phrases_of_two_classes_match_are_noted(
     )
     labels = label(write_files(soft_labels__own_report__rules=str(rules), reports__label_column=None))
     assert [note for note in labels.notes if "matched" in note] == [
-        "'MSI-H' is matched by phrases of several classes (any, high), so the answer for its reports is 'both'"
+        "'MSI-H' is matched by phrases of several classes (any, high), so the class of its reports is 'both'"
     ]
     assert "the rules give no report the class never" in labels.notes
 
@@ -170,11 +170,11 @@ def test_the_classifier_can_use_vlm_embeddings_if_there_are_tiles(
         label(write_files(soft_labels__own_report__features="vlm"))
 
 
-def test_the_sample_has_reports_of_every_answer_and_depends_on_the_seed(write_files: Write) -> None:
+def test_the_sample_has_reports_of_every_class_and_depends_on_the_seed(write_files: Write) -> None:
     labels = label(write_files(), classifier=False)
     sample = sample_reports(labels, 3, seed=0)
-    answers = ["uncertain" if s.label.uncertain_only else s.label.answer for s in sample]
-    assert answers == [name for name in ("MSI-H", "MSS", "both", "uncertain", "none") for _ in range(3)]
+    names = ["uncertain" if s.label.uncertain_only else s.label.class_name for s in sample]
+    assert names == [name for name in ("MSI-H", "MSS", "both", "uncertain", "none") for _ in range(3)]
     ids = [s.report_id for s in sample]
     assert ids == [s.report_id for s in sample_reports(labels, 3, seed=0)]
     assert ids != [s.report_id for s in sample_reports(labels, 3, seed=1)]
@@ -197,7 +197,7 @@ def test_page_json_and_csv_are_written_with_marks_and_without_markup_from_report
     assert "<img" not in text
     assert "Content-Security-Policy" in text
     values = json.loads((folder / "report_labels.json").read_text(encoding="utf-8"))
-    assert values["answers"] == {
+    assert values["rule_classes"] == {
         "MSI-H": 10,
         "MSS": 20,
         "both": 10,
@@ -211,8 +211,8 @@ def test_page_json_and_csv_are_written_with_marks_and_without_markup_from_report
         rows = list(csv.DictReader(stream))
     assert [row["report_id"] for row in rows] == [f"r{number:02d}" for number in range(60)]
     assert rows[1]["mentions"] == "MSI-H, negated, unknown: MSI-H"
-    assert (rows[1]["answer"], rows[1]["label"], rows[1]["text_class"]) == ("MSS", "MSS", "MSS")
-    assert (rows[5]["answer"], rows[5]["label"], rows[5]["mentions"]) == ("none", "", "")
+    assert (rows[1]["rule_class"], rows[1]["label"], rows[1]["text_class"]) == ("MSS", "MSS", "MSS")
+    assert (rows[5]["rule_class"], rows[5]["label"], rows[5]["mentions"]) == ("none", "", "")
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def labelled_tiles(tmp_path: Path) -> dict[str, Any]:
     return {"source": "table", "path": str(tmp_path / "tiles.csv")}
 
 
-def test_answers_are_compared_with_the_labelled_tiles_of_the_patient(
+def test_classes_are_compared_with_the_labelled_tiles_of_the_patient(
     write_files: Write, labelled_tiles: dict[str, Any]
 ) -> None:
     path = write_files(tiles=labelled_tiles)
@@ -241,8 +241,8 @@ def test_answers_are_compared_with_the_labelled_tiles_of_the_patient(
     assert labels.of_tiles.tolist() == expected
     own, with_tiles = measure_labels(labels)
     assert own.title == "Rules and the reports' own labels" and with_tiles.title == "Rules and the labels of tiles"
-    answers = [found.answer for found in labels.found]
-    right = np.mean([answer == labels.classes[k] for answer, k in zip(answers, expected, strict=True)])
+    predictions = [label.class_name for label in labels.by_rules]
+    right = np.mean([name == labels.classes[k] for name, k in zip(predictions, expected, strict=True)])
     assert with_tiles.scores["accuracy"] == pytest.approx(right)
     page = write_report_labels(config, labels)
     assert "Rules and the labels of tiles</h2>" in page.read_text(encoding="utf-8")
@@ -255,7 +255,7 @@ def test_without_rules_and_labels_of_reports_the_classifier_learns_from_the_tile
 ) -> None:
     nothing = {"reports.label_column": None, "soft_labels.own_report.rules": None}
     labels = label(write_files(tiles=labelled_tiles, **nothing, **{"soft_labels.own_report.class_map": None}))
-    assert labels.classes == ("MSI-H", "MSS") and not labels.found and labels.probabilities is not None
+    assert labels.classes == ("MSI-H", "MSS") and not labels.by_rules and labels.probabilities is not None
     (agreement,) = measure_labels(labels)
     assert agreement.title == "Text classifier and the labels of tiles" and "fitted on these labels" in agreement.note
 
@@ -282,12 +282,12 @@ def test_the_gleason_rules_agree_with_the_published_grades_of_the_prostate_repor
     labels = label(tmp_path / "prostate.yaml", classifier=False)
     held_out = sorted(set(labels.patients[labels.own >= 0].tolist()))[1::2]  # the rules were written on the others
     own = np.where(np.isin(labels.patients, held_out), labels.own, -1)
-    answers = [found.answer for found in labels.found]
-    agreement = measure_agreement("held out", own, answers, labels.classes, labels.patients)
+    predictions = [label.class_name for label in labels.by_rules]
+    agreement = measure_agreement("held out", own, predictions, labels.classes, labels.patients)
     assert agreement.counts.sum() == 198
     assert (agreement.scores["macro_f1"] or 0) > 0.88
-    assert (agreement.scores["accuracy_answered"] or 0) > 0.97
-    assert (agreement.scores["answered"] or 0) > 0.8
+    assert (agreement.scores["covered_accuracy"] or 0) > 0.97
+    assert (agreement.scores["coverage"] or 0) > 0.8
 
 
 @pytest.mark.skipif(not REPORTS.is_file(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
@@ -332,8 +332,8 @@ def test_the_recipe_for_tcga_joins_tiles_and_real_reports_by_barcode(
 @pytest.mark.skipif(not COLON.is_file(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
 def test_few_real_colon_reports_state_a_microsatellite_status() -> None:
     reports = read_reports(ReportsConfig(path=str(COLON))).reports
-    answers = [label_report(report.text, load_rules("msi")).answer for report in reports]
-    assert len(answers) == 376 and sum(answer in ("MSI-H", "MSS") for answer in answers) == 9
+    predictions = [label_report(report.text, load_rules("msi")).class_name for report in reports]
+    assert len(predictions) == 376 and sum(name in ("MSI-H", "MSS") for name in predictions) == 9
 
 
 def write_grade_groups(workbook: Path, table: Path) -> None:

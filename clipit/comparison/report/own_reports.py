@@ -38,8 +38,8 @@ def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[s
 
 def _describe(facts: Mapping[str, Any], seed: int) -> str:
     """Describe the labels recorded in training.json: number, classes and agreement with labelled tiles."""
-    answers = ", ".join(f"{name} {count:,}" for name, count in facts["answers"].items()) or "none"
-    text = f"{facts['labelled_cases']:,} of {facts['cases']['cases']:,} training patients have a label ({answers})"
+    listed = ", ".join(f"{name} {count:,}" for name, count in facts["answers"].items()) or "none"
+    text = f"{facts['labelled_cases']:,} of {facts['cases']['cases']:,} training patients have a label ({listed})"
     if "compared_cases" not in facts:  # labels of tiles, spread over their patients
         return f"{text} (seed {seed})"
     if not facts["compared_cases"]:

@@ -177,18 +177,18 @@ def _content(
     }
     held_out = results.held_out
     directions = [s.subject.task for s in results.scores if s.metric.startswith("recall@")]
-    found = ""
+    held_out_text = ""
     if held_out is not None:
         texts = len(set(held_out.texts_of.values.tolist()))
         images = len(set(held_out.tiles_of.values.tolist()))
-        found = f"{results.split} part, {images:,} images and {texts:,} texts of {len(held_out):,} examples"
+        held_out_text = f"{results.split} part, {images:,} images and {texts:,} texts of {len(held_out):,} examples"
     return AdaptContent(
         scores=results.scores,
         contrasts=results.contrasts,
         forgetting=tuple(results.forgetting),
         directions=list(dict.fromkeys(directions)),
         class_match=_class_match(results),
-        held_out=found,
+        held_out=held_out_text,
         probe_labels=labels[0] if labels else None,
         training=adaptations,
         examples={arm: learned_from(facts, arm) for arm, facts in examples.items() if isinstance(facts, Mapping)},
@@ -250,11 +250,11 @@ def _rows(workspace: Workspace, results: StudyResults) -> Iterator[AdaptRow]:
             )  # fmt: skip
     for model, seeds in results.tiles.items():
         for seed, tiles in list(seeds.items())[: 1 if model == BEFORE else None]:
-            for task, found in tiles.retrieval:
+            for task, scores in tiles.retrieval:
                 yield AdaptRow(
-                    subject=_subject(model, seed), task=task, arm=model, metric=f"{found.name}@{found.k}",
-                    seed=None if model == BEFORE else seed, value=found.value, reason=found.reason, n=found.queries,
-                    random=found.random, fold=found.fold,
+                    subject=_subject(model, seed), task=task, arm=model, metric=f"{scores.name}@{scores.k}",
+                    seed=None if model == BEFORE else seed, value=scores.value, reason=scores.reason, n=scores.queries,
+                    random=scores.random, fold=scores.fold,
                     **(prompt_columns(None) if "caption" in task else prompts),
                 )  # fmt: skip
 

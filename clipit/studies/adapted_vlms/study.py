@@ -187,19 +187,21 @@ def _measure(
 
 def _test_scores(model: _Model, seed: int) -> dict[str, float]:
     """Return the defined scores of a VLM as `test_<task>_<metric>`, for experiment trackers."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for task, measured in _tasks(model, seed).items():
         scores = measured.scores(np.ones((len(measured.ids), 1)))
         name = re.sub(r"\W+", "_", task)
-        found |= {f"test_{name}_{metric}": float(value[0]) for metric, value in scores.items() if np.isfinite(value[0])}
-    return found
+        metrics |= {
+            f"test_{name}_{metric}": float(value[0]) for metric, value in scores.items() if np.isfinite(value[0])
+        }
+    return metrics
 
 
 def _tasks(model: _Model, seed: int) -> dict[str, Measured]:
     """Return all results of a VLM by task."""
     further = {forgetting_task(name): result for name, result in model.further.items()}
-    found = {ZERO_SHOT: model.tiles.zero_shot, PROBE: model.tiles.probes.get(seed), **model.pairs, **further}
-    return {task: measured for task, measured in found.items() if measured is not None}
+    tasks = {ZERO_SHOT: model.tiles.zero_shot, PROBE: model.tiles.probes.get(seed), **model.pairs, **further}
+    return {task: measured for task, measured in tasks.items() if measured is not None}
 
 
 def _compare(
@@ -213,8 +215,8 @@ def _compare(
         pairs = [pair for task in tasks for pair in _pairs(task, section.arms)]
         pairs.append((Subject(ZERO_SHOT, TEXT), Subject(PROBE, BEFORE)))
         pairs = [pair for pair in pairs if pair[0] in measured and pair[1] in measured]
-        found, compared = compare_models(measured, pairs, config.evaluation.bootstrap, config.seed)
-        scores += found
+        tables, compared = compare_models(measured, pairs, config.evaluation.bootstrap, config.seed)
+        scores += tables
         contrasts += compared
     return scores, contrasts
 

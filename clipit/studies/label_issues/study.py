@@ -174,13 +174,13 @@ def _count_by_class(tiles: TileSet, issues: LabelIssues) -> list[dict[str, Any]]
     """Count checked and suspicious labels by given class, and the most frequent suggestion."""
     rows = []
     for code, name in enumerate(tiles.classes):
-        given = tiles.labels == code
-        suggestions = np.bincount(issues.suggested[given & issues.flagged], minlength=len(tiles.classes))
+        labelled = tiles.labels == code
+        suggestions = np.bincount(issues.suggested[labelled & issues.flagged], minlength=len(tiles.classes))
         rows.append(
             {
                 "class": name,
-                "checked": int(given.sum()),
-                "suspicious": int((given & issues.flagged).sum()),
+                "checked": int(labelled.sum()),
+                "suspicious": int((labelled & issues.flagged).sum()),
                 "estimated_wrong": None if np.isnan(issues.wrong[code]) else float(issues.wrong[code]),
                 "suggested_most": tiles.classes[int(suggestions.argmax())] if suggestions.any() else None,
             }

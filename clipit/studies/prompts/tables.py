@@ -149,20 +149,20 @@ def _summary_cells(scores: Sequence[float | None]) -> list[str]:
 
 
 def _word_table(cells: pd.DataFrame, column: str) -> Table:
-    asked = list(dict.fromkeys(cells.asked))
+    columns = list(dict.fromkeys(cells.asked))
     lines = []
     for axis in AXES:
         for (word,), group in iter_groups(cells, [axis]):
-            scores = [group.score[group.asked == name].tolist() for name in asked]
+            scores = [group.score[group.asked == name].tolist() for name in columns]
             lines.append([axis, word or _NO_WORD, *(number(None if None in s else mean(s)) for s in scores)])
     caption = "Mean score over all cells with the word"
-    return Table(("axis", "word", *asked), lines, caption=caption, source=f"{column}, kind = cell", left=2)
+    return Table(("axis", "word", *columns), lines, caption=caption, source=f"{column}, kind = cell", left=2)
 
 
 def _cell_rows(cells: pd.DataFrame, column: str) -> Rows:
     words = cells.assign(**{axis: [word or _NO_WORD for word in cells[axis]] for axis in AXES})
-    asked, lines = pivot_cells(words, AXES, "asked", lambda row: number(row.score))
-    return Rows((*AXES, *asked), lines, "Every cell", f"{column}, kind = cell")
+    columns, lines = pivot_cells(words, AXES, "asked", lambda row: number(row.score))
+    return Rows((*AXES, *columns), lines, "Every cell", f"{column}, kind = cell")
 
 
 def _truncation_table(frame: pd.DataFrame) -> Table:

@@ -20,7 +20,7 @@ from clipit.workspace.workspace import Workspace
 
 _CONFIDENCE = 0.95
 
-_Answer = tuple[str, int]
+_ReadLabel = tuple[str, int]
 """Label read from one report, and the index of its class; -1 if it is not a class."""
 
 
@@ -31,13 +31,13 @@ class CaseLabels:
     Attributes:
         probabilities: Class probabilities, one row per patient with a report; 0 where unknown.
         known: Mask of the patients with a label.
-        answers: Number of reports (for `text` and `case`: patients) by label, including labels that are not classes.
+        counts: Number of reports (for `text` and `case`: patients) by label, including labels that are not classes.
         note: Remark on the calibration of the text classifier; "" if there is none.
     """
 
     probabilities: Float32[np.ndarray, "cases classes"]
     known: Bool[np.ndarray, "cases"]
-    answers: dict[str, int]
+    counts: dict[str, int]
     note: str = ""
 
 
@@ -55,9 +55,11 @@ def label_cases(
     """
     options = config.soft_labels.own_report
     if options.labels == "label":
-        answers = [[_answer(report.label, options, classes) for report in reports] for reports in cases.reports]
-        _check_answers(answers, cases, options, classes)
-        return _average_answers(answers, len(classes))
+        report_labels = [
+            [_mapped_class(report.label, options, classes) for report in reports] for reports in cases.reports
+        ]
+        _check_labels(report_labels, cases, options, classes)
+        return _average_labels(report_labels, len(classes))
     if options.labels == "rules":
         rules = load_rules(options.rules or "")
         unknown = sorted(set(rules.classes) - set(classes))
@@ -69,10 +71,11 @@ def label_cases(
                 fix="use the names of the tiles' classes in the rules, or rename those in tiles.class_map",
             )
         class_of = {name: classes.index(name) for name in rules.classes}
-        rule_answers = workspace.rule_answers(rules, cases)
-        answers_of_case = [[rule_answers[report.report_id] for report in reports] for reports in cases.reports]
-        return _average_answers(
-            [[(answer, class_of.get(answer, -1)) for answer in of_case] for of_case in answers_of_case], len(classes)
+        rule_classes = workspace.rule_classes(rules, cases)
+        classes_of_case = [[rule_classes[report.report_id] for report in reports] for reports in cases.reports]
+        return _average_labels(
+            [[(class_name, class_of.get(class_name, -1)) for class_name in of_case] for of_case in classes_of_case],
+            len(classes),
         )
     tile_labels = _case_histogram(cases, labels, len(classes))
     if options.labels == "case":
@@ -145,8 +148,8 @@ def label_agreement(case_labels: CaseLabels, cases: Cases, labels: Int64[np.ndar
     }
 
 
-def _answer(label: str | None, options: OwnReportConfig, classes: Sequence[str]) -> _Answer:
-    """Return the answer that a report's label gives, and its class."""
+def _mapped_class(label: str | None, options: OwnReportConfig, classes: Sequence[str]) -> _ReadLabel:
+    """Map a report's label: the name that is counted, and its class, -1 for none."""
     if label is None:
         return NONE, -1
     mapped = map_label(label, options.class_map)
@@ -155,8 +158,8 @@ def _answer(label: str | None, options: OwnReportConfig, classes: Sequence[str])
     return mapped, classes.index(mapped) if mapped in classes else -1
 
 
-def _check_answers(
-    answers: Sequence[Sequence[_Answer]], cases: Cases, options: OwnReportConfig, classes: Sequence[str]
+def _check_labels(
+    read_labels: Sequence[Sequence[_ReadLabel]], cases: Cases, options: OwnReportConfig, classes: Sequence[str]
 ) -> None:
     unknown = sorted(set(options.class_map.values()) - set(classes))
     if unknown:
@@ -166,7 +169,7 @@ def _check_answers(
             fix=f"use {shortlist(classes, 20)}",
         )
     report_labels = {report.label for reports in cases.reports for report in reports if report.label is not None}
-    if report_labels and not any(number >= 0 for of_case in answers for _, number in of_case):
+    if report_labels and not any(number >= 0 for of_case in read_labels for _, number in of_case):
         raise DataError(
             f"no report label is a class: the labels are {shortlist(sorted(report_labels), 10)}, the classes "
             f"{shortlist(classes, 20)}",
@@ -175,15 +178,15 @@ def _check_answers(
         )
 
 
-def _average_answers(answers: Sequence[Sequence[_Answer]], n_classes: int) -> CaseLabels:
+def _average_labels(report_labels: Sequence[Sequence[_ReadLabel]], n_classes: int) -> CaseLabels:
     """Average the labels of each patient's reports, without those that are not classes."""
-    votes = np.zeros((len(answers), n_classes), dtype=np.float32)
-    for row, of_case in enumerate(answers):
+    votes = np.zeros((len(report_labels), n_classes), dtype=np.float32)
+    for row, of_case in enumerate(report_labels):
         for _, number in of_case:
             if number >= 0:
                 votes[row, number] += 1
     total = votes.sum(axis=1)
-    counts = Counter(answer for of_case in answers for answer, _ in of_case)
+    counts = Counter(name for of_case in report_labels for name, _ in of_case)
     return CaseLabels(votes / np.maximum(total, 1)[:, None], total > 0, dict(sorted(counts.items())))
 
 

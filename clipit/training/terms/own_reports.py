@@ -66,49 +66,49 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     cases = workspace.cases.latest() if options.several == "latest" else workspace.cases
     if options.labels == "case":
         cases = cases.with_all_patients()
-    answers = label_cases(config, workspace, cases, train.labels, train.classes)
-    if not answers.known.any() and options.labels == "case":
+    case_labels = label_cases(config, workspace, cases, train.labels, train.classes)
+    if not case_labels.known.any() and options.labels == "case":
         raise DataError(
             "no labelled training tile belongs to a known patient, so no label can be spread",
             where=f"{_WHERE}.labels",
             fix="give the patients of labelled tiles (column group), or keep more labels: tiles.labels",
         )
-    if not answers.known.any():
+    if not case_labels.known.any():
         raise DataError(
-            f"no report gives a label: {_format_answers(answers.answers)}",
+            f"no report gives a label: {_format_counts(case_labels.counts)}",
             where=f"{_WHERE}.{'rules' if options.labels == 'rules' else 'labels'}",
             fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
     if options.shuffled:
-        answers = exchange_labels(answers, cases.organs, config.seed)
-    agreement = {} if options.labels == "case" else label_agreement(answers, cases, train.labels)
+        case_labels = exchange_labels(case_labels, cases.organs, config.seed)
+    agreement = {} if options.labels == "case" else label_agreement(case_labels, cases, train.labels)
     row = np.maximum(cases.case_of, 0)
-    weights = ((cases.case_of >= 0) & answers.known[row]).astype(np.float32)
-    probabilities = np.where(weights[:, None] > 0, answers.probabilities[row], 1 / len(tiles.classes))
+    weights = ((cases.case_of >= 0) & case_labels.known[row]).astype(np.float32)
+    probabilities = np.where(weights[:, None] > 0, case_labels.probabilities[row], 1 / len(tiles.classes))
     if options.tiles == "tissue":
         weights = weights * _tissue_probability(options, workspace, train)
     elif options.tiles == "at_least_one":
-        probabilities = _choose_tiles(options, workspace, train, cases, answers, weights > 0, probabilities)
-    unreported = _classes_without_report(answers, tiles.classes)
+        probabilities = _choose_tiles(options, workspace, train, cases, case_labels, weights > 0, probabilities)
+    unreported = _classes_without_report(case_labels, tiles.classes)
     unlabelled = train.labels < 0
     labelled_tiles = int(((weights > 0) & unlabelled).sum())
     if not labelled_tiles:
         logger.warning("own reports have no effect: no unlabelled training tile gets a label from them")
     facts = {
         "cases": cases.account.__dict__,
-        "answers": answers.answers,
-        "labelled_cases": int(answers.known.sum()),
+        "answers": case_labels.counts,
+        "labelled_cases": int(case_labels.known.sum()),
         "weighted_tiles": float(weights.sum()),
         "unlabelled_tiles": labelled_tiles,
         **agreement,
     }
     lines = [
         cases.account.text(),
-        f"answers: {_format_answers(answers.answers)}; {int(answers.known.sum()):,} patients have a label",
+        f"labels of reports: {_format_counts(case_labels.counts)}; {int(case_labels.known.sum()):,} patients have one",
         f"{labelled_tiles:,} of {int(unlabelled.sum()):,} unlabelled training tiles get one of these labels",
         *([f"no report gives the classes {shortlist(unreported, 10)}"] if unreported else []),
         *([_format_agreement(agreement)] if agreement else []),
-        *([f"text classifier: {answers.note}"] if answers.note else []),
+        *([f"text classifier: {case_labels.note}"] if case_labels.note else []),
     ]
     return OwnLabels(probabilities.astype(np.float32), weights.astype(np.float32), facts, "\n".join(lines))
 
@@ -185,9 +185,9 @@ def _format_agreement(agreement: dict[str, Any]) -> str:
 
 
 def _classes_without_report(case_labels: CaseLabels, classes: Sequence[str]) -> list[str]:
-    given = case_labels.probabilities[case_labels.known].max(axis=0) > 0
-    return [name for name, has in zip(classes, given.tolist(), strict=True) if not has]
+    reported = case_labels.probabilities[case_labels.known].max(axis=0) > 0
+    return [name for name, has in zip(classes, reported.tolist(), strict=True) if not has]
 
 
-def _format_answers(answers: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in answers.items()) or "none"
+def _format_counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"

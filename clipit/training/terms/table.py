@@ -83,8 +83,8 @@ def active_terms(config: RunConfig) -> list[Term[Any]]:
 
 def teaches_text(config: RunConfig) -> bool:
     """Check whether the projector learns the VLM's text space, so that the classifier can predict zero-shot."""
-    answers = {term.teaches_text for term in active_terms(config)}
-    return True in answers and False not in answers
+    teaching = {term.teaches_text for term in active_terms(config)}
+    return True in teaching and False not in teaching
 
 
 def uses_reports(config: RunConfig) -> bool:

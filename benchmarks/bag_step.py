@@ -10,7 +10,7 @@ from benchmarks.inputs import make_store
 
 if TYPE_CHECKING:
     from clipit.config.run import BagsConfig
-    from clipit.training.terms.bag_members import Bags
+    from clipit.training.terms.bag_members import ContrastBags
     from clipit.training.terms.bags import BagsTerm
 
 _DIM, _CLASSES = 512, 3
@@ -62,23 +62,23 @@ def measure(options: Options) -> list[Figure]:
     ]
 
 
-def _bags(options: Options, config: "BagsConfig") -> "Bags":
-    """Build the bags of all tiles of a store from artefacts on disk, as `make_bags` does."""
-    from clipit.pairing.bags import text_bag
+def _bags(options: Options, config: "BagsConfig") -> "ContrastBags":
+    """Build the bags of all tiles of a store from artefacts on disk, as `make_contrast_bags` does."""
     from clipit.pairing.pairs import pair_tiles
+    from clipit.pairing.text_bags import text_bags
     from clipit.pairing.tile_bags import tile_bags
     from clipit.stores.index import build_index
-    from clipit.training.terms.bag_members import BagMembers, Bags
+    from clipit.training.terms.bag_members import BagMembers, ContrastBags
 
     count = options.size(8_192, 200)
     snippets = make_store(options.folder, "text_store", count, _DIM, seed=0)
     tiles = make_store(options.folder, "tile_store", count, _DIM, seed=1)
     index = build_index(options.folder, snippets)
     pairs = pair_tiles(options.folder, index, tiles, k=config.snippets)
-    texts = text_bag(tiles.ids, pairs, index.store, config.snippets)
+    texts = text_bags(tiles.ids, pairs, index.store, config.snippets)
     mean = tiles.mean()
     neighbours = tile_bags(options.folder, tiles, config.tiles, mean=mean)
-    return Bags(
+    return ContrastBags(
         BagMembers(index.store, index.mean, texts.rows),
         None,
         BagMembers(tiles, mean, neighbours.rows(tiles.ids, tiles)),
@@ -86,7 +86,7 @@ def _bags(options: Options, config: "BagsConfig") -> "Bags":
     )
 
 
-def _term(options: "BagsConfig", bags: "Bags") -> "BagsTerm":
+def _term(options: "BagsConfig", bags: "ContrastBags") -> "BagsTerm":
     from clipit.config.run import RunConfig, TilesConfig
     from clipit.training.terms.bags import BagsTerm
 

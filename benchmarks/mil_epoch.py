@@ -34,7 +34,7 @@ def measure(options: Options) -> list[Figure]:
     Memory is what the process allocates, without the memory-mapped shards.
     """
     slides, tiles = options.size(40, 4, 400), options.size(5_000, 50)
-    store = write_bags(options.folder, slides, tiles)
+    store = write_prompt_bags(options.folder, slides, tiles)
     bags, works = _open(store, slides, tiles), dict[str, Work]()
     _epoch(bags.select(np.arange(1)))  # warm-up: imports
     works["epoch"] = lambda: seconds(lambda: _epoch(bags))
@@ -53,7 +53,7 @@ def measure(options: Options) -> list[Figure]:
     ]  # fmt: skip
 
 
-def write_bags(folder: Path, slides: int, tiles: int) -> Path:
+def write_prompt_bags(folder: Path, slides: int, tiles: int) -> Path:
     """Write a store of random features, slide by slide; return its folder."""
     from clipit.distributed import build_once
     from clipit.progress import Advance
@@ -158,7 +158,7 @@ def main() -> None:
         print(json.dumps(_memory(Path(folder), int(slides), int(tiles))))
         return
     with tempfile.TemporaryDirectory(prefix="clipit-benchmarks-") as temporary:
-        store = write_bags(Path(temporary), given.slides, given.tiles)
+        store = write_prompt_bags(Path(temporary), given.slides, given.tiles)
         bags = _open(store, given.slides, given.tiles)
         reading, epoch = seconds(lambda: _read(bags)), seconds(lambda: _epoch(bags))
         memory = _memory(store, given.slides, given.tiles)

@@ -10,10 +10,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from clipit.api.adaptation import adapt_vlm
-    from clipit.api.bags import train_mil
     from clipit.api.configuration import load_config
     from clipit.api.experiments import compare, probe, tune
     from clipit.api.labels import describe_annotators, find_label_issues, merge_masks
+    from clipit.api.mil import train_mil
     from clipit.api.prediction import predict
     from clipit.api.runs import evaluate, evaluate_external, train
     from clipit.api.segmentation import segment
@@ -56,7 +56,7 @@ _MODULES = {
     **dict.fromkeys(("build_text_index", "pair"), "clipit.api.texts"),
     **dict.fromkeys(("describe_annotators", "find_label_issues", "merge_masks"), "clipit.api.labels"),
     "adapt_vlm": "clipit.api.adaptation",
-    "train_mil": "clipit.api.bags",
+    "train_mil": "clipit.api.mil",
     "predict": "clipit.api.prediction",
     **dict.fromkeys(("train", "evaluate", "evaluate_external"), "clipit.api.runs"),
     **dict.fromkeys(("compare_slides", "score_slides", "tile_slides"), "clipit.api.slides"),

@@ -218,10 +218,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def _apply_umask(folder: Path) -> None:
     """Give files that packages wrote the mode of a file that Python writes."""
-    probe = folder / ".mode"
-    probe.touch()
-    mode = probe.stat().st_mode
-    probe.unlink()
+    created = folder / ".mode"
+    created.touch()
+    mode = created.stat().st_mode
+    created.unlink()
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_mode != mode:  # some file systems do not allow chmod
             path.chmod(mode)

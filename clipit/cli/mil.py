@@ -13,6 +13,6 @@ def main() -> None:
         check_prompt_files(file)
         if options.record:
             check_export(options.record)
-        from clipit.api.bags import train_mil
+        from clipit.api.mil import train_mil
 
         finish_study(train_mil(file).folder, "mil", options.record)

@@ -119,15 +119,15 @@ def _on_hub(subject: str, name: str) -> Check:
 
 def check_prompts(config: RunConfig) -> list[Check]:
     """Check that the prompt sets, the bags of the snippet filter and the rules for reports can be read."""
-    from clipit.prompts.prompt_set import load_bag, load_prompts
+    from clipit.prompts.prompt_set import load_prompt_bag, load_prompts
     from clipit.reports.rule_set import load_rules
 
     reports, own = config.reports, config.soft_labels.own_report
     inputs: dict[str, tuple[Callable[[str], object], str | None]] = {
         "prompts": (load_prompts, config.prompts),
-        "morphology prompts": (load_bag, reports.morphology_prompts if reports else None),
+        "morphology prompts": (load_prompt_bag, reports.morphology_prompts if reports else None),
         "boilerplate prompts": (
-            load_bag,
+            load_prompt_bag,
             reports.boilerplate_prompts if reports and reports.morphology_prompts else None,
         ),
         "tissue prompts": (load_prompts, own.tissue_prompts),

@@ -342,8 +342,8 @@ def near_hashes(base: UInt64[np.ndarray, " n"], queries: UInt64[np.ndarray, " m"
         starts = np.searchsorted(keys[order], np.arange(2**_WIDTH + 1))
         wanted = _band(queries, band)
         for mask in near:
-            probe = wanted ^ mask
-            for position, query in _candidates(starts[probe], starts[probe + 1]):
+            codes = wanted ^ mask
+            for position, query in _candidates(starts[codes], starts[codes + 1]):
                 bits = np.bitwise_count(ordered[position] ^ queries[query])
                 hit = np.flatnonzero(bits <= distance)
                 rows, query, bits = order[position[hit]], query[hit], bits[hit]

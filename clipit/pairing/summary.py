@@ -204,19 +204,19 @@ def agreement(
     return statistics
 
 
-def majority_credit(bags: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+def majority_credit(groups: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     """Credit each tile with 1 if its label is the most frequent one of the other tiles in its bag.
 
     If m labels tie, the credit is 1/m; for a tile alone in its bag, NaN.
 
     Args:
-        bags: Bag number of each tile, from 0.
+        groups: Bag number of each tile, from 0.
         labels: Class index of each tile, from 0.
     """
-    counts = np.zeros((int(bags.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
-    np.add.at(counts, (bags, labels), 1)
-    others = counts[bags]
-    rows = np.arange(len(bags))
+    counts = np.zeros((int(groups.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (groups, labels), 1)
+    others = counts[groups]
+    rows = np.arange(len(groups))
     others[rows, labels] -= 1
     most = others.max(axis=1)
     tied = (others == most[:, None]).sum(axis=1)

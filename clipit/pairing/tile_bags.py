@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float32, Int
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError
-from clipit.pairing.bags import gather_by_row
 from clipit.pairing.blocks import read_blocks, write_passes
 from clipit.pairing.nearest import SPARE, Keys, best_first, exact_cosines, nearest
 from clipit.pairing.pairs import Pairs
+from clipit.pairing.text_bags import gather_by_row
 from clipit.stores.check import check_finite
 from clipit.stores.embed import Store
 from clipit.stores.exact import blocks_per_pass

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clipit.config.file import ConfigFile
 from clipit.config.run import RunConfig
-from clipit.prompts.prompt_set import load_bag, load_prompts
+from clipit.prompts.prompt_set import load_prompt_bag, load_prompts
 
 
 def check_prompt_file(name: str | Path | None, load: Callable[[str], object] = load_prompts) -> None:
@@ -41,5 +41,5 @@ def check_run_prompts(run: RunConfig) -> None:
     check_prompt_file(run.prompts)
     check_prompt_file(run.soft_labels.own_report.tissue_prompts)
     if run.reports is not None and run.reports.morphology_prompts is not None:
-        check_prompt_file(run.reports.morphology_prompts, load_bag)
-        check_prompt_file(run.reports.boilerplate_prompts, load_bag)
+        check_prompt_file(run.reports.morphology_prompts, load_prompt_bag)
+        check_prompt_file(run.reports.boilerplate_prompts, load_prompt_bag)

@@ -28,7 +28,7 @@ class PromptBag:
         return fingerprint(self.texts)
 
 
-def load_bag(name_or_path: str | Path) -> PromptBag:
+def load_prompt_bag(name_or_path: str | Path) -> PromptBag:
     """Read a prompt bag from a YAML file (keys name, version, texts and optionally source), or a packaged one by name.
 
     Raises:

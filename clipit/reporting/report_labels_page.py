@@ -62,8 +62,8 @@ def report_labels_page(
     if sample:
         about = (
             "Reports drawn at random for each class given by the rules, with the matched phrases highlighted. In "
-            "brackets: the class of the phrase and its status. Negated mentions count only where the rule set maps them to a class, and "
-            "uncertain mentions never count."
+            "brackets: the class of the phrase and its status. Negated mentions count only where the rule set maps them "
+            "to a class, and uncertain mentions never count."
         )
         sections.append(
             PageSection("Sample to check", [Text(about), Passages([_passage(report) for report in sample])])
@@ -74,7 +74,7 @@ def report_labels_page(
 
 
 def count_rule_classes(labels: Sequence[ReportLabel], classes: Sequence[str]) -> dict[str, int]:
-    """Count the reports by class, classes of the rules first; `none` is split by whether there are uncertain mentions."""
+    """Count the reports by class, in the order of the rules; `none` is split by uncertain mentions."""
     counts_of_class = Counter(label.class_name for label in labels)
     uncertain = sum(label.uncertain_only for label in labels)
     counts = {name: counts_of_class[name] for name in (*classes, BOTH)}

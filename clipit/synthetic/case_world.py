@@ -17,7 +17,7 @@ from clipit.synthetic.latents import CLASSES, HIGH, LOW, Latents, stream
 from clipit.synthetic.render import render
 from clipit.synthetic.status_words import NOT_TUMOUR, STATUS_PROMPTS, STATUS_RULES
 from clipit.synthetic.world import GRADE_PROMPTS, grade_prompts
-from clipit.synthetic.world_files import ensure_written, prompt_set, write_bags, write_tiles, write_yaml
+from clipit.synthetic.world_files import ensure_written, prompt_set, write_prompt_bags, write_tiles, write_yaml
 
 STATUS_PROMPT_FILE = "status_prompts.yaml"
 TISSUE_PROMPT_FILE = "tissue_prompts.yaml"
@@ -174,4 +174,4 @@ def _write_prompts(folder: Path) -> None:
         (STATUS_RULE_FILE, STATUS_RULES),
     ):
         write_yaml(folder / file, content)
-    write_bags(folder)
+    write_prompt_bags(folder)

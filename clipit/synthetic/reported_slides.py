@@ -28,7 +28,7 @@ from clipit.synthetic.slides import (
     write_slide_files,
 )
 from clipit.synthetic.status_words import MUTATED, STATUS_PROMPTS, STATUS_RULES, WILD_TYPE
-from clipit.synthetic.world_files import prompt_set, write_bags, write_yaml
+from clipit.synthetic.world_files import prompt_set, write_prompt_bags, write_yaml
 
 _N_PIXELS = 40
 """Number of pixels drawn per slide, whose tissues the report may describe."""
@@ -72,7 +72,7 @@ def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[st
     reports = write_slide_reports(folder / REPORTS, config)
     write_yaml(folder / STATUS_PROMPT_FILE, prompt_set("synthetic-status", STATUS_PROMPTS))
     write_yaml(folder / STATUS_RULE_FILE, STATUS_RULES)
-    write_bags(folder)
+    write_prompt_bags(folder)
     facts |= {"reports": reports}
     write_json(folder / "world.json", facts)
     return facts

@@ -16,7 +16,7 @@ from clipit.synthetic.latents import CLASSES, stream
 from clipit.synthetic.world_files import (
     ensure_written,
     prompt_set,
-    write_bags,
+    write_prompt_bags,
     write_reports,
     write_tiles,
     write_yaml,
@@ -83,7 +83,7 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
     add_cases(folder, config)
     prompts = prompt_set("synthetic-8", {label: words.PROMPT_NAMES[label] for label in CLASSES})
     write_yaml(folder / "prompts.yaml", prompts)
-    write_bags(folder)
+    write_prompt_bags(folder)
     facts = {
         "config": config.model_dump(mode="json"),
         "classes": list(CLASSES),

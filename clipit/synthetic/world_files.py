@@ -88,7 +88,7 @@ def write_reports(path: Path, reports: Iterable[object]) -> None:
             stream_out.write(json.dumps(report.__dict__) + "\n")
 
 
-def write_bags(folder: Path) -> None:
+def write_prompt_bags(folder: Path) -> None:
     """Write `morphology.yaml` and `boilerplate.yaml`, the prompt bags of the snippet filter."""
     for name, texts in (("morphology", words.MORPHOLOGY_BAG), ("boilerplate", words.BOILERPLATE_BAG)):
         write_yaml(folder / f"{name}.yaml", {"name": f"synthetic-{name}", "version": 1, "texts": list(texts)})

@@ -281,10 +281,10 @@ def _train(
     warn_of_mining(examples, section)
     contrast = ContrastStep(adapted, examples, section, seed, processes, section.precision)
 
-    def mine_at(bags: BagExamples, step: int, due: bool) -> BagExamples:
+    def mine_at(examples: BagExamples, step: int, due: bool) -> BagExamples:
         adapted.eval()
         current = replace(vlm, towers=adapted.towers)
-        return mine(section, arm, bags, current, adaptation.workspace, folder, step, fingerprint, due=due)
+        return mine(section, arm, examples, current, adaptation.workspace, folder, step, fingerprint, due=due)
 
     steps = _MiningSteps(contrast, mine_at)
     scorer = None if validation is None else replace(steps.contrast, examples=validation, clock=Clock())

@@ -11,7 +11,7 @@ from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import ConfigError, DataError
 from clipit.patients import patients
 from clipit.prompts.dictionary import load_dictionary
-from clipit.training.terms.bag_members import make_bags, neighbour_members, prompt_members
+from clipit.training.terms.bag_members import make_contrast_bags, neighbour_members, prompt_members
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.cases import code_pixels
 from clipit.vlm_training.pairs import exchange_images
@@ -63,17 +63,17 @@ def bag_examples(
             where="adapt.bags.snippets",
             fix=f"set pairing.k={section.bags.snippets}, or lower adapt.bags.snippets",
         )
-    return examples_of(section, arm, seed, workspace, first_bags(section, workspace))
+    return examples_of(section, arm, seed, workspace, first_mined_bags(section, workspace))
 
 
-def first_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
+def first_mined_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
     """Return the bags that the VLM mines before it is adapted; collected once for all arms and seeds."""
     content = fingerprint([section.bags.model_dump(mode="json"), _inputs(section, workspace)])
-    mined: MinedBags = workspace.cached(f"bags {content}", lambda: collect_bags(section, workspace))
+    mined: MinedBags = workspace.cached(f"bags {content}", lambda: mine_bags(section, workspace))
     return mined
 
 
-def collect_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
+def mine_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
     """Collect the bags of all training tiles from the pairs and stores of a workspace."""
     options = section.bags.model_dump(include={"tiles", "snippets", "prompts", "class_prompts", "dictionary", "margin"})
     base = workspace.config
@@ -81,7 +81,7 @@ def collect_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
     config = base.model_copy(update={"bags": base.bags.model_copy(update=changed)})
     train = workspace.all_tiles.of_split("train")
     if section.bags.snippets:
-        bags = make_bags(config, workspace, train)
+        bags = make_contrast_bags(config, workspace, train)
         numbers, tiles, prompts, counts = bags.text_ids(np.arange(len(train))), bags.tiles, bags.prompts, bags.counts
     else:
         prompts = prompt_members(config, workspace, train)

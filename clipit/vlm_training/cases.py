@@ -15,13 +15,13 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError
 from clipit.pairing.cases import Cases
 from clipit.patients import patients
-from clipit.prompts.prompt_set import load_bag
+from clipit.prompts.prompt_set import load_prompt_bag
 from clipit.reports.build import snippet_keys
 from clipit.reports.readers import Reports
 from clipit.training.terms.case_labels import exchange_order
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.workspace.leak_policy import hash_images
-from clipit.workspace.snippet_filter import filter_bags, score_morphology
+from clipit.workspace.snippet_filter import filter_prompt_bags, score_morphology
 from clipit.workspace.workspace import Workspace
 
 
@@ -122,7 +122,7 @@ def _own_snippets(workspace: Workspace, cases: Cases) -> Artifact:
         "reports": corpus.fingerprint,
         "config": snippet_keys(section),
         "vlm": vlm.fingerprint,
-        **{key: fingerprint(list(load_bag(name).texts)) for key, name in filter_bags(section).items()},
+        **{key: fingerprint(list(load_prompt_bag(name).texts)) for key, name in filter_prompt_bags(section).items()},
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _own_snippets(workspace: Workspace, cases: Cases) -> Artifact:
         if not get_processes().main:
             return {}
         similarity = (
-            (lambda texts: score_morphology(texts, workspace.encode, section)) if filter_bags(section) else None
+            (lambda texts: score_morphology(texts, workspace.encode, section)) if filter_prompt_bags(section) else None
         )
         built = build_snippets(corpus, section, vlm.count_tokens, vlm.context_length, similarity)
         for name, table in (("snippets", built.snippets), ("snippet_sources", built.sources)):

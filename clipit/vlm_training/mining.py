@@ -17,7 +17,7 @@ from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError
 from clipit.vlm_training.bag_batches import BagExamples, Members
-from clipit.vlm_training.bags import MinedBags, collect_bags, examples_of, first_bags
+from clipit.vlm_training.bags import MinedBags, examples_of, first_mined_bags, mine_bags
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -79,13 +79,13 @@ def mine(
                 fix=_AGAIN,
             )
         adapted = replace(vlm, fingerprint=f"{vlm.fingerprint}-{identity}")
-        mined = collect_bags(section, _with_vlm(workspace, adapted, stores))
+        mined = mine_bags(section, _with_vlm(workspace, adapted, stores))
         if processes.main:
             _save(file, mined, identity)
             shutil.rmtree(stores, ignore_errors=True)
             logger.info(f"bags mined again after step {step}: {time.monotonic() - started:.1f} s")
         processes.barrier()
-    mined = _load(file, identity, first_bags(section, workspace).prompts)
+    mined = _load(file, identity, first_mined_bags(section, workspace).prompts)
     examples_mined = examples_of(section, arm, examples.seed, workspace, mined)
     summary = examples.summary | examples_mined.summary | {"mined_after_step": step}
     return replace(examples_mined, batch_size=examples.batch_size, summary=summary)

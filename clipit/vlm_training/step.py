@@ -259,9 +259,9 @@ class ContrastStep:
         image_mask, other_mask = (_on(members >= 0, device) for members in (batch.image_members, batch.other_members))
         indices = [_on(np.maximum(each, 0), device) for each in (batch.image_members, batch.other_members)]
         same, usable = _on(batch.same, device), int((image_mask.any(dim=1) & other_mask.any(dim=1)).sum())
-        bags = len(batch.image_members)
-        first, end = (bags * rank // processes.count for rank in (processes.rank, processes.rank + 1))
-        rows = max(_BLOCK // max(bags * image_mask.shape[1] * other_mask.shape[1], 1), 1)
+        n_bags = len(batch.image_members)
+        first, end = (n_bags * rank // processes.count for rank in (processes.rank, processes.rank + 1))
+        rows = max(_BLOCK // max(n_bags * image_mask.shape[1] * other_mask.shape[1], 1), 1)
         total = torch.zeros((), device=device)
         for start in range(first, end, rows):
             block_loss, _ = many_to_many_sum(

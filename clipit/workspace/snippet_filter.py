@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Float
 
 from clipit.config.run import ReportsConfig
-from clipit.prompts.prompt_set import load_bag
+from clipit.prompts.prompt_set import load_prompt_bag
 from clipit.types import TextEncoder
 from clipit.vectors import centred
 
 
-def filter_bags(config: ReportsConfig) -> dict[str, str]:
+def filter_prompt_bags(config: ReportsConfig) -> dict[str, str]:
     """Return the prompt bags of the filter, with that of the texts to keep first; empty without a filter."""
     if config.morphology_prompts is None or config.boilerplate_prompts is None:
         return {}
@@ -33,7 +33,7 @@ def score_morphology(texts: Sequence[str], encode: TextEncoder, config: ReportsC
     embedded = encode(texts)
     mean = embedded.mean(axis=0)
     nearest = [
-        (centred(embedded, mean) @ centred(encode(load_bag(name).texts), mean).T).max(axis=1)
-        for name in filter_bags(config).values()
+        (centred(embedded, mean) @ centred(encode(load_prompt_bag(name).texts), mean).T).max(axis=1)
+        for name in filter_prompt_bags(config).values()
     ]
     return np.asarray(nearest[0] - nearest[1], dtype=np.float64)

@@ -20,7 +20,7 @@ from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.cases import Cases, join_cases, join_patients
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
-from clipit.prompts.prompt_set import PromptSet, load_bag, load_prompts
+from clipit.prompts.prompt_set import PromptSet, load_prompt_bag, load_prompts
 from clipit.reports.build import snippet_keys
 from clipit.reports.rules import RuleSet, label_report
 from clipit.stores.approximate import search_settings
@@ -34,7 +34,7 @@ from clipit.tiles.resized_tiles import resize_tiles, resized_folder, worth_cachi
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles, with_report_policy
 from clipit.workspace.near_copies import warn_of_near_copies
-from clipit.workspace.snippet_filter import filter_bags, score_morphology
+from clipit.workspace.snippet_filter import filter_prompt_bags, score_morphology
 from clipit.workspace.tile_reading import (
     artefacts_of,
     check_shifted,
@@ -268,7 +268,9 @@ class Workspace:
             if not get_processes().main:
                 return {}
             logger.info(f"splitting {len(reports.reports):,} reports into snippets")
-            morphology = (lambda texts: score_morphology(texts, self.encode, section)) if filter_bags(section) else None
+            morphology = (
+                (lambda texts: score_morphology(texts, self.encode, section)) if filter_prompt_bags(section) else None
+            )
             built = build_snippets(reports, section, self.vlm.count_tokens, self.vlm.context_length, morphology)
             for name, table in (("snippets", built.snippets), ("snippet_sources", built.sources)):
                 with whole_file(folder / f"{name}.parquet") as temporary:
@@ -289,7 +291,9 @@ class Workspace:
             "reports": self.reports.fingerprint,
             "config": snippet_keys(section),
             "vlm": self.vlm.fingerprint,
-            **{key: fingerprint(list(load_bag(name).texts)) for key, name in filter_bags(section).items()},
+            **{
+                key: fingerprint(list(load_prompt_bag(name).texts)) for key, name in filter_prompt_bags(section).items()
+            },
         }
 
     def snippet_summary(self) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clipit.api.bags import MilResult
+from clipit.api.mil import MilResult
 from clipit.api.slides import SlideCompareResult, SlidesResult
 
 NAMES = ["007", "NA", "None", "1e5"]

@@ -15,7 +15,7 @@ from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.vlm_specs import VLMS
-from clipit.prompts.prompt_set import load_bag, load_prompts
+from clipit.prompts.prompt_set import load_prompt_bag, load_prompts
 from clipit.sweeps.file import read_sweep
 from clipit.sweeps.trials import plan_sweep
 from clipit.tiles.datasets import DATASETS
@@ -103,7 +103,7 @@ def test_published_data_sets_with_known_models(path: Path) -> None:
     assert config.prompts is not None and config.reports is not None
     assert set(load_prompts(config.prompts).classes) == set(DATASETS[config.tiles.source].classes)
     for bag in (config.reports.morphology_prompts, config.reports.boilerplate_prompts):
-        assert bag is not None and load_bag(bag).texts
+        assert bag is not None and load_prompt_bag(bag).texts
     assert config.reports.format == "tcga" and config.reports.cancer_types is not None
     c = file.comparison
     assert set(c.arms) == {

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from tiny_models import CLASSES, MakeFile
 
-from clipit.api.bags import train_mil
+from clipit.api.mil import train_mil
 from clipit.errors import ConfigError
 from clipit.mil.arms import ARMS
 from clipit.mil.conditions import find_contrasts, plan_conditions, score_seeds

@@ -15,7 +15,7 @@ from slide_files import picture, write_slide
 from tiny_models import MakeConfig
 
 import clipit
-from clipit.api.bags import MilResult
+from clipit.api.mil import MilResult
 from clipit.errors import ConfigError, DataError
 from clipit.mil import training
 from clipit.runs.train import train_run

@@ -22,7 +22,7 @@ PATIENTS = 18
 FEATURES = np.ones((1, 4), dtype=np.float32)
 
 
-def make_bags(labelled: int = 6) -> MilBags:
+def make_contrast_bags(labelled: int = 6) -> MilBags:
     """One bag per patient; bag g of a split has the class g % 3, and the first training bags are labelled."""
     owners = [
         (split, g) for split, count in (("train", PATIENTS), ("validation", 6), ("test", 6)) for g in range(count)
@@ -37,7 +37,7 @@ def make_bags(labelled: int = 6) -> MilBags:
     )
 
 
-BAGS = make_bags()
+BAGS = make_contrast_bags()
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_reports_of_training_patients_do_change_the_targets(make_workspace: Make
 
 def test_a_text_classifier_labels_bags_from_the_reports_of_labelled_ones(make_workspace: Make) -> None:
     config, workspace = make_workspace(**{"soft_labels.own_report.labels": "text"})
-    targets = report_labels(config, workspace, make_bags(labelled=12), 0)
+    targets = report_labels(config, workspace, make_contrast_bags(labelled=12), 0)
     assert targets.weights.tolist() == [float(12 <= g < 15) for g in range(PATIENTS)]
     assert (targets.probabilities[12:15].argmax(axis=1) == np.arange(12, 15) % 3).all()
 

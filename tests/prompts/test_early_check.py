@@ -37,7 +37,7 @@ COMMANDS: "dict[str, tuple[list[str], str]]" = {  # arguments, first package of 
     "compare": (CONFIG, "clipit.comparison.export"),
     "tune": (CONFIG, "clipit.comparison.tune"),
     "adapt": (CONFIG, "clipit.api.adaptation"),
-    "mil": (CONFIG, "clipit.api.bags"),
+    "mil": (CONFIG, "clipit.api.mil"),
     "robustness": ([*CONFIG, "--run=outputs/runs/a"], "clipit.studies.robustness.study"),
     "label-issues": (CONFIG, "clipit.api.labels"),
     "pair": (CONFIG, "clipit.api.texts"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipit.errors import DataError
-from clipit.prompts.prompt_set import check_classes, load_bag, load_prompts, unused_classes
+from clipit.prompts.prompt_set import check_classes, load_prompt_bag, load_prompts, unused_classes
 from clipit.tiles.datasets import DATASETS
 
 DATA = os.environ.get("CLIPIT_TEST_DATA")
@@ -239,12 +239,12 @@ def test_classes_must_be_those_of_the_tiles() -> None:
 
 
 def test_bags(tmp_path: Path) -> None:
-    morphology, boilerplate = load_bag("morphology"), load_bag("boilerplate")
+    morphology, boilerplate = load_prompt_bag("morphology"), load_prompt_bag("boilerplate")
     assert len(morphology.texts) >= 20 and len(boilerplate.texts) >= 20
     assert not set(morphology.texts) & set(boilerplate.texts)
     assert morphology.hash != boilerplate.hash
     path = write(tmp_path, "name: x\ntexts: [a, A, '']\ncolour: red\n")
     with pytest.raises(DataError) as caught:
-        load_bag(path)
+        load_prompt_bag(path)
     for part in ("version: is missing", "'a' is given twice", "texts[2]", "colour: unknown key"):
         assert part in str(caught.value)

@@ -14,7 +14,7 @@ import clipit
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
 from clipit.runs.train import train_run
-from clipit.training.terms.bag_members import make_bags
+from clipit.training.terms.bag_members import make_contrast_bags
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -144,11 +144,11 @@ def test_bags_hold_neighbours_of_both_kinds_and_near_prompts_only(configure: Mak
     config = configure(keys, name="full-bags", arm="clip_it_all")
     workspace = Workspace(config)
     train = workspace.all_tiles.of_split("train")
-    bags = make_bags(config, workspace, train)
+    bags = make_contrast_bags(config, workspace, train)
     assert bags.prompts is not None and bags.prompts.rows.shape == (72, 7)
     assert (bags.prompts.exists.sum(axis=1) >= 1).all() and (bags.prompts.exists.sum(axis=1) < 7).all()
     assert bags.tiles is not None and ((bags.tiles.members >= 0).sum(axis=1) >= 1).all()
-    wide = make_bags(configure({**keys, "bags.margin": None}, arm="clip_it_all"), workspace, train)
+    wide = make_contrast_bags(configure({**keys, "bags.margin": None}, arm="clip_it_all"), workspace, train)
     assert wide.prompts is not None and wide.prompts.exists.all()
     assert (wide.tiles.members >= 0).sum() > (bags.tiles.members >= 0).sum()  # type: ignore[union-attr]
     vectors, mask = bags.text_members(np.arange(4))

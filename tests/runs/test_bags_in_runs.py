@@ -18,7 +18,7 @@ from clipit.errors import ConfigError, DataError
 from clipit.runs.train import train_run
 from clipit.stores.embed import Store
 from clipit.training.arms import resolve_arm
-from clipit.training.terms.bag_members import make_bags
+from clipit.training.terms.bag_members import make_contrast_bags
 from clipit.training.terms.bags import BagsTerm
 from clipit.training.terms.distillation_targets import make_targets
 from clipit.training.terms.table import prepare_terms
@@ -68,7 +68,7 @@ def test_bags_filled_by_prompts_are_not_empty(configure: MakeConfig) -> None:
     config = resolve_arm(configure(keys, arm="bags"))
     workspace = Workspace(config)
     train = workspace.all_tiles.of_split("train")
-    bags = make_bags(config, workspace, train)
+    bags = make_contrast_bags(config, workspace, train)
     without = ~(bags.texts.members >= 0).any(axis=1)
     assert bags.counts["without_snippets"] == without.sum() > 0
     assert bags.counts["empty_text_bags"] == 0 and bags.text_members(np.arange(len(train)))[1].any(axis=1).all()
@@ -95,7 +95,7 @@ def test_weights_and_shared_texts_reach_the_term(configure: MakeConfig) -> None:
     ):
         config = resolve_arm(configure({"pairing.score_temperature": 0.02, **keys}, arm="bags"))
         workspace = Workspace(config)
-        bags = make_bags(config, workspace, workspace.all_tiles.of_split("train"))
+        bags = make_contrast_bags(config, workspace, workspace.all_tiles.of_split("train"))
         assert (bags.weights is not None) == config.bags.weighted
         projected = torch.randn(16, workspace.index.store.dim, generator=torch.Generator().manual_seed(0))
         term, rows = BagsTerm(config), np.arange(16)
@@ -145,7 +145,7 @@ def test_weights_that_no_pairing_makes_are_refused(configure: MakeConfig) -> Non
     config = resolve_arm(configure({"bags.weighted": True}, arm="bags"))
     workspace = Workspace(config)
     with pytest.raises(ConfigError, match=r"bags\.weighted(?s:.*)pairing\.score_temperature"):
-        make_bags(config, workspace, workspace.all_tiles.of_split("train"))
+        make_contrast_bags(config, workspace, workspace.all_tiles.of_split("train"))
 
 
 def test_bags_over_the_bound_are_refused_before_anything_is_built(configure: MakeConfig, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_prompts_of_other_classes_are_refused_before_the_training(
         prepare_terms(config, workspace, workspace.tiles(0), no_image_only_run)
     if "bags.class_prompts" in keys:
         with pytest.raises(DataError, match=r"without prompts: stroma"):
-            make_bags(config, workspace, workspace.all_tiles.of_split("train"))
+            make_contrast_bags(config, workspace, workspace.all_tiles.of_split("train"))
 
 
 def test_a_threshold_that_leaves_no_pair_is_told_with_one_that_would(configure: MakeConfig) -> None:
@@ -196,4 +196,4 @@ def test_embeddings_that_are_no_numbers_are_named(
     assert len(workspace.index.ids)  # whole before
     monkeypatch.setattr(Store, "shard", spoilt)
     with pytest.raises(DataError, match=r"1 embeddings of (tiles|snippets) are not finite(?s:.*)vlm\.precision=fp32"):
-        make_bags(config, workspace, workspace.all_tiles.of_split("train"))
+        make_contrast_bags(config, workspace, workspace.all_tiles.of_split("train"))

@@ -13,7 +13,7 @@ from clipit.config.run import BagsConfig, RunConfig, StudentConfig, TilesConfig
 from clipit.distributed import Processes
 from clipit.models.student import Student
 from clipit.training.losses import many_to_many_sum
-from clipit.training.terms.bag_members import BagMembers, Bags, PromptMembers
+from clipit.training.terms.bag_members import BagMembers, ContrastBags, PromptMembers
 from clipit.training.terms.bags import MIN_TEMPERATURE, BagsTerm, share_text
 from clipit.training.terms.term import MicroBatch
 from clipit.vectors import unit
@@ -26,7 +26,7 @@ def vectors(n: int, seed: int) -> np.ndarray:
     return unit(np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32))
 
 
-def make_bags(root: Path, *, prompts: bool = True) -> Bags:
+def make_contrast_bags(root: Path, *, prompts: bool = True) -> ContrastBags:
     """Tiles with 0 to 3 snippets, with two prompts each when asked for, and two neighbours."""
     draws = np.random.default_rng(5)
     texts = write_store(root, [f"s{i}" for i in range(SNIPPETS)], vectors(SNIPPETS, 0))
@@ -43,12 +43,12 @@ def make_bags(root: Path, *, prompts: bool = True) -> Bags:
         exists=draws.random((TILES, 2)) < 0.7,
     )
     neighbours = draws.integers(-1, TILES, size=(TILES, 2))
-    return Bags(
+    return ContrastBags(
         BagMembers(texts, None, members), more if prompts else None, BagMembers(tiles, None, neighbours), {}, weights
     )
 
 
-def bags_term(options: BagsConfig, bags: Bags) -> BagsTerm:
+def bags_term(options: BagsConfig, bags: ContrastBags) -> BagsTerm:
     term = BagsTerm(RunConfig(tiles=TilesConfig(source="table", path="tiles.csv"), bags=options))
     term.bags = bags
     return term
@@ -56,7 +56,7 @@ def bags_term(options: BagsConfig, bags: Bags) -> BagsTerm:
 
 def loss(
     options: BagsConfig,
-    bags: Bags,
+    bags: ContrastBags,
     projected: torch.Tensor,
     rows: np.ndarray,
     student: torch.nn.Module | None = None,
@@ -84,7 +84,7 @@ def test_bags_of_many_equal_members_and_of_none(tmp_path: Path) -> None:
 
 
 def test_texts_are_told_apart_by_snippet_and_by_text_of_the_prompt(tmp_path: Path) -> None:
-    bags = make_bags(tmp_path)
+    bags = make_contrast_bags(tmp_path)
     rows = np.arange(TILES)
     ids = bags.text_ids(rows)
     assert np.array_equal(ids >= 0, bags.text_members(rows)[1])
@@ -95,7 +95,7 @@ def test_texts_are_told_apart_by_snippet_and_by_text_of_the_prompt(tmp_path: Pat
 
 
 def test_weights_are_1_on_average_and_1_for_prompts(tmp_path: Path) -> None:
-    bags = make_bags(tmp_path)
+    bags = make_contrast_bags(tmp_path)
     found = bags.text_weights(np.arange(TILES))
     assert found is not None and bags.prompts is not None and bags.weights is not None
     there = (bags.texts.members >= 0).sum(axis=1)
@@ -106,7 +106,7 @@ def test_weights_are_1_on_average_and_1_for_prompts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prompts", [True, False])
 def test_the_term_is_the_mean_over_the_bags_that_have_texts(tmp_path: Path, prompts: bool) -> None:
-    bags = make_bags(tmp_path, prompts=prompts)
+    bags = make_contrast_bags(tmp_path, prompts=prompts)
     projected = torch.from_numpy(vectors(6, 3)).requires_grad_()
     rows = np.array([0, 4, 4, 2, 7, 2])
     texts, mask = (torch.from_numpy(values) for values in bags.text_members(rows))
@@ -128,7 +128,7 @@ def test_the_term_is_the_mean_over_the_bags_that_have_texts(tmp_path: Path, prom
 
 
 def test_copies_of_a_tile_are_no_negatives_of_each_other_unless_asked_for(tmp_path: Path) -> None:
-    bags = make_bags(tmp_path, prompts=False)
+    bags = make_contrast_bags(tmp_path, prompts=False)
     projected, rows = torch.from_numpy(vectors(2, 3)), np.array([2, 2])
     assert loss(BagsConfig(weight=1, shared_negatives=False), bags, projected, rows).item() == 0
     assert loss(BagsConfig(weight=1), bags, projected, rows).item() > 0
@@ -146,7 +146,7 @@ def warm_student(temperature: float) -> Student:
 
 
 def test_a_learnt_temperature_is_held_and_can_rise_again(tmp_path: Path) -> None:
-    student, bags, rows = warm_student(0.001), make_bags(tmp_path), np.arange(6)
+    student, bags, rows = warm_student(0.001), make_contrast_bags(tmp_path), np.arange(6)
     term, temperature = bags_term(BagsConfig(weight=1), bags), student.loss_parameters["bags_log_temperature"]
     term.after_update(student)
     assert temperature.exp().item() == pytest.approx(MIN_TEMPERATURE)
@@ -169,14 +169,14 @@ import torch.distributed as dist
 sys.path[:0] = [{tests!r}, {training!r}]
 from clipit.config.run import BagsConfig
 from clipit.distributed import Processes
-from test_bag_term import loss, make_bags, vectors
+from test_bag_term import loss, make_contrast_bags, vectors
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{{folder}}/meet", rank=rank, world_size=2)
 rows = np.array([0, 4, 1, 2, 7, 2, 8])
 projected = torch.from_numpy(vectors(7, 3))[rank::2].clone().requires_grad_()
 processes = Processes(rank, 2, torch.device("cpu"))
 options = BagsConfig(weight=1, shared_negatives=False)
-value = loss(options, make_bags(folder / str(rank)), projected, rows, processes=processes)
+value = loss(options, make_contrast_bags(folder / str(rank)), projected, rows, processes=processes)
 value.backward()
 np.savez(folder / f"{{rank}}.npz", loss=value.item(), gradient=projected.grad.numpy())
 dist.destroy_process_group()
@@ -196,7 +196,7 @@ def test_two_processes_share_the_term_and_its_gradient(tmp_path: Path) -> None:
     assert [program.returncode for program in done] == [0, 0], done
     rows, projected = np.array([0, 4, 1, 2, 7, 2, 8]), torch.from_numpy(vectors(7, 3)).requires_grad_()
     (tmp_path / "alone").mkdir()
-    whole = loss(BagsConfig(weight=1, shared_negatives=False), make_bags(tmp_path / "alone"), projected, rows)
+    whole = loss(BagsConfig(weight=1, shared_negatives=False), make_contrast_bags(tmp_path / "alone"), projected, rows)
     whole.backward()
     parts = [np.load(tmp_path / f"{rank}.npz") for rank in (0, 1)]
     assert sum(float(part["loss"]) for part in parts) == pytest.approx(whole.item(), rel=1e-5)

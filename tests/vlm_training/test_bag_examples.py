@@ -128,7 +128,7 @@ def test_mining_follows_the_weights_and_is_read_again(
         mining._save(copy, mining._load(file, identity, ()), identity)
         assert copy.read_bytes() == file.read_bytes()
 
-    monkeypatch.setattr(mining, "collect_bags", lambda *_: pytest.fail("bags are mined again"))
+    monkeypatch.setattr(mining, "mine_bags", lambda *_: pytest.fail("bags are mined again"))
     faster = section.model_copy(update={"micro_batch": 3, "log_every": 1, "arms": ("text",)})
     again = mine(faster, "text", mined, vlm, workspace, tmp_path, 1, "run", due=False)
     assert [bags(again, tile) for tile in range(72)] == [bags(mined, tile) for tile in range(72)]

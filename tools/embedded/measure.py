@@ -12,7 +12,7 @@ from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.models.backbones import Backbone, load_backbone
 from clipit.models.vlm import VLM, load_vlm
-from clipit.prompts.prompt_set import load_bag, load_prompts
+from clipit.prompts.prompt_set import load_prompt_bag, load_prompts
 from clipit.reports.build import build_snippets
 from clipit.reports.readers import read_reports
 from clipit.synthetic.language import named_class
@@ -65,9 +65,10 @@ def _pairing(vlm: VLM, images: Vectors, truth: Int64[np.ndarray, " n"], world: P
     named = np.array([named_class(text) for text in texts])
     mean = vectors.mean(0)
     nearest = [
-        (centred(vectors, mean) @ centred(text_vectors(vlm, list(load_bag(world / f"{name}.yaml").texts)), mean).T).max(
-            1
-        )
+        (
+            centred(vectors, mean)
+            @ centred(text_vectors(vlm, list(load_prompt_bag(world / f"{name}.yaml").texts)), mean).T
+        ).max(1)
         for name in ("morphology", "boilerplate")
     ]
     kept = nearest[0] >= nearest[1]

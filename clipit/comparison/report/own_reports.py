@@ -27,12 +27,12 @@ def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[s
             folder = result.rows[0].run_folder()
             if (folder / "training.json").is_file() and (facts := read_training(folder).get("own_reports")):
                 notes.setdefault(f"{where}: {_describe(facts, result.rows[0].seed)}", []).append(arm)
-            probe = by_key.get(result.key._replace(arm=report_probe_name(arm)))
-            if probe is not None and probe.mean is not None and _without_validation(probe):
+            report_probe = by_key.get(result.key._replace(arm=report_probe_name(arm)))
+            if report_probe is not None and report_probe.mean is not None and _without_validation(report_probe):
                 text = (
                     f"{where}: fitted with C = {STRENGTH_WITHOUT_VALIDATION:g}, because no validation tile has a label"
                 )
-                notes.setdefault(text, []).append(probe.key.arm)
+                notes.setdefault(text, []).append(report_probe.key.arm)
     return [f"{', '.join(names)}{text}." for text, names in notes.items()]
 
 
@@ -50,5 +50,5 @@ def _describe(facts: Mapping[str, Any], seed: int) -> str:
     )
 
 
-def _without_validation(probe: ArmResult) -> bool:
-    return any(row.provenance.validation_labels == 0 for row in probe.rows)
+def _without_validation(report_probe: ArmResult) -> bool:
+    return any(row.provenance.validation_labels == 0 for row in report_probe.rows)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float32, Int
 
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
-from clipit.pairing.bags import nearest_prompts, text_bag
+from clipit.pairing.text_bags import nearest_prompts, text_bags
 from clipit.pairing.tile_bags import tile_bags
 from clipit.prompts.dictionary import load_dictionary
 from clipit.prompts.prompt_set import check_classes
@@ -51,7 +51,7 @@ class PromptMembers:
 
 
 @dataclass(frozen=True)
-class Bags:
+class ContrastBags:
     """Text bags and tile bags of the training tiles.
 
     Attributes:
@@ -100,7 +100,7 @@ class Bags:
         return np.concatenate([weights, self.prompts.exists[rows].astype(np.float32)], axis=1)
 
 
-def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
+def make_contrast_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> ContrastBags:
     """Build the bags of all training tiles.
 
     Raises:
@@ -115,7 +115,7 @@ def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
             fix="set pairing.score_temperature (0.1), or bags.weighted=false",
         )
     index = workspace.index
-    texts = text_bag(train.ids, workspace.pairs, index.store, b.snippets, b.margin)
+    texts = text_bags(train.ids, workspace.pairs, index.store, b.snippets, b.margin)
     prompts = prompt_members(config, workspace, train) if b.prompts or b.class_prompts else None
     if texts.empty.all() and prompts is None:
         raise DataError("every text bag is empty", where="bags", fix="raise bags.margin, or lower pairing.threshold")
@@ -127,7 +127,7 @@ def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
     }
     tiles, tile_counts = neighbour_members(config, workspace, train)
     weights = texts.weights if b.weighted else None
-    return Bags(BagMembers(index.store, index.mean, texts.rows), prompts, tiles, counts | tile_counts, weights)
+    return ContrastBags(BagMembers(index.store, index.mean, texts.rows), prompts, tiles, counts | tile_counts, weights)
 
 
 def neighbour_members(

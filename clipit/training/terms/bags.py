@@ -14,7 +14,7 @@ from clipit.distributed import Processes, get_processes
 from clipit.models.student import Student
 from clipit.prompts.dictionary import load_dictionary
 from clipit.training.losses import many_to_many_sum
-from clipit.training.terms.bag_members import Bags, make_bags
+from clipit.training.terms.bag_members import ContrastBags, make_contrast_bags
 from clipit.training.terms.term import MicroBatch, Term, TermInputs
 from clipit.workspace.workspace import Workspace
 
@@ -33,7 +33,7 @@ class BagsTerm(Term[BagsConfig]):
     """InfoNCE between the student's view of each tile with its neighbours, and the tile's text bag."""
 
     name = section = "bags"
-    bags: Bags
+    bags: ContrastBags
     """Cached members; set by `prepare`."""
 
     @property
@@ -102,7 +102,7 @@ class BagsTerm(Term[BagsConfig]):
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
         """Collect the members of all bags."""
-        self.bags = make_bags(self.config, inputs.workspace, inputs.tiles.of_split("train"))
+        self.bags = make_contrast_bags(self.config, inputs.workspace, inputs.tiles.of_split("train"))
         return {"bags": self.bags.counts}
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:

@@ -17,7 +17,7 @@ from clipit.stores.embed import Store
 
 
 @dataclass(frozen=True)
-class TextBag:
+class TextBags:
     """Snippets of each tile, best first.
 
     Attributes:
@@ -36,7 +36,7 @@ class TextBag:
         return np.asarray((self.rows < 0).all(axis=1), dtype=np.bool_)
 
 
-def text_bag(tile_ids: np.ndarray, pairs: Pairs, store: Store, most: int, margin: float | None = None) -> TextBag:
+def text_bags(tile_ids: np.ndarray, pairs: Pairs, store: Store, most: int, margin: float | None = None) -> TextBags:
     """Collect the text bags of tiles from their pairs.
 
     Args:
@@ -63,7 +63,7 @@ def text_bag(tile_ids: np.ndarray, pairs: Pairs, store: Store, most: int, margin
     filled = pair_of >= 0
     weights = np.where(filled, share[pair_of] / total[rows[pair_of]], 0.0) if len(rows) else np.zeros(pair_of.shape)
     snippets = np.where(filled, members[pair_of], -1) if len(rows) else pair_of
-    return TextBag(snippets.astype(np.int64), weights.astype(np.float32), int((~near).sum()))
+    return TextBags(snippets.astype(np.int64), weights.astype(np.float32), int((~near).sum()))
 
 
 def nearest_prompts(

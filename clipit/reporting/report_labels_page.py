@@ -62,8 +62,8 @@ def report_labels_page(
     if sample:
         about = (
             "Reports drawn at random for each class given by the rules, with the matched phrases highlighted. In "
-            "brackets: the class of the phrase and its status. Negated mentions count only where the rule set maps them "
-            "to a class, and uncertain mentions never count."
+            "brackets: the class of the phrase and its status. Negated mentions count only where the rule set maps "
+            "them to a class, and uncertain mentions never count."
         )
         sections.append(
             PageSection("Sample to check", [Text(about), Passages([_passage(report) for report in sample])])

@@ -3,10 +3,11 @@
 The loss contrasts every bag with all others, but only a few images or texts at a time fit into memory with their
 activations. So all are encoded without gradient, the loss and its gradient at the embeddings are computed, and then
 each micro-batch is encoded again, with gradient, and receives the gradient of its embeddings (Gao et al. 2021, arXiv
-2101.06983, section 3). The gradient is that of one large batch. Between its two passes, a micro-batch of images waits
-in the memory of the CPU, so that only its embeddings stay on a GPU. The random numbers of dropout, where there is any,
-are drawn for each micro-batch, so with dropout the weights depend on the size of micro-batches and the number of
-processes.
+2101.06983, section 3). The gradient is that of one large batch. The last two micro-batches of each tower keep their
+graphs instead; these are freed before any other is encoded again. Between its two passes, a micro-batch of
+images waits in the memory of the CPU, so that only its embeddings stay on a GPU. The random numbers of dropout, where
+there is any, are drawn for each micro-batch, so with dropout the weights depend on the size of micro-batches and the
+number of processes.
 """
 
 import logging
@@ -41,6 +42,8 @@ _AT_BOUND = 1e-3
 """Relative distance from a bound within which the scale counts as having reached it."""
 _BLOCK = 4_194_304
 """Number of similarities of members that are in memory at once; it limits the rows of bags per block."""
+_KEPT = 2
+"""Micro-batches of images, and of texts, that are encoded once, with their graphs in memory until the loss is known."""
 _OTHER_SIDE = np.uint64(0xC2B2AE3D27D4EB4F)
 """Changes the augmentation of a tile on the other side."""
 
@@ -108,11 +111,11 @@ class ContrastStep:
         """
         batch = self._batches.pop(step, None) or self.examples.batch(step)
         self.adapted.train()
-        last = self._last_micro_batches(batch)
+        kept = self._kept_micro_batches(batch)
         micro_batches: list[_MicroBatch] = []
         vectors: dict[Kind, list[Tensor]] = {"tiles": [], "others": [], "texts": []}
         for number, micro_batch in enumerate(self._read(batch, step, pixels)):
-            keeps_graph = number in last and self._is_trained(micro_batch.kind)
+            keeps_graph = number in kept and self._is_trained(micro_batch.kind)
             with torch.set_grad_enabled(keeps_graph):
                 output = self._encode(micro_batch, step, number)
             vectors[micro_batch.kind].append(output.detach())
@@ -123,7 +126,8 @@ class ContrastStep:
         whole = {kind: self._gather(vectors[kind], count) for kind, count in _counts(batch).items()}
         leaves = {kind: values.requires_grad_(self._is_trained(kind)) for kind, values in whole.items()}
         loss = self._contrast(batch, leaves)
-        for number, micro_batch in enumerate(micro_batches):
+        # The kept graphs are freed first, so that they and the graph of a second encoding are never in memory together.
+        for number, micro_batch in sorted(enumerate(micro_batches), key=lambda entry: entry[1].output is None):
             gradient = leaves[micro_batch.kind].grad
             if gradient is None:
                 continue
@@ -159,10 +163,11 @@ class ContrastStep:
         own = np.arange(self.processes.rank, count, self.processes.count)
         return [own[start : start + self.section.micro_batch] for start in range(0, len(own), self.section.micro_batch)]
 
-    def _last_micro_batches(self, batch: ContrastBatch) -> set[int]:
-        """Return the numbers of the last micro-batch of images and of texts."""
+    def _kept_micro_batches(self, batch: ContrastBatch) -> set[int]:
+        """Return the numbers of the last two micro-batches of images and of texts, whose graphs are kept."""
         images = len(self._shares(len(batch.tiles))) + len(self._shares(len(batch.others)))
-        return {images - 1, images + len(self._shares(len(batch.texts))) - 1}
+        texts = images + len(self._shares(len(batch.texts)))
+        return {*range(max(images - _KEPT, 0), images), *range(max(texts - _KEPT, images), texts)}
 
     def _read(
         self, batch: ContrastBatch, step: int | None, pixels: Iterator[tuple[Int[np.ndarray, "n"], Tensor]]

@@ -7,8 +7,9 @@ from pathlib import Path
 from clipit.config.data import LabelsConfig, TilesConfig
 from clipit.errors import DataError, shortlist
 from clipit.slides.dicom import one_per_slide
-from clipit.slides.opening import SLIDE_SUFFIXES, check_mpp, import_openslide, slide_name
+from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, slide_name
 from clipit.slides.prepare import SlidePath
+from clipit.slides.resolution import check_mpp
 from clipit.tiles.slides import SlideList, check_names, list_slides, slides_in_folder
 from clipit.tiles.source import ALIASES
 from clipit.tiles.table import TABLES

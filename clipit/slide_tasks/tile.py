@@ -31,7 +31,7 @@ from clipit.slides.geojson import read_polygons
 from clipit.slides.option_names import SLIDES_OPTIONS
 from clipit.slides.prepare import TISSUE, TISSUE_COLOUR, FailedSlide, PreparedSlide, prepare_slides
 from clipit.slides.qupath import write_polygons_geojson
-from clipit.tiles.slides import SlideList, coarse_notes, failure_notes, slide_tiles
+from clipit.tiles.slides import SlideList, failure_notes, resolution_notes, slide_tiles
 from clipit.versions import git_commit, versions
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def prepare_listed(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
     failed = tuple(result for result in results if isinstance(result, FailedSlide))
     prepared = tuple(result for result in results if isinstance(result, PreparedSlide))
     if get_processes().main:
-        for note in [*listed.notes, *failure_notes(failed, len(results)), *coarse_notes(prepared, config)]:
+        for note in [*listed.notes, *failure_notes(failed, len(results)), *resolution_notes(prepared, config)]:
             logger.info(f"note: {note}")
         for text in dict.fromkeys(
             f"note: {slide.name}: {slide.facts['note']}" for slide in prepared if slide.facts["note"]

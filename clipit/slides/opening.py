@@ -6,12 +6,11 @@ from typing import Any
 
 from PIL import Image
 
-from clipit.errors import ConfigError, DataError, is_limit
+from clipit.errors import DataError, is_limit
 from clipit.images import SUFFIXES, ImageError, decode
 from clipit.slides.jpeg_tiles import FORMATS, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, is_ome_tiff
 from clipit.slides.openslide_cache import share_cache
-from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.slide_file import Level, SlideFile
 from clipit.slides.tiff_pages import check_pages
 
@@ -21,9 +20,7 @@ SLIDE_SUFFIXES = frozenset(
 """Suffixes of slides; where slides are expected, flat images (`clipit.images.SUFFIXES`) are read as well."""
 HEAT_MAP = "heat_map.ome.tif"
 """Name of the heat maps that clipit writes, which are not slides, even in a folder of slides."""
-_PLAUSIBLE_MPP = (0.02, 50.0)
-"""Range of micrometres per pixel of level 0; other values come from print resolutions, such as 72 dpi (353 um)."""
-_TOLERANCE = 0.02
+MPP_TOLERANCE = 0.02
 """Relative difference up to which two statements of micrometres per pixel agree."""
 _TIFF = (".tif", ".tiff")
 _SUB_PAGES = 330  # TIFF tag of sub-IFDs, in which OME-TIFF stores smaller levels
@@ -228,7 +225,7 @@ def _mean_mpp(x: float | None, y: float | None, path: Path) -> float | None:
     """
     if x is None or y is None:
         return None
-    if abs(x - y) > _TOLERANCE * max(x, y):
+    if abs(x - y) > MPP_TOLERANCE * max(x, y):
         raise DataError(
             f"the pixels are not square: {x:g} by {y:g} micrometres", where=path, fix="convert the slide to square ones"
         )
@@ -241,57 +238,6 @@ def _tiff_mpp(path: Path) -> float | None:
         tags = getattr(image, "tag_v2", {})
         x, y, unit = tags.get(282), tags.get(283), tags.get(296)
     return 1e4 / float(x) if unit == 3 and x and x == y else None
-
-
-def check_mpp(mpp: float | None) -> None:
-    """Refuse micrometres per pixel that are not a positive, finite number.
-
-    Raises:
-        ConfigError: The value is not positive or not finite.
-    """
-    if mpp is not None and not 0 < mpp < float("inf"):
-        raise ConfigError(f"micrometres per pixel must be a positive number, not {mpp:g}", fix="correct --mpp")
-
-
-def resolve_mpp(
-    slide: SlideFile, stated: float | None, where: object, options: OptionNames = KEYS, default: float | None = None
-) -> tuple[float, str]:
-    """Return micrometres per pixel of level 0, and a note if they may differ from what the user expects.
-
-    If nothing states them, they are 10 divided by the objective's power; the power is never assumed.
-
-    Args:
-        slide: Open slide.
-        stated: Value for this slide in the user's table; None if it has none.
-        where: Slide, for messages.
-        options: Names of options in messages.
-        default: Value of the user's option, for slides without any other value; None if it is not given.
-
-    Raises:
-        DataError: Neither a value nor a power is known, or file and table differ by more than 2 %.
-    """
-    own = slide.mpp if slide.mpp is not None and _PLAUSIBLE_MPP[0] <= slide.mpp <= _PLAUSIBLE_MPP[1] else None
-    if own is not None and stated is not None and abs(own - stated) > _TOLERANCE * own:
-        raise DataError(
-            f"{stated:g} micrometres per pixel are given, but the file states {own:g}",
-            where=where,
-            fix="correct the column mpp, or leave it empty for this slide",
-        )
-    if own is not None:
-        differs = stated is None and default is not None and abs(own - default) > _TOLERANCE * own
-        return own, f"the file states {own:g} micrometres per pixel, which replace {default:g}" if differs else ""
-    stated = default if stated is None else stated
-    if stated is not None:
-        return stated, f"{stated:g} micrometres per pixel as given"
-    if slide.magnification is not None:
-        mpp = 10 / slide.magnification
-        return mpp, f"{mpp:g} micrometres per pixel from the objective's power of {slide.magnification:g}"
-    implausible = f" (it states {slide.mpp:g}, a resolution for printing)" if slide.mpp is not None else ""
-    raise DataError(
-        f"the slide states neither micrometres per pixel nor a magnification{implausible}",
-        where=where,
-        fix=f"give micrometres per pixel of its finest level: {options.mpp}, or a column mpp of a table of slides",
-    )
 
 
 def slide_name(path: Path) -> str:

@@ -33,11 +33,12 @@ from clipit.progress import progress
 from clipit.read_ahead import reading_threads
 from clipit.slides.geojson import read_contours
 from clipit.slides.grid import SlideGrid, make_grid
-from clipit.slides.opening import open_slide, resolve_mpp
+from clipit.slides.opening import open_slide
 from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.polygons import Polygon, rasterise, trace
 from clipit.slides.qupath import write_polygons_geojson
 from clipit.slides.reading import PlacedSlide, read_overview
+from clipit.slides.resolution import doubts, resolve_mpp
 from clipit.slides.slide_file import SlideFile
 from clipit.slides.stamps import slide_stamp
 from clipit.slides.tissue import TissueShare, find_tissue
@@ -265,6 +266,7 @@ def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None, options
     file = open_slide(slide.path)
     try:
         mpp, note = resolve_mpp(file, slide.mpp, slide.path, options, slide.default_mpp)
+        doubt = doubts(file, mpp, slide.path, options)
         whole = file.levels[0]
         downsample = _overview_downsample(file, mpp, config)
         overview = read_overview(file, downsample)
@@ -293,6 +295,7 @@ def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None, options
         "levels": [level.downsample for level in file.levels],
         "mpp": mpp,
         "note": note,
+        "doubt": doubt,
         "overview_downsample": downsample,
         "tissue": float(mask.mean()),
         "step": grid.step,

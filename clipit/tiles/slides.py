@@ -15,10 +15,11 @@ from clipit.image_set import ImageSet
 from clipit.images import is_image
 from clipit.slides.dicom import SUFFIX as DICOM
 from clipit.slides.dicom import one_per_slide, slide_key
-from clipit.slides.opening import SLIDE_SUFFIXES, check_mpp, import_openslide, is_pyramid, is_slide, slide_name
+from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, is_pyramid, is_slide, slide_name
 from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
 from clipit.slides.reading import SlideReader
+from clipit.slides.resolution import check_mpp
 from clipit.tiles.cells import parse_mpp, resolve_missing
 from clipit.tiles.source import SourceTiles
 from clipit.tiles.table import TABLES, open_table, read_columns
@@ -73,7 +74,7 @@ def read_slides(config: TilesConfig) -> SourceTiles:
     def per_tile(values: Sequence[str]) -> list[str]:
         return [values[row] for (row, _), size in zip(prepared, sizes, strict=True) for _ in range(size)]
 
-    notes = [*listed.notes, *failure_notes(failed, len(results)), *coarse_notes([s for _, s in prepared], section)]
+    notes = [*listed.notes, *failure_notes(failed, len(results)), *resolution_notes([s for _, s in prepared], section)]
     return SourceTiles(
         ids=images.ids,
         labels=per_tile(listed.labels),
@@ -141,7 +142,7 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, o
         fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))
         raise DataError(f"no slide can be used:{lines}", where=path, fix="; ".join(fixes[:3]))
     prepared = [result for result in results if isinstance(result, PreparedSlide)]
-    notes = (*failure_notes(failed, len(results)), *coarse_notes(prepared, config))
+    notes = (*failure_notes(failed, len(results)), *resolution_notes(prepared, config))
     return replace(slide_tiles(prepared), notes=notes)
 
 
@@ -154,15 +155,23 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
     return [f"{len(failed)} of {total} slides cannot be used and were dropped: {listed}"]
 
 
-def coarse_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
-    """Describe slides that are coarser than their tiles, which are enlarged; an empty list if there are none."""
+def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
+    """Describe slides whose micrometres per pixel may be wrong, and those that are coarser than their tiles."""
+    notes = []
+    # not in earlier artefacts
+    doubtful = [f"{slide.name}: {slide.facts['doubt']}" for slide in slides if slide.facts.get("doubt")]
+    if doubtful:
+        notes.append(
+            f"WARNING: the micrometres per pixel of {len(doubtful)} of {len(slides)} slides may be wrong, so their "
+            f"tiles may show much more or less tissue than intended: {shortlist(doubtful, 3)}"
+        )
     coarse = [f"{slide.name}: {slide.facts['mpp']:g}" for slide in slides if slide.facts["mpp"] > _COARSE * config.mpp]
-    if not coarse:
-        return []
-    return [
-        f"{len(coarse)} of {len(slides)} slides are coarser than {config.mpp:g} micrometres per pixel, so their tiles "
-        f"are enlarged: {shortlist(coarse, 3)}"
-    ]
+    if coarse:
+        notes.append(
+            f"{len(coarse)} of {len(slides)} slides are coarser than {config.mpp:g} micrometres per pixel, so their "
+            f"tiles are enlarged: {shortlist(coarse, 3)}"
+        )
+    return notes
 
 
 def _failure(failed: Sequence[FailedSlide], total: int, where: str) -> DataError:

@@ -12,9 +12,11 @@ import tifffile
 from PIL import Image
 from slide_files import PINK, levels_of, picture, write_dicom, write_ome, write_slide
 
-from clipit.errors import DataError
+from clipit.errors import ConfigError, DataError
 from clipit.slides.dicom import one_per_slide, series_of, slide_key
-from clipit.slides.opening import count_levels, open_slide, over_white, resolve_mpp, slide_name
+from clipit.slides.opening import count_levels, open_slide, over_white, slide_name
+from clipit.slides.resolution import check_mpp, doubts, resolve_mpp
+from clipit.slides.slide_file import Level
 
 REAL = "slides"
 
@@ -95,12 +97,41 @@ def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp
     assert value == pytest.approx(0.5) and note == "the file states 0.5 micrometres per pixel, which replace 0.25"
     assert resolve_mpp(silent, None, "a", default=0.25)[0] == 0.25
     assert resolve_mpp(silent, 0.3, "a", default=0.25)[0] == 0.3
-    with pytest.raises(DataError, match=r"neither micrometres per pixel nor a magnification[\s\S]*column mpp"):
+    with pytest.raises(DataError, match=r"(?s)neither plausible micrometres per pixel nor a magnif.*column mpp"):
         resolve_mpp(silent, None, "a")
-    with pytest.raises(DataError, match="a resolution for printing"):
+    with pytest.raises(DataError, match=r"it states 352\.8, a resolution for printing"):
         resolve_mpp(printed, None, "a")
     silent.magnification = 20.0
     assert resolve_mpp(silent, None, "a") == (0.5, "0.5 micrometres per pixel from the objective's power of 20")
+
+
+def test_values_in_other_units_and_of_flatbed_scanners_are_refused(tmp_path: Path) -> None:
+    silent = open_slide(write_slide(tmp_path / "silent.tiff", picture(), mpp=None))
+    for given, unit in ((250.0, r" \(nanometres"), (0.00025, r" \(millimetres"), (42.3, "")):
+        with pytest.raises(DataError, match=rf"(?s)between 0\.05 and 20, not [\d.e-]+{unit}.*correct tiles\.mpp"):
+            resolve_mpp(silent, None, "a", default=given)
+        with pytest.raises(DataError, match="correct the column mpp"):
+            resolve_mpp(silent, given, "a")
+        with pytest.raises(ConfigError, match=f"between 0.05 and 20, not .*{unit}"):
+            check_mpp(given)
+    scanned = open_slide(write_slide(tmp_path / "flatbed.tiff", picture(), mpp=42.3))
+    value, note = resolve_mpp(scanned, None, "a", default=0.5)
+    assert value == 0.5 and "the 42.3 of the file are implausible" in note
+
+
+def test_a_resolution_that_is_wrong_by_a_factor_of_ten_is_doubted(tmp_path: Path) -> None:
+    slide = open_slide(write_slide(tmp_path / "a.tiff", picture(), mpp=0.25))
+    slide.levels = [Level(60_000, 40_000, 1.0)]
+    assert doubts(slide, 0.25, "a") == ""
+    assert doubts(slide, 2.5, "a") == (
+        "2.5 micrometres per pixel: the slide would be 150 mm long, more than a standard glass slide (76 mm)"
+    )
+    assert "finer than an objective of 100x" in doubts(slide, 0.051, "a")
+    slide.levels = [Level(200_000, 100_000, 1.0)]
+    with pytest.raises(DataError, match=r"(?s)200,000 pixels would be 500 mm, longer than any glass slide.*column mpp"):
+        doubts(slide, 2.5, "a")
+    slide.levels, slide.magnification = [Level(9_000, 8_000, 1.0)], 40.0
+    assert doubts(slide, 0.5, "a") == "" and "power of 40 means about 0.25" in doubts(slide, 2.5, "a")
 
 
 def test_a_dicom_slide_is_opened_by_any_file_of_its_series(tmp_path: Path) -> None:
@@ -124,7 +155,7 @@ def test_real_slides_open_and_say_what_they_lack(real_data: Path) -> None:
     assert (aperio.levels[0].width, aperio.mpp, aperio.magnification) == (2220, 0.499, 20)
     tcga = open_slide(real_data / REAL / "tcga-cr-7395-01a-01-ts1.svs")
     assert [round(level.downsample, 4) for level in tcga.levels] == [1, 2.0005]
-    with pytest.raises(DataError, match="neither micrometres per pixel nor a magnification"):
+    with pytest.raises(DataError, match="neither plausible micrometres per pixel nor a magnification"):
         resolve_mpp(tcga, None, "tcga")
     with pytest.raises(DataError, match="not a slide"):
         open_slide(real_data / REAL / "broken.svs")

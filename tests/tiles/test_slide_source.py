@@ -54,6 +54,15 @@ def test_tiles_have_the_label_split_and_patient_of_their_slide(tmp_path: Path) -
     assert len({*tiles.stamps}) == 4
 
 
+def test_slides_of_a_doubtful_resolution_are_named(tmp_path: Path) -> None:
+    write_slides(tmp_path / "slides", good=1.0, coarse=5.0)
+    coarse = SlidesConfig(mpp=2.0, pixels=64, grids=str(tmp_path / "grids"))
+    labels = LabelsConfig(kind="none")
+    tiles = read_tiles(TilesConfig(source="slides", path=str(tmp_path / "slides"), slides=coarse, labels=labels))
+    (warning,) = [note for note in tiles.notes if note.startswith("WARNING")]
+    assert "1 of 2 slides may be wrong" in warning and "coarse: 5 micrometres per pixel: that is coarser" in warning
+
+
 def test_slides_that_cannot_be_used_are_errors_or_are_listed(tmp_path: Path) -> None:
     write_slides(tmp_path, a=1.0, silent=None)
     (tmp_path / "empty.svs").write_bytes(b"")

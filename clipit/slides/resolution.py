@@ -1,0 +1,124 @@
+"""Micrometres per pixel of a slide: where they are stated, and whether they are plausible."""
+
+from clipit.errors import ConfigError, DataError
+from clipit.slides.opening import MPP_TOLERANCE
+from clipit.slides.option_names import KEYS, OptionNames
+from clipit.slides.slide_file import SlideFile
+
+_PLAUSIBLE_MPP = (0.05, 20.0)
+"""Micrometres per pixel of level 0; larger values come from print resolutions, such as 600 dpi (42 um)."""
+_USUAL_MPP = (0.1, 4.0)
+"""Micrometres per pixel of scanners, from an objective of 100x to one of 2.5x."""
+_GLASS = 80.0
+"""Length of a standard glass slide in millimetres, 76, with some margin."""
+_LARGEST_GLASS = 210.0
+"""Length of the largest glass slides in millimetres (8 inches), with some margin."""
+_POWER_RATIO = 3.0
+"""Ratio between the stated micrometres per pixel and those that follow from the power; 2 with a doubling lens."""
+
+
+def check_mpp(mpp: float | None) -> None:
+    """Refuse micrometres per pixel that no slide has.
+
+    Raises:
+        ConfigError: The value is not between 0.05 and 20.
+    """
+    if mpp is not None and not _is_plausible(mpp):
+        raise ConfigError(_why_implausible(mpp), fix="correct --mpp; for example, 0.25 at an objective's power of 40")
+
+
+def resolve_mpp(
+    slide: SlideFile, stated: float | None, where: object, options: OptionNames = KEYS, default: float | None = None
+) -> tuple[float, str]:
+    """Return micrometres per pixel of level 0, and a note if they may differ from what the user expects.
+
+    If nothing states them, they are 10 divided by the objective's power; the power is never assumed.
+
+    Args:
+        slide: Open slide.
+        stated: Value for this slide in the user's table; None if it has none.
+        where: Slide, for messages.
+        options: Names of options in messages.
+        default: Value of the user's option, for slides without any other value; None if it is not given.
+
+    Raises:
+        DataError: Neither a value nor a power is known, file and table differ by more than 2 %, or the value in the
+            table or option is not between 0.05 and 20.
+    """
+    own = slide.mpp if slide.mpp is not None and _is_plausible(slide.mpp) else None
+    if own is not None and stated is not None and abs(own - stated) > MPP_TOLERANCE * own:
+        raise DataError(
+            f"{stated:g} micrometres per pixel are given, but the file states {own:g}",
+            where=where,
+            fix="correct the column mpp, or leave it empty for this slide",
+        )
+    if own is not None:
+        differs = stated is None and default is not None and abs(own - default) > MPP_TOLERANCE * own
+        return own, f"the file states {own:g} micrometres per pixel, which replace {default:g}" if differs else ""
+    ignored = "" if slide.mpp is None else f" (the {slide.mpp:g} of the file are implausible)"
+    given = default if stated is None else stated
+    if given is not None:
+        if not _is_plausible(given):
+            key = options.mpp if stated is None else "the column mpp"
+            raise DataError(_why_implausible(given), where=where, fix=f"correct {key}")
+        return given, f"{given:g} micrometres per pixel as given{ignored}"
+    if slide.magnification is not None:
+        mpp = 10 / slide.magnification
+        return mpp, f"{mpp:g} micrometres per pixel from the objective's power of {slide.magnification:g}{ignored}"
+    implausible = ""
+    if slide.mpp is not None:
+        reason = "a resolution for printing" if slide.mpp > _PLAUSIBLE_MPP[1] else "finer than any objective"
+        implausible = f" (it states {slide.mpp:g}, {reason})"
+    raise DataError(
+        f"the slide states neither plausible micrometres per pixel nor a magnification{implausible}",
+        where=where,
+        fix=f"give micrometres per pixel of its finest level: {options.mpp}, or a column mpp of a table of slides",
+    )
+
+
+def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = KEYS) -> str:
+    """Explain why the micrometres per pixel of a slide may be wrong, for example by a factor of 10; "" if they fit.
+
+    Args:
+        slide: Open slide.
+        mpp: Its micrometres per pixel of level 0.
+        where: Slide, for messages.
+        options: Names of options in messages.
+
+    Raises:
+        DataError: With them, the slide would be longer than 210 mm.
+    """
+    longest = max(slide.levels[0].width, slide.levels[0].height)
+    length = longest * mpp / 1000
+    if length > _LARGEST_GLASS:
+        raise DataError(
+            f"with {mpp:g} micrometres per pixel, {longest:,} pixels would be {length:,.0f} mm, longer than any glass "
+            "slide",
+            where=where,
+            fix=f"correct the micrometres per pixel of the slide ({options.mpp}, or a column mpp of a table of slides)",
+        )
+    reasons = []
+    if length > _GLASS:
+        reasons.append(f"the slide would be {length:.0f} mm long, more than a standard glass slide (76 mm)")
+    if not _USUAL_MPP[0] <= mpp <= _USUAL_MPP[1]:
+        finer = "finer than an objective of 100x" if mpp < _USUAL_MPP[0] else "coarser than an objective of 2.5x"
+        reasons.append(f"that is {finer} gives")
+    if slide.magnification is not None:
+        usual = 10 / slide.magnification
+        if not 1 / _POWER_RATIO <= mpp / usual <= _POWER_RATIO:
+            reasons.append(f"its objective's power of {slide.magnification:g} means about {usual:g}")
+    return f"{mpp:g} micrometres per pixel: {'; '.join(reasons)}" if reasons else ""
+
+
+def _is_plausible(mpp: float) -> bool:
+    return _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1]
+
+
+def _why_implausible(mpp: float) -> str:
+    unit = ""
+    if _is_plausible(mpp / 1000):
+        unit = " (nanometres?)"
+    elif _is_plausible(mpp * 1000):
+        unit = " (millimetres?)"
+    low, high = _PLAUSIBLE_MPP
+    return f"micrometres per pixel of a slide are between {low:g} and {high:g}, not {mpp:g}{unit}"

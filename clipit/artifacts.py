@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from clipit.errors import ArtifactError, ClipitError, disk_errors, is_limit
 from clipit.json_record import JsonRecord
+from clipit.leftovers import is_temporary
 from clipit.versions import git_commit, versions
 
 if TYPE_CHECKING:
@@ -373,8 +374,9 @@ def start_partial(folder: Path) -> Path:
 def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
     """Write the manifest of `<folder>.partial`, and rename it to `folder`."""
     partial = folder.with_name(folder.name + ".partial")
-    for leftover in partial.rglob(".*.tmp"):  # left by a killed attempt; all processes have finished writing
-        leftover.unlink()
+    for path in partial.rglob(".*"):
+        if is_temporary(path.name):  # left by a killed attempt; all processes have finished writing
+            path.unlink()
     files = {
         str(path.relative_to(partial)): path
         for path in sorted(partial.rglob("*"))

@@ -7,6 +7,14 @@ from pathlib import Path
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
 """Names of the temporary files of `clipit.artifacts.whole_file`, with the id of the process that writes them."""
 
+_OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+"""Names of the temporary files in which safetensors writes, since version 0.8; they name no process."""
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file name is that of a temporary file of `clipit.artifacts.whole_file` or of safetensors."""
+    return bool(TEMPORARY.fullmatch(name) or _OF_SAFETENSORS.fullmatch(name))
+
 
 def delete_leftovers(folder: Path) -> None:
     """Delete the temporary files that killed processes left directly in a folder (see `clipit.artifacts.whole_file`).

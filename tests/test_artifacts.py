@@ -236,6 +236,7 @@ def test_a_partial_folder_is_gone_on_with_and_never_read(tmp_path: Path) -> None
     partial = start_partial(folder)
     (partial / "first.txt").write_text("kept")
     (partial / ".second.txt.123.tmp").write_text("half")  # what a killed whole_file leaves
+    (partial / ".tmpWAkYZw").write_text("half")  # what safetensors leaves
     with pytest.raises(ArtifactError, match="no complete thing in this folder"):
         open_artifact(folder, "thing")
 

@@ -17,7 +17,7 @@ from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions
 from clipit.json_record import JsonRecord
-from clipit.leftovers import TEMPORARY, is_alive
+from clipit.leftovers import TEMPORARY, is_alive, is_temporary
 from clipit.models.classifier_spec import read_spec
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.arms import resolve_arm
@@ -336,8 +336,8 @@ def delete_temporary_files(folder: Path) -> None:
     Predictions on shifted and new sets are written without the lock, so these files are kept while their process is
     alive.
     """
-    for path in folder.rglob(".*.tmp"):
-        match = TEMPORARY.fullmatch(path.name)
+    for path in folder.rglob(".*"):
+        process = TEMPORARY.fullmatch(path.name)
         unlocked = path.name.startswith(".predictions_shifted") or EXTERNAL in path.relative_to(folder).parts
-        if match and not (unlocked and is_alive(int(match[1]))):
+        if is_temporary(path.name) and not (unlocked and process and is_alive(int(process[1]))):
             path.unlink(missing_ok=True)

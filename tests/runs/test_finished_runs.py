@@ -157,12 +157,12 @@ def test_a_run_without_its_mark_is_not_taken_over(finished: Finished, left: str)
 def test_what_a_killed_process_was_writing_is_deleted(finished: Finished) -> None:
     config, again = finished
     folder = run_folder(config)
-    for name in (".config.yaml.1.tmp", "checkpoints/.best-00000002.safetensors.77.tmp"):
+    for name in (".config.yaml.1.tmp", "checkpoints/.best-00000002.safetensors.77.tmp", "checkpoints/.tmpWAkYZw"):
         (folder / name).write_text("half")
     written_now = folder / f".predictions_shifted-0123.parquet.{os.getpid()}.tmp"
     written_now.write_text("half")
     again(config)
-    assert list(folder.rglob("*.tmp")) == [written_now]
+    assert list(folder.rglob(".*tmp*")) == [written_now]
     assert json.loads((folder / "run.json").read_text())["fingerprint"]
 
 

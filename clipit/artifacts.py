@@ -374,9 +374,8 @@ def start_partial(folder: Path) -> Path:
 def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
     """Write the manifest of `<folder>.partial`, and rename it to `folder`."""
     partial = folder.with_name(folder.name + ".partial")
-    for path in partial.rglob(".*"):
-        if is_temporary(path.name):  # left by a killed attempt; all processes have finished writing
-            path.unlink()
+    for leftover in filter(is_temporary, partial.rglob(".*")):  # of a killed attempt; all processes have written
+        leftover.unlink()
     files = {
         str(path.relative_to(partial)): path
         for path in sorted(partial.rglob("*"))

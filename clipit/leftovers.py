@@ -11,9 +11,9 @@ _OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 """Names of the temporary files in which safetensors writes, since version 0.8; they name no process."""
 
 
-def is_temporary(name: str) -> bool:
-    """Return whether a file name is that of a temporary file of `clipit.artifacts.whole_file` or of safetensors."""
-    return bool(TEMPORARY.fullmatch(name) or _OF_SAFETENSORS.fullmatch(name))
+def is_temporary(path: Path) -> bool:
+    """Return whether a file is a temporary file of `clipit.artifacts.whole_file` or of safetensors, by its name."""
+    return bool(TEMPORARY.fullmatch(path.name) or _OF_SAFETENSORS.fullmatch(path.name))
 
 
 def delete_leftovers(folder: Path) -> None:

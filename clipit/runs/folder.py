@@ -339,5 +339,5 @@ def delete_temporary_files(folder: Path) -> None:
     for path in folder.rglob(".*"):
         process = TEMPORARY.fullmatch(path.name)
         unlocked = path.name.startswith(".predictions_shifted") or EXTERNAL in path.relative_to(folder).parts
-        if is_temporary(path.name) and not (unlocked and process and is_alive(int(process[1]))):
+        if is_temporary(path) and not (unlocked and process and is_alive(int(process[1]))):
             path.unlink(missing_ok=True)

@@ -92,6 +92,11 @@ def counted(number: int, one: str, several: str = "") -> str:
     return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
+def as_note(text: str) -> str:
+    """Mark a remark as a note, unless it is marked as a warning."""
+    return text if text.startswith("WARNING") else f"note: {text}"
+
+
 @contextmanager
 def disk_errors(where: object) -> Iterator[None]:
     """Turn a full disk or a missing permission into an `ArtifactError` that names the path."""

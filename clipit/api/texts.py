@@ -27,12 +27,14 @@ class IndexResult:
         rows: Number of distinct snippet embeddings in the index.
         kind: Key, backend and centring of the index, such as `Flat (faiss, centred)`.
         account: Summary of what was read and dropped, as text.
+        reused: Whether the snippets existed before, so that their account was not logged.
     """
 
     folder: Path
     rows: int
     kind: str
     account: str
+    reused: bool
     _workspace: "Workspace" = field(repr=False, compare=False)
 
     @cached_property
@@ -108,7 +110,8 @@ def build_text_index(config: Config) -> IndexResult:
     artifact = workspace.index.artifact
     facts = artifact.manifest.facts
     kind = f"{facts['key']} ({facts['backend']}{', centred' if facts['centring'] else ''})"
-    return IndexResult(artifact.folder, int(facts["rows"]), kind, workspace.snippet_summary(), workspace)
+    account = workspace.snippet_summary()
+    return IndexResult(artifact.folder, int(facts["rows"]), kind, account, not workspace.split_reports, workspace)
 
 
 @public

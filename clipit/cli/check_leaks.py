@@ -18,7 +18,7 @@ PIXELS = {
 def main() -> None:
     """Run the command."""
     with user_errors():
-        file, options = read_file_command(__doc__, ["comparison"], extra={"--pixels": PIXELS})
+        file, options = read_file_command(__doc__, ["comparison"], extra={"--pixels": PIXELS}, needs_reports=False)
         from clipit.distributed import get_processes
         from clipit.workspace.check_leaks import check_leaks
 

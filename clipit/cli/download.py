@@ -1,4 +1,7 @@
-"""Download a published data set: show its licence, ask for consent, and verify checksums."""
+"""Download a published data set: show its licence, ask for consent, and verify checksums.
+
+Without a name, list the data sets.
+"""
 
 import argparse
 
@@ -13,10 +16,20 @@ def main() -> None:
         from clipit.tiles.download import download
 
         parser = argparse.ArgumentParser(description=__doc__)
-        parser.add_argument("name", choices=sorted(DATASETS), metavar="NAME", help=", ".join(sorted(DATASETS)))
-        parser.add_argument("--to", type=option_path, required=True, metavar="FOLDER", help="folder for the data set")
+        names = sorted(DATASETS)
+        parser.add_argument("name", choices=names, metavar="NAME", nargs="?", help=", ".join(names))
+        parser.add_argument("--to", type=option_path, metavar="FOLDER", help="folder for the data set")
         parser.add_argument("--accept-licence", action="store_true", help="accept the licence without being asked")
         options = parser.parse_args()
+        if options.name is None:
+            from clipit.reporting.tables import markdown_table
+
+            kinds = {True: "yes", False: "by hand"}
+            rows = [(name, data.title, data.licence, kinds[bool(data.files)]) for name, data in sorted(DATASETS.items())]
+            print(markdown_table(("name", "data set", "licence", "download"), rows, left=4))
+            return
+        if options.to is None:
+            parser.error("the following arguments are required: --to")
         download(options.name, options.to, accept=lambda: options.accept_licence or _agreed())
 
 

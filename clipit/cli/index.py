@@ -18,4 +18,6 @@ def main() -> None:
 
         index = build_text_index(config)
         if get_processes().main:
+            if index.reused:
+                print(f"{index.account}\n")
             print(f"{index.rows} distinct snippets in the index: {index.kind}\nindex: {index.folder}")

@@ -4,10 +4,15 @@
 """
 
 import argparse
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 from clipit.config.paths import option_path
 from clipit.errors import ArtifactError, ConfigError, disk_errors, shortlist, user_errors
+
+OWN_DATA = ("own_table", "own_comparison", "own_reports", "own_annotators", "own_adaptation")
+"""Shipped configurations that take the paths of the user's own data, the first to try first."""
 
 
 def main() -> None:
@@ -21,8 +26,7 @@ def main() -> None:
 
         names = shipped_names()
         if options.name is None:
-            width = max(map(len, names))
-            print("\n".join(f"{name:<{width}}  {summary}" for name, summary in names.items()))
+            print(_listing(names))
             return
         if options.name not in names:
             raise ConfigError(
@@ -36,6 +40,19 @@ def main() -> None:
         else:
             _write_new(options.to, text)
             print(options.to)
+
+
+def _listing(names: Mapping[str, str]) -> str:
+    """List the configurations with their summaries, those for the user's own data first."""
+    others = [name for name in names if name not in OWN_DATA]
+    width = max(map(len, names))
+    lines = []
+    for title, group in (("For your own data", OWN_DATA), ("Examples and published data sets", others)):
+        lines += ["", f"{title}:"]
+        for name in group:
+            text = f"  {name:<{width}}  {names[name]}"
+            lines.append(textwrap.fill(text, 120, subsequent_indent=" " * (width + 4)))
+    return "\n".join(lines[1:])
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from clipit.config.computing_options import add_computing_options
 from clipit.config.paths import option_path
-from clipit.errors import user_errors
+from clipit.errors import counted, user_errors
 from clipit.prompts.early_check import check_prompt_file
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _report(result: "PredictResult") -> str:
     lines.append("")
     if summary["unreadable"]:
         lines.append(
-            f"note: {summary['unreadable']} images could not be read; they are listed in {result.unreadable_file}"
+            f"note: {counted(summary['unreadable'], 'image')} could not be read; see {result.unreadable_file}"
         )
     if summary["note"]:
         lines.append(f"note: {summary['note']}")

@@ -22,10 +22,10 @@ def main() -> None:
         }
         config, tiles, options = read_reports_command(__doc__, extra=extra)
         from clipit.distributed import get_processes
-        from clipit.reporting.report_labels_page import count_rule_classes
+        from clipit.reporting.report_labels_page import agreement_rows, count_rule_classes
         from clipit.reporting.tables import markdown_table
         from clipit.workspace.report_label_files import write_report_labels
-        from clipit.workspace.report_labels import label_corpus
+        from clipit.workspace.report_labels import label_corpus, measure_labels
 
         labels = label_corpus(config, tiles=tiles, classifier=not options.rules_only)
         if get_processes().main:
@@ -34,6 +34,9 @@ def main() -> None:
             if labels.by_rules:
                 counts = count_rule_classes(labels.by_rules, labels.classes)
                 print(f"\n{markdown_table(('class by the rules', 'reports'), list(counts.items()))}\n")
+            for agreement in measure_labels(labels, config.seed):
+                table = markdown_table(("score", "value [95 % interval]"), agreement_rows(agreement))
+                print(f"\n{agreement.title}\n\n{table}\n")
             for note in labels.notes:
                 print(f"note: {note}")
             print(f"page: {page} (and .json, .csv)")

@@ -123,8 +123,10 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
         key = key_of(item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key '{key}'{_hint(key)}")
+        elif item["type"] == "missing":
+            lines.append(f"'{key}' is required, but not set")
         else:
-            value = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
+            value = f" (given: {item['input']!r})"
             unquoted = item["type"] == "string_type" and isinstance(item["input"], int | float)
             quotes = "; write it in quotes" if unquoted else ""
             lines.append(f"'{key}': {item['msg']}{value if len(value) < 80 else ''}{quotes}")

@@ -14,8 +14,14 @@ def shipped_folder() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
+def data_card(name: str) -> Path:
+    """Return the path of a data card: in `data_cards/` of a checkout, or in its installed copy."""
+    installed = _PACKAGE / "data_cards"
+    return (installed if installed.is_dir() else _PACKAGE.parent / "data_cards") / f"{name}.md"
+
+
 def shipped_names() -> dict[str, str]:
-    """List all shipped YAML files: name without suffix -> first sentence of the leading comment."""
+    """List all shipped YAML files: name without suffix -> first sentence of the leading comment, without full stop."""
     folder = shipped_folder()
     names = (path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.yaml")))
     return {name: _summary((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in names}
@@ -45,4 +51,4 @@ def _summary(text: str) -> str:
         if not line.startswith("# "):
             break
         head.append(line[2:])
-    return re.split(r"(?<=[.?:])\s", " ".join(head), maxsplit=1)[0].rstrip(":")
+    return re.split(r"(?<=[.?])\s", " ".join(head), maxsplit=1)[0].rstrip(".")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipit.config.run import RunConfig, TilesConfig
+from clipit.config.shipped import data_card
 from clipit.data_files import hub_id, similar_names
 from clipit.doctor.checks import Check, failed_check
 from clipit.errors import ClipitError, counted
@@ -101,7 +102,7 @@ def check_reports(config: RunConfig) -> list[Check]:
     if not path.exists():
         fix = "correct reports.path, or download the reports; data sets on the Hugging Face hub are hf:owner/name"
         if reports.format == "tcga":
-            fix = f"download TCGA-Reports from {_TCGA_PAGE} (see data_cards/tcga_reports.md), or use your own reports"
+            fix = f"download TCGA-Reports from {_TCGA_PAGE} (see {data_card('tcga_reports')}), or use your own reports"
         problem = f"{reports.path} does not exist; {similar_names(reports.path)}".rstrip("; ")
         return [Check("FAIL", "reports", f"{problem}.", fix)]
     try:

@@ -11,7 +11,7 @@ from clipit.evaluation.intervals import Interval, bootstrap
 from clipit.evaluation.metrics import count_scores
 
 SCORES = {
-    "accuracy": "accuracy (any other prediction is wrong)",
+    "accuracy": "accuracy (reports without a class count as wrong)",
     "macro_f1": "macro F1",
     "coverage": "share predicted as a class",
     "covered_accuracy": "accuracy where a class is predicted",
@@ -43,6 +43,12 @@ class Agreement:
     intervals: dict[str, Interval]
     note: str = ""
 
+    @property
+    def most_frequent(self) -> float | None:
+        """Share of the most frequent reference class; None without labels."""
+        total = int(self.counts.sum())
+        return float(self.counts.sum(axis=1).max()) / total if total else None
+
     def as_dict(self) -> dict[str, Any]:
         """Return the table and the scores as JSON-like values."""
         bounds = {name: [interval.low, interval.high] for name, interval in self.intervals.items()}
@@ -57,6 +63,7 @@ class Agreement:
                 name: {"value": value, "low": bounds[name][0], "high": bounds[name][1]}
                 for name, value in self.scores.items()
             },
+            "most_frequent": self.most_frequent,
             "note": self.note,
         }
 

@@ -14,7 +14,7 @@ from clipit.artifacts import whole_file, write_record
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError
+from clipit.errors import DataError, as_note
 from clipit.evaluation.slide_arms import SlideComparison, compare_slide_sets
 from clipit.evaluation.slide_metrics import PoolingChoice, choose_pooling
 from clipit.evaluation.slide_scores import pool_slide, slide_table
@@ -79,8 +79,9 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     check_masks(mil, config.tiles)
     inputs = read_inputs(config, mil)
     if get_processes().main:
-        for note in inputs.notes:
-            logger.info(f"note: {note}")
+        overview = () if inputs.tiles is None else inputs.tiles.notes  # logged when the tiles were read
+        for note in (note for note in inputs.notes if note not in overview):
+            logger.info(as_note(note))
     for seed in mil.seeds:
         check_trainable(keep_labels(inputs.bags, mil.labels_per_class, seed))
     inputs = replace(inputs, notes=(*_check_test(inputs.bags, mil), *inputs.notes))
@@ -147,7 +148,7 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
             for note in dict.fromkeys(
                 f"{name}: {note}" for notes in seeds for note in notes
             ):  # the same for most seeds
-                logger.info(f"note: {note}")
+                logger.info(as_note(note))
                 scored.notes.append(note)
             for seed in mil.seeds:
                 labelled = arm.bags(bags, mil.labels_per_class, seed)

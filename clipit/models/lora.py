@@ -259,6 +259,7 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
     if save is None or not hasattr(module, "peft_config"):
         raise ModelError("no LoRA parameters in the model", where="backbone.tuning", fix="add LoRA first")
     save(str(folder), save_embedding_layers=False)  # otherwise peft also looks up the base model on the hub
+    (folder / "README.md").unlink(missing_ok=True)  # peft's template of a card, with nothing filled in
     values = read_json(folder / ADAPTER_CONFIG)
     if isinstance(values.get("target_modules"), list):  # peft writes a set, whose order changes from process to process
         write_json(folder / ADAPTER_CONFIG, values | {"target_modules": sorted(values["target_modules"])})

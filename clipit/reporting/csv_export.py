@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from clipit.artifacts import make_folder, reading, whole_file
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError
+from clipit.reporting.tables import console_block
 
 if TYPE_CHECKING:
     from clipit.config.file import ConfigFile
@@ -101,10 +102,10 @@ def finish_study(folder: Path, name: str, record: Path | None) -> None:
 
 
 def first_table(text: str) -> str:
-    """Return the title, the notes, the verdict and the first table of a Markdown document, for the console."""
+    """Return the title, the notes, the verdict and the first table of a Markdown document as text for the console."""
     blocks = text.strip().split("\n\n")
     position = next((i for i, block in enumerate(blocks) if block.startswith("|")), len(blocks))
-    kept = [block for block in blocks[:position] if block.startswith(("# ", ">", "**"))]
+    kept = [console_block(block) for block in blocks[:position] if block.startswith(("# ", ">", "**"))]
     if position < len(blocks):
         lines = blocks[position].splitlines()
         kept.append("\n".join(lines[:_MAX_LINES]))

@@ -252,8 +252,8 @@ def write_page(path: Path, text: str) -> None:
 
 
 def facts_table(values: Mapping[str, object], source: str = "") -> Table:
-    """Build a two-column table of facts."""
-    return Table(("quantity", "value"), list(values.items()), source=source, left=2)
+    """Build a two-column table of facts; those without a value are left out."""
+    return Table(("quantity", "value"), [fact for fact in values.items() if fact[1] != ""], source=source, left=2)
 
 
 @cache

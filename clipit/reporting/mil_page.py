@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from clipit.errors import counted
 from clipit.evaluation.slide_arms import SlideComparison
 from clipit.evaluation.slide_metrics import CHOSEN_BY, SLIDE_METRICS
 from clipit.evaluation.slide_sets import Level
@@ -179,7 +180,7 @@ def _spread(group: pd.DataFrame, metric: str) -> str:
 
 def _bag_parts(bag: ShownBag) -> list[Part]:
     scores = ", ".join(f"{name} {score:.2f}" for name, score in bag.scores.items())
-    parts: list[Part] = [Text(f"{bag.name}: label {bag.label}; arm {bag.arm}: {scores}; {bag.tiles:,} tiles.")]
+    parts: list[Part] = [Text(f"{bag.name}: label {bag.label}; arm {bag.arm}: {scores}; {counted(bag.tiles, 'tile')}.")]
     parts += [Figure(png, title, alt=title) for title, png in bag.pictures]
     parts.append(Cards(bag.top, caption=f"Tiles of {bag.name} with the highest attention"))
     return parts

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from clipit.errors import counted
 from clipit.evaluation.predicted_classes import PredictedClasses
 from clipit.image_set import ImageSet
 from clipit.reporting.html import Card, Cards, PageSection, Part, Rows, Table, Text, facts_table, page
@@ -55,7 +56,8 @@ def prediction_page(
         sections.append(PageSection("Zero-shot", [shares, least]))
     if unreadable:
         shown = unreadable[:MAX_UNREADABLE]
-        caption = f"{len(shown)} of {len(unreadable)} images that could not be read"
+        total = counted(len(unreadable), "image that could not be read", "images that could not be read")
+        caption = total if len(shown) == len(unreadable) else f"{len(shown):,} of {total}"
         sections.append(PageSection("Unreadable images", [Rows(("id", "file", "reason"), shown, caption)]))
     sections.append(PageSection("Classifier", [facts_table(facts)]))
     return page(f"Predictions: {name}", str(summary["note"]), sections)

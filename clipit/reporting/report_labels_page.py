@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from clipit.evaluation.report_agreement import SCORES, Agreement
 from clipit.reporting.html import PageSection, Part, Passage, Passages, Quote, Table, Text, facts_table, page
-from clipit.reporting.tables import MAX_CLASSES, with_interval
+from clipit.reporting.tables import MAX_CLASSES, number, with_interval
 from clipit.reports.assertion import Status
 from clipit.reports.rules import BOTH, NONE, Mention, ReportLabel
 
@@ -113,18 +113,24 @@ def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]
     ]
 
 
+def agreement_rows(agreement: Agreement) -> list[list[str]]:
+    """Tabulate the scores of an agreement with their intervals, and the floor of accuracy."""
+    rows = [
+        [
+            SCORES.get(name, name),
+            with_interval(value, agreement.intervals[name].low, agreement.intervals[name].high),
+        ]
+        for name, value in agreement.scores.items()
+    ]
+    return [*rows, ["floor of accuracy: always the most frequent class", number(agreement.most_frequent)]]
+
+
 def _agreement(agreement: Agreement) -> list[Part]:
     parts: list[Part] = [Text(agreement.note)] if agreement.note else []
     parts.append(
         Table(
             ("score", "value [95 % interval]"),
-            [
-                [
-                    SCORES.get(name, name),
-                    with_interval(value, agreement.intervals[name].low, agreement.intervals[name].high),
-                ]
-                for name, value in agreement.scores.items()
-            ],
+            agreement_rows(agreement),
             caption=f"{int(agreement.counts.sum()):,} labelled reports of {agreement.groups:,} groups; intervals by "
             "bootstrap over groups",
         )

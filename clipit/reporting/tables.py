@@ -75,6 +75,20 @@ def key_value_table(values: Mapping[str, object]) -> str:
     return markdown_table(("quantity", "value"), list(values.items()), left=2)
 
 
+def console_block(block: str) -> str:
+    """Remove the Markdown of a heading, a note or a line in bold."""
+    if block.startswith("**") and block.endswith("**"):
+        return block[2:-2]
+    return block.lstrip("#").lstrip().replace("> **Note.** ", "note: ") if block.startswith(("#", ">")) else block
+
+
+def console_summary(markdown: str, without: str = "## Provenance") -> str:
+    """Convert a summary in Markdown to text for the console, without the chapters from the heading `without` on."""
+    blocks = markdown.strip().split("\n\n")
+    end = next((place for place, block in enumerate(blocks) if block.startswith(without)), len(blocks))
+    return "\n\n".join(map(console_block, blocks[:end]))
+
+
 def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
     """Format the scores of `evaluate_predictions`: one column per split, its zero-shot scores and its annotators."""
     columns: dict[str, Mapping[str, Any]] = {}

@@ -16,7 +16,7 @@ from clipit.config.effects import select_keys
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, DataError, ModelError
+from clipit.errors import ArtifactError, DataError, ModelError, as_note
 from clipit.patients import patients
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.runs.card import write_card
@@ -87,7 +87,7 @@ def evaluate_external(
         present = len(scored.classes) - len(absent)
         notes.append(f"no tile of {', '.join(absent)}: scores are computed over the {present} classes that occur")
     for note in notes:
-        logger.info(note if note.startswith("WARNING") else f"note: {note}")
+        logger.info(as_note(note))
     if not (scored.labels >= 0).any():
         raise DataError("no tile has a label", where=scored.where, fix="for tiles without labels, use clipit predict")
     embeddings = _class_embeddings(classifier, prompt_set)
@@ -209,7 +209,7 @@ def _new_tiles(
     unknown = int((patients(tiles.groups, tiles.ids) == "").sum())
     problems = list(training.problems)
     if unknown:
-        problems.append(f"patients of {unknown} of {len(tiles)} new tiles: not named in the data")
+        problems.append(f"patients (unknown for {unknown} of {len(tiles)} new tiles)")
     unchecked = [f"WARNING: not checked against training: {problem}" for problem in problems]
     checks = {"policy": policy, "leaks": [asdict(leak) for leak in leaks], "not_checked": unchecked}
     return replace(mapped, tiles=tiles), checks

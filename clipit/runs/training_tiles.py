@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from clipit.artifacts import reading, whole_file
 from clipit.config.data import LeaksConfig
 from clipit.config.run import RunConfig
-from clipit.errors import ClipitError, DataError, shortlist
+from clipit.errors import ClipitError, DataError, as_note, shortlist
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.pairing.leaks import ImageHashes, SeenTiles, find_shared_patients
 from clipit.patients import patients
@@ -109,7 +109,7 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     learnt, problems = _patients_of_training(run)
     unknown = int((patients(tests.groups, tests.ids) == "").sum())
     if unknown:
-        problems = (*problems, f"patients of {unknown} of {len(tests)} test tiles: not named in the data")
+        problems = (*problems, f"patients (unknown for {unknown} of {len(tests)} test tiles)")
     notes = [f"WARNING: not compared with the training tiles of {run.name}: {problem}" for problem in problems]
     shared = find_shared_patients(tests, learnt)
     if shared:
@@ -127,7 +127,7 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
             )
         notes.insert(0, f"WARNING: {message}; kept on request (leaks.policy: note)")
     for note in notes:
-        logger.info(f"note: {note}")
+        logger.info(as_note(note))
     return tuple(notes)
 
 

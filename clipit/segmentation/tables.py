@@ -78,8 +78,8 @@ def study_chapters(
             "Scores",
             [
                 Text(_explanation(provenance)),
-                *_over_seeds(frame),
                 _overview(frame, subjects, "images"),
+                *_over_seeds(frame),
                 _overview(frame, subjects, "pixels"),
                 *[Text(f"Note: {note}.") for note in provenance["notes"]],
             ],

@@ -16,6 +16,7 @@ from clipit.errors import ConfigError, DataError
 from clipit.evaluation.slide_arms import SlideComparison, compare_slide_arms
 from clipit.reporting.html import write_page
 from clipit.reporting.slide_arms_page import ComparedRun, slide_arms_page, slide_arms_summary, slide_verdict
+from clipit.reporting.tables import console_summary
 from clipit.runs.predict import open_exported
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer, classifier_scorer
@@ -176,7 +177,7 @@ def _write_comparison(
         write_page(out / PAGE, slide_arms_page(note, comparison, classes, runs, failed, facts))
         write_record(out / RECORD, _record(comparison, arms, outcome, options))
     processes.barrier()
-    return SlideReport(f"{text}\n\npage: {out / PAGE}\ntables: {out / TABLE}, {out / SCORES}", out / PAGE)
+    return SlideReport(f"{console_summary(text, '## Runs')}\n\npage: {out / PAGE}\ntables: {out / TABLE}, {out / SCORES}", out / PAGE)
 
 
 def _common_slides(listed: SlideList, arms: Sequence[_ScoredArm]) -> SlideOutcome:

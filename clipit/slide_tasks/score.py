@@ -19,6 +19,7 @@ from clipit.models.adapted_base import base_of_adapted
 from clipit.reporting.html import Table, write_page
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
 from clipit.reporting.subtyping_table import subtyping_tables
+from clipit.reporting.tables import console_summary
 from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.runs.tile_scorer import TileScorer, tiles_for
 from clipit.slide_tasks.prompt_draws import read_draws, split_draws
@@ -194,7 +195,8 @@ def write_report(
         write_record(out / RECORD, record)
     processes.barrier()
     tables = [out / SCORES, out / "slides.csv", *([out / METRICS] if (known["label"] != "").any() else [])]
-    return SlideReport(f"{text}\n\npage: {out / PAGE}\ntables: {', '.join(map(str, tables))}", out / PAGE)
+    shown = console_summary(text)
+    return SlideReport(f"{shown}\n\npage: {out / PAGE}\ntables: {', '.join(map(str, tables))}", out / PAGE)
 
 
 def _tables_with_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:

@@ -21,7 +21,7 @@ from clipit.artifacts import (
 )
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, disk_errors
+from clipit.errors import DataError, as_note, disk_errors
 from clipit.images import Unreadable, attempt
 from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
@@ -83,7 +83,7 @@ def prepare_listed(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
     prepared = tuple(result for result in results if isinstance(result, PreparedSlide))
     if get_processes().main:
         for note in [*listed.notes, *failure_notes(failed, len(results)), *resolution_notes(prepared, config)]:
-            logger.info(f"note: {note}")
+            logger.info(as_note(note))
         for text in dict.fromkeys(
             f"note: {slide.name}: {slide.facts['note']}" for slide in prepared if slide.facts["note"]
         ):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipit.artifacts import locked, write_json
+from clipit.config.shipped import data_card
 from clipit.errors import DataError
 from clipit.tiles.archives import fetch, unpack
 from clipit.tiles.datasets import DATASETS, DataSet, Remote
@@ -25,7 +26,7 @@ def terms(name: str) -> str:
     ]
     if data_set.faults:
         lines.append(f"  known fault: {data_set.faults}")
-    return "\n".join([*lines, f"  data card: data_cards/{data_set.card}.md"])
+    return "\n".join([*lines, f"  data card: {data_card(data_set.card)}"])
 
 
 def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:

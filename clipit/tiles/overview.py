@@ -3,7 +3,7 @@
 import numpy as np
 
 from clipit.config.run import TilesConfig
-from clipit.errors import printable, shortlist
+from clipit.errors import as_note, printable, shortlist
 from clipit.patients import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 
@@ -36,7 +36,7 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
             lines.append(f"  {split:<10} {int(inside.sum()):>7,} tiles, {labels}, {_patients_of(named[inside])}")
     lines += [f"  labels used: {used}" for used in [_labels_used(config)] if used]
     lines += [f"  missing: {problem}" for problem in _missing(tiles, named, tests_only)]
-    lines += [f"  note: {note}" for note in tiles.notes]
+    lines += [f"  {as_note(note)}" for note in tiles.notes]
     if tiles.advice:
         lines.append(f"  WARNING: {tiles.advice}")
     return printable("\n".join(lines), keep="\n")

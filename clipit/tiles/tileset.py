@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipit.annotators.labelling import Annotations
 from clipit.data_files import is_unicode
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, as_note, counted, shortlist
 from clipit.image_readers import Reader
 from clipit.images import Unreadable, attempt
 
@@ -171,6 +171,6 @@ class TileSet:
         lines.append(f"  mpp: {shortlist([f'{value:g}' for value in values]) if values.size else 'unknown'}")
         if self.quarantined:
             lines.append(f"  dropped as unreadable: {len(self.quarantined)} ({shortlist(self.quarantined)})")
-        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  {as_note(note)}" for note in self.notes]
         lines += [f"  warning: {self.advice}"] if self.advice else []
         return "\n".join(lines)

@@ -102,9 +102,10 @@ def _facts(config: RunConfig, labels: CorpusLabels) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "reports": len(labels.reports),
         "patients": len(patients),
-        "reports whose own label is a class": int((labels.own >= 0).sum()),
         "source": Path(config.reports.path).name if config.reports else "",
     }
+    if config.reports and config.reports.label_column:
+        facts[f"reports with a class in the column {config.reports.label_column}"] = int((labels.own >= 0).sum())
     if labels.rules is not None:
         facts["rule set"] = f"{labels.rules.name} ({labels.rules.hash})"
         facts["sections read"] = ", ".join(labels.rules.sections) or "all"

@@ -70,6 +70,7 @@ class Workspace:
             shared: Cache in memory that the workspaces of several configurations share; see `for_config`.
         """
         self.config = config
+        self.split_reports = False  # whether this process split the reports into snippets and logged the account
         self.root = artefacts_of(config)
         self._shared = {} if shared is None else shared
         self._shared.setdefault(_key("workspace", config, *_SECTIONS), self)
@@ -282,6 +283,7 @@ class Workspace:
         snippets = build_once(self.root, "snippets", self.snippet_inputs(), make)
         if built_now:  # commands that find the snippets do not repeat their account
             logger.info(self._format_account(snippets))
+        self.split_reports = built_now
         return snippets
 
     def snippet_inputs(self) -> dict[str, Any]:

@@ -100,11 +100,14 @@ def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_withou
             task(config)
 
 
-def test_the_index_and_the_pairs_are_data_frames_with_texts(configure_file: MakeFile) -> None:
+def test_the_index_and_the_pairs_are_data_frames_with_texts(configure_file: MakeFile, tmp_path: Path) -> None:
     config = configure_file()
     index = clipit.build_text_index(config)
     assert index.folder.is_dir() and 0 < index.rows <= len(index.snippets) and index.kind.startswith("Flat")
     assert re.match(r"reports +60 ", index.account)
+    fresh = configure_file(output=str(tmp_path))
+    reused = [clipit.build_text_index(fresh).reused for _ in range(2)]
+    assert reused == [False, True], "the command prints the account of snippets that existed, which is not logged"
     result = clipit.pair(config, page=False)
     pairs = result.pairs
     assert result.page is None and result.file.is_file() and "72" in result.summary

@@ -10,12 +10,14 @@ import pytest
 
 from clipit.cli.commands import COMMANDS, OWN_OPTIONS, READS_KEYS, SUBCOMMANDS, command_names
 from clipit.cli.completion import completion_script
+from clipit.cli.init import OWN_DATA
 from clipit.cli.main import main, usage
 from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS
 from clipit.config.load import all_keys
 from clipit.config.shipped import config_file, shipped_folder, shipped_names
 from clipit.errors import ConfigError
+from clipit.tiles.datasets import DATASETS
 
 ROOT = Path(__file__).parents[2]
 RENAMED = {"adapt": "adapt_vlm", "index": "build_text_index", "world": "make_world"}
@@ -96,7 +98,9 @@ def test_init_prints_lists_and_never_overwrites(
 ) -> None:
     run(monkeypatch, "init")
     listed = capsys.readouterr().out
-    assert {line.split()[0] for line in listed.splitlines()} == set(shipped_names())
+    entries = [line.split()[0] for line in listed.splitlines() if re.match(r"  \S", line)]
+    assert sorted(entries) == sorted(shipped_names()) and entries[:5] == [*OWN_DATA]
+    assert max(map(len, listed.splitlines())) <= 120 and not re.search(r"\.$", listed, re.M)
     run(monkeypatch, "init", "own_table")
     text = capsys.readouterr().out
     assert text == (ROOT / "configs/own_table.yaml").read_text(encoding="utf-8")
@@ -108,6 +112,16 @@ def test_init_prints_lists_and_never_overwrites(
         with pytest.raises(SystemExit, match="2"):
             run(monkeypatch, "init", *arguments)
         assert message in capsys.readouterr().err
+
+
+def test_download_lists_the_data_sets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    run(monkeypatch, "download")
+    listed = capsys.readouterr().out
+    assert all(re.search(rf"^\| {name} +\| ", listed, re.M) for name in DATASETS)
+    assert re.search(r"^\| pcam .*\| CC0 1.0 .*\| yes +\|$", listed, re.M) and "by hand" in listed
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "download", "pcam")
+    assert "required: --to" in capsys.readouterr().err
 
 
 def test_config_takes_a_file_or_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

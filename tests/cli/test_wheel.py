@@ -27,6 +27,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = folder.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "clipit/configs/own_table.yaml" in names and "clipit/configs/sweeps/lora_rank.yaml" in names
+    assert {path.name for path in (ROOT / "data_cards").glob("*.md")} == {
+        name.removeprefix("clipit/data_cards/") for name in names if name.startswith("clipit/data_cards/")
+    }
     assert "clipit/py.typed" in names and not [name for name in names if name.startswith(("tests", "scripts"))]
     vendor = "clipit/reporting/vendor/openseadragon"
     assert {f"{vendor}/openseadragon.min.js", f"{vendor}/LICENSE.txt"} <= {*names}

@@ -186,7 +186,7 @@ def test_all_errors_at_once_with_suggestions(file: Callable[..., str]) -> None:
 
 
 def test_required_keys_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"'tiles\.path': Field required"):
+    with pytest.raises(ConfigError, match=r"'tiles\.path' is required, but not set"):
         validate({"tiles": {"source": "folders"}}, "here")
 
 

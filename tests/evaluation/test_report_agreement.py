@@ -27,6 +27,7 @@ def test_scores_equal_those_of_scikit_learn_with_other_predictions_as_errors() -
     assert agreement.scores["covered_accuracy"] == pytest.approx(np.mean(right))
     assert agreement.predictions == ("a", "b", "c", "both", "none")
     assert agreement.counts.sum() == known.sum() == agreement.groups
+    assert agreement.most_frequent == pytest.approx(np.bincount(labels[known]).max() / known.sum())
     for name, value in agreement.scores.items():
         interval = agreement.intervals[name]
         assert value is not None and interval.low is not None and interval.high is not None

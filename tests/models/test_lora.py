@@ -169,6 +169,7 @@ def test_peft_reads_the_adapter_back(timm_folder: Path, tmp_path: Path) -> None:
     assert set(peft.get_peft_model_state_dict(adapted)) == set(peft.get_peft_model_state_dict(again))
     description = json.loads((tmp_path / "adapter_config.json").read_text())
     assert description["base_model_name_or_path"] == "tiny"
+    assert not (tmp_path / "README.md").exists(), "peft's card is an empty template"
     assert description["target_modules"] == sorted(description["target_modules"]), "the same file in every process"
     assert len(description["target_modules"]) > 6
 

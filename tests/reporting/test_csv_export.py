@@ -88,9 +88,9 @@ def test_a_finished_study_says_where_it_lies_with_and_without_a_record(tmp_path:
     finish_study(folder, "probing", None)
     listed = f"tables: {folder}/probing.md\npage: {folder}/probing.html\nrows: {folder}/probing.parquet"
     table = "\n".join(["| a |", "|--|", *rows[:30]])
-    head = f"# Title\n\n> **Note.** Only a proof.\n\n**No gain.**\n\n{table}\n\nand 10 more rows"
+    head = f"Title\n\nnote: Only a proof.\n\nNo gain.\n\n{table}\n\nand 10 more rows"
     assert lines == [f"\n{head}\n\n{listed}"]
-    assert first_table("# Title\n\nNothing to tabulate.\n") == "# Title"
+    assert first_table("# Title\n\nNothing to tabulate.\n") == "Title"
     assert not list(tmp_path.glob("*.csv"))
     finish_study(folder, "probing", tmp_path / "rows.csv")
     assert (tmp_path / "rows.csv").is_file() and len(lines) == 2

@@ -320,7 +320,7 @@ def test_the_command_prints_shares_and_where_the_files_are(
         "--device", "cpu", tiles / "case 0", tiles / "case 1/01.png",
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert "13 images predicted, mean confidence 0." in printed and "1 images could not be read" in printed
+    assert "13 images predicted, mean confidence 0." in printed and "note: 1 image could not be read; see " in printed
     assert all(name in printed for name in (*CLASSES, "necrosis", "mucin", str(out), str(out.with_suffix(".html"))))
     summary = json.loads(out.with_suffix(".summary.json").read_text("utf-8"))
     assert f"{summary['classes']['stroma']['share']:.1%}" in printed

@@ -99,7 +99,8 @@ def test_page_and_summary_name_runs_poolings_and_left_out_slides(compared: Slide
     page = compared.page.read_text(encoding="utf-8")
     for text in (compared.text, page):
         assert "the file is empty" in text and "was chosen by its balanced accuracy" in text
-        assert "clip_it_all-seed1" in text and "VLM zero-shot" in text
+    assert "clip_it_all-seed1" in page and "VLM zero-shot" in page
+    assert "Provenance" not in compared.text and "#" not in compared.text and "**" not in compared.text
     assert "runs/image_only-seed0/slides.html" in page
     assert (compared.folder / "runs/image_only-seed0/slides.html").is_file()
     status = pd.read_csv(compared.folder / "slides.csv").set_index("slide")["status"]

@@ -23,11 +23,11 @@ def test_a_complete_set_is_described_in_a_line_per_split(make_tiles: Make) -> No
 
 def test_what_is_missing_is_said_with_its_consequence_and_key(make_tiles: Make) -> None:
     tiles = make_tiles([0, 0, 0, 1], ["train"] * 3 + ["validation"])
-    told = tiles_overview(replace(tiles, advice="set --tiles.columns.group=case", notes=("cut",)), TABLE)
+    told = tiles_overview(replace(tiles, advice="set --tiles.columns.group=case", notes=("cut", "WARNING: odd")), TABLE)
     assert "missing: no test split, so there is no test score: tiles.test_fraction or tiles.folds" in told
     assert "missing: no labelled train tiles of c1, so they cannot be learnt" in told
     assert "missing: no groups, so tiles of one patient or slide may be in two splits" in told
-    assert told.endswith("  note: cut\n  WARNING: set --tiles.columns.group=case")
+    assert told.endswith("  note: cut\n  WARNING: odd\n  WARNING: set --tiles.columns.group=case")
     part = tiles_overview(make_tiles([-1, 0, 0], ["test", "test", "test"], ["", "p", "p"]), TABLE)
     assert "no train split, so nothing can" in part and "1 patients or slides and 1 tiles without one" in part
     assert "missing: no group for 1 tiles" in part

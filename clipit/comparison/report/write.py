@@ -40,7 +40,7 @@ from clipit.config.run import RunConfig
 from clipit.leftovers import delete_leftovers
 from clipit.reporting.html import page, write_page
 from clipit.reporting.notes import compose_note
-from clipit.reporting.tables import LABELS, markdown_line, markdown_table, markdown_text
+from clipit.reporting.tables import LABELS, console_block, markdown_line, markdown_table, markdown_text
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.table import uses_vlm
 
@@ -104,7 +104,8 @@ def write_report(
 
 def read_head(folder: Path) -> str:
     """Return the head of comparison.md for the console: title, verdict and main table."""
-    return "\n\n".join((folder / "comparison.md").read_text(encoding="utf-8").split("\n\n")[:3])
+    blocks = (folder / "comparison.md").read_text(encoding="utf-8").split("\n\n")[:3]
+    return "\n\n".join(map(console_block, blocks))
 
 
 def _models_note(config: RunConfig, plans: Sequence[Plan], arms: Sequence[ArmResult]) -> str:

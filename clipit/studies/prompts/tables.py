@@ -76,13 +76,12 @@ def prompt_chapters(
     intro = [
         Text(_REPORTED_ONLY),
         *([Text(f"{LABELS[metric]} is undefined for some rows: {undefined}.")] if undefined else []),
-        Text(f"Score: {LABELS[metric]}."),
     ]
     spread_source = f"{column} by subject, prompts, kind, mode"
     chapters = [
         Chapter(
             "Prompt modes",
-            [*intro, _mode_table(scores, column), Plot("prompts_spread.png", "Scores by prompt mode", spread_source)],
+            [*intro, _mode_table(scores, metric), Plot("prompts_spread.png", "Scores by prompt mode", spread_source)],
         )
     ]
     if differences:
@@ -108,7 +107,7 @@ def prompt_chapters(
     ]
 
 
-def _mode_table(scores: pd.DataFrame, column: str) -> Table:
+def _mode_table(scores: pd.DataFrame, metric: str) -> Table:
     lines: list[list[object]] = []
     for (subject, prompts), group in iter_groups(scores, ["subject", "prompts"]):
         for row in iter_rows(group[group.kind == "mode"]):
@@ -116,8 +115,8 @@ def _mode_table(scores: pd.DataFrame, column: str) -> Table:
         draws = group.score[group.kind == "draw"].tolist()
         if draws:
             lines.append([subject, prompts, f"sampled ({len(draws)} draws): median", "", *_summary_cells(draws)[:3]])
-    header = ("model", "prompt set", "mode", "texts", "score", "quartiles", "range")
-    return Table(header, lines, source=f"{column}, kind = mode or draw", left=3)
+    header = ("model", "prompt set", "mode", "texts", LABELS[metric], "quartiles", "range")
+    return Table(header, lines, source=f"{FILE}: column {metric}, kind = mode or draw", left=3)
 
 
 def _difference_table(differences: Sequence[PromptDifference], metric: str) -> Table:

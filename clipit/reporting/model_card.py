@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clipit.errors import printable
+from clipit.errors import counted, printable
 from clipit.models.classifier_spec import ClassifierSpec
 from clipit.models.licences import OTHER, ModelLicence, model_licences
 from clipit.models.specs import LICENCE_NOTE
@@ -69,6 +69,8 @@ class CardFacts:
         results: Content of results.json.
         external: Content of results.json of each evaluation on a new test set, whose name is not shown.
         compared: Comparison that includes the run, if any.
+        reports: Number of reports whose snippets were paired with the tiles; None without reports.
+        snippets: Number of their snippets.
     """
 
     arm: str
@@ -81,6 +83,8 @@ class CardFacts:
     results: Mapping[str, Any] = field(default_factory=dict)
     external: Sequence[Mapping[str, Any]] = ()
     compared: Compared | None = None
+    reports: int | None = None
+    snippets: int | None = None
 
 
 def model_card(spec: ClassifierSpec, facts: CardFacts, *, transformers_opens: bool) -> str:
@@ -160,6 +164,8 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
     if facts.training_tiles is not None:
         lines.append(f"- Training: {facts.training_tiles} tiles, {facts.training_labels} labels used")
         lines.append(f"- Validation: {facts.validation_labels} labels used")
+    if facts.reports and facts.snippets:
+        lines.append(f"- Text: {facts.snippets:,} snippets of {counted(facts.reports, 'report')}; none is in this folder")
     for split, scored in facts.results.get("splits", {}).items():
         groups = f" of {scored['groups']} patients or slides" if scored.get("groups") else ", patients unknown"
         lines.append(f"- Scored, {split}: {scored['n']} tiles{groups}, {scored['labelled']} labelled")

@@ -42,6 +42,8 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
         training_tiles=recorded.get("training_tiles"),
         training_labels=recorded.get("training_labels"),
         validation_labels=recorded.get("validation_labels"),
+        reports=recorded.get("reports"),
+        snippets=recorded.get("snippets"),
         teaching=_describe_terms(config),
         results=results,
         external=_read_external(folder),

@@ -324,6 +324,7 @@ def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "B
     facts["teaches"] = describe_terms(config)
     if uses_reports(config):
         facts |= {"index": workspace.index.artifact.fingerprint, "pairs": workspace.pairs.artifact.fingerprint}
+        facts |= {key: workspace.snippets.manifest.facts[key] for key in ("reports", "snippets")}
         facts["sections"] = {"Snippets": workspace.snippet_summary(), "Pairing": workspace.pairing_summary()}
     if workspace.prompts is not None:
         facts |= {"prompts": workspace.prompts.name, "prompts_hash": workspace.prompts.hash}

@@ -75,6 +75,12 @@ def test_ways_to_load_are_those_of_the_folder(plain: bool, opens: bool, library:
     assert tuple(call for call in calls if call in text) == words
 
 
+def test_the_text_is_counted_where_reports_were_used() -> None:
+    text = model_card(spec("uni"), replace(FACTS, reports=1, snippets=2000), transformers_opens=True)
+    assert "- Text: 2,000 snippets of 1 report;" in text
+    assert "- Text:" not in model_card(spec("uni"), FACTS, transformers_opens=True)
+
+
 def test_names_cannot_end_the_front_matter_add_headings_or_links() -> None:
     hostile = ("a\n---\n# Fake", "<script>x</script>", "[x](http://evil)", "`rm`|*b*", "\x1b[31m", "c\\")
     facts = replace(FACTS, arm="x\n---\nlicense: mit", data="tiles")

@@ -192,7 +192,7 @@ def test_required_keys_are_named() -> None:
 
 def test_reports_without_a_path_are_missing_for_commands_that_need_none(file: Callable[..., str]) -> None:
     arguments = [file({**MINIMAL, "reports": {"min_words": 3}})]
-    with pytest.raises(ConfigError, match=r"'reports\.path': Field required"):
+    with pytest.raises(ConfigError, match=r"'reports\.path' is required, but not set"):
         read_file_command("test", (), arguments)
     assert read_file_command("test", (), arguments, needs_reports=False)[0].run.reports is None
     named, _ = read_file_command("test", (), [*arguments, "--reports.path=r.txt"], needs_reports=False)

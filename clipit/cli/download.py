@@ -25,7 +25,9 @@ def main() -> None:
             from clipit.reporting.tables import markdown_table
 
             kinds = {True: "yes", False: "by hand"}
-            rows = [(name, data.title, data.licence, kinds[bool(data.files)]) for name, data in sorted(DATASETS.items())]
+            rows = [
+                (name, data.title, data.licence, kinds[bool(data.files)]) for name, data in sorted(DATASETS.items())
+            ]
             print(markdown_table(("name", "data set", "licence", "download"), rows, left=4))
             return
         if options.to is None:

@@ -88,9 +88,7 @@ def _report(result: "PredictResult") -> str:
         lines.append(markdown_table(SHARES_HEADER, shares_rows(scores)))
     lines.append("")
     if summary["unreadable"]:
-        lines.append(
-            f"note: {counted(summary['unreadable'], 'image')} could not be read; see {result.unreadable_file}"
-        )
+        lines.append(f"note: {counted(summary['unreadable'], 'image')} could not be read; see {result.unreadable_file}")
     if summary["note"]:
         lines.append(f"note: {summary['note']}")
     lines += [f"table: {result.table}", f"page: {result.page}", f"summary: {result.summary_file}"]

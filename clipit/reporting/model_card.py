@@ -165,7 +165,9 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
         lines.append(f"- Training: {facts.training_tiles} tiles, {facts.training_labels} labels used")
         lines.append(f"- Validation: {facts.validation_labels} labels used")
     if facts.reports and facts.snippets:
-        lines.append(f"- Text: {facts.snippets:,} snippets of {counted(facts.reports, 'report')}; none is in this folder")
+        lines.append(
+            f"- Text: {facts.snippets:,} snippets of {counted(facts.reports, 'report')}; none is in this folder"
+        )
     for split, scored in facts.results.get("splits", {}).items():
         groups = f" of {scored['groups']} patients or slides" if scored.get("groups") else ", patients unknown"
         lines.append(f"- Scored, {split}: {scored['n']} tiles{groups}, {scored['labelled']} labelled")

@@ -177,7 +177,9 @@ def _write_comparison(
         write_page(out / PAGE, slide_arms_page(note, comparison, classes, runs, failed, facts))
         write_record(out / RECORD, _record(comparison, arms, outcome, options))
     processes.barrier()
-    return SlideReport(f"{console_summary(text, '## Runs')}\n\npage: {out / PAGE}\ntables: {out / TABLE}, {out / SCORES}", out / PAGE)
+    return SlideReport(
+        f"{console_summary(text, '## Runs')}\n\npage: {out / PAGE}\ntables: {out / TABLE}, {out / SCORES}", out / PAGE
+    )
 
 
 def _common_slides(listed: SlideList, arms: Sequence[_ScoredArm]) -> SlideOutcome:

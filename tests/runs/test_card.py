@@ -1,7 +1,7 @@
 """The card of a run's classifier: made from the run, without anything private, and no part of the checksums."""
 
-import re
 import os
+import re
 from pathlib import Path
 
 import pytest

@@ -260,12 +260,11 @@ class Workspace:
     @cached_property
     def snippets(self) -> Artifact:
         """The snippets of the reports, truncated to the context length of the VLM's text tower."""
-        reports, section, built_now = self.reports, self.reports_config, False
+        reports, section = self.reports, self.reports_config
 
         def make(folder: Path) -> dict[str, Any]:
             from clipit.reports.build import build_snippets
 
-            nonlocal built_now
             if not get_processes().main:
                 return {}
             logger.info(f"splitting {len(reports.reports):,} reports into snippets")
@@ -277,13 +276,12 @@ class Workspace:
                 with whole_file(folder / f"{name}.parquet") as temporary:
                     pq.write_table(table, temporary)
             write_json(folder / "account.json", built.account.as_dict())
-            built_now = True
+            self.split_reports = True
             return {"reports": len(reports.reports), "snippets": built.snippets.num_rows}
 
         snippets = build_once(self.root, "snippets", self.snippet_inputs(), make)
-        if built_now:  # commands that find the snippets do not repeat their account
+        if self.split_reports:  # commands that find the snippets do not repeat their account
             logger.info(self._format_account(snippets))
-        self.split_reports = built_now
         return snippets
 
     def snippet_inputs(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Search approximate faiss indexes."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +10,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
-from clipit.artifacts import reading
+from clipit.artifacts import REBUILD, reading
 from clipit.config.run import PairingConfig
 from clipit.distributed import get_processes
+from clipit.errors import ArtifactError
 
 logger = logging.getLogger(__name__)
 
 MIN_LIST_LENGTH = 16
 """Default length of the candidate list in the search of a graph, as in faiss."""
+_LEAST_LIMIT = 2**20  # bytes of a vector, and entries of a list, in an index file
 _MAX_LISTS_ON_GPU = 2048  # limit of faiss
 
 
@@ -54,12 +58,29 @@ class FaissIndex:
         has_graph: Whether rows are found by a graph (HNSW, NSG).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rows: int, dim: int) -> None:
+        """Open an index.
+
+        Args:
+            path: Index file of faiss.
+            rows: Number of rows that it must have.
+            dim: Dimension of the vectors that it must have.
+
+        Raises:
+            ArtifactError: The file is damaged, or has another number of rows or dimension.
+        """
         import faiss
 
         device = get_processes().device
-        with reading(path):
+        with reading(path), _lengths_within(path.stat().st_size):
             index = _read_mapped(path) if device.type == "cpu" else faiss.read_index(str(path))
+        if (index.ntotal, index.d) != (rows, dim):
+            raise ArtifactError(
+                f"the index has {index.ntotal:,} rows of {index.d} dimensions, not {rows:,} of {dim}",
+                where=path,
+                fix=REBUILD,
+            )
+        self._path, self._rows = path, rows
         lists = faiss.try_extract_index_ivf(index)
         self._graph = None if lists is not None else _graph(index)
         self._index = _on_device(index)
@@ -102,7 +123,32 @@ class FaissIndex:
         return self._search(queries, k)
 
     def _search(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Int[np.ndarray, "q k"]:
-        return np.asarray(self._index.search(queries, k)[1], dtype=np.int64)
+        with reading(self._path):
+            found = np.asarray(self._index.search(queries, k)[1], dtype=np.int64)
+        if found.size and (found.min() < -1 or found.max() >= self._rows):
+            raise ArtifactError("the index contains rows that do not exist", where=self._path, fix=REBUILD)
+        return found
+
+
+@contextmanager
+def _lengths_within(size: int) -> Iterator[None]:
+    """Let faiss refuse lengths in a file that are larger than the file, instead of reserving memory for them.
+
+    Args:
+        size: Size of the file in bytes.
+    """
+    import faiss
+
+    names = ("vector_byte_limit", "loop_limit")
+    limits = [name for name in names if hasattr(faiss, f"set_deserialization_{name}")]  # not in older versions
+    before = {name: getattr(faiss, f"get_deserialization_{name}")() for name in limits}
+    for name in limits:
+        getattr(faiss, f"set_deserialization_{name}")(max(size, _LEAST_LIMIT))
+    try:
+        yield
+    finally:
+        for name, limit in before.items():
+            getattr(faiss, f"set_deserialization_{name}")(limit)
 
 
 def _read_mapped(path: Path) -> Any:

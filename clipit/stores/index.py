@@ -190,7 +190,7 @@ class Index:
     @cached_property
     def faiss_index(self) -> FaissIndex:
         """Opened faiss index; only for approximate indexes."""
-        return FaissIndex(self.artifact.file("index.faiss"))
+        return FaissIndex(self.artifact.file("index.faiss"), self.size, int(self.artifact.manifest.facts["dim"]))
 
     def candidates(self, queries: Float32[np.ndarray, "q dim"], k: int, needed: int = 1) -> Int[np.ndarray, "q k"]:
         """Find the k nearest rows of each query in an approximate index; -1 where it returns fewer.

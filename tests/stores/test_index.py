@@ -1,6 +1,7 @@
 """The index against a plain reference, both backends, and what it refuses."""
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from jaxtyping import Float32
 from tiny_models import write_store
 
+from clipit.artifacts import file_sha256
 from clipit.distributed import Processes
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.pairing.pairs import search
 from clipit.stores.approximate import SearchSettings
 from clipit.stores.embed import Store
@@ -257,3 +259,31 @@ def test_the_search_is_in_float32_even_under_autocast(store: Store, tmp_path: Pa
     plain = found(index, queries, 1)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert found(index, queries, 1)[0] == plain
+
+
+@needs_faiss
+def test_damaged_and_foreign_index_files_are_errors(store: Store, tmp_path: Path) -> None:
+    index = build_index(tmp_path / "own", store, key="IVF8,Flat", search=SearchSettings(nprobe=8))
+    path, queries = index.artifact.file("index.faiss"), random_unit(3, 5)
+    data = path.read_bytes()
+
+    def opened(content: bytes) -> Index:
+        """The index with another file, whose digest is recomputed."""
+        path.write_bytes(content)
+        manifest = index.artifact.manifest
+        files = {**manifest.files, "index.faiss": file_sha256(path)}
+        return Index(replace(index.artifact, manifest=replace(manifest, files=files)), store, index.settings)
+
+    few = write_store(tmp_path / "few", [f"t{number}" for number in range(600)], random_unit(600, 8))
+    other = build_index(tmp_path / "other", few, key="IVF8,Flat").artifact.file("index.faiss").read_bytes()
+    with pytest.raises(ArtifactError, match="600 rows of 16 dimensions, not 4,960 of 16"):
+        opened(other).candidates(queries, 5)
+    last = data.rindex(np.int64(4959).tobytes())  # the id of the last row, at its place in a list
+    with pytest.raises(ArtifactError, match="contains rows that do not exist"):
+        opened(data[:last] + np.int64(10**15).tobytes() + data[last + 8 :]).candidates(queries, index.size)
+    for content in (data[: len(data) // 2], bytes(len(data)), data[:80] + b"\xff" * 8 + data[88:], b""):
+        with pytest.raises(ArtifactError, match=r"(?s)(unreadable|rows of).*delete the folder"):
+            opened(content).candidates(queries, 5)
+    path.write_bytes(other)
+    with pytest.raises(ArtifactError, match="a file is missing or changed"):
+        Index(index.artifact, store).candidates(queries, 5)

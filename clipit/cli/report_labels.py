@@ -33,10 +33,11 @@ def main() -> None:
             print(f"\n{counted(len(labels.reports), 'report')}")
             if labels.by_rules:
                 counts = count_rule_classes(labels.by_rules, labels.classes)
-                print(f"\n{markdown_table(('class by the rules', 'reports'), list(counts.items()))}\n")
+                print(f"\n{markdown_table(('class by the rules', 'reports'), list(counts.items()))}")
             for agreement in measure_labels(labels, config.seed):
                 table = markdown_table(("score", "value [95 % interval]"), agreement_rows(agreement))
-                print(f"\n{agreement.title}\n\n{table}\n")
+                print(f"\n{agreement.title}\n\n{table}")
+            print()
             for note in labels.notes:
                 print(f"note: {note}")
             print(f"page: {page} (and .json, .csv)")

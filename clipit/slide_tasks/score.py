@@ -196,6 +196,8 @@ def write_report(
     processes.barrier()
     tables = [out / SCORES, out / "slides.csv", *([out / METRICS] if (known["label"] != "").any() else [])]
     shown = console_summary(text)
+    if damaged := scored.facts.get("unreadable tiles"):
+        shown += f"\n\nnote: unreadable tiles: {damaged}"
     return SlideReport(f"{shown}\n\npage: {out / PAGE}\ntables: {', '.join(map(str, tables))}", out / PAGE)
 
 

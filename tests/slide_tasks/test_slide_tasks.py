@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -206,7 +207,8 @@ def test_prompts_alone_score_slides_by_cosines(models: Path, slides: Path, tmp_p
     for result in (by_vlm, by_student):
         tiles = pd.read_parquet(result.folder / "slides/s0/tiles.parquet")
         assert (tiles[["score_gland", "score_stroma"]].abs().to_numpy() <= 1 + 1e-6).all()
-        assert "cosine similarities" in result.text
+        assert "cosine similarities" in (result.folder / "summary.md").read_text(encoding="utf-8")
+        assert "Provenance" not in result.text and not re.search("^[#>*]", result.text, re.M)
     page = (tmp_path / "b/slides/s0/index.html").read_text(encoding="utf-8")
     assert "Nearest prompts" in page
 
@@ -287,7 +289,7 @@ def test_damaged_tiles_are_counted_and_the_rest_is_tiled_scored_and_mapped(
     assert f"s: 4 of {len(grid)} tiles cannot be read and were not written" in caplog.text
     result = clipit.score_slides(path, tmp_path / "maps", classifier=models / "run", maps=True, top=2)
     assert len(pd.read_parquet(tmp_path / "maps/slides/s/tiles.parquet")) == len(grid) - 4
-    assert "s: 4" in result.text and "its page shows a coarser overview" in caplog.text
+    assert "note: unreadable tiles: s: 4\n" in result.text and "its page shows a coarser overview" in caplog.text
     assert (tmp_path / "maps/slides/s/index.html").is_file()
 
 

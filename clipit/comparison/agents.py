@@ -21,7 +21,7 @@ from clipit.artifacts import lock_file, make_folder
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, disk_errors
+from clipit.errors import ArtifactError, ConfigError, disk_errors
 
 logger = logging.getLogger(__name__)
 _DEMO_AGENTS = 4
@@ -32,6 +32,7 @@ def in_turn(folders: Sequence[Path]) -> Iterator[int]:
     """Yield the index of every run, each locked against other agents until the next is asked for.
 
     Finished runs and those that nobody trains come first, in order; then those that other agents have finished since.
+    A run that another agent has just finished is left to it until it has also scored the further test sets.
 
     Args:
         folders: Folders of the runs, which need not exist.
@@ -49,15 +50,15 @@ def _claim(folders: Sequence[Path], left: Sequence[int], held: ExitStack) -> int
     while True:
         for index in left:
             folder = folders[index]
-            if (folder / "results.json").is_file():  # perhaps in a folder that cannot be written
-                return index
-            with disk_errors(folder):
-                make_folder(folder.parent)
-                lock = FileLock(_lock(folder))
-                try:
-                    held.enter_context(lock.acquire(blocking=False))
-                except Timeout:
-                    continue
+            try:
+                with disk_errors(folder):
+                    make_folder(folder.parent)
+                    held.enter_context(FileLock(_lock(folder)).acquire(blocking=False))
+            except Timeout:
+                continue
+            except ArtifactError:
+                if not (folder / "results.json").is_file():
+                    raise  # a finished run in a folder that cannot be written is only read
             return index
         logger.info(f"waiting: other agents train the last {len(left)} run{'s' * (len(left) > 1)}")
         with FileLock(_lock(folders[left[0]])):  # its holder finishes the run, or dies

@@ -20,7 +20,7 @@ from clipit.comparison.compare import compare
 from clipit.comparison.tune import tune
 from clipit.config.file import ConfigFile
 from clipit.distributed import Processes
-from clipit.errors import ConfigError
+from clipit.errors import ArtifactError, ConfigError
 from clipit.evaluation.predictions import read_run_predictions
 
 pytestmark = pytest.mark.slow
@@ -121,6 +121,28 @@ def test_runs_of_other_agents_come_last(tmp_path: Path) -> None:
     assert next(turns) == 0 and [*turns] == []
     other.join()
     assert lines == ["waiting: other agents train the last 1 run"]
+
+
+def test_a_run_whose_agent_still_scores_further_test_sets_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / name for name in ("scored", "finished")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "results.json").write_text("{}", encoding="utf-8")
+    other = FileLock(folders[0].with_name(".scored.agent.lock"))
+    with other.acquire(blocking=False):
+        turn = in_turn(folders)
+        assert next(turn) == 1
+    assert [*turn] == [0]
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(FileLock, "acquire", denied)  # a folder of another user
+    assert [*in_turn(folders)] == [0, 1]
+    with pytest.raises(ArtifactError, match="no permission"):
+        next(in_turn([tmp_path / "new"]))
 
 
 def test_agents_that_cannot_share_the_runs_are_an_error(small: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:

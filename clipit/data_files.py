@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
@@ -226,8 +226,9 @@ def read_csv(
     if ragged:
         first = ragged[0]
         raise DataError(
-            f"record {first + 1} (line {lines[first]}) has {len(rows[first])} fields, "
-            f"{'the header' if columns is None else 'the list of columns'} {len(header)} ({len(ragged)} such rows)",
+            f"record {first + 1} (line {lines[first]}) has {counted(len(rows[first]), 'field')}, "
+            f"{'the header' if columns is None else 'the list of columns'} {len(header)} "
+            f"({counted(len(ragged), 'such row')})",
             where=path,
             fix=delimiter_hint(header if columns is None else rows[first])
             or "quote fields that contain the delimiter or a line break",

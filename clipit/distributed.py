@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipit.artifacts import MANIFEST, Artifact, artifact_folder, finish_partial, locked, open_artifact, start_partial
-from clipit.errors import LaunchError
+from clipit.errors import LaunchError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +125,7 @@ def check_launch(count: int) -> None:
     single = requested == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
     if count == 1 and (requested > 1 or single):
         raise LaunchError(
-            f"{requested} processes were started without a common process group"
+            f"{counted(requested, 'process was', 'processes were')} started without a common process group"
             if requested > 1
             else "several processes were requested, but only one was started",
             where="accelerate launch",

@@ -97,6 +97,20 @@ def as_note(text: str) -> str:
     return text if text.startswith("WARNING") else f"note: {text}"
 
 
+def counted_of(number: int, total: int, one: str, several: str) -> str:
+    """Write a number out of a total, such as 1 of 3 files is missing; the last word is the verb.
+
+    Args:
+        number: Number of things, which the verb agrees with.
+        total: Number of all things, which the noun agrees with.
+        one: Singular, such as "file is".
+        several: Plural, such as "files are".
+    """
+    noun = (one if total == 1 else several).rpartition(" ")[0]
+    verb = (one if number == 1 else several).rpartition(" ")[2]
+    return f"{number:,} of {total:,} {noun} {verb}"
+
+
 @contextmanager
 def disk_errors(where: object) -> Iterator[None]:
     """Turn a full disk or a missing permission into an `ArtifactError` that names the path."""

@@ -46,7 +46,7 @@ def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tup
 def dangling_links(links: Sequence[str], folder: Path) -> DataError:
     """Build the error for links whose target does not exist."""
     return DataError(
-        f"{len(links)} links point to files that do not exist: {shortlist(links)}",
+        f"{counted(len(links), 'link points', 'links point')} to files that do not exist: {shortlist(links)}",
         where=folder,
         fix="correct or remove the links"
         + (", or set tiles.unreadable: quarantine to drop and list such images" if any(map(is_image, links)) else ""),

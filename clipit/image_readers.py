@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from clipit.errors import DataError, counted, is_limit, shortlist
+from clipit.errors import DataError, counted, counted_of, is_limit, shortlist
 from clipit.images import ImageError, decode
 
 T = TypeVar("T")
@@ -250,15 +250,15 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     encrypted = [info for info in members if info.flag_bits & _ENCRYPTED]
     if encrypted:
         raise DataError(
-            f"{len(encrypted)} of {len(members)} files in the zip are encrypted",
+            f"{counted_of(len(encrypted), len(members), 'file in the zip is', 'files in the zip are')} encrypted",
             where=f"{path}!{encrypted[0].filename}",
             fix="unpack it with its password and repack it without one, or use the unpacked folder",
         )
     unsupported = [info for info in members if info.flag_bits & _PATCHED or info.compress_type not in _KNOWN_METHODS]
     if unsupported:
         raise DataError(
-            f"{len(unsupported)} of {len(members)} files in the zip have a compression method unknown to Python: "
-            + shortlist(sorted({_method_name(info) for info in unsupported})),
+            f"{counted_of(len(unsupported), len(members), 'file in the zip has', 'files in the zip have')} a "
+            "compression method unknown to Python: " + shortlist(sorted({_method_name(info) for info in unsupported})),
             where=f"{path}!{unsupported[0].filename}",
             fix="repack it with the standard method (Deflate), or use the unpacked folder",
         )

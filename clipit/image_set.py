@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.image_files import image_files, image_stamps
 from clipit.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 from clipit.images import SUFFIXES, Unreadable, attempt, is_image
@@ -145,7 +145,7 @@ def join_images(sets: Sequence[ImageSet]) -> ImageSet:
         repeats = [reader.where(row) for row, name in enumerate(ids) if name == repeated[0]]
         parent = os.path.commonpath([images.where for images in sets])
         raise DataError(
-            f"{len(repeated)} image ids occur more than once: {shortlist(repeated)}",
+            f"{counted(len(repeated), 'image id occurs', 'image ids occur')} more than once: {shortlist(repeated)}",
             where=shortlist(repeats, 2),
             fix="pass each image once; to keep the ids of several folders apart, pass the folder that contains them "
             f"({parent}), or a table with a column id",
@@ -174,5 +174,5 @@ def _nonempty_set(
         raise DataError(
             f"no images found{contents}", where=path, fix=f"use files with the suffix {', '.join(sorted(SUFFIXES))}"
         )
-    note = (f"{len(others)} files in {path} are not images and were skipped: {shortlist(others, 3)}",) if others else ()
+    note = (f"{counted(len(others), 'file')} in {path} skipped, not images: {shortlist(others, 3)}",) if others else ()
     return ImageSet(names, stamps, reader, str(path), note)

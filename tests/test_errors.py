@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clipit.artifacts import reading
-from clipit.errors import ArtifactError, DataError, counted, disk_errors, explain, shortlist, user_errors
+from clipit.errors import ArtifactError, DataError, counted, counted_of, disk_errors, explain, shortlist, user_errors
 from clipit.models.loading import foreign_errors
 
 FULL = Path("/dev/full")
@@ -236,3 +236,5 @@ def test_counts_have_the_number_of_their_noun_and_verb() -> None:
     assert [counted(n, "file") for n in (0, 1, 2, 1500)] == ["0 files", "1 file", "2 files", "1,500 files"]
     assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
     assert [counted(n, "file is", "files are") for n in (1, 2)] == ["1 file is", "2 files are"]
+    told = [counted_of(n, total, "file is", "files are") for n, total in ((1, 1), (1, 3), (2, 1500))]
+    assert told == ["1 of 1 file is", "1 of 3 files is", "2 of 1,500 files are"]

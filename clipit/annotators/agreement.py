@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from clipit.annotators.votes import Votes
-from clipit.errors import shortlist
+from clipit.errors import counted, counted_of, shortlist
 
 _ROUNDING = 1e-12
 FEW_ITEMS = 5
@@ -122,7 +122,10 @@ def overlap_remarks(votes: Votes) -> list[str]:
     per_item = votes.counts().sum(axis=1)
     single = int((per_item == 1).sum())
     if single:
-        remarks.append(f"{single:,} of {len(votes):,} annotated tiles have one label, so they do not show agreement")
+        remarks.append(
+            f"{counted_of(single, len(votes), 'annotated tile has', 'annotated tiles have')} one label, which shows no "
+            "agreement"
+        )
     if len(votes) and per_item.max() == 2:
         remarks.append(
             "no tile has more than two labels: if they differ, the consensus depends only on the estimated confusions"
@@ -135,8 +138,8 @@ def overlap_remarks(votes: Votes) -> list[str]:
             " and ".join(component[:3]) + (" and others" if len(component) > 3 else "") for component in components
         ]
         remarks.append(
-            f"annotators in {len(components)} sets without a common tile ({shortlist(listed)}): their skills are not "
-            "comparable across these sets"
+            f"annotators in {counted(len(components), 'set')} without a common tile ({shortlist(listed)}): their "
+            "skills are not comparable across these sets"
         )
     items = votes.items_of()
     few = [f"{name} {n}" for name, n in zip(votes.annotators, items.tolist(), strict=True) if n < FEW_ITEMS]

@@ -258,19 +258,21 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
     """Return the labels of training and validation tiles, and notes."""
     votes = consensus.votes
     annotator_names = (
-        f"{len(votes.annotators)} annotators ({shortlist(votes.annotators)})" if votes.named else "the annotators"
+        f"{counted(len(votes.annotators), 'annotator')} ({shortlist(votes.annotators)})"
+        if votes.named
+        else "the annotators"
     )
     if config.labels == "annotator":
         name = config.annotator or best_annotator(consensus)
         chosen_votes = votes.of_annotators([name])
         chosen = "" if config.annotator else ", the most accurate one by Dawid-Skene"
-        note = f"training labels: those of annotator {name}{chosen}, on {len(chosen_votes):,} tiles"
+        note = f"training labels: those of annotator {name}{chosen}, on {counted(len(chosen_votes), 'tile')}"
         return dict(zip(chosen_votes.items, chosen_votes.table()[:, 0].tolist(), strict=True)), [note]
     if config.labels == "majority":
         frequent = majority(votes.counts(), votes.items)
-        note = f"training labels: majority of {annotator_names} on {len(votes):,} tiles"
+        note = f"training labels: majority of {annotator_names} on {counted(len(votes), 'tile')}"
         if frequent.tied.any():
-            note += f"; {int(frequent.tied.sum()):,} ties, drawn by a hash of the tile's id"
+            note += f"; {counted(int(frequent.tied.sum()), 'tie')}, drawn by a hash of the tile's id"
         return dict(zip(votes.items, frequent.labels.tolist(), strict=True)), [note]
     if consensus.estimates is None and len(votes):
         raise DataError(
@@ -279,9 +281,11 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
             fix="use labels: majority or labels: annotator, or let several annotators label some tiles",
         )
     kind = "consensus" if config.labels == "consensus" else "posteriors"
-    notes = [f"training labels: {kind} (Dawid-Skene) of {annotator_names} on {len(votes):,} tiles"]
+    notes = [f"training labels: {kind} (Dawid-Skene) of {annotator_names} on {counted(len(votes), 'tile')}"]
     if consensus.estimates is not None and not consensus.estimates.converged:
-        notes.append(f"training labels: EM has not converged after {len(consensus.estimates.objective):,} iterations")
+        notes.append(
+            f"training labels: EM has not converged after {counted(len(consensus.estimates.objective), 'iteration')}"
+        )
     notes += consensus.remarks("training labels")
     return dict(zip(votes.items, consensus.labels.tolist(), strict=True)), notes
 
@@ -294,10 +298,13 @@ def _test_notes(consensus: Consensus, independent: Independence, n_tests: int, s
     if not len(votes):
         return ["no test tile has a label by an annotator, so there is no test score"]
     annotator_names = (
-        f"{len(votes.annotators)} annotators ({shortlist(votes.annotators)})" if votes.named else "the annotators"
+        f"{counted(len(votes.annotators), 'annotator')} ({shortlist(votes.annotators)})"
+        if votes.named
+        else "the annotators"
     )
     notes = [
-        f"test labels: consensus ({consensus.method}) of {annotator_names} on {len(votes):,} of {n_tests:,} test tiles"
+        f"test labels: consensus ({consensus.method}) of {annotator_names} on {len(votes):,} of "
+        f"{counted(n_tests, 'test tile')}"
     ]
     habits = "so scores of a student that learns their habits are too high"
     if independent == "yes":

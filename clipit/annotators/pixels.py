@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int16, Int64
 
 from clipit.annotators.dawid_skene import DawidSkene, dawid_skene
 from clipit.annotators.votes import Votes, majority
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 
 _BITS = 62  # maximum size of a pattern's number
 
@@ -60,7 +60,7 @@ class PixelPatterns:
         self._base = len(classes) + 1
         if len(annotators) * np.log2(self._base) > _BITS:
             raise DataError(
-                f"masks by {len(annotators)} annotators of {len(classes)} classes have too many patterns",
+                f"masks by {counted(len(annotators), 'annotator')} of {len(classes)} classes have too many patterns",
                 where="--masks",
                 fix="drop annotators, or merge those with few masks",
             )

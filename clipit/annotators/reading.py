@@ -109,15 +109,16 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
     items = [name for name in ids if name in annotated]
     if not items:
         raise DataError(
-            f"none of the {len(annotated)} tiles in the table of annotators is among the {len(ids)} tiles; the table "
-            f"has {shortlist(sorted(annotated), 3) or 'none'}, the data set {shortlist(list(ids), 3)}",
+            f"none of the {counted(len(annotated), 'tile')} in the table of annotators is among the "
+            f"{counted(len(ids), 'tile')}; the table has {shortlist(sorted(annotated), 3) or 'none'}, the data set "
+            f"{shortlist(list(ids), 3)}",
             where=table.where,
             fix=f"write the ids of the tiles (for tables without a column id: their paths), or name the column in "
             f"{_WHERE}.columns",
         )
     row_of = {name: row for row, name in enumerate(items)}
     others = sorted(annotated - row_of.keys())
-    note = f"labels of {len(others)} tiles that are not in the data set left out: {shortlist(others)}"
+    note = f"labels of {counted(len(others), 'tile')} outside the data set left out: {shortlist(others)}"
     annotators = sorted(set(table.annotators))
     number_of = {name: number for number, name in enumerate(annotators)}
     kept = [row for row, name in enumerate(table.tiles) if name in row_of]
@@ -217,10 +218,13 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
             conflicting.setdefault(key, {seen[key]}).add(label)
     problems = []
     if unnamed:
-        problems.append(f"{len(unnamed)} rows without a tile or an annotator: {shortlist(unnamed)}")
+        problems.append(f"{counted(len(unnamed), 'row')} without a tile or an annotator: {shortlist(unnamed)}")
     if conflicting:
         listed = [f"{a} on {t} ({', '.join(sorted(labels))})" for (t, a), labels in sorted(conflicting.items())]
-        problems.append(f"{len(conflicting)} tiles have several labels by one annotator: {shortlist(listed)}")
+        problems.append(
+            f"{counted(len(conflicting), 'tile has', 'tiles have')} several labels by one annotator: "
+            f"{shortlist(listed)}"
+        )
     if problems:
         raise DataError(
             "; ".join(problems),
@@ -232,7 +236,7 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
     if empty:
         notes.append(f"{counted(empty, 'row')} of annotators without a label left out")
     if repeated:
-        notes.append(f"{repeated} repeated rows of annotators left out (same tile, annotator and label)")
+        notes.append(f"{counted(repeated, 'repeated row')} of annotators left out (same tile, annotator and label)")
     return AnnotationTable(
         [tile for tile, _ in seen],
         [annotator for _, annotator in seen],
@@ -293,9 +297,11 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
                 times.append(count)
     if invalid:
         limit = "" if config.voters is None else f" of at most {config.voters} in all"
-        problems.append(f"{len(invalid)} rows without a tile, or without numbers of votes{limit}: {shortlist(invalid)}")
+        problems.append(
+            f"{counted(len(invalid), 'row')} without a tile, or without numbers of votes{limit}: {shortlist(invalid)}"
+        )
     if large:
-        problems.append(f"{len(large)} rows with more than {MAX_VOTES:,} votes: {shortlist(large)}")
+        problems.append(f"{counted(len(large), 'row')} with more than {MAX_VOTES:,} votes: {shortlist(large)}")
     if problems:
         raise DataError("; ".join(problems), where=path, fix="write one row per tile, with a whole number per class")
     notes = (f"{counted(without, 'row')} without a vote left out",) if without else ()

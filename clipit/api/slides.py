@@ -13,6 +13,7 @@ from clipit.api.csv_tables import read_csv_table
 from clipit.api.entry import public
 from clipit.api.slide_options import grid_options, open_scorer, zero_shot_classes
 from clipit.config.paths import expand_home
+from clipit.errors import counted
 
 if TYPE_CHECKING:
     from clipit.config.run import VLMConfig
@@ -161,7 +162,7 @@ def tile_slides(
     text = markdown_table(["slide", "format", "um/px", "tissue", "tiles"], rows[:20])
     more = f"\n... and {len(rows) - 20} more" if len(rows) > 20 else ""
     failed = int((table["status"] == "failed").sum())
-    note = f"\nnote: {failed} slides cannot be used; see the column reason" if failed else ""
+    note = f"\nnote: {counted(failed, 'slide')} cannot be used; see the column reason" if failed else ""
     return SlidesResult(folder, f"{text}{more}{note}\ntable: {folder / 'slides.csv'}")
 
 

@@ -35,7 +35,7 @@ def main() -> None:
             from clipit.api.adaptation import write_pairs
 
             counts = write_pairs(file, options.write_pairs, options.format or "csv")
-            print(f"{', '.join(f'{split} {count:,} pairs' for split, count in counts.items())}: {options.write_pairs}")
+            print(f"{', '.join(f'{split} {count:,}' for split, count in counts.items())} pairs: {options.write_pairs}")
             return
         if options.format:
             raise ConfigError(

@@ -80,7 +80,10 @@ def _report(result: "PredictResult") -> str:
     from clipit.reporting.tables import markdown_table, number
 
     summary = result.summary
-    lines = ["", f"{summary['predicted']} images predicted, mean confidence {number(summary['mean_confidence'])}"]
+    lines = [
+        "",
+        f"{counted(summary['predicted'], 'image')} predicted, mean confidence {number(summary['mean_confidence'])}",
+    ]
     lines += ["", markdown_table(SHARES_HEADER, shares_rows(summary))]
     if "zero_shot" in summary:
         scores = summary["zero_shot"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipit.config.command_line import read_file_command
 from clipit.config.paths import expand_home
-from clipit.errors import user_errors
+from clipit.errors import counted, user_errors
 from clipit.prompts.early_check import check_prompt_files
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
@@ -41,7 +41,7 @@ def lint(arguments: list[str]) -> None:
     for file in options.files:
         findings = lint_file(file, classes, count_tokens, budget)
         errors += sum(finding.level == "error" for finding in findings)
-        print(f"{file}: {len(findings) or 'no'} problem{'s' * (len(findings) != 1)}")
+        print(f"{file}: {counted(len(findings), 'problem') if findings else 'no problems'}")
         for finding in findings:
             print(f"  {finding.text()}")
     raise SystemExit(1 if errors else 0)

@@ -21,7 +21,7 @@ from clipit.artifacts import lock_file, make_folder
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, ConfigError, disk_errors
+from clipit.errors import ArtifactError, ConfigError, counted, disk_errors
 
 logger = logging.getLogger(__name__)
 _DEMO_AGENTS = 4
@@ -60,7 +60,7 @@ def _claim(folders: Sequence[Path], left: Sequence[int], held: ExitStack) -> int
                 if not (folder / "results.json").is_file():
                     raise  # a finished run in a folder that cannot be written is only read
             return index
-        logger.info(f"waiting: other agents train the last {len(left)} run{'s' * (len(left) > 1)}")
+        logger.info(f"waiting: other agents train the last {counted(len(left), 'run')}")
         with FileLock(_lock(folders[left[0]])):  # its holder finishes the run, or dies
             pass
 
@@ -135,12 +135,12 @@ def compose_request(task: Task, config: RunConfig, comparison: ComparisonConfig)
 
 def _check_agents(count: int, processes: int, devices: int) -> None:
     if count < 1 or processes > 1:
-        problem = f"{count} agents" if count < 1 else f"{count} agents in {processes} processes of one run"
+        problem = counted(count, "agent") if count < 1 else f"{count} agents in {processes} processes of one run"
         fix = "name at least one" if count < 1 else "start the command without accelerate launch, or without --agents"
         raise ConfigError(f"{problem} cannot share the runs", where="--agents", fix=fix)
     if count > devices:
         raise ConfigError(
-            f"{count} agents need a GPU each, but {devices} {'is' if devices == 1 else 'are'} visible",
+            f"{count} agents need a GPU each, but {counted(devices, 'is', 'are')} visible",
             where="--agents",
             fix=f"use --agents {devices}, or hide the GPUs with CUDA_VISIBLE_DEVICES=",
         )

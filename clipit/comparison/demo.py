@@ -10,6 +10,7 @@ from clipit.comparison.compare import compare
 from clipit.comparison.report.write import read_head
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
+from clipit.errors import counted
 from clipit.runs.folder import run_folder
 from clipit.runs.predict import open_classifier
 from clipit.synthetic.case_world import ensure_case_world
@@ -76,7 +77,7 @@ def _try_classifier(config: RunConfig, run: Path) -> str:
     rows = np.linspace(0, len(tiles) - 1, 4).astype(int)
     images = [tiles.read(int(row)) for row in rows]
     classifier = open_classifier(config, run)
-    lines = [f"The exported classifier ({run.name}) on {len(images)} test tiles:"]
+    lines = [f"The exported classifier ({run.name}) on {counted(len(images), 'test tile')}:"]
     lines += [
         f"  {tiles.ids[row]}: {predicted} (truth: {tiles.classes[int(tiles.truth[row])]})"
         for row, predicted in zip(rows, classifier.predict(images), strict=True)

@@ -8,6 +8,7 @@ from clipit.comparison.contrasts import Contrast
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.comparison.verdict import ArmVerdict, Outcome, judge_arms
+from clipit.errors import counted
 from clipit.reporting.tables import LABELS, interval, number
 
 _OUTCOME_TEXT: dict[Outcome, str] = {
@@ -56,7 +57,7 @@ def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], 
     text = _for_one(of_first[0], arms, LABELS[metric]) if len(of_first) == 1 else _for_several(of_first, LABELS[metric])
     if others:
         helpful = dict.fromkeys(verdict.key.arm for verdict in others if verdict.outcome == "helps")
-        text += f"; of the other arms, {', '.join(helpful) or 'none'} help{'s' * (len(helpful) < 2)}"
+        text += f"; of the other arms, {', '.join(helpful) or 'none'} {'help' if len(helpful) > 1 else 'helps'}"
     return f"{text}."
 
 
@@ -87,7 +88,7 @@ def _for_one(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> str
     else:
         untested = " or ".join(contrast.describe() for contrast in verdict.contrasts if not contrast.tested)
         text = f"{arm}: no gain from text shown: {metric} {over_base}, but not compared with {untested}"
-    seeds = f"95 % interval{'s' * (len(shown) > 1)} over {len(base.differences)} seeds"
+    seeds = f"95 % {'intervals' if len(shown) > 1 else 'interval'} over {counted(len(base.differences), 'seed')}"
     values = [contrast.p_holm.p for contrast in shown]
     tests = " and ".join("< 0.001" if p < 0.001 else f"{p:.3f}" for p in values if p is not None)
     certainty = [seeds, f"p {tests}, Holm-corrected" if tests else f"no p-value: {base.p.reason}", over_tiles]
@@ -99,7 +100,7 @@ def _for_several(verdicts: Sequence[ArmVerdict], metric: str) -> str:
     counts = Counter(_OUTCOME_TEXT[verdict.outcome] for verdict in verdicts)
     n = len(verdicts)
     several = len({verdict.key.backbone for verdict in verdicts}) > 1
-    units = f"data sets{' and backbones' * several}"
+    units = f"data sets{' and backbones' if several else ''}"
     words = [word for word in _OUTCOME_TEXT.values() if counts[word]]
     outcomes = [f"{word} on {counts[word]}" + ("" if i else f" of {n} {units}") for i, word in enumerate(words)]
     text = f"{verdicts[0].key.arm}{'' if words[0] in ('helps', 'harms') else ':'} {', '.join(outcomes)}"
@@ -112,7 +113,7 @@ def _for_several(verdicts: Sequence[ArmVerdict], metric: str) -> str:
             low, high = (number(bound, 1, signed=True) for bound in (min(points), max(points)))
             ranges.append(f"{low} to {high} points against {name}")
     seeds = len(verdicts[0].contrasts[0].differences)
-    certainty = f"{seeds} seed{'s' * (seeds != 1)} each; intervals and p-values under Verdicts"
+    certainty = f"{counted(seeds, 'seed')} each; intervals and p-values under Verdicts"
     return f"{text}: {metric} {', '.join(ranges)} ({certainty})" if ranges else text
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError, shortlist
+from clipit.errors import ConfigError, counted, shortlist
 from clipit.yaml_file import load_yaml
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -132,7 +132,7 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
             lines.append(f"'{key}': {item['msg']}{value if len(value) < 80 else ''}{quotes}")
     listed = "\n    ".join(lines)
     return ConfigError(
-        f"{len(lines)} configuration error{'s' * (len(lines) > 1)}:\n    {listed}",
+        f"{counted(len(lines), 'configuration error')}:\n    {listed}",
         where=where,
         fix="correct these keys; the --help of this command and docs/configuration.md explain every key",
     )

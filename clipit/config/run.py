@@ -22,6 +22,7 @@ from clipit.config.training import (
     StudentConfig,
     TrainingConfig,
 )
+from clipit.errors import counted
 
 __all__ = [
     "AnnotationsConfig",
@@ -257,7 +258,9 @@ class RunConfig(Section):
         if not _PLAIN.fullmatch(name):
             raise ValueError("use letters, digits, '.', '_' and '-' only, and no leading '.'")
         if len(name) > _MAX_NAME_LENGTH:
-            raise ValueError(f"{len(name)} characters; at most {_MAX_NAME_LENGTH} fit into the name of a folder")
+            raise ValueError(
+                f"{counted(len(name), 'character')}; at most {_MAX_NAME_LENGTH} fit into the name of a folder"
+            )
         return name
 
     @field_validator("arms")

@@ -11,7 +11,7 @@ from clipit.doctor.machine import check_machine
 from clipit.doctor.memory import check_memory, check_memory_of_runs
 from clipit.doctor.models import Access, AskHub, ask_hub, check_hub
 from clipit.doctor.packages import check_packages
-from clipit.errors import ClipitError, ConfigError
+from clipit.errors import ClipitError, ConfigError, counted
 
 
 def diagnose(
@@ -41,7 +41,7 @@ def diagnose(
 
     if shipped:
         files = run_configs(shipped_folder())
-        announce(f"{len(files)} shipped configurations")
+        announce(f"{counted(len(files), 'shipped configuration')}")
         checks = merge_checks({file.name: check_shipped_config(file, ask) for file in files})
         group = CheckGroup("Shipped configurations", checks)
     elif path is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.doctor.checks import Check
+from clipit.errors import counted
 
 _GIB = 2**30
 _TWO_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m clipit train --config ..."
@@ -131,7 +132,7 @@ def check_launch_file(path: Path, kind: str, count: int, *, use_cpu: bool, gpus:
         gpus: Number of GPUs visible to torch.
     """
     on_cpu = use_cpu or not gpus
-    message = f"{path}: {count} process{'es' * (count > 1)}, {kind}{', on CPUs' if on_cpu else ''}"
+    message = f"{path}: {counted(count, 'process', 'processes')}, {kind}{', on CPUs' if on_cpu else ''}"
     if count > 1 and on_cpu:
         started = "independent processes that do not communicate" if kind == "MULTI_GPU" else "one process only"
         fix = f"start two processes on CPUs with {_TWO_ON_CPU}"

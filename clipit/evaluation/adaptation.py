@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Shaped
 
-from clipit.errors import DataError
+from clipit.errors import DataError, counted_of
 from clipit.evaluation.features import Features
 from clipit.evaluation.neighbours import nearest_rows
 from clipit.evaluation.zero_shot import unit_rows
@@ -59,7 +59,7 @@ def check_finite(vectors: Float[np.ndarray, "n d"], where: str) -> None:
     """
     n_invalid = int((~np.isfinite(vectors).all(axis=1)).sum())
     if n_invalid:
-        problem = f"vectors of {n_invalid} of {len(vectors)} tiles are not finite"
+        problem = f"{counted_of(n_invalid, len(vectors), 'tile has', 'tiles have')} vectors that are not finite"
         raise DataError(problem, where=where, fix="check these images and the model's weights")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
+from clipit.errors import counted
 from clipit.evaluation.features import Features, class_counts
 from clipit.evaluation.intervals import Interval, t_interval
 from clipit.evaluation.metrics import compute_metrics
@@ -61,7 +62,7 @@ def few_shot(
     short = np.flatnonzero(class_counts(train, n_classes) < shots).tolist()
     if short:
         numbers = ", ".join(map(str, short))
-        return FewShot(shots, reason=f"fewer than {shots} labelled training tiles of class {numbers}")
+        return FewShot(shots, reason=f"fewer than {counted(shots, 'labelled training tile')} of class {numbers}")
     if not len(test):
         return FewShot(shots, reason="no labelled test tile")
     vectors = test.vectors.astype(np.float64)

@@ -9,6 +9,7 @@ from jaxtyping import Int64
 
 from clipit.annotators.labelling import Annotations, find_consensus
 from clipit.annotators.votes import Votes
+from clipit.errors import counted
 from clipit.evaluation.metrics import compute_metrics
 from clipit.tiles.tileset import TileSet
 
@@ -86,7 +87,9 @@ def _score(name: str, votes: Votes, annotations: Annotations, tiles: TileSet) ->
         consensus = find_consensus(votes.of_annotators(others))
         reference = dict(zip(consensus.votes.items, consensus.labels.tolist(), strict=True))
         reference_name = (
-            f"consensus ({consensus.method}) of {len(others)} others" if len(others) > 1 else f"{others[0]} alone"
+            f"consensus ({consensus.method}) of {counted(len(others), 'other')}"
+            if len(others) > 1
+            else f"{others[0]} alone"
         )
     elif not annotations.test_annotators:
         known = zip(tiles.ids.tolist(), tiles.truth.tolist(), strict=True)

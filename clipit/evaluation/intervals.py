@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.evaluation.metrics import METRICS, weighted_scores
 from clipit.evaluation.predictions import Predictions, align_predictions
 
@@ -188,8 +188,7 @@ def _resampled_weights(
 
 
 def _too_few(n_units: int) -> str:
-    units = "unit" if n_units == 1 else "units"
-    return f"{n_units} independent {units} to resample; a 95 % interval needs {MIN_UNITS}"
+    return f"{counted(n_units, 'independent unit')} to resample; a 95 % interval needs {MIN_UNITS}"
 
 
 def _percentile_interval(values: Float[np.ndarray, " r"], n_units: int) -> Interval:
@@ -207,6 +206,6 @@ def _no_variation(n_units: int) -> str:
     """Explain an interval of width 0, with the largest share of deviating units that n units may miss (95 % level)."""
     unseen = 1 - (1 - LEVEL) ** (1 / n_units)
     return (
-        f"{NO_VARIATION} of {n_units} independent units; a deviation in up to {100 * unseen:.2g} % of all units could "
-        "have been missed"
+        f"{NO_VARIATION} of {counted(n_units, 'independent unit')}; a deviation in up to {100 * unseen:.2g} % of all "
+        "units could have been missed"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 
-from clipit.errors import DataError, ModelError
+from clipit.errors import DataError, ModelError, counted
 from clipit.evaluation.features import Features
 from clipit.evaluation.intervals import Interval, bootstrap, group_numbers
 from clipit.evaluation.probes import linear_probe
@@ -74,7 +74,8 @@ def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int 
     groups = group_numbers(ordered.groups)
     if folds < 3 or len(np.unique(groups)) < folds:
         raise DataError(
-            f"cannot split {len(np.unique(groups))} labelled groups (patients, slides or tiles) into {folds} folds",
+            f"cannot split {counted(len(np.unique(groups)), 'labelled group')} (patients, slides or tiles) into "
+            f"{folds} folds",
             where="label_issues.folds",
             fix="use at least 3 folds and no more folds than groups",
         )

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, Shaped
 
 from clipit.artifacts import file_sha256, read_json, whole_file
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.tiles.tileset import TileSet
 
 PREDICTIONS, RESULTS = "predictions.parquet", "results.json"
@@ -245,7 +245,9 @@ def _check_tiles(predictions: Predictions, tiles: TileSet, where: Path) -> None:
     differing = ids[(by_id.splits != splits) | ((by_id.labels != labels) & ~hidden)].tolist()
     if differing:
         raise DataError(
-            f"the splits or labels of {len(differing)} tiles differ: {shortlist(differing)}", where=where, fix=fix
+            f"the splits or labels of {counted(len(differing), 'tile')} differ: {shortlist(differing)}",
+            where=where,
+            fix=fix,
         )
 
 
@@ -274,7 +276,7 @@ def _check(predictions: Predictions, where: Path) -> None:
         invalid |= ~(np.abs(values.sum(axis=1) - 1) < _SUM_TOLERANCE)
         if invalid.any():
             raise DataError(
-                f"{name}: not finite, negative or not summing to 1 for {int(invalid.sum())} tiles: "
+                f"{name}: not finite, negative or not summing to 1 for {counted(int(invalid.sum()), 'tile')}: "
                 f"{shortlist(ids[invalid].tolist())}",
                 where=where,
                 fix="apply a softmax; NaN means that the training diverged",

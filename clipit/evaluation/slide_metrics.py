@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32, Int64
 
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.evaluation.intervals import Statistics, bootstrap, group_numbers
 from clipit.evaluation.metrics import describe_averaging, explain_undefined, weighted_scores
 from clipit.evaluation.predictions import Predictions
@@ -138,10 +138,14 @@ def choose_pooling(*sets: SlideSet) -> PoolingChoice:
     best = max(round(score, _TIE_DIGITS) for score in scores.values())
     tied = [key for key, score in scores.items() if round(score, _TIE_DIGITS) == best]
     covered = "" if present == len(first.classes) else f", which cover {present} of {len(first.classes)} classes"
-    shared = "" if len(tied) == 1 else f" {len(tied)} poolings tie; the one with the smallest K was chosen."
+    shared = (
+        ""
+        if len(tied) == 1
+        else f" {counted(len(tied), 'pooling ties', 'poolings tie')}; the one with the smallest K was chosen."
+    )
     sentence = (
         f"The pooling {tied[0].title} was chosen by its balanced accuracy of {best:.3f} on {rows.sum()} validation "
-        f"slides{covered}, the highest of {len(scores)} poolings.{shared}"
+        f"slides{covered}, the highest of {counted(len(scores), 'pooling')}.{shared}"
     )
     return PoolingChoice(tied[0], sentence, scores)
 

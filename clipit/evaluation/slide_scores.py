@@ -135,7 +135,7 @@ def slide_table(pooled: Mapping[str, Sequence[PooledScore]], classes: Sequence[s
         for entry in of_slide:
             if len(entry.scores) != len(classes):
                 raise DataError(
-                    f"{len(entry.scores)} scores for {counted(len(classes), 'class', 'classes')}",
+                    f"{counted(len(entry.scores), 'score')} for {counted(len(classes), 'class', 'classes')}",
                     where=slide,
                     fix="score the slide with the same classifier as the others",
                 )
@@ -177,6 +177,7 @@ def _check(scores: Float[np.ndarray, "n c"]) -> None:
     invalid = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(invalid):
         raise DataError(
-            f"the scores of {len(invalid)} tiles are not finite: rows {shortlist(invalid.tolist())}",
+            f"{counted(len(invalid), 'tile has', 'tiles have')} scores that are not finite: rows "
+            f"{shortlist(invalid.tolist())}",
             fix="check the classifier; NaN means that its training diverged",
         )

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from clipit.config.mil import MilConfig, MilPooling
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, counted
 from clipit.evaluation.predictions import NO_LABEL
 from clipit.mil.bags import MilBags, keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.inputs import ZERO_SHOT
@@ -63,8 +63,9 @@ class MilArm:
         smallest_class = min(min(kept.counts()[split][name] for name in kept.classes) for split, _ in shares)
         if smallest_class < _MIN_SHUFFLED:
             notes.append(
-                f"a class has only {smallest_class} labels in train or validation; below {_MIN_SHUFFLED}, permutations "
-                "often restore the labels or swap whole classes, so the scores of this control are unreliable"
+                f"a class has only {counted(smallest_class, 'label')} in train or validation; below {_MIN_SHUFFLED}, "
+                "permutations often restore the labels or swap whole classes, so the scores of this control are "
+                "unreliable"
             )
         return notes
 

@@ -137,7 +137,10 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
     notes = [*listed.notes, *slides.notes, *readable.notes, *check_copies(readable.copies, split_of, label_of, table)]
     if not tiles.all():
         listed_empty = shortlist([str(name) for name in listed.tiles.ids[tiles == 0].tolist()])
-        notes.append(f"{int((tiles == 0).sum())} slides without tiles were dropped: {listed_empty}")
+        notes.append(
+            f"{counted(int((tiles == 0).sum()), 'slide without tiles was', 'slides without tiles were')} dropped: "
+            f"{listed_empty}"
+        )
     owners = patients(slides.groups, slides.ids)
     own_names = np.array([f"slide {name}" for name in slides.ids.tolist()], dtype=object)
     names = slides.ids if unit == "slide" else np.where(owners == "", own_names, owners)
@@ -206,11 +209,14 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
     notes = [*label_remarks, *group_remarks]
     if without_features:
         notes.append(
-            f"{len(without_features)} slides of the table have no features and were dropped: "
-            + shortlist(without_features)
+            f"{counted(len(without_features), 'slide of the table has', 'slides of the table have')} no features, so "
+            "dropped: " + shortlist(without_features)
         )
     if unlisted:
-        notes.append(f"{len(unlisted)} feature files are not in the table and were dropped: {shortlist(unlisted)}")
+        notes.append(
+            f"{counted(len(unlisted), 'feature file is', 'feature files are')} not in the table, so dropped: "
+            f"{shortlist(unlisted)}"
+        )
     codes = np.array([known.index(label) if label else -1 for label in labels], dtype=np.int64)
     count = len(names)
     tiles = TileSet(
@@ -266,7 +272,10 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _Fou
         for slide in slides
     }
     several = [f"{name}: {count}" for name, count in repeated.items() if count]
-    total = f"{sum(repeated.values())} repeated tiles of {len(several)} slides were dropped: {shortlist(several)}"
+    total = (
+        f"dropped {counted(sum(repeated.values()), 'repeated tile')} of {counted(len(several), 'slide')}: "
+        f"{shortlist(several)}"
+    )
     notes = [total] if several else []
     return _FoundFiles(opened, slides[0].dim, find_copies(slides), (*notes, *describe_settings(slides)))
 

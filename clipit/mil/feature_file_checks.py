@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.stores.slide_features import SlideFeatures
 
 _SETTINGS = ("target_magnification", "patch_size", "patch_level", "overlap")
@@ -32,7 +32,9 @@ def count_repeated(slide: SlideFeatures) -> int:
         ]
         if other:
             raise DataError(
-                f"{len(other)} tiles occur again with other features: {shortlist(other)}", where=slide.path, fix=_AGAIN
+                f"{counted(len(other), 'tile occurs', 'tiles occur')} again with other features: {shortlist(other)}",
+                where=slide.path,
+                fix=_AGAIN,
             )
     return repeated
 
@@ -63,7 +65,8 @@ def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
     wrong = [f"{name}.h5 is of {of}" for name, of in stated.items() if of != name and of in names]
     if wrong:
         raise DataError(
-            f"{len(wrong)} feature files state that they are of another slide: {shortlist(wrong)}",
+            f"{counted(len(wrong), 'feature file states', 'feature files state')} to be of another slide: "
+            f"{shortlist(wrong)}",
             where=where,
             fix="rename the files, or compute their features again",
         )
@@ -107,4 +110,11 @@ def check_copies(
             fix="one file may be a copy under another name: compute its features again, or keep one of these slides",
         )
     listed = [" = ".join(names) for names in used if len(names) > 1]
-    return [f"{len(listed)} groups of slides have the same features: {shortlist(listed)}"] if listed else []
+    return (
+        [
+            f"{counted(len(listed), 'group of slides has', 'groups of slides have')} the same features: "
+            f"{shortlist(listed)}"
+        ]
+        if listed
+        else []
+    )

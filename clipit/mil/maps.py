@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64
 
 from clipit.config.data import SlidesConfig, TilesConfig
 from clipit.config.mil import MilConfig
-from clipit.errors import ConfigError, DataError, shortlist
+from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.evaluation.predictions import softmax
 from clipit.mil.arms import ARMS
 from clipit.mil.bags import MilBags
@@ -149,7 +149,10 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
                 truths[on_slide.slide.name] = read_truth(path, on_slide.grid, label, value)
     if not missing:
         return MaskedSlides(truths)
-    dropped = f"{len(missing)} test slides have no mask of their class and are excluded from the map scores: "
+    dropped = (
+        f"{counted(len(missing), 'test slide has', 'test slides have')} no mask of the right class, so excluded "
+        "from the map scores: "
+    )
     none = "No test slide has a mask and a label with a value in mil.mask_values, so no map is scored: "
     return MaskedSlides(truths, ((dropped if truths else none) + shortlist(missing),))
 

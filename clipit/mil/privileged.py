@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from clipit.config.run import RunConfig
-from clipit.errors import DataError, counted
+from clipit.errors import DataError, counted, counted_of
 from clipit.evaluation.predictions import NO_LABEL
 from clipit.mil.bags import MilBags
 from clipit.mil.targets import BagTargets, label_targets, vector_targets
@@ -68,11 +68,14 @@ def report_labels(
     probabilities = np.where(has_target[:, None], case_labels.probabilities[row], 1 / len(bags.classes)).astype(
         np.float32
     )
+    n_targets, n_unlabelled = int(has_target.sum()), int(unlabelled.sum())
+    labelled = counted_of(n_targets, n_unlabelled, "unlabelled training bag gets", "unlabelled training bags get")
     notes = [
         cases.account.text(),
         f"labels of reports: {listed}",
-        f"{int(has_target.sum()):,} of {int(unlabelled.sum()):,} unlabelled training bags get a label from a report",
-        f"{agreement['agreeing_cases']:,} of {agreement['compared_cases']:,} labels from reports agree with the label "
+        f"{labelled} a label from a report",
+        f"{agreement['agreeing_cases']:,} of {counted(agreement['compared_cases'], 'label')} from reports agree with "
+        "the label "
         "of the patient's bags, where that is known" + (", before the exchange" if exchanged else ""),
     ]
     notes += [_EXCHANGE_NOTE] if exchanged else []
@@ -105,7 +108,8 @@ def report_embeddings(
     has_target = np.asarray((cases.case_of >= 0) & known[row], dtype=np.bool_)
     notes = [
         cases.account.text(),
-        f"{int(has_target.sum()):,} of {len(train):,} training bags have the embedding of a report as their target",
+        f"{counted_of(int(has_target.sum()), len(train), 'training bag has', 'training bags have')} the embedding of a "
+        "report as target",
     ]
     notes += [_EXCHANGE_NOTE] if exchanged else []
     return vector_targets(
@@ -130,7 +134,8 @@ def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTa
         means[bag] = train.features(bag).mean(axis=0)
     vectors = np.where(has_target[:, None], _centre(means, has_target), 0).astype(np.float32)
     note = (
-        f"{int(has_target.sum()):,} of {len(train):,} training bags have the mean of their own features as their target"
+        f"{counted_of(int(has_target.sum()), len(train), 'training bag has', 'training bags have')} the mean of the "
+        "own features as target"
     )
     return vector_targets(train.names, vectors, has_target, len(bags.classes), [note])
 
@@ -148,7 +153,10 @@ def predicted_labels(predict: Callable[[MilBags], Float32[np.ndarray, "b c"]], b
     probabilities = np.full((len(train), len(bags.classes)), 1 / len(bags.classes), dtype=np.float32)
     if unlabelled.any():
         probabilities[unlabelled] = predict(train.select(unlabelled))
-    notes = [f"{int(unlabelled.sum()):,} unlabelled training bags have a predicted label as their target"]
+    notes = [
+        f"{counted(int(unlabelled.sum()), 'unlabelled training bag has', 'unlabelled training bags have')} a predicted "
+        "label as target"
+    ]
     return label_targets(train.names, probabilities, unlabelled.astype(np.float32), notes)
 
 

@@ -14,7 +14,7 @@ from clipit.artifacts import whole_file, write_record
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, as_note
+from clipit.errors import DataError, as_note, counted
 from clipit.evaluation.slide_arms import SlideComparison, compare_slide_sets
 from clipit.evaluation.slide_metrics import PoolingChoice, choose_pooling
 from clipit.evaluation.slide_scores import pool_slide, slide_table
@@ -214,7 +214,7 @@ def _write(
         _write_csv(folder / "map_scores.csv", maps.scores)
         _write_csv(folder / "map_scores_slides.csv", maps.slides)
     facts: dict[str, Any] = {
-        "bags": f"{len(bags)} ({mil.bags}s), {int(bags.sizes.sum()):,} tiles of {bags.dim} features",
+        "bags": f"{len(bags)} ({mil.bags}s), {counted(int(bags.sizes.sum()), 'tile')} of {bags.dim} features",
         "seeds": ", ".join(map(str, mil.seeds)),
         **inputs.facts,
         **({} if inputs.zero_shot is None else inputs.zero_shot.facts),

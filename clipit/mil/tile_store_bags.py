@@ -82,7 +82,7 @@ def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> Mi
     without_unit = [str(tiles.ids[row]) for row in np.flatnonzero(names == "").tolist()]
     if without_unit:
         raise DataError(
-            f"{len(without_unit)} tiles belong to no {unit}: {shortlist(without_unit)}",
+            f"{counted(len(without_unit), 'tile belongs', 'tiles belong')} to no {unit}: {shortlist(without_unit)}",
             where=where,
             fix="name their slides or patients in the column group, or set tiles.group_pattern",
         )
@@ -148,7 +148,10 @@ def label_notes(bags: MilBags, mixed: Int64[np.ndarray, " m"]) -> list[str]:
     notes = []
     if len(mixed):
         listed = shortlist([str(name) for name in bags.names[mixed].tolist()])
-        notes.append(f"{len(mixed)} bags with tiles or slides of different classes have no label: {listed}")
+        notes.append(
+            f"{counted(len(mixed), 'bag has', 'bags have')} no label, because the classes of tiles or slides differ: "
+            f"{listed}"
+        )
     unlabelled = int((bags.labels == NO_LABEL).sum()) - len(mixed)
     if unlabelled:
         notes.append(f"{counted(unlabelled, 'bag has', 'bags have')} no label")

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipit.config.run import LoraConfig
-from clipit.errors import ModelError, shortlist
+from clipit.errors import ModelError, counted_of, shortlist
 from clipit.models.lora import add_lora, merge_lora, target_modules
 from clipit.models.towers import Tokens, Towers
 
@@ -288,7 +288,8 @@ def _check_reach(adapted: AdaptedTowers) -> None:
     if idle or differs:
         names = [name.split(".lora_B")[0].removeprefix("network.base_model.model.") for name in updates if name in idle]
         raise ModelError(
-            f"{len(idle)} of {len(updates)} adapted layers do not reach an embedding: {shortlist(names)}"
+            f"{counted_of(len(idle), len(updates), 'adapted layer does', 'adapted layers do')} not reach an embedding: "
+            f"{shortlist(names)}"
             if idle
             else "the adapted layers compute other embeddings while gradients are recorded than without",
             where="adapt.lora.targets",

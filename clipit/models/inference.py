@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipit.config.run import VLMConfig
 from clipit.device_copies import copy_ahead, stack
-from clipit.errors import DataError, ModelError, is_out_of_memory, out_of_memory
+from clipit.errors import DataError, ModelError, counted, is_out_of_memory, out_of_memory
 from clipit.models.classifier_checks import check_network, check_timm_preprocess, check_transformers_preprocess
 from clipit.models.classifier_network import ClassifierNetwork, parse_device, parse_dtype
 from clipit.models.classifier_spec import (
@@ -243,7 +243,9 @@ class Classifier:
             name = known[0]
         if name is None or name not in known:
             problem = (
-                f"no prompt set {name!r} in this classifier" if name else f"{len(known)} prompt sets in this classifier"
+                f"no prompt set {name!r} in this classifier"
+                if name
+                else f"{counted(len(known), 'prompt set')} in this classifier"
             )
             raise ModelError(
                 problem,

@@ -11,7 +11,7 @@ from torch import nn
 
 from clipit.artifacts import write_json
 from clipit.config.run import LoraConfig
-from clipit.errors import ModelError, shortlist
+from clipit.errors import ModelError, counted, shortlist
 from clipit.models.loading import foreign_errors, read_json
 from clipit.models.trunks import TokenPool
 from clipit.models.weights import write_tensors
@@ -116,7 +116,7 @@ def _not_adaptable(module: nn.Module) -> str:
     if not isinstance(module, nn.Conv2d):
         return ""
     if module.groups > 1:
-        return f"a convolution in {module.groups} groups"
+        return f"a convolution in {counted(module.groups, 'group')}"
     if type(module) is not nn.Conv2d:  # standardised weights, or padding that depends on the input
         return f"a {type(module).__name__}"
     if set(module.dilation) != {1}:
@@ -177,7 +177,7 @@ def load_lora(module: nn.Module, folder: Path) -> nn.Module:
     factors = [name for name, _ in adapted.named_parameters() if "lora_" in name]
     if report.unexpected_keys or len(factors) != len(tensors):
         raise ModelError(
-            f"the adapter has {len(tensors)} weights, but the model expects {len(factors)}"
+            f"the adapter has {counted(len(tensors), 'weight')}, but the model expects {len(factors)}"
             + (f"; unknown: {shortlist(report.unexpected_keys)}" if report.unexpected_keys else ""),
             where=folder / ADAPTER_WEIGHTS,
             fix="use the adapter with the model that it was trained on",

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipit.errors import ModelError
+from clipit.errors import ModelError, counted
 from clipit.models.trunks import TokenPool, inner_model
 
 Grid = Float[Tensor, "b h w d"]
@@ -22,7 +22,7 @@ def square_grid(tokens: Float[Tensor, "b n d"], where: object) -> Grid:
     """
     side = math.isqrt(tokens.shape[1])
     if side * side != tokens.shape[1] or not side:
-        raise no_tokens(where, f"its {tokens.shape[1]} tokens do not form a square grid")
+        raise no_tokens(where, f"its {counted(tokens.shape[1], 'token does', 'tokens do')} not form a square grid")
     return tokens.reshape(len(tokens), side, side, tokens.shape[2])
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.pairing.leaks import patient_of
 from clipit.patients import patients
 from clipit.reports.metadata import parse_date
@@ -60,15 +60,21 @@ class CaseAccount:
             "without a group": self.without_patient,
         }
         lines = [
-            f"{self.cases_with_report:,} of {self.cases:,} training patients have a report of their own"
-            f" ({self.own:,} reports; {self.cases_with_several:,} patients have several)",
+            f"{counted_of(self.cases_with_report, self.cases, 'training patient has', 'training patients have')} a "
+            f"report of their own ({counted(self.own, 'report')}; "
+            f"{counted(self.cases_with_several, 'patient has', 'patients have')} "
+            "several)",
             "other reports: " + (", ".join(f"{count:,} {kind}" for kind, count in unused.items() if count) or "none"),
         ]
         if self.tiles_without_patient:
-            lines.append(f"{self.tiles_without_patient:,} of {self.tiles:,} training tiles have no group")
+            lines.append(
+                f"{counted_of(self.tiles_without_patient, self.tiles, 'training tile has', 'training tiles have')} no "
+                "group"
+            )
         if self.both_sides:
             lines.append(
-                f"{self.both_sides:,} patients have tiles in training and in a later split; their reports are not used"
+                f"{counted(self.both_sides, 'patient has', 'patients have')} tiles in training and in a later split: "
+                "these reports are not used"
             )
         return "\n".join(lines)
 
@@ -134,8 +140,8 @@ class Cases:
         ]
         if ambiguous:
             raise DataError(
-                f"{len(ambiguous)} patients have several reports with missing or equal dates: "
-                f"{shortlist(ambiguous, _SHOWN)}",
+                f"{counted(len(ambiguous), 'patient has', 'patients have')} several reports with missing or equal "
+                f"dates: {shortlist(ambiguous, _SHOWN)}",
                 where="reports.date_column",
                 fix="set it to a column with the dates of all reports, or soft_labels.own_report.several=all",
             )
@@ -239,11 +245,14 @@ def _no_match(tile_patients: set[str], report_patients: set[str], account: CaseA
             hints.append(f"{len(matched)} would match {description}")
     cause = "; ".join(hints) or "no simple change of spelling would match them"
     if account.later_splits:
-        cause = f"{account.later_splits} reports belong to patients with validation or test tiles; {cause}"
+        cause = (
+            f"{counted(account.later_splits, 'report belongs', 'reports belong')} to patients with validation or "
+            f"test tiles; {cause}"
+        )
     if account.both_sides:
         cause = (
-            f"{account.both_sides} training patients also have tiles in a later split, so their reports are not used; "
-            f"{cause}"
+            f"{counted(account.both_sides, 'training patient')} with tiles also in a later split, whose reports are "
+            f"not used; {cause}"
         )
     return DataError(
         f"no training patient has a report: groups of tiles are {shortlist(tile_names, _SHOWN)}, of reports "

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Float64, Int
 
 from clipit.config.run import Correction, PairingConfig
 from clipit.distributed import get_processes
-from clipit.errors import printable
+from clipit.errors import counted, printable
 from clipit.pairing.pairs import check_same_encoder
 from clipit.pairing.selection import Candidates, Selection, find_candidates, judged_table, kept_pairs, prepare
 from clipit.pairing.sources import sole_groups
@@ -236,7 +236,9 @@ def _name(rules: PairingConfig) -> str:
         parts.append("not centred")
     if rules.organs:
         few = len(rules.organs) <= _MAX_NAMED_ORGANS
-        parts.append(f"organs {' and '.join(map(printable, rules.organs))}" if few else f"{len(rules.organs)} organs")
+        parts.append(
+            f"organs {' and '.join(map(printable, rules.organs))}" if few else counted(len(rules.organs), "organ")
+        )
     if rules.exclude_same_group:
         parts.append("excluding own group")
     if rules.threshold is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from clipit.distributed import get_processes
+from clipit.errors import counted
 from clipit.pairing.nearest import SPARE, search
 from clipit.stores.approximate import MIN_LIST_LENGTH, SearchSettings
 from clipit.stores.embed import Store
@@ -86,7 +87,7 @@ def recall_lines(figures: dict[str, Any]) -> list[str]:
     settings = [text.format(figures[name]) for name, text in names.items() if figures[name] is not None]
     return [
         f"index {figures['index']}: recall@{figures['k']} {figures['recall']:.3f} against exact search on "
-        f"{figures['tiles']} tiles ({', '.join(settings)})"
+        f"{counted(figures['tiles'], 'tile')} ({', '.join(settings)})"
     ]
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Float64, Int, Int8
 
 from clipit.config.run import PairingConfig
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError, DataError, counted
 from clipit.pairing.correction import TileBlocks, correction_inputs, snippet_statistics
 from clipit.pairing.nearest import SPARE, Keys, best_first, exact_cosines, nearest, nearest_among, search
 from clipit.pairing.sources import OwnSnippets, allowed_snippets, own_snippets, owners, sole_groups
@@ -259,7 +259,7 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
         "mutual": f"raise pairing.mutual_neighbours (it is {rules.mutual_neighbours})",
     }
     raise DataError(
-        f"the rules drop all {len(reasons)} candidate pairs; dropped by "
+        f"the rules drop all {counted(len(reasons), 'candidate pair')}; dropped by "
         + ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
         + f"; cosines of the candidates: lowest {scores.min():.3f}, 5 % {low:.3f}, median {middle:.3f}, "
         f"95 % {high:.3f}, highest {scores.max():.3f}",

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Float32, Int
 
-from clipit.errors import printable
+from clipit.errors import counted, printable
 from clipit.pairing.recall import recall_lines
 from clipit.stores.index import Index
 
@@ -102,13 +102,14 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     dropped = ", ".join(f"{name} {count}" for name, count in summary.get("dropped", {}).items())
     skew = summary.get("skewness")
     lines = [
-        f"{summary['tiles']} tiles paired with {summary['snippets_used']} of {summary['snippets']} snippets",
+        f"{counted(summary['tiles'], 'tile')} paired with {summary['snippets_used']} of "
+        f"{counted(summary['snippets'], 'snippet')}",
         f"scores (cosine): 5 % {scores['0.05']:.3f}, median {scores['0.5']:.3f}, 95 % {scores['0.95']:.3f}",
         f"hubness: {summary['hub_share']:.1%} of the tiles are paired with the {summary['hub_snippets']} most used "
         "snippets (1 %)" + ("" if skew is None else f"; skewness {skew:.2f}"),
     ]
     if without:
-        lines.append(f"{without} tiles ({summary['share_without_pair']:.1%}) have no pair")
+        lines.append(f"{counted(without, 'tile')} without a pair ({summary['share_without_pair']:.1%})")
     if dropped:
         lines.append(f"dropped candidates: {dropped}")
     lines += recall_lines(summary["recall"]) if "recall" in summary else []
@@ -143,7 +144,7 @@ def _agreement_lines(statistics: Mapping[str, Any] | None) -> list[str]:
         for key, text in descriptions.items()
     ]
     chance = "" if statistics["chance"] is None else f", most frequent label {statistics['chance']:.3f}"
-    return [f"agreement with labels ({statistics['labelled']} labelled tiles{chance}):", *lines]
+    return [f"agreement with labels ({counted(statistics['labelled'], 'labelled tile')}{chance}):", *lines]
 
 
 def agreement(

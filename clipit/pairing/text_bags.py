@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int
 
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, counted
 from clipit.pairing.nearest import best_first
 from clipit.pairing.pairs import Pairs
 from clipit.stores.embed import Store
@@ -82,7 +82,7 @@ def nearest_prompts(
     """
     if k > len(prompts):
         raise ConfigError(
-            f"{k} prompts per tile requested, but there are only {len(prompts)}", fix=f"use at most {len(prompts)}"
+            f"{counted(k, 'prompt')} per tile requested, of {len(prompts)}", fix=f"use at most {len(prompts)}"
         )
     rows = [
         best_first(np.broadcast_to(np.arange(len(prompts)), scores.shape), scores, k)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from clipit.artifacts import fingerprint
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.prompts import files
 from clipit.prompts.lint import fold
 
@@ -163,7 +163,7 @@ def _entry_problems(item: object) -> list[str]:
         if texts or minimum:
             problems += [f".{problem}" for problem in files.text_problems(name, texts, "texts")]
         if isinstance(texts, Sequence) and not isinstance(texts, str) and not minimum <= len(texts) <= maximum:
-            problems.append(f".{name}: {len(texts)} texts; {minimum} to {maximum} are allowed")
+            problems.append(f".{name}: {counted(len(texts), 'text')}; {minimum} to {maximum} are allowed")
     variants = item.get("variants")
     if isinstance(item.get("term"), str) and isinstance(variants, list) and item["term"] in variants:
         problems.append(".variants: contains the term itself")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.yaml_file import load_mapping
 
 _FOLDER = Path(__file__).parent
@@ -103,7 +103,7 @@ def raise_problems(problems: Sequence[str], where: object, keys: str = "") -> No
     """Raise one `DataError` with all problems, if any; `keys` describes the required keys, in case one is missing."""
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        count = counted(len(problems), "problem")
         missing = any(problem.endswith("is missing") for problem in problems)
         fix = "correct the keys named above" + (f"; {keys}" if keys and missing else "")
         raise DataError(f"{count} in prompts:\n{listed}", where=where, fix=fix)

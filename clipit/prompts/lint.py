@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from clipit.errors import counted, counted_of
 from clipit.prompts import files
 from clipit.prompts.prompt_set import PLACEHOLDER, PromptSet, parse_prompts, set_problems
 from clipit.prompts.published import read_set
@@ -181,5 +182,8 @@ def _tokens(prompts: PromptSet, count_tokens: TokenCounter | None, budget: int |
         counts = count_tokens(prompts.texts(name))
         over = [count - budget for count in counts if count > budget]
         if over:
-            problem = f"{len(over)} of {len(counts)} texts have over {budget} tokens; {sum(over)} tokens are truncated"
+            problem = (
+                f"{counted_of(len(over), len(counts), 'text has', 'texts have')} over {budget} tokens; "
+                f"{counted(sum(over), 'token is', 'tokens are')} truncated"
+            )
             yield LintMessage("warning", f"classes.{name}", problem, "shorten its names or the templates")

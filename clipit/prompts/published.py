@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.prompts import files
 
 _NAME = "CLASSNAME"
@@ -57,7 +57,9 @@ def _entries(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
     """Return the entries of a published file, by key; None for a prompt set of clipit."""
     structures = _structures(raw)
     if len(structures) != 1:
-        structure = "of unknown structure" if not structures else f"with {len(structures)} structures at once"
+        structure = (
+            "of unknown structure" if not structures else f"with {counted(len(structures), 'structure')} at once"
+        )
         keys = ", ".join(list(raw)[:5]) or "no keys"
         raise DataError(f"prompts {structure}; the file has the keys {keys}", where=path, fix=_EXPECTED)
     if structures[0] == _OURS[0]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipit.errors import counted
 from clipit.evaluation.intervals import NO_VARIATION
 from clipit.evaluation.measured_models import ModelDifference, Subject, SubjectScore
 from clipit.reporting.adapt_facts import fact_label, fact_text
@@ -167,7 +168,7 @@ def _probe(content: AdaptContent) -> str:
     compared = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(PROBE, BEFORE))
     if compared is None or content.probe_labels is None:
         return ""
-    probe = f"a linear probe of the frozen VLM on {content.probe_labels:,} labels"
+    probe = f"a linear probe of the frozen VLM on {counted(content.probe_labels, 'label')}"
     score = f"({_mean(content.score(PROBE, BEFORE))})"
     if compared.outcome == "better":
         return f"It exceeds {probe} {score}."

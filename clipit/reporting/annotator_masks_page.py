@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from clipit.errors import counted
 from clipit.reporting.annotators_section import confusion_tables
 from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.tables import number
@@ -55,8 +56,8 @@ def _annotators(part: Mapping[str, Any], classes: Sequence[str], source: str) ->
     dice.append(["mean", "", "", "", *(number(mean(values) if values else None) for values in means)])
     parts: list[Part] = [
         Text(
-            f"{part['tiles']:,} tiles. Krippendorff's alpha over pixels: {number(part['alpha'])} (1: perfect, "
-            f"0: chance). {part['patterns']:,} distinct patterns of labels. Consensus: {part['method']}."
+            f"{counted(part['tiles'], 'tile')}. Krippendorff's alpha over pixels: {number(part['alpha'])} (1: perfect, "
+            f"0: chance). {counted(part['patterns'], 'distinct pattern')} of labels. Consensus: {part['method']}."
         ),
         Table(
             ("annotator", "tiles", "pixels", "accuracy", *(f"Dice of {name}" for name in classes)),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipit.errors import counted
 from clipit.reporting.annotators_section import annotator_parts, confusion_tables
 from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.tables import MAX_CLASSES, interval, number
@@ -70,7 +71,8 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
         Table(
             ("measure", "value", "95 % interval"),
             rows,
-            caption=f"{alpha['tiles']:,} tiles with at least two labels; interval by bootstrap over {alpha['units']}",
+            caption=f"{counted(alpha['tiles'], 'tile')} with at least two labels; interval by bootstrap over "
+            f"{alpha['units']}",
             source="annotators.json: agreement",
         ),
         Text(
@@ -83,7 +85,10 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
         return parts
     names = [row["annotator"] for row in pairs]
     if len(names) > _MAX_PAIRED:
-        return [*parts, Text(f"The agreement of {len(names)} annotators in pairs is in annotators.json: pairs.")]
+        return [
+            *parts,
+            Text(f"The agreement of {counted(len(names), 'annotator')} in pairs is in annotators.json: pairs."),
+        ]
     header = ("annotator", *names)
     cells = [
         [
@@ -125,16 +130,16 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
                 ]
                 for each in estimates["annotators"]
             ],
-            caption=f"Estimates of Dawid-Skene on {estimates['tiles']:,} tiles",
+            caption=f"Estimates of Dawid-Skene on {counted(estimates['tiles'], 'tile')}",
             source=source,
         ),
         Text(
-            f"EM has {converged} after {estimates['iterations']:,} iterations, at a log likelihood of "
+            f"EM has {converged} after {counted(estimates['iterations'], 'iteration')}, at a log likelihood of "
             f"{estimates['log_likelihood']:.1f}. "
-            f"The consensus differs from the majority on {estimates['differs']:,} tiles, on "
-            f"{len(estimates['overruled']):,} of them from more than half of the labels; {estimates['tied']:,} tiles "
-            "are tied. Accuracy is the estimated probability that a label is the true class. It is not measured: the "
-            "estimate assumes that annotators err independently, given the class."
+            f"The consensus differs from the majority on {counted(estimates['differs'], 'tile')}, on "
+            f"{len(estimates['overruled']):,} of them from more than half of the labels; tied: "
+            f"{counted(estimates['tied'], 'tile')}. Accuracy is the estimated probability that a label is the true "
+            "class. It is not measured: the estimate assumes that annotators err independently, given the class."
         ),
         shares,
     ]

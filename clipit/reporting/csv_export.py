@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipit.artifacts import make_folder, reading, whole_file
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, DataError
+from clipit.errors import ArtifactError, DataError, counted
 from clipit.reporting.tables import console_block
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def first_table(text: str) -> str:
     if position < len(blocks):
         lines = blocks[position].splitlines()
         kept.append("\n".join(lines[:_MAX_LINES]))
-        kept += [f"and {len(lines) - _MAX_LINES} more rows"] if len(lines) > _MAX_LINES else []
+        kept += [f"and {counted(len(lines) - _MAX_LINES, 'more row')}"] if len(lines) > _MAX_LINES else []
     return "\n\n".join(kept)
 
 

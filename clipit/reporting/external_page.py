@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from clipit.errors import counted
 from clipit.reporting.html import PageSection, Part, Table, Text
 from clipit.reporting.tables import LABELS, interval, markdown_table, metrics_table, number, with_interval
 
@@ -70,6 +71,6 @@ def _temperature(results: Mapping[str, Any]) -> str:
     if calibration["temperature"] is None:
         return f"No temperature: {calibration['reason']}."
     return (
-        f"Temperature {calibration['temperature']:.3f}, fitted on {calibration['labels']} validation labels of the "
-        "run, without labels of the new set."
+        f"Temperature {calibration['temperature']:.3f}, fitted on {counted(calibration['labels'], 'validation label')} "
+        "of the run, without labels of the new set."
     )

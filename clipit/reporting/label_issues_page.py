@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipit.errors import counted
 from clipit.evaluation.label_issues import Score
 from clipit.reporting.html import Include, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.tables import with_interval
@@ -96,9 +97,9 @@ def label_issues_page(
     parts: list[Part] = [Text("No label is suspicious.")]
     if tiles:
         caption = (
-            f"{len(tiles):,} of {total:,} suspicious labels, the least probable given labels first; label_issues.csv "
-            "has all tiles. Nearest tiles are those of other patients or slides with the highest cosine; a label in "
-            "bold is the suggested one."
+            f"{len(tiles):,} of {counted(total, 'suspicious label')}, the least probable given labels first; "
+            "label_issues.csv has all tiles. Nearest tiles are those of other patients or slides with the highest "
+            "cosine; a label in bold is the suggested one."
         )
         parts = [Text(caption), Include("label_issues.html", {"tiles": tiles})]
     sections.append(PageSection("Tiles to review", parts))

@@ -169,8 +169,12 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
             f"- Text: {facts.snippets:,} snippets of {counted(facts.reports, 'report')}; none is in this folder"
         )
     for split, scored in facts.results.get("splits", {}).items():
-        groups = f" of {scored['groups']} patients or slides" if scored.get("groups") else ", patients unknown"
-        lines.append(f"- Scored, {split}: {scored['n']} tiles{groups}, {scored['labelled']} labelled")
+        groups = (
+            f" of {counted(scored['groups'], 'patient or slide', 'patients or slides')}"
+            if scored.get("groups")
+            else ", patients unknown"
+        )
+        lines.append(f"- Scored, {split}: {counted(scored['n'], 'tile')}{groups}, {scored['labelled']} labelled")
     scale = f"micrometres per pixel: {f'{spec.mpp:g}' if spec.mpp else 'unknown'}"
     if spec.mpp_assumed:
         scale += " (assumed from the backbone; the training tiles state none)"
@@ -206,7 +210,8 @@ def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
         return ""
     splits = {f"set {number}": next(iter(results["splits"].values())) for number, results in enumerate(evaluations, 1)}
     counts = [
-        f"{name}: {scored['n']} tiles" + (f" of {scored['groups']} patients or slides" if scored.get("groups") else "")
+        f"{name}: {counted(scored['n'], 'tile')}"
+        + (f" of {counted(scored['groups'], 'patient or slide', 'patients or slides')}" if scored.get("groups") else "")
         for name, scored in splits.items()
     ]
     return (
@@ -228,8 +233,8 @@ def _comparison(compared: Compared | None) -> str:
         for arm in compared.arms
     ]
     table = markdown_table(("arm", "", LABELS[compared.metric], f"minus {plain_text(compared.baseline)}"), rows, left=2)
-    further = f" {compared.further} other arms are not shown." if compared.further else ""
-    seeds = f"{compared.seeds} seed{'s' if compared.seeds > 1 else ''}"
+    further = f" {counted(compared.further, 'other arm is', 'other arms are')} not shown." if compared.further else ""
+    seeds = counted(compared.seeds, "seed")
     return (
         f"{table}\n\nTest tiles, mean over {seeds}; differences with 95% intervals over test tiles or groups. "
         f"If a control scores as high, the gain is not due to the text.{further}"

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Shaped
 
+from clipit.errors import counted, counted_of
 from clipit.reporting.html import Include, PageSection, Text, page
 
 MAX_TILES = 3000
@@ -77,9 +78,10 @@ def pairing_page(
     total = len(pc.unique(pairs["tile_id"]))
     size = sum(len(text) for text in data["tiles"]["picture"] if text) / 1e6
     sampled = (
-        f"All {total:,} paired tiles are on this page"
+        f"All {counted(total, 'paired tile is', 'paired tiles are')} on this page"
         if len(shown) == total
-        else f"{len(shown):,} of {total:,} paired tiles are on this page, spread evenly over the scores"
+        else f"{counted_of(len(shown), total, 'paired tile is', 'paired tiles are')} on this page, spread evenly over "
+        "the scores"
     )
     sections = [
         PageSection(

@@ -20,7 +20,7 @@ from jaxtyping import Int64
 from markupsafe import Markup
 
 from clipit.artifacts import whole_file
-from clipit.errors import ClipitError
+from clipit.errors import ClipitError, counted
 from clipit.reporting.curves import Series
 from clipit.reporting.tables import MAX_CLASSES
 
@@ -289,7 +289,7 @@ def plot_reliability(bins: Sequence[Mapping[str, Any]], *, title: str = "") -> "
     labels = {"bar": "accuracy of the bin", "dot": "at its mean confidence"}
     for b in bins:
         middle, width = (b["low"] + b["high"]) / 2, 0.92 * (b["high"] - b["low"])
-        text = f"confidence {b['low']:.2f} to {b['high']:.2f}: {b['n']} tiles"
+        text = f"confidence {b['low']:.2f} to {b['high']:.2f}: {counted(b['n'], 'tile')}"
         if b["n"]:
             text += f", accuracy {b['accuracy']:.3f}, mean confidence {b['confidence']:.3f}"
             (bar,) = upper.bar(middle, b["accuracy"], width=width, color=COLOURS[5], label=labels.pop("bar", None))

@@ -83,7 +83,10 @@ def _least_certain(
     predicted: PredictedClasses, images: ImageSet, zero_shot: PredictedClasses | None, kind: str = ""
 ) -> Cards:
     rows = predicted.least_certain(LEAST)
-    caption = f"{len(rows)} of {len(predicted.best):,} images, the least certain first: {kind}class and its probability"
+    caption = (
+        f"{len(rows)} of {counted(len(predicted.best), 'image')}, the least certain first: {kind}class and its "
+        "probability"
+    )
     return _cards(predicted, rows, images, zero_shot, caption)
 
 
@@ -94,7 +97,9 @@ def _most_certain(predicted: PredictedClasses, images: ImageSet, zero_shot: Pred
     for c in order[:MAX_CLASSES].tolist():
         if counts[c]:
             rows = predicted.most_certain(c, MAX_PER_CLASS)
-            caption = f"{predicted.classes[c]}: {len(rows)} of {int(counts[c]):,} images, the most certain first"
+            caption = (
+                f"{predicted.classes[c]}: {len(rows)} of {counted(int(counts[c]), 'image')}, the most certain first"
+            )
             parts.append(_cards(predicted, rows, images, zero_shot, caption))
     if (counts > 0).sum() > MAX_CLASSES:
         parts.append(Text(f"Only the {MAX_CLASSES} most frequent classes are shown."))

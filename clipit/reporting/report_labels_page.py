@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from clipit.errors import counted
 from clipit.evaluation.report_agreement import SCORES, Agreement
 from clipit.reporting.html import PageSection, Part, Passage, Passages, Quote, Table, Text, facts_table, page
 from clipit.reporting.tables import MAX_CLASSES, number, with_interval
@@ -95,7 +96,9 @@ def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]
     return [
         Text("The rules give `both` if mentions of several classes count, and `none` if no mention counts."),
         Table(
-            ("class by the rules", "reports", "share"), rows, caption=f"Classes of {len(labels):,} reports by the rules"
+            ("class by the rules", "reports", "share"),
+            rows,
+            caption=f"Classes of {counted(len(labels), 'report')} by the rules",
         ),
         Table(
             ("class of the phrase", *_STATUSES),

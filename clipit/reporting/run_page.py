@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from clipit.errors import counted
 from clipit.evaluation.predictions import Predictions
 from clipit.reporting.annotators_section import annotator_parts
 from clipit.reporting.curves import Series
@@ -87,14 +88,14 @@ def _scores(results: Mapping[str, Any]) -> list[Part]:
                 )
                 for name, m in metrics.items()
             ]
-            groups = f" from {split_results['groups']} groups" if split_results["groups"] else ""
+            groups = f" from {counted(split_results['groups'], 'group')}" if split_results["groups"] else ""
             predictor = ", zero-shot with the class prompts" if prefix else ""
             parts.append(
                 Table(
                     ("score", "value", "95 % interval", *([] if annotators is None else ["annotators, mean"])),
                     rows,
                     traces=[f"results.json: splits.{split}.{prefix}metrics.{name}" for name in metrics],
-                    caption=f"{split}: {split_results['labelled']} labelled tiles{groups}{predictor}",
+                    caption=f"{split}: {counted(split_results['labelled'], 'labelled tile')}{groups}{predictor}",
                 )
             )
     parts.append(Text(describe_protocol(results)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from clipit.errors import counted
 from clipit.evaluation.intervals import NO_VARIATION
 from clipit.evaluation.slide_arms import SlideComparison
 from clipit.evaluation.slide_metrics import CHOSEN_BY, SLIDE_METRICS
@@ -77,7 +78,7 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
         )
         if outcome in arms_by_outcome
     ]
-    units = f"slides of {first['patients']:,} patients" if level == "slide" else "patients"
+    units = f"slides of {counted(first['patients'], 'patient')}" if level == "slide" else "patients"
     return f"Balanced accuracy on {first['labelled']:,} {first['split']} {units}: {'; '.join(parts)}."
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from clipit.errors import counted
 from clipit.evaluation.slide_arms import SlideComparison
 from clipit.evaluation.slide_sets import Level, PoolingKey
 from clipit.reporting.html import Table
@@ -46,7 +47,9 @@ def _caption(comparison: SlideComparison, split: str, metric: str, level: Level)
     rows = _select(comparison, split, metric, level)
     if not rows:
         return f"No {split} slides to compare"
-    units = f"{rows[0]['labelled']:,} {level}s" + (f" of {rows[0]['patients']:,} patients" if level == "slide" else "")
+    units = f"{rows[0]['labelled']:,} {level}s" + (
+        f" of {counted(rows[0]['patients'], 'patient')}" if level == "slide" else ""
+    )
     chosen = comparison.choices[comparison.reference].key is not None
     how = (
         "the pooling of each arm was chosen on validation slides" if chosen else "no pooling was chosen: all are shown"

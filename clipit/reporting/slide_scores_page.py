@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from clipit.errors import counted
 from clipit.evaluation.intervals import LEVEL
 from clipit.evaluation.slide_metrics import SLIDE_METRICS, VALIDATION, SlideEvaluation
 from clipit.evaluation.slide_scores import SCORE_PREFIX
@@ -152,7 +153,7 @@ def _repeats_slides(part: pd.DataFrame) -> bool:
 
 def _describe(split: str, level: str, part: pd.DataFrame) -> str:
     labelled, patients = int(part["labelled"].iloc[0]), int(part["patients"].iloc[0])
-    of_patients = f" of {patients:,} patients" if level == "slide" else ""
+    of_patients = f" of {counted(patients, 'patient')}" if level == "slide" else ""
     return f"{split}, per {level}: {labelled:,} labelled {level}s{of_patients}"
 
 
@@ -175,8 +176,8 @@ def _verdict(evaluation: SlideEvaluation) -> str:
         return ""
     row = rows.iloc[0].to_dict()
     return (
-        f"Balanced accuracy {_score_cell(row)} on {int(row['labelled']):,} test slides of {int(row['patients']):,} "
-        f"patients, pooled by {key.title}"
+        f"Balanced accuracy {_score_cell(row)} on {counted(int(row['labelled']), 'test slide')} of "
+        f"{int(row['patients']):,} patients, pooled by {key.title}"
     )
 
 

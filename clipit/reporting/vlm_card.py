@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import whole_file
+from clipit.errors import counted
 from clipit.models.adapted_base import base_of_adapted
 from clipit.models.licences import OTHER, ModelLicence, vlm_licence
 from clipit.models.specs import LICENCE_NOTE
@@ -121,7 +122,7 @@ def _training(vlm: VLM, facts: AdaptationFacts, licence: ModelLicence) -> str:
         f"- Base: {plain_text(licence.model)}, fingerprint {vlm.fingerprint}",
         f"- Objective: {_ARMS.get(facts.arm, plain_text(facts.arm))}, seed {facts.seed}",
         f"- Trained: {_TUNING.get(facts.tuning, plain_text(facts.tuning))} of the {' and '.join(facts.towers)} "
-        f"tower{'s' if len(facts.towers) > 1 else ''}, {facts.weights:,} weights",
+        f"tower{'s' if len(facts.towers) > 1 else ''}, {counted(facts.weights, 'weight')}",
         *(f"- {plain_text(_words(_setting(name, facts.data)))}: {value:g}" for name, value in facts.settings.items()),
         f"- Logit scale: {vlm.logit_scale:.4g} before, {facts.logit_scale:.4g} after",
         f"- Input: {vlm.preprocess.describe()}; "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import REBUILD, read_json, reading
-from clipit.errors import printable
+from clipit.errors import counted, printable
 from clipit.reports.readers import Reports
 
 _BINS = 8
@@ -88,7 +88,8 @@ class Account:
             *(f"{'':23}{note}" for note in reports.notes),
             *self._format_repaired(),
             *self._format_page_lines(),
-            f"pieces     {self.pieces:>9,}  {self.split_sentences:,} sentences over {self.budget} tokens were split",
+            f"pieces     {self.pieces:>9,}  {counted(self.split_sentences, 'sentence')} over {self.budget} tokens "
+            "split",
             f"merged     {self.duplicates:>9,}  exact duplicates; all their sources are kept",
         ]
         for name, dropped in self.dropped.items():
@@ -128,7 +129,7 @@ class Account:
         if self.page_lines is None:
             return []
         examples = [f"{'':23}e.g. {_shorten(printable(line))!r}" for line in self.page_lines.examples]
-        where = f"page numbers, headers and footers dropped in {self.page_line_reports:,} reports"
+        where = f"page numbers, headers and footers dropped in {counted(self.page_line_reports or 0, 'report')}"
         return [f"page lines {self.page_lines.count:>9,}  {where}", *examples]
 
 

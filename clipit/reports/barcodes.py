@@ -7,7 +7,7 @@ from typing import Any
 
 from clipit.config.run import ReportsConfig
 from clipit.data_files import delimiter_hint, read_csv
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.patients import all_patients_in, leading_patient
 from clipit.reports.textfiles import RawReport
 
@@ -112,17 +112,18 @@ def add_patients(
         yield raw
     if n_groups or n_organs:
         notes.append(
-            f"TCGA barcodes set the group (patient) of {n_groups:,} of {total:,} reports, and TCGA projects the organ "
-            f"of {n_organs:,}; to disable this, set reports.tcga_barcodes: false"
+            f"TCGA barcodes set the group (patient) of {n_groups:,} of {counted(total, 'report')}, and TCGA projects "
+            f"the organ of {n_organs:,}; to disable this, set reports.tcga_barcodes: false"
         )
     if several:
         problems.append(
-            f"{len(several)} reports have barcodes of several TCGA patients, so their group is not set "
-            f"({shortlist(several, 3)})"
+            f"{counted(len(several), 'report has', 'reports have')} barcodes of several TCGA patients, so no group is "
+            f"set ({shortlist(several, 3)})"
         )
     if unknown:
         problems.append(
-            f"{config.cancer_types}: no cancer type for {len(unknown)} patients ({shortlist(sorted(unknown))})"
+            f"{config.cancer_types}: no cancer type for {counted(len(unknown), 'patient')} "
+            f"({shortlist(sorted(unknown))})"
         )
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from clipit.config.effects import select_keys
 from clipit.config.run import ReportsConfig
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError, DataError, counted
 from clipit.progress import progress
 from clipit.reports.account import Account, Tally, token_histogram
 from clipit.reports.cleaning import clean_text, drop_long_words
@@ -177,7 +177,10 @@ def _split_and_merge(
 
 def _describe_long_words(report_id: str, words: list[str]) -> str:
     characters = sum(map(len, words))
-    return f"report {report_id}: {len(words)} dropped ({characters:,} characters), e.g. {words[0][:_MAX_SHOWN]}..."
+    return (
+        f"report {report_id}: {len(words)} dropped ({counted(characters, 'character')}), e.g. "
+        f"{words[0][:_MAX_SHOWN]}..."
+    )
 
 
 def _tables(occurrences: _Occurrences, texts: list[str]) -> tuple[pa.Table, pa.Table]:

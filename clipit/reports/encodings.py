@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clipit.errors import ConfigError, DataError, shortlist
+from clipit.errors import ConfigError, DataError, counted, shortlist
 
 _HEAD_BYTES = 1024  # checked at the start of a file
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -27,8 +27,9 @@ def count_misread(texts: Sequence[str]) -> str:
     if not matches:
         return ""
     return (
-        f"{len(matches)} reports contain characters such as {shortlist(list(dict.fromkeys(matches)), 3)}: UTF-8 that "
-        "another program misread as another encoding; export the reports again"
+        f"{counted(len(matches), 'report contains', 'reports contain')} characters such as "
+        f"{shortlist(list(dict.fromkeys(matches)), 3)}: UTF-8 that another program misread as another encoding; export "
+        "the reports again"
     )
 
 

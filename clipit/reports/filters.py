@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clipit.config.run import ReportsConfig
-from clipit.errors import ConfigError, shortlist
+from clipit.errors import ConfigError, counted, shortlist
 from clipit.reports.account import Tally
 from clipit.reports.garbage import is_bare_heading, learn_vocabulary, readability
 from clipit.reports.headings import SECTIONS
@@ -64,7 +64,7 @@ def filter_snippets(
         vocabulary = learn_vocabulary(texts)
         passes = [readability(text, vocabulary) >= checks.readable for text in texts]
         keep(f"unreadable text (under {checks.readable:.0%} readable)", passes)
-    length = f"length (fewer than {config.min_words} readable words)"
+    length = f"length (fewer than {counted(config.min_words, 'readable word')})"
     keep(length, rescue([readable_words(text) >= config.min_words for text in texts]))
     if config.sections is not None or config.exclude_sections:
         keep("section", [_in_kept_section(sections_of[text], config) for text in texts])
@@ -129,7 +129,7 @@ def _similarity_scores(texts: Sequence[str], similarity: Similarity) -> Float[np
     scores = np.asarray(similarity(texts) if texts else np.zeros(0), dtype=np.float64)
     if scores.shape != (len(texts),) or not np.isfinite(scores).all():
         raise ConfigError(
-            f"the similarity filter did not return one finite value for each of {len(texts)} snippets "
+            f"the similarity filter did not return one finite value for each of {counted(len(texts), 'snippet')} "
             f"(shape {scores.shape})",
             where="reports.morphology_prompts, reports.boilerplate_prompts",
             fix="check the VLM that embeds the two prompt bags",

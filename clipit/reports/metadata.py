@@ -9,7 +9,7 @@ from typing import Any
 
 from clipit.config.run import ReportsConfig
 from clipit.data_files import MISSING_VALUES, CsvTable, cell_text, delimiter_hint, similar_names, without_decimals
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.patients import leading_patient
 from clipit.reports.tables import read_side_table
 from clipit.reports.textfiles import RawReport
@@ -61,17 +61,19 @@ class Metadata:
             )
         unit = "report" if self.by_report else "patient"
         notes.append(
-            f"{self.path.name}: joined by {unit} (column {self.column}); {sum(matched):,} of {len(reports):,} reports "
-            f"have a row, {len(self.rows.keys() & set(keys)):,} of {len(self.rows):,} rows match a report"
+            f"{self.path.name}: joined by {unit} (column {self.column}); "
+            f"{counted_of(sum(matched), len(reports), 'report has', 'reports have')} "
+            f"a row, {counted_of(len(self.rows.keys() & set(keys)), len(self.rows), 'row matches', 'rows match')} a "
+            "report"
         )
         if not all(matched):
             missing = [
                 report.report_id or report.where for report, row in zip(reports, matched, strict=True) if not row
             ]
-            problems.append(f"{self.path}: no row for {len(missing)} reports ({shortlist(missing, 3)})")
+            problems.append(f"{self.path}: no row for {counted(len(missing), 'report')} ({shortlist(missing, 3)})")
         unused = sorted(self.rows.keys() - set(keys))
         if unused:
-            problems.append(f"{self.path}: {len(unused)} rows without a report ({shortlist(unused, 3)})")
+            problems.append(f"{self.path}: {counted(len(unused), 'row')} without a report ({shortlist(unused, 3)})")
         added = []
         for report, key in zip(reports, keys, strict=True):
             changes: dict[str, Any] = {
@@ -180,7 +182,7 @@ def check_dates(dates: Sequence[str | None], where: str) -> None:
     wrong = [date for date in dates if date is not None and not _is_date(date)]
     if wrong:
         raise DataError(
-            f"{len(wrong)} dates are not ISO 8601 dates: {shortlist(sorted(set(wrong)), 3)}",
+            f"{counted(len(wrong), 'date is', 'dates are')} not in ISO 8601 format: {shortlist(sorted(set(wrong)), 3)}",
             where=f"{where}, reports.date_column",
             fix="write dates as 2024-05-31",
         )

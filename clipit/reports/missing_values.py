@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from clipit.data_files import MISSING_VALUES, NO_CLASS
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 
 
 def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple[list[str | None], str]:
@@ -35,5 +35,8 @@ def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple
     if not markers:
         return list(values), ""
     listed = shortlist([f"{marker}: {counts[marker]}" for marker in sorted(markers)])
-    note = f"{sum(counts[marker] for marker in markers)} reports without a value in the column of {key} ({listed})"
+    note = (
+        f"{counted(sum(counts[marker] for marker in markers), 'report')} without a value in the column of {key} "
+        f"({listed})"
+    )
     return [None if value in markers else value for value in values], note

@@ -11,7 +11,7 @@ from typing import Any
 
 from clipit.config.run import ReportsConfig
 from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, similar_names, without_decimals
-from clipit.errors import DataError, is_limit, printable, shortlist
+from clipit.errors import DataError, counted, is_limit, printable, shortlist
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import check_lfs_pointer, count_misread
 from clipit.reports.metadata import check_dates, read_metadata
@@ -104,7 +104,8 @@ def read_reports(config: ReportsConfig) -> Reports:
         listed = "".join(f"\n  {printable(problem)}" for problem in problems[:_SHOWN_PROBLEMS])
         more = f"\n  and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         raise DataError(
-            f"empty corpus: no report with text ({empty} empty reports), read as format {format_name}{listed}{more}",
+            f"empty corpus: no report with text ({counted(empty, 'empty report')}), read as format "
+            f"{format_name}{listed}{more}",
             where=config.path,
             fix="check reports.path, reports.format and reports.text_column",
         )
@@ -246,7 +247,9 @@ def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[
         )
     kept = [report for report in reports if _normalise_organ(report.organ) in wanted]
     if len(kept) < len(reports):
-        problems.append(f"dropped {len(reports) - len(kept)} reports of other or unknown organs (reports.organs)")
+        problems.append(
+            f"dropped {counted(len(reports) - len(kept), 'report')} of other or unknown organs (reports.organs)"
+        )
     return kept
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import fingerprint
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.reports.assertion import Assertions, Triggers
 from clipit.reports.headings import SECTIONS
 from clipit.reports.phrases import PhraseFinder, regular_expression, tokenize
@@ -87,7 +87,7 @@ def load_rules(name_or_path: str | Path) -> RuleSet:
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise DataError(
-            f"{len(problems)} problem{'s' * (len(problems) > 1)} in a rule set:\n{listed}",
+            f"{counted(len(problems), 'problem')} in a rule set:\n{listed}",
             where=path,
             fix="correct the keys named above",
         )

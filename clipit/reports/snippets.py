@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, counted
 from clipit.reports.cleaning import trim
 from clipit.reports.sentences import split_sentences
 from clipit.types import TokenCounter
@@ -104,7 +104,7 @@ def _fit_to_budget(texts: Sequence[str], count_tokens: TokenCounter, budget: int
                     halved.append(part)
                 elif len(part) < 2:
                     raise ConfigError(
-                        f"a budget of {budget} tokens does not fit one character ({part!r}: {counts[part]})",
+                        f"a budget of {counted(budget, 'token')} does not fit one character ({part!r}: {counts[part]})",
                         where="vlm (context length of its text tower)",
                         fix="choose a VLM with a longer context",
                     )

@@ -24,7 +24,7 @@ from clipit.data_files import (
     load_huggingface,
     read_csv,
 )
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.json_record import unique_keys
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import tcga_names
@@ -183,7 +183,9 @@ def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iter
                 where=config.path,
                 fix="set reports.split to one of them",
             )
-        others = [f"{name} ({rows.num_rows} reports)" for name, rows in dataset.items() if name != config.split]
+        others = [
+            f"{name} ({counted(rows.num_rows, 'report')})" for name, rows in dataset.items() if name != config.split
+        ]
         if others:
             problems.append(f"{config.path}: other splits skipped (reports.split): {shortlist(others)}")
         dataset = dataset[config.split]

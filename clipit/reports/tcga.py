@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from clipit.config.run import ReportsConfig
 from clipit.data_files import delimiter_hint, list_files
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import read_organs
 from clipit.reports.tables import csv_reports, read_csv_table
@@ -46,8 +46,8 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
         yield raw._replace(organ=organ_of.get(patient), group=patient)
     if unknown:
         problems.append(
-            f"{config.cancer_types}: no cancer type for {len(unknown)} patients ({shortlist(sorted(unknown))}); "
-            "their reports have no organ"
+            f"{config.cancer_types}: no cancer type for {counted(len(unknown), 'patient')} "
+            f"({shortlist(sorted(unknown))}); such reports have no organ"
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from clipit.data_files import list_files
-from clipit.errors import DataError, is_limit, shortlist
+from clipit.errors import DataError, counted, counted_of, is_limit, shortlist
 from clipit.reports.encodings import check_head, codec, decoding, decoding_error
 
 _MAX_TEXT_BYTES = 16 * 2**20  # bytes of one report; larger files are other data, or zip bombs
@@ -81,8 +81,8 @@ def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
             fix="replace them by line breaks; or, if it is one report, put it into a folder and set reports.path to it",
         )
     problems.append(
-        f"{path}: {affected} of {lines} lines contain characters that other programs read as the end of a line or "
-        f"report ({listed}); each line was read as one report"
+        f"{path}: {counted_of(affected, lines, 'line contains', 'lines contain')} characters that other programs read "
+        f"as the end of a line or report ({listed}); each line was read as one report"
     )
 
 
@@ -196,7 +196,7 @@ def _check_count(path: Path, archive: zipfile.ZipFile) -> None:
         signature, count = _END_RECORD.unpack(stream.read(_END_RECORD.size))
     members = len(archive.infolist())
     if signature == b"PK\5\6" and count not in (members & 0xFFFF, 0xFFFF):  # 0xFFFF: the count is in the zip64 record
-        raise zipfile.BadZipFile(f"{members} files found, {count} expected")
+        raise zipfile.BadZipFile(f"{counted(members, 'file')} found, {count} expected")
 
 
 def _check_size(size: int, where: str) -> None:
@@ -218,5 +218,5 @@ def _text_names(path: Path, names: Sequence[str], problems: list[str]) -> list[s
     """Select the names of reports, sorted, and add the number of skipped files to `problems`."""
     others = sorted(name for name in names if not is_text(name))
     if others:
-        problems.append(f"{path}: {len(others)} other files skipped (not .txt), first {others[0]}")
+        problems.append(f"{path}: {counted(len(others), 'other file')} skipped (not .txt), first {others[0]}")
     return sorted(name for name in names if is_text(name))

@@ -54,13 +54,15 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
         lost = [cell.coordinate for row in filled for cell in row if cell.value is None]
         if lost:
             raise DataError(
-                f"{len(lost)} formulas without a saved value: {shortlist(lost)}",
+                f"{counted(len(lost), 'formula')} without a saved value: {shortlist(lost)}",
                 where=where,
                 fix="open and save the file in a spreadsheet program, or replace the formulas with their values",
             )
     wrong = [cell.coordinate for row in filled for cell in row if cell.data_type == "e" and cell.value not in _MISSING]
     if wrong:
-        raise DataError(f"{len(wrong)} error values: {shortlist(wrong)}", where=where, fix="correct these cells")
+        raise DataError(
+            f"{counted(len(wrong), 'error value')}: {shortlist(wrong)}", where=where, fix="correct these cells"
+        )
     return _table(filled, columns, where)
 
 
@@ -107,7 +109,9 @@ def _choose_sheet(workbook: "Workbook", name: str | None, path: Path, key: str) 
     filled = [title for title, sheet in sheets.items() if any(map(any, sheet.iter_rows(values_only=True)))]
     if len(filled) != 1:
         raise DataError(
-            f"{len(filled)} sheets contain data: {shortlist(filled)}" if filled else "all sheets are empty",
+            f"{counted(len(filled), 'sheet contains', 'sheets contain')} data: {shortlist(filled)}"
+            if filled
+            else "all sheets are empty",
             where=path,
             fix=f"name one of them in {key} (--{key}={filled[0]!r})" if filled else "use another file",
         )

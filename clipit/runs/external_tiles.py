@@ -45,7 +45,10 @@ def read_external(section: TilesConfig, config: RunConfig) -> TileSet:
         return replace(tiles, splits=np.full(len(tiles), "test", dtype="<U10"))
     if tests.all():
         return tiles
-    note = f"only the {int(tests.sum())} tiles of the test split are scored, out of {len(tiles)} tiles"
+    note = (
+        f"only the {counted(int(tests.sum()), 'tile of the test split is', 'tiles of the test split are')} scored, "
+        f"out of {counted(len(tiles), 'tile')}"
+    )
     selected = tiles.select(tests)
     return replace(selected, notes=(*selected.notes, note))
 

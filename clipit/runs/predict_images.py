@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipit.artifacts import file_sha256, fingerprint, locked, make_folder, read_json, write_record
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, DataError, shortlist
+from clipit.errors import ArtifactError, DataError, counted, shortlist
 from clipit.image_set import ImageSet
 from clipit.reporting.html import write_page
 from clipit.reporting.prediction_page import prediction_page
@@ -131,7 +131,7 @@ def _finish(
         paths.table.unlink()
         _delete_chunks(paths)
         raise DataError(
-            f"none of the {len(images)} images can be read: "
+            f"none of the {counted(len(images), 'image')} can be read: "
             + shortlist([f"{reason} ({name})" for name, _, reason in unreadable], 3),
             where=images.where,
             fix="convert files of an unsupported kind, and replace damaged ones",

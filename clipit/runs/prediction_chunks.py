@@ -15,7 +15,7 @@ from torch import Tensor
 from clipit.artifacts import reading, whole_file
 from clipit.device_copies import copy_ahead, stack
 from clipit.distributed import get_processes
-from clipit.errors import ModelError
+from clipit.errors import ModelError, counted
 from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
 from clipit.image_set import ImageSet
@@ -195,7 +195,8 @@ class _Chunk:
         if invalid.any():
             rows = [row for row, reason in zip(self._rows, self._reasons, strict=True) if reason is None]
             raise ModelError(
-                f"the classifier's outputs are NaN or infinite for {int(invalid.sum())} of {len(invalid)} images",
+                f"the classifier's outputs are NaN or infinite for {int(invalid.sum())} of "
+                f"{counted(len(invalid), 'image')}",
                 where=self._images.reader.where(rows[int(invalid.argmax())]),
                 fix="predict without --bf16, on another device, or check the classifier's weights",
             )

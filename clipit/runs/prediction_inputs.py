@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.config.data import SlidesConfig
-from clipit.errors import ConfigError, DataError, ModelError, shortlist
+from clipit.errors import ConfigError, DataError, ModelError, counted, shortlist
 from clipit.image_set import ImageSet, join_images, open_images
 from clipit.prompts.files import packaged
 from clipit.prompts.prompt_set import PromptSet, load_prompts
@@ -92,7 +92,7 @@ def _refuse_slides(path: Path, listed: ImageSet) -> ImageSet:
     slides = [name for row, name in enumerate(listed.ids) if is_pyramid(Path(listed.reader.where(row)))]
     if slides:
         raise DataError(
-            f"{len(slides)} of {len(listed)} images are whole slides: {shortlist(slides, 3)}",
+            f"whole slides among {counted(len(listed), 'image')}: {shortlist(slides, 3)}",
             where=path,
             fix="pass slides, or a folder that contains only slides, as separate inputs; or score them with clipit "
             "slides score",

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from clipit.artifacts import lock_file, make_folder
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, disk_errors
+from clipit.errors import ArtifactError, counted, disk_errors
 
 if TYPE_CHECKING:
     import optuna
@@ -165,7 +165,7 @@ class SharedSearch:
                         return number, trial
             if not running:
                 return None
-            logger.info(f"waiting: other agents run the last {len(running)} trial{'s' * (len(running) > 1)}")
+            logger.info(f"waiting: other agents run the last {counted(len(running), 'trial')}")
             with running[0]:  # until the agent that holds it has finished or died
                 pass
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from clipit.artifacts import reading, whole_file
 from clipit.config.data import LeaksConfig
 from clipit.config.run import RunConfig
-from clipit.errors import ClipitError, DataError, as_note, shortlist
+from clipit.errors import ClipitError, DataError, as_note, counted, shortlist
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.pairing.leaks import ImageHashes, SeenTiles, find_shared_patients
 from clipit.patients import patients
@@ -115,8 +115,9 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     if shared:
         names = sorted({leak.group for leak in shared.values()})
         message = (
-            f"{len(names)} patients with {len(shared)} of {len(tests)} test tiles are among those that the run "
-            f"{run.name} was trained or validated on: {shortlist(names)}"
+            f"{counted(len(names), 'patient has', 'patients have')} {len(shared):,} of "
+            f"{counted(len(tests), 'test tile')} and also tiles that the run {run.name} was trained or validated on: "
+            f"{shortlist(names)}"
         )
         if leaks.policy != "note":
             raise DataError(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from clipit.errors import counted
 from clipit.patients import patients
 from clipit.tiles.splits import shuffled
 
@@ -43,4 +44,4 @@ def nested_counts(wanted: Sequence[int | None], available: int) -> list[int]:
 
 def masks_title(count: int) -> str:
     """Return a number of masks as text, such as "2 masks"."""
-    return f"{count} mask{'' if count == 1 else 's'}"
+    return counted(count, "mask")

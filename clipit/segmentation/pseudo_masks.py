@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int16, Int64
 
 from clipit.artifacts import fingerprint
 from clipit.config.mask_training import PseudoLabelsConfig
-from clipit.errors import ConfigError, DataError, shortlist
+from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.evaluation.predictions import NO_LABEL, softmax
 from clipit.mil.bags import MilBags
 from clipit.mil.tile_store_bags import common_labels
@@ -71,7 +71,8 @@ def token_bags(tiles: TileSet, store: TokenStore) -> MilBags:
     names, first, member = np.unique(patient_of.astype(str), return_index=True, return_inverse=True)
     labels, mixed = common_labels(tiles.labels, member.astype(np.int64), len(names))
     images = [[str(name) for name in tiles.ids[member == bag]] for bag in range(len(names))]
-    notes = () if not len(mixed) else (f"{len(mixed)} patients with images of several labels are not trained on",)
+    dropped = f"not trained on: {counted(len(mixed), 'patient')} with images of several labels"
+    notes = (dropped,) if len(mixed) else ()
     return MilBags(
         names=names.astype(object), labels=labels, patients=patient_of[first], splits=tiles.splits[first],
         classes=tiles.classes, reader=TokenReader(store, images), rows=np.arange(len(names), dtype=np.int64),

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from clipit.config.segmentation import SegmentationConfig
+from clipit.errors import counted
 from clipit.evaluation.mask_references import all_one_class, best_dice_tiles, haematoxylin_mask, majority_class
 from clipit.evaluation.segmentation import count_pixels
 from clipit.progress import progress
@@ -90,7 +91,7 @@ def _unit(mpp: Float[np.ndarray, " n"]) -> str:
     unknown = int(np.isnan(mpp).sum())
     if unknown == len(mpp):
         return "px"
-    return f"um (px in {unknown} images of unknown resolution)" if unknown else "um"
+    return f"um (px in {counted(unknown, 'image')} of unknown resolution)" if unknown else "um"
 
 
 def _two_classes(

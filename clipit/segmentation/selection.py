@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 
-from clipit.errors import ConfigError, ModelError
+from clipit.errors import ConfigError, ModelError, counted
 from clipit.segmentation.draws import draw_order, masks_title, nested_counts
 from clipit.segmentation.method import Method, MethodInputs
 from clipit.segmentation.methods import METHODS
@@ -84,7 +84,8 @@ def _notes_on_masks(methods: Mapping[str, Method], inputs: MethodInputs) -> list
     beyond = [str(count) for count in training.masks if count is not None and count not in counts]
     if beyond:
         notes.append(
-            f"segmentation.training.masks: {', '.join(beyond)} skipped, because there are {len(train)} training masks"
+            f"segmentation.training.masks: {', '.join(beyond)} skipped, because there are "
+            f"{counted(len(train), 'training mask')}"
         )
     known = train.counts.sum(axis=0) > 0
     for count in counts:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from clipit.errors import counted
 from clipit.evaluation.segmentation import FALSE_AREA, MEAN, MaskScore
 from clipit.reporting.html import Table, Text, facts_table
 from clipit.reporting.study_report import Chapter, Plot, StudyRow, iter_rows, undefined_chapter
@@ -102,14 +103,14 @@ def study_chapters(
 def _explanation(provenance: Mapping[str, Any]) -> str:
     masks = provenance["masks"]
     return (
-        f"{masks['test']} test masks of {provenance['patients']} patients; {masks['train']} training and "
-        f"{masks['validation']} validation masks, on which thresholds and scales of methods without training are "
-        f"chosen. The foreground is {', '.join(provenance['foreground'])}; means over images are those over images "
-        "that contain it. Floors need no model. A ceiling is the highest mean Dice over images of any choice of one "
-        "class per tile. The majority class of a tile, or of a window of a method, is that of most of its pixels; for "
-        "windows, a threshold is chosen as for the method. It maximises accuracy, not Dice, which favours predicting "
-        "too much over too little: other choices, and the floor of one class everywhere, can have a higher Dice. "
-        "Intervals are 95 % bootstrap intervals over patients."
+        f"{counted(masks['test'], 'test mask')} of {counted(provenance['patients'], 'patient')}; {masks['train']} "
+        f"training and {counted(masks['validation'], 'validation mask')}, on which thresholds and scales of methods "
+        f"without training are chosen. The foreground is {', '.join(provenance['foreground'])}; means over images are "
+        "those over images that contain it. Floors need no model. A ceiling is the highest mean Dice over images of "
+        "any choice of one class per tile. The majority class of a tile, or of a window of a method, is that of most "
+        "of its pixels; for windows, a threshold is chosen as for the method. It maximises accuracy, not Dice, which "
+        "favours predicting too much over too little: other choices, and the floor of one class everywhere, can have a "
+        "higher Dice. Intervals are 95 % bootstrap intervals over patients."
     )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from clipit.config.data import SlidesConfig
 from clipit.config.run import VLMConfig
 from clipit.distributed import get_processes
+from clipit.errors import counted
 from clipit.evaluation.map_agreement import IGNORED, MapAgreement, compare_with_mask
 from clipit.models.vlm import load_vlm
 from clipit.prompts.prompt_set import load_prompts
@@ -68,7 +69,7 @@ def demo_slides(run: Path, out: Path) -> str:
     page = out / "classifier" / "slides" / listed.slides[0].name / PAGE
     classes = len(scorers["classifier"].classes)
     return (
-        f"{len(listed.slides)} synthetic slides, tissue of {classes} classes, pixels in %:\n\n"
+        f"{counted(len(listed.slides), 'synthetic slide')}, tissue of {classes} classes, pixels in %:\n\n"
         f"{table}\n\nOne slide's map: {page}"
     )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipit.config.data import LabelsConfig, TilesConfig
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.slides.dicom import one_per_slide
 from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, slide_name
 from clipit.slides.prepare import SlidePath
@@ -35,7 +35,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
     tables = [path for path in paths if path.suffix.lower() in TABLES and path.is_file()]
     if tables and len(paths) > 1:
         raise DataError(
-            f"a table of slides and {len(paths) - 1} further inputs",
+            f"a table of slides and {counted(len(paths) - 1, 'further input')}",
             where=shortlist(paths, 3),
             fix="name one table, or slides and folders of slides",
         )

@@ -13,6 +13,7 @@ from jaxtyping import Float32
 
 from clipit.artifacts import file_sha256, fingerprint, read_json, write_record
 from clipit.distributed import get_processes
+from clipit.errors import counted
 from clipit.evaluation.slide_scores import SCORE_PREFIX
 from clipit.evaluation.slide_sets import PoolingKey
 from clipit.leftovers import delete_leftovers
@@ -88,7 +89,7 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     changed = [name for name in missing if (slide_folder(out, name) / RECORD).is_file()] if processes.main else []
     if changed:
         logger.info(
-            f"note: the scores, labels or options of {len(changed)} mapped slides changed; they are mapped again"
+            f"note: the scores, labels or options of {counted(len(changed), 'mapped slide')} changed: mapping again"
         )
     by_name = {slide.name: slide for slide in scored.prepared}
     with progress("mapping slides", len(missing), shown=processes.main and bool(missing)) as advance:

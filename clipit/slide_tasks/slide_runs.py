@@ -68,7 +68,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
             )
         if untrained:
             names = shortlist([folder.name for folder in untrained])
-            notes.append(f"{len(untrained)} runs in {path} are not trained and were skipped: {names}")
+            notes.append(f"{counted(len(untrained), 'untrained run')} in {path} skipped: {names}")
         folders |= {folder.resolve(): folder for folder in found if folder not in untrained}
     runs = [_read_run(folder) for folder in folders.values()]
     order = list(dict.fromkeys(run.arm for run in runs))

@@ -21,7 +21,7 @@ from clipit.artifacts import (
 )
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, as_note, disk_errors
+from clipit.errors import DataError, as_note, counted, disk_errors
 from clipit.images import Unreadable, attempt
 from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
@@ -92,7 +92,7 @@ def prepare_listed(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
         lines = "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10])
         fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))
         raise DataError(
-            f"none of {len(failed)} slides can be used:{lines}", where=listed.where, fix="; ".join(fixes[:3])
+            f"none of {counted(len(failed), 'slide')} can be used:{lines}", where=listed.where, fix="; ".join(fixes[:3])
         )
     return SlideOutcome(listed, prepared, failed)
 
@@ -244,7 +244,8 @@ def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
         reasons = [reason for _, results in read_ahead(batches, write, pool) for reason in results if reason]
     if reasons:
         logger.warning(
-            f"{slide.name}: {len(reasons)} of {len(tiles)} tiles cannot be read and were not written: {reasons[0]}"
+            f"{slide.name}: {len(reasons)} of {counted(len(tiles), 'tile')} cannot be read, so not written: "
+            f"{reasons[0]}"
         )
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 from clipit.artifacts import fingerprint, make_folder, reading, whole_file
 from clipit.device_copies import copy_ahead, stack
 from clipit.distributed import get_processes
-from clipit.errors import DataError, ModelError, disk_errors
+from clipit.errors import DataError, ModelError, counted, disk_errors
 from clipit.images import Unreadable, attempt
 from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
@@ -151,7 +151,7 @@ def _score_slide(
                 similarities.append(draw_similarities(embeddings, draws))
         done(len(rows))
     if not outputs:
-        return f"none of its {total} tiles can be read: {next(iter(reasons.values()))}"
+        return f"none of its {counted(total, 'tile')} can be read: {next(iter(reasons.values()))}"
     scores = torch.cat(outputs).float().cpu().numpy()
     if not np.isfinite(scores).all():
         raise ModelError(

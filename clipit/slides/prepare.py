@@ -329,7 +329,7 @@ def _overview_downsample(slide: SlideFile, mpp: float, config: SlidesConfig) -> 
 def _no_tissue(mask: Bool[np.ndarray, "h w"], grid: SlideGrid, config: SlidesConfig) -> str:
     cells = grid.shape[0] * grid.shape[1]
     return (
-        f"no tissue: none of {cells} tiles contains at least {config.min_tissue:.0%} of tissue "
+        f"no tissue: none of {counted(cells, 'tile')} contains at least {config.min_tissue:.0%} of tissue "
         f"(the whole slide: {float(mask.mean()):.1%})"
     )
 

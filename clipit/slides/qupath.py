@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from clipit.artifacts import whole_file
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.slides.grid import SlideGrid, tile_id
 from clipit.slides.heat_map import heat_map
 from clipit.slides.polygons import Polygon, trace_regions
@@ -189,7 +189,7 @@ def _check_finite(grid: SlideGrid, scores: Float[np.ndarray, "n classes"]) -> No
     if len(bad):
         i = int(bad[0])
         raise DataError(
-            f"scores of {len(bad)} tiles are not finite numbers",
+            f"{counted(len(bad), 'tile has', 'tiles have')} scores that are not finite numbers",
             where=tile_id(grid.slide, int(grid.x[i]), int(grid.y[i]), grid.edge),
             fix="score the slide again with a classifier whose outputs are finite",
         )

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32, Int
 
 from clipit.artifacts import whole_file
-from clipit.errors import ConfigError, is_limit
+from clipit.errors import ConfigError, counted, is_limit
 from clipit.free_memory import device_memory
 from clipit.stores.embed import Store
 from clipit.vectors import centred
@@ -93,7 +93,7 @@ def write_faiss(
     centroids = _centroids(index)
     if len(rows) < MIN_ROWS * centroids:
         logger.info(
-            f"note: index {key!r} trains {centroids} centroids on {len(rows)} snippets; faiss recommends "
+            f"note: index {key!r} trains {centroids} centroids on {counted(len(rows), 'snippet')}; faiss recommends "
             f"{MIN_ROWS} to {MAX_ROWS} per centroid, as for {fitting_key(key, len(rows))!r}"
         )
     try:
@@ -152,8 +152,8 @@ def check_memory(key: str, dim: int, rows: int) -> None:
     free = device_memory(torch.device("cpu"))
     if training + index > free:
         raise ConfigError(
-            f"building index {key!r} of {rows:,} snippets needs about {(training + index) / 1e9:,.1f} GB of memory "
-            f"({training / 1e9:,.1f} GB of training rows, {index / 1e9:,.1f} GB of index), but only "
+            f"building index {key!r} of {counted(rows, 'snippet')} needs about {(training + index) / 1e9:,.1f} GB of "
+            f"memory ({training / 1e9:,.1f} GB of training rows, {index / 1e9:,.1f} GB of index), but only "
             f"{free / 1e9:,.1f} GB are free",
             where="pairing.index",
             fix="use a key with fewer lists or smaller codes, a machine with more memory, or Flat, which is exact and "
@@ -205,7 +205,7 @@ def _build_error(key: str, rows: int, reason: str) -> ConfigError:
     smaller = fitting_key(key, rows)
     advice = "a key with fewer lists" if smaller == key else smaller
     return ConfigError(
-        f"faiss cannot build index {key!r} of {rows} snippets: {reason}",
+        f"faiss cannot build index {key!r} of {counted(rows, 'snippet')}: {reason}",
         where="pairing.index",
         fix=f"use {advice}, HNSW32, which needs no training, or Flat, which is exact",
     )

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, DataError, shortlist
+from clipit.errors import ArtifactError, DataError, counted, shortlist
 from clipit.stores import embed
 from clipit.stores.embed import Store
 
@@ -65,7 +65,8 @@ def check_finite(store: Store, items: str) -> None:
     non_finite = sorted(name for names in processes.gather(own_names) for name in names)
     if non_finite:
         raise DataError(
-            f"{len(non_finite)} embeddings of {items} are not finite: {shortlist(non_finite)}",
+            f"{items}: {counted(len(non_finite), 'embedding is', 'embeddings are')} not finite: "
+            f"{shortlist(non_finite)}",
             where=store.artifact.folder,
             fix="delete this folder and embed again with vlm.precision=fp32; if the error persists, check these inputs",
         )

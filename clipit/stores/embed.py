@@ -22,7 +22,7 @@ from jaxtyping import Float, Float16, Float32, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ArtifactError, DataError, counted, shortlist
+from clipit.errors import ArtifactError, DataError, counted, counted_of, shortlist
 from clipit.progress import Advance, progress
 from clipit.read_ahead import ReadingClock
 from clipit.vectors import unit
@@ -225,8 +225,8 @@ def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[
     truncated, tokens = vlm.count_truncated(texts)
     if truncated:
         logger.warning(
-            f"{truncated} of {len(texts)} texts exceed the {vlm.context_length} tokens of "
-            f"{vlm.name} and were truncated by {tokens} tokens in total"
+            f"{counted_of(truncated, len(texts), 'text exceeds', 'texts exceed')} the {vlm.context_length} tokens of "
+            f"{vlm.name} ; truncated by {counted(tokens, 'token')} in total"
         )
     batches = []
     shown = get_processes().main and len(texts) > _MANY_PROMPTS
@@ -364,7 +364,7 @@ def _check_finite(vectors: Float16[np.ndarray, "n dim"], ids: Sequence[str], nam
     non_finite = [ids[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()]
     if non_finite:
         raise DataError(
-            f"{len(non_finite)} embeddings are not finite: {shortlist(non_finite)}",
+            f"{counted(len(non_finite), 'embedding is', 'embeddings are')} not finite: {shortlist(non_finite)}",
             where=name,
             fix="use vlm.precision=fp32, or check these inputs",
         )

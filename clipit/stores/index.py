@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int
 from clipit.artifacts import Artifact, whole_file
 from clipit.config.run import has_graph, has_lists
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError, DataError, counted
 from clipit.stores.approximate import DEFAULT_SETTINGS, FaissIndex, SearchSettings
 from clipit.stores.approximate_build import MAX_ROWS, MIN_ROWS, check_memory, write_faiss
 from clipit.stores.check import check_shards
@@ -220,7 +220,8 @@ def _check_spread(store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.nda
         return
     if float(np.linalg.norm(store.rows(rows) - mean, axis=1).max()) < _MIN_SPREAD:
         raise DataError(
-            f"centring needs more than one distinct snippet ({len(rows)} distinct embeddings, all nearly equal)",
+            f"centring needs more than one distinct snippet ({counted(len(rows), 'distinct embedding')}, all nearly "
+            "equal)",
             where="pairing.centring",
             fix="add reports, relax the filters of `reports`, or set pairing.centring=false",
         )

@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from clipit.artifacts import file_sha256, whole_file, write_json
 from clipit.distributed import build_once, get_processes
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted_of, shortlist
 from clipit.progress import Advance
 from clipit.stores.embed import Store, write_embeddings
 
@@ -173,7 +173,9 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
         raise DataError(problem, where=slides[0].path.parent, fix="compute the features of these slides again")
     empty = [slide.slide for slide in slides if not len(slide)]
     if empty and get_processes().main:
-        logger.info(f"note: {len(empty)} of {len(slides)} slides have no tiles: {shortlist(empty)}")
+        logger.info(
+            f"note: {counted_of(len(empty), len(slides), 'slide has', 'slides have')} no tiles: {shortlist(empty)}"
+        )
     content = [[slide.slide, file_sha256(slide.path)] for slide in slides]
     inputs = {"slide_features": content, "vlm": vlm.fingerprint, "space": "joint"}
     offsets = np.cumsum([0, *map(len, slides)])[:-1].tolist()

@@ -10,7 +10,7 @@ from typing import Any
 
 from clipit.artifacts import fingerprint
 from clipit.config.load import all_keys, read_yaml
-from clipit.errors import ConfigError, shortlist
+from clipit.errors import ConfigError, counted, shortlist
 
 METHODS = ("grid", "random", "bayes")
 _SECTIONS = {
@@ -228,7 +228,7 @@ def raise_problems(problems: Sequence[str], path: Path) -> None:
         listed = "\n    ".join(distinct[:_MAX_SHOWN])
         more = f"\n    and {len(distinct) - _MAX_SHOWN} more" if len(distinct) > _MAX_SHOWN else ""
         raise ConfigError(
-            f"{len(distinct)} problem{'s' * (len(distinct) > 1)} in the sweep; no trial was run:\n    {listed}{more}",
+            f"{counted(len(distinct), 'problem')} in the sweep; no trial was run:\n    {listed}{more}",
             where=path,
             fix="correct the file; `clipit train --help` explains every key",
         )

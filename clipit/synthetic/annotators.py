@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from clipit.artifacts import read_json, whole_file, write_json
 from clipit.config.run import Section
 from clipit.differences import difference_lines, list_differences
-from clipit.errors import ArtifactError, ConfigError, disk_errors
+from clipit.errors import ArtifactError, ConfigError, counted, disk_errors
 from clipit.synthetic.latents import CLASSES, HIGH, LOW, stream
 
 ANNOTATIONS, ANNOTATORS = "annotations.csv", "annotators.json"
@@ -39,7 +39,7 @@ class AnnotatorsConfig(Section):
     @model_validator(mode="after")
     def _check_biased(self) -> "AnnotatorsConfig":
         if self.biased > len(self.skills):
-            raise ValueError(f"{self.biased} biased annotators of {len(self.skills)}")
+            raise ValueError(f"{counted(self.biased, 'biased annotator')} of {len(self.skills)}")
         return self
 
     @property
@@ -73,7 +73,9 @@ def make_annotators(
     """
     if skills and len(skills) != count:
         raise ConfigError(
-            f"{len(skills)} skills for {count} annotators", where="--skills", fix="give one skill per annotator"
+            f"{len(skills)} skills for {counted(count, 'annotator')}",
+            where="--skills",
+            fix="give one skill per annotator",
         )
     spaced = [round(float(skill), 4) for skill in np.linspace(_MAX_SKILL, _MIN_SKILL, max(count, 0))]
     keys = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipit.config.run import TilesConfig
-from clipit.errors import shortlist
+from clipit.errors import counted, counted_of, shortlist
 from clipit.image_files import image_files
 from clipit.image_readers import FileReader, Reader, file_stamp
 from clipit.images import ImageError, decode
@@ -87,10 +87,12 @@ def read_bach(config: TilesConfig) -> SourceTiles:
     files = [f"{row['class']}/{row['file']}" for row in rows]
     missing = [file for file in files if not (root / file).is_file()]
     if missing:
-        raise BACH.missing(f"{len(missing)} of {len(files)} photos are missing: {shortlist(missing)}", root)
+        raise BACH.missing(
+            f"{counted_of(len(missing), len(files), 'photo is', 'photos are')} missing: {shortlist(missing)}", root
+        )
     present = {f"{name}/{file}" for name in BACH.classes for file in image_files(root / name, config.unreadable)[0]}
     extra = sorted(present - set(files))
-    notes = (f"{len(extra)} unpublished photos dropped: {shortlist(extra)}",) if extra else ()
+    notes = (f"{counted(len(extra), 'unpublished photo')} dropped: {shortlist(extra)}",) if extra else ()
     boxes: list[_Box | None] = list(_grid()) if config.photos == "crops" else [None]
     crops = [(row, box) for row in range(len(rows)) for box in boxes]
     names = [files[row] for row, _ in crops]

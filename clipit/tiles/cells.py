@@ -71,8 +71,8 @@ def check_joined_rows(table: CsvTable, delimiter: str, where: object) -> None:
         cells = table.rows[row]
         column = next(index for index, cell in enumerate(cells) if index > 1 and "\n" in cell)
         raise DataError(
-            f"record {row + 1} (line {table.lines[row]}) contains {cells[column].count(chr(10))} further rows "
-            f"in column {table.header[column].strip()}",
+            f"record {row + 1} (line {table.lines[row]}) contains "
+            f"{counted(cells[column].count(chr(10)), 'further row')} in column {table.header[column].strip()}",
             where=where,
             fix="remove the stray quotation marks, or double those that belong to the text",
         )
@@ -131,7 +131,7 @@ def resolve_missing(
             fix=f"name the classes, e.g. tiles.classes: {listed}, or correct the labels",
         )
     treatment = "unlabelled" if is_label else "having no group"
-    note = f"{counts[no_class]} tiles with the {kind} {no_class} are treated as {treatment}"
+    note = f"{counted(counts[no_class], 'tile')} with the {kind} {no_class} treated as {treatment}"
     logger.warning(note)
     kept = ["" if value == no_class else value for value in values]
     return kept if is_label else [text or "" for text in without_decimals(kept)], (note,)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipit.config.run import TilesConfig
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.image_files import image_files, image_stamps
 from clipit.image_readers import FileReader
 from clipit.tiles.datasets import Count, DataSet
@@ -68,12 +68,14 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
         folders = file.split("/")[:-1]
         source_splits.append(next((name for name in folders if name in mapping or name.lower() in mapping), ""))
     if not ids:
-        raise data_set.missing(f"none of the {len(files)} images in this folder is a tile of {data_set.title}", root)
+        raise data_set.missing(
+            f"none of the {counted(len(files), 'image')} in this folder is a tile of {data_set.title}", root
+        )
     without_split = [name for name, split in zip(ids, source_splits, strict=True) if not split]
     if 0 < len(without_split) < len(ids):
         raise DataError(
-            f"{len(without_split)} of {len(ids)} tiles are outside the folders of splits (train, validation, test): "
-            f"{shortlist(without_split, 3)}",
+            f"{counted_of(len(without_split), len(ids), 'tile is', 'tiles are')} outside the folders of splits (train, "
+            f"validation, test): {shortlist(without_split, 3)}",
             where=root,
             fix="map their folder to a split in tiles.splits, or move them",
         )

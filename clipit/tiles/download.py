@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clipit.artifacts import locked, write_json
 from clipit.config.shipped import data_card
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.tiles.archives import fetch, unpack
 from clipit.tiles.datasets import DATASETS, DataSet, Remote
 
@@ -98,12 +98,12 @@ def _verify_existing(path: Path, remote: Remote, page: str) -> str:
     content = _count_files(path)
     if {key: recorded.get(key) for key in content} != content:
         raise DataError(
-            f"the folder contains {content['files']} files with {content['bytes']} bytes, but {recorded.get('files')} "
-            f"files with {recorded.get('bytes')} bytes were unpacked",
+            f"the folder contains {counted(content['files'], 'file')} with {content['bytes']} bytes, but "
+            f"{recorded.get('files')} files with {recorded.get('bytes')} bytes were unpacked",
             where=path,
             fix=f"delete {path} and {stamp}, and run the same command again",
         )
-    return f"exists, with all {content['files']} files"
+    return f"exists, with all {counted(content['files'], 'file')}"
 
 
 def _check_file(file: Path, remote: Remote, page: str) -> bool:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.patients import patient_in
 from clipit.tiles.source import SourceTiles
 
@@ -83,7 +83,9 @@ def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
             where=source.where,
             fix="correct the regular expression",
         )
-    note = f"{len(missing)} tiles without a group: tiles.group_pattern does not match {shortlist(missing, 3)}"
+    note = (
+        f"{counted(len(missing), 'tile')} without a group: tiles.group_pattern does not match {shortlist(missing, 3)}"
+    )
     return replace(source, groups=groups, notes=(*source.notes, note) if missing else source.notes)
 
 
@@ -96,7 +98,10 @@ def group_advice(source: SourceTiles) -> str:
         if _is_shared(values):
             count = len({value for value in values if value})
             key = f"--tiles.columns.group={shlex.quote(name)}"
-            return f"the column {name} identifies {count} patients or slides, but is not used: set {key}"
+            return (
+                f"the column {name} identifies {counted(count, 'patient or slide', 'patients or slides')}, but is "
+                f"not used: set {key}"
+            )
     for kind, pattern in _BARCODES.items():
         values = _find(source, re.compile(pattern))
         if _is_shared(values):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.patients import patients
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import TileSet
@@ -57,7 +57,8 @@ def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
     members = _members(name_of, inside)
     if len(members) < folds:
         raise DataError(
-            f"{folds} folds need at least {folds} groups; train has {len(members)}, with {len(inside)} tiles",
+            f"{folds} folds need at least {folds} groups; train has {len(members)}, with "
+            f"{counted(len(inside), 'tile')}",
             where=tiles.where,
             fix="lower tiles.folds",
         )
@@ -93,9 +94,9 @@ def _hold_out(tiles: TileSet, split: Literal["validation", "test"], fraction: fl
     """
     inside = np.flatnonzero(tiles.splits == "train").tolist()
     labelled = [index for index in inside if tiles.truth[index] >= 0]
-    counted = labelled or inside
+    countable = labelled or inside
     name_of = _group_names(tiles, inside)
-    members = _members(name_of, counted)
+    members = _members(name_of, countable)
     moved: set[str] = set()
     for _, stratum in sorted(_strata(tiles, members).items()):
         target = fraction * sum(len(members[name]) for name in stratum)
@@ -108,8 +109,8 @@ def _hold_out(tiles: TileSet, split: Literal["validation", "test"], fraction: fl
     if not moved:
         key = "validation_fraction" if split == "validation" else "test_fraction"
         raise DataError(
-            f"no {split} tiles can be held out: train has {len(members)} group{'s' * (len(members) != 1)} for "
-            f"{len(counted)} tiles",
+            f"no {split} tiles can be held out: train has {counted(len(members), 'group')} for "
+            f"{counted(len(countable), 'tile')}",
             where=tiles.where,
             fix=f"name a {split} split in tiles.splits, or raise tiles.{key}",
         )

@@ -17,6 +17,7 @@ from PIL import Image
 
 from clipit.artifacts import Artifact, reading, whole_file
 from clipit.distributed import build_once, get_processes
+from clipit.errors import counted
 from clipit.images import decode
 from clipit.progress import Advance, progress
 from clipit.read_ahead import read_ahead, reading_threads
@@ -177,7 +178,7 @@ def _keep_block(
     for first in tiles:
         _write_shard(folder, number, shard, chain([first], islice(tiles, _SHARD - 1)), columns)
         shard += 1
-        advance(0, f"{block.title}, {shard * _SHARD:,} tiles")
+        advance(0, f"{block.title}, {counted(shard * _SHARD, 'tile')}")
     done.touch()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipit.config.run import LabelsConfig, RunConfig
-from clipit.errors import ConfigError, DataError, shortlist
+from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import TileSet
 
@@ -59,8 +59,8 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     remaining = _counts(labels[train], classes)
     if tiles.annotations is not None and remaining.sum() < quota.sum():
         notes.append(
-            f"{int(quota.sum() - remaining.sum()):,} of the {int(quota.sum()):,} training tiles drawn as labelled have "
-            "no label by the chosen annotator"
+            f"{int(quota.sum() - remaining.sum()):,} of the {counted(int(quota.sum()), 'training tile')} drawn as "
+            "labelled lack a label by the chosen annotator"
         )
     if remaining.any() and not remaining.all():  # without any label, training needs none or fails
         missing = [name for name, count in zip(tiles.classes, remaining.tolist(), strict=True) if not count]
@@ -112,7 +112,8 @@ def _train_quota(
         short = [f"{name} ({count})" for name, count in zip(classes, counts.tolist(), strict=True) if count < per_class]
         if short:
             raise DataError(
-                f"{per_class} labels per class are configured, but train has fewer of {shortlist(short)}",
+                f"tiles.labels asks for {counted(per_class, 'label')} per class, but train has fewer of "
+                f"{shortlist(short)}",
                 where="tiles.labels",
                 fix="use fewer, or kind: fraction",
             )

@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 
 from clipit.annotators.reading import AnnotationTable
 from clipit.config.run import TilesConfig
-from clipit.errors import ConfigError, DataError, counted, shortlist
+from clipit.errors import ConfigError, DataError, counted, counted_of, shortlist
 from clipit.tiles.annotations import AnnotatedTiles, join_annotators, read_annotators
 from clipit.tiles.bach import read_bach
 from clipit.tiles.dataset_reader import read_data_set
@@ -135,7 +135,7 @@ def _hold_out_tests(tiles: TileSet, config: TilesConfig, data_set: DataSet | Non
     tests = int((tiles.splits == "test").sum())
     if key and tests:
         raise ConfigError(
-            f"the source already has a test split ({tests} tiles), so none can be held out",
+            f"the source already has a test split ({counted(tests, 'tile')}), so none can be held out",
             where=f"tiles.{key} ({tiles.where})",
             fix=f"remove tiles.{key}; or read all splits as train with tiles.splits: {{train: [train, test]}}, using "
             "the names in the source",
@@ -247,7 +247,7 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
     if unknown:
         rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in unknown]
         raise DataError(
-            f"unknown classes {shortlist(unknown)} in {len(rows)} tiles: {shortlist(rows, 3)}",
+            f"unknown classes {shortlist(unknown)} in {counted(len(rows), 'tile')}: {shortlist(rows, 3)}",
             where=source.where,
             fix=f"the classes are {', '.join(classes)}; correct the labels or tiles.classes",
         )
@@ -300,6 +300,7 @@ def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: f
     if not far.any():
         return None
     return (
-        f"{model} expects {expected:g} micrometres per pixel; {int(far.sum())} of {len(tiles)} tiles are "
+        f"{model} expects {expected:g} micrometres per pixel; "
+        f"{counted_of(int(far.sum()), len(tiles), 'tile is', 'tiles are')} "
         f"read at {known[far].min():.3g} to {known[far].max():.3g}: features may be worse than published"
     )

@@ -106,14 +106,14 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
     others = sorted({tile for tile, _ in keys} - known)
     if not kept:
         raise DataError(
-            f"none of the {len(others)} tiles of the table is among the {len(tiles)} tiles; it names "
-            f"{shortlist(others, 3) or 'none'}, the tiles are {shortlist(tiles.ids.tolist(), 3)}",
+            f"none of the {counted(len(others), 'tile')} of the table is among the {counted(len(tiles), 'tile')}; it "
+            f"names {shortlist(others, 3) or 'none'}, the tiles are {shortlist(tiles.ids.tolist(), 3)}",
             where=path,
             fix="write the ids of the tiles (for tables without a column id: their paths)",
         )
     files = [posixpath.normpath(cells["mask"][row].replace("\\", "/")) for row in kept]
     reader, _ = open_files(path.parent if images is None else images, files, path, "error")
-    note = f"dropped masks of {len(others)} tiles that are not in the data set: {shortlist(others)}"
+    note = f"dropped masks of {counted(len(others), 'tile')} outside the data set: {shortlist(others)}"
     return AnnotatorMasks(
         tiles.select(tiles.among(keys[row][0] for row in kept)),
         tuple(sorted({keys[row][1] for row in kept})),

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int, Int16, Int64
 from PIL import Image
 
 from clipit.config.data import TilesConfig
-from clipit.errors import ClipitError, ConfigError, DataError, shortlist
+from clipit.errors import ClipitError, ConfigError, DataError, counted, counted_of, shortlist
 from clipit.image_readers import FileReader, ZipReader
 from clipit.images import ImageError
 from clipit.progress import progress
@@ -142,7 +142,7 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
     root = Path(config.images).expanduser() if config.images else path.parent
     reader, stamps = open_files(root, files, path, "error")
     without = len(tiles) - len(kept)
-    notes = (f"{without} of {len(tiles)} tiles have no mask",) if without else ()
+    notes = (f"{counted_of(without, len(tiles), 'tile has', 'tiles have')} no mask",) if without else ()
     empty = np.zeros((0, len(classes.names)), dtype=np.int64)
     return MaskSet(
         tiles.select(kept), classes, reader, files, np.arange(len(kept), dtype=np.int64), stamps, empty, notes
@@ -185,10 +185,12 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
     notes = list(masks.notes)
     if problems:
         listed = shortlist([f"{ids[i]} ({str(error).splitlines()[0]})" for i, error in problems.items()], _LISTED)
-        notes.append(f"{len(problems)} masks cannot be used and were dropped: {listed}")
+        notes.append(f"{counted(len(problems), 'mask')} cannot be used, so dropped: {listed}")
     if ignored:
         listed = shortlist([str(ids[i]) for i in ignored], _LISTED)
-        notes.append(f"{len(ignored)} masks were dropped, because every pixel is ignored: {listed}")
+        notes.append(
+            f"{counted(len(ignored), 'mask was', 'masks were')} dropped, because every pixel is ignored: {listed}"
+        )
     kept = sorted({*range(len(masks))} - {*problems} - {*ignored})
     if not kept:
         raise DataError(
@@ -216,7 +218,7 @@ def _unusable(masks: MaskSet, problems: Mapping[int, ClipitError]) -> ClipitErro
     more = f"\n    ... and {len(errors) - _MAX_LINES} more" if len(errors) > _MAX_LINES else ""
     fixes = "; ".join(dict.fromkeys(error.fix for error in errors[:_MAX_LINES]))
     return DataError(
-        f"{len(errors)} of {len(masks)} masks cannot be used:{lines}{more}",
+        f"{len(errors)} of {counted(len(masks), 'mask')} cannot be used:{lines}{more}",
         where=masks.tiles.where,
         fix=f"{fixes}; or set tiles.unreadable: quarantine to drop and list such masks",
     )

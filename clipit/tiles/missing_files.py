@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, counted_of, shortlist
 
 _MAX_LISTED = 20_000
 """Maximum number of files to compare with missing names, since the folder may be a whole disk."""
@@ -82,8 +82,8 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
     if any(name.split(":")[0] in ("http", "https", "s3", "gs", "file") and ":/" in name for name in missing):
         hint = "; the paths are URLs, which clipit does not download"
     return DataError(
-        f"{len(missing)} of {total} files in the table are missing: {shortlist(missing)}; {images} contains "
-        f"{contents}{hint}",
+        f"{counted_of(len(missing), total, 'file in the table is', 'files in the table are')} missing: "
+        f"{shortlist(missing)}; {images} contains {contents}{hint}",
         where=f"{table}, images in {images}",
         fix="correct the paths; set tiles.images (clipit predict: --images) to the folder or zip to which they are "
         "relative; or remove the rows",

@@ -3,7 +3,7 @@
 import numpy as np
 
 from clipit.config.run import TilesConfig
-from clipit.errors import as_note, printable, shortlist
+from clipit.errors import as_note, counted, printable, shortlist
 from clipit.patients import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 
@@ -24,7 +24,7 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
     named = patients(tiles.groups, tiles.ids)
     lines = [
         f"{title}: {config.source} {config.path}",
-        f"  {len(tiles):,} tiles, {len(classes)} classes: {shortlist(classes, _MAX_CLASSES) or 'no labels'}",
+        f"  {counted(len(tiles), 'tile')}, {len(classes)} classes: {shortlist(classes, _MAX_CLASSES) or 'no labels'}",
     ]
     for split in SPLITS:
         inside = tiles.splits == split
@@ -47,8 +47,8 @@ def _patients_of(named: np.ndarray) -> str:
     if not known.size:
         return "patients unknown"
     rest = int(named.size - known.size)
-    text = f"{np.unique(known.astype(str)).size:,} patients or slides"
-    return f"{text} and {rest:,} tiles without one" if rest else text
+    text = f"{counted(np.unique(known.astype(str)).size, 'patient or slide', 'patients or slides')}"
+    return f"{text} and {counted(rest, 'tile')} without one" if rest else text
 
 
 def _labels_used(config: TilesConfig) -> str:
@@ -89,7 +89,7 @@ def _missing(tiles: TileSet, named: np.ndarray, tests_only: bool) -> list[str]:
             problems.append(f"no labelled {split} tiles of {shortlist(absent)}, {effect}")
     ungrouped = int((named == "").sum())
     if ungrouped:
-        how_many = "no groups" if ungrouped == len(tiles) else f"no group for {ungrouped:,} tiles"
+        how_many = "no groups" if ungrouped == len(tiles) else f"no group for {counted(ungrouped, 'tile')}"
         effect = "so tiles of one patient or slide may be in two splits, and scores too high"
         if tests_only:
             effect = "so patients or slides are not compared with those of the training tiles"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.data_files import FolderFiles, list_files
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.image_readers import LazyHandle, file_stamp
 from clipit.images import ImageError
 from clipit.tiles.datasets import DATASETS
@@ -94,7 +94,7 @@ def read_pcam(config: TilesConfig) -> SourceTiles:
         classes=PCAM.classes,
         split_names=_SPLIT_NAMES,
         notes=tuple(
-            f"not as published: {split} has {size} tiles instead of {COUNTS[split]}"
+            f"not as published: {split} has {counted(size, 'tile')} instead of {COUNTS[split]}"
             for split, size in zip(splits, sizes, strict=True)
             if size != COUNTS[split]
         ),
@@ -134,12 +134,12 @@ def _read_labels(images: Path, labels: Path, split: str, check_counts: bool) -> 
     if shape != (expected, SIDE, SIDE, 3) or dtype != "uint8":
         smaller = len(shape) == 4 and shape[1:] == (SIDE, SIDE, 3) and dtype == "uint8"
         raise PCAM.missing(
-            f"expected {expected} tiles of {SIDE} x {SIDE} x 3 uint8, found {dtype} {list(shape)}",
+            f"expected {counted(expected, 'tile')} of {SIDE} x {SIDE} x 3 uint8, found {dtype} {list(shape)}",
             images,
             "complete the copy, or set tiles.check_counts: false if it is a subset" if smaller else "",
         )
     others = sorted({str(value) for value in values} - {"0", "1", "0.0", "1.0", "False", "True"})
     if len(values) != expected or others:
         actual = f"also {shortlist(others)}" if others else list(label_shape)
-        raise PCAM.missing(f"expected {expected} labels 0 or 1, found {actual}", labels)
+        raise PCAM.missing(f"expected {counted(expected, 'label')} 0 or 1, found {actual}", labels)
     return [int(value) for value in values]

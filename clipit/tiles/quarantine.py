@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.images import Unreadable
 from clipit.tiles.tileset import TileSet
 
@@ -34,7 +34,7 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
         first = tiles.try_read(0)
         reason = first.reason if isinstance(first, Unreadable) else ""
         raise DataError(
-            f"none of the {len(tiles)} images can be decoded: {reason}",
+            f"none of the {counted(len(tiles), 'image')} can be decoded: {reason}",
             where=tiles.reader.where(int(tiles.rows[0])),
             fix="convert files of an unsupported format, and replace damaged files",
         )
@@ -42,7 +42,7 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
         return tiles
     _check_empty_splits(tiles, bad)
     ids = tuple(tiles.ids[bad].tolist())
-    note = f"{len(ids)} of {len(tiles)} images cannot be decoded and were dropped: {shortlist(ids)}"
+    note = f"{len(ids)} of {counted(len(tiles), 'image')} cannot be decoded, so dropped: {shortlist(ids)}"
     return replace(tiles.select(~bad), quarantined=(*tiles.quarantined, *ids), notes=(*tiles.notes, note))
 
 
@@ -51,7 +51,8 @@ def _check_empty_splits(tiles: TileSet, bad: Bool[np.ndarray, "n"]) -> None:
     if empty:
         first = int(np.flatnonzero(bad & (tiles.splits == empty[0]))[0])
         raise DataError(
-            f"none of the {int((tiles.splits == empty[0]).sum())} images of the split {empty[0]} can be decoded",
+            f"none of the {counted(int((tiles.splits == empty[0]).sum()), 'image')} of the split {empty[0]} can be "
+            "decoded",
             where=tiles.reader.where(int(tiles.rows[first])),
             fix="check that these files are complete images, or remove them from the data set",
         )

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from clipit.artifacts import artifact_folder
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ArtifactError, disk_errors
+from clipit.errors import ArtifactError, counted, disk_errors
 from clipit.progress import progress
 from clipit.read_ahead import ReadingClock
 from clipit.tiles.pixel_source import MEMORY_LIMIT, Geometry, PixelSource
@@ -112,7 +112,10 @@ def _write_blocks(folder: Path, shape: tuple[int, ...], source: PixelSource) -> 
     done = total - sum(min(_BLOCK, total - start) for start in missing)
     row_bytes = int(np.prod(shape[1:]))
     header = path.stat().st_size - row_bytes * total
-    logger.info(f"{total:,} resized tiles are cached on disk: {row_bytes * total / 1e9:.2f} GB in {folder.parent}")
+    logger.info(
+        f"{counted(total, 'resized tile is', 'resized tiles are')} cached on disk: {row_bytes * total / 1e9:.2f} GB in "
+        f"{folder.parent}"
+    )
     clock = ReadingClock()
     own_blocks = processes.share(missing)
     batches = [

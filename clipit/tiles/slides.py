@@ -10,7 +10,7 @@ import numpy as np
 
 from clipit.config.data import SlidesConfig, TilesConfig
 from clipit.data_files import list_files
-from clipit.errors import DataError, printable, shortlist
+from clipit.errors import DataError, counted, counted_of, printable, shortlist
 from clipit.image_set import ImageSet
 from clipit.images import is_image
 from clipit.slides.dicom import SUFFIX as DICOM
@@ -152,7 +152,7 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
         return []
     lines = [f"{slide.name}: {slide.reason}{f' (fix: {slide.fix})' if slide.fix else ''}" for slide in failed]
     listed = "; ".join(printable(line) for line in lines[:10]) + (f"; and {len(lines) - 10} more" if lines[10:] else "")
-    return [f"{len(failed)} of {total} slides cannot be used and were dropped: {listed}"]
+    return [f"{len(failed)} of {counted(total, 'slide')} cannot be used, so dropped: {listed}"]
 
 
 def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
@@ -179,7 +179,7 @@ def _failure(failed: Sequence[FailedSlide], total: int, where: str) -> DataError
     more = f"\n    ... and {len(failed) - 10} more" if len(failed) > 10 else ""
     fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))
     return DataError(
-        f"{len(failed)} of {total} slides cannot be used:{lines}{more}",
+        f"{len(failed)} of {counted(total, 'slide')} cannot be used:{lines}{more}",
         where=where,
         fix=f"{'; '.join(fixes[:3])}; or set tiles.unreadable: quarantine to drop and list such slides",
     )
@@ -231,7 +231,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     files = one_per_slide(listed)
     if not files:
         raise DataError(
-            f"no slides in this folder ({len(present)} other files)",
+            f"no slides in this folder ({counted(len(present), 'other file')})",
             where=folder,
             fix=f"use files with the suffixes {', '.join(sorted(SLIDE_SUFFIXES))}",
         )
@@ -249,9 +249,9 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     others = [file for file in present if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
     notes = []
     if others:
-        notes.append(f"{len(others)} files are not slides and were skipped: {shortlist([f.name for f in others], 3)}")
+        notes.append(f"{counted(len(others), 'file')} skipped, not slides: {shortlist([f.name for f in others], 3)}")
     if len(files) < len(listed):
-        notes.append(f"{len(listed) - len(files)} files are further levels or images of DICOM slides")
+        notes.append(f"further levels or images of DICOM slides: {counted(len(listed) - len(files), 'file')}")
     empty = [""] * len(slides)
     return SlideList(slides, empty, empty, empty, str(folder), tuple(notes))
 
@@ -321,7 +321,8 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
         files.append(file)
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(cells)} slides do not exist in {root}: {shortlist(missing)}",
+            f"{counted_of(len(missing), len(cells), 'slide does', 'slides do')} not exist in {root}: "
+            f"{shortlist(missing)}",
             where=table,
             fix="correct the column slide (or path), or set tiles.images (clipit slides: --images) to the folder of "
             "the slides",
@@ -344,7 +345,7 @@ def _check_rows(names: Sequence[str], files: Sequence[Path], source_splits: Sequ
                 + (f" (splits {', '.join(splits)})" if len(splits) > 1 else "")
             )
         raise DataError(
-            f"{len(twice)} slides are listed more than once: {shortlist(listed)}",
+            f"{counted(len(twice), 'slide is', 'slides are')} listed more than once: {shortlist(listed)}",
             where=path,
             fix="keep one row per slide; a slide belongs to one split",
         )
@@ -360,14 +361,16 @@ def check_names(names: Sequence[str], where: object) -> None:
     wrong = [name for name in names if "/" in name or "\\" in name or name.startswith(".") or not name.strip()]
     if wrong:
         raise DataError(
-            f"{len(wrong)} names of slides cannot be used as folder names: {shortlist([repr(n) for n in wrong])}",
+            f"{counted(len(wrong), 'name')} of slides cannot be used as folder names: "
+            f"{shortlist([repr(n) for n in wrong])}",
             where=where,
             fix="use names that contain neither / nor \\ and do not start with a dot",
         )
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(
-            f"{len(repeated)} names of slides occur more than once: {shortlist(repeated)}",
+            f"{counted(len(repeated), 'name of slides occurs', 'names of slides occur')} more than once: "
+            f"{shortlist(repeated)}",
             where=where,
             fix="rename the files, or name the slides in a column slide in addition to the column path",
         )

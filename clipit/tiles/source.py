@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.image_readers import Reader
 
 ALIASES: Mapping[str, str] = {
@@ -125,7 +125,10 @@ def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:
         )
     others = sorted(set(counts) - set(mapping) - {""})
     listed = shortlist([f"{name}: {counts[name]}" for name in others])
-    note = f"dropped {sum(counts[name] for name in others)} tiles with labels outside tiles.class_map ({listed})"
+    note = (
+        f"dropped {counted(sum(counts[name] for name in others), 'tile')} with labels outside tiles.class_map "
+        f"({listed})"
+    )
     mapped = None if source.classes is None else [mapping[name] for name in source.classes if name in mapping]
     return replace(
         source,

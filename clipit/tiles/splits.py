@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from clipit.errors import ConfigError, DataError, shortlist
+from clipit.errors import ConfigError, DataError, counted, counted_of, shortlist
 from clipit.patients import patients
 from clipit.tiles.tileset import TileSet
 
@@ -86,7 +86,7 @@ def resolve_splits(
     elif others == "error" and unknown:
         problem = f"unknown split values: {shortlist(unknown)}"
     elif others == "error" and "" in present and len(present) > 1 and "" not in mapping:
-        problem = f"{list(source_splits).count('')} of {len(source_splits)} rows have no split"
+        problem = f"{counted_of(list(source_splits).count(''), len(source_splits), 'row has', 'rows have')} no split"
     if problem:
         raise DataError(
             f"{problem}; the source has: {shortlist(sorted(present - {''}) or ['no splits'], 10)}",
@@ -114,7 +114,7 @@ def check_groups(tiles: TileSet) -> None:
     crossing = [f"{group} ({', '.join(sorted(splits))})" for group, splits in sorted(seen.items()) if len(splits) > 1]
     if crossing:
         raise DataError(
-            f"{len(crossing)} groups are in more than one split: {shortlist(crossing)}",
+            f"{counted(len(crossing), 'group is', 'groups are')} in more than one split: {shortlist(crossing)}",
             where=tiles.where,
             fix="keep each patient or slide in one split; correct the split or the group of these tiles",
         )

@@ -11,7 +11,7 @@ from clipit.artifacts import REBUILD, fingerprint, read_json, reading, write_jso
 from clipit.config.run import TilesConfig
 from clipit.data_files import hub_id, hub_revision, is_saved_dataset, list_files, load_huggingface
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ClipitError, ConfigError, DataError, is_limit
+from clipit.errors import ClipitError, ConfigError, DataError, counted_of, is_limit
 from clipit.image_readers import file_stamp
 from clipit.image_set import JoinedReader
 from clipit.tiles.cells import check_stored, stored_cell
@@ -161,7 +161,7 @@ def _scale(source: SourceTiles, config: TilesConfig, scales: np.ndarray) -> Sour
     stated = np.asarray(source.mpp, dtype=np.float64)
     mpp = np.where(np.isnan(stated), np.nan if config.mpp is None else config.mpp, stated) * scales
     encoding = "lossless" if config.keep_quality is None else f"as JPEG with quality {config.keep_quality}"
-    note = f"{resized} of {len(scales)} tiles are kept at {config.keep_pixels} px, {encoding}"
+    note = f"{counted_of(resized, len(scales), 'tile is', 'tiles are')} kept at {config.keep_pixels} px, {encoding}"
     return replace(source, mpp=mpp.tolist(), notes=(*source.notes, note))
 
 

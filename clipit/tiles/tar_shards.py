@@ -17,7 +17,7 @@ from jaxtyping import Int32, Int64, UInt32
 from PIL import Image
 
 from clipit.data_files import list_files, similar_names
-from clipit.errors import DataError, is_limit, shortlist
+from clipit.errors import DataError, counted_of, is_limit, shortlist
 from clipit.images import ImageError, decode
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
@@ -107,7 +107,7 @@ def list_shards(path: str) -> list[Path]:
     missing = [str(shard) for shard in shards if not shard.is_file()]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(shards)} shards do not exist: {shortlist(missing, 3)}",
+            f"{counted_of(len(missing), len(shards), 'shard does', 'shards do')} not exist: {shortlist(missing, 3)}",
             where=path,
             fix=f"correct tiles.path; {similar_names(missing[0])}",
         )

@@ -62,7 +62,7 @@ class TileSet:
         if len(set(ids)) < len(ids):
             repeated = sorted(name for name, count in Counter(ids).items() if count > 1)
             raise DataError(
-                f"{len(repeated)} tile ids occur more than once: {shortlist(repeated)}",
+                f"{counted(len(repeated), 'tile id occurs', 'tile ids occur')} more than once: {shortlist(repeated)}",
                 where=self.where,
                 fix="make the ids unique",
             )
@@ -154,13 +154,13 @@ class TileSet:
 
     def describe(self) -> str:
         """Format a summary: tiles, groups and labels per split, micrometres per pixel, and notes."""
-        lines = [f"{len(self)} tiles, {len(self.classes)} classes, fingerprint {self.fingerprint}"]
+        lines = [f"{counted(len(self), 'tile')}, {len(self.classes)} classes, fingerprint {self.fingerprint}"]
         visible, all_labels = self.counts(), self.counts(truth=True)
         for split in visible:
             inside = self.splits == split
             groups = self.groups[inside]
             n = np.unique(groups[groups != ""]).size
-            group_text = f"{n} group{'s' * (n != 1)}" if n else "groups unknown"
+            group_text = counted(n, "group") if n else "groups unknown"
             total = sum(all_labels[split].values())
             used = total - visible[split][NO_LABEL]
             per_class = ", ".join(f"{name} {visible[split][name]}/{all_labels[split][name]}" for name in self.classes)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from clipit.config.run import LabelsConfig, TilesConfig
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted_of, shortlist
 from clipit.image_set import ImageSet
 from clipit.tiles.cells import check_stored, parse_mpp, resolve_missing
 from clipit.tiles.groups import check_column_spelling, names_groups
@@ -116,7 +116,7 @@ def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
     rows = np.flatnonzero(compute.and_(compute.is_null(label), compute.is_valid(number)).to_numpy())
     if len(rows):
         raise DataError(
-            f"{len(rows)} of {len(index)} samples have a field cls but no field label: "
+            f"{counted_of(len(rows), len(index), 'sample has', 'samples have')} a field cls but no field label: "
             f"{shortlist([index.members[row] for row in rows[:3]], 3)}",
             where=config.path,
             fix="write the shards with one of these fields, or set --tiles.columns.label=cls, or "
@@ -130,7 +130,8 @@ def _check_images(index: TarIndex, config: TilesConfig, members: list[str]) -> N
     if missing and (config.unreadable == "error" or len(missing) == len(index)):
         wanted = f"an image .{config.columns['path']}" if "path" in config.columns else "an image"
         raise DataError(
-            f"{len(missing)} of {len(index)} samples lack {wanted}: {shortlist([members[row] for row in missing], 3)}",
+            f"{counted_of(len(missing), len(index), 'sample lacks', 'samples lack')} {wanted}: "
+            f"{shortlist([members[row] for row in missing], 3)}",
             where=config.path,
             fix="name the images' suffix in tiles.columns.path, or set tiles.unreadable: quarantine to drop and list "
             "such samples",

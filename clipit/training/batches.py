@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int64
 
 from clipit.config.run import RunConfig
 from clipit.distributed import stream_positions
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError, DataError, counted
 from clipit.training.terms.table import supervises_unlabelled, uses_unlabelled
 
 
@@ -86,8 +86,8 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
     n_labelled = round(size * config.training.labelled_share)
     if not 0 < n_labelled < size:
         raise ConfigError(
-            f"{size} tiles per step with a labelled share of {config.training.labelled_share:g} leave no room "
-            "for both labelled and unlabelled tiles",
+            f"{counted(size, 'tile')} per step with a labelled share of {config.training.labelled_share:g} leave no "
+            "room for both labelled and unlabelled tiles",
             where="training.labelled_share",
             fix="choose a share between 0 and 1 that gives at least one of each",
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
-from clipit.errors import ClipitError, ConfigError, ModelError, is_out_of_memory
+from clipit.errors import ClipitError, ConfigError, ModelError, counted, is_out_of_memory
 from clipit.free_memory import device_memory
 from clipit.models.student import Student
 from clipit.read_ahead import bytes_ahead
@@ -242,11 +242,11 @@ def _plan(
     checkpointing = checkpointing and total(True) < total(False)
     outside_student = budget.reserved + bytes_ahead(3 * budget.pixels**2 * tiles)
     per_tile = estimate.per_tile(images, checkpointing=checkpointing)
-    notes = [f"{images} images of {_size(per_tile)} at a time"]
+    notes = [f"{counted(images, 'image')} of {_size(per_tile)} at a time"]
     notes += [f"weights {_size(estimate.weights)}", f"gradients {_size(estimate.gradients)}"]
     notes += [f"optimiser {_size(estimate.optimiser)}"]
     notes += [f"cached and prefetched tiles {_size(outside_student)}"] if outside_student else []
-    notes += [f"{micro_batches} micro-batches per step"] if micro_batches > 1 else []
+    notes += [f"{counted(micro_batches, 'micro-batch', 'micro-batches')} per step"] if micro_batches > 1 else []
     notes += ["with gradient checkpointing"] if checkpointing else []
     return MemoryPlan(
         checkpointing, micro_batches, total(checkpointing) + outside_student, budget.free, ", ".join(notes)
@@ -277,7 +277,7 @@ def _too_large(config: RunConfig, estimate: MemoryEstimate, budget: _Budget, sup
     remedies += ["a smaller backbone or fewer backbone.pixels", "a device with more memory"]
     smallest = _plan(config, estimate, budget, max(_micro_batches(config, processes)), checkpointing)
     problem = (
-        f"a step of {t.tiles_per_step} tiles needs {_size(smallest.needed)} ({smallest.parts}), and only "
+        f"a step of {counted(t.tiles_per_step, 'tile')} needs {_size(smallest.needed)} ({smallest.parts}), and only "
         f"{_size(int(_USABLE * budget.free))} can be used: {_USABLE:.0%} of the device's free memory"
     )
     return problem, remedies[:3]

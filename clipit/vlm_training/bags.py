@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from clipit.artifacts import fingerprint
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError, DataError, counted
 from clipit.patients import patients
 from clipit.prompts.dictionary import load_dictionary
 from clipit.training.terms.bag_members import make_contrast_bags, neighbour_members, prompt_members
@@ -59,7 +59,8 @@ def bag_examples(
         raise DataError("tiles of validation and test are not paired, so they have no bags", where="adapt.data")
     if section.bags.snippets and config.pairing.k < section.bags.snippets:
         raise ConfigError(
-            f"bags of {section.bags.snippets} snippets need as many pairs per tile: pairing.k is {config.pairing.k}",
+            f"bags of {counted(section.bags.snippets, 'snippet')} need as many pairs per tile: pairing.k is "
+            f"{config.pairing.k}",
             where="adapt.bags.snippets",
             fix=f"set pairing.k={section.bags.snippets}, or lower adapt.bags.snippets",
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
+from clipit.errors import counted
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reports.cleaning import clean_text
 from clipit.reports.snippets import split_reports
@@ -87,7 +88,7 @@ def count_prompt_texts(
     count, affected = int(np.unique(examples.texts_of.values[used]).size), int(np.unique(example_of[used]).size)
     if count:
         log(
-            f"{count:,} texts of {affected:,} of {len(examples):,} {split} examples equal a class name or a "
+            f"{counted(count, 'text')} of {affected:,} of {len(examples):,} {split} examples equal a class name or a "
             "prompt of the evaluated tiles: the adaptation learns labels, so compare it with supervised training, not "
             "with zero-shot classification"
         )

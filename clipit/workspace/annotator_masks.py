@@ -290,7 +290,8 @@ def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, conse
         "alpha": krippendorff_alpha(votes.counts(), consensus.pixels),
         "method": "shares of the labels: no pixel has labels by two annotators"
         if estimates is None
-        else f"EM {'converged' if estimates.converged else 'not converged'}, {len(estimates.objective)} iterations",
+        else f"EM {'converged' if estimates.converged else 'not converged'}, "
+        f"{counted(len(estimates.objective), 'iteration')}",
         "priors": None if estimates is None else estimates.priors.tolist(),
         "annotators": [
             {

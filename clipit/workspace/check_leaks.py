@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from clipit.artifacts import whole_file, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import shortlist
+from clipit.errors import counted, shortlist
 from clipit.pairing.leaks import ImageHashes, Leak, find_leaks, patient_of
 from clipit.patients import patients
 from clipit.reporting.tables import markdown_table
@@ -131,10 +131,10 @@ def _checked(
         lines.append(f"patients or slides of {counts}")
     if pixels != "off":
         kinds = "equal and similar images" if pixels == "near" else "equal images"
-        lines.append(f"{kinds} among {n_tiles:,} tiles")
+        lines.append(f"{kinds} among {counted(n_tiles, 'tile')}")
     with_patient = sum(bool(patient_of(report)) for report in reports)
     if with_patient and any(count for split, (count, _) in known.items() if split != "train"):
-        lines.append(f"patients of {with_patient:,} of {len(reports):,} reports")
+        lines.append(f"patients of {with_patient:,} of {counted(len(reports), 'report')}")
     return lines
 
 
@@ -182,13 +182,17 @@ def _unchecked(
     unnamed = int((patients(tiles.groups, tiles.ids) == "").sum())
     if unnamed:
         advice = tiles.advice or _GROUP_ADVICE
-        lines.append(f"patients of {unnamed} of {len(tiles)} tiles: not named in the data; {advice}")
+        lines.append(f"patients of {unnamed} of {counted(len(tiles), 'tile')}: not named in the data; {advice}")
     unknown = sum(not patient_of(report) for report in reports)
     if unknown:
-        lines.append(f"patients of {unknown} of {len(reports)} reports: not named (reports.group_column)")
+        lines.append(f"patients of {unknown} of {counted(len(reports), 'report')}: not named (reports.group_column)")
     if pixels != "near":
         lines.append(f"near-duplicates: leaks.pixels is {pixels}")
     elif isinstance(image_hashes, Fingerprints):
         flat = int((image_hashes.spread < spread).sum())
-        lines += [f"near-duplicates among {flat} nearly empty tiles (grey deviation below {spread:g})"] if flat else []
+        lines += (
+            [f"near-duplicates among {counted(flat, 'nearly empty tile')} (grey deviation below {spread:g})"]
+            if flat
+            else []
+        )
     return lines

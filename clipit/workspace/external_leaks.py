@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ClipitError, DataError, shortlist
+from clipit.errors import ClipitError, DataError, counted, counted_of, shortlist
 from clipit.pairing.leaks import ImageHashes, Leak, SeenTiles, find_copies, find_shared_patients, patient_of
 from clipit.patients import patients
 from clipit.tiles.perceptual import Fingerprints
@@ -98,6 +98,9 @@ def describe_leaks(leaks: list[Leak], total: int) -> str:
         if (count := len({leak.other_id for leak in leaks if leak.kind == kind}))
     ]
     patients = len({leak.group for leak in leaks if leak.group})
-    named = f" ({patients} patients or slides)" if patients else ""
+    named = f" ({counted(patients, 'patient or slide', 'patients or slides')})" if patients else ""
     tiles = len({leak.other_id for leak in leaks})
-    return f"{tiles} of {total} new tiles leak from training or validation: {', '.join(counts)}{named}"
+    return (
+        f"{counted_of(tiles, total, 'new tile leaks', 'new tiles leak')} from training or validation: "
+        f"{', '.join(counts)}{named}"
+    )

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from clipit.artifacts import fingerprint, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.pairing.leaks import ImageHashes, Leak, find_copies, find_leaks, patient_of, report_leaks
 from clipit.patients import patients
 from clipit.tiles.perceptual import Fingerprints
@@ -92,7 +92,10 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, seen: TileSet, name: str, c
         return tests
     ids = sorted(copies)
     near = sum(leak.kind == "near" for leak in copies.values())
-    message = f"{len(ids)} of {len(tests)} shifted tiles are images of training or validation tiles"
+    message = (
+        f"{counted_of(len(ids), len(tests), 'shifted tile has', 'shifted tiles have')} the image of a training or "
+        "validation tile"
+    )
     message += f" ({near} of them are similar, not identical)" if near else ""
     if policy == "error":
         fix = (
@@ -167,7 +170,10 @@ def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> N
     shared -= {""}
     if not shared:
         return
-    message = f"{len(shared)} patients of the shifted set are also in training: {shortlist(sorted(shared))}"
+    message = (
+        f"{counted(len(shared), 'patient of the shifted set is', 'patients of the shifted set are')} also in "
+        f"training: {shortlist(sorted(shared))}"
+    )
     if policy != "note":
         raise DataError(message, where=where, fix="remove them from one of the two sets, or set leaks.policy=note")
     logger.info(f"note: {where}: {message}")
@@ -209,9 +215,9 @@ def _count(leaks: Sequence[Leak]) -> list[str]:
         ids = sorted({(leak.id, leak.split) for leak in leaks if leak.kind == kind})
         if ids:
             counts = Counter(split for _, split in ids)
-            by_split = " and ".join(f"{counts[split]} {split} tiles" for split in SPLITS if counts[split])
-            number = f"{counted(len(ids), 'report')}" if kind == "report" else by_split
+            by_split = " and ".join(counted(counts[split], f"{split} tile") for split in SPLITS if counts[split])
+            number = counted(len(ids), "report") if kind == "report" else by_split
             groups = sorted({leak.group for leak in leaks if leak.kind == kind and leak.group})
-            named = f", {len(groups)} group{'s' * (len(groups) != 1)}: {shortlist(groups, 3)}" if groups else ""
+            named = f", {counted(len(groups), 'group')}: {shortlist(groups, 3)}" if groups else ""
             phrases.append(f"{number} {description} ({shortlist([name for name, _ in ids], 3)}{named})")
     return phrases

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from clipit.config.load import names_tiles
 from clipit.config.run import ReportsConfig, RunConfig
 from clipit.data_files import hub_id, similar_names
-from clipit.errors import ArtifactError, ClipitError, DataError, shortlist
+from clipit.errors import ArtifactError, ClipitError, DataError, counted, shortlist
 from clipit.prompts.prompt_set import PromptSet, check_classes, unused_classes
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _run_together(*steps: Callable[[], None]) -> None:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        raise ClipitError("\n".join([f"{len(problems)} problems:", *(str(problem) for problem in problems)]))
+        raise ClipitError("\n".join([f"{counted(len(problems), 'problem')}:", *(str(problem) for problem in problems)]))
 
 
 def check_output(folder: Path) -> None:

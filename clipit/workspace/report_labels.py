@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError, DataError, shortlist
+from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.evaluation.report_agreement import Agreement, measure_agreement
 from clipit.evaluation.report_classifier import cross_fitted_probabilities
 from clipit.pairing.leaks import patient_of, report_leaks
@@ -203,7 +203,7 @@ def _drop_leaking_reports(
     """Drop the reports of patients with validation or test tiles."""
     leaks = {leak.id for leak in report_leaks(reports, tiles)}
     if leaks:
-        notes.append(f"{len(leaks)} reports of patients with validation or test tiles dropped")
+        notes.append(f"{counted(len(leaks), 'report')} of patients with validation or test tiles dropped")
     kept = tuple(report for report in reports if report.report_id not in leaks)
     if not kept:
         raise DataError(
@@ -262,5 +262,5 @@ def _class_numbers(
         )
     if other:
         listed = shortlist([f"{label}: {count}" for label, count in other.most_common()])
-        notes.append(f"{sum(other.values())} reports with labels that are not classes ({listed})")
+        notes.append(f"{counted(sum(other.values()), 'report')} with labels outside the classes ({listed})")
     return own

@@ -8,7 +8,7 @@ from typing import Any
 
 from clipit.artifacts import fingerprint
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
-from clipit.errors import ConfigError, DataError, shortlist
+from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.models.input_size import input_pixels
 from clipit.prompts.prompt_set import PromptSet
 from clipit.tiles.load import read_tiles
@@ -103,7 +103,8 @@ def read_with_overview(
             if tiles.quarantined:
                 count, total = len(tiles.quarantined), len(tiles) + len(tiles.quarantined)
                 logger.info(
-                    f"note: {count} of {total} images cannot be decoded and are dropped: {shortlist(tiles.quarantined)}"
+                    f"note: {count} of {counted(total, 'image')} cannot be decoded, so dropped: "
+                    f"{shortlist(tiles.quarantined)}"
                 )
             return tiles
         tiles = read_tiles(section, check=check, decode=False, root=root)
@@ -143,6 +144,9 @@ def note_many_classes(tiles: TileSet) -> TileSet:
     labelled = int((tiles.truth >= 0).sum())
     if len(tiles.classes) < _MANY_CLASSES or not 0 < labelled < 2 * len(tiles.classes):
         return tiles
-    note = f"{len(tiles.classes)} classes for {labelled} labelled tiles: check that the labels are class names, not ids"
+    note = (
+        f"{len(tiles.classes)} classes for {counted(labelled, 'labelled tile')}: check that the labels are class "
+        "names, not ids"
+    )
     logger.warning(note)
     return replace(tiles, notes=(*tiles.notes, note))

@@ -15,7 +15,7 @@ from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
 from clipit.config.load import names_tiles
 from clipit.config.run import ReportsConfig, RunConfig, TilesConfig, TrainingConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, counted
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.cases import Cases, join_cases, join_patients
 from clipit.pairing.pairs import Pairs, pair_tiles
@@ -267,7 +267,7 @@ class Workspace:
 
             if not get_processes().main:
                 return {}
-            logger.info(f"splitting {len(reports.reports):,} reports into snippets")
+            logger.info(f"splitting {counted(len(reports.reports), 'report')} into snippets")
             morphology = (
                 (lambda texts: score_morphology(texts, self.encode, section)) if filter_prompt_bags(section) else None
             )

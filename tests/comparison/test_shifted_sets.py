@@ -53,7 +53,7 @@ def test_copies_of_training_tiles_are_an_error(
 ) -> None:
     made = Workspace(configure({"output": str(tmp_path)}))
     with pytest.raises(
-        DataError, match=r"(?s)1 of 24 shifted tiles are images of training.*test-003.*leaks\.policy=excl"
+        DataError, match=r"(?s)1 of 24 shifted tiles has the image of a training.*test-003.*leaks\.policy=excl"
     ):
         shifted_tiles(made, elsewhere)
 

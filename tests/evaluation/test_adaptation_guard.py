@@ -142,11 +142,11 @@ def test_constant_features_rare_classes_and_few_tiles() -> None:
         judge_adaptation(found, constant[:0])
     broken = constant.copy()
     broken[3, 0] = np.nan
-    with pytest.raises(DataError, match=r"(?s)vectors of 1 of 600 tiles are not finite.*the training split"):
+    with pytest.raises(DataError, match=r"(?s)1 of 600 tiles has vectors that are not finite.*the training split"):
         fit_mixture(broken, predicted)
-    with pytest.raises(DataError, match=r"(?s)vectors of 1 of 40 tiles are not finite.*the target tiles"):
+    with pytest.raises(DataError, match=r"(?s)1 of 40 tiles has vectors that are not finite.*the target tiles"):
         judge_adaptation(found, broken[:40])
-    with pytest.raises(DataError, match=r"(?s)vectors of 1 of 600 tiles are not finite.*the training tiles"):
+    with pytest.raises(DataError, match=r"(?s)1 of 600 tiles has vectors that are not finite.*the training tiles"):
         compute_feature_statistics(broken, "training")
 
 

@@ -79,7 +79,7 @@ def changed(name: str, row: int, value: object) -> Predictions:
         (changed("labels", 3, 3), "outside the 3 classes"),
         (changed("labels", 3, -2), "outside the 3 classes"),
         (changed("probabilities", 3, np.nan), "not finite"),
-        (changed("probabilities", 3, [0.5, 0.2, 0.1]), "summing to 1 for 1 tiles: tile-086"),
+        (changed("probabilities", 3, [0.5, 0.2, 0.1]), "summing to 1 for 1 tile: tile-086"),
         (changed("probabilities", 3, [1.5, -0.5, 0.0]), "negative"),
         (changed("zero_shot", 3, 0.9), "zero-shot"),
         (dataclasses.replace(example(), classes=(*CLASSES, "T")), "90 x 3, expected 90 x 4"),

@@ -104,7 +104,7 @@ def test_a_slide_without_tiles_is_refused() -> None:
 def test_scores_that_are_not_finite_are_refused() -> None:
     scores = SCORES.copy()
     scores[3, 0] = np.nan
-    with pytest.raises(DataError, match="1 tiles are not finite: rows 3"):
+    with pytest.raises(DataError, match="1 tile has scores that are not finite: rows 3"):
         pool_slide(scores, CELLS)
 
 

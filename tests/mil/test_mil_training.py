@@ -191,7 +191,7 @@ def test_the_control_notes_how_many_labels_it_keeps_and_when_they_are_too_few() 
     assert ARMS["attention"].notes(bags, 1, 0) == []
     notes = ARMS["shuffled_labels"].notes(bags, 1, 0)
     assert "train 0% (by chance 50%); validation 0% (by chance 50%)" in notes[0]
-    assert "a class has only 1 labels in train or validation" in notes[1]
+    assert "a class has only 1 label in train or validation" in notes[1]
     assert len(ARMS["shuffled_labels"].notes(bags, 4, 0)) == 1
 
 

@@ -52,5 +52,5 @@ def test_a_study_of_bags_refuses_a_run_that_was_trained_on_its_test_patients(
 ) -> None:
     run = finished_run(tmp_path, ["test-3", "other"], ["train", "train"])
     keys = {"mil.features": "run", "mil.run": str(run), "mil.arms": ["mean"], "tiles.labels.kind": "all"}
-    with pytest.raises(DataError, match=r"1 patients with .* trained or validated on: test-3"):
+    with pytest.raises(DataError, match=r"1 patient has .* trained or validated on: test-3"):
         clipit.train_mil(clipit.load_config(write_config(), keys))

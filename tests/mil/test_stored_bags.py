@@ -49,7 +49,7 @@ def test_ids_of_slide_tiles_name_their_slide_and_mixed_labels_are_counted(tmp_pa
     bags = bags_of_tiles(tiles, {"test": store}, "slide")
     assert bags.names.tolist() == ["a@b", "c"] and bags.patients.tolist() == ["p", "p"]
     assert bags.labels.tolist() == [-1, 2]
-    assert bags.notes == ("1 bags with tiles or slides of different classes have no label: a@b",)
+    assert bags.notes == ("1 bag has no label, because the classes of tiles or slides differ: a@b",)
     patients = bags_of_tiles(tiles, {"test": store}, "patient")
     assert patients.names.tolist() == ["p"] and patients.sizes.tolist() == [6]
 
@@ -84,9 +84,9 @@ def test_files_of_features_form_bags_by_slide_or_patient(tmp_path: Path) -> None
     assert len(slides) == 11 and slides.dim == 4 and slides.classes == ("a", "b")
     assert {"train", "validation", "test"} == set(slides.splits.tolist())
     notes = " ".join(slides.notes)
-    for part in ("1 slides of the table have no features and were dropped: unknown", "dropped: other"):
+    for part in ("1 slide of the table has no features, so dropped: unknown", "dropped: other"):
         assert part in notes
-    assert "1 slides without tiles were dropped: s03" in notes
+    assert "1 slide without tiles was dropped: s03" in notes
     assert slides.ids(0) == ["s00:0_0", "s00:256_0", "s00:512_0"]
     patients = bags_of_files(tmp_path / "h5", table, "patient", HELD_OUT)
     assert patients.names.tolist() == [f"p{n}" for n in range(6)]
@@ -138,10 +138,10 @@ def test_tiles_that_an_extraction_appended_again_count_once(tmp_path: Path) -> N
     bags = bags_of_files(tmp_path / "h5", table, "patient", HELD_OUT)
     assert bags.sizes.tolist() == sizes and bags.ids(1) == ids
     assert np.array_equal(bags.features(1), features)
-    assert "3 repeated tiles of 1 slides were dropped: s03: 3" in bags.notes
+    assert "dropped 3 repeated tiles of 1 slide: s03: 3" in bags.notes
     with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
         file["features"][4, 0] = 9.0
-    with pytest.raises(DataError, match=r"1 tiles occur again with other features: s03:256_0(.|\n)*s03.h5"):
+    with pytest.raises(DataError, match=r"1 tile occurs again with other features: s03:256_0(.|\n)*s03.h5"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
 
 
@@ -177,7 +177,7 @@ def test_a_file_that_states_another_slide_is_refused_and_other_settings_are_note
     )
     with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
         file["coords"].attrs["name"] = "s04"
-    with pytest.raises(DataError, match=r"1 feature files state that they are of another slide: s03.h5 is of s04"):
+    with pytest.raises(DataError, match=r"1 feature file states to be of another slide: s03.h5 is of s04"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
 
 

@@ -100,7 +100,7 @@ def test_tiles_without_pair_are_counted() -> None:
     found = summarise(pairs(["a", "b", "a"]), 10, n_tiles=12, dropped={"threshold": 4})
     assert (found["tiles"], found["tiles_without_pair"], found["share_without_pair"]) == (3, 9, 0.75)
     text = summary_text(found, {"a": "one", "b": "two"})
-    assert "9 tiles (75.0%) have no pair" in text and "dropped candidates: threshold 4" in text
+    assert "9 tiles without a pair (75.0%)" in text and "dropped candidates: threshold 4" in text
 
 
 def test_options_are_the_pairings_that_they_name(tmp_path: Path, index: Index, tiles: Store) -> None:

@@ -69,7 +69,7 @@ def test_barcodes_are_cut_to_the_patient_and_every_report_is_accounted_for() -> 
     assert (account.cases, account.cases_with_report, account.cases_with_several) == (3, 1, 1)
     assert (account.own, account.later_splits, account.both_sides) == (2, 2, 1)
     assert (account.external, account.without_patient, account.tiles_without_patient) == (1, 1, 1)
-    assert "1 of 3 training patients have a report of their own (2 reports; 1 patients have several)" in account.text()
+    assert "1 of 3 training patients has a report of their own (2 reports; 1 patient has several)" in account.text()
 
 
 def test_reports_of_later_splits_do_not_enter_the_fingerprint() -> None:
@@ -86,7 +86,7 @@ def test_the_latest_report_needs_dates() -> None:
     assert [r.report_id for r in latest.reports[0]] == ["a"]
     for date in (None, "2021-01-01"):
         unclear = [dated[0], report("b", "TCGA-AA-0001", date)]
-        with pytest.raises(DataError, match=r"(?s)1 patients have several reports.*TCGA-AA-0001.*date_column"):
+        with pytest.raises(DataError, match=r"(?s)1 patient has several reports.*TCGA-AA-0001.*date_column"):
             join_cases(unclear, TILES).latest()
 
 
@@ -148,7 +148,7 @@ def test_no_groups_on_one_side() -> None:
 
 
 def test_only_test_patients_have_reports() -> None:
-    with pytest.raises(DataError, match="1 reports belong to patients with validation or test tiles"):
+    with pytest.raises(DataError, match="1 report belongs to patients with validation or test tiles"):
         join_cases([report("a", "P2")], tiles(("train", "P1"), ("test", "P2")))
-    with pytest.raises(DataError, match="1 training patients also have tiles in a later split"):
+    with pytest.raises(DataError, match="1 training patient with tiles also in a later split"):
         join_cases([report("a", "P1")], tiles(("train", "P1"), ("test", "P1")))

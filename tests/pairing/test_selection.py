@@ -81,7 +81,7 @@ def test_threshold_drops_pairs_and_counts_tiles_without_one(
     without = sum(not s for s in expected.values())
     assert pairs.summary["tiles_without_pair"] == without == 12
     assert pairs.summary["dropped"] == {"threshold": 3 * TILES - sum(map(len, expected.values()))}
-    assert "12 tiles (30.0%) have no pair" in summary_text(pairs.summary, dict.fromkeys(IDS, "a text"))
+    assert "12 tiles without a pair (30.0%)" in summary_text(pairs.summary, dict.fromkeys(IDS, "a text"))
 
 
 def test_margin_is_over_the_best_snippet_outside_the_bag(
@@ -229,7 +229,7 @@ def test_embeddings_that_are_not_finite_are_named(tmp_path: Path, index: Index, 
     broken = vectors(3, 9)
     broken[1, 2] = np.nan
     store = write_store(tmp_path, ["x0", "x1", "x2"], broken, kind=kind)
-    with pytest.raises(DataError, match=r"1 embeddings of (tiles|snippets) are not finite: x1"):
+    with pytest.raises(DataError, match=r"(tiles|snippets): 1 embedding is not finite: x1"):
         if kind == "tile_store":
             pair_tiles(tmp_path, index, store)
         else:

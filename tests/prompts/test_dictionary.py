@@ -67,7 +67,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "entries[1].term: 'Fat.' is also the term of e1",
         "e2.variants: 'Fat' is the term of e1",
         "entries[3].kind: 'organelle'",
-        "entries[3].variants: 1 texts; 2 to 5",
+        "entries[3].variants: 1 text; 2 to 5",
         "entries[3].colour: unknown key",
         "entries[4].variants: contains the term itself",
         "entries[4].causes: 4 texts",

@@ -75,7 +75,7 @@ def test_several_patients_in_a_row_are_none(tmp_path: Path) -> None:
     path.write_text("a,b,text\nTCGA-AB-1234,TCGA-AB-1235,A tumour.\nTCGA-AB-1234,TCGA-AB-1234-01,A tumour.\n")
     reports = read(path)
     assert facts(reports) == [(None, None), ("TCGA-AB-1234", None)]
-    assert any("1 reports have barcodes of several TCGA patients" in problem for problem in reports.problems)
+    assert any("1 report has barcodes of several TCGA patients" in problem for problem in reports.problems)
 
 
 def test_cancer_types_give_the_organ_in_any_format(archive: Path, tmp_path: Path) -> None:
@@ -83,4 +83,4 @@ def test_cancer_types_give_the_organ_in_any_format(archive: Path, tmp_path: Path
     types.write_text("patient_id,cancer_type\nTCGA-AB-1234,KIRC\n")
     reports = read(archive, cancer_types=str(types))
     assert facts(reports) == [("TCGA-AB-1234", "kidney"), ("TCGA-AB-1235", None), (None, None)]
-    assert any("no cancer type for 1 patients (TCGA-AB-1235)" in problem for problem in reports.problems)
+    assert any("no cancer type for 1 patient (TCGA-AB-1235)" in problem for problem in reports.problems)

@@ -35,8 +35,8 @@ def test_facts_by_report(tmp_path: Path) -> None:
     reports = read_reports(config)
     facts = [(r.report_id, r.group, r.label, r.date) for r in reports.reports]
     assert facts == [("a", "P1", "mutated", "2024-05-31"), ("b", "P2", None, None), ("c", None, None, None)]
-    assert any("no row for 1 reports (c)" in problem for problem in reports.problems)
-    assert any("1 rows without a report (x)" in problem for problem in reports.problems)
+    assert any("no row for 1 report (c)" in problem for problem in reports.problems)
+    assert any("1 row without a report (x)" in problem for problem in reports.problems)
 
 
 def test_facts_by_patient_match_tcga_barcodes_of_any_length(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_patients_of_several_reports_and_rows_that_repeat(tmp_path: Path) -> Non
     )
     reports = read_reports(config)
     assert [r.label for r in reports.reports] == ["wild", "wild", None]
-    assert "by patient (column who); 2 of 3 reports have a row, 1 of 2 rows match a report" in reports.notes[0]
-    assert any("1 rows without a report (P2)" in problem for problem in reports.problems)
+    assert "by patient (column who); 2 of 3 reports have a row, 1 of 2 rows matches a report" in reports.notes[0]
+    assert any("1 row without a report (P2)" in problem for problem in reports.problems)
     table(tmp_path / "m.csv", "who,slide,status", "P1,s1,wild", "P1,s2,mutated")
     with pytest.raises(DataError, match=r"who 'P1' occurs twice(.|\n)*line 3"):
         read_reports(config)
@@ -142,5 +142,5 @@ def test_a_missing_file_and_a_date_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_reports(ReportsConfig(path=str(folder), metadata=str(tmp_path / "m.csv"), label_column="s"))
     metadata = table(tmp_path / "m.csv", "report_id,signed", "a,31.5.2024")
-    with pytest.raises(DataError, match=r"not ISO 8601 dates: 31\.5\.2024"):
+    with pytest.raises(DataError, match=r"not in ISO 8601 format: 31\.5\.2024"):
         read_reports(ReportsConfig(path=str(folder), metadata=metadata, date_column="signed"))

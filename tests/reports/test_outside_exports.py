@@ -51,4 +51,4 @@ def test_misread_utf8_is_a_problem(tmp_path: Path) -> None:
     wrong = right.encode().decode("cp1252", "replace")
     (tmp_path / "r.txt").write_text(f"{right}\n{wrong}\nÂge de l'arbre\n", encoding="utf-8")
     (problem,) = read_reports(ReportsConfig(path=str(tmp_path / "r.txt"))).problems
-    assert problem.startswith("1 reports contain characters such as Ã¤: UTF-8 that another program misread")
+    assert problem.startswith("1 report contains characters such as Ã¤: UTF-8 that another program misread")

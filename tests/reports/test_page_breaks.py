@@ -87,7 +87,7 @@ def test_the_account_lists_them_and_a_key_turns_it_off() -> None:
     assert WHOLE in built.snippets["text"].to_pylist()
     assert account.page_lines is not None and account.page_lines.count == 7 and account.page_line_reports == 1
     shown = account.text(reports)
-    assert "page lines         7  page numbers, headers and footers dropped in 1 reports" in shown
+    assert "page lines         7  page numbers, headers and footers dropped in 1 report" in shown
     assert "e.g. 'Page 1 of 3'" in shown
     assert type(account).from_dict(account.as_dict()) == account
     assert config.text_checks is not None

@@ -76,7 +76,7 @@ def test_folder_and_zip_of_texts_agree(tmp_path: Path) -> None:
     from_folder, from_zip = read(folder, format="texts"), read(tmp_path / "texts.zip")
     assert [(r.report_id, r.text) for r in from_folder.reports] == [("b", "Liver."), ("deep/a", "Colon.\nTumor.")]
     assert from_zip.reports == from_folder.reports
-    assert "1 other files skipped" in from_folder.problems[0]
+    assert "1 other file skipped" in from_folder.problems[0]
     assert from_zip.fingerprint == from_folder.fingerprint
 
 
@@ -283,7 +283,7 @@ def test_missing_values_are_no_patients_and_no_classes(tmp_path: Path, mark: str
         ("2", "4", "4"),
     ]
     assert found.empty == 1
-    assert f"1 reports without a value in the column of reports.label_column ({mark}: 1)" in found.problems
+    assert f"1 report without a value in the column of reports.label_column ({mark}: 1)" in found.problems
     assert sum("without a value" in problem for problem in found.problems) == 3
 
 
@@ -423,7 +423,7 @@ def test_a_zip_whose_list_of_files_is_cut_short(tmp_path: Path) -> None:
     comment = data.index(b"PK\1\2") + 32  # length of the first file's comment, which then hides the other files
     data[comment : comment + 2] = (2 * (46 + 5)).to_bytes(2, "little")
     path.write_bytes(data)
-    with pytest.raises(DataError, match="cannot read this zip file: 1 files found, 3 expected"):
+    with pytest.raises(DataError, match="cannot read this zip file: 1 file found, 3 expected"):
         read(path)
 
 

@@ -44,7 +44,7 @@ def test_splits_that_are_not_read_are_listed(tmp_path: Path) -> None:
     write(tmp_path / "r" / "test.csv", ROWS[3:])
     found = read(tmp_path / "r")
     assert len(found.reports) == 3
-    assert any("other splits skipped (reports.split): test (1 reports)" in line for line in found.problems)
+    assert any("other splits skipped (reports.split): test (1 report)" in line for line in found.problems)
     assert len(read(tmp_path / "r", split="test").reports) == 1
 
 

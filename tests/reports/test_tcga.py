@@ -56,7 +56,7 @@ def test_the_published_csv(published: Path, types: Path) -> None:
         ("TCGA-D7-8573", "stomach"),
         ("TCGA-ZZ-0001", None),
     ]
-    assert any("no cancer type for 1 patients (TCGA-ZZ-0001)" in problem for problem in reports.problems)
+    assert any("no cancer type for 1 patient (TCGA-ZZ-0001)" in problem for problem in reports.problems)
 
 
 def test_without_cancer_types_there_are_groups_but_no_organs(published: Path) -> None:

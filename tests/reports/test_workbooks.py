@@ -70,7 +70,7 @@ def test_merged_cells_formulas_and_errors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 formulas without a saved value: C2"):
         read(path)
     path = workbook(tmp_path / "e.xlsx", HEADER, ["a", "Glands.", "#REF!", None], ["b", "Glands", "#N/A", None])
-    with pytest.raises(DataError, match=r"1 error values: C2"):
+    with pytest.raises(DataError, match=r"1 error value: C2"):
         read(path)
     path = workbook(tmp_path / "w.xlsx", HEADER, [*FIRST, "beyond"])
     with pytest.raises(DataError, match=r"1 value in columns without a name: E2"):

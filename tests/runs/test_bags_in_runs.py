@@ -195,5 +195,5 @@ def test_embeddings_that_are_no_numbers_are_named(
     workspace = Workspace(config.model_copy(update={"pairing": config.pairing.model_copy(update={"k": 6})}))
     assert len(workspace.index.ids)  # whole before
     monkeypatch.setattr(Store, "shard", spoilt)
-    with pytest.raises(DataError, match=r"1 embeddings of (tiles|snippets) are not finite(?s:.*)vlm\.precision=fp32"):
+    with pytest.raises(DataError, match=r"(tiles|snippets): 1 embedding is not finite(?s:.*)vlm\.precision=fp32"):
         make_contrast_bags(config, workspace, workspace.all_tiles.of_split("train"))

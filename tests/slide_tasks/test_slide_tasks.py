@@ -87,7 +87,7 @@ def test_tiles_are_listed_drawn_and_written_on_request(slides: Path, tmp_path: P
         assert file["coords"][:].tolist() == grid[["x", "y"]].to_numpy().tolist()
         assert dict(file["coords"].attrs)["patch_size_level0"] == 32
     assert read_contours(folder / "tissue.geojson", 300, 300) and (folder / "tiles.png").is_file()
-    assert "1 slides cannot be used" in result.text
+    assert "1 slide cannot be used" in result.text
 
 
 def test_every_slide_gets_tile_scores_slide_scores_and_maps(mapped: SlidesResult) -> None:
@@ -130,7 +130,7 @@ def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped
     assert result.predictions["id"].tolist() == scored["id"].tolist()
     assert np.allclose(result.predictions[f"p_{CLASSES[0]}"], scored[f"score_{CLASSES[0]}"], atol=1e-5)
     pd.DataFrame({"path": ["s1.tiff"]}).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(DataError, match=r"1 of 1 images are whole slides: s1.tiff[\s\S]*clipit slides score"):
+    with pytest.raises(DataError, match=r"whole slides among 1 image: s1.tiff[\s\S]*clipit slides score"):
         clipit.predict(models / "run", tmp_path / "t.csv", tmp_path / "q.csv", images=slides.parent)
     with pytest.raises(ConfigError, match="--mpp and --tile-mpp apply only to slides"):
         clipit.predict(models / "run", tmp_path / "no.png", tmp_path / "q.csv", mpp=0.5)
@@ -246,7 +246,7 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides:
         clipit.score_slides(tmp_path / "missing.svs", tmp_path, classifier=models / "run")
     with pytest.raises(ConfigError, match="invalid tile options: overlap"):
         clipit.tile_slides(slides, tmp_path, overlap=1.5)
-    with pytest.raises(DataError, match=r"none of 1 slides can be used:[\s\S]*the file is empty"):
+    with pytest.raises(DataError, match=r"none of 1 slide can be used:[\s\S]*the file is empty"):
         clipit.tile_slides(slides.parent / "s4.tiff", tmp_path)
 
 
@@ -286,7 +286,7 @@ def test_damaged_tiles_are_counted_and_the_rest_is_tiled_scored_and_mapped(
     grid = pd.read_parquet(tmp_path / "tiles/slides/s/grid.parquet")
     pictures = list((tmp_path / "tiles/slides/s/tiles").iterdir())
     assert len(pictures) == len(grid) - 4
-    assert f"s: 4 of {len(grid)} tiles cannot be read and were not written" in caplog.text
+    assert f"s: 4 of {len(grid)} tiles cannot be read, so not written" in caplog.text
     result = clipit.score_slides(path, tmp_path / "maps", classifier=models / "run", maps=True, top=2)
     assert len(pd.read_parquet(tmp_path / "maps/slides/s/tiles.parquet")) == len(grid) - 4
     assert "note: unreadable tiles: s: 4\n" in result.text and "its page shows a coarser overview" in caplog.text

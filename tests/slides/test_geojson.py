@@ -293,7 +293,7 @@ def test_a_slide_without_a_tile_gives_empty_files(tmp_path: Path) -> None:
 def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     grid, scores = make_grid([0, 100], [0, 0]), np.array([[0.5, 0.5, 0.0], [np.nan, 0.5, 0.5]])
     for write in (write_tiles_geojson, write_regions_geojson):
-        with pytest.raises(DataError, match=r"1 tiles are not finite(.|\n)*case 1@100,0,100"):
+        with pytest.raises(DataError, match=r"1 tile has scores that are not finite numbers(.|\n)*case 1@100,0,100"):
             write(tmp_path / "out.geojson", grid, CLASSES, scores, COLOURS)
     assert not list(tmp_path.iterdir())
 

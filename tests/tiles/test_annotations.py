@@ -199,8 +199,8 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
     rows = [f"t{tile}.png,{name},{label}" for tile in range(12) for name, label in labels_of(tile).items()]
     extra = ["elsewhere.png,ann,tumour", "t0.png,ann,benign", "t1.png,eve,"]
     notes = " ".join(load(table([*rows, *extra])).notes)
-    assert "labels of 1 tiles that are not in the data set left out: elsewhere.png" in notes
-    assert "1 repeated rows" in notes and "1 row of annotators without a label" in notes
+    assert "labels of 1 tile outside the data set left out: elsewhere.png" in notes
+    assert "1 repeated row" in notes and "1 row of annotators without a label" in notes
     mapped = load(
         table([*rows, "t2.png,fay,artefact"]),
         classes=["B", "T"],
@@ -229,12 +229,12 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
 @pytest.mark.parametrize(
     ("rows", "keys", "message"),
     [
-        (["t0.png,ann,benign", "t0.png,ann,tumour"], {}, "1 tiles have several labels by one annotator: ann on t0.png"),
+        (["t0.png,ann,benign", "t0.png,ann,tumour"], {}, "1 tile has several labels by one annotator: ann on t0.png"),
         (["t0.png,ann,NaN", "t1.png,ann,tumour"], {}, "1 label marks a missing value in many programs: line 2 (NaN)"),
         (["t0.png,,benign", ",ann,tumour"], {}, "2 rows without a tile or an annotator: line 2, line 3"),
         (["t0.png,ann,cancer"], {"classes": CLASSES}, "labels of annotators outside the classes: 'cancer' in 1 row"),
         (["t0.png,ann,tumour", "t1.png,ann,Tumour"], {}, "classes with almost the same name"),
-        (["x.png,ann,benign"], {}, "none of the 1 tiles in the table of annotators is among the 12 tiles"),
+        (["x.png,ann,benign"], {}, "none of the 1 tile in the table of annotators is among the 12 tiles"),
         (["t0.png,ann,benign", "t1.png,ben,tumour"], {}, "no tile has labels by two annotators"),
         (["t0.png,ann,benign", "t0.png,ben,tumour"], {}, "no annotator labelled more than one tile"),
         (["t0.png,ann,benign", "t8.png,ben,tumour"], {"labels": "annotator"}, "the best annotator is unknown"),

@@ -54,7 +54,7 @@ def test_everything_is_fetched_once(served: State, tmp_path: Path) -> None:
     assert not list((tmp_path / "data").glob("*.zip")) and not list((tmp_path / "data").glob("*.gz"))
     again = run(tmp_path / "data")
     assert len(served.asked) == 2
-    assert "Tiles: exists, with all 1 files" in again
+    assert "Tiles: exists, with all 1 file" in again
     assert "labels.h5: exists, not verified" in again
 
 

@@ -144,13 +144,13 @@ def test_links_to_folders_are_read_once(tree: Path, tmp_path_factory: pytest.Tem
 
 def test_links_to_missing_images_are_errors_or_quarantined(tree: Path) -> None:
     (tree / "train" / "stroma" / "gone.png").symlink_to(tree / "nowhere.png")
-    with pytest.raises(DataError, match=r"1 links point to files that do not exist: .*gone\.png"):
+    with pytest.raises(DataError, match=r"1 link points to files that do not exist: .*gone\.png"):
         load_tiles(config(tree), seed=0)
     tiles = load_tiles(config(tree, unreadable="quarantine"), seed=0)
     assert tiles.quarantined == ("train/stroma/gone.png",)
     assert len(tiles) == 26
     (tree / "train" / "mucin").symlink_to(tree / "nowhere")  # a class folder
-    with pytest.raises(DataError, match=r"1 links .*mucin"):
+    with pytest.raises(DataError, match=r"1 link .*mucin"):
         load_tiles(config(tree, unreadable="quarantine"), seed=0)
 
 

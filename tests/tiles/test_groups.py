@@ -29,7 +29,7 @@ def test_tiles_without_a_match_are_noted_and_no_match_at_all_is_an_error() -> No
     tiles = source(["HE12_1", "HE12_2", "blank"])
     found = add_groups(tiles, r"HE\d+")
     assert found.groups == ["HE12", "HE12", ""]
-    assert found.notes == ("1 tiles without a group: tiles.group_pattern does not match blank",)
+    assert found.notes == ("1 tile without a group: tiles.group_pattern does not match blank",)
     with pytest.raises(DataError, match=r"matches no tile; ids of tiles: HE12_1"):
         add_groups(tiles, r"HE-\d+")
     with pytest.raises(DataError, match="already has groups"):

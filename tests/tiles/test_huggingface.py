@@ -97,7 +97,7 @@ def test_labels_are_stripped_and_missing_ones_are_no_class(tmp_path: Path) -> No
     assert (tiles.truth == -1).sum() == 2
     tiles = load_tiles(config(plain(tmp_path / "b", [0, 1, 0, 1, -1] * 2)), seed=0)
     assert tiles.classes == ("0", "1")
-    assert any("2 tiles with the label -1 are treated as unlabelled" in note for note in tiles.notes)
+    assert any("2 tiles with the label -1 treated as unlabelled" in note for note in tiles.notes)
     tiles = load_tiles(config(plain(tmp_path / "c", [0.0, 1.0, 0.0, 1.0, float("nan")] * 2)), seed=0)
     assert tiles.classes == ("0.0", "1.0")
     tiles = load_tiles(config(plain(tmp_path / "d", [b"mucin", b"stroma"] * 5)), seed=0)

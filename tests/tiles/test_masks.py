@@ -163,14 +163,14 @@ def test_all_masks_that_cannot_be_used_are_listed_or_left_out(tmp_path: Path) ->
     assert "8 x 6 pixels" in str(error.value) and "not classes: 7" in str(error.value)
     kept = check_masks(found, "quarantine")
     assert kept.tiles.ids.tolist() == ["0.png"]
-    assert "2 masks cannot be used and were dropped: 1.png" in kept.notes[0]
+    assert "2 masks cannot be used, so dropped: 1.png" in kept.notes[0]
 
 
 def test_tiles_without_a_mask_and_masks_without_a_pixel_are_counted(tmp_path: Path) -> None:
     found = table(tmp_path, {"a.png": MASK, "b.png": None, "c.png": np.full((3, 4), 255, np.uint8)})
-    assert found.notes == ("1 of 3 tiles have no mask",) and len(found) == 2
+    assert found.notes == ("1 of 3 tiles has no mask",) and len(found) == 2
     kept = check_masks(found, "error")
-    assert kept.tiles.ids.tolist() == ["0.png"] and "1 masks were dropped, because every pixel" in kept.notes[1]
+    assert kept.tiles.ids.tolist() == ["0.png"] and "1 mask was dropped, because every pixel" in kept.notes[1]
 
 
 def test_masks_in_which_every_pixel_is_ignored_or_a_class_is_absent_are_errors(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_masks_in_which_every_pixel_is_ignored_or_a_class_is_absent_are_errors(t
 
 
 def test_missing_files_columns_and_other_sources_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1 of 1 files in the table are missing: gone\.png"):
+    with pytest.raises(DataError, match=r"1 of 1 file in the table is missing: gone\.png"):
         table(tmp_path, {"gone.png": 0})
     (tmp_path / "tiles.csv").write_text("path,mask\n0.png,\n", encoding="utf-8")
     keys = {"path": str(tmp_path / "tiles.csv"), "images": str(tmp_path / "files"), "labels": {"kind": "none"}}

@@ -16,8 +16,8 @@ def test_a_complete_set_is_described_in_a_line_per_split(make_tiles: Make) -> No
         "tiles: table t.csv",
         "  8 tiles, 2 classes: c0 4, c1 3",
         "  train            4 tiles, 3 labelled, 1 not, 2 patients or slides",
-        "  validation       2 tiles, all labelled, 1 patients or slides",
-        "  test             2 tiles, all labelled, 1 patients or slides",
+        "  validation       2 tiles, all labelled, 1 patient or slide",
+        "  test             2 tiles, all labelled, 1 patient or slide",
     ]
 
 
@@ -29,8 +29,8 @@ def test_what_is_missing_is_said_with_its_consequence_and_key(make_tiles: Make) 
     assert "missing: no groups, so tiles of one patient or slide may be in two splits" in told
     assert told.endswith("  note: cut\n  WARNING: odd\n  WARNING: set --tiles.columns.group=case")
     part = tiles_overview(make_tiles([-1, 0, 0], ["test", "test", "test"], ["", "p", "p"]), TABLE)
-    assert "no train split, so nothing can" in part and "1 patients or slides and 1 tiles without one" in part
-    assert "missing: no group for 1 tiles" in part
+    assert "no train split, so nothing can" in part and "1 patient or slide and 1 tile without one" in part
+    assert "missing: no group for 1 tile" in part
 
 
 def test_many_classes_are_folded_and_the_limit_of_labels_is_named(make_tiles: Make) -> None:
@@ -53,4 +53,4 @@ def test_a_further_test_set_lacks_no_other_parts(make_tiles: Make) -> None:
 def test_tcga_barcodes_in_ids_count_as_patients(make_tiles: Make) -> None:
     tiles = make_tiles([0, 1], ["train", "test"])
     tiles.ids[:] = ["TCGA-A6-2671-01_1", "TCGA-A6-2672-01_1"]
-    assert "1 patients or slides" in (told := tiles_overview(tiles, TABLE)) and "no groups" not in told
+    assert "1 patient or slide" in (told := tiles_overview(tiles, TABLE)) and "no groups" not in told

@@ -216,7 +216,7 @@ def test_bach_errors(bach_folder: Path) -> None:
     (bach_folder / "Photos" / "Benign" / "b101.tif").write_bytes(b"")
     assert any("b101.tif" in note for note in load_tiles(config("bach", bach_folder), seed=0).notes)
     (bach_folder / "Photos" / "Benign" / "b010.tif").unlink()
-    with pytest.raises(DataError, match=r"(?s)1 of 400 photos are missing: Benign/b010.tif.*3632035.*BY-NC-ND"):
+    with pytest.raises(DataError, match=r"(?s)1 of 400 photos is missing: Benign/b010.tif.*3632035.*BY-NC-ND"):
         load_tiles(config("bach", bach_folder), seed=0)
     with pytest.raises(DataError, match="no folder with Benign, InSitu, Invasive, Normal"):
         load_tiles(config("bach", bach_folder / "elsewhere"), seed=0)

@@ -73,7 +73,7 @@ def test_slides_that_cannot_be_used_are_errors_or_are_listed(tmp_path: Path) -> 
     assert "the file is empty" in str(caught.value)
     tiles = read_tiles(section(table, unreadable="quarantine"))
     assert {name.split("@")[0] for name in tiles.ids} == {"a"}
-    assert any(note.startswith("2 of 3 slides cannot be used and were dropped: silent:") for note in tiles.notes)
+    assert any(note.startswith("2 of 3 slides cannot be used, so dropped: silent:") for note in tiles.notes)
     # tiles.mpp speaks of the slides, not of the tiles.
     assert len(read_tiles(section(table, unreadable="quarantine", mpp=1.0))) == 2 * len(tiles)
 
@@ -90,7 +90,7 @@ def test_tables_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
         read(("a", "x", "train", ""), ("a.tiff", "x", "test", ""))
     with pytest.raises(DataError, match=r"P1 .*train, test|P1 .*test, train"):
         read(("a", "x", "train", "P1"), ("b", "x", "test", "P1"))
-    with pytest.raises(DataError, match=r"1 of 2 slides do not exist in .*: c"):
+    with pytest.raises(DataError, match=r"1 of 2 slides does not exist in .*: c"):
         read(("a", "x", "train", ""), ("c", "x", "test", ""))
 
 
@@ -101,9 +101,9 @@ def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: 
         read_tiles(section(tmp_path / "images"))
     unlabelled = LabelsConfig(kind="none")
     tiles = read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
-    assert len(tiles) and any("1 files are not slides" in note for note in tiles.notes)
+    assert len(tiles) and any("1 file skipped, not slides" in note for note in tiles.notes)
     (tmp_path / "images" / "a.svs").write_bytes(b"")
-    with pytest.raises(DataError, match="1 names of slides occur more than once: a"):
+    with pytest.raises(DataError, match="1 name of slides occurs more than once: a"):
         read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
 
 
@@ -114,12 +114,12 @@ def test_the_files_of_a_dicom_series_are_one_slide(tmp_path: Path) -> None:
             write_dicom(tmp_path / case / f"DCM_{number}.dcm", level, mpp=2.0**number)
     listed = slides_in_folder(tmp_path)
     assert [slide.name for slide in listed.slides] == ["A", "B"]
-    assert listed.notes == ("2 files are further levels or images of DICOM slides",)
+    assert listed.notes == ("further levels or images of DICOM slides: 2 files",)
     unlabelled = LabelsConfig(kind="none")
     table = write_table(tmp_path / "slides.csv", [{"slide": "first", "path": "A"}])
     assert list_slides(section(table, labels=unlabelled)).slides[0].path == tmp_path / "A/DCM_0.dcm"
     write_table(table, [{"slide": f"s{number}", "path": f"A/DCM_{number}.dcm"} for number in range(2)])
-    with pytest.raises(DataError, match=r"1 slides are listed more than once: DCM_0.dcm in rows 1, 2"):
+    with pytest.raises(DataError, match=r"1 slide is listed more than once: DCM_0.dcm in rows 1, 2"):
         list_slides(section(table, labels=unlabelled))
 
 
@@ -150,4 +150,4 @@ def test_slides_that_are_coarser_than_their_tiles_are_noted(tmp_path: Path) -> N
     write_slides(tmp_path, fine=1.0, coarse=2.0)
     notes = read_tiles(section(tmp_path, labels=LabelsConfig(kind="none"))).notes
     (note,) = [note for note in notes if "enlarged" in note]
-    assert note == ("1 of 2 slides are coarser than 1 micrometres per pixel, so their tiles are enlarged: coarse: 2")
+    assert note == ("1 of 2 slides is coarser than 1 micrometres per pixel, so tiles are enlarged: coarse: 2")

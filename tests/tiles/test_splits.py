@@ -12,7 +12,7 @@ Make = Callable[..., TileSet]
 
 def test_a_group_in_two_splits_is_listed(make_tiles: Make) -> None:
     tiles = make_tiles([0, 1, 0, 1], ["train", "test", "train", "test"], ["a", "a", "b", ""])
-    with pytest.raises(DataError, match=r"1 groups .*: a \(test, train\)"):
+    with pytest.raises(DataError, match=r"1 group .*: a \(test, train\)"):
         check_groups(tiles)
     check_groups(make_tiles([0, 1, 0, 1], ["train", "test", "train", "test"], ["", "", "b", "c"]))
 
@@ -34,7 +34,7 @@ def test_several_parts_become_one_split() -> None:
 def test_rows_without_a_split_can_be_named() -> None:
     assert resolve(["train", "", "test"], {"train": ("train", "")}) == ["train", "train", "test"]
     assert resolve(["", ""], {"test": ""}) == ["test", "test"]
-    with pytest.raises(DataError, match="1 of 2 rows have no split"):
+    with pytest.raises(DataError, match="1 of 2 rows has no split"):
         resolve(["train", ""], {})
 
 

@@ -96,7 +96,7 @@ def test_large_tiles_are_resized_and_their_mpp_with_them(parquet: Path, tmp_path
     assert tiles.read(row).tobytes() == resized.tobytes()
     assert tiles.mpp[row] == 0.25 * 30 / 16
     assert (np.delete(tiles.mpp, row) == 0.25).all()
-    assert any("1 of 16 tiles are kept at 16 px, lossless" in note for note in tiles.notes)
+    assert any("1 of 16 tiles is kept at 16 px, lossless" in note for note in tiles.notes)
     assert tiles.fingerprint != read_tiles(config(parquet, streaming=True), root=tmp_path).fingerprint
 
 

@@ -120,9 +120,9 @@ def test_files_that_are_not_there_are_counted(tmp_path: Path) -> None:
     ("place", "change", "message"),
     [
         (1, {"split": "fold3"}, "unknown split values: fold3"),
-        (1, {"split": ""}, "1 of 12 rows have no split"),
-        (1, {"group": "p5"}, r"(?s)1 groups are in more than one split: p5 \(test, train\).*where: .*t\.csv"),
-        (1, {"label": "9"}, "unknown classes 9 in 1 tiles: img/1.png"),
+        (1, {"split": ""}, "1 of 12 rows has no split"),
+        (1, {"group": "p5"}, r"(?s)1 group is in more than one split: p5 \(test, train\).*where: .*t\.csv"),
+        (1, {"label": "9"}, "unknown classes 9 in 1 tile: img/1.png"),
         (1, {"mpp": "half"}, r"mpp is 'half' in record 2 \(line 3\)"),
         (1, {"mpp": "-1"}, "mpp is '-1'"),
         (1, {"mpp": 5e-07}, "(?s)mpp is '5e-07'.*neither metres nor nanometres"),
@@ -171,7 +171,7 @@ def test_a_source_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
 def test_ids_of_their_own_must_be_unique(tmp_path: Path) -> None:
     table = [row | {"name": f"n{min(place, 10)}"} for place, row in enumerate(rows(tmp_path))]
     path = write_table(tmp_path / "t.csv", table)
-    with pytest.raises(DataError, match=r"(?s)1 tile ids occur more than once: n10.*where: .*t\.csv"):
+    with pytest.raises(DataError, match=r"(?s)1 tile id occurs more than once: n10.*where: .*t\.csv"):
         load_tiles(config(path, columns={"id": "name"}), seed=0)
 
 
@@ -245,7 +245,7 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     table = rows(tmp_path)
     table[1] = table[1] | {"path": name}
-    with pytest.raises(DataError, match="1 of 12 files in the table are missing"):
+    with pytest.raises(DataError, match="1 of 12 files in the table is missing"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
 
 
@@ -327,7 +327,7 @@ def test_minus_one_among_integers_is_no_class(tmp_path: Path) -> None:
     tiles = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4), seed=0)
     assert tiles.classes == ("0", "1")
     assert (tiles.truth == -1).sum() == 2
-    assert any("2 tiles with the label -1 are treated as unlabelled" in note for note in tiles.notes)
+    assert any("2 tiles with the label -1 treated as unlabelled" in note for note in tiles.notes)
     kept = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4, classes=("-1", "0", "1")), seed=0)
     assert (kept.truth == 0).sum() == 2
     two = [row | {"label": 1 if place % 2 else -1} for place, row in enumerate(table)]
@@ -438,7 +438,7 @@ def test_links_to_missing_images_are_errors_or_quarantined(tmp_path: Path) -> No
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     (tmp_path / "img" / "3.png").unlink()
     (tmp_path / "img" / "3.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(DataError, match=r"1 links point to files that do not exist: img/3\.png"):
+    with pytest.raises(DataError, match=r"1 link points to files that do not exist: img/3\.png"):
         load_tiles(config(path), seed=0)
     assert load_tiles(config(path, unreadable="quarantine"), seed=0).quarantined == ("img/3.png",)
 

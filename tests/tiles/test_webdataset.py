@@ -204,7 +204,7 @@ def test_the_folder_of_all_shards_gives_their_split(tmp_path: Path) -> None:
 def test_labels_in_two_fields_are_refused_unless_one_is_chosen(tmp_path: Path) -> None:
     rows = [{"__key__": "0", "png": picture(0), "cls": 1}, *samples(0, 3)]
     write_shards(tmp_path / "s", "%d.tar", rows)
-    with pytest.raises(DataError, match="1 of 4 samples have a field cls but no field label: 0/0"):
+    with pytest.raises(DataError, match="1 of 4 samples has a field cls but no field label: 0/0"):
         read_tiles(config(tmp_path / "s"))
     chosen = read_tiles(config(tmp_path / "s", columns={"label": "label"}), hold_out=False)
     assert [chosen.classes[label] if label >= 0 else "" for label in chosen.truth] == ["", "gland", "stroma", "gland"]
@@ -214,7 +214,7 @@ def test_labels_in_two_fields_are_refused_unless_one_is_chosen(tmp_path: Path) -
 def test_samples_without_an_image_are_errors_or_quarantined(tmp_path: Path) -> None:
     members = [pair for n in range(3) for pair in ((f"{n}.json", b'{"label": "a"}'), (f"{n}.png", picture(n)))][:-1]
     path = write_tar(tmp_path / "a.tar", members)
-    with pytest.raises(DataError, match=r"1 of 3 samples lack an image: a/2"):
+    with pytest.raises(DataError, match=r"1 of 3 samples lacks an image: a/2"):
         read_tiles(config(path, columns={}))
     tiles = read_tiles(config(path, columns={}, unreadable="quarantine"), hold_out=False)
     assert tiles.quarantined == ("a/2",)

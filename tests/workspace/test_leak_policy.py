@@ -88,7 +88,7 @@ def test_copies_stop_the_training_unless_nobody_shall_look(
     if not stopped:
         assert len(made.tiles(0)) == 120
         return
-    with pytest.raises(DataError, match=r"1 train tiles with the same pixels .*images/train-005\.png"):
+    with pytest.raises(DataError, match=r"1 train tile with the same pixels .*images/train-005\.png"):
         made.tiles(0)
 
 

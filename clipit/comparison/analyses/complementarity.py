@@ -20,7 +20,7 @@ from clipit.comparison.analyses.result import AnalysisResult, heading, predictio
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT
 from clipit.comparison.vlm_reference import reference_file, write_once
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.evaluation.complementarity import Complementarity, complementarity
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.probes import linear_probe
@@ -169,7 +169,7 @@ def _mean_and_range(values: Sequence[float], seeds: int, *, signed: bool = False
     """Format the mean (lowest to highest) in %, with the number of seeds if some have no value."""
     mean, low, high = (number(PERCENT * f(values), 1, signed=signed) for f in (fmean, min, max))
     cell = f"{mean} (one seed)" if len(values) == 1 else f"{mean} ({low} to {high})"
-    return cell if len(values) in (1, seeds) else f"{cell}, {len(values)} of {seeds} seeds"
+    return cell if len(values) in (1, seeds) else f"{cell}, {len(values)} of {counted(seeds, 'seed')}"
 
 
 def text_only_predictions(workspace: Workspace, seed: int) -> Predictions:

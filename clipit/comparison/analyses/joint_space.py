@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32, Int, Shaped
 
 from clipit.comparison.analyses.result import AnalysisResult, heading
 from clipit.comparison.plan import Plan
+from clipit.errors import counted
 from clipit.evaluation.score_row import ScoreRow
 from clipit.reporting.tables import number
 from clipit.runs.predict import open_classifier
@@ -75,8 +76,8 @@ def analyse_joint_space(
             heading=heading(plan, "Tiles and snippets in the joint space"),
             text="Distance between the means of the two modalities (the modality gap, arXiv 2203.02053), and mean "
             f"cosine between a tile and its nearest snippet. Up to {_SAMPLE} of each are sampled; all rows use the "
-            f"same {len(tiles)} test tiles and {len(sampled)} snippets. The plots show the first two principal "
-            "components.",
+            f"same {counted(len(tiles), 'test tile')} and {counted(len(sampled), 'snippet')}. The plots show the first "
+            "two principal components.",
             header=("test tiles and snippets", "gap", "cosine with the nearest"),
             rows=tuple((name, number(gap, 3), number(nearest, 3)) for name, gap, nearest in gaps),
             source="; ".join(sources),

@@ -13,6 +13,7 @@ from clipit.comparison.analyses.result import AnalysisResult, compute_gain, comp
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT
 from clipit.distributed import get_processes
+from clipit.errors import counted
 from clipit.evaluation.score_row import ScoreRow
 from clipit.pairing.selection import Candidates, Selection, find_candidates, judge_candidates, prepare
 from clipit.pairing.summary import agreement
@@ -97,7 +98,7 @@ def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], f
     header = [f"{low:.2f} to {high:.2f}" for low, high in bounds.values()]
     quartiles = list(bounds)
     if not paired.all():
-        header.append(f"no pair ({int((~paired).sum())} tiles)")
+        header.append(f"no pair ({counted(int((~paired).sum()), 'tile')})")
         quartiles.append(_NO_PAIR)
     table, values = [], []
     for arm in plan.arms:

@@ -8,6 +8,7 @@ import numpy as np
 
 from clipit.comparison.report.tables import predictions_source, setting_label
 from clipit.comparison.statistics import ArmResult
+from clipit.errors import counted
 from clipit.evaluation.metrics import confusion_matrix, reliability_bins
 from clipit.evaluation.predictions import read_predictions
 from clipit.reporting.curves import Series, read_curves
@@ -79,7 +80,7 @@ def curve_sections(results: Sequence[ArmResult], baseline: str) -> list[PageSect
         parts += figures[:_UNFOLDED]
         if figures[_UNFOLDED:]:
             folded = len(figures) - _UNFOLDED
-            parts.append(Folded(f"{folded} more plot{'s' * (folded > 1)}", figures[_UNFOLDED:]))
+            parts.append(Folded(f"{counted(folded, 'more plot')}", figures[_UNFOLDED:]))
         if missing:
             parts.append(Text(f"No training log (metrics.jsonl): {', '.join(missing)}."))
         if figures:

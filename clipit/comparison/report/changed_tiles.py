@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Int64
 
 from clipit.comparison.report.tables import Setting, predictions_source, setting_label
 from clipit.comparison.statistics import ArmKey, ArmResult
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.evaluation.predictions import Predictions, align_predictions, read_predictions
 from clipit.reporting.html import Card, Cards, Folded, PageSection, Part, Text
 from clipit.reporting.thumbnails import jpeg_uri, thumbnail
@@ -178,7 +178,10 @@ def change_parts(
         ("gained", changes.gained, f"{arm} right, {base} wrong"),
         ("lost", changes.lost, f"{base} right, {arm} wrong"),
     ):
-        total = f"{len(rows)} of {len(changes.tiles.ids)} labelled tiles {kind} ({definition}, each in most seeds)"
+        total = (
+            f"{len(rows)} of {counted(len(changes.tiles.ids), 'labelled tile')} {kind} ({definition}, each in most "
+            "seeds)"
+        )
         if not len(rows):
             parts.append(Text(f"{total}."))
             continue

@@ -21,7 +21,7 @@ from clipit.comparison.report.tables import setting_label
 from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
-from clipit.errors import ArtifactError, DataError
+from clipit.errors import ArtifactError, DataError, counted
 from clipit.evaluation.significance import MIN_SEEDS
 from clipit.reporting.tables import LABELS
 
@@ -48,7 +48,7 @@ def compose_notes(
     n = len(c.seeds)
     metric = LABELS[c.metric]
     notes = [
-        f"{metric[0].upper()}{metric[1:]} in %, mean and standard deviation over {n} seed{'s' * (n > 1)} (none for a "
+        f"{metric[0].upper()}{metric[1:]} in %, mean and standard deviation over {counted(n, 'seed')} (none for a "
         "reference row that does not depend on the seed). Differences "
         f"from {c.baseline} are paired by seed and have two 95 % intervals: Student's t over seeds "
         f"({_varying_labels(config)}initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), "
@@ -110,16 +110,13 @@ def _describe_tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Pla
         further = "".join(f" x {len(values)} of {key}" for key, values in c.grid.items())
         notes = [
             f"Learning rates, steps and weights per arm: {source}, all within one grid of "
-            f"{len(c.learning_rates)} learning rates x {len(c.steps)} number{'s' * (len(c.steps) > 1)} of steps"
+            f"{counted(len(c.learning_rates), 'learning rate')} x {counted(len(c.steps), 'number')} of steps"
             f"{further}"
             + (" (an arm without such a term searches intermediate learning rates instead)." if c.grid else "."),
         ]
         if searched:
             counts = _format_counts({arm: len(grid_points(first, c, arm)) for arm in searched})
-            notes.append(
-                f"Trials per searched arm: {counts}, each on {len(c.tuning_seeds)} seed"
-                f"{'s' * (len(c.tuning_seeds) > 1)}."
-            )
+            notes.append(f"Trials per searched arm: {counts}, each on {counted(len(c.tuning_seeds), 'seed')}.")
         edges = {key: [arm for arm in c.arms if _at_edge(axes[arm], key, first, arm)] for key in (RATE, *c.grid)}
         notes += [
             f"{key} is at the edge of its grid, so a wider grid might give a better value: {', '.join(arms)}."

@@ -8,6 +8,7 @@ from clipit.comparison.plan import Plan
 from clipit.comparison.report.tables import setting_label
 from clipit.comparison.report_reference import STRENGTH_WITHOUT_VALIDATION
 from clipit.comparison.statistics import ArmKey, ArmResult
+from clipit.errors import counted, counted_of
 from clipit.runs.folder import read_training
 
 
@@ -39,14 +40,15 @@ def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[s
 def _describe(facts: Mapping[str, Any], seed: int) -> str:
     """Describe the labels recorded in training.json: number, classes and agreement with labelled tiles."""
     listed = ", ".join(f"{name} {count:,}" for name, count in facts["answers"].items()) or "none"
-    text = f"{facts['labelled_cases']:,} of {facts['cases']['cases']:,} training patients have a label ({listed})"
+    labelled, cases = facts["labelled_cases"], facts["cases"]["cases"]
+    text = f"{counted_of(labelled, cases, 'training patient has', 'training patients have')} a label ({listed})"
     if "compared_cases" not in facts:  # labels of tiles, spread over their patients
         return f"{text} (seed {seed})"
     if not facts["compared_cases"]:
         return f"{text}; none of them has a labelled tile to compare with (seed {seed})"
     return (
-        f"{text}; it agrees with {facts['agreeing_tiles']:,} of {facts['compared_tiles']:,} labelled tiles and "
-        f"{facts['agreeing_cases']:,} of {facts['compared_cases']:,} patients (seed {seed})"
+        f"{text}; it agrees with {facts['agreeing_tiles']:,} of {counted(facts['compared_tiles'], 'labelled tile')} "
+        f"and {facts['agreeing_cases']:,} of {counted(facts['compared_cases'], 'patient')} (seed {seed})"
     )
 
 

@@ -17,6 +17,7 @@ from clipit.comparison.report.tables import (
 from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
+from clipit.errors import counted
 from clipit.evaluation.score_row import CSV_COLUMNS, ScoreRow
 from clipit.reporting.html import Figure, Folded, PageSection, Part, Rows, Table, Text, facts_table
 from clipit.reporting.plots import inline_svg, save_plot
@@ -155,5 +156,5 @@ def row_section(rows: Sequence[ScoreRow]) -> PageSection:
     if not constant:
         return PageSection("All rows", [table])
     facts = facts_table({key: value for key, value in constant.items() if value is not None}, source)
-    shared = Folded(f"Columns with the same value in all {len(rows)} rows ({len(facts.rows)})", [facts])
+    shared = Folded(f"Columns with the same value in all {counted(len(rows), 'row')} ({len(facts.rows)})", [facts])
     return PageSection("All rows", [shared, table])

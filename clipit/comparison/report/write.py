@@ -37,6 +37,7 @@ from clipit.comparison.report.verdicts import verdict_markdown, verdict_sections
 from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
+from clipit.errors import counted
 from clipit.leftovers import delete_leftovers
 from clipit.reporting.html import page, write_page
 from clipit.reporting.notes import compose_note
@@ -155,7 +156,7 @@ def _latex(
     published_source: str,
 ) -> str:
     """Write the main table and one in the layout of CLIP-IT's table 1, with descriptive captions."""
-    seeds = f"{len(c.seeds)} seed{'s' * (len(c.seeds) > 1)}"
+    seeds = counted(len(c.seeds), "seed")
     title = f"{config.name}: {LABELS[c.metric]} in %, mean and standard deviation over {seeds}."
     caption = f"{title} Differences are paired by seed, against {c.baseline}. {describe_holm_family(results)}"
     if published_source:

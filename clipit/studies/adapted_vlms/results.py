@@ -11,7 +11,7 @@ from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
-from clipit.errors import DataError
+from clipit.errors import DataError, counted
 from clipit.evaluation.measured_models import ModelDifference, SubjectScore
 from clipit.reporting.adapt_facts import learned_from
 from clipit.reporting.adapt_page import (
@@ -181,7 +181,10 @@ def _content(
     if held_out is not None:
         texts = len(set(held_out.texts_of.values.tolist()))
         images = len(set(held_out.tiles_of.values.tolist()))
-        held_out_text = f"{results.split} part, {images:,} images and {texts:,} texts of {len(held_out):,} examples"
+        held_out_text = (
+            f"{results.split} split, {counted(images, 'image')} and {counted(texts, 'text')} of "
+            f"{counted(len(held_out), 'example')}"
+        )
     return AdaptContent(
         scores=results.scores,
         contrasts=results.contrasts,
@@ -209,8 +212,9 @@ def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, A
     n_like_prompts = (examples.get(TEXT) or {}).get("examples_like_prompts", 0)
     if n_like_prompts:
         yield (
-            f"{n_like_prompts:,} training examples have a text equal to a class name or a prompt: the adaptation has "
-            "learnt labels, and its zero-shot scores measure supervised learning. Compare them with the linear probe."
+            f"{counted(n_like_prompts, 'training example has', 'training examples have')} a text equal to a class name "
+            "or a prompt: the adaptation has learnt labels, and its zero-shot scores measure supervised learning. "
+            "Compare them with the linear probe."
         )
     if section.keep == "best" and results.split == "validation":
         yield (
@@ -224,9 +228,9 @@ def _notes(section: AdaptConfig, results: StudyResults, examples: Mapping[str, A
             if tiles.below_chance is not None:
                 accuracy, count = tiles.below_chance
                 yield (
-                    f"{_subject(model, seed)}: prompts classify {count} labelled validation tiles worse than chance "
-                    f"(balanced accuracy {accuracy:.1%}). The names of classes may have been swapped: do not "
-                    "use zero-shot predictions of this VLM."
+                    f"{_subject(model, seed)}: prompts classify {counted(count, 'labelled validation tile')} worse "
+                    f"than chance (balanced accuracy {accuracy:.1%}). The names of classes may have been swapped: do "
+                    "not use zero-shot predictions of this VLM."
                 )
     if len(section.seeds) < 2:
         yield "With one seed, there is no interval over seeds, so no difference is significant."

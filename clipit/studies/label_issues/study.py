@@ -12,7 +12,7 @@ from clipit.artifacts import whole_file, write_json
 from clipit.config.run import RunConfig
 from clipit.config.studies import LabelIssuesConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.label_issues import (
     LabelIssues,
@@ -150,7 +150,7 @@ def _check(
         notes,
     )
     write_page(folder / "label_issues.html", page)
-    logger.info(f"{int(issues.flagged.sum())} of {len(tiles)} labels are suspicious")
+    logger.info(f"{counted_of(int(issues.flagged.sum()), len(tiles), 'label is', 'labels are')} suspicious")
 
 
 def _remarks(tiles: TileSet, features: Features, predicted: OutOfFold) -> list[str]:
@@ -159,8 +159,8 @@ def _remarks(tiles: TileSet, features: Features, predicted: OutOfFold) -> list[s
     if unchecked.any():
         names = [tiles.classes[code] for code in np.unique(tiles.labels[unchecked]).tolist()]
         remarks.append(
-            f"{int(unchecked.sum())} labels of {shortlist(names)} were not checked: all tiles of their class belong to "
-            "patients or slides of one fold."
+            f"{counted(int(unchecked.sum()), 'label')} of {shortlist(names)} not checked: all tiles of the class "
+            "belong to patients or slides of one fold."
         )
     if (features.groups == "").any():
         remarks.append(

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from clipit.data_files import delimiter_hint, read_csv
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.evaluation.label_issues import LabelIssues, Score, score_ranking
 from clipit.tiles.tileset import TileSet
 
@@ -81,7 +81,7 @@ def score_verified(
     both = known[wrong & flagged]
     n_correct = int((issues.suggested[both] == verified[both]).sum())
     return scores, (
-        f"{len(known)} of the {len(tiles)} checked tiles have a verified label, and {int(wrong.sum())} of these have "
-        f"a different given label. Of the {len(both)} wrong labels that were flagged, the suggested class is correct "
-        f"for {n_correct}."
+        f"{counted_of(len(known), len(tiles), 'checked tile has', 'checked tiles have')} a verified label, and "
+        f"{int(wrong.sum())} of these have a different given label. Of {counted(len(both), 'flagged wrong label')}, "
+        f"the suggested class is correct for {n_correct}."
     )

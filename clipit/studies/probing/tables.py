@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from clipit.config.studies import ProbingConfig
+from clipit.errors import counted
 from clipit.reporting.html import Table, Text, facts_table
 from clipit.reporting.study_report import (
     Chapter,
@@ -64,9 +65,9 @@ def probing_chapters(
             f"Few shots ({LABELS[probing.metric]})",
             [
                 Text(
-                    f"SimpleShot, {probing.episodes} episodes, tiles drawn from all labelled training tiles. The "
-                    "interval of the mean does not cover the sampling error of the test tiles, which are the same in "
-                    "all episodes."
+                    f"SimpleShot, {counted(probing.episodes, 'episode')}, tiles drawn from all labelled training "
+                    "tiles. The interval of the mean does not cover the sampling error of the test tiles, which are "
+                    "the same in all episodes."
                 ),
                 Text(_SAW_LABELS),
                 *_few_shot_tables(few),

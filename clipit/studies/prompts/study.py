@@ -15,7 +15,7 @@ from clipit.artifacts import write_json
 from clipit.config.run import RunConfig
 from clipit.config.studies import PromptStudyConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, counted
 from clipit.evaluation import prompt_modes
 from clipit.evaluation.intervals import paired_bootstrap
 from clipit.evaluation.metrics import METRICS, compute_metrics, explain_undefined
@@ -158,7 +158,7 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
     if get_processes().main:
         tasks = [_Task(model, prompts, test, workspace, options.seed) for model in models for prompts in prompt_sets]
         rows = [row for task in tasks for row in (*_mode_rows(task, options), *_grid_rows(task, options))]
-        logger.info(f"scored {len(rows):,} zero-shot classifiers on {len(test):,} test tiles")
+        logger.info(f"scored {counted(len(rows), 'zero-shot classifier')} on {counted(len(test), 'test tile')}")
         _write(folder, config, options, rows, tasks)
     get_processes().barrier()
     return folder
@@ -261,11 +261,11 @@ def _write(
     }
     write_json(folder / "prompts.json", record)
     provenance = {
-        "split": f"test, {len(test)} labelled tiles, {len(test.classes)} classes",
+        "split": f"test, {counted(len(test), 'labelled tile')}, {len(test.classes)} classes",
         "tiles": test.fingerprint,
         **{name: describe_model(model) for name, model in facts.items()},
         "prompt sets": ", ".join(sorted({f"{row.prompts} ({row.prompts_hash})" for row in rows})),
-        "screening": f"at most {options.screening_tiles} training tiles, without their labels",
+        "screening": f"at most {counted(options.screening_tiles, 'training tile')}, without their labels",
         "seed": options.seed,
         **process,
     }

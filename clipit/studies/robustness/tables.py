@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from clipit.config.studies import RobustnessConfig
+from clipit.errors import counted
 from clipit.evaluation.adaptation_guard import MIN_MISFIT
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.study_report import (
@@ -128,7 +129,7 @@ def _curve_table(curves: pd.DataFrame, name: str) -> Table:
         lambda row: f"{number(row.value)} ({number(row.change, signed=True)})",
     )  # fmt: skip
     first, untouched = perturbed.iloc[0], max(perturbed.untouched)
-    skipped = f" Left unchanged because their stains cannot be estimated: {untouched} of {first.n} tiles."
+    skipped = f" Left unchanged because their stains cannot be estimated: {untouched} of {counted(first.n, 'tile')}."
     caption = f"{name}: {first.unit}.{skipped if untouched else ''}"
     source = f"{FILE}: columns value, change, analysis = curve, perturbation = {name}"
     header = ["model", "output", "unperturbed", *(f"{level:g}" for level in levels)]
@@ -217,11 +218,12 @@ def _guard_benefit(guard: Sequence[GuardSummary]) -> list[Text]:
             verdict = "The guard was useful here." if benefit > 0 else "Always adapting would have been better here."
         texts.append(
             Text(
-                f"{summary.method}, {summary.settings} ({LABELS[summary.metric]}): over {errors.cases} settings the "
-                f"guard {effect} {number(abs(benefit))} of the score on average, compared with always adapting "
-                f"({number(always, signed=True)}; never: 0; guarded: {number(guarded, signed=True)}); it refused "
-                f"{errors.harmful - errors.let_through} of {errors.harmful} harmful and {errors.refused} of "
-                f"{errors.helpful} helpful adaptations. {verdict}"
+                f"{summary.method}, {summary.settings} ({LABELS[summary.metric]}): over "
+                f"{counted(errors.cases, 'setting')} the guard {effect} {number(abs(benefit))} of the score on "
+                f"average, compared with always adapting ({number(always, signed=True)}; never: 0; guarded: "
+                f"{number(guarded, signed=True)}); it refused {errors.harmful - errors.let_through} of "
+                f"{errors.harmful} harmful and {errors.refused} of {counted(errors.helpful, 'helpful adaptation')}. "
+                f"{verdict}"
             )
         )
     return texts

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipit.config.run import BagsConfig
 from clipit.distributed import Processes, get_processes
+from clipit.errors import counted
 from clipit.models.student import Student
 from clipit.prompts.dictionary import load_dictionary
 from clipit.training.losses import many_to_many_sum
@@ -87,9 +88,9 @@ class BagsTerm(Term[BagsConfig]):
         if needed <= _MAX_BYTES:
             return []
         return [
-            f"bags of {tiles} tiles and {texts} texts need about {needed / 2**30:.1f} GiB in a step of {size} tiles "
-            f"(at most {_MAX_BYTES / 2**30:.0f}): lower training.tiles_per_step, bags.tiles, bags.snippets or "
-            "bags.prompts"
+            f"bags of {counted(tiles, 'tile')} and {counted(texts, 'text')} need about {needed / 2**30:.1f} GiB in a "
+            f"step of {counted(size, 'tile')} (at most {_MAX_BYTES / 2**30:.0f}): lower training.tiles_per_step, "
+            "bags.tiles, bags.snippets or bags.prompts"
         ]
 
     def describe(self) -> str:

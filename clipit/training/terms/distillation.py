@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipit.artifacts import fingerprint
 from clipit.config.run import DistillationConfig, RunConfig
-from clipit.errors import DataError, ModelError
+from clipit.errors import DataError, ModelError, counted
 from clipit.models.student import Student
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.losses import cosine_distillation_sum
@@ -153,7 +153,7 @@ class DistillationTerm(Term[DistillationConfig]):
             raise DataError(
                 "no labelled tile has a pair, which student.warm_start needs"
                 if count
-                else f"none of the {int(wanted.sum())} tiles to distil has a pair",
+                else f"none of the {counted(int(wanted.sum()), 'tile')} to distil has a pair",
                 where="distillation.tiles and pairing",
                 fix="relax the pairing (threshold, margin, mutual), or distil all tiles: distillation.tiles=all",
             )

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from clipit.artifacts import fingerprint
 from clipit.config.run import OwnReportConfig, RunConfig
-from clipit.errors import ConfigError, DataError, shortlist
+from clipit.errors import ConfigError, DataError, counted, counted_of, shortlist
 from clipit.evaluation.multiple_instance import assign_instances
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.pairing.cases import Cases
@@ -102,10 +102,15 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
         "unlabelled_tiles": labelled_tiles,
         **agreement,
     }
+    n_unlabelled = int(unlabelled.sum())
+    labelled = counted_of(
+        labelled_tiles, n_unlabelled, "unlabelled training tile gets", "unlabelled training tiles get"
+    )
     lines = [
         cases.account.text(),
-        f"labels of reports: {_format_counts(case_labels.counts)}; {int(case_labels.known.sum()):,} patients have one",
-        f"{labelled_tiles:,} of {int(unlabelled.sum()):,} unlabelled training tiles get one of these labels",
+        f"labels of reports: {_format_counts(case_labels.counts)}; "
+        f"{counted(int(case_labels.known.sum()), 'patient has', 'patients have')} one",
+        f"{labelled} one of these labels",
         *([f"no report gives the classes {shortlist(unreported, 10)}"] if unreported else []),
         *([_format_agreement(agreement)] if agreement else []),
         *([f"text classifier: {case_labels.note}"] if case_labels.note else []),
@@ -179,8 +184,8 @@ def _format_agreement(agreement: dict[str, Any]) -> str:
     low, high = agreement["agreement_interval"]
     return (
         f"label noise: labels from reports agree with {agreement['agreeing_tiles']} of "
-        f"{agreement['compared_tiles']} labelled tiles and {agreement['agreeing_cases']} of "
-        f"{agreement['compared_cases']} patients (95 % interval {low:.0%} to {high:.0%})"
+        f"{counted(agreement['compared_tiles'], 'labelled tile')} and {agreement['agreeing_cases']} of "
+        f"{counted(agreement['compared_cases'], 'patient')} (95 % interval {low:.0%} to {high:.0%})"
     )
 
 

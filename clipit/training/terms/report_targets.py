@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, counted, shortlist
 from clipit.stores.embed import Store
 from clipit.training.terms.target_vectors import PairedSnippets, SnippetVectors
 from clipit.vectors import unit
@@ -120,8 +120,9 @@ def report_label_vectors(
     names = np.unique(labels[known])
     if len(names) < 2 or len(np.unique(groups[known])) < 2:
         raise DataError(
-            f"the reports have {len(names)} different labels in {len(np.unique(groups[known]))} groups "
-            f"({shortlist(names.tolist())}); a classifier needs two of each",
+            f"the reports have {counted(len(names), 'different label')} in "
+            f"{counted(len(np.unique(groups[known])), 'group')} ({shortlist(names.tolist())}); a classifier needs two "
+            "of each",
             where="reports.label_column",
             fix="set it to a column with the reports' labels, or choose another distillation.target",
         )

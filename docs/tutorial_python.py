@@ -146,7 +146,7 @@ comparison = clipit.compare(
         {"comparison.arms": ["image_only", "clip_it_all"], "comparison.seeds": [0, 1], "comparison.analyses": []},
     )
 )
-table = comparison.table.query("part == 'test' and not reference")
+table = comparison.table.query("test_set == 'test' and not reference")
 table[["arm", "mean", "sd", "difference", "low", "high", "p"]].round(3)
 
 # %%

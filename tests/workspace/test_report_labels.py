@@ -337,10 +337,10 @@ def test_few_real_colon_reports_state_a_microsatellite_status() -> None:
 
 
 def write_grade_groups(workbook: Path, table: Path) -> None:
-    """Write the ISUP grade group of each patient, as docs/results.md does."""
-    recipe = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    """Write the ISUP grade group of each patient, as docs/results_own_reports.md does."""
+    recipe = (Path(__file__).parents[2] / "docs" / "results_own_reports.md").read_text(encoding="utf-8")
     code = next(block for block in re.findall(r"```python\n(.*?)```", recipe, flags=re.DOTALL) if "grades.csv" in block)
     code = code.replace('"tcga_prad_gleason_labels.xlsx"', repr(str(workbook))).replace(
         '"grades.csv"', repr(str(table))
     )
-    exec(compile(code, "docs/results.md", "exec"), {})
+    exec(compile(code, "docs/results_own_reports.md", "exec"), {})

@@ -24,8 +24,8 @@ from clipit.evaluation.adaptation import check_finite
 
 MIN_MISFIT = 8.0
 """Chosen on the second synthetic world among 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15: the value with the highest
-mean change in score, with full sets and batches weighted equally. docs/results_single_runs.md reports the guard's error rates on
-the first world."""
+mean change in score, with full sets and batches weighted equally. docs/results_single_runs.md reports the guard's error
+rates on the first world."""
 MAX_TILES = 400
 """Upper limit of n in the sampling variance: the size of the largest set that `MIN_MISFIT` was chosen on.
 

@@ -152,7 +152,7 @@ def test_bags_over_the_bound_are_refused_before_anything_is_built(configure: Mak
     keys = {"training.tiles_per_step": 4096, "bags.tiles": 64, "bags.snippets": 64, "pairing.k": 64}
     config = configure({**keys, "overrides": list(keys)}, name="large", arm="bags", output=tmp_path / "nothing")
     with pytest.raises(
-        ConfigError, match=r"bags of 65 tiles and 64 texts need about 1560\.0 GiB in a step of 4096 tiles(?s:.*)lower"
+        ConfigError, match=r"bags of 65 tiles and 64 texts need about 1560\.0 GiB in a step of 4,096 tiles(?s:.*)lower"
     ):
         train_run(config)
     assert not (tmp_path / "nothing").exists()

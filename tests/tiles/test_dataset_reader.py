@@ -289,7 +289,7 @@ def test_real_pcam_tiles_in_a_smaller_copy(real_data: Path, tmp_path: Path) -> N
             file.create_dataset("x", data=np.stack([np.asarray(tiles.read(place)) for place in some]))
         with h5py.File(f"{stem}_y.h5", "w") as file:
             file.create_dataset("y", data=tiles.truth[some].astype(np.uint8).reshape(-1, 1, 1, 1))
-    with pytest.raises(DataError, match="expected 262144 tiles"):
+    with pytest.raises(DataError, match="expected 262,144 tiles"):
         read_tiles(config("pcam", tmp_path))
     copy = read("pcam", tmp_path)
     first = int(np.flatnonzero(tiles.splits == "train")[0])

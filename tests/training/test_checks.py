@@ -17,7 +17,7 @@ LARGE = {"training.tiles_per_step": 2048, "bags.tiles": 5, "bags.snippets": 5}  
 
 def test_the_bound_counts_all_that_a_step_holds(configure: Callable[..., RunConfig]) -> None:
     check_keys(resolve_arm(configure(LARGE, arm="bags")))  # 2.8 GiB
-    with pytest.raises(ConfigError, match=r"6 tiles and 5 texts need about 4\.2 GiB in a step of 2048 tiles"):
+    with pytest.raises(ConfigError, match=r"6 tiles and 5 texts need about 4\.2 GiB in a step of 2,048 tiles"):
         check_keys(resolve_arm(configure({**LARGE, "bags.learn_temperature": True}, arm="bags")))
 
 
@@ -27,7 +27,7 @@ def test_processes_share_what_a_step_holds(
     import torch
 
     config = resolve_arm(configure({**LARGE, "training.tiles_per_step": 4096}, arm="bags"))
-    with pytest.raises(ConfigError, match=r"about 11\.2 GiB in a step of 4096 tiles \(at most 4\): lower"):
+    with pytest.raises(ConfigError, match=r"about 11\.2 GiB in a step of 4,096 tiles \(at most 4\): lower"):
         check_keys(config)
     monkeypatch.setattr(bags, "get_processes", lambda: Processes(0, 3, torch.device("cpu")))
     check_keys(config)

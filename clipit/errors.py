@@ -75,10 +75,10 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
-def shortlist(items: Sequence[object], most: int = 5) -> str:
+def shortlist(items: Sequence[object], max_items: int = 5) -> str:
     """Join the first few items for a message, and count the rest."""
-    shown = ", ".join(printable(str(item)) for item in items[:most])
-    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+    shown = ", ".join(printable(str(item)) for item in items[:max_items])
+    return shown if len(items) <= max_items else f"{shown} and {len(items) - max_items} more"
 
 
 def counted(number: int, one: str, several: str = "") -> str:

@@ -193,8 +193,8 @@ class RunCounter:
         if not kept:
             self._seconds, self._timed = self._seconds + now - self._start, self._timed + 1
         self.finished, self._start = self.finished + 1, now
-        left = self.total - self.finished
+        remaining = self.total - self.finished
         count = f"{self.finished} of {self.total}"
-        if not left or not self._timed:
+        if not remaining or not self._timed:
             return count
-        return f"{count}, about {duration(left * self._seconds / self._timed)} left"
+        return f"{count}, about {duration(remaining * self._seconds / self._timed)} left"

@@ -142,9 +142,11 @@ def overlap_remarks(votes: Votes) -> list[str]:
             "skills are not comparable across these sets"
         )
     items = votes.items_of()
-    few = [f"{name} {n}" for name, n in zip(votes.annotators, items.tolist(), strict=True) if n < FEW_ITEMS]
-    if few:
-        remarks.append(f"annotators with fewer than {FEW_ITEMS} tiles, whose confusion is uncertain: {shortlist(few)}")
+    with_few_items = [f"{name} {n}" for name, n in zip(votes.annotators, items.tolist(), strict=True) if n < FEW_ITEMS]
+    if with_few_items:
+        remarks.append(
+            f"annotators with fewer than {FEW_ITEMS} tiles, whose confusion is uncertain: {shortlist(with_few_items)}"
+        )
     return remarks
 
 

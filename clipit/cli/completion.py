@@ -54,8 +54,8 @@ def completion_script(shell: str) -> str:
         lines.append("autoload -U +X bashcompinit && bashcompinit")
     options = {name: f"--help{'' if name not in READS_KEYS else ' --config $keys'}" for name in _command_lines()}
     for name in options:
-        own = [*OWN_OPTIONS.get(name, ()), *(f"--{key}=" for key in _section_keys(READS_KEYS.get(name, ())))]
-        options[name] = " ".join([options[name], *own])
+        own_options = [*OWN_OPTIONS.get(name, ()), *(f"--{key}=" for key in _section_keys(READS_KEYS.get(name, ())))]
+        options[name] = " ".join([options[name], *own_options])
     script = _BASH.format(
         nested="|".join(SUBCOMMANDS),
         commands=" ".join(command_names()),
@@ -78,11 +78,11 @@ def _fish() -> list[str]:
     ]
     for name, words in _second_words().items():
         lines.append(f"complete -c clipit -n '__fish_seen_subcommand_from {name}' -a '{' '.join(words)}'")
-    for name, own in OWN_OPTIONS.items():
-        lines += [f"complete -c clipit -n '{_seen(name)}' -l {option.removeprefix('--')}" for option in own]
+    for name, own_options in OWN_OPTIONS.items():
+        lines += [f"complete -c clipit -n '{_seen(name)}' -l {option.removeprefix('--')}" for option in own_options]
     readers = _seen(*READS_KEYS)
-    about = "YAML file, or the name of a shipped configuration"
-    lines.append(f"complete -c clipit -n '{readers}' -l config -r -a '{' '.join(_config_names())}' -d '{about}'")
+    description = "YAML file, or the name of a shipped configuration"
+    lines.append(f"complete -c clipit -n '{readers}' -l config -r -a '{' '.join(_config_names())}' -d '{description}'")
     lines += [f"complete -c clipit -n '{readers}' -l {key} -r" for key in _run_keys()]
     for section in sorted({section for sections in READS_KEYS.values() for section in sections}):
         seen = _seen(*(name for name, sections in READS_KEYS.items() if section in sections))

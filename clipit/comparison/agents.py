@@ -37,18 +37,18 @@ def in_turn(folders: Sequence[Path]) -> Iterator[int]:
     Args:
         folders: Folders of the runs, which need not exist.
     """
-    processes, left = get_processes(), list(range(len(folders)))
-    while left:
+    processes, remaining = get_processes(), list(range(len(folders)))
+    while remaining:
         with ExitStack() as held:
-            index = processes.broadcast(_claim(folders, left, held) if processes.main else 0)
-            left.remove(index)
+            index = processes.broadcast(_claim(folders, remaining, held) if processes.main else 0)
+            remaining.remove(index)
             yield index
 
 
-def _claim(folders: Sequence[Path], left: Sequence[int], held: ExitStack) -> int:
+def _claim(folders: Sequence[Path], remaining: Sequence[int], held: ExitStack) -> int:
     """Return the first run that is finished or could be locked; the lock is released when `held` closes."""
     while True:
-        for index in left:
+        for index in remaining:
             folder = folders[index]
             try:
                 with disk_errors(folder):
@@ -60,8 +60,8 @@ def _claim(folders: Sequence[Path], left: Sequence[int], held: ExitStack) -> int
                 if not (folder / "results.json").is_file():
                     raise  # a finished run in a folder that cannot be written is only read
             return index
-        logger.info(f"waiting: other agents train the last {counted(len(left), 'run')}")
-        with FileLock(_lock(folders[left[0]])):  # its holder finishes the run, or dies
+        logger.info(f"waiting: other agents train the last {counted(len(remaining), 'run')}")
+        with FileLock(_lock(folders[remaining[0]])):  # its holder finishes the run, or dies
             pass
 
 

@@ -30,12 +30,12 @@ def write_cards(plans: Sequence[Plan], results: ComparisonResults) -> None:
                 write_card(row.run, config, read_results(row.run))
 
 
-def _comparison_for_card(plan: Plan, arms: Sequence[ArmResult], own: ArmResult) -> Compared:
+def _comparison_for_card(plan: Plan, arms: Sequence[ArmResult], run_arm: ArmResult) -> Compared:
     """Choose the arms on a card: its own, the baseline and the controls, then others in the comparison's order."""
     comparison = plan.comparison
-    roles = {comparison.baseline: "baseline", own.key.arm: "this classifier"}
-    if own.key.arm == comparison.baseline:
-        roles[own.key.arm] = "this classifier, the baseline"
+    roles = {comparison.baseline: "baseline", run_arm.key.arm: "this classifier"}
+    if run_arm.key.arm == comparison.baseline:
+        roles[run_arm.key.arm] = "this classifier, the baseline"
     roles |= {control: "control" for control in comparison.controls if control not in roles}
     first = sorted(arms, key=lambda arm: arm.key.arm not in roles)[:_MAX_ARMS]  # stable
     card_arms = [_card_arm(arm, roles.get(arm.key.arm, "reference" if arm.reference else "")) for arm in first]

@@ -129,8 +129,8 @@ def _train(
         rows[index] = new
         scores = ", ".join(f"{row.test_set} {_percent(row.score)}" for row in new)
         where = "" if plan.data_set == plan.config.name else f" on {plan.data_set}"
-        status, left = "kept" if finished[index] else "done", counter.finish(kept=finished[index])
-        logger.info(f"{status}: {arm}{where}, seed {seed}: {new[0].metric} % {scores} ({left})")
+        status, remaining = "kept" if finished[index] else "done", counter.finish(kept=finished[index])
+        logger.info(f"{status}: {arm}{where}, seed {seed}: {new[0].metric} % {scores} ({remaining})")
     return [[row for index in sorted(rows) if runs[index][0] is plan for row in rows[index]] for plan in plans]
 
 

@@ -29,12 +29,12 @@ def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
     (controls: the baseline and `TEXT_CONTROLS`), except those that serve as a control of another. If no arm learns from
     text, all arms are judged against the baseline alone.
     """
-    own, baseline = own_report_arms(plan), plan.comparison.baseline
-    used = {name for controls in own.values() for name in controls.values()}
+    with_own_reports, baseline = own_report_arms(plan), plan.comparison.baseline
+    used = {name for controls in with_own_reports.values() for name in controls.values()}
     judged: dict[str, JudgedArm] = {}
     for arm in plan.arms:
-        if arm in own:
-            judged[arm] = JudgedArm("own reports", own[arm])
+        if arm in with_own_reports:
+            judged[arm] = JudgedArm("own reports", with_own_reports[arm])
         elif arm not in used and arm != baseline and _learns_text(plan, arm):
             controls: dict[str, str | None] = {"baseline": baseline}
             for role, name in TEXT_CONTROLS.items():

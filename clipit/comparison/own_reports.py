@@ -82,8 +82,8 @@ def resolve_plan_arm(plan: Plan, arm: str) -> RunConfig:
 
 
 def _learns_own_labels(config: RunConfig) -> bool:
-    own = config.soft_labels.own_report
-    return config.soft_labels.source == "own_report" and own.labels != "case" and not own.shuffled
+    own_report = config.soft_labels.own_report
+    return config.soft_labels.source == "own_report" and own_report.labels != "case" and not own_report.shuffled
 
 
 def _reads_own_snippets(config: RunConfig) -> bool:

@@ -32,8 +32,8 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
     """Expand dotted keys: `{"lora.rank": 8}` becomes `{"lora": {"rank": 8}}`."""
     tree: dict[str, Any] = {}
     for key, value in dotted.items():
-        head, _, rest = key.partition(".")
-        tree = merge(tree, {head: nested({rest: value}) if rest else value})
+        first, _, rest = key.partition(".")
+        tree = merge(tree, {first: nested({rest: value}) if rest else value})
     return tree
 
 

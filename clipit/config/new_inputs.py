@@ -82,8 +82,8 @@ def read_new_inputs(
         logger.info(f"note: only {', '.join(_SECTIONS)} of {options.config} are read, not {', '.join(ignored)}")
     stated_keys -= {*dotted({key: from_file[key] for key in ignored}), *from_file.get("overrides", [])}
     stated_keys |= set(dotted({key: from_file[key] for key in _SECTIONS if key in from_file}))
-    own = {key for key in stated_keys if key.partition(".")[0] in ("tiles", "prompts", "name")}
-    changed = stated_keys - own
+    own_keys = {key for key in stated_keys if key.partition(".")[0] in ("tiles", "prompts", "name")}
+    changed = stated_keys - own_keys
     _check_changeable(changed, "the command line", "with --run, give keys of tiles and prompts, --name, and")
     has_tiles = any(key.partition(".")[0] == "tiles" for key in stated_keys)
     if "name" in stated_keys and not has_tiles and "prompts" not in stated_keys:

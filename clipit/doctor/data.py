@@ -123,7 +123,7 @@ def check_prompts(config: RunConfig) -> list[Check]:
     from clipit.prompts.prompt_set import load_prompt_bag, load_prompts
     from clipit.reports.rule_set import load_rules
 
-    reports, own = config.reports, config.soft_labels.own_report
+    reports, own_report = config.reports, config.soft_labels.own_report
     inputs: dict[str, tuple[Callable[[str], object], str | None]] = {
         "prompts": (load_prompts, config.prompts),
         "morphology prompts": (load_prompt_bag, reports.morphology_prompts if reports else None),
@@ -131,8 +131,8 @@ def check_prompts(config: RunConfig) -> list[Check]:
             load_prompt_bag,
             reports.boilerplate_prompts if reports and reports.morphology_prompts else None,
         ),
-        "tissue prompts": (load_prompts, own.tissue_prompts),
-        "rules for reports": (load_rules, own.rules),
+        "tissue prompts": (load_prompts, own_report.tissue_prompts),
+        "rules for reports": (load_rules, own_report.rules),
     }
     checks = []
     for subject, (load, name) in inputs.items():

@@ -50,8 +50,8 @@ def assign_instances(
         model = LogisticRegression(max_iter=1000).fit(scaled, assigned)
         log_p = model.predict_log_proba(scaled[open_rows])
         column_of = {int(label): column for column, label in enumerate(model.classes_)}
-        own = log_p[np.arange(len(open_rows)), [column_of[label] for label in bag_class[open_rows].tolist()]]
-        ratio = own - log_p[:, column_of[background]]
+        bag_log_p = log_p[np.arange(len(open_rows)), [column_of[label] for label in bag_class[open_rows].tolist()]]
+        ratio = bag_log_p - log_p[:, column_of[background]]
         keeps_label = ratio >= 0
         order = np.lexsort((-ratio, bags[open_rows]))  # the most probable instance of each bag comes first
         first = np.unique(bags[open_rows][order], return_index=True)[1]

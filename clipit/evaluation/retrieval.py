@@ -152,9 +152,9 @@ def _random_precision(
         row = row_of.get(name)
         if row is not None and not (excluded and gallery.groups[row] == group):
             counts[row_number, gallery.labels[row]] -= 1
-    left = counts.sum(axis=1)
+    permitted = counts.sum(axis=1)
     share = np.full(len(queries), np.nan)
-    np.divide(counts[np.arange(len(queries)), queries.labels], left, out=share, where=left > 0)
+    np.divide(counts[np.arange(len(queries)), queries.labels], permitted, out=share, where=permitted > 0)
     return share
 
 

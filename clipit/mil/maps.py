@@ -229,8 +229,8 @@ def _choose(bags: MilBags, count: int) -> list[int]:
     """Choose bags from each class in turn, in the order of their names."""
     queues = [sorted(np.flatnonzero(bags.labels == code).tolist(), key=lambda bag: str(bags.names[bag])) for code in
               range(len(bags.classes))]  # fmt: skip
-    turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
-    return turns[:count]
+    in_turn = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
+    return in_turn[:count]
 
 
 def _show(

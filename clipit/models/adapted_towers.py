@@ -121,13 +121,13 @@ def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
 
 def log_scale(towers: Towers) -> nn.Parameter:
     """Return the module's own logarithm of the scale, or a new weight with this value."""
-    own = getattr(towers.module, "logit_scale", None)
+    module_scale = getattr(towers.module, "logit_scale", None)
     if (
-        isinstance(own, nn.Parameter)
-        and own.numel() == 1
-        and math.isclose(float(own.detach().exp()), towers.logit_scale, rel_tol=1e-4)
+        isinstance(module_scale, nn.Parameter)
+        and module_scale.numel() == 1
+        and math.isclose(float(module_scale.detach().exp()), towers.logit_scale, rel_tol=1e-4)
     ):
-        return own
+        return module_scale
     device = next(towers.module.parameters()).device
     return nn.Parameter(torch.tensor(math.log(towers.logit_scale), device=device))
 
@@ -184,14 +184,14 @@ def _lora_layers(towers: Towers, which: Sequence[Tower], lora: LoraConfig) -> li
     default = lora.targets == LoraConfig().targets
     selected = [] if default else target_modules(towers.module, lora.targets, called=all_usable, where=where)
     for tower in which:
-        own = usable[tower] - frozen
+        trainable = usable[tower] - frozen
         if default:
             try:
-                by_tower[tower] = target_modules(towers.module, lora.targets, called=own, where=where)
+                by_tower[tower] = target_modules(towers.module, lora.targets, called=trainable, where=where)
             except ModelError:
                 by_tower[tower] = []
         else:
-            by_tower[tower] = [name for name in selected if name in own]
+            by_tower[tower] = [name for name in selected if name in trainable]
     if missing := [tower for tower in which if not by_tower[tower]]:
         raise ModelError(
             f"LoRA reaches no layer of the {' and the '.join(missing)} tower: none of its layers is of the kinds "

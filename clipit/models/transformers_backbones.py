@@ -253,7 +253,7 @@ def _further_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
     return sorted(key for key in unexpected if any(re.sub(r"\d+", "#", key).endswith(name) for name in known))
 
 
-def _change_size(model: Any, pixels: int, own: int, name: str) -> None:
+def _change_size(model: Any, pixels: int, native_pixels: int, name: str) -> None:
     """Resample the model's position embeddings for another input size, with its own `interpolate_pos_encoding`.
 
     Rotary positions need no resampling. The new size is also written to the model's configuration, so that an export
@@ -278,7 +278,9 @@ def _change_size(model: Any, pixels: int, own: int, name: str) -> None:
         and hasattr(patches, "num_patches")
     )
     if not supported:
-        raise no_such_size(name, pixels, own, "its position embeddings are of a kind that clipit cannot resample")
+        raise no_such_size(
+            name, pixels, native_pixels, "its position embeddings are of a kind that clipit cannot resample"
+        )
     check_pixels(pixels, patch, name, multiple=True)
     prefix = positions.shape[1] - (model.config.image_size // patch) ** 2
     count = (pixels // patch) ** 2
@@ -287,7 +289,7 @@ def _change_size(model: Any, pixels: int, own: int, name: str) -> None:
             zeros = positions.new_zeros(1, prefix + count, positions.shape[2])
             resampled = layer.interpolate_pos_encoding(zeros, pixels, pixels)
     except Exception as error:
-        raise no_such_size(name, pixels, own, error) from error
+        raise no_such_size(name, pixels, native_pixels, error) from error
     layer.position_embeddings = nn.Parameter(resampled.detach().clone())
     model.config.image_size = pixels
     patches.image_size, patches.num_patches = (pixels, pixels), count

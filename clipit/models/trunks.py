@@ -125,19 +125,19 @@ def check_pixels(pixels: int, step: int, name: str, *, multiple: bool) -> None:
     raise ModelError(problem, where=f"backbone.pixels, for {name}", fix=f"set backbone.pixels={near}")
 
 
-def no_such_size(name: str, pixels: int, own: int, why: object) -> ModelError:
+def no_such_size(name: str, pixels: int, native_pixels: int, why: object) -> ModelError:
     """Compose the error for a model that does not support an input size.
 
     Args:
         name: Name of the backbone.
         pixels: Requested edge in pixels.
-        own: Native edge in pixels.
+        native_pixels: Native edge in pixels.
         why: Reason, or the package's error.
     """
     return ModelError(
         f"tiles of {pixels} pixels are not supported: {' '.join(str(why).split())[:200] or type(why).__name__}",
         where=f"backbone.pixels, for {name}",
-        fix=f"remove backbone.pixels (the model's own size is {own}), or choose another backbone",
+        fix=f"remove backbone.pixels (the model's own size is {native_pixels}), or choose another backbone",
     )
 
 

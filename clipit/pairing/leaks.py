@@ -158,11 +158,11 @@ def near_leaks(tiles: TileSet, fingerprints: Fingerprints, config: LeaksConfig) 
     at least `config.similarity`. Nearly empty tiles (`config.spread`) are not compared. Only the nearest match of each
     tile on either side is returned. Tiles rotated by other angles, and partly overlapping tiles, are not found.
     """
-    ranks, rich = _split_ranks(tiles), fingerprints.spread >= config.spread
+    ranks, informative = _split_ranks(tiles), fingerprints.spread >= config.spread
     by_id = np.argsort(np.argsort(tiles.ids, kind="stable"), kind="stable")
     leaks: list[Leak] = []
     for rank in range(len(SPLITS) - 1):
-        base, queries = np.flatnonzero(rich & (ranks == rank)), np.flatnonzero(rich & (ranks > rank))
+        base, queries = np.flatnonzero(informative & (ranks == rank)), np.flatnonzero(informative & (ranks > rank))
         leaks += [
             _pixel_leak("near", tiles, int(hit["a"]), int(hit["b"]), int(hit["distance"]), float(hit["similarity"]))
             for hit in _near_hits(fingerprints, base, queries, by_id, config)
@@ -194,9 +194,11 @@ def find_copies(
         both = Fingerprints(
             *(np.concatenate([getattr(test_hashes, name), getattr(seen_hashes, name)]) for name in names)
         )
-        rich, is_test, n = both.spread >= config.spread, np.arange(len(both.digests)) < len(tests), len(tests)
+        informative, is_test, n = both.spread >= config.spread, np.arange(len(both.digests)) < len(tests), len(tests)
         order = np.argsort(np.argsort(np.concatenate([tests.ids, seen.ids]), kind="stable"), kind="stable")
-        for hit in _near_hits(both, np.flatnonzero(rich & ~is_test), np.flatnonzero(rich & is_test), order, config):
+        for hit in _near_hits(
+            both, np.flatnonzero(informative & ~is_test), np.flatnonzero(informative & is_test), order, config
+        ):
             a, b = int(hit["a"]) - n, int(hit["b"])
             leak = _copy("near", seen, a, tests, b, int(hit["distance"]), float(hit["similarity"]))
             best = copies.get(leak.other_id)

@@ -95,14 +95,14 @@ def _choose(index: Index, queries: _Queries, given: SearchSettings) -> SearchSet
     """Choose the open settings: first the fastest search that reaches the target, then the fewest candidates."""
     total, k = index.size, queries.nearest.shape[1]
     wide = given.candidates or min(_MAX_CANDIDATES, total)
-    efforts = [given]
+    candidates = [given]
     if given.nprobe is None and index.faiss_index.lists:
-        efforts = [replace(given, nprobe=count) for count in _doubling(1, index.faiss_index.lists)]
+        candidates = [replace(given, nprobe=count) for count in _doubling(1, index.faiss_index.lists)]
     elif given.ef_search is None and index.faiss_index.has_graph:
         lengths = _doubling(MIN_LIST_LENGTH, max(MIN_LIST_LENGTH, min(_MAX_LIST_LENGTH, total)))
-        efforts = [replace(given, ef_search=length) for length in lengths]
+        candidates = [replace(given, ef_search=length) for length in lengths]
     chosen = _first_reaching(
-        efforts, lambda effort: _recall(replace(index, settings=replace(effort, candidates=wide)), queries)
+        candidates, lambda effort: _recall(replace(index, settings=replace(effort, candidates=wide)), queries)
     )
     if given.candidates is not None:
         return chosen

@@ -36,17 +36,19 @@ class TextBags:
         return np.asarray((self.rows < 0).all(axis=1), dtype=np.bool_)
 
 
-def text_bags(tile_ids: np.ndarray, pairs: Pairs, store: Store, most: int, margin: float | None = None) -> TextBags:
+def text_bags(
+    tile_ids: np.ndarray, pairs: Pairs, store: Store, max_snippets: int, margin: float | None = None
+) -> TextBags:
     """Collect the text bags of tiles from their pairs.
 
     Args:
         tile_ids: Tile ids, in the order of the result.
         pairs: Pairs of the tiles, equally weighted unless they have weights.
         store: Text store.
-        most: Maximum number of snippets per bag.
+        max_snippets: Maximum number of snippets per bag.
         margin: Maximum difference between a snippet's cosine and the highest in the bag; others are dropped.
     """
-    table = pairs.table.filter(pa.array(np.asarray(pairs.table.column("rank")) < most))
+    table = pairs.table.filter(pa.array(np.asarray(pairs.table.column("rank")) < max_snippets))
     row_of = {tile: row for row, tile in enumerate(tile_ids.tolist())}
     rows = np.asarray([row_of.get(tile, -1) for tile in table.column("tile_id").to_pylist()], dtype=np.int64)
     scores = np.asarray(table.column("score"), dtype=np.float32)

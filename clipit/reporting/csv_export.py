@@ -96,9 +96,9 @@ def finish_study(folder: Path, name: str, record: Path | None) -> None:
     if record:
         export_study(folder, name, record)
     files = {"tables": f"{name}.md", "page": f"{name}.html", "rows": f"{name}.parquet"}
-    head = first_table((folder / f"{name}.md").read_text(encoding="utf-8"))
+    main_table = first_table((folder / f"{name}.md").read_text(encoding="utf-8"))
     listed = "\n".join(f"{kind}: {folder / file}" for kind, file in files.items())
-    logger.info(f"\n{head}\n\n{listed}")
+    logger.info(f"\n{main_table}\n\n{listed}")
 
 
 def first_table(text: str) -> str:

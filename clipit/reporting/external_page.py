@@ -14,8 +14,8 @@ _MEASURES = {"ece": "calibration error (ECE)", "nll": "negative log-likelihood",
 
 def add_own_scores(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return the results with the scores on the run's own test tiles as a further split, for tables."""
-    own = results["own"]
-    return {**results, "splits": results["splits"] | ({OWN: own} if own else {})}
+    run_results = results["own"]
+    return {**results, "splits": results["splits"] | ({OWN: run_results} if run_results else {})}
 
 
 def external_texts(results: Mapping[str, Any]) -> dict[str, str]:
@@ -29,11 +29,11 @@ def external_texts(results: Mapping[str, Any]) -> dict[str, str]:
 
 def external_sections(results: Mapping[str, Any]) -> list[PageSection]:
     """Compose the sections of the page that follow its scores."""
-    name, own = results["external"]["name"], results["own"]
+    name, run_results = results["external"]["name"], results["own"]
     parts: list[Part] = []
     of_set = results["splits"][name]
     for key, title in (("", "the classifier's head"), ("zero_shot", "zero-shot with the class prompts")):
-        scores, before = (of_set[key], (own or {}).get(key)) if key in of_set else (of_set, own)
+        scores, before = (of_set[key], (run_results or {}).get(key)) if key in of_set else (of_set, run_results)
         if before is None or (key and key not in of_set):
             continue
         rows = []

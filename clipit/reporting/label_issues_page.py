@@ -110,8 +110,8 @@ def label_issues_page(
 
 def _verified(scores: Sequence[Score]) -> list[Part]:
     rows = [[score.name, with_interval(score.value, score.interval.low, score.interval.high)] for score in scores]
-    about = (
+    introduction = (
         "For comparison: flagging tiles at random has a precision equal to the share of wrong labels, and a random "
         "order has an AUROC of 0.5."
     )
-    return [Text(about), Table(("score", "value [95 % interval]"), rows, source="label_issues.json, verified")]
+    return [Text(introduction), Table(("score", "value [95 % interval]"), rows, source="label_issues.json, verified")]

@@ -52,7 +52,7 @@ def pairing_page(
     pictures: Mapping[str, str | None],
     origins: Mapping[str, str] | None = None,
     key: str = "",
-    about: Sequence[str] = (),
+    introduction: Sequence[str] = (),
     summary: str = "",
 ) -> str:
     """Render the pairing browser as HTML.
@@ -69,7 +69,7 @@ def pairing_page(
         pictures: Base64 text of a JPEG by tile id, shown small and enlarged on a click; None or absent for no picture.
         origins: Section and report of each snippet by id, shown beside it.
         key: Fingerprint of the pairing, under which the browser keeps the ratings of its pairs.
-        about: Paragraphs on the origin of pairs, labels and predictions.
+        introduction: Paragraphs on the origin of pairs, labels and predictions.
         summary: Summary of the pairing, as preformatted lines.
     """
     data = _data(pairs, texts, shown, classes, labels, predictions, pictures)
@@ -89,7 +89,7 @@ def pairing_page(
             [
                 Text(f"{sampled}; their pictures take {size:.1f} MB. Scores are cosines."),
                 Text(RATING_HELP),
-                *(Text(paragraph) for paragraph in about),
+                *(Text(paragraph) for paragraph in introduction),
                 Include("pairs.html"),
             ],
         )

@@ -160,14 +160,14 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *
     counts = np.asarray(confusion, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.6 + 0.62 * min(len(classes), MAX_CLASSES)
-    named = range(0, len(classes), -(-len(classes) // MAX_CLASSES))
-    names = [classes[number] for number in named]
+    ticks = range(0, len(classes), -(-len(classes) // MAX_CLASSES))
+    names = [classes[number] for number in ticks]
     figure = new_figure(side + 0.8, side)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     slanted = max(map(len, classes)) > (4 if len(classes) > _MANY_CLASSES else 9)
-    axes.set_xticks(named, names, rotation=45 if slanted else 0, ha="right" if slanted else "center")
-    axes.set_yticks(named, names)
+    axes.set_xticks(ticks, names, rotation=45 if slanted else 0, ha="right" if slanted else "center")
+    axes.set_yticks(ticks, names)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     for (row, column), share in np.ndenumerate(shares) if len(classes) <= MAX_CLASSES else ():
         colour = "white" if share > 0.55 else "black"
@@ -188,8 +188,8 @@ def plot_training_curves(series: Series, *, title: str = "") -> "Figure":
     figure = new_figure(9.0, 0.8 + 2.6 * max(1, len(panels)))
     rows = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (label, lines) in zip(rows, panels.items(), strict=False):
-        named = {name.replace("_", " "): points for name, points in lines.items()}
-        _draw_lines(axes, named, label, logarithmic=label == "loss")
+        curves = {name.replace("_", " "): points for name, points in lines.items()}
+        _draw_lines(axes, curves, label, logarithmic=label == "loss")
     if panels:
         rows[-1].set_xlabel("step")
     else:

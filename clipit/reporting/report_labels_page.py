@@ -61,13 +61,13 @@ def report_labels_page(
         sections.append(PageSection("Labels by the rules", _counts(labels, classes)))
     sections += [PageSection(agreement.title, _agreement(agreement)) for agreement in agreements]
     if sample:
-        about = (
+        introduction = (
             "Reports drawn at random for each class given by the rules, with the matched phrases highlighted. In "
             "brackets: the class of the phrase and its status. Negated mentions count only where the rule set maps "
             "them to a class, and uncertain mentions never count."
         )
         sections.append(
-            PageSection("Sample to check", [Text(about), Passages([_passage(report) for report in sample])])
+            PageSection("Sample to check", [Text(introduction), Passages([_passage(report) for report in sample])])
         )
     if problems:
         sections.append(PageSection("Remarks", [Text("\n".join(problems), fixed=True)], folded=True))

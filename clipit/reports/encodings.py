@@ -81,24 +81,24 @@ def check_head(data: bytes, where: object, encoding: str) -> None:
     _check_utf16(data[:_HEAD_BYTES], where, encoding)
 
 
-def _check_lfs(head: bytes, where: object) -> None:
-    if head.startswith(_LFS_POINTER):
+def _check_lfs(first_bytes: bytes, where: object) -> None:
+    if first_bytes.startswith(_LFS_POINTER):
         raise DataError(
             "this file is a Git LFS pointer, not the data", where=where, fix="run git lfs pull in the repository"
         )
 
 
-def _check_utf16(head: bytes, where: object, encoding: str) -> None:
+def _check_utf16(first_bytes: bytes, where: object, encoding: str) -> None:
     """Reject UTF-16 text, which many encodings decode without an error, with a null character beside each letter."""
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    if codec(encoding).startswith(("utf-16", "utf-32")) or not head or 4 * (even + odd) < len(head):
+    even, odd = first_bytes[::2].count(0), first_bytes[1::2].count(0)
+    if codec(encoding).startswith(("utf-16", "utf-32")) or not first_bytes or 4 * (even + odd) < len(first_bytes):
         return
     likely = "utf-16-le" if odd > even else "utf-16-be"
     fix = f"set reports.encoding to that of the file, probably {likely} (--reports.encoding={likely})"
     raise DataError(
         f"many null characters: the file is not {encoding} text",
         where=where,
-        fix=_encoding_hint(head) if head.startswith(_UTF16_MARKS + _UTF32_MARKS) else fix,
+        fix=_encoding_hint(first_bytes) if first_bytes.startswith(_UTF16_MARKS + _UTF32_MARKS) else fix,
     )
 
 

@@ -103,9 +103,9 @@ _HEADINGS: dict[str, tuple[str, ...]] = {
 def _pattern(heading: str) -> str:
     """Return a regular expression that matches a heading with its accents, and without them as OCR reads it."""
     letters = []
-    for letter in heading:
-        plain = unicodedata.normalize("NFD", letter)[0]
-        letters.append(r"\s+" if letter == " " else re.escape(letter) if plain == letter else f"[{letter}{plain}]")
+    for char in heading:
+        plain = unicodedata.normalize("NFD", char)[0]
+        letters.append(r"\s+" if char == " " else re.escape(char) if plain == char else f"[{char}{plain}]")
     return "".join(letters)
 
 

@@ -95,7 +95,7 @@ def evaluate_external(
     predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, folder.name)
     results: dict[str, Any] = {}
     if get_processes().main:
-        named = replace(predictions, splits=np.full(len(scored), folder.name, dtype=object))
+        renamed = replace(predictions, splits=np.full(len(scored), folder.name, dtype=object))
         external = {
             "name": folder.name,
             "identity": identity,
@@ -106,9 +106,9 @@ def evaluate_external(
             "notes": notes,
             **checks,
         }
-        results = score_external(run, config, run_results, named, external, prompt_set, classifier)
+        results = score_external(run, config, run_results, renamed, external, prompt_set, classifier)
         with locked(folder), whole_folder(folder) as partial:
-            write_external(partial, run, results, named, scored)
+            write_external(partial, run, results, renamed, scored)
         if os.access(run / "classifier", os.W_OK):
             with locked(folder.with_name("card")):  # which another evaluation may be writing
                 write_card(run, read_run_config(run), run_results)

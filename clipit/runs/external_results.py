@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def score_external(
     run: Path,
     config: RunConfig,
-    own: Mapping[str, Any],
+    run_results: Mapping[str, Any],
     predictions: Predictions,
     external: dict[str, Any],
     prompts: PromptSet | None,
@@ -36,7 +36,7 @@ def score_external(
     Args:
         run: Folder of the run.
         config: Configuration of the run.
-        own: Content of the run's own results.json.
+        run_results: Content of the run's own results.json.
         predictions: Predictions of the new tiles, whose split is the name of the set.
         external: Description of the new set: name, identity, tiles, excluded classes and notes.
         prompts: New prompt set; None for that of the run.
@@ -46,7 +46,7 @@ def score_external(
     scores = evaluate_predictions(predictions, [name], resamples, config.seed, present_only=True)
     stored = next(iter(classifier.spec.prompts), None)
     provenance = {
-        "run": str(own["provenance"].get("run", "")),
+        "run": str(run_results["provenance"].get("run", "")),
         "arm": config.arm or "custom",
         "seed": config.seed,
         "folder": str(run),
@@ -58,8 +58,8 @@ def score_external(
         "commit": git_commit(),
     }
     return scores | {
-        "note": own.get("note", ""),
-        "own": own["splits"].get("test"),
+        "note": run_results.get("note", ""),
+        "own": run_results["splits"].get("test"),
         "calibration": _calibrate(run, config, predictions),
         "external": external,
         "provenance": provenance | {"versions": versions()},

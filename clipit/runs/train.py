@@ -139,8 +139,8 @@ def _train_and_evaluate(
         )
         memory = plan_memory(config, student, preprocess.normalise, preprocess.size, cached)
         terms, term_facts = prepare_terms(config, workspace, tiles, image_only)
-        outcome, trackers = _train(config, workspace, tiles, plan, student, backbone, terms, folder, memory)
-        steps = outcome.steps
+        result, trackers = _train(config, workspace, tiles, plan, student, backbone, terms, folder, memory)
+        steps = result.steps
         # All processes compute the exported parts together; the main process writes them.
         facts = _facts(config, workspace, tiles, backbone)
         sections = facts.get("sections", {}) | term_facts.pop("sections", {})
@@ -150,7 +150,7 @@ def _train_and_evaluate(
             write_training_tiles(folder, tiles, workspace.tiles_as_read.fingerprint)
             write_record(
                 folder / "training.json",
-                asdict(outcome) | memory.facts() | facts | {RUN_FINGERPRINT: fingerprint.value},
+                asdict(result) | memory.facts() | facts | {RUN_FINGERPRINT: fingerprint.value},
             )
             _export(student, backbone, tiles, text, folder, config)
     else:
@@ -246,8 +246,8 @@ def _train(
     config = config.model_copy(update={"training": training})
     # Only here: the exported classifier predicts in full float32, so that its scores are the same on all devices.
     with tf32_products(accelerator.device), checkpointed_backbone(student.backbone, memory.checkpointing):
-        outcome = train_student(config, student, normalise, data, scored, folder, accelerator)
-    return outcome, accelerator.trackers
+        result = train_student(config, student, normalise, data, scored, folder, accelerator)
+    return result, accelerator.trackers
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ def draw_order(ids: Shaped[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], 
     """
     patient_of = patients(groups, ids)
     patient_of = np.where(patient_of == "", ids, patient_of)
-    turn = np.zeros(len(ids), dtype=np.int64)
+    rank_in_patient = np.zeros(len(ids), dtype=np.int64)
     patient_rank = np.zeros(len(ids), dtype=np.int64)
     names = np.unique(patient_of)
     for position, row in enumerate(shuffled(names, seed, "order of patients with masks").tolist()):
         inside = np.flatnonzero(patient_of == names[row])
-        turn[inside[shuffled(ids[inside], seed, "order of masks")]] = np.arange(len(inside))
+        rank_in_patient[inside[shuffled(ids[inside], seed, "order of masks")]] = np.arange(len(inside))
         patient_rank[inside] = position
-    return np.lexsort((patient_rank, turn)).astype(np.int64)
+    return np.lexsort((patient_rank, rank_in_patient)).astype(np.int64)
 
 
 def nested_counts(wanted: Sequence[int | None], available: int) -> list[int]:

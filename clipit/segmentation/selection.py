@@ -24,8 +24,8 @@ def select_methods(inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
         ModelError: The model of a configured method does not support it.
     """
     options = inputs.options
-    named: list[str] = [*options.methods] or [name for name, method in METHODS.items() if not method.trained]
-    methods, notes = _with_inputs({name: METHODS[name] for name in named}, inputs)
+    chosen: list[str] = [*options.methods] or [name for name, method in METHODS.items() if not method.trained]
+    methods, notes = _with_inputs({name: METHODS[name] for name in chosen}, inputs)
     classes: dict[str, Sequence[str]] = {}
     failed: dict[str, ConfigError | ModelError] = {}
     for name, method in methods.items():
@@ -35,9 +35,9 @@ def select_methods(inputs: MethodInputs) -> tuple[dict[str, Method], list[str]]:
             except (ConfigError, ModelError) as error:
                 failed[name] = error
     _check_class_map(options.class_map, classes)
-    for name, own in classes.items():
+    for name, class_names in classes.items():
         try:
-            map_classes(own, inputs.masks.classes.names, options.class_map, name)
+            map_classes(class_names, inputs.masks.classes.names, options.class_map, name)
         except ConfigError as error:
             failed[name] = error
     if failed and (options.methods or len(failed) == len(methods)):
@@ -64,11 +64,11 @@ def _with_inputs(methods: Mapping[str, Method], inputs: MethodInputs) -> tuple[d
 
 
 def _check_class_map(mapping: Mapping[str, str], classes: Mapping[str, Sequence[str]]) -> None:
-    unknown = sorted(set(mapping) - {name for own in classes.values() for name in own})
+    unknown = sorted(set(mapping) - {name for class_names in classes.values() for name in class_names})
     if unknown and classes:
         raise ConfigError(
             f"segmentation.class_map names classes that no model has: {', '.join(unknown)}; "
-            + "; ".join(f"{name} has {', '.join(own)}" for name, own in classes.items()),
+            + "; ".join(f"{name} has {', '.join(class_names)}" for name, class_names in classes.items()),
             where="segmentation.class_map",
             fix="correct the names, or add the method whose model has them",
         )

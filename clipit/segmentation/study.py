@@ -298,4 +298,4 @@ def _plot_examples(
 
 
 def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in name)
+    return "".join(char if char.isalnum() else "_" for char in name)

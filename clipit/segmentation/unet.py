@@ -299,9 +299,9 @@ def _batch(
             pixels, labels = read(int(generator.integers(count)))
             top = int(generator.integers(pixels.shape[0] - edge + 1))
             left = int(generator.integers(pixels.shape[1] - edge + 1))
-            turns, flipped = int(generator.integers(4)), bool(generator.integers(2))
+            quarter_turns, flipped = int(generator.integers(4)), bool(generator.integers(2))
             crops = [each[top : top + edge, left : left + edge] for each in (pixels, labels)]
-            turned = [np.rot90(each, turns) for each in crops]
+            turned = [np.rot90(each, quarter_turns) for each in crops]
             image, code = [each[:, ::-1] if flipped else each for each in turned]
             images.append(image)
             codes.append(code)

@@ -108,8 +108,8 @@ def map_classes(
     Raises:
         ConfigError: A class of the masks has no class of the model.
     """
-    own = {name: target for name, target in mapping.items() if name in model} or {name: name for name in model}
-    reached = {*own.values()}
+    own_classes = {name: target for name, target in mapping.items() if name in model} or {name: name for name in model}
+    reached = {*own_classes.values()}
     without = [name for name in masks if name not in reached]
     if without:
         raise ConfigError(
@@ -120,7 +120,7 @@ def map_classes(
         )
     matrix = np.zeros((len(model), len(masks)), dtype=np.float32)
     for row, name in enumerate(model):
-        target = own.get(name)
+        target = own_classes.get(name)
         if target is not None and target in masks:
             matrix[row, list(masks).index(target)] = 1
     return matrix

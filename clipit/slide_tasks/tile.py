@@ -75,9 +75,9 @@ def prepare_listed(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
         DataError: No slide can be used.
     """
     results = prepare_slides(listed.slides, config, SLIDES_OPTIONS)
-    own = {result.name: result for result in results if isinstance(result, FailedSlide)}
+    own_failures = {result.name: result for result in results if isinstance(result, FailedSlide)}
     # A slide that one process could not read, for example from a network drive, is dropped by all.
-    lost = {name: slide for part in reversed(get_processes().gather(own)) for name, slide in part.items()}
+    lost = {name: slide for part in reversed(get_processes().gather(own_failures)) for name, slide in part.items()}
     results = [lost.get(result.name, result) for result in results]
     failed = tuple(result for result in results if isinstance(result, FailedSlide))
     prepared = tuple(result for result in results if isinstance(result, PreparedSlide))

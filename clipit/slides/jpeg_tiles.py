@@ -30,9 +30,9 @@ _level_ids = itertools.count()
 class TileCache:
     """The most recently used decoded tiles of all slides of a process, up to a number of bytes."""
 
-    def __init__(self, most: int = CACHE_BYTES) -> None:
+    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         """Keep at most this number of bytes."""
-        self._most = most
+        self._most = max_bytes
         self.clear()
 
     def clear(self) -> None:

@@ -19,10 +19,10 @@ def share_cache(openslide: Any, slide: Any) -> None:
         openslide: The module.
         slide: Open slide.
     """
-    own = os.getpid()
+    process_id = os.getpid()
     try:
-        if own not in _caches:
-            _caches[own] = openslide.OpenSlideCache(CACHE_BYTES)
-        slide.set_cache(_caches[own])
+        if process_id not in _caches:
+            _caches[process_id] = openslide.OpenSlideCache(CACHE_BYTES)
+        slide.set_cache(_caches[process_id])
     except openslide.OpenSlideVersionError:
         return

@@ -341,10 +341,10 @@ def _open(artifact: Artifact, slide: SlidePath, stamp: str, config: SlidesConfig
     return PreparedSlide(slide.name, slide.path, stamp, artifact, tiles, extent, config.pixels, facts)
 
 
-def _draw_tiles(grid: SlideGrid, most: int) -> SlideGrid:
+def _draw_tiles(grid: SlideGrid, max_tiles: int) -> SlideGrid:
     """Draw tiles at random, reproducibly, and keep their order."""
-    if len(grid) <= most:
+    if len(grid) <= max_tiles:
         return grid
     generator = np.random.default_rng(int(fingerprint(["tiles_per_slide", grid.slide]), 16))
-    rows = np.sort(generator.permutation(len(grid))[:most])
+    rows = np.sort(generator.permutation(len(grid))[:max_tiles])
     return replace(grid, x=grid.x[rows], y=grid.y[rows], tissue=grid.tissue[rows])

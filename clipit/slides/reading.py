@@ -83,9 +83,9 @@ def read_overview(slide: SlideFile, downsample: float) -> Image.Image:
 class SlidePool:
     """The most recently used slides of this process, kept open; pickled copies open their own."""
 
-    def __init__(self, most: int = _MOST_OPEN) -> None:
+    def __init__(self, max_open: int = _MOST_OPEN) -> None:
         """Keep at most this number of slides open."""
-        self._most = most
+        self._most = max_open
         self._forget()
 
     def _forget(self) -> None:

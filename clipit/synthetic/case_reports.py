@@ -97,18 +97,18 @@ def write_own_reports(
     counts: dict[str, dict[str, int]] = {}
     reports: list[OwnReport] = []
     for split, cases in splits.items():
-        own = list(_draw_reports(config, cases))
+        own_reports = list(_draw_reports(config, cases))
         truth = {case.name: case.status for case in cases}
-        stating = [report for report in own if report.status]
+        stating = [report for report in own_reports if report.status]
         counts[split] = {
             "cases": len(cases),
             "with_tumour": sum(case.tumour for case in cases),
-            "with_report": len({report.group for report in own}),
-            "reports": len(own),
+            "with_report": len({report.group for report in own_reports}),
+            "reports": len(own_reports),
             "stating": len(stating),
             "wrong": sum(report.status != truth[report.group] for report in stating),
         }
-        reports += own
+        reports += own_reports
     write_reports(path, reports)
     return counts
 

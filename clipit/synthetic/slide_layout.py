@@ -126,10 +126,10 @@ def _draw_ellipses(rng: np.random.Generator, size: int, pieces: int) -> Float[np
 def _draw_seeds(rng: np.random.Generator, ellipse: Float[np.ndarray, "4"], piece: int) -> Float[np.ndarray, "s 3"]:
     """Draw the seeds (x, y, piece) of the regions of a piece: one near the centre, the others around it."""
     count = int(rng.integers(5, 8))
-    turn = rng.uniform(0, 2 * np.pi) + np.arange(count - 1) * 2 * np.pi / (count - 1) + rng.normal(0, 0.2, count - 1)
+    angle = rng.uniform(0, 2 * np.pi) + np.arange(count - 1) * 2 * np.pi / (count - 1) + rng.normal(0, 0.2, count - 1)
     out = np.concatenate([[rng.uniform(0, 0.15)], rng.uniform(0.55, 0.9, count - 1)])
-    turn = np.concatenate([[rng.uniform(0, 2 * np.pi)], turn])
-    x, y = ellipse[0] + ellipse[2] * out * np.cos(turn), ellipse[1] + ellipse[3] * out * np.sin(turn)
+    angle = np.concatenate([[rng.uniform(0, 2 * np.pi)], angle])
+    x, y = ellipse[0] + ellipse[2] * out * np.cos(angle), ellipse[1] + ellipse[3] * out * np.sin(angle)
     return np.stack([x, y, np.full(count, piece)], axis=1)
 
 
@@ -192,20 +192,20 @@ def draw_artefacts(rng: np.random.Generator, layout: SlideLayout) -> Artefacts:
     size = len(layout.labels)
     mask = np.zeros((size, size), dtype=np.uint8)
     ellipse = layout.ellipses[rng.integers(len(layout.ellipses))]
-    turn = rng.uniform(0, 2 * np.pi)
-    band = _stroke(size, _arc(rng, ellipse, turn, turn + rng.uniform(2.4, 3.4), (0.75, 0.75)), max(6, size // 70))
+    angle = rng.uniform(0, 2 * np.pi)
+    band = _stroke(size, _arc(rng, ellipse, angle, angle + rng.uniform(2.4, 3.4), (0.75, 0.75)), max(6, size // 70))
     mask[band & (layout.pieces > 0)] = FOLD
-    middle = _on_ellipse(ellipse, turn + rng.uniform(3.9, 4.8), 0.55)
+    middle = _on_ellipse(ellipse, angle + rng.uniform(3.9, 4.8), 0.55)
     mask[_patch(rng, size, middle, size * rng.uniform(0.07, 0.1))] = BLUR
     ellipse = layout.ellipses[rng.integers(len(layout.ellipses))]
-    turn = rng.uniform(0, 2 * np.pi)
-    mask[_stroke(size, _arc(rng, ellipse, turn, turn + rng.uniform(0.9, 1.4), (0.75, 1.3)), max(8, size // 45))] = PEN
+    angle = rng.uniform(0, 2 * np.pi)
+    mask[_stroke(size, _arc(rng, ellipse, angle, angle + rng.uniform(0.9, 1.4), (0.75, 1.3)), max(8, size // 45))] = PEN
     back = -1 if rng.random() < 0.5 else 1
     return Artefacts(mask, (back * int(size * rng.uniform(0.02, 0.05)), int(size * rng.uniform(0.02, 0.05))))
 
 
-def _on_ellipse(ellipse: Float[np.ndarray, "4"], turn: float, out: float) -> tuple[float, float]:
-    return float(ellipse[0] + ellipse[2] * out * np.cos(turn)), float(ellipse[1] + ellipse[3] * out * np.sin(turn))
+def _on_ellipse(ellipse: Float[np.ndarray, "4"], angle: float, out: float) -> tuple[float, float]:
+    return float(ellipse[0] + ellipse[2] * out * np.cos(angle)), float(ellipse[1] + ellipse[3] * out * np.sin(angle))
 
 
 def _arc(

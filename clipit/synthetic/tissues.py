@@ -60,14 +60,14 @@ def nuclei(
     size = np.broadcast_to(np.asarray(radius, dtype=np.float32), counts.shape)[tile]
     scale = np.broadcast_to(np.asarray(spread, dtype=np.float32), counts.shape)[tile]
     size = np.clip(size * np.exp(scale * rng.standard_normal(count, dtype=np.float32)), 0.8, 7.0)
-    turn = rng.uniform(0, np.pi, count) if angle is None else np.asarray(angle)[tile] + rng.normal(0, 0.25, count)
+    rotation = rng.uniform(0, np.pi, count) if angle is None else np.asarray(angle)[tile] + rng.normal(0, 0.25, count)
     spots = make_spots(
         tile,
         rng.uniform(-2, SIZE + 2, count),
         rng.uniform(-2, SIZE + 2, count),
         size,
         rng.uniform(*stretch, count),
-        turn,
+        rotation,
         rng.uniform(*depth, count),
     )
     splat(layer.haematoxylin, spots)
@@ -148,11 +148,11 @@ def _glands(
     """Draw up to k glands on each tile: epithelium with a lumen, a ring of nuclei, and vacuoles of goblet cells."""
     count, slots = present.shape
     for slot in range(slots):
-        turn, squeeze = rng.uniform(np.zeros(count), np.pi), rng.uniform(np.ones(count), 1.0 + 2 * ragged)
+        rotation, squeeze = rng.uniform(np.zeros(count), np.pi), rng.uniform(np.ones(count), 1.0 + 2 * ragged)
         rows = ROWS - per_tile(centres[:, slot, 0])
         columns = COLUMNS - per_tile(centres[:, slot, 1])
-        along = (columns * per_tile(np.cos(turn)) + rows * per_tile(np.sin(turn))) / per_tile(squeeze)
-        across = (rows * per_tile(np.cos(turn)) - columns * per_tile(np.sin(turn))) * per_tile(squeeze)
+        along = (columns * per_tile(np.cos(rotation)) + rows * per_tile(np.sin(rotation))) / per_tile(squeeze)
+        across = (rows * per_tile(np.cos(rotation)) - columns * per_tile(np.sin(rotation))) * per_tile(squeeze)
         distance = np.sqrt(along**2 + across**2) + 8 * ragged * noise(rng, count, 5)
         edge = per_tile(radius[:, slot])
         shown = per_tile(present[:, slot])
@@ -164,7 +164,7 @@ def _glands(
         around = rng.uniform(0, 2 * np.pi, total)
         out = radius[tile, slot] * rng.normal(0.84, 0.04 + 0.25 * ragged, total)
         u, v = out * np.cos(around) * squeeze[tile], out * np.sin(around) / squeeze[tile]
-        cos, sin = np.cos(turn[tile]), np.sin(turn[tile])
+        cos, sin = np.cos(rotation[tile]), np.sin(rotation[tile])
         x = centres[tile, slot, 1] + u * cos - v * sin
         y = centres[tile, slot, 0] + u * sin + v * cos
         pointing = np.arctan2(y - centres[tile, slot, 0], x - centres[tile, slot, 1])

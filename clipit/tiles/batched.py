@@ -41,9 +41,9 @@ def map_batches(
     shown = title is not None and processes.main
     clock = ReadingClock()
     with torch.inference_mode(), progress(title or "", len(batches), shown=shown) as advance:
-        own = processes.share(range(len(batches)))
-        loaded = source.on_device((batches[number] for number in own), processes.device, clock)
-        for number, (_, pixels) in zip(own, loaded, strict=True):
+        own_batches = processes.share(range(len(batches)))
+        loaded = source.on_device((batches[number] for number in own_batches), processes.device, clock)
+        for number, (_, pixels) in zip(own_batches, loaded, strict=True):
             results[number] = compute(pixels)
             advance(processes.count)
     if title is not None and processes.main:

@@ -79,10 +79,10 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
             where=root,
             fix="map their folder to a split in tiles.splits, or move them",
         )
-    left = counted(
+    dropped = counted(
         len(others), "file does not belong to the data set and was", "files do not belong to the data set and were"
     )
-    note = f"{left} dropped: {shortlist(others)}"
+    note = f"{dropped} dropped: {shortlist(others)}"
     return SourceTiles(
         ids=ids,
         labels=labels,

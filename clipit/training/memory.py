@@ -170,13 +170,13 @@ def _fake_copy(student: Student) -> tuple[Student, AbstractContextManager[Any]]:
 def _activations(
     student: Student, normalise: Normalise, pixels: int, precision: str, mode: AbstractContextManager[Any] | None
 ) -> Activations:
-    few, more = (
+    smaller, larger = (
         np.array(_live_bytes(student, normalise, pixels, tiles, precision, mode), dtype=np.float64) for tiles in _TILES
     )
-    if len(few) != len(more):  # operations that depend on the batch: the peaks alone
-        few, more = few.max(keepdims=True), more.max(keepdims=True)
-    per_tile = np.maximum((more - few) / (_TILES[1] - _TILES[0]), 0)
-    return Activations(np.maximum(few - _TILES[0] * per_tile, 0), per_tile)
+    if len(smaller) != len(larger):  # operations that depend on the batch: the peaks alone
+        smaller, larger = smaller.max(keepdims=True), larger.max(keepdims=True)
+    per_tile = np.maximum((larger - smaller) / (_TILES[1] - _TILES[0]), 0)
+    return Activations(np.maximum(smaller - _TILES[0] * per_tile, 0), per_tile)
 
 
 def _live_bytes(

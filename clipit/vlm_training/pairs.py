@@ -126,15 +126,15 @@ def exchange_images(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np
         )
     rng = np.random.default_rng([seed, 0x5F])
     order = np.lexsort((rng.permutation(n), rng.permutation(len(counts))[codes]))
-    most = int(counts.max())
+    largest = int(counts.max())
     partners = np.empty(n, dtype=np.int64)
-    if 2 * most <= n:
-        partners[order] = np.roll(order, -most)  # images of a patient are adjacent in this order
+    if 2 * largest <= n:
+        partners[order] = np.roll(order, -largest)  # images of a patient are adjacent in this order
         return partners
     for code in range(len(counts)):
         others = order[codes[order] != code]
-        own = order[codes[order] == code]
-        partners[own] = others[np.arange(len(own)) % len(others)]
+        of_patient = order[codes[order] == code]
+        partners[of_patient] = others[np.arange(len(of_patient)) % len(others)]
     return partners
 
 

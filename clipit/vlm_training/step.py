@@ -160,8 +160,11 @@ class ContrastStep:
 
     def _shares(self, count: int) -> list[Int64[np.ndarray, "_"]]:
         """Return the indices of this process's micro-batches among `count` items."""
-        own = np.arange(self.processes.rank, count, self.processes.count)
-        return [own[start : start + self.section.micro_batch] for start in range(0, len(own), self.section.micro_batch)]
+        positions = np.arange(self.processes.rank, count, self.processes.count)
+        return [
+            positions[start : start + self.section.micro_batch]
+            for start in range(0, len(positions), self.section.micro_batch)
+        ]
 
     def _kept_micro_batches(self, batch: ContrastBatch) -> set[int]:
         """Return the numbers of the last two micro-batches of images and of texts, whose graphs are kept."""
@@ -243,14 +246,14 @@ class ContrastStep:
         if not count:
             return torch.zeros(0, 1, device=processes.device)
         dim = max(processes.gather(vectors[0].shape[1] if vectors else 0))
-        most = -(-count // processes.count)
+        per_process = -(-count // processes.count)
         dtype = vectors[0].dtype if vectors else torch.float32
-        own = torch.zeros(most, dim, dtype=dtype, device=processes.device)
+        padded = torch.zeros(per_process, dim, dtype=dtype, device=processes.device)
         if vectors:
             joined = torch.cat(vectors)
-            own[: len(joined)] = joined
-        received = [torch.empty_like(own) for _ in range(processes.count)]
-        dist.all_gather(received, own)
+            padded[: len(joined)] = joined
+        received = [torch.empty_like(padded) for _ in range(processes.count)]
+        dist.all_gather(received, padded)
         return torch.stack(received, dim=1).flatten(0, 1)[:count].contiguous()
 
     # Loss and gradients

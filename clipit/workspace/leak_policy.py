@@ -62,7 +62,7 @@ def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
     return replace(kept, notes=(*kept.notes, note))
 
 
-def enforce_on_shifted(tests: TileSet, own: TileSet, seen: TileSet, name: str, config: RunConfig) -> TileSet:
+def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: str, config: RunConfig) -> TileSet:
     """Return a shifted test set without images and patients of training or validation. Call it in all processes.
 
     With the policy `exclude`, tiles are dropped from the shifted set, not from training: the training tiles must not
@@ -70,8 +70,8 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, seen: TileSet, name: str, c
 
     Args:
         tests: Tiles of the shifted set.
-        own: All tiles of the configuration, before leaks are dropped.
-        seen: Tiles of `own` that are used for training or validation.
+        run_tiles: All tiles of the configuration, before leaks are dropped.
+        seen: Tiles of `run_tiles` that are used for training or validation.
         name: Name of the shifted set.
         config: Run configuration with the section `leaks`.
 
@@ -83,11 +83,11 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, seen: TileSet, name: str, c
     if policy == "off" or not len(tests):
         return tests
     _check_patients(tests, seen, policy, where)
-    training_hashes, test_hashes = (hash_images(tiles, config, config.leaks.pixels) for tiles in (own, tests))
+    training_hashes, test_hashes = (hash_images(tiles, config, config.leaks.pixels) for tiles in (run_tiles, tests))
     if training_hashes is None or test_hashes is None:
         return tests
-    rows = np.flatnonzero(own.among(seen.ids.tolist()))
-    copies = find_copies(tests, test_hashes, own.select(rows), select_hashes(training_hashes, rows), config.leaks)
+    rows = np.flatnonzero(run_tiles.among(seen.ids.tolist()))
+    copies = find_copies(tests, test_hashes, run_tiles.select(rows), select_hashes(training_hashes, rows), config.leaks)
     if not copies:
         return tests
     ids = sorted(copies)

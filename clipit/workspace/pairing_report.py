@@ -55,7 +55,7 @@ def write_pairs_page(
     with progress("encoding thumbnails", len(shown)) as advance:
         encoded = page_pictures(tiles, [rows[tile_id] for tile_id in shown], advance=advance)
         pictures = dict(zip(shown, encoded, strict=True))
-    about = [
+    introduction = [
         f"Pairs: {pairs.artifact.folder.name}/pairs.parquet (VLM {workspace.vlm.name}). "
         "Only training tiles are paired. All labels of the data set are shown, including those hidden from runs.",
         f"Images are at most {LARGE} pixels wide if they take at most {LARGE_BYTES / 1e6:.0f} MB of the page, "
@@ -64,16 +64,16 @@ def write_pairs_page(
     predictions: TilePredictions | None = None
     if given is not None:
         predictions, origin = given
-        about.append(origin)
+        introduction.append(origin)
     elif run is not None:
         predictions = _predictions(run, workspace.all_tiles)
         count = sum(tile_id in predictions for tile_id in shown)
-        about.append(
+        introduction.append(
             f"Predictions: predictions.parquet of {run.parent.name}/{run.name}, which contains {count} of these tiles."
         )
         if not count:
             predictions = None
-            about.append(
+            introduction.append(
                 "To see predictions of training tiles, evaluate the run with evaluation.splits that include train, "
                 "then write this page again."
             )
@@ -89,7 +89,7 @@ def write_pairs_page(
         pictures=pictures,
         origins=_origins(workspace),
         key=pairs.artifact.folder.name,
-        about=about,
+        introduction=introduction,
         summary=workspace.pairing_summary(),
     )
     path = (run or config.output / "pairings" / config.name) / "pairs.html"

@@ -110,7 +110,7 @@ def test_bags_do_not_depend_on_the_block(tmp_path: Path, tiles: Store, block: in
 
 
 def test_text_bags_hold_the_pairs_and_their_weights(index: Index, tiles: Store, pairs: Pairs) -> None:
-    bag = text_bags(tiles.ids, pairs, index.store, most=3)
+    bag = text_bags(tiles.ids, pairs, index.store, max_snippets=3)
     rows = [row for row in pairs.table.to_pylist() if row["rank"] < 3]
     for i, tile in enumerate(IDS):
         own = [row for row in rows if row["tile_id"] == tile]
@@ -123,7 +123,7 @@ def test_text_bags_hold_the_pairs_and_their_weights(index: Index, tiles: Store, 
 
 
 def test_text_bags_are_pruned_by_the_margin(index: Index, tiles: Store, pairs: Pairs) -> None:
-    bag = text_bags(tiles.ids, pairs, index.store, most=4, margin=0.05)
+    bag = text_bags(tiles.ids, pairs, index.store, max_snippets=4, margin=0.05)
     best: dict[str, float] = {}
     near = 0
     for row in pairs.table.to_pylist():

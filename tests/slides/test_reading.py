@@ -211,7 +211,7 @@ def test_a_reader_of_tiles_survives_pickling_and_closes_what_is_old(tmp_path: Pa
     copy = pickle.loads(pickle.dumps(reader))
     assert all(np.array_equal(np.asarray(copy.read(row)), picture()[100:164, 120:184]) for row in range(3))
     assert copy.where(1) == f"{paths[1]}: b@120,100,64"
-    pool = SlidePool(most=1)
+    pool = SlidePool(max_open=1)
     first = pool.get(paths[0])
     assert pool.get(paths[0]) is first
     pool.get(paths[1])

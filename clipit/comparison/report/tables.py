@@ -177,7 +177,7 @@ _LATEX = {
 
 def _escape_latex(text: str) -> str:
     arrows = str(text).replace("->", "\u2192")
-    return "".join(_LATEX.get(letter, letter) for letter in arrows)
+    return "".join(_LATEX.get(char, char) for char in arrows)
 
 
 def _percent(bounds: Interval | None) -> tuple[float, float] | None:

@@ -178,8 +178,8 @@ def _measure(
     pairs = {} if held_out is None else measure_pairs(workspace, held_out, probing.at)
     zero_shot = {}
     for name, other in further.items():
-        own = workspace.for_config(other.config.model_copy(update={"vlm": config.vlm}))
-        result = measure_zero_shot(own, joint_features(own), other.tests)
+        vlm_workspace = workspace.for_config(other.config.model_copy(update={"vlm": config.vlm}))
+        result = measure_zero_shot(vlm_workspace, joint_features(vlm_workspace), other.tests)
         if result is not None:
             zero_shot[name] = result
     return _Model(vlm_facts(workspace), tiles, pairs, zero_shot)

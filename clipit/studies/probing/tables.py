@@ -41,7 +41,7 @@ def probing_chapters(
         provenance: Contents of probing.json.
         plot: File name of the label-efficiency plot.
     """
-    curves, few = frame[frame.share.notna()], frame[frame.task == "few_shot"]
+    curves, few_shot = frame[frame.share.notna()], frame[frame.task == "few_shot"]
     scored = frame[frame.metric.isin(list(LABELS)) & (frame.task != "few_shot") & frame.share.isna()]
     chapters = [
         Chapter(
@@ -70,7 +70,7 @@ def probing_chapters(
                     "the same in all episodes."
                 ),
                 Text(_SAW_LABELS),
-                *_few_shot_tables(few),
+                *_few_shot_tables(few_shot),
             ],
         ),
     ]
@@ -130,14 +130,14 @@ def _probe_tables(scored: pd.DataFrame) -> list[Table]:
     return tables
 
 
-def _few_shot_tables(few: pd.DataFrame) -> list[Table]:
+def _few_shot_tables(few_shot: pd.DataFrame) -> list[Table]:
     source = f"{FILE}: columns value, low, high, spread, features_saw_labels, task = few_shot"
     tables = []
     for caption, format_cell in (
         ("Mean over episodes, in brackets its 95 % t-interval", _format_interval),
         ("Middle 95 % of single episodes: what one draw of labels may give", _format_spread),
     ):
-        shots, lines = pivot_cells(few, ["subject", "features_saw_labels"], "k", format_cell)
+        shots, lines = pivot_cells(few_shot, ["subject", "features_saw_labels"], "k", format_cell)
         header = ["features", "saw labels", *(f"{k} per class" for k in shots)]
         tables.append(Table(header, lines, caption=caption, source=source, left=2))
     return tables

@@ -58,8 +58,8 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
     @property
     def uses_vlm(self) -> bool:
         """True for sources that embed tiles, prompts or reports with the VLM."""
-        own = self.options.own_report
-        from_report = own.tiles != "all" or (own.labels == "text" and own.features == "vlm")
+        own_report = self.options.own_report
+        from_report = own_report.tiles != "all" or (own_report.labels == "text" and own_report.features == "vlm")
         return self.options.source in ("zero_shot", "vlm_probe") or (
             self.options.source == "own_report" and from_report
         )
@@ -106,26 +106,27 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
 
     def _own_report_problems(self) -> list[str]:
         """Check that labels from own reports have their inputs."""
-        own, key = self.options.own_report, "soft_labels.own_report"
+        own_report, key = self.options.own_report, "soft_labels.own_report"
         reports, no_labels = self.config.reports, self.config.tiles.labels.kind == "none"
         label_column = None if reports is None else reports.label_column
         checks = [
             (reports is None, "soft_labels.source=own_report needs reports: set reports.path"),
-            (own.labels == "label" and label_column is None, f"{key}.labels=label needs reports.label_column"),
+            (own_report.labels == "label" and label_column is None, f"{key}.labels=label needs reports.label_column"),
             (
-                own.labels == "rules" and own.rules is None,
+                own_report.labels == "rules" and own_report.rules is None,
                 f"{key}.labels=rules needs rules: set {key}.rules to a file or a name",
             ),
             (
-                own.labels in ("text", "case") and no_labels,
-                f"{key}.labels={own.labels} needs labels of tiles: set tiles.labels, or {key}.labels=label or rules",
+                own_report.labels in ("text", "case") and no_labels,
+                f"{key}.labels={own_report.labels} needs labels of tiles: set tiles.labels, or {key}.labels=label or "
+                "rules",
             ),
             (
-                own.tiles == "tissue" and (own.tissue_prompts is None or not own.tissue_classes),
+                own_report.tiles == "tissue" and (own_report.tissue_prompts is None or not own_report.tissue_classes),
                 f"{key}.tiles=tissue needs {key}.tissue_prompts and {key}.tissue_classes",
             ),
             (
-                own.tiles == "at_least_one" and own.background is None,
+                own_report.tiles == "at_least_one" and own_report.background is None,
                 f"{key}.tiles=at_least_one needs the class of the other tiles: set {key}.background",
             ),
             (
@@ -138,9 +139,11 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
 
     def describe(self) -> str:
         """Describe the term with its source and weight."""
-        own = self.options.own_report
-        source = _OWN_REPORT[own.labels] if self.options.source == "own_report" else _SOURCES[self.options.source]
-        control = ", exchanged between patients" if self.options.source == "own_report" and own.shuffled else ""
+        own_report = self.options.own_report
+        source = (
+            _OWN_REPORT[own_report.labels] if self.options.source == "own_report" else _SOURCES[self.options.source]
+        )
+        control = ", exchanged between patients" if self.options.source == "own_report" and own_report.shuffled else ""
         return f"{source}{control} (soft labels, weight {self.weight:g})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
@@ -159,11 +162,11 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
         """Compute the class probabilities of the training tiles from the source, and correct them."""
         if self.options.source == "own_report":
-            own = own_report_labels(self.config, inputs.workspace, inputs.tiles)
-            labelled = own.weights > 0
-            soft = make_soft_labels(own.probabilities, self.options, own.probabilities[labelled])
-            self._soft = SoftLabels(soft.probabilities, soft.weights * own.weights)
-            return {"own_reports": own.facts, "sections": {"Own reports": own.text}}
+            own_labels = own_report_labels(self.config, inputs.workspace, inputs.tiles)
+            labelled = own_labels.weights > 0
+            soft = make_soft_labels(own_labels.probabilities, self.options, own_labels.probabilities[labelled])
+            self._soft = SoftLabels(soft.probabilities, soft.weights * own_labels.weights)
+            return {"own_reports": own_labels.facts, "sections": {"Own reports": own_labels.text}}
         if self.replaces_labels:
             train = inputs.tiles.of_split("train")
             posteriors, labelled = _posteriors(train), train.labels >= 0

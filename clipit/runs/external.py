@@ -16,7 +16,7 @@ from clipit.config.effects import select_keys
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, DataError, ModelError, as_note, counted
+from clipit.errors import ArtifactError, DataError, ModelError, as_note
 from clipit.patients import patients
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.runs.card import write_card

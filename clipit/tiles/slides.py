@@ -168,8 +168,8 @@ def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> l
     coarse = [f"{slide.name}: {slide.facts['mpp']:g}" for slide in slides if slide.facts["mpp"] > _COARSE * config.mpp]
     if coarse:
         notes.append(
-            f"{len(coarse)} of {len(slides)} slides are coarser than {config.mpp:g} micrometres per pixel, so their "
-            f"tiles are enlarged: {shortlist(coarse, 3)}"
+            f"{counted_of(len(coarse), len(slides), 'slide is', 'slides are')} coarser than {config.mpp:g} micrometres "
+            f"per pixel, so tiles are enlarged: {shortlist(coarse, 3)}"
         )
     return notes
 

@@ -6,7 +6,6 @@ from statistics import mean
 
 import pandas as pd
 
-from clipit.errors import counted
 from clipit.evaluation.prompt_modes import summarise_scores
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.study_report import Chapter, Plot, iter_groups, iter_rows, pivot_cells

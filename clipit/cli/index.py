@@ -4,7 +4,7 @@ The configuration needs no tiles. With tiles, reports of patients with validatio
 """
 
 from clipit.config.command_line import read_file_command
-from clipit.errors import user_errors
+from clipit.errors import counted, user_errors
 from clipit.prompts.early_check import check_prompt_files
 
 

@@ -67,7 +67,7 @@ def test_merged_cells_formulas_and_errors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"merged cells: C2:C3(.|\n)*unmerge"):
         read(change(path, lambda sheet: sheet.merge_cells("C2:C3")))
     path = workbook(tmp_path / "f.xlsx", HEADER, ["a", "Glands.", "=3+4", None])
-    with pytest.raises(DataError, match=r"1 formulas without a saved value: C2"):
+    with pytest.raises(DataError, match=r"1 formula without a saved value: C2"):
         read(path)
     path = workbook(tmp_path / "e.xlsx", HEADER, ["a", "Glands.", "#REF!", None], ["b", "Glands", "#N/A", None])
     with pytest.raises(DataError, match=r"1 error value: C2"):

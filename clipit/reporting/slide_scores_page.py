@@ -9,7 +9,7 @@ from clipit.errors import counted
 from clipit.evaluation.intervals import LEVEL
 from clipit.evaluation.slide_metrics import SLIDE_METRICS, VALIDATION, SlideEvaluation
 from clipit.evaluation.slide_scores import SCORE_PREFIX
-from clipit.evaluation.slide_sets import PoolingKey
+from clipit.evaluation.slide_sets import ALL_SLIDES, PoolingKey
 from clipit.reporting.html import Link, PageSection, Part, Rows, Table, Text, facts_table, page
 from clipit.reporting.subtyping_table import CAUTION
 from clipit.reporting.tables import LABELS, key_value_table, markdown_line, markdown_table, number, with_interval
@@ -230,7 +230,10 @@ def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]
     if slides.empty:
         return [Text("No slide has scores.")]
     empty = [name for name in ("patient", "label") if (slides[name] == "").all()]
+    empty += ["split"] if (slides["split"] == ALL_SLIDES).all() else []
     slides = slides.drop(columns=empty)
+    if _BY_MEAN in slides.columns:  # of the poolings, the one that the console shows comes first
+        slides.insert(list(slides.columns).index("tiles") + 1, _BY_MEAN, slides.pop(_BY_MEAN))
     header = [column.removeprefix(SCORE_PREFIX) for column in slides.columns]
     rows = [
         [Link(name, pages[name]) if name in pages else name, *(_show(value) for value in row)]

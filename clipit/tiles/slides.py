@@ -150,7 +150,7 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
     """Describe dropped slides; an empty list if there are none."""
     if not failed:
         return []
-    lines = [f"{slide.name}: {slide.reason}{f' (fix: {slide.fix})' if slide.fix else ''}" for slide in failed]
+    lines = [f"{slide.name}: {slide.reason}{f'; to do: {slide.fix}' if slide.fix else ''}" for slide in failed]
     listed = "; ".join(printable(line) for line in lines[:10]) + (f"; and {len(lines) - 10} more" if lines[10:] else "")
     return [f"{len(failed)} of {counted(total, 'slide')} cannot be used, so dropped: {listed}"]
 

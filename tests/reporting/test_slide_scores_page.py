@@ -99,6 +99,8 @@ def test_slides_without_labels_are_listed_without_metrics() -> None:
     nothing = evaluate_slides(slide_table({}, CLASSES), pd.DataFrame({"slide": ["a"]}), CLASSES)
     assert "No slide has scores." in slide_scores_page("Slides", "", nothing, FACTS)
     page = slide_scores_page("Slides", "", bare, FACTS)
+    columns = re.findall(r"<th[^>]*>([^<]*)</th>", page[page.index("Class predicted by each pooling") :])
+    assert columns[:3] == ["slide", "tiles", "mean"] and "split" not in columns
     assert ">a</th>" in page and ">label</th>" not in page and ">patient</th>" not in page
     assert "balanced accuracy</th>" not in page
     assert "balanced accuracy</th>" in slide_scores_page("Slides", "", evaluation, FACTS)

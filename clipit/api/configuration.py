@@ -1,6 +1,7 @@
 """Configurations in Python: read a file or a shipped configuration, and change some keys."""
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from clipit.config.load import (
 )
 from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, shortlist
 
 Config = ConfigFile | str | Path
 """Configuration from `load_config`, path of a YAML file, or name of a shipped configuration."""
@@ -50,9 +51,11 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
         ConfigError: The file cannot be read, or keys or values are invalid; the message lists all of them.
     """
     _check_kinds(config, overrides)
-    both = sorted({*(overrides or {})} & {*keys})
-    if both:
-        raise ConfigError(f"given twice: {', '.join(both)}", where="load_config", fix="keep one of each")
+    stated = [*keys.items(), *(overrides or {}).items()]
+    times = Counter(name for key, value in stated for name in dotted(nested({key: value})))
+    twice = sorted(name for name, count in times.items() if count > 1)
+    if twice:
+        raise ConfigError(f"given twice: {', '.join(twice)}", where="load_config", fix="keep one of each")
     changes = _as_values(nested({**keys, **(overrides or {})}))
     changed_keys = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
     if isinstance(config, ConfigFile):
@@ -95,6 +98,13 @@ def _check_kinds(config: object, overrides: object) -> None:
             where="overrides",
             fix='write, for example, {"training.steps": 200}',
         )
+    others = [key for key in overrides or {} if not isinstance(key, str)]
+    if others:
+        raise ConfigError(
+            f"keys of overrides are text, not {shortlist([repr(key) for key in others])}",
+            where="overrides",
+            fix='write, for example, {"training.steps": 200}',
+        )
 
 
 def _kind(value: object) -> str:
@@ -117,7 +127,10 @@ def _values(config: ConfigFile) -> dict[str, Any]:
 
 
 def _as_values(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the paths of a tree to text, as they are in a YAML file."""
+    """Convert the paths of a tree to text, as they are in a YAML file; refuse sets, whose order differs by process."""
+    unordered = [key for key, value in tree.items() if isinstance(value, set | frozenset)]
+    if unordered:
+        raise ConfigError(f"a set has no order: {', '.join(map(str, unordered))}", where="overrides", fix="pass a list")
     return {
         key: _as_values(value) if isinstance(value, Mapping) else str(value) if isinstance(value, Path) else value
         for key, value in tree.items()

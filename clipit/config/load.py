@@ -24,7 +24,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if value and isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) and value else value
     return merged
 
 
@@ -42,7 +42,7 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, value in tree.items():
         inner = isinstance(value, Mapping) and value
-        keys += dotted(value, f"{prefix}{name}.") if inner else [prefix + name]
+        keys += dotted(value, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
     return keys
 
 

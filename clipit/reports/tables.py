@@ -160,10 +160,17 @@ def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]
         raise DataError(
             f"cannot read this parquet file: {error}", where=path, fix="copy it again, or correct reports.format"
         ) from error
+    except (ValueError, OverflowError) as error:
+        raise _not_convertible(error, f"{path}, after row {number}") from error
 
 
 def _not_utf8(error: UnicodeDecodeError, where: object) -> DataError:
     return DataError(f"a text is not valid UTF-8: {error.reason}", where=where, fix="save the table again as UTF-8")
+
+
+def _not_convertible(error: Exception, where: object) -> DataError:
+    """Build the error for a date or duration that Python cannot represent, such as a date in the year 29349."""
+    return DataError(f"cannot read a date or duration: {error}", where=where, fix="correct it, or write it as text")
 
 
 def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
@@ -203,6 +210,8 @@ def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iter
             yield _raw_report(config, cells, f"{config.path}, {config.split} row {number}")
     except UnicodeDecodeError as error:
         raise _not_utf8(error, f"{config.path}, {config.split} row {number + 1}") from error
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise _not_convertible(error, f"{config.path}, {config.split} row {number + 1}") from error
 
 
 def _check_one_format(folder: Path) -> None:

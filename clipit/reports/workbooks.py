@@ -1,5 +1,6 @@
 """Read a sheet of an Excel workbook (.xlsx) as a table of texts."""
 
+import functools
 import re
 import zipfile
 from collections.abc import Sequence
@@ -16,16 +17,22 @@ if TYPE_CHECKING:
     from openpyxl.worksheet.worksheet import Worksheet
 
 _LARGEST = 2**30  # bytes of an unpacked workbook
+_SHEET = re.compile(r"xl/worksheets/[^/]+\.xml")
+_MERGED = re.compile(rb'<(?:\w+:)?mergeCell [^<>]*?ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
+_MOST_MERGED = 10**6  # cells
+_CHUNK, _LONGEST_TAG = 2**20, 200  # bytes
 _ESCAPED = re.compile(r"_x(00[01][0-9A-Fa-f]|005[Ff])_")
 """Control characters as Excel stores them, such as _x000D_ for a carriage return, which openpyxl does not decode."""
+_PADDED = re.compile("0{2,}")
+"""Number formats such as 0000, with which Excel shows the number 7 as 0007, and also writes it to csv files."""
 _MISSING = ("#N/A", "#NULL!")  # error values that mark missing values
 
 
 def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, key: str) -> CsvTable:
     """Read one sheet of a workbook.
 
-    Whole numbers are read without ".0", dates as 2024-05-31, and formulas as their saved values. Empty rows, and empty
-    columns without a name, are skipped.
+    Whole numbers are read without ".0" and with the leading zeros of their number format, dates as 2024-05-31, and
+    formulas as their saved values. Empty rows, and empty columns without a name, are skipped.
 
     Args:
         path: The file.
@@ -47,7 +54,7 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
             where=where,
             fix="unmerge them, and repeat the value in every cell",
         )
-    filled = [[cell for cell in row if cell.value is not None] for row in worksheet.iter_rows()]
+    filled = _filled_rows(worksheet)
     if any(cell.data_type == "f" for row in filled for cell in row):
         saved = _load(path, values=True)[worksheet.title]
         filled = [[saved[cell.coordinate] for cell in row] for row in filled]
@@ -79,12 +86,13 @@ def _load(path: Path, *, values: bool) -> "Workbook":
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
-        if size > _LARGEST:
-            raise DataError(
-                f"the workbook takes {size:,} bytes when unpacked (the limit is {_LARGEST:,})",
-                where=path,
-                fix="save the sheet as .csv",
-            )
+            if size > _LARGEST:
+                raise DataError(
+                    f"the workbook takes {size:,} bytes when unpacked (the limit is {_LARGEST:,})",
+                    where=path,
+                    fix="save the sheet as .csv",
+                )
+            _check_merged(archive, path)
         return openpyxl.load_workbook(path, data_only=values)
     except (DataError, PermissionError, MemoryError):
         raise
@@ -98,6 +106,36 @@ def _load(path: Path, *, values: bool) -> "Workbook":
         ) from error
 
 
+def _check_merged(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse large merged areas, such as two whole columns, for each cell of which openpyxl would create an object.
+
+    Raises:
+        DataError: The merged areas of a sheet have more than a million cells.
+    """
+    for info in archive.infolist():
+        if not _SHEET.fullmatch(info.filename):
+            continue
+        areas: dict[str, int] = {}
+        with archive.open(info) as stream:
+            end = b""
+            while chunk := stream.read(_CHUNK):
+                for left, top, right, bottom in _MERGED.findall(end + chunk):
+                    columns, rows = _column(right) - _column(left) + 1, int(bottom) - int(top) + 1
+                    areas[f"{(left + top).decode()}:{(right + bottom).decode()}"] = columns * rows
+                end = chunk[-_LONGEST_TAG:]
+        if sum(areas.values()) > _MOST_MERGED:
+            raise DataError(
+                f"merged cells: {shortlist(sorted(areas))}",
+                where=f"{path}, {info.filename}",
+                fix="unmerge them, and repeat the value in every cell",
+            )
+
+
+def _column(letters: bytes) -> int:
+    """Return the number of a column: A is 1, AA is 27."""
+    return functools.reduce(lambda number, letter: 26 * number + letter - 64, letters, 0)
+
+
 def _choose_sheet(workbook: "Workbook", name: str | None, path: Path, key: str) -> "Worksheet":
     sheets = {sheet.title: sheet for sheet in workbook.worksheets}
     if name is not None:
@@ -106,7 +144,7 @@ def _choose_sheet(workbook: "Workbook", name: str | None, path: Path, key: str) 
                 f"no sheet {name!r}; the sheets are {shortlist(list(sheets))}", where=path, fix=f"set {key}"
             )
         return sheets[name]
-    filled = [title for title, sheet in sheets.items() if any(map(any, sheet.iter_rows(values_only=True)))]
+    filled = [title for title, sheet in sheets.items() if any(c.value for row in _filled_rows(sheet) for c in row)]
     if len(filled) != 1:
         raise DataError(
             f"{counted(len(filled), 'sheet contains', 'sheets contain')} data: {shortlist(filled)}"
@@ -118,13 +156,26 @@ def _choose_sheet(workbook: "Workbook", name: str | None, path: Path, key: str) 
     return sheets[filled[0]]
 
 
+def _filled_rows(worksheet: "Worksheet") -> list[list["Cell"]]:
+    """Return the cells with a value, by row.
+
+    Only cells in the file are visited: `iter_rows` would create billions of cells for a sheet in which a single cell is
+    formatted in the last row that Excel allows.
+    """
+    rows: dict[int, list[Cell]] = {}
+    for (row, _), cell in sorted(worksheet._cells.items(), key=lambda item: item[0]):
+        if cell.value is not None:
+            rows.setdefault(row, []).append(cell)
+    return list(rows.values())
+
+
 def _table(filled: Sequence[Sequence["Cell"]], columns: Sequence[str] | None, where: str) -> CsvTable:
     rows = [row for row in filled if row]
     header: dict[int, str] = {}
     if columns is not None:
         header = dict(enumerate(columns, 1))
     elif rows:
-        header = {cell.column: _text(cell.value).strip() for cell in rows.pop(0)}
+        header = {cell.column: _text(cell).strip() for cell in rows.pop(0)}
     check_column_names(list(header.values()), where)
     beyond = [cell.coordinate for row in rows for cell in row if cell.column not in header]
     if beyond:
@@ -133,7 +184,7 @@ def _table(filled: Sequence[Sequence["Cell"]], columns: Sequence[str] | None, wh
             where=where,
             fix="name these columns in the first row" if columns is None else "name all columns in reports.columns",
         )
-    texts = [{cell.column: _text(cell.value) for cell in row} for row in rows]
+    texts = [{cell.column: _text(cell) for cell in row} for row in rows]
     return CsvTable(
         list(header.values()),
         [[row.get(column, "") for column in header] for row in texts],
@@ -141,10 +192,13 @@ def _table(filled: Sequence[Sequence["Cell"]], columns: Sequence[str] | None, wh
     )
 
 
-def _text(value: Any) -> str:
-
+def _text(cell: "Cell") -> str:
+    value: Any = cell.value
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return str(int(value))
+        value = int(value)
+    if type(value) is int:
+        shown = str(value)
+        return shown.zfill(len(cell.number_format)) if _PADDED.fullmatch(cell.number_format) else shown
     if isinstance(value, datetime):
         return (value.date() if value.time() == time() else value).isoformat()
     if isinstance(value, str):

@@ -11,6 +11,7 @@ from clipit.annotators.reading import AnnotationTable, make_votes, read_annotati
 from clipit.annotators.votes import Votes, majority
 from clipit.config.run import AnnotationsConfig, TilesConfig
 from clipit.tiles.datasets import DATASETS
+from clipit.tiles.source import check_annotator_names
 from clipit.tiles.tileset import TileSet
 
 
@@ -71,11 +72,13 @@ def read_annotators(config: TilesConfig) -> AnnotationTable | None:
     """Read the table of annotators; None if none is configured.
 
     Raises:
-        DataError: See `clipit.annotators.reading.read_annotations`.
+        DataError: See `clipit.annotators.reading.read_annotations`; or names of annotators differ only in spelling.
     """
     if config.annotations is None:
         return None
-    return read_annotations(config.annotations, config.class_map, () if config.class_map else config.classes or ())
+    table = read_annotations(config.annotations, config.class_map, () if config.class_map else config.classes or ())
+    check_annotator_names(table.annotators, table.where)
+    return table
 
 
 def join_annotators(

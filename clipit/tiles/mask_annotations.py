@@ -14,6 +14,7 @@ from clipit.image_readers import FileReader, ZipReader
 from clipit.images import ImageError
 from clipit.tiles.cells import read_cells
 from clipit.tiles.mask_files import MaskClasses, decode_mask
+from clipit.tiles.source import check_annotator_names
 from clipit.tiles.table import open_files, open_table
 from clipit.tiles.tileset import TileSet
 
@@ -77,7 +78,7 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
 
     Raises:
         DataError: The table cannot be read, lacks columns or cells, names missing files, has two masks by one annotator
-            for a tile, or has no mask of these tiles.
+            for a tile or names of annotators that differ only in spelling, or has no mask of these tiles.
     """
     table = open_table(path)
     missing = [name for name in _COLUMNS if name not in table.names]
@@ -101,6 +102,7 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
         raise DataError(
             "; ".join(problems), where=path, fix="fill in the cells, and keep one mask per tile and annotator"
         )
+    check_annotator_names({annotator for _, annotator in keys}, path)
     known = set(tiles.ids.tolist())
     kept = [row for row in rows if keys[row][0] in known]
     others = sorted({tile for tile, _ in keys} - known)

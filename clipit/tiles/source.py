@@ -98,7 +98,17 @@ def check_group_names(names: Iterable[str], where: str) -> None:
     _check_spelling("groups", names, where, fix)
 
 
-def _check_spelling(kind: str, names: Iterable[str], where: str, fix: str) -> None:
+def check_annotator_names(names: Iterable[str], where: object) -> None:
+    """Check that no annotators differ only in spelling: their labels would count as those of two people.
+
+    Raises:
+        DataError: Some do.
+    """
+    fix = "use one spelling for each annotator; if they differ, make their names less similar"
+    _check_spelling("annotators", names, where, fix)
+
+
+def _check_spelling(kind: str, names: Iterable[str], where: object, fix: str) -> None:
     alike = spelled_alike(set(names))
     if alike:
         raise DataError(f"{kind} with almost the same name: {shortlist(alike)}", where=where, fix=fix)

@@ -180,7 +180,10 @@ def _split_hint(table: TileTable, columns: Mapping[str, list[str]]) -> tuple[str
     """Return a note if no column of splits is read, but another column contains the names of splits."""
     for name in table.names if "split" not in columns else ():
         if _SPLIT_NAME.search(name):
-            splits = {ALIASES.get(str(cell).strip().lower()) for cell in table.column(name)}
+            try:
+                splits = {ALIASES.get(str(cell).strip().lower()) for cell in table.column(name)}
+            except DataError:  # a column that is not read may contain anything
+                continue
             if len(splits) > 1 and None not in splits:
                 return (f"column {name} contains splits but is not read; to use it, set tiles.columns.split: {name}",)
     return ()

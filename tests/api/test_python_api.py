@@ -55,6 +55,7 @@ def test_a_configuration_in_python_is_the_one_of_the_command_line(tmp_path: Path
     assert {*made.run.overrides} == {*expected.run.overrides} and made.comparison == expected.comparison
     assert clipit.load_config("demo", lora={"rank": 2}).run.lora.alpha == made.run.lora.alpha
     assert clipit.load_config(made) == made
+    assert clipit.load_config("demo", {"tiles.classes": np.array(["b", "a"])}).run.tiles.classes == ("b", "a")
     assert clipit.load_config(made, arm="image_only").run.arm == "image_only"
 
 
@@ -65,6 +66,12 @@ def test_a_wrong_configuration_is_an_exception_that_lists_all_problems() -> None
         clipit.train("nothing")
     with pytest.raises(ConfigError, match="given twice: seed"):
         clipit.load_config("demo", {"seed": 1}, seed=2)
+    with pytest.raises(ConfigError, match=r"given twice: training\.steps"):
+        clipit.load_config("demo", {"training.steps": 1}, training={"steps": 2})
+    with pytest.raises(ConfigError, match=r"given twice: training\.steps"):
+        clipit.load_config("demo", {"training.steps": 1, "training": {"steps": 2}})
+    with pytest.raises(ConfigError, match="a set has no order: classes"):
+        clipit.load_config("demo", {"tiles.classes": {"a", "b"}})
     with pytest.raises(ConfigError, match="home folder"):
         clipit.load_config("~nobody-has-this-name/config.yaml")
 
@@ -74,6 +81,8 @@ import clipit
 for function, *arguments in (
     (clipit.load_config, {"tiles.path": "t.csv"}), (clipit.train, None), (clipit.train, 7),
     (clipit.compare, clipit.load_config("demo").run), (clipit.load_config, "demo", "training.steps=3"),
+    (clipit.load_config, "demo", {1: 2}),
+    (clipit.load_config, "demo", {"tiles.class_map": {0: "a"}}),
 ):
     try:
         function(*arguments)
@@ -84,12 +93,13 @@ for function, *arguments in (
 
 def test_a_dictionary_is_not_a_configuration() -> None:  # in a process without the checks of types of these tests
     done = subprocess.run([sys.executable, "-c", _OTHER_KINDS], capture_output=True, text=True, check=True)
-    first, absent, number, run, overrides = done.stdout.splitlines()
+    first, absent, number, run, overrides, key, name = done.stdout.splitlines()
     assert "path of a YAML file" in first and "not a dictionary" in first
     assert 'clipit.load_config("own_table", {"tiles.path": "tiles.csv"})' in first
     assert "not None" in absent and "not an int" in number
     assert "not a RunConfig" in run and "not its attribute run" in run
     assert "a dictionary of dotted keys and their values, not a str" in overrides
+    assert "keys of overrides are text, not 1" in key and "names must be text, not 0" in name
 
 
 def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_without_tiles(world: dict) -> None:

@@ -310,6 +310,19 @@ def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
         read(tmp_path / "a.parquet")
 
 
+@pytest.mark.parametrize("kind", ["date32", "timestamp", "duration"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_dates_that_python_cannot_represent(tmp_path: Path, kind: str, folder: bool) -> None:
+    types = {"date32": pa.date32(), "timestamp": pa.timestamp("ms"), "duration": pa.duration("s")}
+    numbers = pa.array([0, 10_000_000 if kind == "date32" else 10**15], pa.int32() if kind == "date32" else pa.int64())
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a colon", "a liver"], "g": numbers.cast(types[kind])}), path)
+    if folder:
+        pytest.importorskip("datasets")
+    with pytest.raises(DataError, match=r"cannot read a date or duration(.|\n)* row"):
+        read(tmp_path if folder else path, group_column="g")
+
+
 def test_a_folder_of_parquet_files(tmp_path: Path) -> None:
     folder = tmp_path / "table.parquet"
     folder.mkdir()

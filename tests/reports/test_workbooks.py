@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tracemalloc
 import zipfile
 from datetime import datetime
 from pathlib import Path
@@ -133,3 +134,39 @@ def test_line_ends_that_excel_escapes_are_decoded(tmp_path: Path) -> None:
     text = "First line._x000D_\nSecond line, named _x005F_x000D_."
     (report,) = read(workbook(tmp_path / "r.xlsx", HEADER, ["a", text, 1, None])).reports
     assert report.text == "First line.\nSecond line, named _x000D_."
+
+
+def test_a_formatted_cell_far_away_does_not_fill_the_sheet(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "r.xlsx", HEADER, FIRST)
+
+    def format_far_cell(sheet: Any) -> None:
+        sheet.cell(600, 600).number_format = "0.00"
+
+    change(path, format_far_cell)
+    read(path)
+    tracemalloc.start()
+    assert len(read(path).reports) == 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # 360,000 empty cells take 60 MB
+
+
+def test_leading_zeros_of_a_number_format_are_read(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "r.xlsx", HEADER, [7, "Benign.", 3, None])
+
+    def pad(sheet: Any) -> None:
+        sheet["A2"].number_format = "0000"
+
+    change(path, pad)
+    assert [(r.report_id, r.label) for r in read(path).reports] == [("0007", "3")]
+
+
+def test_merged_columns_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, merged = workbook(tmp_path / "r.xlsx", HEADER, FIRST), tmp_path / "merged.xlsx"
+    cells = b'<mergeCells><mergeCell ref="F1:AA1048576"/></mergeCells>'
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(merged, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b"</sheetData>", b"</sheetData>" + cells))
+    monkeypatch.setattr(openpyxl, "load_workbook", lambda *args, **keys: pytest.fail("it creates 23 million cells"))
+    with pytest.raises(DataError, match=r"merged cells: F1:AA1048576(.|\n)*unmerge"):
+        read(merged)

@@ -241,6 +241,8 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
         (["t0.png,ann,benign"], {"test_annotators": ["zoe"]}, "annotators without a label on these tiles: zoe"),
         (["t0.png,ann,benign"], {"test_annotators": ["ann"]}, "none is left for the training tiles"),
         (["t8.png,ann,benign"], {"labels": "majority"}, "no training or validation tile has a label"),
+        (["t0.png,ann,benign", "t0.png,Ann,tumour"], {}, "annotators with almost the same name: 'Ann' and 'ann'"),
+        (["t0.png,1,benign", "t1.png,01,tumour"], {}, "annotators with almost the same name: '01' and '1'"),
         ([], {}, "the table has no rows"),
         (["t0.png,ann,benign"], {"header": "tile,reader,label"}, "missing columns: annotator"),
         (["t0.png,8"], {"header": "tile,t", "counts": {"tumour": "t"}, "voters": 7, "rest": "benign"}, "at most 7"),

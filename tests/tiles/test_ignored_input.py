@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tifffile
 from PIL import Image
@@ -56,6 +58,14 @@ def test_a_column_of_splits_under_another_name_is_noted(tmp_path: Path) -> None:
     tiles = read_tiles(table(tmp_path, renamed(ROWS, "split", "partition")))
     assert any("column partition contains splits but is not read" in note for note in tiles.notes)
     assert not any("contains splits" in note for note in read_tiles(table(tmp_path, ROWS)).notes)
+
+
+def test_a_column_that_is_not_read_may_contain_dates_that_cannot_be_read(tmp_path: Path) -> None:
+    config = table(tmp_path, renamed(ROWS, "split", "partition"))
+    columns: dict[str, Any] = {name: [row[name] for row in ROWS] for name in ("path", "label", "group")}
+    columns["set_date"] = pa.array([10_000_000] * len(ROWS), pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table(columns), tmp_path / "tiles.parquet")
+    assert len(read_tiles(config.model_copy(update={"path": str(tmp_path / "tiles.parquet")}))) == len(ROWS)
 
 
 @pytest.mark.parametrize("other", ["a\u200b", "a\u200f", "a\x1a", "\u2060a"])

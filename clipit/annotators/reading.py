@@ -1,5 +1,6 @@
 """Read the labels of annotators: a table of tile, annotator and label, or of the votes of each tile."""
 
+import posixpath
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
         The votes on these tiles, and notes on labels of other tiles.
 
     Raises:
-        DataError: A label is outside the classes, or no tile of the table is among these.
+        DataError: A label is outside the classes, no tile of the table is among these, or a tile has two spellings.
     """
     code_of = {name: code for code, name in enumerate(classes)}
     unknown = Counter(label for label in table.labels if label not in code_of)
@@ -105,7 +106,9 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
             fix=f"the classes are {', '.join(classes)}: correct the labels, map them in tiles.class_map, or name all "
             "classes in tiles.classes",
         )
-    annotated = set(table.tiles)
+    named = match_tiles(table.tiles, ids, table.where)
+    tiles = [named[name] for name in table.tiles]
+    annotated = set(tiles)
     items = [name for name in ids if name in annotated]
     if not items:
         raise DataError(
@@ -121,17 +124,44 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
     note = f"labels of {counted(len(others), 'tile')} outside the data set left out: {shortlist(others)}"
     annotators = sorted(set(table.annotators))
     number_of = {name: number for number, name in enumerate(annotators)}
-    kept = [row for row, name in enumerate(table.tiles) if name in row_of]
+    kept = [row for row, name in enumerate(tiles) if name in row_of]
     votes = Votes(
         tuple(items),
         tuple(annotators),
         tuple(classes),
-        np.asarray([row_of[table.tiles[row]] for row in kept], dtype=np.int64),
+        np.asarray([row_of[tiles[row]] for row in kept], dtype=np.int64),
         np.asarray([number_of[table.annotators[row]] for row in kept], dtype=np.int64),
         np.asarray([code_of[table.labels[row]] for row in kept], dtype=np.int64),
         np.asarray([table.times[row] for row in kept], dtype=np.int64),
     )
     return votes.of_annotators({votes.annotators[a] for a in set(votes.annotator.tolist())}), (note,) if others else ()
+
+
+def match_tiles(names: Sequence[str], ids: Sequence[str], where: object) -> dict[str, str]:
+    """Match the names of tiles in a table with the ids of tiles, which are paths with slashes if a table has no ids.
+
+    Args:
+        names: Names in the table; `c\\a.png` and `./c/a.png` are also spellings of the id `c/a.png`.
+        ids: Ids of the tiles.
+        where: The table's file.
+
+    Returns:
+        The id of each name; a name of no tile unchanged.
+
+    Raises:
+        DataError: The table names a tile in two spellings.
+    """
+    known = set(ids)
+    paths = {name: posixpath.normpath(name.replace("\\", "/")) for name in dict.fromkeys(names) if name not in known}
+    matched = {name: path if (path := paths.get(name, name)) in known else name for name in names}
+    repeated = sorted(name for name, count in Counter(matched.values()).items() if count > 1)
+    if repeated:
+        raise DataError(
+            f"{counted(len(repeated), 'tile has', 'tiles have')} several spellings: {shortlist(repeated)}",
+            where=where,
+            fix="write the path of a tile in the same way in all rows",
+        )
+    return matched
 
 
 def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, key: str) -> dict[str, list[str]]:

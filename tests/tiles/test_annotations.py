@@ -148,7 +148,7 @@ def test_all_kinds_of_labels_keep_the_same_labelled_tiles(table: Table) -> None:
     few = load(table(rows, labels="annotator", annotator="dora"), labels={"kind": "per_class", "value": 2})
     labelled = few.ids[(few.splits == "train") & (few.labels >= 0)].tolist()
     assert set(labelled) == {"t0.png", "t1.png"} & set(drawn)
-    assert any("training tiles drawn as labelled have no label by the chosen annotator" in n for n in few.notes)
+    assert any("labelled lack a label by the chosen annotator" in n for n in few.notes)
 
 
 def test_no_label_of_an_annotator_is_read_without_labels(table: Table) -> None:
@@ -293,3 +293,16 @@ def test_posteriors_are_the_same_for_every_order_of_rows(table: Table) -> None:
     assert first is not None and second is not None
     ids = [f"t{tile}.png" for tile in range(8)]
     assert np.allclose(first.posteriors(ids), second.posteriors(ids), atol=1e-9)
+
+
+def test_paths_of_tiles_may_be_written_in_other_ways(table: Table) -> None:
+    expected = load(table())
+    rows = [
+        f"{spelling}t{tile}.png,{name},{label}"
+        for tile, spelling in zip(range(12), ("", "./", ".\\") * 4, strict=True)
+        for name, label in labels_of(tile).items()
+    ]
+    found = load(table(rows))
+    assert found.labels.tolist() == expected.labels.tolist() and found.notes == expected.notes
+    with pytest.raises(DataError, match=r"1 tile has several spellings: t1\.png"):
+        load(table([*rows, "t1.png,eve,benign"]))

@@ -12,8 +12,8 @@ _OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether a file is a temporary file of `clipit.artifacts.whole_file` or of safetensors, by its name."""
-    return bool(TEMPORARY.fullmatch(path.name) or _OF_SAFETENSORS.fullmatch(path.name))
+    """Return whether a file is a temporary file (`.*.tmp`, or one of safetensors), by its name."""
+    return bool(path.match(".*.tmp") or _OF_SAFETENSORS.fullmatch(path.name))
 
 
 def delete_leftovers(folder: Path) -> None:

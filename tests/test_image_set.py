@@ -32,7 +32,7 @@ def test_ids_are_paths_below_the_folder_or_in_the_zip_in_sorted_order(tmp_path: 
     for source in (open_images(folder), open_images(tmp_path / "tiles.zip")):
         assert list(source.ids) == ["a.png", "b/1.jpg", "b/2.png"]
         assert np.asarray(source.read(0)).max() == 10 and np.asarray(source.read(2)).max() == 0
-        assert "1 files" in source.notes[0] and "notes.txt" in source.notes[0]
+        assert "1 file in" in source.notes[0] and "notes.txt" in source.notes[0]
     one = open_images(folder / "b/2.png")
     assert list(one.ids) == ["2.png"] and one.notes == ()
 

@@ -10,7 +10,7 @@ from clipit.artifacts import fingerprint
 from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted_of, shortlist
 from clipit.pairing.leaks import Leak, find_copies, find_leaks, find_shared_patients
 from clipit.patients import patients
 from clipit.tiles.tileset import SPLITS, TileSet
@@ -185,7 +185,8 @@ def _copies(read: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_us
     rows = np.asarray([row_of[name] for name in tiles.ids.tolist()], dtype=np.int64)
     leaks = {leak.id: leak for leak in find_leaks(tiles, config.leaks, select_hashes(image_hashes, rows))}
     listed = [f"{name} (copy of {leak.other_split} image {leak.other_id})" for name, leak in sorted(leaks.items())]
-    problem = f"of {counted(len(tiles), 'image')} with texts, {len(leaks):,} also in a later split of the pairs"
+    one, several = "image with texts is", "images with texts are"
+    problem = f"{counted_of(len(leaks), len(tiles), one, several)} also in a later split of the pairs"
     return _apply_policy(set(leaks), problem, listed, read.tiles.where, config, fatal=by_user)
 
 
@@ -236,8 +237,8 @@ def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
         f"{name} ({'patient ' + leak.group if leak.group else 'copy'} of {leak.split} tile {leak.id})"
         for name, leak in sorted(leaks.items())
     ]
+    one, several = "image with texts belongs", "images with texts belong"
     problem = (
-        f"of {counted(len(read.tiles), 'image')} with texts, {len(leaks):,} of patients of the evaluated tiles, or "
-        "copies of these tiles"
+        f"{counted_of(len(leaks), len(read.tiles), one, several)} to patients of the evaluated tiles, or to these tiles"
     )
     return _apply_policy(set(leaks), problem, listed, read.tiles.where, config)

@@ -93,7 +93,7 @@ def test_near_duplicates_of_training_tiles_are_found_with_pixels_near(
     made = Workspace(configure({"output": str(tmp_path / "near")}, **exclude, **{"leaks.pixels": "near"}))
     kept = shifted_tiles(made, elsewhere).ids.tolist()
     assert "images/test-007.png" not in kept and "images/test-003.png" not in kept
-    (told,) = [line for line in said if "shifted tiles are images" in line]
+    (told,) = [line for line in said if "have the image of a training or validation tile" in line]
     assert "(1 of them are similar, not identical)" in told
     listed = json.loads(Path(told.partition("listed in ")[2]).read_text(encoding="utf-8"))["leaks"]
     assert [(leak["kind"], leak["id"], leak["other_id"]) for leak in listed] == [

@@ -31,10 +31,10 @@ def policy(name: str) -> LeaksConfig:
 def test_test_patients_of_the_training_are_named_or_counted_on_request(tmp_path: Path) -> None:
     run = finished_run(tmp_path, ["p1", "p2", "p9", "p5"], ["train", "validation", "test", "train"])
     for name in ("error", "exclude"):
-        with pytest.raises(DataError, match=r"2 patients with 3 of 4 test tiles .* trained or validated on: p1, p2"):
+        with pytest.raises(DataError, match=r"2 patients have 3 of 4 test tiles .* trained or validated on: p1, p2"):
             check_test_patients(run, TESTS, policy(name))
     notes = check_test_patients(run, TESTS, policy("note"))
-    assert len(notes) == 1 and "2 patients with 3 of 4 test tiles" in notes[0] and "kept on request" in notes[0]
+    assert len(notes) == 1 and "2 patients have 3 of 4 test tiles" in notes[0] and "kept on request" in notes[0]
     assert check_test_patients(run, TESTS, policy("off")) == ()
 
 
@@ -42,7 +42,7 @@ def test_other_patients_pass_and_what_is_unknown_is_noted(tmp_path: Path) -> Non
     run = finished_run(tmp_path, ["p5", "p9"], ["train", "test"])
     assert check_test_patients(run, TESTS, policy("error")) == ()
     nameless: TileSet = tiles_of(["t0", "t1"], ["", "p7"], [0, 0], ["test"] * 2)
-    assert "patients of 1 of 2 test tiles" in check_test_patients(run, nameless, policy("error"))[0]
+    assert "patients (unknown for 1 of 2 test tiles)" in check_test_patients(run, nameless, policy("error"))[0]
     unknown = check_test_patients(tmp_path / "elsewhere", TESTS, policy("error"))
     assert len(unknown) == 1 and "the run did not record its training tiles" in unknown[0]
 

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from clipit.artifacts import known_digests
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, counted, shortlist
 from clipit.stores import embed
@@ -46,7 +47,8 @@ def check_shards(store: Store) -> None:
 def check_finite(store: Store, items: str) -> None:
     """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
 
-    Each process checks a part of the shards. Call it in all processes.
+    Each process checks a part of the shards, and need not verify the files that another process of this machine has
+    read. Call it in all processes.
 
     Args:
         store: Store to check.
@@ -62,6 +64,8 @@ def check_finite(store: Store, items: str) -> None:
         if not _all_finite(shard):
             rows = np.flatnonzero(~np.isfinite(shard).all(axis=1))
             own_names += store.ids_at(number * embed.SHARD + rows).tolist()
+    for digests in processes.gather(known_digests):
+        known_digests.update(digests)
     non_finite = sorted(name for names in processes.gather(own_names) for name in names)
     if non_finite:
         raise DataError(

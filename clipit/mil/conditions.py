@@ -1,6 +1,7 @@
 """Compare the arms in several conditions, such as few and many labels: one study per condition, and a common table."""
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from clipit.evaluation.metrics import weighted_scores
 from clipit.evaluation.significance import Significance, holm, paired_t_test
 from clipit.mil.arms import ARMS
 from clipit.mil.study import NAME, SCORES, SUMMARY, mil_study
-from clipit.reporting.html import PageSection, Table, Text, write_page
+from clipit.reporting.html import Links, PageSection, Table, Text, write_page
 from clipit.reporting.html import page as render_page
 from clipit.reporting.tables import LABELS, difference, markdown_table, mean_sd
 
@@ -116,6 +117,9 @@ def conditions_study(file: ConfigFile) -> Path:
 def score_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]:
     """Compute a metric of the test bags from the scores of bags, by arm and seed; undefined scores are dropped.
 
+    As in the studies of single conditions, scores are relative to their mean over the classes (see `SlideSet`), because
+    those of `zero_shot` are cosine similarities. The metrics of probabilities, which sum to 1, are the same.
+
     Args:
         table: Scores as in `bag_scores.csv`.
         metric: Name of the metric.
@@ -127,8 +131,9 @@ def score_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]
     for key, group in rows.groupby(["arm", "seed"], sort=False):
         arm, seed = str(key[0]), int(str(key[1]))
         labels = np.array([classes.index(name) for name in group["label"]], dtype=np.int64)
-        probabilities = group[columns].to_numpy(np.float32)
-        value = float(weighted_scores(labels, probabilities, np.ones((len(group), 1)), (metric,))[metric][0])
+        values = group[columns].to_numpy(np.float64)
+        relative = (values - values.mean(axis=1, keepdims=True)).astype(np.float32)
+        value = float(weighted_scores(labels, relative, np.ones((len(group), 1)), (metric,))[metric][0])
         if np.isfinite(value):
             scores.setdefault(arm, {})[seed] = value
     return scores
@@ -171,13 +176,14 @@ def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
     )
     parts = [f"# {file.run.name}", *([file.run.note] if file.run.note else []), _EXPLANATION]
     parts += [f"{LABELS[metric]} in %:\n\n{markdown_table(headers, table)}" for metric, table in by_metric.items()]
-    parts += [markdown_table(*contrast_table, left=3)]
+    parts += [markdown_table(*contrast_table, left=3)] if contrasts else []
     with whole_file(folder / SUMMARY) as temporary:
         temporary.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
     sections = [PageSection(f"{LABELS[metric]} in %", [Table(headers, table)]) for metric, table in by_metric.items()]
-    sections.append(PageSection("Arms that learn from reports against controls", [Table(*contrast_table, left=3)]))
-    pages = ", ".join(f"{name}: {path / f'{NAME}.html'}" for name, path in folders.items())
-    sections.append(PageSection("How to read this", [Text(_EXPLANATION), Text(f"Page of each condition: {pages}")]))
+    if contrasts:
+        sections.append(PageSection("Arms that learn from reports against controls", [Table(*contrast_table, left=3)]))
+    pages = [(name, [("page", os.path.relpath(path / f"{NAME}.html", folder))]) for name, path in folders.items()]
+    sections.append(PageSection("How to read this", [Text(_EXPLANATION), Links(pages, "Page of each condition")]))
     write_page(folder / f"{NAME}.html", render_page(f"{file.run.name}: conditions", file.run.note or "", sections))
 
 

@@ -113,6 +113,15 @@ def test_scores_of_seeds_are_those_of_the_labelled_test_bags() -> None:
     assert score_seeds(table, "auroc") == {"attention": {3: pytest.approx(roc_auc_score([1, 0, 0, 1], scores[:4]))}}
 
 
+def test_cosine_similarities_are_scored_relative_to_those_of_the_other_classes() -> None:
+    first, second = np.array([0.3, 0.5, 0.7, 0.4]), np.array([0.2, 0.6, 0.9, 0.35])
+    table = pd.DataFrame(
+        {"arm": "zero_shot", "seed": 0, "split": "test", "label": list("abba"), "score_a": first, "score_b": second}
+    )
+    assert roc_auc_score([1, 0, 0, 1], first) < 1
+    assert score_seeds(table, "auroc") == {"zero_shot": {0: 1.0}}
+
+
 def test_contrasts_are_paired_by_seed_and_corrected_over_all_conditions() -> None:
     base = {0: 0.5, 1: 0.6, 2: 0.5, 3: 0.4, 4: 0.5}
     better = {seed: score + 0.2 + 0.01 * seed for seed, score in base.items()}

@@ -42,9 +42,9 @@ class ScoredPoint:
 def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Path:
     """Train every arm at each grid point with each tuning seed, and choose each arm's point by its validation score.
 
-    The grid is `comparison.learning_rates` x `.steps` x `.grid`. Trials are ordinary runs in `<output>/tuning`,
-    evaluated on the validation split only: no test tile is read. Several agents may share the trials; finished
-    trials are skipped.
+    The grid is `comparison.learning_rates` x `.steps` x `.grid`. Trials are ordinary runs in the output folder,
+    evaluated on the validation split only: no test tile is read. They use the artefacts of the output folder, such as
+    embeddings that a comparison has computed. Several agents may share the trials; finished trials are skipped.
 
     Args:
         config: Configuration that all trials share.
@@ -64,7 +64,7 @@ def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Pa
         ]
         for arm in points
     }
-    path = base.output / f"{config.name}.json"
+    path = config.output / "tuning" / f"{config.name}.json"
     if get_processes().main:
         _write(config, comparison, workspace, scored, path)
         logger.info(_table(scored))
@@ -86,7 +86,6 @@ def search(config: RunConfig, comparison: ComparisonConfig) -> tuple[RunConfig, 
         )
     base = config.model_copy(
         update={
-            "output": config.output / "tuning",
             # The grid sets these; a value from the command line would make all trials identical.
             "overrides": tuple(key for key in config.overrides if key not in searched),
             "evaluation": config.evaluation.model_copy(update={"splits": ("validation",), "bootstrap": 0}),
@@ -109,7 +108,7 @@ def search(config: RunConfig, comparison: ComparisonConfig) -> tuple[RunConfig, 
         logger.info(f"{format_point(trial.values)}: {score:.4f} ({runs.finish(kept=kept)})")
         return score
 
-    SharedSearch(base.output / "searches" / config.name).run(lambda study: trials, run_trial)
+    SharedSearch(config.output / "tuning" / "searches" / config.name).run(lambda study: trials, run_trial)
     return base, workspace, points
 
 

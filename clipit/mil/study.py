@@ -31,6 +31,7 @@ from clipit.reporting.mil_page import MilContent, mil_page, mil_summary
 from clipit.reporting.notes import compose_note
 from clipit.reporting.slide_arms_page import slide_verdict
 from clipit.versions import git_commit, package_version, versions
+from clipit.workspace.tile_reading import artefacts_of
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def _check_test(bags: MilBags, mil: MilConfig) -> tuple[str, ...]:
 
 def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored:
     """Train and score the arms; called by all processes."""
-    bags, root = inputs.bags, config.output / "artefacts"
+    bags, root = inputs.bags, artefacts_of(config)
     trained = [name for name in mil.arms if name in ARMS]
     scored = _Scored({}, {}, {}, [])
     total = len(trained) * len(mil.seeds)

@@ -19,6 +19,7 @@ from clipit.patients import patients
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.tile_hashes import tile_digests, tile_hashes
+from clipit.workspace.tile_reading import artefacts_of
 
 if TYPE_CHECKING:
     from clipit.reports.readers import Reports
@@ -156,7 +157,7 @@ def hash_images(tiles: TileSet, config: RunConfig, pixels: str) -> ImageHashes |
     """Hash the images for a comparison (off, exact or near); None for off. Call it in all processes."""
     if pixels == "off":
         return None
-    return (tile_hashes if pixels == "near" else tile_digests)(config.output / "artefacts", tiles)
+    return (tile_hashes if pixels == "near" else tile_digests)(artefacts_of(config), tiles)
 
 
 def leak_folder(config: RunConfig) -> Path:

@@ -13,6 +13,7 @@ from clipit.patients import patients
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.tile_hashes import tile_hashes
+from clipit.workspace.tile_reading import artefacts_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
     if config.leaks.policy == "off" or config.leaks.pixels != "exact" or not unknown or not several:
         return tiles
     sample = tiles.select(np.sort(np.concatenate([_sample(tiles, split) for split in SPLITS])))
-    leaks = near_leaks(sample, tile_hashes(config.output / "artefacts", sample), config.leaks)
+    leaks = near_leaks(sample, tile_hashes(artefacts_of(config), sample), config.leaks)
     if not leaks:
         return tiles
     later = sorted({leak.other_id for leak in leaks})

@@ -80,7 +80,7 @@ def test_a_comparison_started_with_two_agents_is_complete(small: ConfigFile, tmp
 
 def test_trials_of_a_search_are_shared(small: ConfigFile) -> None:
     file = with_comparison(small, arms=("image_only",), learning_rates=(0.001, 0.01))
-    trained = small.run.output / "tuning" / "runs"
+    trained = small.run.output / "runs"
     with more_agents(2, "tune", file.run, file.comparison):
         wait_for(lambda: len([*trained.rglob("results.json")]) == 2)
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("results.json")}

@@ -168,11 +168,19 @@ def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: ConfigFi
     found = json.loads(tune(small.run, small.comparison).read_text(encoding="utf-8"))
     grids = {arm: [tuple(t["keys"].values()) for t in trials] for arm, trials in found["trials"].items()}
     assert grids["image_only"] == grids["clip_it_all"] == [(0.001, 1), (0.001, 2), (0.01, 1), (0.01, 2)]
-    for path in (small.run.output / "tuning" / "runs").rglob("predictions.parquet"):
+    for path in (small.run.output / "runs").rglob("predictions.parquet"):
         assert set(pq.read_table(path).column("split").to_pylist()) == {"validation"}
     # The block can be used as it is: an own arm of the same name builds on the built-in one.
     chosen = validate(merge(small.run.model_dump(mode="json"), {"arms": found["arms"]}), "tuned")
     assert chosen.arms["clip_it_all"]["base"] == "clip_it_all"
+
+
+def test_the_search_embeds_nothing_that_the_comparison_has_embedded(small: ConfigFile) -> None:
+    compare(small.run, small.comparison)
+    made = {path: path.stat().st_mtime_ns for path in small.run.output.rglob("artefacts/*/*")}
+    assert made
+    tune(small.run, small.comparison)
+    assert {path: path.stat().st_mtime_ns for path in small.run.output.rglob("artefacts/*/*")} == made
 
 
 def test_the_best_point_has_fewer_steps_then_the_lower_rate_among_equals() -> None:

@@ -99,6 +99,17 @@ def test_a_circle_is_found() -> None:
     assert _circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
+def test_the_package_contains_no_assert() -> None:
+    """`python -O` drops them, and a user who meets one is not told what to do."""
+    asserts = [
+        f"{name}:{node.lineno}"
+        for name, tree in _modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert)
+    ]
+    assert asserts == []
+
+
 def test_no_module_has_more_than_400_lines() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
     assert not {path: count for path, count in lines.items() if count > 400}

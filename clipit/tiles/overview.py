@@ -24,7 +24,8 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
     named = patients(tiles.groups, tiles.ids)
     lines = [
         f"{title}: {config.source} {config.path}",
-        f"  {counted(len(tiles), 'tile')}, {len(classes)} classes: {shortlist(classes, _MAX_CLASSES) or 'no labels'}",
+        f"  {counted(len(tiles), 'tile')}, {counted(len(classes), 'class', 'classes')}: "
+        f"{shortlist(classes, _MAX_CLASSES) or 'no labels'}",
     ]
     for split in SPLITS:
         inside = tiles.splits == split

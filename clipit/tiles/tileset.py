@@ -154,7 +154,10 @@ class TileSet:
 
     def describe(self) -> str:
         """Format a summary: tiles, groups and labels per split, micrometres per pixel, and notes."""
-        lines = [f"{counted(len(self), 'tile')}, {len(self.classes)} classes, fingerprint {self.fingerprint}"]
+        lines = [
+            f"{counted(len(self), 'tile')}, {counted(len(self.classes), 'class', 'classes')}, "
+            f"fingerprint {self.fingerprint}"
+        ]
         visible, all_labels = self.counts(), self.counts(truth=True)
         for split in visible:
             inside = self.splits == split

@@ -18,6 +18,8 @@ from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.captions import FittedTexts, fit_texts
 from clipit.vlm_training.pair_sources import CaptionedTiles, hold_out, read_captioned
 from clipit.workspace.leak_policy import hash_images, select_hashes
+from clipit.workspace.tile_hashes import tile_digests
+from clipit.workspace.tile_reading import artefacts_of
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -142,8 +144,7 @@ def _read(section: AdaptConfig, workspace: Workspace) -> _Pairs:
     """Read the pairs, fit their texts, and drop images that leak or have no text."""
     read = read_captioned(section.pairs, workspace.root)
     config, vlm = workspace.config, workspace.vlm
-    digests = hash_images(read.tiles, config, "exact")
-    assert isinstance(digests, np.ndarray)
+    digests = tile_digests(artefacts_of(config), read.tiles)
     pixel_codes = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
     leaking = _leaks(read, workspace) if names_tiles(config) else set[str]()
     texts = fit_texts([read.captions_of(tile) for tile in range(len(read.tiles))], vlm.count_tokens, vlm.context_length)

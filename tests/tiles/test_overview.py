@@ -21,6 +21,12 @@ def test_a_complete_set_is_described_in_a_line_per_split(make_tiles: Make) -> No
     ]
 
 
+def test_a_single_class_is_counted_in_the_singular(make_tiles: Make) -> None:
+    tiles = replace(make_tiles([0, 0], ["train", "test"]), classes=("c0",))
+    assert "  2 tiles, 1 class: c0 2\n" in tiles_overview(tiles, TABLE)
+    assert "2 tiles, 1 class, fingerprint" in tiles.describe()
+
+
 def test_what_is_missing_is_said_with_its_consequence_and_key(make_tiles: Make) -> None:
     tiles = make_tiles([0, 0, 0, 1], ["train"] * 3 + ["validation"])
     told = tiles_overview(replace(tiles, advice="set --tiles.columns.group=case", notes=("cut", "WARNING: odd")), TABLE)

@@ -79,6 +79,9 @@ class BagsConfig(Section):
     """Maximum number of paired snippets in a text bag; pairing.k must be at least as large."""
     prompts: int = Field(0, ge=0, le=32)
     """Number of prompt-dictionary texts (terms and rephrasings) in a text bag: those nearest to the tile."""
+    whole_entries: bool = False
+    """Add all texts of the dictionary entries of these prompts, at most 12 each: term, rephrasings, findings and
+    causes."""
     class_prompts: int = Field(0, ge=0, le=32)
     """Number of class-prompt texts in a text bag: those nearest to the tile."""
     dictionary: Data[LocalPath[str]] = "histology"

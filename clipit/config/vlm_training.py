@@ -42,6 +42,9 @@ class ContrastBagsConfig(Section):
     """Number of paired snippets in a text bag; at most `pairing.k`."""
     prompts: int = Field(0, ge=0, le=32)
     """Number of nearest texts of the prompt dictionary in a text bag."""
+    whole_entries: bool = False
+    """Add all texts of the dictionary entries of these prompts, at most 12 each: term, rephrasings, findings and
+    causes."""
     class_prompts: int = Field(0, ge=0, le=32)
     """Number of nearest texts of the class prompts in a text bag (needs `prompts`)."""
     dictionary: Data[LocalPath[str]] = "histology"

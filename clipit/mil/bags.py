@@ -1,6 +1,5 @@
 """Bags: slides or patients with one label each, and a reader of the features of their instances."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,43 +38,6 @@ class InstanceReader(Protocol):
 
     def ids(self, row: int) -> list[str]:
         """Return the ids of the instances of one bag, in the order of its features."""
-
-
-@dataclass(frozen=True)
-class ArrayReader:
-    """Features in memory.
-
-    Attributes:
-        arrays: Features of each bag, all of the same dimension.
-        names: Ids of the instances of each bag.
-    """
-
-    arrays: Sequence[Float32[np.ndarray, "_ d"]]
-    names: Sequence[Sequence[str]]
-
-    @property
-    def dim(self) -> int:
-        """Dimension of the features."""
-        return int(self.arrays[0].shape[1])
-
-    def fingerprint(self) -> str:
-        """Compute a fingerprint of all features and ids."""
-        digest = hashlib.sha256()
-        for array in self.arrays:
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return fingerprint([digest.hexdigest(), [list(ids) for ids in self.names]])
-
-    def sizes(self) -> Int64[np.ndarray, " b"]:
-        """Return the number of instances of each bag."""
-        return np.array([len(array) for array in self.arrays], dtype=np.int64)
-
-    def features(self, row: int) -> Float32[np.ndarray, "n d"]:
-        """Return the features of one bag."""
-        return self.arrays[row]
-
-    def ids(self, row: int) -> list[str]:
-        """Return the ids of the instances of one bag."""
-        return list(self.names[row])
 
 
 @dataclass(frozen=True, eq=False)

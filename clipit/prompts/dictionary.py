@@ -18,6 +18,9 @@ _TEXTS = ("id", "term", "kind", "organ", "source")
 _LISTS = {"variants": (2, 5), "findings": (0, 3), "causes": (0, 3)}
 """Minimum and maximum number of texts in each list; the maxima are those of CPLIP's bags."""
 
+MOST_TEXTS = 1 + sum(most for _, most in _LISTS.values())
+"""Maximum number of texts of an entry."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -73,25 +76,22 @@ class Dictionary:
         entry = self.entry(entry_id)
         return [entry.term, *entry.variants]
 
+    def bag(self, entry_id: str) -> list[str]:
+        """Return the distinct texts of an entry: its term, rephrasings, findings and causes.
+
+        CPLIP (CVPR 2024) builds bags of up to 17 texts: the best-matching prompt, 5 rephrasings, 3 causes, 3 symptoms
+        and 5 retrieved captions. An entry has up to 12 of them; the captions are added by the caller.
+
+        Raises:
+            DataError: The id is unknown.
+        """
+        entry = self.entry(entry_id)
+        return list(dict.fromkeys([*self.texts(entry_id), *entry.findings, *entry.causes]))
+
     @cached_property
     def hash(self) -> str:
         """Fingerprint of all ids and texts."""
         return fingerprint([[e.id, e.term, e.variants, e.findings, e.causes] for e in self.entries.values()])
-
-
-def bag_texts(dictionary: Dictionary, entry_id: str, most: int = 17) -> list[str]:
-    """Build the bag of an entry as in CPLIP: up to `most` unique texts (term, rephrasings, findings and causes).
-
-    CPLIP (CVPR 2024) builds bags of up to 17 texts: the best-matching prompt, 5 rephrasings, 3 causes, 3 symptoms and
-    5 retrieved captions. The dictionary provides up to 12 of them; the caller adds the retrieved captions.
-
-    Raises:
-        DataError: The id is unknown, or `most` is below 1.
-    """
-    if most < 1:
-        raise DataError(f"a bag cannot have at most {most} texts", where="most", fix="use 1 or more")
-    entry = dictionary.entry(entry_id)
-    return list(dict.fromkeys([*dictionary.texts(entry_id), *entry.findings, *entry.causes]))[:most]
 
 
 def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:

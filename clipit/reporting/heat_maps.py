@@ -36,15 +36,6 @@ def class_colours(n: int) -> list[str]:
     return ["#" + bytes(np.rint(tints[i % len(tints)]).astype(np.uint8).tolist()).hex() for i in range(n)]
 
 
-def probability_colours(values: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 4"]:
-    """Return RGBA pixels of probabilities, transparent where they are NaN."""
-    from matplotlib import colormaps
-
-    pixels = np.asarray(colormaps[COLOUR_MAP](np.nan_to_num(values), bytes=True), dtype=np.uint8)
-    pixels[np.isnan(values)] = 0
-    return pixels
-
-
 def best_class_colours(means: Float32[np.ndarray, "classes h w"], colours: Sequence[str]) -> UInt8[np.ndarray, "h w 4"]:
     """Return RGBA pixels of the most probable class, transparent where there is no tile."""
     table = np.array([[*bytes.fromhex(colour[1:]), 255] for colour in colours], dtype=np.uint8)

@@ -58,6 +58,8 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
     unused = {"pairing.candidates", "pairing.ef_search"} if config.pairing.index == "Flat" else set()
     if not config.training.compile:
         unused.add("training.compile")
+    if not config.bags.whole_entries:
+        unused.add("bags.whole_entries")
     keys = {key: value for key, value in keys.items() if key not in unused}
     return RunFingerprint(
         keys,

@@ -189,6 +189,8 @@ def _fingerprint(adaptation: _Adaptation) -> RunFingerprint:
         for key, value in select_keys(section, "results").items()
         if key.partition(".")[0] not in unused
     }
+    if not section.bags.whole_entries:  # added later and without effect: without it, older adaptations stay valid
+        keys.pop("adapt.bags.whole_entries", None)
     if section.data == "bags":
         keys |= {key: value for key, value in select_keys(config, "results").items() if key.startswith("pairing.")}
     keys |= {"adapt.arm": adaptation.arm, "adapt.seed": adaptation.seed}

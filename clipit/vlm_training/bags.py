@@ -10,7 +10,7 @@ from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.errors import ConfigError, DataError, counted
 from clipit.patients import patients
-from clipit.prompts.dictionary import load_dictionary
+from clipit.prompts.dictionary import MOST_TEXTS, load_dictionary
 from clipit.training.terms.bag_members import make_contrast_bags, neighbour_members, prompt_members
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.vlm_training.cases import code_pixels
@@ -76,7 +76,7 @@ def first_mined_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
 
 def mine_bags(section: AdaptConfig, workspace: Workspace) -> MinedBags:
     """Collect the bags of all training tiles from the pairs and stores of a workspace."""
-    options = section.bags.model_dump(include={"tiles", "snippets", "prompts", "class_prompts", "dictionary", "margin"})
+    options = section.bags.model_dump(exclude={"mine_every"})
     base = workspace.config
     changed = {**options, "text_neighbours": False, "weighted": False}
     config = base.model_copy(update={"bags": base.bags.model_copy(update=changed)})
@@ -140,6 +140,7 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
     numbers = np.arange(len(kept), dtype=np.int64)
     patient_of = patients(tiles.groups, tiles.ids)[kept]
     bags = section.bags
+    dictionary_texts = bags.prompts * (MOST_TEXTS if bags.whole_entries else 1)
     count = len(snippets)
     return BagExamples(
         source=workspace.pixels_of(tiles, workspace.vlm.preprocess),
@@ -148,7 +149,7 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
         tiles_of=Members.of([mined.tiles[row] for row in kept.tolist()]),
         texts_of=Members(indices.astype(np.int64), texts_of.starts),
         tiles_per_bag=1 + bags.tiles,
-        texts_per_bag=0 if arm == "images" else bags.snippets + bags.prompts + bags.class_prompts,
+        texts_per_bag=0 if arm == "images" else bags.snippets + dictionary_texts + bags.class_prompts,
         batch_size=section.batch_size,
         seed=seed,
         groups=numbers,

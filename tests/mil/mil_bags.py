@@ -1,13 +1,55 @@
 """Small bags with known truth: the class of a bag shows in a few of its instances."""
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
+from jaxtyping import Float32, Int64
 
+from clipit.artifacts import fingerprint
 from clipit.image_readers import FileReader
-from clipit.mil.bags import ArrayReader, MilBags
+from clipit.mil.bags import MilBags
 from clipit.tiles.tileset import TileSet
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """Features in memory.
+
+    Attributes:
+        arrays: Features of each bag, all of the same dimension.
+        names: Ids of the instances of each bag.
+    """
+
+    arrays: Sequence[Float32[np.ndarray, "_ d"]]
+    names: Sequence[Sequence[str]]
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the features."""
+        return int(self.arrays[0].shape[1])
+
+    def fingerprint(self) -> str:
+        """Compute a fingerprint of all features and ids."""
+        digest = hashlib.sha256()
+        for array in self.arrays:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return fingerprint([digest.hexdigest(), [list(ids) for ids in self.names]])
+
+    def sizes(self) -> Int64[np.ndarray, " b"]:
+        """Return the number of instances of each bag."""
+        return np.array([len(array) for array in self.arrays], dtype=np.int64)
+
+    def features(self, row: int) -> Float32[np.ndarray, "n d"]:
+        """Return the features of one bag."""
+        return self.arrays[row]
+
+    def ids(self, row: int) -> list[str]:
+        """Return the ids of the instances of one bag."""
+        return list(self.names[row])
 
 
 def bags_with_signal(count: int = 60, size: int = 20, dim: int = 8, seed: int = 0, share: float = 0.15) -> MilBags:

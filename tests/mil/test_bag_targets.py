@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mil_bags import ArrayReader
 
 from clipit.config.mil import MilTrainingConfig
-from clipit.mil.bags import ArrayReader, MilBags
+from clipit.mil.bags import MilBags
 from clipit.mil.distillation import select_targeted, target_loss
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.privileged import image_embeddings, predicted_labels

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mil_bags import bags_with_signal
+from mil_bags import ArrayReader, bags_with_signal
 
 from clipit.config.mil import MilTrainingConfig
 from clipit.errors import DataError
 from clipit.mil import training
 from clipit.mil.arms import ARMS, class_frequencies
-from clipit.mil.bags import ArrayReader, keep_labels, shuffle_labels, unchanged_shares
+from clipit.mil.bags import keep_labels, shuffle_labels, unchanged_shares
 from clipit.mil.network import MilNetwork
 from clipit.mil.training import train_mil
 

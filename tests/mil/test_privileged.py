@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from mil_bags import ArrayReader
 from tiny_models import CLASSES, MakeConfig
 
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
-from clipit.mil.bags import ArrayReader, MilBags
+from clipit.mil.bags import MilBags
 from clipit.mil.privileged import report_embeddings, report_labels
 from clipit.mil.targets import BagTargets
 from clipit.workspace.workspace import Workspace

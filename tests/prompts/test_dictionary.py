@@ -7,7 +7,7 @@ import yaml
 
 import clipit
 from clipit.errors import DataError
-from clipit.prompts.dictionary import KINDS, bag_texts, load_dictionary
+from clipit.prompts.dictionary import KINDS, MOST_TEXTS, load_dictionary
 
 ENTRY = {"id": "e1", "term": "fat", "variants": ["adipose tissue", "fat tissue"], "kind": "tissue", "organ": "any"}
 ENTRY |= {"source": "general histology"}
@@ -31,15 +31,14 @@ def test_the_packaged_dictionary() -> None:
     assert all("CPLIP-style, not CPLIP's" in head for head in heads)
 
 
-def test_a_bag_has_each_text_once_and_is_bounded(tmp_path: Path) -> None:
+def test_a_bag_has_each_text_of_an_entry_once(tmp_path: Path) -> None:
     full = ENTRY | {"findings": ["rim of nuclei", "fat"], "causes": ["food"]}
     dictionary = load_dictionary(write(tmp_path / "d.yaml", full))
-    assert bag_texts(dictionary, "e1") == ["fat", "adipose tissue", "fat tissue", "rim of nuclei", "food"]
-    assert bag_texts(dictionary, "e1", most=2) == ["fat", "adipose tissue"]
+    assert dictionary.bag("e1") == ["fat", "adipose tissue", "fat tissue", "rim of nuclei", "food"]
+    packaged = load_dictionary()
+    assert max(len(packaged.bag(entry)) for entry in packaged.entries) <= MOST_TEXTS == 12
     with pytest.raises(DataError, match="did you mean e1"):
-        bag_texts(dictionary, "e11")
-    with pytest.raises(DataError, match="at most 0"):
-        bag_texts(dictionary, "e1", most=0)
+        dictionary.bag("e11")
 
 
 def test_hash_follows_the_texts(tmp_path: Path) -> None:

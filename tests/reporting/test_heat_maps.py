@@ -13,7 +13,6 @@ from clipit.reporting.heat_map_tiff import write_heat_map_tiff
 from clipit.reporting.heat_maps import (
     best_class_colours,
     class_colours,
-    probability_colours,
     scale_bar,
     write_overlays,
 )
@@ -70,8 +69,6 @@ def test_rounded_corners_leave_no_gap_between_tiles() -> None:
 
 def test_the_map_is_transparent_where_there_is_no_tile() -> None:
     means = np.array([[[0.0, np.nan]], [[1.0, np.nan]]], dtype=np.float32)
-    assert probability_colours(means[1])[0, :, 3].tolist() == [255, 0]
-    assert (probability_colours(means[0])[0, 0] != probability_colours(means[1])[0, 0]).any()
     assert best_class_colours(means, ["#010203", "#0a0b0c"])[0].tolist() == [[10, 11, 12, 255], [0, 0, 0, 0]]
 
 

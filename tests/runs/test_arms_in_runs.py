@@ -13,8 +13,9 @@ from tiny_models import MakeConfig, save_clip
 import clipit
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
+from clipit.prompts.dictionary import load_dictionary
 from clipit.runs.train import train_run
-from clipit.training.terms.bag_members import make_contrast_bags
+from clipit.training.terms.bag_members import PromptMembers, make_contrast_bags, prompt_members
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -153,6 +154,41 @@ def test_bags_hold_neighbours_of_both_kinds_and_near_prompts_only(configure: Mak
     assert (wide.tiles.members >= 0).sum() > (bags.tiles.members >= 0).sum()  # type: ignore[union-attr]
     vectors, mask = bags.text_members(np.arange(4))
     assert vectors.shape[:2] == mask.shape == (4, bags.texts.members.shape[1] + 7)
+
+
+def test_bags_hold_the_whole_dictionary_entries_of_their_nearest_texts(configure: MakeConfig, tmp_path: Path) -> None:
+    entries = [
+        {"id": "fat", "term": "fat", "variants": ["adipose", "lipid"], "findings": ["white holes"], "causes": ["diet"]},
+        {"id": "mucin", "term": "mucin", "variants": ["mucus", "pools of mucin"]},
+        {"id": "scar", "term": "scar", "variants": ["fibrosis", "old wound"], "causes": ["injury"]},
+    ]
+    more = {"kind": "tissue", "organ": "any", "source": "own"}
+    file = tmp_path / "dictionary.yaml"
+    file.write_text(
+        json.dumps({"name": "own", "version": "1", "chapter": "all", "entries": [entry | more for entry in entries]}),
+        encoding="utf-8",
+    )
+    dictionary = load_dictionary(file)
+    keys = {"bags.weight": 0.5, "bags.prompts": 2, "bags.class_prompts": 1, "bags.dictionary": str(file)}
+    config = configure(keys, name="entries", arm="clip_it_all")
+    workspace = Workspace(config)
+    train = workspace.all_tiles.of_split("train")
+    nearest, whole = (
+        prompt_members(configure({**keys, "bags.whole_entries": chosen}, arm="clip_it_all"), workspace, train)
+        for chosen in (False, True)
+    )
+
+    def texts(members: PromptMembers, row: int) -> list[str]:
+        return [members.texts[members.codes[i]] for i in members.rows[row][members.exists[row]]]
+
+    entry_of = {text: name for name in dictionary.entries for text in dictionary.texts(name)}
+    bags = set()
+    for row in range(len(train)):
+        *terms, prompt = texts(nearest, row)
+        names = list(dict.fromkeys(entry_of[term] for term in terms))
+        assert texts(whole, row) == [*(text for name in names for text in dictionary.bag(name)), prompt]
+        bags.add(tuple(names))
+    assert len(bags) > 1, "tiles differ in their entries"
 
 
 def test_tiles_to_be_distilled_that_have_no_pair_stop_the_run(configure: MakeConfig) -> None:

@@ -76,6 +76,13 @@ def test_bags_have_the_nearest_tiles_snippets_and_prompts(config: RunConfig) -> 
         assert tiles[0] == examples.tile_ids[tile] and len(tiles) == 3
         assert [text in snippets for text in texts[:2]] == [True, True] and texts[2] in terms and texts[3] in prompts
     assert examples.summary["texts_like_prompts"] > 0, "class prompts are in the bags on purpose"
+    entry_of = {text: name for name in dictionary.entries for text in dictionary.texts(name)}
+    members = SECTION.bags.model_copy(update={"whole_entries": True})
+    whole = make_examples(config, SECTION.model_copy(update={"bags": members}), "text", 0, "train", workspace)
+    for tile in range(72):
+        term = bags(examples, tile)[1][2]
+        assert set(bags(whole, tile)[1]) == {*bags(examples, tile)[1], *dictionary.bag(entry_of[term])}
+    assert ((whole.batch(0).other_members >= 0).sum(axis=1) > 4).all(), "a step draws whole bags"
 
 
 def test_bags_that_share_a_tile_or_text_are_no_negatives(config: RunConfig) -> None:

@@ -167,10 +167,25 @@ def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> P
     """
     b, store = config.bags, workspace.tile_store("train")
     tiles = centred(store.rows(store.positions(train.ids)), workspace.tile_mean)
-    pools: list[tuple[list[str], int]] = []
+    texts: list[str] = []
+    vectors: list[np.ndarray] = []
+    members: list[np.ndarray] = []
+
+    def add(pool: list[str], searched: Bool[np.ndarray, "p"], count: int) -> Int[np.ndarray, "n k"]:
+        """Embed a pool of texts, and return each tile's nearest of those that are searched, as rows of the pool."""
+        embedded = centred(workspace.encode(pool), workspace.text_mean)
+        texts.extend(pool)
+        vectors.append(embedded)
+        found = nearest_prompts(tiles, embedded[searched], min(count, int(searched.sum())), config.pairing.block)
+        return np.flatnonzero(searched)[found]
+
     if b.prompts:
         dictionary = load_dictionary(b.dictionary)
-        pools.append(([text for entry in sorted(dictionary.entries) for text in dictionary.texts(entry)], b.prompts))
+        entries = sorted(dictionary.entries)
+        bags = [dictionary.bag(entry) if b.whole_entries else dictionary.texts(entry) for entry in entries]
+        terms = [text in dictionary.texts(entry) for entry, bag in zip(entries, bags, strict=True) for text in bag]
+        rows = add([text for bag in bags for text in bag], np.array(terms), b.prompts)
+        members.append(_whole_entries(rows, np.array([len(bag) for bag in bags])) if b.whole_entries else rows)
     if b.class_prompts:
         if workspace.prompts is None:
             raise ConfigError(
@@ -178,18 +193,26 @@ def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> P
             )
         check_classes(workspace.prompts, workspace.all_tiles.classes)
         names = [name for name in workspace.prompts.classes if name in workspace.all_tiles.classes]
-        pools.append(([t for name in names for t in workspace.prompts.texts(name)], b.class_prompts))
-    texts_of_set: list[np.ndarray] = []
-    nearest: list[np.ndarray] = []
-    for texts, n_nearest in pools:
-        embedded = centred(workspace.encode(texts), workspace.text_mean)
-        positions = nearest_prompts(tiles, embedded, min(n_nearest, len(embedded)), config.pairing.block)
-        nearest.append(positions + sum(len(part) for part in texts_of_set))
-        texts_of_set.append(embedded)
-    vectors, rows = np.concatenate(texts_of_set), np.concatenate(nearest, axis=1)
-    distinct, codes = np.unique([text for texts, _ in pools for text in texts], return_inverse=True)
-    exists = np.ones(rows.shape, dtype=np.bool_)
+        pool, before = [text for name in names for text in workspace.prompts.texts(name)], len(texts)
+        members.append(add(pool, np.ones(len(pool), dtype=np.bool_), b.class_prompts) + before)
+    embedded, rows = np.concatenate(vectors), np.concatenate(members, axis=1)
+    distinct, codes = np.unique(texts, return_inverse=True)
+    exists, rows = rows >= 0, np.maximum(rows, 0)
     if b.margin is not None:
-        scores = np.einsum("nd,npd->np", tiles, vectors[rows])
+        scores = np.where(exists, np.einsum("nd,npd->np", tiles, embedded[rows]), -np.inf)
         exists = scores >= scores.max(axis=1, keepdims=True) - b.margin
-    return PromptMembers(vectors, codes.astype(np.int64), rows, exists, tuple(distinct.tolist()))
+    return PromptMembers(embedded, codes.astype(np.int64), rows, exists, tuple(distinct.tolist()))
+
+
+def _whole_entries(rows: Int[np.ndarray, "n k"], sizes: Int[np.ndarray, "e"]) -> Int[np.ndarray, "n m"]:
+    """Return all texts of the dictionary entries that contain these texts, each entry once, padded with -1.
+
+    Args:
+        rows: Texts of each tile, as rows of the texts of all entries.
+        sizes: Number of texts of each entry, in the same order.
+    """
+    chosen = np.repeat(np.arange(len(sizes)), sizes)[rows]
+    offsets = np.arange(sizes.max())
+    table = np.where(offsets < sizes[:, None], (np.cumsum(sizes) - sizes)[:, None] + offsets, -1)
+    repeated = np.stack([(chosen[:, :k] == chosen[:, k : k + 1]).any(axis=1) for k in range(chosen.shape[1])], axis=1)
+    return np.where(repeated[:, :, None], -1, table[chosen]).reshape(len(rows), -1)

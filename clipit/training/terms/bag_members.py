@@ -177,7 +177,8 @@ def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> P
         texts.extend(pool)
         vectors.append(embedded)
         found = nearest_prompts(tiles, embedded[searched], min(count, int(searched.sum())), config.pairing.block)
-        return np.flatnonzero(searched)[found]
+        rows: Int[np.ndarray, "n k"] = np.flatnonzero(searched)[found]
+        return rows
 
     if b.prompts:
         dictionary = load_dictionary(b.dictionary)

@@ -165,7 +165,7 @@ def t_interval(values: Sequence[float | int]) -> Interval:
     from scipy.special import stdtrit
 
     half = float(stdtrit(len(array) - 1, (1 + LEVEL) / 2)) * float(array.std(ddof=1)) / len(array) ** 0.5
-    return Interval(float(array.mean()) - half, float(array.mean()) + half)
+    return Interval(_without_rounding(float(array.mean()) - half), _without_rounding(float(array.mean()) + half))
 
 
 def standard_deviation(values: Float[np.ndarray, " n"]) -> float:
@@ -199,7 +199,12 @@ def _percentile_interval(values: Float[np.ndarray, " r"], n_units: int) -> Inter
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if high - low <= _ROUNDING * max(1.0, abs(high)):
         return Interval(None, None, _no_variation(n_units))
-    return Interval(float(low), float(high))
+    return Interval(_without_rounding(low), _without_rounding(high))
+
+
+def _without_rounding(bound: float) -> float:
+    """Return a bound, or 0 if it differs from 0 by rounding error only, which would decide between better and equal."""
+    return 0.0 if abs(bound) <= _ROUNDING else float(bound)
 
 
 def _no_variation(n_units: int) -> str:

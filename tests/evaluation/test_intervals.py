@@ -52,6 +52,23 @@ def test_groups_make_it_wider_on_clustered_tiles() -> None:
     assert (groups.high - groups.low) > 1.5 * (tiles.high - tiles.low)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_rounding_error_does_not_turn_a_bound_of_0_into_a_difference(sign: float) -> None:
+    """A difference of seeds averages to 3e-17 where their exact differences cancel."""
+    difference = sign * (0.1 + 0.2 - 0.3)
+
+    def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {"difference": np.where(weights[0] > 0, sign * 0.3, difference)}
+
+    found = intervals.bootstrap(statistics, no_groups(20), 200)["difference"]
+    assert difference and {found.low, found.high} == {0.0, sign * 0.3}
+    t = intervals.t_interval([sign * 0.1, sign * 0.3])
+    assert t.low is not None and t.high is not None
+    half = (t.high - t.low) / 2
+    shifted = intervals.t_interval([sign * (half - 0.1), sign * (half + 0.1)])
+    assert 0.0 in (shifted.low, shifted.high)
+
+
 def test_groups_of_one_tile_are_tiles_and_unknown_groups_stand_alone() -> None:
     labels, probabilities = two_columns(np.random.default_rng(0).random(60) < 0.7)
     alone = intervals.bootstrap_intervals(labels, probabilities, np.array([f"g{i:02}" for i in range(60)]))

@@ -65,6 +65,13 @@ class OmeTiff:
                 where=path,
                 fix="clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first",
             )
+        if not _is_decoded_to_rgb(first):
+            self._file.close()
+            raise DataError(
+                f"the colours of the OME-TIFF are stored as {first.photometric.name}, not as RGB",
+                where=path,
+                fix="export it as RGB",
+            )
         for page in pages:
             check_tiles(page, path)
         self.format = "ome-tiff"
@@ -111,6 +118,12 @@ class OmeTiff:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _is_decoded_to_rgb(page: Any) -> bool:
+    """Return whether decoding a page gives RGB; of YCbCr, only the decoders of JPEG and JPEG 2000 return RGB."""
+    kind = page.photometric.name
+    return kind == "RGB" or (kind == "YCBCR" and "JP" in page.compression.name)
 
 
 def _over_white(pixels: UInt8[np.ndarray, "h w channels"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -216,13 +216,14 @@ def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set
         if content is not None:
             fields = _parse(content, suffix, f"{path}!{member.name}")
             names |= dict.fromkeys(fields)
-            sample.fields |= {
+            read = {
                 name: stored_cell(value)
                 for name, value in fields.items()
                 if name in wanted or (names_groups(name) and is_unicode(name))
             }
             if captions and captions in fields:
-                sample.fields[captions] = json.dumps(fields[captions])
+                read[captions] = json.dumps(fields[captions])
+            sample.add(read, f"{path}!{key}")
         elif f".{suffix.rpartition('.')[2]}" in SUFFIXES or suffix in suffixes:
             sample.images[suffix] = member
         else:
@@ -253,6 +254,24 @@ class _Sample:
         self.images: dict[str, TarMember] = {}
         self.fields: dict[str, str] = {}
 
+    def add(self, fields: Mapping[str, str], where: str) -> None:
+        """Add the fields of one member; an empty value gives way to that of another member.
+
+        Raises:
+            DataError: Another member of the sample has a field of the same name with another value.
+        """
+        for name, value in fields.items():
+            known = self.fields.get(name, "")
+            if known and value and known != value:
+                raise DataError(
+                    f"two members of the sample have different values of the field {name}: "
+                    f"{shortlist(sorted({known, value}))}",
+                    where=where,
+                    fix="keep one of them; if they belong to different samples, write the shard again without dots in "
+                    "their names, because a name ends at its first dot",
+                )
+            self.fields[name] = known or value
+
     def choose(self, suffixes: tuple[str, ...], where: str) -> TarMember:
         """Return the image with the first of the suffixes, or the only image; an empty member if there is none."""
         if any(suffixes):
@@ -262,7 +281,8 @@ class _Sample:
             raise DataError(
                 f"the sample has several images: {shortlist(sorted(self.images))}",
                 where=where,
-                fix="name the suffix of the tiles in tiles.columns.path",
+                fix="name the suffix of the tiles in tiles.columns.path; if these are images of different samples, "
+                "write the shard again without dots in their names, because a name ends at its first dot",
             )
         return next(iter(self.images.values()), TarMember("", 0, 0))
 

@@ -83,6 +83,14 @@ def test_files_that_are_no_slides_are_explained(tmp_path: Path) -> None:
             open_slide(tmp_path / name)
 
 
+@pytest.mark.parametrize(("kind", "channels"), [("ycbcr", 3), ("cielab", 3), ("separated", 4)])
+def test_other_colours_of_an_ome_tiff_are_not_taken_for_rgb(kind: str, channels: int, tmp_path: Path) -> None:
+    pixels = np.full((64, 64, channels), 120, np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tiff", pixels, photometric=kind, tile=(64, 64), metadata={"axes": "YXS"})
+    with pytest.raises(DataError, match=rf"stored as {kind.upper()}, not as RGB"):
+        open_slide(tmp_path / "a.ome.tiff")
+
+
 def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp_path: Path) -> None:
     stated = open_slide(write_slide(tmp_path / "stated.tiff", picture(), mpp=0.5))
     silent = open_slide(write_slide(tmp_path / "silent.tiff", picture(), mpp=None))

@@ -166,6 +166,27 @@ def test_the_index_is_made_once_and_again_when_a_shard_changes(shards: Path, mon
     assert len(scanned) == 4
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("1.cls", b"0"), ("1.json", b'{"cls": 3}')),
+        (("1.json", b'{"label": "gland"}'), ("1.meta.json", b'{"label": "stroma"}')),
+        (("1_0.5mpp_a.json", b'{"label": "gland"}'), ("1_0.5mpp_b.json", b'{"label": "stroma"}')),
+    ],
+)
+def test_members_of_a_sample_that_contradict_each_other(
+    tmp_path: Path, first: tuple[str, bytes], second: tuple[str, bytes]
+) -> None:
+    for number, members in enumerate([(first, second), (second, first)]):
+        path = write_tar(tmp_path / f"{number}.tar", [*members, (f"{first[0].split('.')[0]}.png", picture(1))])
+        with pytest.raises(DataError, match=r"different values of the field (cls: 0, 3|label: gland, stroma)"):
+            read_tiles(config(path, columns={}))
+    agreeing = [("1.cls", b"0"), ("1.json", b'{"cls": 0, "mpp": null}'), ("1.png", picture(1))]
+    other = [("2.cls", b"1"), ("2.json", b'{"cls": null}'), ("2.png", picture(2))]
+    tiles = read_tiles(config(write_tar(tmp_path / "s.tar", [*agreeing, *other]), columns={}, classes=["0", "1"]))
+    assert tiles.labels.tolist() == [0, 1]
+
+
 def test_labels_in_cls_splits_in_names_and_images_by_suffix(tmp_path: Path) -> None:
     rows = [
         {"__key__": f"{n:03d}", "img.png": picture(n), "mask.png": picture(0), "cls": n % 2, "txt": "a b", "npy": b"x"}

@@ -1,6 +1,7 @@
 """OME-TIFF slides, whose smaller levels are stored in sub-IFDs that openslide does not read."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +57,12 @@ class OmeTiff:
             pages = [level.keyframe for level in series.levels]
         except Exception as error:  # tifffile raises many kinds of exceptions for damaged bytes
             raise DataError(f"not a readable OME-TIFF: {error}", where=path, fix="copy it again") from error
+        try:
+            _check_levels(pages, series, path)
+        except DataError:
+            self._file.close()
+            raise
         first = pages[0]
-        channels = int(first.samplesperpixel)
-        if str(first.dtype) != "uint8" or channels not in (3, 4) or first.planarconfig != 1 or len(series.pages) > 1:
-            self._file.close()
-            raise DataError(
-                f"not a bright-field RGB image: shape {series.shape} (axes {series.axes}), {first.dtype}",
-                where=path,
-                fix="clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first",
-            )
-        if not _is_decoded_to_rgb(first):
-            self._file.close()
-            raise DataError(
-                f"the colours of the OME-TIFF are stored as {first.photometric.name}, not as RGB",
-                where=path,
-                fix="export it as RGB",
-            )
-        for page in pages:
-            check_tiles(page, path)
         self.format = "ome-tiff"
         self._pages = pages
         self.levels = [Level(page.imagewidth, page.imagelength, first.imagewidth / page.imagewidth) for page in pages]
@@ -86,11 +75,7 @@ class OmeTiff:
         page, downsample = self._pages[level], self.levels[level].downsample
         left, top = int(x / downsample), int(y / downsample)
         region = np.full((height, width, 3), 255, dtype=np.uint8)
-        tile_width, tile_height = (
-            (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
-        )
-        columns = -(-page.imagewidth // tile_width)
-        rows = -(-page.imagelength // tile_height)
+        (tile_width, tile_height), (columns, rows) = _tile_size(page), _tile_counts(page)
         for row in range(max(0, top // tile_height), min(rows, -(-(top + height) // tile_height))):
             for column in range(max(0, left // tile_width), min(columns, -(-(left + width) // tile_width))):
                 pixels = self._tile(page, row * columns + column)
@@ -118,6 +103,62 @@ class OmeTiff:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _check_levels(pages: Sequence[Any], series: Any, path: Path) -> None:
+    """Check that the image is 8-bit RGB, and that all levels show the same area and have the same form.
+
+    Raises:
+        DataError: They do not.
+    """
+    first = pages[0]
+    is_rgb = str(first.dtype) == "uint8" and first.samplesperpixel in (3, 4) and first.planarconfig == 1
+    if not is_rgb or len(series.pages) > 1:
+        raise DataError(
+            f"not a bright-field RGB image: shape {series.shape} (axes {series.axes}), {first.dtype}",
+            where=path,
+            fix="clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first",
+        )
+    if not _is_decoded_to_rgb(first):
+        raise DataError(
+            f"the colours of the OME-TIFF are stored as {first.photometric.name}, not as RGB",
+            where=path,
+            fix="export it as RGB",
+        )
+    for level, page in enumerate(pages):
+        check_tiles(page, path)
+        problem = _level_problem(page, first)
+        if problem:
+            raise DataError(f"level {level} of the OME-TIFF {problem}", where=path, fix="copy or export it again")
+
+
+def _level_problem(page: Any, first: Any) -> str:
+    """Describe why a level cannot be used; "" if it can."""
+    if min(page.imagewidth, page.imagelength, *_tile_size(page)) < 1:
+        return "is damaged: it has no pixels"
+    columns, rows = _tile_counts(page)
+    if min(len(page.dataoffsets), len(page.databytecounts)) < columns * rows:
+        return f"is damaged: it lacks some of its {columns * rows:,} tiles or strips"
+    if str(page.dtype) != "uint8" or page.samplesperpixel != first.samplesperpixel or page.planarconfig != 1:
+        return f"has other channels than the first: {page.samplesperpixel} of type {page.dtype}"
+    if not _is_decoded_to_rgb(page):
+        return f"is stored as {page.photometric.name}, not as RGB"
+    downsample = first.imagewidth / page.imagewidth
+    rounding = 1 + page.imagelength / page.imagewidth  # pixels; width and height are rounded
+    if downsample < 1 or abs(page.imagelength - first.imagelength / downsample) > rounding:
+        return f"has another shape than the first: {page.imagewidth} x {page.imagelength} pixels"
+    return ""
+
+
+def _tile_size(page: Any) -> tuple[int, int]:
+    """Return width and height of the tiles or strips of a page."""
+    return (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+
+
+def _tile_counts(page: Any) -> tuple[int, int]:
+    """Return the numbers of columns and rows of the tiles or strips of a page."""
+    width, height = _tile_size(page)
+    return -(-page.imagewidth // width), -(-page.imagelength // height)
 
 
 def _is_decoded_to_rgb(page: Any) -> bool:

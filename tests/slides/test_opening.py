@@ -243,6 +243,23 @@ def test_levels_are_counted_in_ome_tiffs_and_empty_tiles_of_theirs_are_white(tmp
     assert (np.asarray(slide.read_region(0, 0, 0, 64, 64)) == 255).all()
 
 
+@pytest.mark.parametrize(
+    ("tag", "value", "words"),
+    [
+        ("ImageWidth", 0, "is damaged: it has no pixels"),
+        ("TileWidth", 0, "is damaged: it has no pixels"),
+        ("TileLength", 16, "is damaged: it lacks some of its 65 tiles"),
+        ("ImageLength", 90, "has another shape than the first: 300 x 90 pixels"),
+    ],
+)
+def test_a_damaged_level_of_an_ome_tiff_is_named(tag: str, value: int, words: str, tmp_path: Path) -> None:
+    path = write_ome(tmp_path / "a.ome.tiff", picture())
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.series[0].levels[1].keyframe.tags[tag].overwrite(value)
+    with pytest.raises(DataError, match=f"level 1 of the OME-TIFF {words}"):
+        open_slide(path)
+
+
 def test_a_row_of_a_wide_slide_stays_decoded(tmp_path: Path) -> None:
     """The slide is overwritten with zeros after its row was read, so that its tiles can only come from the cache."""
     path, columns, edge = tmp_path / "wide.tif", 200, 256  # 50 MiB of decoded tiles

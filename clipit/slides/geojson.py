@@ -23,6 +23,7 @@ _TOLERANCE = 0.01  # of the width and height of a slide
 _CORNER = 1 / 8  # contours within this share of the width and height are probably in pixels of a smaller image
 _LEAST_RING = 4  # corners of a triangle, the first one twice
 _QUPATH = b'"objectType"'  # a property of the features that QuPath writes
+_IGNORED = ("ignore*", "ignore")  # QuPath's class of areas to leave out, and that of masks (segmentation)
 _PIXELS = "write the coordinates in pixels of the slide's full resolution (level 0)"
 
 
@@ -35,6 +36,9 @@ def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] =
         height: Height of the slide at level 0.
         origin: Pixel of level 0 from which QuPath counts (see `clipit.slides.qupath`); other programs count from 0.
 
+    Returns:
+        The polygons, those of the class `Ignore*` included (`is_ignored`).
+
     Raises:
         DataError: The file cannot be read (`read_polygons`), or its coordinates are not pixels of this slide (with a
             tolerance of 1 % at the borders).
@@ -44,6 +48,11 @@ def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] =
         polygons = [polygon.shifted(*origin) for polygon in polygons]
     _check_place(polygons, width, height, path, system)
     return polygons
+
+
+def is_ignored(polygon: Polygon) -> bool:
+    """Return whether a polygon has QuPath's class `Ignore*`, that is, is to be cut out of the others."""
+    return polygon.name.strip().lower() in _IGNORED
 
 
 def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: bool = False) -> tuple[list[Polygon], str]:

@@ -31,7 +31,7 @@ from clipit.errors import ConfigError, DataError, counted
 from clipit.images import ImageError
 from clipit.progress import progress
 from clipit.read_ahead import reading_threads
-from clipit.slides.geojson import read_contours
+from clipit.slides.geojson import is_ignored, read_contours
 from clipit.slides.grid import SlideGrid, make_grid
 from clipit.slides.opening import open_slide
 from clipit.slides.option_names import KEYS, OptionNames
@@ -216,6 +216,8 @@ def _prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> Pr
         "contours": contours and file_sha256(contours),
         "tiles": config.model_dump(mode="json", exclude={"contours", "grids", "tiles_per_slide"}),
     }
+    if contours is not None and b"ignore" in contours.read_bytes().lower():
+        inputs["ignored"] = "cut out"  # grids of earlier versions contain these areas
     folder = artifact_folder(Path(config.grids).expanduser(), KIND, inputs)
     if not (folder / MANIFEST).is_file():
         with locked(folder):
@@ -277,7 +279,9 @@ def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None, options
         mask = find_tissue(overview, mpp * downsample)
     else:
         polygons = read_contours(contours, whole.width, whole.height, origin)
-        mask = rasterise(polygons, (overview.height, overview.width), downsample)
+        shape = (overview.height, overview.width)
+        mask = rasterise([polygon for polygon in polygons if not is_ignored(polygon)], shape, downsample)
+        mask &= ~rasterise([polygon for polygon in polygons if is_ignored(polygon)], shape, downsample)
     grid = make_grid(
         slide.name, whole.width, whole.height, mpp, config, TissueShare(mask, downsample).of_squares, options
     )

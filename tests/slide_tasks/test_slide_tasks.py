@@ -338,6 +338,27 @@ def test_a_full_disk_is_an_error_after_which_the_command_resumes(
     assert (tmp_path / "slides/s0/tiles.parquet").is_file()
 
 
+def test_areas_that_qupath_ignores_are_cut_out_of_the_contours(tmp_path: Path) -> None:
+    path, contours = write_slide(tmp_path / "s.tiff", picture(), levels=1), tmp_path / "s.geojson"
+    whole, left = ([[0, 0], [right, 0], [right, 400], [0, 400], [0, 0]] for right in (600, 320))
+
+    def tile(other: str, out: str) -> pd.DataFrame:
+        features = [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [ring]},
+                "properties": {"objectType": "annotation", "classification": {"name": name}},
+            }
+            for ring, name in ((left, other), (whole, "Tissue"))
+        ]
+        contours.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
+        clipit.tile_slides(path, tmp_path / out, contours=contours, tile_mpp=1.0, tile_pixels=32)
+        return pd.read_parquet(tmp_path / out / "slides/s/grid.parquet")
+
+    assert tile("Tumor", "all")["x"].min() == 0
+    assert tile("Ignore*", "part")["x"].min() == 320
+
+
 def test_coordinates_for_qupath_begin_at_the_scanned_area(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

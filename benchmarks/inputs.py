@@ -50,14 +50,15 @@ def make_tiles(folder: Path, count: int, distinct: int = 1024, size: int = SIZE)
     return load_tiles(config, 0)
 
 
-def make_image_folder(folder: Path, count: int, distinct: int = 1024) -> Path:
-    """Write image files to a folder, JPEG and PNG in turn, with pixels as in `make_tiles`."""
+def make_image_folder(
+    folder: Path, count: int, distinct: int = 1024, kinds: Sequence[str] = ("JPEG", "PNG")
+) -> Path:
+    """Write image files of several formats in turn to a folder, with pixels as in `make_tiles`."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    kinds = ("JPEG", "PNG")
-    images = [encode(draw_tile(rng), kinds[number % 2]) for number in range(min(count, distinct))]
+    images = [encode(draw_tile(rng), kinds[number % len(kinds)]) for number in range(min(count, distinct))]
     for number in range(count):
-        suffix = ("jpg", "png")[number % 2]
+        suffix = {"JPEG": "jpg", "PNG": "png"}[kinds[number % len(kinds)]]
         (folder / f"{number:05d}.{suffix}").write_bytes(images[number % len(images)])
     return folder
 

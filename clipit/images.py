@@ -86,7 +86,10 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        if not isinstance(error, OSError | SyntaxError | ValueError):  # says nothing to a user
+            reason = f"the file is damaged or cut off ({reason})"
+        raise ImageError(reason) from error
 
 
 def open_header(source: Path | io.BytesIO) -> Image.Image:

@@ -1,6 +1,7 @@
 """The package as a whole: no import closes a circle, and no two public classes share a name."""
 
 import ast
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -143,3 +144,14 @@ def test_no_message_tells_to_install_the_package_from_an_index() -> None:
     files = [*PACKAGE.rglob("*.py"), *root.glob("docs/*.md"), *root.glob("data_cards/*.md"), *root.glob("*.md")]
     advice = "clipit-pathology" + "["  # extras of a distribution that is on no index: name their packages instead
     assert len(files) > 300 and [path for path in files if advice in path.read_text(encoding="utf-8")] == []
+
+
+def test_the_table_of_artefacts_lists_every_kind() -> None:
+    kinds = {"tile_hashes", "tile_digests"}  # named in a loop
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        kinds |= set(re.findall(r'build_once\([^",]+, "(\w+)"', text))
+        kinds |= set(re.findall(r'^_?KIND = "(\w+)"', text, re.MULTILINE))
+    rows = [line.split("|")[1] for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert len(kinds) > 15 and kinds - listed == set()

@@ -126,6 +126,8 @@ def _open(path: Path) -> SlideFile:
 
 def _why_unknown(path: Path) -> str:
     """Explain why openslide does not recognise a file."""
+    if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
+        return f"the folder {path.stem} with the pixels of the slide is missing beside it"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about the tags of a TIFF that is cut off

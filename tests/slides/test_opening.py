@@ -68,6 +68,8 @@ def test_files_that_are_no_slides_are_explained(tmp_path: Path) -> None:
     write_ome(tmp_path / "fluo.ome.tif", np.zeros((5, 64, 64), np.uint16), axes="CYX")
     whole = write_slide(tmp_path / "whole.tiff", picture())
     (tmp_path / "cut.svs").write_bytes(whole.read_bytes()[:3000])
+    (tmp_path / "cut.tiff").write_bytes(whole.read_bytes()[:3000])
+    (tmp_path / "alone.mrxs").write_bytes(b"\xff\xd8\xff")
     shutil.copy(whole, tmp_path / "olympus.vsi")
     for name, words in {
         "olympus.vsi": "VSI slides .Olympus. cannot be read",
@@ -78,6 +80,8 @@ def test_files_that_are_no_slides_are_explained(tmp_path: Path) -> None:
         "deep.tif": "16 bits per channel",
         "fluo.ome.tif": "not a bright-field RGB image",
         "cut.svs": "slide",
+        "cut.tiff": "cannot be read as a slide: the file is damaged or cut off",
+        "alone.mrxs": "the folder alone with the pixels of the slide is missing",
     }.items():
         with pytest.raises(DataError, match=words):
             open_slide(tmp_path / name)

@@ -50,9 +50,7 @@ def make_tiles(folder: Path, count: int, distinct: int = 1024, size: int = SIZE)
     return load_tiles(config, 0)
 
 
-def make_image_folder(
-    folder: Path, count: int, distinct: int = 1024, kinds: Sequence[str] = ("JPEG", "PNG")
-) -> Path:
+def make_image_folder(folder: Path, count: int, distinct: int = 1024, kinds: Sequence[str] = ("JPEG", "PNG")) -> Path:
     """Write image files of several formats in turn to a folder, with pixels as in `make_tiles`."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)

@@ -132,10 +132,18 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
         options: Folder of masks and values of the classes.
 
     Raises:
+        ConfigError: `mil.mask_values` names a class that no bag can have.
         DataError: A mask cannot be used.
     """
     if options.masks is None:
         return MaskedSlides({})
+    unknown = sorted(options.values.keys() - {*bags.classes})
+    if unknown:
+        raise ConfigError(
+            f"not among the labels of the bags: {shortlist(unknown)}; the labels are {shortlist(bags.classes)}",
+            where="mil.mask_values",
+            fix="name the classes as in the labels of the slides, and leave out other values of the masks",
+        )
     tests, slides = _tests(bags), _Slides(tiles)
     truths: dict[str, SlideTruth] = {}
     missing: list[str] = []

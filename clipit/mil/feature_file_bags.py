@@ -11,6 +11,7 @@ from clipit.artifacts import fingerprint
 from clipit.config.data import TilesConfig
 from clipit.errors import DataError, counted, shortlist
 from clipit.image_readers import FileReader, file_stamp
+from clipit.images import SUFFIXES
 from clipit.mil.bags import MilBags
 from clipit.mil.feature_file_checks import (
     check_copies,
@@ -21,7 +22,7 @@ from clipit.mil.feature_file_checks import (
 )
 from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
 from clipit.patients import patients
-from clipit.slides.opening import slide_name
+from clipit.slides.opening import SLIDE_SUFFIXES, slide_name
 from clipit.stores.slide_features import find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation
@@ -29,6 +30,8 @@ from clipit.tiles.source import ALIASES, check_class_names, check_group_names
 from clipit.tiles.splits import check_groups, resolve_splits
 from clipit.tiles.table import open_table, read_columns
 from clipit.tiles.tileset import TileSet
+
+_FILE_SUFFIXES = SLIDE_SUFFIXES | SUFFIXES | {".h5", ".pt"}
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
     table = open_table(path)
     columns = read_columns(path, config, table, ("path", "label", "split", "group"))
     cells = columns["path"]
-    names = [cell if cell in files else slide_name(Path(cell.replace("\\", "/"))) for cell in cells]
+    names = [cell if cell in files else _slide_of(cell) for cell in cells]
     repeated = sorted({name for name in names if names.count(name) > 1}) if len({*names}) < len(names) else []
     if repeated:
         raise DataError(
@@ -234,6 +237,12 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
     )
     check_groups(tiles)
     return _ListedSlides(tiles.select(has_features), tuple(notes))
+
+
+def _slide_of(cell: str) -> str:
+    """Return the name of the slide in a cell; only the suffix of a slide or of features is no part of it."""
+    path = Path(cell.replace("\\", "/"))
+    return slide_name(path) if path.suffix.lower() in _FILE_SUFFIXES else path.name
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,16 @@ def test_files_of_features_form_bags_by_slide_or_patient(tmp_path: Path) -> None
     assert bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT).fingerprint != before
 
 
+def test_what_follows_a_dot_in_the_name_of_a_slide_belongs_to_the_name(tmp_path: Path) -> None:
+    rows = [row.replace("s00.svs", "s00.2").replace("s01.svs", "C:\\scans\\s01.NDPI") for row in _rows()]
+    slides = bags_of_files(
+        tmp_path / "h5", _write(tmp_path, "\n".join(["slide,label,group", *rows])), "slide", HELD_OUT
+    )
+    assert slides.names.tolist() == [f"s{n:02d}" for n in range(1, 12)]
+    assert "1 slide of the table has no features, so dropped: s00.2" in slides.notes
+    assert "1 feature file is not in the table, so dropped: s00" in slides.notes
+
+
 def test_files_of_features_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     good = ["slide,label,group,split", *(f"{row},{'train' if n < 6 else 'test'}" for n, row in enumerate(_rows()))]
     table = _write(tmp_path, "\n".join(good), dims={"s05": 7})

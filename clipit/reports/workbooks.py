@@ -23,16 +23,18 @@ _MOST_MERGED = 10**6  # cells
 _CHUNK, _LONGEST_TAG = 2**20, 200  # bytes
 _ESCAPED = re.compile(r"_x(00[01][0-9A-Fa-f]|005[Ff])_")
 """Control characters as Excel stores them, such as _x000D_ for a carriage return, which openpyxl does not decode."""
-_PADDED = re.compile("0{2,}")
-"""Number formats such as 0000, with which Excel shows the number 7 as 0007, and also writes it to csv files."""
+_FORMAT_PART = re.compile(r'"([^"]*)"|\\(.)|\[\$([^\]-]*)(?:-[^\]]*)?\]|([0#?])|[_*].|\[[A-Za-z]+\]|([-+() :])')
+"""Parts of a number format: text in quotes, an escaped character, text of a locale, the place of a digit, a space as
+wide as a character, a colour, and characters that need no quotes. Formats with other parts, such as a decimal point,
+are not applied."""
 _MISSING = ("#N/A", "#NULL!")  # error values that mark missing values
 
 
 def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, key: str) -> CsvTable:
     """Read one sheet of a workbook.
 
-    Whole numbers are read without ".0" and with the leading zeros of their number format, dates as 2024-05-31, and
-    formulas as their saved values. Empty rows, and empty columns without a name, are skipped.
+    Whole numbers are read without ".0" and with the leading zeros and the text of their number format, dates as
+    2024-05-31, and formulas as their saved values. Empty rows, and empty columns without a name, are skipped.
 
     Args:
         path: The file.
@@ -197,10 +199,32 @@ def _text(cell: "Cell") -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     if type(value) is int:
-        shown = str(value)
-        return shown.zfill(len(cell.number_format)) if _PADDED.fullmatch(cell.number_format) else shown
+        return _shown(value, cell.number_format)
     if isinstance(value, datetime):
         return (value.date() if value.time() == time() else value).isoformat()
     if isinstance(value, str):
         return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), value).replace("\r\n", "\n")
     return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+def _shown(value: int, number_format: str) -> str:
+    """Return a whole number as Excel shows it, and writes it to csv files: 7 as 0007, P007 or 00-07.
+
+    Only formats of digits and text are applied, to numbers that are not negative; other numbers are written plainly.
+    """
+    sections = re.split(r';(?=(?:[^"]*"[^"]*")*[^"]*$)', number_format)
+    parts, at = list[tuple[str, bool]](), 0  # text, and whether it is the place of a digit
+    while match := _FORMAT_PART.match(sections[0], at):
+        quoted, escaped, locale, digit, plain = match.groups()
+        parts.append((digit, True) if digit else (quoted or escaped or locale or plain or "", False))
+        at = match.end()
+    places = [index for index, (_, is_digit) in enumerate(parts) if is_digit]
+    invisible = value == 0 and (len(sections) > 2 or all(parts[index][0] != "0" for index in places))
+    if at < len(sections[0]) or not places or value < 0 or invisible:
+        return str(value)
+    digits, texts = str(value) if value else "", [text for text, _ in parts]
+    for index in reversed(places):
+        missing = {"0": "0", "#": "", "?": ""}[texts[index]]
+        texts[index], digits = (digits[-1], digits[:-1]) if digits else (missing, "")
+    texts[places[0]] = digits + texts[places[0]]
+    return "".join(texts).strip()

@@ -151,14 +151,30 @@ def test_a_formatted_cell_far_away_does_not_fill_the_sheet(tmp_path: Path) -> No
     assert peak < 20e6  # 360,000 empty cells take 60 MB
 
 
-def test_leading_zeros_of_a_number_format_are_read(tmp_path: Path) -> None:
-    path = workbook(tmp_path / "r.xlsx", HEADER, [7, "Benign.", 3, None])
+@pytest.mark.parametrize(
+    ("number_format", "value", "shown"),
+    [
+        ("0000", 7, "0007"),
+        ('"P"000', 7, "P007"),
+        ("00-00", 7, "00-07"),
+        ("000-00-0000", 123456789, "123-45-6789"),
+        ("[$-409]0000_ ;-0000", 7, "0007"),
+        ("[Red]\\S000;@", 12345, "S12345"),
+        ("#", 0, "0"),
+        ("#,##0.00", 7, "7"),
+        ("General", 7, "7"),
+    ],
+)
+def test_whole_numbers_are_read_as_their_number_format_shows_them(
+    number_format: str, value: int, shown: str, tmp_path: Path
+) -> None:
+    path = workbook(tmp_path / "r.xlsx", HEADER, [value, "Benign.", 3, None])
 
-    def pad(sheet: Any) -> None:
-        sheet["A2"].number_format = "0000"
+    def change_format(sheet: Any) -> None:
+        sheet["A2"].number_format = number_format
 
-    change(path, pad)
-    assert [(r.report_id, r.label) for r in read(path).reports] == [("0007", "3")]
+    change(path, change_format)
+    assert [(r.report_id, r.label) for r in read(path).reports] == [(shown, "3")]
 
 
 def test_merged_columns_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ _PLAIN_TAGS = {_STANDARD + kind for kind in ("str", "int", "float", "bool", "nul
 _NOT_RESOLVED = {f"{_STANDARD}timestamp", f"{_STANDARD}value"}  # dates and `=` remain strings
 _MAX_BYTES = 8 * 2**20
 _CACHE_LIMITS = (64, 2**16)  # number of cached files, and the characters of the largest
-_MAX_DEPTH = 40
+MAX_DEPTH = 40
+"""Levels up to which mappings and lists may be nested."""
 _MAX_BITS = 64  # of a whole number
 _OTHER_BASE = re.compile(r"[-+]?0[0-9_]{1,40}|[^:]{1,40}:.{1,40}")  # numbers to base 8 or 60 in YAML 1.1: `030`, `1:30`
 _MAX_REPEATED = 10_000  # values that aliases repeat, over the whole file
@@ -50,8 +51,8 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         if tag not in (None, "!") and tag not in _PLAIN_TAGS:
             raise _error_at(f"the tag {tag.replace(_STANDARD, '!!')} is not supported", event)
-        if len(self._open) >= _MAX_DEPTH:
-            raise _error_at(f"nested more than {_MAX_DEPTH} levels deep", event)
+        if len(self._open) >= MAX_DEPTH:
+            raise _error_at(f"nested more than {MAX_DEPTH} levels deep", event)
         before = self._values
         self._values += 1
         self._open.append(event)

@@ -9,10 +9,11 @@ from pydantic import BaseModel, ValidationError
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, counted, shortlist
-from clipit.yaml_file import load_yaml
+from clipit.yaml_file import MAX_DEPTH, load_yaml
 
 _Model = TypeVar("_Model", bound=BaseModel)
 NO_TILES = ""  # path of the placeholder for tiles that a command does not need
+_MAX_SHOWN = 80  # characters of a key in a message
 _NO_REPORTS = ""  # path of the placeholder that lets the other keys of `reports` be validated
 
 RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
@@ -29,12 +30,40 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """Expand dotted keys: `{"lora.rank": 8}` becomes `{"lora": {"rank": 8}}`."""
+    """Expand dotted keys: `{"lora.rank": 8}` becomes `{"lora": {"rank": 8}}`.
+
+    Raises:
+        ConfigError: A key with its value is nested more than 40 levels deep, as in no YAML file.
+    """
+    for key, value in dotted.items():
+        if _is_deep({key: value}):
+            shown = key if len(key) <= _MAX_SHOWN else f"{key[:_MAX_SHOWN]}..."
+            raise ConfigError(
+                f"nested more than {MAX_DEPTH} levels deep: {shown}", fix="correct this key and its value"
+            )
+    return _expand(dotted)
+
+
+def _expand(dotted: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in dotted.items():
         first, _, rest = key.partition(".")
-        tree = merge(tree, {first: nested({rest: value}) if rest else value})
+        tree = merge(tree, {first: _expand({rest: value}) if rest else value})
     return tree
+
+
+def _is_deep(tree: Mapping[str, Any]) -> bool:
+    """Return whether dotted keys and the values under them are nested more than 40 levels deep."""
+    pending: list[tuple[Any, int]] = [(tree, 0)]
+    while pending:
+        value, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            return True
+        if isinstance(value, Mapping):
+            pending += [(inner, depth + 1 + str(key).count(".")) for key, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            pending += [(inner, depth + 1) for inner in value]
+    return False
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:

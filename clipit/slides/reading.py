@@ -1,5 +1,6 @@
 """Read tiles and overviews of slides at an exact resolution."""
 
+import logging
 import math
 import os
 import threading
@@ -13,15 +14,22 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
+from clipit.errors import DataError
 from clipit.images import ImageError
 from clipit.slides.grid import tile_id
 from clipit.slides.opening import open_slide
-from clipit.slides.slide_file import SlideFile
+from clipit.slides.slide_file import Level, SlideFile
+
+logger = logging.getLogger(__name__)
 
 _LEVEL_TOLERANCE = 1.01
 """A level may be up to 1 % coarser than requested, because a level with a downsample of 2.0005 stands for 2."""
 _MOST_OPEN = 16
 """Number of slides that a process keeps open."""
+_MOST_PIXELS = 2**33
+"""Pixels of a level from which an overview is made: a square with an edge of 92,000 pixels, read in about 10 minutes."""
+_SLOW_PIXELS = 2**29
+"""Pixels of a level from which an overview takes about a minute."""
 _BLOCK = 2048  # edge of the regions from which an overview is made, pixels of the level
 
 
@@ -62,10 +70,12 @@ def read_overview(slide: SlideFile, downsample: float) -> Image.Image:
 
     Raises:
         ImageError: The pixels are damaged.
+        DataError: The slide has no level that is small enough to be read completely.
     """
     whole = slide.levels[0]
     width, height = max(1, math.ceil(whole.width / downsample)), max(1, math.ceil(whole.height / downsample))
     level = choose_level(slide, downsample)
+    _check_size(slide.levels[level], f"{width:,} x {height:,}")
     factor = downsample / slide.levels[level].downsample
     block = max(1, int(_BLOCK / factor))
     overview = Image.new("RGB", (width, height), "white")
@@ -78,6 +88,24 @@ def read_overview(slide: SlideFile, downsample: float) -> Image.Image:
             box = (0, 0, min(inner[0], size[0]), min(inner[1], size[1]))
             overview.paste(region.resize((columns, rows), Image.Resampling.BILINEAR, box=box), (left, top))
     return overview
+
+
+def _check_size(level: Level, overview: str) -> None:
+    """Refuse to read a level of countless pixels, such as the only level of a slide; log that a large one takes time.
+
+    Raises:
+        DataError: It has more than 8.6 billion pixels.
+    """
+    pixels = level.width * level.height
+    size = f"{level.width:,} x {level.height:,}"
+    if pixels > _MOST_PIXELS:
+        raise DataError(
+            f"the slide has no level between {size} pixels and its overview of {overview}, which would take too long "
+            "to compute",
+            fix="convert it to a pyramidal TIFF",
+        )
+    if pixels > _SLOW_PIXELS:
+        logger.info(f"reading {size} pixels for an overview of a slide without smaller levels; this takes minutes")
 
 
 class SlidePool:

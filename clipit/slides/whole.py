@@ -4,6 +4,7 @@ import logging
 
 from PIL import Image
 
+from clipit.errors import DataError
 from clipit.images import ImageError
 from clipit.slides.opening import open_slide
 from clipit.slides.prepare import PreparedSlide
@@ -15,14 +16,14 @@ logger = logging.getLogger(__name__)
 def read_whole(slide: PreparedSlide, longest: int) -> Image.Image:
     """Read the whole slide with a longest edge of at most `longest` pixels.
 
-    If pixels at this resolution are damaged, the overview on which tissue was found is returned instead.
+    If pixels at this resolution are damaged or too many, the overview on which tissue was found is returned instead.
     """
     file = open_slide(slide.path)
     try:
         edge = max(file.levels[0].width, file.levels[0].height)
         return read_overview(file, max(1.0, edge / longest))
-    except ImageError as error:
-        logger.warning(f"{slide.name}: its page shows a coarser overview, because {error}")
+    except (ImageError, DataError) as error:
+        logger.warning(f"{slide.name}: its page shows a coarser overview, because {getattr(error, 'what', error)}")
         with Image.open(slide.overview) as stored:
             return stored.convert("RGB")
     finally:

@@ -1,5 +1,6 @@
 """Configuration: file, command line, one list of all errors."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from clipit.api.configuration import load_config
 from clipit.config.command_line import read_command, read_file_command
 from clipit.config.file import SECTIONS
 from clipit.config.load import all_keys, dotted, merge, nested, validate, validate_file, without
 from clipit.config.paths import expand_home
 from clipit.errors import ConfigError
 from clipit.sweeps.file import read_sweep
+from clipit.training.arms import resolve_arm
 
 MINIMAL: dict[str, Any] = {"tiles": {"source": "folders", "path": "tiles"}}
 
@@ -519,3 +522,19 @@ def test_wrong_parameters_of_a_sweep(tmp_path: Path, key: str, entry: dict[str, 
 def test_an_option_nested_too_deeply_is_refused(file: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match="cannot be parsed"):
         read_command("", [file(), f"--soft_labels={'[' * 20_000}"])
+
+
+def test_keys_and_values_nested_deeper_than_any_file_are_refused(file: Callable[..., str]) -> None:
+    config = file(MINIMAL)
+    many, deep = ".".join("a" * 2000), '{"a": ' * 500 + "1" + "}" * 500
+    for option in (f"--{many}=1", f"--terms.{many}=1", f"--terms={deep}", f"--tiles.classes={'[' * 500}{']' * 500}"):
+        with pytest.raises(ConfigError, match=r"^nested more than 40 levels deep: .{1,90}\n"):
+            read_command(None, [config, option])
+    with pytest.raises(ConfigError, match=r"nested more than 40 levels deep: a\.a"):
+        resolve_arm(validate(merge(MINIMAL, {"arm": "deep", "arms": {"deep": {many: 1}}}), "here"))
+    around: dict[str, Any] = {}
+    around["a"] = around
+    for keys in ({many: 1}, {"terms": json.loads(deep)}, {"terms": around}):
+        with pytest.raises(ConfigError, match="nested more than 40 levels deep"):
+            load_config(config.removeprefix("--config="), keys)
+    assert nested({".".join("b" * 40): 1})

@@ -1,10 +1,12 @@
 """Tiles are read at an exact resolution from the nearest level; tissue, grids and artefacts of slides."""
 
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from slide_files import PEN, PINK, PURPLE, damage_tile, levels_of, picture, write_dicom, write_slide
 
@@ -21,6 +23,7 @@ from clipit.slides.reading import PlacedSlide, SlidePool, SlideReader, choose_le
 from clipit.slides.slide_file import Level
 from clipit.slides.stamps import slide_files, slide_stamp
 from clipit.slides.tissue import TissueShare, find_tissue, otsu, remove_small
+from clipit.slides.whole import read_whole
 
 
 class Levels:
@@ -280,3 +283,34 @@ def test_a_slide_in_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monk
     good, bad = prepare_slides(slides, SlidesConfig(mpp=1.0, pixels=64, grids=str(tmp_path / "grids")))
     assert isinstance(good, PreparedSlide) and isinstance(bad, FailedSlide)
     assert bad.reason == "no permission to read the slide"
+
+
+def test_a_huge_slide_without_smaller_levels_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, edge, tile = tmp_path / "empty.tif", 120_000, 4096
+    with tifffile.TiffWriter(path) as file:
+        absent = iter([b""] * (-(-edge // tile)) ** 2)
+        file.write(absent, shape=(edge, edge, 3), dtype="uint8", tile=(tile, tile), compression="zlib",
+                   photometric="rgb")  # fmt: skip
+    assert path.stat().st_size < 50_000
+    config = SlidesConfig(mpp=1.0, pixels=256, grids=str(tmp_path / "grids"))
+    begin = time.monotonic()
+    (refused,) = prepare_slides([SlidePath("empty", path, mpp=0.5)], config)
+    assert time.monotonic() - begin < 20  # reading all pixels takes an hour
+    assert isinstance(refused, FailedSlide) and refused.fix == "convert it to a pyramidal TIFF"
+    assert refused.reason.startswith(
+        "the slide has no level between 120,000 x 120,000 pixels and its overview of 4,096 x 4,096"
+    )
+    caplog.set_level("INFO")
+    whole = tmp_path / "a.tiff"
+    write_slide(whole, picture(), levels=2)
+    (good,) = prepare_slides([SlidePath("a", whole)], config.model_copy(update={"pixels": 64}))
+    assert isinstance(good, PreparedSlide) and "this takes minutes" not in caplog.text
+    monkeypatch.setattr("clipit.slides.reading._MOST_PIXELS", 300 * 200)
+    monkeypatch.setattr("clipit.slides.reading._SLOW_PIXELS", 300 * 200 - 1)
+    assert read_whole(good, 300).size == (300, 200)  # made from the second level
+    assert "reading 300 x 200 pixels" in caplog.text
+    with Image.open(good.overview) as overview:
+        assert read_whole(good, 600).size == overview.size
+    assert "a: its page shows a coarser overview, because the slide has no level between 600 x 400" in caplog.text

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import DataError, counted, has_controls, shortlist
 
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
@@ -108,7 +108,7 @@ def cell_text(value: Any) -> str:
     """Convert a cell of a table to text without surrounding spaces and byte order marks; null and NaN become "".
 
     Raises:
-        ValueError: The cell contains a list, a line break, a null character, or characters that are not valid Unicode;
+        ValueError: The cell contains a list, a line break or another control character, or characters that are not valid Unicode;
             the message says which.
     """
     if value is None or value != value:  # NaN is the only value that differs from itself
@@ -125,6 +125,8 @@ def cell_text(value: Any) -> str:
         raise ValueError(f"a line break ({shortlist([text[:60]])})")
     if "\0" in text:
         raise ValueError(f"a null character ({shortlist([text[:60]])})")
+    if has_controls(text.replace("\t", " ")):
+        raise ValueError(f"a control character ({shortlist([text[:60]])})")
     if not is_unicode(text):
         raise ValueError(f"characters that are not valid Unicode ({shortlist([text[:60]])})")
     return text

@@ -6,6 +6,7 @@ Every message states what is wrong, where (file, row, key), and what to do.
 import errno
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,11 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(
         char if char.isprintable() or char in keep else char.encode("unicode_escape").decode("ascii") for char in text
     )
+
+
+def has_controls(text: str) -> bool:
+    """Return whether a text contains a line break, a null character or another control character."""
+    return not text.isprintable() and any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in text)
 
 
 def shortlist(items: Sequence[object], max_items: int = 5) -> str:

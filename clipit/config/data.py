@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clipit.config.effects import Data, Reporting, Results
 from clipit.config.paths import LocalPath
-from clipit.config.section import LARGEST_SEED, Section, check_once
+from clipit.config.section import LARGEST_SEED, Section, check_once, check_one_line
 
 MAX_VOTES = 999_999
 """Maximum number of votes per tile and class in a table of annotators."""
@@ -205,6 +205,12 @@ class TilesConfig(Section):
             listed = ", ".join(str(name).lower() if isinstance(name, bool) else str(name) for name in wrong)
             raise ValueError(f"names must be text, not {listed}; write them in quotes, such as '0'")
         return value
+
+    @field_validator("classes", "class_map")
+    @classmethod
+    def _check_names(cls, names: tuple[str, ...] | dict[str, str] | None) -> tuple[str, ...] | dict[str, str] | None:
+        check_one_line(names.values() if isinstance(names, dict) else names or ())
+        return names
 
     @field_validator("splits")
     @classmethod

@@ -1,8 +1,11 @@
 """Base class of the sections of a configuration, and checks that several sections share."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from clipit.errors import has_controls, shortlist
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LARGEST_SEED = 2**32 - 1  # largest seed that NumPy accepts
@@ -34,6 +37,17 @@ def check_once(values: tuple[Any, ...]) -> None:
     repeated = sorted({str(value) for value in values if values.count(value) > 1})
     if repeated:
         raise ValueError(f"given twice: {', '.join(repeated)}; list each entry once")
+
+
+def check_one_line(names: Iterable[str]) -> None:
+    """Reject names of classes that are empty or contain line breaks or other control characters.
+
+    Raises:
+        ValueError: Some do; the message lists them.
+    """
+    wrong = [name for name in names if not name.strip() or has_controls(name)]
+    if wrong:
+        raise ValueError(f"empty, or with a control character: {shortlist([repr(name) for name in wrong])}")
 
 
 def check_seeds(seeds: tuple[int, ...]) -> None:

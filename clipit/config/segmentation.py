@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clipit.config.mask_training import MaskTrainingConfig
 from clipit.config.paths import LocalPath
-from clipit.config.section import Section, check_once
+from clipit.config.section import Section, check_once, check_one_line
 
 SegmentationMethod = Literal[
     "vlm_windows", "student_windows", "classifier_windows", "vlm_tokens", "student_tokens", "token_head",
@@ -72,8 +72,7 @@ class SegmentationConfig(Section):
     @classmethod
     def _check_classes(cls, classes: dict[str, int | tuple[int, ...]]) -> dict[str, int | tuple[int, ...]]:
         values = [value for listed in classes.values() for value in ([listed] if isinstance(listed, int) else listed)]
-        if any(not name.strip() for name in classes):
-            raise ValueError("a class has no name")
+        check_one_line(classes)
         if any(listed == () for listed in classes.values()):
             raise ValueError("a class has no value")
         if any(not 0 <= value <= 65535 for value in values):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.errors import DataError, counted
+from clipit.errors import DataError, counted, has_controls
 from clipit.yaml_file import load_mapping
 
 _FOLDER = Path(__file__).parent
@@ -82,7 +82,8 @@ def key_problems(
 
 
 def text_problems(key: str, value: object, kind: str) -> list[str]:
-    """List the problems of a list of texts: wrong type, no entry, empty or repeated entries, entries of other types."""
+    """List the problems of a list of texts: wrong type, no entry, empty or repeated entries, control characters, other
+    types."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [f"{key}: must be a list of {kind}"]
     if not value:
@@ -93,6 +94,11 @@ def text_problems(key: str, value: object, kind: str) -> list[str]:
         else f"{key}[{i}]: {entry!r} is not a string; write it in quotes"
         for i, entry in enumerate(value)
         if not isinstance(entry, str) or not entry.strip()
+    ]
+    problems += [
+        f"{key}[{i}]: {entry!r} contains a line break or another control character; write it on one line"
+        for i, entry in enumerate(value)
+        if isinstance(entry, str) and has_controls(entry.strip())
     ]
     folded = [entry.strip().casefold() for entry in value if isinstance(entry, str)]
     problems += [f"{key}: {text!r} is given twice" for text in sorted({t for t in folded if folded.count(t) > 1})]

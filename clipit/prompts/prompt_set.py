@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import fingerprint
-from clipit.errors import DataError
+from clipit.errors import DataError, has_controls, printable
 from clipit.prompts import files
 from clipit.prompts.published import read_draws, read_set
 
@@ -189,7 +189,9 @@ def _class_problems(classes: object) -> list[str]:
     for key, names in classes.items():
         if not isinstance(key, str):
             problems.append(f"classes.{key}: the class name is not a string; write it in quotes")
-        problems += files.text_problems(f"classes.{key}", names, "names")
+        elif has_controls(key) or not key.strip():
+            problems.append(f"classes: {key!r} is empty or contains a control character; write the class on one line")
+        problems += files.text_problems(f"classes.{printable(str(key))}", names, "names")
         if not isinstance(names, Sequence) or isinstance(names, str):
             continue
         problems += [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import fingerprint
-from clipit.errors import DataError, counted
+from clipit.errors import DataError, counted, has_controls
 from clipit.reports.assertion import Assertions, Triggers
 from clipit.reports.headings import SECTIONS
 from clipit.reports.phrases import PhraseFinder, regular_expression, tokenize
@@ -131,9 +131,9 @@ def _problems(raw: Mapping[Any, Any]) -> list[str]:
         problems.append("classes: is missing or empty; list phrases for at least one class")
         classes = {}
     problems += [
-        f"classes: {name!r} is not a class name; use a text other than {BOTH!r} and {NONE!r}, in quotes"
+        f"classes: {name!r} is not a class name; use a text on one line, other than {BOTH!r} and {NONE!r}, in quotes"
         for name in classes
-        if not isinstance(name, str) or not name.strip() or name in (BOTH, NONE)
+        if not isinstance(name, str) or not name.strip() or has_controls(name) or name in (BOTH, NONE)
     ]
     lists = {f"classes.{name}": phrases for name, phrases in classes.items()}
     if raw.get("ignored") is not None:

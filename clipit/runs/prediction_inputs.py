@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.config.data import SlidesConfig
-from clipit.errors import ConfigError, DataError, ModelError, counted, shortlist
+from clipit.errors import ConfigError, DataError, ModelError, counted, has_controls, shortlist
 from clipit.image_set import ImageSet, join_images, open_images
 from clipit.prompts.files import packaged
 from clipit.prompts.prompt_set import PromptSet, load_prompts
@@ -112,7 +112,7 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
 
     Raises:
         DataError: The prompt set is invalid.
-        ConfigError: There are fewer than two classes, or a class is repeated.
+        ConfigError: There are fewer than two classes, a class is repeated, or contains a control character.
     """
     if classes is None:
         known = prompts is not None and (Path(prompts).exists() or prompts in packaged("sets"))
@@ -123,6 +123,12 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
             f"--classes needs two or more different classes, and names {', '.join(names) or 'none'}",
             where=f"--classes {classes!r}",
             fix='separate classes by semicolons: --classes "adenocarcinoma; normal mucosa"',
+        )
+    if has_controls("".join(names)):
+        raise ConfigError(
+            f"a class contains a control character: {shortlist([name for name in names if has_controls(name)])}",
+            where="--classes",
+            fix="write each class on one line",
         )
     return PromptSet("--classes", "1", ("{}",), {name: (name,) for name in names})
 

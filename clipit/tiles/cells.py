@@ -26,7 +26,7 @@ def read_cells(values: Iterable[Any], column: str, where: object, row_name: Call
         row_name: Function from the index of a row to its name in error messages.
 
     Raises:
-        DataError: A cell contains a list, a line break, a null character, or characters that are not valid Unicode.
+        DataError: A cell contains a list, a line break, a control character, or characters that are not valid Unicode.
     """
     return check_stored(map(stored_cell, values), column, where, row_name)
 

@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 
 from clipit.annotators.reading import AnnotationTable
 from clipit.config.run import TilesConfig
-from clipit.errors import ConfigError, DataError, counted, counted_of, shortlist
+from clipit.errors import ConfigError, DataError, counted, counted_of, has_controls, shortlist
 from clipit.tiles.annotations import AnnotatedTiles, join_annotators, read_annotators
 from clipit.tiles.bach import read_bach
 from clipit.tiles.dataset_reader import read_data_set
@@ -240,6 +240,12 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
     if len(set(classes)) < len(classes) or "" in classes:
         raise ConfigError(
             "a class is repeated or has no name", where=f"tiles.classes = {classes}", fix="use unique, non-empty names"
+        )
+    if wrong := [name for name in classes if has_controls(name)]:
+        raise DataError(
+            f"a class contains a control character: {shortlist([repr(name) for name in wrong])}",
+            where=source.where,
+            fix="rename it in the source, or in tiles.class_map",
         )
     check_group_names(source.groups, source.where)
     check_class_names(named if config.classes is None and source.classes is None else set(), source.where)

@@ -248,3 +248,13 @@ def test_bags(tmp_path: Path) -> None:
         load_prompt_bag(path)
     for part in ("version: is missing", "'a' is given twice", "texts[2]", "colour: unknown key"):
         assert part in str(caught.value)
+
+
+def test_control_characters_are_refused_in_classes_names_and_templates(tmp_path: Path) -> None:
+    text = """{"name": "x", "version": "1", "templates": ["a {} \\u0007"],
+    "classes": {"a": ["tumour\\u0000", "two\\nlines"], "b\\nc": ["stroma"], "tab\\there": ["mucus", " spaced "]}}"""
+    message = refused(write(tmp_path, text))
+    for place in ("templates[0]: 'a {} \\x07'", "classes.a[0]: 'tumour\\x00'", "classes.a[1]: 'two\\nlines'",
+                  "classes: 'b\\nc'", "classes: 'tab\\there'"):  # fmt: skip
+        assert place in message
+    assert "5 problems" in message

@@ -228,6 +228,7 @@ def valid() -> dict[str, Any]:
         ({"classes": {"high": ["/a*/"]}}, "matches the empty string"),
         ({"classes": {"both": ["a"]}}, "'both' is not a class name"),
         ({"classes": {1: ["a"]}}, "1 is not a class name"),
+        ({"classes": {"a\nb": ["a"]}}, "'a\\nb' is not a class name"),
         ({"classes": {"a": ["MSI-H"], "b": ["msi h"]}}, "classes.a ('MSI-H') and classes.b ('msi h')"),
         ({"classes": {"a": ["/x/"], "b": ["/x/"]}}, "the same phrase is given twice"),
         ({"ignored": ["MSS"]}, "classes.stable ('MSS') and ignored ('MSS')"),

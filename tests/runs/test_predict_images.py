@@ -292,6 +292,8 @@ def test_zero_shot_classes_come_from_files_names_and_the_command_line(
     for wrong in ("one", "a; a", ";"):
         with pytest.raises(ConfigError, match="two or more different classes"):
             read_prompts(None, wrong)
+    with pytest.raises(ConfigError, match=r"control character: li\\nes, a\\x00\n"):
+        read_prompts(None, "b; li\nes; a\0")
 
 
 def test_the_python_function_returns_data_frames(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:

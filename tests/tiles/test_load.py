@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from clipit.config.run import LabelsConfig, TilesConfig
+from clipit.config.segmentation import SegmentationConfig
 from clipit.errors import ConfigError
 from clipit.image_readers import FileReader
 from clipit.tiles.labels import hide_labels
@@ -95,3 +96,12 @@ def test_a_test_part_is_not_cut_beside_another(tmp_path: Path) -> None:
 def test_contradicting_keys_of_splits_are_refused(keys: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         TilesConfig.model_validate({"source": "table", "path": "t.csv", **keys})
+
+
+@pytest.mark.parametrize("keys", [{"classes": ["a\0", "b"]}, {"class_map": {"0": "\0dropped", "1": "b"}},
+                                  {"class_map": {"0": "two\nlines"}}, {"classes": ["a", " "]}])  # fmt: skip
+def test_configured_classes_are_visible_and_on_one_line(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="empty, or with a control character"):
+        TilesConfig(source="table", path="t.csv", **keys)
+    with pytest.raises(ValidationError, match=r"empty, or with a control character: 'a\\x85b'"):
+        SegmentationConfig(classes={"a\x85b": 0, "c": 1})

@@ -475,11 +475,20 @@ def test_one_class_or_patient_has_one_spelling(tmp_path: Path, key: str, one: st
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
 
 
-@pytest.mark.parametrize(("key", "value"), [("label", "\0dropped"), ("path", "img/a\0b.png")])
-def test_a_null_character_in_a_cell_is_an_error(tmp_path: Path, key: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("label", "\0dropped", "a null character"),
+        ("path", "img/a\0b.png", "a null character"),
+        ("label", "\x1b[31mred", r"a control character \(\\x1b\[31mred\)"),
+        ("group", "P\u20287", "a control character"),
+        ("label", "tu\tmour", r"a class contains a control character: 'tu\\tmour'"),
+    ],
+)
+def test_a_control_character_in_a_cell_is_an_error(tmp_path: Path, key: str, value: str, problem: str) -> None:
     table = rows(tmp_path)
     table[3][key] = value
-    with pytest.raises(DataError, match="a null character"):
+    with pytest.raises(DataError, match=problem):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
 
 

@@ -27,7 +27,7 @@ _LEVEL_TOLERANCE = 1.01
 _MOST_OPEN = 16
 """Number of slides that a process keeps open."""
 _MOST_PIXELS = 2**33
-"""Pixels of a level from which an overview is made: a square with an edge of 92,000 pixels, read in about 10 minutes."""
+"""Maximum number of pixels of a level from which an overview is made, which takes about 10 minutes."""
 _SLOW_PIXELS = 2**29
 """Pixels of a level from which an overview takes about a minute."""
 _BLOCK = 2048  # edge of the regions from which an overview is made, pixels of the level

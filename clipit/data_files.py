@@ -108,8 +108,8 @@ def cell_text(value: Any) -> str:
     """Convert a cell of a table to text without surrounding spaces and byte order marks; null and NaN become "".
 
     Raises:
-        ValueError: The cell contains a list, a line break or another control character, or characters that are not valid
-            Unicode; the message says which.
+        ValueError: The cell contains a list, a line break or another control character, or characters that are not
+            valid Unicode; the message says which.
     """
     if value is None or value != value:  # NaN is the only value that differs from itself
         return ""

@@ -11,7 +11,7 @@ from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, slide_name
 from clipit.slides.prepare import SlidePath
 from clipit.slides.resolution import check_mpp
 from clipit.tiles.slides import SlideList, check_names, list_slides, slides_in_folder
-from clipit.tiles.source import ALIASES
+from clipit.tiles.source import ALIASES, check_group_names
 from clipit.tiles.table import TABLES
 
 _OTHER_TABLES = (".xlsx", ".xls", ".ods", ".txt", ".json", ".jsonl")
@@ -27,8 +27,8 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
 
     Raises:
         ConfigError: `mpp` is not a positive number.
-        DataError: A path does not exist, holds no slide, or two slides have the same name; or a package that reads
-            slides is missing.
+        DataError: A path does not exist, holds no slide, two slides have the same name, or patients differ in spelling
+            only; or a package that reads slides is missing.
     """
     import_openslide()
     check_mpp(mpp)
@@ -44,6 +44,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
         images = None if slides is None else str(slides)
         section = TilesConfig(source="slides", path=str(tables[0]), images=images, mpp=mpp, labels=labels)
         table = list_slides(section)
+        check_group_names([group for group in table.groups if group], str(tables[0]))
         return replace(table, source_splits=[ALIASES.get(split.lower(), split) for split in table.source_splits])
     listed: list[SlidePath] = []
     notes: list[str] = []

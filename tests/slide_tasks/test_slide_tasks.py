@@ -338,6 +338,19 @@ def test_a_full_disk_is_an_error_after_which_the_command_resumes(
     assert (tmp_path / "slides/s0/tiles.parquet").is_file()
 
 
+def test_patients_of_a_table_that_differ_in_spelling_only_are_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        write_slide(tmp_path / f"s{number}.tiff", picture(), levels=1)
+    table = tmp_path / "slides.csv"
+    for first, second in (("1", "01"), ("p1", "P1"), ("p1", "P2")):
+        table.write_text(f"slide,group,split\ns0,{first},validation\ns1,{second},test\n", encoding="utf-8")
+        if second != "P2":
+            with pytest.raises(DataError, match="groups with almost the same name"):
+                list_inputs([table])
+        else:
+            assert list(list_inputs([table]).groups) == ["p1", "P2"]
+
+
 def test_areas_that_qupath_ignores_are_cut_out_of_the_contours(tmp_path: Path) -> None:
     path, contours = write_slide(tmp_path / "s.tiff", picture(), levels=1), tmp_path / "s.geojson"
     whole, left = ([[0, 0], [right, 0], [right, 400], [0, 400], [0, 0]] for right in (600, 320))

@@ -23,7 +23,7 @@ _PLAIN_TABLES = frozenset({".csv", ".tsv"})
 _HUB = "hf:"  # prefix of ids on the Hugging Face hub
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
 _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir"})
-"""Folders of file systems, often unreadable, and of thumbnails."""
+"""Folders that operating systems and network storage create, often unreadable."""
 
 MISSING_VALUES = frozenset(
     {"#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "NaT", "None", "NULL", "null"}
@@ -48,8 +48,8 @@ class FolderFiles:
     undecodable: list[Path]
 
 
-def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> FolderFiles:
-    """List the wanted files of a folder and its subfolders.
+def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True) -> FolderFiles:
+    """List the files of a folder and its subfolders that `accept` returns True for.
 
     Links to folders are followed, but every real folder is listed only once: under its own path if it is inside
     `folder`, otherwise under the first link to it. A link to a parent folder therefore adds nothing. Hidden folders and
@@ -85,7 +85,7 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
                 if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
                     continue
                 (linked if entry.is_symlink() else real).append(path)
-            elif not wanted(path):
+            elif not accept(path):
                 continue
             elif not _resolves_to(entry.is_file):
                 if entry.is_symlink():
@@ -149,9 +149,9 @@ def similar_names(path: str) -> str:
         return "this is a URL: download the file first"
     if os.name != "nt" and path[1:3] in (":\\", ":/"):
         return "this is a Windows path"
-    wanted = Path(path).expanduser()
-    folder = next((parent for parent in wanted.parents if parent.is_dir()), Path())
-    name = wanted.relative_to(folder).parts[0]
+    missing = Path(path).expanduser()
+    folder = next((parent for parent in missing.parents if parent.is_dir()), Path())
+    name = missing.relative_to(folder).parts[0]
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:
@@ -239,15 +239,16 @@ def read_csv(
 
 
 def joined_rows(table: CsvTable, delimiter: str, first_column: int) -> list[int]:
-    """Find rows with a cell that contains later rows, because a stray quotation mark is closed only there.
+    """Find rows in which a stray quotation mark joined later rows to a cell.
 
-    Such a cell is recognised by its delimiters: its first line has as many as columns follow the cell, its last line as
-    many as columns precede it, and each line in between as many as a whole row.
+    Such a cell is recognised by the number of its delimiters: its first line has as many as columns follow the cell,
+    its last line as many as columns precede it, and each line in between as many as a whole row.
 
     Args:
         table: Table as returned by `read_csv`.
         delimiter: Character between fields.
-        first_column: First column to check, counted from 0; texts with few delimiters per line are weak evidence.
+        first_column: First column to check, counted from 0. In earlier columns, a text with few delimiters per line
+            would look the same.
     """
     shifted = []
     for row, cells in enumerate(table.rows):

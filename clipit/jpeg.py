@@ -43,7 +43,7 @@ def decode_plain(image: Image.Image) -> Image.Image | str:
         image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards.
 
     Returns:
-        Its pixels. For files that Pillow must decode, what is corrupt in their data, or "" if nothing is known to be.
+        The decoded image. For a file that Pillow must decode, libjpeg's warning of corrupt data, or "" without one.
     """
     if type(image) is not JpegImageFile or image.mode != "RGB" or image.fp is None or not image.tile:
         return ""

@@ -8,10 +8,10 @@ from clipit.errors import ArtifactError, ClipitError, shortlist
 
 
 class JsonRecord(dict[str, Any]):
-    """A JSON object of a file.
+    """A JSON object read from a file.
 
-    `record["key"]` raises a `ClipitError` with the file, the key and what to do if the key is missing. Otherwise, it
-    behaves like a dict; nested objects are records as well.
+    If a key is missing, `record["key"]` raises a `ClipitError` that names the file and the key, and says what to do.
+    Otherwise, it behaves like a dict; nested objects are records as well.
     """
 
     def __init__(

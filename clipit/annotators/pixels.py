@@ -15,7 +15,7 @@ from clipit.annotators.dawid_skene import DawidSkene, dawid_skene
 from clipit.annotators.votes import Votes, majority
 from clipit.errors import DataError, counted
 
-_BITS = 62  # maximum size of a pattern's number
+_BITS = 62  # pattern numbers must fit into int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class PixelConsensus:
 
 
 class PixelPatterns:
-    """Counter of the patterns of labels that the pixels of many tiles have."""
+    """Counts of label patterns over the pixels of many tiles."""
 
     def __init__(self, annotators: Sequence[str], classes: Sequence[str]) -> None:
         """Create an empty counter.
@@ -60,7 +60,7 @@ class PixelPatterns:
         self._base = len(classes) + 1
         if len(annotators) * np.log2(self._base) > _BITS:
             raise DataError(
-                f"masks by {counted(len(annotators), 'annotator')} of {len(classes)} classes have too many patterns",
+                f"{counted(len(annotators), 'annotator')} and {len(classes)} classes give too many label patterns",
                 where="--masks",
                 fix="drop annotators, or merge those with few masks",
             )

@@ -85,29 +85,29 @@ def _check_kinds(config: object, overrides: object) -> None:
         example = 'clipit.load_config("own_table", {"tiles.path": "tiles.csv"})'
         fix = f"start from a file or a shipped configuration, and change its keys: {example}"
         if isinstance(config, RunConfig):
-            fix = "pass the configuration that load_config returned, not its attribute run"
+            fix = "pass the result of load_config, not its attribute run"
         raise ConfigError(
-            f"a configuration is the path of a YAML file, the name of a shipped configuration or what load_config "
-            f"returns, not {_kind(config)}",
+            f"a configuration must be the path of a YAML file, the name of a shipped configuration or a result of "
+            f"load_config, not {_type_name(config)}",
             where="config",
             fix=fix,
         )
     if overrides is not None and not isinstance(overrides, Mapping):
         raise ConfigError(
-            f"overrides are a dictionary of dotted keys and their values, not {_kind(overrides)}",
+            f"overrides must be a dictionary of dotted keys and their values, not {_type_name(overrides)}",
             where="overrides",
             fix='write, for example, {"training.steps": 200}',
         )
     others = [key for key in overrides or {} if not isinstance(key, str)]
     if others:
         raise ConfigError(
-            f"keys of overrides are text, not {shortlist([repr(key) for key in others])}",
+            f"keys of overrides must be strings, not {shortlist([repr(key) for key in others])}",
             where="overrides",
             fix='write, for example, {"training.steps": 200}',
         )
 
 
-def _kind(value: object) -> str:
+def _type_name(value: object) -> str:
     """Name the type of a value with its article."""
     name = {"NoneType": "None", "dict": "a dictionary"}.get(type(value).__name__)
     return name or f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
@@ -130,7 +130,7 @@ def _as_values(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the paths of a tree to text, as they are in a YAML file; refuse sets, whose order differs by process."""
     unordered = [key for key, value in tree.items() if isinstance(value, set | frozenset)]
     if unordered:
-        raise ConfigError(f"a set has no order: {', '.join(map(str, unordered))}", where="overrides", fix="pass a list")
+        raise ConfigError(f"sets have no order: {', '.join(map(str, unordered))}", where="overrides", fix="pass lists")
     return {
         key: _as_values(value) if isinstance(value, Mapping) else str(value) if isinstance(value, Path) else value
         for key, value in tree.items()

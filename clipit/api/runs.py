@@ -95,7 +95,7 @@ class RunResult(EvaluationResult):
 
     @property
     def classifier(self) -> Path:
-        """Folder of the exported classifier, which does not need the run and its data."""
+        """Folder of the exported classifier, which needs neither the run nor its data."""
         return self.folder / "classifier"
 
     @cached_property
@@ -205,9 +205,9 @@ def evaluate_external(
     config = read_run_config(folder)
     section = None
     if tiles is not None:
-        given = dict(tiles) if isinstance(tiles, Mapping) else {"path": str(tiles)}
-        given = {"source": default_source(str(given.get("path", ""))), **given}
-        section = validate(config.model_dump() | {"tiles": given}, "tiles").tiles
+        tile_keys = dict(tiles) if isinstance(tiles, Mapping) else {"path": str(tiles)}
+        tile_keys = {"source": default_source(str(tile_keys.get("path", ""))), **tile_keys}
+        section = validate(config.model_dump() | {"tiles": tile_keys}, "tiles").tiles
     text = None if prompts is None else str(prompts)
     changed = NewInputs(folder, section, text, name, as_changes(keys or {}, "keys")).apply(config)
     return EvaluationResult(evaluate_on(folder, section, text, name, changed)[0])

@@ -91,12 +91,12 @@ def _fish() -> list[str]:
 
 
 def _seen(*names: str) -> str:
-    """Compose fish's test of whether one of some commands is on the line; of "slides tile", it tests the first word."""
+    """Compose fish's test for any of the commands; of "slides tile", only the first word is tested."""
     return f"__fish_seen_subcommand_from {' '.join(dict.fromkeys(name.split()[0] for name in names))}"
 
 
 def _command_lines() -> list[str]:
-    """List all commands, each of those with second words once per second word ("slides tile")."""
+    """List all commands; those with subcommands once per subcommand, such as "slides tile"."""
     return [f"{name} {second}".strip() for name in command_names() for second in SUBCOMMANDS.get(name, ("",))]
 
 

@@ -17,7 +17,7 @@ def main() -> None:
         parser.add_argument(
             "--i-have-permission",
             action="store_true",
-            help="upload although a licence forbids it, with the permission of its holder",
+            help="upload although a licence forbids it: you have the permission of the rights holder",
         )
         options = parser.parse_args()
         from clipit.models.hub import plan_upload, push_classifier

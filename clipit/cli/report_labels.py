@@ -16,7 +16,7 @@ def main() -> None:
             "--per-answer": {
                 "type": int,
                 "default": 5,
-                "help": "number of reports to check for each class given by the rules (default: 5)",
+                "help": "number of reports to check for each class assigned by the rules (default: 5)",
             },
             "--rules-only": {"action": "store_true", "help": "use only the rules, without a text classifier"},
         }

@@ -1,4 +1,4 @@
-"""Arms that a comparison judges, and the controls of each."""
+"""Arms that get a verdict, and the controls of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from clipit.training.terms.table import uses_reports
 Text = Literal["own reports", "reports", ""]
 """Text that an arm learns from: reports of the tiles' own patients, any reports, or none."""
 TEXT_CONTROLS: Mapping[str, str] = {"image embedding": "image_embedding", "shuffled pairs": "shuffled_pairs"}
-"""Arm that serves as each control of CLIP-IT's arms, by the control's role."""
+"""Control arms of CLIP-IT's arms, by role."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed
     recorded, metric = results["provenance"], plan.comparison.metric
     resolved = resolve_arm(plan.run_config(arm, seed))
     run_workspace = workspace.for_config(resolved)
-    scored = results.get("predictions_sha256")  # not in results of earlier versions
+    predictions_sha256 = results.get("predictions_sha256")  # not in results of earlier versions
     test_sets = {"test": (results["splits"]["test"], folder / PREDICTIONS)}
     for name, section in plan.comparison.shifted.items():
         tiles = run_workspace.shifted_tiles(name, section)
@@ -64,7 +64,9 @@ def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed
                 resampled=scores["resampled"],
                 zero_shot=zero_shot["metrics"][metric]["value"] if zero_shot else None,
                 predictions=predictions,
-                predictions_sha256=scored if test_set == "test" and scored else file_sha256(predictions),
+                predictions_sha256=predictions_sha256
+                if test_set == "test" and predictions_sha256
+                else file_sha256(predictions),
                 searched=searched,
             )
         )

@@ -114,9 +114,9 @@ def read_file_command(
     options, rest = parser.parse_known_args(arguments)
     if needs_config and options.config is None:
         raise ConfigError(
-            "no configuration is named",
+            "no configuration",
             where="--config",
-            fix="name a YAML file, or a shipped configuration such as --config own_table (clipit init lists them)",
+            fix="pass a YAML file, or a shipped configuration such as --config own_table (clipit init lists them)",
         )
     known, unknown = _sort_options(rest, [*types])
     _check_sections(unknown, sections)
@@ -165,7 +165,7 @@ def _check_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None
 
 
 def _check_repeated(arguments: Sequence[str], repeatable: Sequence[str], types: Mapping[str, Any]) -> None:
-    """Reject repeated options, of which one value would be dropped or two lists joined."""
+    """Reject repeated options: one value would be dropped, or two lists joined."""
     options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     twice = sorted({option for option in options if options.count(option) > 1} - {*repeatable})
     if twice:

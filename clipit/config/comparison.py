@@ -32,7 +32,7 @@ class ComparisonConfig(Section):
     """Data sets or settings on which to run every arm: name -> dotted keys that differ from this file, such as
     `{labels320: {tiles.labels.value: 40}}`; empty: only this file."""
     equal_steps: bool = True
-    """Also run arms that were tuned to fewer steps with the number of steps of the longest arm."""
+    """Also run arms that were tuned to fewer steps with the largest number of steps of any arm."""
     analyses: tuple[Literal["complementarity", "pairing", "classes", "embeddings"], ...] = (
         "complementarity",
         "pairing",
@@ -45,8 +45,8 @@ class ComparisonConfig(Section):
     steps: tuple[int, ...] = Field((150, 300), min_length=1)
     """Numbers of steps of the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Further axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. An arm without
-    the term has no trials of its keys."""
+    """Further axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. For arms
+    without the term, its keys are not searched."""
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
     """Seeds of the search, which must not be among the reported `seeds`."""
     pairing_page: int = Field(1000, ge=0)

@@ -1,4 +1,4 @@
-"""Configuration of multiple-instance learning: labels of slides or patients on stored features."""
+"""Configuration of multiple-instance learning: labels of slides or patients, learnt from stored features."""
 
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ class MilTrainingConfig(Section):
     attention: int = Field(64, ge=1)
     """Width of the gated attention."""
     dropout: float = Field(0.25, ge=0, lt=1)
-    """Dropout of the embedded instances during training."""
+    """Dropout rate of the embedded instances during training."""
     epochs: int = Field(60, ge=1)
     """Maximum number of passes over the training bags; the epoch with the lowest validation loss is kept."""
     patience: int = Field(15, ge=1)
@@ -29,10 +29,10 @@ class MilTrainingConfig(Section):
     batch_size: int = Field(8, ge=1)
     """Bags per step."""
     steps_per_epoch: int | None = Field(None, ge=1)
-    """Steps of an epoch; null: one pass over the training bags. Set it to compare arms with few labels with arms that
-    also learn from unlabelled bags, so that all take the same number of steps."""
+    """Steps of an epoch; null: one pass over the training bags. If arms with few labels are compared with
+    arms that also learn from unlabelled bags, set it so that all take the same number of steps."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Learning rate of AdamW, constant."""
+    """Constant learning rate of AdamW."""
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay of AdamW."""
     instances: int | None = Field(None, ge=1)
@@ -71,9 +71,9 @@ class MilConfig(Section):
     test_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the patients of `slides` held out for testing if the table has no split."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of these held-out patients, independent of `seeds`."""
+    """Seed that draws these patients, independent of `seeds`."""
     labels_per_class: int | None = Field(None, ge=1)
-    """Number of training bags per class whose labels are kept, drawn by seed, and of validation bags; null: all
+    """Number of training bags, and of validation bags, per class whose labels are kept, drawn by seed; null: all
     labels."""
     training: MilTrainingConfig = MilTrainingConfig()
     targets: MilTargetsConfig = MilTargetsConfig()
@@ -123,5 +123,5 @@ class MilConfig(Section):
             raise ValueError("set masks and mask_values together: the folder and the value of each class")
         wrong = sorted(name for name, value in self.mask_values.items() if not 0 <= value < 255)
         if wrong:
-            raise ValueError(f"mask values lie between 0 and 254, because 255 is ignored: {', '.join(wrong)}")
+            raise ValueError(f"mask values must lie between 0 and 254, because 255 is ignored: {', '.join(wrong)}")
         return self

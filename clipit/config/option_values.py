@@ -30,13 +30,13 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
     """
     decoded: dict[str, Any] = {}
     for key, text in options.items():
-        kinds = get_args(types[key]) if get_origin(types[key]) in (Union, UnionType) else (types[key],)
-        lists = [kind for kind in kinds if get_origin(kind) is tuple]
-        if text in _NONE and NoneType in kinds:
+        alternatives = get_args(types[key]) if get_origin(types[key]) in (Union, UnionType) else (types[key],)
+        lists = [alternative for alternative in alternatives if get_origin(alternative) is tuple]
+        if text in _NONE and NoneType in alternatives:
             decoded[key] = None
         elif lists:
-            of_texts = get_args(lists[0])[0] is str
-            items = _literal(text, numbers_as_text=of_texts) if text.startswith(("[", "(", "'")) else None
+            holds_text = get_args(lists[0])[0] is str
+            items = _literal(text, numbers_as_text=holds_text) if text.startswith(("[", "(", "'")) else None
             if isinstance(items, str | list):
                 decoded[key] = [items] if isinstance(items, str) else items
             elif _QUOTED_ITEM.search(text) or _TUPLE.fullmatch(text):
@@ -45,7 +45,7 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
                     where="the command line",
                     fix=f'write the list as JSON: \'--{key}=["first", "second"]\'',
                 )
-        elif str not in kinds and isinstance(value := decode_text(text), dict):
+        elif str not in alternatives and isinstance(value := decode_text(text), dict):
             decoded[key] = value
     return decoded
 

@@ -33,7 +33,7 @@ def check_shipped_config(path: Path, ask: AskHub) -> list[Check]:
     except ClipitError as error:
         return [failed_check("keys", error)]
     problems = [replace(check, status="WARN") for check in checks if check.status != "PASS"]
-    return problems or [Check("PASS", "ready", "models and data are in place")]
+    return problems or [Check("PASS", "ready", "models and data are available")]
 
 
 def read_incomplete(path: Path, options: Sequence[str]) -> tuple[ConfigFile, list[str]]:
@@ -160,7 +160,7 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
             Check(
                 "WARN",
                 "GPU",
-                f"No GPU is available, and the file needs {needs}.",
+                f"No GPU is available, but the configuration needs {needs}.",
                 "use a machine with a GPU, or expect hours",
             )
         ]

@@ -117,31 +117,37 @@ def check_default_launch() -> Check:
         values: Any = load_config_from_file(str(path))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return Check("FAIL", "accelerate", f"{path} cannot be read: {error}.", f"accelerate config, or delete {path}")
-    kind = str(getattr(values.distributed_type, "value", values.distributed_type))
-    return check_launch_file(path, kind, values.num_processes or 1, use_cpu=bool(values.use_cpu), gpus=gpu_count())
+    distributed_type = str(getattr(values.distributed_type, "value", values.distributed_type))
+    return check_launch_file(
+        path, distributed_type, values.num_processes or 1, use_cpu=bool(values.use_cpu), gpus=gpu_count()
+    )
 
 
-def check_launch_file(path: Path, kind: str, count: int, *, use_cpu: bool, gpus: int) -> Check:
+def check_launch_file(path: Path, distributed_type: str, num_processes: int, *, use_cpu: bool, gpus: int) -> Check:
     """Check that a configuration file of Accelerate starts the number of processes that it states.
 
     Args:
         path: Path of the configuration file.
-        kind: Value of `distributed_type`.
-        count: Value of `num_processes`.
+        distributed_type: Value of `distributed_type`.
+        num_processes: Value of `num_processes`.
         use_cpu: Value of `use_cpu`.
         gpus: Number of GPUs visible to torch.
     """
     on_cpu = use_cpu or not gpus
-    message = f"{path}: {counted(count, 'process', 'processes')}, {kind}{', on CPUs' if on_cpu else ''}"
-    if count > 1 and on_cpu:
-        started = "independent processes that do not communicate" if kind == "MULTI_GPU" else "one process only"
+    message = (
+        f"{path}: {counted(num_processes, 'process', 'processes')}, {distributed_type}{', on CPUs' if on_cpu else ''}"
+    )
+    if num_processes > 1 and on_cpu:
+        started = (
+            "independent processes that do not communicate" if distributed_type == "MULTI_GPU" else "one process only"
+        )
         fix = f"start two processes on CPUs with {_TWO_ON_CPU}"
         return Check("WARN", "accelerate", f"{message}: without GPUs this starts {started}.", fix)
-    if count > gpus > 0:
+    if num_processes > gpus > 0:
         return Check(
             "FAIL", "accelerate", f"{message}, but there are {gpus} GPUs.", f"set num_processes: {gpus} in that file"
         )
-    if gpus > 1 and count == 1:
+    if gpus > 1 and num_processes == 1:
         fix = f"accelerate launch --multi_gpu --num_processes {gpus} ..., or accelerate config"
         return Check("WARN", "accelerate", f"{message}, which leaves {gpus - 1} of {gpus} GPUs idle.", fix)
     return Check("PASS", "accelerate", message)

@@ -16,8 +16,8 @@ MIN_TILES = 20
 _ASSIGNMENT_STEPS = 5
 """Fixed-point steps of the assignments per iteration."""
 _LIKELIHOOD_WEIGHT = 10.0
-"""Weight of the log-likelihood, divided by the dimension: 1/51 at 512 dimensions. Without this division, hundreds of
-dimensions would outweigh the text prior. The value was fixed before any measurement."""
+"""Weight of the log-likelihood before it is divided by the dimension (at 512 dimensions: 10 / 512). Without this
+division, hundreds of dimensions would outweigh the text prior. The value was fixed before any measurement."""
 _MIN_VARIANCE = 1e-3
 """Minimum variance relative to its initial value of 1 / dimension, so that a constant dimension does not dominate."""
 _MIN_PRIOR = 1e-6
@@ -134,8 +134,8 @@ def transductive(
         for _ in range(_ASSIGNMENT_STEPS):
             z = _softmax(unary + _smooth(z, nearest, weights))
         means = _class_means(f, z, means)
-        second = ((z.sum(axis=0)[:, None] * means - 2 * z.T @ f) * means).sum(axis=0) / n + (f**2).mean(axis=0)
-        variance = np.maximum(second, _MIN_VARIANCE / dim)
+        within_class = ((z.sum(axis=0)[:, None] * means - 2 * z.T @ f) * means).sum(axis=0) / n + (f**2).mean(axis=0)
+        variance = np.maximum(within_class, _MIN_VARIANCE / dim)
     probabilities = np.empty(z.shape, dtype=np.float32)
     probabilities[order] = z
     return probabilities
@@ -144,7 +144,7 @@ def transductive(
 def _neighbour_weights(
     ids: Shaped[np.ndarray, " n"], f: Float64[np.ndarray, "n d"], k: int
 ) -> tuple[Int64[np.ndarray, "n k"], Float64[np.ndarray, "n k"]]:
-    """Find the nearest neighbours of each tile, with half their cosine (0 where it is negative)."""
+    """Find the nearest neighbours of each tile, each weighted by half its cosine (0 where it is negative)."""
     features = Features(ids, f, np.full(len(ids), -1, dtype=np.int64), np.full(len(ids), ""))
     rows = nearest_rows(features, features, k)
     return rows, np.maximum(np.einsum("nd,nkd->nk", f, f[rows]), 0.0) / 2
@@ -153,7 +153,7 @@ def _neighbour_weights(
 def _smooth(
     z: Float64[np.ndarray, "n c"], nearest: Int64[np.ndarray, "n k"], weights: Float64[np.ndarray, "n k"]
 ) -> Float64[np.ndarray, "n c"]:
-    """Compute W z for the symmetric sparse W with these weights in its rows and its columns."""
+    """Compute (V + V^T) z, where row i of the sparse matrix V contains the weights of the neighbours of tile i."""
     smoothed: Float64[np.ndarray, "n c"] = np.einsum("nk,nkc->nc", weights, z[nearest])
     np.add.at(smoothed, nearest.ravel(), (weights[:, :, None] * z[:, None, :]).reshape(-1, z.shape[1]))
     return smoothed
@@ -190,7 +190,7 @@ def _softmax(logits: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
 def _require_tiles(n: int, role: str = "target") -> None:
     if n < MIN_TILES:
         raise DataError(
-            f"adaptation needs {MIN_TILES} {role} tiles; there are {n}",
+            f"adaptation needs at least {MIN_TILES} {role} tiles; there are {n}",
             where=f"the {role} tiles",
             fix=f"add {role} tiles, or disable adaptation",
         )

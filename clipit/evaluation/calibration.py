@@ -54,7 +54,7 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
     labels, logits = labels[known], _to_logits(probabilities[known])
     if len(labels) < MIN_LABELS:
         raise DataError(
-            f"a temperature needs {MIN_LABELS} validation labels; there are {len(labels)}",
+            f"a temperature needs at least {MIN_LABELS} validation labels; there are {len(labels)}",
             where="tiles.labels",
             fix="label more validation tiles, or skip calibration",
         )

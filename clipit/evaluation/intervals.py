@@ -18,11 +18,11 @@ MIN_UNITS = 10
 """Minimum number of groups, or of tiles without groups, for a bootstrap interval.
 
 Resampling a handful of units gives intervals that are too narrow: n units have only (2n - 1)! / (n! (n - 1)!) different
-resamples, 3 for two units. Clustered tests reject too often with 5 to 30 clusters, most with the fewest (Cameron,
-Gelbach and Miller, Review of Economics and Statistics 2008).
+resamples, 3 for two units. With 5 to 30 clusters, clustered tests reject too often, the more so the fewer there are
+(Cameron, Gelbach and Miller, Review of Economics and Statistics 2008).
 """
 NO_VARIATION = "the same in all resamples"
-"""Beginning of the reason for a missing bootstrap interval if the resamples agree."""
+"""First words of the reason for a missing bootstrap interval, if all resamples agree."""
 NO_SPREAD = "no spread over seeds"
 """Reason for a missing t-interval or p-value if all seeds agree."""
 

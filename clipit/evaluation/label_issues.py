@@ -24,13 +24,13 @@ class OutOfFold:
         folds: Fold of each tile; all tiles of a group are in the same fold.
         checked: Whether the probe of the tile's fold was fitted on tiles of the tile's given class. If not, the
             probability of that class is always 0.
-        strengths: Inverse of the L2 penalty that each fold chose.
+        inverse_penalties: Inverse of the L2 penalty that each fold chose.
     """
 
     probabilities: Float32[np.ndarray, "n c"]
     folds: Int64[np.ndarray, " n"]
     checked: Bool[np.ndarray, " n"]
-    strengths: tuple[float, ...]
+    inverse_penalties: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -87,24 +87,26 @@ def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int 
             fold_of[inside] = fold
     probabilities = np.zeros((len(order), n_classes), dtype=np.float32)
     checked = np.zeros(len(order), dtype=np.bool_)
-    strengths = []
+    inverse_penalties = []
     for fold in range(folds):
         inside = fold_of == fold
         train = ordered.take(~inside)
-        strength = _choose_strength(train, fold_of[~inside] == (fold + 1) % folds, n_classes)
-        probe = linear_probe(train.vectors, train.labels, train.vectors[:0], train.labels[:0], n_classes, (strength,))
+        inverse_penalty = _choose_penalty(train, fold_of[~inside] == (fold + 1) % folds, n_classes)
+        probe = linear_probe(
+            train.vectors, train.labels, train.vectors[:0], train.labels[:0], n_classes, (inverse_penalty,)
+        )
         probabilities[inside] = probe.probabilities(ordered.vectors[inside])
         checked[inside] = np.isin(ordered.labels[inside], train.labels)
-        strengths.append(strength)
+        inverse_penalties.append(inverse_penalty)
     inverse = np.argsort(order)
-    return OutOfFold(probabilities[inverse], fold_of[inverse], checked[inverse], tuple(strengths))
+    return OutOfFold(probabilities[inverse], fold_of[inverse], checked[inverse], tuple(inverse_penalties))
 
 
-def _choose_strength(train: Features, held_out: Bool[np.ndarray, " n"], n_classes: int) -> float:
+def _choose_penalty(train: Features, held_out: Bool[np.ndarray, " n"], n_classes: int) -> float:
     fitted, validation = train.take(~held_out), train.take(held_out)
     return linear_probe(
         fitted.vectors, fitted.labels, validation.vectors, validation.labels, n_classes, STRENGTHS
-    ).strength
+    ).inverse_penalty
 
 
 def find_label_issues(labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]) -> LabelIssues:

@@ -61,7 +61,7 @@ def class_votes(
 def knn_probabilities(
     train: Features, vectors: Float[np.ndarray, "n d"], n_classes: int, k: int = 20
 ) -> Float32[np.ndarray, "n c"]:
-    """Classify by k-NN: share of each class among the k nearest labelled training tiles, unweighted (UNI: k = 20).
+    """Classify by k-NN: share of each class among the k nearest labelled training tiles, unweighted (UNI uses k = 20).
 
     With fewer than k labelled tiles, all of them are used.
 

@@ -38,12 +38,12 @@ class LinearProbe(LinearHead):
     """A fitted logistic regression.
 
     Attributes:
-        strength: Selected C (inverse of the L2 penalty).
+        inverse_penalty: Selected C (inverse of the L2 penalty).
         validation_loss: C -> mean log loss on validation.
         converged: Whether L-BFGS converged at the selected C.
     """
 
-    strength: float
+    inverse_penalty: float
     validation_loss: dict[float, float]
     converged: bool = True
 
@@ -93,18 +93,18 @@ def linear_probe(
     scale = np.where(scale > 1e-12, scale, 1.0)
     best: LinearProbe | None = None
     losses: dict[float, float] = {}
-    for strength in sorted(grid):
-        model = LogisticRegression(C=strength, solver="lbfgs", max_iter=_MAX_ITERATIONS)
+    for inverse_penalty in sorted(grid):
+        model = LogisticRegression(C=inverse_penalty, solver="lbfgs", max_iter=_MAX_ITERATIONS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # reported in `converged`
             model.fit((train_x - centre) / scale, train_y)
         weight, bias = _all_classes(model.coef_ / scale, model.intercept_, present, n_classes)
         converged = int(model.n_iter_.max()) < _MAX_ITERATIONS
-        probe = LinearProbe(weight, bias - weight @ centre, strength, losses, converged)
+        probe = LinearProbe(weight, bias - weight @ centre, inverse_penalty, losses, converged)
         if len(valid_y):
             likelihood = probe.probabilities(valid_x)[np.arange(len(valid_y)), valid_y]
-            losses[strength] = float(-np.log(np.maximum(likelihood, _MIN_PROBABILITY)).mean())
-        if best is None or losses[strength] < losses[best.strength]:
+            losses[inverse_penalty] = float(-np.log(np.maximum(likelihood, _MIN_PROBABILITY)).mean())
+        if best is None or losses[inverse_penalty] < losses[best.inverse_penalty]:
             best = probe
     if best is None:
         raise DataError("no value of C to choose from", fix="pass at least one value of C")

@@ -13,7 +13,7 @@ from clipit.evaluation.calibration import fit_temperature, with_temperature
 from clipit.evaluation.intervals import group_numbers
 
 FOLDS = 5
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """Inverses of the L2 penalty, for features of norm 1 (TF-IDF) or of root mean square norm 1."""
 _MIN_PROBABILITY = 1e-6  # bounds the log loss of a class that is absent from the training documents
 _MIN_DOCUMENTS = 2  # training documents that contain a word or pair of words, below which it is dropped
@@ -31,14 +31,14 @@ class CrossFitted:
         probabilities: Calibrated class probabilities, one row per document.
         folds: Fold of each document, whose model was fitted on the other folds; -1 for documents of groups without a
             label, which get the mean over the models of all folds.
-        strengths: Selected inverse of the L2 penalty of each fold's model.
+        inverse_penalties: Selected inverse of the L2 penalty of each fold's model.
         temperatures: Temperature of each fold's model; 1 where none could be fitted.
         note: Sentence on the folds without a fitted temperature; "" if there are none.
     """
 
     probabilities: Float32[np.ndarray, "n c"]
     folds: Int64[np.ndarray, " n"]
-    strengths: tuple[float, ...]
+    inverse_penalties: tuple[float, ...]
     temperatures: tuple[float, ...]
     note: str = ""
 
@@ -56,7 +56,7 @@ def cross_fitted_probabilities(
     *,
     folds: int = FOLDS,
     seed: int = 0,
-    strengths: Sequence[float] = STRENGTHS,
+    inverse_penalties: Sequence[float] = INVERSE_PENALTIES,
 ) -> CrossFitted:
     """Predict the class of each document with models fitted on the labelled documents of other groups.
 
@@ -77,7 +77,7 @@ def cross_fitted_probabilities(
         n_classes: Number of classes.
         folds: Number of folds; at most the number of groups with labels.
         seed: Seed of the folds.
-        strengths: Inverses of the L2 penalty to choose from; the middle one is used where none can be chosen.
+        inverse_penalties: Inverses of the L2 penalty to choose from; the middle one is used where none can be chosen.
 
     Raises:
         DataError: Fewer than two classes or groups with labels, texts without words, or embeddings that are not finite.
@@ -103,10 +103,15 @@ def cross_fitted_probabilities(
     choices: list[_Choice] = []
     for fold in range(folds):
         train = labelled[assigned[labelled] != fold]
-        choices.append(_choose(fit_features, labels, train, assigned[train], n_classes, sorted(strengths)))
+        choices.append(_choose(fit_features, labels, train, assigned[train], n_classes, sorted(inverse_penalties)))
         in_fold = np.flatnonzero(assigned == fold).astype(np.int64)
         predicted = _fit_and_predict(
-            fit_features(train), labels, train, np.concatenate([in_fold, unassigned]), n_classes, choices[-1].strength
+            fit_features(train),
+            labels,
+            train,
+            np.concatenate([in_fold, unassigned]),
+            n_classes,
+            choices[-1].inverse_penalty,
         )
         scaled = with_temperature(predicted, choices[-1].temperature)
         probabilities[in_fold] = scaled[: len(in_fold)]
@@ -119,7 +124,7 @@ def cross_fitted_probabilities(
     return CrossFitted(
         probabilities.astype(np.float32),
         assigned,
-        tuple(choice.strength for choice in choices),
+        tuple(choice.inverse_penalty for choice in choices),
         tuple(choice.temperature for choice in choices),
         note if missing else "",
     )
@@ -180,7 +185,7 @@ def _fit_and_predict(
     train: Int64[np.ndarray, " k"],
     rows: Int64[np.ndarray, " r"],
     n_classes: int,
-    strength: float,
+    inverse_penalty: float,
 ) -> Float64[np.ndarray, "r c"]:
     """Fit a logistic regression on some rows, and predict class probabilities of others."""
     from sklearn.exceptions import ConvergenceWarning
@@ -191,7 +196,7 @@ def _fit_and_predict(
     if (counts > 0).sum() < 2:
         probabilities[:] = (counts + 1) / (len(train) + n_classes)
     elif len(rows):
-        model = LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS)
+        model = LogisticRegression(C=inverse_penalty, max_iter=_MAX_ITERATIONS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is used
             model.fit(features[train], labels[train])
@@ -203,7 +208,7 @@ def _fit_and_predict(
 class _Choice:
     """Penalty and temperature of a fold's model."""
 
-    strength: float
+    inverse_penalty: float
     temperature: float = 1.0
     calibrated: bool = False
 
@@ -214,7 +219,7 @@ def _choose(
     rows: Int64[np.ndarray, " k"],
     folds: Int64[np.ndarray, " k"],
     n_classes: int,
-    strengths: Sequence[float],
+    inverse_penalties: Sequence[float],
 ) -> _Choice:
     """Choose the penalty with the lowest log loss, and its temperature, on cross-fitted predictions for some rows.
 
@@ -222,19 +227,21 @@ def _choose(
     """
     numbers = np.unique(folds).tolist()
     if len(numbers) < 2:
-        return _Choice(strengths[len(strengths) // 2])
-    predicted: Float64[np.ndarray, "s k c"] = np.zeros((len(strengths), len(rows), n_classes))
+        return _Choice(inverse_penalties[len(inverse_penalties) // 2])
+    predicted: Float64[np.ndarray, "s k c"] = np.zeros((len(inverse_penalties), len(rows), n_classes))
     for fold in numbers:
         train, held_out = rows[folds != fold], rows[folds == fold]
         features = fit_features(train)
-        for row, strength in enumerate(strengths):
-            predicted[row, folds == fold] = _fit_and_predict(features, labels, train, held_out, n_classes, strength)
-    best, lowest = _Choice(strengths[0]), np.inf
-    for strength, probabilities in zip(strengths, predicted, strict=True):
+        for row, inverse_penalty in enumerate(inverse_penalties):
+            predicted[row, folds == fold] = _fit_and_predict(
+                features, labels, train, held_out, n_classes, inverse_penalty
+            )
+    best, lowest = _Choice(inverse_penalties[0]), np.inf
+    for inverse_penalty, probabilities in zip(inverse_penalties, predicted, strict=True):
         try:
-            choice = _Choice(strength, fit_temperature(labels[rows], probabilities).value, calibrated=True)
+            choice = _Choice(inverse_penalty, fit_temperature(labels[rows], probabilities).value, calibrated=True)
         except DataError:
-            choice = _Choice(strength)
+            choice = _Choice(inverse_penalty)
         scaled = with_temperature(probabilities, choice.temperature)[np.arange(len(rows)), labels[rows]]
         loss = float(-np.log(np.maximum(scaled, _MIN_PROBABILITY)).mean())
         if loss < lowest:

@@ -132,8 +132,8 @@ def choose_pooling(*sets: SlideSet) -> PoolingChoice:
     if len(first.labels) and (first.labels < 0).all():
         return PoolingChoice(None, "No slide has a label, so nothing is evaluated and no pooling is chosen.", {})
     if present < 2:
-        have = "there are no labelled validation slides" if not rows.any() else "all validation slides have one class"
-        return PoolingChoice(None, f"No pooling was chosen, because {have}. All poolings are shown.", {})
+        reason = "there are no labelled validation slides" if not rows.any() else "all validation slides have one class"
+        return PoolingChoice(None, f"No pooling was chosen, because {reason}. All poolings are shown.", {})
     scores = {key: float(np.mean([_validation_score(each, key) for each in sets])) for key in first.scores}
     best = max(round(score, _TIE_DIGITS) for score in scores.values())
     tied = [key for key, score in scores.items() if round(score, _TIE_DIGITS) == best]
@@ -181,8 +181,8 @@ def _metric_rows(
     labels, groups = first.labels[rows], first.groups[rows]
     probabilities = {key: table.probabilities[rows] for key, table in by_key.items()}
     intervals = bootstrap(_statistics(labels, probabilities), groups, resamples, seed)
-    known = len(np.unique(group_numbers(groups)))
-    single = known == int(((scored.splits == split) & (scored.labels >= 0)).sum())
+    n_patients = len(np.unique(group_numbers(groups)))
+    single = n_patients == int(((scored.splits == split) & (scored.labels >= 0)).sum())
     result: list[dict[str, object]] = []
     for key, table in by_key.items():
         for metric, value in score_predictions(table).items():
@@ -194,8 +194,8 @@ def _metric_rows(
                 {
                     "split": split, "level": level, "pooling": key.pooling, "smoothed": key.smoothed,
                     "chosen": key == chosen, "metric": metric, "value": value, "low": interval.low,
-                    "high": interval.high, "reason": reason, "over": over, "labelled": len(labels), "patients": known,
-                    "single": single,
+                    "high": interval.high, "reason": reason, "over": over, "labelled": len(labels),
+                    "patients": n_patients, "single": single,
                 }
             )  # fmt: skip
     return result
@@ -239,9 +239,11 @@ def _slide_rows(table: pd.DataFrame, scored: SlideSet, chosen: PoolingKey | None
 
 
 def _failed_slides(slides: pd.DataFrame, scored: SlideSet, failures: Mapping[str, str]) -> pd.DataFrame:
-    have = {str(name) for name in scored.slides.tolist()}
+    scored_names = {str(name) for name in scored.slides.tolist()}
     listed = [str(name) for name in slides["slide"]]
-    missing = [name for name in (*listed, *(name for name in failures if name not in set(listed))) if name not in have]
+    missing = [
+        name for name in (*listed, *(name for name in failures if name not in set(listed))) if name not in scored_names
+    ]
     return pd.DataFrame({"slide": missing, "reason": [failures.get(name, NOT_SCORED) for name in missing]})
 
 
@@ -255,7 +257,7 @@ def _notes(scored: SlideSet, failed: int) -> list[str]:
         "Patients with slides in several splits, which may inflate the scores of later splits": len(
             scored.crossing_patients()
         ),
-        "Slides of unknown patients, each counted as a patient of its own": 0
+        "Slides of unknown patients, each counted as a separate patient": 0
         if unlabelled
         else int((scored.patients == "").sum()),
     }

@@ -66,12 +66,12 @@ def score_prompts(
     Raises:
         DataError: A kind has no table, or the tables do not match (`slide_sets.collect_slides`).
     """
-    empty = [kind for kind, of_kind in tables.items() if not of_kind]
+    empty = [kind for kind, draws in tables.items() if not draws]
     if empty:
         raise DataError(f"no slide scores of {', '.join(empty)}", fix="score the slides with at least one prompt set")
     rows = []
-    for kind, of_kind in tables.items():
-        sets = [collect_slides(table, slides, classes) for table in of_kind]
+    for kind, draws in tables.items():
+        sets = [collect_slides(table, slides, classes) for table in draws]
         for split in sets[0].split_names():
             if split == TRAIN:
                 continue

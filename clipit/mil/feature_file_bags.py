@@ -100,7 +100,7 @@ class HeldOut:
 
     Attributes:
         validation: Share of the patients for validation.
-        test: Share for the test.
+        test: Share of the patients for testing.
         seed: Seed of the draw.
     """
 
@@ -129,15 +129,20 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
     """
     files = {path.stem: path for path in find_feature_files([features])}
     listed = _read_slides(table, files, classes)
-    readable = _open_files(files, listed.tiles, features)
-    opened, dim = readable.files, readable.dim
+    opened_files = _open_files(files, listed.tiles, features)
+    opened, dim = opened_files.files, opened_files.dim
     tiles = np.array([opened[str(name)].tiles for name in listed.tiles.ids.tolist()])
     slides = _split(listed.tiles.select(tiles > 0), held_out, table)
     names_used = [str(name) for name in slides.ids.tolist()]
     split_of, label_of = (
         dict(zip(names_used, values.tolist(), strict=True)) for values in (slides.splits, slides.truth)
     )
-    notes = [*listed.notes, *slides.notes, *readable.notes, *check_copies(readable.copies, split_of, label_of, table)]
+    notes = [
+        *listed.notes,
+        *slides.notes,
+        *opened_files.notes,
+        *check_copies(opened_files.copies, split_of, label_of, table),
+    ]
     if not tiles.all():
         listed_empty = shortlist([str(name) for name in listed.tiles.ids[tiles == 0].tolist()])
         notes.append(
@@ -246,7 +251,7 @@ def _slide_of(cell: str) -> str:
 
 
 @dataclass(frozen=True)
-class _FoundFiles:
+class _OpenedFiles:
     """Feature files of the listed slides.
 
     Attributes:
@@ -262,7 +267,7 @@ class _FoundFiles:
     notes: tuple[str, ...]
 
 
-def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _FoundFiles:
+def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _OpenedFiles:
     """Check the files of all listed slides, and compare them with each other."""
     slides = [open_slide_features(files[str(name)]) for name in listed.ids.tolist()]
     if len({slide.dim for slide in slides}) > 1:
@@ -280,13 +285,13 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _Fou
         slide.slide: FeatureFile(slide.path, len(slide) - repeated[slide.slide], repeated[slide.slide])
         for slide in slides
     }
-    several = [f"{name}: {count}" for name, count in repeated.items() if count]
+    with_repeats = [f"{name}: {count}" for name, count in repeated.items() if count]
     total = (
-        f"dropped {counted(sum(repeated.values()), 'repeated tile')} of {counted(len(several), 'slide')}: "
-        f"{shortlist(several)}"
+        f"dropped {counted(sum(repeated.values()), 'repeated tile')} of {counted(len(with_repeats), 'slide')}: "
+        f"{shortlist(with_repeats)}"
     )
-    notes = [total] if several else []
-    return _FoundFiles(opened, slides[0].dim, find_copies(slides), (*notes, *describe_settings(slides)))
+    notes = [total] if with_repeats else []
+    return _OpenedFiles(opened, slides[0].dim, find_copies(slides), (*notes, *describe_settings(slides)))
 
 
 def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:

@@ -144,12 +144,12 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
             where="mil.mask_values",
             fix="name the classes as in the labels of the slides, and leave out other values of the masks",
         )
-    tests, slides = _tests(bags), _Slides(tiles)
+    test_bags, slides = _test_bags(bags), _Slides(tiles)
     truths: dict[str, SlideTruth] = {}
     missing: list[str] = []
-    for bag, label in enumerate(tests.labels.tolist()):
-        value = options.values.get(tests.classes[label])
-        for on_slide in slides.of_bag(tests.ids(bag)):
+    for bag, label in enumerate(test_bags.labels.tolist()):
+        value = options.values.get(test_bags.classes[label])
+        for on_slide in slides.of_bag(test_bags.ids(bag)):
             path = options.masks / f"{on_slide.slide.name}.png"
             if value is None or not path.is_file():
                 missing.append(on_slide.slide.name)
@@ -158,7 +158,7 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
     if not missing:
         return MaskedSlides(truths)
     dropped = (
-        f"{counted(len(missing), 'test slide has', 'test slides have')} no mask of the right class, so excluded "
+        f"{counted(len(missing), 'test slide has', 'test slides have')} no mask of their class, so excluded "
         "from the map scores: "
     )
     none = "No test slide has a mask and a label with a value in mil.mask_values, so no map is scored: "
@@ -184,22 +184,22 @@ def make_maps(
         folder: Output folder of the study.
     """
     on_slides = inputs.tiles is not None and tiles.source == "slides"
-    tests = _tests(inputs.bags)
+    test_bags = _test_bags(inputs.bags)
     slides = _Slides(tiles) if on_slides else None
     trained = {arm: by_seed for arm, by_seed in models.items() if not ARMS[arm].shuffled}
     shown = []
     if trained and options.shown:
         arm = "attention" if "attention" in trained else next(iter(trained))
         model = next(iter(trained[arm].values()))
-        for bag in _choose(tests, options.shown):
-            shown.append(_show(tests, bag, model, arm, inputs.tiles, slides, folder / "maps"))
+        for bag in _choose(test_bags, options.shown):
+            shown.append(_show(test_bags, bag, model, arm, inputs.tiles, slides, folder / "maps"))
     if not masked.truths or slides is None:
         return MilMaps(shown, pd.DataFrame(), notes=masked.notes)
-    scores = list(_score(inputs, tests, trained, slides, masked.truths))
+    scores = list(_score(inputs, test_bags, trained, slides, masked.truths))
     return MilMaps(shown, score_table(scores, options.resamples), slide_score_table(scores), masked.notes)
 
 
-def _tests(bags: MilBags) -> MilBags:
+def _test_bags(bags: MilBags) -> MilBags:
     return bags.select((bags.splits == "test") & (bags.labels >= 0))
 
 
@@ -304,26 +304,26 @@ def _draw(
 
 def _score(
     inputs: MilInputs,
-    tests: MilBags,
+    test_bags: MilBags,
     models: Mapping[str, Mapping[int, MilModel]],
     slides: _Slides,
     truths: Mapping[str, SlideTruth],
 ) -> Iterator[SlideScore]:
     """Score the maps of all slides that have a mask, keeping those of one bag in memory at a time."""
-    for bag, label in enumerate(tests.labels.tolist()):
-        masked = [on_slide for on_slide in slides.of_bag(tests.ids(bag)) if on_slide.slide.name in truths]
-        outputs = _instance_maps(inputs, tests, bag, models, label) if masked else {}
+    for bag, label in enumerate(test_bags.labels.tolist()):
+        masked = [on_slide for on_slide in slides.of_bag(test_bags.ids(bag)) if on_slide.slide.name in truths]
+        outputs = _instance_maps(inputs, test_bags, bag, models, label) if masked else {}
         for on_slide in masked:
             name = on_slide.slide.name
             maps = {key: scores.of_tiles(on_slide.rows) for key, scores in outputs.items()}
-            yield from score_slide(truths[name], maps, name, str(tests.patients[bag]))
+            yield from score_slide(truths[name], maps, name, str(test_bags.patients[bag]))
 
 
 def _instance_maps(
-    inputs: MilInputs, tests: MilBags, bag: int, models: Mapping[str, Mapping[int, MilModel]], label: int
+    inputs: MilInputs, test_bags: MilBags, bag: int, models: Mapping[str, Mapping[int, MilModel]], label: int
 ) -> dict[tuple[str, str, int], InstanceMap]:
     """Compute the maps of one bag by every arm and seed."""
-    features, maps = tests.features(bag), {}
+    features, maps = test_bags.features(bag), {}
     for arm, by_seed in models.items():
         for seed, model in by_seed.items():
             output = model.explain(features)
@@ -332,6 +332,6 @@ def _instance_maps(
             if model.options.pooling == "attention":
                 maps[arm, _ATTENTION, seed] = attention_scores(output.attention.float().cpu().numpy())
     if inputs.zero_shot is not None:
-        row = int(np.flatnonzero(inputs.zero_shot.bags.names == tests.names[bag])[0])
+        row = int(np.flatnonzero(inputs.zero_shot.bags.names == test_bags.names[bag])[0])
         maps[ZERO_SHOT, "cosines", 0] = class_scores(inputs.zero_shot.scores(row), label)
     return maps

@@ -32,7 +32,7 @@ _EXCHANGE_NOTE = "patients of the same organ have exchanged their reports"
 def report_labels(
     config: RunConfig, workspace: Workspace, bags: MilBags, seed: int, *, shuffled: bool = False
 ) -> BagTargets:
-    """Label each unlabelled training bag with the class of the report of its own patient.
+    """Label each unlabelled training bag with the class of its own patient's report.
 
     Reports are converted to labels as for tiles, by `soft_labels.own_report` of the configuration.
 
@@ -85,7 +85,7 @@ def report_labels(
 def report_embeddings(
     config: RunConfig, workspace: Workspace, bags: MilBags, seed: int, *, shuffled: bool = False
 ) -> BagTargets:
-    """Return the VLM embedding of the report of its own patient for each training bag.
+    """Return, for each training bag, the VLM embedding of its own patient's reports.
 
     A patient's embedding is the mean over the snippets of all reports, centred by the mean over all patients. Arguments
     and errors are those of `report_labels`.
@@ -118,7 +118,7 @@ def report_embeddings(
 
 
 def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTargets:
-    """Return the mean of its own features for each training bag, centred by the mean over bags (control without text).
+    """Return the mean feature vector of each training bag, centred by the mean over bags (control without text).
 
     With features of the VLM, it only differs from `report_embeddings` in the modality.
 
@@ -134,8 +134,8 @@ def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTa
         means[bag] = train.features(bag).mean(axis=0)
     vectors = np.where(has_target[:, None], _centre(means, has_target), 0).astype(np.float32)
     note = (
-        f"{counted_of(int(has_target.sum()), len(train), 'training bag has', 'training bags have')} the mean of the "
-        "own features as target"
+        f"{counted_of(int(has_target.sum()), len(train), 'training bag has its', 'training bags have their')} mean "
+        "feature vector as target"
     )
     return vector_targets(train.names, vectors, has_target, len(bags.classes), [note])
 

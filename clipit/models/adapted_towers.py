@@ -101,7 +101,7 @@ class AdaptedTowers(nn.Module):
 
 
 def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
-    """Return the names of the modules with trained weights; a module without weights counts as its parent."""
+    """Return the names of the modules with trained weights; those without weights are treated like their parent."""
     with_weights, trained = set[str](), set[str]()
     for name, weight in network.named_parameters(remove_duplicate=False):
         while name:
@@ -120,7 +120,7 @@ def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
 
 
 def log_scale(towers: Towers) -> nn.Parameter:
-    """Return the module's own logarithm of the scale, or a new weight with this value."""
+    """Return the module's `logit_scale` if it holds the scale, otherwise a new parameter with this value."""
     module_scale = getattr(towers.module, "logit_scale", None)
     if (
         isinstance(module_scale, nn.Parameter)
@@ -135,7 +135,7 @@ def log_scale(towers: Towers) -> nn.Parameter:
 def adapt_towers(
     towers: Towers,
     tuning: Tuning,
-    which: Sequence[Tower],
+    trained_towers: Sequence[Tower],
     lora: LoraConfig,
     learn_temperature: bool,
     base_name: str | None = None,
@@ -149,7 +149,7 @@ def adapt_towers(
         towers: Towers of the VLM, in evaluation mode.
         tuning: `lora`, low-rank updates of the layers that `lora.targets` selects; `projection`, the projections into
             the joint space; `full`, all weights that an embedding depends on.
-        which: Towers that are trained. A weight that both towers use is trained only if both are.
+        trained_towers: Towers that are trained. A weight that both towers use is trained only if both are.
         lora: Rank, alpha, dropout and targets.
         learn_temperature: Whether the logit scale is trained.
         base_name: Name of the VLM to record in the adapter.
@@ -157,15 +157,15 @@ def adapt_towers(
     Raises:
         ModelError: A tower has no weights of this kind, or gradients do not reach them.
     """
-    wanted: tuple[Tower, ...] = tuple(name for name in ("image", "text") if name in which)
+    ordered: tuple[Tower, ...] = tuple(name for name in ("image", "text") if name in trained_towers)
     towers.module.eval().requires_grad_(False)
     network = towers.module
     if tuning == "lora":
-        names = _lora_layers(towers, wanted, lora)
+        names = _lora_layers(towers, ordered, lora)
         network = add_lora(towers.module, lora, names=names, base_name=base_name)
     else:
-        _unfreeze(towers, wanted, tuning)
-    adapted = AdaptedTowers(towers, network, tuning, wanted)
+        _unfreeze(towers, ordered, tuning)
+    adapted = AdaptedTowers(towers, network, tuning, ordered)
     adapted.eval()
     adapted.logit_scale.requires_grad_(False)
     if tuning == "lora":
@@ -174,16 +174,16 @@ def adapt_towers(
     return adapted
 
 
-def _lora_layers(towers: Towers, which: Sequence[Tower], lora: LoraConfig) -> list[str]:
-    """Return the names of the layers to adapt, each used by a wanted tower and by no other."""
+def _lora_layers(towers: Towers, trained_towers: Sequence[Tower], lora: LoraConfig) -> list[str]:
+    """Return the names of the layers to adapt, each used by a trained tower and by no other."""
     usable = {tower: _usable_layers(towers, tower) for tower in ("image", "text")}
-    frozen = set().union(*(layers for tower, layers in usable.items() if tower not in which))
+    frozen = set().union(*(layers for tower, layers in usable.items() if tower not in trained_towers))
     where = "adapt.lora.targets"
     by_tower: dict[str, list[str]] = {}
     all_usable = set().union(*usable.values()) - frozen
     default = lora.targets == LoraConfig().targets
     selected = [] if default else target_modules(towers.module, lora.targets, called=all_usable, where=where)
-    for tower in which:
+    for tower in trained_towers:
         trainable = usable[tower] - frozen
         if default:
             try:
@@ -192,29 +192,29 @@ def _lora_layers(towers: Towers, which: Sequence[Tower], lora: LoraConfig) -> li
                 by_tower[tower] = []
         else:
             by_tower[tower] = [name for name in selected if name in trainable]
-    if missing := [tower for tower in which if not by_tower[tower]]:
+    if missing := [tower for tower in trained_towers if not by_tower[tower]]:
         raise ModelError(
-            f"LoRA reaches no layer of the {' and the '.join(missing)} tower: none of its layers is of the kinds "
-            f"{', '.join(lora.targets)}, or their weights are read without calling the layer",
+            f"LoRA adapts no layer of the {' and the '.join(missing)} tower: no layer matches "
+            f"{', '.join(lora.targets)}, or its weight is read without calling the layer",
             where=where,
             fix="set adapt.tuning: projection or full, name other layers in adapt.lora.targets, or train only the "
             f"other tower (adapt.towers); layers of this VLM: {shortlist(sorted(all_usable), 8)}",
         )
-    return list(dict.fromkeys(name for tower in which for name in by_tower[tower]))
+    return list(dict.fromkeys(name for tower in trained_towers for name in by_tower[tower]))
 
 
-def _unfreeze(towers: Towers, which: Sequence[Tower], tuning: Tuning) -> None:
-    """Make the projections or all weights of the wanted towers trainable."""
+def _unfreeze(towers: Towers, trained_towers: Sequence[Tower], tuning: Tuning) -> None:
+    """Make the projections or all weights of the trained towers trainable."""
     reached = {tower: _reached_weights(towers, tower) for tower in ("image", "text")}
-    frozen = set().union(*(names for tower, names in reached.items() if tower not in which))
+    frozen = set().union(*(names for tower, names in reached.items() if tower not in trained_towers))
     weights = dict(towers.module.named_parameters())
-    for tower in which:
+    for tower in trained_towers:
         names = reached[tower] - frozen
         chosen = {name for name in names if tuning == "full" or _PROJECTIONS.fullmatch(name)}
         if not chosen:
             raise ModelError(
                 f"the {tower} tower has no "
-                + ("weights of its own" if tuning == "full" else "projection into the joint space that is known"),
+                + ("weights of its own" if tuning == "full" else "known projection into the joint space"),
                 where=f"adapt.tuning: {tuning}",
                 fix="set adapt.tuning: full or lora, or train only the other tower (adapt.towers)"
                 if tuning == "projection"
@@ -269,8 +269,8 @@ def _check_reach(adapted: AdaptedTowers) -> None:
     """Check by one backward pass that an embedding depends on the update of every adapted layer.
 
     Raises:
-        ModelError: It does not, as for a layer whose weight is read without calling it, or it does so only while
-            gradients are recorded, as in layers of PyTorch that have a fast path without.
+        ModelError: An update has no effect, as in a layer whose weight is read without calling the layer, or only
+            while gradients are recorded, as in PyTorch's layers with a fast path for inference.
     """
     updates = {name: weight for name, weight in adapted.trainable().items() if "lora_B" in name}
     # a gradient of zero is not an error: a later weight may be zero
@@ -288,10 +288,10 @@ def _check_reach(adapted: AdaptedTowers) -> None:
     if idle or differs:
         names = [name.split(".lora_B")[0].removeprefix("network.base_model.model.") for name in updates if name in idle]
         raise ModelError(
-            f"{counted_of(len(idle), len(updates), 'adapted layer does', 'adapted layers do')} not reach an embedding: "
-            f"{shortlist(names)}"
+            f"{counted_of(len(idle), len(updates), 'adapted layer does', 'adapted layers do')} not affect any embedding"
+            f": {shortlist(names)}"
             if idle
-            else "the adapted layers compute other embeddings while gradients are recorded than without",
+            else "the embeddings of the adapted layers differ with and without gradients",
             where="adapt.lora.targets",
             fix="remove these layers from adapt.lora.targets, set adapt.tuning: projection or full, or, for layers of "
             "torch.nn.TransformerEncoder, call torch.backends.mha.set_fastpath_enabled(False) in the VLM's function",

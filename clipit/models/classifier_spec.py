@@ -6,7 +6,7 @@ this package. It needs a timm backbone, timm's own pooling (`cls` but not `cls_m
 exports store their head in `heads.safetensors`. Of these, ViT and DINOv2 backbones of transformers with the linear head
 are also written as transformers' own image classifiers, which its pipeline opens; all others (late fusion, other
 models) are loaded by `load_classifier` alone. `export_note` in `clipit.json` states which case applies. The projector
-and the prompts are never part of the packages' files.
+and the prompts are never part of the files that timm or transformers read.
 
 `README.md` is the classifier's card. It has no checksum, because every evaluation of the run rewrites it, and no loader
 reads it.
@@ -40,7 +40,7 @@ ZERO_SHOT = "zero_shot.safetensors"
 ADAPTER = "adapter"
 CARD = "README.md"
 
-_LEAST_STD, _MOST_MEAN = 1e-4, 10.0  # wide, because some models are not trained on standardised pixels
+_MIN_STD, _MAX_MEAN = 1e-4, 10.0  # wide, because some models are not trained on standardised pixels
 _SELF = "sha256"  # key of the digest of all other keys
 COPY_AGAIN = (
     "copy the classifier again from its source; or delete this folder and run clipit train with the run's "
@@ -62,7 +62,7 @@ class ClassifierSpec:
         mpp: Expected micrometres per pixel; None if unknown.
         vlm: `VLM.describe()` of the VLM whose joint space it predicts.
         prompts: Cached prompt sets: name -> class names.
-        provenance: Run, configuration and versions, as given by the caller.
+        provenance: Run, configuration and versions, as passed by the caller.
         loader: Package whose format the backbone is in.
         pooling: Pooling of tokens by clipit; `default`: the package's own.
         remote_code: Whether Python code beside the weights defines the backbone.
@@ -163,7 +163,7 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
     needed = {CONFIG, WEIGHTS, *(() if spec.plain else (HEADS,)), *((ZERO_SHOT,) if spec.projector_layers else ())}
     if unlisted := needed - spec.files.keys():
         raise ModelError(f"no checksum of {', '.join(sorted(unlisted))}", where=file, fix=COPY_AGAIN)
-    absent = [name for name in _read_files(spec) if check_files and not (folder / name).is_file()]
+    absent = [name for name in _loaded_files(spec) if check_files and not (folder / name).is_file()]
     if absent:
         raise ModelError(f"files are missing: {shortlist(absent)}", where=folder, fix=COPY_AGAIN)
     return spec
@@ -175,7 +175,7 @@ def verify_files(folder: Path, spec: ClassifierSpec) -> None:
     Raises:
         ModelError: A file was changed, or the classes of both descriptions differ.
     """
-    changed = [name for name in _read_files(spec) if file_sha256(folder / name) != spec.files[name]]
+    changed = [name for name in _loaded_files(spec) if file_sha256(folder / name) != spec.files[name]]
     if changed:
         raise ModelError(f"damaged or changed files: {shortlist(changed)}", where=folder, fix=COPY_AGAIN)
     names = _label_names(read_json(folder / CONFIG))
@@ -235,7 +235,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: object, fix: str = 
         raise ModelError(f"weights that are not finite: {shortlist(bad)}", where=where, fix=fix)
 
 
-def _read_files(spec: ClassifierSpec) -> list[str]:
+def _loaded_files(spec: ClassifierSpec) -> list[str]:
     """List the files that a classifier reads: all but the adapter, which is only for peft."""
     return [name for name in spec.files if not name.startswith(f"{ADAPTER}/")]
 
@@ -286,11 +286,11 @@ def _problems(spec: ClassifierSpec) -> Iterator[str]:
     if not spec.projector_layers and (spec.prompts or spec.vlm):
         yield "prompts, vlm: present without a projector"
     if spec.vlm is not None:
-        kinds = {"name": str, "fingerprint": str, "joint_dim": int, "logit_scale": float | int}
+        types = {"name": str, "fingerprint": str, "joint_dim": int, "logit_scale": float | int}
         yield from (
             f"vlm.{key}: missing or of a wrong type"
-            for key, kind in kinds.items()
-            if not isinstance(spec.vlm.get(key), kind) or isinstance(spec.vlm.get(key), bool)
+            for key, expected in types.items()
+            if not isinstance(spec.vlm.get(key), expected) or isinstance(spec.vlm.get(key), bool)
         )
         scale = spec.vlm.get("logit_scale")
         if isinstance(scale, float | int) and not (math.isfinite(scale) and scale > 0):
@@ -299,10 +299,10 @@ def _problems(spec: ClassifierSpec) -> Iterator[str]:
 
 
 def _preprocess_problems(preprocess: Preprocess) -> Iterator[str]:
-    if not all(_LEAST_STD <= value <= 1 / _LEAST_STD for value in preprocess.std):
-        yield f"preprocess.std: {preprocess.std} must be positive, and of values in 0..1"
-    if not all(abs(value) <= _MOST_MEAN for value in preprocess.mean):
-        yield f"preprocess.mean: {preprocess.mean} must be of values in 0..1"
+    if not all(_MIN_STD <= value <= 1 / _MIN_STD for value in preprocess.std):
+        yield f"preprocess.std: {preprocess.std} must be positive, for pixel values in 0..1"
+    if not all(abs(value) <= _MAX_MEAN for value in preprocess.mean):
+        yield f"preprocess.mean: {preprocess.mean} is too large for pixel values in 0..1"
     if not 1 <= preprocess.size <= preprocess.resize_to:
         yield f"preprocess: size {preprocess.size} and resize_to {preprocess.resize_to} contradict each other"
     elif preprocess.size > LARGEST_INPUT or preprocess.resize_to > 2 * LARGEST_INPUT:

@@ -59,7 +59,7 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
         description = read_json(path / "config.json")
         if "auto_map" not in description:
             raise ModelError(
-                f"not {spec.name}: its config.json names no Python code of its own (auto_map), but the model type "
+                f"not {spec.name}: config.json has no Python code (auto_map), and its model type is "
                 f"{description.get('model_type', 'none')}",
                 where=path,
                 fix=f"use a folder with all files of {spec.page}",

@@ -43,8 +43,8 @@ class Preprocess:
             the centre crop, pixels; at least `size`.
         mode: `shortest` keeps the aspect ratio, `squash` does not.
         interpolation: Name of PIL's filter.
-        mean: Mean per channel, of values in 0..1.
-        std: Standard deviation per channel, of values in 0..1.
+        mean: Mean per channel, for pixel values in 0..1.
+        std: Standard deviation per channel, for pixel values in 0..1.
         odd_margin: Rounding of an odd margin around the centre crop: to the nearest even number of pixels as in
             torchvision (`nearest`), or down as in transformers (`down`).
     """

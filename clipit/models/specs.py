@@ -27,7 +27,7 @@ LICENCE_NOTE = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One known model: its source, and properties that are checked once it is loaded.
+    """A known model: its source, and properties that are checked once it is loaded.
 
     Attributes:
         name: Name in a configuration.
@@ -90,7 +90,7 @@ def spec_rows(specs: Iterable[ModelSpec]) -> list[tuple[str, ...]]:
 
 
 def spec_table(specs: Iterable[ModelSpec]) -> str:
-    """Format specifications as an aligned table, with notes on single models and licences below."""
+    """Format specifications as an aligned table, followed by notes on models and licences."""
     specs = list(specs)
     rows = [COLUMNS, *spec_rows(specs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
@@ -106,12 +106,12 @@ def spec_table(specs: Iterable[ModelSpec]) -> str:
 def similar_names(name: str, known: Mapping[str, ModelSpec], limit: int = 5) -> list[str]:
     """Find names in the table that are similar to `name`.
 
-    Case, the difference between `_` and `-`, and a prefix with a colon are ignored; hub ids match, too.
+    Case, the difference between `_` and `-`, and a prefix that ends with a colon are ignored; hub ids match as well.
     """
-    wanted = _normalise_name(name.rpartition(":")[2])
-    by_source = [key for key, spec in known.items() if _normalise_name(spec.source) == wanted]
+    normalised = _normalise_name(name.rpartition(":")[2])
+    by_source = [key for key, spec in known.items() if _normalise_name(spec.source) == normalised]
     plain = {_normalise_name(key): key for key in known}
-    near = difflib.get_close_matches(wanted, plain, limit, 0.6)
+    near = difflib.get_close_matches(normalised, plain, limit, 0.6)
     return list(dict.fromkeys([*by_source, *(plain[key] for key in near)]))[:limit]
 
 

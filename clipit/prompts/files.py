@@ -12,12 +12,12 @@ _FOLDER = Path(__file__).parent
 _MAX_BYTES = 8 * 2**20
 
 
-def packaged(kind: str) -> list[str]:
-    """Return the names of the packaged files of one kind (`sets` or `bags`)."""
-    return sorted(path.stem for path in (_FOLDER / kind).glob("*.yaml"))
+def packaged(folder: str) -> list[str]:
+    """Return the names of the packaged files in a folder, `sets` or `bags`."""
+    return sorted(path.stem for path in (_FOLDER / folder).glob("*.yaml"))
 
 
-def find(name_or_path: str | Path, kind: str) -> Path:
+def find(name_or_path: str | Path, folder: str) -> Path:
     """Return the path of a file, given as a path or as the name of a packaged file.
 
     Raises:
@@ -26,12 +26,12 @@ def find(name_or_path: str | Path, kind: str) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    if str(name_or_path) in packaged(kind):
-        return _FOLDER / kind / f"{name_or_path}.yaml"
+    if str(name_or_path) in packaged(folder):
+        return _FOLDER / folder / f"{name_or_path}.yaml"
     raise DataError(
-        f"unknown prompt {kind.removesuffix('s')}: {name_or_path}",
+        f"unknown prompt {folder.removesuffix('s')}: {name_or_path}",
         where=path.absolute(),
-        fix=f"use the path of a YAML or JSON file, or one of: {', '.join(packaged(kind))}",
+        fix=f"use the path of a YAML or JSON file, or one of: {', '.join(packaged(folder))}",
     )
 
 
@@ -81,13 +81,12 @@ def key_problems(
     return problems + [f"{key}: is missing" for key in required if raw.get(key) is None]
 
 
-def text_problems(key: str, value: object, kind: str) -> list[str]:
-    """List the problems of a list of texts: wrong type, no entry, empty or repeated entries, control characters, other
-    types."""
+def text_problems(key: str, value: object, noun: str) -> list[str]:
+    """List the problems of a list of texts: wrong types, no entries, empty or repeated entries, control characters."""
     if not isinstance(value, Sequence) or isinstance(value, str):
-        return [f"{key}: must be a list of {kind}"]
+        return [f"{key}: must be a list of {noun}"]
     if not value:
-        return [f"{key}: is empty; add at least one entry ({kind})"]
+        return [f"{key}: is empty; add at least one entry ({noun})"]
     problems = [
         f"{key}[{i}]: is empty; write a text, or remove it"
         if isinstance(entry, str)

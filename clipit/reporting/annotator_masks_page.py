@@ -38,7 +38,7 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
         sections.append(PageSection(f"Annotators: {part['part']}", parts))
     if cards:
         caption = "Tiles with the largest share of pixels whose consensus is uncertain."
-        sections.append(PageSection("Least agreed tiles", [Cards(cards, caption)]))
+        sections.append(PageSection("Tiles with the least agreement", [Cards(cards, caption)]))
     notes = "\n".join(record["notes"])
     sections.append(PageSection("Remarks", [Text(notes or "None.", fixed=bool(notes))]))
     warnings = [note.removeprefix("WARNING: ") for note in record["notes"] if note.startswith("WARNING: ")]

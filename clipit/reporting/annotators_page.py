@@ -57,7 +57,9 @@ def annotators_page(title: str, record: Mapping[str, Any], disputed: Sequence[Di
             for each in disputed
         ]
         caption = "Tiles with the least certain consensus, in ascending order of its posterior."
-        sections.append(PageSection("Least agreed tiles", [Cards(cards, caption, "annotators.csv: row of each tile")]))
+        sections.append(
+            PageSection("Tiles with the least agreement", [Cards(cards, caption, "annotators.csv: row of each tile")])
+        )
     notes = "\n".join(record["notes"])
     sections.append(PageSection("Remarks", [Text(notes or "None.", fixed=bool(notes))]))
     warnings = [note.removeprefix("WARNING: ") for note in record["notes"] if note.startswith("WARNING: ")]
@@ -87,7 +89,7 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
     if len(names) > _MAX_PAIRED:
         return [
             *parts,
-            Text(f"The agreement of {counted(len(names), 'annotator')} in pairs is in annotators.json: pairs."),
+            Text(f"The pairwise agreement of {counted(len(names), 'annotator')} is in annotators.json: pairs."),
         ]
     header = ("annotator", *names)
     cells = [
@@ -109,8 +111,8 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
     """Show the estimates of Dawid-Skene, or the reason why there are none."""
     estimates, classes = record[name], record["classes"]
     source = f"annotators.json: {name}"
-    if estimates["why_not"]:
-        return [Text(f"{estimates['why_not'][0].upper()}{estimates['why_not'][1:]}. The consensus is the majority.")]
+    if estimates["reason"]:
+        return [Text(f"{estimates['reason'][0].upper()}{estimates['reason'][1:]}. The consensus is the majority.")]
     shares = Table(
         ("class", "estimated share"),
         [[label, number(value)] for label, value in zip(classes, estimates["priors"], strict=True)],

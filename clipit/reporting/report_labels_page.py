@@ -62,7 +62,7 @@ def report_labels_page(
     sections += [PageSection(agreement.title, _agreement(agreement)) for agreement in agreements]
     if sample:
         introduction = (
-            "Reports drawn at random for each class given by the rules, with the matched phrases highlighted. In "
+            "Reports drawn at random for each class assigned by the rules, with the matched phrases highlighted. In "
             "brackets: the class of the phrase and its status. Negated mentions count only where the rule set maps "
             "them to a class, and uncertain mentions never count."
         )
@@ -117,7 +117,7 @@ def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]
 
 
 def agreement_rows(agreement: Agreement) -> list[list[str]]:
-    """Tabulate the scores of an agreement with their intervals, and the floor of accuracy."""
+    """Tabulate the scores of an agreement with their intervals, and the accuracy of the majority class."""
     rows = [
         [
             SCORES.get(name, name),
@@ -125,7 +125,7 @@ def agreement_rows(agreement: Agreement) -> list[list[str]]:
         ]
         for name, value in agreement.scores.items()
     ]
-    return [*rows, ["floor of accuracy: always the most frequent class", number(agreement.most_frequent)]]
+    return [*rows, ["accuracy of always predicting the most frequent class", number(agreement.most_frequent)]]
 
 
 def _agreement(agreement: Agreement) -> list[Part]:

@@ -16,7 +16,7 @@ from clipit.reporting.summary import describe_protocol, list_undefined
 from clipit.reporting.tables import LABELS, MAX_CLASSES, interval, number
 
 MAX_TILES = 12
-"""Maximum number of tiles shown of each kind (misclassified, correctly classified)."""
+"""Maximum number of tiles shown of each outcome (misclassified, correctly classified)."""
 
 
 def run_page(
@@ -99,7 +99,7 @@ def _scores(results: Mapping[str, Any]) -> list[Part]:
                 )
             )
     parts.append(Text(describe_protocol(results)))
-    parts += [Text(f"Undefined or of some classes only: {line}.") for line in list_undefined(results)]
+    parts += [Text(f"Undefined, or over some classes only: {line}.") for line in list_undefined(results)]
     return parts
 
 
@@ -142,13 +142,13 @@ def _tiles(predictions: Predictions, picture: Callable[[str], str | None]) -> li
     predicted = predictions.probabilities.argmax(axis=1)
     wrong = int((predicted != predictions.labels)[predictions.labels >= 0].sum())
     parts: list[Part] = []
-    kinds = (("misclassified", wrong), ("correctly classified", known - wrong))
-    for (kind, total), rows in zip(kinds, extreme_tiles(predictions), strict=True):
+    outcomes = (("misclassified", wrong), ("correctly classified", known - wrong))
+    for (outcome, total), rows in zip(outcomes, extreme_tiles(predictions), strict=True):
         if not len(rows):
-            parts.append(Text(f"No labelled tile is {kind}."))
+            parts.append(Text(f"No labelled tile is {outcome}."))
             continue
         shown = f"All {total}" if len(rows) == total else f"The {len(rows)} most confident of {total}"
-        caption = f"{shown} {kind} tiles, most confident first."
+        caption = f"{shown} {outcome} tiles, most confident first."
         cards = [_card(predictions, int(row), picture) for row in rows]
         parts.append(Cards(cards, caption, "predictions.parquet: row with the id of each tile"))
     return parts

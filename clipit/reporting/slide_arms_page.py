@@ -83,7 +83,7 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
 
 
 def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return whether an arm is better, worse, open or undecided, and the reason of the last."""
+    """Return whether an arm is better, worse, open or undecided, and the reason if it is undecided."""
     low, high = row["low"], row["high"]
     if low is None and str(row["reason"]).startswith(NO_VARIATION):
         low = high = row["difference"]  # its sign is the same in all resamples

@@ -34,7 +34,7 @@ def run_summary(
     missing = list_undefined(results)
     if missing:
         parts.append(
-            "Undefined or of some classes only:\n" + "\n".join(f"- {tables.markdown_line(line)}" for line in missing)
+            "Undefined, or over some classes only:\n" + "\n".join(f"- {tables.markdown_line(line)}" for line in missing)
         )
     for split, split_results in results["splits"].items():
         parts += [f"## Classes ({split})", tables.per_class_table(split_results["per_class"])]
@@ -67,12 +67,12 @@ def describe_protocol(results: Mapping[str, Any]) -> str:
 
 
 def list_undefined(results: Mapping[str, Any]) -> list[str]:
-    """List undefined scores and intervals, and scores of some classes only: each reason once, after its scores."""
+    """List undefined scores and intervals, and scores over some classes only, grouped by reason."""
     names: dict[tuple[str, str], list[str]] = {}
     for split, split_results in results["splits"].items():
-        for kind, scores in (("", split_results), (" zero-shot", split_results.get("zero_shot", {}))):
+        for suffix, scores in (("", split_results), (" zero-shot", split_results.get("zero_shot", {}))):
             for metric, score in scores.get("metrics", {}).items():
-                name, where = tables.LABELS.get(metric, metric), f"{split}{kind}"
+                name, where = tables.LABELS.get(metric, metric), f"{split}{suffix}"
                 if "over" in score:
                     names.setdefault((where, f"computed {score['over']}"), []).append(name)
                 if score["value"] is None:

@@ -82,24 +82,24 @@ def console_block(block: str) -> str:
     return block.lstrip("#").lstrip().replace("> **Note.** ", "note: ") if block.startswith(("#", ">")) else block
 
 
-def console_summary(markdown: str, without: str = "## Provenance") -> str:
-    """Convert a summary in Markdown to text for the console, without the chapters from the heading `without` on."""
+def console_summary(markdown: str, end: str = "## Provenance") -> str:
+    """Convert a Markdown summary to text for the console, up to the heading `end`."""
     blocks = markdown.strip().split("\n\n")
-    end = next((place for place, block in enumerate(blocks) if block.startswith(without)), len(blocks))
-    return "\n\n".join(map(console_block, blocks[:end]))
+    count = next((place for place, block in enumerate(blocks) if block.startswith(end)), len(blocks))
+    return "\n\n".join(map(console_block, blocks[:count]))
 
 
 def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
     """Format the scores of `evaluate_predictions`: one column per split, its zero-shot scores and its annotators."""
     columns: dict[str, Mapping[str, Any]] = {}
-    for split, of_split in results["splits"].items():
-        columns[f"{split} (n = {of_split['labelled']})"] = of_split["metrics"]
-        if "zero_shot" in of_split:
-            columns[f"{split}, zero-shot"] = of_split["zero_shot"]["metrics"]
-        if "annotators" in of_split:
-            means = of_split["annotators"]["mean"]
+    for split, split_results in results["splits"].items():
+        columns[f"{split} (n = {split_results['labelled']})"] = split_results["metrics"]
+        if "zero_shot" in split_results:
+            columns[f"{split}, zero-shot"] = split_results["zero_shot"]["metrics"]
+        if "annotators" in split_results:
+            means = split_results["annotators"]["mean"]
             columns[f"{split}, annotators"] = {
-                name: {"value": means.get(name), "low": None, "high": None} for name in of_split["metrics"]
+                name: {"value": means.get(name), "low": None, "high": None} for name in split_results["metrics"]
             }
     names = list(next(iter(columns.values())))
     rows = [

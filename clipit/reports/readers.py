@@ -189,10 +189,12 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
             empty += 1
             problems.append(f"{raw.where}: empty report")
             continue
-        kind = next((kind for start, kind in _DOCUMENTS.items() if raw.text.lstrip().startswith(start)), None)
-        if kind is not None:
+        document = next((name for start, name in _DOCUMENTS.items() if raw.text.lstrip().startswith(start)), None)
+        if document is not None:
             raise DataError(
-                f"this report is {kind}, not plain text", where=raw.where, fix="convert the reports to plain text first"
+                f"this report is {document}, not plain text",
+                where=raw.where,
+                fix="convert the reports to plain text first",
             )
         name = raw.report_id
         if name is None:
@@ -233,7 +235,7 @@ def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[
     """
     if not config.organs:
         return reports
-    wanted = {_normalise_organ(organ) for organ in config.organs}
+    selected = {_normalise_organ(organ) for organ in config.organs}
     organs = {report.organ for report in reports}
     known = {_normalise_organ(organ) for organ in organs}
     absent = [organ for organ in config.organs if _normalise_organ(organ) not in known]
@@ -245,7 +247,7 @@ def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[
             fix="correct reports.organs, or provide the organs with reports.organ_column (tables) or "
             "reports.cancer_types (tcga)",
         )
-    kept = [report for report in reports if _normalise_organ(report.organ) in wanted]
+    kept = [report for report in reports if _normalise_organ(report.organ) in selected]
     if len(kept) < len(reports):
         problems.append(
             f"dropped {counted(len(reports) - len(kept), 'report')} of other or unknown organs (reports.organs)"

@@ -28,7 +28,9 @@ _END = re.compile(
 _TNM = re.compile(r"[pcy]{0,2}(?:[TNM][0-4Xx]|[LVRG][0-4X]\b)")
 _REMARK = re.compile(r"\((?:(?i:see\b)|\d)")  # "(see comment)", "(0/8)" belong to the preceding sentence
 _QUOTED_INITIAL = re.compile(r"[\"'][A-Z]")  # labeled "J. Doe, colon"
-_OF = re.compile(r"(?i:\b(?:of|for|in|to|the|and|or|with)\s+)$")  # "Number of Lymph Nodes Examined:" is one label
+_LINKING_WORD = re.compile(
+    r"(?i:\b(?:of|for|in|to|the|and|or|with)\s+)$"
+)  # "Number of Lymph Nodes Examined:" is one label
 _LOOK_BACK = 300  # characters before a full stop, item or field that are examined
 _LETTERS_BACK = 100  # characters before a letter that are searched for what it labels: "blocks A, B, C and"
 _LAST_WORD = re.compile(r"(?<![^\s,;:(\[])[^\s,;:(\[]+$")
@@ -42,7 +44,7 @@ _MARK = re.compile(r"\W*(?:[A-Z0-9]{1,2}[.):]*)?\W*")  # the number or letter of
 def split_sentences(text: str) -> list[tuple[str, str]]:
     """Split a cleaned report into (section, sentence) pairs, in order, keeping all letters and digits.
 
-    A heading becomes a sentence of its own, unless the sentence after it is too short to stand alone.
+    A heading becomes a separate sentence, unless the sentence after it is too short to stand alone.
     """
     splitter = _Splitter()
     for line in text.split("\n"):
@@ -74,7 +76,7 @@ class _Splitter:
                 self._add_sentence(text)
 
     def flush(self) -> None:
-        """Add the pending heading as a sentence of its own."""
+        """Add the pending heading as a separate sentence."""
         if self._heading:
             self.out.append((self._one_sentence_section or self._section, self._heading))
             self._heading = ""
@@ -202,7 +204,7 @@ def _starts_item(text: str, begin: int, match: re.Match[str]) -> bool:
 
 def _continues_label(text: str, match: re.Match[str]) -> bool:
     """Return whether a field label continues a longer one: "LEFT PELVIC LYMPH NODES:", "Number of Lymph Nodes:"."""
-    if _OF.search(text, max(0, match.start() - 10), match.start()):
+    if _LINKING_WORD.search(text, max(0, match.start() - 10), match.start()):
         return True
     before = text[max(0, match.start() - _LOOK_BACK) : match.start()].rsplit(None, 1)[-1]
     return match.group().isupper() and before.isalpha() and before.isupper()

@@ -64,10 +64,10 @@ def open_inputs(
         DataError: An input is missing or unsuitable, or an id occurs more than once.
     """
     if not inputs:
-        raise DataError("there is no input", where="inputs", fix="name an image, a folder, a zip, a table or a slide")
+        raise DataError("no inputs", where="inputs", fix="pass an image, a folder, a zip, a table or a slide")
     tables = {path for path in inputs if path.suffix.lower() in TABLES and not path.is_dir()}
-    stated = {"--images": images, "--path-column": path_column, "--id-column": id_column}
-    options = [option for option, value in stated.items() if value]
+    table_options = {"--images": images, "--path-column": path_column, "--id-column": id_column}
+    options = [option for option, value in table_options.items() if value]
     if options and not tables:
         raise ConfigError(
             f"{' and '.join(options)} only apply to tables, and no input is a table",
@@ -120,7 +120,7 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
     names = [name.strip() for name in classes.split(";") if name.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(
-            f"--classes needs two or more different classes, and names {', '.join(names) or 'none'}",
+            f"--classes needs two or more different classes; it lists {', '.join(names) or 'none'}",
             where=f"--classes {classes!r}",
             fix='separate classes by semicolons: --classes "adenocarcinoma; normal mucosa"',
         )

@@ -321,7 +321,7 @@ def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "B
     }
     if uses_vlm(config):
         facts |= {"vlm": workspace.vlm.name, "vlm_fingerprint": workspace.vlm.fingerprint}
-    facts["teaches"] = describe_terms(config)
+    facts["terms"] = describe_terms(config)
     if uses_reports(config):
         facts |= {"index": workspace.index.artifact.fingerprint, "pairs": workspace.pairs.artifact.fingerprint}
         facts |= {key: workspace.snippets.manifest.facts[key] for key in ("reports", "snippets")}

@@ -44,19 +44,19 @@ class TrainingTiles:
     problems: tuple[str, ...] = ()
 
 
-def write_training_tiles(folder: Path, tiles: TileSet, hashed: str) -> None:
+def write_training_tiles(folder: Path, tiles: TileSet, tiles_fingerprint: str) -> None:
     """Record the training and validation tiles of a run in its folder.
 
     Args:
         folder: Folder of the run.
         tiles: Tiles of the run, without dropped leaks.
-        hashed: Fingerprint of all tiles as read, which names the artefact with the hashes of their images.
+        tiles_fingerprint: Fingerprint of all tiles as read, which names the artefact with the hashes of their images.
     """
-    learnt = tiles.select(tiles.splits != "test")
-    columns = [pa.array(values.tolist(), pa.string()) for values in (learnt.ids, learnt.splits, learnt.groups)]
+    seen = tiles.select(tiles.splits != "test")
+    columns = [pa.array(values.tolist(), pa.string()) for values in (seen.ids, seen.splits, seen.groups)]
     table = pa.table(dict(zip(_COLUMNS, columns, strict=True)))
     with whole_file(folder / TRAINING_TILES) as temporary:
-        pq.write_table(table.replace_schema_metadata({_HASHED_KEY: hashed.encode()}), temporary)
+        pq.write_table(table.replace_schema_metadata({_HASHED_KEY: tiles_fingerprint.encode()}), temporary)
 
 
 def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -> TrainingTiles:
@@ -106,12 +106,12 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     """
     if leaks.policy == "off" or not len(tests):
         return ()
-    learnt, problems = _patients_of_training(run)
+    seen, problems = _patients_of_training(run)
     unknown = int((patients(tests.groups, tests.ids) == "").sum())
     if unknown:
         problems = (*problems, f"patients (unknown for {unknown} of {len(tests)} test tiles)")
     notes = [f"WARNING: not compared with the training tiles of {run.name}: {problem}" for problem in problems]
-    shared = find_shared_patients(tests, learnt)
+    shared = find_shared_patients(tests, seen)
     if shared:
         names = sorted({leak.group for leak in shared.values()})
         message = (
@@ -171,14 +171,14 @@ def _match(tiles: SeenTiles, hashes: "tuple[np.ndarray, ImageHashes] | None") ->
 def _hash_again(tiles: SeenTiles, config: RunConfig, workspace: Workspace) -> tuple[ImageHashes | None, str]:
     """Hash the training images again; the second value is the reason if this is impossible, or ""."""
     try:
-        present = workspace.tiles_as_read
-        image_hashes = hash_images(present, config, config.leaks.pixels)
+        current = workspace.tiles_as_read
+        image_hashes = hash_images(current, config, config.leaks.pixels)
     except (ClipitError, OSError) as error:
         reason = str(error).splitlines()[0]
-        return None, f"images: those of training cannot be read, and no hashes of them are cached ({reason})"
-    matched = None if image_hashes is None else _match(tiles, (present.ids, image_hashes))
+        return None, f"images: the training images cannot be read, and their hashes are not cached ({reason})"
+    matched = None if image_hashes is None else _match(tiles, (current.ids, image_hashes))
     if matched is None:
-        return None, "images: the run was trained on tiles that are no longer in its data set, without cached hashes"
+        return None, "images: some training tiles are no longer in the data set, and their hashes are not cached"
     return matched, ""
 
 
@@ -191,13 +191,13 @@ def _without_record(
 ) -> TrainingTiles:
     """Find the training tiles of a run of an earlier version, which did not record them."""
     try:
-        present = workspace.all_tiles
+        current = workspace.all_tiles
     except (ClipitError, OSError) as error:
         return _from_hashes(folder, hashes, str(error).splitlines()[0])
-    learnt = present.select(present.splits != "test")
-    tiles = SeenTiles(learnt.ids, learnt.splits.astype(object), learnt.groups)
-    changed = trained_on not in ("", present.fingerprint)
-    problems = ("the data set has changed since training, so its present tiles are compared",) if changed else ()
+    seen = current.select(current.splits != "test")
+    tiles = SeenTiles(seen.ids, seen.splits.astype(object), seen.groups)
+    changed = trained_on not in ("", current.fingerprint)
+    problems = ("the data set has changed since training, so its current tiles are compared",) if changed else ()
     if config.leaks.pixels == "off":
         return TrainingTiles(tiles, None, (*problems, "images: leaks.pixels is off"))
     image_hashes, problem = _hash_again(tiles, config, workspace)
@@ -209,7 +209,7 @@ def _from_hashes(folder: Path, hashes: "tuple[np.ndarray, ImageHashes] | None", 
     patients = f"patients: the training tiles cannot be read, and the run did not record them ({reason})"
     none = np.zeros(0, dtype=object)
     if hashes is None:
-        images = "images: the training tiles cannot be read, and no hashes of them are cached"
+        images = "images: the training tiles cannot be read, and their hashes are not cached"
         return TrainingTiles(SeenTiles(none, none, none), None, (patients, images))
     try:
         tested = set(read_run_predictions(folder).select("test").ids.tolist())

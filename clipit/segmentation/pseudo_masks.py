@@ -59,9 +59,9 @@ class TokenReader:
 
 
 def token_bags(tiles: TileSet, store: TokenStore) -> MilBags:
-    """Make one bag of the tokens of all images of a patient; images without a patient are bags of their own.
+    """Make one bag of the tokens of all images of a patient; images without a patient are separate bags.
 
-    The label of a bag is the one that all of its labelled images have; a bag with images of several classes has none.
+    The label of a bag is the label shared by all of its labelled images; a bag with images of several classes has none.
 
     Raises:
         DataError: A patient is in two splits.
@@ -160,9 +160,9 @@ def pseudo_masks(
             continue
         logits = model.explain(tokens.reshape(-1, store.dim).astype(np.float32)).instance_logits
         probabilities = softmax(logits.float().cpu().numpy())
-        of_target = probabilities[:, [code == target for code in evidence]].sum(axis=1)
-        of_background = probabilities[:, [code == background_code for code in evidence]].sum(axis=1)
-        share = of_target / np.maximum(of_target + of_background, 1e-12)
+        target_probability = probabilities[:, [code == target for code in evidence]].sum(axis=1)
+        background_probability = probabilities[:, [code == background_code for code in evidence]].sum(axis=1)
+        share = target_probability / np.maximum(target_probability + background_probability, 1e-12)
         confident = [share >= options.confidence, share <= 1 - options.confidence]
         labels = np.select(confident, [target, background_code], -1)
         codes[str(name)] = labels.reshape(shape).astype(np.int16)

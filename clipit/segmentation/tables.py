@@ -30,12 +30,12 @@ class SegmentationRow(StudyRow):
         low: Lower end of the 95 % interval over patients.
         high: Upper end.
         reason: Why value or interval is missing.
-        images: Number of images that the score is from.
+        images: Number of images scored.
         training_masks: Number of masks trained on.
         validation_masks: Number of masks on which a threshold or scales were chosen.
         threshold: Threshold of the second class's probability; None for the most probable class.
         validation_dice: Dice of the foreground on the validation masks.
-        choice: What was chosen among several scales, and by which scores.
+        choice: Choice among several scales, and the scores that it is based on.
         tile_um: Edge of the tiles of a ceiling in micrometres.
     """
 
@@ -121,7 +121,7 @@ def _labels(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def without_seed(subject: str, seed: int | float | None) -> str:
-    """Return the name that a method has in common for all seeds."""
+    """Return the name of a method without its seed."""
     return subject if seed is None or pd.isna(seed) else subject.removesuffix(f", seed {int(seed)}")
 
 
@@ -161,12 +161,12 @@ def _method_parts(frame: pd.DataFrame, subject: str, provenance: Mapping[str, An
     """Build the table of one method by class, with the Dice of floors and of one class per window or tile."""
     first = frame[frame.subject == subject].iloc[0]
     floors = list(dict.fromkeys(frame[frame.kind == "floor"].subject))
-    own = f"majority class in the windows of {subject}"
+    own_windows = f"majority class in the windows of {subject}"
     tiles = list(dict.fromkeys(frame[frame.tile_um.notna()].subject))
-    beside = [*floors, *([own] if own in set(frame.subject) else tiles)]
+    references = [*floors, *([own_windows] if own_windows in set(frame.subject) else tiles)]
     rows = []
     for name in [*provenance["class_names"], MEAN]:
-        dice = [_value(frame, other, name, "dice") for other in beside]
+        dice = [_value(frame, other, name, "dice") for other in references]
         rows.append([name, *_cells(frame, subject, name, "images"), *dice])
     rule = (
         f"Predicts {provenance['class_names'][1]} where its probability is at least {first.threshold:.4g}, chosen on "
@@ -175,7 +175,7 @@ def _method_parts(frame: pd.DataFrame, subject: str, provenance: Mapping[str, An
         else "Predicts the most probable class."
     )
     parts: list[Text | Table] = [Text(f"{rule} Windows: {first.choice}." if first.choice else rule)]
-    header = ("class", *_labels(frame).values(), *(f"Dice, {other}" for other in beside))
+    header = ("class", *_labels(frame).values(), *(f"Dice, {other}" for other in references))
     parts.append(Table(header, rows, caption="Mean of the images' scores, by class", source=f"{_SOURCE}: value"))
     facts = {key: value for key, value in provenance["subjects"][subject].items() if value is not None}
     parts.append(facts_table(facts, "segmentation.json: subjects"))

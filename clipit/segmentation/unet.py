@@ -40,7 +40,7 @@ class Samples:
 
     Attributes:
         count: Number of images.
-        read: Function that reads one of them, and its micrometres per pixel (nan if unknown).
+        read: Function that reads an image, its labels and its micrometres per pixel (nan if unknown).
         identity: JSON-like description of images and labels.
     """
 
@@ -129,7 +129,7 @@ class ScaledNetwork(nn.Module):
 
         Args:
             network: Network.
-            scaling: Parameters as segmentation-models-pytorch gives them: mean, std, input_range and input_space; None
+            scaling: Parameters as returned by segmentation-models-pytorch: mean, std, input_range and input_space; None
                 to scale pixels to -1..1.
         """
         super().__init__()
@@ -154,9 +154,9 @@ def missing_unet_package() -> str:
 
 
 def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) -> nn.Module:
-    """Build the network; its encoder has random weights unless `encoder_weights` names some.
+    """Build the network; its encoder has random weights unless `encoder_weights` is set.
 
-    Pixels are scaled as they were for these weights, or else to -1..1; the scaling is stored with the weights.
+    Pixels are scaled as in the training of these weights, or else to -1..1; the scaling is stored with the weights.
 
     Args:
         options: Options.
@@ -189,7 +189,7 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
 
 
 def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int) -> Unet:
-    """Train a U-Net for a fixed number of steps, or open the one of an earlier call; nothing is chosen on validation.
+    """Train a U-Net for a fixed number of steps, or open that of an earlier call; nothing is chosen on validation.
 
     The loss is the mean of the cross-entropy and of 1 - Dice over the labelled pixels of a batch. Every source gives
     the same number of crops to each step, whose content depends only on (seed, step), so that an interrupted training

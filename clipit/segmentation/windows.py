@@ -26,8 +26,8 @@ class WindowModel:
 
     Attributes:
         scorer: Model.
-        class_of: Share of each class of the model (rows) in each class of the masks: 0 or 1.
-        overlap: Share of a window's edge that it has in common with the next window.
+        class_of: Mapping from the classes of the model (rows) to those of the masks, as 0 or 1.
+        overlap: Overlap of adjacent windows as a share of their edge length.
         batch_size: Windows per forward pass.
     """
 
@@ -54,10 +54,10 @@ class WindowModel:
             return max(SMALLEST_EDGE, round(pixels * scale))
         if math.isnan(mpp):
             raise DataError(
-                f"windows of {self.scorer.title} are {pixels * self.scorer.mpp:g} micrometres wide, and the resolution "
+                f"windows of {self.scorer.title} are {pixels * self.scorer.mpp:g} micrometres wide, but the resolution "
                 "of a tile is unknown",
                 where="tiles.mpp",
-                fix="give the micrometres per pixel of the tiles in a column mpp, or in tiles.mpp",
+                fix="state the micrometres per pixel of the tiles in a column mpp, or in tiles.mpp",
             )
         return max(SMALLEST_EDGE, round(pixels * self.scorer.mpp / mpp * scale))
 
@@ -85,7 +85,7 @@ class WindowModel:
         return window_strips(np.asarray(image.convert("RGB")), edge, self.overlap, score)
 
     def _classify(self, pixels: UInt8[Tensor, "b 3 s s"]) -> Float32[np.ndarray, "b c"]:
-        """Return the probabilities of the masks' classes, those of unmapped classes dropped."""
+        """Return the probabilities of the masks' classes, without unmapped classes."""
         with torch.inference_mode():
             scores = self.scorer.compute(pixels)[0]
         summed = self.scorer.probabilities(scores.float().cpu().numpy()) @ self.class_of
@@ -101,7 +101,7 @@ class WindowModel:
     def majority(
         self, mask: Int16[np.ndarray, "h w"], mpp: float, scales: Sequence[float | int]
     ) -> Float32[np.ndarray, "c h w"]:
-        """Return the probabilities if every window gave the class of most of its labelled pixels."""
+        """Return the probabilities if every window predicted the majority class of its labelled pixels."""
         classes = self.class_of.shape[1]
         maps = [
             window_strips(mask, self.edge(mpp, scale), self.overlap, _majority_scores(classes, self.batch_size))
@@ -120,7 +120,7 @@ def window_strips(pixels: np.ndarray, edge: int, overlap: float, score: WindowSc
     Args:
         pixels: Image or mask, [h, w] or [h, w, 3].
         edge: Edge of a window in pixels.
-        overlap: Share of the edge that a window has in common with the next one.
+        overlap: Overlap of adjacent windows as a share of their edge length.
         score: Function that computes the scores of all windows.
     """
     height, width = pixels.shape[:2]
@@ -136,7 +136,7 @@ def window_strips(pixels: np.ndarray, edge: int, overlap: float, score: WindowSc
 
 
 def _majority_scores(classes: int, batch_size: int) -> WindowScores:
-    """Return a function that scores each window by the class of most of its labelled pixels."""
+    """Return a function that scores each window by the majority class of its labelled pixels."""
 
     def score(mask: np.ndarray, grid: WindowGrid) -> Iterator[Float32[np.ndarray, "_ c"]]:
         sums = np.stack(

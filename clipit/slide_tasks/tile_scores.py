@@ -72,7 +72,7 @@ def score_tiles(
         options: Batch size and reading threads.
 
     Returns:
-        Slides none of whose tiles can be read, or that can no longer be opened, in all processes.
+        Slides without a readable tile, or that can no longer be opened; the same list in all processes.
 
     Raises:
         ModelError: A score is not finite.

@@ -1,4 +1,4 @@
-"""Prepare slides: find the tissue of each and lay its grid; both are stored, so that an interrupted command resumes."""
+"""Prepare slides: find the tissue of each and lay a grid over it; both are stored, so that a command can resume."""
 
 import logging
 from collections.abc import Sequence
@@ -168,7 +168,7 @@ def prepare_slides(
         options: Names of options in messages.
 
     Raises:
-        ConfigError: Several slides have one file of contours.
+        ConfigError: One file of contours is configured for several slides.
     """
     if config.contours is not None and len(slides) > 1 and Path(config.contours).expanduser().is_file():
         raise ConfigError(
@@ -222,7 +222,7 @@ def _prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> Pr
     if not (folder / MANIFEST).is_file():
         with locked(folder):
             if not (folder / MANIFEST).is_file():
-                prepared = _find(slide, config, contours, options)
+                prepared = _find_tissue_and_grid(slide, config, contours, options)
                 partial = start_partial(folder)
                 _write(partial, slide, prepared)
                 finish_partial(folder, KIND, inputs, prepared.facts)
@@ -249,7 +249,7 @@ def _contour_file(contours: Path, slide: SlidePath, options: OptionNames) -> Pat
 
 
 @dataclass(frozen=True)
-class _Found:
+class _SlideParts:
     """Overview, tissue and grid of a slide, with its facts."""
 
     overview: Image.Image
@@ -259,7 +259,9 @@ class _Found:
     facts: dict[str, Any]
 
 
-def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None, options: OptionNames) -> _Found:
+def _find_tissue_and_grid(
+    slide: SlidePath, config: SlidesConfig, contours: Path | None, options: OptionNames
+) -> _SlideParts:
     """Read the overview, find the tissue and lay the grid.
 
     Raises:
@@ -305,18 +307,18 @@ def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None, options
         "step": grid.step,
         "tiles": len(grid),
     }
-    return _Found(overview, mask, downsample, grid, facts)
+    return _SlideParts(overview, mask, downsample, grid, facts)
 
 
-def _write(folder: Path, slide: SlidePath, parts_found: _Found) -> None:
+def _write(folder: Path, slide: SlidePath, parts: _SlideParts) -> None:
     """Write overview, outlines of the tissue and grid."""
-    grid = parts_found.grid
+    grid = parts.grid
     with whole_file(folder / OVERVIEW) as temporary:
-        parts_found.overview.save(temporary, format="PNG")
+        parts.overview.save(temporary, format="PNG")
     limit = np.array([grid.width, grid.height])  # the last row and column of the mask may reach beyond the slide
     outlines = [
         Polygon(np.minimum(outline.exterior, limit), tuple(np.minimum(hole, limit) for hole in outline.holes))
-        for outline in trace(parts_found.mask, parts_found.downsample)
+        for outline in trace(parts.mask, parts.downsample)
     ]
     write_polygons_geojson(folder / TISSUE, slide.name, outlines, "Tissue", TISSUE_COLOUR)
     with whole_file(folder / GRID) as temporary:
@@ -325,9 +327,9 @@ def _write(folder: Path, slide: SlidePath, parts_found: _Found) -> None:
 
 def _overview_downsample(slide: SlideFile, mpp: float, config: SlidesConfig) -> float:
     """Return the downsample at which tissue is found: 8 micrometres per pixel, finer for tiles of few micrometres."""
-    wanted = min(_OVERVIEW_MPP, config.mpp * config.pixels / 8)
+    target_mpp = min(_OVERVIEW_MPP, config.mpp * config.pixels / 8)
     longest = max(slide.levels[0].width, slide.levels[0].height)
-    return max(1.0, wanted / mpp, longest / _OVERVIEW_EDGE)
+    return max(1.0, target_mpp / mpp, longest / _OVERVIEW_EDGE)
 
 
 def _no_tissue(mask: Bool[np.ndarray, "h w"], grid: SlideGrid, config: SlidesConfig) -> str:

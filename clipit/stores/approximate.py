@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 MIN_LIST_LENGTH = 16
 """Default length of the candidate list in the search of a graph, as in faiss."""
-_LEAST_LIMIT = 2**20  # bytes of a vector, and entries of a list, in an index file
+_MIN_LIMIT = 2**20  # bytes of a vector, and entries of a list, in an index file
 _MAX_LISTS_ON_GPU = 2048  # limit of faiss
 
 
@@ -124,10 +124,10 @@ class FaissIndex:
 
     def _search(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Int[np.ndarray, "q k"]:
         with reading(self._path):
-            found = np.asarray(self._index.search(queries, k)[1], dtype=np.int64)
-        if found.size and (found.min() < -1 or found.max() >= self._rows):
+            rows = np.asarray(self._index.search(queries, k)[1], dtype=np.int64)
+        if rows.size and (rows.min() < -1 or rows.max() >= self._rows):
             raise ArtifactError("the index contains rows that do not exist", where=self._path, fix=REBUILD)
-        return found
+        return rows
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def _lengths_within(size: int) -> Iterator[None]:
     limits = [name for name in names if hasattr(faiss, f"set_deserialization_{name}")]  # not in older versions
     before = {name: getattr(faiss, f"get_deserialization_{name}")() for name in limits}
     for name in limits:
-        getattr(faiss, f"set_deserialization_{name}")(max(size, _LEAST_LIMIT))
+        getattr(faiss, f"set_deserialization_{name}")(max(size, _MIN_LIMIT))
     try:
         yield
     finally:

@@ -30,7 +30,7 @@ class AnnotatorsConfig(Section):
     skills: tuple[Skill, ...] = Field(min_length=1)
     """Probability of the correct label, by annotator; the wrong labels are equally probable."""
     biased: int = Field(0, ge=0)
-    """Number of annotators, from the first, who label most tiles of `tumour_high_grade` as `tumour_low_grade`."""
+    """Number of annotators, from A1 on, who label most tiles of `tumour_high_grade` as `tumour_low_grade`."""
     coverage: float = Field(1.0, gt=0, le=1)
     """Probability that an annotator labels an annotated tile; every annotated tile has at least one label."""
     annotated: float = Field(1.0, gt=0, le=1)
@@ -64,12 +64,12 @@ def make_annotators(
         count: Number of annotators.
         seed: Seed of the annotations.
         skills: Skill of each annotator; empty for evenly spaced skills.
-        biased: Number of biased annotators, from the first.
+        biased: Number of biased annotators, counted from the first.
         coverage: Probability that an annotator labels a tile.
         annotated: Probability that a tile is annotated.
 
     Raises:
-        ConfigError: A number is out of range, or the number of skills is not that of the annotators.
+        ConfigError: A number is out of range, or the number of skills differs from that of the annotators.
     """
     if skills and len(skills) != count:
         raise ConfigError(

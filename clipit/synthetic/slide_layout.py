@@ -103,9 +103,9 @@ def draw_layout(rng: np.random.Generator, size: int, pieces: int, main: int, oth
         piece[rows] = _pieces_at(x, y, ellipses)
         _clear_glass(piece, rows, pieces)
         nearest = np.full(x.shape, np.inf, np.float32)
-        for number, (seed_x, seed_y, of_piece) in enumerate(seeds):
+        for number, (seed_x, seed_y, seed_piece) in enumerate(seeds):
             distance = (x - np.float32(seed_x)) ** 2 + (y - np.float32(seed_y)) ** 2
-            closer = (distance < nearest) & (piece[rows] == of_piece)
+            closer = (distance < nearest) & (piece[rows] == seed_piece)
             nearest[closer] = distance[closer]
             regions[rows][closer] = number
         areas += np.bincount(regions[rows][piece[rows] > 0], minlength=len(seeds))
@@ -166,9 +166,9 @@ def _draw_classes(
     """Draw the class of each region: the main class for the largest region of a piece, and all classes for the rest."""
     classes = np.zeros(len(areas), dtype=np.uint8)
     for number in np.unique(piece_of_region):
-        of_piece = np.flatnonzero(piece_of_region == number)
-        largest = of_piece[np.argmax(areas[of_piece])]
-        rest = of_piece[of_piece != largest]
+        members = np.flatnonzero(piece_of_region == number)
+        largest = members[np.argmax(areas[members])]
+        rest = members[members != largest]
         classes[largest] = main
         classes[rest] = np.resize(np.append(rng.permutation(np.asarray(others)), main), len(rest))
     return classes

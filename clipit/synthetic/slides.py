@@ -193,7 +193,7 @@ def write_slide_files(folder: Path, config: SlideWorldConfig, slides: Iterable[L
 
 
 def ensure_slides(folder: Path, config: ConfigT, write_world: Callable[[Path, ConfigT], object] = write_slides) -> Path:
-    """Write synthetic slides to a folder unless it contains them, completely or not at all.
+    """Write synthetic slides to a folder, atomically, unless it contains them.
 
     Args:
         folder: Folder of the world.

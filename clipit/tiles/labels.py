@@ -24,7 +24,7 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
 
     Labelled tiles are drawn by (seed, id), so that for a given seed a larger labelled set contains every smaller one. A
     fraction applies per class and keeps at least one tile of each class. Tiles labelled by annotators are drawn per
-    majority class whatever `tiles.annotations.labels` is, so that all kinds of labels keep the same tiles.
+    majority class regardless of `tiles.annotations.labels`, so that all kinds of labels keep the same tiles.
 
     Args:
         tiles: Tiles of all splits; `truth` keeps the labels that are hidden in `labels`.

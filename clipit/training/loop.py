@@ -54,16 +54,17 @@ class StepParts:
         model: Module whose trainable weights are saved.
         optimizer: Optimiser, possibly inside Accelerate's wrapper.
         saved_optimizer: The same optimiser without the wrapper, for checkpoints.
-        compute: Runs the forward and backward pass of a step; returns this process's share of `loss` and its parts.
-        clip: Clips the gradient and returns its norm.
-        after_update: Called after each update of the weights.
-        validate: Runs a validation; returns its columns of the log and the score of the step (higher is better; None
-            if undefined). None without validation.
-        facts: Returns further columns of the log.
-        status: Returns the text of the progress bar.
-        seconds: Returns the duration of the training so far.
-        scaler: Returns the state of the loss scaler; None without one.
-        log: Passes each row of the log to trackers.
+        compute: Function that runs forward and backward of a step, and returns this process's share of `loss` and its
+            parts.
+        clip: Function that clips the gradient and returns its norm.
+        after_update: Function called after each update of the weights.
+        validate: Function that runs a validation, and returns its columns of the log and the score of the step (higher
+            is better; None if undefined). None without validation.
+        facts: Function that returns further columns of the log.
+        status: Function that returns the text of the progress bar.
+        seconds: Function that returns the duration of the training so far.
+        scaler: Function that returns the state of the loss scaler; None without one.
+        log: Function that passes each row of the log to trackers.
         device: Device of the losses.
     """
 

@@ -139,7 +139,7 @@ def _estimates(consensus: Consensus) -> dict[str, Any] | None:
     if not len(votes):
         return None
     most_common = majority(votes.counts(), votes.items)
-    facts: dict[str, Any] = {"tiles": len(votes), "why_not": consensus.reason}
+    facts: dict[str, Any] = {"tiles": len(votes), "reason": consensus.reason}
     if estimates is None:
         return facts
     agrees = votes.label == consensus.labels[votes.item]

@@ -27,7 +27,7 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
     Args:
         config: Configuration of the labels.
         labels: Labels from `label_corpus`.
-        per_answer: Number of reports on the page for each class given by the rules, to be read by eye.
+        per_answer: Number of reports on the page for each class assigned by the rules, to be checked by eye.
 
     Returns:
         Path of the page, report_labels.html; report_labels.json and report_labels.csv are in the same folder.

@@ -70,7 +70,7 @@ def test_a_wrong_configuration_is_an_exception_that_lists_all_problems() -> None
         clipit.load_config("demo", {"training.steps": 1}, training={"steps": 2})
     with pytest.raises(ConfigError, match=r"given twice: training\.steps"):
         clipit.load_config("demo", {"training.steps": 1, "training": {"steps": 2}})
-    with pytest.raises(ConfigError, match="a set has no order: classes"):
+    with pytest.raises(ConfigError, match="sets have no order: classes"):
         clipit.load_config("demo", {"tiles.classes": {"a", "b"}})
     with pytest.raises(ConfigError, match="home folder"):
         clipit.load_config("~nobody-has-this-name/config.yaml")
@@ -99,7 +99,7 @@ def test_a_dictionary_is_not_a_configuration() -> None:  # in a process without 
     assert "not None" in absent and "not an int" in number
     assert "not a RunConfig" in run and "not its attribute run" in run
     assert "a dictionary of dotted keys and their values, not a str" in overrides
-    assert "keys of overrides are text, not 1" in key and "names must be text, not 0" in name
+    assert "keys of overrides must be strings, not 1" in key and "names must be text, not 0" in name
 
 
 def test_reports_alone_are_indexed_and_other_tasks_refuse_a_configuration_without_tiles(world: dict) -> None:

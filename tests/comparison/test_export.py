@@ -150,7 +150,7 @@ def test_analysis_values_can_be_recomputed_from_their_files(compared: tuple[Path
         scores = {line["tile_id"]: line for line in pq.read_table(row["scores"]).to_pylist()}
         mine = []
         for new, old in pairs_of(row):
-            inside = np.array([scores[tile]["quarter"] == row["quarter"] for tile in new.by_id().ids.tolist()])
+            inside = np.array([scores[tile]["quartile"] == row["quartile"] for tile in new.by_id().ids.tolist()])
             assert inside.sum() == row["tiles"]
             mine.append((right(new) - right(old))[inside].mean())
         assert row["gain"] == pytest.approx(fmean(mine), abs=1e-12)

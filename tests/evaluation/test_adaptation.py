@@ -74,7 +74,7 @@ def test_feature_statistics_undo_a_shift_and_keep_constant_features() -> None:
 
 def test_few_tiles_and_empty_vectors_are_refused() -> None:
     world = clear_world(1.0)
-    with pytest.raises(DataError, match="needs 20 target tiles; there are 19"):
+    with pytest.raises(DataError, match="needs at least 20 target tiles; there are 19"):
         transductive(world.ids[:19], world.vectors[:19], world.prior[:19])
     with pytest.raises(DataError, match="needs 20 target tiles"):
         compute_feature_statistics(world.vectors[:5])

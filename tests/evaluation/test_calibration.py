@@ -67,7 +67,7 @@ def test_a_probability_of_0_stays_finite() -> None:
 def test_too_few_labels_and_no_minimum_are_refused() -> None:
     labels, probabilities = drawn(60, 1.0, 5)
     hidden = np.where(np.arange(60) < 19, labels, -1)
-    with pytest.raises(DataError, match="needs 20 validation labels; there are 19"):
+    with pytest.raises(DataError, match="needs at least 20 validation labels; there are 19"):
         fit_temperature(hidden, probabilities)
     with pytest.raises(DataError, match=r"(?s)no temperature between .* all tiles are predicted correctly"):
         fit_temperature(probabilities.argmax(axis=1).astype(np.int64), probabilities)

@@ -58,8 +58,8 @@ def test_labels_of_the_own_group_change_nothing_about_a_prediction() -> None:
         assert len(np.unique(found.folds[features.groups == group])) == 1
     inside = found.folds == found.folds[0]
     rest = features.take(~inside)
-    strength = found.strengths[found.folds[0]]
-    probe = linear_probe(rest.vectors, rest.labels, rest.vectors[:0], rest.labels[:0], 3, (strength,))
+    inverse_penalty = found.inverse_penalties[found.folds[0]]
+    probe = linear_probe(rest.vectors, rest.labels, rest.vectors[:0], rest.labels[:0], 3, (inverse_penalty,))
     assert np.allclose(found.probabilities[inside], probe.probabilities(features.vectors[inside]), atol=1e-5)
 
 

@@ -87,6 +87,6 @@ def test_one_value_of_c_needs_no_validation_labels() -> None:
     none = np.full(5, -1)
     probe = linear_probe(x, y, x[:5], none, 2, (1.0,))
     chosen = linear_probe(x, y, x[:5], y[:5], 2, (1.0,))
-    assert probe.strength == 1.0 and probe.validation_loss == {} and (probe.weight == chosen.weight).all()
+    assert probe.inverse_penalty == 1.0 and probe.validation_loss == {} and (probe.weight == chosen.weight).all()
     with pytest.raises(DataError, match="0 validation labels"):
         linear_probe(x, y, x[:5], none, 2, (0.1, 1.0))

@@ -92,7 +92,7 @@ def test_an_unlabelled_report_changes_no_other_prediction() -> None:
 
 def test_probabilities_are_calibrated_by_temperatures() -> None:
     texts, labels, groups = corpus(n=600, wrong=0.4)
-    weak = cross_fitted_probabilities(texts, labels, groups, 2, strengths=[1000.0])
+    weak = cross_fitted_probabilities(texts, labels, groups, 2, inverse_penalties=[1000.0])
     assert len(weak.temperatures) == 5
     assert weak.temperature > 2  # a weak penalty makes predictions too confident
     fitted = cross_fitted_probabilities(texts, labels, groups, 2)
@@ -104,8 +104,8 @@ def test_probabilities_are_calibrated_by_temperatures() -> None:
 
 def test_the_penalty_is_chosen_by_the_log_loss_on_the_other_folds() -> None:
     texts, labels, groups = corpus(n=600, wrong=0.4)
-    fitted = cross_fitted_probabilities(texts, labels, groups, 2, strengths=[1e-4, 1.0, 1000.0])
-    assert fitted.strengths == (1.0,) * 5
+    fitted = cross_fitted_probabilities(texts, labels, groups, 2, inverse_penalties=[1e-4, 1.0, 1000.0])
+    assert fitted.inverse_penalties == (1.0,) * 5
 
 
 def test_predictions_are_deterministic_and_depend_on_the_seed_through_the_folds_only() -> None:

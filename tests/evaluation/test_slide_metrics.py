@@ -108,7 +108,7 @@ def test_the_score_of_a_patient_is_the_mean_of_the_slides() -> None:
     assert per_slide["value"] == pytest.approx(3 / 6) and per_slide["labelled"] == 6
     # p1 has a mean of (0.567, 0.433): correct. The slides of unknown patients stay apart.
     assert per_patient["value"] == pytest.approx(3 / 4) and per_patient["labelled"] == 4
-    assert any("unknown patients, each counted as a patient of its own: 2." in note for note in evaluation.notes)
+    assert any("unknown patients, each counted as a separate patient: 2." in note for note in evaluation.notes)
 
 
 def test_patients_with_slides_of_different_classes_are_evaluated_per_slide_only() -> None:

@@ -80,10 +80,12 @@ def test_probe_equals_scikit_learn_at_the_chosen_strength(n_classes: int) -> Non
     labels = train[1].copy()
     labels[:10] = -1
     probe = linear_probe(train[0], labels, *valid, n_classes)
-    assert probe.strength == min(probe.validation_loss, key=lambda c: (probe.validation_loss[c], c))
+    assert probe.inverse_penalty == min(probe.validation_loss, key=lambda c: (probe.validation_loss[c], c))
     assert len(probe.validation_loss) == 17
     centre, spread = train[0][10:].mean(0), train[0][10:].std(0)
-    model = LogisticRegression(C=probe.strength, max_iter=2000).fit((train[0][10:] - centre) / spread, labels[10:])
+    model = LogisticRegression(C=probe.inverse_penalty, max_iter=2000).fit(
+        (train[0][10:] - centre) / spread, labels[10:]
+    )
     np.testing.assert_allclose(
         probe.probabilities(test[0]), model.predict_proba((test[0] - centre) / spread), atol=1e-5
     )

@@ -216,7 +216,7 @@ def test_layers_of_a_fast_path_are_out_of_reach_unless_it_is_off() -> None:
         own = replace(plain_towers(), module=module, text=text, image=lambda x: x.mean((2, 3)) @ module.image_weight)
         return adapt_towers(own, "lora", ("text",), LoraConfig(targets=("linear1",)), True)
 
-    with pytest.raises(ModelError, match=r"(?s)does not reach an embedding.*set_fastpath_enabled\(False\)"):
+    with pytest.raises(ModelError, match=r"(?s)does not affect any embedding.*set_fastpath_enabled\(False\)"):
         adapt()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

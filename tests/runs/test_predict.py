@@ -67,5 +67,5 @@ def test_options_of_predictions_are_checked() -> None:
 
 
 def test_no_input_is_refused() -> None:
-    with pytest.raises(DataError, match="there is no input"):
+    with pytest.raises(DataError, match="no inputs"):
         open_inputs([])

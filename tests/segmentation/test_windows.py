@@ -98,7 +98,7 @@ def test_windows_have_the_field_of_view_of_the_model_whatever_the_resolution_of_
     assert [windows.edge(mpp, 1.0) for mpp in (0.5, 1.0, 2.0)] == [32, 16, 8]
     assert windows.edge(1.0, 0.5) == 8 and windows.edge(100.0, 1.0) == 4
     assert model(mpp=None).edge(float("nan"), 2.0) == 16
-    with pytest.raises(DataError, match=r"16 micrometres wide, and the resolution of a tile is unknown"):
+    with pytest.raises(DataError, match=r"16 micrometres wide, but the resolution of a tile is unknown"):
         windows.edge(float("nan"), 1.0)
     seen = Seen()
     model(seen, overlap=0.0).probabilities(half_red(), 1.0, (1.0,))  # windows of 16 pixels, shrunk whole to 8

@@ -474,4 +474,4 @@ def test_slides_of_unknown_patients_are_counted_as_such(models: Path, slides: Pa
     result = clipit.score_slides(
         tmp_path / "alone.csv", tmp_path / "out", classifier=models / "run", images=slides.parent
     )
-    assert "Slides of unknown patients, each counted as a patient of its own: 4" in result.text
+    assert "Slides of unknown patients, each counted as a separate patient: 4" in result.text

@@ -294,7 +294,7 @@ def test_invalid_runs_and_shifted_sets_are_refused(
     few_labels = configure_file(small(world) | {"tiles.labels.value": 4, "arm": "image_only", "name": "few"})
     folder = measure(few_labels, [train_run(few_labels.run)])
     (row,) = rows_of(folder, analysis="calibration", subject="image_only-seed0", state="after", metric="ece")
-    assert row["value"] is None and "needs 20 validation labels; there are 12" in row["reason"]
+    assert row["value"] is None and "needs at least 20 validation labels; there are 12" in row["reason"]
     less = configure_file(small(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
     with pytest.raises(DataError, match="splits or labels of 48 tiles differ"):
         measure(less, runs[:1])

@@ -70,7 +70,7 @@ def test_a_run_trains_with_it_and_its_keys_are_given_in_the_file_and_on_the_comm
         assert 0 < row["entropy"] < 1.1  # at most log 3
         assert row["loss"] == pytest.approx(row["cross_entropy"] + 0.3 * row["entropy"], rel=1e-5)
     facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    assert "entropy (weight 0.3)" in facts["teaches"]
+    assert "entropy (weight 0.3)" in facts["terms"]
 
 
 def test_its_weight_enters_the_fingerprint(configure: MakeConfig) -> None:

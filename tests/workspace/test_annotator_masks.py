@@ -161,7 +161,7 @@ def test_patterns_count_pixels_however_many_there_are() -> None:
     labels = np.array([[[1]], [[-1]], [[0]]], dtype=np.int16)
     (row,) = np.flatnonzero(np.asarray(found.votes.items) == str(patterns.encode(labels)[0, 0]))
     assert found.votes.table()[row].tolist() == [1, -1, 0]
-    with pytest.raises(DataError, match="too many patterns"):
+    with pytest.raises(DataError, match="too many label patterns"):
         PixelPatterns([str(n) for n in range(40)], ("x", "y"))
 
 

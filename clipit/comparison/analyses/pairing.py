@@ -22,7 +22,7 @@ from clipit.training.arms import resolve_arm
 from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
-_QUARTERS = 4
+_QUARTILES = 4
 _NO_PAIR = -1  # quartile of a tile without a pair
 _NO_GROUP = -1
 
@@ -38,7 +38,9 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
     """Measure hubness and label agreement of the training tiles' pairs, using every label of the data set."""
     summary, train = workspace.pairs.summary, workspace.all_tiles.of_split("train")
     labels = dict(zip(train.ids.tolist(), train.truth.tolist(), strict=True))
-    agreed = agreement(workspace.pairs.table, labels, index=workspace.index, class_vectors=workspace.class_embeddings())
+    label_agreement = agreement(
+        workspace.pairs.table, labels, index=workspace.index, class_vectors=workspace.class_embeddings()
+    )
 
     def percent(share: float | None) -> str:
         return number(None if share is None else PERCENT * share, 1)
@@ -49,7 +51,7 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
         "from training, and selects nothing. `hubness`: share of tiles paired with the most used 1 % of the "
         "snippets; `neighbours`: share of tiles with the majority label of the "
         "other tiles paired with the same snippet; `text`: share of tiles whose label is the class nearest to their "
-        "snippet; `AUROC`: how well the pairing score separates the latter from the other tiles.",
+        "snippet; `AUROC`: how well the pairing score separates these tiles from the others.",
         header=(
             "snippets used",
             "hubness %",
@@ -64,14 +66,14 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
                 f"{summary['snippets_used']} of {summary['snippets']}",
                 percent(summary.get("hub_share")),
                 number(summary.get("skewness"), 1),
-                percent(agreed.get("neighbours")),
-                percent(agreed.get("chance")),
-                percent(agreed.get("zero_shot")),
-                number(agreed.get("score_auroc"), 2),
+                percent(label_agreement.get("neighbours")),
+                percent(label_agreement.get("chance")),
+                percent(label_agreement.get("zero_shot")),
+                number(label_agreement.get("score_auroc"), 2),
             ),
         ),
         source=f"{workspace.pairs.artifact.folder.name}: pairs.parquet, summary.json; and the tiles' labels",
-        values=({"pairs": str(workspace.pairs.artifact.file("pairs.parquet")), **summary, **agreed},),
+        values=({"pairs": str(workspace.pairs.artifact.file("pairs.parquet")), **summary, **label_agreement},),
     )
 
 
@@ -81,19 +83,19 @@ def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], f
     tiles, _ = compute_hits(rows, c.baseline, c.seeds[0])
     scores = first_cosines(workspace, tiles.ids)
     paired = np.isfinite(scores)
-    quarter = np.full(len(scores), _NO_PAIR, dtype=np.int64)
+    quartile = np.full(len(scores), _NO_PAIR, dtype=np.int64)
     if paired.any():
-        edges = np.quantile(scores[paired], np.linspace(0, 1, _QUARTERS + 1)[1:-1])
-        quarter[paired] = np.searchsorted(edges, scores[paired], side="right")
+        edges = np.quantile(scores[paired], np.linspace(0, 1, _QUARTILES + 1)[1:-1])
+        quartile[paired] = np.searchsorted(edges, scores[paired], side="right")
     file = folder / "nearest-snippet-test.parquet"
     if get_processes().main:
-        columns = {"tile_id": tiles.ids.tolist(), "score": pa.array(scores, from_pandas=True), "quarter": quarter}
+        columns = {"tile_id": tiles.ids.tolist(), "score": pa.array(scores, from_pandas=True), "quartile": quartile}
         with whole_file(file) as temporary:
             pq.write_table(pa.table(columns), temporary)
     bounds = {
-        q: (float(scores[quarter == q].min()), float(scores[quarter == q].max()))
-        for q in range(_QUARTERS)
-        if (quarter == q).any()
+        q: (float(scores[quartile == q].min()), float(scores[quartile == q].max()))
+        for q in range(_QUARTILES)
+        if (quartile == q).any()
     }
     header = [f"{low:.2f} to {high:.2f}" for low, high in bounds.values()]
     quartiles = list(bounds)
@@ -105,12 +107,12 @@ def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], f
         if arm == c.baseline:
             continue
         gains, files = compute_gain(plan, rows, arm)
-        means = {q: gains[quarter == q].mean() for q in quartiles}
+        means = {q: gains[quartile == q].mean() for q in quartiles}
         table.append((arm, *(number(PERCENT * mean, 1, signed=True) for mean in means.values())))
         for q, mean in means.items():
             low, high = bounds.get(q, (None, None))
-            quarter_facts = {"quarter": q, "low": low, "high": high, "tiles": int((quarter == q).sum())}
-            values.append({"arm": arm, **quarter_facts, "gain": float(mean), "scores": str(file), **files})
+            quartile_facts = {"quartile": q, "low": low, "high": high, "tiles": int((quartile == q).sum())}
+            values.append({"arm": arm, **quartile_facts, "gain": float(mean), "scores": str(file), **files})
     return AnalysisResult(
         heading=heading(plan, "Gain by pairing score"),
         text=f"Difference in accuracy from {c.baseline}, in points, mean over seeds, for each quartile "

@@ -37,7 +37,7 @@ def link_sections(
         return []
     return [
         PageSection(
-            "Other pages", [Text("These links work while the layout of the output folder is unchanged."), *parts]
+            "Other pages", [Text("These links work as long as the layout of the output folder is unchanged."), *parts]
         )
     ]
 

@@ -120,7 +120,7 @@ def _check(
         "splits": ", ".join(options.splits),
         "features": describe_model(facts),
         "folds": f"{options.folds}, by patient or slide, seed {options.seed}",
-        "inverse L2 penalty chosen in each fold": ", ".join(f"{strength:g}" for strength in predicted.strengths),
+        "inverse L2 penalty chosen in each fold": ", ".join(f"{value:g}" for value in predicted.inverse_penalties),
     }
     by_class = _count_by_class(tiles, issues)
     _write_csv(

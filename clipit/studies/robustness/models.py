@@ -64,7 +64,7 @@ class MeasuredModel:
 
 
 def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
-    """Load the classifier of a finished run, read from its head and, if trained with text, zero-shot.
+    """Load the classifier of a finished run, with the outputs of its head and, if trained with text, zero-shot.
 
     Raises:
         ModelError: The run has no classifier.

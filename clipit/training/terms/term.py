@@ -171,7 +171,7 @@ class Term(Generic[Options]):
         return []
 
     def describe(self) -> str:
-        """Describe the term for the line "teaches" of the summary; "" to leave it out."""
+        """Describe the term for the entry `terms` of the provenance; "" to leave it out."""
         return f"{self.name.replace('_', ' ')} (weight {self.weight:g})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:

@@ -68,4 +68,4 @@ def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -
         torch.autograd.backward(F.cross_entropy(head(inputs.clone()), labels))
         optimizer.step()
         schedule.step()
-    head.zero_grad(set_to_none=True)  # or they would be added to the gradients of stage 2
+    head.zero_grad(set_to_none=True)  # otherwise they would add to the gradients of stage 2

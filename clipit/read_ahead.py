@@ -139,7 +139,7 @@ def check_batches(batch_size: object, workers: object) -> None:
     """Refuse a number of images per batch, or of reading threads, that is not a whole number, or too small.
 
     Raises:
-        ConfigError: It is such a number.
+        ConfigError: A number is not a whole number, or too small.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < least:

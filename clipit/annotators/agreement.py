@@ -1,4 +1,4 @@
-"""Agreement of annotators: Krippendorff's alpha, agreement of pairs, and limits set by their overlap."""
+"""Agreement of annotators: Krippendorff's alpha, pairwise agreement, and limits set by their overlap."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ def krippendorff_alpha(
     (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011). 1 is perfect agreement, 0 that of chance.
 
     Args:
-        counts: Labels of each class per item.
+        counts: Number of labels of each class per item.
         weights: Weight of each item; 1 by default.
     """
     per_item = counts.sum(axis=1)
@@ -32,9 +32,9 @@ def krippendorff_alpha(
     weight = np.ones(len(m)) if weights is None else weights[paired]
     scale = weight / np.maximum(per_item[paired] - 1.0, 1.0)
     agreeing = float((scale[:, None] * m * (m - 1)).sum())
-    of_class = (weight[:, None] * m).sum(axis=0)
-    n = float(of_class.sum())
-    expected = n * (n - 1) - float((of_class * (of_class - 1)).sum())
+    class_totals = (weight[:, None] * m).sum(axis=0)
+    n = float(class_totals.sum())
+    expected = n * (n - 1) - float((class_totals * (class_totals - 1)).sum())
     if n < 2 or expected <= 0:
         return None
     return 1 - (n - 1) * (n - agreeing) / expected
@@ -48,7 +48,7 @@ def alpha_interval(
     It is None if alpha is undefined in a resample, or the same in all of them, for example if all annotators agree.
 
     Args:
-        counts: Labels of each class per item.
+        counts: Number of labels of each class per item.
         groups: Number of each item's group, such as its patient, from 0.
         resamples: Number of resamples.
         seed: Seed of the draws.

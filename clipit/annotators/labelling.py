@@ -52,15 +52,15 @@ class Consensus:
         others = clear.any(axis=1) & ~np.take_along_axis(clear, self.labels[:, None], axis=1)[:, 0]
         return np.flatnonzero(others).astype(np.int64)
 
-    def remarks(self, kind: str) -> list[str]:
+    def remarks(self, subject: str) -> list[str]:
         """List tiles on which the consensus overrules a clear majority, and limits of the estimates.
 
         The skills of annotators cannot be estimated reliably from few tiles, so the first is then a warning.
 
         Args:
-            kind: Labels that the remarks are about, such as "test labels".
+            subject: Labels that the remarks are about, such as "test labels".
         """
-        limits = [f"{kind}: {remark}" for remark in overlap_remarks(self.votes)]
+        limits = [f"{subject}: {remark}" for remark in overlap_remarks(self.votes)]
         rows = self.overruled.tolist() if len(self.votes) else []
         if not rows:
             return limits
@@ -73,7 +73,7 @@ class Consensus:
         few = len(self.votes) < _FEW_TILES
         advice = f"; {len(self.votes)} tiles are too few to estimate confusions reliably, so check these" if few else ""
         return [
-            f"{'WARNING: ' if few else ''}{kind}: the consensus differs from more than half of the labels on "
+            f"{'WARNING: ' if few else ''}{subject}: the consensus differs from more than half of the labels on "
             f"{counted(len(rows), 'tile')}: {shortlist(listed)}{advice}",
             *limits,
         ]
@@ -96,16 +96,16 @@ class Annotations:
 
     Attributes:
         votes: All votes on the tiles, of all splits.
-        learnt: Votes on training and validation tiles by the annotators who may label these, and their consensus.
-        tested: Votes on test tiles by the annotators who label them, and their consensus.
+        training: Votes on training and validation tiles by the annotators who may label these, and their consensus.
+        test: Votes on test tiles by the annotators who label them, and their consensus.
         test_annotators: Annotators of the test labels; empty if these are the labels of the source.
         independent: Whether the test labels come from none of the annotators of the training labels.
         shared: Annotators who labelled tiles of both; empty if unknown.
     """
 
     votes: Votes
-    learnt: Consensus
-    tested: Consensus
+    training: Consensus
+    test: Consensus
     test_annotators: tuple[str, ...]
     independent: Independence
     shared: tuple[str, ...] = ()
@@ -115,17 +115,17 @@ class Annotations:
 
         Labelled tiles are drawn per class of this majority, so that every value of `labels` trains on the same tiles.
         """
-        votes = self.learnt.votes
+        votes = self.training.votes
         label_of = dict(zip(votes.items, majority(votes.counts(), votes.items).labels.tolist(), strict=True))
         return np.asarray([label_of.get(name, -1) for name in ids], dtype=np.int64)
 
     def posteriors(self, ids: Sequence[str]) -> Float32[np.ndarray, "n c"]:
         """Return the posteriors of training or validation tiles; rows of zeros for tiles without labels."""
-        row_of = {name: row for row, name in enumerate(self.learnt.votes.items)}
+        row_of = {name: row for row, name in enumerate(self.training.votes.items)}
         posteriors = np.zeros((len(ids), len(self.votes.classes)), dtype=np.float32)
         for number, name in enumerate(ids):
             if name in row_of:
-                posteriors[number] = self.learnt.posteriors[row_of[name]]
+                posteriors[number] = self.training.posteriors[row_of[name]]
         return posteriors
 
 
@@ -134,25 +134,27 @@ class TileLabels:
     """Tile labels derived from the labels of annotators.
 
     Attributes:
-        of_tile: Class of each labelled tile, by id, of all splits.
+        classes: Class of each labelled tile of all splits, by id.
         annotations: Labels of the annotators and their consensus.
         notes: Which annotators the labels come from, ties, and limits of the estimates.
     """
 
-    of_tile: dict[str, int]
+    classes: dict[str, int]
     annotations: Annotations
     notes: tuple[str, ...]
 
 
-def label_tiles(votes: Votes, config: AnnotationsConfig, learnt: Collection[str], tests: Collection[str]) -> TileLabels:
+def label_tiles(
+    votes: Votes, config: AnnotationsConfig, training: Collection[str], tests: Collection[str]
+) -> TileLabels:
     """Label training, validation and test tiles.
 
-    Estimates for training and validation tiles use no vote on a test tile, and the reverse.
+    Estimates for training and validation tiles use no vote on a test tile, and vice versa.
 
     Args:
         votes: Labels of all annotators on all tiles.
         config: Section `tiles.annotations`.
-        learnt: Ids of training and validation tiles.
+        training: Ids of training and validation tiles.
         tests: Ids of test tiles.
 
     Raises:
@@ -163,24 +165,26 @@ def label_tiles(votes: Votes, config: AnnotationsConfig, learnt: Collection[str]
     source_tests = config.test_labels == "source"
     panel = config.test_annotators or votes.annotators
     trainers = tuple(name for name in votes.annotators if name not in config.test_annotators)
-    of_training = find_consensus(votes.of_items(learnt).of_annotators(trainers))
-    of_tests = find_consensus(votes.of_items(tests).of_annotators(panel))
-    if learnt and not len(of_training.votes):
+    training_consensus = find_consensus(votes.of_items(training).of_annotators(trainers))
+    test_consensus = find_consensus(votes.of_items(tests).of_annotators(panel))
+    if training and not len(training_consensus.votes):
         raise DataError(
             "no training or validation tile has a label by an annotator who may label it",
             where=f"{_WHERE}.test_annotators" if config.test_annotators else _WHERE,
             fix="correct the ids in the table of annotators, or name fewer test_annotators",
         )
-    labels, notes = _training_labels(of_training, config)
+    labels, notes = _training_labels(training_consensus, config)
     if not source_tests:
-        labels |= dict(zip(of_tests.votes.items, of_tests.labels.tolist(), strict=True))
-        shared = _shared(of_training.votes, of_tests.votes)
-        independent = _independence(of_training.votes, of_tests.votes, config)
-        notes += _test_notes(of_tests, independent, len(set(tests)), shared)
+        labels |= dict(zip(test_consensus.votes.items, test_consensus.labels.tolist(), strict=True))
+        shared = _shared(training_consensus.votes, test_consensus.votes)
+        independent = _independence(training_consensus.votes, test_consensus.votes, config)
+        notes += _test_notes(test_consensus, independent, len(set(tests)), shared)
     else:
         shared, independent = (), _OF_SOURCE[config.source_annotators]
         notes += _source_notes(independent) if tests else []
-    annotations = Annotations(votes, of_training, of_tests, () if source_tests else tuple(panel), independent, shared)
+    annotations = Annotations(
+        votes, training_consensus, test_consensus, () if source_tests else tuple(panel), independent, shared
+    )
     return TileLabels(labels, annotations, tuple(notes))
 
 
@@ -201,23 +205,23 @@ def best_annotator(consensus: Consensus) -> str:
     return consensus.votes.annotators[int(accuracies.argmax())]
 
 
-def _shared(learnt: Votes, tested: Votes) -> tuple[str, ...]:
+def _shared(training: Votes, test: Votes) -> tuple[str, ...]:
     """Return the named annotators who have labels in both; empty for votes without names."""
-    if not (learnt.named and tested.named):
+    if not (training.named and test.named):
         return ()
-    first, second = ({votes.annotators[a] for a in set(votes.annotator.tolist())} for votes in (learnt, tested))
+    first, second = ({votes.annotators[a] for a in set(votes.annotator.tolist())} for votes in (training, test))
     return tuple(sorted(first & second))
 
 
-def _independence(learnt: Votes, tested: Votes, config: AnnotationsConfig) -> Independence:
+def _independence(training: Votes, test: Votes, config: AnnotationsConfig) -> Independence:
     """Return whether the consensus of test tiles comes from none of the annotators of training tiles."""
     if config.test_annotators:
         return "yes"
-    if not learnt.named or not tested.named:
+    if not training.named or not test.named:
         return "no" if config.source_annotators == "same" else "unknown"
-    if _shared(learnt, tested):
+    if _shared(training, test):
         return "no"
-    return "yes" if len(learnt) and len(tested) else "unknown"
+    return "yes" if len(training) and len(test) else "unknown"
 
 
 def _source_notes(independent: Independence) -> list[str]:
@@ -250,7 +254,7 @@ def _check_names(votes: Votes, config: AnnotationsConfig) -> None:
         raise DataError(
             "all annotators are test_annotators, so none is left for the training tiles",
             where=f"{_WHERE}.test_annotators",
-            fix="name fewer",
+            fix="name fewer test_annotators",
         )
 
 

@@ -187,8 +187,8 @@ def key_types(model: type[Any], prefix: str = "") -> dict[str, Any]:
     """Return the type of every dotted key of a model and of its sections."""
     types: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        kinds = () if get_origin(field.annotation) is dict else (field.annotation, *get_args(field.annotation))
-        section = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+        types = () if get_origin(field.annotation) is dict else (field.annotation, *get_args(field.annotation))
+        section = next((annotation for annotation in types if hasattr(annotation, "model_fields")), None)
         types[prefix + name] = field.annotation
         types |= key_types(section, f"{prefix}{name}.") if section else {}
     return types
@@ -261,7 +261,7 @@ def fill_tiles(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate_without_reports(values: Mapping[str, Any], where: object) -> ConfigFile:
-    """Validate the content of a file in which the section `reports` may lack its path, and then does not count.
+    """Validate the content of a file in which the section `reports` may lack its path, and is then ignored.
 
     Shipped configurations contain such a section, whose path is given on the command line. Commands that need no
     reports ignore it; its keys are validated nevertheless.

@@ -39,7 +39,7 @@ class SlideComparison:
         reference: Arm that the others are compared with.
         choices: Pooling of each arm, chosen on validation slides.
         table: One row per split, level (`slide` or `patient`), metric and arm; without a choice also per pooling.
-            `mean` and `sd` over seeds; `difference` to the reference, with its bootstrap interval over patients
+            `mean` and `sd` over seeds; `difference` from the reference, with its bootstrap interval over patients
             (`low`, `high`; `reason` where it is undefined) and its t-interval over seeds (`seeds_low`, `seeds_high`);
             `p` of the paired t-test over seeds and `p_holm`, corrected over the arms of the same split, level, pooling
             and metric (`p_reason` where undefined); the numbers of `labelled` slides or patients, and of `patients`.

@@ -79,9 +79,9 @@ def vector_targets(
     notes: Sequence[str] = (),
 ) -> BagTargets:
     """Create targets that are vectors only; `classes` is the number of classes of the bags."""
-    none = np.zeros(len(names), dtype=np.float32)
+    zeros = np.zeros(len(names), dtype=np.float32)
     uniform = np.full((len(names), classes), 1 / classes, dtype=np.float32)
-    return BagTargets(names, uniform, none, vectors, distilled, notes=tuple(notes))
+    return BagTargets(names, uniform, zeros, vectors, distilled, notes=tuple(notes))
 
 
 def join_targets(labels: BagTargets, vectors: BagTargets) -> BagTargets:

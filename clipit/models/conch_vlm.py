@@ -59,7 +59,7 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
         raise ModelError(
             f"the weights do not fit CONCH: {shortlist(unfit)}",
             where=file,
-            fix=f"use the released {WEIGHTS}; another model has another name",
+            fix=f"use the released {WEIGHTS}, or the name of the other model",
         )
     tokenizer = conch_tokenizer()
     length = int(model.context_length)

@@ -38,7 +38,7 @@ def missing_unet_evidence(inputs: MethodInputs) -> str:
 
 
 def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a linear head on each number of masks below all, and on pseudo-labels of the other training images.
+    """Train a linear head on each number of masks except all, and on pseudo-labels of the other training images.
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.
@@ -55,7 +55,7 @@ def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
 
 
 def unets_pseudo(inputs: MethodInputs) -> list[Segmenter]:
-    """Train a U-Net on each number of masks below all, and on pseudo-labels of the other training images.
+    """Train a U-Net on each number of masks except all, and on pseudo-labels of the other training images.
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.
@@ -86,10 +86,10 @@ def _segmenters(
     for seed in options.training.seeds:
         labelled = labelled_images(inputs.workspace.tiles(seed))
         model = train_mil(token_bags(labelled, heads.store), pseudo.training, seed, root=inputs.workspace.root)
-        learnt = pseudo_masks(model, labelled.of_split("train"), heads.store, classes, background, pseudo)
+        pseudo_labels = pseudo_masks(model, labelled.of_split("train"), heads.store, classes, background, pseudo)
         for count in counts:
             drawn = heads.train.tiles.ids[heads.draw(count, seed)]
-            remaining[count, seed] = learnt.without([str(name) for name in drawn])
+            remaining[count, seed] = pseudo_labels.without([str(name) for name in drawn])
     return [
         train(heads, heads.draw(count, seed), remaining[count, seed], count, seed)
         for count in counts

@@ -58,9 +58,9 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
     folders: dict[Path, Path] = {}
     notes = []
     for path in paths:
-        found = _run_folders(path)
-        untrained = [folder for folder in found if not is_trained(folder)]
-        if len(untrained) == len(found):
+        candidates = _run_folders(path)
+        untrained = [folder for folder in candidates if not is_trained(folder)]
+        if len(untrained) == len(candidates):
             raise DataError(
                 "this folder does not contain a trained run",
                 where=path,
@@ -69,7 +69,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
         if untrained:
             names = shortlist([folder.name for folder in untrained])
             notes.append(f"{counted(len(untrained), 'untrained run')} in {path} skipped: {names}")
-        folders |= {folder.resolve(): folder for folder in found if folder not in untrained}
+        folders |= {folder.resolve(): folder for folder in candidates if folder not in untrained}
     runs = [_read_run(folder) for folder in folders.values()]
     order = list(dict.fromkeys(run.arm for run in runs))
     return sorted(runs, key=lambda run: (order.index(run.arm), run.seed)), notes
@@ -133,10 +133,13 @@ def _arm_problems(
         if count > 1:
             run_folders = shortlist([str(run.folder) for run in runs if (run.arm, run.seed) == (arm, seed)])
             yield f"{counted(count, 'run has', 'runs have')} the arm {arm} and the seed {seed}: {run_folders}"
-    own = arms.get(reference, [])
+    reference_seeds = arms.get(reference, [])
     for arm, seeds in arms.items():
-        if len(own) > 1 and len(seeds) > 1 and set(seeds) != set(own):
-            yield f"the seeds of {arm} ({_listed(seeds)}) cannot be paired with those of {reference} ({_listed(own)})"
+        if len(reference_seeds) > 1 and len(seeds) > 1 and set(seeds) != set(reference_seeds):
+            yield (
+                f"the seeds of {arm} ({_listed(seeds)}) cannot be paired with those of {reference} "
+                f"({_listed(reference_seeds)})"
+            )
 
 
 def _label_problems(listed: SlideList, classes: Sequence[str]) -> Iterable[str]:

@@ -183,7 +183,7 @@ def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequ
 
 
 def _write_grid(slide: PreparedSlide, folder: Path) -> None:
-    """Write grid, tissue and thumbnail, and delete outdated files, unless all belong to the present tiles."""
+    """Write grid, tissue and thumbnail, and delete outdated files, unless all belong to the current tiles."""
     grid, record = slide.grid, folder / RECORD
     inputs = {"tiles": slide.identity, "tissue": file_sha256(slide.tissue)}
     if record.is_file() and read_json(record, "delete this file and start the same command again") == inputs:

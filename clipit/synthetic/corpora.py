@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.language import about, boilerplate, choose, describe, lay_out, ocr_noise, sentence
+from clipit.synthetic.language import boilerplate, choose, describe, draw_sentence, lay_out, ocr_noise, sentence
 from clipit.synthetic.latents import (
     ADIPOSE,
     CLASSES,
@@ -172,7 +172,7 @@ def microscopic_sentence(rng: np.random.Generator, latents: Latents, row: int) -
     """Draw a sentence about a finding; the names of tumours do not reveal the grade."""
     if CLASSES[latents.tissue[row]] not in ("tumour_low_grade", "tumour_high_grade"):
         return sentence(rng, latents, row)
-    return about(rng, words.TUMOUR_NAMES + words.HELD_OUT_TUMOUR_NAMES, latents, row, _MENTIONED)
+    return draw_sentence(rng, words.TUMOUR_NAMES + words.HELD_OUT_TUMOUR_NAMES, latents, row, _MENTIONED)
 
 
 def _other_sentence(rng: np.random.Generator, tissue: str) -> str:

@@ -100,10 +100,10 @@ def caption(
 def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
     """Draw a report sentence about a tissue, with names from both pools."""
     tissue = CLASSES[latents.tissue[row]]
-    return about(rng, words.SHARED_NAMES[tissue] + words.HELD_OUT_NAMES[tissue], latents, row, 0.4)
+    return draw_sentence(rng, words.SHARED_NAMES[tissue] + words.HELD_OUT_NAMES[tissue], latents, row, 0.4)
 
 
-def about(
+def draw_sentence(
     rng: np.random.Generator, names: Sequence[str], latents: Latents, row: int, chance: float | Mapping[str, float]
 ) -> str:
     """Draw a report sentence about a tissue, with one of `names`; `chance` is that of `describe`."""

@@ -85,11 +85,11 @@ class Latents:
         return Latents(**values)
 
     @classmethod
-    def concatenate(cls, several: Sequence["Latents"]) -> "Latents":
+    def concatenate(cls, parts: Sequence["Latents"]) -> "Latents":
         """Concatenate latents; `status` and `direction` must be set in all of them or in none."""
         values: dict[str, Any] = {}
         for field in fields(cls):
-            columns = [getattr(each, field.name) for each in several]
+            columns = [getattr(each, field.name) for each in parts]
             values[field.name] = None if columns[0] is None else np.concatenate(columns)
         return cls(**values)
 

@@ -1,4 +1,4 @@
-"""Writing of the files of a synthetic world, completely or not at all: tiles, reports and prompt sets."""
+"""Write the files of a synthetic world atomically: tiles, reports and prompt sets."""
 
 import csv
 import hashlib
@@ -107,7 +107,7 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def ensure_written(folder: Path, config: Section, write: Callable[[Path], object]) -> Path:
-    """Write a world to a folder unless it exists, completely or not at all.
+    """Write a world to a folder, atomically, unless it exists.
 
     Args:
         folder: Folder of the world.

@@ -61,7 +61,7 @@ class AnnotatedTiles:
         tests: Collection[str] = tiles.ids[is_test].tolist()
         training: Collection[str] = [] if self.blind else tiles.ids[~is_test].tolist()
         labelling = label_tiles(self.votes, self.config, training, tests)
-        labels = dict(labelling.of_tile)
+        labels = dict(labelling.classes)
         if self.config.test_labels == "source":
             labels |= {name: self.source[name] for name in tests}
         labelled = _with_labels(tiles, labels)

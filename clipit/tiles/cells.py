@@ -104,9 +104,9 @@ def resolve_missing(
         DataError: A value is NA, nan, None, NULL or similar, or -1 may be a class or a marker of missing labels.
     """
     is_label = kind == "label"
-    named = {*(config.classes or ()), *config.class_map} if is_label else set()
+    class_names = {*(config.classes or ()), *config.class_map} if is_label else set()
     counts = Counter(values)
-    wrong = sorted(name for name in counts if name in MISSING_VALUES and name not in named)
+    wrong = sorted(name for name in counts if name in MISSING_VALUES and name not in class_names)
     if wrong and not (is_label and config.class_map):  # the map drops and counts labels that it does not list
         rows = [row_name(row) for row, value in enumerate(values) if value in wrong]
         raise DataError(
@@ -121,9 +121,9 @@ def resolve_missing(
     no_class = NO_CLASS if NO_CLASS in counts else f"{NO_CLASS}.0"  # as programs write it beside empty cells
     others = set(counts) - {"", no_class}
     whole = all(name.lstrip("-").removesuffix(".0").isdecimal() for name in others)
-    if no_class not in counts or no_class in named or not whole:
+    if no_class not in counts or no_class in class_names or not whole:
         return list(values) if is_label else [text or "" for text in without_decimals(values)], ()
-    if is_label and len(others) < 2 and not named:
+    if is_label and len(others) < 2 and not class_names:
         listed = [no_class, *sorted(others)]
         raise DataError(
             f"the labels are {shortlist(listed)}: {no_class} may be a class or mark unlabelled tiles",

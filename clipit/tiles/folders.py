@@ -46,7 +46,7 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     loose = any(file.count("/") < depth for file in images)
     described = check_metadata(config, root, others, lambda name: (root / name).read_bytes(), loose=loose)
     ids = _sort_images(config, root, images, with_splits=with_splits)
-    notes = _check_kinds(config, root, ids, [file for file in others if file.count("/") >= depth], depth)
+    notes = _check_unread_classes(config, root, ids, [file for file in others if file.count("/") >= depth], depth)
     others = [str(root / file) for file in others if file.count("/") >= depth]
     stamps, reader = image_stamps(root, ids), FileReader(root, ids)
     return _source(config, root, ids, others, stamps, reader, (*described, *notes), with_splits=with_splits)
@@ -177,7 +177,7 @@ def _check_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], ma
     )
 
 
-def _check_kinds(
+def _check_unread_classes(
     config: TilesConfig, root: Path, ids: Collection[str], others: Collection[str], depth: int
 ) -> tuple[str, ...]:
     """Check that no class is lost because none of its files can be read, and return notes on folders without images.
@@ -192,12 +192,14 @@ def _check_kinds(
         name, suffix = file.split("/", depth)[depth - 1], PurePosixPath(file).suffix
         if suffix.lower() not in _DOCUMENTS:
             suffixes.setdefault(name, Counter())[suffix or "without suffix"] += 1
-    wanted = set(config.classes or ())
-    unread = sorted(name for name in suffixes if name not in present and (not wanted or name in wanted))
+    configured = set(config.classes or ())
+    unread = sorted(name for name in suffixes if name not in present and (not configured or name in configured))
     if unread:
-        kinds = [f"{name} ({', '.join(f'{n} {kind}' for kind, n in suffixes[name].most_common(3))})" for name in unread]
+        suffix_counts = [
+            f"{name} ({', '.join(f'{n} {suffix}' for suffix, n in suffixes[name].most_common(3))})" for name in unread
+        ]
         raise DataError(
-            f"class folders without an image that clipit reads: {shortlist(kinds)}",
+            f"class folders without an image that clipit reads: {shortlist(suffix_counts)}",
             where=root,
             fix=f"convert the files to one of {', '.join(sorted(SUFFIXES))}; if a folder is not a class, move it, or "
             "name the classes in tiles.classes",

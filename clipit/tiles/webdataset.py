@@ -109,7 +109,7 @@ def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
 
 
 def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
-    """Check that not some samples have their class in `label` and others only in `cls`."""
+    """Reject shards in which some samples have their class in `label` and others only in `cls`."""
     from pyarrow import compute
 
     label, number = (index.table.column(f"{FIELD_PREFIX}{name}") for name in ("label", "cls"))
@@ -128,9 +128,9 @@ def _check_images(index: TarIndex, config: TilesConfig, members: list[str]) -> N
     """Reject samples without an image, unless such tiles are dropped when images are decoded."""
     missing = np.flatnonzero(np.asarray(index.table.column("size")) == 0).tolist()
     if missing and (config.unreadable == "error" or len(missing) == len(index)):
-        wanted = f"an image .{config.columns['path']}" if "path" in config.columns else "an image"
+        expected = f"an image .{config.columns['path']}" if "path" in config.columns else "an image"
         raise DataError(
-            f"{counted_of(len(missing), len(index), 'sample lacks', 'samples lack')} {wanted}: "
+            f"{counted_of(len(missing), len(index), 'sample lacks', 'samples lack')} {expected}: "
             f"{shortlist([members[row] for row in missing], 3)}",
             where=config.path,
             fix="name the images' suffix in tiles.columns.path, or set tiles.unreadable: quarantine to drop and list "

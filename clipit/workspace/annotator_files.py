@@ -93,7 +93,7 @@ def describe_annotators(tiles: TileSet, annotations: Annotations, resamples: int
             "annotators": len(votes.annotators) if votes.named else "not named",
             "labels": int(votes.times.sum()),
             "labels per annotated tile": round(float(votes.times.sum()) / max(len(votes), 1), 2),
-            "training annotators": ", ".join(annotations.learnt.votes.annotators) if votes.named else "not named",
+            "training annotators": ", ".join(annotations.training.votes.annotators) if votes.named else "not named",
             "test labels": "consensus of the test annotators" if annotations.test_annotators else "those of the source",
             "test annotators": _test_annotators(annotations),
             "test labels independent of training annotators": annotations.independent,
@@ -116,8 +116,8 @@ def describe_annotators(tiles: TileSet, annotations: Annotations, resamples: int
             }
             for row, name in enumerate(votes.annotators)
         ],
-        "training": _estimates(annotations.learnt),
-        "test": _estimates(annotations.tested) if annotations.test_annotators else None,
+        "training": _estimates(annotations.training),
+        "test": _estimates(annotations.test) if annotations.test_annotators else None,
         "human_ceiling": human_ceiling(tiles.of_split("test")),
         "notes": list(tiles.notes),
     }
@@ -172,7 +172,7 @@ def _tile_rows(tiles: TileSet, annotations: Annotations) -> list[dict[str, Any]]
     """Return one row per annotated tile: votes of its annotators, majority, consensus and posterior."""
     split_of = dict(zip(tiles.ids.tolist(), tiles.splits.tolist(), strict=True))
     rows = []
-    for consensus in (annotations.learnt, annotations.tested):
+    for consensus in (annotations.training, annotations.test):
         votes = consensus.votes
         counts = votes.counts()
         most_common = majority(counts, votes.items)
@@ -192,7 +192,7 @@ def _disputed(tiles: TileSet, annotations: Annotations, shown: int) -> list[Disp
     """Return the tiles with the least certain consensus among those with different labels; ties are ordered by id."""
     row_of = {name: row for row, name in enumerate(tiles.ids.tolist())}
     candidates = []
-    for consensus in (annotations.learnt, annotations.tested):
+    for consensus in (annotations.training, annotations.test):
         disagreeing = (consensus.votes.counts() > 0).sum(axis=1) > 1
         for row in np.flatnonzero(disagreeing).tolist():
             candidates.append((float(consensus.posteriors[row].max()), consensus.votes.items[row], consensus, row))

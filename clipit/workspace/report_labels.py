@@ -35,8 +35,8 @@ class CorpusLabels:
         reports: Reports, without those of patients with validation or test tiles.
         classes: Class names.
         own: Class index of each report's own label; -1 if there is none, or if it is not a class.
-        of_tiles: Most common class index among the labelled training tiles of each report's patient; -1 if there are
-            none.
+        tile_labels: Most common class index among the labelled training tiles of each report's patient; -1 without
+            any.
         rules: Rule set; None if none is configured.
         by_rules: Class and mentions in each report by the rules; empty without rules.
         probabilities: Cross-fitted class probabilities of the text classifier; None if it was not fitted.
@@ -46,7 +46,7 @@ class CorpusLabels:
     reports: tuple[Report, ...]
     classes: tuple[str, ...]
     own: Int64[np.ndarray, " n"]
-    of_tiles: Int64[np.ndarray, " n"]
+    tile_labels: Int64[np.ndarray, " n"]
     rules: RuleSet | None
     by_rules: tuple[ReportLabel, ...]
     probabilities: Float32[np.ndarray, "n c"] | None
@@ -110,9 +110,9 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     if not classes and tile_set is not None:
         classes = tile_set.classes
     own = _class_numbers(reports, mapped, classes, notes)
-    of_tiles = np.full(len(reports), -1, dtype=np.int64)
+    tile_labels = np.full(len(reports), -1, dtype=np.int64)
     if tile_set is not None:
-        of_tiles = _tile_labels(reports, tile_set, classes, notes)
+        tile_labels = _tile_labels(reports, tile_set, classes, notes)
     labelled: list[ReportLabel] = []
     if rules is not None:
         with progress("labelling reports by rules", len(reports)) as advance:
@@ -121,7 +121,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
                 advance()
         notes += _rule_notes(rules, labelled)
     probabilities = None
-    targets = own if (own >= 0).any() else of_tiles
+    targets = own if (own >= 0).any() else tile_labels
     if classifier and (targets >= 0).any():
         groups = np.array([patient_of(report) for report in reports], dtype=np.str_)
         try:
@@ -132,7 +132,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
         except DataError as error:
             notes.append(f"text classifier not fitted: {str(error).splitlines()[0]}")
     return CorpusLabels(
-        tuple(reports), classes, own, of_tiles, rules, tuple(labelled), probabilities, tuple(notes), section.features
+        tuple(reports), classes, own, tile_labels, rules, tuple(labelled), probabilities, tuple(notes), section.features
     )
 
 
@@ -144,7 +144,7 @@ def measure_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
     """
     agreements = []
     has_own = bool((labels.own >= 0).any())
-    for reference, known in (("the reports' own labels", labels.own), ("the labels of tiles", labels.of_tiles)):
+    for reference, known in (("the reports' own labels", labels.own), ("the labels of tiles", labels.tile_labels)):
         if not (known >= 0).any():
             continue
         fitted = known is labels.own or not has_own
@@ -181,9 +181,9 @@ def _documents(
 
 
 def _rule_notes(rules: RuleSet, by_rules: Sequence[ReportLabel]) -> list[str]:
-    """List classes that no report is given, and texts that match phrases of several classes."""
+    """List classes that the rules assign to no report, and texts that match phrases of several classes."""
     class_names = {label.class_name for label in by_rules}
-    notes = [f"the rules give no report the class {name}" for name in rules.classes if name not in class_names]
+    notes = [f"the rules assign the class {name} to no report" for name in rules.classes if name not in class_names]
     matched: dict[str, set[str]] = {}
     for label in by_rules:
         for first, second in pairwise(label.mentions):
@@ -217,7 +217,7 @@ def _drop_leaking_reports(
 def _tile_labels(
     reports: Sequence[Report], tiles: TileSet, classes: Sequence[str], notes: list[str]
 ) -> Int64[np.ndarray, " n"]:
-    """Return the class of most labelled training tiles of each report's patient; -1 if there are none."""
+    """Return the most common class among the labelled training tiles of each report's patient; -1 if there are none."""
     train = tiles.of_split("train")
     numbers = np.array([classes.index(name) if name in classes else -1 for name in train.classes], dtype=np.int64)
     counts: dict[str, Counter[int]] = {}

@@ -83,7 +83,7 @@ def test_the_test_labels_come_from_other_annotators_or_a_warning_says_so(table: 
     wrong = [TRUTH[t] if t % 4 >= 2 else 1 - TRUTH[t] for t in range(8, 12)]
     assert other.of_split("test").labels.tolist() == wrong
     assert other.of_split("train").labels.tolist() == TRUTH[:6]
-    assert other.annotations.learnt.votes.annotators == ("ann", "ben", "dora")
+    assert other.annotations.training.votes.annotators == ("ann", "ben", "dora")
     assert any("none of them labels a training tile" in note for note in other.notes)
     # Ben labels the test tiles and no other one, without being named in test_annotators.
     rows = [f"t{t}.png,{'ben' if t > 7 else name},{CLASSES[TRUTH[t]]}" for t in range(12) for name in ("ann", "cleo")]

@@ -138,7 +138,7 @@ def test_unused_classes_and_texts_that_phrases_of_two_classes_match_are_noted(
     assert [note for note in labels.notes if "matched" in note] == [
         "'MSI-H' is matched by phrases of several classes (any, high), so the class of its reports is 'both'"
     ]
-    assert "the rules give no report the class never" in labels.notes
+    assert "the rules assign the class never to no report" in labels.notes
 
 
 def test_reports_of_patients_with_test_tiles_are_left_out(write_files: Write, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_classes_are_compared_with_the_labelled_tiles_of_the_patient(
     labels = label_corpus(config, tiles=tiles, classifier=False)
     # Reports 2 p and 2 p + 1 belong to patient p; most tiles of every third patient are MSI-H.
     expected = [int(number // 2 % 3 != 0) for number in range(56)]
-    assert labels.of_tiles.tolist() == expected
+    assert labels.tile_labels.tolist() == expected
     own, with_tiles = measure_labels(labels)
     assert own.title == "Rules and the reports' own labels" and with_tiles.title == "Rules and the labels of tiles"
     predictions = [label.class_name for label in labels.by_rules]

@@ -34,7 +34,7 @@ def score_sections(
     published: PublishedScores,
     notes: Sequence[str],
 ) -> list[PageSection]:
-    """Build the sections of scores: against the baseline and each control, as CLIP-IT's table 1, and by seed."""
+    """Build the sections of scores: against the baseline and each control, like table 1 of CLIP-IT, and by seed."""
     sections = [PageSection("Scores", [_score_table(results, published, "lines"), *(Text(note) for note in notes)])]
     for control, arms in against.items():
         parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]
@@ -82,7 +82,7 @@ def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: 
         for i, column in enumerate(("data_set", "backbone", "test_set"))
         if HEADER[i] not in header and results
     ]
-    rows = "comparison.parquet: column score of the rows of an arm's data_set, backbone, part and arm"
+    rows = "comparison.parquet: column score of the rows of an arm's data_set, backbone, test_set and arm"
     source = f"comparison.json: {key}, made from {rows}"
     if constant:
         source += f" ({', '.join(constant)})"

@@ -52,7 +52,7 @@ _GUARD = (
     "30, 100 or 200 tiles (fewer if a class would be exhausted) with class proportions from a Dirichlet distribution "
     "(concentration 0.3 or 1), scored by accuracy. An adaptation is harmful or helpful if the paired 95 % interval "
     "of its change (over tiles, clustered by group where known) is below or above 0; by chance alone, this "
-    "happens in about 1 of 40 settings each. The guard can make two kinds of error: accepting a harmful adaptation,"
+    "happens in about 1 of 40 settings for each. The guard can make two kinds of error: accepting a harmful adaptation,"
     " or refusing a helpful one (n/a if there is none). Labels are used here to draw the batches and to measure the"
     " guard. Its threshold was chosen on a synthetic world other than the demo's (see docs/results_single_runs.md). "
     "Settings share tiles and models and are not independent, so no intervals are given for these shares."

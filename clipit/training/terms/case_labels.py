@@ -74,7 +74,10 @@ def label_cases(
         rule_classes = workspace.rule_classes(rules, cases)
         classes_of_case = [[rule_classes[report.report_id] for report in reports] for reports in cases.reports]
         return _average_labels(
-            [[(class_name, class_of.get(class_name, -1)) for class_name in of_case] for of_case in classes_of_case],
+            [
+                [(class_name, class_of.get(class_name, -1)) for class_name in patient_labels]
+                for patient_labels in classes_of_case
+            ],
             len(classes),
         )
     tile_labels = _case_histogram(cases, labels, len(classes))
@@ -169,7 +172,7 @@ def _check_labels(
             fix=f"use {shortlist(classes, 20)}",
         )
     report_labels = {report.label for reports in cases.reports for report in reports if report.label is not None}
-    if report_labels and not any(number >= 0 for of_case in read_labels for _, number in of_case):
+    if report_labels and not any(number >= 0 for patient_labels in read_labels for _, number in patient_labels):
         raise DataError(
             f"no report label is a class: the labels are {shortlist(sorted(report_labels), 10)}, the classes "
             f"{shortlist(classes, 20)}",
@@ -181,12 +184,12 @@ def _check_labels(
 def _average_labels(report_labels: Sequence[Sequence[_ReadLabel]], n_classes: int) -> CaseLabels:
     """Average the labels of each patient's reports, without those that are not classes."""
     votes = np.zeros((len(report_labels), n_classes), dtype=np.float32)
-    for row, of_case in enumerate(report_labels):
-        for _, number in of_case:
+    for row, patient_labels in enumerate(report_labels):
+        for _, number in patient_labels:
             if number >= 0:
                 votes[row, number] += 1
     total = votes.sum(axis=1)
-    counts = Counter(name for of_case in report_labels for name, _ in of_case)
+    counts = Counter(name for patient_labels in report_labels for name, _ in patient_labels)
     return CaseLabels(votes / np.maximum(total, 1)[:, None], total > 0, dict(sorted(counts.items())))
 
 

@@ -444,7 +444,7 @@ def test_reports_of_tcga_that_are_not_there(configure: MakeConfig) -> None:
     [
         (0, "bf16", "", "No GPU is available"),
         (0, "fp16", "a GPU", "No GPU"),
-        (0, "no", "a GPU and 20 minutes", "the file needs a GPU and 20 minutes"),
+        (0, "no", "a GPU and 20 minutes", "the configuration needs a GPU and 20 minutes"),
         (0, "no", "2 cores", ""),
         (7, "bf16", "a GPU", "This GPU only emulates"),
         (7, "fp16", "a GPU", ""),

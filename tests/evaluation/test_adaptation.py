@@ -76,7 +76,7 @@ def test_few_tiles_and_empty_vectors_are_refused() -> None:
     world = clear_world(1.0)
     with pytest.raises(DataError, match="needs at least 20 target tiles; there are 19"):
         transductive(world.ids[:19], world.vectors[:19], world.prior[:19])
-    with pytest.raises(DataError, match="needs 20 target tiles"):
+    with pytest.raises(DataError, match="needs at least 20 target tiles"):
         compute_feature_statistics(world.vectors[:5])
     vectors = world.vectors.copy()
     vectors[7] = 0

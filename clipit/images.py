@@ -157,12 +157,12 @@ def _check_chunks(data: bytes) -> None:
     """Compare the checksums of a PNG file's chunks up to the last complete one; Pillow skips those of pixels."""
     start = _PNG_SIGNATURE
     while start + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, start)
+        length, chunk_type = struct.unpack_from(">I4s", data, start)
         stop = start + 8 + length
-        if kind == b"IEND" or stop + 4 > len(data):  # Pillow reports missing pixels
+        if chunk_type == b"IEND" or stop + 4 > len(data):  # Pillow reports missing pixels
             return
         if zlib.crc32(data[start + 4 : stop]) != int.from_bytes(data[stop : stop + 4], "big"):
-            raise ImageError(f"a wrong checksum in the {kind.decode('latin-1')} chunk: the PNG file is damaged")
+            raise ImageError(f"a wrong checksum in the {chunk_type.decode('latin-1')} chunk: the PNG file is damaged")
         start = stop + 4
 
 

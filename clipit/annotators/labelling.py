@@ -242,8 +242,8 @@ def _source_notes(independent: Independence) -> list[str]:
 
 
 def _check_names(votes: Votes, config: AnnotationsConfig) -> None:
-    named = [*config.test_annotators, *([config.annotator] if config.annotator is not None else [])]
-    unknown = [name for name in named if name not in votes.annotators]
+    configured = [*config.test_annotators, *([config.annotator] if config.annotator is not None else [])]
+    unknown = [name for name in configured if name not in votes.annotators]
     if unknown:
         raise DataError(
             f"annotators without a label on these tiles: {shortlist(unknown)}",

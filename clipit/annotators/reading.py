@@ -106,8 +106,8 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
             fix=f"the classes are {', '.join(classes)}: correct the labels, map them in tiles.class_map, or name all "
             "classes in tiles.classes",
         )
-    named = match_tiles(table.tiles, ids, table.where)
-    tiles = [named[name] for name in table.tiles]
+    tile_of = match_tiles(table.tiles, ids, table.where)
+    tiles = [tile_of[name] for name in table.tiles]
     annotated = set(tiles)
     items = [name for name in ids if name in annotated]
     if not items:

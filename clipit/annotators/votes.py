@@ -60,8 +60,8 @@ class Votes:
 
     def of_items(self, ids: Collection[str]) -> "Votes":
         """Select the labels of these items."""
-        wanted = set(ids)
-        inside = np.asarray([name in wanted for name in self.items], dtype=np.bool_)
+        selected = set(ids)
+        inside = np.asarray([name in selected for name in self.items], dtype=np.bool_)
         return self._select(inside[self.item]) if self.items else self
 
     def of_annotators(self, names: Collection[str]) -> "Votes":

@@ -66,8 +66,8 @@ def collect_published(plans: Sequence[Plan], metric: str) -> tuple[PublishedScor
         for arm in plan.arms:
             score = published_score(source, plan.backbone, arm)
             if score and metric not in _METRICS[source]:
-                published, wanted = (name.replace("_", " ") for name in (_METRICS[source][0], metric))
-                notes.append(f"Published figures of {source} are omitted: they are {published}, not {wanted}.")
+                published, reported = (name.replace("_", " ") for name in (_METRICS[source][0], metric))
+                notes.append(f"Published figures of {source} are omitted: they are {published}, not {reported}.")
             elif score:
                 scores[(plan.data_set, plan.backbone, arm)] = score
     return scores, list(dict.fromkeys(notes))

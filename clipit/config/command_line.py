@@ -100,8 +100,8 @@ def read_file_command(
     default = None if default_config is None else config_file(default_config)
     parser.add_argument("--config", type=config_file, default=default, help=about)
     for name, keywords in (extra or {}).items():
-        kind = {"type": option_path} if keywords.get("type") is Path else {}
-        parser.add_argument(name, **(keywords | kind))
+        path_type = {"type": option_path} if keywords.get("type") is Path else {}
+        parser.add_argument(name, **(keywords | path_type))
     settings = _settings(tuple(sections))
     if "-h" in arguments or "--help" in arguments:
         help_parser = argparse.ArgumentParser(

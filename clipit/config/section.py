@@ -21,9 +21,9 @@ class Section(BaseModel):
     def _check_numbers(cls, value: Any, info: Any) -> Any:
         """Reject true and false, which YAML also reads from yes, no, on and off, in place of numbers."""
         if isinstance(value, bool):
-            kind = cls.model_fields[info.field_name or ""].annotation
-            kinds = {kind, *get_args(kind)}
-            if bool not in kinds and kinds & {int, float}:
+            annotation = cls.model_fields[info.field_name or ""].annotation
+            types = {annotation, *get_args(annotation)}
+            if bool not in types and types & {int, float}:
                 raise ValueError("write a number, not true, false, yes, no, on or off")
         return value
 

@@ -97,8 +97,8 @@ class SegmentationConfig(Section):
 
     @model_validator(mode="after")
     def _check_names(self) -> "SegmentationConfig":
-        named = {*self.foreground, *self.class_map.values(), *([self.haematoxylin] if self.haematoxylin else [])}
-        if unknown := sorted(named - {*self.classes}):
+        names = {*self.foreground, *self.class_map.values(), *([self.haematoxylin] if self.haematoxylin else [])}
+        if unknown := sorted(names - {*self.classes}):
             raise ValueError(f"not among classes: {', '.join(unknown)}")
         if both := sorted({*self.ignore} & {*self.class_of}):
             raise ValueError(f"values both of a class and in ignore: {', '.join(map(str, both))}")

@@ -37,8 +37,8 @@ def check_requirements() -> Check:
     ]
     if unmet:
         listed = ", ".join(f"{r.name}{r.specifier} ({versions.get(r.name, 'absent')})" for r in unmet)
-        wanted = " ".join(f"'{r.name}{r.specifier}'" for r in unmet)
-        fix = f"pip install {wanted} (in a checkout: make env)"
+        requirements = " ".join(f"'{r.name}{r.specifier}'" for r in unmet)
+        fix = f"pip install {requirements} (in a checkout: make env)"
         return Check("FAIL", "packages", f"Packages are missing or too old: {listed}.", fix)
     return Check("PASS", "packages", "all required packages are installed")
 

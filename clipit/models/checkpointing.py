@@ -33,12 +33,12 @@ def set_checkpointing(backbone: nn.Module, enabled: bool) -> bool:
     if not getattr(model, "supports_gradient_checkpointing", False):  # transformers
         return False
     # The method is named "activation" since transformers 5.23, and "gradient" before
-    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    method = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if enabled:
         # Reentrant checkpointing computes no gradients if the input of a block requires none, as with LoRA.
-        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+        getattr(model, f"{method}_checkpointing_enable")({"use_reentrant": False})
     else:
-        getattr(model, f"{kind}_checkpointing_disable")()
+        getattr(model, f"{method}_checkpointing_disable")()
     return True
 
 

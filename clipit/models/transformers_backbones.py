@@ -135,14 +135,14 @@ def classification_model(
     import transformers
 
     model, (weight, bias) = pooled.trunk, linear
-    kind = getattr(transformers, _CLASSIFIERS.get(type(model).__name__, ""), None)
-    if kind is None or type(model).__module__.partition(".")[0] != "transformers":
+    classifier_class = getattr(transformers, _CLASSIFIERS.get(type(model).__name__, ""), None)
+    if classifier_class is None or type(model).__module__.partition(".")[0] != "transformers":
         return None
     config = copy.deepcopy(model.config)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: number for number, name in enumerate(classes)}
     with torch.random.fork_rng(devices=[]):  # keeps the random numbers that follow unchanged
-        classifier: Any = kind(config).eval()
+        classifier: Any = classifier_class(config).eval()
     setattr(classifier, classifier.base_model_prefix, model)
     extra = classifier.classifier.in_features - weight.shape[1]
     if extra < 0:

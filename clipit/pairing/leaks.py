@@ -257,8 +257,8 @@ def _near_hits(
     if not base.size or not queries.size:
         return best
     standardised = _standardise(fingerprints.thumbnails)
-    wanted: UInt64[np.ndarray, " m"] = fingerprints.hashes[queries].reshape(-1)
-    for rows, hits, bits in near_hashes(fingerprints.hashes[base, 0], wanted, config.distance):
+    query_hashes: UInt64[np.ndarray, " m"] = fingerprints.hashes[queries].reshape(-1)
+    for rows, hits, bits in near_hashes(fingerprints.hashes[base, 0], query_hashes, config.distance):
         a, b, orientation = base[rows], queries[hits // 8], hits % 8
         different = (fingerprints.digests[a] != fingerprints.digests[b]).any(axis=1)
         a, b, orientation, bits = a[different], b[different], orientation[different], bits[different]
@@ -342,9 +342,9 @@ def near_hashes(base: UInt64[np.ndarray, " n"], queries: UInt64[np.ndarray, " m"
         order = np.argsort(keys, kind="stable")
         ordered = base[order]
         starts = np.searchsorted(keys[order], np.arange(2**_WIDTH + 1))
-        wanted = _band(queries, band)
+        query_keys = _band(queries, band)
         for mask in near:
-            codes = wanted ^ mask
+            codes = query_keys ^ mask
             for position, query in _candidates(starts[codes], starts[codes + 1]):
                 bits = np.bitwise_count(ordered[position] ^ queries[query])
                 hit = np.flatnonzero(bits <= distance)

@@ -91,20 +91,20 @@ def recall_lines(figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def _choose(index: Index, queries: _Queries, given: SearchSettings) -> SearchSettings:
+def _choose(index: Index, queries: _Queries, configured: SearchSettings) -> SearchSettings:
     """Choose the open settings: first the fastest search that reaches the target, then the fewest candidates."""
     total, k = index.size, queries.nearest.shape[1]
-    wide = given.candidates or min(_MAX_CANDIDATES, total)
-    candidates = [given]
-    if given.nprobe is None and index.faiss_index.lists:
-        candidates = [replace(given, nprobe=count) for count in _doubling(1, index.faiss_index.lists)]
-    elif given.ef_search is None and index.faiss_index.has_graph:
+    wide = configured.candidates or min(_MAX_CANDIDATES, total)
+    candidates = [configured]
+    if configured.nprobe is None and index.faiss_index.lists:
+        candidates = [replace(configured, nprobe=count) for count in _doubling(1, index.faiss_index.lists)]
+    elif configured.ef_search is None and index.faiss_index.has_graph:
         lengths = _doubling(MIN_LIST_LENGTH, max(MIN_LIST_LENGTH, min(_MAX_LIST_LENGTH, total)))
-        candidates = [replace(given, ef_search=length) for length in lengths]
+        candidates = [replace(configured, ef_search=length) for length in lengths]
     chosen = _first_reaching(
         candidates, lambda effort: _recall(replace(index, settings=replace(effort, candidates=wide)), queries)
     )
-    if given.candidates is not None:
+    if configured.candidates is not None:
         return chosen
     widths = [2**power for power in range(1, 11) if k + SPARE <= 2**power < wide]
     settings = [replace(chosen, candidates=count) for count in [*widths, max(wide, min(k + SPARE, total))]]

@@ -24,9 +24,9 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
         return np.ones(len(index.ids), dtype=np.bool_)
     rows, values = _sources(index, sources, "organ")
     values = np.char.lower(np.char.strip(values))
-    wanted = sorted({organ.strip().lower() for organ in organs})
+    selected = sorted({organ.strip().lower() for organ in organs})
     known = sorted(set(values.tolist()) - {""})
-    unknown = [organ for organ in wanted if organ not in known]
+    unknown = [organ for organ in selected if organ not in known]
     if unknown:
         raise DataError(
             f"no snippet comes from a report of organ {shortlist(unknown)}",
@@ -36,7 +36,7 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
             else "the reports have no organs: set reports.organ_column, or remove pairing.organs",
         )
     allowed = np.zeros(len(index.ids), dtype=np.bool_)
-    allowed[rows[np.isin(values, wanted)]] = True
+    allowed[rows[np.isin(values, selected)]] = True
     return allowed
 
 

@@ -203,12 +203,12 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
     for (split, level, reason), part in missing.groupby(["split", "level", "reason"], sort=False):
         metrics = [LABELS[name] for name in SLIDE_METRICS if name in set(part["metric"])]
         missing_value = "no score" if part["value"].isna().all() else "no interval"
-        named = "" if len(metrics) == len(SLIDE_METRICS) else f" of {', '.join(metrics)}"
-        parts.setdefault(f"{missing_value}{named}: {reason}", []).append(f"{split} per {level}")
+        metric_names = "" if len(metrics) == len(SLIDE_METRICS) else f" of {', '.join(metrics)}"
+        parts.setdefault(f"{missing_value}{metric_names}: {reason}", []).append(f"{split} per {level}")
     covered = scores[scores["over"].astype(bool)]
     for (split, level, over), _ in covered.groupby(["split", "level", "over"], sort=False):
         parts.setdefault(f"averages over classes are computed {over}", []).append(f"{split} per {level}")
-    return remarks + [f"{', '.join(named)}: {remark}." for remark, named in parts.items()]
+    return remarks + [f"{', '.join(metric_names)}: {remark}." for remark, metric_names in parts.items()]
 
 
 def _unlabelled(evaluation: SlideEvaluation) -> bool:

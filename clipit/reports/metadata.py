@@ -146,8 +146,11 @@ def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str
     Raises:
         DataError: The configured column does not exist, or none is configured and no default column exists.
     """
-    named = {"metadata_id_column": config.metadata_id_column, "metadata_group_column": config.metadata_group_column}
-    for key, column in named.items():
+    key_columns = {
+        "metadata_id_column": config.metadata_id_column,
+        "metadata_group_column": config.metadata_group_column,
+    }
+    for key, column in key_columns.items():
         if column is not None:
             if column not in table.header:
                 raise DataError(

@@ -36,9 +36,9 @@ def draw_order(ids: Shaped[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], 
     return np.lexsort((patient_rank, rank_in_patient)).astype(np.int64)
 
 
-def nested_counts(wanted: Sequence[int | None], available: int) -> list[int]:
+def nested_counts(configured: Sequence[int | None], available: int) -> list[int]:
     """Return the numbers of masks to train on, without those that exceed the available ones; None stands for all."""
-    counts = {available if count is None else count for count in wanted}
+    counts = {available if count is None else count for count in configured}
     return sorted(count for count in counts if count <= available)
 
 

@@ -44,11 +44,11 @@ def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
         ConfigError: A label has no class, or none is evidence of the background.
         DataError: There are fewer than two labels, or no validation image has one, so no epoch can be chosen.
     """
-    kind = f"linear head on {inputs.options.training.tokens} tokens"
+    title = f"linear head on {inputs.options.training.tokens} tokens"
 
     def train(heads: HeadInputs, drawn: list[int], pseudo: PseudoMasks, count: int, seed: int) -> Segmenter:
         sources = [heads.targets(drawn), pseudo.targets(len(inputs.masks.classes.names))]
-        name = f"{kind}, {masks_title(count)} and {_TITLE}, seed {seed}"
+        name = f"{title}, {masks_title(count)} and {_TITLE}, seed {seed}"
         return heads.segmenter(name, sources, count, seed, **pseudo.facts())
 
     return _segmenters(inputs, train)

@@ -105,25 +105,25 @@ def _polygons(value: Any, path: Path, dropped: Counter[str], name: str = "") -> 
         for item in value:
             yield from _polygons(item, path, dropped, name)
         return
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind == "FeatureCollection":
+    geojson_type = value.get("type") if isinstance(value, dict) else None
+    if geojson_type == "FeatureCollection":
         yield from _polygons(_member(value, "features", path), path, dropped)
-    elif kind == "Feature":
+    elif geojson_type == "Feature":
         if value.get("geometry") is None:
             dropped["empty geometry"] += 1
         else:
             yield from _polygons(value["geometry"], path, dropped, _name(value.get("properties")))
-    elif kind == "GeometryCollection":
+    elif geojson_type == "GeometryCollection":
         yield from _polygons(_member(value, "geometries", path), path, dropped, name)
-    elif kind == "Polygon":
+    elif geojson_type == "Polygon":
         yield from _polygon(_member(value, "coordinates", path), path, dropped, name)
-    elif kind == "MultiPolygon":
+    elif geojson_type == "MultiPolygon":
         for rings in _member(value, "coordinates", path):
             yield from _polygon(rings, path, dropped, name)
-    elif isinstance(kind, str) and kind in _NO_AREAS:
-        dropped[kind] += 1
+    elif isinstance(geojson_type, str) and geojson_type in _NO_AREAS:
+        dropped[geojson_type] += 1
     else:
-        shown = f"type {kind!r}" if isinstance(value, dict) else type(value).__name__
+        shown = f"type {geojson_type!r}" if isinstance(value, dict) else type(value).__name__
         raise DataError(
             f"the contour file is JSON, but not GeoJSON: {shown} in place of a feature or geometry",
             where=path,

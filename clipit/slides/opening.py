@@ -132,12 +132,12 @@ def _why_unknown(path: Path) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about the tags of a TIFF that is cut off
             with Image.open(path) as image:
-                kind = image.format
+                image_format = image.format
     except Exception:  # Pillow raises many kinds of exceptions for damaged bytes
         return "not a slide that openslide can read: the file is damaged, cut off or of another format"
-    if kind == "TIFF":  # most formats of slides are TIFFs
+    if image_format == "TIFF":  # most formats of slides are TIFFs
         return "not a slide that openslide can read: the TIFF is damaged, cut off or of another format"
-    return f"not a slide, but a {kind} image named {path.suffix}"
+    return f"not a slide, but a {image_format} image named {path.suffix}"
 
 
 class _OpenSlideFile:

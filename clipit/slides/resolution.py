@@ -56,12 +56,12 @@ def resolve_mpp(
         differs = stated is None and default is not None and abs(own - default) > MPP_TOLERANCE * own
         return own, f"the file states {own:g} micrometres per pixel, which replace {default:g}" if differs else ""
     ignored = "" if slide.mpp is None else f" (the {slide.mpp:g} of the file are implausible)"
-    given = default if stated is None else stated
-    if given is not None:
-        if not _is_plausible(given):
+    user_mpp = default if stated is None else stated
+    if user_mpp is not None:
+        if not _is_plausible(user_mpp):
             key = options.mpp if stated is None else "the column mpp"
-            raise DataError(_why_implausible(given), where=where, fix=f"correct {key}")
-        return given, f"{given:g} micrometres per pixel as given{ignored}"
+            raise DataError(_why_implausible(user_mpp), where=where, fix=f"correct {key}")
+        return user_mpp, f"{user_mpp:g} micrometres per pixel as given{ignored}"
     if slide.magnification is not None:
         mpp = 10 / slide.magnification
         return mpp, f"{mpp:g} micrometres per pixel from the objective's power of {slide.magnification:g}{ignored}"

@@ -134,11 +134,11 @@ class Store:
         Raises:
             ArtifactError: An id is not in the store.
         """
-        wanted = np.asarray(ids, dtype=np.str_)
+        names = np.asarray(ids, dtype=np.str_)
         order = self._order
-        indices = np.searchsorted(self.ids, wanted, sorter=order).clip(max=max(len(order) - 1, 0))
-        rows = order[indices] if len(order) else np.zeros(len(wanted), dtype=np.int64)
-        missing = wanted[self.ids[rows] != wanted] if len(order) else wanted
+        indices = np.searchsorted(self.ids, names, sorter=order).clip(max=max(len(order) - 1, 0))
+        rows = order[indices] if len(order) else np.zeros(len(names), dtype=np.int64)
+        missing = names[self.ids[rows] != names] if len(order) else names
         if len(missing):
             raise ArtifactError(
                 f"{counted(len(missing), 'id is', 'ids are')} not in the store: {shortlist(list(missing))}",

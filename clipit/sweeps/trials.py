@@ -119,8 +119,8 @@ def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
             "runs of a sweep are named after their values", where="--name", fix="name the sweep in its file"
         )
     swept = [f"{p.key}_{options[p.key]}" for p in sweep.parameters if p.key != "seed" and p.key in options]
-    named = {**options, "name": plain_name("-".join([sweep.name, *swept]))}
-    return read_file_command("", SECTIONS, [f"--{key}={value}" for key, value in named.items()])[0]
+    run_options = {**options, "name": plain_name("-".join([sweep.name, *swept]))}
+    return read_file_command("", SECTIONS, [f"--{key}={value}" for key, value in run_options.items()])[0]
 
 
 class Proposals:

@@ -123,6 +123,6 @@ def _find(source: SourceTiles, pattern: re.Pattern[str]) -> list[str]:
 
 def _is_shared(values: Sequence[str]) -> bool:
     """Return whether values may be groups: at least half of the tiles have one, several exist, and tiles share them."""
-    named = [value for value in values if value]
-    distinct = len(set(named))
-    return len(named) >= _MIN_SHARE * len(values) and 1 < distinct < len(named)
+    known = [value for value in values if value]
+    distinct = len(set(known))
+    return len(known) >= _MIN_SHARE * len(values) and 1 < distinct < len(known)

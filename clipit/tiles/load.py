@@ -221,11 +221,11 @@ def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) ->
     """Describe how values such as Training or VAL, which are neither standard nor configured, were read as splits."""
     if source.split_names is not ALIASES:
         return ()
-    named = {*configured_splits(config.splits)}
+    configured = {*configured_splits(config.splits)}
     read = Counter(
         (source_split, split)
         for source_split, split in zip(source.source_splits, splits, strict=True)
-        if source_split and split and source_split != split and source_split not in named
+        if source_split and split and source_split != split and source_split not in configured
     )
     listed = [
         f"{source_split} ({counted(count, 'tile')}) as {split}" for (source_split, split), count in sorted(read.items())
@@ -235,8 +235,8 @@ def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) ->
 
 def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[str]) -> tuple[str, ...]:
     present = set(source.labels) - {"", DROPPED}
-    named = present | annotated
-    classes = config.classes or source.classes or sorted_names(named)
+    label_names = present | annotated
+    classes = config.classes or source.classes or sorted_names(label_names)
     if len(set(classes)) < len(classes) or "" in classes:
         raise ConfigError(
             "a class is repeated or has no name", where=f"tiles.classes = {classes}", fix="use unique, non-empty names"
@@ -248,7 +248,7 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
             fix="rename it in the source, or in tiles.class_map",
         )
     check_group_names(source.groups, source.where)
-    check_class_names(named if config.classes is None and source.classes is None else set(), source.where)
+    check_class_names(label_names if config.classes is None and source.classes is None else set(), source.where)
     unknown = sorted(present - set(classes))
     if unknown:
         rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in unknown]

@@ -92,8 +92,8 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
     cells = {name: read_cells(table.column(name), name, path, table.row_name) for name in _COLUMNS}
     rows = range(len(cells["tile"]))
     empty = [table.row_name(row) for row in rows if not all(cells[name][row] for name in _COLUMNS)]
-    named = match_tiles(cells["tile"], tiles.ids.tolist(), path)
-    keys = [(named[cells["tile"][row]], cells["annotator"][row]) for row in rows]
+    tile_of = match_tiles(cells["tile"], tiles.ids.tolist(), path)
+    keys = [(tile_of[cells["tile"][row]], cells["annotator"][row]) for row in rows]
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     double = sorted(f"{annotator} on {tile}" for tile, annotator in repeated)
     problems = [f"{counted(len(empty), 'row')} with an empty cell: {shortlist(empty)}"] if empty else []

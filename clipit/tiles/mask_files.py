@@ -52,8 +52,10 @@ class MaskClasses:
         unknown = [int(value) for value in present if value not in self.class_of and value not in self.ignore]
         if unknown:
             shown = [f"{value} ({np.mean(values == value):.1%} of the pixels)" for value in unknown]
-            named = ", ".join(f"{self.names[code]}: {value}" for value, code in sorted(self.class_of.items()))
-            raise ImageError(f"values that are not classes: {shortlist(shown, _LISTED)}; the classes are {named}")
+            class_values = ", ".join(f"{self.names[code]}: {value}" for value, code in sorted(self.class_of.items()))
+            raise ImageError(
+                f"values that are not classes: {shortlist(shown, _LISTED)}; the classes are {class_values}"
+            )
         table = np.full(int(present.max()) + 1 if present.size else 1, IGNORED, dtype=np.int16)
         for value, code in self.class_of.items():
             if value < len(table):

@@ -128,16 +128,16 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
         )
     path = Path(config.path).expanduser()
     table = open_table(path)
-    named = config.columns.get("mask", "mask")
+    mask_column = config.columns.get("mask", "mask")
     # Naming the column makes it required.
-    section = config.model_copy(update={"columns": {**config.columns, "mask": named}})
+    section = config.model_copy(update={"columns": {**config.columns, "mask": mask_column}})
     columns = read_columns(path, section, table, ("id", "path", "mask"))
     ids = columns.get("id") or [posixpath.normpath(cell.replace("\\", "/")) for cell in columns["path"]]
     row_of = {name: row for row, name in enumerate(ids)}
     cells = [columns["mask"][row_of[name]] for name in tiles.ids.tolist()]
     kept = np.flatnonzero([bool(cell) for cell in cells])
     if not len(kept):
-        raise DataError(f"no tile has a mask in column {named}", where=path, fix="fill in the files of the masks")
+        raise DataError(f"no tile has a mask in column {mask_column}", where=path, fix="fill in the files of the masks")
     files = [posixpath.normpath(cells[index].replace("\\", "/")) for index in kept]
     root = Path(config.images).expanduser() if config.images else path.parent
     reader, stamps = open_files(root, files, path, "error")

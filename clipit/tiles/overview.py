@@ -21,7 +21,7 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
     """
     counts = np.bincount(tiles.truth[tiles.truth >= 0], minlength=len(tiles.classes)).tolist()
     classes = [f"{name} {count:,}" for name, count in zip(tiles.classes, counts, strict=True)]
-    named = patients(tiles.groups, tiles.ids)
+    groups = patients(tiles.groups, tiles.ids)
     lines = [
         f"{title}: {config.source} {config.path}",
         f"  {counted(len(tiles), 'tile')}, {counted(len(classes), 'class', 'classes')}: "
@@ -34,9 +34,9 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
             unlabelled = int(inside.sum()) - labelled
             labels = "no labels" if not labelled else f"{labelled:,} labelled, {unlabelled:,} not"
             labels = "all labelled" if labelled and not unlabelled else labels
-            lines.append(f"  {split:<10} {int(inside.sum()):>7,} tiles, {labels}, {_patients_of(named[inside])}")
+            lines.append(f"  {split:<10} {int(inside.sum()):>7,} tiles, {labels}, {_patients_of(groups[inside])}")
     lines += [f"  labels used: {used}" for used in [_labels_used(config)] if used]
-    lines += [f"  missing: {problem}" for problem in _missing(tiles, named, tests_only)]
+    lines += [f"  missing: {problem}" for problem in _missing(tiles, groups, tests_only)]
     lines += [f"  {as_note(note)}" for note in tiles.notes]
     if tiles.advice:
         lines.append(f"  WARNING: {tiles.advice}")

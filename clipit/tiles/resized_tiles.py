@@ -47,9 +47,9 @@ def worth_caching(count: int, total: int, size: int, *, reads: float, gigabytes:
         folder: Folder of the resized tiles (see `resized_folder`).
     """
     needed = pixel_bytes(size, count)
-    wanted = needed >= MEMORY_LIMIT and pixel_bytes(size, total) <= gigabytes * 1e9 and reads >= 2
+    worthwhile = needed >= MEMORY_LIMIT and pixel_bytes(size, total) <= gigabytes * 1e9 and reads >= 2
     started = folder.exists() or folder.with_name(folder.name + ".partial").exists()
-    return get_processes().broadcast(wanted and (started or _free(folder) >= needed * _SPARE))
+    return get_processes().broadcast(worthwhile and (started or _free(folder) >= needed * _SPARE))
 
 
 def resize_tiles(

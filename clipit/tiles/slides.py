@@ -261,7 +261,7 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     table = open_table(path)
     name_column = config.columns.get("id", "slide")
     file_column = config.columns.get("path", "path")
-    named = file_column in table.names and name_column in table.names
+    has_names = file_column in table.names and name_column in table.names
     columns = {**config.columns, "path": file_column if file_column in table.names else name_column}
     columns.pop("id", None)
     if columns["path"] not in table.names:
@@ -271,13 +271,13 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
             where=path,
             fix=f"name the column {name_column}, or map it in a configuration (tiles.columns.path)",
         )
-    if named:
+    if has_names:
         columns["id"] = name_column
-    wanted = ("path", "label", "split", "group", "mpp", *(["id"] if named else []))
-    cells = read_columns(path, config.model_copy(update={"columns": columns}), table, wanted)
+    fields = ("path", "label", "split", "group", "mpp", *(["id"] if has_names else []))
+    cells = read_columns(path, config.model_copy(update={"columns": columns}), table, fields)
     root = Path(config.images).expanduser() if config.images else path.parent
     files = _find_files(cells["path"], root, path)
-    names = cells["id"] if named else [slide_name(file) for file in files]
+    names = cells["id"] if has_names else [slide_name(file) for file in files]
     count = len(files)
     labels, label_notes = resolve_missing(cells.get("label", [""] * count), "label", config, path, table.row_name)
     groups, group_notes = resolve_missing(cells.get("group", [""] * count), "group", config, path, table.row_name)

@@ -146,16 +146,16 @@ def _example(missing: Sequence[str], names: Sequence[str]) -> str:
     return "path=file_name" if "path" in missing and "file_name" in names else "label=diagnosis"
 
 
-def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequence[str]) -> dict[str, list[str]]:
-    """Read the wanted columns, by clipit's names.
+def read_columns(path: Path, config: TilesConfig, table: TileTable, fields: Sequence[str]) -> dict[str, list[str]]:
+    """Read the columns of some fields, by clipit's names.
 
     `path` is required, and so is `label` unless tiles.labels.kind is none or the labels come from annotators; the
     others (id, split, group, mpp) are required only if tiles.columns names them.
     """
     labelled = config.labels.kind != "none" and config.annotations is None
-    required = {"path"} | set(wanted) & (set(config.columns) | ({"label"} if labelled else set()))
+    required = {"path"} | set(fields) & (set(config.columns) | ({"label"} if labelled else set()))
     by_name = {str(field): column for field, column in config.columns.items()}
-    names = {field: by_name.get(field, field) for field in wanted}
+    names = {field: by_name.get(field, field) for field in fields}
     missing = sorted(names[field] for field in required if names[field] not in table.names)
     if missing:
         raise DataError(

@@ -118,9 +118,9 @@ def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> 
     """
     shards = list_shards(config.path)
     stamps = [file_stamp(shard) for shard in shards]
-    suffixes, wanted = _read_members(config)
+    suffixes, fields = _read_members(config)
     if root is None:
-        tables = [_index_shard(shard, number, suffixes, wanted, captions) for number, shard in enumerate(shards)]
+        tables = [_index_shard(shard, number, suffixes, fields, captions) for number, shard in enumerate(shards)]
         return _merge(shards, stamps, tables)
 
     def make(folder: Path) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> 
         with progress("indexing shards", len(shards), shown=processes.main) as advance:
             for number in processes.share(range(len(shards))):
                 if not files[number].is_file():
-                    table = _index_shard(shards[number], number, suffixes, wanted, captions)
+                    table = _index_shard(shards[number], number, suffixes, fields, captions)
                     with whole_file(files[number]) as temporary:
                         pq.write_table(table, temporary)
                 advance(processes.count)
@@ -167,11 +167,11 @@ def _read_members(config: TilesConfig) -> tuple[tuple[str, ...], set[str]]:
 
 def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str], captions: str = "") -> dict[str, Any]:
     """Return what identifies an index; a fingerprint replaces the list of shards, which may be long."""
-    suffixes, wanted = _read_members(config)
+    suffixes, fields = _read_members(config)
     inputs = {
         "shards": [[str(shard), stamp] for shard, stamp in zip(shards, stamps, strict=True)],
         "suffixes": suffixes,
-        "fields": sorted(wanted),
+        "fields": sorted(fields),
         "version": 1,
         **({"captions": captions} if captions else {}),
     }
@@ -275,8 +275,8 @@ class _Sample:
     def choose(self, suffixes: tuple[str, ...], where: str) -> TarMember:
         """Return the image with the first of the suffixes, or the only image; an empty member if there is none."""
         if any(suffixes):
-            named = [self.images[suffix] for suffix in suffixes if suffix in self.images]
-            return named[0] if named else TarMember("", 0, 0)
+            matching = [self.images[suffix] for suffix in suffixes if suffix in self.images]
+            return matching[0] if matching else TarMember("", 0, 0)
         if len(self.images) > 1:
             raise DataError(
                 f"the sample has several images: {shortlist(sorted(self.images))}",

@@ -125,19 +125,19 @@ class TarMember:
     size: int
 
 
-def scan_tar(path: Path, wanted: "re.Pattern[str]", largest: int) -> Iterator[tuple[TarMember, bytes | None]]:
-    """Yield the files of a shard in order, with the content of those whose name matches `wanted`, and None for others.
+def scan_tar(path: Path, pattern: "re.Pattern[str]", largest: int) -> Iterator[tuple[TarMember, bytes | None]]:
+    """Yield the files of a shard in order, with the content of those whose name matches `pattern`, and None for others.
 
-    Only headers and wanted contents are read.
+    Only headers and matching files are read.
 
     Args:
         path: Shard.
-        wanted: Pattern to search in the names.
-        largest: Maximum size of a wanted file in bytes.
+        pattern: Pattern to search in the names.
+        largest: Maximum size of a matching file in bytes.
 
     Raises:
         DataError: The shard is not a plain tar file, is truncated or damaged, continues after its end mark, or contains
-            links, sparse files or a wanted file that is too large.
+            links, sparse files or a matching file that is too large.
     """
     with path.open("rb") as stream:
         start = stream.read(8)
@@ -162,7 +162,7 @@ def scan_tar(path: Path, wanted: "re.Pattern[str]", largest: int) -> Iterator[tu
                             fix="write the shard again with tar --dereference --hard-dereference, or webdataset",
                         )
                     content = None
-                    if wanted.search(member.name):
+                    if pattern.search(member.name):
                         if member.size > largest:
                             raise DataError(f"{member.name} has {member.size:,} bytes", where=path, fix="shorten it")
                         reader = archive.extractfile(member)

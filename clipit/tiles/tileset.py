@@ -119,8 +119,8 @@ class TileSet:
 
     def among(self, ids: Iterable[str]) -> Bool[np.ndarray, " n"]:
         """Return a mask of the tiles with one of these ids; `np.isin` would take quadratic time on objects."""
-        wanted = set(ids)
-        return np.fromiter((name in wanted for name in self.ids.tolist()), dtype=np.bool_, count=len(self))
+        selected = set(ids)
+        return np.fromiter((name in selected for name in self.ids.tolist()), dtype=np.bool_, count=len(self))
 
     def of_split(self, name: str) -> "TileSet":
         """Select the tiles of one split; the result may be empty.

@@ -137,10 +137,10 @@ def _arguments(counts: Mapping[str, int], folder: Path, format: PairFormat) -> s
     splits = [split for split in options if counts.get(split)]
     if format == "csv":
         return " ".join([f'{options[split]} "{folder / split}.csv"' for split in splits] + ["--dataset-type csv"])
-    named = []
+    file_names = []
     for split in splits:
         last = (counts[split] - 1) // _PER_SHARD
         shards = f"{{000000..{last:06d}}}" if last else "000000"
-        named.append(f'{options[split]} "{folder / split}-{shards}.tar"')
-        named += [f"--val-num-samples {counts[split]}"] if split == "validation" else []
-    return " ".join([*named, "--dataset-type webdataset"])
+        file_names.append(f'{options[split]} "{folder / split}-{shards}.tar"')
+        file_names += [f"--val-num-samples {counts[split]}"] if split == "validation" else []
+    return " ".join([*file_names, "--dataset-type webdataset"])

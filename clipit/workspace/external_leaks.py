@@ -38,9 +38,9 @@ def enforce_on_external(
         return tests, []
     leaks = list(find_shared_patients(tests, seen).values())
     if seen_hashes is not None and len(seen):
-        kind = "near" if isinstance(seen_hashes, Fingerprints) and config.leaks.pixels == "near" else "exact"
-        known = seen_hashes.digests if isinstance(seen_hashes, Fingerprints) and kind == "exact" else seen_hashes
-        test_hashes = hash_images(tests, config, kind)
+        comparison = "near" if isinstance(seen_hashes, Fingerprints) and config.leaks.pixels == "near" else "exact"
+        known = seen_hashes.digests if isinstance(seen_hashes, Fingerprints) and comparison == "exact" else seen_hashes
+        test_hashes = hash_images(tests, config, comparison)
         if test_hashes is not None:
             leaks += find_copies(tests, test_hashes, seen, known, config.leaks).values()
     if not leaks:
@@ -98,9 +98,9 @@ def describe_leaks(leaks: list[Leak], total: int) -> str:
         if (count := len({leak.other_id for leak in leaks if leak.kind == kind}))
     ]
     patients = len({leak.group for leak in leaks if leak.group})
-    named = f" ({counted(patients, 'patient or slide', 'patients or slides')})" if patients else ""
+    group_count = f" ({counted(patients, 'patient or slide', 'patients or slides')})" if patients else ""
     tiles = len({leak.other_id for leak in leaks})
     return (
         f"{counted_of(tiles, total, 'new tile leaks', 'new tiles leak')} from training or validation: "
-        f"{', '.join(counts)}{named}"
+        f"{', '.join(counts)}{group_count}"
     )

@@ -219,6 +219,6 @@ def _count(leaks: Sequence[Leak]) -> list[str]:
             by_split = " and ".join(counted(counts[split], f"{split} tile") for split in SPLITS if counts[split])
             number = counted(len(ids), "report") if kind == "report" else by_split
             groups = sorted({leak.group for leak in leaks if leak.kind == kind and leak.group})
-            named = f", {counted(len(groups), 'group')}: {shortlist(groups, 3)}" if groups else ""
-            phrases.append(f"{number} {description} ({shortlist([name for name, _ in ids], 3)}{named})")
+            group_list = f", {counted(len(groups), 'group')}: {shortlist(groups, 3)}" if groups else ""
+            phrases.append(f"{number} {description} ({shortlist([name for name, _ in ids], 3)}{group_list})")
     return phrases

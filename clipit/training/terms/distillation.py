@@ -147,17 +147,17 @@ class DistillationTerm(Term[DistillationConfig]):
         """
         self.targets, facts = make_targets(self.config, inputs.workspace, inputs.tiles)
         labelled = self.labels >= 0
-        wanted = labelled if self.options.tiles == "labelled" else np.ones(len(labelled), dtype=np.bool_)
-        count = int((wanted & self.targets.valid).sum())
+        distilled = labelled if self.options.tiles == "labelled" else np.ones(len(labelled), dtype=np.bool_)
+        count = int((distilled & self.targets.valid).sum())
         if not count or (self.config.student.warm_start and not (labelled & self.targets.valid).any()):
             raise DataError(
                 "no labelled tile has a pair, which student.warm_start needs"
                 if count
-                else f"none of the {counted(int(wanted.sum()), 'tile')} to distil has a pair",
+                else f"none of the {counted(int(distilled.sum()), 'tile')} to distil has a pair",
                 where="distillation.tiles and pairing",
                 fix="relax the pairing (threshold, margin, mutual), or distil all tiles: distillation.tiles=all",
             )
-        return {**facts, "distilled_tiles": f"{count} of {int(wanted.sum())}"}
+        return {**facts, "distilled_tiles": f"{count} of {int(distilled.sum())}"}
 
     def initialise(self, student: Student, normalise: Normalise, source: PixelSource) -> None:
         """Run stage 1 of CLIP-IT, if `student.warm_start` is set."""

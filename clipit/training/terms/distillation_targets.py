@@ -104,8 +104,8 @@ def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
                 fix=f"use some of: {shortlist(sorted(set(sections)))}",
             )
     if config.pairing.organs:
-        wanted = {organ.casefold() for organ in config.pairing.organs}
-        allowed &= np.array([str(organ).casefold() in wanted for organ in sources.column("organ").to_pylist()])
+        organs = {organ.casefold() for organ in config.pairing.organs}
+        allowed &= np.array([str(organ).casefold() in organs for organ in sources.column("organ").to_pylist()])
     return allowed
 
 

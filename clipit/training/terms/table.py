@@ -54,21 +54,21 @@ def _load_term(config: RunConfig, name: str) -> Term[Any]:
     if any(term.name == name for term in TERMS):
         raise ConfigError(f"the package already has a loss term '{name}'", where=where, fix="use another name")
     try:
-        kind = getattr(importlib.import_module(module), attribute)
+        term_class = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"cannot import the loss term '{path}': {error}",
             where=f"{where}.class",
             fix="write package.module:Class, and install the package or add its folder to PYTHONPATH",
         ) from error
-    if not (isinstance(kind, type) and issubclass(kind, Term)) or kind.options_class is None:
+    if not (isinstance(term_class, type) and issubclass(term_class, Term)) or term_class.options_class is None:
         raise ConfigError(
             f"'{path}' is not a loss term with keys of its own",
             where=f"{where}.class",
             fix="derive it from clipit.training.terms.term.Term and set its options_class",
         )
     try:
-        return kind(config, name, kind.options_class.model_validate(keys))
+        return term_class(config, name, term_class.options_class.model_validate(keys))
     except ValidationError as error:
         problems = "; ".join(f"'{key_of((*where.split('.'), *e['loc']))}': {e['msg']}" for e in error.errors())
         raise ConfigError(

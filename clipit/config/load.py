@@ -187,8 +187,8 @@ def key_types(model: type[Any], prefix: str = "") -> dict[str, Any]:
     """Return the type of every dotted key of a model and of its sections."""
     types: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        types = () if get_origin(field.annotation) is dict else (field.annotation, *get_args(field.annotation))
-        section = next((annotation for annotation in types if hasattr(annotation, "model_fields")), None)
+        annotations = () if get_origin(field.annotation) is dict else (field.annotation, *get_args(field.annotation))
+        section = next((annotation for annotation in annotations if hasattr(annotation, "model_fields")), None)
         types[prefix + name] = field.annotation
         types |= key_types(section, f"{prefix}{name}.") if section else {}
     return types

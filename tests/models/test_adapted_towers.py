@@ -130,7 +130,7 @@ def plain_towers() -> Towers:
 def test_towers_out_of_reach_name_what_to_do() -> None:
     with pytest.raises(ModelError, match=r"(?s)no layer of the image and the text tower.*adapt.tuning: projection"):
         adapt_towers(plain_towers(), "lora", BOTH, LoraConfig(), True)
-    with pytest.raises(ModelError, match=r"(?s)image tower has no projection.*adapt.tuning: full"):
+    with pytest.raises(ModelError, match=r"(?s)image tower has no known projection.*adapt.tuning: full"):
         adapt_towers(plain_towers(), "projection", BOTH, LoraConfig(), True)
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Int64
 
 from clipit.artifacts import MANIFEST, Artifact, artifact_folder, finish_partial, locked, open_artifact, start_partial
 from clipit.errors import LaunchError, counted
+from clipit.free_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -144,6 +145,7 @@ def get_processes() -> Processes:
     from accelerate import PartialState
     from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
+    keep_freed_memory()
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # unlike Accelerator, PartialState does not read it
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Imported later (by open_clip), its default arguments keep the group alive until exit; see `_leave_group`.

@@ -1,12 +1,34 @@
-"""Free memory of a machine and of its GPUs."""
+"""Free memory of a machine and of its GPUs, and freed memory that a process keeps for reuse."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
+_KEPT = 256 * 2**20  # bytes of freed memory that are kept
+_LARGEST_BLOCK = 32 * 2**20  # bytes of a block that may be kept; the most that glibc chooses by itself
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep up to 256 MB of freed memory for reuse, if it uses glibc's malloc.
+
+    By default, glibc returns freed tensors to the operating system, and the next step pays for fresh pages, which the
+    system must clear: with small tiles on a CPU, for a fifth of its time. Results do not change. Thresholds that the
+    user has set in the environment are left as they are.
+    """
+    own = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"}
+    if sys.platform != "linux" or own & os.environ.keys():
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # musl has none
+        library.mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
+        library.mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def device_memory(device: "torch.device") -> int:

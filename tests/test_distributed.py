@@ -1,10 +1,13 @@
 """Processes: launches that went wrong, shares, and the endless shuffled stream."""
 
+import sys
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launching import run_program
 from torch.distributed import HashStore, distributed_c10d
 
 from clipit import distributed
@@ -89,3 +92,27 @@ def test_every_item_is_claimed_once_whichever_process_is_faster(monkeypatch: pyt
     assert list(fast) == ["b", "c", "d", "e"]
     assert list(slow) == []
     assert list(Processes(0, 1, torch.device("cpu")).claim("ab")) == ["a", "b"]
+
+
+_FRESH_PAGES = """
+import resource
+import torch
+from clipit.distributed import get_processes
+
+get_processes()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(4_000_000) for _ in range(6)]  # 96 MB
+    del blocks
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the thresholds are those of glibc")
+def test_freed_memory_is_reused_unless_the_user_has_set_thresholds(tmp_path: Path) -> None:
+    script = tmp_path / "pages.py"
+    script.write_text(_FRESH_PAGES, encoding="utf-8")
+    first, *later = map(int, run_program(script).stdout.split())
+    assert first > 20_000 and max(later) < first / 2, "pages of 4 KB"
+    own = [int(line) for line in run_program(script, MALLOC_TRIM_THRESHOLD_="131072").stdout.split()]
+    assert min(own) > 20_000

@@ -267,7 +267,7 @@ class Classifier:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
             raise DataError("this class has no texts", where=f"prompts[{name!r}]", fix="pass at least one text")
-        return self._text_vlm().encode_texts(texts, truncate=True).cpu()
+        return self._text_vlm().encode_prompts(texts).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:
         """Configure the VLM: the caller's, otherwise that of the training if it is embedded or in the table.

@@ -1,5 +1,6 @@
 """Frozen vision-language models, with one interface for all packages that load them."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from clipit.config.run import VLMConfig
-from clipit.errors import ModelError, counted, shortlist
+from clipit.errors import ModelError, counted, counted_of, shortlist
 from clipit.models.loading import expected_mpp, foreign_errors, weights_fingerprint
 from clipit.models.open_clip_files import has_quick_gelu
 from clipit.models.open_clip_vlm import TRUST
@@ -24,6 +25,8 @@ from clipit.models.towers import Towers
 from clipit.models.vlm_adapter import merge_vlm_adapter, read_vlm_adapter
 from clipit.models.vlm_sources import named_towers, unnamed_towers
 from clipit.models.vlm_specs import VLMS
+
+logger = logging.getLogger(__name__)
 
 Space = Literal["joint", "raw"]
 """The joint space of images and texts, or the image tower's features before the projection into it."""
@@ -101,6 +104,20 @@ class VLM:
         """Count the texts that `truncate=True` truncates, and the tokens that are dropped in total."""
         excess = [count - self.context_length for count in self.count_tokens(texts) if count > self.context_length]
         return len(excess), sum(excess)
+
+    def warn_truncated(self, texts: Sequence[str]) -> None:
+        """Log a warning if `truncate=True` truncates some of these texts."""
+        truncated, tokens = self.count_truncated(texts)
+        if truncated:
+            logger.warning(
+                f"{counted_of(truncated, len(texts), 'text exceeds', 'texts exceed')} the {self.context_length} tokens "
+                f"of {self.name}; truncated by {counted(tokens, 'token')} in total"
+            )
+
+    def encode_prompts(self, texts: Sequence[str]) -> Float[torch.Tensor, "b d"]:
+        """Encode prompts as un-normalised float32 embeddings; long texts are truncated with a warning."""
+        self.warn_truncated(texts)
+        return self.encode_texts(texts, truncate=True)
 
     def dim(self, space: Space) -> int:
         """Return the dimension of an image embedding in this space.

@@ -148,7 +148,7 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
     """
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        return vlm.encode_texts(list(texts), truncate=True).float().cpu().numpy()
+        return vlm.encode_prompts(list(texts)).float().cpu().numpy()
 
     texts = embed_prompts(prompts, encode)
     vectors = torch.from_numpy(class_means(texts)).to(vlm.device)

@@ -175,7 +175,7 @@ def vlm_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
     vlm, prompts = inputs.vlm, load_prompts(str(prompts_name(inputs)))
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        return vlm.encode_texts(list(texts), truncate=True).float().cpu().numpy()
+        return vlm.encode_prompts(list(texts)).float().cpu().numpy()
 
     vectors = class_means(embed_prompts(prompts, encode))
     facts = {"prompts": prompts.name, "prompts_hash": prompts.hash, "vlm": vlm.name, "vlm_fingerprint": vlm.fingerprint}

@@ -22,7 +22,7 @@ from jaxtyping import Float, Float16, Float32, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ArtifactError, DataError, counted, counted_of, shortlist
+from clipit.errors import ArtifactError, DataError, counted, shortlist
 from clipit.progress import Advance, progress
 from clipit.read_ahead import ReadingClock
 from clipit.vectors import unit
@@ -222,12 +222,7 @@ def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[
         texts: Prompts.
         batch_size: Number of texts per batch.
     """
-    truncated, tokens = vlm.count_truncated(texts)
-    if truncated:
-        logger.warning(
-            f"{counted_of(truncated, len(texts), 'text exceeds', 'texts exceed')} the {vlm.context_length} tokens of "
-            f"{vlm.name} ; truncated by {counted(tokens, 'token')} in total"
-        )
+    vlm.warn_truncated(texts)
     batches = []
     shown = get_processes().main and len(texts) > _MANY_PROMPTS
     with progress("embedding texts", len(texts), shown=shown) as advance:

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -25,6 +26,8 @@ from clipit.models.lora import check_gradients
 from clipit.models.pictures import open_pictures
 from clipit.models.student import Student, build_student
 from clipit.models.vlm import VLM, load_vlm
+from clipit.prompts.prompt_set import PromptSet
+from clipit.runs.tile_scorer import vlm_scorer
 
 CLASSES = ("adipose", "mucin", "tumour")
 LINEAR = StudentConfig()
@@ -190,6 +193,21 @@ def test_new_prompts(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list
         classifier.zero_shot(pictures, {"a": np.zeros(5)})
     with pytest.raises(DataError, match="at least one text"):
         classifier.zero_shot(pictures, {"a": []})
+
+
+def test_prompts_that_are_truncated_are_counted(
+    tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image], caplog: pytest.LogCaptureFixture
+) -> None:
+    export(tmp_path / "c", timm_folder, LINEAR, vlm)
+    classifier = clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm.name)
+    long = "mucin " * 2 * vlm.context_length
+    with caplog.at_level(logging.WARNING, "clipit"):
+        classifier.zero_shot(pictures, {"fat": "adipose tissue", "slime": [long, "mucin"]})
+        vlm_scorer(vlm, PromptSet("p", "1", (long + "{}",), {"fat": ("adipose",), "slime": ("mucin",)}))
+    assert [message.split(" the ")[0] for message in caplog.messages] == [
+        "1 of 2 texts exceeds",
+        "2 of 2 texts exceed",
+    ]
 
 
 def test_absent_and_foreign_vlm(

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int16, Int64
 
 from clipit.annotators.dawid_skene import DawidSkene, dawid_skene
+from clipit.annotators.labelling import Consensus
 from clipit.annotators.votes import Votes, majority
 from clipit.errors import DataError, counted
 
@@ -41,6 +42,26 @@ class PixelConsensus:
         posteriors: Float64[np.ndarray, "h w c"] = self.probabilities[index]
         posteriors[known[index] != patterns] = 0.0
         return posteriors
+
+
+    def overruled(self) -> list[tuple[int, str]]:
+        """List patterns whose consensus is another class than more than half of their labels, most pixels first.
+
+        Returns:
+            Number of pixels and description of each pattern, such as "gland by ann, ben; stroma by cleo (consensus)".
+        """
+        votes, labels = self.votes, self.probabilities.argmax(axis=1)
+        table = votes.table()
+        listed = []
+        for row in Consensus(votes, self.estimates, labels, self.probabilities, "").overruled.tolist():
+            by_class = [
+                f"{name} by {', '.join(np.asarray(votes.annotators, dtype=object)[table[row] == code])}"
+                f"{' (consensus)' if code == labels[row] else ''}"
+                for code, name in enumerate(votes.classes)
+                if (table[row] == code).any()
+            ]
+            listed.append((int(self.pixels[row]), "; ".join(by_class)))
+        return sorted(listed, reverse=True)
 
 
 class PixelPatterns:

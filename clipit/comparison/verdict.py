@@ -8,6 +8,7 @@ from clipit.comparison.contrasts import Contrast, compare_with
 from clipit.comparison.judged_arms import Text, judged_arms
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import ArmKey, ArmResult
+from clipit.errors import counted
 from clipit.evaluation.intervals import Interval
 from clipit.evaluation.significance import holm
 
@@ -115,7 +116,11 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
     if base.worse:
         return replace(arm, outcome="harms", limit="baseline", verdict=f"Worse than {base.control}.")
     if not base.better:
-        verdict = f"No gain shown: the interval against {base.control} includes 0."
+        seeds = counted(len(base.differences), "seed")
+        verdict = (
+            f"No gain shown: the interval over {seeds} against {base.control} includes 0, even if one over test tiles "
+            "or patients does not."
+        )
         return replace(arm, outcome="no gain", limit="baseline", verdict=verdict)
     case = arm.contrast("case")
     if case is not None and case.not_better:

@@ -117,7 +117,7 @@ def evaluate_slides(
     )
 
 
-def choose_pooling(*sets: SlideSet) -> PoolingChoice:
+def choose_pooling(*sets: SlideSet, unit: Level = "slide") -> PoolingChoice:
     """Choose the pooling with the highest balanced accuracy on labelled validation slides.
 
     Ties go to the smaller K, then to the mean before the share of tiles, and to unsmoothed before smoothed scores. No
@@ -125,14 +125,16 @@ def choose_pooling(*sets: SlideSet) -> PoolingChoice:
 
     Args:
         sets: Scores of the same slides by one classifier, one set per seed; their balanced accuracies are averaged.
+        unit: What is scored, slides or whole patients, for the sentence.
     """
     first = sets[0]
     rows = (first.splits == VALIDATION) & (first.labels >= 0)
     present = len(np.unique(first.labels[rows]))
     if len(first.labels) and (first.labels < 0).all():
-        return PoolingChoice(None, "No slide has a label, so nothing is evaluated and no pooling is chosen.", {})
+        return PoolingChoice(None, f"No {unit} has a label, so nothing is evaluated and no pooling is chosen.", {})
     if present < 2:
-        reason = "there are no labelled validation slides" if not rows.any() else "all validation slides have one class"
+        all_of_one = f"all validation {unit}s have one class"
+        reason = all_of_one if rows.any() else f"there are no labelled validation {unit}s"
         return PoolingChoice(None, f"No pooling was chosen, because {reason}. All poolings are shown.", {})
     scores = {key: float(np.mean([_validation_score(each, key) for each in sets])) for key in first.scores}
     best = max(round(score, _TIE_DIGITS) for score in scores.values())
@@ -145,7 +147,7 @@ def choose_pooling(*sets: SlideSet) -> PoolingChoice:
     )
     sentence = (
         f"The pooling {tied[0].title} was chosen by its balanced accuracy of {best:.3f} on {rows.sum()} validation "
-        f"slides{covered}, the highest of {counted(len(scores), 'pooling')}.{shared}"
+        f"{unit}s{covered}, the highest of {counted(len(scores), 'pooling')}.{shared}"
     )
     return PoolingChoice(tied[0], sentence, scores)
 

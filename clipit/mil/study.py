@@ -89,7 +89,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     masked = read_masks(inputs.bags, config.tiles, MapsOptions.of(mil))
     folder = config.output / NAME / config.name
     scored = _score_arms(config, mil, inputs)
-    level: Level = "patient" if mil.bags == "patient" else "slide"
+    level = _level(mil)
     reference = mil.reference if mil.reference in scored.sets else next(iter(scored.sets))
     if get_processes().main:
         comparison = _compare(scored, list(scored.sets), reference, mil, level)
@@ -98,6 +98,11 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
         _write(config, mil, inputs, scored, comparison, against_control, maps, level, folder)
     get_processes().barrier()
     return folder
+
+
+def _level(mil: MilConfig) -> Level:
+    """Return what a bag is."""
+    return "patient" if mil.bags == "patient" else "slide"
 
 
 def _compare(scored: _Scored, arms: Sequence[str], reference: str, mil: MilConfig, level: Level) -> SlideComparison:
@@ -123,7 +128,8 @@ def _check_test(bags: MilBags, mil: MilConfig) -> tuple[str, ...]:
     labels = bags.labels[(bags.splits == "test") & (bags.labels >= 0)]
     if not len(labels):
         key = "mil.test_fraction" if mil.features == "h5" else "tiles.test_fraction"
-        raise DataError("no test bag has a label", where=bags.where, fix=f"label test slides, or hold some out ({key})")
+        fix = f"label test {_level(mil)}s, or hold some out ({key})"
+        raise DataError("no test bag has a label", where=bags.where, fix=fix)
     absent = [name for code, name in enumerate(bags.classes) if code not in labels]
     return (f"No test bag has the label {', '.join(absent)}, so scores do not cover it.",) if absent else ()
 
@@ -140,7 +146,7 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
                 if inputs.zero_shot is not None:
                     labels = keep_labels(bags, mil.labels_per_class, mil.seeds[0])
                     scored.sets[name] = {mil.seeds[0]: _zero_shot_set(labels, inputs.zero_shot)}
-                    scored.choices[name] = choose_pooling(scored.sets[name][mil.seeds[0]])
+                    scored.choices[name] = choose_pooling(scored.sets[name][mil.seeds[0]], unit=_level(mil))
                 continue
             arm = ARMS[name]
             options = mil.training.model_copy(update={"pooling": arm.pooling})

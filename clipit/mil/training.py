@@ -113,7 +113,7 @@ def check_trainable(bags: MilBags) -> None:
         raise DataError(
             "no network can be trained on these bags:\n    " + "\n    ".join(problems),
             where=bags.where,
-            fix="label more slides, move slides (whole patients) between the splits, or remove classes without slides",
+            fix="label more bags, move bags (whole patients) between the splits, or remove classes without bags",
         )
 
 

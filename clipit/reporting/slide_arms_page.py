@@ -59,7 +59,7 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
     rows = _main_rows(comparison, level)
     reference = comparison.choices[comparison.reference]
     if not rows:
-        return "Not decided: no slide with a label can be compared."
+        return f"Not decided: no {level} with a label can be compared."
     if reference.key is None:
         return f"Not decided: {reference.sentence[0].lower()}{reference.sentence[1:]}"
     arms_by_outcome: dict[str, list[str]] = {}
@@ -83,7 +83,7 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
 
 
 def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return whether an arm is better, worse, open or undecided, and the reason if it is undecided."""
+    """Return whether an arm is better, worse, open or undecided, and the reason of the last two."""
     low, high = row["low"], row["high"]
     if low is None and str(row["reason"]).startswith(NO_VARIATION):
         low = high = row["difference"]  # its sign is the same in all resamples
@@ -93,7 +93,26 @@ def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:
         return "undecided", "one seed" if row["seeds"] == 1 else "no interval over seeds"
     if low > 0 and row["seeds_low"] > 0:
         return "better", ""
-    return ("worse", "") if high < 0 and row["seeds_high"] < 0 else ("open", "")
+    if high < 0 and row["seeds_high"] < 0:
+        return "worse", ""
+    return "open", _why_open(low > 0 or high < 0, row["seeds_low"] > 0 or row["seeds_high"] < 0, row["seeds"])
+
+
+def _why_open(over_patients: bool, over_seeds: bool, seeds: int) -> str:
+    """Name the interval that includes 0, or both.
+
+    Args:
+        over_patients: Whether the interval over patients excludes 0.
+        over_seeds: Whether the interval over seeds excludes 0.
+        seeds: Number of seeds.
+    """
+    if over_patients and over_seeds:
+        return f"the intervals over patients and over {counted(seeds, 'seed')} have opposite signs"
+    if over_patients:
+        return f"the interval over {counted(seeds, 'seed')} includes 0, the one over patients does not"
+    if over_seeds:
+        return f"the interval over patients includes 0, the one over {counted(seeds, 'seed')} does not"
+    return f"the intervals over patients and over {counted(seeds, 'seed')} include 0"
 
 
 def _main_rows(comparison: SlideComparison, level: Level = "slide") -> list[dict[str, Any]]:

@@ -46,13 +46,15 @@ def _select(comparison: SlideComparison, split: str, metric: str, level: Level) 
 def _caption(comparison: SlideComparison, split: str, metric: str, level: Level) -> str:
     rows = _select(comparison, split, metric, level)
     if not rows:
-        return f"No {split} slides to compare"
+        return f"No {split} {level}s to compare"
     units = f"{rows[0]['labelled']:,} {level}s" + (
         f" of {counted(rows[0]['patients'], 'patient')}" if level == "slide" else ""
     )
     chosen = comparison.choices[comparison.reference].key is not None
     how = (
-        "the pooling of each arm was chosen on validation slides" if chosen else "no pooling was chosen: all are shown"
+        f"the pooling of each arm was chosen on validation {level}s"
+        if chosen
+        else "no pooling was chosen: all are shown"
     )
     return (
         f"{LABELS[metric]} per {level}, {split}: {units}; mean over seeds, and difference to {comparison.reference} "

@@ -15,6 +15,7 @@ from clipit.image_readers import FileReader, ZipReader
 from clipit.images import ImageError
 from clipit.tiles.cells import read_cells
 from clipit.tiles.mask_files import MaskClasses, decode_mask
+from clipit.tiles.masks import shared_files
 from clipit.tiles.source import check_annotator_names
 from clipit.tiles.table import open_files, open_table
 from clipit.tiles.tileset import TileSet
@@ -117,7 +118,13 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
         )
     files = [posixpath.normpath(cells["mask"][row].replace("\\", "/")) for row in kept]
     reader, _ = open_files(path.parent if images is None else images, files, path, "error")
-    note = f"dropped masks of {counted(len(others), 'tile')} outside the data set: {shortlist(others)}"
+    notes = [f"dropped masks of {counted(len(others), 'tile')} outside the data set: {shortlist(others)}"]
+    notes = notes if others else []
+    if several := shared_files(files):
+        notes.append(
+            f"WARNING: {counted(len(several), 'mask file is', 'mask files are')} given for several tiles or "
+            f"annotators, whose masks are therefore the same: {shortlist(several)}"
+        )
     return AnnotatorMasks(
         tiles.select(tiles.among(keys[row][0] for row in kept)),
         tuple(sorted({keys[row][1] for row in kept})),
@@ -125,5 +132,5 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
         reader,
         files,
         {keys[row]: index for index, row in enumerate(kept)},
-        (note,) if others else (),
+        tuple(notes),
     )

@@ -1,6 +1,7 @@
 """Masks of tiles from the column `mask` of a table, checked against the images."""
 
 import posixpath
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -142,11 +143,22 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
     root = Path(config.images).expanduser() if config.images else path.parent
     reader, stamps = open_files(root, files, path, "error")
     without = len(tiles) - len(kept)
-    notes = (f"{counted_of(without, len(tiles), 'tile has', 'tiles have')} no mask",) if without else ()
+    notes = [f"{counted_of(without, len(tiles), 'tile has', 'tiles have')} no mask"] if without else []
+    several = shared_files(files)
+    if several:
+        notes.append(
+            f"{counted(len(several), 'mask file is', 'mask files are')} given for several tiles, which is right only "
+            f"if their masks are the same: {shortlist(several)}"
+        )
     empty = np.zeros((0, len(classes.names)), dtype=np.int64)
     return MaskSet(
-        tiles.select(kept), classes, reader, files, np.arange(len(kept), dtype=np.int64), stamps, empty, notes
+        tiles.select(kept), classes, reader, files, np.arange(len(kept), dtype=np.int64), stamps, empty, tuple(notes)
     )
+
+
+def shared_files(files: Sequence[str]) -> list[str]:
+    """List the files that occur more than once, with how often."""
+    return [f"{name} ({count} times)" for name, count in Counter(files).items() if count > 1]
 
 
 def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> MaskSet:

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _USABLE = 0.9  # share of the free memory that a plan may use; fragmentation and library workspaces take the rest
 _MIN_TILES = 8  # tiles per micro-batch below which checkpointing costs less time than smaller micro-batches
+_logged: set[str] = set()  # estimates that this process has logged; the runs of a comparison often have equal ones
 _UNEQUAL = 0.9  # ratio of the smallest to the largest free memory below which the difference is logged
 
 
@@ -113,7 +114,9 @@ def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixel
     plan = choose_memory_plan(config, measured, free, processes.count, reserved=reserved, pixels=pixels)
     if processes.main:
         for line in (plan.message, *plan.notes):
-            logger.info(line)
+            if line not in _logged:
+                logger.info(line)
+        _logged.add(plan.message)
     return plan
 
 

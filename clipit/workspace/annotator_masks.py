@@ -254,8 +254,23 @@ def _describe(
             {"part": name, "tiles": parts.count(name)} | _describe_part(masks, parts, name, estimate)
             for name, estimate in sorted(consensus.items(), reverse=True)
         ],
-        "notes": [*masks.tiles.notes, *masks.notes, *_independence_notes(shared)],
+        "notes": [*masks.tiles.notes, *masks.notes, *_overruled_notes(consensus), *_independence_notes(shared)],
     }
+
+
+def _overruled_notes(consensus: Mapping[str, PixelConsensus]) -> list[str]:
+    """List the labels that the consensus overrules although more than half of the annotators agree on them."""
+    notes = []
+    for part, estimate in sorted(consensus.items(), reverse=True):
+        overruled = estimate.overruled()
+        if overruled:
+            count = sum(pixels for pixels, _ in overruled)
+            listed = shortlist([f"{pixels:,} with {labels}" for pixels, labels in overruled])
+            notes.append(
+                f"{part}: the consensus differs from more than half of the labels on {counted(count, 'pixel')} "
+                f"({count / estimate.pixels.sum():.1%}): {listed}"
+            )
+    return notes
 
 
 def _shared(consensus: Mapping[str, PixelConsensus]) -> list[str] | None:
@@ -287,6 +302,7 @@ def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, conse
     tiles_of_part = {tile for tile, part in zip(masks.tiles.ids.tolist(), parts, strict=True) if part == name}
     return {
         "patterns": len(votes),
+        "overruled": [{"pixels": pixels, "labels": labels} for pixels, labels in consensus.overruled()],
         "alpha": krippendorff_alpha(votes.counts(), consensus.pixels),
         "method": "shares of the labels: no pixel has labels by two annotators"
         if estimates is None

@@ -165,6 +165,8 @@ def test_validation_slides_of_one_class_choose_nothing() -> None:
     table, slides = random_slides(30)
     slides.loc[slides.split == "validation", "label"] = "normal"
     choice = choose_pooling(collect_slides(table, slides, CLASSES))
+    of_patients = choose_pooling(collect_slides(table, slides, CLASSES), unit="patient")
+    assert of_patients.sentence == choice.sentence.replace("slides", "patients") != choice.sentence
     assert choice.key is None and "have one class" in choice.sentence
 
 

@@ -349,3 +349,17 @@ def test_processes_on_unequal_devices_take_the_smallest(monkeypatch: pytest.Monk
         assert _smallest_memory(processes) == smallest
     (note,) = lines
     assert "different free memory (80 bytes, 40 bytes" in note
+
+
+def test_equal_estimates_of_several_runs_are_logged_once(
+    configure: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    free = [10**9, 10**9, 2 * 10**9]
+    monkeypatch.setattr(memory_plan, "estimate_memory", lambda *_, **__: made_estimate())
+    monkeypatch.setattr(memory_plan, "_smallest_memory", lambda _: free.pop(0))
+    monkeypatch.setattr(memory_plan, "_logged", set())
+    caplog.set_level("INFO")
+    student = Student(nn.Identity(), StudentConfig(), dim=4, n_classes=3, joint_dim=8)
+    for expected in (1, 1, 2):
+        memory_plan.plan_memory(configure(), student, lambda pixels: pixels, 8)
+        assert caplog.text.count("memory of training:") == expected

@@ -5,6 +5,7 @@ import json
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,27 @@ def test_one_annotator_per_tile_and_masks_of_other_tiles(make: Make, tmp_path: P
         clipit.merge_masks(*make(segmentation={"classes": {}}))
     with pytest.raises(ConfigError, match="out of range"):
         clipit.merge_masks(*make(), confidence=2.0)
+
+
+def test_labels_that_the_consensus_overrules_and_repeated_mask_files_are_listed(make: Make, tmp_path: Path) -> None:
+    # Ben and cleo agree on a wide gland everywhere but in tile b, where ann and ben agree.
+    counter = PixelPatterns(("ann", "ben", "cleo"), ("stroma", "gland"))
+    ann, ben, cleo = (np.array([pattern], dtype=np.int16) for pattern in ([0] * 8 + [1] * 8, [1] * 16, [1] * 16))
+    counter.add(counter.encode(np.stack([ann, ben, cleo])))
+    found = replace(counter.consensus(), probabilities=np.array([[0.9, 0.1], [0.0, 1.0]]))
+    assert found.overruled() == [(8, "stroma by ann (consensus); gland by ben, cleo")]
+    assert replace(found, probabilities=np.array([[0.1, 0.9], [0.0, 1.0]])).overruled() == []
+    file, table = make([("a.png", "eve", "masks/b-ann.png")])
+    merged = clipit.merge_masks(file, table)
+    assert "WARNING: 1 mask file is given for several tiles or annotators" in " ".join(merged.record["notes"])
+    assert "masks/b-ann.png (2 times)" in merged.page.read_text(encoding="utf-8")
+    assert [part["overruled"] for part in merged.record["parts"]] == [[], []]
+
+
+def test_a_mask_file_of_several_tiles_is_noted(make: Make, tmp_path: Path) -> None:
+    rows = ["path,mask", "a.png,../masks/a-ann.png", "b.png,../masks/a-ann.png", "c/d.png,../masks/c_d-ann.png"]
+    (tmp_path / "tiles.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    config = make()[0].run.tiles
+    masks = open_masks(config, read_tiles(config, hold_out=False), MaskClasses(("stroma", "gland"), {0: 0, 1: 1}, ()))
+    assert masks.notes[0].startswith("1 mask file is given for several tiles")
+    assert "../masks/a-ann.png (2 times)" in masks.notes[0]

@@ -43,7 +43,6 @@ class PixelConsensus:
         posteriors[known[index] != patterns] = 0.0
         return posteriors
 
-
     def overruled(self) -> list[tuple[int, str]]:
         """List patterns whose consensus is another class than more than half of their labels, most pixels first.
 

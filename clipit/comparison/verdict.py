@@ -116,9 +116,9 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
     if base.worse:
         return replace(arm, outcome="harms", limit="baseline", verdict=f"Worse than {base.control}.")
     if not base.better:
-        seeds = counted(len(base.differences), "seed")
+        of_seeds = counted(len(base.differences), "seed")
         verdict = (
-            f"No gain shown: the interval over {seeds} against {base.control} includes 0, even if one over test tiles "
+            f"No gain shown: the interval over {of_seeds} against {base.control} includes 0, even if one over test tiles "
             "or patients does not."
         )
         return replace(arm, outcome="no gain", limit="baseline", verdict=verdict)

@@ -118,8 +118,8 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
     if not base.better:
         of_seeds = counted(len(base.differences), "seed")
         verdict = (
-            f"No gain shown: the interval over {of_seeds} against {base.control} includes 0, even if one over test tiles "
-            "or patients does not."
+            f"No gain shown: the interval over {of_seeds} against {base.control} includes 0, even if one over test "
+            "tiles or patients does not."
         )
         return replace(arm, outcome="no gain", limit="baseline", verdict=verdict)
     case = arm.contrast("case")

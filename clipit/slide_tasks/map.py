@@ -66,7 +66,7 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
 
     For each slide, writes to `slides/<name>/`: `overlays/` (a picture per class and of the most probable class),
     `heat_map.ome.tif`, `tiles.geojson` and `regions.geojson` for QuPath, the page `index.html`, and last `map.json`. A
-    slide whose `map.json` belongs to the same scores and options is not mapped again.
+    slide whose `map.json` belongs to the same scores and options is not mapped again, unless a file is missing.
 
     Args:
         scored: Scored slides.
@@ -89,7 +89,8 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     changed = [name for name in missing if (slide_folder(out, name) / RECORD).is_file()] if processes.main else []
     if changed:
         logger.info(
-            f"note: the scores, labels or options of {counted(len(changed), 'mapped slide')} changed: mapping again"
+            f"note: the scores, labels or options of {counted(len(changed), 'mapped slide')} changed, or files of the "
+            "maps are missing: mapping again"
         )
     by_name = {slide.name: slide for slide in scored.prepared}
     with progress("mapping slides", len(missing), shown=processes.main and bool(missing)) as advance:
@@ -111,8 +112,10 @@ def _inputs(
 def _is_mapped(
     slide: PreparedSlide, scored: ScoredSlides, out: Path, options: MapOptions, chosen: PoolingKey | None
 ) -> bool:
-    record = slide_folder(out, slide.name) / RECORD
-    return record.is_file() and read_json(record, _AGAIN) == _inputs(slide, scored, out, options, chosen)
+    folder = slide_folder(out, slide.name)
+    record = folder / RECORD
+    complete = all((folder / name).exists() for name in MAPS)
+    return complete and read_json(record, _AGAIN) == _inputs(slide, scored, out, options, chosen)
 
 
 def _map_slide(

@@ -29,7 +29,7 @@ from clipit.read_ahead import read_ahead, reading_threads
 from clipit.slide_tasks.tile_scores import slide_folder
 from clipit.slides.geojson import read_polygons
 from clipit.slides.option_names import SLIDES_OPTIONS
-from clipit.slides.prepare import TISSUE, TISSUE_COLOUR, FailedSlide, PreparedSlide, prepare_slides
+from clipit.slides.prepare import GRID, TISSUE, TISSUE_COLOUR, FailedSlide, PreparedSlide, prepare_slides
 from clipit.slides.qupath import write_polygons_geojson
 from clipit.tiles.slides import SlideList, failure_notes, resolution_notes, slide_tiles
 from clipit.versions import git_commit, versions
@@ -186,12 +186,13 @@ def _write_grid(slide: PreparedSlide, folder: Path) -> None:
     """Write grid, tissue and thumbnail, and delete outdated files, unless all belong to the current tiles."""
     grid, record = slide.grid, folder / RECORD
     inputs = {"tiles": slide.identity, "tissue": file_sha256(slide.tissue)}
-    if record.is_file() and read_json(record, "delete this file and start the same command again") == inputs:
+    written = all((folder / name).is_file() for name in (GRID, TISSUE, THUMBNAIL, RECORD))
+    if written and read_json(record, "delete this file and start the same command again") == inputs:
         return
     record.unlink(missing_ok=True)
     (folder / COORDINATES).unlink(missing_ok=True)
     shutil.rmtree(folder / TILE_FOLDER, ignore_errors=True)
-    with whole_file(folder / "grid.parquet") as temporary:
+    with whole_file(folder / GRID) as temporary:
         pd.DataFrame({"id": grid.ids, "x": grid.x, "y": grid.y, "tissue": grid.tissue}).to_parquet(
             temporary, index=False
         )

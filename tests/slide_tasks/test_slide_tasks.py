@@ -351,6 +351,20 @@ def test_patients_of_a_table_that_differ_in_spelling_only_are_refused(tmp_path: 
             assert list(list_inputs([table]).groups) == ["p1", "P2"]
 
 
+def test_a_file_that_was_deleted_is_written_again(models: Path, tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "s.tiff", picture(200, 200), levels=1)
+    grids: dict[str, Any] = {"tile_mpp": 1.0, "tile_pixels": 32}
+    clipit.tile_slides(path, tmp_path / "tiles", **grids)
+    clipit.score_slides(path, tmp_path / "maps", classifier=models / "run", maps=True, top=1)
+    deleted = [tmp_path / "tiles/slides/s" / name for name in ("grid.parquet", "tissue.geojson", "tiles.png")]
+    deleted += [tmp_path / "maps/slides/s" / name for name in ("tiles.geojson", "regions.geojson", "heat_map.ome.tif")]
+    for file in deleted:
+        file.unlink()
+    clipit.tile_slides(path, tmp_path / "tiles", **grids)
+    clipit.score_slides(path, tmp_path / "maps", classifier=models / "run", maps=True, top=1)
+    assert [file.name for file in deleted if not file.is_file()] == []
+
+
 def test_areas_that_qupath_ignores_are_cut_out_of_the_contours(tmp_path: Path) -> None:
     path, contours = write_slide(tmp_path / "s.tiff", picture(), levels=1), tmp_path / "s.geojson"
     whole, left = ([[0, 0], [right, 0], [right, 400], [0, 400], [0, 0]] for right in (600, 320))

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from clipit.errors import machine_errors
+from clipit.errors import ClipitError, machine_errors
 from clipit.progress import show_messages
 
 _Arguments = ParamSpec("_Arguments")
@@ -21,7 +21,24 @@ def public(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Res
     @functools.wraps(function)
     def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         show_messages()
-        with machine_errors():
-            return function(*args, **kwargs)
+        try:
+            with machine_errors():
+                return function(*args, **kwargs)
+        except ClipitError as error:
+            _shorten_chain(error)
+            raise
 
     return wrapped
+
+
+def _shorten_chain(error: ClipitError) -> None:
+    """Keep only the first cause of an error, so that Python prints at most one further traceback above it.
+
+    An error whose cause is a `ClipitError` as well is printed alone, because its message covers the cause.
+    """
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is None:
+        return
+    cause.__cause__ = cause.__context__ = None
+    if isinstance(cause, ClipitError):
+        error.__cause__ = error.__context__ = None

@@ -8,8 +8,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import MISSING_VALUES, CsvTable, cell_text, delimiter_hint, similar_names, without_decimals
+from clipit.data_files import (
+    MISSING_VALUES,
+    CsvTable,
+    cell_text,
+    delimiter_hint,
+    similar_names,
+    without_decimals,
+)
 from clipit.errors import DataError, counted, counted_of, shortlist
+from clipit.mangled_names import check_mangled
 from clipit.patients import leading_patient
 from clipit.reports.tables import read_side_table
 from clipit.reports.textfiles import RawReport
@@ -127,6 +135,8 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
         dict(zip(table.header, (_text(cell, path, line) for cell in cells), strict=True))
         for line, cells in zip(table.lines, table.rows, strict=True)
     ]
+    keys = [values[column] for values in parsed]
+    check_mangled(keys, column, lambda row: f"row {table.lines[row]}", path)
     names = [values[column] if by_report else (leading_patient(values[column]) or values[column]) for values in parsed]
     keys = names if by_report else [key or "" for key in without_decimals(names)]
     for line, values, key in zip(table.lines, parsed, keys, strict=True):

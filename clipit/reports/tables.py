@@ -26,6 +26,7 @@ from clipit.data_files import (
 )
 from clipit.errors import DataError, counted, shortlist
 from clipit.json_record import unique_keys
+from clipit.mangled_names import check_mangled
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import tcga_names
 from clipit.reports.encodings import check_lfs_pointer, codec, decoding
@@ -89,6 +90,11 @@ def csv_reports(table: CsvTable, path: Path, config: ReportsConfig, unit: str = 
             fix="remove reports.columns",
         )
     _check_columns(config, table.header, path, delimiter_hint(table.header) or _header_hint(config, table))
+    for column in (config.id_column, config.group_column):
+        if column is not None:
+            position = table.header.index(column)
+            names = [cells[position].strip() for cells in table.rows]
+            check_mangled(names, column, lambda row: f"{unit} {table.lines[row]}", path)
     for line, cells in zip(table.lines, table.rows, strict=True):
         yield _raw_report(config, dict(zip(table.header, cells, strict=True)), f"{path}, {unit} {line}")
 

@@ -1,6 +1,7 @@
 """Read a sheet of an Excel workbook (.xlsx) as a table of texts."""
 
 import functools
+import logging
 import re
 import zipfile
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from openpyxl.workbook import Workbook
     from openpyxl.worksheet.worksheet import Worksheet
 
+logger = logging.getLogger(__name__)
+
+_NO_DATA = "use a workbook with a sheet of cells"
 _LARGEST = 2**30  # bytes of an unpacked workbook
 _SHEET = re.compile(r"xl/worksheets/[^/]+\.xml")
 _MERGED = re.compile(rb'<(?:\w+:)?mergeCell [^<>]*?ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
@@ -78,7 +82,8 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
 def _load(path: Path, *, values: bool) -> "Workbook":
     """Open a workbook, with the saved values of formulas or with the formulas themselves."""
     try:
-        import openpyxl
+        import openpyxl  # noqa: F401
+        from openpyxl.reader.excel import ExcelReader
     except ImportError:
         raise DataError(
             "reading .xlsx files needs the package openpyxl, which is not installed",
@@ -95,7 +100,19 @@ def _load(path: Path, *, values: bool) -> "Workbook":
                     fix="save the sheet as .csv",
                 )
             _check_merged(archive, path)
-        return openpyxl.load_workbook(path, data_only=values)
+
+        class SheetReader(ExcelReader):
+            """Reader that skips sheets that contain a chart alone, some of which openpyxl cannot read."""
+
+            def read_chartsheet(self, sheet: Any, rel: Any) -> None:
+                charts.append(sheet.name)
+
+        charts: list[str] = []
+        reader = SheetReader(path, data_only=values)
+        reader.read()
+        if not reader.wb.worksheets:
+            raise DataError(f"the workbook contains only charts: {shortlist(charts)}", where=path, fix=_NO_DATA)
+        return reader.wb
     except (DataError, PermissionError, MemoryError):
         raise
     except Exception as error:  # openpyxl and its XML parser raise many kinds of exceptions for damaged files
@@ -140,21 +157,30 @@ def _column(letters: bytes) -> int:
 
 def _choose_sheet(workbook: "Workbook", name: str | None, path: Path, key: str) -> "Worksheet":
     sheets = {sheet.title: sheet for sheet in workbook.worksheets}
+
+    def shown(titles: Sequence[str]) -> str:
+        hidden = {title: "" if sheet.sheet_state == "visible" else " (hidden)" for title, sheet in sheets.items()}
+        return shortlist([title + hidden[title] for title in titles])
+
     if name is not None:
         if name not in sheets:
             raise DataError(
-                f"no sheet {name!r}; the sheets are {shortlist(list(sheets))}", where=path, fix=f"set {key}"
+                f"no sheet {name!r} with cells; the sheets are {shown(list(sheets))}", where=path, fix=f"set {key}"
             )
         return sheets[name]
     filled = [title for title, sheet in sheets.items() if any(c.value for row in _filled_rows(sheet) for c in row)]
     if len(filled) != 1:
         raise DataError(
-            f"{counted(len(filled), 'sheet contains', 'sheets contain')} data: {shortlist(filled)}"
+            f"{counted(len(filled), 'sheet contains', 'sheets contain')} data: {shown(filled)}"
             if filled
-            else "all sheets are empty",
+            else f"all sheets are empty: {shown(list(sheets))}",
             where=path,
-            fix=f"name one of them in {key} (--{key}={filled[0]!r})" if filled else "use another file",
+            fix=f"name one of them in {key} (--{key}={filled[0]!r})" if filled else _NO_DATA,
         )
+    others = [title for title in sheets if title not in filled]
+    if others or sheets[filled[0]].sheet_state != "visible":
+        empty = f"; empty: {shown(others)}" if others else ""
+        logger.info(f"note: {path.name}: the sheet {shown(filled)} is read{empty}")
     return sheets[filled[0]]
 
 

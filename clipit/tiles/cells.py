@@ -7,8 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from clipit.config.run import TilesConfig
-from clipit.data_files import MISSING_VALUES, NO_CLASS, CsvTable, cell_text, joined_rows, without_decimals
+from clipit.data_files import (
+    MISSING_VALUES,
+    NO_CLASS,
+    CsvTable,
+    cell_text,
+    joined_rows,
+    without_decimals,
+)
 from clipit.errors import DataError, counted, shortlist
+from clipit.mangled_names import check_mangled
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +109,12 @@ def resolve_missing(
         Values, and notes on replaced values.
 
     Raises:
-        DataError: A value is NA, nan, None, NULL or similar, or -1 may be a class or a marker of missing labels.
+        DataError: A value is NA, nan, None, NULL or similar, -1 may be a class or a marker of missing labels, or a
+            spreadsheet program has probably changed a group.
     """
     is_label = kind == "label"
+    if not is_label:
+        check_mangled(values, config.columns.get("group", "group"), row_name, where)
     class_names = {*(config.classes or ()), *config.class_map} if is_label else set()
     counts = Counter(values)
     wrong = sorted(name for name in counts if name in MISSING_VALUES and name not in class_names)

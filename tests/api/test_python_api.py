@@ -4,6 +4,7 @@ import logging
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_models import MakeFile
 
 import clipit
 from clipit.api.configuration import as_config
+from clipit.api.entry import public
 from clipit.api.runs import RunResult
 from clipit.cli.train import main as train_command
 from clipit.config.command_line import read_file_command
@@ -189,3 +191,24 @@ def test_messages_are_printed_unless_the_program_configures_logging(monkeypatch:
     package.setLevel(logging.WARNING)
     show_messages()
     assert not package.handlers, "the program has chosen a level"
+
+
+def test_an_error_of_the_user_is_printed_with_one_cause_at_most() -> None:
+    def fail(last: type[Exception]) -> None:
+        try:
+            try:
+                {}["key"]
+            except KeyError as inner:
+                raise ValueError("second") from inner
+        except ValueError:
+            try:
+                raise last("third")
+            except last as third:
+                raise DataError("the file is damaged", fix="copy it again") from third
+
+    for last, causes in ((OSError, 1), (ConfigError, 0)):
+        with pytest.raises(DataError) as caught:
+            public(fail)(last)
+        text = "".join(traceback.format_exception(caught.value))
+        assert text.count("Traceback (most recent call last)") == 1 + causes
+        assert "second" not in text and ("Error: third" in text) == bool(causes)

@@ -10,6 +10,8 @@ from typing import Any
 
 import openpyxl
 import pytest
+from openpyxl.chart import BarChart, Reference
+from openpyxl.reader.excel import ExcelReader
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError
@@ -59,7 +61,7 @@ def test_one_of_several_sheets_has_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 sheets contain data: Sheet, Reports(.|\n)*reports\.sheet"):
         read(path)
     assert len(read(path, sheet="Reports").reports) == 1
-    with pytest.raises(DataError, match=r"no sheet 'reports'; the sheets are Sheet, Reports"):
+    with pytest.raises(DataError, match=r"no sheet 'reports' with cells; the sheets are Sheet, Reports"):
         read(path, sheet="reports")
 
 
@@ -183,6 +185,54 @@ def test_merged_columns_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pyte
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(merged, "w") as target:
         for name in source.namelist():
             target.writestr(name, source.read(name).replace(b"</sheetData>", b"</sheetData>" + cells))
-    monkeypatch.setattr(openpyxl, "load_workbook", lambda *args, **keys: pytest.fail("it creates 23 million cells"))
+    monkeypatch.setattr(ExcelReader, "read", lambda reader: pytest.fail("it creates 23 million cells"))
     with pytest.raises(DataError, match=r"merged cells: F1:AA1048576(.|\n)*unmerge"):
         read(merged)
+
+
+def test_charts_are_skipped_and_hidden_and_empty_sheets_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = workbook(tmp_path / "r.xlsx", Reports=[HEADER, FIRST])
+    book = openpyxl.load_workbook(path)
+    chart = BarChart()
+    chart.add_data(Reference(book["Reports"], min_col=3, min_row=1, max_row=2))
+    book.create_chartsheet("Plot").add_chart(chart)  # type: ignore[no-untyped-call]
+    book.create_chartsheet("Bare")
+    book["Reports"].sheet_state = "hidden"
+    book.save(path)
+    caplog.set_level("INFO")
+    assert len(read(path).reports) == 1
+    assert "note: r.xlsx: the sheet Reports (hidden) is read; empty: Sheet" in caplog.text
+    with pytest.raises(DataError, match=r"no sheet 'Plot' with cells; the sheets are Sheet, Reports \(hidden\)"):
+        read(path, sheet="Plot")
+    book.remove(book["Sheet"])
+    book.remove(book["Reports"])
+    book.remove(book["Plot"])
+    book.save(path)
+    with pytest.raises(DataError, match="the workbook contains only charts: Bare"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["1.20E+11", "P2"], r"1 name in column id .*'1\.20E\+11' in row 2"),
+        ([12345678901234567890, "P2"], r"'1\.234567890123457e\+19' in row 2"),
+        (["P1", datetime(2024, 9, 2)], "'2024-09-02' in row 3"),
+        (["P1", "2-Sep"], "'2-Sep' in row 3"),
+        (["####", "Sep-02"], "2 names .*'####' in row 2, 'Sep-02' in row 3"),
+    ],
+)
+def test_names_that_a_spreadsheet_changed_are_refused(tmp_path: Path, names: list[Any], problem: str) -> None:
+    rows = [[name, f"Text of report {number}.", 1, None] for number, name in enumerate(names)]
+    path = workbook(tmp_path / "r.xlsx", HEADER, *rows)
+    for columns in ({"id_column": "id"}, {"id_column": None, "group_column": "id"}):
+        with pytest.raises(DataError, match=problem):
+            read(path, **columns)
+
+
+def test_numbers_and_dates_alone_are_names(tmp_path: Path) -> None:
+    for names in ([120000000001, 7], [datetime(2024, 9, 2), datetime(2024, 9, 3)], ["1E5", "12E+1"]):
+        rows = [[name, f"Text of report {number}.", 1, None] for number, name in enumerate(names)]
+        assert len(read(workbook(tmp_path / "r.xlsx", HEADER, *rows)).reports) == 2

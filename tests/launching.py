@@ -62,7 +62,7 @@ class Program:
         """Send SIGKILL."""
         self.process.kill()
 
-    def wait(self, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+    def wait(self, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
         """Wait for the end; return the exit status and what was printed."""
         self.process.join(timeout)
         status = self.process.exitcode

@@ -88,6 +88,12 @@ def _notes_on_masks(methods: Mapping[str, Method], inputs: MethodInputs) -> list
             f"{counted(len(train), 'training mask')}"
         )
     known = train.counts.sum(axis=0) > 0
+    if len(train) and not known.all():
+        names = [name for name, present in zip(train.classes.names, known.tolist(), strict=True) if not present]
+        notes.append(
+            f"no training mask has a pixel of {', '.join(names)}; a method that learns from them alone cannot predict "
+            "this class"
+        )
     for count in counts:
         for seed in training.seeds:
             drawn = draw_order(train.tiles.ids, train.tiles.groups, seed)[:count]

@@ -257,6 +257,10 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
         "predict this class"
         for seed in (0, 1)
     ]
+    known[train, 1] = 0
+    assert select_methods(replace(inputs, options=named, masks=replace(masks, counts=known)))[1] == [
+        "no training mask has a pixel of gland; a method that learns from them alone cannot predict this class"
+    ]
     # Methods that train on masks choose no threshold on further masks.
     dark, test = Segmenter("dark", darkness, {"model": "dark"}), inputs.masks.of_split("test")
     untrained, trained = (_segment(dark, methods[name], inputs, test) for name in ("mapped", "unet"))

@@ -17,8 +17,10 @@ def zero_shot_classes(vlm: "str | VLMConfig | None", prompts: str | Path | None)
     """Return the classes of the prompts, without loading the VLM; None without a VLM.
 
     Raises:
-        ConfigError: Only one of VLM and prompts is given, or the prompt set does not exist.
+        ConfigError: Only one of VLM and prompts is given.
+        DataError: The prompt set does not exist, or its file is invalid.
     """
+    from clipit.prompts.files import unknown_prompts
     from clipit.runs.prediction_inputs import read_prompts
 
     if (vlm is None) != (prompts is None):
@@ -29,18 +31,8 @@ def zero_shot_classes(vlm: "str | VLMConfig | None", prompts: str | Path | None)
         return None
     prompt_set = read_prompts(str(prompts), None)
     if prompt_set is None:
-        raise _unknown_prompts(str(prompts))
+        raise unknown_prompts(prompts, "sets", "--prompts")
     return tuple(prompt_set.classes)
-
-
-def _unknown_prompts(name: str) -> ConfigError:
-    from clipit.prompts.files import packaged
-
-    return ConfigError(
-        f"unknown prompt set {name!r}",
-        where="--prompts",
-        fix=f"use the path of a prompt file or a packaged set ({', '.join(packaged('sets'))})",
-    )
 
 
 def grid_options(
@@ -89,7 +81,9 @@ def open_scorer(
 
     Raises:
         ConfigError: There is neither a classifier nor a VLM with prompts, or both `prompts` and `classes` are given.
+        DataError: The prompt set does not exist, or its file is invalid.
     """
+    from clipit.prompts.files import unknown_prompts
     from clipit.runs.prediction_inputs import read_prompts
 
     if prompts is not None and classes is not None:
@@ -102,7 +96,7 @@ def open_scorer(
             fix="pass a classifier (--classifier outputs/run), or a VLM and prompts (--vlm NAME --prompts NAME)",
         )
     if classifier is None and isinstance(prompt_set, str):
-        raise _unknown_prompts(prompt_set)
+        raise unknown_prompts(prompt_set, "sets", "--prompts")
     from clipit.config.run import VLMConfig
     from clipit.distributed import get_processes
     from clipit.runs.predict import open_exported

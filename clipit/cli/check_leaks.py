@@ -5,7 +5,7 @@ patients and slides could not be compared, because they are known in fewer than 
 """
 
 from clipit.config.command_line import read_file_command
-from clipit.errors import user_errors
+from clipit.errors import counted, user_errors
 
 _NOT_COMPARED = 3  # exit status
 PIXELS = {
@@ -24,7 +24,8 @@ def main() -> None:
 
         report = check_leaks(file.run, options.pixels, list(file.comparison.shifted))
         if get_processes().main:
-            print(f"\n{report.leaking} tiles and reports leak: {report.path} (and .parquet)")
+            leaking = counted(report.leaking, "tile or report leaks", "tiles and reports leak")
+            print(f"\n{leaking}: {report.path} (and .parquet)")
             if not report.compared_patients:
                 print("patients and slides could not be compared, so the splits may still share them")
         raise SystemExit(1 if report.leaking else 0 if report.compared_patients else _NOT_COMPARED)

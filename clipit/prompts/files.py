@@ -1,15 +1,18 @@
 """Find, read and validate prompt files, in YAML or JSON."""
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipit.data_files import similar_names
 from clipit.errors import DataError, counted, has_controls
 from clipit.yaml_file import load_mapping
 
 _FOLDER = Path(__file__).parent
 _MAX_BYTES = 8 * 2**20
+_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def packaged(folder: str) -> list[str]:
@@ -28,10 +31,31 @@ def find(name_or_path: str | Path, folder: str) -> Path:
         return path
     if str(name_or_path) in packaged(folder):
         return _FOLDER / folder / f"{name_or_path}.yaml"
-    raise DataError(
-        f"unknown prompt {folder.removesuffix('s')}: {name_or_path}",
-        where=path.absolute(),
-        fix=f"use the path of a YAML or JSON file, or one of: {', '.join(packaged(folder))}",
+    raise unknown_prompts(name_or_path, folder, path.absolute())
+
+
+def unknown_prompts(name_or_path: str | Path, folder: str, where: object, further: str = "") -> DataError:
+    """Return the error for a name or path that is neither a file nor a packaged name.
+
+    The names of similar files, or the packaged name that is spelled almost the same, come first in its advice.
+
+    Args:
+        name_or_path: What was asked for.
+        folder: `sets` or `bags`.
+        where: Place of the name or path, for the message.
+        further: Further sources of prompts, for the advice; "" if there are none.
+    """
+    text = str(name_or_path)
+    names = packaged(folder)
+    if len(Path(text).parts) > 1 or Path(text).suffix.lower() in _SUFFIXES:
+        advice = f"{similar_names(text)}; " if similar_names(text) else ""
+        return DataError(f"no such prompt file: {text}", where=where, fix=f"{advice}correct the path")
+    close = difflib.get_close_matches(text, names, n=1)
+    advice = f"did you mean {close[0]}? " if close else ""
+    return DataError(
+        f"unknown prompt {folder.removesuffix('s')} {text!r}",
+        where=where,
+        fix=f"{advice}use the path of a YAML or JSON file, or one of: {', '.join(names)}{further}",
     )
 
 

@@ -61,11 +61,15 @@ class Metadata:
         keys = self._report_keys(reports) if self.by_report else [key or "" for key in without_decimals(patients)]
         matched = [key in self.rows for key in keys]
         if not any(matched):
+            kind = "id" if self.by_report else "group"
+            known = [key for key in keys if key]
             raise DataError(
-                f"no report has a row: the reports have {shortlist([key for key in keys if key] or ['no group'], 3)}, "
+                f"no report has a row: the reports have {shortlist(known or [f'no {kind}'], 3)}, "
                 f"column {self.column} has {shortlist(list(self.rows), 3)}",
                 where=self.path,
-                fix=f"write the {'ids' if self.by_report else 'groups'} of the reports into the column {self.column}",
+                fix=f"write the {kind}s of the reports into the column {self.column}"
+                if known
+                else f"set reports.{kind}_column to the column of the reports that contains their {kind}s",
             )
         unit = "report" if self.by_report else "patient"
         notes.append(

@@ -107,10 +107,9 @@ def _header_hint(config: ReportsConfig, table: CsvTable) -> str:
         for cell in first_row
     ):
         return ""
-    return (
-        "if the table has no header, name its columns by position, such as "
-        f"--reports.columns='{json.dumps([config.text_column, *(f'c{i}' for i in range(2, len(first_row) + 1))])}'"
-    )
+    longest = max(range(len(first_row)), key=lambda index: len(first_row[index]))
+    names = [config.text_column if index == longest else f"c{index + 1}" for index in range(len(first_row))]
+    return f"if the table has no header, name its columns by position, such as --reports.columns='{json.dumps(names)}'"
 
 
 def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
@@ -237,11 +236,16 @@ def _columns(config: ReportsConfig) -> dict[str, str]:
     return {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
 
 
+def _shown_name(column: str) -> str:
+    """Quote the name of a column; a long one is probably a report and is truncated."""
+    return repr(column if len(column) <= _MAX_NAME_LENGTH else f"{column[:_MAX_NAME_LENGTH]}...")
+
+
 def _check_columns(config: ReportsConfig, columns: Sequence[str], where: object, hint: str = "") -> None:
     for key, column in _columns(config).items():
         if column not in columns:
             raise DataError(
-                f"no column {column!r}; the columns are: {', '.join(map(repr, columns)) or 'none'}",
+                f"no column {column!r}; the columns are: {', '.join(map(_shown_name, columns)) or 'none'}",
                 where=where,
                 fix=hint or f"set reports.{key} to one of them (--reports.{key}=...)",
             )

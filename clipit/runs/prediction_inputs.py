@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from clipit.config.data import SlidesConfig
 from clipit.errors import ConfigError, DataError, ModelError, counted, has_controls, shortlist
 from clipit.image_set import ImageSet, join_images, open_images
-from clipit.prompts.files import packaged
+from clipit.prompts.files import packaged, unknown_prompts
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.slides.opening import is_pyramid
 from clipit.slides.option_names import PREDICT_OPTIONS
@@ -157,12 +157,8 @@ def embed_classes(classifier: "Classifier", prompts: PromptSet | str) -> ZeroSho
             prompts.name, classes, class_embeddings(classifier, prompts, classes), float(spec.vlm["logit_scale"])
         )
     if prompts not in spec.prompts:
-        raise DataError(
-            f"no prompt set {prompts!r}",
-            where="--prompts",
-            fix=f"use the path of a prompt file, a packaged set ({', '.join(packaged('sets'))}), or one that the "
-            f"classifier contains ({', '.join(spec.prompts) or 'none'})",
-        )
+        stored = ", ".join(spec.prompts) or "none"
+        raise unknown_prompts(prompts, "sets", "--prompts", further=f"; the classifier itself contains: {stored}")
     embeddings = classifier.prompt_embeddings(prompts)
     return ZeroShotClasses(prompts, tuple(spec.prompts[prompts]), embeddings, float(spec.vlm["logit_scale"]))
 

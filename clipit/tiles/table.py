@@ -14,6 +14,7 @@ from clipit.errors import DataError, counted, shortlist
 from clipit.image_files import dangling_links, image_stamps
 from clipit.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.image_set import ImageSet
+from clipit.images import is_image
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, names_groups
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
@@ -22,6 +23,7 @@ from clipit.tiles.source import ALIASES, SourceTiles
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*_DELIMITERS, ".parquet")
 """Suffixes of tables."""
+_UNLABELLED = "; if no tile is labelled, add an empty column label, or set tiles.labels.kind: none"
 _SPLIT_NAME = re.compile("split|set|fold|part|phase|cohort|usage", re.IGNORECASE)
 """Words in the names of columns that may contain splits."""
 
@@ -132,13 +134,22 @@ def open_table(path: Path) -> TileTable:
         if "outputs" in path.parts:
             fix += (
                 "; files below outputs/ are written by clipit: first run the command named at the top of the "
-                "configuration (make demo for the demo's world)"
+                "configuration (clipit demo for the demo's world)"
             )
         raise DataError("the table of tiles does not exist", where=path, fix=fix)
     suffix = path.suffix.lower()
     if suffix != ".parquet" and suffix not in _DELIMITERS:
-        raise DataError("unknown table format", where=path, fix="use .csv, .tsv or .parquet")
+        workbook = suffix in (".xlsx", ".xls", ".ods")
+        fix = "save the sheet as .csv" if workbook else "use .csv, .tsv or .parquet"
+        raise DataError(f"unknown table format {suffix}".rstrip(), where=path, fix=fix)
     return _read_parquet(path) if suffix == ".parquet" else _read_text(path, _DELIMITERS[suffix])
+
+
+def _header_hint(names: Sequence[str]) -> str:
+    """Return advice for a table without a header, whose first row is that of a tile; "" otherwise."""
+    if not any(is_image(name.strip()) for name in names):
+        return ""
+    return "the first row is not a header: add one, such as path,label,split,group, as the first line of the table"
 
 
 def _example(missing: Sequence[str], names: Sequence[str]) -> str:
@@ -162,8 +173,9 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, fields: Sequ
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
             where=path,
             fix=delimiter_hint(table.names)
+            or _header_hint(table.names)
             or f"name the columns in tiles.columns, e.g. --tiles.columns.{_example(missing, table.names)} "
-            "(clipit predict: --path-column)",
+            f"(clipit predict: --path-column){_UNLABELLED if missing == ['label'] else ''}",
         )
     check_column_spelling(names, table.names, path)
     columns = {

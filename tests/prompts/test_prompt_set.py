@@ -222,6 +222,14 @@ def test_not_utf8(tmp_path: Path) -> None:
     assert "UTF-8" in refused(path)
 
 
+def test_a_misspelled_set_or_path_comes_with_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)unknown prompt set 'crc_ke'.*did you mean crc_kep\?"):
+        load_prompts("crc_ke")
+    (tmp_path / "mine.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match=r"(?s)no such prompt file: .*mine\.jsn.*contains mine\.json; correct"):
+        load_prompts(tmp_path / "mine.jsn")
+
+
 def test_no_such_set_names_those_that_exist() -> None:
     with pytest.raises(DataError, match="crc_plip"):
         load_prompts("crc_typo")

@@ -78,6 +78,17 @@ def test_tables_that_cannot_be_joined(tmp_path: Path, lines: tuple[str, ...], me
         read_reports(config)
 
 
+def test_reports_without_ids_cannot_be_joined_by_report(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("report_id,text\na,A tumour.\n", encoding="utf-8")
+    metadata = table(tmp_path / "m.csv", "report,status", "a,wild")
+    config = ReportsConfig(path=str(path), metadata=metadata, metadata_id_column="report", label_column="status")
+    with pytest.raises(DataError, match=r"(?s)the reports have no id, column report has a.*set reports\.id_column"):
+        read_reports(config)
+    (report,) = read_reports(config.model_copy(update={"id_column": "report_id"})).reports
+    assert report.label == "wild"
+
+
 def test_columns_with_other_names_and_file_names_without_folder(tmp_path: Path) -> None:
     folder = texts(tmp_path / "texts", "a", "b")
     (folder / "deep").mkdir()

@@ -127,6 +127,16 @@ def test_wrong_column_names_those_that_exist(tmp_path: Path, suffix: str) -> Non
         read(write_table(tmp_path / f"reports.{suffix}"))
 
 
+def test_the_advice_for_a_table_without_header_shows_no_whole_report(tmp_path: Path) -> None:
+    path = tmp_path / "reports.csv"
+    text = "Adenocarcinoma of the colon. " * 40
+    path.write_text(f"TCGA-AA-3500,{text}\nTCGA-AA-3501,Benign.\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"(?s)no column 'text'.*--reports\.columns='\[\"c1\", \"text\"\]'") as error:
+        read(path)
+    assert len(str(error.value)) < 400
+    assert len(read(path, columns=("c1", "text")).reports) == 2
+
+
 @pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl"])
 def test_text_in_another_encoding_is_located(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"reports.{suffix}"

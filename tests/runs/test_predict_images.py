@@ -287,7 +287,7 @@ def test_zero_shot_classes_come_from_files_names_and_the_command_line(
         classifier.prompt_embeddings({"necrosis": "necrosis", "normal mucosa": "normal mucosa"}),
     )
     assert read_prompts("stored", None) is None and embed_classes(classifier, "stored").classes == CLASSES
-    with pytest.raises(DataError, match=r"no prompt set 'absent'(.|\n)*stored"):
+    with pytest.raises(DataError, match=r"unknown prompt set 'absent'(.|\n)*stored"):
         embed_classes(classifier, "absent")
     for wrong in ("one", "a; a", ";"):
         with pytest.raises(ConfigError, match="two or more different classes"):
@@ -339,7 +339,7 @@ def test_the_command_prints_shares_and_where_the_files_are(
         (("{tiles}", "--out", "{tmp}/p.txt"), "unknown format"),
         (("{tmp}/gone", "--out", "{tmp}/p.csv"), "no such file or folder"),
         (("{tiles}/case 0", "{tiles}/case 0", "--out", "{tmp}/p.csv"), "image ids occur more than once"),
-        (("{tiles}", "--out", "{tmp}/p.csv", "--prompts", "absent"), "no prompt set 'absent'"),
+        (("{tiles}", "--out", "{tmp}/p.csv", "--prompts", "absent"), "unknown prompt set 'absent'"),
         (("{tiles}", "--out", "{tmp}/p.csv", "--device", "tpu9"), "device"),
     ],
 )

@@ -238,7 +238,7 @@ def test_sampled_prompt_sets_are_scored_one_by_one_beside_their_ensemble(
 def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no scoring model is given"):
         clipit.score_slides(slides, tmp_path)
-    with pytest.raises(ConfigError, match="unknown prompt set 'nothing'"):
+    with pytest.raises(DataError, match="unknown prompt set 'nothing'"):
         clipit.score_slides(slides, tmp_path, vlm="embedded", prompts="nothing")
     with pytest.raises(ConfigError, match="does not state the resolution of its training tiles"):
         clipit.score_slides(slides, tmp_path, vlm=str(models / "clip"), classes="a; b")

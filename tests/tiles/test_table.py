@@ -85,10 +85,21 @@ def test_missing_columns_are_named_beside_the_existing_ones(tmp_path: Path) -> N
         load_tiles(config(path, columns={"label": "diagnosis", "group": "slide"}), seed=0)
 
 
+def test_a_table_without_header_and_a_workbook_are_explained(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", rows(tmp_path))
+    path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"(?s)missing columns: label, path.*the first row is not a header"):
+        load_tiles(config(path), seed=0)
+    workbook = tmp_path / "t.xlsx"
+    workbook.write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"(?s)unknown table format \.xlsx.*save the sheet as \.csv"):
+        load_tiles(config(workbook), seed=0)
+
+
 def test_a_label_column_is_needed_unless_no_labels_are_asked_for(tmp_path: Path) -> None:
     table = [{"path": row["path"]} for row in rows(tmp_path)]
     path = write_table(tmp_path / "t.csv", table)
-    with pytest.raises(DataError, match="missing columns: label"):
+    with pytest.raises(DataError, match=r"(?s)missing columns: label.*if no tile is labelled"):
         load_tiles(config(path), seed=0)
     tiles = load_tiles(config(path, labels={"kind": "none"}, classes=("a", "b")), seed=0)
     assert (tiles.truth == -1).all()
@@ -197,7 +208,7 @@ def test_a_replaced_file_of_the_same_size_changes_the_fingerprint(tmp_path: Path
 
 def test_a_world_that_is_not_written_yet(tmp_path: Path) -> None:
     path = tmp_path / "outputs" / "demo" / "tiles.csv"
-    with pytest.raises(DataError, match=r"(?s)the table of tiles does not exist.*make demo"):
+    with pytest.raises(DataError, match=r"(?s)the table of tiles does not exist.*clipit demo"):
         load_tiles(TilesConfig.model_validate({"source": "table", "path": str(path)}), seed=0)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from clipit.errors import DataError, counted, shortlist
 
 _MANGLED = re.compile(r"-?\d([.,]\d+)?[eE]\+\d{2,3}|#{3,}")
-_DATE_NAME = re.compile(r"\d{1,2}-[A-Z][a-z]{2}(-\d{2,4})?|[A-Z][a-z]{2}-\d{2}|\d{4}-\d{2}-\d{2}")
-"""Names that look like a date as a spreadsheet program writes it."""
+_DATE_NAME = re.compile(
+    r"\d{1,2}(-|\. ?)[A-Z][a-zä]{2}(-\d{2,4})?|[A-Z][a-zä]{2}[- ]\d{2}|\d{4}-\d{2}-\d{2}|(1 day, )?\d{1,2}:\d{2}:\d{2}"
+)
+"""Names that look like a date or time as a spreadsheet program writes it."""
 
 
 def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[[int], str], where: object) -> None:

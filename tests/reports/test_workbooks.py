@@ -4,7 +4,7 @@ import re
 import sys
 import tracemalloc
 import zipfile
-from datetime import datetime
+from datetime import datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,8 @@ def test_charts_are_skipped_and_hidden_and_empty_sheets_are_named(
         ([12345678901234567890, "P2"], r"'1\.234567890123457e\+19' in row 2"),
         (["P1", datetime(2024, 9, 2)], "'2024-09-02' in row 3"),
         (["P1", "2-Sep"], "'2-Sep' in row 3"),
+        (["P1", "02. Mär"], "'02. Mär' in row 3"),
+        ([time(3, 4), "P2"], "'03:04:00' in row 2"),
         (["####", "Sep-02"], "2 names .*'####' in row 2, 'Sep-02' in row 3"),
     ],
 )

@@ -29,8 +29,7 @@ WORKERS ?= $(shell echo $$(( $(CORES) < 8 ? $(CORES) : 8 )))
 .PHONY: demo test check docs env benchmarks tune comparison question own-reports clean
 
 demo: $(READY)
-	$(BIN)/python scripts/demo.py --config configs/demo.yaml
-	$(BIN)/python scripts/demo.py --config configs/demo_own_reports.yaml --cases
+	$(BIN)/python scripts/demo.py
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -1,4 +1,8 @@
-"""Run the demo: write the synthetic world, compare arms on it over seeds, and try the exported classifier."""
+"""Run the demo: write synthetic worlds, compare arms on them over seeds, and try the exported classifiers.
+
+Without --config, --cases or --tune, it has two parts and ends with one table: reports of other patients (configuration
+demo), and the patients' own reports (configuration demo_own_reports).
+"""
 
 import sys
 from pathlib import Path
@@ -12,27 +16,39 @@ def main() -> None:
     with user_errors():
         extra = {
             "--tune": {"action": "store_true", "help": "search the arms' learning rates and steps instead"},
-            "--cases": {"action": "store_true", "help": "use the world in which the tiles' own patients have reports"},
+            "--cases": {"action": "store_true", "help": "run only the part with the patients' own reports"},
             "--agents": AGENTS["--agents"]
             | {
                 "default": None,
                 "help": "processes that share the runs (default: one per CPU core, at most 4; one with a GPU)",
             },
         }
-        default = "demo_own_reports" if "--cases" in sys.argv else "demo"
-        file, options = read_file_command(__doc__, ["comparison"], extra=extra, default_config=default)
+        given = {argument.partition("=")[0] for argument in sys.argv}
+        cases = (False, True) if not given & {"--config", "--cases", "--tune"} else ("--cases" in given,)
+        parts = [
+            read_file_command(
+                __doc__, ["comparison"], extra=extra, default_config="demo_own_reports" if case else "demo"
+            )
+            for case in cases
+        ]
         from clipit.comparison.agents import demo_agents
-        from clipit.comparison.demo import demo, write_demo_world
+        from clipit.comparison.demo import demo, demo_table, write_demo_world
         from clipit.comparison.tune import tune
+        from clipit.distributed import get_processes
 
-        agents = demo_agents() if options.agents is None else options.agents
-        if options.tune:
-            write_demo_world(file.run, cases=options.cases)
-            print(f"\nall trials: {tune(file.run, file.comparison, agents)} (chosen arms: the .yaml file beside it)")
-        else:
-            run = demo(file.run, file.comparison, cases=options.cases, agents=agents)
-            if not options.cases:
-                _map_slides(run, file.run.output / "slides")
+        for case, (file, options) in zip(cases, parts, strict=True):
+            agents = demo_agents() if options.agents is None else options.agents
+            if options.tune:
+                write_demo_world(file.run, cases=case)
+                print(f"\nall trials: {tune(file.run, file.comparison, agents)} (chosen arms: the .yaml file beside it)")
+            else:
+                run = demo(file.run, file.comparison, cases=case, agents=agents)
+                if not case:
+                    _map_slides(run, file.run.output / "slides")
+        if len(parts) > 1 and get_processes().main:
+            whose = ("of other patients", "of the same patients")
+            files = {name: (file.run, file.comparison) for name, (file, _) in zip(whose, parts, strict=True)}
+            print(f"\n{demo_table(files)}")
 
 
 def _map_slides(run: Path, out: Path) -> None:

@@ -2,15 +2,19 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from clipit.comparison.compare import compare
+from clipit.comparison.export import read_comparison
 from clipit.comparison.report.write import read_head
+from clipit.comparison.statistics import PERCENT
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.errors import counted
+from clipit.reporting.tables import LABELS, difference, interval, markdown_table, mean_sd
 from clipit.runs.folder import run_folder
 from clipit.runs.predict import open_classifier
 from clipit.synthetic.case_world import ensure_case_world
@@ -55,6 +59,29 @@ def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False
     return run
 
 
+def demo_table(parts: Mapping[str, tuple[RunConfig, ComparisonConfig]]) -> str:
+    """Format the arms of several finished parts of the demo as one table: scores on the test tiles, in %.
+
+    Args:
+        parts: Whose reports are used -> configurations of the part.
+    """
+    rows = []
+    for reports, (config, comparison) in parts.items():
+        for line in read_comparison(config.output / "comparisons" / config.name)["lines"]:
+            if line["test_set"] != "test" or line["reference"]:
+                continue
+            scores = [PERCENT * seed["score"] for seed in line["seeds"]]
+            cells = [reports, LABELS[comparison.metric], line["arm"], mean_sd(scores, 1)]
+            gain, bounds = line["difference"], [line[over] or {} for over in ("over_seeds", "over_tiles")]
+            cells += [
+                "" if gain is None else difference(PERCENT * gain, None, 1),
+                *(interval(_percent(b.get("low")), _percent(b.get("high")), 1, signed=True) for b in bounds),
+            ]
+            rows.append(cells)
+    header = ("reports", "score", "arm", "mean ± sd", "difference", "t over seeds", "over tiles")
+    return markdown_table(header, rows, left=3)
+
+
 def write_demo_world(config: RunConfig, *, cases: bool = False) -> Path:
     """Write the synthetic world into the folder of the configuration's tiles, unless it already exists.
 
@@ -69,6 +96,10 @@ def write_demo_world(config: RunConfig, *, cases: bool = False) -> Path:
     """
     folder = Path(config.tiles.path).parent
     return ensure_case_world(folder, CASE_WORLD) if cases else ensure_world(folder, WORLD)
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else PERCENT * value
 
 
 def _try_classifier(config: RunConfig, run: Path) -> str:

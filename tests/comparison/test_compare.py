@@ -14,6 +14,7 @@ from tiny_models import SMALL_COMPARISON, MakeFile, with_comparison, with_run
 import clipit
 from clipit.api.experiments import CompareResult
 from clipit.comparison.compare import compare
+from clipit.comparison.demo import demo_table
 from clipit.comparison.export import export_csv
 from clipit.comparison.tune import ScoredPoint, best_point, tune
 from clipit.config.file import ConfigFile
@@ -96,6 +97,18 @@ def test_finished_runs_are_not_trained_again(compared: tuple[ConfigFile, Path]) 
     compare(small.run, small.comparison)
     assert stamps == {path: path.stat().st_mtime_ns for path in small.run.output.rglob("results.json")}
     assert sum(line.startswith("kept") for line in said) == 4
+
+
+def test_the_demo_shows_its_parts_in_one_table(compared: tuple[ConfigFile, Path]) -> None:
+    file, folder = compared
+    parts = dict.fromkeys(("of other patients", "of the same patients"), (file.run, file.comparison))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in demo_table(parts).splitlines()[2:]]
+    table = CompareResult(folder).table.query("test_set == 'test' and not reference")
+    shown = [[arm, f"{100 * mean:.1f}"] for arm, mean in zip(table["arm"], table["mean"], strict=True)]
+    assert [[line[2], line[3].split(" ± ")[0]] for line in lines] == shown + shown
+    assert [line[0] for line in lines] == [whose for whose in parts for _ in shown]
+    gained = table["difference"].dropna().iloc[0]
+    assert lines[1][4] == f"{100 * gained:+.1f}" and lines[0][4:] == ["", "", ""]
 
 
 def test_markdown_page_and_latex_have_all_sections(compared: tuple[ConfigFile, Path]) -> None:

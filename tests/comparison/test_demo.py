@@ -8,6 +8,7 @@ import pytest
 from logged_lines import capture_log
 
 import clipit
+import clipit.cli.demo as command
 import clipit.comparison.demo as module
 from clipit.comparison.demo import write_demo_world
 from clipit.config.load import validate
@@ -115,3 +116,34 @@ def test_folder_with_another_world_is_an_error(config: RunConfig, tmp_path: Path
         match=r"differs from the one that this version writes(?s:.*)world\.json(?s:.*)delete its folder",
     ):
         write_demo_world(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], [("demo", False), ("demo_own_reports", True)]),
+        (["--cases"], [("demo_own_reports", True)]),
+        (["--config", "demo"], [("demo", False)]),
+        (["--training.steps=7"], [("demo", False), ("demo_own_reports", True)]),
+    ],
+)
+def test_both_parts_of_the_demo_run_unless_one_is_named(
+    arguments: list[str], parts: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran: list[tuple[str, bool]] = []
+    steps: list[int] = []
+
+    def run(config: RunConfig, comparison: object, *, cases: bool, agents: int) -> Path:
+        ran.append((config.name, cases))
+        steps.append(config.training.steps)
+        return tmp_path
+
+    tables: list[list[str]] = []
+    monkeypatch.setattr("sys.argv", ["clipit demo", *arguments])
+    monkeypatch.setattr(module, "demo", run)
+    monkeypatch.setattr(module, "demo_table", lambda named: tables.append([file[0].name for file in named.values()]))
+    monkeypatch.setattr(command, "_map_slides", lambda run, out: None)
+    command.main()
+    assert ran == parts
+    assert tables == ([[name for name, _ in parts]] if len(parts) > 1 else [])
+    assert steps == [7, 7] or arguments != ["--training.steps=7"]

@@ -40,7 +40,8 @@ def main() -> None:
             agents = demo_agents() if options.agents is None else options.agents
             if options.tune:
                 write_demo_world(file.run, cases=case)
-                print(f"\nall trials: {tune(file.run, file.comparison, agents)} (chosen arms: the .yaml file beside it)")
+                trials = tune(file.run, file.comparison, agents)
+                print(f"\nall trials: {trials} (chosen arms: the .yaml file beside it)")
             else:
                 run = demo(file.run, file.comparison, cases=case, agents=agents)
                 if not case:

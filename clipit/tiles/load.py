@@ -305,8 +305,9 @@ def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: f
     far = (known > 1.5 * expected) | (known < expected / 1.5)
     if not far.any():
         return None
+    bounds = [f"{bound:.3g}" for bound in (known[far].min(), known[far].max())]
     return (
         f"{model} expects {expected:g} micrometres per pixel; "
         f"{counted_of(int(far.sum()), len(tiles), 'tile is', 'tiles are')} "
-        f"read at {known[far].min():.3g} to {known[far].max():.3g}: features may be worse than published"
+        f"read at {' to '.join(dict.fromkeys(bounds))}: features may be worse than published"
     )

@@ -75,7 +75,7 @@ VERDICTS: list[tuple[dict[str, float | None], str]] = [
         "Better than image_only, but the gain is not shown to be due to text from own reports. Not better than "
         "own_shuffled (reports exchanged between patients).",
     ),
-    ({"own_label": 0.5}, "No gain shown: the interval over 3 seeds against image_only includes 0, even if"),
+    ({"own_label": 0.5}, "No gain shown: the interval over 5 seeds against image_only includes 0, even if"),
     ({"own_label": 0.3}, "Worse than image_only."),
     ({"own_label": None}, "Not decided: a score is not defined."),
 ]

@@ -1,0 +1,57 @@
+"""A step on small tiles with and without the memory that `keep_freed_memory` keeps, in processes of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.harness import Figure, Options, alternate, ratios
+from clipit.errors import LaunchError
+
+_PROGRAM = """
+import sys, time
+import torch
+from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
+from clipit.free_memory import keep_freed_memory
+from clipit.models.backbones import load_backbone
+from clipit.models.student import build_student
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+torch.set_num_threads(1)
+backbone = load_backbone(BackboneConfig(name="embedded"))
+student = build_student(
+    backbone, StudentConfig(projector_layers=0), LoraConfig(), "lora", n_classes=8, joint_dim=None
+).train()
+side, steps = backbone.preprocess.size, int(sys.argv[2])
+pixels = backbone.preprocess.normalise(torch.randint(0, 256, (64, 3, side, side), dtype=torch.uint8))
+
+def step():
+    student(pixels).logits.square().mean().backward()
+
+step()
+start = time.perf_counter()
+for _ in range(steps):
+    step()
+print(time.perf_counter() - start)
+"""
+
+
+def measure(options: Options) -> list[Figure]:
+    """Time training steps of the embedded backbone on 64 tiles, one thread, relative to those with the default malloc.
+
+    The ratio is 1 where the C library is not glibc.
+    """
+    home, steps = Path(__file__).resolve().parent.parent, options.size(30, 1)
+    works = {name: (lambda n=name: _run(home, n, steps)) for name in ("kept", "returned")}
+    samples = alternate(works, options)
+    facts = {"steps": steps, "seconds_per_step": {name: min(taken) / steps for name, taken in samples.items()}}
+    values = ratios(samples, "kept", "returned")
+    return [Figure("fresh_pages", "step with kept memory: time", values, "", None, False, samples, facts)]
+
+
+def _run(home: Path, name: str, steps: int) -> float:
+    command = [sys.executable, "-c", _PROGRAM, name, str(steps)]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError("a training step failed", where="benchmarks.fresh_pages", fix=done.stderr.strip()[-2000:])
+    return float(done.stdout)

@@ -136,6 +136,16 @@ def test_a_closed_pipe_ends_a_command_quietly(body: str) -> None:
         assert command.wait(60) == 141
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["completion", "bash"]])
+def test_commands_that_only_print_end_quietly_with_a_closed_pipe(arguments: list[str]) -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "clipit", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert command.stdout is not None and command.stderr is not None
+    command.stdout.close()
+    assert (command.stderr.read(), command.wait(60)) == (b"", 141)
+
+
 def test_a_closed_output_is_no_error() -> None:
     code = "from clipit.errors import user_errors\nwith user_errors():\n    print('x')"
     assert subprocess.run(["sh", "-c", f'{sys.executable} -c "$0" >&-', code], check=False).returncode == 0

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterable
 
 from clipit.cli.commands import COMMANDS, OWN_OPTIONS, READS_KEYS, SUBCOMMANDS, command_names
+from clipit.errors import user_errors
 
 _BASH = """\
 _clipit() {{
@@ -42,7 +43,8 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shell", choices=tuple(_SETUP))
-    print(completion_script(parser.parse_args().shell))
+    with user_errors():
+        print(completion_script(parser.parse_args().shell))
 
 
 def completion_script(shell: str) -> str:

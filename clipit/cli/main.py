@@ -5,13 +5,15 @@ import importlib
 import sys
 
 from clipit.cli.commands import COMMANDS, command_names
+from clipit.errors import user_errors
 
 
 def main() -> None:
     """Run the subcommand that is the first argument of the process."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
-        print(usage())
+        with user_errors():
+            print(usage())
     elif name == "--version":
         from clipit.versions import package_version
 

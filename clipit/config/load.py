@@ -158,7 +158,8 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
             value = f" (given: {item['input']!r})"
             unquoted = item["type"] == "string_type" and isinstance(item["input"], int | float)
             quotes = "; write it in quotes" if unquoted else ""
-            lines.append(f"'{key}': {item['msg']}{value if len(value) < 80 else ''}{quotes}")
+            message = item["msg"].removeprefix("Value error, ")  # pydantic's prefix of this package's own messages
+            lines.append(f"'{key}': {message}{value if len(value) < 80 else ''}{quotes}")
     listed = "\n    ".join(lines)
     return ConfigError(
         f"{counted(len(lines), 'configuration error')}:\n    {listed}",

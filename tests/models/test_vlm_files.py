@@ -45,7 +45,7 @@ def test_a_tokeniser_that_fails_on_a_text(clip_folder: Path, tmp_path: Path) -> 
 def test_a_folder_of_another_family_is_not_keep(
     clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelError, match=r"not keep: .*auto_map.*model type clip"):
+    with pytest.raises(ModelError, match=r"not keep: .*auto_map.*model type is clip"):
         load("keep", path=str(clip_folder), trust_remote_code=True)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     (tmp_path / "keep").mkdir()

@@ -68,7 +68,7 @@ def test_a_column_that_is_not_read_may_contain_dates_that_cannot_be_read(tmp_pat
     assert len(read_tiles(config.model_copy(update={"path": str(tmp_path / "tiles.parquet")}))) == len(ROWS)
 
 
-@pytest.mark.parametrize("other", ["a\u200b", "a\u200f", "a\x1a", "\u2060a"])
+@pytest.mark.parametrize("other", ["a\u200b", "a\u200f", "\u2060a"])
 def test_a_class_with_an_invisible_character_is_not_another_class(tmp_path: Path, other: str) -> None:
     rows = [*ROWS[:-1], {**ROWS[-1], "label": f"b{other}b"}, {"path": "x.png", "label": "bab", "split": "test"}]
     config = table(tmp_path, [{"group": "", **row} for row in rows])

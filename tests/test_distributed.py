@@ -112,7 +112,7 @@ for _ in range(6):
 def test_freed_memory_is_reused_unless_the_user_has_set_thresholds() -> None:
     def pages(**variables: str) -> list[int]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-        command = [sys.executable, "-c", _FRESH_PAGES]  # not forked: glibc reads the variables at the start of a process
+        command = [sys.executable, "-c", _FRESH_PAGES]  # not forked: glibc reads variables at the start of a process
         done = subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True, check=True)
         return [int(line) for line in done.stdout.split()]
 

@@ -168,7 +168,7 @@ def test_unreadable_tables(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a readable parquet"):
         load_tiles(config(tmp_path / "t.parquet"), seed=0)
     (tmp_path / "t.xlsx").write_text("no")
-    with pytest.raises(DataError, match="save the sheet as .csv"):
+    with pytest.raises(DataError, match=r"save the sheet as \.csv"):
         load_tiles(config(tmp_path / "t.xlsx"), seed=0)
 
 

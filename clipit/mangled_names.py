@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from clipit.errors import DataError, counted, shortlist
 
 _MANGLED = re.compile(r"-?\d([.,]\d+)?[eE]\+\d{2,3}|#{3,}")
+_MONTH = "(Jan|Feb|Mar|Mär|Apr|May|Mai|Jun|Jul|Aug|Sep|Oct|Okt|Nov|Dec|Dez)"
 _DATE_NAME = re.compile(
-    r"\d{1,2}(-|\. ?)[A-Z][a-zä]{2}(-\d{2,4})?|[A-Z][a-zä]{2}[- ]\d{2}|\d{4}-\d{2}-\d{2}|(1 day, )?\d{1,2}:\d{2}:\d{2}"
+    rf"\d{{1,2}}(-|\. ?){_MONTH}(-\d{{2,4}})?|{_MONTH}[- ]\d{{2}}|"
+    r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])|(1 day, )?\d{1,2}:\d{2}:\d{2}"
 )
 """Names that look like a date or time as a spreadsheet program writes it."""
 
@@ -16,7 +18,7 @@ def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[
     """Check that a spreadsheet program has not replaced names of patients or slides.
 
     Such programs show 120000000001 as 1.20E+11, SEPT2 as 2-Sep, and what does not fit into a cell as ###; dates are
-    only wrong among names that are none.
+    only wrong if at least half of the names are none.
 
     Raises:
         DataError: Names look like that; the message names the first rows.
@@ -24,11 +26,11 @@ def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[
     named = [(row, value) for row, value in enumerate(values) if value]
     dates = [(row, value) for row, value in named if _DATE_NAME.fullmatch(value)]
     mangled = [(row, value) for row, value in named if _MANGLED.fullmatch(value)]
-    mangled += dates if len(dates) < len(named) else []
+    mangled += dates if 2 * len(dates) <= len(named) else []
     if mangled:
         listed = shortlist([f"{value!r} in {row_name(row)}" for row, value in sorted(mangled)], 3)
         raise DataError(
-            f"{counted(len(mangled), 'name', 'names')} in column {column} that a spreadsheet program has probably "
+            f"{counted(len(mangled), 'name')} in column {column} that a spreadsheet program has probably "
             f"changed: {listed}",
             where=where,
             fix="format the column as text in the program, enter the names again, and save the table",

@@ -1,0 +1,33 @@
+"""Names that a spreadsheet program has changed, and names that only look a little like it."""
+
+import pytest
+
+from clipit.errors import DataError
+from clipit.mangled_names import check_mangled
+
+
+def check(names: list[str]) -> None:
+    check_mangled(names, "patient", lambda row: f"row {row}", "tiles.csv")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Pat-01", "Pat-02", "Pat-99", "Pat-100"],
+        ["12-Abc", "p1", "p2"],
+        ["2019-01-05", "2019-02-17", "2019-02-117"],
+        ["2019-13-05", "2019-00-17", "p3"],
+        ["2-Sep", "3-Oct"],
+        ["1E10", "2E11"],
+    ],
+)
+def test_ordinary_names_are_accepted(names: list[str]) -> None:
+    check(names)
+
+
+@pytest.mark.parametrize(
+    "name", ["1.20E+11", "1,2E+11", "####", "2-Sep", "Mar-01", "1. Okt", "2019-01-05", "12:30:00"]
+)
+def test_changed_names_are_errors_that_name_the_row(name: str) -> None:
+    with pytest.raises(DataError, match=r"(?s)1 name in column patient .*in row 2.*format the column as text"):
+        check(["p1", "p2", name])

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from clipit.reports.exclusion_phrases import excluding, not_excluded, not_excluding
 from clipit.reports.phrases import PhraseTree, Token, tokenize
 
 Status = Literal["affirmed", "negated", "uncertain"]
@@ -36,17 +37,17 @@ cannot be demonstrated
 """
 _UNCERTAINTY_BEFORE = """
 possible; possibly; probable; probably; likely; unlikely; perhaps; suspicious for; suspected; suspicion of;
-suspicion for; suggestive of; suggests; suggest; suggesting; concerning for; concern for; worrisome for; cannot exclude;
-can not exclude; cannot rule out; can not rule out; could not exclude; could not rule out; rule out; r/o; questionable;
-question of; may be; may represent; might be; might represent; could be; could represent; favor; favors; favored;
-favoring; favour; favours; favoured; favouring; equivocal for; borderline for; indeterminate for; pending; awaiting; if;
+suspicion for; suggestive of; suggests; suggest; suggesting; concerning for; concern for; worrisome for; rule out; r/o;
+questionable; question of; possibility of; insufficient for; may be; may represent; might be; might represent; could be;
+could represent; favor; favors; favored; favoring; favour; favours; favoured; favouring;
+equivocal for; borderline for; indeterminate for; pending; awaiting; if;
 whether; whether or not; evaluate for; evaluation for; assess for; assessment for; test for; tested for; testing for;
 screen for; screening for; versus; vs; differential diagnosis; differential includes; to be tested for; not certain if
 """
 _UNCERTAINTY_AFTER = """
-?; (?); possible; probable; suspected; favored; favoured; not excluded; not ruled out; cannot be excluded;
-can not be excluded; cannot be ruled out; can not be ruled out; could not be excluded; not entirely excluded;
-not completely excluded; not definitely excluded; pending; to follow; to be determined; not performed; not tested;
+?; (?); possible; probable; suspected; favored; favoured; is unlikely; are unlikely; seems unlikely; appears unlikely;
+considered unlikely; remains a possibility; cannot be confirmed; can not be confirmed; could not be confirmed;
+cannot be proven; could not be proven; pending; to follow; to be determined; not performed; not tested;
 not done; not evaluated; not assessed; not determined; not available; not applicable; not requested; not reported;
 not known; unknown; cannot be determined; can not be determined; cannot be assessed; can not be assessed;
 could not be assessed; could not be determined; indeterminate; equivocal; inconclusive; questionable; recommended;
@@ -61,6 +62,8 @@ not only; not necessarily; no increase; no change; no significant change; no fur
 with or without
 """
 
+_ITEM_MARKS = frozenset(".;*\u2022\u00b7\u2013\u2014")
+_INTRODUCING = frozenset({":", "is", "are"})
 _TERMINATION = "end"
 _BITS = {"negated": 1, "uncertain": 2}
 
@@ -85,11 +88,11 @@ class Assertions:
         """
         self._triggers = PhraseTree()
         for name, phrases in {
-            "negated before": [*_phrases(_NEGATION_BEFORE), *negation.before],
+            "negated before": [*_phrases(_NEGATION_BEFORE), *excluding(), *negation.before],
             "negated next": _phrases(_NEGATION_NEXT_WORD),
             "negated after": [*_phrases(_NEGATION_AFTER), *negation.after],
-            "uncertain before": [*_phrases(_UNCERTAINTY_BEFORE), *uncertainty.before],
-            "uncertain after": [*_phrases(_UNCERTAINTY_AFTER), *uncertainty.after],
+            "uncertain before": [*_phrases(_UNCERTAINTY_BEFORE), *not_excluding(), *uncertainty.before],
+            "uncertain after": [*_phrases(_UNCERTAINTY_AFTER), *not_excluded(), *uncertainty.after],
             _TERMINATION: _phrases(_TERMINATIONS),
             "none": _phrases(_PSEUDO_TRIGGERS),
         }.items():
@@ -100,7 +103,9 @@ class Assertions:
         """Determine the status of each mention of a sentence.
 
         A trigger within a mention has no effect, and of two triggers that overlap, the longer one counts. Two negations
-        in a row ("not absent") cancel each other. A mention that is both negated and uncertain is uncertain.
+        in a row ("not absent") cancel each other. A mention that is both negated and uncertain is uncertain. A trigger
+        that otherwise follows its mention applies to what comes after it if it introduces a list at the beginning of
+        the sentence: "Not excluded: MSI-H".
 
         Args:
             sentence: Text of the sentence.
@@ -116,8 +121,9 @@ class Assertions:
         for begin, end, names in triggers:
             for name in names:
                 status, _, position = name.partition(" ")
-                if position in ("before", "next"):
-                    words = WORDS_BEFORE if position == "before" else 1
+                introduces = position == "after" and _introduces(tokens, begin, end)
+                if introduces or position in ("before", "next"):
+                    words = 1 if position == "next" else WORDS_BEFORE
                     _mark_following(before, tokens, end, words, barrier, _BITS[status])
                 elif position == "after":
                     _mark_preceding(after, tokens, begin, barrier, _BITS[status])
@@ -172,6 +178,12 @@ def _without_double_negation(
                 continue
         kept.append((begin, end, names))
     return kept
+
+
+def _introduces(tokens: Sequence[Token], begin: int, end: int) -> bool:
+    """Return whether a trigger begins a sentence or an item of a list, and is followed by a colon, "is" or "are"."""
+    is_first = begin == 0 or tokens[begin - 1].text in _ITEM_MARKS or (begin == 2 and not tokens[1].is_word)
+    return is_first and end < len(tokens) and tokens[end].text in _INTRODUCING
 
 
 def _negates(names: Sequence[str]) -> bool:

@@ -31,14 +31,20 @@ _NEW_ITEM = re.compile(r"(?:[-*]|\(?(?:[A-Z]|\d{1,2})[.):]\s|[A-Z][A-Za-z /-]{2,
 _MARKER = re.compile(r"p\d\d\b")  # "p53", which may begin a line of a table
 
 _FOUND = r"(?:identified|seen|present|detected|found|observed|noted|demonstrated)"
+_NOT_EXCLUDED = (
+    r"(?:(?:can\s+|could\s+)?not|cannot|(?:can|couldn)['\u2019]t)(?:\s+be(?:en)?)?(?:\s+(?:\w+ly|with\s+certainty))?"
+    r"(?:\s+be(?:en)?)?\s+(?:excluded|ruled\s+out)"
+)
 _NEGATED_LEAD = re.compile(
     rf"(?i)(?:\b(?:no\s+(?:evidence|signs?|features)\s+(?:of|for)|negative\s+for|free\s+(?:of|from)|absence\s+of|"
-    rf"without|(?:is|are|was|were|shows?|has|have|with)\s+no|not\s+{_FOUND}|(?:is|are|was|were)\s+absent)|^absent)\s?:$"
+    rf"without|(?:is|are|was|were|shows?|has|have|with)\s+no|not\s+{_FOUND}|(?:is|are|was|were)\s+absent|{_NOT_EXCLUDED}|"
+    r"(?:can(?:not|\s+not)|could\s+not|unable\s+to)\s+(?:exclude|rule\s+out)|suspicious\s+for|suggestive\s+of|"
+    r"suspicion\s+(?:of|for))|^absent|^rule\s+out|^r/o|^suspected)\s?:$"
 )
-"""Line that negates the list in the following lines: "Negative for:"."""
+"""Line that negates the list in the following lines, or leaves it uncertain: "Negative for:", "Not ruled out:"."""
 _LISTED = re.compile(r"[-*]\s*|\(?(\d{1,2}|[a-h])[.)]\s+")
-NEGATIVE_VALUE = re.compile(rf"(?i)(?:not\s+{_FOUND}|negative|absent|uninvolved)\.?$")
-"""Line that negates the label in the line before it."""
+NEGATIVE_VALUE = re.compile(rf"(?i)(?:not\s+{_FOUND}|negative|absent|uninvolved|{_NOT_EXCLUDED})\.?$")
+"""Line that negates the label in the line before it, or leaves it uncertain."""
 
 # Prefixes and endings that OCR separates from their word: "tumor -free", "non -polyposis".
 _PREFIX = (
@@ -161,7 +167,7 @@ def clean_text(text: str) -> str:
 
     All letters and digits are kept in order, except those of HTML tags and escaped line ends (\\n); ligatures such as
     "ﬁ" are expanded. Line ends between items become one newline, line ends within a sentence a space. A list after
-    "Negative for:" is joined to its negation, and "Not identified" on a line of its own to the label before it.
+    "Negative for:" or "Not ruled out:" is joined to it, and "Not identified" on a line of its own to the label before.
     """
     text = _ESCAPED.sub(lambda match: " " if match.group().endswith("t") else "\n", text)
     text = _join_words(_characters(_without_markup(text)))

@@ -126,6 +126,53 @@ def test_an_uncertain_mention_counts_for_no_class(text: str) -> None:
     assert label.uncertain_only
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Not ruled out: MSI-H.",
+        "Not tested: MSI-H",
+        "Not ruled out:\n- MSI-H\n- invasion",
+        "Suspicious for:\n1. invasion\n2. MSI-H",
+        "Suspicion of MSI-H:\nCannot be excluded.",
+        "Not excluded are MSI-H and a defect of repair.",
+        "Can't exclude MSI-H.",
+        "We cannot confidently exclude MSI-H.",
+        "This finding doesn\u2019t rule out MSI-H.",
+        "It is impossible to exclude MSI-H.",
+        "The biopsy is too small to exclude MSI-H.",
+        "MSI-H cannot be completely ruled out.",
+        "MSI-H could not be definitively excluded.",
+        "MSI-H has not been ruled out.",
+        "MSI-H, which cannot be excluded.",
+        "MSI-H can neither be confirmed nor excluded.",
+        "MSI-H should be excluded.",
+        "MSI-H is unlikely.",
+    ],
+)
+def test_what_is_not_ruled_out_is_uncertain(text: str) -> None:
+    assert statuses(text) == [("high", "uncertain")]
+
+
+@pytest.mark.parametrize(
+    "text", ["Not identified: MSI-H.", "Ruled out: MSI-H.", "This rules out MSI-H.", "2. Absent: MSI-H"]
+)
+def test_what_is_ruled_out_is_negated(text: str) -> None:
+    assert statuses(text) == [("high", "negated")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MSI-H, metastasis cannot be excluded.",
+        "Metastasis not excluded; MSI-H.",
+        "Metastasis cannot be excluded: MSI-H tumour.",
+        "MSI-H tumour, margins not involved: two fragments.",
+    ],
+)
+def test_what_is_not_ruled_out_leaves_other_mentions_affirmed(text: str) -> None:
+    assert statuses(text) == [("high", "affirmed")]
+
+
 def test_a_trigger_within_a_phrase_has_no_effect_and_one_beside_it_still_has() -> None:
     rules = RuleSet("r", {"intact": ("no loss of MLH1",), "residual": ("residual tumour",)})
     assert statuses("No loss of MLH1.", rules) == [("intact", "affirmed")]

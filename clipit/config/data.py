@@ -48,8 +48,8 @@ class SlidesConfig(Section):
     min_tissue: float = Field(0.5, ge=0, le=1)
     """Share of a tile that must be tissue; 0 keeps every tile."""
     contours: LocalPath[str | None] = None
-    """GeoJSON file of tissue contours, or a folder with one file per slide, named after the slide, as written by QuPath
-    and TRIDENT; null: tissue is detected by its colour."""
+    """GeoJSON file of tissue contours, or a folder with one file per slide, named after the slide or else after its
+    file, as written by QuPath and TRIDENT; null: tissue is detected by its colour."""
     tiles_per_slide: int | None = Field(None, ge=1)
     """Number of tiles to draw from each slide, at random but reproducibly; null: all."""
     grids: LocalPath[str] = "outputs/slide_grids"

@@ -52,6 +52,7 @@ _OVERVIEW_EDGE = 4096  # pixels; bounds the memory
 TISSUE_COLOUR = "#1b7837"
 """Colour of the tissue in QuPath."""
 _THREADS = 4  # each holds one overview
+_CONTOUR_SUFFIXES = (".geojson", ".json")
 
 
 @dataclass(frozen=True)
@@ -169,13 +170,10 @@ def prepare_slides(
 
     Raises:
         ConfigError: One file of contours is configured for several slides.
+        DataError: Two slides would have the same contours.
     """
-    if config.contours is not None and len(slides) > 1 and Path(config.contours).expanduser().is_file():
-        raise ConfigError(
-            f"one file of contours for {counted(len(slides), 'slide')}",
-            where=config.contours,
-            fix="give a folder with one file per slide, named after the slide",
-        )
+    if config.contours is not None and len(slides) > 1:
+        _check_contours(Path(config.contours).expanduser(), slides)
     processes = get_processes()
     order = [*range(processes.rank, len(slides), processes.count)]
     order += [index for index in range(len(slides)) if index % processes.count != processes.rank]
@@ -229,23 +227,57 @@ def _prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> Pr
     return _open(open_artifact(folder, KIND), slide, stamp, config)
 
 
+def _check_contours(contours: Path, slides: Sequence[SlidePath]) -> None:
+    """Check that no two slides have the same file of contours.
+
+    Slides of different folders may have the same file name, after which contours are found if a table gives the slides
+    other names.
+
+    Raises:
+        ConfigError: One file is configured for several slides.
+        DataError: A file of the folder would be used for several slides.
+    """
+    if contours.is_file():
+        raise ConfigError(
+            f"one file of contours for {counted(len(slides), 'slide')}",
+            where=contours,
+            fix="give a folder with one file per slide, named after the slide",
+        )
+    users: dict[Path, dict[Path, SlidePath]] = {}
+    for slide in slides:
+        file = _find_contours(contours, slide)
+        if file is not None:
+            users.setdefault(file, {}).setdefault(slide.path.resolve(), slide)
+    shared = {file: list(of.values()) for file, of in users.items() if len(of) > 1}
+    for file, (first, second, *_) in shared.items():
+        raise DataError(
+            f"{counted(len(shared), 'file')} of contours would be used for several slides: {file.name} for the slides "
+            f"{first.name} ({first.path}) and {second.name} ({second.path})",
+            where=contours,
+            fix=f"name one file per slide: {first.name}.geojson and {second.name}.geojson",
+        )
+
+
+def _find_contours(contours: Path, slide: SlidePath) -> Path | None:
+    """Find the file of contours in a folder: named after the slide, or else after its file; None without one."""
+    names = [name + suffix for name in dict.fromkeys((slide.name, slide.path.stem)) for suffix in _CONTOUR_SUFFIXES]
+    return next((contours / name for name in names if (contours / name).is_file()), None)
+
+
 def _contour_file(contours: Path, slide: SlidePath, options: OptionNames) -> Path:
     """Return the file of contours of a slide.
 
     Raises:
         DataError: There is none.
     """
-    if contours.is_file():
-        return contours
-    for suffix in (".geojson", ".json"):
-        for name in (slide.name, slide.path.stem):
-            if (contours / (name + suffix)).is_file():
-                return contours / (name + suffix)
-    raise DataError(
-        f"no contours of this slide in {contours}",
-        where=slide.path,
-        fix=f"add {slide.name}.geojson, or remove {options.contours} so that tissue is found by colour",
-    )
+    found = contours if contours.is_file() else _find_contours(contours, slide)
+    if found is None:
+        raise DataError(
+            f"no contours of this slide in {contours}",
+            where=slide.path,
+            fix=f"add {slide.name}.geojson, or remove {options.contours} so that tissue is found by colour",
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,24 @@ def test_contours_replace_detection(tmp_path: Path) -> None:
     assert isinstance(missing, FailedSlide) and "no contours of this slide" in missing.reason
 
 
+def test_contours_of_two_slides_with_one_file_name_must_be_named_after_the_slides(tmp_path: Path) -> None:
+    """A file that bears neither name may belong to either slide."""
+    for folder in ("north", "south", "contours"):
+        (tmp_path / folder).mkdir()
+    slides = [SlidePath(name, write_slide(tmp_path / name / "s1.tiff", picture())) for name in ("north", "south")]
+    contours = tmp_path / "contours"
+    config = SlidesConfig(mpp=1.0, pixels=32, grids=str(tmp_path / "grids"), contours=str(contours))
+    square = '{"type": "Polygon", "coordinates": [[[0, 0], [%d, 0], [%d, 64], [0, 64], [0, 0]]]}'
+    (contours / "s1.geojson").write_text(square % (64, 64))
+    with pytest.raises(
+        DataError, match=r"s1.geojson for the slides north .* and south .*(?s:.)*north.geojson and south"
+    ):
+        prepare_slides(slides, config)
+    (contours / "north.json").write_text(square % (96, 96))
+    sizes = [len(slide.grid) for slide in prepare_slides(slides, config) if isinstance(slide, PreparedSlide)]
+    assert sizes == [6, 4]  # the file that bears the slide's name comes first
+
+
 def test_a_reader_of_tiles_survives_pickling_and_closes_what_is_old(tmp_path: Path) -> None:
     paths = [write_slide(tmp_path / f"{name}.tiff", picture()) for name in "abc"]
     placed = [PlacedSlide(path.stem, path, 64.0, 64) for path in paths]

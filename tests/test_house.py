@@ -155,3 +155,18 @@ def test_the_table_of_artefacts_lists_every_kind() -> None:
     rows = [line.split("|")[1] for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert len(kinds) > 15 and kinds - listed == set()
+
+
+def test_every_file_in_the_tables_of_changes_exists() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    table = page[page.index("## Where a change belongs") : page.index("## Rooms")]
+    missing, named = [], 0
+    for row in re.findall(r"^\| (?!change)[^|]+ \| ([^|]+) \|$", table, re.MULTILINE):
+        folder = PACKAGE.parent
+        for name in re.findall(r"`([\w./<>*]+(?:/|\.py|\.html|\.yaml))`", row):
+            path = PACKAGE.parent / name if "/" in name else folder / name
+            folder = path if name.endswith("/") else path.parent
+            exists = folder if "<" in name or "*" in name else path
+            named += 1
+            missing += [] if exists.exists() or "<" in str(folder) else [f"{name} in {row}"]
+    assert named > 200 and missing == []

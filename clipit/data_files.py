@@ -1,4 +1,4 @@
-"""Read the data files of users, for tiles and reports alike: folders, csv tables and Hugging Face data sets."""
+"""Read users' data files, for tiles and reports alike: folders, csv tables and Hugging Face data sets."""
 
 import csv
 import difflib

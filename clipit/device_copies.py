@@ -1,4 +1,4 @@
-"""Copy batches of pixels to a device; on a GPU from pinned memory, one batch ahead, while it computes."""
+"""Copy pixel batches to a device; for a GPU from pinned memory, one batch ahead, while the GPU computes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar

@@ -1,4 +1,4 @@
-"""Differences between the recorded and the current values of keys, for errors about files of another configuration."""
+"""Differences between recorded and current key values, for errors about files of a different configuration."""
 
 import json
 from collections.abc import Mapping, Sequence

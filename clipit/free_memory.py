@@ -1,4 +1,4 @@
-"""Free memory of a machine and of its GPUs, and freed memory that a process keeps for reuse."""
+"""Measure the free memory of a machine and its GPUs, and let a process keep freed memory for reuse."""
 
 import ctypes
 import os

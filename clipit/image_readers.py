@@ -1,4 +1,4 @@
-"""Readers that decode the image of a row from a folder or a zip; picklable, opening files in the reading process."""
+"""Readers that decode a row's image from a folder or zip; they are picklable and open files in the reading process."""
 
 import io
 import os

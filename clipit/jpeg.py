@@ -1,4 +1,4 @@
-"""Decode plain JPEG files with simplejpeg, which is faster than Pillow, where it gives the same pixels.
+"""Decode plain JPEG files with simplejpeg, which is faster than Pillow, if it gives the same pixels.
 
 The package is optional (`pip install simplejpeg`) and changes no pixel: before its first use in a process, a few
 images are decoded with it and with Pillow, and it is used only if all pixel values agree. Both usually contain

@@ -1,4 +1,4 @@
-"""Patients in the names of tiles, slides and reports: TCGA barcodes, or groups as they are."""
+"""Find the patient in the name of a tile, slide or report: a TCGA barcode, or else the group as it is."""
 
 import re
 

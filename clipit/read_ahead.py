@@ -1,4 +1,4 @@
-"""Read items in threads while the model runs: batches in order, a bounded number of them in memory.
+"""Read items in threads while the model runs: batches come in order, and a bounded number is in memory.
 
 Threads are faster than worker processes here: decoding and resizing release Python's global lock, and nothing is copied
 between processes.

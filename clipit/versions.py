@@ -1,4 +1,4 @@
-"""Versions of packages and of this checkout, which are recorded with results."""
+"""Versions of packages and of this checkout, recorded with results."""
 
 import importlib.metadata
 import shlex

@@ -1,1 +1,1 @@
-"""Several annotators per tile: their labels, their agreement, and a consensus."""
+"""Several annotators per tile: labels, agreement and consensus."""

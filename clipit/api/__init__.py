@@ -1,1 +1,1 @@
-"""Python API: one function per task, which returns a result object; the commands parse options, call it and print."""
+"""Python API: one function per task, which returns a result object. Most commands only call such a function."""

@@ -1,4 +1,4 @@
-"""Pair tiles with reports in Python: build the index of snippets, and find the nearest snippets of tiles."""
+"""Pair tiles with reports in Python: build the snippet index, and find the nearest snippets of tiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Rewrite the pages of a finished run (--arm, --seed) and of its pairing, or of a comparison."""
+"""Rewrite the page of a finished run (--arm, --seed) and its pairing browser, or the page of a comparison."""
 
 from typing import Any
 

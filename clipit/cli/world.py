@@ -1,4 +1,4 @@
-"""Write a synthetic world (tiles, reports, prompts), or synthetic slides; each seed gives another world."""
+"""Write a synthetic world (tiles, reports, prompts), or synthetic slides. Each seed gives a different world."""
 
 import argparse
 from pathlib import Path

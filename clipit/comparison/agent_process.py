@@ -1,4 +1,4 @@
-"""The process of a further agent, which `clipit.comparison.agents` starts: it trains runs until all are finished."""
+"""Process of an additional agent, started by `clipit.comparison.agents`: it trains runs until all are finished."""
 
 import json
 import logging

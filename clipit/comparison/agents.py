@@ -1,4 +1,4 @@
-"""Agents: processes that share the runs of a comparison or search, each of them training whole runs.
+"""Agents: processes that share the runs of a comparison or search; each agent trains whole runs.
 
 Small models use several CPU cores poorly, so several runs side by side take less time than one after another; with
 several GPUs, each agent has its own. An agent locks the run that it trains. The operating system releases the lock with

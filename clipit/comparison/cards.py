@@ -1,4 +1,4 @@
-"""Add a comparison to the model cards of its runs' classifiers."""
+"""Add a comparison's results to the model cards of the compared classifiers."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Headline of a comparison: whether text helps, by how much, compared with which control, and how certain that is."""
+"""Headline of a comparison: whether text helps, by how much, against which control, and with what certainty."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Arms that get a verdict, and the controls of each."""
+"""Arms that receive a verdict, and the controls of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Published scores of CLIP-IT, for reference only: they come from another protocol and other seeds."""
+"""Published scores of CLIP-IT, for reference only: they come from a different protocol and different seeds."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Reference rows of arms with own reports: the VLM's linear probe on the labels that each arm takes from reports."""
+"""Reference rows for arms with own reports: the VLM's linear probe on each arm's report labels."""
 
 from dataclasses import replace
 from pathlib import Path

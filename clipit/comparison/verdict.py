@@ -1,4 +1,4 @@
-"""Verdict on each arm under test, from its contrasts with its controls."""
+"""Verdict on each arm under test, based on the arm's contrasts with its controls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Read and validate configurations, which are trees of keys."""
+"""Read and validate configurations as trees of keys."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

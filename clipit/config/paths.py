@@ -1,4 +1,4 @@
-"""Paths in configurations and on command lines, in which `~` is expanded."""
+"""Paths in configurations and on command lines, with `~` expanded."""
 
 import argparse
 import re

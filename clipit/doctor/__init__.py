@@ -1,1 +1,1 @@
-"""Checks of this machine, its packages and the files of a configuration, with a fix for every problem."""
+"""Checks of the machine, the installed packages and a configuration's files, with a fix for every problem."""

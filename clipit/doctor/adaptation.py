@@ -1,4 +1,4 @@
-"""Check the section `adapt` of a configuration: training texts, further test sets, and the VLM's licence."""
+"""Check the section `adapt` of a configuration: training texts, additional test sets, and the VLM's licence."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Results of the doctor's checks, and their format."""
+"""Results of the doctor's checks, and the output format."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence

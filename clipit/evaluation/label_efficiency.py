@@ -1,4 +1,4 @@
-"""Label-efficiency curves: score as a function of the share of training labels that a probe is fitted on."""
+"""Label-efficiency curves: a probe's score over the share of training labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

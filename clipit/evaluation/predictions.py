@@ -1,4 +1,4 @@
-"""Predictions table, one row per tile, from which all scores are computed."""
+"""Predictions table, one row per tile: the source of all scores."""
 
 import json
 from collections.abc import Sequence

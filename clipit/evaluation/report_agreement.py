@@ -1,4 +1,4 @@
-"""Agreement of labels predicted from reports, which may also be "both" or "none", with reference labels."""
+"""Agreement of report labels, including "both" and "none", with reference labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

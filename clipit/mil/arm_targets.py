@@ -1,4 +1,4 @@
-"""Targets of the arms that learn from reports, and of their controls."""
+"""Targets of the arms that learn from reports, and of the control arms."""
 
 from collections.abc import Sequence
 from dataclasses import replace

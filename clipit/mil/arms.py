@@ -1,4 +1,4 @@
-"""Arms of the study of slide labels: networks, targets in addition to labels, and controls."""
+"""Arms of the slide-label study: networks, targets in addition to labels, and controls."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

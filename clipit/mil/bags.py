@@ -1,4 +1,4 @@
-"""Bags: slides or patients with one label each, and a reader of the features of their instances."""
+"""Bags: slides or patients with one label each, and a reader of instance features."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Compare the arms in several conditions, such as few and many labels: one study per condition, and a common table."""
+"""Compare the arms under several conditions, such as few and many labels: one study per condition, one common table."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Check feature files against each other: repeated tiles, copies of a slide, files of other slides, other settings."""
+"""Check feature files against each other: repeated tiles, copied slides, files of other slides, different settings."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Inputs of the study of slide labels: the configured bags, and zero-shot scores of their instances."""
+"""Inputs of the slide-label study: the configured bags, and zero-shot scores of instances."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Compare instance maps with masks: the class of a slide's label against all others, on the tiles of the slide."""
+"""Compare instance maps with masks: the class of the slide label against all other classes, on the slide's tiles."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Privileged information for bags: labels and embeddings from the reports of their own patients, and controls.
+"""Privileged information for bags: labels and embeddings from the patients' own reports, and controls.
 
 Only reports of patients whose bags are all in training are read, and only to make targets of training bags. Learning
 from information that is missing at inference is Vapnik and Vashist's paradigm (Neural Networks, 2009).

@@ -1,4 +1,4 @@
-"""Look up the model that an adapted VLM started from, as recorded in its merged folder."""
+"""Look up the base model of an adapted VLM, as recorded in the VLM's merged folder."""
 
 from pathlib import Path
 

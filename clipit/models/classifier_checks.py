@@ -1,4 +1,4 @@
-"""Check that the loaded backbone of a classifier is the one that its description states."""
+"""Check that a classifier's loaded backbone is the one in the classifier's description."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""KEEP, loaded by transformers with the Python code of its repository if the user trusts it.
+"""KEEP, loaded by transformers with the Python code of KEEP's repository if the user trusts this code.
 
 Tested with code and files in the layout of the release and random weights; not tested with the released weights.
 """

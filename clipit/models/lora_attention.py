@@ -1,4 +1,4 @@
-"""Low-rank adaptation of attentions with packed weights, which are read without calling a layer."""
+"""Low-rank adaptation of attention layers with packed weights, which torch reads without calling a sub-layer."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Adapter of a VLM: a folder with the trained weights alone, which are added to the VLM when it is loaded."""
+"""Adapter of a VLM: a folder with only the trained weights, which are added to the VLM when it is loaded."""
 
 import math
 from collections.abc import Mapping

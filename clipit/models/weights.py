@@ -1,4 +1,4 @@
-"""Write weights, and check that a file contains all weights of a model; other packages leave missing ones random."""
+"""Write weights, and check that a file contains all weights of a model: other packages leave missing ones random."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Choose the search settings of an approximate index, and measure its recall against exact search on a sample."""
+"""Choose the search settings of an approximate index, and measure recall against exact search on a sample."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Pairing rules on reports: organs and patients of the reports that contain each snippet of the index."""
+"""Pairing rules on reports: organs and patients of the reports that contain a snippet."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Read the prompt files that a command names at its start, before packages are imported that take seconds."""
+"""Read the prompt files of a command at its start, before slow packages are imported."""
 
 from collections.abc import Callable
 from pathlib import Path

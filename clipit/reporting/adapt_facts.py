@@ -1,4 +1,4 @@
-"""Readable names of the facts of an adaptation, for its page and its card."""
+"""Readable names of an adaptation's facts, for the page and the card."""
 
 from collections.abc import Mapping, Sequence
 

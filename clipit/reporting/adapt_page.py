@@ -1,4 +1,4 @@
-"""Chapters and verdict of the evaluation of a VLM before and after its adaptation."""
+"""Chapters and verdict of an adaptation study, which evaluates a VLM before and after its adaptation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

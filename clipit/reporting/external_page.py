@@ -1,4 +1,4 @@
-"""Sections of the page and the summary of a run's evaluation on a new test set."""
+"""External evaluation of a run: page sections and summary."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Heat maps as a pyramidal OME-TIFF, which QuPath and other viewers lay over the slide by its pixel size."""
+"""Heat maps as a pyramidal OME-TIFF, which viewers such as QuPath align with the slide by pixel size."""
 
 import uuid
 from collections.abc import Sequence

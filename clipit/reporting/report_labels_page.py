@@ -1,4 +1,4 @@
-"""Page of the labels that rules and a text classifier read from a corpus of reports, with a sample to check."""
+"""Report-label page: labels of a corpus by rules and by a text classifier, with a sample to check."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

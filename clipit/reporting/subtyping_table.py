@@ -1,4 +1,4 @@
-"""Table of zero-shot slide subtyping like that of MI-Zero: scores by prompts and K, with published scores."""
+"""Zero-shot slide subtyping table in the format of MI-Zero: scores by prompts and K, with published scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

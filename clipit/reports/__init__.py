@@ -1,1 +1,1 @@
-"""Reports to snippets: reading, cleaning, splitting, filtering, and an account of what was dropped."""
+"""From reports to snippets: reading, cleaning, splitting, filtering, and an account of dropped texts."""

@@ -1,4 +1,4 @@
-"""Account of a snippet set: how many reports were read, what each filter dropped, and what was kept."""
+"""Account of a snippet set: the number of reports, the snippets that each filter dropped, and the kept snippets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

@@ -1,4 +1,4 @@
-"""Text encodings of reports: find codecs, locate decoding errors, and detect files in another encoding."""
+"""Text encodings of reports: find codecs, locate decoding errors, and detect files in a different encoding."""
 
 import codecs
 import re

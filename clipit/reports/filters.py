@@ -1,4 +1,4 @@
-"""Filters that select the snippets to keep."""
+"""Snippet filters by text checks, length, section, words and similarity."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Repair words in which a ligature was read as another character: "intesFnal", "diﬀerenƟated"."""
+"""Repair words with a ligature that was misread as a different character: "intesFnal", "diﬀerenƟated"."""
 
 import re
 from collections import Counter

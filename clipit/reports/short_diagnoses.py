@@ -1,4 +1,4 @@
-"""Recognise short statements of a diagnosis, which filters by length or by prompts must not drop."""
+"""Recognise short diagnoses, which filters by length or by prompts must not drop."""
 
 import re
 from functools import cache

@@ -1,4 +1,4 @@
-"""Scores, calibration, summary and page of a run's evaluation on a new test set."""
+"""External evaluation of a run: scores, calibration, summary and page."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fingerprint of everything that determines a run's results: keys, and the content of its inputs, not their paths."""
+"""Fingerprint of everything that determines a run's results: keys, and the content (not the paths) of all inputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

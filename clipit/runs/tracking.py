@@ -1,4 +1,4 @@
-"""Experiment trackers of a run or an adaptation: what is logged to them, and the command that opens them."""
+"""Experiment trackers of a run or adaptation: logged configuration and scores, and the command that opens a tracker."""
 
 import logging
 import shlex

@@ -1,4 +1,4 @@
-"""Record of a run's training tiles, against which new test sets are checked without reading the images again."""
+"""Record of a run's training tiles, so that new test sets can be checked without reading the images again."""
 
 import logging
 from dataclasses import dataclass

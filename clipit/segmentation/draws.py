@@ -1,4 +1,4 @@
-"""Draw the masks that a method is trained on: nested, and from as many patients as possible."""
+"""Draw a method's training masks: nested sets, from as many patients as possible."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Interface of segmentation methods, which prepare functions from an image to class probabilities."""
+"""Interface of segmentation methods: each prepares a function from an image to class probabilities."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The table of methods of segmentation; to add a method, add an entry."""
+"""The table of segmentation methods. To add a method, add an entry."""
 
 from clipit.segmentation.method import Method
 from clipit.segmentation.pseudo_methods import missing_evidence, missing_unet_evidence, token_heads_pseudo, unets_pseudo

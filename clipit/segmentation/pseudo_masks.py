@@ -1,4 +1,4 @@
-"""Pseudo-labels of pixels: multiple-instance learning on the labels of whole images, applied to their tokens."""
+"""Pixel pseudo-labels: multiple-instance learning on image labels, applied to the images' tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

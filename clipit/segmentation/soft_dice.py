@@ -1,4 +1,4 @@
-"""Soft Dice of class probabilities against shares of classes, added to the cross-entropy of heads and U-Nets."""
+"""Soft Dice between class probabilities and class shares, added to the cross-entropy of heads and U-Nets."""
 
 from jaxtyping import Float
 from torch import Tensor

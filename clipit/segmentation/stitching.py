@@ -1,4 +1,4 @@
-"""Windows over an image, and their scores stitched to a map, strip by strip.
+"""Lay windows over an image, and stitch the window scores into a map, strip by strip.
 
 All pixels of a window get its scores, and a pixel gets the mean over the windows that cover it. Between two consecutive
 borders of windows, all rows of pixels therefore have the same values: a strip. Strips are made from top to bottom, and

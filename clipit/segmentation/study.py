@@ -1,4 +1,4 @@
-"""Compare segmentation methods on the test masks of a configuration, beside floors and ceilings."""
+"""Compare segmentation methods on the test masks of a configuration, alongside floors and ceilings."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Store token maps of images on disk, so that heads are trained without the model."""
+"""Store token maps of images on disk, so that heads can be trained without the model."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Segmentation by windows: a model of tiles classifies overlapping windows, whose scores are averaged per pixel."""
+"""Segmentation by windows: a tile model classifies overlapping windows, and scores are averaged per pixel."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Segmentation without masks to train on: windows classified by the VLM, a student or a classifier."""
+"""Segmentation without training masks: windows classified by the VLM, a student or a classifier."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Compare the classifiers of runs on the labels of slides: every run scores the slides, then arms are compared."""
+"""Compare the classifiers of runs on slide labels: every run scores the slides, then arms are compared."""
 
 import gc
 import logging

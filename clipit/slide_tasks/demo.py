@@ -1,4 +1,4 @@
-"""The demo's slides: map synthetic slides with a classifier and with prompts alone, and compare with their masks."""
+"""The demo's slides: map synthetic slides with a classifier and with prompts alone, and compare the maps with masks."""
 
 import csv
 import logging

@@ -1,4 +1,4 @@
-"""The grid of a slide: tissue tiles at one resolution, whose ids give their position on the slide."""
+"""The grid of a slide: tissue tiles at one resolution, with their positions in their ids."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""JPEG-compressed tiles of TIFF slides, decoded by Pillow, which is faster than reading them through openslide."""
+"""Decode JPEG-compressed tiles of TIFF slides with Pillow, which is faster than reading them through openslide."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""Open slides: formats of openslide, OME-TIFF, and flat images; their size, levels and micrometres per pixel."""
+"""Open slides (openslide's formats, OME-TIFF and flat images), with their size, levels and micrometres per pixel."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Content stamp of a slide over all of its files: DICOM, MRXS and VMS slides consist of several."""
+"""Content stamp of a slide over all of its files, because DICOM, MRXS and VMS slides consist of several."""
 
 from hashlib import sha256
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Find tissue on the overview of a slide by its colour, and measure its share of each tile."""
+"""Find tissue by colour on a slide's overview, and measure the tissue share of each tile."""
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, UInt8

@@ -1,4 +1,4 @@
-"""Training and writing of approximate faiss indexes, and choice of a key that suits the number of snippets."""
+"""Train and write approximate faiss indexes, and suggest an index key that suits the number of snippets."""
 
 import logging
 import math

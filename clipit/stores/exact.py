@@ -1,4 +1,4 @@
-"""Exact search by matrix products, block by block, so that the memory depends only on the block size.
+"""Exact search by matrix products in blocks, so that memory use depends only on the block size.
 
 Products are computed in full float32, on GPUs as well: TF32 keeps ten bits of the mantissa, with which some of the
 nearest rows would be missed.

@@ -1,4 +1,4 @@
-"""Reports of a world of cases, which describe the tissues of a case; most state its molecular status."""
+"""Case reports of a synthetic world: each describes the tissues of its case, and most state the molecular status."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""Synthetic world of cases: patients with tiles, a report, and a molecular status on which no VLM was trained."""
+"""Synthetic world of cases: patients with tiles, a report, and a molecular status that no VLM was trained on."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Synthetic slides whose patients have reports, most of which state the status of the tumour."""
+"""Synthetic slides of patients with reports; most reports state the status of the tumour."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

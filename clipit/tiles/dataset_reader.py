@@ -1,4 +1,4 @@
-"""Read a published data set of `DATASETS`, from file names or from a table beside the images."""
+"""Read a published data set of `DATASETS`, from file names or from a table next to the images."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Metadata files of Hugging Face image folders (`metadata.csv`), which class folders must not hide."""
+"""Check that class folders do not hide the labels of a Hugging Face metadata file (`metadata.csv`)."""
 
 import csv
 import io

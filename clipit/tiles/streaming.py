@@ -1,4 +1,4 @@
-"""Stream data sets that do not fit on the disk: each is read once and kept in the workspace (see `kept_tiles`)."""
+"""Stream data sets that do not fit on the disk: each is read once, and its tiles are kept (see `kept_tiles`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The monitored metric: the score on validation tiles by which the best step is selected."""
+"""The monitored metric: the validation score that selects the best step."""
 
 import logging
 from collections.abc import Callable, Sequence

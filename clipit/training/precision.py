@@ -1,4 +1,4 @@
-"""Resolve `training.precision: auto`, on which results depend."""
+"""Resolve `training.precision: auto` to a definite precision, because results depend on it."""
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes

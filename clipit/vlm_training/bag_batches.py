@@ -1,4 +1,4 @@
-"""Batches of bags that are drawn from the tiles and texts of each example: a pure function of seed and step."""
+"""Draw batches of bags from the tiles and texts of each example, as a pure function of seed and step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Examples from bags: training tiles with their nearest tiles, paired snippets and prompts, as CPLIP trains."""
+"""Examples from bags: training tiles with their nearest tiles, paired snippets and prompts, as in CPLIP."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Build the examples of an adaptation: the table of kinds of data, and the checks that all kinds share."""
+"""Build the training examples of an adaptation: the table of data kinds, and checks shared by all kinds."""
 
 import dataclasses
 import logging

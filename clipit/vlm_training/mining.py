@@ -1,4 +1,4 @@
-"""Mine the bags again while the VLM is adapted: embed with the current weights, and store lists of members."""
+"""Re-mine bags during the adaptation: embed with the VLM's current weights, and store the lists of members."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Write examples as images with captions, in the formats that open_clip's own trainer reads."""
+"""Write examples as images with captions, in the formats of open_clip's own trainer."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Apply `leaks.policy` to a new test set of a finished run: drop tiles of training patients and copies of its tiles."""
+"""Apply `leaks.policy` to a new test set of a finished run: drop tiles of training patients and copied tiles."""
 
 import logging
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Page, JSON and table of the labels of a corpus of reports: report_labels.html, .json and .csv."""
+"""Write the report labels of a corpus: report_labels.html, .json and .csv."""
 
 import csv
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Labels of a corpus of reports by rules and by a text classifier, and their agreement with given labels."""
+"""Label a report corpus by rules and by a text classifier, and measure agreement with given labels."""
 
 from collections import Counter
 from collections.abc import Sequence

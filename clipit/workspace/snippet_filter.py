@@ -1,4 +1,4 @@
-"""Filter of snippets by prompts, which keeps those that are more similar to morphology than to boilerplate."""
+"""Snippet filter by prompts: keep snippets that are more similar to morphology than to boilerplate."""
 
 from collections.abc import Sequence
 

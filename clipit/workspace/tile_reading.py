@@ -1,4 +1,4 @@
-"""Reading of the tiles of a configuration, with an overview that is logged before any image is decoded."""
+"""Read the tiles of a configuration, and log an overview before any image is decoded."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The study of segmentations: methods beside floors and ceilings, choices on validation masks, and the page."""
+"""The study of segmentations: methods alongside floors and ceilings, choices on validation masks, and the page."""
 
 import json
 import re

@@ -1,1 +1,1 @@
-"""Analyses of why an arm helps or does not."""
+"""Analyses that explain why an arm helps or not."""

@@ -1,4 +1,4 @@
-"""Notes under a comparison's main table: intervals, how hyperparameters were chosen, and what is missing."""
+"""Notes under a comparison's main table: intervals, the choice of hyperparameters, and missing results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

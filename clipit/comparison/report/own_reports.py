@@ -1,4 +1,4 @@
-"""Notes of a comparison on the labels from own reports: number, classes and agreement with labelled tiles."""
+"""Notes of a comparison on labels from own reports: number, classes, and agreement with labelled tiles."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pairing browser of each data set of a comparison, with the predictions of its first text arm."""
+"""Pairing browser for each data set of a comparison, with the predictions of the first text arm."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Verdicts on a comparison's page, one per judged arm, with the contrasts that they are based on."""
+"""Verdicts on a comparison's page, one per judged arm, each with the underlying contrasts."""
 
 from collections.abc import Sequence
 

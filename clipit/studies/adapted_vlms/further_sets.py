@@ -1,4 +1,4 @@
-"""Read the further sets on which forgetting is measured, and remove tiles on which the VLM was adapted."""
+"""Read the additional sets that measure forgetting, and remove tiles that the VLM was adapted on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Effect of the wording of prompts."""
+"""Effect of prompt wording."""

@@ -1,4 +1,4 @@
-"""Study how zero-shot scores depend on the wording of prompts; scores are only reported, nothing is selected."""
+"""Study how zero-shot scores depend on the wording of prompts. Scores are only reported; nothing is selected."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Robustness curves, with adaptation at each level; all models see the same perturbed tiles."""
+"""Robustness curves of several models on the same perturbed tiles, with adaptation at each level."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Targets that add information from the corpus to a retrieved snippet: the rest of its reports, or their labels.
+"""Targets that add corpus information to a retrieved snippet: the rest of the snippet's reports, or report labels.
 
 A retrieved snippet is a function of the VLM's image embedding and a fixed corpus. These targets add information from
 outside the embedding: which findings occur together in a report, and the labels of the reports.

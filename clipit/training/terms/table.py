@@ -1,4 +1,4 @@
-"""The list of loss terms, in the order in which they are prepared and summed, and queries over the active ones.
+"""The list of loss terms, in their order of preparation and summation, and queries over the active terms.
 
 A term with a section in `RunConfig` is one file beside this one and one entry of `TERMS`. The section classes are in
 `clipit.config`, because a configuration is read without torch and by layers below this one. Any other term, in this

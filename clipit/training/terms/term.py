@@ -1,4 +1,4 @@
-"""Base class of the loss terms, and their inputs before and during training."""
+"""Base class of the loss terms, and the inputs of a term before and during training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

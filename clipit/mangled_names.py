@@ -1,4 +1,4 @@
-"""Detect names of patients, slides and reports that a spreadsheet program has changed."""
+"""Detect names of patients, slides, tiles, annotators and reports that a spreadsheet program has changed."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -27,6 +27,22 @@ def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[
     dates = [(row, value) for row, value in named if _DATE_NAME.fullmatch(value)]
     mangled = [(row, value) for row, value in named if _MANGLED.fullmatch(value)]
     mangled += dates if 2 * len(dates) <= len(named) else []
+    _refuse(mangled, column, row_name, where)
+
+
+def check_rounded(values: Sequence[str | None], column: str, row_name: Callable[[int], str], where: object) -> None:
+    """Check that a spreadsheet program has not rounded the names of tiles or annotators, or replaced them with ###.
+
+    It writes the different numbers 120000000001 and 120000000002 as 1.2E+11. Names that look like dates are accepted.
+
+    Raises:
+        DataError: Names look like that; the message names the first rows.
+    """
+    mangled = [(row, value) for row, value in enumerate(values) if value and _MANGLED.fullmatch(value)]
+    _refuse(mangled, column, row_name, where)
+
+
+def _refuse(mangled: Sequence[tuple[int, str]], column: str, row_name: Callable[[int], str], where: object) -> None:
     if mangled:
         listed = shortlist([f"{value!r} in {row_name(row)}" for row, value in sorted(mangled)], 3)
         raise DataError(

@@ -22,6 +22,7 @@ from clipit.data_files import (
     similar_names,
 )
 from clipit.errors import DataError, counted, shortlist
+from clipit.mangled_names import check_rounded
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _WHERE = "tiles.annotations"
@@ -215,6 +216,8 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
     columns = read_named_columns(
         table, {str(field): column for field, column in names.items()}, path, f"{_WHERE}.columns"
     )
+    for field in ("tile", "annotator"):
+        check_rounded(columns[field], names[field], lambda row: f"line {table.lines[row]}", path)
     unnamed = [
         f"line {table.lines[row]}"
         for row in range(len(table.rows))
@@ -298,6 +301,7 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
     tile_column = config.columns.get("tile", "tile")
     columns = read_named_columns(table, {"": tile_column, **config.counts}, path, f"{_WHERE}.columns and counts")
     ids = columns.pop("")
+    check_rounded(ids, tile_column, lambda row: f"line {table.lines[row]}", path)
     repeated = sorted(name for name, count in Counter(ids).items() if count > 1)
     problems = [f"tiles with several rows: {shortlist(repeated)}"] if repeated else []
     invalid, large = [], []

@@ -12,6 +12,7 @@ from typing import Any
 from clipit.config.run import ReportsConfig
 from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, similar_names, without_decimals
 from clipit.errors import DataError, counted, is_limit, printable, shortlist
+from clipit.mangled_names import check_rounded
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import check_lfs_pointer, count_misread
 from clipit.reports.metadata import check_dates, read_metadata
@@ -209,6 +210,9 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
             )
         locations[name] = raw.where
         reports.append(Report(name, raw.text, raw.organ, raw.group, raw.label, raw.date))
+    where = list(locations.values())
+    check_rounded([report.report_id for report in reports], "id", where.__getitem__, None)
+    check_rounded([report.group for report in reports], "group", where.__getitem__, None)
     return reports, empty
 
 

@@ -13,6 +13,7 @@ from clipit.data_files import check_arrow, load_huggingface
 from clipit.errors import DataError, counted, is_limit, shortlist
 from clipit.image_readers import Reader
 from clipit.images import ImageError, decode
+from clipit.mangled_names import check_rounded
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, names_groups
 from clipit.tiles.source import ALIASES, SourceTiles
@@ -139,6 +140,8 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
             where=config.path,
             fix="choose another column: tiles.columns.id",
         )
+    if "id" in config.columns:
+        check_rounded(ids, names["id"], row_ids.__getitem__, config.path)
     labels, label_notes = columns["label"], tuple[str, ...]()
     if classes is None:
         labels, label_notes = resolve_missing(labels, "label", config, config.path, row_ids.__getitem__)

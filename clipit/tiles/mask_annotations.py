@@ -13,6 +13,7 @@ from clipit.annotators.reading import match_tiles
 from clipit.errors import DataError, counted, shortlist
 from clipit.image_readers import FileReader, ZipReader
 from clipit.images import ImageError
+from clipit.mangled_names import check_rounded
 from clipit.tiles.cells import read_cells
 from clipit.tiles.mask_files import MaskClasses, decode_mask
 from clipit.tiles.masks import shared_files
@@ -91,6 +92,8 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
             fix="write the columns tile (id), annotator and mask (file)",
         )
     cells = {name: read_cells(table.column(name), name, path, table.row_name) for name in _COLUMNS}
+    for name in ("tile", "annotator"):
+        check_rounded(cells[name], name, table.row_name, path)
     rows = range(len(cells["tile"]))
     empty = [table.row_name(row) for row in rows if not all(cells[name][row] for name in _COLUMNS)]
     tile_of = match_tiles(cells["tile"], tiles.ids.tolist(), path)

@@ -13,6 +13,7 @@ from clipit.data_files import list_files
 from clipit.errors import DataError, counted, counted_of, printable, shortlist
 from clipit.image_set import ImageSet
 from clipit.images import is_image
+from clipit.mangled_names import check_rounded
 from clipit.slides.dicom import SUFFIX as DICOM
 from clipit.slides.dicom import one_per_slide, slide_key
 from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, is_pyramid, is_slide, slide_name
@@ -278,6 +279,8 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     root = Path(config.images).expanduser() if config.images else path.parent
     files = _find_files(cells["path"], root, path)
     names = cells["id"] if has_names else [slide_name(file) for file in files]
+    if has_names:
+        check_rounded(names, name_column, table.row_name, path)
     count = len(files)
     labels, label_notes = resolve_missing(cells.get("label", [""] * count), "label", config, path, table.row_name)
     groups, group_notes = resolve_missing(cells.get("group", [""] * count), "group", config, path, table.row_name)

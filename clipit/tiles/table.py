@@ -15,6 +15,7 @@ from clipit.image_files import dangling_links, image_stamps
 from clipit.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.image_set import ImageSet
 from clipit.images import is_image
+from clipit.mangled_names import check_rounded
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, names_groups
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
@@ -113,6 +114,8 @@ def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[
     without_id = [table.row_name(row) for row, name in enumerate(ids) if not name]
     if without_id:
         raise DataError(f"tiles without an id: {shortlist(without_id)}", where=path, fix="fill in the id column")
+    if "id" in columns:
+        check_rounded(ids, config.columns.get("id", "id"), table.row_name, path)
     return ImageSet(ids, stamps, reader, str(path))
 
 

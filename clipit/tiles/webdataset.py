@@ -8,6 +8,7 @@ import numpy as np
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import DataError, counted_of, shortlist
 from clipit.image_set import ImageSet
+from clipit.mangled_names import check_rounded
 from clipit.tiles.cells import check_stored, parse_mpp, resolve_missing
 from clipit.tiles.groups import check_column_spelling, names_groups
 from clipit.tiles.source import ALIASES, SourceTiles
@@ -46,6 +47,8 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
     without_id = [members[row] for row, name in enumerate(ids) if not name]
     if without_id:
         raise DataError(f"tiles without an id: {shortlist(without_id)}", where=config.path, fix="choose another field")
+    if "id" in config.columns:
+        check_rounded(ids, names["id"], members.__getitem__, config.path)
     labels, label_notes = resolve_missing(column("label"), "label", config, config.path, members.__getitem__)
     groups, group_notes = resolve_missing(column("group"), "group", config, config.path, members.__getitem__)
     splits = [_split_in(name, index.folder.name) for name in index.shard_names]

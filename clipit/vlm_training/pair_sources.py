@@ -13,6 +13,7 @@ from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.config.vlm_training import PairsConfig
 from clipit.data_files import cell_text, delimiter_hint
 from clipit.errors import ClipitError, DataError, counted, shortlist
+from clipit.mangled_names import check_rounded
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.hold_out import hold_out_validation
 from clipit.tiles.load import resolve_source
@@ -129,6 +130,7 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
     without_id = [row_name(row) for row, name in enumerate(ids) if not name]
     if without_id:
         raise DataError(f"images without an id: {shortlist(without_id)}", where=path, fix="fill in the id column")
+    check_rounded(column("id"), names["id"], row_name, path)
     groups, notes = resolve_missing(column("group"), "group", config, path, row_name)
     source = SourceTiles(
         ids=ids,

@@ -306,3 +306,11 @@ def test_paths_of_tiles_may_be_written_in_other_ways(table: Table) -> None:
     assert found.labels.tolist() == expected.labels.tolist() and found.notes == expected.notes
     with pytest.raises(DataError, match=r"1 tile has several spellings: t1\.png"):
         load(table([*rows, "t1.png,eve,benign"]))
+
+
+@pytest.mark.parametrize("column", ["tile", "annotator"])
+def test_rounded_names_of_tiles_and_annotators_are_errors(table: Table, column: str) -> None:
+    """A spreadsheet program writes two long numbers as one, and equal rows would be dropped as repeated."""
+    row = {"tile": "1.2E+11,ann,benign", "annotator": "t0.png,1.2E+11,benign"}[column]
+    with pytest.raises(DataError, match=rf"2 names in column {column} that a spreadsheet .*in line 3, .*in line 4"):
+        load(table(["t1.png,ann,benign", row, row]))

@@ -186,6 +186,12 @@ def test_ids_of_their_own_must_be_unique(tmp_path: Path) -> None:
         load_tiles(config(path, columns={"id": "name"}), seed=0)
 
 
+def test_ids_that_a_spreadsheet_program_rounded(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.csv", [{**row, "id": f"{n}.2E+11"} for n, row in enumerate(rows(tmp_path, 3), 1)])
+    with pytest.raises(DataError, match=r"3 names in column id that a spreadsheet"):
+        load_tiles(config(table), seed=0)
+
+
 def test_replacing_a_file_changes_the_fingerprint(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     before = load_tiles(config(path), seed=0).fingerprint

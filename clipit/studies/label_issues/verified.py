@@ -9,6 +9,7 @@ from jaxtyping import Int64, Shaped
 from clipit.data_files import delimiter_hint, read_csv
 from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.evaluation.label_issues import LabelIssues, Score, score_ranking
+from clipit.mangled_names import check_rounded
 from clipit.tiles.tileset import TileSet
 
 _FIX = "use a csv file with the columns tile (or id) and label"
@@ -36,6 +37,7 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
         raise DataError(f"missing columns: {listed}", where=path, fix=delimiter_hint(table.header) or _FIX)
     row_of = {name: row for row, name in enumerate(tiles.ids.tolist())}
     names, labels = table.header.index(key), table.header.index("label")
+    check_rounded([row[names] for row in table.rows], key, lambda row: f"line {table.lines[row]}", path)
     checked = [(row[names], row[labels]) for row in table.rows if row[names] in row_of]
     if not checked:
         raise DataError("no checked tile has a verified label", where=path, fix="use the ids of the checked tiles")

@@ -11,6 +11,7 @@ from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
 from clipit.evaluation.zero_shot import embed_prompts, prompt_embeddings
+from clipit.mangled_names import check_rounded
 from clipit.studies.features import FrozenFeatures
 from clipit.workspace.workspace import Workspace
 
@@ -81,6 +82,7 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
             fix=delimiter_hint(table.header) or "name the columns tile_id and text",
         )
     ids, texts = ([row[table.header.index(name)] for row in table.rows] for name in _COLUMNS)
+    check_rounded(ids, _COLUMNS[0], lambda row: f"line {table.lines[row]}", path)
     unknown = sorted(set(ids) - set(known.tolist()))
     if unknown:
         raise DataError(

@@ -181,11 +181,12 @@ def _resolves_to(is_kind: Callable[[], bool]) -> bool:
 
 @dataclass(frozen=True)
 class CsvTable:
-    """A csv file: its header, its rows, and the line of the file in which each row starts."""
+    """A csv file or sheet: its header, its rows, the line of the file in which each row starts, and remarks."""
 
     header: list[str]
     rows: list[list[str]]
     lines: list[int]
+    notes: tuple[str, ...] = ()
 
 
 def read_csv(

@@ -37,6 +37,7 @@ class Metadata:
         by_report: Whether there is one row per report; otherwise one per patient.
         rows: Values by field, for each report id or patient.
         fields: Fields that the table contains.
+        notes: Remarks on the table, such as hidden rows.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Metadata:
     by_report: bool
     rows: dict[str, dict[str, str | None]]
     fields: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def without_columns(self, config: ReportsConfig) -> ReportsConfig:
         """Return the configuration for reading the reports, without the columns that this table provides."""
@@ -57,6 +59,7 @@ class Metadata:
         Raises:
             DataError: No report has a row; the message shows ids of reports and rows.
         """
+        problems += self.notes
         patients = [_patient(report) for report in reports]
         keys = self._report_keys(reports) if self.by_report else [key or "" for key in without_decimals(patients)]
         matched = [key in self.rows for key in keys]
@@ -151,7 +154,7 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
                 where=f"{path}, line {line}",
                 fix=f"write one row per {'report' if by_report else 'patient'}",
             )
-    return Metadata(path, column, by_report, rows, fields)
+    return Metadata(path, column, by_report, rows, fields, table.notes)
 
 
 def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str, bool]:

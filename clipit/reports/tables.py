@@ -50,6 +50,7 @@ def read_table_reports(path: Path, config: ReportsConfig, format_name: str, prob
     columns = config.columns or None
     if format_name == "xlsx":
         table = read_workbook(path, config.sheet, columns, "reports.sheet")
+        problems += table.notes
         return csv_reports(table, path, config, "row")
     delimiter = _DELIMITERS[format_name]
     table = read_csv_table(path, config.encoding, delimiter, columns)

@@ -5,6 +5,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,8 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
     """Read one sheet of a workbook.
 
     Whole numbers are read without ".0" and with the leading zeros and the text of their number format, dates as
-    2024-05-31, and formulas as their saved values. Empty rows, and empty columns without a name, are skipped.
+    2024-05-31, and formulas as their saved values. Empty rows, and empty columns without a name, are skipped. Hidden
+    rows and columns, such as those of a filtered table, are read and counted in the notes of the result.
 
     Args:
         path: The file.
@@ -76,7 +78,7 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
         raise DataError(
             f"{counted(len(wrong), 'error value')}: {shortlist(wrong)}", where=where, fix="correct these cells"
         )
-    return _table(filled, columns, where)
+    return replace(_table(filled, columns, where), notes=_hidden_notes(worksheet, filled, where))
 
 
 def _load(path: Path, *, values: bool) -> "Workbook":
@@ -195,6 +197,27 @@ def _filled_rows(worksheet: "Worksheet") -> list[list["Cell"]]:
         if cell.value is not None:
             rows.setdefault(row, []).append(cell)
     return list(rows.values())
+
+
+def _hidden_notes(worksheet: "Worksheet", filled: Sequence[Sequence["Cell"]], where: str) -> tuple[str, ...]:
+    """Count the hidden rows and columns that have values: a filter hides rows, a collapsed outline both."""
+    default = bool(worksheet.sheet_format.zeroHeight)
+    dimensions, hidden_columns = worksheet.row_dimensions, set[int]()
+    for column in worksheet.column_dimensions.values():
+        if column.hidden or column.width == 0:
+            hidden_columns.update(range(column.min or 0, (column.max or 0) + 1))
+    rows = [
+        number
+        for number in (row[0].row for row in filled if row)
+        if (dimensions[number].hidden or dimensions[number].height == 0 if number in dimensions else default)
+    ]
+    names = {cell.column: cell.column_letter for row in filled for cell in row if cell.column in hidden_columns}
+    parts = ["hidden sheet"] if worksheet.sheet_state != "visible" else []
+    parts += [counted(len(rows), "hidden row") + f" ({shortlist(rows)})"] if rows else []
+    parts += [counted(len(names), "hidden column") + f" ({shortlist(list(names.values()))})"] if names else []
+    if not parts:
+        return ()
+    return (f"{where}: {' and '.join(parts)}, read like the others; if they do not belong to the data, delete them",)
 
 
 def _table(filled: Sequence[Sequence["Cell"]], columns: Sequence[str] | None, where: str) -> CsvTable:

@@ -214,6 +214,32 @@ def test_charts_are_skipped_and_hidden_and_empty_sheets_are_named(
         read(path)
 
 
+def test_hidden_rows_columns_and_sheets_are_read_and_counted(tmp_path: Path) -> None:
+    """A filter hides rows, which programs that read the file see nevertheless."""
+    path = workbook(tmp_path / "r.xlsx", HEADER, FIRST, ["b", *FIRST[1:]], ["c", *FIRST[1:]], ["d", *FIRST[1:]])
+
+    def edit(sheet: Any) -> None:
+        sheet.auto_filter.ref = "A1:D5"
+        sheet.row_dimensions[3].hidden = sheet.row_dimensions[4].hidden = True
+        sheet.row_dimensions[90].hidden = sheet.column_dimensions["K"].hidden = True  # without values
+        sheet.column_dimensions.group("B", "C", hidden=True)
+
+    reports = read(change(path, edit))
+    assert len(reports.reports) == 4
+    (problem,) = reports.problems
+    assert "sheet 'Sheet': 2 hidden rows (3, 4) and 2 hidden columns (B, C), read like the others" in problem
+
+    def hide_sheet(sheet: Any) -> None:
+        sheet.parent.create_sheet("Empty")
+        sheet.sheet_state = "hidden"
+
+    assert ": hidden sheet and 2 hidden rows" in read(change(path, hide_sheet)).problems[0]
+    plain = workbook(tmp_path / "plain.xlsx", HEADER, FIRST)
+    assert not read(plain).problems
+    joined = read(plain, metadata=str(path), metadata_id_column="id", organ_column="grade")
+    assert "hidden rows" in joined.problems[0] and joined.reports[0].organ == "7"
+
+
 @pytest.mark.parametrize(
     ("names", "problem"),
     [

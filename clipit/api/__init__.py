@@ -1,1 +1,1 @@
-"""Python API: one function per task, which returns a result object. Most commands only call such a function."""
+"""Python API: one function per task, which returns a result object; the command of the same task only calls it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
 from benchmarks.pairing_memory import peak_bytes
-from clipit.errors import LaunchError
+from clipit.errors import LaunchError, counted
 
 if TYPE_CHECKING:
     from clipit.vlm_training.step import ContrastStep
@@ -23,19 +23,20 @@ def measure(options: Options) -> list[Figure]:
     Peak memory is measured in a new process for each batch size.
     """
     micro = options.size(16, 2, 64)
-    parts = options.size(4, 2, 8)
-    one, many = _contrast(micro, micro), _contrast(micro, micro * parts)
-    plain = _contrast(micro, micro * parts)
-    works: dict[str, Work] = {
-        "one_micro_batch": lambda: parts * seconds(lambda: _cached(one)),
-        "cached": lambda: seconds(lambda: _cached(many)),
-        "plain": lambda: seconds(lambda: _plain(plain)),
-    }
-    samples = alternate(works, options)
-    facts = {"vlm": "embedded", "tuning": "lora", "micro_batch": micro, "batch": micro * parts}
+    counts = {1: "one_micro_batch", options.size(4, 2, 8): "some", options.size(16, 3, 32): "many"}
+    most = max(counts)
+    steps = {count: _contrast(micro, micro * count) for count in counts}
+    plain = _contrast(micro, micro * most)
+
+    def scaled(count: int) -> Work:
+        return lambda: most / count * seconds(lambda: _cached(steps[count]))
+
+    works: dict[str, Work] = {name: scaled(count) for count, name in counts.items()}
+    samples = alternate(works | {"plain": lambda: seconds(lambda: _plain(plain))}, options)
+    facts = {"vlm": "embedded", "tuning": "lora", "micro_batch": micro, "batches": [micro * count for count in counts]}
     names = {
-        "one_micro_batch": "batch of one micro-batch: time against plain forward and backward",
-        "cached": f"batch of {parts} micro-batches: time against plain forward and backward",
+        name: f"batch of {counted(count, 'micro-batch', 'micro-batches')}: time against plain forward and backward"
+        for count, name in counts.items()
     }
     sizes = options.size(64, 4), options.size(512, 8)
     peaks = [_measure_memory(size, options.size(32, 2)) for size in sizes]

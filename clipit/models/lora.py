@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,6 +246,40 @@ def merge_lora(module: nn.Module) -> nn.Module:
             fix="the training diverged: lower training.learning_rate, or check the backbone's weights",
         ) from error
     return merged
+
+
+@contextmanager
+def merged_lora(module: nn.Module) -> Iterator[None]:
+    """Add the updates to the weights within the block, so that adapted layers cost no more than plain ones.
+
+    Afterwards the weights have exactly their earlier values. Gradients do not reach the updates within the block.
+    Packed attention is left as it is, because it adds its updates to its weights in every pass. Nothing is merged if
+    the updates have dropout or the weights have half precision, which would round updates away.
+    """
+    from peft.tuners.lora.layer import Conv2d, Linear, MultiheadAttention
+
+    packed = {part for layer in module.modules() if isinstance(layer, MultiheadAttention) for part in layer.modules()}
+    layers = [layer for layer in module.modules() if isinstance(layer, Linear | Conv2d) and layer not in packed]
+    weights = [weight for layer in layers for weight in layer.get_base_layer().parameters()]
+    dropout = any(
+        isinstance(part, nn.Dropout) and part.training and part.p > 0 for layer in layers for part in layer.modules()
+    )
+    if dropout or any(weight.dtype.itemsize < torch.float32.itemsize for weight in weights):
+        yield
+        return
+    values = [weight.data for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                weight.data = weight.data.clone()  # the update is added in place
+            for layer in layers:
+                layer.merge()
+        yield
+    finally:
+        for layer in layers:
+            layer.merged_adapters.clear()
+        for weight, value in zip(weights, values, strict=True):
+            weight.data = value
 
 
 def save_adapter(module: nn.Module, folder: Path) -> None:

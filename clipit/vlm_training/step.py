@@ -4,7 +4,8 @@ The loss contrasts every bag with all others, but only a few images or texts at 
 activations. So all are encoded without gradient, the loss and its gradient at the embeddings are computed, and then
 each micro-batch is encoded again, with gradient, and receives the gradient of its embeddings (Gao et al. 2021, arXiv
 2101.06983, section 3). The gradient is that of one large batch. The last two micro-batches of each tower keep their
-graphs instead; these are freed before any other is encoded again. Between its two passes, a micro-batch of
+graphs instead; these are freed before any other is encoded again. Without gradients, low-rank updates are added to the
+weights, so that adapted layers cost no more than plain ones. Between its two passes, a micro-batch of
 images waits in the memory of the CPU, so that only its embeddings stay on a GPU. The random numbers of dropout, where
 there is any, are drawn for each micro-batch, so with dropout the weights depend on the size of micro-batches and the
 number of processes.
@@ -14,8 +15,9 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -28,6 +30,7 @@ from clipit.config.vlm_training import AdaptConfig
 from clipit.distributed import Processes
 from clipit.errors import ModelError
 from clipit.models.adapted_towers import AdaptedTowers
+from clipit.models.lora import merged_lora
 from clipit.tiles.augment import augment, tile_keys
 from clipit.training.losses import many_to_many_sum
 from clipit.training.step import Clock
@@ -114,15 +117,17 @@ class ContrastStep:
         kept = self._kept_micro_batches(batch)
         micro_batches: list[_MicroBatch] = []
         vectors: dict[Kind, list[Tensor]] = {"tiles": [], "others": [], "texts": []}
-        for number, micro_batch in enumerate(self._read(batch, step, pixels)):
-            keeps_graph = number in kept and self._is_trained(micro_batch.kind)
-            with torch.set_grad_enabled(keeps_graph):
-                output = self._encode(micro_batch, step, number)
-            vectors[micro_batch.kind].append(output.detach())
-            if isinstance(micro_batch.inputs, Tensor):
-                micro_batch.inputs = _in_cpu_memory(micro_batch.inputs)
-            micro_batch.output = output if keeps_graph else None
-            micro_batches.append(micro_batch)
+        numbered = enumerate(self._read(batch, step, pixels))
+        for keeps_graph, part in groupby(numbered, lambda entry: entry[0] in kept and self._is_trained(entry[1].kind)):
+            merged = nullcontext() if keeps_graph else merged_lora(self.adapted.network)
+            with merged, torch.set_grad_enabled(keeps_graph):
+                for number, micro_batch in part:
+                    output = self._encode(micro_batch, step, number)
+                    vectors[micro_batch.kind].append(output.detach())
+                    if isinstance(micro_batch.inputs, Tensor):
+                        micro_batch.inputs = _in_cpu_memory(micro_batch.inputs)
+                    micro_batch.output = output if keeps_graph else None
+                    micro_batches.append(micro_batch)
         whole = {kind: self._gather(vectors[kind], count) for kind, count in _counts(batch).items()}
         leaves = {kind: values.requires_grad_(self._is_trained(kind)) for kind, values in whole.items()}
         loss = self._contrast(batch, leaves)

@@ -9,7 +9,7 @@ import torch
 from clipit.config.run import BackboneConfig, LoraConfig
 from clipit.errors import ModelError
 from clipit.models.backbones import load_backbone
-from clipit.models.lora import add_lora, check_gradients, merge_lora, save_adapter, target_modules
+from clipit.models.lora import add_lora, check_gradients, merge_lora, merged_lora, save_adapter, target_modules
 
 
 def trunk(folder: Path) -> torch.nn.Module:
@@ -133,6 +133,37 @@ def test_merged_equals_unmerged(timm_folder: Path) -> None:
         torch.testing.assert_close(merged(pixels), before, atol=1e-5, rtol=1e-4)
         assert not torch.allclose(before, trunk(timm_folder)(pixels), atol=1e-2)
     assert set(merged.state_dict()) == set(trunk(timm_folder).state_dict())
+
+
+def test_updates_that_are_merged_for_a_while_leave_the_weights_as_they_were(timm_folder: Path) -> None:
+    targets = ("qkv", "projection", "mlp", "patch_embed")
+    adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2, targets=targets)).eval()
+    shake(adapted)
+    pixels = torch.randn(2, 3, 32, 32)
+    values = {name: weight.clone() for name, weight in adapted.named_parameters()}
+    with torch.no_grad():
+        expected = adapted(pixels)
+        called: list[str] = []
+        for name, part in adapted.named_modules():
+            if name.endswith("lora_A.default"):
+                part.register_forward_hook(lambda *_, name=name: called.append(name))
+        with pytest.raises(KeyboardInterrupt), merged_lora(adapted):
+            torch.testing.assert_close(adapted(pixels), expected, atol=1e-5, rtol=1e-4)
+            assert not called
+            raise KeyboardInterrupt
+        assert torch.equal(adapted(pixels), expected) and called
+    assert all(torch.equal(weight, values[name]) for name, weight in adapted.named_parameters())
+
+
+@pytest.mark.parametrize(("dropout", "dtype"), [(0.5, torch.float32), (0.0, torch.bfloat16)])
+def test_updates_with_dropout_or_in_half_precision_are_not_merged(
+    timm_folder: Path, dropout: float, dtype: torch.dtype
+) -> None:
+    adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2, dropout=dropout)).to(dtype).train()
+    shake(adapted)
+    values = {name: weight.clone() for name, weight in adapted.named_parameters()}
+    with merged_lora(adapted):
+        assert all(torch.equal(weight, values[name]) for name, weight in adapted.named_parameters())
 
 
 def test_gradients(timm_folder: Path) -> None:

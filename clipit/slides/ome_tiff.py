@@ -1,9 +1,14 @@
-"""OME-TIFF slides, whose smaller levels are stored in sub-IFDs that openslide does not read."""
+"""OME-TIFF slides, whose smaller levels are stored in sub-IFDs that openslide does not read.
 
+A fourth channel is transparency if the file says so (TIFF tag ExtraSamples, or a channel named alpha); without a stated
+meaning it is not read, as the TIFF specification demands.
+"""
+
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,8 +19,15 @@ from clipit.images import ImageError
 from clipit.slides.slide_file import Level
 from clipit.slides.tiff_pages import check_tiles
 
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
 _UNITS = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "nm": 1e-3}
 _MISSING = "pip install tifffile"
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # TIFF tag ExtraSamples: colours are multiplied by the transparency, or not
+_ALPHA = re.compile("alpha|opacity|transparen", re.IGNORECASE)
+UNKNOWN_CHANNEL = "a fourth channel without a stated meaning"
+"""Remark on slides of which only the first three channels are read."""
 
 
 def is_ome_tiff(path: Path) -> bool:
@@ -43,8 +55,13 @@ def _import() -> Any:
 class OmeTiff:
     """An open OME-TIFF; only the internal tiles that a region touches are decoded."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tiff_format: str = "ome-tiff", mpp: float | None = None) -> None:
         """Open the file and read its metadata.
+
+        Args:
+            path: OME-TIFF, or another TIFF whose levels tifffile finds.
+            tiff_format: Name of the format.
+            mpp: Micrometres per pixel of level 0 if the file has no OME metadata; None if they are unknown.
 
         Raises:
             DataError: The file is damaged, or not an 8-bit RGB image.
@@ -63,10 +80,12 @@ class OmeTiff:
             self._file.close()
             raise
         first = pages[0]
-        self.format = "ome-tiff"
+        self.format = tiff_format
         self._pages = pages
+        self._alpha = _alpha(first, self._file.ome_metadata)
+        self.remark = UNKNOWN_CHANNEL if first.samplesperpixel == 4 and not self._alpha else ""
         self.levels = [Level(page.imagewidth, page.imagelength, first.imagewidth / page.imagewidth) for page in pages]
-        self.mpp = _ome_mpp(self._file.ome_metadata)
+        self.mpp = _ome_mpp(self._file.ome_metadata) if self._file.is_ome else mpp
         self.magnification: float | None = None
         self.origin = (0, 0)
 
@@ -98,7 +117,7 @@ class OmeTiff:
             raise ImageError(f"cannot decode a tile of the OME-TIFF: {error}{hint}") from error
         if pixels is None:
             return np.full((1, 1, 3), 255, dtype=np.uint8)
-        return _over_white(np.asarray(pixels[0], dtype=np.uint8))
+        return _over_white(np.asarray(pixels[0], dtype=np.uint8), self._alpha)
 
     def close(self) -> None:
         """Close the file."""
@@ -167,10 +186,43 @@ def _is_decoded_to_rgb(page: Any) -> bool:
     return kind == "RGB" or (kind == "YCBCR" and "JP" in page.compression.name)
 
 
-def _over_white(pixels: UInt8[np.ndarray, "h w channels"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Composite transparent pixels, which lie outside the scanned area, over white."""
-    if pixels.shape[-1] == 3 or (pixels[..., 3] == 255).all():
+def has_unknown_channel(path: Path) -> bool:
+    """Return whether a TIFF has a fourth channel and does not say what it means.
+
+    Raises:
+        DataError: tifffile is not installed.
+    """
+    tifffile = _import()
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            return page.photometric.name == "RGB" and page.samplesperpixel == 4 and not _alpha(page, file.ome_metadata)
+    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading then explains
+        return False
+
+
+def _alpha(page: Any, ome: str | None) -> int:
+    """Return how the fourth channel states transparency, as a value of the tag ExtraSamples; 0 if it does not."""
+    kinds = [int(kind) for kind in page.extrasamples]
+    if page.samplesperpixel != 4 or any(kind in (_ASSOCIATED, _UNASSOCIATED) for kind in kinds[:1]):
+        return kinds[0] if kinds and page.samplesperpixel == 4 else 0
+    root = _parse(ome)
+    channels = () if root is None else (node for node in root.iter() if node.tag.rpartition("}")[2] == "Channel")
+    return _UNASSOCIATED if any(_ALPHA.search(node.get("Name", "")) for node in channels) else 0
+
+
+def _over_white(pixels: UInt8[np.ndarray, "h w channels"], alpha: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Composite transparent pixels, which lie outside the scanned area, over white.
+
+    Args:
+        pixels: Three or four channels.
+        alpha: Meaning of the fourth channel (`_alpha`); 0 if it is no transparency.
+    """
+    if pixels.shape[-1] == 3 or not alpha or (pixels[..., 3] == 255).all():
         return pixels[..., :3]
+    if alpha == _ASSOCIATED:
+        composed = pixels[..., :3].astype(np.uint16) + (255 - pixels[..., 3:])
+        return np.asarray(np.minimum(composed, 255), dtype=np.uint8)
     image = Image.fromarray(pixels, mode="RGBA")
     return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
 
@@ -185,13 +237,20 @@ def _paste(region: UInt8[np.ndarray, "h w 3"], pixels: UInt8[np.ndarray, "a b 3"
         region[first_row + top : last_row + top, first_column + left : last_column + left] = part
 
 
-def _ome_mpp(xml: str | None) -> float | None:
-    """Read micrometres per pixel from OME-XML; None if they are missing or in an unknown unit."""
+def _parse(xml: str | None) -> "Element | None":
+    """Parse OME-XML; None if there is none, or it is damaged."""
     from xml.etree import ElementTree
 
     try:
-        root = ElementTree.fromstring(xml or "")
+        return ElementTree.fromstring(xml or "")
     except ElementTree.ParseError:
+        return None
+
+
+def _ome_mpp(xml: str | None) -> float | None:
+    """Read micrometres per pixel from OME-XML; None if they are missing or in an unknown unit."""
+    root = _parse(xml)
+    if root is None:
         return None
     pixels = next((node for node in root.iter() if node.tag.endswith("}Pixels") or node.tag == "Pixels"), None)
     if pixels is None:

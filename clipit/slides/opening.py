@@ -9,7 +9,7 @@ from PIL import Image
 from clipit.errors import DataError, is_limit
 from clipit.images import SUFFIXES, ImageError, decode
 from clipit.slides.jpeg_tiles import FORMATS, open_jpeg_levels
-from clipit.slides.ome_tiff import OmeTiff, is_ome_tiff
+from clipit.slides.ome_tiff import OmeTiff, has_unknown_channel, is_ome_tiff
 from clipit.slides.openslide_cache import share_cache
 from clipit.slides.slide_file import Level, SlideFile
 from clipit.slides.tiff_pages import check_pages
@@ -116,7 +116,11 @@ def _open(path: Path) -> SlideFile:
         if vendor is not None:
             if vendor == "generic-tiff":
                 check_pages(path)
-            return _OpenSlideFile(openslide, path)
+            slide = _OpenSlideFile(openslide, path)
+            if vendor == "generic-tiff" and has_unknown_channel(path):  # openslide would take it for transparency
+                slide.close()
+                return OmeTiff(path, slide.format, slide.mpp)
+            return slide
     except openslide.OpenSlideError as error:
         raise DataError(f"openslide cannot open the slide: {error}", where=path, fix="copy it again") from error
     if suffix in _TIFF:
@@ -159,6 +163,7 @@ class _OpenSlideFile:
         self.magnification = _number(properties.get("openslide.objective-power"))
         x, y = (properties.get(f"openslide.bounds-{axis}") for axis in "xy")
         self.origin = (int(x), int(y)) if x is not None and y is not None else (0, 0)
+        self.remark = ""
         self._jpeg = open_jpeg_levels(path, self.levels) if self.format in FORMATS else {}
 
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
@@ -189,7 +194,7 @@ class _FlatImage:
             ) from error
         self.format = "flat image"
         self.magnification: float | None = None
-        self.origin = (0, 0)
+        self.origin, self.remark = (0, 0), ""
         self.levels = [Level(*self._image.size, 1.0)]
         self.mpp = _tiff_mpp(path) if path.suffix.lower() in _TIFF else None
 

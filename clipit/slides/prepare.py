@@ -306,7 +306,7 @@ def _find_tissue_and_grid(
         whole = file.levels[0]
         downsample = _overview_downsample(file, mpp, config)
         overview = read_overview(file, downsample)
-        origin = file.origin
+        origin, remark = file.origin, file.remark
     finally:
         file.close()
     if contours is None:
@@ -334,6 +334,7 @@ def _find_tissue_and_grid(
         "mpp": mpp,
         "note": note,
         "doubt": doubt,
+        "remark": remark,
         "overview_downsample": downsample,
         "tissue": float(mask.mean()),
         "step": grid.step,

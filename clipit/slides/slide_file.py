@@ -31,6 +31,7 @@ class SlideFile(Protocol):
         magnification: Objective power as the file states it; None if it does not.
         format: Name of the format.
         origin: Left and upper edge of the scanned area in pixels of level 0, where viewers such as QuPath begin.
+        remark: What of the file's content is not read; "" for nothing.
     """
 
     levels: list[Level]
@@ -38,6 +39,7 @@ class SlideFile(Protocol):
     magnification: float | None
     format: str
     origin: tuple[int, int]
+    remark: str
 
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
         """Read a rectangle as RGB; pixels outside the scanned area are white.

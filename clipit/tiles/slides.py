@@ -157,9 +157,12 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
 
 
 def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
-    """Describe slides whose micrometres per pixel may be wrong, and those that are coarser than their tiles."""
+    """Describe slides that may be read wrongly, and those that are coarser than their tiles."""
     notes = []
-    # not in earlier artefacts
+    # neither remark nor doubt is in earlier artefacts
+    unread = [f"{slide.name}: {slide.facts['remark']}" for slide in slides if slide.facts.get("remark")]
+    if unread:
+        notes.append(f"not read of {len(unread)} of {counted(len(slides), 'slide')}: {shortlist(unread, 3)}")
     doubtful = [f"{slide.name}: {slide.facts['doubt']}" for slide in slides if slide.facts.get("doubt")]
     if doubtful:
         notes.append(

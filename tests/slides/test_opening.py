@@ -226,6 +226,36 @@ def test_transparent_pixels_of_an_ome_tiff_are_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ome", "generic"])
+@pytest.mark.parametrize(
+    ("meaning", "channel", "shown"),
+    [
+        ("unassalpha", "", (161, 130, 100)),  # 100 * 155 / 255 + 100, and so on
+        ("assocalpha", "", (200, 150, 100)),
+        ("unspecified", "Alpha", (161, 130, 100)),
+        ("unspecified", "", (100, 50, 0)),
+        ("unspecified", "autofluorescence", (100, 50, 0)),
+    ],
+)
+def test_a_fourth_channel_is_transparency_only_if_the_file_says_so(
+    meaning: str, channel: str, shown: tuple[int, int, int], kind: str, tmp_path: Path
+) -> None:
+    pixels = np.full((300, 400, 4), (100, 50, 0, 155), np.uint8)
+    options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "extrasamples": [meaning]}
+    if kind == "ome":
+        path, names = tmp_path / "a.ome.tiff", {"Channel": {"Name": channel}} if channel else {}
+        tifffile.imwrite(path, pixels, metadata={"axes": "YXS"} | names, ome=True, **options)
+    elif channel:
+        pytest.skip("other TIFFs do not name channels")
+    else:
+        path = tmp_path / "a.tiff"
+        tifffile.imwrite(path, pixels, metadata=None, resolution=(2e4, 2e4), resolutionunit="CENTIMETER", **options)
+    slide = open_slide(path)
+    assert kind == "ome" or (slide.format == "generic-tiff" and slide.mpp == pytest.approx(0.5))
+    assert np.abs(np.subtract(slide.read_region(10, 10, 0, 2, 2).getpixel((1, 1)), shown)).max() <= 1
+    assert slide.remark == ("a fourth channel without a stated meaning" if shown == (100, 50, 0) else "")
+
+
+@pytest.mark.parametrize("kind", ["ome", "generic"])
 def test_an_image_that_is_stored_in_one_part_is_refused_if_it_is_large(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ class Levels:
 
     mpp = magnification = None
     origin = (0, 0)
-    format = "none"
+    format, remark = "none", ""
 
     def __init__(self, *downsamples: float) -> None:
         self.levels = [Level(100, 100, downsample) for downsample in downsamples]

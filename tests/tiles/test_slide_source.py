@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from slide_files import levels_of, picture, write_dicom, write_slide
 
 from clipit.config.data import LabelsConfig, SlidesConfig, TilesConfig
@@ -61,6 +63,18 @@ def test_slides_of_a_doubtful_resolution_are_named(tmp_path: Path) -> None:
     tiles = read_tiles(TilesConfig(source="slides", path=str(tmp_path / "slides"), slides=coarse, labels=labels))
     (warning,) = [note for note in tiles.notes if note.startswith("WARNING")]
     assert "1 of 2 slides may be wrong" in warning and "coarse: 5 micrometres per pixel: that is coarser" in warning
+
+
+def test_slides_with_a_channel_that_is_not_read_are_counted(tmp_path: Path) -> None:
+    write_slides(tmp_path / "slides", plain=1.0, other=1.0)
+    pixels = np.concatenate([picture(), np.zeros((400, 600, 1), np.uint8)], axis=-1)
+    tifffile.imwrite(
+        tmp_path / "slides" / "four.tiff", pixels, tile=(64, 64), photometric="rgb", extrasamples=["unspecified"],
+        metadata=None, resolution=(1e4, 1e4), resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    tiles = read_tiles(section(tmp_path / "slides", labels=LabelsConfig(kind="none")))
+    assert {name.split("@")[0] for name in tiles.ids} == {"four", "other", "plain"}
+    assert "not read of 1 of 3 slides: four: a fourth channel without a stated meaning" in tiles.notes
 
 
 def test_slides_that_cannot_be_used_are_errors_or_are_listed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ _STANDARD = "tag:yaml.org,2002:"
 _MERGE = f"{_STANDARD}merge"  # tag of the key `<<`
 _PLAIN_TAGS = {_STANDARD + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map")}
 _NOT_RESOLVED = {f"{_STANDARD}timestamp", f"{_STANDARD}value"}  # dates and `=` remain strings
+_SUFFIXES = (".yaml", ".yml", ".json")  # every JSON file is a YAML file, too
 _MAX_BYTES = 8 * 2**20
 _CACHE_LIMITS = (64, 2**16)  # number of cached files, and the characters of the largest
 MAX_DEPTH = 40
@@ -146,16 +147,32 @@ def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, 
         return copy.deepcopy(_parse_once(text)) if len(text) <= _CACHE_LIMITS[1] else _parse(text)
     except UnicodeDecodeError as cause:
         line = content.count(b"\n", 0, cause.start) + 1
-        raise error(f"not UTF-8: {cause.reason}", where=f"{path}, line {line}", fix="save it as UTF-8") from None
+        raise _file_error(error, path, line, f"not UTF-8: {cause.reason}", "save it as UTF-8") from None
     except yaml.MarkedYAMLError as cause:
         mark = cause.problem_mark or cause.context_mark
         problem = " ".join(part for part in (cause.context, cause.problem) if part)
-        where = f"{path}, line {mark.line + 1}" if mark else path
-        raise error(f"not valid YAML: {problem}", where=where, fix="correct this line") from None
+        line = mark.line + 1 if mark else 0
+        raise _file_error(error, path, line, f"not valid YAML: {problem}", "correct this line") from None
     except yaml.reader.ReaderError as cause:
         line = content.decode("utf-8").count("\n", 0, cause.position) + 1
-        problem = f"the character #x{cause.character:04x} is not allowed"
-        raise error(f"not valid YAML: {problem}", where=f"{path}, line {line}", fix="delete this character") from None
+        problem = f"not valid YAML: the character #x{cause.character:04x} is not allowed"
+        raise _file_error(error, path, line, problem, "delete this character") from None
+
+
+def _file_error(error: type[ClipitError], path: Path, line: int, problem: str, fix: str) -> ClipitError:
+    """Create the error for a file that is not plain YAML; one with another suffix was probably chosen by mistake.
+
+    Args:
+        error: Class of the error.
+        path: Path of the file.
+        line: Line of the problem, from 1; 0 if unknown.
+        problem: Problem in terms of YAML.
+        fix: What to do if it is a YAML file.
+    """
+    if path.suffix.lower() in _SUFFIXES:
+        return error(problem, where=f"{path}, line {line}" if line else path, fix=fix)
+    place = f"line {line}: " if line else ""
+    return error("not a YAML file", where=path, fix=f"choose a YAML file; if this is one, {fix} ({place}{problem})")
 
 
 def load_mapping(path: Path, first_keys: str) -> tuple[dict[Any, Any], list[tuple[str, int]]]:
@@ -173,5 +190,5 @@ def load_mapping(path: Path, first_keys: str) -> tuple[dict[Any, Any], list[tupl
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from error
     if not isinstance(value, dict):
-        raise DataError("not a YAML mapping", where=path, fix=f"start with {first_keys}")
+        raise _file_error(DataError, path, 0, "not a YAML mapping", f"start with {first_keys}")
     return value, repeated

@@ -8,7 +8,7 @@ import pytest
 
 from clipit import yaml_file
 from clipit.errors import ConfigError, DataError
-from clipit.yaml_file import load_yaml
+from clipit.yaml_file import load_mapping, load_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -101,3 +101,18 @@ def test_a_file_that_is_read_again_is_parsed_once_and_changes_of_its_values_stay
     monkeypatch.setattr(yaml_file, "_parse", lambda text: parsed.append(text) or (None, []))
     assert load_yaml(path) == ({"a": [3], "b": [1, 2]}, [("a", 3)]) and not parsed
     assert load_yaml(write(tmp_path, "a: [6]")) == (None, []) and parsed == ["a: [6]"], "another content"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("README.md", b"# Title\nkey: a\n- b\n"), ("tiles.zip", b"PK\x03\x04\xff"), ("notes.txt", b"a: \x00"),
+     ("table.csv", b"path,label\na.png,b\n")],
+)  # fmt: skip
+def test_a_file_that_was_never_yaml_is_told_so_first(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"(?s)^not a YAML file\n.*to do: choose a YAML file; if this is one, "):
+        load_mapping(path, "`name:`")
+    path.rename(tmp_path / "own.yaml")
+    with pytest.raises(DataError, match=r"^not (valid YAML|UTF-8|a YAML mapping)"):
+        load_mapping(tmp_path / "own.yaml", "`name:`")

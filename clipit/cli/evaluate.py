@@ -1,16 +1,16 @@
 """Evaluate a finished run again, or on new tiles and prompts with --run FOLDER and --tiles.path or --prompts."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from clipit.config.command_line import read_file_command
+from clipit.config.paths import run_path
 from clipit.errors import user_errors
 from clipit.prompts.early_check import check_prompt_file, check_prompt_files
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--run": {
-        "type": Path,
+        "type": run_path,
         "help": "folder of a finished run, in place of --config. Alone, evaluate it again. With --tiles.path (and any "
         "other tiles.* key, or --config FILE with a section tiles) or --prompts, score the new tiles or prompts beside "
         "the run's own test results, in external/NAME of its folder; --name sets NAME",

@@ -10,7 +10,9 @@ def main() -> None:
     """Run the command."""
     with user_errors():
         parser = argparse.ArgumentParser(description=__doc__)
-        parser.add_argument("classifier", metavar="CLASSIFIER", help="folder classifier/ of a run, or a repository")
+        parser.add_argument(
+            "classifier", metavar="CLASSIFIER", help="folder of a run or its folder classifier/, or a repository"
+        )
         parser.add_argument("--format", choices=("onnx", "torch_export"), default="onnx", help="default: onnx")
         parser.add_argument("--out", type=option_path, required=True, metavar="FILE", help="file.onnx or file.pt2")
         parser.add_argument(

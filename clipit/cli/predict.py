@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("classifier", metavar="CLASSIFIER", help="folder classifier/ of a run, or the run's folder")
+    parser.add_argument(
+        "classifier", metavar="CLASSIFIER", help="folder of a run or its folder classifier/, or a repository"
+    )
     parser.add_argument(
         "inputs",
         type=option_path,

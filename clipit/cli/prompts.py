@@ -2,10 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from clipit.config.command_line import read_file_command
-from clipit.config.paths import expand_home
+from clipit.config.paths import expand_home, run_path
 from clipit.errors import counted, user_errors
 from clipit.prompts.early_check import check_prompt_files
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
@@ -49,7 +48,7 @@ def lint(arguments: list[str]) -> None:
 
 def study(arguments: list[str]) -> None:
     """Measure how much the wording of prompts matters."""
-    extra = {"--run": {"type": Path, "help": "folder of a run whose student is measured as well"}, **RECORD_OPTION}
+    extra = {"--run": {"type": run_path, "help": "folder of a run whose student is measured as well"}, **RECORD_OPTION}
     description = "Measure how much the wording of prompts matters."
     file, options = read_file_command(description, ["prompt_study"], arguments, extra, needs_reports=False)
     check_prompt_files(file)

@@ -10,7 +10,9 @@ def main() -> None:
     """Run the command."""
     with user_errors():
         parser = argparse.ArgumentParser(description=__doc__)
-        parser.add_argument("classifier", type=option_path, metavar="CLASSIFIER", help="folder classifier/ of a run")
+        parser.add_argument(
+            "classifier", type=option_path, metavar="CLASSIFIER", help="folder of a run, or its folder classifier/"
+        )
         parser.add_argument("repository", metavar="REPO", help="repository on the hub: owner/name")
         parser.add_argument("--private", action="store_true", help="create a private repository")
         parser.add_argument("--yes", action="store_true", help="upload without asking for confirmation")

@@ -1,8 +1,7 @@
 """Measure robustness of finished runs: perturbations, shifted sets, calibration and test-time adaptation."""
 
-from pathlib import Path
-
 from clipit.config.command_line import read_file_command
+from clipit.config.paths import run_path
 from clipit.errors import user_errors
 from clipit.prompts.early_check import check_prompt_files
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
@@ -12,7 +11,7 @@ def main() -> None:
     """Run the command."""
     with user_errors():
         run = {
-            "type": Path, "action": "append", "default": [], "metavar": "FOLDER",
+            "type": run_path, "action": "append", "default": [], "metavar": "FOLDER",
             "help": "folder of a finished run of this configuration; repeat the option for several runs",
         }  # fmt: skip
         file, options = read_file_command(__doc__, ["robustness", "comparison"], extra={"--run": run, **RECORD_OPTION})

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clipit.config.computing_options import add_computing_options, positive
-from clipit.config.paths import option_path
+from clipit.config.paths import option_path, run_path
 from clipit.errors import user_errors
 from clipit.prompts.early_check import check_prompt_file
 
@@ -99,7 +99,7 @@ def compare(arguments: list[str]) -> None:
     _add_inputs(parser)
     parser.add_argument(
         "--runs",
-        type=option_path,
+        type=run_path,
         nargs="+",
         required=True,
         metavar="RUN",
@@ -178,7 +178,9 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
-    model.add_argument("--classifier", metavar="PATH", help="folder classifier/ of a run, or the run's folder")
+    model.add_argument(
+        "--classifier", metavar="PATH", help="folder of a run or its folder classifier/, or a repository"
+    )
     model.add_argument(
         "--prompts",
         metavar="NAME",

@@ -52,3 +52,14 @@ def option_path(text: str) -> Path:
         return expand_home(Path(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run_path(text: str) -> Path:
+    """Convert the value of an option to the folder of a run; the folder of its classifier stands for it.
+
+    Raises:
+        argparse.ArgumentTypeError: `~` cannot be expanded.
+    """
+    path = option_path(text)
+    within_run = (path / "clipit.json").is_file() and (path.parent / "config.yaml").is_file()
+    return path.parent if within_run else path

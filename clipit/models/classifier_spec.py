@@ -39,6 +39,8 @@ HEADS = "heads.safetensors"
 ZERO_SHOT = "zero_shot.safetensors"
 ADAPTER = "adapter"
 CARD = "README.md"
+CLASSIFIER = "classifier"
+"""Name of the classifier's folder in that of its run."""
 
 _MIN_STD, _MAX_MEAN = 1e-4, 10.0  # wide, because some models are not trained on standardised pixels
 _SELF = "sha256"  # key of the digest of all other keys
@@ -145,7 +147,7 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
         raise ModelError(
             f"no classifier in this folder: {DESCRIPTION} is missing",
             where=folder,
-            fix="use the folder classifier/ of a finished run",
+            fix="use the folder of a finished run, such as outputs/runs/NAME/ARM-seed0, or its folder classifier/",
         )
     values = read_json(file)
     version = values.pop("format", None)

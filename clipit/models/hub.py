@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipit.errors import ArtifactError, ModelError
-from clipit.models.classifier_spec import CARD, DESCRIPTION, read_spec, verify_files
+from clipit.models.classifier_spec import CARD, CLASSIFIER, DESCRIPTION, read_spec, verify_files
 from clipit.models.licences import ModelLicence, model_licences
 from clipit.models.loading import foreign_errors, hub_access
 
@@ -56,10 +56,11 @@ class Upload:
 def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a classifier: a local one, or the downloaded files of a repository on the hub.
 
-    A local path takes precedence. Only the files that `clipit.json` lists are downloaded.
+    A local path takes precedence. The folder of a run stands for its classifier. Only the files that `clipit.json`
+    lists are downloaded.
 
     Args:
-        name: Local folder, or repository as `owner/name`.
+        name: Local folder of a classifier or of a run with one, or repository as `owner/name`.
         revision: Branch, tag or commit of the repository; None for its main branch.
 
     Raises:
@@ -69,7 +70,8 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
     if folder.exists() or isinstance(name, Path) or not _REPOSITORY.fullmatch(name):
         if revision is not None:
             raise ModelError("revision is for repositories on the hub, not for folders", where=folder, fix="remove it")
-        return folder
+        inside = folder / CLASSIFIER
+        return inside if (inside / DESCRIPTION).is_file() and not (folder / DESCRIPTION).is_file() else folder
     from huggingface_hub import snapshot_download
 
     shown, hint = (
@@ -92,12 +94,18 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
 def plan_upload(folder: Path, repository: str, *, private: bool = False) -> Upload:
     """Check a classifier and list what would be uploaded.
 
+    Args:
+        folder: Folder of a classifier, or of a run with one.
+        repository: Repository on the hub, as `owner/name`.
+        private: Whether a new repository is private.
+
     Raises:
         ModelError: The folder contains no classifier, or its files have changed.
         ArtifactError: The classifier has no card, or the repository's name is invalid.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise ArtifactError("invalid repository name", where=repository, fix="write it as owner/name")
+    folder = classifier_folder(folder)
     spec = read_spec(folder)
     verify_files(folder, spec)
     if not (folder / CARD).is_file():

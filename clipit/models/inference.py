@@ -336,8 +336,8 @@ def load_classifier(
     """Load an exported classifier.
 
     Args:
-        path: Folder `classifier/` of a run, or a repository on the Hugging Face Hub (`owner/name`); a folder of that
-            name takes precedence.
+        path: Folder of a run or its folder `classifier/`, or a repository on the Hugging Face Hub (`owner/name`); a
+            folder of that name takes precedence.
         device: Device of the model; by default the GPU, if available.
         vlm: Name, folder or configuration of the VLM that it was trained with. Needed only for new prompt texts, unless
             that VLM is embedded or listed in the table of VLMs.

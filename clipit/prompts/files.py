@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.data_files import similar_names
-from clipit.errors import DataError, counted, has_controls
+from clipit.errors import DataError, counted, has_controls, shortlist
 from clipit.yaml_file import load_mapping
 
 _FOLDER = Path(__file__).parent
@@ -24,11 +24,18 @@ def find(name_or_path: str | Path, folder: str) -> Path:
     """Return the path of a file, given as a path or as the name of a packaged file.
 
     Raises:
-        DataError: Neither exists.
+        DataError: Neither exists, or it is a folder.
     """
     path = Path(name_or_path)
     if path.is_file():
         return path
+    if path.is_dir():
+        found = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+        raise DataError(
+            "a folder, not a prompt file",
+            where=path,
+            fix=f"name one of its files: {shortlist(found)}" if found else "name a YAML or JSON file",
+        )
     if str(name_or_path) in packaged(folder):
         return _FOLDER / folder / f"{name_or_path}.yaml"
     raise unknown_prompts(name_or_path, folder, path.absolute())

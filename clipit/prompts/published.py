@@ -9,6 +9,8 @@ from clipit.prompts import files
 
 _NAME = "CLASSNAME"
 _KEYS = {"classnames", "templates"}
+_OUR_KEYS = {"name", "version", "source", "licence", "templates", "classes"}
+_CONFIGURATION = {"tiles", "reports", "backbone", "training", "comparison"}
 _OURS = ("classes", "name, version, templates and classes (a prompt set of clipit)")
 _ONE = ("classnames", "classnames and templates (one published set)")
 _MANY = "numbered entries, each with classnames and templates (CONCH, MI-Zero, KEP, KEEP)"
@@ -61,7 +63,14 @@ def _entries(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
             "of unknown structure" if not structures else f"with {counted(len(structures), 'structure')} at once"
         )
         keys = ", ".join(list(raw)[:5]) or "no keys"
-        raise DataError(f"prompts {structure}; the file has the keys {keys}", where=path, fix=_EXPECTED)
+        configuration = _CONFIGURATION & {*raw}
+        raise DataError(
+            "a configuration, not a prompt file"
+            if configuration
+            else f"prompts {structure}; the file has the keys {keys}",
+            where=path,
+            fix="name the file of its key `prompts`" if "prompts" in raw and configuration else _EXPECTED,
+        )
     if structures[0] == _OURS[0]:
         return None
     return {"": raw} if structures[0] == _ONE[0] else raw
@@ -69,11 +78,13 @@ def _entries(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
 
 def _structures(raw: Mapping[str, Any]) -> list[str]:
     """List the structures that the keys of a file belong to."""
-    structures = [name for name, _ in (_OURS, _ONE) if name in raw]
+    # Sections of a configuration, or the counts of a summary, may have some of these names as well.
+    complete, mostly_ours = {"templates", "classes"} <= {*raw}, len(_OUR_KEYS & {*raw}) * 2 >= len(raw)
+    structures = [name for name, _ in (_OURS, _ONE) if name in raw and (name == _ONE[0] or complete or mostly_ours)]
     if any(isinstance(value, Mapping) and _KEYS & {*value} for key, value in raw.items() if key != _OURS[0]):
         structures.append(_MANY)
     # An incomplete set of clipit counts as one, so that its missing keys are listed.
-    return structures or ([_OURS[0]] if {"name", "version"} & {*raw} else [])
+    return structures or ([_OURS[0]] if {"name", "version"} & {*raw} and mostly_ours else [])
 
 
 def _pool(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:

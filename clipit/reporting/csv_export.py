@@ -125,9 +125,10 @@ def run_study(
         study: Function from the configuration and the folder of a run (None without one) to the folder of the study.
     """
     from clipit.config.command_line import read_file_command
+    from clipit.config.paths import run_path
     from clipit.prompts.early_check import check_prompt_files
 
-    run = {"type": Path, "default": None, "metavar": "FOLDER", "help": run_help}
+    run = {"type": run_path, "default": None, "metavar": "FOLDER", "help": run_help}
     extra = {"--run": run, **RECORD_OPTION}
     file, options = read_file_command(description, [section], extra=extra, needs_reports=False)
     check_prompt_files(file)

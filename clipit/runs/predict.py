@@ -70,7 +70,6 @@ def open_exported(
         LaunchError: A device is given, but there are several processes.
         ModelError: See `load_classifier`.
     """
-    from clipit.models.classifier_spec import DESCRIPTION
     from clipit.models.inference import load_classifier
 
     processes = get_processes()
@@ -80,11 +79,7 @@ def open_exported(
             where="--device",
             fix="remove --device; without GPUs set ACCELERATE_USE_CPU=1",
         )
-    inside = Path(path).expanduser() / "classifier"
-    folder = inside if (inside / DESCRIPTION).is_file() else path
-    return load_classifier(
-        folder, device or processes.device, vlm=vlm, dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    return load_classifier(path, device or processes.device, vlm=vlm, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def zero_shot_embeddings(

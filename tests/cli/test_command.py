@@ -15,6 +15,7 @@ from clipit.cli.main import main, usage
 from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS
 from clipit.config.load import all_keys
+from clipit.config.paths import run_path
 from clipit.config.shipped import config_file, shipped_folder, shipped_names
 from clipit.errors import ConfigError
 from clipit.tiles.datasets import DATASETS
@@ -136,6 +137,15 @@ def test_config_takes_a_file_or_a_shipped_name(tmp_path: Path, monkeypatch: pyte
     assert read_file_command("", (), [], default_config="demo")[0].run.name == "demo"
     with pytest.raises(ConfigError, match="no such"):
         read_file_command("", (), ["--config", "nothing"])
+
+
+def test_the_folder_of_a_classifier_stands_for_its_run(tmp_path: Path) -> None:
+    run = tmp_path / "image_only-seed0"
+    (run / "classifier").mkdir(parents=True)
+    assert run_path(str(run / "classifier")) == run / "classifier", "no classifier of a run: reported as it was given"
+    (run / "config.yaml").touch()
+    (run / "classifier" / "clipit.json").touch()
+    assert run_path(str(run / "classifier")) == run_path(f"{run}/classifier/") == run_path(str(run)) == run
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

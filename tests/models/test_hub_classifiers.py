@@ -172,6 +172,21 @@ def test_pushed_and_loaded_by_name_it_predicts_the_same(
         clipit.load_classifier("me/tiles", "cpu", revision="main")
 
 
+def test_the_folder_of_a_run_stands_for_its_classifier(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = folder.parent
+    push(monkeypatch, run, "--yes", "--i-have-permission")
+    assert f"  {'model.safetensors'}" in capsys.readouterr().out
+    assert {"clipit.json", "model.safetensors", "README.md"} <= {*hub.files}
+    assert not any(name.startswith("classifier/") for name in hub.files)
+    assert clipit.load_classifier(run, "cpu").classes == clipit.load_classifier(str(folder), "cpu").classes
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(sys, "argv", ["clipit", "export", str(run), "--out", str(run / "model.onnx")])
+    main()
+    assert (run / "model.onnx").is_file()
+
+
 def test_another_model_and_changed_files_of_a_repository_are_refused(hub: Hub, folder: Path) -> None:
     hub.files["README.md"] = b"another model"
     with pytest.raises(ModelError, match=r"no classifier in this repository: clipit\.json is missing"):

@@ -74,6 +74,27 @@ def test_a_file_of_two_structures_or_none_names_what_is_expected(tmp_path: Path)
         assert message in text and "name, version, templates and classes" in text and "MI-Zero" in text
 
 
+def test_a_file_of_another_kind_is_recognised_instead_of_its_keys_listed_one_by_one(tmp_path: Path) -> None:
+    configuration = {"name": "own", "prompts": "own.yaml", "tiles": {}, "reports": {}, "training": {}}
+    text = refused(write(tmp_path, configuration))
+    assert "a configuration, not a prompt file" in text and "name the file of its key `prompts`" in text
+    del configuration["prompts"]
+    assert "name, version, templates and classes" in refused(write(tmp_path, configuration))
+    summary = {"images": 4, "predicted": 4, "mean_confidence": 0.8, "sha256": "0", "classes": {"a": 1, "b": 3}}
+    assert "of unknown structure; the file has the keys images, predicted" in refused(write(tmp_path, summary))
+    # Incomplete sets, and sets with keys of their own, are told which keys are missing or unknown.
+    assert "version: is missing" in refused(write(tmp_path, {"name": "own", "classes": {"a": ["x"], "b": ["y"]}}))
+    own = {"name": "own", "templates": ["{}."], "classes": {"a": ["x"], "b": ["y"]}, **dict.fromkeys("uvwxyz", 1)}
+    assert "u: unknown key" in refused(write(tmp_path, own))
+
+
+def test_a_folder_is_not_a_prompt_file(tmp_path: Path) -> None:
+    text = refused(tmp_path)
+    assert "a folder, not a prompt file" in text and "name a YAML or JSON file" in text
+    (tmp_path / "own.yaml").touch()
+    assert "name one of its files: own.yaml" in refused(tmp_path)
+
+
 def test_all_problems_of_a_published_file_are_listed(tmp_path: Path) -> None:
     wrong = {
         **SAMPLES,

@@ -19,6 +19,7 @@ from clipit.images import ImageError
 from clipit.slides.grid import tile_id
 from clipit.slides.opening import open_slide
 from clipit.slides.slide_file import Level, SlideFile
+from clipit.slides.tiff_pages import TO_PYRAMID
 
 logger = logging.getLogger(__name__)
 
@@ -100,9 +101,9 @@ def _check_size(level: Level, overview: str) -> None:
     size = f"{level.width:,} x {level.height:,}"
     if pixels > _MOST_PIXELS:
         raise DataError(
-            f"the slide has no level between {size} pixels and its overview of {overview}, which would take too long "
-            "to compute",
-            fix="convert it to a pyramidal TIFF",
+            f"the slide has no level between {size} pixels and its overview of {overview}, which would take more than "
+            "10 minutes to compute, even if most of the slide is empty",
+            fix=TO_PYRAMID,
         )
     if pixels > _SLOW_PIXELS:
         logger.info(f"reading {size} pixels for an overview of a slide without smaller levels; this takes minutes")

@@ -7,6 +7,11 @@ from clipit.errors import DataError
 
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _MOST_PIXELS = 2**26  # of an internal tile or strip, which is decoded as a whole
+TO_PYRAMID = (
+    "convert it to a tiled, pyramidal TIFF, with libvips (vips tiffsave SLIDE OUT.tif --tile --pyramid --bigtiff "
+    "--compression jpeg --Q 90) or with QuPath (Export images, OME-TIFF)"
+)
+"""What to do with a slide that lacks smaller levels."""
 _FIX = "clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first"
 
 
@@ -49,7 +54,7 @@ def check_tiles(page: Any, path: Path) -> None:
         raise DataError(
             f"the image is not stored in small tiles, but in parts of {width} x {height} pixels",
             where=path,
-            fix="convert it to a tiled, pyramidal TIFF",
+            fix=TO_PYRAMID,
         )
 
 

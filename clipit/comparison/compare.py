@@ -1,5 +1,6 @@
 """Compare arms over seeds, data sets and backbones: plan, train, collect scores, compute statistics, report."""
 
+import glob
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,13 +126,26 @@ def _train(
         if not finished_too and (folders[index] / "results.json").is_file():
             continue
         plan, workspace, arm, seed = runs[index]
-        new = read_run_rows(plan, workspace, train_run(configs[index], workspace), arm, seed)
+        trained = train_run(configs[index], workspace, _runs_beside(configs[index]))
+        new = read_run_rows(plan, workspace, trained, arm, seed)
         rows[index] = new
         scores = ", ".join(f"{row.test_set} {_percent(row.score)}" for row in new)
         where = "" if plan.data_set == plan.config.name else f" on {plan.data_set}"
         status, remaining = "kept" if finished[index] else "done", counter.finish(kept=finished[index])
         logger.info(f"{status}: {arm}{where}, seed {seed}: {new[0].metric} % {scores} ({remaining})")
     return [[row for index in sorted(rows) if runs[index][0] is plan for row in rows[index]] for plan in plans]
+
+
+def _runs_beside(config: RunConfig) -> list[Path]:
+    """Return the runs of the same arm and seed on other data sets and in other comparisons of the output folder.
+
+    An arm that does not use what distinguishes two data sets, such as their reports or VLMs, is trained once. With a
+    tracker, every run is trained, because a copied one would have no curves there.
+    """
+    if config.tracking.tracker != "none":
+        return []
+    folder = run_folder(config)
+    return sorted(folder.parent.parent.glob(f"*/{glob.escape(folder.name)}"))
 
 
 def _percent(score: float | None) -> str:

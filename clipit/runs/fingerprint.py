@@ -22,10 +22,12 @@ class RunFingerprint:
         keys: Values of the configuration keys that change results, by dotted key.
         inputs: Fingerprints of the data and models that the run reads, None for those that it does not use; and the
             names of the classes.
+        unused: Keys that have no effect on this run, which earlier versions recorded nevertheless.
     """
 
     keys: Mapping[str, Any]
     inputs: Mapping[str, str | list[str] | None]
+    unused: frozenset[str] = frozenset()
 
     @property
     def value(self) -> str:
@@ -37,8 +39,16 @@ class RunFingerprint:
         lines = []
         for section, current in (("keys", self.keys), ("inputs", self.inputs)):
             recorded = record.get(section)
-            lines += list_differences(recorded if isinstance(recorded, dict) else {}, current)
+            values = recorded if isinstance(recorded, dict) else {}
+            lines += list_differences({key: value for key, value in values.items() if key not in self.unused}, current)
         return lines
+
+    def is_of(self, record: Mapping[str, Any]) -> bool:
+        """Check whether a `run.json` record is that of this run."""
+        if record.get("fingerprint") == self.value:
+            return True
+        complete = all(isinstance(record.get(section), dict) for section in ("keys", "inputs"))
+        return complete and bool(self.unused & record["keys"].keys()) and not self.differences(record)
 
 
 def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprint: str) -> RunFingerprint:
@@ -54,12 +64,14 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
     models = {"vlm": config.vlm, "second_vlm": config.second_vlm, "backbone": config.backbone}
     names = {f"{key}.name": _model_name(model) for key, model in models.items() if model is not None}
     keys = select_keys(config, "results") | names
-    # These keys were added later and have no effect in these cases; without them, older runs stay valid.
+    # These keys have no effect in these cases. Those that were added later are left out, so that older runs stay valid.
     unused = {"pairing.candidates", "pairing.ef_search"} if config.pairing.index == "Flat" else set()
     if not config.training.compile:
         unused.add("training.compile")
     if not config.bags.whole_entries:
         unused.add("bags.whole_entries")
+    if not uses_vlm(config):
+        unused |= {key for key in keys if key.startswith("vlm.")}
     keys = {key: value for key, value in keys.items() if key not in unused}
     return RunFingerprint(
         keys,
@@ -73,6 +85,7 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
             "prompts": workspace.prompts.hash if workspace.prompts else None,
             **{name: value for term in active_terms(config) for name, value in term.fingerprints(workspace).items()},
         },
+        frozenset(unused),
     )
 
 

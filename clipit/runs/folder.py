@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from clipit.artifacts import lock_file, locked, make_folder, read_json, whole_file, write_json
+from clipit.artifacts import lock_file, locked, make_folder, read_json, whole_file, whole_folder, write_json
 from clipit.config.effects import Effect, select_keys
 from clipit.config.load import read_yaml, validate, validate_file
 from clipit.config.run import RunConfig
@@ -31,6 +32,8 @@ EXTERNAL = "external"
 """Folder inside a run's folder with its evaluations on new test sets, by name."""
 RUN_FINGERPRINT = "run_fingerprint"
 """Key of training.json: the fingerprint in run.json."""
+_TRAINED = ("run.json", "training_tiles.parquet", "training.json", "metrics.jsonl", "checkpoints", "classifier")
+"""What training writes into a run's folder."""
 _OTHER_FOLDER = "choose another --name, or delete the run's folder"
 _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "score": (float, int, type(None)),
@@ -245,9 +248,7 @@ def claim_folder(
         check_fingerprint(folder, fingerprint, config)
         return
     make_folder(folder)
-    with whole_file(folder / "config.yaml") as temporary:
-        values = config.model_dump(mode="json") | dict(sections or {})
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    _write_config(folder, config, sections or {})
     record = {
         "fingerprint": fingerprint.value,
         "commit": git_commit(),
@@ -255,6 +256,37 @@ def claim_folder(
         "command": command_line(),
     }
     write_json(folder / "run.json", record | {"keys": fingerprint.keys, "inputs": fingerprint.inputs})
+
+
+def _write_config(folder: Path, config: RunConfig, sections: Mapping[str, Any]) -> None:
+    with whole_file(folder / "config.yaml") as temporary:
+        values = config.model_dump(mode="json") | dict(sections)
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def copy_equal_run(folder: Path, config: RunConfig, fingerprint: RunFingerprint, others: Sequence[Path]) -> None:
+    """Copy what was trained by a finished run with the same fingerprint, if this run has not started.
+
+    Args:
+        folder: Folder of this run, whose lock the caller holds.
+        config: Configuration of this run, with its arm resolved.
+        fingerprint: Fingerprint of this run.
+        others: Folders of runs that may have the same fingerprint; they need not exist.
+    """
+    if is_started(folder):
+        return
+    for other in others:
+        if other == folder or not all((other / name).exists() for name in (*_TRAINED, "results.json")):
+            continue
+        if read_json(other / "run.json", _OTHER_FOLDER).get("fingerprint") != fingerprint.value:
+            continue
+        with whole_folder(folder) as partial:
+            for name in _TRAINED:
+                copy = shutil.copytree if (other / name).is_dir() else shutil.copy2
+                copy(other / name, partial / name)
+            _write_config(partial, config, {})
+        logger.info(f"not trained again: {other.parent.name}/{other.name} has the same configuration and inputs")
+        return
 
 
 def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConfig | None = None) -> None:
@@ -274,7 +306,7 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConf
             "this folder does not contain a run", where=folder, fix="train it first: clipit train --config ..."
         )
     record = read_json(file, _OTHER_FOLDER)
-    if record.get("fingerprint") != fingerprint.value:
+    if not fingerprint.is_of(record):
         differences = fingerprint.differences(record)
         if config is not None and record.get("inputs") != fingerprint.inputs:
             differences += config_differences(folder, config, "data")

@@ -21,6 +21,7 @@ from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import (
     RUN_FINGERPRINT,
     claim_folder,
+    copy_equal_run,
     delete_temporary_files,
     find_missing_output,
     is_trained,
@@ -65,7 +66,7 @@ logger = logging.getLogger(__name__)
 _SAMPLED_TILES = 9  # tiles whose size is read to describe the classifier's input
 
 
-def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
+def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs: Sequence[Path] = ()) -> Path:
     """Train and evaluate a run, or resume it; a finished run is left as it is.
 
     A finished run is evaluated again if its predictions are missing or the keys of `evaluation` have changed.
@@ -73,6 +74,8 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
     Args:
         config: Run configuration, with or without an arm.
         workspace: Workspace shared with other runs on the same data; created from `config` by default.
+        equal_runs: Folders of other runs, which need not exist. If one has the same fingerprint, its trained classifier
+            is copied and evaluated.
 
     Returns:
         The run's folder: config.yaml, metrics.jsonl, checkpoints/, training.json, classifier/, predictions.parquet,
@@ -104,7 +107,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
     with run_lock(folder) if processes.main else nullcontext(False) as writable:
         if writable:
             delete_temporary_files(folder)
-        _train_and_evaluate(config, workspace, folder, processes, image_only)
+        _train_and_evaluate(config, workspace, folder, processes, image_only, equal_runs)
     return folder
 
 
@@ -114,6 +117,7 @@ def _train_and_evaluate(
     folder: Path,
     processes: Processes,
     image_only: Callable[[str], Probabilities],
+    equal_runs: Sequence[Path],
 ) -> None:
     tiles = workspace.tiles(config.seed)
     from clipit.training.memory_plan import plan_memory
@@ -124,6 +128,7 @@ def _train_and_evaluate(
     student, backbone = _build_student(config, workspace, tiles)
     fingerprint = run_fingerprint(config, workspace, backbone.fingerprint)
     if processes.main:
+        copy_equal_run(folder, config, fingerprint, equal_runs)
         claim_folder(folder, config, fingerprint)
     processes.barrier()
     evaluated = processes.broadcast((folder / "results.json").is_file())

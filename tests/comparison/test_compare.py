@@ -21,6 +21,7 @@ from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate, validate_file
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.reporting.csv_export import check_export
+from clipit.runs.folder import read_run_config
 
 pytestmark = pytest.mark.slow
 
@@ -152,6 +153,26 @@ def test_each_data_set_uses_its_own_keys(small: ConfigFile) -> None:
     wrong = {"data_sets": {"bad": {"tiles.lables.value": 2}}}
     with pytest.raises(ConfigError, match=r"did you mean 'tiles\.labels'"):
         compare(small.run, small.comparison.model_copy(update=wrong))
+
+
+def test_a_run_that_does_not_use_what_distinguishes_data_sets_is_trained_once(small: ConfigFile) -> None:
+    keys = {"data_sets": {"full": {}, "half": {"vlm.precision": "bf16"}}, "seeds": (1,), "analyses": ()}
+    said = capture_log()
+    folder = compare(small.run, small.comparison.model_copy(update=keys))
+    copied = [line for line in said if line.startswith("not trained again")]
+    assert len(copied) == 1 and "full/image_only-seed1" in copied[0]
+    runs = {
+        (row["data_set"], row["arm"]): Path(row["run"])
+        for row in pq.read_table(folder / "comparison.parquet").to_pylist()
+        if row["run"]
+    }
+    first, second = runs["full", "image_only"], runs["half", "image_only"]
+    assert (first / "run.json").read_bytes() == (second / "run.json").read_bytes()
+    assert (first / "predictions.parquet").read_bytes() == (second / "predictions.parquet").read_bytes()
+    assert second.parent.name in (second / "summary.md").read_text(encoding="utf-8")
+    assert read_run_config(second).vlm.precision == "bf16"
+    trained = [(runs[name, "clip_it_all"] / "run.json").read_bytes() for name in ("full", "half")]
+    assert trained[0] != trained[1]
 
 
 def test_csv_export_has_the_provenance_of_every_score(compared: tuple[ConfigFile, Path], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from logged_lines import capture_log
 
 import clipit.runs.train as run_module
+from clipit.artifacts import fingerprint, write_json, write_record
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ClipitError
 from clipit.runs.evaluate import evaluate_again
@@ -71,6 +72,30 @@ def test_lost_weights_of_the_classifier(finished: Finished, monkeypatch: pytest.
     monkeypatch.undo()
     assert any("no classifier, so it is trained again" in line for line in again(config))
     assert (folder / "classifier" / "model.safetensors").read_bytes() == weights
+
+
+def test_keys_without_effect_that_earlier_versions_recorded_do_not_matter(
+    configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure({"training.steps": 2, "output": str(tmp_path)}, arm="image_only")
+    folder = train_run(config)
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert not [key for key in record["keys"] if key.startswith("vlm.")]
+    facts = {key: value for key, value in read_training(folder).items() if key != "checksum"}
+
+    def rewrite(**keys: Any) -> None:
+        values = record | {"keys": record["keys"] | keys}
+        values["fingerprint"] = fingerprint([values["keys"], values["inputs"]])
+        write_json(folder / "run.json", values)
+        write_record(folder / "training.json", facts | {"run_fingerprint": values["fingerprint"]})
+
+    monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("it was trained again"))
+    rewrite(**{"vlm.name": "another", "vlm.precision": "bf16"})
+    assert train_run(config) == folder
+    rewrite(**{"vlm.name": "another", "training.steps": 3})
+    with pytest.raises(ArtifactError, match=r"training\.steps") as refusal:
+        train_run(config)
+    assert "vlm.name" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "zero_shot.safetensors", "clipit.json"])

@@ -16,6 +16,7 @@ from clipit.distributed import get_processes
 from clipit.errors import counted
 from clipit.evaluation.slide_scores import SCORE_PREFIX
 from clipit.evaluation.slide_sets import PoolingKey
+from clipit.file_hashes import are_unchanged, hash_files
 from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
 from clipit.reporting.heat_map_tiff import write_heat_map_tiff
@@ -66,7 +67,8 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
 
     For each slide, writes to `slides/<name>/`: `overlays/` (a picture per class and of the most probable class),
     `heat_map.ome.tif`, `tiles.geojson` and `regions.geojson` for QuPath, the page `index.html`, and last `map.json`. A
-    slide whose `map.json` belongs to the same scores and options is not mapped again, unless a file is missing.
+    slide whose `map.json` belongs to the same scores and options is not mapped again, unless a file is missing or no
+    longer has the SHA-256 that `map.json` records.
 
     Args:
         scored: Scored slides.
@@ -90,7 +92,7 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     if changed:
         logger.info(
             f"note: the scores, labels or options of {counted(len(changed), 'mapped slide')} changed, or files of the "
-            "maps are missing: mapping again"
+            "maps are missing or changed: mapping again"
         )
     by_name = {slide.name: slide for slide in scored.prepared}
     with progress("mapping slides", len(missing), shown=processes.main and bool(missing)) as advance:
@@ -114,8 +116,12 @@ def _is_mapped(
 ) -> bool:
     folder = slide_folder(out, slide.name)
     record = folder / RECORD
-    complete = all((folder / name).exists() for name in MAPS)
-    return complete and read_json(record, _AGAIN) == _inputs(slide, scored, out, options, chosen)
+    if not all((folder / name).exists() for name in MAPS):
+        return False
+    recorded = dict(read_json(record, _AGAIN))
+    files = recorded.pop("files", None)  # not in earlier records
+    same = recorded == _inputs(slide, scored, out, options, chosen)
+    return same and are_unchanged(folder, MAPS[1:], files)
 
 
 def _map_slide(
@@ -159,7 +165,8 @@ def _map_slide(
         colours=colours,
     )
     write_page(folder / PAGE, slide_page(content))
-    write_record(folder / RECORD, _inputs(slide, scored, out, options, chosen))
+    files = hash_files(folder, MAPS[1:])
+    write_record(folder / RECORD, _inputs(slide, scored, out, options, chosen) | {"files": files})
 
 
 def pooled_scores(

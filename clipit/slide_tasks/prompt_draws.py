@@ -59,7 +59,7 @@ def write_draws(
     ]
     make_folder(folder)
     with whole_file(folder / DRAWS) as temporary:
-        pd.concat(tables).to_parquet(temporary, index=False)
+        pd.concat(tables).to_parquet(temporary, index=False, write_page_checksum=True)
 
 
 def read_draws(folder: Path) -> pd.DataFrame:
@@ -69,7 +69,7 @@ def read_draws(folder: Path) -> pd.DataFrame:
         ArtifactError: The table is missing or damaged.
     """
     with reading(folder / DRAWS, _AGAIN):
-        return pd.read_parquet(folder / DRAWS)
+        return pd.read_parquet(folder / DRAWS, page_checksum_verification=True)
 
 
 def split_draws(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:

@@ -22,6 +22,7 @@ from clipit.artifacts import (
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, as_note, counted, disk_errors
+from clipit.file_hashes import are_unchanged, hash_files
 from clipit.images import Unreadable, attempt
 from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
@@ -146,7 +147,7 @@ def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequ
     Writes `slides.csv` and `tiling.json` (options, slides and versions), and for each slide
     `slides/<name>/grid.parquet` (id, x, y, tissue), `tissue.geojson`, the thumbnail `tiles.png` with the outlines of
     tissue and tiles, and what `extras` name: the folder `tiles/` of PNG files, or `coords.h5`. The files of a slide are
-    kept if they belong to the same tiles (`tile.json`); others are replaced.
+    kept if they belong to the same tiles and are unchanged (`tile.json`); others are replaced.
 
     Returns:
         The table of slides.
@@ -187,8 +188,13 @@ def _write_grid(slide: PreparedSlide, folder: Path) -> None:
     grid, record = slide.grid, folder / RECORD
     inputs = {"tiles": slide.identity, "tissue": file_sha256(slide.tissue)}
     written = all((folder / name).is_file() for name in (GRID, TISSUE, THUMBNAIL, RECORD))
-    if written and read_json(record, "delete this file and start the same command again") == inputs:
-        return
+    if written:
+        recorded = dict(read_json(record, "delete this file and start the same command again"))
+        files = recorded.pop("files", None)  # not in earlier records
+        if recorded == inputs:
+            if are_unchanged(folder, (GRID, TISSUE, THUMBNAIL), files):
+                return
+            logger.info(f"note: {slide.name}: files of its tiles have changed: written again")
     record.unlink(missing_ok=True)
     (folder / COORDINATES).unlink(missing_ok=True)
     shutil.rmtree(folder / TILE_FOLDER, ignore_errors=True)
@@ -204,7 +210,7 @@ def _write_grid(slide: PreparedSlide, folder: Path) -> None:
         write_polygons_geojson(folder / TISSUE, slide.name, outlines, "Tissue", TISSUE_COLOUR)
     with whole_file(folder / THUMBNAIL) as temporary:
         thumbnail(slide).save(temporary, format="PNG")
-    write_record(record, inputs)
+    write_record(record, inputs | {"files": hash_files(folder, (GRID, TISSUE, THUMBNAIL))})
 
 
 def thumbnail(slide: PreparedSlide) -> Image.Image:

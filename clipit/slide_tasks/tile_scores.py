@@ -1,5 +1,6 @@
 """Score the tiles of slides, one table per slide; processes share the slides, and finished slides are kept."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from jaxtyping import Float32, UInt8
 from clipit.artifacts import fingerprint, make_folder, reading, whole_file
 from clipit.device_copies import copy_ahead, stack
 from clipit.distributed import get_processes
-from clipit.errors import DataError, ModelError, counted, disk_errors
+from clipit.errors import ArtifactError, DataError, ModelError, counted, disk_errors
 from clipit.images import Unreadable, attempt
 from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
@@ -189,13 +190,25 @@ def _write(
         "tissue": grid.tissue[readable],
         **{f"score_{name}": scores[:, code] for code, name in enumerate(scorer.classes)},
     }
-    record = {"inputs": _inputs(slide, scorer), "unreadable": len(reasons)}
-    table = pa.table(columns).replace_schema_metadata({_INPUTS: json.dumps(record).encode()})
+    table = pa.table(columns)
+    record = {"inputs": _inputs(slide, scorer), "unreadable": len(reasons), "content": _content(table)}
+    table = table.replace_schema_metadata({_INPUTS: json.dumps(record).encode()})
     folder = slide_folder(out, slide.name)
     make_folder(folder)
     _delete_maps(folder)
     with whole_file(folder / TILES) as temporary:
         pq.write_table(table, temporary)
+
+
+def _content(table: pa.Table) -> str:
+    """Compute the SHA-256 of all columns of a table, and of their names and types."""
+    digest = hashlib.sha256(str(table.schema.remove_metadata()).encode())
+    for column in table.columns:
+        if pa.types.is_string(column.type):
+            digest.update(json.dumps(column.to_pylist()).encode())
+        else:
+            digest.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+    return digest.hexdigest()
 
 
 def _delete_maps(folder: Path) -> None:
@@ -238,6 +251,8 @@ def read_scores(slide: PreparedSlide, scorer: TileScorer, out: Path) -> TileScor
         raise DataError("these scores belong to another model or other tiles", where=path, fix=_AGAIN)
     with reading(path, _AGAIN):
         table = pq.read_table(path)
+    if record.get("content", _content(table)) != _content(table):  # not in earlier tables
+        raise ArtifactError("the scores have changed since they were written", where=path, fix=_AGAIN)
     x, y, tissue = (np.asarray(table[name]) for name in ("x", "y", "tissue"))
     scores = np.stack([np.asarray(table[f"score_{name}"]) for name in scorer.classes], axis=1).astype(np.float32)
     grid = slide.grid

@@ -113,13 +113,13 @@ class PreparedSlide:
 
     @property
     def overview(self) -> Path:
-        """Image of the whole slide on which tissue was found."""
-        return self.artifact.folder / OVERVIEW
+        """Image of the whole slide on which tissue was found; its SHA-256 is verified."""
+        return self.artifact.file(OVERVIEW)
 
     @property
     def tissue(self) -> Path:
-        """GeoJSON of the tissue's outlines."""
-        return self.artifact.folder / TISSUE
+        """GeoJSON of the tissue's outlines; its SHA-256 is verified."""
+        return self.artifact.file(TISSUE)
 
     @cached_property
     def identity(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from launching import ROOT, run_two
 from slide_files import damage_tile, picture, write_slide
@@ -134,6 +135,50 @@ def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped
         clipit.predict(models / "run", tmp_path / "t.csv", tmp_path / "q.csv", images=slides.parent)
     with pytest.raises(ConfigError, match="--mpp and --tile-mpp apply only to slides"):
         clipit.predict(models / "run", tmp_path / "no.png", tmp_path / "q.csv", mpp=0.5)
+
+
+def flip(path: Path, at: float = 0.5) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * at)] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_flipped_bit_in_finished_files_is_noticed(
+    models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = Path(shutil.copytree(mapped.folder, tmp_path / "out"))
+    whole = contents(out, "slides/s0/*.*")
+
+    def again() -> None:
+        clipit.score_slides(slides, out, classifier=models / "run", maps=True, top=2, batch_size=16)
+
+    caplog.set_level("INFO")
+    for name in ("tiles.geojson", "regions.geojson", "heat_map.ome.tif", "index.html"):
+        flip(out / "slides/s0" / name)
+        again()
+        assert "1 mapped slide changed, or files of the maps are missing or changed" in caplog.text, name
+        assert contents(out, f"slides/s0/{name}") == {f"slides/s0/{name}": whole[f"slides/s0/{name}"]}
+        caplog.clear()
+    table = pq.read_table(out / "slides/s0/tiles.parquet")
+    scores = table.column(f"score_{CLASSES[0]}").to_numpy().copy()
+    scores[1] += 0.01
+    changed = table.set_column(table.column_names.index(f"score_{CLASSES[0]}"), f"score_{CLASSES[0]}", [scores])
+    pq.write_table(changed, out / "slides/s0/tiles.parquet")
+    with pytest.raises(ArtifactError, match="the scores have changed since they were written"):
+        again()
+
+
+def test_a_flipped_bit_in_the_files_of_a_tiled_slide_is_mended(
+    slides: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clipit.tile_slides(slides, tmp_path, tile_mpp=1.0, tile_pixels=32)
+    whole = contents(tmp_path, "slides/s0/*.*")
+    caplog.set_level("INFO")
+    for name in ("tissue.geojson", "grid.parquet", "tiles.png"):
+        flip(tmp_path / "slides/s0" / name)
+    clipit.tile_slides(slides, tmp_path, tile_mpp=1.0, tile_pixels=32)
+    assert contents(tmp_path, "slides/s0/*.*") == whole
+    assert "note: s0: files of its tiles have changed: written again" in caplog.text
 
 
 def test_two_processes_write_what_one_writes(models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path) -> None:

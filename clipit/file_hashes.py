@@ -1,0 +1,40 @@
+"""SHA-256 of finished files, to notice that they have changed when a command keeps them."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipit.artifacts import file_sha256
+from clipit.errors import disk_errors
+
+
+def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of files, by their path relative to a folder.
+
+    Args:
+        folder: Folder of the files.
+        names: Names of existing files and of folders, whose visible files are hashed.
+    """
+    digests = {}
+    with disk_errors(folder):
+        for name in names:
+            inside = sorted((folder / name).rglob("*")) if (folder / name).is_dir() else [folder / name]
+            for path in inside:
+                if path.is_file() and not path.name.startswith("."):
+                    digests[path.relative_to(folder).as_posix()] = file_sha256(path)
+    return digests
+
+
+def are_unchanged(folder: Path, names: Iterable[str], recorded: Any) -> bool:
+    """Return whether files have the recorded SHA-256, and neither lack nor exceed those recorded.
+
+    Args:
+        folder: Folder of the files.
+        names: As in `hash_files`; files that are missing have changed.
+        recorded: SHA-256 by path, as returned by `hash_files`; anything but a mapping, as in a record of an earlier
+            version, is accepted.
+    """
+    if not isinstance(recorded, Mapping):
+        return True
+    names = list(names)
+    return all((folder / name).exists() for name in names) and hash_files(folder, names) == dict(recorded)

@@ -25,7 +25,7 @@ def measure(options: Options) -> list[Figure]:
     """Measure the tiles per second of `SlideReader` relative to those of `ZipReader`, both with the reading threads.
 
     The slides are synthetic, with tiles of 256 pixels in JPEG and in JPEG 2000; their grids are read row by row, as
-    for scoring. Further rows are the slides of `--slide`, or else a real slide, if the environment variable
+    for scoring. Additional rows are the slides of `--slide`, or else a real slide, if the environment variable
     CLIPIT_TEST_DATA names a folder with it. JPEG tiles of a real slide are written to the zip with its quantisation
     tables and colour space, those of other slides as JPEG 2000 of about the same size.
     """

@@ -170,7 +170,7 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:  # a file system without folders, such as /proc
             raise ArtifactError(
-                "the folder cannot be created", where=path, fix="choose another folder with --output or --out"
+                "the folder cannot be created", where=path, fix="choose a different folder with --output or --out"
             ) from error
 
 
@@ -267,7 +267,7 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
             all; large files are verified when they are first read.
 
     Raises:
-        ArtifactError: The artefact is missing, incomplete, damaged, or of another kind, schema or fingerprint.
+        ArtifactError: The artefact is missing, incomplete, damaged, or of a different kind, schema or fingerprint.
     """
     path = folder / MANIFEST
     if not path.is_file():

@@ -16,7 +16,7 @@ from itertools import count
 from typing import IO
 
 _SLOTS, _BYTES = 128, 512
-"""Number of notes and bytes per note; further threads share the notes."""
+"""Number of notes and bytes per note; additional threads share the notes."""
 _WATCH = f"""
 import os, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

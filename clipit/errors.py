@@ -128,7 +128,7 @@ def disk_errors(where: object) -> Iterator[None]:
             where=error.filename or where,
             fix="make the file readable"
             if _unreadable(error.filename)
-            else "choose another folder with --output or --out, or change the folder's permissions",
+            else "choose a different folder with --output or --out, or change the folder's permissions",
         ) from error
     except ClipitError:
         raise
@@ -146,7 +146,8 @@ def disk_errors(where: object) -> Iterator[None]:
         raise ArtifactError(
             f"cannot write: {reason}",
             where=getattr(error, "filename", None) or where,
-            fix=f"{space} or choose another folder with --output or --out; then start again: finished parts are kept",
+            fix=f"{space} or choose a different folder with --output or --out; then start again: finished parts are "
+            "kept",
         ) from error
 
 

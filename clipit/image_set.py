@@ -111,7 +111,7 @@ def open_images(path: Path) -> ImageSet:
     skipped, and so are files that are not images, with a note.
 
     Raises:
-        DataError: The path does not exist, contains no image, or is a file of another kind.
+        DataError: The path does not exist, contains no image, or is a file of a different kind.
     """
     if path.is_dir():
         names, others = image_files(path, "quarantine")

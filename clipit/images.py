@@ -243,7 +243,7 @@ def _check_pages(image: Image.Image) -> None:
     size, pages = image.size, int(getattr(image, "n_frames", 1))
     if image.format in _ANIMATIONS:
         raise ImageError(f"an animation with {pages} frames: save each frame as a file of its own")
-    if image.format != "TIFF":  # the further images of an MPO are previews or depth
+    if image.format != "TIFF":  # the additional images of an MPO are previews or depth
         return
     equal = 1
     larger = None

@@ -78,7 +78,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Convert a node; refuse values that do not have the type of their tag, huge numbers and invalid characters.
 
-        Numbers that YAML 1.1 reads to another base are refused as well: in it, `030` is 24.
+        Numbers that YAML 1.1 reads to a different base are refused as well: in it, `030` is 24.
         """
         number = node.tag in (f"{_STANDARD}int", f"{_STANDARD}float")
         if number and isinstance(node.value, str) and _OTHER_BASE.fullmatch(node.value):

@@ -113,7 +113,7 @@ def test_the_run_for_a_gpu_starts_nothing_after_its_time(
 def test_the_variant_for_a_gpu_runs_on_a_cpu_at_quick_sizes(tmp_path: Path, name: str) -> None:
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state()  # other tests of this process may have trained with another precision
+    AcceleratorState._reset_state()  # other tests of this process may have trained with a different precision
     figures = BENCHMARKS[name](Options(tmp_path, quick=True, repeats=1, gpu=True))
     AcceleratorState._reset_state()
     assert figures and all(value > 0 for figure in figures for value in figure.values)

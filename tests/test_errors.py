@@ -109,7 +109,7 @@ def test_an_input_that_may_not_be_read_is_no_matter_of_the_output(
         disk_errors("x"),
     ):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
-    with pytest.raises(ArtifactError, match="choose another folder with --output"), disk_errors("x"):
+    with pytest.raises(ArtifactError, match="choose a different folder with --output"), disk_errors("x"):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
 
 

@@ -17,7 +17,7 @@ def save_classifier(
     mpp: float | None = 1.0,
     backbone_mpp: float | None = None,
 ) -> Path:
-    """Write `run/classifier` and the VLM `clip` to a folder, and return it; another seed gives other weights."""
+    """Write `run/classifier` and the VLM `clip` to a folder, and return it; a different seed gives other weights."""
     import torch
 
     from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig

@@ -46,7 +46,7 @@ class Consensus:
 
     @property
     def overruled(self) -> Int64[np.ndarray, " m"]:
-        """Items whose consensus is another class than more than half of their labels, which are at least two."""
+        """Items whose consensus is a different class than more than half of their labels, which are at least two."""
         counts = self.votes.counts()
         clear = (2 * counts > counts.sum(axis=1, keepdims=True)) & (counts > 1)
         others = clear.any(axis=1) & ~np.take_along_axis(clear, self.labels[:, None], axis=1)[:, 0]

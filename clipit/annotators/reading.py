@@ -263,7 +263,7 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
             "; ".join(problems),
             where=path,
             fix="fill in the cells, and keep one label per tile and annotator (a second reading is a row of its own "
-            "with another name, such as 'A, second reading')",
+            "with a different name, such as 'A, second reading')",
         )
     notes = []
     if empty:

@@ -163,7 +163,7 @@ def compare(config: Config, agents: int = 1) -> CompareResult:
 
 @public
 def tune(config: Config, agents: int = 1) -> TuneResult:
-    """Search learning rates, steps and further keys on validation tiles, with the same grid for every arm.
+    """Search learning rates, steps and other keys on validation tiles, with the same grid for every arm.
 
     Example:
         >>> search = clipit.tune(config)

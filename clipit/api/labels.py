@@ -63,7 +63,7 @@ class MergedMasksResult:
 
     Attributes:
         folder: Folder of the masks: `consensus/`, `confident/` (uncertain pixels ignored) and `posterior/` (.npy).
-        images: Folder to which the paths in `table` are relative; if the images are in a zip, it is `folder`, into
+        images: Folder that the paths in `table` are relative to; if the images are in a zip, it is `folder`, into
             which the zip must be unpacked.
     """
 
@@ -161,7 +161,7 @@ def merge_masks(
     Args:
         config: Configuration with tiles from a table and `segmentation.classes`.
         masks: Table with the columns tile, annotator and mask.
-        files: Folder or zip to which the masks are relative; None for the folder of the table.
+        files: Folder or zip that the masks are relative to; None for the folder of the table.
         confidence: Posterior below which pixels of the confident masks are ignored.
         shown: Number of tiles with the largest share of uncertain pixels on the page.
 

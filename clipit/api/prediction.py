@@ -99,7 +99,7 @@ def predict(
         out: Table to write, .csv or .parquet.
         prompts: Prompt file, packaged prompt set, or set of the classifier, for zero-shot classes.
         classes: Zero-shot classes separated by semicolons, used as prompts without templates.
-        images: Folder or zip to which the paths in tables are relative; None for the folder of each table.
+        images: Folder or zip that the paths in tables are relative to; None for the folder of each table.
         path_column: Column of paths in tables; None for `path`.
         id_column: Column of ids in tables; None for `id` if it exists, or else the paths.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.

@@ -134,7 +134,7 @@ def train(config: Config) -> RunResult:
 
     Raises:
         ConfigError: The arm's keys contradict each other.
-        ArtifactError: The folder contains a run of another configuration.
+        ArtifactError: The folder contains a run of a different configuration.
         ClipitError: Tiles, reports or models have a problem; the message states what to do.
     """
     from clipit.runs.train import train_run
@@ -154,7 +154,7 @@ def evaluate(config: Config) -> RunResult:
         config: Configuration of the run; keys of `evaluation` may differ.
 
     Raises:
-        ArtifactError: The run does not exist, or its folder belongs to another configuration.
+        ArtifactError: The run does not exist, or its folder belongs to a different configuration.
     """
     from clipit.runs.evaluate import evaluate_again
     from clipit.training.arms import resolve_arm

@@ -48,7 +48,7 @@ class SlidesResult:
 
     @cached_property
     def slides(self) -> pd.DataFrame:
-        """Slides, one row each: slide, path, label, split, group, status, reason, tiles, mpp and further columns."""
+        """Slides, one row each: slide, path, label, split, group, status, reason, tiles, mpp and additional columns."""
         return read_csv_table(self.folder / "slides.csv", _TEXTS)
 
     @cached_property
@@ -134,7 +134,7 @@ def tile_slides(
         slides: Slides, folders of slides, or one table with a column `slide`.
         out: Folder to write to.
         extras: `png` to also write the tiles as files, `h5` to also write their coordinates in TRIDENT's format.
-        images: Folder to which the files in a table are relative; None for the folder of the table.
+        images: Folder that the files in a table are relative to; None for the folder of the table.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
         tile_mpp: Micrometres per pixel of the tiles; None for 0.5.
         tile_pixels: Edge length of a tile in pixels; None for 224.
@@ -209,7 +209,7 @@ def score_slides(
             also scored one by one, and their median is reported.
         classes: Classes separated by semicolons, used as prompts without templates.
         vlm: VLM that encodes prompts.
-        images: Folder to which the files in a table are relative; None for the folder of the table.
+        images: Folder that the files in a table are relative to; None for the folder of the table.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
         tile_mpp: Micrometres per pixel of the tiles; None for that of the model's training tiles.
         tile_pixels: Edge length of a tile in pixels; None for that of the model's training tiles.
@@ -288,10 +288,10 @@ def compare_slides(
         slides: Table of slides with the columns `slide` and `label` and, if known, `split` and `group`.
         runs: Folders of runs, or folders that contain runs.
         out: Folder to write to.
-        reference: Arm with which the others are compared.
+        reference: Arm that the others are compared with.
         vlm: VLM whose zero-shot prediction is an additional arm, `VLM zero-shot`; None for none.
         prompts: Prompt file or packaged prompt set for the VLM.
-        images: Folder to which the files in a table are relative; None for the folder of the table.
+        images: Folder that the files in a table are relative to; None for the folder of the table.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.
         tile_mpp: Micrometres per pixel of the tiles; None for that of each model's training tiles.
         tile_pixels: Edge length of a tile in pixels; None for that of each model's training tiles.

@@ -29,7 +29,7 @@ def main() -> None:
             "--mask-files": {
                 "type": Path,
                 "metavar": "FOLDER",
-                "help": "folder or zip to which the masks are relative (default: the folder of the table)",
+                "help": "folder or zip that the masks are relative to (default: the folder of the table)",
             },
             "--confidence": {
                 "type": float,

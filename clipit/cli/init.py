@@ -62,4 +62,4 @@ def _write_new(path: Path, text: str) -> None:
             with path.open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError:
-            raise ArtifactError("the file already exists", where=path, fix="choose another name for --to") from None
+            raise ArtifactError("the file already exists", where=path, fix="choose a different name for --to") from None

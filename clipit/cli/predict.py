@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--classes", metavar='"A; B"', help="also classify zero-shot: names separated by semicolons, used as prompts"
     )
     parser.add_argument(
-        "--images", type=option_path, metavar="PATH", help="folder or zip to which the paths in tables are relative"
+        "--images", type=option_path, metavar="PATH", help="folder or zip that the paths in tables are relative to"
     )
     parser.add_argument("--path-column", metavar="NAME", help="column of a table with the paths (default: path)")
     parser.add_argument(

@@ -105,7 +105,7 @@ def compare(arguments: list[str]) -> None:
         metavar="RUN",
         help="folders of runs, or folders that contain runs, such as outputs/runs/NAME",
     )
-    parser.add_argument("--reference", required=True, metavar="ARM", help="arm with which the others are compared")
+    parser.add_argument("--reference", required=True, metavar="ARM", help="arm that the others are compared with")
     zero_shot = parser.add_argument_group("zero-shot VLM as an additional arm")
     zero_shot.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM")
     zero_shot.add_argument("--prompts", metavar="NAME", help="prompt file or packaged set with the same classes")
@@ -132,7 +132,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=option_path, required=True, metavar="FOLDER", help="folder to write to")
     parser.add_argument(
-        "--images", type=option_path, metavar="FOLDER", help="folder to which the paths in a table are relative"
+        "--images", type=option_path, metavar="FOLDER", help="folder that the paths in a table are relative to"
     )
     parser.add_argument(
         "--mpp",

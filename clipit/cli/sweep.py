@@ -1,6 +1,6 @@
 """Run a sweep file in wandb's format without wandb's server; several agents may share one output folder.
 
-Further options (--config=FILE, --section.key=value) change the configuration shared by all trials.
+Additional options (--config=FILE, --section.key=value) change the configuration shared by all trials.
 """
 
 import argparse

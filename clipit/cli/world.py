@@ -25,7 +25,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="KEY=SHARE",
-        help="with --cases or --reports: further reports of the same patients, such as "
+        help="with --cases or --reports: additional reports of the same patients, such as "
         "`--variant reported=0.25 wrong=0.4`, which writes reports_reported0.25_wrong0.4.jsonl; keys: "
         "reported, silent, wrong, earlier; may be repeated",
     )

@@ -32,7 +32,7 @@ def in_turn(folders: Sequence[Path]) -> Iterator[int]:
     """Yield the index of every run, each locked against other agents until the next is asked for.
 
     Finished runs and those that nobody trains come first, in order; then those that other agents have finished since.
-    A run that another agent has just finished is left to it until it has also scored the further test sets.
+    A run that another agent has just finished is left to it until it has also scored the additional test sets.
 
     Args:
         folders: Folders of the runs, which need not exist.
@@ -78,7 +78,7 @@ def demo_agents() -> int:
 
 @contextmanager
 def more_agents(count: int, task: Task, config: RunConfig, comparison: ComparisonConfig) -> Iterator[None]:
-    """Share the runs that the body trains with `count - 1` further agents on this machine, which end with it.
+    """Share the runs that the body trains with `count - 1` additional agents on this machine, which end with it.
 
     Without a GPU, the agents share the CPU threads; with GPUs, each agent uses one.
 

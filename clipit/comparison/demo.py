@@ -92,7 +92,7 @@ def write_demo_world(config: RunConfig, *, cases: bool = False) -> Path:
         cases: Whether to write the world whose tiles and reports come from the same patients.
 
     Raises:
-        ArtifactError: The folder contains something else, or another world; it is left unchanged.
+        ArtifactError: The folder contains something else, or a different world; it is left unchanged.
     """
     folder = Path(config.tiles.path).parent
     return ensure_case_world(folder, CASE_WORLD) if cases else ensure_world(folder, WORLD)

@@ -56,7 +56,7 @@ def collect_published(plans: Sequence[Plan], metric: str) -> tuple[PublishedScor
     """Collect the published scores that are in the comparison's metric.
 
     Returns:
-        The scores, and a sentence for each data set whose published scores are in another metric.
+        The scores, and a sentence for each data set whose published scores are in a different metric.
     """
     scores, notes = dict[tuple[str, str, str], str](), list[str]()
     for plan in plans:

@@ -133,5 +133,5 @@ def _check_tiles(plan: Plan, tiles: TileSet, rows: Sequence[ScoreRow], source: P
             f"the tiles of {plan.data_set} have changed since the comparison, from "
             f"{', '.join(sorted(map(str, others)))} to {tiles.fingerprint}",
             where=source,
-            fix="restore the tiles, or run clipit compare with another --name",
+            fix="restore the tiles, or run clipit compare with a different --name",
         )

@@ -81,7 +81,7 @@ def read_file_command(
         sections: Sections beside the run that the command reads, such as `comparison`; only these may be given as
             options. All sections of the file are validated.
         argv: Arguments; by default those of the process.
-        extra: Further options of the command: name -> keyword arguments of `add_argument`.
+        extra: Additional options of the command: name -> keyword arguments of `add_argument`.
         needs_tiles: Whether the section `tiles` is required.
         needs_reports: Whether a section `reports` without a path is an error; otherwise it counts as missing.
         needs_config: Whether `--config` is required.

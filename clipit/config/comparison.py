@@ -16,20 +16,20 @@ class ComparisonConfig(Section):
     arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
     """Arms in the order of the table."""
     baseline: str = "image_only"
-    """Arm with which the others are compared."""
+    """Arm that the others are compared with."""
     controls: tuple[str, ...] = ()
-    """Further arms with which the others are compared, each in a separate table; image_embedding shows whether a gain
+    """Additional arms that the others are compared with, each in a separate table; image_embedding shows whether a gain
     is due to the text."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Reported seeds of labels, initialisation and batches."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "accuracy"
     """Metric of the tables."""
     shifted: dict[str, TilesConfig] = Field(default_factory=dict)
-    """Further test sets by name, such as other centres; only their test split is used."""
+    """Additional test sets by name, such as other centres; only their test split is used."""
     backbones: tuple[str, ...] = ()
-    """Names of backbones on which to run every arm; empty: only `backbone`."""
+    """Names of backbones to run every arm on; empty: only `backbone`."""
     data_sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Data sets or settings on which to run every arm: name -> dotted keys that differ from this file, such as
+    """Data sets or settings to run every arm on: name -> dotted keys that differ from this file, such as
     `{labels320: {tiles.labels.value: 40}}`; empty: only this file."""
     equal_steps: bool = True
     """Also run arms that were tuned to fewer steps with the largest number of steps of any arm."""
@@ -45,7 +45,7 @@ class ComparisonConfig(Section):
     steps: tuple[int, ...] = Field((150, 300), min_length=1)
     """Numbers of steps of the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Further axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. For arms
+    """Additional axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. For arms
     without the term, its keys are not searched."""
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
     """Seeds of the search, which must not be among the reported `seeds`."""

@@ -144,7 +144,7 @@ class TilesConfig(Section):
     magnification: Literal["40X", "100X", "200X", "400X"] | None = None
     """BreakHis only: keep the tiles of one magnification; null keeps all four."""
     images: Data[LocalPath[str | None]] = None
-    """`table` and `slides`: folder (for tiles also zip) to which the paths in the table are relative; null: the folder
+    """`table` and `slides`: folder (for tiles also zip) that the paths in the table are relative to; null: the folder
     of the table."""
     columns: dict[Literal["id", "path", "label", "split", "group", "mpp", "mask"], str] = Field(default_factory=dict)
     """`table`, `huggingface`, `webdataset` and `slides`: mapping from clipit's column names to those of the source,

@@ -123,7 +123,7 @@ def _validate(model: type[_Model], values: Mapping[str, Any], where: object) -> 
 
 
 def check_utf8(values: Any, where: object) -> None:
-    """Reject texts that cannot be encoded as UTF-8, such as file names in another encoding."""
+    """Reject texts that cannot be encoded as UTF-8, such as file names in a different encoding."""
     if text := _first_undecodable(values):
         raise ConfigError(f"not valid UTF-8: {text}", where=where, fix="rename the file, or correct the text")
 

@@ -34,7 +34,7 @@ class UnetConfig(Section):
     """Pretrained weights of the encoder by their name in the package, such as imagenet, which downloads them; null:
     random."""
     width: int = Field(256, ge=16)
-    """Channels of the deepest of the decoder's five levels; each further level has half as many, at least 16."""
+    """Channels of the deepest of the decoder's five levels; each additional level has half as many, at least 16."""
     mpp: float | None = Field(None, gt=0)
     """Micrometres per pixel to which images are resampled; null: no resampling."""
     crop: int = Field(256, ge=32, multiple_of=32)

@@ -78,11 +78,11 @@ class MilConfig(Section):
     training: MilTrainingConfig = MilTrainingConfig()
     targets: MilTargetsConfig = MilTargetsConfig()
     arms: tuple[str, ...] = ("attention", "mean", "max", "zero_shot", "shuffled_labels")
-    """Arms of the study in the order of the table; `zero_shot` needs `prompts` and features of the VLM. Further arms
+    """Arms of the study in the order of the table; `zero_shot` needs `prompts` and features of the VLM. Additional arms
     learn from reports (`report_labels`, `report_embedding`, or both: `report`) and need the section `reports`; their
     controls are `predicted_labels`, `image_embedding`, `shuffled_report_labels` and `shuffled_report_embedding`."""
     reference: str = "mean"
-    """Arm with which the others are compared."""
+    """Arm that the others are compared with."""
     conditions: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings in which all arms are compared: name -> dotted keys that differ from this file, such as
     `{few labels: {mil.labels_per_class: 4}}`; empty: only this file."""

@@ -241,12 +241,12 @@ class RunConfig(Section):
     soft_labels: SoftLabelsConfig = SoftLabelsConfig()
     consistency: ConsistencyConfig = ConsistencyConfig()
     terms: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Further loss terms: name -> `class: package.module:Class` and the keys of that class."""
+    """Additional loss terms: name -> `class: package.module:Class` and the keys of that class."""
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: Reporting[TrackingConfig] = TrackingConfig()
     arms: Recipe[dict[str, dict[str, Any]]] = Field(default_factory=dict)
-    """Further recipes: name -> dotted keys with their values; `base` names the recipe to extend."""
+    """Additional recipes: name -> dotted keys with their values; `base` names the recipe to extend."""
     overrides: Recipe[tuple[str, ...]] = ()
     """Keys given on the command line, which take precedence over those of the arm; set by clipit."""
     note: Reporting[str] = ""

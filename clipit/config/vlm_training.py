@@ -22,7 +22,7 @@ class PairsConfig(Section):
     path: Data[LocalPath[str | None]] = None
     """Table file, or folder or pattern of tar shards (`shards/train-{000..123}.tar`)."""
     images: Data[LocalPath[str | None]] = None
-    """`table`: folder or zip to which the paths in the table are relative; null: the folder of the table."""
+    """`table`: folder or zip that the paths in the table are relative to; null: the folder of the table."""
     columns: dict[Literal["id", "path", "text", "group", "split", "mpp"], str] = Field(default_factory=dict)
     """Mapping from clipit's column names to those of the source, where they differ; for webdataset, `path` and `text`
     are suffixes of the samples' members, by default any image and `txt`, or `text` is a key of their JSON."""
@@ -53,7 +53,7 @@ class ContrastBagsConfig(Section):
     """Drop members whose similarity is more than this below that of the best member of the same kind; null: keep
     all."""
     mine_every: int = Field(0, ge=0)
-    """Number of steps after which tiles and texts are embedded with the adapted VLM and the bags mined again; 0:
+    """Number of steps after which tiles and texts are embedded with the adapted VLM and the bags re-mined; 0:
     never."""
 
 
@@ -116,7 +116,7 @@ class AdaptConfig(Section):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds of initialisation, order and augmentation."""
     forgetting: dict[str, dict[str, Data[LocalPath[str]]]] = Field(default_factory=dict)
-    """Further sets on which zero-shot classification is measured before and after: name -> `config`, a configuration
+    """Additional sets on which zero-shot classification is measured before and after: name -> `config`, a configuration
     file with tiles and prompts."""
 
     @property

@@ -22,7 +22,7 @@ def is_unwritten(path: str) -> bool:
 
 
 def unwritten_paths(config: RunConfig, shifted: Mapping[str, TilesConfig]) -> list[str]:
-    """Return the paths of a configuration that another command must write first."""
+    """Return the paths of a configuration that other commands must write first."""
     reports = config.reports
     paths = [
         config.tiles.path, config.tiles.images, config.prompts, config.vlm.name, config.backbone.name,

@@ -80,7 +80,7 @@ def check_devices() -> list[Check]:
 
 def check_disk(output: Path) -> Check:
     """Check write permission and free space of the output folder, or of its nearest existing parent."""
-    subject, other_folder = f"disk at {output}", "choose another folder: --output=..."
+    subject, other_folder = f"disk at {output}", "choose a different folder: --output=..."
     folder = output.expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
@@ -103,7 +103,7 @@ def gpu_count() -> int:
 
 
 def check_default_launch() -> Check:
-    """Check the processes that `accelerate launch` starts without further options."""
+    """Check the processes that `accelerate launch` starts without additional options."""
     try:
         from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     except (ImportError, OSError, RuntimeError) as error:

@@ -39,7 +39,7 @@ def assign_instances(
     bag_class = bag_labels[bags]
     if (bag_class == background).all() or not (bag_class == background).any():
         raise DataError(
-            "choosing tiles needs patients with the background class and patients with another class",
+            "choosing tiles needs patients with the background class and patients with a different class",
             where="soft_labels.own_report.background",
             fix="set it to a class that some reports have, or use soft_labels.own_report.tiles=all",
         )

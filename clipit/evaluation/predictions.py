@@ -138,9 +138,9 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
         tiles: Tiles that the predictions are compared with; None to skip the comparison.
 
     Raises:
-        DataError: The file is missing, damaged or changed, lacks a column, has a column of another type, repeats an id,
-            has a label outside the classes, has probabilities that are not finite, are negative or do not sum to 1, or
-            covers other tiles.
+        DataError: The file is missing, damaged or changed, lacks a column, has a column of a different type, repeats an
+            id, has a label outside the classes, has probabilities that are not finite, are negative or do not sum to 1,
+            or covers other tiles.
     """
     try:
         changed = sha256 is not None and file_sha256(path) != sha256

@@ -55,7 +55,7 @@ def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
 
 
 def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
-    """Refuse files that state the name of another slide of the study; names of other slides may be former names.
+    """Refuse files that state the name of a different slide of the study; names of other slides may be former names.
 
     Raises:
         DataError: There are such files.
@@ -65,7 +65,7 @@ def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
     wrong = [f"{name}.h5 is of {of}" for name, of in stated.items() if of != name and of in names]
     if wrong:
         raise DataError(
-            f"{counted(len(wrong), 'feature file states', 'feature files state')} to be of another slide: "
+            f"{counted(len(wrong), 'feature file states', 'feature files state')} to be of a different slide: "
             f"{shortlist(wrong)}",
             where=where,
             fix="rename the files, or compute their features again",
@@ -107,7 +107,7 @@ def check_copies(
             "slides with the same features are in different splits or have different labels: "
             f"{shortlist([' = '.join(names) for names in wrong])}",
             where=where,
-            fix="one file may be a copy under another name: compute its features again, or keep one of these slides",
+            fix="one file may be a renamed copy: compute its features again, or keep one of these slides",
         )
     listed = [" = ".join(names) for names in used if len(names) > 1]
     return (

@@ -85,7 +85,7 @@ def vector_targets(
 
 
 def join_targets(labels: BagTargets, vectors: BagTargets) -> BagTargets:
-    """Combine the probabilities of one and the vectors of another set of targets for the same bags."""
+    """Combine the probabilities of one set of targets with the vectors of a second set, for the same bags."""
     same = vectors.names.tolist() == labels.names.tolist()
     if not same:
         raise ValueError("both sets of targets must list the same bags in the same order")

@@ -76,7 +76,7 @@ def check_dim(bags: MilBags, dim: int) -> None:
     """Check that features have the dimension that the network was trained on.
 
     Raises:
-        DataError: They have another dimension.
+        DataError: They have a different dimension.
     """
     if bags.dim != dim:
         raise DataError(

@@ -174,7 +174,7 @@ BACKBONES: Mapping[str, ModelSpec] = {spec.name: spec for spec in _ENTRIES}
 
 To add a model, add an entry to `_ENTRIES`. `family` is `timm` or `transformers`; `source` is a hub id (with `/`) or a
 timm model name; `dim`, `pixels`, `mean` and `std` are checked against the loaded model. For timm, `loader` holds
-arguments of `timm.create_model` and two further keys: `architecture` (timm's name of a model on the Hub, so that a
+arguments of `timm.create_model` and two additional keys: `architecture` (timm's name of a model on the Hub, so that a
 weights file alone is enough) and `data` (keys that override timm's `pretrained_cfg`). Layer classes are given by name
 (`SwiGLUPacked`, `SiLU`), which `timm_backbones.py` resolves. For transformers, `remote_code` marks a model defined by
 code on its page, which requires `backbone.trust_remote_code`, and `facts` lists required values of keys in config.json.

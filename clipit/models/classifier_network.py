@@ -103,7 +103,7 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Return the data type of a backbone's weights: float32 or bfloat16, also by the name `bf16`.
 
     Raises:
-        ModelError: Another type; float16 is refused, because activations of pathology backbones can exceed its range.
+        ModelError: The type is not supported, or is float16, which cannot hold the activations of pathology backbones.
     """
     names = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
     known = dtype if isinstance(dtype, torch.dtype) else names.get(dtype)

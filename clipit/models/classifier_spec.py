@@ -140,7 +140,7 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
         check_files: Whether the files must exist.
 
     Raises:
-        ModelError: The folder holds no classifier, is incomplete or damaged, or was written by another version.
+        ModelError: The folder holds no classifier, is incomplete or damaged, or was written by a different version.
     """
     file = folder / DESCRIPTION
     if not file.is_file():

@@ -97,7 +97,7 @@ def _check_place(folder: Path) -> None:
         raise ArtifactError(
             "the folder holds something other than a classifier",
             where=folder,
-            fix="delete it, or choose another folder",
+            fix="delete it, or choose a different folder",
         )
 
 

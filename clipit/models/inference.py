@@ -89,7 +89,7 @@ class Classifier:
     def compile(self, **options: Any) -> "Classifier":
         """Compile the network with `torch.compile`, and run it once to report errors early; returns the same object.
 
-        The first batch of another size is compiled again, for any size.
+        The first batch of a different size is compiled again, for any size.
 
         Args:
             options: Arguments of `torch.compile`, such as `mode="max-autotune"`.

@@ -163,13 +163,13 @@ def load_lora(module: nn.Module, folder: Path) -> nn.Module:
     Of the adapter's settings, only rank, alpha and target layers are used.
 
     Raises:
-        ModelError: The adapter is damaged, or belongs to another model.
+        ModelError: The adapter is damaged, or belongs to a different model.
     """
     import peft
     from safetensors.torch import load_file
 
     values = read_json(folder / ADAPTER_CONFIG)
-    with foreign_errors("LoRA", where=folder, hint="The adapter may belong to another model."):
+    with foreign_errors("LoRA", where=folder, hint="The adapter may belong to a different model."):
         rank, alpha, names = int(values["r"]), float(values["lora_alpha"]), values["target_modules"]
         with torch.random.fork_rng(devices=[]):  # peft draws random numbers for initial factors
             adapted = _inject(module, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), "")

@@ -194,7 +194,7 @@ def _unsupported(problem: str, name: str) -> ModelError:
     return ModelError(
         f"unsupported preprocessing: {problem}",
         where=name,
-        fix="choose another model; approximate preprocessing would silently change its embeddings",
+        fix="choose a different model; approximate preprocessing would silently change its embeddings",
     )
 
 
@@ -274,7 +274,7 @@ def open_picture(image: Picture, position: int) -> Image.Image:
         raise DataError(
             f"this image cannot be decoded: {error}", where=where, fix="replace the image, or remove it from the list"
         ) from error
-    except Exception as error:  # missing files, values of another type, and Pillow's errors for damaged bytes
+    except Exception as error:  # missing files, values of a different type, and Pillow's errors for damaged bytes
         raise DataError(
             f"unreadable image: {error}", where=where, fix="correct the path, or replace the file"
         ) from error

@@ -92,7 +92,7 @@ def load_timm(
         raise ModelError(
             "the model does not return one feature vector per tile",
             where=config.name,
-            fix="set backbone.pooling: cls or cls_mean, or choose another backbone",
+            fix="set backbone.pooling: cls or cls_mean, or choose a different backbone",
         )
     rebuilt = TimmSpec(module.pretrained_cfg["architecture"], arguments, dict(module.pretrained_cfg))
     rebuilt = _portable(rebuilt, module) if "mlp_layer" in arguments else rebuilt
@@ -269,7 +269,7 @@ def _check_class_token(module: Any, name: str) -> None:
         raise ModelError(
             "the model has no class token, or normalises its tokens only after pooling",
             where=name,
-            fix="set backbone.pooling: default, or choose another backbone",
+            fix="set backbone.pooling: default, or choose a different backbone",
         )
 
 
@@ -322,7 +322,8 @@ def _check_rebuilt(spec: TimmSpec, module: Any, pixels: int, native_pixels: int,
             rebuilt.load_state_dict(module.state_dict())
             torch.testing.assert_close(rebuilt(example), module(example), rtol=1e-4, atol=1e-4)
     except Exception as error:
-        raise no_such_size(name, pixels, native_pixels, f"timm builds another model for this size ({error})") from error
+        reason = f"timm builds a different model for this size ({error})"
+        raise no_such_size(name, pixels, native_pixels, reason) from error
 
 
 def _portable(spec: TimmSpec, module: Any) -> TimmSpec:

@@ -137,7 +137,7 @@ def no_such_size(name: str, pixels: int, native_pixels: int, why: object) -> Mod
     return ModelError(
         f"tiles of {pixels} pixels are not supported: {' '.join(str(why).split())[:200] or type(why).__name__}",
         where=f"backbone.pixels, for {name}",
-        fix=f"remove backbone.pixels (the model's own size is {native_pixels}), or choose another backbone",
+        fix=f"remove backbone.pixels (the model's own size is {native_pixels}), or choose a different backbone",
     )
 
 

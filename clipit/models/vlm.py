@@ -131,7 +131,7 @@ class VLM:
             raise ModelError(
                 "this VLM has no image embedding before its projection (its pooling includes the projection)",
                 where=self.name,
-                fix="use the joint space, or another VLM",
+                fix="use the joint space, or a different VLM",
             )
         return self.raw_dim
 
@@ -211,7 +211,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     Raises:
         ModelError: The name is unknown, files are missing, weights are gated or missing, the model differs from its
             entry in the table or embeds a text differently in a batch, or its adapter is missing, damaged or made for
-            another VLM.
+            a different VLM.
         ConfigError: A path is given for a name that is not in the table.
     """
     device = torch.device(device)
@@ -221,7 +221,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     towers.module.eval().requires_grad_(False)
     with foreign_errors(
         config.name,
-        hint="The tokeniser files may be incomplete, or belong to another model.",
+        hint="The tokeniser files may be incomplete, or belong to a different model.",
         where=towers.source,
     ):
         towers.count_tokens([_LONG_TEXT])
@@ -280,7 +280,7 @@ def _check_batches(towers: Towers) -> int:
             if math.isfinite(distance)
             else "the embedding of a text is zero or not finite",
             where=towers.source,
-            fix="check the tokeniser's padding token and the weights; they may belong to another model",
+            fix="check the tokeniser's padding token and the weights; they may belong to a different model",
         )
     return int(alone.shape[-1])
 

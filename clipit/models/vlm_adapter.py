@@ -72,7 +72,7 @@ def read_vlm_adapter(folder: Path) -> dict[str, Any]:
     files, base = record.get("files"), record.get("base")
     if record.get("schema") != _SCHEMA or not isinstance(files, dict) or not isinstance(base, dict):
         raise ModelError(
-            f"the adapter was written by another version of clipit (schema {record.get('schema')})",
+            f"the adapter was written by a different version of clipit (schema {record.get('schema')})",
             where=folder / RECORD,
             fix=f"use the version of clipit that wrote it; this one reads schema {_SCHEMA}",
         )
@@ -90,13 +90,13 @@ def merge_vlm_adapter(towers: Towers, fingerprint: str, folder: Path) -> Towers:
         folder: Folder of the adapter.
 
     Raises:
-        ModelError: The adapter is missing or damaged, or belongs to another VLM.
+        ModelError: The adapter is missing or damaged, or belongs to a different VLM.
     """
     record = read_vlm_adapter(folder)
     base = record["base"]
     if base.get("fingerprint") != fingerprint:
         raise ModelError(
-            f"the adapter belongs to another VLM: {base.get('name')}, fingerprint {base.get('fingerprint')}; "
+            f"the adapter belongs to a different VLM: {base.get('name')}, fingerprint {base.get('fingerprint')}; "
             f"this one has {fingerprint}",
             where=f"vlm.adapter: {folder}",
             fix="set vlm.name (and vlm.path) to the VLM that was adapted, with the same weights and preprocessing",

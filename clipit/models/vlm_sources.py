@@ -153,7 +153,7 @@ def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None)
         return open_clip_vlm.folder_towers(folder, spec, config.quick_gelu, config.trust_remote_code)
     _check_quick_gelu(config, False)
     description = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    model_type = description.get("model_type") or description.get("architecture") or "another model"
+    model_type = description.get("model_type") or description.get("architecture") or "a different model"
     if description.get("model_type") == "clip":
         return clip_vlm.clip_towers(str(folder))
     other = f"; its config.json is for {model_type}" if description else ""

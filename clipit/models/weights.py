@@ -154,7 +154,7 @@ def check_patch_size(module: nn.Module, shapes: Mapping[str, Shape], *, where: o
     for key, shape in shapes.items():
         if expected and key.endswith(_PATCHES) and len(shape) == len(expected) == 4 and shape[2:] != expected[2:]:
             raise ModelError(
-                f"another architecture: patches of {shape[2:]} pixels in the file, {expected[2:]} in the model",
+                f"a different architecture: patches of {shape[2:]} pixels in the file, {expected[2:]} in the model",
                 where=where,
                 fix=fix,
             )

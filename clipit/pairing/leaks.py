@@ -173,7 +173,7 @@ def near_leaks(tiles: TileSet, fingerprints: Fingerprints, config: LeaksConfig) 
 def find_copies(
     tests: TileSet, test_hashes: ImageHashes, seen: TileSet | SeenTiles, seen_hashes: ImageHashes, config: LeaksConfig
 ) -> dict[str, Leak]:
-    """Find tiles of another data set that are copies of training or validation tiles.
+    """Find tiles of a new data set that are copies of training or validation tiles.
 
     Equal pixels take precedence over similar images, which only fingerprints reveal (`near_leaks`). Of several equal
     tiles, the one with the lowest id is returned.
@@ -218,7 +218,7 @@ def _digests(image_hashes: ImageHashes) -> UInt8[np.ndarray, "n 16"]:
 
 
 def find_shared_patients(tests: TileSet, seen: TileSet | SeenTiles) -> dict[str, Leak]:
-    """Find tiles of another data set whose patient or slide was used for training or validation, as leaks by test id.
+    """Find tiles of a new data set whose patient or slide was used for training or validation, as leaks by test id.
 
     Each leak names the tile of that patient with the lowest id.
     """

@@ -105,7 +105,8 @@ def compare_options(
 ) -> list[Option]:
     """Compare pairing rules: each correction alone, with thresholds and with mutual neighbours.
 
-    For the configured correction, further rows vary the margin, the organs, the exclusion of own groups, and centring.
+    For the configured correction, additional rows vary the margin, the organs, the exclusion of own groups and
+    centring.
 
     Args:
         index: Flat index over the snippets.

@@ -54,8 +54,8 @@ def lint_prompts(
     Errors: a name under two classes (ignoring case, spaces and punctuation), empty names, repeated names or templates,
     a template without exactly one `{}`, fewer than two classes, a class without names, and a class of the tiles without
     prompts. Warnings: two names of a class that differ only in punctuation; names of two classes with the same words in
-    another order (ignoring `a`, `an`, `of`, `the`); a name that contains a name of another class; a class that no tile
-    has; and texts over the token budget.
+    a different order (ignoring `a`, `an`, `of`, `the`); a name that contains a name of a different class; a class that
+    no tile has; and texts over the token budget.
 
     Args:
         prompts: Prompt set, which may be invalid.

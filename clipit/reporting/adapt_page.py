@@ -102,7 +102,7 @@ class AdaptContent:
 
 
 def forgetting_task(name: str) -> str:
-    """Return the name of the zero-shot task on another set."""
+    """Return the name of the zero-shot task on a different set."""
     return f"{ZERO_SHOT}, {name}"
 
 

@@ -43,7 +43,7 @@ def check_export(path: Path) -> None:
         with suppress(OSError):  # another process has written into it
             folder.rmdir()
     if not writable:
-        raise ArtifactError("no permission to write here", where=path, fix="choose another --record")
+        raise ArtifactError("no permission to write here", where=path, fix="choose a different --record")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:

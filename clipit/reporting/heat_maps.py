@@ -29,7 +29,7 @@ _SCALE_BAR = 0.2  # maximum length as a fraction of the width
 
 
 def class_colours(n: int) -> list[str]:
-    """Return a colour per class as #rrggbb: the plot colours except black, further colours, then their tints."""
+    """Return a colour per class as #rrggbb: the plot colours except black, additional colours, then their tints."""
     distinct = [colour for colour in (*COLOURS, *_MORE_COLOURS) if colour != "#000000"]
     rgb = [np.array(list(bytes.fromhex(colour[1:]))) for colour in distinct]
     tints = [255 - (255 - colour) * share for share in _TINTS for colour in rgb]

@@ -11,7 +11,7 @@ from clipit.reporting.tables import with_interval
 
 _ABOUT = (
     "A linear probe on frozen features predicts each tile from the labels of other patients or slides. A label is "
-    "suspicious if the probe prefers another class so clearly that confident learning counts the label as an error. "
+    "suspicious if the probe prefers a different class so clearly that confident learning counts the label as wrong. "
     "The probe can also be wrong: rare appearances and classes that look alike are flagged more often than others. "
     "Look at the tile before you change its label, and do not correct test labels on the basis of these suggestions "
     "alone."

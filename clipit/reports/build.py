@@ -135,7 +135,7 @@ def build_snippets(
         raise DataError(
             f"no snippets remain:\n{account.text(reports)}",
             where=reports.source,
-            fix="relax the filters under `reports`, or use another corpus",
+            fix="relax the filters under `reports`, or use a different corpus",
         )
     return Snippets(snippets, sources, account)
 

@@ -22,14 +22,14 @@ _MISREAD = re.compile(
 
 
 def count_misread(texts: Sequence[str]) -> str:
-    """Describe how many texts contain UTF-8 that was misread as another encoding; "" if none do."""
+    """Describe how many texts contain UTF-8 that was misread as a different encoding; "" if none do."""
     matches = [match.group() for text in texts if (match := _MISREAD.search(text))]
     if not matches:
         return ""
     return (
         f"{counted(len(matches), 'report contains', 'reports contain')} characters such as "
-        f"{shortlist(list(dict.fromkeys(matches)), 3)}: UTF-8 that another program misread as another encoding; export "
-        "the reports again"
+        f"{shortlist(list(dict.fromkeys(matches)), 3)}: UTF-8 that another program misread as a different encoding; "
+        "export the reports again"
     )
 
 

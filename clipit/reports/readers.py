@@ -179,7 +179,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
     """Assign ids and drop empty reports; return the reports and the number of empty ones.
 
     Raises:
-        DataError: Two reports have the same id, or one is a document in another format (RTF, PDF).
+        DataError: Two reports have the same id, or one is a document in a different format (RTF, PDF).
     """
     reports: list[Report] = []
     locations: dict[str, str] = {}

@@ -213,4 +213,4 @@ def _negated_problems(raw: Mapping[Any, Any], classes: Mapping[Any, Any]) -> lis
         for name in dict.fromkeys([*negated, *negated.values()])
         if name not in classes
     ]
-    return problems + [f"negated.{name}: must be another class" for name, other in negated.items() if name == other]
+    return problems + [f"negated.{name}: must be a different class" for name, other in negated.items() if name == other]

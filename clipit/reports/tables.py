@@ -40,7 +40,7 @@ _MAX_NAME_LENGTH = 60  # characters of a column's name; a longer one is probably
 
 
 def read_table_reports(path: Path, config: ReportsConfig, format_name: str, problems: list[str]) -> Iterator[RawReport]:
-    """Read a csv, tsv or xlsx file; csv cells that may contain further rows are listed in `problems`.
+    """Read a csv, tsv or xlsx file; csv cells that may contain additional rows are listed in `problems`.
 
     The first row is the header, unless `config.columns` names the columns by position.
 
@@ -227,7 +227,7 @@ def _check_one_format(folder: Path) -> None:
         raise DataError(
             f"tables in several formats: {', '.join(formats)}",
             where=folder,
-            fix="convert them to one format, or move the files that are not reports to another folder",
+            fix="convert them to one format, or move the files that are not reports to a different folder",
         )
 
 

@@ -62,7 +62,7 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
         source = workspace.pixels(split, classifier.spec.preprocess)
         if len(source.tiles):
             predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, split)
-            # The tiles may have been loaded with the labels of another seed.
+            # The tiles may have been loaded with the labels of a different seed.
             by_split.append(replace(predictions, labels=tiles.of_split(split).labels))
     if not get_processes().main:
         return {}
@@ -83,8 +83,8 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
         folder: Folder of the run; by default the one that the configuration names.
 
     Raises:
-        ArtifactError: The run does not exist, its folder belongs to another configuration, or it cannot be written and
-            lacks results.
+        ArtifactError: The run does not exist, its folder belongs to a different configuration, or it cannot be written
+            and lacks results.
     """
     from clipit.models.backbones import load_backbone
 
@@ -146,7 +146,7 @@ def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
     Raises:
         ArtifactError: run.json or training.json is missing or damaged.
     """
-    fix = "choose another --name, or delete the run's folder"
+    fix = "choose a different --name, or delete the run's folder"
     run = read_json(folder / "run.json", fix).get("fingerprint")
     if not isinstance(run, str):
         raise ArtifactError("the fingerprint of the run is missing", where=folder / "run.json", fix=fix)

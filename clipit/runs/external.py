@@ -138,11 +138,11 @@ def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     """Check that a folder is new or belongs to the same tiles and prompts.
 
     Raises:
-        ArtifactError: The folder contains the results of another set; the message lists the differing keys.
+        ArtifactError: The folder contains the results of a different set; the message lists the differing keys.
     """
     if not folder.exists():
         return
-    fix = "choose another --name, or delete this folder"
+    fix = "choose a different --name, or delete this folder"
     file = folder / "results.json"
     recorded = read_json(file, fix).get("external", {}).get("identity") if file.is_file() else None
     if not isinstance(recorded, dict):

@@ -35,7 +35,7 @@ class RunFingerprint:
         return fingerprint([self.keys, self.inputs])
 
     def differences(self, record: Mapping[str, Any]) -> list[str]:
-        """List the keys and inputs that differ from the `run.json` record of another run, with their values in both."""
+        """List the keys and inputs that differ from the `run.json` record of another run, with the values of both."""
         lines = []
         for section, current in (("keys", self.keys), ("inputs", self.inputs)):
             recorded = record.get(section)

@@ -33,8 +33,8 @@ EXTERNAL = "external"
 RUN_FINGERPRINT = "run_fingerprint"
 """Key of training.json: the fingerprint in run.json."""
 _TRAINED = ("run.json", "training_tiles.parquet", "training.json", "metrics.jsonl", "checkpoints", "classifier")
-"""What training writes into a run's folder."""
-_OTHER_FOLDER = "choose another --name, or delete the run's folder"
+"""Files that training writes into a run's folder."""
+_OTHER_FOLDER = "choose a different --name, or delete the run's folder"
 _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "score": (float, int, type(None)),
     "seconds": (float, int),
@@ -53,7 +53,7 @@ def run_folder(config: RunConfig) -> Path:
 def resolve_run_precision(config: RunConfig, folder: Path | None = None) -> RunConfig:
     """Replace `training.precision: auto` by the precision of the run's folder, else by that of the devices.
 
-    A run that was trained on a GPU can thus be evaluated, compared or resumed on another kind of machine.
+    A run that was trained on a GPU can thus be evaluated, compared or resumed on a different kind of machine.
 
     Args:
         config: Run configuration with its arm resolved.
@@ -134,7 +134,7 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
         needed: Names of the facts that must be present.
 
     Raises:
-        ArtifactError: The file is missing or damaged, lacks one of these facts, or belongs to another run.
+        ArtifactError: The file is missing or damaged, lacks one of these facts, or belongs to a different run.
     """
     fix = (
         f"delete it and the folder {folder / 'classifier'}, and run clipit train again; both are restored from the "
@@ -148,7 +148,7 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
     recorded, run = facts.pop(RUN_FINGERPRINT, None), folder / "run.json"  # None in earlier versions
     if recorded is not None and run.is_file() and read_json(run, fix).get("fingerprint") != recorded:
         raise ArtifactError(
-            f"this file belongs to another run: its fingerprint is {recorded}, that of run.json is "
+            f"this file belongs to a different run: its fingerprint is {recorded}, that of run.json is "
             f"{read_json(run, fix).get('fingerprint')}",
             where=folder / "training.json",
             fix=fix,
@@ -236,14 +236,14 @@ def claim_folder(
         sections: Further sections to write to config.yaml.
 
     Raises:
-        ArtifactError: The folder belongs to another run, or run.json is missing.
+        ArtifactError: The folder belongs to a different run, or run.json is missing.
     """
     if is_started(folder):
         if not (folder / "run.json").is_file():
             raise ArtifactError(
                 "run.json is missing, so the configuration and inputs of this run are unknown",
                 where=folder,
-                fix="choose another --name, restore run.json, or delete the folder",
+                fix="choose a different --name, restore run.json, or delete the folder",
             )
         check_fingerprint(folder, fingerprint, config)
         return
@@ -298,7 +298,7 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConf
         config: Configuration of the run, with its arm resolved, to list the keys that select other inputs.
 
     Raises:
-        ArtifactError: The folder belongs to another run or does not contain a run.
+        ArtifactError: The folder belongs to a different run or does not contain a run.
     """
     file = folder / "run.json"
     if not file.is_file():
@@ -313,7 +313,8 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConf
         lines = difference_lines(differences)
         if not (isinstance(record.get("keys"), dict) and isinstance(record.get("inputs"), dict)):
             lines = "unknown, because run.json was written by an earlier version of clipit"
-        message = f"this folder belongs to a run with another configuration or other inputs; differences:\n    {lines}"
+        problem = "this folder belongs to a run with a different configuration or different inputs"
+        message = f"{problem}; differences:\n    {lines}"
         raise ArtifactError(message, where=folder, fix=_OTHER_FOLDER)
 
 
@@ -346,7 +347,7 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
 
 @contextmanager
 def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
-    """Add the differing keys of tiles, prompts and VLM to errors about a run that is read with another configuration.
+    """Add differing keys of tiles, prompts and VLM to errors about a run that is read with a different configuration.
 
     Args:
         folder: Folder of the run.
@@ -359,7 +360,7 @@ def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
         if not differences:
             raise
         lines = difference_lines(differences)
-        raise type(error)(f"{error}\n  the run was trained with another configuration:\n    {lines}") from error
+        raise type(error)(f"{error}\n  the run was trained with a different configuration:\n    {lines}") from error
 
 
 def delete_temporary_files(folder: Path) -> None:

@@ -44,7 +44,7 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
         raise DataError(
             f"the classifier has the classes {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",
             where=folder / "classifier",
-            fix="set tiles.classes to the classifier's classes, in their order, or use another run",
+            fix="set tiles.classes to the classifier's classes, in their order, or use a different run",
         )
     return classifier
 

@@ -198,7 +198,7 @@ class _Chunk:
                 f"the classifier's outputs are NaN or infinite for {int(invalid.sum())} of "
                 f"{counted(len(invalid), 'image')}",
                 where=self._images.reader.where(rows[int(invalid.argmax())]),
-                fix="predict without --bf16, on another device, or check the classifier's weights",
+                fix="predict without --bf16, on a different device, or check the classifier's weights",
             )
         return softmax(logits)
 

@@ -20,7 +20,7 @@ from clipit.runs.prediction_chunks import REASON
 
 FORMATS = (".csv", ".parquet")
 _DIGITS = 6
-_OTHER_FILES = "delete these files, or choose another --out"
+_OTHER_FILES = "delete these files, or choose a different --out"
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class PredictionPaths:
 
     @property
     def command(self) -> Path:
-        """Inputs of the chunks; written only if there are no files of another command."""
+        """Inputs of the chunks; written only if there are no files of a different command."""
         return self.partial / "command.json"
 
     def is_complete(self, inputs: Mapping[str, Any]) -> bool:
         """Check whether the same command has already finished.
 
         Raises:
-            ArtifactError: The files exist, but belong to another command or have changed.
+            ArtifactError: The files exist, but belong to a different command or have changed.
         """
         if self.command.is_file() and read_json(self.command, _OTHER_FILES) == inputs:
             return False  # killed, perhaps while the files were written
@@ -92,7 +92,7 @@ class PredictionPaths:
                     fix=_OTHER_FILES,
                 )
         raise ArtifactError(
-            f"these files exist, but belong to another command or have changed: {shortlist(present)}",
+            f"these files exist, but belong to a different command or have changed: {shortlist(present)}",
             where=self.table,
             fix=_OTHER_FILES,
         )

@@ -83,7 +83,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs:
 
     Raises:
         ConfigError: The arm's keys contradict each other.
-        ArtifactError: The folder contains a run of another configuration, or its classifier or results are damaged.
+        ArtifactError: The folder contains a run of a different configuration, or its classifier or results are damaged.
     """
     unresolved, config = config, resolve_run_precision(resolve_arm(config))
     check_keys(config)
@@ -238,7 +238,7 @@ def _train(
             term.initialise(student, normalise, data.source)
     try:
         accelerator = Accelerator(mixed_precision=config.training.precision)
-    except ValueError as error:  # fp16 without a GPU, or an earlier run of this process with another precision
+    except ValueError as error:  # fp16 without a GPU, or an earlier run of this process with a different precision
         raise ConfigError(
             f"training.precision={config.training.precision} cannot be used here: {' '.join(str(error).split())[:200]}",
             where="training.precision",

@@ -97,7 +97,7 @@ def _unit(mpp: Float[np.ndarray, " n"]) -> str:
 def _two_classes(
     above: np.ndarray, names: Sequence[str], stained: str, foreground: Sequence[str]
 ) -> Int64[np.ndarray, "h w"]:
-    """Return the stained class above the threshold, and another class below it, of the background if possible."""
+    """Return the stained class above the threshold, and a different class below it, of the background if possible."""
     others = [name for name in names if name != stained]
     below = next((name for name in others if name not in foreground), others[0])
     return np.where(above, names.index(stained), names.index(below)).astype(np.int64)

@@ -121,7 +121,7 @@ def store_tokens(
                     raise DataError(
                         f"tokens of image {tiles.ids[row]} are not finite in half precision",
                         where=tokens.name,
-                        fix="check this image, or use another model",
+                        fix="check this image, or use a different model",
                     )
                 with whole_file(folder / _file(row)) as temporary, temporary.open("wb") as stream:
                     np.save(stream, values)

@@ -86,7 +86,7 @@ def compare_slides(
     Args:
         listed: Slides with labels.
         runs: Runs that can be compared (`slide_runs.check_comparison`).
-        vlm: Zero-shot VLM as a further arm; None for none.
+        vlm: Zero-shot VLM as an additional arm; None for none.
         requested: Requested resolution and size of tiles; unset ones follow each model.
         stated: Names of the options among `mpp` and `pixels` that the user gave; the others are each model's.
         out: Output folder.

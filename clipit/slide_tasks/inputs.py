@@ -23,7 +23,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
     Args:
         paths: Slides and folders of slides; or one table (see `clipit.tiles.slides`).
         mpp: Micrometres per pixel of the finest level, for slides that do not state them.
-        slides: Folder to which the files in a table are relative; None for the folder of the table.
+        slides: Folder that the files in a table are relative to; None for the folder of the table.
 
     Raises:
         ConfigError: `mpp` is not a positive number.
@@ -35,7 +35,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
     tables = [path for path in paths if path.suffix.lower() in TABLES and path.is_file()]
     if tables and len(paths) > 1:
         raise DataError(
-            f"a table of slides and {counted(len(paths) - 1, 'further input')}",
+            f"a table of slides and {counted(len(paths) - 1, 'additional input')}",
             where=shortlist(paths, 3),
             fix="name one table, or slides and folders of slides",
         )

@@ -21,14 +21,14 @@ _LOCK = "slides"
 def output_folder(out: Path, record: str) -> Iterator[None]:
     """Lock an output folder while a command writes to it; must be called by all processes of the command.
 
-    Another command on the same folder waits, and then skips finished slides.
+    A different command on the same folder waits, and then skips finished slides.
 
     Args:
         out: Output folder.
         record: File name of this command's record, one of `RECORDS`.
 
     Raises:
-        ConfigError: The folder contains the tables of another command, such as its `slides.csv`.
+        ConfigError: The folder contains the tables of a different command, such as its `slides.csv`.
     """
     processes = get_processes()
     with locked(out / _LOCK) if processes.main else nullcontext():
@@ -38,7 +38,7 @@ def output_folder(out: Path, record: str) -> Iterator[None]:
             raise ConfigError(
                 f"this folder contains the tables of {' and '.join(others)}",
                 where=out,
-                fix="choose another folder with --out",
+                fix="choose a different folder with --out",
             )
         yield
         processes.barrier()

@@ -97,7 +97,7 @@ def check_comparison(
         runs: Trained runs.
         reference: Arm that the others are compared with.
         listed: Slides with labels.
-        zero_shot: Classes of the prompts, if the zero-shot VLM is a further arm; None if it is not.
+        zero_shot: Classes of the prompts, if the zero-shot VLM is an additional arm; None if it is not.
 
     Raises:
         DataError: The reference is missing, there is no other arm, an arm has a seed twice or seeds that cannot be

@@ -158,7 +158,7 @@ def _score_slide(
         raise ModelError(
             "the model's scores are not finite",
             where=slide.path,
-            fix="score in float32, on another device, or check the model's weights",
+            fix="score in float32, on a different device, or check the model's weights",
         )
     if similarities:  # before the table of tiles, whose presence means that the slide is done
         (slide_folder(out, slide.name) / TILES).unlink(missing_ok=True)  # scores of other prompts
@@ -243,12 +243,12 @@ def read_scores(slide: PreparedSlide, scorer: TileScorer, out: Path) -> TileScor
 
     Raises:
         ArtifactError: The table is missing or damaged.
-        DataError: The table belongs to another model or other tiles.
+        DataError: The table belongs to a different model or other tiles.
     """
     path = slide_folder(out, slide.name) / TILES
     record = _record(path)
     if record.get("inputs") != _inputs(slide, scorer):
-        raise DataError("these scores belong to another model or other tiles", where=path, fix=_AGAIN)
+        raise DataError("these scores belong to a different model or other tiles", where=path, fix=_AGAIN)
     with reading(path, _AGAIN):
         table = pq.read_table(path)
     if record.get("content", _content(table)) != _content(table):  # not in earlier tables

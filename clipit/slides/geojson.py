@@ -208,7 +208,7 @@ def _check_place(polygons: list[Polygon], width: int, height: int, path: Path, s
     if (least < -_TOLERANCE * size).any() or (most > (1 + _TOLERANCE) * size).any():
         raise DataError(
             f"contours lie outside the slide ({width} x {height} pixels): {extent}; this may be the contour file of "
-            "another slide",
+            "a different slide",
             where=path,
             fix=f"give the contours of this slide, or {_PIXELS}",
         )

@@ -165,7 +165,7 @@ def _level_problem(page: Any, first: Any) -> str:
     downsample = first.imagewidth / page.imagewidth
     rounding = 1 + page.imagelength / page.imagewidth  # pixels; width and height are rounded
     if downsample < 1 or abs(page.imagelength - first.imagelength / downsample) > rounding:
-        return f"has another shape than the first: {page.imagewidth} x {page.imagelength} pixels"
+        return f"has a different shape than the first: {page.imagewidth} x {page.imagelength} pixels"
     return ""
 
 

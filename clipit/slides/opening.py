@@ -138,9 +138,9 @@ def _why_unknown(path: Path) -> str:
             with Image.open(path) as image:
                 image_format = image.format
     except Exception:  # Pillow raises many kinds of exceptions for damaged bytes
-        return "not a slide that openslide can read: the file is damaged, cut off or of another format"
+        return "not a slide that openslide can read: the file is damaged, cut off or of a different format"
     if image_format == "TIFF":  # most formats of slides are TIFFs
-        return "not a slide that openslide can read: the TIFF is damaged, cut off or of another format"
+        return "not a slide that openslide can read: the TIFF is damaged, cut off or of a different format"
     return f"not a slide, but a {image_format} image named {path.suffix}"
 
 

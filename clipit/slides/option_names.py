@@ -13,7 +13,7 @@ class OptionNames:
         overlap: Overlap of tiles.
         min_tissue: Share of a tile that must be tissue.
         contours: Contours of the tissue.
-        elsewhere: Remark where the last three are options of another command.
+        elsewhere: Remark where the last three are options of a different command.
     """
 
     mpp: str

@@ -40,7 +40,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
 
     Raises:
         ConfigError: The trials cannot share one process or cannot be launched from this one, or the folder belongs to
-            another sweep.
+            a different sweep.
         LaunchError: A launched trial failed.
         ArtifactError: The record of the trials is damaged.
     """
@@ -98,7 +98,7 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
 
 
 def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
-    """Reject the folder of another sweep of the same name; a sweep that only adds values continues in its folder."""
+    """Reject the folder of a different sweep of the same name; a sweep that only adds values may reuse its folder."""
     sweep = plan.sweep
     swept = {p.key: [*map(str, p.values)] or [str(p.low), str(p.high), p.distribution] for p in sweep.parameters}
     shared = {k: value for k, value in sweep.options.items() if k != "output" and not k.startswith("tracking.")}
@@ -114,11 +114,11 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
     differences = list_differences(before, now)
     if differences:
         raise ConfigError(
-            f"this folder contains another sweep named {sweep.name!r}; differences:\n    "
+            f"this folder contains a different sweep named {sweep.name!r}; differences:\n    "
             f"{difference_lines(differences)}",
             where=folder,
-            fix=f"change the name of the sweep in {sweep.path}, choose another --output, or delete the folder (runs "
-            "are kept)",
+            fix=f"change the name of the sweep in {sweep.path}, choose a different --output, or delete the folder "
+            "(runs are kept)",
         )
     if get_processes().main:
         with disk_errors(folder):

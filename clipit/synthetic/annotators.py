@@ -188,7 +188,7 @@ def _facts(config: AnnotatorsConfig) -> dict[str, Any]:
 
 
 def _check_settings(facts: Path, config: AnnotatorsConfig) -> None:
-    fix = f"delete {ANNOTATORS} and {ANNOTATIONS} and run the command again, or write another world"
+    fix = f"delete {ANNOTATORS} and {ANNOTATIONS} and run the command again, or write a different world"
     recorded, settings = read_json(facts, fix).get("config"), config.model_dump(mode="json")
     if recorded != settings:
         changes = list_differences(recorded, settings) if isinstance(recorded, dict) else []

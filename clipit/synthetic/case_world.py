@@ -33,7 +33,7 @@ def ensure_case_world(folder: Path, config: CaseWorldConfig) -> Path:
     """Write a world of cases to a folder unless it exists; the folder is created only when the world is complete.
 
     Raises:
-        ArtifactError: The folder contains other files or another world; nothing in it is changed.
+        ArtifactError: The folder contains other files or a different world; nothing in it is changed.
     """
     return ensure_written(folder, config, lambda partial: write_case_world(partial, config))
 

@@ -113,7 +113,7 @@ def scan(rng: np.random.Generator, layer: Stains, centres: Int64[np.ndarray, " n
     return np.asarray(np.clip(np.rint(image * 255), 0, 255), dtype=np.uint8)
 
 
-_BATCH = 256  # limits the memory; another value gives other images, because batches share one generator
+_BATCH = 256  # limits the memory; a different value gives other images, because batches share one generator
 
 
 def render(

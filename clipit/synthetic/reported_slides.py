@@ -56,9 +56,9 @@ class ReportedSlidesConfig(SlideWorldConfig):
 def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[str, Any]:
     """Write synthetic slides with the reports of their patients; the same configuration gives the same bytes.
 
-    The files are those of `write_slides`, but every slide has a tumour, and the table has two further columns: `status`
-    (`mutated` or `wild_type`), and `status_mask`, the path of a mask that is 1 where the tumour shows the morphology of
-    the mutated status. As in a world of cases, there are also `reports.jsonl`, `status_prompts.yaml`,
+    The files are those of `write_slides`, but every slide has a tumour, and the table has two additional columns:
+    `status` (`mutated` or `wild_type`), and `status_mask`, the path of a mask that is 1 where the tumour shows the
+    morphology of the mutated status. As in a world of cases, there are also `reports.jsonl`, `status_prompts.yaml`,
     `status_rules.yaml`, `morphology.yaml` and `boilerplate.yaml`.
 
     Returns:
@@ -83,13 +83,13 @@ def ensure_reported_slides(folder: Path, config: ReportedSlidesConfig) -> Path:
 
     Raises:
         DataError: tifffile is not installed.
-        ArtifactError: The folder contains other files or another world; nothing in it is changed.
+        ArtifactError: The folder contains other files or a different world; nothing in it is changed.
     """
     return ensure_slides(folder, config, write_reported_slides)
 
 
 def add_slide_variants(folder: Path, config: ReportedSlidesConfig, variants: Sequence[Sequence[str]]) -> list[Path]:
-    """Write further reports of the patients of a world of slides, as `add_variants` does for a world of cases."""
+    """Write additional reports of the patients of a world of slides, as `add_variants` does for a world of cases."""
     return write_variants(folder, config, variants, write_slide_reports)
 
 

@@ -202,7 +202,7 @@ def ensure_slides(folder: Path, config: ConfigT, write_world: Callable[[Path, Co
 
     Raises:
         DataError: tifffile is not installed.
-        ArtifactError: The folder contains other files or another world; nothing in it is changed.
+        ArtifactError: The folder contains other files or a different world; nothing in it is changed.
     """
 
     def write(partial: Path) -> None:

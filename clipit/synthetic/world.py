@@ -40,7 +40,7 @@ class WorldConfig(Section):
     shift: int = Field(1500, ge=8)
     """Number of test tiles from centres without training tiles."""
     reports: int = Field(500, ge=1)
-    """Number of reports per corpus; the corpus of cases has another 40 % of reports on another organ."""
+    """Number of reports per corpus; the corpus of cases has another 40 % of reports on a different organ."""
     centres: tuple[int, ...] = (6, 7)
     """Centres of train, validation and test."""
     shift_centres: tuple[int, ...] = (8, 9)
@@ -130,6 +130,6 @@ def ensure_world(folder: Path, config: WorldConfig) -> Path:
     """Write a synthetic world to a folder unless it exists; the folder is created only when the world is complete.
 
     Raises:
-        ArtifactError: The folder contains other files or another world; nothing in it is changed.
+        ArtifactError: The folder contains other files or a different world; nothing in it is changed.
     """
     return ensure_written(folder, config, lambda partial: write_world(partial, config))

@@ -37,7 +37,7 @@ def write_tiles(
         folder: Folder of the world.
         name: Name of both files.
         draws: Tiles by split; the split `shift` is written as `test`.
-        more: Further columns of the table, by split and name, with one value per tile.
+        more: Additional columns of the table, by split and name, with one value per tile.
     """
     digest = hashlib.sha256()
     further = {split: {} if more is None else more[split] for split in draws}
@@ -115,7 +115,7 @@ def ensure_written(folder: Path, config: Section, write: Callable[[Path], object
         write: Function that writes all files of the world to a folder, `world.json` last.
 
     Raises:
-        ArtifactError: The folder contains other files or another world; nothing in it is changed.
+        ArtifactError: The folder contains other files or a different world; nothing in it is changed.
     """
     world = folder.absolute()  # because the lock and the partial folder are next to it, even for "."
     if _is_written(world, config):

@@ -74,13 +74,13 @@ def check_stored(texts: Iterable[str], column: str, where: object, row_name: Cal
 
 
 def check_joined_rows(table: CsvTable, delimiter: str, where: object) -> None:
-    """Reject a cell that contains further rows because of a stray quotation mark (see `joined_rows`)."""
+    """Reject a cell that contains additional rows because of a stray quotation mark (see `joined_rows`)."""
     for row in joined_rows(table, delimiter, first_column=2):
         cells = table.rows[row]
         column = next(index for index, cell in enumerate(cells) if index > 1 and "\n" in cell)
         raise DataError(
             f"record {row + 1} (line {table.lines[row]}) contains "
-            f"{counted(cells[column].count(chr(10)), 'further row')} in column {table.header[column].strip()}",
+            f"{counted(cells[column].count(chr(10)), 'additional row')} in column {table.header[column].strip()}",
             where=where,
             fix="remove the stray quotation marks, or double those that belong to the text",
         )

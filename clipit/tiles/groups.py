@@ -52,7 +52,8 @@ def check_column_spelling(names: Mapping[str, str], present: Sequence[str], wher
             raise DataError(
                 f"no column {column}, but {shortlist([repr(name) for name in alike])}, which would be ignored",
                 where=where,
-                fix=f"rename the column to {column}, or set tiles.columns.{field}; to ignore it, give it another name",
+                fix=f"rename the column to {column}, or set tiles.columns.{field}; to ignore it, give it a different "
+                "name",
             )
 
 

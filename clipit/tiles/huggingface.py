@@ -130,7 +130,7 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
         for name, values in others.items():
             values += rows.text(name)
     if not split_of_row:
-        raise DataError("the data set has no rows", where=config.path, fix="choose another data set")
+        raise DataError("the data set has no rows", where=config.path, fix="choose a different data set")
     row_ids = [f"{split}/{row:06d}" for split, rows in splits.items() for row in range(rows.count)]
     ids = columns["id"] if "id" in config.columns else row_ids
     without_id = [row_ids[row] for row, name in enumerate(ids) if not name]
@@ -138,7 +138,7 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
         raise DataError(
             f"tiles without an id: {shortlist(without_id)}",
             where=config.path,
-            fix="choose another column: tiles.columns.id",
+            fix="choose a different column: tiles.columns.id",
         )
     if "id" in config.columns:
         check_rounded(ids, names["id"], row_ids.__getitem__, config.path)

@@ -82,7 +82,7 @@ def decode_mask(
         Class of each pixel; -1 for ignored pixels.
 
     Raises:
-        ImageError: The mask has another size, cannot be decoded, or contains a value or name that is not a class.
+        ImageError: The mask has a different size, cannot be decoded, or contains a value or name that is not a class.
         DataError: The GeoJSON cannot be read.
         OSError: The file cannot be opened.
     """

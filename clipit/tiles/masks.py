@@ -118,7 +118,7 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
         classes: Classes of the masks.
 
     Raises:
-        ConfigError: The tiles come from another source.
+        ConfigError: The tiles come from a different source.
         DataError: The table has no column of masks, names no mask, or files are missing.
     """
     if config.source != "table":

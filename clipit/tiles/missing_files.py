@@ -26,7 +26,7 @@ def normalise(name: str) -> str:
 
 
 def spelled_on_disk(folder: Path, name: str) -> str | None:
-    """Find a file by another spelling of its path: with decomposed characters, as on macOS, or backslashes."""
+    """Find a file by a different spelling of its path: with decomposed characters, as on macOS, or backslashes."""
     composed, decomposed = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
     for spelling in (composed, decomposed, name.replace("/", "\\")):
         if spelling != name and (folder / spelling).is_file():

@@ -17,7 +17,7 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
         tiles: Tiles with all labels of the source.
         config: Section `tiles` with which they were read.
         title: Description of the tiles.
-        tests_only: Whether the tiles are a further test set, which needs no other splits.
+        tests_only: Whether the tiles are an additional test set, which needs no other splits.
     """
     counts = np.bincount(tiles.truth[tiles.truth >= 0], minlength=len(tiles.classes)).tolist()
     classes = [f"{name} {count:,}" for name, count in zip(tiles.classes, counts, strict=True)]

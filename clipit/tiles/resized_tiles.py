@@ -158,7 +158,7 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
         raise ArtifactError(
             f"the cache of resized tiles takes {needed / 1e9:.1f} GB; the disk has {free / 1e9:.1f} GB left",
             where=path.parent,
-            fix="free some space, choose another folder with --output, or set training.cache_tiles=none",
+            fix="free some space, choose a different folder with --output, or set training.cache_tiles=none",
         )
     np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 

@@ -255,7 +255,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     if others:
         notes.append(f"{counted(len(others), 'file')} skipped, not slides: {shortlist([f.name for f in others], 3)}")
     if len(files) < len(listed):
-        notes.append(f"further levels or images of DICOM slides: {counted(len(listed) - len(files), 'file')}")
+        notes.append(f"additional levels or images of DICOM slides: {counted(len(listed) - len(files), 'file')}")
     empty = [""] * len(slides)
     return SlideList(slides, empty, empty, empty, str(folder), tuple(notes))
 

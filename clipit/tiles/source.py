@@ -53,7 +53,7 @@ class SourceTiles:
     paths: Sequence[str] = ()
     """Path of each tile, if the ids are not the paths."""
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Further columns of a table that seem to identify patients or slides, by name."""
+    """Additional columns of a table that seem to identify patients or slides, by name."""
 
 
 def sorted_names(names: set[str]) -> tuple[str, ...]:

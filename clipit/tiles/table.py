@@ -192,7 +192,7 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, fields: Sequ
 
 
 def _split_hint(table: TileTable, columns: Mapping[str, list[str]]) -> tuple[str, ...]:
-    """Return a note if no column of splits is read, but another column contains the names of splits."""
+    """Return a note if no column of splits is read, but a different column contains the names of splits."""
     for name in table.names if "split" not in columns else ():
         if _SPLIT_NAME.search(name):
             try:
@@ -205,7 +205,7 @@ def _split_hint(table: TileTable, columns: Mapping[str, list[str]]) -> tuple[str
 
 
 def _other_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[str, list[str]]:
-    """Read further columns whose names suggest patients or slides, except those that cannot be read as text."""
+    """Read additional columns whose names suggest patients or slides, except those that cannot be read as text."""
     columns = {}
     for name in table.names:
         if names_groups(name) and name not in {"group", *config.columns.values()}:

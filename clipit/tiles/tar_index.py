@@ -258,7 +258,7 @@ class _Sample:
         """Add the fields of one member; an empty value gives way to that of another member.
 
         Raises:
-            DataError: Another member of the sample has a field of the same name with another value.
+            DataError: Another member of the sample has a field of the same name with a different value.
         """
         for name, value in fields.items():
             known = self.fields.get(name, "")

@@ -46,7 +46,9 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
     ids = column("id") if "id" in config.columns else members
     without_id = [members[row] for row, name in enumerate(ids) if not name]
     if without_id:
-        raise DataError(f"tiles without an id: {shortlist(without_id)}", where=config.path, fix="choose another field")
+        raise DataError(
+            f"tiles without an id: {shortlist(without_id)}", where=config.path, fix="choose a different field"
+        )
     if "id" in config.columns:
         check_rounded(ids, names["id"], members.__getitem__, config.path)
     labels, label_notes = resolve_missing(column("label"), "label", config, config.path, members.__getitem__)
@@ -78,7 +80,7 @@ def shard_images(path: Path) -> ImageSet:
     config = TilesConfig(source="webdataset", path=str(path), labels=LabelsConfig(kind="none"), unreadable="quarantine")
     index = index_shards(config, None)
     if not len(index):
-        raise DataError("the shard contains no samples", where=path, fix="use another shard")
+        raise DataError("the shard contains no samples", where=path, fix="use a different shard")
     _check_images(index, config, index.members)
     return ImageSet(index.members, index.image_stamps, index.reader(), str(path))
 

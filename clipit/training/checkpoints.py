@@ -104,7 +104,7 @@ def load_weights(path: Path, model: nn.Module, sha256: str = "") -> None:
         sha256: Expected SHA-256 of the file; "" if it has been verified.
 
     Raises:
-        ArtifactError: The file is damaged, or belongs to another student.
+        ArtifactError: The file is damaged, or belongs to a different student.
     """
     with _reading_checkpoint(path):
         if sha256:
@@ -117,7 +117,7 @@ def load_weights(path: Path, model: nn.Module, sha256: str = "") -> None:
     if saved_shapes != shapes:
         lines = difference_lines(list_differences(saved_shapes, shapes, "in the file"))
         raise ArtifactError(
-            f"the checkpoint belongs to another student; shapes of trainable weights that differ:\n    {lines}",
+            f"the checkpoint belongs to a different student; shapes of trainable weights that differ:\n    {lines}",
             where=path,
             fix="delete the run's folder, or restore its config",
         )
@@ -178,7 +178,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     """Restore the latest checkpoint, or the previous one if it is damaged; return a fresh `Progress` if there is none.
 
     Raises:
-        ArtifactError: No checkpoint is intact, or the checkpoint belongs to another student.
+        ArtifactError: No checkpoint is intact, or the checkpoint belongs to a different student.
     """
     damage: ArtifactError | None = None
     for step in _steps(folder):

@@ -60,7 +60,7 @@ class StepParts:
         after_update: Function called after each update of the weights.
         validate: Function that runs a validation, and returns its columns of the log and the score of the step (higher
             is better; None if undefined). None without validation.
-        facts: Function that returns further columns of the log.
+        facts: Function that returns additional columns of the log.
         status: Function that returns the text of the progress bar.
         seconds: Function that returns the duration of the training so far.
         scaler: Function that returns the state of the loss scaler; None without one.

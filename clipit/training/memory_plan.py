@@ -169,7 +169,7 @@ def choose_memory_plan(
         raise ModelError(
             "the backbone does not support gradient checkpointing",
             where=f"backbone.name: {config.backbone.name}",
-            fix="training.gradient_checkpointing=never and training.accumulation=auto, or another backbone",
+            fix="training.gradient_checkpointing=never and training.accumulation=auto, or a different backbone",
         )
     modes = {"auto": [False, True], "never": [False], "always": [True]}[t.gradient_checkpointing]
     plans: list[MemoryPlan] = []

@@ -119,7 +119,7 @@ def adapt(
             keys contradict the arm or the data.
         DataError: The examples cannot be built.
         ModelError: The training diverged, or the weights cannot be trained.
-        ArtifactError: The folder belongs to another adaptation.
+        ArtifactError: The folder belongs to a different adaptation.
     """
     processes = get_processes()
     check_adaptable(config.vlm, section.tuning)

@@ -64,8 +64,8 @@ def mine(
         due: Whether the current weights are those after `step`. Otherwise the members must have been stored.
 
     Raises:
-        ArtifactError: Stored members are damaged or belong to another adaptation, or they are missing and the current
-            weights are those of a later step.
+        ArtifactError: Stored members are damaged or belong to a different adaptation, or they are missing and the
+            current weights are those of a later step.
     """
     processes, started = get_processes(), time.monotonic()
     name = f"step-{step:08d}"
@@ -83,7 +83,7 @@ def mine(
         if processes.main:
             _save(file, mined, identity)
             shutil.rmtree(stores, ignore_errors=True)
-            logger.info(f"bags mined again after step {step}: {time.monotonic() - started:.1f} s")
+            logger.info(f"bags re-mined after step {step}: {time.monotonic() - started:.1f} s")
         processes.barrier()
     mined = _load(file, identity, first_mined_bags(section, workspace).prompts)
     examples_mined = examples_of(section, arm, examples.seed, workspace, mined)
@@ -124,7 +124,7 @@ def least_interval(examples: BagExamples) -> int:
 
 
 def _with_vlm(workspace: Workspace, vlm: "VLM", root: Path) -> Workspace:
-    """Return a workspace with the same tiles and snippets, but embeddings, index and pairs of another VLM."""
+    """Return a workspace with the same tiles and snippets, but embeddings, index and pairs of a different VLM."""
     other = Workspace(workspace.config)
     other.root = root
     # Set cached properties, so that they are not computed.
@@ -153,7 +153,7 @@ def _load(file: Path, identity: str, prompts: tuple[str, ...]) -> MinedBags:
         with reading(file, _AGAIN), safe_open(file, framework="numpy") as stored:
             facts = json.loads((stored.metadata() or {}).get(_FACTS, "{}"))
             if facts.get("identity") != identity:
-                raise ArtifactError("these bags belong to another adaptation", where=file, fix=_AGAIN)
+                raise ArtifactError("these bags belong to a different adaptation", where=file, fix=_AGAIN)
             tiles, texts = (
                 Members(stored.get_tensor(f"{name}.values"), stored.get_tensor(f"{name}.starts"))
                 for name in ("tiles", "texts")

@@ -55,7 +55,7 @@ def write_pairs(splits: Mapping[str, BagExamples], folder: Path, format: PairFor
     processes = get_processes()
     folder = folder.expanduser().absolute()
     if processes.broadcast(folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise ArtifactError("the folder is not empty", where=folder, fix="name another folder")
+        raise ArtifactError("the folder is not empty", where=folder, fix="name a different folder")
     counts: dict[str, int] = {}
     if processes.main:
         with whole_folder(folder) as partial:

@@ -43,20 +43,20 @@ def write_annotator_masks(
     If the table of tiles has splits, the annotators are estimated separately on test tiles and on all other tiles.
     `consensus/` contains the most probable class of each pixel as PNG, with the values of `segmentation.classes`;
     `confident/` contains the same, but ignores pixels with a posterior below `confidence`; `posterior/` contains the
-    class probabilities [c, h, w] as float16 in .npy. tiles.csv is the table of the tiles with the further columns
+    class probabilities [c, h, w] as float16 in .npy. tiles.csv is the table of the tiles with the additional columns
     mask_consensus and mask_confident; `clipit segment` reads the one that `tiles.columns.mask` names. Each mask is
     read twice, and only one tile is in memory at a time.
 
     Args:
         file: Configuration with tiles from a table and `segmentation.classes`.
         table: Table with the columns tile, annotator and mask.
-        files: Folder or zip to which the paths of the masks are relative; None for the folder of the table.
+        files: Folder or zip that the paths of the masks are relative to; None for the folder of the table.
         confidence: Posterior below which pixels of `confident/` are ignored.
         shown: Number of tiles on the page, those with the largest share of uncertain pixels.
 
     Returns:
-        Path of the page, masks.html (masks.json contains its numbers), and the folder of the images, to which the
-        paths in tiles.csv are relative.
+        Path of the page, masks.html (masks.json contains its numbers), and the folder of the images, which the
+        paths in tiles.csv are relative to.
 
     Raises:
         ConfigError: The tiles do not come from a table, no classes are named, or an option is out of range.
@@ -193,7 +193,7 @@ def _names(masks: AnnotatorMasks) -> Iterator[tuple[int, str]]:
 
 
 def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> Path:
-    """Write the table of the tiles with two further columns, and return the folder to which its paths are relative.
+    """Write the table of the tiles with two additional columns, and return the folder that its paths are relative to.
 
     If the images are in a zip, this is the folder of the written table, and the images must be unpacked into it.
     """

@@ -33,7 +33,7 @@ def check_inputs(
         workspace: Workspace of the configuration.
         models: Sections of the models that the command loads. The key `prompts` is checked against the classes only if
             the VLM is among them, because only the VLM uses prompts.
-        prompts: Further prompt sets that are used with these tiles.
+        prompts: Additional prompt sets that are used with these tiles.
         reports: Whether the command needs reports.
 
     Raises:
@@ -73,13 +73,14 @@ def check_output(folder: Path) -> None:
     """
     nearest = next((path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()), Path("/"))
     if not nearest.is_dir():
-        raise ArtifactError("this is a file, not a folder", where=nearest, fix="choose another folder with --output")
+        fix = "choose a different folder with --output"
+        raise ArtifactError("this is a file, not a folder", where=nearest, fix=fix)
     is_used = nearest == folder.absolute() and any(nearest.iterdir())
     if not is_used and not os.access(nearest, os.W_OK | os.X_OK):
         raise ArtifactError(
             f"no permission to write to this folder, as needed for the output folder {folder}",
             where=nearest,
-            fix="choose another folder with --output, or change the folder's permissions",
+            fix="choose a different folder with --output, or change the folder's permissions",
         )
 
 

@@ -76,14 +76,14 @@ class Workspace:
         self._shared.setdefault(_key("workspace", config, *_SECTIONS), self)
 
     def for_config(self, config: RunConfig) -> "Workspace":
-        """Return the workspace of another configuration; inputs that both need are loaded only once."""
+        """Return the workspace of a different configuration; inputs that both need are loaded only once."""
         workspace: Workspace | None = self._shared.get(_key("workspace", config, *_SECTIONS))
         return Workspace(config, self._shared) if workspace is None else workspace
 
     def apart(self, config: RunConfig) -> "Workspace":
-        """Return the workspace of another configuration, which uses the cache of this one but does not add to it.
+        """Return the workspace of a different configuration, which uses the cache of this one but does not add to it.
 
-        What the returned workspace loads, such as the weights of another VLM, is released with it.
+        What the returned workspace loads, such as the weights of a different VLM, is released with it.
         """
         return Workspace(config, {**self._shared})
 
@@ -188,7 +188,7 @@ class Workspace:
         self.pixels(split, preprocess).use_resized(pixels)
 
     def warn_of_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
-        """Warn if a model receives tiles at another resolution than it was trained with."""
+        """Warn if a model receives tiles at a different resolution than it was trained with."""
         if expected is None or not names_tiles(self.config):
             return
         tiles = self.tiles_as_read

@@ -67,7 +67,7 @@ def test_copies_are_dropped_or_counted_by_policy(
     made = Workspace(config)
     tiles = shifted_tiles(made, elsewhere)
     assert (len(tiles), "images/test-003.png" in tiles.ids.tolist()) == (left, left == 24)
-    assert len(made.all_tiles) == 120, "what is learnt from does not depend on further test sets"
+    assert len(made.all_tiles) == 120, "what is learnt from does not depend on additional test sets"
     told = [line for line in said if "1 of 24 shifted tiles" in line]
     assert len(told) == (policy != "off") == len(tiles.notes)
     shifted_tiles(made, elsewhere)

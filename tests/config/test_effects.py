@@ -36,9 +36,9 @@ def all_leaves(config: BaseModel, section: str = "results", prefix: str = "") ->
 
 
 def changed(config: BaseModel, key: str) -> Any:
-    """The configuration with another value of a key, which is not validated."""
+    """The configuration with a different value of a key, which is not validated."""
     name, _, rest = key.partition(".")
-    value = changed(getattr(config, name), rest) if rest else "another value"
+    value = changed(getattr(config, name), rest) if rest else "a different value"
     return config.model_copy(update={name: value})
 
 

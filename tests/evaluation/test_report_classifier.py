@@ -14,7 +14,7 @@ SIGNS = ("stable proficient", "unstable deficient", "mixed")
 def corpus(
     n: int = 120, wrong: float = 0.15, classes: int = 2, seed: int = 0
 ) -> tuple[list[str], Int64[np.ndarray, " n"], Shaped[np.ndarray, " n"]]:
-    """Reports of n / 2 patients, two each; a share of them has the words of another class."""
+    """Reports of n / 2 patients, two each; a share of them has the words of a different class."""
     generator = np.random.default_rng(seed)
     labels = np.repeat(generator.integers(0, classes, n // 2), 2)
     said = np.where(generator.random(n) < wrong, generator.integers(0, classes, n), labels)

@@ -170,7 +170,7 @@ def test_a_copy_of_a_file_under_another_name_is_found(tmp_path: Path) -> None:
     assert any(
         "same features: s04 = s05" in note for note in bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT).notes
     )
-    for other in ("s02", "s08"):  # of another class, in another split
+    for other in ("s02", "s08"):  # of a different class, in another split
         shutil.copy(tmp_path / "h5/s04.h5", tmp_path / f"h5/{other}.h5")
         with pytest.raises(DataError, match=f"different splits or have different labels: .*{other}"):
             bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
@@ -187,7 +187,7 @@ def test_a_file_that_states_another_slide_is_refused_and_other_settings_are_note
     )
     with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
         file["coords"].attrs["name"] = "s04"
-    with pytest.raises(DataError, match=r"1 feature file states to be of another slide: s03.h5 is of s04"):
+    with pytest.raises(DataError, match=r"1 feature file states to be of a different slide: s03.h5 is of s04"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
 
 

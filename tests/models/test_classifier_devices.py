@@ -1,4 +1,4 @@
-"""A loaded classifier on another device, in bfloat16, and compiled: it predicts as before."""
+"""A loaded classifier on a different device, in bfloat16, and compiled: it predicts as before."""
 
 from pathlib import Path
 

@@ -188,7 +188,7 @@ def test_the_folder_of_a_run_stands_for_its_classifier(
 
 
 def test_another_model_and_changed_files_of_a_repository_are_refused(hub: Hub, folder: Path) -> None:
-    hub.files["README.md"] = b"another model"
+    hub.files["README.md"] = b"a different model"
     with pytest.raises(ModelError, match=r"no classifier in this repository: clipit\.json is missing"):
         clipit.load_classifier("me/tiles", "cpu")
     hub.commit = "d" * 40

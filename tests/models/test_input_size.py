@@ -1,4 +1,4 @@
-"""`backbone.pixels`: the same backbone over tiles of another size, from loading to an exported classifier."""
+"""`backbone.pixels`: the same backbone over tiles of a different size, from loading to an exported classifier."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_dinov2_that_was_trained_at_a_larger_size_than_its_processor_says(tmp_pa
         ("test_vit", 8, r"8 pixels are too few: it needs 16 or more"),
         ("test_convnext", 16, r"16 pixels are too few: it needs 32 or more"),
         ("resmlp_12_224", 96, r"(?s)tiles of 96 pixels are not supported.*remove backbone\.pixels.*224"),
-        ("swin_s3_tiny_224", 112, r"(?s)tiles of 112 pixels are not supported: timm builds another model"),
+        ("swin_s3_tiny_224", 112, r"(?s)tiles of 112 pixels are not supported: timm builds a different model"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:timm")

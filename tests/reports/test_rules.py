@@ -282,7 +282,7 @@ def valid() -> dict[str, Any]:
         ({"sections": ["Diagnosis"]}, "unknown section 'Diagnosis'"),
         ({"sections": "diagnosis"}, "sections: must be a list"),
         ({"negated": {"low": "high"}}, "negated: 'low' is not a class"),
-        ({"negated": {"high": "high"}}, "negated.high: must be another class"),
+        ({"negated": {"high": "high"}}, "negated.high: must be a different class"),
         ({"negated": ["high"]}, "negated: must be a mapping"),
         ({"negation": {"befor": ["no"]}}, "negation: must be a mapping with the keys before and after"),
         ({"uncertainty": {"before": ["/x/"]}}, "triggers cannot be regular expressions"),

@@ -255,5 +255,5 @@ def test_facts_of_another_run(finished: Finished) -> None:
     folder = run_folder(config)
     mark = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(mark | {"fingerprint": "0123456789abcdef"}))
-    with pytest.raises(ArtifactError, match=r"(?s)belongs to another run.*training\.json"):
+    with pytest.raises(ArtifactError, match=r"(?s)belongs to a different run.*training\.json"):
         read_training(folder)

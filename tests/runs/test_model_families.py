@@ -1,6 +1,6 @@
 """Every family of model loaders, from a local folder and without a network: embed, index, pair, train, export, reload.
 
-Each run has another VLM and another backbone; together they meet every family once.
+Each run has a different VLM and a different backbone; together they meet every family once.
 """
 
 import importlib.util

@@ -187,7 +187,7 @@ def test_finished_files_are_kept_and_never_overwritten_by_another_command(
     with pytest.raises(ArtifactError, match="have changed"):
         predict_images(classifier, open_images(tiles), out, options=SMALL)
     (tmp_path / "mine.html").write_text("a page of the user")
-    with pytest.raises(ArtifactError, match=r"belong to another command or have changed(.|\n)*mine\.html"):
+    with pytest.raises(ArtifactError, match=r"belong to a different command or have changed(.|\n)*mine\.html"):
         predict_images(classifier, open_images(tiles), tmp_path / "mine.csv", options=SMALL)
 
 

@@ -1,4 +1,4 @@
-"""A student that reads its tiles at another size than the VLM does: runs, their identity, and what users are told."""
+"""A student that reads its tiles at a different size than the VLM: runs, their identity, and messages."""
 
 import json
 from collections.abc import Callable

@@ -132,7 +132,7 @@ def test_probabilities_of_classes_without_a_place_in_the_masks_are_dropped() -> 
     matrix = map_classes(["a", "b", "c"], ["x", "y"], {"a": "x", "c": "y"}, "model")
     assert matrix.tolist() == [[1, 0], [0, 0], [0, 1]]
     assert map_classes(["y", "z", "x"], ["x", "y"], {}, "model").tolist() == [[0, 1], [0, 0], [1, 0]]
-    # Entries for the classes of another model do not count.
+    # Entries for the classes of a different model do not count.
     assert map_classes(["y", "x"], ["x", "y"], {"a": "x", "c": "y"}, "model").tolist() == [[0, 1], [1, 0]]
     assert map_classes(["a", "c"], ["x", "y"], {"a": "x", "c": "y", "d": "x"}, "model").tolist() == [[1, 0], [0, 1]]
     with pytest.raises(ConfigError, match="no class of the model corresponds to y"):

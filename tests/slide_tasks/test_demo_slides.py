@@ -17,7 +17,7 @@ def test_a_mask_is_read_at_the_centres_of_the_maps_pixels_and_by_name(tmp_path: 
     labels = np.zeros((64, 64), np.uint8)
     labels[:16, 16:32] = CLASSES.index("stroma") + 1
     Image.fromarray(labels).save(tmp_path / "mask.png")
-    classes = sorted(CLASSES)  # another order than that of the mask
+    classes = sorted(CLASSES)  # a different order than that of the mask
     mask = read_mask(tmp_path / "mask.png", classes)
     assert mask.shape == (4, 4) and classes[mask[0, 1]] == "stroma"
     assert (np.delete(mask.ravel(), 1) == -1).all()

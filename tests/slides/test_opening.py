@@ -75,7 +75,7 @@ def test_files_that_are_no_slides_are_explained(tmp_path: Path) -> None:
         "olympus.vsi": "VSI slides .Olympus. cannot be read",
         "missing.svs": "no such slide",
         "empty.svs": "the file is empty",
-        "bytes.svs": "damaged, cut off or of another format",
+        "bytes.svs": "damaged, cut off or of a different format",
         "photo.svs": "not a slide, but a JPEG image named .svs",
         "deep.tif": "16 bits per channel",
         "fluo.ome.tif": "not a bright-field RGB image",
@@ -283,7 +283,7 @@ def test_levels_are_counted_in_ome_tiffs_and_empty_tiles_of_theirs_are_white(tmp
         ("ImageWidth", 0, "is damaged: it has no pixels"),
         ("TileWidth", 0, "is damaged: it has no pixels"),
         ("TileLength", 16, "is damaged: it lacks some of its 65 tiles"),
-        ("ImageLength", 90, "has another shape than the first: 300 x 90 pixels"),
+        ("ImageLength", 90, "has a different shape than the first: 300 x 90 pixels"),
     ],
 )
 def test_a_damaged_level_of_an_ome_tiff_is_named(tag: str, value: int, words: str, tmp_path: Path) -> None:

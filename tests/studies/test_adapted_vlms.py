@@ -58,7 +58,7 @@ def change_vlm(config: Any, section: Any, arm: str, seed: int, workspace: Worksp
 
 @pytest.fixture(scope="module")
 def keys(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Changes of the small world: a report for each patient, and another set to forget."""
+    """Changes of the small world: a report for each patient, and a different set to forget."""
     folder = tmp_path_factory.mktemp("adapted")
     rows = [
         {

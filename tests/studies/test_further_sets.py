@@ -1,4 +1,4 @@
-"""Further sets of a study of adapted VLMs: without the patients and images that the VLM is adapted on."""
+"""Additional sets of a study of adapted VLMs: without the patients and images that the VLM is adapted on."""
 
 import json
 from pathlib import Path

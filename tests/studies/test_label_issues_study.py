@@ -26,7 +26,7 @@ FLIPPED = [f"images/train-{number:03d}.png" for number in (3, 16, 29, 44, 57)]
 
 @pytest.fixture(scope="module")
 def table(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Table of the small world in which some training tiles have another class."""
+    """Table of the small world in which some training tiles have a different class."""
     with Path(world["tiles"]["path"]).open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     following = {"gland": "stroma", "stroma": "tumour", "tumour": "gland"}

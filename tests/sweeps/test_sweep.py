@@ -296,7 +296,7 @@ def test_another_sweep_of_the_same_name_does_not_overwrite_the_tables(
         ({}, {"training.steps": "3"}, r"training\.steps: .* in the folder, 3 now"),
     ):
         path = write_sweep(changes)
-        with pytest.raises(ConfigError, match=rf"another sweep named 'ranks'.*; differences:\n +{what}\n"):
+        with pytest.raises(ConfigError, match=rf"a different sweep named 'ranks'.*; differences:\n +{what}\n"):
             run_sweep(plan_of(path, given))
         assert (folder / "sweep.md").read_text() == before
     more = {"lora.rank": {"values": [4, 2]}, "seed": {"values": [0, 1, 2]}}

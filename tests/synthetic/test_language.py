@@ -29,7 +29,7 @@ def test_captions_and_reports_share_no_sentence_and_no_tile() -> None:
     }
     vlm = {image.tobytes() for image in draw_tiles(100, "vlm", 128, (0, 1)).images}
     assert not vlm & {image.tobytes() for image in draw_tiles(0, "world/train", 128, (6, 7)).images}
-    # the same seed gives other tiles under another name, too
+    # the same seed gives other tiles under a different name, too
     assert not vlm & {image.tobytes() for image in draw_tiles(100, "world/train", 128, (0, 1)).images}
 
 

@@ -128,7 +128,7 @@ def test_the_files_of_a_dicom_series_are_one_slide(tmp_path: Path) -> None:
             write_dicom(tmp_path / case / f"DCM_{number}.dcm", level, mpp=2.0**number)
     listed = slides_in_folder(tmp_path)
     assert [slide.name for slide in listed.slides] == ["A", "B"]
-    assert listed.notes == ("further levels or images of DICOM slides: 2 files",)
+    assert listed.notes == ("additional levels or images of DICOM slides: 2 files",)
     unlabelled = LabelsConfig(kind="none")
     table = write_table(tmp_path / "slides.csv", [{"slide": "first", "path": "A"}])
     assert list_slides(section(table, labels=unlabelled)).slides[0].path == tmp_path / "A/DCM_0.dcm"

@@ -276,7 +276,7 @@ def test_a_quote_that_joins_rows_is_an_error_that_names_the_row(tmp_path: Path, 
     opened[place], closed[place] = '"' + opened[place], closed[place] + '"'
     lines[3], lines[8] = ",".join(opened), ",".join(closed)
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match=rf"record 3 \(line 4\) .*(line break|further rows).* in column {column}"):
+    with pytest.raises(DataError, match=rf"record 3 \(line 4\) .*(line break|additional rows).* in column {column}"):
         load_tiles(config(path), seed=0)
     lines[8] = lines[8].replace('"', "")  # never closed
     path.write_text("\n".join(lines) + "\n")
@@ -469,7 +469,7 @@ def test_quotes_that_join_rows_in_another_column(tmp_path: Path, closed: int) ->
     lines[3] = lines[3].replace("fine", '"fine')
     lines[closed] = lines[closed].replace("fine", 'fine"')
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match=rf"record 3 \(line 4\) contains {closed - 3} further rows? in column note"):
+    with pytest.raises(DataError, match=rf"record 3 \(line 4\) contains {closed - 3} additional rows? in column note"):
         load_tiles(config(path), seed=0)
 
 

@@ -181,7 +181,7 @@ def test_impossible_progress_is_damage(tmp_path: Path, changes: dict[str, object
 
 def test_weights_of_another_student(tmp_path: Path) -> None:
     save_weights(tmp_path / "w", model_and_optimizer(3)[0])
-    with pytest.raises(ArtifactError, match=r"another student.*\n +\S+: .* in the file, .* now"):
+    with pytest.raises(ArtifactError, match=r"a different student.*\n +\S+: .* in the file, .* now"):
         load_weights(tmp_path / "w", model_and_optimizer(4)[0])
 
 

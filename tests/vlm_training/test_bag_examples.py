@@ -135,12 +135,12 @@ def test_mining_follows_the_weights_and_is_read_again(
         mining._save(copy, mining._load(file, identity, ()), identity)
         assert copy.read_bytes() == file.read_bytes()
 
-    monkeypatch.setattr(mining, "mine_bags", lambda *_: pytest.fail("bags are mined again"))
+    monkeypatch.setattr(mining, "mine_bags", lambda *_: pytest.fail("bags are re-mined"))
     faster = section.model_copy(update={"micro_batch": 3, "log_every": 1, "arms": ("text",)})
     again = mine(faster, "text", mined, vlm, workspace, tmp_path, 1, "run", due=False)
     assert [bags(again, tile) for tile in range(72)] == [bags(mined, tile) for tile in range(72)]
-    with pytest.raises(ArtifactError, match="bags belong to another adaptation"):
-        mine(section, "text", examples, vlm, workspace, tmp_path, 1, "another run")
+    with pytest.raises(ArtifactError, match="bags belong to a different adaptation"):
+        mine(section, "text", examples, vlm, workspace, tmp_path, 1, "a different run")
     (tmp_path / "mined" / "step-00000001.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(ArtifactError, match=r"(?s)unreadable.*delete the folder of this adaptation"):
         mine(section, "text", examples, vlm, workspace, tmp_path, 1, "run")

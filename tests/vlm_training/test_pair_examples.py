@@ -190,7 +190,7 @@ def test_evaluated_patients_and_images_among_the_pairs_are_leaks(config: RunConf
 
 @pytest.mark.parametrize("split", ["cut here", "of the table"])
 def test_copies_of_held_out_images_are_not_trained_on(config: RunConfig, tmp_path: Path, split: str) -> None:
-    """Every image of six patients occurs a second time under another name, of a patient of its own."""
+    """Every image of six patients occurs a second time under a different name, of a patient of its own."""
     source = Path(config.tiles.path).parent
     (tmp_path / "images").mkdir()
     twins = [(path, path.replace("train", "copy"), text, group) for path, text, group in rows()]

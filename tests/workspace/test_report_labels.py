@@ -47,7 +47,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write_files(tmp_path: Path) -> Write:
-    """A corpus of 60 reports with labels, and a configuration without tiles; further keys may be changed."""
+    """A corpus of 60 reports with labels, and a configuration without tiles; additional keys may be changed."""
 
     def write(**changes: Any) -> Path:
         with (tmp_path / "reports.jsonl").open("w", encoding="utf-8") as stream:

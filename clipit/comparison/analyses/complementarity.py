@@ -74,10 +74,10 @@ def analyse_complementarity(
             text="R counts the test tiles that another classifier classifies correctly and "
             f"{c.baseline} of the same seed does not (CLIP-IT, figure 3). `over seeds`: mean, with the lowest and the "
             f"highest seed in brackets; the other columns are for seed {first}, with a bootstrap interval over its "
-            "test tiles. Any two classifiers have R > 0: `expected` is R under independent errors, and another seed of "
-            "the same arm shows the effect of a different initialisation (and, with few labels, of different labelled "
-            "tiles) without text. The text-only head uses the `pairing` rules of the configuration for all tiles, even "
-            "if an arm sets its own.",
+            "test tiles. Any two classifiers have R > 0: `expected` is R under independent errors, and a different "
+            "seed of the same arm shows the effect of a different initialisation (and, with few labels, of different "
+            "labelled tiles) without text. The text-only head uses the `pairing` rules of the configuration for all "
+            "tiles, even if an arm sets its own.",
             header=(
                 "other classifier",
                 "R % over seeds",

@@ -21,7 +21,7 @@ from clipit.workspace.workspace import Workspace
 
 @dataclass(frozen=True)
 class FurtherSet:
-    """A further test set, without patients and images on which the VLM was adapted.
+    """An additional test set, without patients and images on which the VLM was adapted.
 
     Attributes:
         config: Its configuration, with the VLM before the adaptation.
@@ -75,7 +75,7 @@ def check_further_sets(
     sets: Mapping[str, RunConfig],
     examples: Sequence[BagExamples],
 ) -> dict[str, FurtherSet]:
-    """Check the test tiles of further sets for leaks from the data of the adaptation; called by all processes.
+    """Check the test tiles of additional sets for leaks from the data of the adaptation; called by all processes.
 
     Tiles of the same patients and copies of the same images are leaks; with `bags`, so are tiles of the patients whose
     reports provide the snippets. With `leaks.policy: exclude`, leaks are dropped from the further set.
@@ -84,7 +84,7 @@ def check_further_sets(
         config: Run configuration with the section `leaks`.
         section: Section `adapt`.
         workspace: Workspace of this configuration.
-        sets: Configurations of the further sets, from `read_further_sets`.
+        sets: Configurations of the additional sets, from `read_further_sets`.
         examples: Examples of training and validation.
 
     Raises:

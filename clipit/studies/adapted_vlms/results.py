@@ -56,7 +56,7 @@ class StudyResults:
         facts: Provenance of each model by seed.
         tiles: Results on the test tiles by model and seed.
         folders: Folder of each adaptation, by arm and seed.
-        forgetting: Further sets by name, with notes on the tiles that `leaks.policy` dropped or kept.
+        forgetting: Additional sets by name, with notes on the tiles that `leaks.policy` dropped or kept.
         held_out: Examples between which images and texts were retrieved; None without any.
         split: Split of `held_out`.
     """

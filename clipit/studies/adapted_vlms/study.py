@@ -47,7 +47,7 @@ class _Model:
         facts: Provenance.
         tiles: Results on the test tiles.
         pairs: Results of retrieval by direction.
-        further: Zero-shot results on further sets, by name.
+        further: Zero-shot results on additional sets, by name.
     """
 
     facts: dict[str, Any]

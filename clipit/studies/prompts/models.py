@@ -91,7 +91,7 @@ def load_student(run: Path, workspace: Workspace, test: TileSet, screening: Tile
     """Load the classifier of a run: its predicted text embeddings, and an encoder for its target text space.
 
     Raises:
-        ModelError: The classifier is missing, or was trained without text or with another VLM than the configuration's.
+        ModelError: The classifier is missing, or was trained without text or with a VLM that is not the configured one.
         DataError: The classifier's classes differ from those of the tiles.
     """
     classifier = open_classifier(workspace.config, run)
@@ -104,7 +104,7 @@ def load_student(run: Path, workspace: Workspace, test: TileSet, screening: Tile
         )
     if vlm["fingerprint"] != workspace.vlm.fingerprint:
         raise ModelError(
-            f"the student was trained with another VLM ({vlm['name']}) than {workspace.vlm.name}",
+            f"the student was trained with a different VLM ({vlm['name']}) than {workspace.vlm.name}",
             where=run,
             fix="use the configuration of that run, or a run of this configuration",
         )

@@ -175,7 +175,7 @@ def _load_prompt_sets(options: PromptStudyConfig, workspace: Workspace) -> list[
         raise ConfigError(
             f"prompts and prompt_study.simple have the same name, {simple.name}",
             where="prompt_study.simple",
-            fix="use another set, or change the name in its file",
+            fix="use a different set, or change the name in its file",
         )
     return [simple, workspace.prompts]
 

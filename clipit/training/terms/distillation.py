@@ -122,7 +122,7 @@ class DistillationTerm(Term[DistillationConfig]):
         return [problem for applies, problem in checks if applies]
 
     def describe(self) -> str:
-        """Describe the target with its tiles, weight, VLMs and further inputs."""
+        """Describe the target with its tiles, weight, VLMs and additional inputs."""
         d, how = self.options, [f"weight {self.options.weight:g}"]
         if self.config.second_vlm is not None:
             how.append(f"half of it for each of two VLMs, {self.config.vlm.name} and {self.config.second_vlm.name}")

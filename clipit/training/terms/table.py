@@ -52,7 +52,7 @@ def _load_term(config: RunConfig, name: str) -> Term[Any]:
     path = str(keys.pop("class", ""))
     module, _, attribute = path.partition(":")
     if any(term.name == name for term in TERMS):
-        raise ConfigError(f"the package already has a loss term '{name}'", where=where, fix="use another name")
+        raise ConfigError(f"the package already has a loss term '{name}'", where=where, fix="use a different name")
     try:
         term_class = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

@@ -163,7 +163,7 @@ class Term(Generic[Options]):
 
     @property
     def teaches_text(self) -> bool | None:
-        """Whether the projector learns the VLM's text space: True, False for another space, None for no text space."""
+        """Whether the projector learns the VLM's text space: True; False for a different space; None for no text."""
         return None
 
     def problems(self) -> list[str]:

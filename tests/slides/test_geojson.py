@@ -99,7 +99,7 @@ BAD = {
     "a text as a corner": (polygon([*SQUARE[:2], "300", *SQUARE[3:]]), "not a list of pairs of numbers"),
     "texts as numbers": (polygon([[str(x), y] for x, y in SQUARE]), "not a list of pairs of numbers"),
     "a truth value as a number": (polygon([*SQUARE[:2], [True, 400], *SQUARE[3:]]), "not a list of pairs of numbers"),
-    "a hole outside the slide": (polygon(SQUARE, [[9000, 250], *HOLE[1:4], [9000, 250]]), "contour file of a different"),
+    "a hole outside the slide": (polygon(SQUARE, [[9000, 250], *HOLE[1:4], [9000, 250]]), "file of a different slide"),
     "not finite": ('{"type": "Polygon", "coordinates": [[[1, NaN], [2, 3], [5, 9], [1, 2]]]}', "not finite"),
     "nothing": (collection(), "no polygon"),
     "points only": (feature({"type": "Point", "coordinates": [3, 4]}), "no polygon"),

@@ -276,9 +276,7 @@ def copy_equal_run(folder: Path, config: RunConfig, fingerprint: RunFingerprint,
     if is_started(folder):
         return
     for other in others:
-        if other == folder or not all((other / name).exists() for name in (*_TRAINED, "results.json")):
-            continue
-        if read_json(other / "run.json", _OTHER_FOLDER).get("fingerprint") != fingerprint.value:
+        if other == folder or not _is_finished_as(other, fingerprint):
             continue
         with whole_folder(folder) as partial:
             for name in _TRAINED:
@@ -287,6 +285,15 @@ def copy_equal_run(folder: Path, config: RunConfig, fingerprint: RunFingerprint,
             _write_config(partial, config, {})
         logger.info(f"not trained again: {other.parent.name}/{other.name} has the same configuration and inputs")
         return
+
+
+def _is_finished_as(folder: Path, fingerprint: RunFingerprint) -> bool:
+    if not all((folder / name).exists() for name in (*_TRAINED, "results.json")):
+        return False
+    try:
+        return fingerprint.is_of(read_json(folder / "run.json", _OTHER_FOLDER))
+    except ArtifactError:  # a damaged file is an error for its own run only
+        return False
 
 
 def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConfig | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Labels of pixels by several annotators, reduced to the distinct patterns of labels and how often each occurs.
+"""Consensus of masks by several annotators, computed from the distinct patterns of pixel labels and their counts.
 
 Dawid-Skene over pixels is STAPLE (Warfield, Zou and Wells, IEEE TMI 23(7), 2004) for several classes. Pixels with the
 same labels have the same posterior, so EM needs only one row per pattern.

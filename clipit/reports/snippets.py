@@ -1,4 +1,4 @@
-"""Split reports into pieces within the token budget of the text tower."""
+"""Make snippets from the sentences of reports, within the token budget of the text tower."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""Consensus of masks by several annotators, as files that `clipit segment` reads."""
+"""Write consensus masks as files that `clipit segment` reads, with statistics of the annotators."""
 
 import csv
 import os

@@ -240,7 +240,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
         raise DataError(
             f"{counted(len(repeated), 'name occurs', 'names occur')} more than once in the zip: {shortlist(repeated)}",
             where=path,
-            fix="repack it from a folder, because programs differ in which of these files they read",
+            fix="repack it from a folder, because programs differ in the file that they read",
         )
     return {info.filename: f"{info.file_size}:{info.CRC:08x}" for info in members}
 

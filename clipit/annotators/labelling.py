@@ -41,12 +41,12 @@ class Consensus:
 
     @property
     def method(self) -> str:
-        """Name of the method by which the consensus was found."""
+        """Name of the method that found the consensus."""
         return "majority" if self.estimates is None else "Dawid-Skene"
 
     @property
     def overruled(self) -> Int64[np.ndarray, " m"]:
-        """Items whose consensus is a different class than more than half of their labels, which are at least two."""
+        """Items with at least two labels whose consensus differs from more than half of these labels."""
         counts = self.votes.counts()
         clear = (2 * counts > counts.sum(axis=1, keepdims=True)) & (counts > 1)
         others = clear.any(axis=1) & ~np.take_along_axis(clear, self.labels[:, None], axis=1)[:, 0]

@@ -44,7 +44,7 @@ class PixelConsensus:
         return posteriors
 
     def overruled(self) -> list[tuple[int, str]]:
-        """List patterns whose consensus is a different class than more than half of their labels, most pixels first.
+        """List patterns whose consensus differs from more than half of their labels, most pixels first.
 
         Returns:
             Number of pixels and description of each pattern, such as "gland by ann, ben; stroma by cleo (consensus)".

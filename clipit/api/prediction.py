@@ -162,7 +162,7 @@ def predict(
 
 
 def _tiles_of_slides(classifier: "Classifier", tile_mpp: float | None, table: Path) -> "SlidesConfig":
-    """Return the tiling of slides for a classifier, with the grids stored beside the table."""
+    """Return the tiling of slides for a classifier, with the grids stored next to the table."""
     from clipit.config.data import SlidesConfig
     from clipit.distributed import get_processes
     from clipit.runs.tile_scorer import classifier_scorer, tiles_for

@@ -173,7 +173,7 @@ def evaluate_external(
     name: str = "",
     keys: Mapping[str, Any] | None = None,
 ) -> EvaluationResult:
-    """Score a finished run on new tiles, or with new prompts, beside its own test results.
+    """Score a finished run on new tiles, or with new prompts, in addition to its own test results.
 
     Tiles of patients or images that were used for training are an error by default (`leaks.policy`). The results are
     written to `external/<name>` in the run's folder; of its other files, only the classifier's card changes.

@@ -52,7 +52,7 @@ class SegmentResult:
 
 @public
 def segment(config: Config, run: str | Path | None = None) -> SegmentResult:
-    """Segment tiles that have masks by several methods, and score them beside floors and ceilings.
+    """Segment tiles that have masks by several methods, and score them alongside floors and ceilings.
 
     Thresholds and scales are chosen on validation masks. Scores are computed on test masks, with bootstrap intervals
     over patients.

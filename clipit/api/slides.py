@@ -223,7 +223,7 @@ def score_slides(
         trust_remote_code: Whether the backbone or the VLM may run Python code from its own repository.
         maps: Whether to write heat maps, QuPath files and a page per slide.
         top: Tiles shown per class on a slide's page.
-        snippets: Configuration whose snippets are shown beside the top tiles; None for none.
+        snippets: Configuration whose snippets are shown next to the top tiles; None for none.
 
     Raises:
         ConfigError: There is neither a classifier nor a VLM with prompts, or an option is invalid.

@@ -26,7 +26,7 @@ class IndexResult:
         folder: Folder of the index.
         rows: Number of distinct snippet embeddings in the index.
         kind: Key, backend and centring of the index, such as `Flat (faiss, centred)`.
-        account: Summary of what was read and dropped, as text.
+        account: Summary of the texts that were read and dropped.
         reused: Whether the snippets existed before, so that their account was not logged.
     """
 

@@ -53,7 +53,7 @@ def main() -> None:
         print(f"page: {merged.page} (and .json)\nmasks: {merged.folder}")
         print(f"{_SHARED}: {merged.record['facts'][_SHARED]}")
         if merged.images == merged.folder:
-            print("the images are in a zip: first unpack it into this folder, beside consensus/ and confident/")
+            print("the images are in a zip: first unpack it into this folder, next to consensus/ and confident/")
         print(
             f"use them: --tiles.path={merged.table} --tiles.images={merged.images} --tiles.columns.mask=mask_consensus"
         )

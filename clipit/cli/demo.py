@@ -41,7 +41,7 @@ def main() -> None:
             if options.tune:
                 write_demo_world(file.run, cases=case)
                 trials = tune(file.run, file.comparison, agents)
-                print(f"\nall trials: {trials} (chosen arms: the .yaml file beside it)")
+                print(f"\nall trials: {trials} (chosen arms: the .yaml file next to it)")
             else:
                 run = demo(file.run, file.comparison, cases=case, agents=agents)
                 if not case:

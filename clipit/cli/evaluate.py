@@ -12,8 +12,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--run": {
         "type": run_path,
         "help": "folder of a finished run, in place of --config. Alone, evaluate it again. With --tiles.path (and any "
-        "other tiles.* key, or --config FILE with a section tiles) or --prompts, score the new tiles or prompts beside "
-        "the run's own test results, in external/NAME of its folder; --name sets NAME",
+        "other tiles.* key, or --config FILE with a section tiles) or --prompts, score the new tiles or prompts next "
+        "to the run's own test results, in external/NAME of its folder; --name sets NAME",
     }
 }
 

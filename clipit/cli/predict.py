@@ -1,7 +1,8 @@
 """Predict the classes of images with an exported classifier: files, folders, zips, tables of paths, or slides.
 
-The output is a table with the id, the most probable class and the probability of each class for every image. Beside it
-are a summary, a page with the most and least certain images, and a list of unreadable images, if there are any.
+The output is a table with the id, the most probable class and the probability of each class for every image. The
+command also writes a summary, a page with the most and least certain images, and a list of unreadable images, if there
+are any.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Agents: processes that share the runs of a comparison or search; each agent trains whole runs.
 
-Small models use several CPU cores poorly, so several runs side by side take less time than one after another; with
+Small models use several CPU cores poorly, so several runs side by side take less time than one after the other; with
 several GPUs, each agent has its own. An agent locks the run that it trains. The operating system releases the lock with
 the process, so that another agent takes over the run of a killed one.
 """

@@ -65,7 +65,7 @@ def interpolate_rates(rates: Sequence[float], count: int) -> tuple[float, ...]:
 
 
 def _recipe_keys(config: RunConfig, arm: str) -> set[str]:
-    """Return the keys that are set by the built-in recipe on which an arm is based."""
+    """Return the keys that an arm's built-in base recipe sets."""
     while arm not in ARMS or arm in config.arms:
         base = config.arms.get(arm, {}).get("base")
         if base is None or base == arm:
@@ -146,7 +146,7 @@ def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: 
 
 
 def search_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the sections, in addition to the arms, on which the result of a search depends."""
+    """Return the sections, in addition to the arms, that the result of a search depends on."""
     sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")
     values: dict[str, Any] = config.model_dump(mode="json", include=set(sections))
     return {section: values[section] for section in sections}

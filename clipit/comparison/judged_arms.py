@@ -23,11 +23,11 @@ class JudgedArm:
 
 
 def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
-    """Return the arms that get a verdict, in the order of the table.
+    """Return the arms that receive a verdict, in the order of the table.
 
     These are the arms that learn from text: from own reports (controls: see `own_report_arms`), or from any reports
-    (controls: the baseline and `TEXT_CONTROLS`), except those that serve as a control of another. If no arm learns from
-    text, all arms are judged against the baseline alone.
+    (controls: the baseline and `TEXT_CONTROLS`), except those that serve as a control of a different arm. If no arm
+    learns from text, all arms are judged against the baseline alone.
     """
     with_own_reports, baseline = own_report_arms(plan), plan.comparison.baseline
     used = {name for controls in with_own_reports.values() for name in controls.values()}

@@ -78,7 +78,7 @@ def read_file_command(
 
     Args:
         description: Purpose of the command, for `--help`.
-        sections: Sections beside the run that the command reads, such as `comparison`; only these may be given as
+        sections: Sections other than the run that the command reads, such as `comparison`; only these may be given as
             options. All sections of the file are validated.
         argv: Arguments; by default those of the process.
         extra: Additional options of the command: name -> keyword arguments of `add_argument`.

@@ -52,7 +52,7 @@ class ComparisonConfig(Section):
     pairing_page: int = Field(1000, ge=0)
     """Number of training tiles on the pairing page, with the predictions of the first arm with text; 0: no page."""
     searched: LocalPath[str | None] = None
-    """Record of the search (the .json of clipit tune) from which `arms` was taken; null: the record in the output
+    """Search record (the .json of clipit tune) that `arms` was taken from; null: the record in the output
     folder, if there is one. The comparison reports which arms differ from it."""
 
     @field_validator("grid")

@@ -254,8 +254,8 @@ class TextChecksConfig(Section):
     """Repairs and checks of the reports' text, before the filters."""
 
     ligatures: bool = True
-    """Repair words in which a ligature was read as another character ("intesFnal"), if exactly one word of the corpus
-    matches."""
+    """Repair words with a ligature that was misread as a different character ("intesFnal"), if exactly one word of the
+    corpus matches."""
     page_lines: bool = True
     """Drop page numbers ("Page 2 of 3") and the headers and footers that repeat at page breaks, which would interrupt
     sentences."""
@@ -317,7 +317,7 @@ class ReportsConfig(Section):
     """Recognise TCGA barcodes in ids, file names and table cells, in any format: the patient becomes the group of
     reports without a group, and the project, if the names contain it or `cancer_types` is set, determines the organ."""
     cancer_types: Data[LocalPath[str | None]] = None
-    """CSV file with the columns patient_id and cancer_type, from which the organ of TCGA patients is derived."""
+    """CSV file with the columns patient_id and cancer_type, which gives the organs of TCGA patients."""
     organs: tuple[str, ...] = ()
     """Keep only reports of these organs (case-insensitive); empty keeps all."""
     encoding: Data[str] = "utf-8"
@@ -342,7 +342,7 @@ class ReportsConfig(Section):
     """Prompts that resemble the snippets to drop; a snippet that is more similar to these than to `morphology_prompts`
     is dropped. null: no filter."""
     morphology_margin: float = 0.0
-    """Margin by which the similarity to `morphology_prompts` must exceed that to `boilerplate_prompts`."""
+    """Required margin of the similarity to `morphology_prompts` over the similarity to `boilerplate_prompts`."""
 
     @model_validator(mode="after")
     def _check_combination(self) -> "ReportsConfig":

@@ -10,7 +10,7 @@ EFFECTS: dict[Effect, str] = {
     "results": "changes the trained classifier; part of the run's fingerprint",
     "data": "names or selects data or models; the fingerprint covers their content, not their path",
     "recipe": "sets other keys, and has no other effect",
-    "evaluation": "changes what is computed from the trained classifier; the run is evaluated again",
+    "evaluation": "changes the results that are computed from the trained classifier; the run is re-evaluated",
     "speed": "changes how fast a run is, not its results",
     "reporting": "changes where a run is written and how it is reported",
 }

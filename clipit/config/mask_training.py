@@ -36,7 +36,7 @@ class UnetConfig(Section):
     width: int = Field(256, ge=16)
     """Channels of the deepest of the decoder's five levels; each additional level has half as many, at least 16."""
     mpp: float | None = Field(None, gt=0)
-    """Micrometres per pixel to which images are resampled; null: no resampling."""
+    """Micrometres per pixel of the resampled images; null: no resampling."""
     crop: int = Field(256, ge=32, multiple_of=32)
     """Edge length of training crops and of prediction windows in pixels."""
     batch_size: int = Field(8, ge=1)

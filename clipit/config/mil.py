@@ -84,7 +84,7 @@ class MilConfig(Section):
     reference: str = "mean"
     """Arm that the others are compared with."""
     conditions: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Settings in which all arms are compared: name -> dotted keys that differ from this file, such as
+    """Settings for comparing all arms: name -> dotted keys that differ from this file, such as
     `{few labels: {mil.labels_per_class: 4}}`; empty: only this file."""
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
     """Seeds of initialisation, order of bags, shuffled labels and kept labels."""
@@ -93,7 +93,7 @@ class MilConfig(Section):
     maps: int = Field(3, ge=0)
     """Number of test bags on the page, with their maps or most attended tiles."""
     masks: LocalPath[str | None] = None
-    """Folder of masks, `<slide>.png`, of any resolution, with which the maps are compared."""
+    """Folder of masks, `<slide>.png`, of any resolution, to compare the maps with."""
     mask_values: dict[str, int] = Field(default_factory=dict)
     """Class -> value of its pixels in the masks; 255 is ignored, and other values do not belong to the class."""
 

@@ -148,11 +148,11 @@ class PairingConfig(Section):
     """Hubness correction: rank snippets by the cosine minus a bias for their similarity to all tiles (needs index:
     Flat)."""
     correction_neighbours: int = Field(10, ge=1)
-    """csls: number of nearest tiles of a snippet, half of whose mean cosine is subtracted."""
+    """csls: number of nearest tiles of a snippet. Half of their mean cosine is subtracted."""
     correction_temperature: float = Field(0.05, gt=0)
     """inverted_softmax and sinkhorn: divisor of the cosines; smaller values correct more strongly."""
     correction_iterations: int = Field(10, ge=1)
-    """sinkhorn: number of iterations, each of which costs between one and two searches."""
+    """sinkhorn: number of iterations. Each costs between one and two searches."""
     threshold: float | None = Field(None, ge=-1, le=1)
     """Drop pairs with a lower cosine; some tiles may then have no pair."""
     margin: float | None = Field(None, ge=0)
@@ -168,7 +168,7 @@ class PairingConfig(Section):
     exclude_same_group: bool = False
     """Never pair a tile with a snippet that occurs only in reports of its own group (needs index: Flat)."""
     reports: Literal["any", "own", "own_then_any"] = "any"
-    """Reports with whose snippets a tile may be paired: of any patient, only of its own patient (tiles without such a
+    """Reports that supply a tile's snippets: of any patient, only of its own patient (tiles without such a
     report get no pair), or of its own patient if there is a report and of any patient otherwise (needs index: Flat)."""
     score_temperature: float | None = Field(None, gt=0)
     """Weight a tile's snippets by softmax(cosine / temperature); null: equal weights."""
@@ -203,7 +203,7 @@ class TrackingConfig(Section):
     """Experiment tracking, in addition to metrics.jsonl."""
 
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Tracker to which training reports."""
+    """Experiment tracker of the training."""
     project: str = "clipit"
     """Name of the project in the tracker."""
     group: str = ""

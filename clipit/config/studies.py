@@ -170,10 +170,9 @@ class LabelIssuesConfig(Section):
     shown: int = Field(100, ge=1)
     """Maximum number of tiles on the page."""
     neighbours: int = Field(3, ge=0)
-    """Number of nearest tiles of other patients or slides shown beside each tile."""
+    """Number of nearest tiles of other patients or slides shown next to each tile."""
     verified: LocalPath[str | None] = None
-    """CSV with the columns tile (or id) and label: verified labels of some or all tiles, against which the ranking is
-    scored."""
+    """CSV with the columns tile (or id) and label: verified labels of some or all tiles, which score the ranking."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of the folds."""
 

@@ -140,7 +140,7 @@ class OwnReportConfig(Section):
     tissue_prompts: Data[LocalPath[str | None]] = None
     """`tissue` only: prompt set with the kinds of tissue."""
     tissue_classes: tuple[str, ...] = ()
-    """`tissue` only: classes of `tissue_prompts` to which the label refers, such as the tumour."""
+    """`tissue` only: classes of `tissue_prompts` that the label refers to, such as the tumour."""
     background: str | None = None
     """`at_least_one` only: class of the tiles that do not show the finding, which is never reassigned."""
     shuffled: bool = False
@@ -205,7 +205,7 @@ class TrainingConfig(Section):
     clip_norm: float = Field(1.0, ge=0)
     """Maximum gradient norm; gradients above it are clipped; 0: no clipping."""
     accumulation: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
-    """Number of micro-batches per step over which gradients are accumulated; `auto`: the smallest that fits into the
+    """Number of micro-batches per step, whose gradients are accumulated; `auto`: the smallest that fits into the
     memory of the device."""
     gradient_checkpointing: Speed[Literal["auto", "always", "never"]] = "auto"
     """Keep only the inputs of each block of the backbone, and recompute the rest in the backward pass: less memory,

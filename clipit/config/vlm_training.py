@@ -53,8 +53,7 @@ class ContrastBagsConfig(Section):
     """Drop members whose similarity is more than this below that of the best member of the same kind; null: keep
     all."""
     mine_every: int = Field(0, ge=0)
-    """Number of steps after which tiles and texts are embedded with the adapted VLM and the bags re-mined; 0:
-    never."""
+    """Number of steps between re-minings of the bags, with tiles and texts embedded by the adapted VLM; 0: never."""
 
 
 class CasesConfig(Section):
@@ -110,14 +109,14 @@ class AdaptConfig(Section):
     checkpoint_every: Reporting[int] = Field(100, ge=1)
     """Steps between two resumable checkpoints."""
     arms: tuple[AdaptArm, ...] = Field(("text", "shuffled_text", "images"), min_length=1)
-    """Arms of the study. `text`: as configured. Controls: `shuffled_text`, each bag gets the texts of another
-    patient (without groups: of another image); `images`, each image is contrasted with another view of itself or
-    another tile of its bag, and no text is used."""
+    """Arms of the study. `text`: as configured. Controls: `shuffled_text`, each bag gets the texts of another patient
+    (without groups: of another image); `images`, each image is contrasted with a second view of itself or a different
+    tile of its bag, and no text is used."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds of initialisation, order and augmentation."""
     forgetting: dict[str, dict[str, Data[LocalPath[str]]]] = Field(default_factory=dict)
-    """Additional sets on which zero-shot classification is measured before and after: name -> `config`, a configuration
-    file with tiles and prompts."""
+    """Additional sets that measure zero-shot classification before and after the adaptation: name -> `config`, a
+    configuration file with tiles and prompts."""
 
     @property
     def needs_reports(self) -> bool:

@@ -101,7 +101,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
 
 
 def _level(mil: MilConfig) -> Level:
-    """Return what a bag is."""
+    """Name the unit of a bag: slide or patient."""
     return "patient" if mil.bags == "patient" else "slide"
 
 

@@ -47,7 +47,7 @@ def _compare(folder: Path, spec: ClassifierSpec, stored: Preprocess, name: str) 
 
 
 def check_network(spec: ClassifierSpec, network: ClassifierNetwork, folder: Path) -> None:
-    """Run a network once, on a black image, and compare what it computes with the description.
+    """Run a network once, on a black image, and compare its output with the description.
 
     Raises:
         ModelError: It accepts no images of this size, or has another number of features or classes.

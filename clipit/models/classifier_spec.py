@@ -67,7 +67,7 @@ class ClassifierSpec:
         provenance: Run, configuration and versions, as passed by the caller.
         loader: Package whose format the backbone is in.
         pooling: Pooling of tokens by clipit; `default`: the package's own.
-        remote_code: Whether Python code beside the weights defines the backbone.
+        remote_code: Whether Python code next to the weights defines the backbone.
         export_note: How to load this folder without clipit, and what is then unavailable.
         files: SHA-256 of every other file but the card, by path in the folder.
         tile_pixels: Edge of the training tiles in pixels, before preprocessing; None if they differ in size or unknown.

@@ -40,8 +40,8 @@ class ExportedProgram:
     """A file written by `export_program`.
 
     Attributes:
-        path: The file; weights of more than 1.8 GB of an ONNX file are in `<file>.data` beside it.
-        description: JSON file beside it, with classes, preprocessing and the comparison of logits.
+        path: The file; weights of more than 1.8 GB of an ONNX file are in `<file>.data` next to it.
+        description: JSON file next to it, with classes, preprocessing and the comparison of logits.
         differences: Largest difference of a logit, by input.
         allowed: Largest difference allowed.
     """
@@ -70,7 +70,7 @@ def export_program(
     """Write a classifier as one program that maps normalised pixels [b,3,h,w] to logits [b,C], for any batch size.
 
     The classes and the preprocessing are stored in the file (ONNX: metadata; torch.export: extra file `clipit.json`)
-    and in `<file>.json` beside it. The program is compared with the classifier before the file is put in place.
+    and in `<file>.json` next to it. The program is compared with the classifier before the file is put in place.
 
     Args:
         classifier: Classifier in float32, which is moved to the CPU.

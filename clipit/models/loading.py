@@ -248,7 +248,8 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
         )
     elif "custom code" in text:  # of transformers, which would otherwise ask on the terminal
         problem = "its files need Python code of their own, which is not trusted yet"
-        fix = f"read that code{f' at {page}' if page else ''}, then set trust_remote_code: true beside the model's name"
+        at_page = f" at {page}" if page else ""
+        fix = f"read that code{at_page}, then set trust_remote_code: true next to the model's name"
     elif "UnpicklingError" in kinds:
         problem = "its checkpoint contains pickled objects, or is damaged; only tensors are loaded"
         fix = "use a safetensors file, or a checkpoint that contains only a state dict, from the model's page"

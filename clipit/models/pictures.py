@@ -34,7 +34,7 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
 
 
 def _slides_in(folder: Path) -> list[Path]:
-    """List the files of a folder that may be slides; beside images, only those that would be read as images."""
+    """List the files of a folder that may be slides; next to images, only those that would be read as images."""
     files = list_files(folder, lambda file: not file.name.startswith(".")).files
     images = [file for file in files if is_image(file)]
     return images or files

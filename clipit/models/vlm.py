@@ -265,7 +265,7 @@ def vlm_fingerprint(towers: Towers) -> str:
 
 
 def _check_batches(towers: Towers) -> int:
-    """Check that a short text has the same embedding alone and beside a longer one, and return its dimension.
+    """Check that a short text has the same embedding alone and next to a longer one, and return its dimension.
 
     Raises:
         ModelError: The embeddings differ, so pairs would depend on the batch size, or they are not finite.

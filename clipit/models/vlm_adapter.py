@@ -28,7 +28,7 @@ _COPY = "copy the adapter's folder again, with all its files"
 def save_vlm_adapter(adapted: AdaptedTowers, base: Mapping[str, str], folder: Path) -> None:
     """Write the trained weights into an existing folder, before they are merged.
 
-    Low-rank updates are written in peft's format, all other trained weights and the learnt scale beside them.
+    Low-rank updates are written in peft's format, all other trained weights and the learnt scale in a separate file.
 
     Args:
         adapted: Towers with trained weights.

@@ -47,7 +47,7 @@ def slide_scores_page(
         evaluation: Evaluation of the slides; without labels, the page lists their scores.
         facts: Facts about the classifier, the prompts and the tiles.
         pages: Slide -> path of its own page, relative to this one.
-        published: Tables of zero-shot scores by prompts, beside published ones (`subtyping_tables`).
+        published: Tables of zero-shot scores by prompts, alongside published ones (`subtyping_tables`).
     """
     sections = [PageSection("Scores", _scores(evaluation))]
     if evaluation.choice.key is not None:
@@ -79,7 +79,7 @@ def slide_scores_summary(
         note: Warning shown first; empty for none.
         evaluation: Evaluation of the slides.
         facts: Facts about the classifier, the prompts and the tiles.
-        published: Tables of zero-shot scores by prompts, beside published ones (`subtyping_tables`).
+        published: Tables of zero-shot scores by prompts, alongside published ones (`subtyping_tables`).
     """
     parts = [f"# {markdown_line(title)}"]
     parts += [f"> **Note.** {markdown_line(note)}"] if note else []

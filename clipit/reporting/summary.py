@@ -25,7 +25,7 @@ def run_summary(
         provenance: Provenance of the scores (command, commit, versions, preprocessing, prompts, seed, ...).
         note: Warning about the scores, printed first.
         sections: Heading -> preformatted text, such as the description of the snippets or the pairing summary.
-        plots: Names of plot files beside the summary.
+        plots: Names of plot files next to the summary.
     """
     parts = [f"# {tables.markdown_line(title)}"]
     if note:

@@ -41,7 +41,7 @@ _Occurrences = dict[str, list[tuple[Report, Piece]]]  # snippet text -> reports 
 
 @dataclass(frozen=True)
 class Snippets:
-    """Snippets, their sources, and counts of what was dropped."""
+    """Snippets, their sources, and counts of dropped texts."""
 
     snippets: pa.Table
     """Table with the columns snippet_id, text and n_tokens, sorted by snippet_id."""

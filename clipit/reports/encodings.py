@@ -89,7 +89,7 @@ def _check_lfs(first_bytes: bytes, where: object) -> None:
 
 
 def _check_utf16(first_bytes: bytes, where: object, encoding: str) -> None:
-    """Reject UTF-16 text, which many encodings decode without an error, with a null character beside each letter."""
+    """Reject UTF-16 text, which many encodings decode without an error, with a null character next to each letter."""
     even, odd = first_bytes[::2].count(0), first_bytes[1::2].count(0)
     if codec(encoding).startswith(("utf-16", "utf-32")) or not first_bytes or 4 * (even + odd) < len(first_bytes):
         return

@@ -24,7 +24,7 @@ _PLAIN = re.compile(r"\b[A-Za-z]?[a-z]{2,}\b")  # in ordinary letter case
 _INSIDE = re.compile(
     rf"(?<![^\W_])[A-Za-z]?[a-z]*(?:(?<=[a-z])[A-Z](?=[a-z])[a-z]*|[{_FOREIGN}][a-z]*){{1,4}}(?![^\W_])"
 )
-"""A word in lower case with capitals or foreign characters inside it, and no digit beside it."""
+"""A word in lower case with capitals or foreign characters inside it, and no digit next to it."""
 _WHOLE = re.compile(rf"(?<![^\W_])[A-Za-z{_FOREIGN}]{{3,}}(?![^\W_])")
 _PRONOUNCED = re.compile(r"[A-Z](?:[aeiouy]|[hlrw][aeiouy])")  # may begin a real word: Fat, Free
 _MIN_COUNT = 3  # occurrences of a word of the vocabulary

@@ -10,7 +10,7 @@ from clipit.reports.cleaning import ESCAPED_LINE_END, NEGATIVE_VALUE
 from clipit.reports.garbage import names_diagnosis
 from clipit.reports.headings import STRONG, WEAK
 
-_WINDOW = 12  # lines beside a break that may be its header or footer
+_WINDOW = 12  # lines next to a break that may be its header or footer
 _LONGEST_NUMBER = 80  # characters of a line that is only a page number
 _MAX_WORDS, _MAX_CHARACTERS = 40, 400  # limits of a header or footer in a report without line ends
 _MIN_WORDS = 3  # minimum length of such a header; fewer words can repeat by chance
@@ -38,7 +38,7 @@ class _PageNumber(NamedTuple):
 
 
 def drop_page_lines(text: str) -> tuple[str, list[str]]:
-    """Drop page numbers and the lines that repeat beside page breaks, so that they do not interrupt sentences.
+    """Drop page numbers and the lines that repeat next to page breaks, so that they do not interrupt sentences.
 
     A page break is a page number with its total ("Page 2 of 3", "Seite 2/3", also inside a line), a page number on a
     line of its own, or a form feed. Lines directly before or after it are a footer or header if they occur on the same
@@ -125,7 +125,7 @@ def _has_content(line: str) -> bool:
 
 
 def _drop_inside(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Drop page numbers inside lines, with the words that repeat beside them.
+    """Drop page numbers inside lines, with the words that repeat next to them.
 
     A page number at either end of a line becomes a page break (form feed).
     """
@@ -180,7 +180,7 @@ def _words_beside(lines: Sequence[str], numbers: Sequence[_PageNumber]) -> tuple
 
 
 def _count_repeated(lines: Sequence[str], numbers: Sequence[_PageNumber], sides: Sequence[list[_Span]]) -> list[int]:
-    """Count the words beside each page number, the nearest first, that are repeated beside another one."""
+    """Count the words next to each page number, the nearest first, that are repeated next to another page number."""
     texts = [
         [lines[number.line][begin:end] for begin, end in side] for number, side in zip(numbers, sides, strict=True)
     ]

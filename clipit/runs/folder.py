@@ -115,7 +115,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: The file is missing or damaged.
     """
-    fix = "delete this file and run clipit train again; the run is evaluated again without training"
+    fix = "delete this file and run clipit train again; the run is re-evaluated without training"
     results = read_json(folder / "results.json", fix)
     splits = results.get("splits")
     scored = isinstance(splits, dict) and all(

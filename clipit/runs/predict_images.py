@@ -32,7 +32,7 @@ def predict_images(
     zero_shot: ZeroShotClasses | None = None,
     options: PredictionOptions | None = None,
 ) -> dict[str, Any]:
-    """Predict all images, in all processes together, and write the table and the files beside it.
+    """Predict all images, in all processes together, and write the table and the files next to it.
 
     A killed call resumes: finished chunks of images are kept in `<out>.partial`. The files do not depend on kills or on
     the number of processes.

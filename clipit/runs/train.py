@@ -69,7 +69,7 @@ _SAMPLED_TILES = 9  # tiles whose size is read to describe the classifier's inpu
 def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs: Sequence[Path] = ()) -> Path:
     """Train and evaluate a run, or resume it; a finished run is left as it is.
 
-    A finished run is evaluated again if its predictions are missing or the keys of `evaluation` have changed.
+    A finished run is re-evaluated if its predictions are missing or the keys of `evaluation` have changed.
 
     Args:
         config: Run configuration, with or without an arm.
@@ -163,7 +163,7 @@ def _train_and_evaluate(
         if not missing:
             return
         if evaluated:
-            logger.info(f"note: {folder} lacks {missing}, so it is evaluated again")
+            logger.info(f"note: {folder} lacks {missing}, so it is re-evaluated")
     processes.barrier()
     results = evaluate_run(config, workspace, folder)
     finish_trackers(trackers, test_scores(results), steps)

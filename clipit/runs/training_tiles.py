@@ -153,7 +153,7 @@ def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:
     path = folder / TRAINING_TILES
     if not path.is_file():
         return None
-    with reading(path, "delete it; the training tiles are then read again"):
+    with reading(path, "delete it; the training tiles are then re-read"):
         table = pq.read_table(path)
         columns = [np.asarray(table[name].to_pylist(), dtype=object) for name in _COLUMNS]
         return SeenTiles(*columns), (table.schema.metadata or {}).get(_HASHED_KEY, b"").decode()

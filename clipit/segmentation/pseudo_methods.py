@@ -24,7 +24,7 @@ _TITLE = "pseudo-labels"
 
 
 def missing_evidence(inputs: MethodInputs) -> str:
-    """Return what is missing to make pseudo-labels from tile labels; "" if nothing is."""
+    """Name the missing input for pseudo-labels from tile labels; "" if nothing is missing."""
     if missing := missing_training_masks(inputs):
         return missing
     if not inputs.options.training.pseudo.evidence:
@@ -33,7 +33,7 @@ def missing_evidence(inputs: MethodInputs) -> str:
 
 
 def missing_unet_evidence(inputs: MethodInputs) -> str:
-    """Return what is missing to train a U-Net on pseudo-labels; "" if nothing is."""
+    """Name the missing input for a U-Net on pseudo-labels; "" if nothing is missing."""
     return missing_unet_package() or missing_evidence(inputs)
 
 

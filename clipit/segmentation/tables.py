@@ -65,7 +65,7 @@ class SegmentationRow(StudyRow):
 def study_chapters(
     frame: pd.DataFrame, provenance: Mapping[str, Any], plots: Mapping[str, Sequence[Plot]]
 ) -> list[Chapter]:
-    """Build the chapters: all methods beside floors and ceilings, then each method with its pictures.
+    """Build the chapters: all methods alongside floors and ceilings, then each method with its pictures.
 
     Args:
         frame: Rows of the study.

@@ -148,7 +148,7 @@ def labelled_images(tiles: TileSet) -> TileSet:
 
 
 def missing_training_masks(inputs: MethodInputs) -> str:
-    """Return what is missing to train on masks; "" if nothing is."""
+    """Name the missing input for training on masks; "" if nothing is missing."""
     return "" if len(inputs.masks.of_split("train")) else "training tiles with masks: fill in the column mask"
 
 

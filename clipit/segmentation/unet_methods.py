@@ -14,7 +14,7 @@ from clipit.tiles.masks import MaskSet
 
 
 def missing_unet_masks(inputs: MethodInputs) -> str:
-    """Return what is missing to train a U-Net on masks; "" if nothing is."""
+    """Name the missing input for a U-Net on masks; "" if nothing is missing."""
     return missing_unet_package() or missing_training_masks(inputs)
 
 

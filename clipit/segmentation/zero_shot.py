@@ -16,17 +16,17 @@ from clipit.segmentation.windows import WindowModel
 
 
 def missing_prompts(inputs: MethodInputs) -> str:
-    """Return what is missing to compare windows with text through the VLM."""
+    """Name the missing input for comparing windows with text through the VLM."""
     return "" if prompts_name(inputs) else "class prompts: set segmentation.prompts"
 
 
 def missing_run(inputs: MethodInputs) -> str:
-    """Return what is missing to use the classifier of a finished run."""
+    """Name the missing input for the classifier of a finished run."""
     return "" if inputs.run is not None else "a finished run: pass --run FOLDER"
 
 
 def missing_student(inputs: MethodInputs) -> str:
-    """Return what is missing to compare windows with text through a student."""
+    """Name the missing input for comparing windows with text through a student."""
     return missing_run(inputs) or missing_prompts(inputs)
 
 

@@ -202,7 +202,7 @@ def write_report(
 
 
 def _tables_with_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:
-    """Tabulate zero-shot scores by prompts beside published scores of the same classes; empty without either."""
+    """Tabulate zero-shot scores by prompts alongside published scores of the same classes; empty without either."""
     tables = {ENSEMBLE: [scored.table]} | ({PUBLISHED_DRAWS: scored.draws} if scored.draws else {})
     scores = score_prompts(tables, known, scorer.classes)
     return subtyping_tables(scores, scorer.classes, scorer.title)

@@ -102,7 +102,7 @@ def _open(path: Path) -> SlideFile:
     suffix = path.suffix.lower()
     if suffix in SUFFIXES and suffix not in _TIFF:
         return _FlatImage(path)
-    if suffix == ".vsi":  # a TIFF of label and overview; openslide does not read the .ets files beside it
+    if suffix == ".vsi":  # a TIFF of label and overview; openslide does not read the .ets files next to it
         raise DataError(
             "VSI slides (Olympus) cannot be read",
             where=path,
@@ -131,7 +131,7 @@ def _open(path: Path) -> SlideFile:
 def _why_unknown(path: Path) -> str:
     """Explain why openslide does not recognise a file."""
     if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
-        return f"the folder {path.stem} with the pixels of the slide is missing beside it"
+        return f"the folder {path.stem} with the pixels of the slide is missing next to it"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about the tags of a TIFF that is cut off

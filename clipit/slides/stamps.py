@@ -11,8 +11,8 @@ from clipit.slides.dicom import series_of
 def slide_files(path: Path) -> list[Path]:
     """List the files of a slide, sorted: only the given one, unless the format has several.
 
-    Further files are those of the same series in the folder (DICOM), those in the folder of the same name beside it
-    (MRXS), or those beside it that it lists (VMS, VMU).
+    Further files are those of the same series in the folder (DICOM), those in the folder of the same name next to it
+    (MRXS), or the listed files next to it (VMS, VMU).
 
     Args:
         path: File that the slide is opened with.

@@ -122,10 +122,10 @@ def _draw_case(config: CaseWorldConfig, name: str, centres: Sequence[int]) -> Ca
 def _draw_latents(
     rng: np.random.Generator, config: CaseWorldConfig, diagnosis: str, grade: str, status: str
 ) -> Latents:
-    """Draw tiles of the tumour, if there is one, and of the tissues beside it.
+    """Draw tiles of the tumour, if there is one, and of the tissues next to it.
 
     As in `draw_latents`, 60 % of the draws have a second tissue on up to 45 % of the area: stroma (70 %), or a tissue
-    beside the tumour.
+    next to the tumour.
     """
     count = config.tiles_per_case
     beside = list(DIAGNOSES[diagnosis].beside)

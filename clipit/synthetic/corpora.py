@@ -95,7 +95,7 @@ class Diagnosis:
     low: float | None
     """Probability that the tumour is low-grade; None without a tumour."""
     beside: Mapping[int, float]
-    """Probabilities of the tissues beside the tumour; without a tumour, of all tissues."""
+    """Probabilities of the tissues next to the tumour; without a tumour, of all tissues."""
 
 
 DIAGNOSES: Mapping[str, Diagnosis] = {

@@ -116,7 +116,7 @@ def _verify(file: Path, target: Path, md5: str, page: str) -> None:
 
 
 def unpack(archive: Path, content: str) -> Path:
-    """Unpack a zip or gzip file beside it, completely or not at all, and return the path of its content.
+    """Unpack a zip or gzip file next to it, completely or not at all, and return the path of its content.
 
     Args:
         archive: Path of a zip file with one top-level folder, or of a gzip file.

@@ -95,7 +95,7 @@ def resolve_missing(
 ) -> tuple[list[str], tuple[str, ...]]:
     """Replace -1 in a column of integers with "", and reject markers of missing values such as NA.
 
-    Groups such as 12.0 are read as 12, since programs write integers beside empty cells in this way (see
+    Groups such as 12.0 are read as 12, since programs write integers in this way in columns with empty cells (see
     `without_decimals`). A label named in tiles.classes or tiles.class_map is always a class.
 
     Args:
@@ -129,7 +129,7 @@ def resolve_missing(
             if is_label
             else "leave these cells empty if the patient or slide is unknown, or rename the group",
         )
-    no_class = NO_CLASS if NO_CLASS in counts else f"{NO_CLASS}.0"  # as programs write it beside empty cells
+    no_class = NO_CLASS if NO_CLASS in counts else f"{NO_CLASS}.0"  # as programs write it in columns with empty cells
     others = set(counts) - {"", no_class}
     whole = all(name.lstrip("-").removesuffix(".0").isdecimal() for name in others)
     if no_class not in counts or no_class in class_names or not whole:

@@ -38,7 +38,8 @@ class DataSet:
 
     title: str
     reader: Literal["own", "names", "table"]
-    """Where labels come from: `own` (a dedicated module), `names` (file paths) or `table` (a csv beside the images)."""
+    """Where labels come from: `own` (a dedicated module), `names` (file paths) or `table` (a csv next to the
+    images)."""
     layout: str
     """Required content of the folder tiles.path."""
     classes: tuple[str, ...]

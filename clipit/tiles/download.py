@@ -126,7 +126,7 @@ def _check_file(file: Path, remote: Remote, page: str) -> bool:
 
 
 def _stamp(folder: Path) -> Path:
-    """Return the path of the record of an unpacked folder, beside the folder so that its content is not changed."""
+    """Return the path of the record of an unpacked folder, next to the folder so that its content is not changed."""
     return folder.with_name(f".{folder.name}.unpacked.json")
 
 

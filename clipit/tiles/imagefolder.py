@@ -17,7 +17,7 @@ _LABELS = frozenset({"label", "labels", "class", "category", "diagnosis", "targe
 def check_metadata(
     config: TilesConfig, root: Path, others: Sequence[str], read: Callable[[str], bytes], *, loose: bool
 ) -> tuple[str, ...]:
-    """Check that labels come from the names of folders, and not from a metadata file beside the images.
+    """Check that labels come from the names of folders, and not from a metadata file next to the images.
 
     Args:
         config: Section `tiles`.

@@ -249,7 +249,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
         for file in files
     ]
     check_names([slide.name for slide in slides], folder)
-    # The data of an MRXS slide are in a folder beside it.
+    # The data of an MRXS slide are in a folder next to it.
     others = [file for file in present if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
     notes = []
     if others:

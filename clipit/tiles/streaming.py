@@ -45,7 +45,7 @@ class StreamedSet:
 
     Attributes:
         splits: Splits used by the configuration, by name.
-        revision: Commit on the hub from which all splits are read; None for local folders and offline.
+        revision: Commit on the hub that all splits are read from; None for local folders and offline.
     """
 
     splits: dict[str, StreamedSplit]

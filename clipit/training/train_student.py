@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation tiles by which the best step is selected.
+    """Validation tiles that select the best step.
 
     Attributes:
         source: Pixels of the validation tiles.

@@ -103,7 +103,7 @@ class BagExamples:
         pixel_codes: Code of each tile's pixels; equal for tiles with the same pixels.
         neighbours: Whether the texts describe only the first tile of an example, and the others are its neighbours.
         fingerprints: Fingerprints of everything that determines the examples.
-        summary: Counts of what was used, dropped, split and masked (JSON-serialisable).
+        summary: Counts of used, dropped, split and masked items (JSON-serialisable).
     """
 
     source: PixelSource

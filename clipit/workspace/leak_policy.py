@@ -117,7 +117,7 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
 
 
 def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], config: RunConfig) -> "Reports":
-    """Return the reports from which snippets may be extracted.
+    """Return the reports that may supply snippets.
 
     If tiles are paired with reports of their own patients (`pairing.reports`), the corpus usually has the reports of
     all patients. Those of validation and test patients are then dropped, whatever the policy.
@@ -161,7 +161,7 @@ def hash_images(tiles: TileSet, config: RunConfig, pixels: str) -> ImageHashes |
 
 
 def leak_folder(config: RunConfig) -> Path:
-    """Return the folder to which leaks are written."""
+    """Return the folder that leaks are written to."""
     return config.output / "leaks" / config.name
 
 

@@ -29,7 +29,7 @@ def artefacts_of(config: RunConfig) -> Path:
 
 
 def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
-    """Return a section `tiles` in which the size of streamed tiles (`keep_pixels`) is set.
+    """Return a section `tiles` with the size of streamed tiles (`keep_pixels`) set.
 
     Args:
         section: Section `tiles`; returned unchanged if it is not streamed or has a size.

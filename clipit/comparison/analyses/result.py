@@ -22,7 +22,7 @@ class AnalysisResult:
         text: Explanation of the table.
         header: Column names.
         rows: Cells as text.
-        source: Files and columns from which the figures are computed.
+        source: Files and columns that the figures are computed from.
         planes: Coordinates by panel title and name of the points.
         values: Unrounded values behind the cells, one record per cell or row; scores and shares in 0..1.
         ids: Tile or snippet id of each point of `planes`, by panel title and name of the points.
@@ -72,7 +72,7 @@ def compute_gain(plan: Plan, rows: Sequence[ScoreRow], arm: str) -> tuple[Float[
     """Compute an arm's hits minus the baseline's for each labelled test tile, averaged over seeds.
 
     Returns:
-        The gains, sorted by tile id, and the seeds and files from which they were computed.
+        The gains, sorted by tile id, and the seeds and files that they were computed from.
     """
     seeds, baseline = plan.comparison.seeds, plan.comparison.baseline
     gains = [compute_hits(rows, arm, seed)[1] - compute_hits(rows, baseline, seed)[1] for seed in seeds]

@@ -142,7 +142,7 @@ def _mean_cost(rows: Sequence[ScoreRow], key: str) -> str:
 
 
 def describe_holm_family(results: Sequence[ArmResult]) -> str:
-    """Describe the family of tests over which p-values are corrected, or why there are no p-values."""
+    """Describe the family of tests that p-values are corrected for, or why there are no p-values."""
     families: dict[str, int] = {}
     for result in results:
         if result.p.p is not None:

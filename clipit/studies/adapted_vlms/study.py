@@ -143,7 +143,7 @@ def _check_arms(
         validation = validation_examples(config, section, "text", seed, workspace, batches=section.keep == "best")
     if section.keep == "best" and validation is None:
         raise ConfigError(
-            "there is no validation split on which to select the best step",
+            "there is no validation split to select the best step on",
             where="adapt.keep: best",
             fix="set adapt.keep: last, or add validation data",
         )

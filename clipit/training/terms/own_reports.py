@@ -132,7 +132,7 @@ def own_report_fingerprints(config: RunConfig, workspace: Workspace) -> dict[str
 
 
 def _tissue_probability(options: OwnReportConfig, workspace: Workspace, train: TileSet) -> Float32[np.ndarray, "n"]:
-    """Compute the VLM's zero-shot probability that each tile shows the tissue to which the label refers."""
+    """Compute the VLM's zero-shot probability that each tile shows the tissue that the label refers to."""
     prompts = load_prompts(options.tissue_prompts or "")
     names = list(prompts.classes)
     missing = sorted(set(options.tissue_classes) - set(names))

@@ -1,6 +1,6 @@
 """The list of loss terms, in their order of preparation and summation, and queries over the active terms.
 
-A term with a section in `RunConfig` is one file beside this one and one entry of `TERMS`. The section classes are in
+A term with a section in `RunConfig` is one file next to this one and one entry of `TERMS`. The section classes are in
 `clipit.config`, because a configuration is read without torch and by layers below this one. Any other term, in this
 package or outside, defines its own keys and is named in the configuration: `terms.<name>.class`.
 """

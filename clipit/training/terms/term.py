@@ -26,7 +26,7 @@ AnyTerm = TypeVar("AnyTerm", bound="Term[Any]")
 
 @dataclass(frozen=True)
 class TermInputs:
-    """Inputs from which a term prepares its targets.
+    """Inputs that a term prepares its targets from.
 
     Attributes:
         workspace: Workspace of the run's configuration.

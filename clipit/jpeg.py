@@ -12,7 +12,7 @@ corrupt; simplejpeg names them, so such damage is reported only where it is used
 import io
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -47,21 +47,44 @@ def decode_plain(image: Image.Image) -> Image.Image | str:
     """
     if type(image) is not JpegImageFile or image.mode != "RGB" or image.fp is None or not image.tile:
         return ""
-    luma, *chroma = ((component[1], component[2]) for component in image.layer)
-    if luma not in _SAMPLINGS or chroma != [(1, 1)] * 2 or image.width * image.height > _LARGEST:
-        return ""
-    decoder = find_decoder()
-    if decoder is None:
+    samplings = [(component[1], component[2]) for component in image.layer]
+    if not is_compared(image.width, image.height, samplings) or find_decoder() is None:
         return ""
     position = image.fp.tell()
     image.fp.seek(0)
     data = image.fp.read()
     image.fp.seek(position)
+    return decode_bytes(data, image.width, image.height)
+
+
+def is_compared(width: int, height: int, samplings: Sequence[tuple[int, int]]) -> bool:
+    """Return whether an image is of a kind whose decoding is compared with Pillow's.
+
+    Args:
+        width: Width in pixels.
+        height: Height in pixels.
+        samplings: Horizontal and vertical sampling factor of each channel.
+    """
+    luma, *chroma = samplings
+    return luma in _SAMPLINGS and chroma == [(1, 1)] * 2 and width * height <= _LARGEST
+
+
+def decode_bytes(data: bytes, width: int, height: int) -> Image.Image | str:
+    """Decode a JPEG for which `is_compared` is true, as `decode_plain` does.
+
+    Args:
+        data: The whole JPEG.
+        width: Width in pixels according to its header.
+        height: Height in pixels.
+    """
+    decoder = find_decoder()
+    if decoder is None:
+        return ""
     try:
         pixels = decoder(data)
     except ValueError as error:  # an error or a warning of libjpeg
         return _corruption(str(error), data)
-    return Image.fromarray(pixels) if pixels.shape == (image.height, image.width, 3) else ""
+    return Image.fromarray(pixels) if pixels.shape == (height, width, 3) else ""
 
 
 def _corruption(warning: str, data: bytes) -> str:

@@ -1,4 +1,8 @@
-"""Decode JPEG-compressed tiles of TIFF slides with Pillow, which is faster than reading them through openslide."""
+"""Decode JPEG-compressed tiles of TIFF slides, which is faster than reading them through openslide.
+
+As for image files (`clipit.jpeg`), simplejpeg is used where it is installed: it is faster than Pillow, and reports
+corrupt data for which Pillow and openslide return wrong pixels.
+"""
 
 import itertools
 import os
@@ -14,6 +18,7 @@ from jaxtyping import Int64
 from PIL import Image
 
 from clipit.images import ImageError
+from clipit.jpeg import decode_bytes, is_compared
 from clipit.slides.slide_file import Level
 
 FORMATS = frozenset({"aperio", "generic-tiff"})
@@ -131,21 +136,33 @@ class JpegLevel:
         """Decode a tile; one at the border is cut to the part inside the level."""
         data = self._file.read(int(self._offsets[index]), int(self._counts[index]))
         expected = (self.tile_width, self.tile_height)
-        if _frame_size(data) != expected:  # Pillow's decoder trusts the size that it is given
+        size, samplings = _frame(data)
+        if size != expected:  # Pillow's decoder trusts the size that it is given
             raise ImageError(f"tile {index} of the slide is damaged: not a JPEG of {self.tile_width} pixels")
-        try:
-            # `Image.open` would spend much of its time on detecting what is known here.
-            image = Image.frombytes("RGB", expected, self._header + data[2:], "jpeg", "RGB", "")
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
-            raise ImageError(f"tile {index} of the slide is damaged: {error}") from error
+        data = self._header + data[2:]
+        image = decode_bytes(data, *expected) if is_compared(*expected, samplings) else ""
+        if not isinstance(image, Image.Image):
+            image = self._by_pillow(data, image, index)
         row, column = divmod(index, self._columns)
         inside = (
             min(self.tile_width, self.width - column * self.tile_width),
             min(self.tile_height, self.height - row * self.tile_height),
         )
         return image if inside == expected else image.crop((0, 0, *inside))
+
+    def _by_pillow(self, data: bytes, corruption: str, index: int) -> Image.Image:
+        """Decode a whole tile, unless its pixels would be wrong for the reason that is given."""
+        if corruption:
+            raise ImageError(
+                f"tile {index} of the slide is damaged, so that some of its pixels are wrong: {corruption}"
+            )
+        try:
+            # `Image.open` would spend much of its time on detecting what is known here.
+            return Image.frombytes("RGB", (self.tile_width, self.tile_height), data, "jpeg", "RGB", "")
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
+            raise ImageError(f"tile {index} of the slide is damaged: {error}") from error
 
 
 def open_jpeg_levels(path: Path, levels: Sequence[Level]) -> dict[int, JpegLevel]:
@@ -192,17 +209,21 @@ def _is_plain(page: Any) -> bool:
     )
 
 
-def _frame_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height of a JPEG with three channels of 8 bits from its frame header; None for other bytes."""
+def _frame(data: bytes) -> tuple[tuple[int, int] | None, list[tuple[int, int]]]:
+    """Read the frame header of a JPEG: width and height (None unless it has three channels of 8 bits), and the
+    sampling factors of its channels.
+    """
     offset = 2
     while offset + 10 <= len(data) and data[offset] == 0xFF:
         marker = data[offset + 1]
         if marker in _FRAMES:
             height, width = int.from_bytes(data[offset + 5 : offset + 7]), int.from_bytes(data[offset + 7 : offset + 9])
-            return (width, height) if (data[offset + 4], data[offset + 9]) == (8, 3) else None
+            if (data[offset + 4], data[offset + 9]) != (8, 3):
+                return None, []
+            return (width, height), [(factors >> 4, factors & 15) for factors in data[offset + 11 : offset + 20 : 3]]
         # A marker may be preceded by any number of fill bytes.
         offset += 1 if marker == 0xFF else 2 + int.from_bytes(data[offset + 2 : offset + 4])
-    return None
+    return None, []
 
 
 def _header(page: Any) -> bytes:

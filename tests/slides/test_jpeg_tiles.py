@@ -76,6 +76,21 @@ def test_other_compressions_and_slides_with_gaps_are_left_to_openslide(tmp_path:
     assert open_jpeg_levels(tmp_path / "no.tif", []) == {}
 
 
+def test_corrupt_data_in_the_middle_of_a_tile_are_an_error(tmp_path: Path) -> None:
+    """Pillow and openslide return wrong pixels for them, without an error."""
+    pytest.importorskip("simplejpeg")
+    tile = jpegs()
+    middle = len(tile(0, 1, 1)) // 2
+    corrupt = tile(0, 1, 1)[:middle] + bytes(64) + tile(0, 1, 1)[middle + 64 :]
+    path = write_jpeg_slide(
+        tmp_path / "s.tif", LEVELS, lambda *place: corrupt if place == (0, 1, 1) else tile(*place), edge=EDGE
+    )
+    slide = open_slide(path)
+    with pytest.raises(ImageError, match="tile 6 of the slide is damaged, so that some of its pixels are wrong"):
+        read_tile(slide, EDGE, EDGE, float(EDGE), EDGE)
+    assert read_tile(slide, 0, 0, float(EDGE), EDGE).size == (EDGE, EDGE)
+
+
 def test_a_damaged_tile_is_an_error_that_leaves_the_others_readable(tmp_path: Path) -> None:
     tile = jpegs()
     other = io.BytesIO()

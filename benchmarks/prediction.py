@@ -37,7 +37,7 @@ def measure(options: Options) -> list[Figure]:
     from clipit.runs.prediction_chunks import PredictionOptions
 
     device = get_processes().device
-    given = PredictionOptions(batch_size=options.size(32, 4, 256), workers=16 if options.gpu else 0)
+    given = PredictionOptions(batch_size=options.size(32, 4, 256), workers=options.size(16, 2) if options.gpu else 0)
     kinds = ("JPEG",) if options.gpu else ("JPEG", "PNG")
     images = make_image_folder(options.folder / "tiles", options.size(384, 6, 16384), kinds=kinds)
     few = make_image_folder(options.folder / "few_tiles", 2 * given.batch_size, kinds=kinds)

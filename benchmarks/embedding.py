@@ -28,7 +28,7 @@ def _measure(options: Options, size: int) -> Figure:
     from clipit.vectors import unit
 
     folder = options.folder / f"{size}px"
-    tiles = make_tiles(folder / "tiles", options.size(256, 12, 8192), size=size)
+    tiles = make_tiles(folder / "tiles", options.size(256, 4, 8192), size=size)
     vlm = make_vlm(folder / "vlm", options, size)
     batch_size = options.size(_BATCH, _BATCH, _BATCH_GPU)
     starts = range(0, len(tiles), batch_size)

@@ -1,11 +1,9 @@
 """Read users' data files, for tiles and reports alike: folders, csv tables and Hugging Face data sets."""
 
 import csv
-import difflib
 import errno
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -141,32 +139,6 @@ def without_decimals(values: Sequence[str | None]) -> list[str | None]:
     if not all(_WHOLE_DECIMAL.fullmatch(value) for value in values if value) or not any(values):
         return list(values)
     return [value.partition(".")[0] if value else value for value in values]
-
-
-def similar_names(path: str) -> str:
-    """Describe what exists near a missing path: similar names, or else all names in the closest existing folder."""
-    if "://" in path:
-        return "this is a URL: download the file first"
-    if os.name != "nt" and path[1:3] in (":\\", ":/"):
-        return "this is a Windows path"
-    missing = Path(path).expanduser()
-    folder = next((parent for parent in missing.parents if parent.is_dir()), Path())
-    name = missing.relative_to(folder).parts[0]
-    try:
-        names = sorted(entry.name for entry in folder.iterdir())
-    except OSError:
-        return ""
-
-    def spelling(other: str) -> str:
-        return unicodedata.normalize("NFC", other).casefold()
-
-    similar = (
-        [other for other in names if spelling(other) == spelling(name)]
-        or [other for other in names if spelling(Path(other).stem) == spelling(Path(name).stem)]
-        or difflib.get_close_matches(name, names, n=3)
-        or names
-    )
-    return f"{folder} contains {shortlist(similar)}" if similar else f"{folder} is empty"
 
 
 def _resolves_to(is_kind: Callable[[], bool]) -> bool:

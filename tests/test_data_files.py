@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from clipit.data_files import cell_text, delimiter_hint, list_files, load_huggingface, similar_names
+from clipit.data_files import cell_text, delimiter_hint, list_files, load_huggingface
 from clipit.errors import DataError
+from clipit.nearby_files import similar_names
 
 
 def _write(path: Path) -> Path:
@@ -83,6 +84,17 @@ def test_only_the_prefix_asks_for_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
     load_huggingface("hf:owner/name", "a.path")
     load_huggingface("owner/name", "a.path")
     assert asked == ["owner/name", "owner/name"]
+
+
+def test_files_below_outputs_name_the_command_that_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("reports.jsonl", "prompts.yaml"):
+        near = similar_names(f"outputs/demo/world/{name}")
+        assert "clipit demo writes this file, and clipit world --output outputs/demo/world" in near
+    assert "first run the command at the top of the configuration" in similar_names("outputs/cases/0/tiles.csv")
+    (tmp_path / "outputs" / "cases" / "0").mkdir(parents=True)
+    assert similar_names("outputs/cases/0/tiles.csv") == "outputs/cases/0 is empty", "written, but without this file"
+    assert "clipit" not in similar_names("data/outputs/tiles.csv"), "a folder of the user's own"
 
 
 def test_neighbours_of_a_missing_file(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from clipit.data_files import (
     check_column_names,
     delimiter_hint,
     read_csv,
-    similar_names,
 )
 from clipit.errors import DataError, counted, shortlist
 from clipit.mangled_names import check_rounded
+from clipit.nearby_files import similar_names
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _WHERE = "tiles.annotations"

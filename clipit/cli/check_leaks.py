@@ -25,7 +25,6 @@ def main() -> None:
         report = check_leaks(file.run, options.pixels, list(file.comparison.shifted))
         if get_processes().main:
             leaking = counted(report.leaking, "tile or report leaks", "tiles and reports leak")
-            print(f"\n{leaking}: {report.path} (and .parquet)")
-            if not report.compared_patients:
-                print("patients and slides could not be compared, so the splits may still share them")
+            incomplete = "" if report.compared_patients else "; the splits may share patients or slides"
+            print(f"\n{leaking}{incomplete}: {report.path} (and .parquet)")
         raise SystemExit(1 if report.leaking else 0 if report.compared_patients else _NOT_COMPARED)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, counted, shortlist
+from clipit.nearby_files import similar_names
 from clipit.yaml_file import MAX_DEPTH, load_yaml
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -164,7 +165,7 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
     return ConfigError(
         f"{counted(len(lines), 'configuration error')}:\n    {listed}",
         where=where,
-        fix="correct these keys; the --help of this command and docs/configuration.md explain every key",
+        fix="correct these keys; the --help of this command explains every key",
     )
 
 
@@ -218,12 +219,12 @@ def _abbreviates(short: str, name: str) -> bool:
     return len(words) > 1 and short == "".join(word[0] for word in words)
 
 
-def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[str, Any]:
+def read_yaml(path: Path, *, example: str = "own_table") -> dict[str, Any]:
     """Read a YAML file that contains a mapping.
 
     Args:
         path: Path of the file.
-        example: Shipped file or folder to mention in error messages.
+        example: Shipped file to mention in error messages, by its name.
 
     Raises:
         ConfigError: The file is missing or unreadable, is not UTF-8, YAML or a mapping, or repeats a key.
@@ -231,17 +232,18 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
     try:
         values, repeated = load_yaml(path)
     except FileNotFoundError:
-        shipped = "configs/" if example.endswith(".yaml") else example
+        near = similar_names(str(path))
         raise ConfigError(
             "no such configuration file",
             where=path,
-            fix=f"see {shipped} for the shipped configurations, or list them with `clipit init`",
+            fix=f"correct the path{f' ({near})' if near else ''}, or name a shipped one, such as {example}; "
+            "clipit init lists them",
         ) from None
     except PermissionError:
         raise ConfigError("no permission to read this file", where=path, fix="make the file readable") from None
     except OSError as error:
         raise ConfigError(
-            f"cannot be read: {error.strerror}", where=path, fix=f"choose a file such as {example}"
+            f"cannot be read: {error.strerror}", where=path, fix=f"choose a file; clipit init {example} prints one"
         ) from None
     if repeated:
         listed = shortlist([f"'{key}' (line {line})" for key, line in repeated])
@@ -249,7 +251,9 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
             f"repeated keys (YAML keeps only the last value): {listed}", where=path, fix="keep one of each"
         )
     if not isinstance(values, dict):
-        raise ConfigError("not a mapping of keys to values", where=path, fix=f"see {example}")
+        raise ConfigError(
+            "not a mapping of keys to values", where=path, fix=f"clipit init {example} prints a valid one"
+        )
     return values
 
 

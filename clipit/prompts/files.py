@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.data_files import similar_names
 from clipit.errors import DataError, counted, has_controls, shortlist
+from clipit.nearby_files import similar_names
 from clipit.yaml_file import load_mapping
 
 _FOLDER = Path(__file__).parent

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, similar_names, without_decimals
+from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, without_decimals
 from clipit.errors import DataError, counted, is_limit, printable, shortlist
 from clipit.mangled_names import check_rounded
+from clipit.nearby_files import similar_names
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import check_lfs_pointer, count_misread
 from clipit.reports.metadata import check_dates, read_metadata

@@ -67,7 +67,7 @@ def read_sweep(path: Path) -> Sweep:
         ConfigError: The file is not a sweep file, or sweeps keys that the configuration does not have; the message
             lists all problems.
     """
-    content = read_yaml(path, example="configs/sweeps/")
+    content = read_yaml(path, example="sweeps/lora_rank")
     method, metric, entries = content.get("method"), content.get("metric") or {}, content.get("parameters") or {}
     problems = [f"unknown key of a sweep file: {key!r}" for key in content if key not in _SECTIONS]
     if method not in METHODS:

@@ -105,7 +105,7 @@ def _summarise(
     test_header = f"test {LABELS.get(tested, tested)} %" if tested else "test (not evaluated)"
     rows: list[list[object]] = [
         [
-            f"{name} (chosen)" if name == chosen else name,
+            f"{name} (chosen)" if name == chosen and len(groups) > 1 else name,
             len(group),
             _mean_percent(group.validation),
             _mean_percent(group.test) if tested else "",

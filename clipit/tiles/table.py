@@ -16,6 +16,7 @@ from clipit.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.image_set import ImageSet
 from clipit.images import is_image
 from clipit.mangled_names import check_rounded
+from clipit.nearby_files import similar_names
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, names_groups
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
@@ -133,13 +134,8 @@ def open_table(path: Path) -> TileTable:
             "with tiles.source: huggingface if they contain the images",
         )
     if not path.is_file():
-        fix = "correct tiles.path"
-        if "outputs" in path.parts:
-            fix += (
-                "; files below outputs/ are written by clipit: first run the command named at the top of the "
-                "configuration (clipit demo for the demo's world)"
-            )
-        raise DataError("the table of tiles does not exist", where=path, fix=fix)
+        advice = f"correct tiles.path; {similar_names(str(path))}".rstrip("; ")
+        raise DataError("the table of tiles does not exist", where=path, fix=advice)
     suffix = path.suffix.lower()
     if suffix != ".parquet" and suffix not in _DELIMITERS:
         workbook = suffix in (".xlsx", ".xls", ".ods")

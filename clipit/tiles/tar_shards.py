@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 from PIL import Image
 
-from clipit.data_files import list_files, similar_names
+from clipit.data_files import list_files
 from clipit.errors import DataError, counted_of, is_limit, shortlist
 from clipit.images import ImageError, decode
+from clipit.nearby_files import similar_names
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _MAX_SHARDS = 1_000_000

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,12 +74,11 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     reports = read_reports(config.reports).reports if config.reports else ()
     image_hashes = hash_images(tiles, config, section.pixels)
     leaks = find_leaks(tiles, section, image_hashes, reports)
-    unchecked = _unchecked(tiles, config.tiles.source, section.pixels, reports, image_hashes, section.spread)
-    unchecked += [f"comparison.shifted: {name}" for name in shifted]
     known = _known_patients(tiles)
     compared = sum(count > 0 for count, _ in known.values()) > 1
-    if not compared:
-        unchecked.insert(0, "patients and slides: known in fewer than two splits")
+    unchecked = [*_unnamed_patients(tiles, compared)]
+    unchecked += _unchecked(config.tiles.source, section.pixels, reports, image_hashes, section.spread)
+    unchecked += [f"comparison.shifted: {name}" for name in shifted]
     checked = _checked(known, compared, section.pixels, len(tiles), reports)
     path = leak_folder(config) / "leaks.json"
     if get_processes().main:
@@ -171,18 +170,25 @@ def _hint(leaks: Sequence[Leak], tiles: TileSet) -> list[str]:
     return []
 
 
+def _unnamed_patients(tiles: TileSet, compared: bool) -> Iterator[str]:
+    """Say of which tiles the patients or slides could not be compared, and why: one line, or none."""
+    unnamed = int((patients(tiles.groups, tiles.ids) == "").sum())
+    subject = "patients" if compared else "patients and slides"
+    if unnamed:
+        advice = tiles.advice or _GROUP_ADVICE
+        yield f"{subject} of {unnamed:,} of {counted(len(tiles), 'tile')}: not named in the data; {advice}"
+    elif not compared:
+        yield f"{subject}: known in fewer than two splits"
+
+
 def _unchecked(
-    tiles: TileSet, source: str, pixels: str, reports: Sequence[Any], image_hashes: ImageHashes | None, spread: float
+    source: str, pixels: str, reports: Sequence[Any], image_hashes: ImageHashes | None, spread: float
 ) -> list[str]:
-    """List the comparisons that could not be made, with reasons."""
+    """List the other comparisons that could not be made, with reasons."""
     lines = []
     card = DATASETS.get(source)
     if card is not None and card.group_is:
         lines.append(f"patients: {card.title} names only the {card.group_is} of a tile, which is its group here")
-    unnamed = int((patients(tiles.groups, tiles.ids) == "").sum())
-    if unnamed:
-        advice = tiles.advice or _GROUP_ADVICE
-        lines.append(f"patients of {unnamed} of {counted(len(tiles), 'tile')}: not named in the data; {advice}")
     unknown = sum(not patient_of(report) for report in reports)
     if unknown:
         lines.append(f"patients of {unknown} of {counted(len(reports), 'report')}: not named (reports.group_column)")

@@ -188,14 +188,14 @@ class Workspace:
         self.pixels(split, preprocess).use_resized(pixels)
 
     def warn_of_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
-        """Warn if a model receives tiles at a different resolution than it was trained with."""
+        """Warn, once for all runs, if a model receives tiles at a different resolution than it was trained with."""
         if expected is None or not names_tiles(self.config):
             return
         tiles = self.tiles_as_read
         if len(tiles):
             resize = preprocess.resize_to / min(tiles.read(0).size)
             if warning := mpp_warning(tiles, expected, model, resize=resize):
-                logger.warning(warning)
+                self.log_once(warning, logging.WARNING)
 
     @cached_property
     def prompts(self) -> PromptSet | None:

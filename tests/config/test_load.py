@@ -374,12 +374,14 @@ def test_a_file_that_may_not_be_read(file: Callable[..., str], monkeypatch: pyte
 def test_a_broken_file_of_another_kind_points_to_its_own_examples(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text("- 1")
-    with pytest.raises(ConfigError, match=r"(?s)not a mapping.*configs/sweeps/"):
+    with pytest.raises(ConfigError, match=r"(?s)not a mapping.*clipit init sweeps/lora_rank prints"):
         read_sweep(path)
     path.write_text("method: grid\na: [")
     with pytest.raises(ConfigError, match=r"(?s)not valid YAML.*sweep\.yaml, line 2"):
         read_sweep(path)
-    with pytest.raises(ConfigError, match=r"(?s)no such.*configs/sweeps/"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)no such.*contains sweep\.yaml\), or name a shipped one, such as sweeps/"
+    ):
         read_sweep(tmp_path / "nothing.yaml")
 
 

@@ -272,6 +272,12 @@ def test_validation_chooses_and_the_test_score_does_not(write_sweep: WriteSweep,
     assert not list(folder.glob("*.tmp"))
 
 
+def test_the_only_value_of_a_sweep_is_not_called_chosen(write_sweep: WriteSweep, pretended: list[str]) -> None:
+    path = write_sweep({"parameters": {"lora.rank": {"values": [2]}, "seed": {"values": [0, 1]}}})
+    text = (run_sweep(plan_of(path)) / "sweep.md").read_text()
+    assert "| lora.rank 2 " in text and "(chosen)" not in text and "Nothing was chosen: only lora.rank 2" in text
+
+
 def test_a_sweep_whose_inputs_cannot_be_used_leaves_no_folder(write_sweep: WriteSweep, tmp_path: Path) -> None:
     plan = plan_of(write_sweep(keys={"reports.path": str(tmp_path / "absent.txt")}))
     with pytest.raises(ClipitError, match="reports do not exist"):

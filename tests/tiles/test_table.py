@@ -212,10 +212,11 @@ def test_a_replaced_file_of_the_same_size_changes_the_fingerprint(tmp_path: Path
     assert load_tiles(config(path), seed=0).fingerprint != before
 
 
-def test_a_world_that_is_not_written_yet(tmp_path: Path) -> None:
-    path = tmp_path / "outputs" / "demo" / "tiles.csv"
-    with pytest.raises(DataError, match=r"(?s)the table of tiles does not exist.*clipit demo"):
-        load_tiles(TilesConfig.model_validate({"source": "table", "path": str(path)}), seed=0)
+def test_a_world_that_is_not_written_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = "outputs/demo/world/tiles.csv"
+    with pytest.raises(DataError, match=r"(?s)the table of tiles does not exist.*clipit demo writes this file"):
+        load_tiles(TilesConfig.model_validate({"source": "table", "path": path}), seed=0)
 
 
 def test_names_that_are_equal_but_for_spaces(tmp_path: Path) -> None:

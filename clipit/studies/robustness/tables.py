@@ -54,7 +54,8 @@ _GUARD = (
     "of its change (over tiles, clustered by group where known) is below or above 0; by chance alone, this "
     "happens in about 1 of 40 settings for each. The guard can make two kinds of error: accepting a harmful adaptation,"
     " or refusing a helpful one (n/a if there is none). Labels are used here to draw the batches and to measure the"
-    " guard. Its threshold was chosen on a synthetic world other than the demo's (see docs/results_single_runs.md). "
+    " guard. Its threshold was chosen on a synthetic world other than the demo's (see the page Results: single runs of"
+    " the documentation). "
     "Settings share tiles and models and are not independent, so no intervals are given for these shares."
 )
 _NO_INTERVALS = (

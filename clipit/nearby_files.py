@@ -1,0 +1,49 @@
+"""What exists near a missing file, for error messages."""
+
+import difflib
+import os
+import unicodedata
+from pathlib import Path
+
+from clipit.errors import shortlist
+
+
+def similar_names(path: str) -> str:
+    """Describe what exists near a missing path: similar names, or else all names in the closest existing folder.
+
+    For files below `outputs/`, as in the shipped configurations, also say which command writes them.
+    """
+    if "://" in path:
+        return "this is a URL: download the file first"
+    if os.name != "nt" and path[1:3] in (":\\", ":/"):
+        return "this is a Windows path"
+    missing = Path(path).expanduser()
+    folder = next((parent for parent in missing.parents if parent.is_dir()), Path())
+    name = missing.relative_to(folder).parts[0]
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return ""
+
+    def spelling(other: str) -> str:
+        return unicodedata.normalize("NFC", other).casefold()
+
+    similar = (
+        [other for other in names if spelling(other) == spelling(name)]
+        or [other for other in names if spelling(Path(other).stem) == spelling(Path(name).stem)]
+        or difflib.get_close_matches(name, names, n=3)
+        or names
+    )
+    place = "this folder" if folder == Path() else folder
+    found = f"{place} contains {shortlist(similar)}" if similar else f"{place} is empty"
+    written = _written_by_clipit(missing)
+    return f"{found}; {written}" if written else found
+
+
+def _written_by_clipit(missing: Path) -> str:
+    """Say which command writes a file below `outputs/`; "" for other files, and if the file's folder exists."""
+    if missing.parts[:1] != ("outputs",) or missing.parent.is_dir():
+        return ""
+    if missing.parts[1:3] == ("demo", "world"):
+        return "clipit demo writes this file, and clipit world --output outputs/demo/world only the data of the demo"
+    return "if clipit writes this file, first run the command at the top of the configuration (clipit init NAME)"

@@ -1,4 +1,4 @@
-"""Learn labels of slides and patients in Python: multiple-instance learning on stored features."""
+"""Learn slide and patient labels in Python: multiple-instance learning on stored features."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,7 +68,7 @@ class MilResult:
 
 @public
 def train_mil(config: Config) -> MilResult:
-    """Learn labels of slides or patients from stored features, and compare the arms of `mil.arms` over seeds.
+    """Learn slide or patient labels from stored features, and compare the arms of `mil.arms` over seeds.
 
     With `mil.conditions`, the arms are compared in each condition; `table` then has a column `condition`, and the
     scores of bags are in the folders of the conditions.

@@ -274,7 +274,7 @@ def compare_slides(
     bf16: bool = False,
     trust_remote_code: bool = False,
 ) -> SlideCompareResult:
-    """Compare the arms of trained runs on the labels of slides, optionally with a zero-shot VLM as an additional arm.
+    """Compare the arms of trained runs on slide labels, optionally with a zero-shot VLM as an additional arm.
 
     The arm and seed of a run are read from its configuration. Every run scores the slides like `score_slides`; an
     interrupted call resumes. The pooling of each arm is chosen on the validation slides of the table, if there are any,

@@ -28,7 +28,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Whole slides": {
         "slides": "tile, score and map whole slides, and compare arms on them",
-        "mil": "learn labels of slides or patients from stored features",
+        "mil": "learn slide or patient labels from stored features",
     },
     "Experiments": {
         "compare": "compare arms over seeds, with controls and statistics",

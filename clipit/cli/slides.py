@@ -90,10 +90,10 @@ def draw_maps(arguments: list[str]) -> None:
 
 
 def compare(arguments: list[str]) -> None:
-    """Compare the arms of runs on the labels of slides."""
+    """Compare the arms of runs on slide labels."""
     parser = _parser(
         "compare",
-        "Score slides with the classifiers of several runs, and compare their arms on the labels of the slides. The "
+        "Score slides with the classifiers of several runs, and compare their arms on slide labels. The "
         "arm and seed of each run are read from its configuration.",
     )
     _add_inputs(parser)

@@ -268,7 +268,7 @@ class TextChecksConfig(Section):
     prompts. With the packaged `morphology_prompts`, diagnoses of up to six words are also kept, such as "Partially
     mucinous colorectal adenocarcinoma", unless they are negated or uncertain."""
     section_weight: float = Field(0.5, ge=0)
-    """Weight of the section in the filter by prompts, in standard deviations of its similarity: added for microscopic
+    """Section weight of the snippet filter by prompts, in standard deviations of the similarity: added for microscopic
     descriptions and diagnoses, subtracted for gross descriptions, clinical data, specimens, blocks, stages and
     administrative text."""
 

@@ -1,4 +1,4 @@
-"""Configuration of multiple-instance learning: labels of slides or patients, learnt from stored features."""
+"""Configuration of multiple-instance learning: slide or patient labels, learnt from stored features."""
 
 from typing import Any, Literal
 

@@ -33,7 +33,7 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class SlideComparison:
-    """Arms compared on the labels of slides.
+    """Arms compared on slide labels.
 
     Attributes:
         reference: Arm that the others are compared with.

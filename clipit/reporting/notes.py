@@ -18,7 +18,7 @@ def compose_note(note: str, *, backbones: Iterable[str] = (), vlms: Iterable[str
     ]
     caution = (
         f"The embedded {' and '.join(used)} {'has' if len(used) == 1 else 'have'} only seen synthetic tiles: on real "
-        "tiles, these scores show that the pipeline from reports to classifier works; they say nothing about CLIP-IT "
+        "tiles, these scores show that the pipeline from reports to classifier works. They say nothing about CLIP-IT "
         "on real pathology."
     )
     return " ".join(part for part in (caution if used else "", note.strip()) if part)

@@ -183,7 +183,7 @@ def _licence(licence: ModelLicence) -> str:
 
 
 def _usage(licence: ModelLicence) -> str:
-    adapter = "`vlm.adapter: FOLDER` adds the folder `adapter/` to the base, which `vlm.name` and `vlm.path` name"
+    adapter = "`vlm.adapter: FOLDER` adds the folder `adapter/` to the base that `vlm.name` and `vlm.path` specify"
     if licence.forbids_derivatives:
         return f"In a configuration of clipit, {adapter}."
     return (

@@ -1,4 +1,4 @@
-"""Read a corpus of reports from text files, folders, zips, tables, TCGA-Reports or Hugging Face data sets."""
+"""Read a report corpus from text files, folders, zips, tables, TCGA-Reports or Hugging Face data sets."""
 
 import hashlib
 import json

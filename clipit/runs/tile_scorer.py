@@ -204,7 +204,7 @@ def tiles_for(scorer: TileScorer, requested: SlidesConfig, stated: Sequence[str]
         if scorer.mpp_assumed:
             warnings.append(
                 f"the resolution of the training tiles is unknown, so tiles are read at {scorer.mpp:g} micrometres per "
-                "pixel, which the backbone expects; if the training tiles had another one, pass --tile-mpp"
+                "pixel, which the backbone expects; if the training tiles had a different one, pass --tile-mpp"
             )
     elif scorer.mpp is not None and not 1 / _MAX_RATIO <= requested.mpp / scorer.mpp <= _MAX_RATIO:
         warnings.append(f"tiles are read at {requested.mpp:g} micrometres per pixel; the model expects {scorer.mpp:g}")

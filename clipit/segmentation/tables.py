@@ -104,13 +104,14 @@ def _explanation(provenance: Mapping[str, Any]) -> str:
     masks = provenance["masks"]
     return (
         f"{counted(masks['test'], 'test mask')} of {counted(provenance['patients'], 'patient')}; {masks['train']} "
-        f"training and {counted(masks['validation'], 'validation mask')}, on which thresholds and scales of methods "
-        f"without training are chosen. The foreground is {', '.join(provenance['foreground'])}; means over images are "
-        "those over images that contain it. Floors need no model. A ceiling is the highest mean Dice over images of "
-        "any choice of one class per tile. The majority class of a tile, or of a window of a method, is that of most "
-        "of its pixels; for windows, a threshold is chosen as for the method. It maximises accuracy, not Dice, which "
-        "favours predicting too much over too little: other choices, and the floor of one class everywhere, can have a "
-        "higher Dice. Intervals are 95 % bootstrap intervals over patients."
+        f"training and {counted(masks['validation'], 'validation mask')}. The validation masks select thresholds and "
+        f"scales of methods without training. The foreground is {', '.join(provenance['foreground'])}. Means over "
+        "images are over the images that contain it. Floors need no model. A ceiling is the highest mean Dice over "
+        "images that any choice of one class per tile can reach. The majority class of a tile, or of a window of a "
+        "method, is the class of most of its pixels; for windows, a threshold is chosen as for the method. The "
+        "majority class maximises accuracy, not Dice. Because Dice favours predicting too much over too little, other "
+        "choices, and the floor of one class everywhere, can have a higher Dice. Intervals are 95 % bootstrap "
+        "intervals over patients."
     )
 
 

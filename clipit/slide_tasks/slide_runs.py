@@ -91,7 +91,7 @@ def _read_run(folder: Path) -> SlideRun:
 def check_comparison(
     runs: Sequence[SlideRun], reference: str, listed: SlideList, zero_shot: Iterable[str] | None = None
 ) -> None:
-    """Check that runs can be compared on the labels of slides; all problems are listed at once.
+    """Check that runs can be compared on slide labels; all problems are listed at once.
 
     Args:
         runs: Trained runs.

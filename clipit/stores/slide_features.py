@@ -141,7 +141,7 @@ def find_feature_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
-    """Import slide features as a tile store in the joint space of a VLM, to be paired with its index of snippets.
+    """Import slide features as a tile store in the joint space of a VLM, to be paired with the VLM's snippet index.
 
     The files do not record whether the vectors were projected into the joint space, and features before the projection
     may have the same dimension. Unit vectors are therefore required. TRIDENT's CONCH encoder, for example, neither

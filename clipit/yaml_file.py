@@ -21,7 +21,7 @@ _SUFFIXES = (".yaml", ".yml", ".json")  # every JSON file is a YAML file, too
 _MAX_BYTES = 8 * 2**20
 _CACHE_LIMITS = (64, 2**16)  # number of cached files, and the characters of the largest
 MAX_DEPTH = 40
-"""Levels up to which mappings and lists may be nested."""
+"""Maximum nesting depth of mappings and lists."""
 _MAX_BITS = 64  # of a whole number
 _OTHER_BASE = re.compile(r"[-+]?0[0-9_]{1,40}|[^:]{1,40}:.{1,40}")  # numbers to base 8 or 60 in YAML 1.1: `030`, `1:30`
 _MAX_REPEATED = 10_000  # values that aliases repeat, over the whole file
@@ -180,7 +180,7 @@ def load_mapping(path: Path, first_keys: str) -> tuple[dict[Any, Any], list[tupl
 
     Args:
         path: Path of the file.
-        first_keys: Keys with which such a file starts, for the error message.
+        first_keys: Keys at the start of such a file, for the error message.
 
     Raises:
         DataError: The file cannot be read, is not UTF-8 or YAML, or does not contain a mapping.

@@ -16,7 +16,7 @@ Pooling = Literal["default", "cls", "cls_mean"]
 
 @dataclass(frozen=True)
 class TimmSpec:
-    """Arguments with which timm rebuilds an architecture for any number of classes."""
+    """Arguments for timm to rebuild an architecture for any number of classes."""
 
     architecture: str
     model_args: dict[str, Any]
@@ -32,10 +32,10 @@ class Trunk:
         preprocess: Preprocessing of images.
         dim: Number of features d.
         pooling: Token pooling of `module`; `default`: the package's own.
-        source: Folder, hub id or built-in name from which the model was loaded.
+        source: Folder, hub id or built-in name that the model was loaded from.
         native_pixels: Edge of the input in pixels, according to the model's files; that of `preprocess` may differ
             (`backbone.pixels`).
-        timm: Arguments with which timm rebuilds the model; None for other packages.
+        timm: Arguments for timm to rebuild the model; None for other packages.
         plain_head: Whether timm's own head is one linear layer over these features.
         remote_code: Whether the model is defined by Python code from its repository.
     """

@@ -209,8 +209,8 @@ def sinkhorn_biases(
 
     P_xy = a_x b_y exp(cos(x, y) / T) with row sums 1 / n and column sums 1 / s; the bias is -T log b_y. Each iteration
     scales the tiles (rows), then the snippets (columns). It multiplies all tiles by all snippets once if the snippets
-    fit in memory (`fits_in_memory`), and twice otherwise. All snippets receive equal mass, which suits corpora in
-    which every snippet describes some tile.
+    fit in memory (`fits_in_memory`), and twice otherwise. All snippets receive equal mass, which suits corpora where
+    every snippet describes some tile.
     """
     n, biases = tiles.store.size, np.zeros(len(snippets))
     scale = _scale_dense if fits_in_memory(snippets) else _scale_streamed

@@ -49,7 +49,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class SeenTiles:
-    """Tiles on which a run was trained or validated, without their images.
+    """Tiles that a run was trained or validated on, without their images.
 
     Attributes:
         ids: Unique tile ids.
@@ -76,7 +76,7 @@ def find_leaks(
         config: Thresholds, and whether to search for exact and near copies.
         image_hashes: Fingerprints of the tiles, in the same order (digests suffice for exact copies); None to skip the
             comparison of pixels.
-        reports: Reports from which snippets are extracted.
+        reports: Reports that supply the snippets.
     """
     leaks = group_leaks(tiles)
     if image_hashes is not None and config.pixels != "off":

@@ -31,8 +31,8 @@ class Entry:
         term: Preferred wording of the term.
         variants: Rephrasings of the term.
         kind: One of `KINDS`.
-        organ: Organ in which the term occurs, or `any`.
-        source: Vocabulary from which the term is taken.
+        organ: Organ where the term occurs, or `any`.
+        source: Vocabulary that the term is taken from.
         findings: Histological findings associated with the term.
         causes: Possible causes.
     """

@@ -107,7 +107,7 @@ def forgetting_task(name: str) -> str:
 
 
 def adapt_verdict(content: AdaptContent) -> str:
-    """State whether the text improved the VLM, how a linear probe compares, and on which other sets scores fell."""
+    """State whether the text improved the VLM, how a linear probe compares, and which other sets have lower scores."""
     gain = content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, BEFORE))
     if gain is None and content.score(ZERO_SHOT, BEFORE) is not None:
         return "No verdict: the arm text was not trained (adapt.arms)."

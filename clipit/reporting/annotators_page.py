@@ -14,7 +14,7 @@ _MAX_PAIRED = 20  # annotators; with more, the page has no table of pairs
 
 @dataclass(frozen=True)
 class DisputedTile:
-    """A tile on which annotators disagree.
+    """A tile whose annotators disagree.
 
     Attributes:
         tile: Id of the tile.

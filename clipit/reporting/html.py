@@ -75,7 +75,7 @@ class Rows:
 
     @property
     def id(self) -> str:
-        """Name of the table within its page, to which the search box refers."""
+        """Name of the table within its page, for the search box."""
         return "rows-" + hashlib.sha256(repr((self.caption, self.header)).encode()).hexdigest()[:8]
 
     @property

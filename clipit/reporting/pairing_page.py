@@ -68,7 +68,7 @@ def pairing_page(
         predictions: Index and probability of the predicted class by tile id; None without a run.
         pictures: Base64 text of a JPEG by tile id, shown small and enlarged on a click; None or absent for no picture.
         origins: Section and report of each snippet by id, shown next to it.
-        key: Fingerprint of the pairing, under which the browser keeps the ratings of its pairs.
+        key: Fingerprint of the pairing, the key of the pair ratings in the browser.
         introduction: Paragraphs on the origin of pairs, labels and predictions.
         summary: Summary of the pairing, as preformatted lines.
     """

@@ -63,7 +63,7 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
     """Plot a score over the share of training labels: one line per name through the means over seeds.
 
     With up to 7 names, a band (a bar at a single share) spans the lowest to the highest seed. An arm that uses no
-    labels is a horizontal line. Shares at which the score is undefined for any seed have no point; the axis title gives
+    labels is a horizontal line. Shares with an undefined score for any seed have no point; the axis title gives
     their number.
 
     Args:

@@ -98,7 +98,7 @@ def describe_model(facts: Mapping[str, object]) -> str:
 def add_provenance(
     rows: Sequence[StudyRow], study: Mapping[str, object], models: Mapping[str, Mapping[str, object]]
 ) -> pd.DataFrame:
-    """Build a table in which every row has its full provenance.
+    """Build a table with the full provenance in every row.
 
     Values of the row take precedence over those of its model, and those of the model over those of the study. Missing
     values are None.

@@ -7,7 +7,7 @@ from typing import Any
 
 UNDEFINED = "n/a"
 MAX_CLASSES = 40
-"""Maximum number of classes for which confusion matrices are shown."""
+"""Maximum number of classes of a shown confusion matrix."""
 LABELS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",

@@ -45,7 +45,7 @@ class Account:
     duplicates: int
     """Number of duplicate pieces that were merged."""
     dropped: dict[str, Tally]
-    """Filter -> snippets that it dropped, in the order in which the filters are applied."""
+    """Filter -> dropped snippets, in the order of the filters."""
     kept: int
     sections: dict[str, int]
     """Section -> number of pieces, before merging and filtering."""

@@ -26,7 +26,7 @@ def filter_snippets(
     """Apply the configured filters in order: text checks, length, sections, include and exclude terms, similarity.
 
     Args:
-        sections_of: Sections in which each snippet occurs, by the snippet's text.
+        sections_of: Sections of each snippet, by the snippet's text.
         config: Configuration of the filters.
         similarity: Similarity function; required with `config.morphology_prompts`.
 

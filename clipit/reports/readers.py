@@ -54,7 +54,7 @@ class Reports:
     problems: tuple[str, ...]
     """Descriptions of skipped files and reports, one line each."""
     source: str
-    """Path from which the reports were read, or `hf:owner/name`."""
+    """Path that the reports were read from, or `hf:owner/name`."""
     empty: int = 0
     """Number of empty reports (without letters or digits), which are listed in `problems`."""
     notes: tuple[str, ...] = ()

@@ -48,7 +48,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class ReportLabel:
-    """Class that the rules give one report, and the mentions on which it is based.
+    """Class that the rules give one report, and the underlying mentions.
 
     Attributes:
         class_name: A class, "both" or "none".
@@ -108,7 +108,7 @@ def _find_mentions(sentences: Sequence[tuple[str, str]], rules: RuleSet) -> list
 
 
 def _with_sentences(matches: Sequence[Match], starts: Sequence[int]) -> list[tuple[Match, int, int]]:
-    """Add to each match, in reading order, the indices of the sentences in which it begins and ends."""
+    """Add to each match, in reading order, the indices of its first and last sentence."""
     located = []
     first = 0
     for match in matches:

@@ -137,7 +137,7 @@ def _is_heading(line: str, match: re.Match[str], *, strong: bool) -> bool:
 
 
 def _sentence_starts(text: str) -> list[int]:
-    """Find the offsets at which a sentence, list item or labelled field of a line begins, except 0.
+    """Find the start offsets of the sentences, list items and labelled fields of a line, except 0.
 
     Abbreviations ("approx. 3 cm"), decimals, numbered items, initials and TNM stages do not end a sentence.
     """

@@ -107,7 +107,7 @@ def write_external(folder: Path, run: Path, results: dict[str, Any], predictions
         run: Folder of the run.
         results: Content of results.json from `score_external`, to which the SHA-256 of the predictions is added.
         predictions: Predictions of the new tiles.
-        tiles: The new tiles, from which the thumbnails are rendered.
+        tiles: The new tiles, for the thumbnails.
     """
     write_predictions(folder / PREDICTIONS, predictions)
     results["predictions_sha256"] = file_sha256(folder / PREDICTIONS)

@@ -41,7 +41,7 @@ def write_run_page(
         folder: The run's folder.
         results: Content of results.json.
         predictions: Content of predictions.parquet.
-        tiles: All tiles, from which the thumbnails are rendered.
+        tiles: All tiles, for the thumbnails.
         texts: Lines of text by heading (tiles, snippets, pairing).
         more: Further sections, shown after the scores.
 
@@ -66,7 +66,7 @@ def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
 
     Args:
         config: Run configuration, with its arm resolved.
-        workspace: Workspace with the tiles, from which the thumbnails are rendered.
+        workspace: Workspace with the tiles, for the thumbnails.
 
     Raises:
         ArtifactError: The run was trained on different tiles.

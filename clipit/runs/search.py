@@ -116,7 +116,7 @@ class SharedSearch:
         `run_trial` is also called for trials that had already finished, to verify their results.
 
         Args:
-            trials: Function from the study to the trials, in the order in which they are started. It may propose trials
+            trials: Function from the study to the trials, in starting order. It may propose trials
                 from those of the study; while they are iterated, no other agent changes the study.
             run_trial: Runs a trial and returns its score; None if it is undefined.
         """

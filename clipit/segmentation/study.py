@@ -49,7 +49,7 @@ class SegmentedMasks:
         decision: Rule from probabilities to classes.
         counts: Confusion matrix of each test image, in pixels.
         majority: The same for the majority class of each window; None for a method that predicts per pixel.
-        validation_masks: Number of validation masks on which a threshold or scales were chosen.
+        validation_masks: Number of validation masks used to choose a threshold or scales.
     """
 
     segmenter: Segmenter

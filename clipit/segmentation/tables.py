@@ -32,7 +32,7 @@ class SegmentationRow(StudyRow):
         reason: Why value or interval is missing.
         images: Number of images scored.
         training_masks: Number of masks trained on.
-        validation_masks: Number of masks on which a threshold or scales were chosen.
+        validation_masks: Number of masks used to choose a threshold or scales.
         threshold: Threshold of the second class's probability; None for the most probable class.
         validation_dice: Dice of the foreground on the validation masks.
         choice: Choice among several scales, and the scores that it is based on.

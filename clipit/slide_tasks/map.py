@@ -50,7 +50,7 @@ class MapOptions:
 
     Attributes:
         top: Tiles shown per class.
-        snippets: Snippets of reports, of which the nearest to the top tiles are shown; None for none.
+        snippets: Report snippets; those nearest to the top tiles are shown. None for none.
     """
 
     top: int = 8

@@ -34,7 +34,7 @@ def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] =
         path: GeoJSON file.
         width: Width of the slide at level 0.
         height: Height of the slide at level 0.
-        origin: Pixel of level 0 from which QuPath counts (see `clipit.slides.qupath`); other programs count from 0.
+        origin: Pixel of level 0 where QuPath starts to count (see `clipit.slides.qupath`); other programs count from 0.
 
     Returns:
         The polygons, those of the class `Ignore*` included (`is_ignored`).

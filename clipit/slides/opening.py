@@ -21,7 +21,7 @@ SLIDE_SUFFIXES = frozenset(
 HEAT_MAP = "heat_map.ome.tif"
 """Name of the heat maps that clipit writes, which are not slides, even in a folder of slides."""
 MPP_TOLERANCE = 0.02
-"""Relative difference up to which two statements of micrometres per pixel agree."""
+"""Largest relative difference between two statements of micrometres per pixel that agree."""
 _TIFF = (".tif", ".tiff")
 _SUB_PAGES = 330  # TIFF tag of sub-IFDs, in which OME-TIFF stores smaller levels
 MISSING_SLIDE_PACKAGES = "install the packages that read slides: pip install openslide-python openslide-bin tifffile"

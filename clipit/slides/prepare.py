@@ -113,7 +113,7 @@ class PreparedSlide:
 
     @property
     def overview(self) -> Path:
-        """Image of the whole slide on which tissue was found; its SHA-256 is verified."""
+        """Image of the whole slide used to find tissue; its SHA-256 is verified."""
         return self.artifact.file(OVERVIEW)
 
     @property
@@ -359,7 +359,7 @@ def _write(folder: Path, slide: SlidePath, parts: _SlideParts) -> None:
 
 
 def _overview_downsample(slide: SlideFile, mpp: float, config: SlidesConfig) -> float:
-    """Return the downsample at which tissue is found: 8 micrometres per pixel, finer for tiles of few micrometres."""
+    """Return the downsample for finding tissue: 8 micrometres per pixel, finer for tiles of few micrometres."""
     target_mpp = min(_OVERVIEW_MPP, config.mpp * config.pixels / 8)
     longest = max(slide.levels[0].width, slide.levels[0].height)
     return max(1.0, target_mpp / mpp, longest / _OVERVIEW_EDGE)

@@ -45,7 +45,7 @@ def write_tiles_geojson(
         classes: Names of the classes.
         scores: Probability of each tile and class.
         colours: Colour of each class, as #rrggbb.
-        origin: Pixel of level 0 from which coordinates are counted.
+        origin: Pixel of level 0 where coordinates start.
 
     Raises:
         DataError: A score is not finite.
@@ -95,7 +95,7 @@ def write_regions_geojson(
         classes: Names of the classes.
         scores: Probability of each tile and class.
         colours: Colour of each class, as #rrggbb.
-        origin: Pixel of level 0 from which coordinates are counted.
+        origin: Pixel of level 0 where coordinates start.
 
     Raises:
         DataError: A score is not finite.
@@ -119,7 +119,7 @@ def write_polygons_geojson(path: Path, slide: str, polygons: Sequence[Polygon], 
 
     Args:
         path: Output file (.geojson).
-        slide: Name of the slide, from which the UUIDs are derived.
+        slide: Name of the slide, which determines the UUIDs.
         polygons: Polygons in pixels of level 0.
         name: Name of the class.
         colour: Colour of the class, as #rrggbb.

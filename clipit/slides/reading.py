@@ -28,9 +28,9 @@ _LEVEL_TOLERANCE = 1.01
 _MOST_OPEN = 16
 """Number of slides that a process keeps open."""
 _MOST_PIXELS = 2**33
-"""Maximum number of pixels of a level from which an overview is made, which takes about 10 minutes."""
+"""Maximum number of pixels of a level for an overview, which takes about 10 minutes at this size."""
 _SLOW_PIXELS = 2**29
-"""Pixels of a level from which an overview takes about a minute."""
+"""Number of pixels of a level whose overview takes about a minute."""
 _BLOCK = 2048  # edge of the regions from which an overview is made, pixels of the level
 
 

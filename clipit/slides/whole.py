@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def read_whole(slide: PreparedSlide, longest: int) -> Image.Image:
     """Read the whole slide with a longest edge of at most `longest` pixels.
 
-    If pixels at this resolution are damaged or too many, the overview on which tissue was found is returned instead.
+    If pixels at this resolution are damaged or too many, the overview used to find tissue is returned instead.
     """
     file = open_slide(slide.path)
     try:

@@ -32,7 +32,7 @@ class SweepPlan:
         trials: All trials; for method bayes, trials that cover every listed value and both ends of every range.
         count: Number of trials.
         seed: Seed of random and proposed values.
-        comparison_metric: Metric by which the runs are compared (`comparison.metric`).
+        comparison_metric: Metric for comparing the runs (`comparison.metric`).
     """
 
     sweep: Sweep
@@ -136,7 +136,7 @@ class Proposals:
         self._built: dict[tuple[str, ...], Trial] = {}  # by values; the study is read again before every trial
 
     def __call__(self, study: "optuna.Study") -> Iterator[Trial]:
-        """Yield the trials in the order in which they are started."""
+        """Yield the trials in starting order."""
         from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 

@@ -199,7 +199,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
 
 
 def _shared(texts: Sequence[str]) -> Shaped[np.ndarray, " n"]:
-    """Return texts as an object array in which equal texts share one object.
+    """Return texts as an object array, with one object for equal texts.
 
     The texts are copied: originals scattered among other objects would prevent their memory from being freed.
     """

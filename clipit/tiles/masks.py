@@ -162,7 +162,7 @@ def shared_files(files: Sequence[str]) -> list[str]:
 
 
 def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> MaskSet:
-    """Decode every mask once, count its pixels by class, and drop masks in which every pixel is ignored.
+    """Decode every mask once, count its pixels by class, and drop masks with only ignored pixels.
 
     Args:
         masks: Masks.

@@ -15,7 +15,7 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
 
     Args:
         tiles: Tiles with all labels of the source.
-        config: Section `tiles` with which they were read.
+        config: Section `tiles` that they were read with.
         title: Description of the tiles.
         tests_only: Whether the tiles are an additional test set, which needs no other splits.
     """

@@ -54,7 +54,7 @@ class TileSet:
     advice: str = ""
     """How to set groups, if the source seems to identify patients and no groups are configured."""
     annotations: Annotations | None = None
-    """Labels by several annotators, from which the labels derive; None for labels of the source."""
+    """Labels by several annotators, the origin of the labels; None for labels of the source."""
 
     def __post_init__(self) -> None:
         """Validate ids, splits and labels."""

@@ -114,7 +114,7 @@ def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
 
 
 def _check_one_label(index: TarIndex, config: TilesConfig) -> None:
-    """Reject shards in which some samples have their class in `label` and others only in `cls`."""
+    """Reject shards where some samples have their class in `label` and others only in `cls`."""
     from pyarrow import compute
 
     label, number = (index.table.column(f"{FIELD_PREFIX}{name}") for name in ("label", "cls"))

@@ -192,7 +192,7 @@ def student_logits(
 
 
 def _report_warm_up(loss: Float[Tensor, ""], clock: Clock, processes: Processes) -> float:
-    """Return and log the seconds of the first step, in which the backbone was compiled."""
+    """Return and log the seconds of the first step, which compiled the backbone."""
     float(loss)  # waits for the device
     seconds = round(clock.seconds() - clock.waited, 2)
     if processes.main:

@@ -82,7 +82,7 @@ class Members:
 
 @dataclass(frozen=True)
 class BagExamples:
-    """Examples with tiles and texts, of which each step draws some.
+    """Examples with tiles and texts; each step draws some of them.
 
     Examples come in shuffled order, none twice before all others have come once. The same holds for the tiles and texts
     of an example over its visits, except for a remainder that does not fill a bag.

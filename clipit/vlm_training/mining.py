@@ -49,8 +49,8 @@ def mine(
     """Mine the bags again with the adapted VLM; called by all processes.
 
     Tiles, snippets and prompts are embedded with the current weights, and bags are collected as before the adaptation.
-    The members are stored in `mined/` of the adaptation's folder, from which training that resumes after this step
-    reads them; the embeddings are deleted. The texts of the result differ from those of `examples`.
+    The members are stored in `mined/` of the adaptation's folder, where training that resumes after this step reads
+    them; the embeddings are deleted. The texts of the result differ from those of `examples`.
 
     Args:
         section: Section `adapt`.
@@ -59,7 +59,7 @@ def mine(
         vlm: VLM whose towers have the current weights, in evaluation mode.
         workspace: Workspace of this configuration, with the VLM before the adaptation.
         folder: Folder of the adaptation.
-        step: Number of steps after which the bags are mined.
+        step: Number of steps before this mining.
         run_fingerprint: Fingerprint of the adaptation.
         due: Whether the current weights are those after `step`. Otherwise the members must have been stored.
 
@@ -112,7 +112,7 @@ def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
 
 
 def least_interval(examples: BagExamples) -> int:
-    """Estimate the number of steps between two minings of which a mining takes a tenth.
+    """Estimate the number of steps between two minings such that a mining takes a tenth of the time.
 
     Args:
         examples: Examples of the training split, from bags.

@@ -51,7 +51,7 @@ def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
 
     Args:
         section: Section `adapt.pairs`.
-        root: Folder of artefacts, in which the index of shards is kept; called by all processes.
+        root: Folder of artefacts, with the index of shards; called by all processes.
 
     Raises:
         DataError: The source is missing, damaged or contradictory, or an image is missing.

@@ -22,7 +22,7 @@ def enforce_on_external(
 
     Args:
         tests: Tiles of the new set.
-        seen: Tiles on which the run, or the adaptation of its VLM, was trained or validated.
+        seen: Tiles that the run, or the adaptation of its VLM, was trained or validated on.
         seen_hashes: Hashes of their images, in the same order; None to compare only patients.
         config: Run configuration with the section `leaks`.
         where: Name of the new set, for messages.

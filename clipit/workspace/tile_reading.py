@@ -92,7 +92,7 @@ def read_with_overview(
         check: Whether groups in two splits are an error.
         decode: Whether to decode every image if `tiles.unreadable` is `quarantine`.
         shown: Section with the labels that the run may use, for the overview; `section` by default.
-        shifted: Name of a shifted test set, of which only the test tiles are used; "" for the tiles of a run.
+        shifted: Name of a shifted test set, whose test tiles alone are used; "" for the tiles of a run.
     """
     quarantine = section.unreadable == "quarantine"
 

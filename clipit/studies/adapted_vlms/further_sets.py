@@ -21,7 +21,7 @@ from clipit.workspace.workspace import Workspace
 
 @dataclass(frozen=True)
 class FurtherSet:
-    """An additional test set, without patients and images on which the VLM was adapted.
+    """An additional test set, without patients and images that the VLM was adapted on.
 
     Attributes:
         config: Its configuration, with the VLM before the adaptation.

@@ -231,7 +231,7 @@ def _pairs(task: str, arms: Sequence[str]) -> Iterator[tuple[Subject, Subject]]:
 
 
 def _families(models: Mapping[str, Mapping[int, _Model]]) -> Iterator[dict[Subject, dict[int, Measured]]]:
-    """Group the results by the items on which they were measured."""
+    """Group the results by the measured items."""
     tiles: dict[Subject, dict[int, Measured]] = {}
     others: dict[str, dict[Subject, dict[int, Measured]]] = {}
     for model, by_seed in models.items():

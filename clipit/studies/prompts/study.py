@@ -96,7 +96,7 @@ class PromptRow(StudyRow):
 
 @dataclass(frozen=True)
 class _Task:
-    """Pair of model and prompt set with which the test tiles are classified."""
+    """Pair of model and prompt set that classify the test tiles."""
 
     model: ZeroShotModel
     prompts: PromptSet

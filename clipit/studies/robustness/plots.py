@@ -22,7 +22,7 @@ def plot_curve(
         perturbation: Name of the perturbation.
         path: PNG file to write.
         metric: Name of the score.
-        neutral: Level at which the perturbation has no effect, where curves meet the unperturbed score; None if absent.
+        neutral: Level without any effect of the perturbation, where curves meet the unperturbed score; None if absent.
     """
     figure = new_figure(8.0, 4.2)
     axes = figure.add_subplot()

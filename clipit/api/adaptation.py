@@ -64,7 +64,7 @@ class AdaptationResult:
 
         path = self.folder / "adapt.parquet"
         with reading(path, fix="run the study again"):
-            return pd.read_parquet(path)
+            return pd.read_parquet(path, page_checksum_verification=True)
 
     def vlm(self, arm: str = "text", seed: int | None = None) -> Path:
         """Return the folder of an adapted VLM, for `vlm.name` (or `vlm.path`, for a VLM with a known name).

@@ -136,7 +136,7 @@ class ProbeResult:
 
         path = self.folder / "probing.parquet"
         with reading(path, fix="run the study again"):
-            return pd.read_parquet(path)
+            return pd.read_parquet(path, page_checksum_verification=True)
 
 
 @public

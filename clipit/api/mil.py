@@ -45,7 +45,7 @@ class MilResult:
 
         path = self.folder / "mil.parquet"
         with reading(path, fix="run the study again"):
-            return pd.read_parquet(path)
+            return pd.read_parquet(path, page_checksum_verification=True)
 
     @cached_property
     def scores(self) -> pd.DataFrame:

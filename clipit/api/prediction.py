@@ -11,7 +11,7 @@ import pandas as pd
 
 from clipit.api.entry import public
 from clipit.config.paths import expand_home
-from clipit.errors import ConfigError
+from clipit.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from clipit.config.data import SlidesConfig
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from clipit.models.inference import Classifier
 
 logger = logging.getLogger(__name__)
+
+_AGAIN = "predict again"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class PredictResult:
         """Number of images, and count, share and mean confidence per class."""
         from clipit.artifacts import read_json
 
-        return read_json(self.summary_file, "predict again")
+        return read_json(self.summary_file, _AGAIN)
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
@@ -50,11 +52,21 @@ class PredictResult:
 
         Columns: id, predicted, one probability p_<class> per class and, with zero-shot classes, zero_shot (predicted
         class) and its probabilities zs_<class>.
+
+        Raises:
+            ArtifactError: The table is missing, unreadable, or not the one whose SHA-256 the summary records.
         """
-        if self.table.suffix.lower() == ".parquet":
-            return pd.read_parquet(self.table)
-        texts = {"id": str, "predicted": str, "zero_shot": str}
-        return pd.read_csv(self.table, dtype=texts, keep_default_na=False)
+        from clipit.artifacts import file_sha256, reading
+
+        with reading(self.table, _AGAIN):
+            if self.summary.get("sha256") not in (None, file_sha256(self.table)):
+                raise ArtifactError(
+                    "the predictions have changed since they were written", where=self.table, fix=_AGAIN
+                )
+            if self.table.suffix.lower() == ".parquet":
+                return pd.read_parquet(self.table)
+            texts = {"id": str, "predicted": str, "zero_shot": str}
+            return pd.read_csv(self.table, dtype=texts, keep_default_na=False)
 
     @cached_property
     def unreadable(self) -> pd.DataFrame:

@@ -47,7 +47,7 @@ class SegmentResult:
         from clipit.artifacts import reading
 
         with reading(self.folder / name, fix="run clipit segment again"):
-            return pd.read_parquet(self.folder / name)
+            return pd.read_parquet(self.folder / name, page_checksum_verification=True)
 
 
 @public

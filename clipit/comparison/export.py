@@ -48,7 +48,7 @@ def export_comparison(
     """
     records = [row.to_record() for row in results.rows]
     with whole_file(folder / "comparison.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(records), temporary)
+        pq.write_table(pa.Table.from_pylist(records), temporary, write_page_checksum=True)
     settings = config.model_dump(mode="json") | {"comparison": comparison.model_dump(mode="json")}
     provenance = {"config": settings, "commit": git_commit(), "rows": records}
     numbers = export_numbers(results, analyses) | export_verdict(verdict)
@@ -141,7 +141,7 @@ def write_points(analyses: Sequence[AnalysisResult], folder: Path) -> list[Analy
         ]
         file = f"plane-{number}.parquet"
         with whole_file(folder / file) as temporary:
-            pq.write_table(pa.concat_tables(parts), temporary)
+            pq.write_table(pa.concat_tables(parts), temporary, write_page_checksum=True)
         written.append(replace(analysis, source=f"{analysis.source}; {file}: x, y by id", points=file))
     return written
 

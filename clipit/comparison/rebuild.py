@@ -89,7 +89,9 @@ def _read_analysis(record: Mapping[str, Any], folder: Path) -> AnalysisResult:
 def _read_points(path: Path) -> dict[str, dict[str, Any]]:
     """Read coordinates by panel title and name of the points, in the order of the file."""
     planes: dict[str, dict[str, Any]] = {}
-    for (plane, kind), points in pd.read_parquet(path).groupby(["plane", "kind"], sort=False):
+    for (plane, kind), points in pd.read_parquet(path, page_checksum_verification=True).groupby(
+        ["plane", "kind"], sort=False
+    ):
         planes.setdefault(str(plane), {})[str(kind)] = points[["x", "y"]].to_numpy()
     return planes
 

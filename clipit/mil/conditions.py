@@ -158,11 +158,14 @@ def find_contrasts(scores: dict[str, dict[str, dict[int, float]]]) -> list[MilCo
 
 def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
     tables = {name: pd.read_csv(path / SCORES, keep_default_na=False) for name, path in folders.items()}
-    rows = [pd.read_parquet(path / f"{NAME}.parquet").assign(condition=name) for name, path in folders.items()]
+    rows = [
+        pd.read_parquet(path / f"{NAME}.parquet", page_checksum_verification=True).assign(condition=name)
+        for name, path in folders.items()
+    ]
     scores = {metric: {name: score_seeds(table, metric) for name, table in tables.items()} for metric in METRICS}
     contrasts = find_contrasts(scores[METRICS[0]])
     with whole_file(folder / f"{NAME}.parquet") as temporary:
-        pd.concat(rows, ignore_index=True).to_parquet(temporary, index=False)
+        pd.concat(rows, ignore_index=True).to_parquet(temporary, index=False, write_page_checksum=True)
     with whole_file(folder / CONTRASTS) as temporary:
         pd.DataFrame([_contrast_row(each) for each in contrasts]).to_csv(temporary, index=False)
     headers = ("arm", *folders)

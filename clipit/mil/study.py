@@ -248,7 +248,7 @@ def _write(
     with whole_file(folder / f"{NAME}.parquet") as temporary:
         comparison.table.assign(
             features=inputs.facts["features"], bags=bags.fingerprint, commit=git_commit()
-        ).to_parquet(temporary, index=False)
+        ).to_parquet(temporary, index=False, write_page_checksum=True)
     with whole_file(folder / SUMMARY) as temporary:
         temporary.write_text(mil_summary(content), encoding="utf-8")
     write_page(folder / f"{NAME}.html", mil_page(content))

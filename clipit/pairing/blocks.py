@@ -90,7 +90,7 @@ def write_passes(
             for start, rows, table in zip(starts, blocks, compute(blocks, shared), strict=True):
                 if processes.main or not shared:
                     with whole_file(files[start]) as temporary:
-                        pq.write_table(table, temporary)
+                        pq.write_table(table, temporary, write_page_checksum=True)
                 advance(len(rows) * (1 if shared else processes.count))
     processes.barrier()
     return list(files.values())
@@ -113,7 +113,7 @@ def iterate_blocks(files: Sequence[Path]) -> Iterator[pa.Table]:
     """
     for file in files:
         with reading(file, fix="delete this file and run the command again"):
-            table = pq.read_table(file)
+            table = pq.read_table(file, page_checksum_verification=True)
         yield table
 
 

@@ -74,7 +74,7 @@ def export_study(folder: Path, name: str, path: Path) -> None:
     if not source.is_file():
         raise DataError(f"no table of {name} results", where=folder, fix="run the study first")
     with reading(source, fix="run the study again"):
-        table = pq.read_table(source)
+        table = pq.read_table(source, page_checksum_verification=True)
     rows = (
         {key: _format_cell(value) for key, value in row.items()}
         for row in table.to_pylist()

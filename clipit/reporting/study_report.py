@@ -182,7 +182,7 @@ def write_study(
     columns = schema.names if schema else [str(name) for name in frame.columns]
     records = frame[columns].to_dict("records")
     with whole_file(folder / f"{name}.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(records, schema=schema), temporary)
+        pq.write_table(pa.Table.from_pylist(records, schema=schema), temporary, write_page_checksum=True)
     with whole_file(folder / f"{name}.md") as temporary:
         temporary.write_text(render_markdown(title, note, chapters, verdict), encoding="utf-8")
     sections = [

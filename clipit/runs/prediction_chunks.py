@@ -111,7 +111,7 @@ def write_chunks(
             chunk.add(rows, reasons, pixels)
             if rows.stop == total or rows.stop % starts.step == 0:
                 with whole_file(files[chunk.start]) as temporary:
-                    pq.write_table(chunk.finish(), temporary)
+                    pq.write_table(chunk.finish(), temporary, write_page_checksum=True)
             advance(len(rows) * processes.count)
     clock.report("predicting images", "the number of reading threads (--workers)")
     processes.barrier()
@@ -126,7 +126,7 @@ def read_chunks(files: Sequence[Path]) -> Iterator[pa.Table]:
     """
     for file in files:
         with reading(file, fix="delete this file and start the same command again"):
-            table = pq.read_table(file)
+            table = pq.read_table(file, page_checksum_verification=True)
         yield table
 
 

@@ -56,7 +56,8 @@ def write_training_tiles(folder: Path, tiles: TileSet, tiles_fingerprint: str) -
     columns = [pa.array(values.tolist(), pa.string()) for values in (seen.ids, seen.splits, seen.groups)]
     table = pa.table(dict(zip(_COLUMNS, columns, strict=True)))
     with whole_file(folder / TRAINING_TILES) as temporary:
-        pq.write_table(table.replace_schema_metadata({_HASHED_KEY: tiles_fingerprint.encode()}), temporary)
+        table = table.replace_schema_metadata({_HASHED_KEY: tiles_fingerprint.encode()})
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -> TrainingTiles:
@@ -154,7 +155,7 @@ def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:
     if not path.is_file():
         return None
     with reading(path, "delete it; the training tiles are then re-read"):
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         columns = [np.asarray(table[name].to_pylist(), dtype=object) for name in _COLUMNS]
         return SeenTiles(*columns), (table.schema.metadata or {}).get(_HASHED_KEY, b"").decode()
 

@@ -264,7 +264,7 @@ def _write_images(
         for index in range(len(test))
     ]
     with whole_file(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(records), temporary)
+        pq.write_table(pa.Table.from_pylist(records), temporary, write_page_checksum=True)
 
 
 def _plot_examples(

@@ -207,7 +207,7 @@ def _write_shard(
             for name, value in cells.items():
                 values[name].append(value)
     with whole_file(_rows_file(folder, number, shard)) as temporary:
-        pq.write_table(pa.table(values, schema=_schema(columns)), temporary)
+        pq.write_table(pa.table(values, schema=_schema(columns)), temporary, write_page_checksum=True)
 
 
 def _rows_file(folder: Path, number: int, shard: int) -> Path:
@@ -233,7 +233,7 @@ def _merge(folder: Path, blocks: int, columns: Sequence[str]) -> dict[str, Any]:
     with whole_file(folder / _ROWS) as temporary, pq.ParquetWriter(temporary, _schema(columns)) as writer:
         for number, file in enumerate(files):
             with reading(file, fix="delete this file and run the command again"):
-                table = pq.read_table(file)
+                table = pq.read_table(file, page_checksum_verification=True)
             tiles += table.num_rows
             resized += int((np.asarray(table.column("scale")) > 1).sum())
             writer.write_table(table.set_column(0, "shard", pa.array([number] * table.num_rows, pa.int32())))

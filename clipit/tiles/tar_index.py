@@ -131,7 +131,7 @@ def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> 
                 if not files[number].is_file():
                     table = _index_shard(shards[number], number, suffixes, fields, captions)
                     with whole_file(files[number]) as temporary:
-                        pq.write_table(table, temporary)
+                        pq.write_table(table, temporary, write_page_checksum=True)
                 advance(processes.count)
         processes.barrier()
         if not processes.main:
@@ -139,7 +139,7 @@ def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> 
         tables = []
         for file in files:
             with reading(file, fix="delete this file and run the command again"):
-                tables.append(pq.read_table(file))
+                tables.append(pq.read_table(file, page_checksum_verification=True))
         index = _merge(shards, stamps, tables)
         with whole_file(folder / "index.parquet") as temporary:
             pq.write_table(index.table, temporary)

@@ -17,6 +17,7 @@ from scipy.stats import t as student
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.compare import compare
 from clipit.comparison.export import export_csv, export_numbers, write_points
+from clipit.comparison.rebuild import _read_analysis
 from clipit.comparison.statistics import ArmResult, ComparisonResults, compute_results
 from clipit.comparison.vlm_reference import reference_file
 from clipit.errors import ArtifactError
@@ -297,6 +298,24 @@ def test_write_points_numbers_files_by_analysis(tmp_path: Path) -> None:
         {"plane": "right", "kind": "snippets", "id": "s1", "x": 4.0, "y": 5.0},
     ]
     assert export_numbers(ComparisonResults((), (), {}), [first])["findings"][0]["values"] == [{"d": 1.5}]
+
+
+def test_a_flipped_bit_in_the_points_of_an_analysis_is_an_error(tmp_path: Path) -> None:
+    place = np.full((50, 2), 0.5) + np.arange(100).reshape(50, 2)
+    names = {"left": {"tiles": np.array([f"t{number}" for number in range(50)])}}
+    analysis = AnalysisResult(
+        heading="e", text="f", header=("g",), rows=(), source="s", planes={"left": {"tiles": place}}, ids=names
+    )
+    (written,) = write_points([analysis], tmp_path)
+    record = export_numbers(ComparisonResults((), (), {}), [written])["findings"][0]
+    assert np.array_equal(_read_analysis(record, tmp_path).planes["left"]["tiles"], place)
+    path = tmp_path / "plane-0.parquet"
+    data = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(0).column(3)
+    data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match=r"e: incomplete \(OSError"):
+        _read_analysis(record, tmp_path)
 
 
 def test_similar_test_set_names_have_different_files(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,11 @@ def test_the_python_function_returns_data_frames(classifier: Classifier, tiles: 
         assert set(found["zero_shot"]) <= set(CLASSES)
         assert found.filter(regex="^p_").sum(axis=1).between(0.999, 1.001).all()
         assert list(result.unreadable["id"]) == ["case 0/00.png", "case 1/19.png", "case 2/35.png"]
+        changed = bytearray(result.table.read_bytes())
+        changed[len(changed) // 2] ^= 1
+        result.table.write_bytes(bytes(changed))
+        with pytest.raises(ArtifactError, match="have changed since they were written"):
+            replace(result).predictions  # noqa: B018 (a new object has read nothing yet)
     whole = clipit.predict(classifier, str(tiles / "case 2/02.png"), tmp_path / "c/p.csv")
     assert whole.unreadable_file is None and whole.unreadable.empty and list(whole.predictions["id"]) == ["02.png"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
-    from clipit.api.adaptation import adapt_vlm
+    from clipit.api.adaptation import adapt_vlm, write_pairs
     from clipit.api.configuration import load_config
     from clipit.api.experiments import compare, probe, tune
     from clipit.api.labels import describe_annotators, find_label_issues, merge_masks
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clipit.api.prediction import predict
     from clipit.api.runs import evaluate, evaluate_external, train
     from clipit.api.segmentation import segment
+    from clipit.api.sharing import export_program, push_classifier
     from clipit.api.slides import compare_slides, score_slides, tile_slides
     from clipit.api.texts import build_text_index, pair
     from clipit.errors import ClipitError
@@ -34,6 +35,7 @@ __all__ = [
     "describe_annotators",
     "evaluate",
     "evaluate_external",
+    "export_program",
     "find_label_issues",
     "load_classifier",
     "load_config",
@@ -41,12 +43,14 @@ __all__ = [
     "pair",
     "predict",
     "probe",
+    "push_classifier",
     "score_slides",
     "segment",
     "tile_slides",
     "train",
     "train_mil",
     "tune",
+    "write_pairs",
 ]
 
 _MODULES = {
@@ -55,7 +59,8 @@ _MODULES = {
     "load_classifier": "clipit.models.inference",
     **dict.fromkeys(("build_text_index", "pair"), "clipit.api.texts"),
     **dict.fromkeys(("describe_annotators", "find_label_issues", "merge_masks"), "clipit.api.labels"),
-    "adapt_vlm": "clipit.api.adaptation",
+    **dict.fromkeys(("adapt_vlm", "write_pairs"), "clipit.api.adaptation"),
+    **dict.fromkeys(("export_program", "push_classifier"), "clipit.api.sharing"),
     "train_mil": "clipit.api.mil",
     "predict": "clipit.api.prediction",
     **dict.fromkeys(("train", "evaluate", "evaluate_external"), "clipit.api.runs"),

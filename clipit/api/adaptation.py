@@ -119,6 +119,9 @@ def adapt_vlm(config: Config) -> AdaptationResult:
 def write_pairs(config: Config, folder: str | Path, format: Literal["csv", "webdataset"] = "csv") -> dict[str, int]:
     """Write the training and validation examples of a section `adapt` for open_clip's trainer, without training.
 
+    Example:
+        >>> clipit.write_pairs("own_adaptation.yaml", "pairs", "webdataset")  # number of pairs by split
+
     Args:
         config: Configuration with a section `adapt`.
         folder: Folder to create.

@@ -25,12 +25,15 @@ def main() -> None:
             "--trust-remote-code", action="store_true", help="allow the backbone to run Python code from its repository"
         )
         options = parser.parse_args()
-        from clipit.models.inference import load_classifier
-        from clipit.models.interchange import TOLERANCE, export_program
+        from clipit.api.sharing import export_program
 
-        tolerance = TOLERANCE if options.tolerance is None else options.tolerance
-        classifier = load_classifier(options.classifier, "cpu", trust_remote_code=options.trust_remote_code)
-        exported = export_program(classifier, options.out, options.format, tolerance=tolerance)
+        exported = export_program(
+            options.classifier,
+            options.out,
+            options.format,
+            tolerance=options.tolerance,
+            trust_remote_code=options.trust_remote_code,
+        )
         differences = ", ".join(f"{name} {value:.2g}" for name, value in exported.differences.items())
         print(f"{exported.path}: classes and preprocessing in {exported.description}")
         print(f"largest difference of a logit: {differences} (limit {exported.allowed:.2g})")

@@ -139,7 +139,8 @@ def push_classifier(upload: Upload, *, accept: Callable[[], bool], permitted: bo
         raise ModelError(
             f"nothing was uploaded: {'; '.join(upload.objections)}",
             where=upload.folder,
-            fix="ask the licence holder for permission; if you have it, pass --i-have-permission",
+            fix="ask the licence holder for permission; if you have it, pass --i-have-permission (in Python: "
+            "permitted=True)",
         )
     if not accept():
         raise ModelError("nothing was uploaded: you did not agree", fix="answer yes, or pass --yes")

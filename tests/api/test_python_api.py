@@ -23,7 +23,8 @@ from clipit.progress import show_messages
 FUNCTIONS = (
     "load_config", "build_text_index", "pair", "train", "evaluate", "evaluate_external", "compare", "tune", "probe",
     "predict", "tile_slides", "score_slides", "segment", "compare_slides", "load_classifier", "describe_annotators",
-    "find_label_issues", "merge_masks", "train_mil", "adapt_vlm", "segment",
+    "find_label_issues", "merge_masks", "train_mil", "adapt_vlm", "write_pairs",
+    "export_program", "push_classifier",
 )  # fmt: skip
 
 

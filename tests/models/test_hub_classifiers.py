@@ -181,10 +181,16 @@ def test_the_folder_of_a_run_stands_for_its_classifier(
     assert {"clipit.json", "model.safetensors", "README.md"} <= {*hub.files}
     assert not any(name.startswith("classifier/") for name in hub.files)
     assert clipit.load_classifier(run, "cpu").classes == clipit.load_classifier(str(folder), "cpu").classes
+    hub.files.clear()
+    with pytest.raises(ModelError, match=r"forbids sharing derivatives(?s:.*)permitted=True"):
+        clipit.push_classifier(run, "me/tiles")
+    assert clipit.push_classifier(run, "me/tiles", permitted=True) == f"{hub.address}/me/tiles"
+    assert {"clipit.json", "model.safetensors", "README.md"} <= {*hub.files}
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(sys, "argv", ["clipit", "export", str(run), "--out", str(run / "model.onnx")])
     main()
     assert (run / "model.onnx").is_file()
+    assert clipit.export_program(run, str(run / "model.pt2"), "torch_export").path == run / "model.pt2"
 
 
 def test_another_model_and_changed_files_of_a_repository_are_refused(hub: Hub, folder: Path) -> None:

@@ -13,12 +13,13 @@ from filelock import FileLock, Timeout
 from clipit.artifacts import lock_file, make_folder
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, counted, disk_errors
+from clipit.errors import ArtifactError, ClipitError, counted, disk_errors, is_limit
 
 if TYPE_CHECKING:
     import optuna
 
 logger = logging.getLogger(__name__)
+_JOURNAL = "trials.journal"
 TrialKey = tuple[tuple[str, str], ...]
 
 
@@ -91,7 +92,7 @@ class SharedSearch:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder = folder
-        journal = folder / "trials.journal"
+        journal = folder / _JOURNAL
         try:
             with disk_errors(folder):
                 make_folder(folder)
@@ -101,7 +102,11 @@ class SharedSearch:
                 self.study: optuna.Study = optuna.create_study(
                     storage=storage, study_name="search", direction="maximize", load_if_exists=True
                 )
-        except (ValueError, LookupError, TypeError, AssertionError) as error:
+        except (ClipitError, OSError):
+            raise
+        except Exception as error:  # Optuna and its storage check nothing, and raise any type for damaged entries
+            if is_limit(error):
+                raise
             raise ArtifactError(
                 f"the journal of the search is damaged: {error}",
                 where=journal,
@@ -135,9 +140,23 @@ class SharedSearch:
                 score = run_trial(trial)
                 if processes.main:
                     state = TrialState.FAIL if score is None else TrialState.COMPLETE
+                    self._compare_score(number, score)
                     with disk_errors(self.folder):
                         self.study.tell(number, score, state, skip_if_finished=True)
         return list({trial.key: trial for trial in trials(self.study)}.values()) if processes.main else []
+
+    def _compare_score(self, number: int, score: float | None) -> None:
+        """Warn if the journal has another score for a finished trial than its run, such as after a damaged byte."""
+        from optuna.trial import TrialState
+
+        recorded = self.study.get_trials(deepcopy=False)[number]
+        old = recorded.value if recorded.state == TrialState.COMPLETE else None
+        if recorded.state in (TrialState.COMPLETE, TrialState.FAIL) and old != score:
+            logger.warning(
+                f"{self.folder / _JOURNAL}: the score of trial {number} is {old}, but that of its run {score}; trials "
+                "that were proposed since may follow the wrong score. To propose them again, delete the file and start "
+                "again: finished runs are kept"
+            )
 
     def _recorded(self) -> "dict[TrialKey, optuna.trial.FrozenTrial]":
         return {_key(trial.params): trial for trial in self.study.get_trials(deepcopy=False)}

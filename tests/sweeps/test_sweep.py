@@ -20,6 +20,7 @@ import yaml
 from launching import ROOT, start
 from logged_lines import capture_log
 from run_files import losses
+from tiny_models import MakeConfig
 
 import clipit.sweeps.run as sweep_module
 from clipit.errors import ArtifactError, ClipitError, ConfigError, LaunchError
@@ -522,6 +523,39 @@ def test_a_search_opens_at_once_after_a_kill_in_the_middle_of_an_entry(tmp_path:
         assert [trial.value for trial in study.trials] == [0.5] * number
         study.add_trial(optuna.trial.create_trial(value=0.5))
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"intermediate_values":{}', '"intermediate_values":true'),
+        ('"op_code":4', '"op_code":[]'),
+        ('"params":{', '"params":1,"x":{'),
+        ('{"op_code":4', '[{"op_code":4'),
+    ],
+)
+def test_a_damaged_journal_is_an_error_that_names_it(old: str, new: str, configure: MakeConfig, tmp_path: Path) -> None:
+    SharedSearch(tmp_path)._start(Trial({"lora.rank": 2}, configure()))
+    journal = tmp_path / "trials.journal"
+    content = journal.read_text(encoding="utf-8")
+    assert old in content
+    journal.write_text(content.replace(old, new), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"the journal of the search is damaged[\s\S]*trials\.journal"):
+        SharedSearch(tmp_path)
+
+
+def test_a_changed_score_in_the_journal_is_warned_about(configure: MakeConfig, tmp_path: Path) -> None:
+    """The scores of the result are those of the runs, but a sampler proposes trials by the journal."""
+    trials = [Trial({"lora.rank": rank}, configure()) for rank in (2, 4)]
+    lines = capture_log()
+    SharedSearch(tmp_path).run(lambda study: trials, lambda trial: 0.25 * trial.values["lora.rank"])
+    SharedSearch(tmp_path).run(lambda study: trials, lambda trial: 0.25 * trial.values["lora.rank"])
+    assert not lines
+    journal = tmp_path / "trials.journal"
+    content = journal.read_text(encoding="utf-8")
+    journal.write_text(content.replace('"values":[0.5]', '"values":[0.75]'), encoding="utf-8")
+    SharedSearch(tmp_path).run(lambda study: trials, lambda trial: 0.25 * trial.values["lora.rank"])
+    assert len(lines) == 1 and "the score of trial 0 is 0.75, but that of its run 0.5" in lines[0]
 
 
 def test_the_configuration_may_precede_the_sweep_file(

@@ -153,7 +153,7 @@ def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]
     number = 0
     check_lfs_pointer(path)
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             check_column_names(file.schema_arrow.names, path)
             _check_columns(config, file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=_BATCH, columns=sorted(set(_columns(config).values()))):

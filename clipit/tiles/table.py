@@ -229,7 +229,7 @@ def _read_parquet(path: Path) -> TileTable:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         names = list(table.column_names)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"not a readable parquet file: {error}", where=path, fix="write it again") from error

@@ -14,7 +14,8 @@ def main() -> None:
             "type": run_path, "action": "append", "default": [], "metavar": "FOLDER",
             "help": "folder of a finished run of this configuration; repeat the option for several runs",
         }  # fmt: skip
-        file, options = read_file_command(__doc__, ["robustness", "comparison"], extra={"--run": run, **RECORD_OPTION})
+        extra = {"--run": run, **RECORD_OPTION}
+        file, options = read_file_command(__doc__, ["robustness", "comparison"], extra=extra, needs_reports=False)
         check_prompt_files(file)
         if options.record:
             check_export(options.record)

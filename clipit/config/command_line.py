@@ -104,8 +104,9 @@ def read_file_command(
         parser.add_argument(name, **(keywords | path_type))
     settings = _settings(tuple(sections))
     if "-h" in arguments or "--help" in arguments:
+        config = "--config FILE" if needs_config and default is None else "[--config FILE]"
         help_parser = argparse.ArgumentParser(
-            usage="%(prog)s --config FILE [--section.key=value ...]", description=description, parents=[parser]
+            usage=f"%(prog)s {config} [--section.key=value ...]", description=description, parents=[parser]
         )
         CliSettingsSource(settings, root_parser=help_parser, cli_parse_args=["--help"], cli_hide_none_type=True)
     types = key_types(settings)

@@ -26,7 +26,8 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
         Decoded values by key, without options of other types.
 
     Raises:
-        ConfigError: A list with quoted items is valid neither in JSON nor in Python's notation.
+        ConfigError: A list with quoted items is valid neither in JSON nor in Python's notation, or a mapping has no
+            names.
     """
     decoded: dict[str, Any] = {}
     for key, text in options.items():
@@ -47,6 +48,14 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
                 )
         elif str not in alternatives and isinstance(value := decode_text(text), dict):
             decoded[key] = value
+        elif any(get_origin(alternative) is dict for alternative in alternatives) and not (
+            "=" in text or text.startswith("{")
+        ):
+            raise ConfigError(
+                f"not a mapping: --{key}={text}",
+                where="the command line",
+                fix=f"write names and values as JSON: '--{key}={{\"name\": VALUE}}'; --help explains the key",
+            )
     return decoded
 
 

@@ -102,7 +102,10 @@ def finish_study(folder: Path, name: str, record: Path | None) -> None:
 
 
 def first_table(text: str) -> str:
-    """Return the title, the notes, the verdict and the first table of a Markdown document as text for the console."""
+    """Return the title, the notes, the verdict and the first table of a Markdown document as text for the console.
+
+    Further rows and tables are counted.
+    """
     blocks = text.strip().split("\n\n")
     position = next((i for i, block in enumerate(blocks) if block.startswith("|")), len(blocks))
     kept = [console_block(block) for block in blocks[:position] if block.startswith(("# ", ">", "**"))]
@@ -110,6 +113,8 @@ def first_table(text: str) -> str:
         lines = blocks[position].splitlines()
         kept.append("\n".join(lines[:_MAX_LINES]))
         kept += [f"and {counted(len(lines) - _MAX_LINES, 'more row')}"] if len(lines) > _MAX_LINES else []
+        others = sum(block.startswith("|") for block in blocks[position + 1 :])
+        kept += [f"and {counted(others, 'more table')}"] if others else []
     return "\n\n".join(kept)
 
 

@@ -1,6 +1,7 @@
 """Configuration: file, command line, one list of all errors."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,14 @@ def test_an_option_given_twice(file: Callable[..., str], options: list[str]) -> 
     option = options[-1].partition("=")[0]
     with pytest.raises(ConfigError, match=f"given more than once: {option}\n"):
         read_command("test", [file(), *options])
+
+
+@pytest.mark.parametrize("option", ["--tiles.class_map=[1]", "--tiles.columns=file", '--tiles.splits=["a"]'])
+def test_a_list_or_word_in_place_of_a_mapping_is_told_how_to_write_one(file: Callable[..., str], option: str) -> None:
+    key = option.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf'(?s)^not a mapping: {re.escape(option)}.*{key}=\{{"name": VALUE\}}'):
+        read_command("test", [file(), option])
+    assert read_command("test", [file(), "--tiles.class_map=a=b"])[0].tiles.class_map == {"a": "b"}
 
 
 def test_options_that_a_script_takes_many_times(file: Callable[..., str]) -> None:

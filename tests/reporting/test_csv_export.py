@@ -88,7 +88,7 @@ def test_a_finished_study_says_where_it_lies_with_and_without_a_record(tmp_path:
     finish_study(folder, "probing", None)
     listed = f"tables: {folder}/probing.md\npage: {folder}/probing.html\nrows: {folder}/probing.parquet"
     table = "\n".join(["| a |", "|--|", *rows[:30]])
-    head = f"Title\n\nnote: Only a proof.\n\nNo gain.\n\n{table}\n\nand 10 more rows"
+    head = f"Title\n\nnote: Only a proof.\n\nNo gain.\n\n{table}\n\nand 10 more rows\n\nand 1 more table"
     assert lines == [f"\n{head}\n\n{listed}"]
     assert first_table("# Title\n\nNothing to tabulate.\n") == "Title"
     assert not list(tmp_path.glob("*.csv"))

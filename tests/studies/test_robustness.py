@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from study_records import lacking
 from tiny_models import MakeConfig, MakeFile, with_run
 
+from clipit.cli.robustness import main as robustness_command
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.errors import DataError
@@ -276,6 +278,16 @@ def test_two_processes_write_the_same_rows(
         assert row["value"] is None or row["value"] == pytest.approx(one[key]["value"], abs=1e-4)
 
 
+def test_the_command_asks_for_a_run_first_and_never_for_reports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["clipit robustness", "--config", "own_table", "--tiles.path=absent.csv"])
+    with pytest.raises(SystemExit, match="2"):
+        robustness_command()
+    error = capsys.readouterr().err
+    assert "nothing to measure" in error and "--run" in error and "reports" not in error
+
+
 def test_invalid_runs_and_shifted_sets_are_refused(
     measured: tuple[ConfigFile, list[Path], Path], configure_file: MakeFile, world: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -283,7 +295,7 @@ def test_invalid_runs_and_shifted_sets_are_refused(
     with pytest.raises(DataError, match="a run occurs twice"):
         measure(file, [runs[0], runs[0]])
     with pytest.raises(DataError, match="nothing to measure"):
-        measure(with_run(file, prompts=None), [])
+        measure(with_run(file, prompts=None, tiles=file.run.tiles.model_copy(update={"path": "absent.csv"})), [])
     others = {"source": "table", "path": world["tiles"]["path"], "class_map": {"gland": "gland"}}
     fewer = configure_file(small(world) | {"comparison.shifted": {"fewer": others}})
     with pytest.raises(DataError, match=r"(?s)the shifted set has the classes gland; .*comparison.shifted.fewer"):

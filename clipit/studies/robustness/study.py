@@ -68,6 +68,12 @@ def measure_robustness(
     Raises:
         DataError: There is nothing to measure, no test tile has a label, or a run or shifted set has other classes.
     """
+    if not runs and not (robustness.vlm and config.prompts):
+        raise DataError(
+            "nothing to measure",
+            where="--run",
+            fix="pass the folder of a finished run, or set `prompts` for zero-shot predictions of the VLM",
+        )
     workspace = Workspace(config)
     check_inputs(workspace, ["vlm"] if robustness.vlm and config.prompts else [])
     models = _load_models(config, robustness, workspace, runs)
@@ -117,12 +123,6 @@ def _load_models(
         models.append(vlm)
     elif robustness.vlm:
         logger.info("note: the VLM is not measured, because zero-shot prediction needs `prompts`")
-    if not models:
-        raise DataError(
-            "nothing to measure",
-            where="--run",
-            fix="pass the folder of a finished run, or set `prompts` for zero-shot predictions of the VLM",
-        )
     return models
 
 

@@ -14,6 +14,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ClipitError, DataError, as_note, counted, shortlist
 from clipit.evaluation.predictions import read_run_predictions
 from clipit.pairing.leaks import ImageHashes, SeenTiles, find_shared_patients
+from clipit.pairing.patient_spelling import misspelled_tests
 from clipit.patients import patients
 from clipit.runs.folder import read_run_config, read_training
 from clipit.tiles.tileset import TileSet
@@ -112,6 +113,8 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
     if unknown:
         problems = (*problems, f"patients (unknown for {unknown} of {len(tests)} test tiles)")
     notes = [f"WARNING: not compared with the training tiles of {run.name}: {problem}" for problem in problems]
+    if doubt := misspelled_tests(tests, seen):
+        notes.append(doubt)
     shared = find_shared_patients(tests, seen)
     if shared:
         names = sorted({leak.group for leak in shared.values()})

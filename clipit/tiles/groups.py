@@ -2,12 +2,12 @@
 
 import re
 import shlex
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from clipit.errors import DataError, counted, shortlist
 from clipit.patients import patient_in
+from clipit.spelling import plain_letters
 from clipit.tiles.source import SourceTiles
 
 GROUP_COLUMNS = (
@@ -31,7 +31,7 @@ _MIN_SHARE = 0.5  # share of the tiles in which a pattern must occur
 
 def folded_name(column: str) -> str:
     """Reduce the name of a column to lower-case letters and digits."""
-    return "".join(char for char in unicodedata.normalize("NFKC", column).casefold() if char.isalnum())
+    return "".join(char for char in plain_letters(column).casefold() if char.isalnum())
 
 
 def check_column_spelling(names: Mapping[str, str], present: Sequence[str], where: object) -> None:

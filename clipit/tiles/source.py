@@ -1,13 +1,12 @@
 """Rows returned by every tile source, before labels, splits and groups are resolved."""
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from clipit.errors import DataError, counted, shortlist
 from clipit.image_readers import Reader
+from clipit.spelling import spelled_alike
 
 ALIASES: Mapping[str, str] = {
     "train": "train",
@@ -22,9 +21,6 @@ ALIASES: Mapping[str, str] = {
 
 DROPPED = "\0dropped"
 """Marker of labels that map to no class; no file or folder can have this name."""
-
-_WHOLE = re.compile(r"^(-?)0*(\d+)(?:\.0+)?$")
-"""Whole number, with leading zeros, which spreadsheets drop, or as 1.0, as in a column with missing values."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +57,6 @@ def sorted_names(names: set[str]) -> tuple[str, ...]:
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
-
-
-def spelled_alike(names: Iterable[str]) -> list[str]:
-    """List names that differ only in letter case, spaces, quotes, invisible characters, or like 1, 01 and 1.0."""
-    spellings: dict[str, list[str]] = {}
-    for name in sorted(names):
-        visible = "".join(char for char in unicodedata.normalize("NFKC", name) if char.isprintable() or char.isspace())
-        folded = " ".join(visible.casefold().strip("\"' ").split())
-        spellings.setdefault(_WHOLE.sub(r"\1\2", folded), []).append(name)
-    return [" and ".join(repr(name) for name in group) for group in spellings.values() if len(group) > 1]
 
 
 def check_class_names(names: Iterable[str], where: str) -> None:

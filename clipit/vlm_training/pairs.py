@@ -10,8 +10,9 @@ from clipit.artifacts import fingerprint
 from clipit.config.load import names_tiles
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
-from clipit.errors import DataError, counted_of, shortlist
+from clipit.errors import DataError, as_note, counted_of, shortlist
 from clipit.pairing.leaks import Leak, find_copies, find_leaks, find_shared_patients
+from clipit.pairing.patient_spelling import misspelled_pairs
 from clipit.patients import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.vlm_training.bag_batches import BagExamples, Members
@@ -229,6 +230,8 @@ def _leaks(read: CaptionedTiles, workspace: Workspace) -> set[str]:
         if not len(pairs) or not len(tests):
             continue
         leaks |= find_shared_patients(pairs, tests)
+        if doubt := misspelled_pairs(pairs, tests):
+            logger.info(as_note(doubt))
         if image_hashes is not None and of_tiles is not None:
             copies = find_copies(
                 pairs, select_hashes(image_hashes, own), tests, select_hashes(of_tiles, later), config.leaks

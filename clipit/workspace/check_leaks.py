@@ -15,6 +15,7 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import counted, shortlist
 from clipit.pairing.leaks import ImageHashes, Leak, find_leaks, patient_of
+from clipit.pairing.patient_spelling import misspelled_reports
 from clipit.patients import patients
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
@@ -79,6 +80,8 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     unchecked = [*_unnamed_patients(tiles, compared)]
     unchecked += _unchecked(config.tiles.source, section.pixels, reports, image_hashes, section.spread)
     unchecked += [f"comparison.shifted: {name}" for name in shifted]
+    if doubt := misspelled_reports(reports, tiles):
+        unchecked.append(doubt)
     checked = _checked(known, compared, section.pixels, len(tiles), reports)
     path = leak_folder(config) / "leaks.json"
     if get_processes().main:

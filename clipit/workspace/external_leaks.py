@@ -7,6 +7,7 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ClipitError, DataError, counted, counted_of, shortlist
 from clipit.pairing.leaks import ImageHashes, Leak, SeenTiles, find_copies, find_shared_patients, patient_of
+from clipit.pairing.patient_spelling import misspelled_tests
 from clipit.patients import patients
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import TileSet
@@ -36,6 +37,10 @@ def enforce_on_external(
     policy = config.leaks.policy
     if policy == "off" or not len(tests):
         return tests, []
+    if doubt := misspelled_tests(tests, seen):
+        tests = replace(tests, notes=(*tests.notes, doubt))
+        if get_processes().main:
+            logger.warning(f"{where}: {doubt}")
     leaks = list(find_shared_patients(tests, seen).values())
     if seen_hashes is not None and len(seen):
         comparison = "near" if isinstance(seen_hashes, Fingerprints) and config.leaks.pixels == "near" else "exact"

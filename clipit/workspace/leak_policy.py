@@ -15,6 +15,7 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.pairing.leaks import ImageHashes, Leak, find_copies, find_leaks, patient_of, report_leaks
+from clipit.pairing.patient_spelling import misspelled_reports, misspelled_tests
 from clipit.patients import patients
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import SPLITS, TileSet
@@ -84,6 +85,10 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
     if policy == "off" or not len(tests):
         return tests
     _check_patients(tests, seen, policy, where)
+    if doubt := misspelled_tests(tests, seen):
+        tests = replace(tests, notes=(*tests.notes, f"{where}: {doubt}"))
+        if get_processes().main:
+            logger.warning(tests.notes[-1])
     training_hashes, test_hashes = (hash_images(tiles, config, config.leaks.pixels) for tiles in (run_tiles, tests))
     if training_hashes is None or test_hashes is None:
         return tests
@@ -133,7 +138,12 @@ def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], co
     config = with_report_policy(config)
     if config.leaks.policy == "off" or not any(patient_of(report) for report in reports.reports):
         return reports
-    leaks = report_leaks(reports.reports, read_tiles())
+    tiles = read_tiles()
+    if doubt := misspelled_reports(reports.reports, tiles):
+        if get_processes().main:
+            logger.warning(doubt)
+        reports = replace(reports, problems=(*reports.problems, doubt))
+    leaks = report_leaks(reports.reports, tiles)
     if not leaks:
         return reports
     note = _enforce(leaks, config, reports.source, "reports")

@@ -13,6 +13,7 @@ from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.evaluation.report_agreement import Agreement, measure_agreement
 from clipit.evaluation.report_classifier import cross_fitted_probabilities
 from clipit.pairing.leaks import patient_of, report_leaks
+from clipit.pairing.patient_spelling import misspelled_reports
 from clipit.patients import patients
 from clipit.progress import progress
 from clipit.reports.readers import Report, read_reports
@@ -201,6 +202,8 @@ def _drop_leaking_reports(
     reports: tuple[Report, ...], tiles: TileSet, config: RunConfig, notes: list[str]
 ) -> tuple[Report, ...]:
     """Drop the reports of patients with validation or test tiles."""
+    if doubt := misspelled_reports(reports, tiles):
+        notes.append(doubt)
     leaks = {leak.id for leak in report_leaks(reports, tiles)}
     if leaks:
         notes.append(f"{counted(len(leaks), 'report')} of patients with validation or test tiles dropped")

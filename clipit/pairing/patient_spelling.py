@@ -1,0 +1,42 @@
+"""Find patients whose names in two sources differ only in spelling: they would pass for different patients."""
+
+from collections.abc import Sequence
+
+from clipit.errors import counted, shortlist
+from clipit.pairing.leaks import SeenTiles, patient_of
+from clipit.patients import patients
+from clipit.reports.readers import Report
+from clipit.spelling import shown_pairs, spelled_differently
+from clipit.tiles.tileset import TileSet
+
+
+def misspelled_reports(reports: Sequence[Report], tiles: TileSet) -> str:
+    """Count the reports of patients whose validation or test tiles have another spelling of the name; "" for none."""
+    names = [patient_of(report) for report in reports]
+    later = tiles.select(tiles.splits != "train")
+    return _warning(("report", "reports"), names, later, "validation or test tiles")
+
+
+def misspelled_tests(tests: TileSet, seen: TileSet | SeenTiles) -> str:
+    """Count the new tiles of patients whose training or validation tiles have another spelling; "" for none."""
+    names = patients(tests.groups, tests.ids).tolist()
+    return _warning(("new tile", "new tiles"), names, seen, "training or validation tiles")
+
+
+def misspelled_pairs(pairs: TileSet, tests: TileSet) -> str:
+    """Count the images with texts of patients who have later tiles with another spelling of the name; "" for none."""
+    names = patients(pairs.groups, pairs.ids).tolist()
+    return _warning(("image with texts", "images with texts"), names, tests, "later tiles")
+
+
+def _warning(items: tuple[str, str], names: Sequence[str], tiles: TileSet | SeenTiles, kind: str) -> str:
+    others = set(patients(tiles.groups, tiles.ids).tolist()) - {""}
+    pairs = spelled_differently({name for name in names if name}, others)
+    if not pairs:
+        return ""
+    count = sum(name in pairs for name in names)
+    return (
+        f"WARNING: {counted(count, *items)} may belong to patients of {kind} whose names are spelled differently, and "
+        f"who therefore count as different patients: {shortlist(shown_pairs(pairs), 5)}; use one spelling for each "
+        "patient"
+    )

@@ -1,0 +1,73 @@
+"""Compare names of classes, patients and annotators regardless of how they were typed."""
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable
+
+_WHOLE = re.compile(r"^(-?)0*(\d+)(?:\.0+)?$")
+"""Whole number, with leading zeros, which spreadsheets drop, or as 1.0, as in a column with missing values."""
+
+_CYRILLIC = ("АВЕЅІЈКМНОРСТУХаеѕіјорсух", "ABESIJKMHOPCTYXaesijopcyx")  # noqa: RUF001
+_GREEK = ("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο", "ABEZHIKMNOPTYXo")  # noqa: RUF001
+_QUOTES = ("\u2018\u2019\u201a\u201b\u2032\u02bc\u00b4`\u201c\u201d\u201e\u201f\u2033", "''''''''\"\"\"\"\"")
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
+_LOOKALIKES = str.maketrans("".join((_CYRILLIC[0], _GREEK[0], _QUOTES[0])), _CYRILLIC[1] + _GREEK[1] + _QUOTES[1]) | {
+    ord(dash): "-" for dash in _DASHES
+}
+"""Letters that look like Latin ones, and the quotes and dashes into which word processors turn those of a keyboard."""
+
+
+def plain_letters(name: str) -> str:
+    """Replace letters, quotes and dashes that look like those of a plain keyboard, and compatible Unicode forms."""
+    return unicodedata.normalize("NFKC", name.translate(_LOOKALIKES)).translate(_LOOKALIKES)
+
+
+def spelled_alike(names: Iterable[str]) -> list[str]:
+    """List names that differ only in spelling.
+
+    That is, in letter case, spaces, kinds of quotes and dashes, invisible characters, letters that look like Latin
+    ones, or like 1, 01 and 1.0.
+    """
+    spellings: dict[str, list[str]] = {}
+    for name in sorted(names):
+        for spelling in _spellings(name):
+            spellings.setdefault(spelling, []).append(name)
+    groups = dict.fromkeys(tuple(group) for group in spellings.values() if len(group) > 1)
+    return [" and ".join(map(_shown, group)) for group in groups]
+
+
+def spelled_differently(names: Iterable[str], others: Collection[str]) -> dict[str, str]:
+    """Map names that are not among the others to one of the others that differs from them only in spelling."""
+    known = set(others)
+    named = {spelling: other for other in sorted(known, reverse=True) for spelling in _spellings(other)}
+    pairs = {}
+    for name in sorted(set(names) - known):
+        alike = [named[spelling] for spelling in _spellings(name) if spelling in named]
+        if alike:
+            pairs[name] = alike[0]
+    return pairs
+
+
+def shown_pairs(pairs: dict[str, str]) -> list[str]:
+    """Return the pairs of `spelled_differently` for messages."""
+    return [f"{_shown(name)} and {_shown(other)}" for name, other in pairs.items()]
+
+
+def _spellings(name: str) -> list[str]:
+    """Return what all spellings of a name have in common, as it is written and with Latin letters.
+
+    Both, because only one of the letter cases of some letters looks like a Latin letter.
+    """
+    return list(dict.fromkeys((_folded(unicodedata.normalize("NFKC", name)), _folded(plain_letters(name)))))
+
+
+def _folded(name: str) -> str:
+    visible = "".join(char for char in name if char.isprintable() or char.isspace())
+    return _WHOLE.sub(r"\1\2", " ".join(visible.casefold().strip("\"' ").split()))
+
+
+def _shown(name: str) -> str:
+    """Quote a name; letters and signs that look like others are named by their code."""
+    foreign = [char for char in name if char.translate(_LOOKALIKES) != char and plain_letters(name).isascii()]
+    codes = ", ".join(f"{char} is U+{ord(char):04X}" for char in dict.fromkeys(foreign))
+    return f"{name!r} ({codes})" if codes else repr(name)

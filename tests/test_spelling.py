@@ -1,0 +1,38 @@
+"""Names that differ only in spelling: what counts as the same, and what honest users have that does not."""
+
+import pytest
+
+from clipit.spelling import shown_pairs, spelled_alike, spelled_differently
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Pat-1", "Pat\u20131"),  # the dash that a word processor makes
+        ("-1", "\u22121"),
+        ("Barrett's", "Barrett\u2019s"),
+        ("AC", "\u0410C"),  # a Cyrillic A
+        ("P\u04301", "Pa1"),
+        ("\u039aI", "KI"),  # a Greek K
+        ("\u041d\u0415\u0422", "\u043d\u0435\u0442"),  # a Russian word in two letter cases
+        ("007", "7.0"),
+        ("stroma ", "Stroma"),
+    ],
+)
+def test_spellings_of_one_name(first: str, second: str) -> None:
+    assert len(spelled_alike([first, second])) == 1
+    assert spelled_differently([first], [second]) == {first: second}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("Pat-01", "Pat-10"), ("2019-02-17", "2019-02-18"), ("TGF-\u03b1", "TGF-a"), ("1-2", "12"), ("T1a", "T1b")],
+)
+def test_names_of_different_things(first: str, second: str) -> None:
+    assert not spelled_alike([first, second])
+    assert not spelled_differently([first], [second])
+
+
+def test_a_letter_that_looks_like_another_is_named_by_its_code() -> None:
+    assert spelled_alike(["AC", "\u0410C"]) == ["'AC' and '\u0410C' (\u0410 is U+0410)"]
+    assert shown_pairs(spelled_differently(["pat-1", "Pat-2"], ["Pat-1", "Pat-2"])) == ["'pat-1' and 'Pat-1'"]

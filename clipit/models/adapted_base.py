@@ -1,12 +1,54 @@
-"""Look up the base model of an adapted VLM, as recorded in the VLM's merged folder."""
+"""Merged folders of adapted VLMs: the base model that they record, and the SHA-256 of their files."""
 
 from pathlib import Path
 
-from clipit.errors import ModelError
+from clipit.artifacts import file_sha256, write_record
+from clipit.artifacts import read_json as read_record
+from clipit.errors import ClipitError, ModelError, shortlist
 from clipit.models.loading import OPEN_CLIP_CONFIG, read_json
 
 ADAPTED_FROM = "adapted_from"
 """Key in the configuration of a merged folder that holds the public name of the model that was adapted."""
+
+
+_FILES = "clipit_files.json"
+_CARD = "README.md"
+_COPY = "copy the folder again; if you changed the model on purpose, delete this file"
+
+
+def record_files(folder: Path) -> None:
+    """Record the SHA-256 of the files of a merged folder, except its card, in `clipit_files.json`."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    write_record(folder / _FILES, {"files": {name: file_sha256(folder / name) for name in names if name != _CARD}})
+
+
+def check_files(name: str) -> None:
+    """Check the files of a folder against `clipit_files.json`, if it has one.
+
+    Args:
+        name: Folder of a VLM, or any other name of one.
+
+    Raises:
+        ModelError: Files are missing or have changed.
+    """
+    folder = Path(name).expanduser()
+    if not (folder / _FILES).is_file():
+        return
+    try:
+        recorded = dict(read_record(folder / _FILES, _COPY)["files"])
+    except (ClipitError, TypeError, ValueError) as error:
+        raise ModelError("the record of the files is damaged", where=folder / _FILES, fix=_COPY) from error
+    changed = [
+        file
+        for file, digest in recorded.items()
+        if not (folder / file).is_file() or file_sha256(folder / file) != digest
+    ]
+    if changed:
+        raise ModelError(
+            f"files of the adapted VLM are missing or have changed: {shortlist(changed)}",
+            where=folder / _FILES,
+            fix=_COPY,
+        )
 
 
 def base_of_adapted(name: str) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 
 from clipit.config.run import VLMConfig
 from clipit.errors import ModelError, counted, counted_of, shortlist
+from clipit.models.adapted_base import check_files
 from clipit.models.loading import expected_mpp, foreign_errors, weights_fingerprint
 from clipit.models.open_clip_files import has_quick_gelu
 from clipit.models.open_clip_vlm import TRUST
@@ -216,6 +217,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     """
     device = torch.device(device)
     spec = VLMS.get(config.name)
+    check_files(config.path or config.name)
     with guard_remote_code(config.trust_remote_code, TRUST):
         towers = unnamed_towers(config) if spec is None else named_towers(spec, config)
     towers.module.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from clipit.artifacts import whole_folder, write_json
 from clipit.config.run import VLMConfig
 from clipit.errors import ConfigError, ModelError
-from clipit.models.adapted_base import ADAPTED_FROM, base_of_adapted
+from clipit.models.adapted_base import ADAPTED_FROM, base_of_adapted, record_files
 from clipit.models.adapted_towers import AdaptedTowers, Tuning
 from clipit.models.licences import vlm_licence
 from clipit.models.loading import OPEN_CLIP_CONFIG, public_name, read_json
@@ -120,6 +120,7 @@ def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path
                 fix=f"use the adapter with the VLM: vlm.adapter: {folder / ADAPTER}",
             )
         _write_card(partial, card)
+        record_files(partial)
     return ExportedVLM(folder / ADAPTER, folder / MERGED, _merged_config(config, folder / MERGED), fingerprint)
 
 

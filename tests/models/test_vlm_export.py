@@ -159,6 +159,25 @@ def test_licences_without_derivatives_and_own_towers_give_an_adapter_only(
     same(of_towers(load_vlm(written.config), 32), of_towers(adapted, 32))
 
 
+def test_a_changed_file_of_a_merged_folder_is_an_error(clip_folder: Path, tmp_path: Path) -> None:
+    written, adapted = adapt_and_export(VLMConfig(name=str(clip_folder)), tmp_path)
+    assert written.merged is not None
+    (written.merged / "README.md").write_text("another card", encoding="utf-8")
+    same(of_towers(load_vlm(written.config), 32), of_towers(adapted, 32))
+    weights, record = written.merged / "model.safetensors", written.merged / "clipit_files.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with pytest.raises(ModelError, match=r"missing or have changed: model\.safetensors[\s\S]*copy the folder again"):
+        load_vlm(written.config)
+    weights.write_bytes(whole)
+    for damaged in ('{"files": 3}', "[]", "{"):
+        record.write_text(damaged, encoding="utf-8")
+        with pytest.raises(ModelError, match="the record of the files is damaged"):
+            load_vlm(written.config)
+    record.unlink()  # a model that was changed on purpose, or of an earlier version
+    same(of_towers(load_vlm(written.config), 32), of_towers(adapted, 32))
+
+
 def test_a_second_adaptation_needs_a_format_that_the_first_can_be_merged_in(
     clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ _MEMBER = np.dtype(
     [("offset", "<i8"), ("packed", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("method", "<u2"), ("flags", "<u2")]
 )
 """Offset and size of a member in a zip: 32 bytes, compared with about 600 for an entry of zipfile."""
+_ABSENT = -(2**62)  # offset of a member that the zip does not contain
 
 
 class _OpenZip:
@@ -126,14 +127,8 @@ class _OpenZip:
     def __init__(self, path: Path, members: Sequence[str]) -> None:
         self._archive, self._members = zipfile.ZipFile(path), members
         infos = self._archive.NameToInfo
-        absent = (
-            -1,
-            0,
-            0,
-            0,
-            0,
-            0,
-        )  # for members that are missing, because the zip was replaced after they were listed
+        # For members that are missing, because the zip was replaced after they were listed.
+        absent = (_ABSENT, 0, 0, 0, 0, 0)
         self._places = np.fromiter(
             (_member(infos[name]) if name in infos else absent for name in members), dtype=_MEMBER, count=len(members)
         )
@@ -155,8 +150,10 @@ class _OpenZip:
         offset, info.compress_size, info.file_size, info.CRC, info.compress_type, info.flag_bits = self._places[
             row
         ].item()
-        if offset < 0:
+        if offset == _ABSENT:
             raise ImageError("no longer in the zip")
+        if offset < 0:  # zipfile corrects all offsets by the number of missing bytes
+            raise ImageError("bytes are missing from the zip: copy it again")
         info.header_offset = offset
         info.orig_filename = self._stored_names.get(row, info.filename)
         return info

@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipit.errors import DataError
 from clipit.image_set import join_images, open_images
-from clipit.images import Unreadable
+from clipit.images import ImageError, Unreadable
 from clipit.read_ahead import read_ahead, reading_threads
 
 
@@ -99,3 +99,14 @@ def test_an_error_of_a_reader_appears_at_its_batch() -> None:
         assert next(stream)[1] == [0, 1]
         with pytest.raises(DataError, match="item 3"):
             next(stream)
+
+
+def test_a_zip_that_lacks_bytes_is_damaged_and_not_replaced(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        for name in ("a.png", "b.png"):
+            archive.write(save(tmp_path / name, 50), name)
+    content = (tmp_path / "tiles.zip").read_bytes()
+    (tmp_path / "tiles.zip").write_bytes(content[:60] + content[63:])
+    images = open_images(tmp_path / "tiles.zip")
+    with pytest.raises(ImageError, match="bytes are missing from the zip: copy it again"):
+        images.reader.read(0)

@@ -15,7 +15,7 @@ from logged_lines import capture_log
 from tiny_models import SMALL_COMPARISON, MakeFile, with_comparison, with_run
 
 from clipit.comparison import agents
-from clipit.comparison.agents import compose_request, in_turn, more_agents
+from clipit.comparison.agents import agent_alongside, compose_request, in_turn, more_agents
 from clipit.comparison.compare import compare
 from clipit.comparison.tune import tune
 from clipit.config.file import ConfigFile
@@ -76,6 +76,17 @@ def test_a_comparison_started_with_two_agents_is_complete(small: ConfigFile, tmp
     threads = torch.get_num_threads()
     folder = compare(file.run, file.comparison, agents=2)
     assert (folder / "comparison.parquet").is_file() and torch.get_num_threads() == threads
+
+
+def test_an_agent_alongside_trains_a_later_comparison(small: ConfigFile) -> None:
+    file = with_comparison(small, arms=("image_only",))
+    threads = torch.get_num_threads()
+    with agent_alongside(1, file.run, file.comparison):
+        assert torch.get_num_threads() == max(1, threads - max(1, threads // 2))
+        wait_for(lambda: len([*file.run.output.rglob("results.json")]) == 1)
+        lines = capture_log()
+        compare(file.run, file.comparison)
+    assert sum(line.startswith("kept") for line in lines) == 1 and torch.get_num_threads() == threads
 
 
 def test_trials_of_a_search_are_shared(small: ConfigFile) -> None:

@@ -36,7 +36,7 @@ def test_studies_comparisons_and_commands_open_classifiers_here() -> None:
         if re.search(r"(?<!def )\bload_classifier\((?!\.\.\.)", path.read_text("utf-8"))
     }
     card = "clipit/reporting/model_card.py"  # its example of use
-    commands = {"clipit/api/runs.py", "clipit/api/sharing.py", card}
+    commands = {"clipit/api/runs.py", "clipit/api/sharing.py", "clipit/cli/push.py", card}
     assert callers <= {"clipit/runs/predict.py", "clipit/models/export.py", *commands}
 
 

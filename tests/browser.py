@@ -24,10 +24,11 @@ def opened(text: str, folder: Path, hash: str = "", then: str = "", milliseconds
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
     if milliseconds:
         command.append(f"--virtual-time-budget={milliseconds}")
-    done = subprocess.run(
-        [*command, f"--user-data-dir={folder / 'profile'}", f"{path.as_uri()}{hash}"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    command += [f"--user-data-dir={folder / 'profile'}", f"{path.as_uri()}{hash}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:  # chromium itself sometimes hangs at its start; a page that hangs does so twice
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         raise AssertionError(done.stderr)
     return done.stdout

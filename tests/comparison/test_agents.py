@@ -58,10 +58,13 @@ def is_locked(folder: Path) -> bool:
 
 def test_runs_of_another_agent_are_those_of_this_process(small: ConfigFile, tmp_path: Path) -> None:
     runs = {arm: tmp_path / "runs" / small.run.name / f"{arm}-seed1" for arm in small.comparison.arms}
-    with more_agents(2, "compare", small.run, small.comparison):  # this process trains nothing
+    threads = torch.get_num_threads()
+    with agent_alongside(1, small.run, small.comparison):  # this process trains nothing
+        assert torch.get_num_threads() == max(1, threads - max(1, threads // 2))
         wait_for(lambda: all((folder / "results.json").is_file() for folder in runs.values()))
     lines = capture_log()
     compare(small.run, small.comparison, agents=1)
+    assert torch.get_num_threads() == threads
     assert sum(line.startswith("kept") for line in lines) == 2
     own, own_runs = with_run(small, output=tmp_path / "own"), tmp_path / "own" / "runs" / small.run.name
     compare(own.run, own.comparison)
@@ -76,17 +79,6 @@ def test_a_comparison_started_with_two_agents_is_complete(small: ConfigFile, tmp
     threads = torch.get_num_threads()
     folder = compare(file.run, file.comparison, agents=2)
     assert (folder / "comparison.parquet").is_file() and torch.get_num_threads() == threads
-
-
-def test_an_agent_alongside_trains_a_later_comparison(small: ConfigFile) -> None:
-    file = with_comparison(small, arms=("image_only",))
-    threads = torch.get_num_threads()
-    with agent_alongside(1, file.run, file.comparison):
-        assert torch.get_num_threads() == max(1, threads - max(1, threads // 2))
-        wait_for(lambda: len([*file.run.output.rglob("results.json")]) == 1)
-        lines = capture_log()
-        compare(file.run, file.comparison)
-    assert sum(line.startswith("kept") for line in lines) == 1 and torch.get_num_threads() == threads
 
 
 def test_trials_of_a_search_are_shared(small: ConfigFile) -> None:

@@ -5,15 +5,10 @@ demo), and the patients' own reports (configuration demo_own_reports).
 """
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clipit.config.command_line import AGENTS, read_file_command
 from clipit.errors import user_errors
-
-if TYPE_CHECKING:
-    from clipit.config.file import ConfigFile
 
 
 def main() -> None:
@@ -36,37 +31,25 @@ def main() -> None:
             )
             for case in cases
         ]
-        from clipit.comparison.agents import agent_alongside, demo_agents
-        from clipit.comparison.demo import demo_table, write_demo_world
+        from clipit.comparison.agents import demo_agents
+        from clipit.comparison.demo import demo, demo_table, write_demo_world
         from clipit.comparison.tune import tune
         from clipit.distributed import get_processes
 
-        (file, options), case = parts[0], cases[0]
-        agents = demo_agents() if options.agents is None else options.agents
-        if options.tune:
-            write_demo_world(file.run, cases=case)
-            trials = tune(file.run, file.comparison, agents)
-            print(f"\nall trials: {trials} (chosen arms: the .yaml file next to it)")
-        elif len(parts) == 1:
-            _run_part(file, case, agents)
-        else:
-            own, alongside = parts[1][0], agents > 1 and get_processes().device.type == "cpu"
-            if alongside:
-                write_demo_world(own.run, cases=True)
-            with agent_alongside(agents, own.run, own.comparison) if alongside else nullcontext():
-                _run_part(file, False, agents)
-                _run_part(own, True, agents - alongside)
-            if get_processes().main:
-                table = {"of other patients": file, "of the same patients": own}
-                print(f"\n{demo_table({whose: (part.run, part.comparison) for whose, part in table.items()})}")
-
-
-def _run_part(file: "ConfigFile", case: bool, agents: int) -> None:
-    from clipit.comparison.demo import demo
-
-    run = demo(file.run, file.comparison, cases=case, agents=agents)
-    if not case:
-        _map_slides(run, file.run.output / "slides")
+        for case, (file, options) in zip(cases, parts, strict=True):
+            agents = demo_agents() if options.agents is None else options.agents
+            if options.tune:
+                write_demo_world(file.run, cases=case)
+                trials = tune(file.run, file.comparison, agents)
+                print(f"\nall trials: {trials} (chosen arms: the .yaml file next to it)")
+            else:
+                run = demo(file.run, file.comparison, cases=case, agents=agents)
+                if not case:
+                    _map_slides(run, file.run.output / "slides")
+        if len(parts) > 1 and get_processes().main:
+            whose = ("of other patients", "of the same patients")
+            files = {name: (file.run, file.comparison) for name, (file, _) in zip(whose, parts, strict=True)}
+            print(f"\n{demo_table(files)}")
 
 
 def _map_slides(run: Path, out: Path) -> None:

@@ -98,51 +98,18 @@ def more_agents(count: int, task: Task, config: RunConfig, comparison: Compariso
 
     processes, threads = get_processes(), torch.get_num_threads()
     _check_agents(count, processes.count, torch.cuda.device_count() if processes.device.type == "cuda" else count)
+    request = compose_request(task, config, comparison)
     share = max(1, threads // count)
     torch.set_num_threads(share)
-    try:
-        with _started(range(1, count), compose_request(task, config, comparison), share):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def agent_alongside(count: int, config: RunConfig, comparison: ComparisonConfig) -> Iterator[None]:
-    """Train runs of a comparison in an agent of its own while the body does other work, and leave it CPU threads.
-
-    Without it, the other CPU cores would be idle whenever the body uses a single one. The body makes the comparison
-    later, together with this agent.
-
-    Args:
-        count: Number of agents of the body.
-        config: Configuration that all runs of the comparison share.
-        comparison: Arms, seeds, data sets and backbones to compare.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    share = max(1, threads // (count + 1))
-    torch.set_num_threads(max(1, threads - share))
-    try:
-        with _started([count], compose_request("compare", config, comparison), share):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _started(numbers: Sequence[int], request: bytes, threads: int) -> Iterator[None]:
-    """Start agents with these numbers, which end with the block or with this process, however it ends."""
-    # The standard input stays open: its end tells the agents that this process has ended.
+    # The standard input stays open: its end tells the agents that this process has ended, however it did.
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "clipit.comparison.agent_process"],
             stdin=subprocess.PIPE,
-            env=_environment(number, threads),
+            env=_environment(number, share),
             start_new_session=True,  # Ctrl-C reaches this process alone
         )
-        for number in numbers
+        for number in range(1, count)
     ]
     try:
         for agent in started:
@@ -157,6 +124,7 @@ def _started(numbers: Sequence[int], request: bytes, threads: int) -> Iterator[N
             agent.communicate()  # closes its standard input
             if failed:
                 logger.warning(f"an agent ended early with status {agent.returncode}; the others trained its runs")
+        torch.set_num_threads(threads)
 
 
 def compose_request(task: Task, config: RunConfig, comparison: ComparisonConfig) -> bytes:

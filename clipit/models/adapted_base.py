@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from clipit.artifacts import file_sha256, write_record
 from clipit.artifacts import read_json as read_record
+from clipit.artifacts import write_record
 from clipit.errors import ClipitError, ModelError, shortlist
+from clipit.file_hashes import hash_files
 from clipit.models.loading import OPEN_CLIP_CONFIG, read_json
 
 ADAPTED_FROM = "adapted_from"
 """Key in the configuration of a merged folder that holds the public name of the model that was adapted."""
-
-
 _FILES = "clipit_files.json"
 _CARD = "README.md"
 _COPY = "copy the folder again; if you changed the model on purpose, delete this file"
@@ -18,8 +17,8 @@ _COPY = "copy the folder again; if you changed the model on purpose, delete this
 
 def record_files(folder: Path) -> None:
     """Record the SHA-256 of the files of a merged folder, except its card, in `clipit_files.json`."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    write_record(folder / _FILES, {"files": {name: file_sha256(folder / name) for name in names if name != _CARD}})
+    files = {name: digest for name, digest in hash_files(folder, ["."]).items() if name != _CARD}
+    write_record(folder / _FILES, {"files": files})
 
 
 def check_files(name: str) -> None:
@@ -36,13 +35,10 @@ def check_files(name: str) -> None:
         return
     try:
         recorded = dict(read_record(folder / _FILES, _COPY)["files"])
-    except (ClipitError, TypeError, ValueError) as error:
+        found = hash_files(folder, [file for file in recorded if (folder / file).is_file()])
+    except (ClipitError, TypeError, ValueError) as error:  # such as a path outside of the folder
         raise ModelError("the record of the files is damaged", where=folder / _FILES, fix=_COPY) from error
-    changed = [
-        file
-        for file, digest in recorded.items()
-        if not (folder / file).is_file() or file_sha256(folder / file) != digest
-    ]
+    changed = [file for file, digest in recorded.items() if found.get(file) != digest]
     if changed:
         raise ModelError(
             f"files of the adapted VLM are missing or have changed: {shortlist(changed)}",

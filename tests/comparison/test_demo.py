@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from logged_lines import capture_log
 import clipit
 import clipit.cli.demo as command
 import clipit.comparison.demo as module
-from clipit.comparison import agents
 from clipit.comparison.demo import write_demo_world
 from clipit.config.load import validate
 from clipit.config.run import RunConfig
@@ -143,7 +140,6 @@ def test_both_parts_of_the_demo_run_unless_one_is_named(
 
     tables: list[list[str]] = []
     monkeypatch.setattr("sys.argv", ["clipit demo", *arguments])
-    monkeypatch.setattr(agents, "demo_agents", lambda: 1)
     monkeypatch.setattr(module, "demo", run)
     monkeypatch.setattr(module, "demo_table", lambda named: tables.append([file[0].name for file in named.values()]))
     monkeypatch.setattr(command, "_map_slides", lambda run, out: None)
@@ -151,33 +147,3 @@ def test_both_parts_of_the_demo_run_unless_one_is_named(
     assert ran == parts
     assert tables == ([[name for name, _ in parts]] if len(parts) > 1 else [])
     assert steps == [7, 7] or arguments != ["--training.steps=7"]
-
-
-def test_the_runs_of_the_second_part_are_trained_alongside_the_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    events: list[object] = []
-
-    @contextmanager
-    def alongside(count: int, config: RunConfig, comparison: object) -> Iterator[None]:
-        events.append((f"agent for {config.name}", count))
-        yield
-        events.append("agent ends")
-
-    def run(config: RunConfig, comparison: object, *, cases: bool, agents: int) -> Path:
-        events.append((config.name, agents))
-        return tmp_path
-
-    def write(config: RunConfig, *, cases: bool) -> Path:
-        events.append(f"world of {config.name}")
-        return tmp_path
-
-    monkeypatch.setattr("sys.argv", ["clipit demo", "--agents", "2"])
-    monkeypatch.setattr(agents, "agent_alongside", alongside)
-    monkeypatch.setattr(module, "demo", run)
-    monkeypatch.setattr(module, "write_demo_world", write)
-    monkeypatch.setattr(module, "demo_table", lambda parts: ", ".join(parts))
-    monkeypatch.setattr(command, "_map_slides", lambda run, out: None)
-    command.main()
-    own = "demo_own_reports"
-    assert events == [f"world of {own}", (f"agent for {own}", 2), ("demo", 2), (own, 1), "agent ends"]

@@ -51,6 +51,8 @@ class ComparisonConfig(Section):
     """Seeds of the search, which must not be among the reported `seeds`."""
     pairing_page: int = Field(1000, ge=0)
     """Number of training tiles on the pairing page, with the predictions of the first arm with text; 0: no page."""
+    run_pages: Literal["first_seed", "all", "none"] = "first_seed"
+    """Runs whose plots and page (report.html) are drawn. clipit pages draws the page of any finished run."""
     searched: LocalPath[str | None] = None
     """Search record (the .json of clipit tune) that `arms` was taken from; null: the record in the output
     folder, if there is one. The comparison reports which arms differ from it."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from clipit.config.effects import Evaluation, Speed
+from clipit.config.effects import Evaluation, Reporting, Speed
 from clipit.config.section import Section
 
 _MIN_RESAMPLES = 20
@@ -19,6 +19,8 @@ class EvaluationConfig(Section):
     """Bootstrap resamples of the 95 % intervals, 20 or more; 0: no intervals."""
     batch_size: Speed[int] = Field(256, ge=1)
     """Tiles per forward pass."""
+    page: Reporting[bool] = True
+    """Whether to draw the plots and the page of the run (report.html). clipit pages draws the page later."""
 
     @field_validator("bootstrap")
     @classmethod

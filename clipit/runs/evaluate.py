@@ -48,8 +48,8 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     Args:
         config: Run configuration with its arm resolved.
         workspace: Cached tiles and prompts of this configuration.
-        folder: Folder of the run, to which predictions.parquet, results.json, summary.md, report.html and plots are
-            written.
+        folder: Folder of the run, to which predictions.parquet, results.json and summary.md are written, and with
+            `evaluation.page` also report.html and plots.
 
     Returns:
         Content of results.json in the main process; an empty dictionary in the others.
@@ -75,6 +75,7 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
 def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
     """Evaluate a finished run again (`clipit evaluate`); returns its folder and the content of results.json.
 
+    The run's page is drawn whatever `evaluation.page` is, because a comparison sets it to false for most of its runs.
     If the folder is read-only, for example because it belongs to another user, its existing results are returned.
 
     Args:
@@ -90,6 +91,7 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
 
     processes, folder = get_processes(), folder or run_folder(config)
     config = resolve_run_precision(config, folder)
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"page": True})})
     check_inputs(workspace, models_of(config))
     check_fingerprint(
         folder, run_fingerprint(config, workspace, load_backbone(config.backbone, "cpu").fingerprint), config
@@ -190,15 +192,24 @@ def _write_report(
         "evaluation": evaluation_keys(config),
         "note": note,
     }
-    plots = _write_plots(folder, scores["splits"], predictions.classes)
+    _delete_page(folder)
+    plots = _write_plots(folder, scores["splits"], predictions.classes) if config.evaluation.page else []
     shown = {key: value for key, value in provenance.items() if value not in (None, [], "")}
     title = f"{config.name}: {folder.name}"
     text = run_summary(title, scores, shown, note=note, sections=texts, plots=plots)
     write_summary(folder / "summary.md", text)
-    write_run_page(title, folder, results, predictions, tiles, texts)
+    if config.evaluation.page:
+        write_run_page(title, folder, results, predictions, tiles, texts)
     write_card(folder, config, results)
     write_record(folder / "results.json", results)  # written last, since it marks the run as finished
     return results
+
+
+def _delete_page(folder: Path) -> None:
+    """Delete the page and the plots of an earlier evaluation, which this one may not draw again."""
+    for pattern in ("report.html", "curves.png", "confusion_*.png", "reliability_*.png"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _write_plots(folder: Path, splits: Mapping[str, Any], classes: Sequence[str]) -> list[str]:

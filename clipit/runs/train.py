@@ -79,7 +79,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs:
 
     Returns:
         The run's folder: config.yaml, metrics.jsonl, checkpoints/, training.json, classifier/, predictions.parquet,
-        results.json, summary.md, report.html and plots.
+        results.json, summary.md and, with `evaluation.page`, report.html and plots.
 
     Raises:
         ConfigError: The arm's keys contradict each other.

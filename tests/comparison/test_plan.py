@@ -23,6 +23,12 @@ def test_plans_have_different_folders() -> None:
     assert [plan.config.name for plan in found] == ["demo-a-b-x", "demo-a-b-y", "demo-c-x", "demo-c-y"]
 
 
+@pytest.mark.parametrize(("pages", "drawn"), [("first_seed", [3]), ("all", [3, 1]), ("none", [])])
+def test_runs_with_a_page(pages: str, drawn: list[int]) -> None:
+    [plan] = plans(seeds=[3, 1], run_pages=pages)
+    assert [seed for seed in (3, 1) if plan.run_config("image_only", seed).evaluation.page] == drawn
+
+
 @pytest.mark.parametrize(
     ("comparison", "named"),
     [

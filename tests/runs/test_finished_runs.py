@@ -137,6 +137,20 @@ def test_other_keys_of_evaluation_count(finished: Finished) -> None:
     assert not [line for line in again(changed) if "again" in line]
 
 
+def test_no_page_of_an_earlier_evaluation_is_left(finished: Finished) -> None:
+    config, again = finished
+    folder = run_folder(config)
+    drawn = {"report.html", "curves.png", "confusion_test.png", "reliability_test.png"}
+    assert drawn < {path.name for path in folder.iterdir()}
+    other = config.evaluation.model_copy(update={"splits": ("test",), "page": False})
+    changed = config.model_copy(update={"evaluation": other})
+    again(changed)
+    assert not [*folder.glob("*.png"), *folder.glob("*.html")]
+    assert "confusion_test.png" not in (folder / "summary.md").read_text(encoding="utf-8")
+    evaluate_again(changed, Workspace(changed))
+    assert drawn < {path.name for path in folder.iterdir()}, "somebody asked to see this run"
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
 def test_damaged_results(finished: Finished, content: str) -> None:
     config, again = finished

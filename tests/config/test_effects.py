@@ -69,8 +69,8 @@ def test_keys_of_speed_and_reporting() -> None:
         "training.gradient_checkpointing", "training.checkpoint_every", "evaluation.batch_size",
     }  # fmt: skip
     assert set(select_keys(CONFIG, "reporting")) == {
-        "name", "output", "note", "training.log_every", "evaluation.page", "tracking.tracker", "tracking.project", "tracking.group",
-        "tracking.wandb_mode",
+        "name", "output", "note", "training.log_every", "evaluation.page", "tracking.tracker", "tracking.project",
+        "tracking.group", "tracking.wandb_mode",
     }  # fmt: skip
     assert set(select_keys(CONFIG, "recipe")) == {"arm", "arms", "overrides"}
     assert select_keys(CONFIG.evaluation, "evaluation") == {"splits": ["validation", "test"], "bootstrap": 1000}

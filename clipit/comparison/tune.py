@@ -88,7 +88,9 @@ def search(config: RunConfig, comparison: ComparisonConfig) -> tuple[RunConfig, 
         update={
             # The grid sets these; a value from the command line would make all trials identical.
             "overrides": tuple(key for key in config.overrides if key not in searched),
-            "evaluation": config.evaluation.model_copy(update={"splits": ("validation",), "bootstrap": 0, "page": False}),
+            "evaluation": config.evaluation.model_copy(
+                update={"splits": ("validation",), "bootstrap": 0, "page": False}
+            ),
         }
     )
     workspace = Workspace(base)

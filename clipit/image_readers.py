@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from clipit.errors import DataError, counted, counted_of, is_limit, shortlist
+from clipit.git_lfs import check_pointer
 from clipit.images import ImageError, decode
 
 T = TypeVar("T")
@@ -230,6 +231,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
     except Exception as error:  # zipfile raises many kinds of exceptions for damaged directories
         if is_limit(error):
             raise
+        check_pointer(path)
         raise DataError(f"not a readable zip: {error}", where=path, fix="download or repack it") from error
     _check_members(path, members)
     repeated = [name for name, count in Counter(info.filename for info in members).items() if count > 1]

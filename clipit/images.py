@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipit.crash_watch import noted
 from clipit.errors import DataError
+from clipit.git_lfs import PULL, find_pointer, is_pointer
 from clipit.jpeg import decode_plain
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
@@ -82,6 +83,8 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
+        if is_pointer(source.getvalue()) if isinstance(source, io.BytesIO) else find_pointer(source):
+            raise ImageError(f"the file is a Git LFS pointer, not the image: {PULL}") from None
         raise ImageError("the bytes are not an image in a known format") from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
         if isinstance(error, OSError) and error.errno is not None:

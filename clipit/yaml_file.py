@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from clipit.errors import ClipitError, ConfigError, DataError
+from clipit.git_lfs import PULL, is_pointer
 
 _STANDARD = "tag:yaml.org,2002:"
 _MERGE = f"{_STANDARD}merge"  # tag of the key `<<`
@@ -142,6 +143,8 @@ def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, 
         raise error(
             f"too large for a YAML file: more than {_MAX_BYTES >> 20} MiB", where=path, fix="choose a YAML file"
         )
+    if is_pointer(content):
+        raise error("this file is a Git LFS pointer, not the data", where=path, fix=PULL)
     try:
         text = content.decode("utf-8")
         return copy.deepcopy(_parse_once(text)) if len(text) <= _CACHE_LIMITS[1] else _parse(text)

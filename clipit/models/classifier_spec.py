@@ -26,6 +26,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from clipit.artifacts import file_sha256, write_json
 from clipit.config.run import LARGEST_INPUT
 from clipit.errors import ModelError, counted, shortlist
+from clipit.git_lfs import PULL, find_pointer
 from clipit.models.loading import read_json
 from clipit.models.preprocess import Preprocess
 from clipit.models.trunks import Loader, Pooling
@@ -179,6 +180,8 @@ def verify_files(folder: Path, spec: ClassifierSpec) -> None:
     """
     changed = [name for name in _loaded_files(spec) if file_sha256(folder / name) != spec.files[name]]
     if changed:
+        if find_pointer(folder / changed[0]):
+            raise ModelError("this file is a Git LFS pointer, not the data", where=folder / changed[0], fix=PULL)
         raise ModelError(f"damaged or changed files: {shortlist(changed)}", where=folder, fix=COPY_AGAIN)
     names = _label_names(read_json(folder / CONFIG))
     if (names or spec.plain) and names != list(spec.classes):

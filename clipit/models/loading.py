@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from clipit.errors import ClipitError, ModelError, is_out_of_memory, out_of_memory
+from clipit.git_lfs import PULL, find_pointer
 from clipit.json_record import JsonRecord
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.specs import ModelSpec
@@ -230,7 +231,10 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
         cause = cause.__cause__ or cause.__context__
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
     page = f"https://huggingface.co/{hub_id.split('@')[0]}" if hub_id else ""
-    if "GatedRepoError" in kinds:
+    pointer = find_pointer(Path(str(where or name)).expanduser())
+    if pointer is not None:
+        problem, fix, where = "this file is a Git LFS pointer, not the data", PULL, pointer
+    elif "GatedRepoError" in kinds:
         problem = "this model is gated"
         fix = f"accept its licence at {page}, then log in with `hf auth login`; or use a local folder with its files"
     elif "RepositoryNotFoundError" in kinds:

@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clipit.errors import ConfigError, DataError, counted, shortlist
+from clipit.git_lfs import PULL, is_pointer
 
 _HEAD_BYTES = 1024  # checked at the start of a file
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins with the mark of UTF-16
 
@@ -61,31 +61,15 @@ def decoding(path: Path, encoding: str) -> Iterator[None]:
         raise decoding_error(path.read_bytes(), path, encoding) from error
 
 
-def check_lfs_pointer(path: Path) -> None:
-    """Check that a file is not a Git LFS pointer, which a clone without Git LFS contains in place of the data.
-
-    Raises:
-        DataError: It is a Git LFS pointer.
-    """
-    with path.open("rb") as stream:
-        _check_lfs(stream.read(_HEAD_BYTES), path)
-
-
 def check_head(data: bytes, where: object, encoding: str) -> None:
     """Check that the content of a text file is not a Git LFS pointer, and not UTF-16 unless that is configured.
 
     Raises:
         DataError: It is a Git LFS pointer or UTF-16.
     """
-    _check_lfs(data[:_HEAD_BYTES], where)
+    if is_pointer(data):
+        raise DataError("this file is a Git LFS pointer, not the data", where=where, fix=PULL)
     _check_utf16(data[:_HEAD_BYTES], where, encoding)
-
-
-def _check_lfs(first_bytes: bytes, where: object) -> None:
-    if first_bytes.startswith(_LFS_POINTER):
-        raise DataError(
-            "this file is a Git LFS pointer, not the data", where=where, fix="run git lfs pull in the repository"
-        )
 
 
 def _check_utf16(first_bytes: bytes, where: object, encoding: str) -> None:

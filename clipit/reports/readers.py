@@ -12,10 +12,11 @@ from typing import Any
 from clipit.config.run import ReportsConfig
 from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, without_decimals
 from clipit.errors import DataError, counted, is_limit, printable, shortlist
+from clipit.git_lfs import check_pointer
 from clipit.mangled_names import check_rounded
 from clipit.nearby_files import similar_names
 from clipit.reports.barcodes import add_patients
-from clipit.reports.encodings import check_lfs_pointer, count_misread
+from clipit.reports.encodings import count_misread
 from clipit.reports.metadata import check_dates, read_metadata
 from clipit.reports.missing_values import resolve_missing
 from clipit.reports.tables import read_huggingface_reports, read_jsonl, read_parquet, read_table_reports
@@ -160,7 +161,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
             fix="set reports.path to the file",
         )
     if path.is_file():
-        check_lfs_pointer(path)
+        check_pointer(path)
     match format_name:
         case "lines":
             return read_lines(path, config.encoding, problems)

@@ -25,11 +25,12 @@ from clipit.data_files import (
     read_csv,
 )
 from clipit.errors import DataError, counted, shortlist
+from clipit.git_lfs import check_pointer
 from clipit.json_record import unique_keys
 from clipit.mangled_names import check_mangled
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import tcga_names
-from clipit.reports.encodings import check_lfs_pointer, codec, decoding
+from clipit.reports.encodings import codec, decoding
 from clipit.reports.textfiles import RawReport
 from clipit.reports.workbooks import read_workbook
 
@@ -151,7 +152,7 @@ def read_parquet(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
 
 def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
     number = 0
-    check_lfs_pointer(path)
+    check_pointer(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             check_column_names(file.schema_arrow.names, path)

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from clipit.errors import DataError, is_limit
+from clipit.git_lfs import check_pointer
 from clipit.images import SUFFIXES, ImageError, decode
 from clipit.slides.jpeg_tiles import FORMATS, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, has_unknown_channel, is_ome_tiff
@@ -90,6 +91,7 @@ def open_slide(path: Path) -> SlideFile:
         with path.open("rb") as stream:
             if not stream.read(1):
                 raise DataError("the file is empty", where=path, fix="copy the slide again")
+        check_pointer(path)
         return _open(path)
     except OSError as error:
         if is_limit(error):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.data_files import check_column_names, delimiter_hint, read_csv
 from clipit.errors import DataError, counted, shortlist
+from clipit.git_lfs import check_pointer
 from clipit.image_files import dangling_links, image_stamps
 from clipit.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.image_set import ImageSet
@@ -141,6 +142,7 @@ def open_table(path: Path) -> TileTable:
         workbook = suffix in (".xlsx", ".xls", ".ods")
         fix = "save the sheet as .csv" if workbook else "use .csv, .tsv or .parquet"
         raise DataError(f"unknown table format {suffix}".rstrip(), where=path, fix=fix)
+    check_pointer(path)
     return _read_parquet(path) if suffix == ".parquet" else _read_text(path, _DELIMITERS[suffix])
 
 

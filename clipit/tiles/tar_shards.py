@@ -18,6 +18,7 @@ from PIL import Image
 
 from clipit.data_files import list_files
 from clipit.errors import DataError, counted_of, is_limit, shortlist
+from clipit.git_lfs import check_pointer
 from clipit.images import ImageError, decode
 from clipit.nearby_files import similar_names
 
@@ -188,6 +189,7 @@ def scan_tar(path: Path, pattern: "re.Pattern[str]", largest: int) -> Iterator[t
 
 
 def _damaged(path: Path, problem: str) -> DataError:
+    check_pointer(path)
     return DataError(
         f"not a complete plain tar file: {problem}",
         where=path,

@@ -107,6 +107,9 @@ def test_missing_and_foreign_files(plain: Path, timm_folder: Path) -> None:
     (plain / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ModelError, match=r"(?s)damaged or changed files: model\.safetensors.*again"):
         load(plain)
+    (plain / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match=r"(?s)Git LFS pointer.*model\.safetensors.*run git lfs pull"):
+        load(plain)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -133,6 +134,25 @@ def test_folder_errors(clip_folder: Path, open_clip_folder: Path, timm_folder: P
     (copy / "open_clip_model.safetensors").unlink()
     with pytest.raises(ModelError, match="files are missing: weights"):
         load(copy)
+
+
+def test_a_clone_without_git_lfs(clip_folder: Path, open_clip_folder: Path, timm_folder: Path, tmp_path: Path) -> None:
+    from clipit.config.run import BackboneConfig
+    from clipit.models.backbones import load_backbone
+
+    def load_student(path: Path) -> object:
+        return load_backbone(BackboneConfig(name=str(path)))
+
+    for opener, folder, name in (
+        (load, clip_folder, "model.safetensors"),
+        (load, clip_folder, "tokenizer.json"),
+        (load, open_clip_folder, "open_clip_model.safetensors"),
+        (load_student, timm_folder, "model.safetensors"),
+    ):
+        copy = Path(shutil.copytree(folder, tmp_path / f"{folder.name}-{name}"))
+        (copy / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a' * 16}\nsize 9\n")
+        with pytest.raises(ModelError, match=rf"(?s)Git LFS pointer.*{re.escape(name)}.*run git lfs pull"):
+            opener(copy)
 
 
 def test_weights_that_do_not_fit_are_not_made_up(clip_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,36 @@ def test_impossible_progress_is_damage(tmp_path: Path, changes: dict[str, object
     path = tmp_path / "step-00000008" / "progress.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     assert load_checkpoint(tmp_path, *model_and_optimizer()) == first
+
+
+def test_files_are_on_disk_before_they_get_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss of power leaves either the old checkpoint or the whole new one."""
+    done: list[tuple[str, int]] = []  # flush or rename, inode of the file or folder
+    fsync, replace, rename = os.fsync, Path.replace, Path.rename
+
+    def flush(handle: int) -> None:
+        fsync(handle)
+        done.append(("flush", os.fstat(handle).st_ino))
+
+    def move(self: Path, target: Path, how: Callable[[Path, Path], Path]) -> Path:
+        done.append(("rename", self.stat().st_ino))
+        return how(self, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "replace", lambda self, target: move(self, target, replace))
+    monkeypatch.setattr(Path, "rename", lambda self, target: move(self, target, rename))
+    model, optimizer = model_and_optimizer()
+    step(model, optimizer)
+    digest = save_weights(best_file(tmp_path, 2), model)
+    save_checkpoint(tmp_path, Progress(step=4, best_step=2, best_sha256=digest), model, optimizer)
+    renamed = [inode for kind, inode in done if kind == "rename"]
+    checkpoint = tmp_path / "step-00000004"
+    assert len(renamed) == 4 and renamed[-1] == checkpoint.stat().st_ino  # two files of weights, optimiser, folder
+    for inode in renamed:
+        assert done.index(("flush", inode)) < done.index(("rename", inode))
+    progress = (checkpoint / "progress.json").stat().st_ino
+    assert done.index(("flush", progress)) < done.index(("rename", renamed[-1]))
+    assert done[-1] == ("flush", tmp_path.stat().st_ino), "the new name as well"
 
 
 def test_weights_of_another_student(tmp_path: Path) -> None:

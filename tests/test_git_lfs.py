@@ -1,0 +1,56 @@
+"""Git LFS pointers in place of data: every reader says what they are and what to do."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clipit.config.load import read_yaml
+from clipit.config.run import ReportsConfig, TilesConfig
+from clipit.errors import ClipitError
+from clipit.git_lfs import find_pointer
+from clipit.images import decode
+from clipit.prompts.prompt_set import load_prompts
+from clipit.reports.readers import read_reports
+from clipit.slides.opening import open_slide
+from clipit.tiles.load import load_tiles
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a' * 16}\nsize 12345\n"
+
+
+def tiles(source: str) -> Callable[[Path], object]:
+    return lambda path: load_tiles(TilesConfig.model_validate({"source": source, "path": str(path)}), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("t.csv", tiles("table")),
+        ("t.parquet", tiles("table")),
+        ("tiles.zip", tiles("folders")),
+        ("shard-0.tar", tiles("webdataset")),
+        ("r.jsonl", lambda path: read_reports(ReportsConfig(path=str(path)))),
+        ("r.zip", lambda path: read_reports(ReportsConfig(path=str(path)))),
+        ("p.yaml", load_prompts),
+        ("c.yaml", read_yaml),
+        ("s.svs", open_slide),
+        ("s.tif", open_slide),
+        ("a.png", decode),
+        ("b.png", lambda path: decode(io.BytesIO(path.read_bytes()))),
+    ],
+)
+def test_every_reader_says_what_to_do(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises((ClipitError, ValueError), match=r"(?s)is a Git LFS pointer, not the .*run git lfs pull"):
+        read(tmp_path / name)
+
+
+def test_data_that_mention_git_lfs_are_no_pointers(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"Notes on {POINTER}")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("a.txt", POINTER)
+    assert find_pointer(tmp_path) is None and find_pointer(tmp_path / "absent") is None
+    (tmp_path / "c.bin").write_text(POINTER)
+    assert find_pointer(tmp_path) == tmp_path / "c.bin"

@@ -87,7 +87,6 @@ class Artifact:
         """Read a Parquet file of the artefact.
 
         Args:
-            name: Name of the file.
             columns: Columns to read; None for all.
 
         Raises:
@@ -103,7 +102,6 @@ class Artifact:
         """Read a NumPy file of the artefact.
 
         Args:
-            name: Name of the file.
             mode: `r` to map the file into memory instead of reading it.
 
         Raises:
@@ -261,8 +259,6 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
     """Open a complete artefact of the given kind.
 
     Args:
-        folder: Folder of the artefact.
-        kind: Expected kind.
         verify: Whether to verify the SHA-256 of every file now. Otherwise, verify that of small files and the size of
             all; large files are verified when they are first read.
 
@@ -324,7 +320,6 @@ def read_json(path: Path, fix: str) -> JsonRecord:
     Reading a key that the object lacks, as in a file of an earlier version, raises an `ArtifactError` as well.
 
     Args:
-        path: JSON file.
         fix: What to do if it is damaged or lacks a key, for the error.
 
     Raises:

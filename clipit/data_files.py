@@ -167,7 +167,6 @@ def read_csv(
     """Read a csv file; quoted fields may contain line breaks, and empty lines are skipped.
 
     Args:
-        path: Path of the csv file.
         delimiter: Character between fields.
         encoding: Name of the Python codec.
         columns: Names of the columns by position, if the file has no header; None: its first row is the header.

@@ -35,7 +35,6 @@ class Processes:
 
     Attributes:
         rank: Rank of this process, from 0.
-        count: Number of processes.
         device: Device of this process.
     """
 
@@ -100,8 +99,6 @@ class Processes:
         """Apply a function to blocks of the rows 0..total, shared among processes.
 
         Args:
-            total: Number of rows.
-            size: Rows per block.
             compute: Function of the row numbers of a block.
 
         Returns:
@@ -179,7 +176,6 @@ def build_once(root: Path, kind: str, inputs: dict[str, Any], make: Callable[[Pa
     """Open the artefact with this kind and these inputs, or build it in all processes together.
 
     Args:
-        root: Output root.
         kind: Kind of the artefact, which is the first part of the folder's name.
         inputs: JSON-like inputs that determine its content; their fingerprint is the second part of the name.
         make: Function called in every process with the folder to write to, which may contain files of a killed attempt;

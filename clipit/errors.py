@@ -66,7 +66,6 @@ def printable(text: str, keep: str = "") -> str:
     """Escape control characters, which ids and file names may contain, for a terminal.
 
     Args:
-        text: Any text.
         keep: Characters that are not escaped.
     """
     if text.isprintable():
@@ -91,7 +90,6 @@ def counted(number: int, one: str, several: str = "") -> str:
     """Return a number with its noun, and the verb if it is given: 1 file, 2,000 files; 1 file is, 2 files are.
 
     Args:
-        number: Number of things.
         one: Singular, such as "file" or "file is".
         several: Plural; "" for the singular with an s.
     """

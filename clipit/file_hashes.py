@@ -12,7 +12,6 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of files, by their path relative to a folder.
 
     Args:
-        folder: Folder of the files.
         names: Names of existing files and of folders, whose visible files are hashed.
     """
     digests = {}
@@ -29,7 +28,6 @@ def are_unchanged(folder: Path, names: Iterable[str], recorded: Any) -> bool:
     """Return whether files have the recorded SHA-256, and neither lack nor exceed those recorded.
 
     Args:
-        folder: Folder of the files.
         names: As in `hash_files`; files that are missing have changed.
         recorded: SHA-256 by path, as returned by `hash_files`; anything but a mapping, as in a record of an earlier
             version, is accepted.

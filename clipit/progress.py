@@ -74,8 +74,6 @@ def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> It
     Both are updated during a long unit, so that slow units can be told from hanging ones.
 
     Args:
-        title: Title of the bar.
-        total: Total number of units.
         shown: Whether this process shows anything.
         done: Number of units done before a resume.
     """
@@ -175,11 +173,7 @@ class RunCounter:
     """Counter of the finished runs of a comparison or search, with an estimate of the time left."""
 
     def __init__(self, total: int) -> None:
-        """Start the clock.
-
-        Args:
-            total: Number of runs.
-        """
+        """Start the clock."""
         self.total, self.finished, self._seconds, self._timed = total, 0, 0.0, 0
         self._start = time.monotonic()
 

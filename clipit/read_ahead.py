@@ -50,7 +50,6 @@ class ReadingClock:
         computing: Part of `reading` in which a thread used a core, as decoding and resizing do, seconds.
         queued: Part of `reading` in which a thread waited for a core, where the system counts it (Linux), seconds.
         blocks: Blocks of 512 bytes that had to be fetched from a disk or a network, where the system counts them.
-        threads: Number of reading threads.
     """
 
     start: float = field(default_factory=time.perf_counter)
@@ -172,7 +171,6 @@ def read_ahead(
     Args:
         batches: Batches of items, such as row numbers.
         read: Function that reads one item; called in the pool's threads.
-        pool: Reading threads.
         depth: Number of batches that are read ahead; fewer if their arrays take more than 1 GiB, and one
             until the first batch is read.
         clock: Clock that is advanced by the time spent waiting and reading.

@@ -130,7 +130,6 @@ def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, 
     """Read a YAML file, and list its duplicate keys with their lines.
 
     Args:
-        path: Path of the file.
         error: Class of the errors about the content of the file.
 
     Raises:
@@ -166,8 +165,6 @@ def _file_error(error: type[ClipitError], path: Path, line: int, problem: str, f
     """Create the error for a file that is not plain YAML; one with another suffix was probably chosen by mistake.
 
     Args:
-        error: Class of the error.
-        path: Path of the file.
         line: Line of the problem, from 1; 0 if unknown.
         problem: Problem in terms of YAML.
         fix: What to do if it is a YAML file.
@@ -182,7 +179,6 @@ def load_mapping(path: Path, first_keys: str) -> tuple[dict[Any, Any], list[tupl
     """Read the mapping of a YAML file; also returns its repeated keys with their lines.
 
     Args:
-        path: Path of the file.
         first_keys: Keys at the start of such a file, for the error message.
 
     Raises:

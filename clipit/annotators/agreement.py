@@ -50,8 +50,6 @@ def alpha_interval(
     Args:
         counts: Number of labels of each class per item.
         groups: Number of each item's group, such as its patient, from 0.
-        resamples: Number of resamples.
-        seed: Seed of the draws.
     """
     n_groups = int(groups.max(initial=-1)) + 1
     if not n_groups or not resamples:

@@ -26,7 +26,6 @@ class Consensus:
     """Votes of some annotators on some tiles, and their consensus.
 
     Attributes:
-        votes: The votes.
         estimates: Estimates of Dawid-Skene; None if these labels do not permit them, and the majority is used.
         labels: Consensus of each item of the votes.
         posteriors: Probability of each class per item; the shares of the votes without estimates.
@@ -152,7 +151,6 @@ def label_tiles(
     Estimates for training and validation tiles use no vote on a test tile, and vice versa.
 
     Args:
-        votes: Labels of all annotators on all tiles.
         config: Section `tiles.annotations`.
         training: Ids of training and validation tiles.
         tests: Ids of test tiles.

@@ -69,10 +69,6 @@ class PixelPatterns:
     def __init__(self, annotators: Sequence[str], classes: Sequence[str]) -> None:
         """Create an empty counter.
 
-        Args:
-            annotators: Names of the annotators.
-            classes: Names of the classes.
-
         Raises:
             DataError: There are too many annotators and classes to number all patterns in 62 bits.
         """

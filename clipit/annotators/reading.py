@@ -33,11 +33,8 @@ class AnnotationTable:
     """Labels of a file without duplicates, one entry per label in each sequence.
 
     Attributes:
-        tiles: Ids of the tiles.
         annotators: Names of the annotators; `ANONYMOUS` for votes without names.
-        labels: Names of the classes.
         times: Number of such votes; 1 for named annotators.
-        where: The file.
         notes: Dropped rows, by reason.
     """
 
@@ -89,7 +86,6 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
     Args:
         table: Labels of annotators.
         ids: Ids of the tiles, in whose order the items are.
-        classes: Names of the classes.
 
     Returns:
         The votes on these tiles, and notes on labels of other tiles.
@@ -143,8 +139,6 @@ def match_tiles(names: Sequence[str], ids: Sequence[str], where: object) -> dict
 
     Args:
         names: Names in the table; `c\\a.png` and `./c/a.png` are also spellings of the id `c/a.png`.
-        ids: Ids of the tiles.
-        where: The table's file.
 
     Returns:
         The id of each name; a name of no tile unchanged.
@@ -169,9 +163,7 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
     """Read columns of a table by name.
 
     Args:
-        table: The table.
         names: Name of each column in the table, by clipit's name.
-        path: The table's file.
         key: Configuration key or option that names the columns, for error messages.
 
     Raises:
@@ -207,9 +199,7 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
     """Read one row per tile and annotator; rows without a label and repeated rows are dropped and counted.
 
     Args:
-        table: Table of annotators.
         config: Section `tiles.annotations`.
-        path: File of the table.
         named: Labels that the configuration names, which are therefore classes.
     """
     names = {field: config.columns.get(field, field) for field in ("tile", "annotator", "label")}

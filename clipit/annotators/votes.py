@@ -18,10 +18,8 @@ class Votes:
     Attributes:
         items: Ids of the items, each with at least one label.
         annotators: Names of the annotators; only `ANONYMOUS` if votes were counted without names.
-        classes: Names of the classes.
         item: Row in `items` of each label.
         annotator: Row in `annotators` of each label.
-        label: Class of each label.
         times: Number of times this label was given: 1, or the number of votes of anonymous annotators.
     """
 
@@ -113,7 +111,6 @@ def majority(counts: Int64[np.ndarray, "n c"], ids: Sequence[str]) -> Majority:
 
     Args:
         counts: Labels of each class per item.
-        ids: Ids of the items.
     """
     labels = np.full(len(counts), -1, dtype=np.int64)
     highest = counts.max(axis=1, initial=0)

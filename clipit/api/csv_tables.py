@@ -10,7 +10,6 @@ def read_csv_table(path: Path, text_columns: Collection[str]) -> pd.DataFrame:
     """Read a table and keep names as they were written: `007` stays a string, and `NA` is a name.
 
     Args:
-        path: Csv file.
         text_columns: Names of columns that contain text, where only empty cells are missing; in other columns, `nan` is
             missing as well.
     """

@@ -80,7 +80,6 @@ def compare_with(role: str, arm: ArmResult, control: ArmResult | None) -> Contra
 
     Args:
         role: What the control tests.
-        arm: Results of the arm.
         control: Results of the control; None if the comparison has none.
     """
     if control is None:

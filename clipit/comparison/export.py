@@ -39,12 +39,9 @@ def export_comparison(
 
     Args:
         config: Configuration that all runs share.
-        comparison: Configuration of the comparison.
         results: Scores and statistics.
         analyses: Results of the analyses, as returned by `write_points`.
         notes: Notes below the main table.
-        folder: Folder of the comparison.
-        verdict: Verdict on the comparison and on its arms.
     """
     records = [row.to_record() for row in results.rows]
     with whole_file(folder / "comparison.parquet") as temporary:

@@ -31,7 +31,6 @@ def judge_comparison(plans: Sequence[Plan], arms: Sequence[ArmResult], metric: s
     Args:
         plans: Plans, one per data set and backbone.
         arms: Every arm and reference row.
-        metric: Name of the score.
     """
     verdicts = judge_arms(plans, arms)
     return ComparisonVerdict(compose_headline(verdicts, arms, metric), tuple(verdicts))
@@ -46,7 +45,6 @@ def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], 
     Args:
         verdicts: Verdict on each judged arm, by data set and backbone.
         arms: Statistics of every arm, for the intervals over test tiles.
-        metric: Name of the score.
     """
     judged = [verdict for verdict in verdicts if verdict.contrast("baseline") is not None]
     if not judged:

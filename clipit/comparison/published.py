@@ -39,8 +39,6 @@ def published_score(source: str, backbone: str, arm: str) -> str:
 
     Args:
         source: Tile source of the data set (`tiles.source`).
-        backbone: Name of the backbone.
-        arm: Name of the arm.
     """
     pair = _TABLE_1.get(backbone, {}).get(source)
     if pair is None:

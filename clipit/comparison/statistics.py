@@ -90,7 +90,6 @@ def compute_statistics(comparison: ComparisonConfig, rows: Sequence[ScoreRow], r
     Args:
         comparison: Metric, baseline and controls.
         rows: All scores; their predictions are read for the bootstrap over test tiles.
-        resamples: Number of bootstrap resamples.
     """
     bootstrap = tile_bootstrap(comparison.metric, resamples)
     students = [row for row in rows if row.run]

@@ -27,11 +27,7 @@ class ArmVerdict:
 
     Attributes:
         key: Data set, backbone, test set and arm.
-        text: Text that the arm learns from.
-        contrasts: Contrasts with its controls.
-        outcome: Outcome of the contrasts.
         limit: Role of the control that decides against the arm, because it is not better; "" for none.
-        verdict: The verdict in words.
     """
 
     key: ArmKey
@@ -94,7 +90,6 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
     lists the controls that the arm is not better than, those without an interval, and those that were not run.
 
     Args:
-        arm: The arm with its contrasts.
         gains: Role of a control -> interval of the control minus the baseline.
     """
     contrasts, base = arm.contrasts, arm.contrast("baseline")

@@ -86,7 +86,6 @@ def fit_vlm_probe(
     With too few labels, the reason replaces the score in the row.
 
     Args:
-        workspace: Workspace with the VLM.
         tiles: All tiles, with the labels that the run may use.
         training_labels: Class indices of the training tiles, -1 for none; those of `tiles` by default.
         grid: Values of C to choose from on the validation labels.

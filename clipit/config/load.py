@@ -223,7 +223,6 @@ def read_yaml(path: Path, *, example: str = "own_table") -> dict[str, Any]:
     """Read a YAML file that contains a mapping.
 
     Args:
-        path: Path of the file.
         example: Shipped file to mention in error messages, by its name.
 
     Raises:

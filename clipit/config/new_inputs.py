@@ -37,7 +37,6 @@ class NewInputs:
     """New inputs for evaluating a finished run.
 
     Attributes:
-        run: Folder of the run.
         tiles: New tiles, if given.
         prompts: New prompt set, if given: a file or a packaged name.
         name: Name of the new evaluation; "" if not given.

@@ -17,7 +17,6 @@ def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
     """Check that the training texts and the sets of `adapt.forgetting` exist; no checks without a section `adapt`.
 
     Args:
-        config: Run configuration.
         section: Section `adapt`.
     """
     if section == AdaptConfig():

@@ -127,7 +127,6 @@ def check_launch_file(path: Path, distributed_type: str, num_processes: int, *, 
     """Check that a configuration file of Accelerate starts the number of processes that it states.
 
     Args:
-        path: Path of the configuration file.
         distributed_type: Value of `distributed_type`.
         num_processes: Value of `num_processes`.
         use_cpu: Value of `use_cpu`.

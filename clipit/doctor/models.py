@@ -152,7 +152,6 @@ def vlm_hub_id(config: VLMConfig, spec: "ModelSpec | None") -> str | None:
     """Return the repository of a VLM; None if nothing is downloaded, or the loader rejects the model.
 
     Args:
-        config: Configuration of the VLM.
         spec: Table entry of the model; None for a name outside the table.
     """
     if config.path is not None:
@@ -214,11 +213,8 @@ def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None
 
     Args:
         subject: Purpose of the model, as the subject of the check.
-        name: Configured name of the model.
-        hub_id: Repository on the hub.
         spec: Table entry of the model; None for a name outside the table.
         ask: Function that returns whether the repository may be downloaded.
-        section: Configuration section of the model.
     """
     model = name if hub_id in name else f"{name} ({hub_id})"
     if is_cached(hub_id):

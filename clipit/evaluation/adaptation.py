@@ -76,7 +76,6 @@ def align_statistics(
     Args:
         vectors: Features of the target tiles.
         target: Statistics of the target tiles (or of a larger set of the same origin).
-        training: Statistics of the training tiles.
     """
     scaled = (target.std > 1e-8) & (training.std > 1e-8)
     factor = np.where(scaled, training.std / np.where(scaled, target.std, 1.0), 1.0)
@@ -113,7 +112,6 @@ def transductive(
         vectors: Features in the joint space of the text prior, one row per tile.
         prior: Zero-shot class probabilities, one row per tile.
         iterations: Number of alternations.
-        neighbours: Number of neighbours per tile.
 
     Raises:
         DataError: There are fewer than 20 tiles, or a vector is zero or not finite.

@@ -41,7 +41,6 @@ class TrainingMixture:
     Attributes:
         whitening: Matrix that whitens the within-class covariance.
         means: Whitened mean per class.
-        counts: Number of training tiles per class.
     """
 
     whitening: Float64[np.ndarray, "d d"]

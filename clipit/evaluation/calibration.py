@@ -125,11 +125,9 @@ def measure_calibration(
 
     Args:
         labels: Class indices.
-        probabilities: Class probabilities.
         groups: Patient or slide of each tile; "" where unknown.
         before: Probabilities before scaling.
         resamples: Number of bootstrap resamples; 0 for no intervals.
-        seed: Seed of the bootstrap.
     """
 
     def compute(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:

@@ -63,10 +63,8 @@ def complementarity(vision: Predictions, other: Predictions, resamples: int = 10
     """Compare which labelled tiles of one split two classifiers classify correctly; rows are matched by id.
 
     Args:
-        vision: Predictions of the image classifier.
         other: Predictions of any other classifier, such as the text-only one, a second seed or the VLM's image probe.
         resamples: Number of bootstrap resamples; 0 for no intervals.
-        seed: Seed of the bootstrap.
 
     Raises:
         DataError: The predictions differ in tiles, split, labels, groups or classes, or no tile has a label.

@@ -39,7 +39,6 @@ def evaluate_predictions(
         predictions: Predictions of all splits.
         splits: Names of the splits to evaluate, in the order of the results.
         bootstrap: Number of resamples; 0 for no intervals.
-        seed: Seed of the bootstrap.
         present_only: Whether to average macro F1 and AUROC only over the classes that have tiles. Otherwise AUROC is
             undefined if a class has none, and macro F1 also covers classes that are only predicted.
 

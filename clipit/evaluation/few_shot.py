@@ -19,7 +19,6 @@ class FewShot:
 
     Attributes:
         shots: Number of training tiles per class.
-        scores: One score per episode.
         mean: Mean over the episodes; None if undefined (see `reason`).
         interval: 95 % t-interval of the mean. It narrows with more episodes and does not cover the sampling error of
             the test tiles, which are the same in all episodes.
@@ -54,8 +53,6 @@ def few_shot(
         test: Test features; the labelled ones are scored.
         n_classes: Number of classes, all of which are used.
         shots: Number of training tiles per class.
-        episodes: Number of episodes.
-        seed: Seed of the draws.
         metric: One of `metrics.METRICS`.
     """
     train, test = train.labelled(), test.labelled()

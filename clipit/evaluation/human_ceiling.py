@@ -22,7 +22,6 @@ class AnnotatorScore:
     """Scores of an annotator, or of a random one if the annotators have no names.
 
     Attributes:
-        annotator: Name of the annotator.
         tiles: Number of tiles with a label by the annotator and a reference.
         reference: Description of the labels that these are compared with.
         metrics: Value of each of `METRICS`; None where it is undefined.

@@ -75,8 +75,6 @@ def bootstrap(
     Args:
         statistics: Function that computes the scores.
         groups: Group of each tile; "" where unknown.
-        resamples: Number of resamples.
-        seed: Seed of the resampling.
     """
     units = group_numbers(groups)
     n_units = int(units.max()) + 1 if len(units) else 0
@@ -122,7 +120,6 @@ def paired_bootstrap(
             by id.
         metrics: Names of metrics in `metrics.METRICS`.
         resamples: Number of resamples; 0 for no interval.
-        seed: Seed of the resampling.
 
     Raises:
         DataError: The predictions are for different tiles, or a metric is unknown.

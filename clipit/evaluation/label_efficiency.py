@@ -17,7 +17,6 @@ class LabelPoint:
 
     Attributes:
         share: Share of the training labels.
-        seed: Seed of the draw.
         labels: Number of training labels used.
         validation_labels: Number of validation labels used (at most `labels`).
         score: Test score; None if undefined (see `reason`).
@@ -71,11 +70,8 @@ def label_efficiency(
     Args:
         train: Features and labels of the training tiles.
         validation: Features and labels of the validation tiles, on which the probe selects its hyperparameters.
-        test: Features and labels of the test tiles.
-        n_classes: Number of classes.
         probe: Function that fits on training tiles and returns class probabilities of test tiles.
         shares: Shares of the training labels, in 0..1.
-        seeds: Seeds of the draws.
         metric: Name of a metric of `METRICS`.
     """
     test = test.labelled()

@@ -60,9 +60,7 @@ def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int 
 
     Args:
         features: Features and labels of the tiles; every tile has a label.
-        n_classes: Number of classes.
         folds: Number of folds, at least 3.
-        seed: Seed of the folds.
 
     Raises:
         DataError: There are fewer groups than folds, or a probe cannot be fitted because only one class remains.
@@ -175,8 +173,6 @@ def score_ranking(
         flagged: Whether the label was flagged.
         quality: Quality of the given label; it should be lower for wrong labels.
         groups: Group of each tile; "" where unknown.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the bootstrap.
     """
     from sklearn.metrics import roc_auc_score
 

@@ -59,7 +59,6 @@ def measure_agreement(
     Args:
         mapped: Class of each pixel; -1 without a tile.
         truth: True class of each pixel; -1 is ignored.
-        classes: Number of classes.
 
     Raises:
         DataError: No pixel is labelled.
@@ -86,9 +85,7 @@ def perfect_tiles(
     A tile without labelled pixels gets 0 for all classes.
 
     Args:
-        grid: Tiles of the slide.
         truth: True class of each pixel of the map; -1 is ignored.
-        classes: Number of classes.
         downsample: Pixels of level 0 per pixel of the map.
     """
     probabilities = np.zeros((len(grid), classes), dtype=np.float32)
@@ -111,7 +108,6 @@ def compare_with_mask(
     """Measure how well a map, the floor and the majority class per tile agree with a mask.
 
     Args:
-        grid: Tiles of the slide.
         scores: Class probabilities of each tile.
         truth: True class of each pixel of the map (`clipit.slides.heat_map.map_shape`); -1 is ignored.
         downsample: Pixels of level 0 per pixel of the map.

@@ -14,7 +14,6 @@ def all_one_class(present: Int64[np.ndarray, "n c"], code: int) -> Int64[np.ndar
 
     Args:
         present: Number of pixels of each image, by true class.
-        code: Predicted class.
     """
     counts = np.zeros((*present.shape, present.shape[1]), dtype=np.int64)
     counts[:, :, code] = present
@@ -50,7 +49,6 @@ def majority_class(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -
     Args:
         truth: True class of each pixel; -1 is ignored.
         edge: Edge of a tile in pixels.
-        classes: Number of classes.
     """
     areas = np.stack([_areas(truth == code, edge) for code in range(classes)])
     return _spread(areas.argmax(axis=0), edge, truth.shape)

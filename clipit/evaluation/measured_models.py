@@ -43,13 +43,10 @@ class SubjectScore:
     """Score of a model over seeds.
 
     Attributes:
-        subject: Task and model.
-        metric: Name of the score.
         seeds: Score of each seed; None where undefined.
         mean: Mean over seeds; None if any is undefined.
         interval: Bootstrap interval of the mean over groups of items.
         random: Expected score at random; None where it is not known.
-        n: Number of items.
         reason: Why the mean is undefined.
     """
 
@@ -68,9 +65,7 @@ class ModelDifference:
     """Difference between two models on the same items, paired by item and seed.
 
     Attributes:
-        subject: Task and model.
         reference: Task and model that is subtracted.
-        metric: Name of the score.
         differences: Difference of each seed; empty if a score is undefined.
         mean: Mean over seeds; None if undefined.
         over_groups: Paired bootstrap interval of the mean over groups of items.
@@ -121,8 +116,6 @@ def compare_models(
     Args:
         measured: Results by subject and seed; all have the same items and the same seeds.
         contrasts: Pairs of a subject and the reference that is subtracted.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
 
     Returns:
         One score per subject and metric, and one difference per contrast and metric that both have.

@@ -100,7 +100,6 @@ def weighted_scores(
 
     Args:
         labels: Class indices.
-        probabilities: Class probabilities.
         weights: Number of times each tile is drawn, one column per resample.
         names: Names of the metrics, from `METRICS`.
         present_only: Whether to average macro F1 and AUROC, like balanced accuracy, over the classes that have tiles.

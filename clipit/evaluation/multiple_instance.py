@@ -22,9 +22,6 @@ def assign_instances(
     of the two keeps it. Bags of the background class contain only background.
 
     Args:
-        features: Features of the instances.
-        bags: Bag of each instance.
-        bag_labels: Class of each bag.
         background: Class of the instances that do not show the label of their bag.
 
     Returns:

@@ -24,7 +24,6 @@ def nearest_rows(
 
     Args:
         queries: Features to search for, of any norm; they are normalised here.
-        gallery: Features to search in.
         k: Number of neighbours per query.
         exclude_groups: Whether to exclude items of the query's group, if it is known.
         cells: Number of cosines held in memory at once; does not change the result.

@@ -40,7 +40,6 @@ class Perturbed:
     """A perturbed batch.
 
     Attributes:
-        pixels: Perturbed tiles.
         untouched: Mask of tiles left unchanged because their stains cannot be estimated.
     """
 

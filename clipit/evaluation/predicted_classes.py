@@ -14,7 +14,6 @@ class PredictedClasses:
     """Class and confidence of each predicted image.
 
     Attributes:
-        classes: Class names.
         rows: Position of each image among all images, unreadable ones included.
         best: Index of the most probable class.
         confidence: Probability of that class.

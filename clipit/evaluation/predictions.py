@@ -133,7 +133,6 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
     """Read and check a predictions table.
 
     Args:
-        path: Path of the Parquet file.
         sha256: SHA-256 of the file when it was scored; None if it is not recorded.
         tiles: Tiles that the predictions are compared with; None to skip the comparison.
 
@@ -197,7 +196,6 @@ def read_run_predictions(run: Path, tiles: TileSet | None = None) -> Predictions
     """Read the predictions of a finished run, and check that its results were computed from them.
 
     Args:
-        run: Folder of the run.
         tiles: Tiles of the run's configuration; None to skip the comparison with them.
 
     Raises:

@@ -54,7 +54,6 @@ class AdamWProbe(LinearHead):
 
     Attributes:
         step: Step of the selected weights.
-        steps: Number of steps taken.
         validation_score: Balanced accuracy on validation at `step`.
     """
 

@@ -44,7 +44,6 @@ def sampled(texts: TextVectors, draws: int, seed: int) -> Int64[np.ndarray, "dra
 
     Args:
         texts: Embedded prompts from `embed_prompts`.
-        draws: Number of classifiers.
         seed: Seed of the draws, which otherwise depend only on the numbers of names and templates.
     """
     rng = np.random.default_rng(seed)
@@ -114,7 +113,6 @@ def screened(
     Args:
         texts: Embedded prompts from `embed_prompts`.
         tiles: Image embeddings in the space of `texts` (centred if these are).
-        splits: Split of each tile.
         share: Share of the candidates to keep, above 0 and at most 1.
         limit: Maximum number of candidates.
         seed: Seed of the draws, used when there are more combinations than `limit`.

@@ -24,7 +24,6 @@ class Agreement:
     """Confusion table of reference classes and predictions, and its scores.
 
     Attributes:
-        title: Title of the comparison.
         classes: Reference classes, the rows of the table.
         predictions: Predicted labels, the columns of the table: the classes, then "both" and "none" if they occur.
         counts: Number of reports per cell.
@@ -85,14 +84,11 @@ def measure_agreement(
     only lower the recall of the reference class.
 
     Args:
-        title: Title of the comparison.
         labels: Reference class index of each report; reports with -1 are dropped.
         predictions: Label predicted for each report: a class, or another text.
         classes: Class names in the order of the class indices.
         groups: Group of each report, resampled as a whole; "" where unknown.
         note: Remark on the comparison.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
     """
     known = np.flatnonzero(labels >= 0)
     labels, groups = labels[known], groups[known]

@@ -74,9 +74,7 @@ def cross_fitted_probabilities(
             embeddings, one row per document.
         labels: Class index of each document; -1 if unknown.
         groups: Group of each document, such as the patient; "" where unknown, for a group of its own.
-        n_classes: Number of classes.
         folds: Number of folds; at most the number of groups with labels.
-        seed: Seed of the folds.
         inverse_penalties: Inverses of the L2 penalty to choose from; the middle one is used where none can be chosen.
 
     Raises:

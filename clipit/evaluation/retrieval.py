@@ -24,7 +24,6 @@ class RetrievalScore:
         k: Number of retrieved items.
         value: Mean over the queries; None if undefined (see `reason`).
         random: Expected score of items drawn at random.
-        queries: Number of scored queries.
         gallery: Number of searched items.
         reason: Reason why the value is undefined.
     """
@@ -52,7 +51,6 @@ def recall_at(
     dropped.
 
     Args:
-        queries: Features of tiles or texts.
         gallery: Features of the other modality; their ids must differ from those of the queries.
         pairs: True pairs as (query id, gallery id).
         at: Values of k.
@@ -110,8 +108,6 @@ def class_match(
 
     Args:
         queries: Features of tiles, class prompts or texts with a known class.
-        gallery: Features to search.
-        n_classes: Number of classes.
         at: Values of k for precision.
         votes_at: Values of k for the vote.
         exclude_groups: Whether to exclude items of the query's group, if it is known.

@@ -11,17 +11,11 @@ class Provenance:
     """Provenance of a score; None where a field does not apply (a linear probe uses no prompts).
 
     Attributes:
-        classes: Number of classes.
         pixels: Edge of the model's input, in pixels.
         preprocess: Hash of the preprocessing.
-        prompts: Name of the prompt set.
-        prompts_hash: Hash of the prompt texts.
         index: Fingerprint of the snippet index.
-        pairs: Fingerprint of the pairs.
-        vlm: Name of the VLM.
         vlm_fingerprint: Fingerprint of the VLM's weights.
         backbone_fingerprint: Fingerprint of the backbone's weights.
-        second_vlm: Name of the second VLM.
         training_labels: Number of labelled training tiles.
         validation_labels: Number of labelled validation tiles.
         training_tiles: Number of training tiles, labelled or not.
@@ -63,25 +57,18 @@ class ScoreRow:
     """The score of one arm, or of the VLM itself, with one seed on one test set.
 
     Attributes:
-        data_set: Name of the data set.
         backbone: Name of the student's backbone.
         arm: Name of the arm, or of the reference classifier.
-        seed: Seed of the run.
-        steps: Number of training steps.
         chosen_step: Step whose checkpoint was kept.
         tiles_seen: Number of tiles read during training, with repetitions.
         seconds: Training time, in seconds.
-        learning_rate: Learning rate of the run.
         run: Folder of the run; None for a reference classifier.
-        provenance: Provenance of the score.
         test_set: Name of the test set: `test` or the name of a shifted set.
         tiles: Number of labelled test tiles.
-        metric: Name of the metric.
         score: Value of the metric; None if undefined.
         reason: Reason why the score is undefined, or the classes over which it is averaged.
         resampled: Number and kind of the bootstrap's resampling units, such as `12 groups`.
         zero_shot: Zero-shot score of the same student, using the class prompts.
-        predictions: Path of the predictions file.
         predictions_sha256: SHA-256 of the predictions file.
         searched: Searched hyperparameters and their values, as JSON.
         tiles_per_second: Inference speed, in tiles per second.

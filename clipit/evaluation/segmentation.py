@@ -30,9 +30,7 @@ def count_pixels(
     """Count the labelled pixels of an image by true and predicted class.
 
     Args:
-        predicted: Class of each pixel.
         truth: True class of each pixel; -1 is ignored.
-        classes: Number of classes.
     """
     labelled = truth != _IGNORED
     flat = truth[labelled].astype(np.int64) * classes + predicted[labelled]
@@ -113,10 +111,8 @@ def score_masks(
     Args:
         counts: Confusion matrix of each image.
         groups: Patient of each image; "" where unknown.
-        classes: Class names.
         foreground: Names of the foreground classes.
         resamples: Number of bootstrap resamples; 0 for no intervals.
-        seed: Seed of the bootstrap.
 
     Raises:
         DataError: There is no image.

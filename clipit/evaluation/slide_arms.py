@@ -73,10 +73,7 @@ def compare_slide_arms(
     Args:
         tables: Slide scores by arm and seed, all of the same slides.
         slides: Table of slides: `slide`, `label`, and optionally `group` (patient) and `split`.
-        classes: Class names of the scores.
-        reference: Name of the reference arm.
         resamples: Number of bootstrap resamples; 0 for no intervals.
-        seed: Seed of the bootstrap.
 
     Raises:
         DataError: The reference is missing, arms have different slides or poolings, or seeds that cannot be paired.
@@ -105,9 +102,7 @@ def compare_slide_sets(
     Args:
         arms: Scored slides by arm and seed, all of the same slides.
         choices: Pooling of each arm.
-        reference: Name of the reference arm.
         resamples: Number of bootstrap resamples; 0 for no intervals.
-        seed: Seed of the bootstrap.
         controls: Arms, such as a floor, whose differences are shown but not tested: they have no p-value, and do not
             count in Holm's correction.
 

@@ -42,8 +42,6 @@ class SlideEvaluation:
     """Evaluation of slide scores.
 
     Attributes:
-        classes: Class names.
-        choice: Choice of the pooling.
         scores: One row per split, level (`slide` or `patient`), pooling and metric: `split`, `level`, `pooling`,
             `smoothed`, `chosen`, `metric`, `value`, `low`, `high`, `reason` (why the value or its interval is
             undefined), `over` (the classes that it covers if some have no slide), `labelled` (labelled slides or
@@ -53,7 +51,6 @@ class SlideEvaluation:
         failed: Slides without scores: `slide` and `reason`.
         notes: Notes on excluded slides and patients, and on the reliability of the scores.
         resamples: Number of bootstrap resamples; 0 for no intervals.
-        seed: Seed of the bootstrap.
     """
 
     classes: tuple[str, ...]
@@ -85,11 +82,9 @@ def evaluate_slides(
     Args:
         table: Scores of `slide_scores.slide_table`.
         slides: Table of slides: `slide`, and optionally `label`, `group` (patient) and `split`.
-        classes: Class names of the scores.
         failures: Slide -> reason why it has no scores; slides of the table of slides that are in neither table are
             listed as `not scored`.
         resamples: Number of bootstrap resamples; 0 for no intervals.
-        seed: Seed of the bootstrap.
 
     Raises:
         DataError: The tables do not match (see `collect_slides`), or there are fewer than two classes.

@@ -56,7 +56,6 @@ def score_prompts(
     Args:
         tables: Kind of classifier -> tables of slide scores (`slide_scores.slide_table`), one per draw.
         slides: Table of slides: `slide`, `label`, and optionally `group` (patient) and `split`.
-        classes: Class names of the scores.
 
     Returns:
         One row per kind, split, level, pooling and metric: `prompts` (the kind), `draws` (their number), `split`,

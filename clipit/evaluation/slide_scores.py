@@ -29,9 +29,7 @@ class PooledScore:
     Attributes:
         pooling: Name from `POOLINGS`.
         smoothed: Whether the tiles' scores were averaged with their neighbours' first.
-        tiles: Number of tiles of the slide.
         pooled: Number of tiles that enter the score of a class: K, or all tiles of a slide with fewer than K.
-        scores: Score of each class.
     """
 
     pooling: str
@@ -94,7 +92,6 @@ def smooth_scores(scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 
     without neighbours keeps its scores. Takes O(n log n) time.
 
     Args:
-        scores: Score of each class for each tile.
         cells: Row and column of each tile in the slide's grid.
 
     Raises:

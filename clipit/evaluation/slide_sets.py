@@ -38,8 +38,6 @@ class SlideSet:
         slides: Names of the slides, in ascending order.
         labels: Class index of each slide; -1 where unknown.
         patients: Patient of each slide; "" where unknown.
-        splits: Split of each slide.
-        classes: Class names.
         scores: Scores of the slides by pooling; one column per class.
     """
 
@@ -109,7 +107,6 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
         table: Scores of `slide_scores.slide_table`.
         slides: Table of slides with the column `slide`, and optionally `label` (name of a class), `group` (patient) and
             `split`; empty cells are unknown. Slides without scores are dropped.
-        classes: Class names of the scores.
 
     Raises:
         DataError: A slide occurs twice in the table of slides or is missing there, a label is not a class, or a slide

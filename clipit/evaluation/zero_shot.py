@@ -43,8 +43,6 @@ def embed_prompts(
     """Embed every (class, name, template) text: L2-normalised; with centring, minus `mean` and normalised again.
 
     Args:
-        prompts: Prompt set.
-        encode: Text encoder of the VLM.
         mean: Mean of the text modality, as used for pairing; None disables centring.
         classes: Order of the classes (that of the tiles); None keeps the prompt set's order.
 
@@ -87,8 +85,6 @@ def prompt_embeddings(
     is taken and normalised. CONCH and CLIP_benchmark ensemble prompts in this way (without centring).
 
     Args:
-        prompts: Prompt set.
-        encode: Text encoder of the VLM.
         mean: Mean of the text modality, as used for pairing; None disables centring.
         classes: Order of the rows (the tiles' class order); None keeps the prompt set's order.
 

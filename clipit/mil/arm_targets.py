@@ -20,10 +20,8 @@ def arm_targets(
     """Return the targets that the training bags of an arm have in addition to their labels; None without any.
 
     Args:
-        arm: Arm.
         config: Run configuration, with `reports` if the arm reads them.
         mil: Weights of the targets, and options of the model that predicts labels.
-        workspace: Workspace of this configuration.
         bags: Bags with the labels that the arm may use.
         seed: Seed of the training and of exchanged reports.
         root: Output root of trained models.

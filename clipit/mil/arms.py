@@ -26,7 +26,6 @@ class MilArm:
 
     Attributes:
         title: Description for the page.
-        pooling: Pooling of the network.
         shuffled: Whether the labels of training and validation bags are permuted.
         labels: Source of labels for unlabelled training bags; None without them.
         vectors: Source of the vectors that representations of training bags learn to predict; None without them.

@@ -49,7 +49,6 @@ class MilBags:
         labels: Class index of each bag; -1: unlabelled, or hidden from training.
         patients: Patient of each bag; "" where unknown.
         splits: train, validation or test.
-        classes: Class names.
         reader: Source of the features.
         rows: Row of each bag in the reader.
         notes: Remarks on bags that were dropped or have no label.
@@ -164,9 +163,7 @@ def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
     A larger number keeps the labels that a smaller one keeps.
 
     Args:
-        bags: Bags with all labels.
         per_class: Number of labels to keep per class and split; None keeps all.
-        seed: Seed of the draw.
     """
     if per_class is None:
         return bags
@@ -188,7 +185,6 @@ def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
 
     Args:
         bags: Bags with the labels that the training may use.
-        seed: Seed of the draw.
     """
     labels = bags.labels.copy()
     for number, split in enumerate(_TRAINING_SPLITS):

@@ -42,8 +42,6 @@ class MilContrast:
     """Difference between an arm that learns from reports and a control, in one condition.
 
     Attributes:
-        condition: Name of the condition.
-        arm: Arm that learns from reports.
         control: Arm that it is compared with.
         differences: Difference of the metric for each seed.
         test: Corrected test over seeds.
@@ -122,7 +120,6 @@ def score_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]
 
     Args:
         table: Scores as in `bag_scores.csv`.
-        metric: Name of the metric.
     """
     columns = [name for name in table.columns if name.startswith("score_")]
     classes = [name.removeprefix("score_") for name in columns]

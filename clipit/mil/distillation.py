@@ -32,7 +32,6 @@ def select_targeted(bags: MilBags, targets: BagTargets | None) -> TargetedBags |
 
     Args:
         bags: Bags of all splits; targets of splits other than train are not used.
-        targets: Targets of training bags.
     """
     if targets is None:
         return None

@@ -51,12 +51,7 @@ class FeatureFile:
 
 @dataclass(frozen=True)
 class FeatureFileReader:
-    """Features of bags in HDF5 files.
-
-    Attributes:
-        bags: Files of each bag.
-        dim: Dimension of the features.
-    """
+    """Features of bags in HDF5 files."""
 
     bags: Sequence[Sequence[FeatureFile]]
     dim: int
@@ -101,7 +96,6 @@ class HeldOut:
     Attributes:
         validation: Share of the patients for validation.
         test: Share of the patients for testing.
-        seed: Seed of the draw.
     """
 
     validation: float = 0.2
@@ -255,8 +249,6 @@ class _OpenedFiles:
     """Feature files of the listed slides.
 
     Attributes:
-        files: File of each slide.
-        dim: Dimension of the features.
         copies: Groups of slides with the same features.
         notes: Remarks on repeated tiles and settings.
     """

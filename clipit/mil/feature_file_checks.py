@@ -95,7 +95,6 @@ def check_copies(
         copies: Groups of slides with the same features (`find_copies`).
         split_of: Split of each slide that is used.
         label_of: Label of each slide that is used; -1 without one.
-        where: Table of the slides.
 
     Raises:
         DataError: Copies are in different splits or have different labels.

@@ -50,12 +50,10 @@ class MilInputs:
     """Inputs of the study.
 
     Attributes:
-        workspace: Workspace of the configuration.
         bags: Bags with all labels.
         tiles: Tiles of the workspace, for pictures; None for feature files.
         zero_shot: Inputs of the zero-shot arm; None without it.
         facts: Provenance of the features.
-        notes: Notes for the page.
     """
 
     workspace: Workspace

@@ -33,7 +33,6 @@ class SlideTruth:
     """Regions of a slide that show the class of its label.
 
     Attributes:
-        grid: Tiles of the slide.
         label: Class index of the slide.
         cell: Pixels of level 0 per pixel of the map.
         truth: 1 for the class, 0 for anything else; -1 where ignored or without a tile.
@@ -52,7 +51,6 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
 
     Args:
         path: Mask of the whole slide, of any resolution.
-        grid: Tiles of the slide.
         label: Class index of the slide.
         value: Value of this class in the mask.
 
@@ -147,7 +145,6 @@ class SlideScore:
     """Agreement of one map of one slide with its mask.
 
     Attributes:
-        slide: Name of the slide.
         patient: Its patient; "" where unknown.
         arm: Arm; "" for floor and ceiling.
         kind: Kind of map.
@@ -181,7 +178,6 @@ def score_table(scores: Sequence[SlideScore], resamples: int = 0) -> pd.DataFram
     """Score maps over all slides: Dice of the pooled pixels, and the mean AUROC of the tiles.
 
     Args:
-        scores: Scores of all slides.
         resamples: Number of bootstrap resamples of patients; 0 for no intervals.
 
     Returns:

@@ -71,7 +71,6 @@ class MilMaps:
     """Maps of the study.
 
     Attributes:
-        shown: Bags shown on the page.
         scores: Table of `map_scores.score_table`; empty without masks.
         slides: Table of `map_scores.slide_score_table`; empty without masks.
         notes: Remarks on slides without a usable mask.
@@ -129,7 +128,6 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
     Args:
         bags: Bags of all splits.
         tiles: Section `tiles`, which lists the slides.
-        options: Folder of masks and values of the classes.
 
     Raises:
         ConfigError: `mil.mask_values` names a class that no bag can have.

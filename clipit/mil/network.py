@@ -44,8 +44,6 @@ class MilNetwork(nn.Module):
         """Create the network with random weights.
 
         Args:
-            dim: Dimension of the features.
-            classes: Number of classes.
             options: Pooling and widths.
         """
         super().__init__()

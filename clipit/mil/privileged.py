@@ -38,7 +38,6 @@ def report_labels(
 
     Args:
         config: Run configuration with `reports`.
-        workspace: Workspace of this configuration.
         bags: Bags of all splits, with the labels that the training may use.
         seed: Seed of the exchange.
         shuffled: Whether patients of the same organ exchange their labels (control).

@@ -71,7 +71,6 @@ def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> Mi
     Args:
         tiles: Tiles with all labels (`truth`), splits and groups.
         stores: Features of the tiles of each split.
-        unit: Unit of a bag.
 
     Raises:
         DataError: Tiles belong to no slide or patient, or a slide or patient is in two splits.

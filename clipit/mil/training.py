@@ -40,9 +40,6 @@ class MilModel:
 
     Attributes:
         network: Network with the weights of the chosen epoch, in evaluation mode.
-        classes: Class names.
-        options: Options of the network and its training.
-        seed: Seed of the training.
         epoch: Chosen epoch, from 1.
         losses: Mean cross-entropy of the training and of the validation bags after each epoch.
     """
@@ -131,7 +128,6 @@ def train_mil(
 
     Args:
         bags: Bags of all splits; labels of the test split are not used.
-        options: Options of the network and its training.
         seed: Seed of initialisation, dropout and order.
         targets: Targets of training bags in addition to their labels, such as those from reports
             (`clipit.mil.privileged`).
@@ -223,12 +219,10 @@ def train_epoch(
     """Train for one epoch, and return the mean loss on the labels.
 
     Args:
-        network: Network to train.
         optimizer: Its optimiser.
         bags: Labelled training bags.
         targeted: Training bags with targets; None without any.
         options: Batch size and instances.
-        seed: Seed of the training.
         epoch: Index of the epoch, from 0.
     """
     network.train()

@@ -24,7 +24,6 @@ class Backbone:
     """A vision model with its preprocessing.
 
     Attributes:
-        name: Name given in the configuration.
         module: Module that maps normalised float pixels [b,3,h,w] to pooled features [b,d].
         preprocess: Preprocessing of the model, at the size `backbone.pixels` if that is set.
         dim: Number of features d.
@@ -75,8 +74,6 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
     """Load the backbone of a configuration; without `pretrained`, its weights are random.
 
     Args:
-        config: Configuration of the backbone.
-        device: Device of the weights.
         weights: Whether to load the weights; False builds the architecture alone, on the device of the context (such
             as meta, which takes no memory), and with an empty fingerprint.
 

@@ -28,8 +28,6 @@ class ClassifierNetwork(nn.Module):
         """Assemble the network.
 
         Args:
-            spec: Description of the classifier.
-            backbone: Loaded backbone.
             heads: Tensors of `heads.safetensors`.
             zero_shot: Tensors of `zero_shot.safetensors`.
         """

@@ -61,7 +61,6 @@ class ClassifierSpec:
         projector_layers: Layers of the projector; 0 if trained without text, which rules out zero-shot classification.
         plain: Whether the head is part of timm's own files (one linear layer) instead of `heads.safetensors`.
         dim: Number of features of the backbone.
-        preprocess: Preprocessing of images.
         mpp: Expected micrometres per pixel; None if unknown.
         vlm: `VLM.describe()` of the VLM whose joint space it predicts.
         prompts: Cached prompt sets: name -> class names.
@@ -137,7 +136,6 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
     Their content is verified by `verify_files`, which reads all of them.
 
     Args:
-        folder: Folder of the classifier.
         check_files: Whether the files must exist.
 
     Raises:
@@ -228,7 +226,6 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: object, fix: str = 
     """Check that all weights are finite.
 
     Args:
-        tensors: Weights by name.
         where: Location of the weights, for the error.
         fix: What to do about it.
 

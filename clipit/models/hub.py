@@ -18,7 +18,6 @@ class Upload:
     """Content of an upload by `push_classifier`.
 
     Attributes:
-        folder: Folder of the classifier.
         repository: Repository on the hub, `owner/name`.
         files: Files to upload with their sizes in bytes: those of the export, and the card.
         licences: Licences of the backbone and the VLMs.

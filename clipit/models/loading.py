@@ -96,7 +96,6 @@ def require_files(folder: Path, contents: str, alternatives: Mapping[str, Sequen
     """Check that a model's folder is complete.
 
     Args:
-        folder: Folder of the model.
         contents: Description of the model, for the error message.
         alternatives: Mapping from each part to file names of which one must exist.
 

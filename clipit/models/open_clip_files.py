@@ -17,7 +17,6 @@ def save_open_clip(model: Any, model_name: str, folder: Path) -> None:
     """Write the configuration, the current weights, and the files of a transformers tokeniser and text tower.
 
     Args:
-        model: Model created by open_clip.
         model_name: Name that it was created with: `local-dir:FOLDER`, `hf-hub:ID`, or a built-in architecture.
         folder: Existing folder to write to.
     """

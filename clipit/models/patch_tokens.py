@@ -24,14 +24,11 @@ class PatchTokens:
     """A frozen model that computes patch tokens.
 
     Attributes:
-        name: Name for tables.
         kind: Kind of model; tokens of a `vlm` are in the joint space of images and texts.
         preprocess: Preprocessing of the model, whose `size` is the edge of its input.
         side: Tokens along one edge of the input.
-        dim: Dimension of a token.
         mpp: Micrometres per pixel of its training tiles; None if unknown.
         fingerprint: Fingerprint of weights, preprocessing and precision.
-        device: Device of the model.
         compute: Function from normalised pixels [b,3,s,s] to tokens [b,side,side,dim].
     """
 

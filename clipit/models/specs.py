@@ -30,7 +30,6 @@ class ModelSpec:
     """A known model: its source, and properties that are checked once it is loaded.
 
     Attributes:
-        name: Name in a configuration.
         kind: Table that it belongs to.
         family: Loader that opens it.
         source: Hub id, or a built-in name of the package that loads it.

@@ -152,11 +152,8 @@ def build_student(
     """Build a student on a backbone, whose module is modified in place, with only the tuned weights trainable.
 
     Args:
-        backbone: Loaded backbone.
-        student: Configuration of the heads.
         lora: Configuration of the adapter, for tuning `lora`.
         tuning: `lora`, `frozen` (heads only) or `full`.
-        n_classes: Number of classes C.
         joint_dim: Dimension D of the VLM's joint space; may be None without a projector.
         second_dim: Dimension of a second VLM's joint space, if there is one.
         loss_parameters: Initial values of the trainable scalars of loss terms, by name.

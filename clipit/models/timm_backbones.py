@@ -45,9 +45,7 @@ def load_timm(
     """Load a timm model; without `pretrained`, its weights are random.
 
     Args:
-        config: Configuration of the backbone.
         spec: Table entry of the backbone, if it has one.
-        pooling: Pooling of tokens.
         table: Table of backbones, used to suggest similar names in errors.
 
     Raises:

@@ -35,7 +35,6 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
     """Load a transformers vision model; without `pretrained`, its weights are random.
 
     Args:
-        config: Configuration of the backbone.
         spec: Entry of the table, if the name is one of the table.
         pooling: `default` and `cls`: class token; `cls_mean`: class token and mean of the patches.
 

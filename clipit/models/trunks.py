@@ -29,7 +29,6 @@ class Trunk:
 
     Attributes:
         module: Maps normalised float pixels [b,3,h,w] to features [b,d]; a `TokenPool` if the package does not pool.
-        preprocess: Preprocessing of images.
         dim: Number of features d.
         pooling: Token pooling of `module`; `default`: the package's own.
         source: Folder, hub id or built-in name that the model was loaded from.
@@ -129,7 +128,6 @@ def no_such_size(name: str, pixels: int, native_pixels: int, why: object) -> Mod
     """Compose the error for a model that does not support an input size.
 
     Args:
-        name: Name of the backbone.
         pixels: Requested edge in pixels.
         native_pixels: Native edge in pixels.
         why: Reason, or the package's error.

@@ -44,20 +44,15 @@ class VLM:
     """A frozen vision-language model.
 
     Attributes:
-        name: Configured name.
         source: Folder, hub id or built-in name that it was loaded from.
         preprocess: Preprocessing of the image tower.
-        joint_dim: Dimension of the joint space.
         raw_dim: Dimension of an image embedding before projection; None if the VLM has none.
         context_length: Maximum number of tokens of a text, special tokens included.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
         logit_scale: Learned factor of cosine similarities.
         fingerprint: Fingerprint of weights, preprocessing and tokeniser, independent of the precision.
         precision: `fp32`, or the type of autocast.
-        device: Device of the model.
-        towers: Image and text towers.
         quick_gelu: Configured value; None to follow the model's own configuration or the table.
-        note: Note for users from the table of VLMs.
         adapter: Base, kind and towers of the adapter that was merged into it; None without one.
     """
 

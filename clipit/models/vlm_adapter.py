@@ -87,7 +87,6 @@ def merge_vlm_adapter(towers: Towers, fingerprint: str, folder: Path) -> Towers:
     Args:
         towers: Towers of the VLM that was adapted.
         fingerprint: Fingerprint of this VLM.
-        folder: Folder of the adapter.
 
     Raises:
         ModelError: The adapter is missing or damaged, or belongs to a different VLM.

@@ -30,7 +30,6 @@ class ExportedVLM:
         adapter: Folder with the trained weights.
         merged: Folder in the VLM's own format; None if only the adapter is written.
         config: Configuration that opens the adapted VLM.
-        fingerprint: Fingerprint of the adapted VLM.
         reason: Why only the adapter is written; "" otherwise.
     """
 
@@ -84,8 +83,6 @@ def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path
     Args:
         vlm: VLM that was adapted, as it was loaded.
         config: Configuration that it was loaded from.
-        adapted: Its adapted towers.
-        folder: Folder of the adaptation.
         card: Text of `README.md` in both folders; "" for none.
 
     Raises:
@@ -126,10 +123,6 @@ def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path
 
 def adapted_vlm(config: VLMConfig, folder: Path) -> VLMConfig:
     """Return the configuration that opens the VLM of a finished adaptation: merged, or the base with the adapter.
-
-    Args:
-        config: Configuration of the VLM that was adapted.
-        folder: Folder of the adaptation.
 
     Raises:
         ModelError: The folder contains neither.

@@ -31,7 +31,6 @@ class LoadReport:
     """Result of one call of `load_state_dict`.
 
     Attributes:
-        module: Module that the weights were loaded into.
         missing: Weights of the module that are not in the file; they stay random.
         unexpected: Weights of the file that are not in the module.
     """
@@ -142,7 +141,6 @@ def check_patch_size(module: nn.Module, shapes: Mapping[str, Shape], *, where: o
     """Check that the patch size in a file matches the model's, because timm silently resizes patches.
 
     Args:
-        module: Loaded model.
         shapes: Tensor shapes in its file, from `tensor_shapes`.
         where: File with the weights, for the error.
         fix: Advice, for the error.
@@ -164,9 +162,7 @@ def check_same_structure(loaded: nn.Module, expected: nn.Module, *, name: str, w
     """Check that two models have the same weight names, weight shapes and numbers of attention heads.
 
     Args:
-        loaded: Loaded model.
         expected: Model built from its table entry, with any weights.
-        name: Name in the table.
         where: File, folder or hub id of the weights, for the error.
         fix: Advice, for the error.
 

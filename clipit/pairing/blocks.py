@@ -32,9 +32,6 @@ def write_blocks(
     """Write one table per block of rows, distributed over processes; existing blocks are skipped.
 
     Args:
-        folder: Folder of the artefact.
-        total: Number of rows.
-        size: Rows per block.
         title: Title of the progress bar.
         compute: Function from the row numbers of a block to its table.
 
@@ -64,14 +61,11 @@ def write_passes(
     are distributed instead, and all processes compute all blocks together.
 
     Args:
-        folder: Folder of the artefact.
-        total: Number of rows.
         size: Rows per block.
         title: Title of the progress bar.
         compute: Function that returns the table of each block, given the row numbers of some blocks and whether the
             shards are distributed over processes.
         per_pass: Blocks per pass.
-        shards: Number of shards.
 
     Returns:
         Files of all blocks, in order, once all processes have written theirs.
@@ -123,7 +117,6 @@ def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
     The file equals that of `pyarrow.parquet.write_table` for the concatenated table.
 
     Args:
-        path: File.
         tables: At least one table; all have the same columns.
     """
     pending: list[pa.Table] = []

@@ -39,9 +39,7 @@ class TileBlocks:
     """Tile embeddings of a store, read in blocks as queries.
 
     Attributes:
-        store: Tile store.
         mean: Mean to subtract from the embeddings; None for no centring.
-        size: Number of tiles per block.
     """
 
     store: Store
@@ -80,9 +78,7 @@ def snippet_statistics(
     Call it in all processes.
 
     Args:
-        snippets: Embeddings of all snippets.
         tiles: Embeddings of all training tiles.
-        rules: Pairing configuration.
         shown: Whether to show a progress bar.
 
     Returns:
@@ -174,8 +170,6 @@ def _over_tiles(
     """Fold the cosines of snippets with this process's share of the tiles, one group of snippet shards at a time.
 
     Args:
-        snippets: Embeddings of all snippets.
-        tiles: Embeddings of all tiles.
         start: Function that returns the initial state for a number of snippets.
         fold: Function that returns the next state, given the state and the cosines with a block of tiles, which it may
             overwrite.

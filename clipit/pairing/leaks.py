@@ -183,7 +183,6 @@ def find_copies(
         test_hashes: Fingerprints or digests of `tests`, in the same order.
         seen: Tiles of training and validation.
         seen_hashes: Fingerprints or digests of `seen`, in the same order.
-        config: Thresholds.
 
     Returns:
         Leak of each copied tile, by test id.
@@ -328,7 +327,6 @@ def near_hashes(base: UInt64[np.ndarray, " n"], queries: UInt64[np.ndarray, " m"
     depend on the number of pairs.
 
     Args:
-        base: Hashes to search.
         queries: Hashes to look up.
         distance: Maximum number of differing bits; above 7 the search is eight times slower.
 

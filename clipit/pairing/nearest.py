@@ -46,7 +46,6 @@ def search(
     sorting.
 
     Args:
-        index: Snippet index.
         queries: Unit vectors of the queries, centred like the index.
         k: Number of snippets per query; fewer are returned if the index is smaller.
         block: Queries per matrix product with a Flat index.

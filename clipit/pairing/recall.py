@@ -47,7 +47,6 @@ def fit_search(
 
     Args:
         index: Approximate index of the snippets.
-        tiles: Store of the tiles to pair.
         mean: Mean to subtract from the tile embeddings; None for no centring.
         k: Number of snippets per tile.
 

@@ -27,8 +27,6 @@ class Selection:
     """Pairing rules, with the statistics that they need over all tiles of a store.
 
     Attributes:
-        rules: Pairing rules.
-        index: Index of the snippets.
         keys: Snippets for exact search; None to search the index.
         mutual: Cosine of each snippet with the last of its mutual neighbours; None without that rule.
         owners: Number of each tile's patient, -1 if unknown; all -1 unless `exclude_same_group` or `reports` is set.
@@ -88,10 +86,8 @@ def prepare(
     """Compute the statistics that the rules need over all tiles and snippets; call it in all processes.
 
     Args:
-        index: Index of the snippets.
         tiles: Store of training tiles.
         rules: Pairing rules; only the keys from `correction` on are used.
-        block: Number of tiles per block.
         sources: Table snippet_sources, for `organs`, `exclude_same_group` and `reports`.
         groups: Tile id -> group, for `exclude_same_group` and `reports`.
         shown: Whether to show a progress bar.
@@ -180,7 +176,6 @@ def _among_own(
         only: Whether to remove all candidates of tiles whose patient has no report; otherwise these are kept.
         queries: Unit-norm tile embeddings.
         owners: Patients of the tiles; tiles with -1 keep their candidates.
-        keys: All snippets.
         rows: Candidates among all snippets.
         block: Tiles per matrix product.
     """
@@ -204,7 +199,6 @@ def judge_candidates(
 
     Args:
         candidates: k + 1 candidates per tile.
-        rules: Pairing rules.
         mutual: Cosine of each snippet with the last of its mutual neighbours; None without that rule.
     """
     scores, rows, ranking = candidates.cosines[:, :-1], candidates.rows[:, :-1], candidates.ranking[:, :-1]
@@ -236,7 +230,6 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
 
     Args:
         judged: Candidate pairs with the columns score and reason.
-        rules: Pairing rules.
 
     Raises:
         DataError: The rules keep no pair; the message states quantiles of the cosines and suggests changes.

@@ -27,7 +27,6 @@ def summarise(
 
     Args:
         pairs: Table of tile_id, rank, snippet_id, score.
-        n_snippets: Number of snippets in the index.
         n_tiles: Number of tiles that were searched; by default the number in the table.
         dropped: Number of dropped candidate pairs by reason.
         agreement: Statistics from `agreement`; None to omit them.

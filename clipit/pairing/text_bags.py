@@ -44,7 +44,6 @@ def text_bags(
     Args:
         tile_ids: Tile ids, in the order of the result.
         pairs: Pairs of the tiles, equally weighted unless they have weights.
-        store: Text store.
         max_snippets: Maximum number of snippets per bag.
         margin: Maximum difference between a snippet's cosine and the highest in the bag; others are dropped.
     """
@@ -76,7 +75,6 @@ def nearest_prompts(
     Args:
         tiles: Unit-norm tile embeddings, centred as for pairing.
         prompts: Unit-norm prompt embeddings, centred like the snippets.
-        k: Number of prompts per tile.
         block: Number of tiles per block, which bounds memory.
 
     Raises:

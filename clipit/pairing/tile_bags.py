@@ -58,7 +58,6 @@ class TileBags:
 
         Args:
             tile_ids: Tile ids, in any order.
-            store: Tile store.
         """
         row_of = {tile: row for row, tile in enumerate(tile_ids.tolist())}
         rows = np.asarray([row_of.get(t, -1) for t in self.table.column("tile_id").to_pylist()], dtype=np.int64)
@@ -84,7 +83,6 @@ def tile_bags(
     """Build the bags of all tiles of a store: the nearest other tiles, and the tiles nearest to the first snippet.
 
     Args:
-        root: Output root.
         tiles: Store of training tiles.
         k: Number of members per kind.
         mean: Mean to subtract from the tile embeddings; None for no centring.

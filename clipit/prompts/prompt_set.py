@@ -55,8 +55,6 @@ class PromptSet:
     """Class names and templates for zero-shot prompts; `load_prompts` reads a set from a file.
 
     Attributes:
-        name: Name of the set in results.
-        version: Version of the texts.
         templates: Sentences with one `{}` each.
         classes: Names of each class, in the order of the file.
         source: Origin of names and templates.

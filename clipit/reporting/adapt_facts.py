@@ -61,7 +61,6 @@ def learned_from(summary: Mapping[str, object], arm: str) -> dict[str, object]:
 
     Args:
         summary: Counts of `training.json`, key `examples`.
-        arm: Arm of the adaptation.
     """
     unused = _OF_STUDY | (_OF_TEXTS if arm == "images" else set())
     return {name: value for name, value in summary.items() if name not in unused and value not in ([], "", None)}

@@ -60,8 +60,6 @@ class AdaptContent:
     """Content of the page.
 
     Attributes:
-        scores: Scores of all models on all tasks.
-        contrasts: Differences between models.
         forgetting: Names of the other sets; their tasks are `forgetting_task(name)`.
         directions: Tasks of retrieval between held-out images and texts.
         class_match: Task, measure and k of retrieval by class -> model -> mean over seeds and score expected at random.
@@ -71,7 +69,6 @@ class AdaptContent:
         examples: Counts of the training data of each arm.
         notes: Remarks on missing measurements and on limits of the scores.
         curves: Loss by name of the series.
-        facts: Provenance.
     """
 
     scores: Sequence[SubjectScore]

@@ -17,8 +17,6 @@ class DisputedTile:
     """A tile whose annotators disagree.
 
     Attributes:
-        tile: Id of the tile.
-        split: Split of the tile.
         picture: Data URI of its picture; None if it cannot be decoded.
         votes: Label of each annotator, or number of votes per class.
         consensus: Consensus class and its posterior.
@@ -35,7 +33,6 @@ def annotators_page(title: str, record: Mapping[str, Any], disputed: Sequence[Di
     """Render the page as HTML.
 
     Args:
-        title: Heading of the page.
         record: Content of annotators.json.
         disputed: Tiles with the least agreement, the most disputed first.
     """

@@ -23,7 +23,6 @@ def annotator_parts(ceiling: Mapping[str, Any], caption: str, source: str = "") 
 
     Args:
         ceiling: Result of `clipit.evaluation.human_ceiling.human_ceiling`.
-        caption: Name of the scored tiles.
         source: File and key of the scores.
     """
     records: Sequence[Mapping[str, Any]] = ceiling["annotators"]
@@ -70,7 +69,6 @@ def confusion_tables(annotators: Sequence[Mapping[str, Any]], classes: Sequence[
 
     Args:
         annotators: Name (`annotator`) and confusion matrix (`confusion`; None without an estimate) of each annotator.
-        classes: Names of the classes.
         source: File and key of the data.
     """
     return [

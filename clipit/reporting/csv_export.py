@@ -87,7 +87,6 @@ def finish_study(folder: Path, name: str, record: Path | None) -> None:
     """Log the first table and the files of a study, and export its rows if requested, in the main process only.
 
     Args:
-        folder: Folder of the study.
         name: Name of its files, without suffix.
         record: CSV file for all rows; None for no export.
     """

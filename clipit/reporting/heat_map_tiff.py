@@ -34,9 +34,7 @@ def write_heat_map_tiff(
 
     Args:
         path: Output file (.ome.tif).
-        grid: Tiles of the slide.
         classes: Names of the classes, which become names of channels.
-        scores: Score of each tile and class.
         downsample: Pixels of level 0 of the slide per pixel of the map; by default one pixel per cell of the grid.
 
     Raises:

@@ -59,8 +59,6 @@ def write_overlays(
     Args:
         folder: Output folder, for one file per class, named by its number and name, and `classes.png`.
         overview: Image of the whole slide; shrunk to at most 900 pixels.
-        grid: Tiles of the slide.
-        classes: Names of the classes.
         scores: Probability of each tile and class.
         colours: Colour of each class as #rrggbb; by default those of `class_colours`.
 
@@ -88,11 +86,8 @@ def write_map(
     """Write a picture of one value per tile over the overview of a slide, with a scale bar and a colour bar.
 
     Args:
-        path: Path of the PNG file.
         overview: Image of the whole slide; shrunk to at most 900 pixels.
-        grid: Tiles of the slide.
         values: Value of each tile, from 0 to 1.
-        title: Title of the picture.
         label: Label of the colour bar.
 
     Raises:

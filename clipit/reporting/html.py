@@ -44,10 +44,8 @@ class Table:
     """A table; the first cell of each row is its heading, and None is shown as n/a.
 
     Attributes:
-        header: One name per column.
         rows: Cells, one per column of the header.
         traces: Source of each row's figures, in a folded list below; empty for no such list.
-        caption: Caption of the table.
         source: File and key of the table's data, folded away below.
         left: Number of left-aligned columns; the others contain figures, aligned right.
         shades: Share in 0..1 that colours each cell after the first of each row (as in a confusion matrix).
@@ -94,7 +92,6 @@ class Figure:
 
     Attributes:
         picture: SVG of `plots.inline_svg`, which has its own alternative text, or the bytes of a PNG.
-        caption: Caption of the figure.
         alt: Alternative text of a PNG; the caption where it is empty.
         source: File and key of the data shown, folded away below.
     """

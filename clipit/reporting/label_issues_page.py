@@ -23,8 +23,6 @@ class LabelledTile:
     """A tile and its given label.
 
     Attributes:
-        id: Id of the tile.
-        label: Name of the given class.
         group: Patient or slide; "" where unknown.
         picture: Data URI of its picture; None for no picture.
     """
@@ -40,11 +38,6 @@ class SuspiciousTile:
     """A tile whose label is suspicious.
 
     Attributes:
-        tile: The tile with its given label.
-        split: Split of the tile.
-        label_probability: Probability of the given class.
-        suggested: Name of the suggested class.
-        suggested_probability: Probability of the suggested class.
         nearest: Nearest tiles of other patients or slides, nearest first.
     """
 
@@ -68,7 +61,6 @@ def label_issues_page(
     """Render the page as HTML.
 
     Args:
-        title: Heading of the page.
         note: Warning shown at the top of the page; empty for none.
         facts: Settings and results of the check, with the number of suspicious labels under `suspicious labels`.
         by_class: For each class: class, checked, suspicious, estimated_wrong and suggested_most.

@@ -37,9 +37,7 @@ def plot_segmentation(
         image: RGB image.
         truth: True class of each pixel; -1 is ignored and grey.
         predicted: Predicted class of each pixel.
-        classes: Class names.
         foreground: Numbers of the foreground classes.
-        title: Title of the figure.
     """
     from matplotlib.patches import Patch
 

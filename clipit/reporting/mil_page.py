@@ -40,11 +40,8 @@ class ShownBag:
     """A bag on the page.
 
     Attributes:
-        name: Name of the slide or patient.
-        label: Class of its label.
         arm: Arm whose model is shown, with its first seed.
         scores: Probability of each class.
-        tiles: Number of tiles.
         pictures: Title and PNG of each map; empty without slides.
         top: Tiles with the highest attention.
     """
@@ -63,7 +60,6 @@ class MilContent:
     """Content of the page.
 
     Attributes:
-        title: Title.
         note: Warning shown at the top; empty for none.
         comparison: Compared arms.
         against_control: Comparisons of the trained arms with each control that was trained on shuffled labels.
@@ -73,7 +69,6 @@ class MilContent:
         notes: Remarks on the bags.
         maps: Bags whose maps are shown.
         map_scores: Table of `clipit.mil.map_scores.score_table`; empty without masks.
-        facts: Provenance.
         training: Options of the network and its training.
     """
 

@@ -21,7 +21,6 @@ class ComparedArm:
     """One row of a card's table of arms.
 
     Attributes:
-        name: Name of the arm.
         role: `this classifier`, `baseline`, `control` or "".
         mean: Mean score over seeds; None if undefined.
         difference: Mean difference to the baseline; None for the baseline.
@@ -40,9 +39,6 @@ class Compared:
     """A comparison that includes the classifier.
 
     Attributes:
-        metric: Name of the compared metric.
-        seeds: Number of seeds.
-        baseline: Name of the baseline arm.
         arms: Arms that the card shows.
         further: Number of other arms, which the card does not show.
     """
@@ -60,9 +56,7 @@ class CardFacts:
 
     Attributes:
         arm: Name of the arm; "" for a user-defined arm or custom settings.
-        seed: Seed of the run.
         data: Description of the tiles, without names of files.
-        training_tiles: Number of training tiles.
         training_labels: Number of labels of training tiles that the run used.
         validation_labels: Number of labels of validation tiles that the run used.
         teaching: Descriptions of the loss terms.
@@ -70,7 +64,6 @@ class CardFacts:
         external: Content of results.json of each evaluation on a new test set, whose name is not shown.
         compared: Comparison that includes the run, if any.
         reports: Number of reports whose snippets were paired with the tiles; None without reports.
-        snippets: Number of their snippets.
     """
 
     arm: str
@@ -91,8 +84,6 @@ def model_card(spec: ClassifierSpec, facts: CardFacts, *, transformers_opens: bo
     """Compose the card of a classifier: YAML front matter for the hub, and the text for readers.
 
     Args:
-        spec: Description of the classifier.
-        facts: Facts of its run.
         transformers_opens: Whether transformers can open the folder as an image classifier.
     """
     licences = model_licences(spec)

@@ -58,7 +58,6 @@ def pairing_page(
     """Render the pairing browser as HTML.
 
     Args:
-        title: Heading of the page.
         note: Warning shown at the top of the page; empty for none.
         pairs: Pairs of all tiles, with the columns tile_id, rank, snippet_id, score.
         texts: Text of each snippet by id.

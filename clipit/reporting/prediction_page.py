@@ -36,8 +36,6 @@ def prediction_page(
     """Render the page of a table of predictions.
 
     Args:
-        name: File name of the table.
-        summary: Content of its summary.
         predicted: Classes by the classifier's head.
         zero_shot: Zero-shot classes; None without them.
         images: Classified images, which are read for the thumbnails.

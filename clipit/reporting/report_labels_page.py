@@ -22,10 +22,8 @@ class SampledReport:
     """A report of the sample to check.
 
     Attributes:
-        report_id: Id of the report.
         label: Label by the rules, with the mentions that it is based on.
         facts: Other labels of this report, such as its given label, by name.
-        text: Text of the report.
     """
 
     report_id: str
@@ -47,7 +45,6 @@ def report_labels_page(
     """Render the page as HTML.
 
     Args:
-        title: Heading of the page.
         note: Warning shown at the top of the page; empty for none.
         facts: Facts about the corpus, the rule set and the classifier.
         labels: Label of each report by the rules; empty without rules.

@@ -32,7 +32,6 @@ def run_page(
     """Render the page of a run from the files in its folder.
 
     Args:
-        title: Title of the page.
         results: Content of results.json.
         predictions: Content of predictions.parquet.
         curves: Content of metrics.jsonl.

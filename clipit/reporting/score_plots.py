@@ -68,8 +68,6 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
 
     Args:
         series: Scores by share, of probes of frozen features or of arms.
-        metric: Name of the score.
-        title: Heading.
     """
     few = len(series) <= len(COLOURS)  # more bands would hide the lines
     figure = new_figure(8.4, 4.6 if few else 6.0)
@@ -125,7 +123,6 @@ def plot_planes(planes: Mapping[str, Mapping[str, Float[np.ndarray, "_ 2"]]], *,
 
     Args:
         planes: Title of a panel -> name of the points -> coordinates.
-        title: Heading.
     """
     figure = new_figure(4.2 * max(1, len(planes)), 4.4)
     panels = figure.subplots(1, max(1, len(planes)), squeeze=False)[0]
@@ -146,7 +143,6 @@ def plot_sweep(panels: Mapping[str, SweepPoints], *, metric: str, test_metric: s
         panels: Swept key -> its trials, which may differ in other keys.
         metric: Validation score used for selection.
         test_metric: Test score, drawn hollow because it is not used for selection; empty if there is none.
-        title: Heading.
     """
     figure = new_figure(1.6 + 4.4 * len(panels), 4.2)
     for axes, (key, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):

@@ -31,8 +31,6 @@ class ComparedRun:
     """Facts of one run on the page.
 
     Attributes:
-        arm: Arm.
-        seed: Seed.
         model: Folder of the run, or name of the VLM.
         tiles: Size and resolution of its tiles.
         page: Page of its scores, relative to the page of the comparison.
@@ -104,7 +102,6 @@ def _why_open(over_patients: bool, over_seeds: bool, seeds: int) -> str:
     Args:
         over_patients: Whether the interval over patients excludes 0.
         over_seeds: Whether the interval over seeds excludes 0.
-        seeds: Number of seeds.
     """
     if over_patients and over_seeds:
         return f"the intervals over patients and over {counted(seeds, 'seed')} have opposite signs"
@@ -140,11 +137,7 @@ def slide_arms_page(
 
     Args:
         note: Warning shown at the top of the page; empty for none.
-        comparison: Compared arms.
-        classes: Class names.
-        runs: Compared runs.
         failed: Slides that were dropped, with the reason.
-        facts: Provenance.
     """
     tables = _tables(comparison)
     main: list[Part] = [slide_arms_table(comparison, split, CHOSEN_BY, level) for split, level in tables]

@@ -18,8 +18,6 @@ def slide_arms_table(comparison: SlideComparison, split: str, metric: str, level
     """Build the table of one split, metric and level: one row per arm (and pooling, if none was chosen).
 
     Args:
-        comparison: Compared arms.
-        split: Split to show.
         metric: Name of the metric, from `slide_metrics.SLIDE_METRICS`.
         level: Whether slides or patients are classified.
     """

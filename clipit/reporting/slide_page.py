@@ -65,14 +65,11 @@ class SlidePage:
     """Content of the page of a slide.
 
     Attributes:
-        grid: Tiles of the slide.
-        classes: Names of the classes.
         scores: Probability of each tile and class.
         overview: Image of the whole slide, without label and macro images.
         tissue: Outlines of the tissue, in pixels of level 0.
         facts: Facts of the slide and the classifier, and their provenance.
         slide_scores: Scores of all classes by name of the pooling, such as `mean of the top 10 tiles`.
-        top: Top tiles of each class.
         note: Warning shown at the top of the page; empty for none.
         index: Page of all slides, relative to the folder of this one; empty for no link.
         colours: Colour of each class as #rrggbb; by default those of `class_colours`.
@@ -116,8 +113,6 @@ def top_rows(grid: SlideGrid, scores: Float[np.ndarray, "n classes"], k: int) ->
     """Return the rows of the k tiles with the largest score of each class, highest first, without overlapping tiles.
 
     Args:
-        grid: Tiles of the slide.
-        scores: Score of each tile and class.
         k: Number of tiles per class; fewer if the others overlap.
     """
     return [_separate(grid, np.argsort(-scores[:, number], kind="stable"), k) for number in range(scores.shape[1])]

@@ -42,7 +42,6 @@ def slide_scores_page(
     """Render the page as HTML.
 
     Args:
-        title: Heading of the page.
         note: Warning shown at the top of the page; empty for none.
         evaluation: Evaluation of the slides; without labels, the page lists their scores.
         facts: Facts about the classifier, the prompts and the tiles.
@@ -75,9 +74,7 @@ def slide_scores_summary(
     """Compose the summary as Markdown that is also readable as plain text in a terminal.
 
     Args:
-        title: Heading.
         note: Warning shown first; empty for none.
-        evaluation: Evaluation of the slides.
         facts: Facts about the classifier, the prompts and the tiles.
         published: Tables of zero-shot scores by prompts, alongside published ones (`subtyping_tables`).
     """

@@ -36,11 +36,7 @@ class StudyRow:
     Fields that are None are filled from the provenance of the model and the study.
 
     Attributes:
-        subject: Name of the model.
-        metric: Name of the score.
         seed: Seed of the row, if it differs from that of the study.
-        prompts: Name of the prompt set.
-        prompts_hash: Hash of the prompt set.
         index: Fingerprint of the index whose mean centred the texts.
         tiles_fingerprint: Fingerprint of the tiles, if they differ from those of the study.
     """
@@ -172,7 +168,6 @@ def write_study(
     Args:
         folder: Output folder, which already contains the plots.
         name: Base name of the files.
-        title: Title of the study.
         note: Note to show at the top; "" for none.
         chapters: Content of the Markdown and the page; the page also lists every row.
         frame: Table from `add_provenance`.
@@ -209,7 +204,6 @@ def all_rows_chapter(frame: pd.DataFrame, source: str) -> Chapter:
 
     Args:
         frame: Table from `add_provenance`; columns that contain lists are omitted, as the Parquet file has them.
-        source: Name of the Parquet file.
     """
     if frame.empty:
         return Chapter("All rows", [Text("There are no rows.")])
@@ -233,8 +227,6 @@ def long_table(
     Args:
         header: Column headings.
         rows: Cells of each row.
-        caption: Caption of the table.
-        source: File and columns with the values.
         left: Number of left-aligned text columns.
     """
     if len(rows) > MAX_TABLE_ROWS:
@@ -246,7 +238,6 @@ def undefined_chapter(reasons: Sequence[tuple[str, str]], source: str) -> list[C
     """Build the chapter of undefined values with their reasons, without duplicates; empty if there are none.
 
     Args:
-        reasons: Pairs of the undefined value and the reason.
         source: File and column with the reasons.
     """
     if not reasons:

@@ -31,7 +31,6 @@ class PublishedSubtyping:
 
     Attributes:
         task: `BRCA`, `NSCLC` or `RCC`.
-        model: Name of the model.
         pooling: K or pooling, where it is stated.
         score: Score in 0..1.
         source: Paper or repository, and the table or section in it.

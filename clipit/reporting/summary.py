@@ -20,12 +20,10 @@ def run_summary(
     """Compose Markdown: note, scores, undefined scores, per-class tables, further sections, plots, provenance.
 
     Args:
-        title: Heading.
         results: Results of `clipit.evaluation.evaluate.evaluate_predictions`.
         provenance: Provenance of the scores (command, commit, versions, preprocessing, prompts, seed, ...).
         note: Warning about the scores, printed first.
         sections: Heading -> preformatted text, such as the description of the snippets or the pairing summary.
-        plots: Names of plot files next to the summary.
     """
     parts = [f"# {tables.markdown_line(title)}"]
     if note:

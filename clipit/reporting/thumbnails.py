@@ -45,8 +45,6 @@ def page_pictures(
     be decoded.
 
     Args:
-        tiles: Tiles with their images.
-        rows: Rows of the tiles on the page.
         max_bytes: Maximum number of bytes of all large pictures.
         advance: Called after each tile, for a progress bar.
 

@@ -41,7 +41,6 @@ class AdaptationFacts:
 
     Attributes:
         arm: Arm of the study: `text` or a control.
-        seed: Seed.
         data: Kind of data that the VLM was trained on (`adapt.data`).
         tuning: Weights that were trained.
         towers: Towers that were trained.
@@ -67,7 +66,6 @@ def vlm_card(vlm: VLM, facts: AdaptationFacts) -> str:
 
     Args:
         vlm: VLM that was adapted.
-        facts: Facts of the adaptation.
     """
     licence = vlm_licence(vlm.name)
     sections = {
@@ -139,7 +137,6 @@ def write_card_scores(folder: Path, scores: Sequence[tuple[str, float | None, fl
     """Write the scores of a study into the cards of an adaptation, in place of those of an earlier study.
 
     Args:
-        folder: Folder of the adaptation.
         scores: Rows of name, score before and score after.
     """
     for card in sorted(folder.glob("*/README.md")):

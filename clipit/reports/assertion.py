@@ -108,7 +108,6 @@ class Assertions:
         the sentence: "Not excluded: MSI-H".
 
         Args:
-            sentence: Text of the sentence.
             mentions: Start and end of each mention within the sentence.
         """
         tokens = tokenize(sentence)

@@ -75,7 +75,6 @@ def build_snippets(
 
     Args:
         reports: Reports from `read_reports`.
-        config: Configuration with the filters.
         count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
         budget: Maximum number of tokens per snippet, including special tokens.
         similarity: Function that computes the similarity of each text to the morphology prompts minus that to the

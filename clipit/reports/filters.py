@@ -27,7 +27,6 @@ def filter_snippets(
 
     Args:
         sections_of: Sections of each snippet, by the snippet's text.
-        config: Configuration of the filters.
         similarity: Similarity function; required with `config.morphology_prompts`.
 
     Returns:

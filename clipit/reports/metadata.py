@@ -26,11 +26,9 @@ class Metadata:
     """Table of metadata, with one row per report or per patient.
 
     Attributes:
-        path: Path of the table.
         column: Name of the column with report ids or patients.
         by_report: Whether there is one row per report; otherwise one per patient.
         rows: Values by field, for each report id or patient.
-        fields: Fields that the table contains.
         notes: Remarks on the table, such as hidden rows.
     """
 

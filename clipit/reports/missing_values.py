@@ -12,7 +12,6 @@ def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple
 
     Args:
         values: Cells of a column, None where empty.
-        key: Configuration key that names the column.
         where: Path of the reports, for the error message.
 
     Returns:

@@ -29,7 +29,6 @@ class RuleSet:
     """Phrases per class, and how their mentions count; `load_rules` reads one from a file.
 
     Attributes:
-        name: Name of the set.
         classes: Phrases of each class, matched as whole words in any case; white space and hyphens are equivalent, and
             optional next to punctuation. A phrase written `/.../` is a regular expression.
         sections: Sections whose mentions count, in lower case; empty for all.

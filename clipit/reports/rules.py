@@ -26,7 +26,6 @@ class Mention:
 
     Attributes:
         class_name: Class of the phrase, before negation is taken into account.
-        section: Section of the report.
         sentence: Sentence that contains the phrase; several sentences if the phrase spans them.
         start: Index of the first character of the phrase in the sentence.
         end: Index after its last character.
@@ -73,7 +72,6 @@ def label_report(text: str, rules: RuleSet) -> ReportLabel:
 
     Args:
         text: Text of the report as read.
-        rules: Rule set.
     """
     text, _ = drop_page_lines(unicodedata.normalize("NFC", text))
     cleaned, _ = drop_long_words(clean_text(text))

@@ -43,7 +43,6 @@ def read_workbook(path: Path, sheet: str | None, columns: Sequence[str] | None, 
     rows and columns, such as those of a filtered table, are read and counted in the notes of the result.
 
     Args:
-        path: The file.
         sheet: Name of the sheet; None for the only one that is not empty.
         columns: Names of the columns by position, if the sheet has no header; None if the first row is the header.
         key: Configuration key that names the sheet, for error messages.

@@ -29,7 +29,6 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
     """Write README.md into the classifier of a run's folder, or replace it.
 
     Args:
-        folder: Folder of the run.
         config: Run configuration with its arm resolved.
         results: Content of results.json.
     """

@@ -52,7 +52,6 @@ def evaluate_external(
     at all. The only file of the run that changes is the classifier's card, which lists the scores.
 
     Args:
-        run: Folder of the run.
         tiles: The new tiles; None for the run's own test tiles.
         prompts: Prompt set for zero-shot, as a file or packaged name; None for that of the run.
         name: Name of the folder under `external/`; "" to derive it from the tiles and prompts.

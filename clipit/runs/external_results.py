@@ -34,13 +34,10 @@ def score_external(
     """Compute the content of results.json, without the SHA-256 of the predictions.
 
     Args:
-        run: Folder of the run.
-        config: Configuration of the run.
         run_results: Content of the run's own results.json.
         predictions: Predictions of the new tiles, whose split is the name of the set.
         external: Description of the new set: name, identity, tiles, excluded classes and notes.
         prompts: New prompt set; None for that of the run.
-        classifier: Classifier of the run.
     """
     name, resamples = external["name"], config.evaluation.bootstrap
     scores = evaluate_predictions(predictions, [name], resamples, config.seed, present_only=True)
@@ -103,10 +100,7 @@ def write_external(folder: Path, run: Path, results: dict[str, Any], predictions
     """Write predictions.parquet, summary.md, report.html and results.json.
 
     Args:
-        folder: Folder to write to.
-        run: Folder of the run.
         results: Content of results.json from `score_external`, to which the SHA-256 of the predictions is added.
-        predictions: Predictions of the new tiles.
         tiles: The new tiles, for the thumbnails.
     """
     write_predictions(folder / PREDICTIONS, predictions)

@@ -35,7 +35,6 @@ class FeatureStores:
     """Stored features of all tiles from one frozen model.
 
     Attributes:
-        name: Name of the model in tables.
         facts: Provenance of every score: model, fingerprint, preprocessing, pixels, features_saw_labels.
         stores: Store of each split.
     """
@@ -170,10 +169,7 @@ def store_features(
     """Compute features of all tiles of a source, cached as the artefact `features` (float32 shards and ids).
 
     Args:
-        root: Output root.
         inputs: Everything that the features depend on, including the tiles and the model.
-        source: Preprocessed tiles.
-        dim: Dimension of the features.
         forward: Function from uint8 pixels [b, 3, h, w] on this process's device to features.
         batch_size: Tiles per forward pass. Batches do not cross shards, so that the bytes do not depend on the number
             of processes.

@@ -56,8 +56,6 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
 
     Args:
         config: Configuration of the run, with its arm resolved.
-        workspace: Workspace of this configuration.
-        backbone_fingerprint: Fingerprint of the loaded backbone.
     """
     config = resolve_precision(config)
     tiles = workspace.tiles(config.seed)

@@ -130,7 +130,6 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
     """Read the chosen step, its score, the number of steps and the duration of a run from `training.json`.
 
     Args:
-        folder: Folder of the run.
         needed: Names of the facts that must be present.
 
     Raises:
@@ -232,7 +231,6 @@ def claim_folder(
     Args:
         folder: Folder of the run, whose lock the caller holds.
         config: Configuration of the run, with its arm resolved.
-        fingerprint: Fingerprint of the run.
         sections: Further sections to write to config.yaml.
 
     Raises:
@@ -270,7 +268,6 @@ def copy_equal_run(folder: Path, config: RunConfig, fingerprint: RunFingerprint,
     Args:
         folder: Folder of this run, whose lock the caller holds.
         config: Configuration of this run, with its arm resolved.
-        fingerprint: Fingerprint of this run.
         others: Folders of runs that may have the same fingerprint; they need not exist.
     """
     if is_started(folder):
@@ -300,8 +297,6 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConf
     """Check that a folder belongs to the run with this fingerprint.
 
     Args:
-        folder: Folder of the run.
-        fingerprint: Fingerprint of the run.
         config: Configuration of the run, with its arm resolved, to list the keys that select other inputs.
 
     Raises:
@@ -329,8 +324,6 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
     """List the keys in which the configuration of a run's folder differs from another one, with both values.
 
     Args:
-        folder: Folder of the run.
-        config: The other configuration.
         effects: Effects of the keys to compare; by default those that change results or select data.
         sections: Top-level keys to compare; empty for all.
 
@@ -357,7 +350,6 @@ def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
     """Add differing keys of tiles, prompts and VLM to errors about a run that is read with a different configuration.
 
     Args:
-        folder: Folder of the run.
         config: Configuration that the run is read with, such as that of a study.
     """
     try:

@@ -89,7 +89,6 @@ def zero_shot_embeddings(
 
     Args:
         classifier: The run's classifier.
-        prompts: Prompt set of the run.
         classes: Class names, in the order of the rows.
 
     Raises:

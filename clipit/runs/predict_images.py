@@ -39,7 +39,6 @@ def predict_images(
 
     Args:
         classifier: Classifier on this process's device.
-        images: Images to predict.
         out: Table to write, .csv or .parquet.
         zero_shot: Classes for zero-shot prediction; None without it.
         options: Batch size and reading threads.

@@ -40,7 +40,6 @@ class PredictionOptions:
     """Options for reading and batching images or tiles of slides.
 
     Attributes:
-        batch_size: Number of images per batch.
         workers: Number of threads that read images while the model runs; 0: one per core, at most 8.
     """
 
@@ -77,9 +76,7 @@ def write_chunks(
     """Predict the chunks that do not exist yet, shared among all processes.
 
     Args:
-        folder: Folder of the chunks.
         classifier: Classifier on this process's device.
-        images: Images to predict.
         zero_shot: Classes for zero-shot prediction; None without it.
         options: Batch size and reading threads.
 
@@ -164,7 +161,6 @@ class _Chunk:
         """Predict a batch.
 
         Args:
-            rows: Rows of the images.
             reasons: Why each image could not be read; None for images that could.
             pixels: Pixels of the readable images, on the device.
         """

@@ -117,7 +117,6 @@ def write_table(
     Args:
         path: Table to write, .csv or .parquet.
         chunks: Tables of all chunks, in order.
-        images: Images that were predicted.
         head_classes: Classes by prefix of their columns: `p_`, and with zero-shot classes `zs_`.
 
     Returns:

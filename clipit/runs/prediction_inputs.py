@@ -31,7 +31,6 @@ class ZeroShotClasses:
         source: Name of the prompt set, or `--classes`.
         classes: Class names, in the order of the rows.
         embeddings: One unit vector per class, in the space that the classifier predicts.
-        logit_scale: Logit scale of the VLM.
     """
 
     source: str

@@ -22,7 +22,6 @@ class TextNeighbours:
     """Texts with their unit vectors.
 
     Attributes:
-        texts: Texts.
         sources: Class of each prompt, or id of each snippet.
         read: Function from rows to their unit vectors in the space of the model's image embeddings; it may read them
             from disk.

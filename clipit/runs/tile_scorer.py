@@ -37,8 +37,6 @@ class TileScorer:
         title: Description of the model, for pages.
         compute: Function from uint8 pixels [b, 3, h, w] on the device to scores and, if the model has a joint space,
             embeddings in it (un-normalised).
-        preprocess: Preprocessing of the model.
-        device: Device of the model.
         mpp: Micrometres per pixel of its training tiles; None if unknown.
         tile_pixels: Edge of its training tiles in pixels; None if unknown.
         logit_scale: Factor that turns cosine similarities into logits.
@@ -181,7 +179,6 @@ def tiles_for(scorer: TileScorer, requested: SlidesConfig, stated: Sequence[str]
     """Choose the resolution and size of the tiles: the requested ones, or else those of the training tiles.
 
     Args:
-        scorer: Model that scores the tiles.
         requested: Requested options of the tiles.
         stated: Names of the options among `mpp` and `pixels` that were requested.
 

@@ -25,10 +25,8 @@ def start_trackers(config: RunConfig, folder: Path, facts: Mapping[str, Any], ar
     group is their common folder.
 
     Args:
-        config: Run configuration.
         folder: Folder of the run or adaptation.
         facts: Keys that determine its results; only scalar values, which every tracker accepts, are recorded.
-        arm: Name of its arm.
 
     Returns:
         The open trackers; empty outside the main process.
@@ -68,12 +66,7 @@ def run_facts(config: RunConfig) -> dict[str, Any]:
 
 
 def opening_command(config: RunConfig, folder: Path) -> str:
-    """Return the command that opens the tracker for all runs in the parent folder; "" if wandb prints an address.
-
-    Args:
-        config: Run configuration.
-        folder: Folder of the run.
-    """
+    """Return the command that opens the tracker for all runs in the parent folder; "" if wandb prints an address."""
     runs = shlex.quote(str(folder.parent))
     if config.tracking.tracker == "tensorboard":
         return f"tensorboard --logdir {runs}"
@@ -109,7 +102,6 @@ def finish_trackers(trackers: "Sequence[GeneralTracker]", scores: Mapping[str, f
 
     Args:
         trackers: Open trackers.
-        scores: Test scores by name.
         step: Last step of the training.
     """
     for tracker in trackers:

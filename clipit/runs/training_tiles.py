@@ -49,7 +49,6 @@ def write_training_tiles(folder: Path, tiles: TileSet, tiles_fingerprint: str) -
     """Record the training and validation tiles of a run in its folder.
 
     Args:
-        folder: Folder of the run.
         tiles: Tiles of the run, without dropped leaks.
         tiles_fingerprint: Fingerprint of all tiles as read, which names the artefact with the hashes of their images.
     """
@@ -68,9 +67,7 @@ def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -
     read and hashed again. If that is impossible as well, `problems` lists what cannot be checked.
 
     Args:
-        folder: Folder of the run.
         config: Configuration of the run, with the section `leaks` that applies to the comparison.
-        workspace: Workspace of this configuration.
     """
     recorded = _read_record(folder)
     trained_on = str(read_training(folder).get("tiles", ""))

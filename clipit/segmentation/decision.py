@@ -56,7 +56,6 @@ class DecisionSearch:
         """Start without masks.
 
         Args:
-            classes: Classes of the masks.
             options: Section `segmentation`.
         """
         self._classes = len(classes)

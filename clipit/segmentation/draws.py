@@ -17,9 +17,7 @@ def draw_order(ids: Shaped[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], 
     count as patients of their own.
 
     Args:
-        ids: Ids of the images.
         groups: Patient or slide of each image; "" where unknown.
-        seed: Seed of the draw.
 
     Returns:
         Indices of the images.

@@ -29,9 +29,7 @@ class MethodInputs:
     """Inputs of a method.
 
     Attributes:
-        config: Configuration of the run.
         options: Section `segmentation`.
-        workspace: Workspace of the configuration.
         masks: Masks of all splits. Train on `train`, choose on `validation`, and do not read `test`.
         run: Folder of a finished run; None without one.
     """

@@ -23,7 +23,6 @@ class TokenReader:
     """Tokens of the images of each patient as the instances of one bag.
 
     Attributes:
-        store: Tokens.
         images: Ids of the images of each bag.
     """
 
@@ -86,7 +85,6 @@ class PseudoMasks:
 
     Attributes:
         codes: Class of each cell of an image, by image id; -1 where the model is not confident.
-        classes: Classes of the masks.
         model: Facts of the multiple-instance model.
     """
 
@@ -136,8 +134,6 @@ def pseudo_masks(
     Args:
         model: Trained multiple-instance model, whose classes are the labels of the images.
         tiles: Images; those without a label are skipped.
-        store: Their tokens.
-        classes: Classes of the masks.
         background: Class that images of every label contain.
         options: Evidence and confidence.
 

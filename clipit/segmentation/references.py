@@ -24,7 +24,6 @@ class Reference:
     """A floor or a ceiling.
 
     Attributes:
-        name: Name in tables.
         kind: Whether it is a floor, a ceiling of the mean Dice over images, or the majority class.
         counts: Confusion matrix of each image.
         tile_um: Edge of the tiles of a ceiling in micrometres (in pixels where the resolution is unknown).

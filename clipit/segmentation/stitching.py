@@ -26,7 +26,6 @@ class Strip:
     """Rows of a map with the same values.
 
     Attributes:
-        top: First row.
         bottom: Row after the last one.
         values: Value of each class and column.
     """
@@ -81,7 +80,6 @@ def window_starts(length: int, side: int, step: int) -> list[int]:
 
     Args:
         length: Length to cover, at least `side`.
-        side: Length of a window.
         step: Distance between windows.
     """
     starts = list(range(0, length - side + 1, step))
@@ -92,7 +90,6 @@ def stitch(grid: WindowGrid, scores: Iterable[Float32[np.ndarray, "_ c"]]) -> It
     """Stitch the scores of windows to strips, in the memory of the windows that cover one row of pixels.
 
     Args:
-        grid: Windows.
         scores: One row per window, in the order of `grid.batches`, in batches of any size.
     """
     lefts, tops = np.array(grid.lefts), grid.tops

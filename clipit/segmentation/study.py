@@ -45,7 +45,6 @@ class SegmentedMasks:
     """Result of one segmenter on the test masks.
 
     Attributes:
-        segmenter: Segmenter that predicted the masks.
         decision: Rule from probabilities to classes.
         counts: Confusion matrix of each test image, in pixels.
         majority: The same for the majority class of each window; None for a method that predicts per pixel.

@@ -30,7 +30,6 @@ class SegmentationRow(StudyRow):
         low: Lower end of the 95 % interval over patients.
         high: Upper end.
         reason: Why value or interval is missing.
-        images: Number of images scored.
         training_masks: Number of masks trained on.
         validation_masks: Number of masks used to choose a threshold or scales.
         threshold: Threshold of the second class's probability; None for the most probable class.
@@ -68,8 +67,6 @@ def study_chapters(
     """Build the chapters: all methods alongside floors and ceilings, then each method with its pictures.
 
     Args:
-        frame: Rows of the study.
-        provenance: Facts of the study.
         plots: Pictures of each method that has a chapter: of a method with several seeds, the first one.
     """
     order = {"floor": 0, "method": 1, "majority class": 2, "ceiling": 3}

@@ -29,7 +29,6 @@ class TokenHead:
 
     Attributes:
         weight: Weights for raw tokens (standardisation is folded in), one row per class.
-        bias: Bias per class.
     """
 
     weight: Float32[np.ndarray, "c d"]
@@ -53,11 +52,8 @@ def train_token_head(
     pseudo-labels. A step depends only on (seed, step).
 
     Args:
-        store: Tokens of the images.
         sources: Targets by image, one mapping for the masks and optionally one for pseudo-labels.
         options: Hyperparameters of the training.
-        seed: Seed of the order of images and tokens.
-        classes: Number of classes.
 
     Raises:
         DataError: A source is empty, or all of its pixels are ignored.

@@ -58,7 +58,6 @@ class Lattice:
 
         Args:
             codes: Class of each pixel.
-            classes: Number of classes.
         """
         row = self._cell_of(self.height, self.rows)
         column = self._cell_of(self.width, self.columns)
@@ -93,7 +92,6 @@ def lattice_of(height: int, width: int, mpp: float, tokens: "PatchTokens") -> La
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         mpp: Micrometres per pixel of the image; nan if unknown, as though it were the model's.
-        tokens: Model.
 
     Raises:
         ModelError: The model's tokens do not cover whole pixels.
@@ -135,7 +133,6 @@ def token_rows(
     Args:
         image: RGB image.
         lattice: Its cells, from `lattice_of`.
-        tokens: Model.
         overlap: Share of a window's edge that it has in common with the next one.
         batch_size: Windows per forward pass.
 

@@ -35,7 +35,6 @@ class TokenModel:
     """Patch tokens of a model in a study, read from a store if it contains them.
 
     Attributes:
-        tokens: Model.
         store: Token maps of images of the study; None to compute all of them.
         overlap: Overlap of neighbouring windows as a share of their edge.
         batch_size: Windows per forward pass.
@@ -79,7 +78,6 @@ class HeadInputs:
     """Tokens and targets that heads are trained on.
 
     Attributes:
-        inputs: Inputs of the method.
         model: Tokens, with a store of all images with masks.
     """
 

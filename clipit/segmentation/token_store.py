@@ -80,8 +80,6 @@ def store_tokens(
     An interrupted call resumes at the next image; images are distributed over the processes.
 
     Args:
-        root: Output root.
-        tokens: Model that computes patch tokens.
         tiles: Images whose token maps are stored.
         overlap: Overlap of neighbouring windows as a share of their edge.
         batch_size: Number of windows per forward pass.

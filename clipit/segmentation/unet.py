@@ -39,7 +39,6 @@ class Samples:
     """Images with masks or pseudo-labels to train on.
 
     Attributes:
-        count: Number of images.
         read: Function that reads an image, its labels and its micrometres per pixel (nan if unknown).
         identity: JSON-like description of images and labels.
     """
@@ -54,9 +53,6 @@ class Unet:
     """A trained U-Net on disk.
 
     Attributes:
-        file: Weights.
-        classes: Number of classes.
-        options: Options of the training.
         fingerprint: Fingerprint of everything that it was trained from.
     """
 
@@ -114,7 +110,6 @@ class ScaledNetwork(nn.Module):
     """A network with scaled input: (pixels - mean) / deviation, with the channels in the order that it expects.
 
     Attributes:
-        network: Network.
         order: Channel of the image for each channel of the network: (0, 1, 2) for RGB.
         mean: Mean of each channel of the network, for pixels of 0..255.
         deviation: Standard deviation of each channel.
@@ -128,7 +123,6 @@ class ScaledNetwork(nn.Module):
         """Wrap a network.
 
         Args:
-            network: Network.
             scaling: Parameters as returned by segmentation-models-pytorch: mean, std, input_range and input_space; None
                 to scale pixels to -1..1.
         """
@@ -159,8 +153,6 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
     Pixels are scaled as in the training of these weights, or else to -1..1; the scaling is stored with the weights.
 
     Args:
-        options: Options.
-        classes: Number of classes.
         pretrained: Whether to load `encoder_weights`, which trained weights replace.
 
     Raises:
@@ -196,11 +188,8 @@ def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed
     resumes at its last checkpoint and ends with the same weights.
 
     Args:
-        root: Output root.
         sources: Masks and, optionally, pseudo-labels.
-        options: Options of the training.
         seed: Seed of initialisation and crops.
-        classes: Number of classes.
 
     Raises:
         DataError: There is no image, or no labelled pixel in a source.

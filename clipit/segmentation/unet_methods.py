@@ -48,11 +48,8 @@ def unet_segmenter(
     """Train a U-Net, and return its segmenter.
 
     Args:
-        name: Name in tables.
         sources: Images with masks to train on.
         masks: Number of masks, for the tables.
-        seed: Seed of the training.
-        inputs: Inputs of the method.
         facts: Additional provenance, by name.
     """
     options = inputs.options.training.unet

@@ -25,7 +25,6 @@ class WindowModel:
     """A model of tiles that classifies windows of images at the resolution that it was trained on.
 
     Attributes:
-        scorer: Model.
         class_of: Mapping from the classes of the model (rows) to those of the masks, as 0 or 1.
         overlap: Overlap of adjacent windows as a share of their edge length.
         batch_size: Windows per forward pass.

@@ -100,8 +100,6 @@ def map_classes(
     """Return which class of the masks each class of a model belongs to, as a matrix of 0 and 1.
 
     Args:
-        model: Classes of the model.
-        masks: Classes of the masks.
         mapping: Class of the masks by class of a model; a model without an entry is expected to use the same names.
         where: Model, for messages.
 

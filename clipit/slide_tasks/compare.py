@@ -46,8 +46,6 @@ class ComparisonOptions:
         device: Device; None for that of the process.
         bf16: Whether to compute in bfloat16.
         trust_remote_code: Whether to run Python code that defines a backbone.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the bootstrap.
     """
 
     reference: str
@@ -84,12 +82,10 @@ def compare_slides(
     `comparison.html`. Slides that one of the runs cannot score are dropped for all and listed.
 
     Args:
-        listed: Slides with labels.
         runs: Runs that can be compared (`slide_runs.check_comparison`).
         vlm: Zero-shot VLM as an additional arm; None for none.
         requested: Requested resolution and size of tiles; unset ones follow each model.
         stated: Names of the options among `mpp` and `pixels` that the user gave; the others are each model's.
-        out: Output folder.
         options: How to open and compare the runs.
 
     Raises:

@@ -49,7 +49,6 @@ class MapOptions:
     """Content of the pages of slides.
 
     Attributes:
-        top: Tiles shown per class.
         snippets: Report snippets; those nearest to the top tiles are shown. None for none.
     """
 
@@ -71,9 +70,7 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     longer has the SHA-256 that `map.json` records.
 
     Args:
-        scored: Scored slides.
         scorer: Model on this process's device.
-        out: Output folder.
         options: What the pages show.
 
     Returns:

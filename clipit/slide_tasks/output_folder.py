@@ -24,7 +24,6 @@ def output_folder(out: Path, record: str) -> Iterator[None]:
     A different command on the same folder waits, and then skips finished slides.
 
     Args:
-        out: Output folder.
         record: File name of this command's record, one of `RECORDS`.
 
     Raises:

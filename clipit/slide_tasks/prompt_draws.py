@@ -47,11 +47,8 @@ def write_draws(
     """Pool the similarities of a slide's tiles for every draw, and write the table.
 
     Args:
-        folder: Folder of the slide.
-        slide: Name of the slide.
         similarities: Cosine similarity of each tile to the prompts of each draw and class.
         cells: Row and column of each tile in the slide's grid.
-        classes: Class names.
     """
     tables = [
         slide_table({slide: pooled}, classes).assign(draw=number)

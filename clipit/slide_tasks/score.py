@@ -42,10 +42,8 @@ class ScoredSlides:
 
     Attributes:
         outcome: Prepared and failed slides.
-        prepared: Slides with scores.
         config: Resolution and size of the tiles that were scored.
         table: Slide scores, one row per slide, pooling and smoothing.
-        facts: Provenance.
         draws: Slide scores by each sampled prompt set; empty without sampled sets.
     """
 
@@ -63,7 +61,6 @@ class SlideReport:
 
     Attributes:
         text: Summary for the terminal.
-        page: HTML page of all slides.
     """
 
     text: str
@@ -81,11 +78,9 @@ def score_slides(
     """Score the tiles of all slides and pool them; called by all processes, which divide the slides among them.
 
     Args:
-        listed: Slides.
         scorer: Model on this process's device.
         requested: Requested resolution and size of tiles; unset ones follow the model.
         stated: Names of the options among `mpp` and `pixels` that the user gave; the others are the model's.
-        out: Output folder.
         options: Batch size and reading threads.
 
     Raises:
@@ -160,9 +155,6 @@ def write_report(
     `scoring.json`, which records the model, the tiles and versions.
 
     Args:
-        scored: Scored slides.
-        scorer: Model.
-        out: Output folder.
         pages: Slide -> path of its own page, relative to `out`.
     """
     processes = get_processes()

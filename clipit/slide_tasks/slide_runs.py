@@ -22,10 +22,7 @@ class SlideRun:
     """A trained run.
 
     Attributes:
-        folder: Folder of the run.
         arm: Arm in its configuration; `custom` without one.
-        seed: Seed in its configuration.
-        classes: Classes of its classifier.
         mpp: Micrometres per pixel of the tiles that it was trained on; None if unknown.
     """
 
@@ -96,7 +93,6 @@ def check_comparison(
     Args:
         runs: Trained runs.
         reference: Arm that the others are compared with.
-        listed: Slides with labels.
         zero_shot: Classes of the prompts, if the zero-shot VLM is an additional arm; None if it is not.
 
     Raises:

@@ -52,7 +52,6 @@ class SlideOutcome:
     """Prepared and failed slides of a list, in its order.
 
     Attributes:
-        listed: Slides as listed.
         prepared: Slides with tissue tiles.
         failed: Slides that cannot be used.
     """
@@ -106,7 +105,6 @@ def slides_table(outcome: SlideOutcome, failed: Sequence[FailedSlide] = ()) -> p
 
     Args:
         outcome: Prepared and failed slides.
-        failed: Slides that failed later.
     """
     by_name = {slide.name: slide for slide in outcome.prepared}
     reasons = {slide.name: slide.reason for slide in (*outcome.failed, *failed)}

@@ -44,7 +44,6 @@ class TileScores:
 
     Attributes:
         grid: Readable tiles.
-        scores: Score of each tile and class.
         unreadable: Number of tiles that cannot be read.
     """
 
@@ -67,9 +66,7 @@ def score_tiles(
     number of processes.
 
     Args:
-        slides: Prepared slides.
         scorer: Scorer on this process's device.
-        out: Output folder.
         options: Batch size and reading threads.
 
     Returns:

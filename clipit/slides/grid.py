@@ -23,7 +23,6 @@ class SlideGrid:
     """Tissue tiles of one slide; coordinates are pixels of its finest level (level 0).
 
     Attributes:
-        slide: Name of the slide.
         width: Width of level 0.
         height: Height of level 0.
         mpp: Micrometres per pixel of level 0.
@@ -77,13 +76,11 @@ def make_grid(
     """Lay a grid over a slide and keep the tiles with enough tissue; the last of a row or column may extend beyond it.
 
     Args:
-        slide: Name of the slide.
         width: Width of level 0.
         height: Height of level 0.
         mpp: Micrometres per pixel of level 0.
         config: Resolution, size and overlap of tiles, and the share of tissue that they need.
         share: Function from left edges, upper edges and the tiles' edge to the share of tissue.
-        options: Names of options in messages.
 
     Raises:
         DataError: The tiles are smaller than 16 pixels of level 0, or more than 67 million.

@@ -21,8 +21,6 @@ def heat_map(
     Beside the map, this needs memory for one count per pixel.
 
     Args:
-        grid: Tiles of the slide.
-        scores: Score of each tile and class.
         downsample: Pixels of level 0 per pixel of the map, at most the edge of a tile. With the grid's step, the map
             has one pixel per cell of the grid. Gaps of less than a pixel of level 0 between tiles, which come from
             rounded corners, are closed.

@@ -103,7 +103,6 @@ class JpegLevel:
 
         Args:
             file: Open slide.
-            page: Page of tifffile.
         """
         self._file = file
         self._id = next(_level_ids)

@@ -60,7 +60,6 @@ class OmeTiff:
 
         Args:
             path: OME-TIFF, or another TIFF whose levels tifffile finds.
-            tiff_format: Name of the format.
             mpp: Micrometres per pixel of level 0 if the file has no OME metadata; None if they are unknown.
 
         Raises:

@@ -16,7 +16,6 @@ def share_cache(openslide: Any, slide: Any) -> None:
     no other cache.
 
     Args:
-        openslide: The module.
         slide: Open slide.
     """
     process_id = os.getpid()

@@ -10,7 +10,6 @@ class OptionNames:
     Attributes:
         mpp: Micrometres per pixel of slides that do not state them.
         tile_mpp: Micrometres per pixel of tiles.
-        overlap: Overlap of tiles.
         min_tissue: Share of a tile that must be tissue.
         contours: Contours of the tissue.
         elsewhere: Remark where the last three are options of a different command.

@@ -121,7 +121,6 @@ def trace_regions(labels: Integer[np.ndarray, "h w"], n: int, downsample: float 
 
     Args:
         labels: 0 outside of the regions, and 1 to n in the regions, each of which is connected through edges of pixels.
-        n: Number of regions.
         downsample: Pixels of level 0 per pixel of the map.
     """
     exteriors: dict[int, Float64[np.ndarray, "_ 2"]] = {}

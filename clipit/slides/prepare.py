@@ -61,7 +61,6 @@ class SlidePath:
 
     Attributes:
         name: Unique name.
-        path: File.
         mpp: Micrometres per pixel of level 0, as the user states them for this slide; None if unstated.
         default_mpp: Micrometres per pixel of level 0, used if neither the file nor the user states them.
     """
@@ -77,9 +76,6 @@ class PreparedSlide:
     """A slide with its tissue tiles, whose positions are read from the disk whenever they are needed.
 
     Attributes:
-        name: Name of the slide.
-        path: File.
-        stamp: Stamp of the content of its files.
         artifact: Artefact with the overview, the tissue and the positions of all tissue tiles.
         tiles: Number of tissue tiles.
         extent: Edge of a tile in pixels of level 0, not necessarily whole.
@@ -139,8 +135,6 @@ class FailedSlide:
     """A slide that cannot be used.
 
     Attributes:
-        name: Name of the slide.
-        path: File.
         reason: What is wrong.
         fix: What to do.
     """
@@ -166,7 +160,6 @@ def prepare_slides(
     Args:
         slides: Slides with unique names.
         config: Section `tiles.slides`.
-        options: Names of options in messages.
 
     Raises:
         ConfigError: One file of contours is configured for several slides.

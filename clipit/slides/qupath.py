@@ -40,9 +40,6 @@ def write_tiles_geojson(
     same UUIDs.
 
     Args:
-        path: Output file (.geojson).
-        grid: Tiles of the slide.
-        classes: Names of the classes.
         scores: Probability of each tile and class.
         colours: Colour of each class, as #rrggbb.
         origin: Pixel of level 0 where coordinates start.
@@ -90,9 +87,6 @@ def write_regions_geojson(
     class.
 
     Args:
-        path: Output file (.geojson).
-        grid: Tiles of the slide.
-        classes: Names of the classes.
         scores: Probability of each tile and class.
         colours: Colour of each class, as #rrggbb.
         origin: Pixel of level 0 where coordinates start.
@@ -118,10 +112,8 @@ def write_polygons_geojson(path: Path, slide: str, polygons: Sequence[Polygon], 
     """Write polygons, such as the tissue of a slide, as annotations of one class.
 
     Args:
-        path: Output file (.geojson).
         slide: Name of the slide, which determines the UUIDs.
         polygons: Polygons in pixels of level 0.
-        name: Name of the class.
         colour: Colour of the class, as #rrggbb.
 
     Raises:

@@ -158,8 +158,6 @@ class PlacedSlide:
     """A slide with the geometry of its tiles.
 
     Attributes:
-        name: Name of the slide.
-        path: File.
         extent: Edge of a tile in pixels of level 0, not necessarily whole.
         pixels: Edge of a tile as it is read.
     """
@@ -183,7 +181,6 @@ class SlideReader:
         """Store the positions of the tiles; no slide is opened yet.
 
         Args:
-            slides: Slides.
             slide_of: Position of each tile's slide in `slides`.
             x: Left edge of each tile, pixels of level 0.
             y: Upper edge of each tile.

@@ -38,7 +38,6 @@ def resolve_mpp(
         slide: Open slide.
         stated: Value for this slide in the user's table; None if it has none.
         where: Slide, for messages.
-        options: Names of options in messages.
         default: Value of the user's option, for slides without any other value; None if it is not given.
 
     Raises:
@@ -83,7 +82,6 @@ def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = K
         slide: Open slide.
         mpp: Its micrometres per pixel of level 0.
         where: Slide, for messages.
-        options: Names of options in messages.
 
     Raises:
         DataError: With them, the slide would be longer than 210 mm.

@@ -29,7 +29,6 @@ class SlideFile(Protocol):
         levels: Resolutions, finest first.
         mpp: Micrometres per pixel of level 0 as the file states them; None if it does not.
         magnification: Objective power as the file states it; None if it does not.
-        format: Name of the format.
         origin: Left and upper edge of the scanned area in pixels of level 0, where viewers such as QuPath begin.
         remark: What of the file's content is not read; "" for nothing.
     """
@@ -47,7 +46,6 @@ class SlideFile(Protocol):
         Args:
             x: Left edge in pixels of level 0.
             y: Upper edge in pixels of level 0.
-            level: Level to read.
             width: Width in pixels of that level.
             height: Height in pixels of that level.
 

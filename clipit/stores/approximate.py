@@ -62,7 +62,6 @@ class FaissIndex:
         """Open an index.
 
         Args:
-            path: Index file of faiss.
             rows: Number of rows that it must have.
             dim: Dimension of the vectors that it must have.
 
@@ -99,7 +98,6 @@ class FaissIndex:
             queries: Unit vectors of the queries.
             k: Number of rows per query.
             needed: Minimum number of rows per query; if fewer are found, an IVF index searches more lists.
-            settings: Search settings.
         """
         if not self.lists:
             if self._graph is not None:

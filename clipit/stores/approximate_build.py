@@ -31,7 +31,6 @@ def check_key(key: str, dim: int, rows: int) -> None:
 
     Args:
         key: Key of `faiss.index_factory`.
-        dim: Dimension of the vectors.
         rows: Number of vectors, or an upper bound if some may be equal.
 
     Raises:
@@ -45,8 +44,6 @@ def training_rows(centroids: int, dim: int, rows: int) -> int:
 
     Args:
         centroids: Largest number of centroids of a k-means of the index.
-        dim: Dimension of the vectors.
-        rows: Number of vectors.
     """
     affordable = min(MAX_ROWS * centroids, _MAX_BYTES // (4 * dim))
     return min(rows, max(affordable, MIN_ROWS * centroids, _OTHER_ROWS))
@@ -59,7 +56,6 @@ def fitting_key(key: str, rows: int) -> str:
 
     Args:
         key: Key of `faiss.index_factory`.
-        rows: Number of vectors.
     """
     max_centroids = max(rows // MIN_ROWS, 1)
     max_bits = int(math.log2(max_centroids))
@@ -126,8 +122,6 @@ def build_bytes(key: str, dim: int, rows: int) -> tuple[int, int]:
 
     Args:
         key: Key of `faiss.index_factory`.
-        dim: Dimension of the vectors.
-        rows: Number of vectors.
 
     Raises:
         ConfigError: faiss cannot build the index.
@@ -142,8 +136,6 @@ def check_memory(key: str, dim: int, rows: int) -> None:
 
     Args:
         key: Key of `faiss.index_factory`.
-        dim: Dimension of the vectors.
-        rows: Number of vectors.
 
     Raises:
         ConfigError: The memory does not suffice, or faiss cannot build the index.

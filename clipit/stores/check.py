@@ -51,7 +51,6 @@ def check_finite(store: Store, items: str) -> None:
     read. Call it in all processes.
 
     Args:
-        store: Store to check.
         items: Name of the embedded items, for the error message.
 
     Raises:

@@ -181,8 +181,6 @@ def embed_texts(
     """Embed the texts of a `snippets` artefact.
 
     Args:
-        root: Output root.
-        vlm: VLM that encodes the texts.
         snippets: Artefact with `snippets.parquet`.
         batch_size: Texts per forward pass.
         word_drop: Probability of dropping a word, drawn by seed and snippet id; at least one word of a text is kept.
@@ -219,8 +217,6 @@ def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[
 
     Args:
         vlm: Model with a text tower.
-        texts: Prompts.
-        batch_size: Number of texts per batch.
     """
     vlm.warn_truncated(texts)
     batches = []
@@ -248,9 +244,6 @@ def embed_tiles(
     """Embed a set of tiles; labels are not used.
 
     Args:
-        root: Output root.
-        vlm: VLM that encodes the tiles.
-        tiles: Tiles to embed.
         batch_size: Tiles per forward pass.
         space: `joint` for matching with texts, `raw` for probes; each space has its own store.
         threads: Number of reading threads; 0: one per available core, at most 8.
@@ -293,8 +286,6 @@ def write_shards(
     """Write the missing shards of a store, distributed over the processes.
 
     Args:
-        folder: Folder of the artefact.
-        ids: Ids of all rows.
         encode: Function from the first and last (exclusive) row of a shard to its vectors, in the stored precision; it
             advances the bar by the rows of each batch.
         title: Title of the progress bar.
@@ -333,10 +324,6 @@ def write_embeddings(
     """Write the embeddings of a VLM in half precision, as unit vectors in the joint space; return the store's facts.
 
     Args:
-        folder: Folder of the artefact.
-        ids: Ids of all rows.
-        vlm: VLM of the embeddings.
-        space: Space of the embeddings.
         encode: Function from the first and last (exclusive) row of a shard to its vectors, which advances the bar.
         title: Title of the progress bar.
 

@@ -48,7 +48,6 @@ def nearest_rows(
     The vectors are read once, part by part, and each part is compared with the queries block by block.
 
     Args:
-        queries: Vectors of the queries.
         vectors: Rows and vectors to search, in parts of at most `BLOCK`, on this process's device.
         k: Number of rows per query.
         block: Queries per matrix product.

@@ -53,8 +53,6 @@ def build_index(
     """Build the index of a text store.
 
     Args:
-        root: Output root.
-        store: Text store.
         key: Key of `faiss.index_factory`; `Flat` is exact. The metric is the inner product.
         centring: Whether to subtract the store's mean and normalise again before indexing.
         backend: Library that searches. `torch` supports only Flat; `auto` means faiss if it is installed. On a GPU,

@@ -148,7 +148,6 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
     projects nor normalises unless it is built with `with_proj=True, normalize=True`.
 
     Args:
-        root: Output root.
         paths: HDF5 files, or folders of them.
         vlm: VLM whose image tower computed the features, projected into the joint space.
 

@@ -25,7 +25,6 @@ class StoredRows:
     first pass. Use a new object for each task, so that this memory is released.
 
     Attributes:
-        store: Store of the vectors.
         mean: Mean to subtract before the vectors are normalised again; None for no centring.
         positions: Row of the store for each of these rows.
         numbers: Inverse of `positions`, for each row of the store; -1 for rows that are not used.

@@ -29,7 +29,6 @@ class FrozenFeatures:
     """Features of all tiles from one frozen model.
 
     Attributes:
-        name: Name of the model in tables.
         facts: Provenance of every score: model, fingerprint, preprocessing, pixels, features_saw_labels.
         vectors: Features by split, one row per tile.
     """

@@ -40,7 +40,6 @@ class Sweep:
     """A sweep file.
 
     Attributes:
-        path: Path of the file.
         name: Name of the sweep, used as the prefix of its runs' names.
         method: "grid", "random" or "bayes".
         metric: Name of the logged metric; None for the metric that `training.monitor` selects.

@@ -30,7 +30,6 @@ def unused_keys(keys: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:
     """List the swept keys that affect none of the runs.
 
     Args:
-        keys: Swept keys.
         configs: Configurations of all trials, with their arms resolved.
     """
     live = {key for config in configs for key in dotted(live_keys(config))}

@@ -30,7 +30,6 @@ class SweepPlan:
     Attributes:
         sweep: The sweep file; its options include those of the command line.
         trials: All trials; for method bayes, trials that cover every listed value and both ends of every range.
-        count: Number of trials.
         seed: Seed of random and proposed values.
         comparison_metric: Metric for comparing the runs (`comparison.metric`).
     """
@@ -46,7 +45,6 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
     """Combine the swept values and validate the configuration of every trial.
 
     Args:
-        sweep: The sweep file.
         options: Command-line options, which take precedence over those of the file.
         count: Number of trials, or maximum number for a grid; `run_cap` of the file by default.
         seed: Seed of random and proposed values. The first values do not depend on `count`.
@@ -124,11 +122,7 @@ def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
 
 
 class Proposals:
-    """The trials of method bayes: those in the study, then new ones by the tree-structured Parzen estimator.
-
-    Args:
-        plan: Plan of the sweep.
-    """
+    """The trials of method bayes: those in the study, then new ones by the tree-structured Parzen estimator."""
 
     def __init__(self, plan: SweepPlan) -> None:
         self._plan = plan

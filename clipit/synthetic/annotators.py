@@ -61,8 +61,6 @@ def make_annotators(
     """Configure annotators with skills evenly spaced from 0.9 down to 0.5, or with given skills.
 
     Args:
-        count: Number of annotators.
-        seed: Seed of the annotations.
         skills: Skill of each annotator; empty for evenly spaced skills.
         biased: Number of biased annotators, counted from the first.
         coverage: Probability that an annotator labels a tile.
@@ -119,8 +117,6 @@ def draw_annotations(
     Each tile has its own random stream, named after its id, so that its labels do not depend on other tiles.
 
     Args:
-        config: Settings of the annotators.
-        tiles: Ids of the tiles.
         truth: True class index of each tile.
     """
     cumulative = true_confusions(config).cumsum(axis=2)

@@ -69,10 +69,6 @@ def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[st
     cases with a report at one share also have one at any larger share, and texts differ only if the status that they
     state differs.
 
-    Args:
-        path: File to write.
-        config: Configuration of the world.
-
     Returns:
         Counts by split (and `external`): `cases`, `with_tumour`, `with_report`, `reports`, and reports that state a
         status (`stating`) or a wrong one (`wrong`).
@@ -90,9 +86,7 @@ def write_own_reports(
     """Write the reports of these cases as `write_case_reports` does.
 
     Args:
-        path: File to write.
         config: Seed of the world and settings of its reports.
-        splits: Cases by split.
     """
     counts: dict[str, dict[str, int]] = {}
     reports: list[OwnReport] = []

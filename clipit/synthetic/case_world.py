@@ -88,8 +88,6 @@ def add_variants(folder: Path, config: CaseWorldConfig, variants: Sequence[Seque
     """Write additional reports of a world's cases, such as `reports_reported0.25.jsonl`; existing files are kept.
 
     Args:
-        folder: Folder of the world.
-        config: Configuration of the world.
         variants: Changed keys of `VARIED` for each file, such as `["reported=0.25", "wrong=0.4"]`.
 
     Returns:

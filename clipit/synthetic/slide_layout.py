@@ -86,7 +86,6 @@ def draw_layout(rng: np.random.Generator, size: int, pieces: int, main: int, oth
     """Draw the layout of a slide.
 
     Args:
-        rng: Random generator of this layout.
         size: Edge of the slide in pixels.
         pieces: Number of tissue pieces, 1 or 2.
         main: Class of the largest region of each piece.
@@ -214,7 +213,6 @@ def _arc(
     """Return points of an irregular curve around the centre of a piece.
 
     Args:
-        rng: Random generator of the curve.
         ellipse: Centre and semi-axes of the piece.
         start: Angle of the first point in radians.
         stop: Angle of the last point.

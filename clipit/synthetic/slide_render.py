@@ -36,7 +36,6 @@ def draw_status(
     """Draw foci with the morphology of the mutated status, by thresholding smooth noise.
 
     Args:
-        rng: Random generator of the foci.
         labels: 0 for glass, k + 1 for class k of `CLASSES`.
         share: Share of the tumour pixels in foci; the result differs from it by at most about one percentage point.
     """
@@ -146,10 +145,6 @@ def scan_slide(
     The Beer-Lambert law is applied as for tiles (`clipit.synthetic.render.scan`).
 
     Args:
-        rng: Random generator of this scan.
-        haematoxylin: Concentration of haematoxylin.
-        eosin: Concentration of eosin.
-        layout: Layout of the slide.
         centres: Centre of the stain of each piece; the scanner is that of the first.
         artefacts: Pen marks and out-of-focus patches; None for a clean slide.
         ink: Colour of the pen, a key of `INKS`.

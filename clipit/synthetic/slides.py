@@ -93,8 +93,6 @@ def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int, show
     """Draw a slide from the random streams of the configuration's seed and this name.
 
     Args:
-        config: Configuration of the world.
-        name: Name of the slide.
         main: Class of the slide's label: a grade of tumour, or normal mucosa.
         centre: Centre of the scanner, and of the stain of the first piece.
         shows: Share of the tumour with the morphology of the mutated status, in foci.
@@ -196,8 +194,6 @@ def ensure_slides(folder: Path, config: ConfigT, write_world: Callable[[Path, Co
     """Write synthetic slides to a folder, atomically, unless it contains them.
 
     Args:
-        folder: Folder of the world.
-        config: Configuration of the world.
         write_world: Function that writes all files of the world, `world.json` last.
 
     Raises:
@@ -276,7 +272,6 @@ def write_pyramid(path: Path, image: UInt8[np.ndarray, "h w 3"], mpp: float) -> 
     compression.
 
     Args:
-        path: File to write.
         image: Pixels of the finest level.
         mpp: Micrometres per pixel of the finest level.
     """

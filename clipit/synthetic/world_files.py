@@ -34,8 +34,6 @@ def write_tiles(
     """Write `<name>.zip` and `<name>.csv`; return the SHA-256 of all pixels, in order.
 
     Args:
-        folder: Folder of the world.
-        name: Name of both files.
         draws: Tiles by split; the split `shift` is written as `test`.
         more: Additional columns of the table, by split and name, with one value per tile.
     """
@@ -110,7 +108,6 @@ def ensure_written(folder: Path, config: Section, write: Callable[[Path], object
     """Write a world to a folder, atomically, unless it exists.
 
     Args:
-        folder: Folder of the world.
         config: Configuration that `world.json` in the folder must contain under `config`.
         write: Function that writes all files of the world to a folder, `world.json` last.
 

@@ -30,7 +30,6 @@ def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
     A file with a wrong checksum is renamed to `<target>.bad` and not used.
 
     Args:
-        url: URL of the file.
         target: Output path; an existing file is verified and not downloaded again.
         md5: Published MD5 checksum, in hexadecimal digits.
         page: Web page of the data set, for error messages.

@@ -36,7 +36,6 @@ class CropReader:
         """Create the reader.
 
         Args:
-            root: Folder of the photos.
             files: Path of the photo for each row, relative to `root`.
             boxes: Box of the crop for each row, in pixels.
         """

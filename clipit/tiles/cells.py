@@ -100,7 +100,6 @@ def resolve_missing(
 
     Args:
         values: Labels or groups as text, "" where missing.
-        kind: Whether the values are labels or groups.
         config: Section `tiles`.
         where: File or data set, for error messages.
         row_name: Function from the index of a row to its name in error messages.

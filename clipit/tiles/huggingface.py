@@ -58,8 +58,6 @@ class SplitRows:
     """Rows of a split of a data set, without its images.
 
     Attributes:
-        count: Number of rows.
-        names: Names of all columns.
         text: Function that returns the cells of a column as text, "" where missing; class indices are not replaced.
         class_names: Column -> class names, for columns of class indices.
         stamps: Stamp of each image's content.

@@ -21,8 +21,6 @@ def check_metadata(
 
     Args:
         config: Section `tiles`.
-        root: Folder or zip of tiles.
-        others: Files in it that are not images.
         read: Function from the name of such a file to its bytes.
         loose: Whether images are outside class folders.
 

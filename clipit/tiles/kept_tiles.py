@@ -123,11 +123,8 @@ def keep_tiles(
     copied byte for byte, so that it yields the same pixels or the same error as in the set.
 
     Args:
-        root: Folder of artefacts.
         inputs: JSON-serialisable description of the set.
         blocks: Function that opens the set; called only if its tiles have not been kept.
-        columns: Names of the tiles' fields.
-        size: Size and quality of the kept images.
         title: Name of the set, for the progress bar.
 
     Raises:
@@ -250,8 +247,6 @@ class KeptImage:
     """Kept image file.
 
     Attributes:
-        data: Bytes of the file.
-        suffix: Suffix of its format.
         scale: Original edge / kept edge.
     """
 

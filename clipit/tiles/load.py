@@ -153,7 +153,6 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
     """Resolve labels, splits and mpp; drop labels outside `class_map` and, if configured, other splits.
 
     Args:
-        source: Rows of the source.
         config: Section `tiles`.
         annotators: Labels by annotators, whose classes are added to those of the tiles.
 

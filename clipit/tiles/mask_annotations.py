@@ -29,13 +29,8 @@ class AnnotatorMasks:
     """Masks of tiles by several annotators, read from disk on demand.
 
     Attributes:
-        tiles: Tiles with at least one mask.
-        annotators: Names of the annotators.
-        classes: Classes of the masks.
-        reader: Reader of the mask files.
         files: File name of each row of the reader.
         row_of: (tile, annotator) -> row of the reader.
-        notes: Notes on dropped rows.
     """
 
     tiles: TileSet
@@ -77,7 +72,6 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
         path: Table (csv, tsv or parquet).
         images: Folder or zip that the masks are relative to; None for the folder of the table.
         tiles: Tiles, which the column `tile` names by id; masks of other tiles are dropped and counted.
-        classes: Classes of the masks.
 
     Raises:
         DataError: The table cannot be read, lacks columns or cells, names missing files, has two masks by one annotator

@@ -33,7 +33,6 @@ class MaskClasses:
     """Classes of masks, and the values that encode them.
 
     Attributes:
-        names: Class names.
         class_of: Value -> index of the class.
         ignore: Values of ignored pixels.
     """
@@ -76,7 +75,6 @@ def decode_mask(
         content: File, or the bytes of a zip member.
         name: Name of the file, whose suffix distinguishes GeoJSON from images.
         size: Width and height of the tile in pixels.
-        classes: Classes of the mask.
 
     Returns:
         Class of each pixel; -1 for ignored pixels.

@@ -32,14 +32,10 @@ class MaskSet:
     """Tiles with a mask; images and masks are read from disk on demand.
 
     Attributes:
-        tiles: Tiles.
-        classes: Classes of the masks.
-        reader: Reader of the mask files.
         files: File name of each row of the reader.
         rows: Row of each tile in the reader.
         stamps: Stamp of each mask's content.
         counts: Number of pixels of each tile by class, without ignored pixels; empty before `check_masks`.
-        notes: Notes on dropped masks.
     """
 
     tiles: TileSet
@@ -114,8 +110,6 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
 
     Args:
         config: Section `tiles`, whose source is a table with a column `mask`.
-        tiles: Tiles of this table.
-        classes: Classes of the masks.
 
     Raises:
         ConfigError: The tiles come from a different source.
@@ -165,7 +159,6 @@ def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> M
     """Decode every mask once, count its pixels by class, and drop masks with only ignored pixels.
 
     Args:
-        masks: Masks.
         unreadable: `error` to raise one error that lists all unusable masks; `quarantine` to drop, count and list them.
 
     Raises:

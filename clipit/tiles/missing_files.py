@@ -68,10 +68,6 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
 
     Args:
         missing: Normalised names that were not found.
-        total: Number of names in the table.
-        present: Files in the folder or zip.
-        images: The folder or zip.
-        table: The table.
     """
     difference = _difference(missing, present)
     contents = f"{counted(len(present), 'file')}, such as {shortlist(present[:3])}" if present else "no file"

@@ -16,7 +16,6 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
     Args:
         tiles: Tiles with all labels of the source.
         config: Section `tiles` that they were read with.
-        title: Description of the tiles.
         tests_only: Whether the tiles are an additional test set, which needs no other splits.
     """
     counts = np.bincount(tiles.truth[tiles.truth >= 0], minlength=len(tiles.classes)).tolist()

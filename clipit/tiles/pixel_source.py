@@ -118,7 +118,6 @@ class PixelSource:
 
         Args:
             batches: Rows of each batch.
-            device: Device of the pixels.
             clock: Clock that is advanced by the time spent waiting for tiles.
         """
         read = read_ahead(batches, lambda row: self._pixels(int(row)), self._pool, clock=clock)

@@ -39,7 +39,6 @@ def worth_caching(count: int, total: int, size: int, *, reads: float, gigabytes:
     the disk, and each tile is read at least twice on average, since writing the cache reads each tile once.
 
     Args:
-        count: Number of tiles to cache.
         total: Number of all tiles of the configuration, to which the budget applies.
         size: Edge length of the resized tiles in pixels.
         reads: Average number of times that a run reads each tile.
@@ -60,8 +59,6 @@ def resize_tiles(
     The blocks of tiles are distributed over processes; an interrupted call resumes with the missing blocks.
 
     Args:
-        root: Output root.
-        tiles: Tiles to resize.
         geometry: Function that maps an image to its pixels at the model's input size.
         size: Edge length of the resized tiles in pixels.
         preprocess: Hash of everything that determines the resized pixels of an image.

@@ -40,8 +40,6 @@ class SlideList:
         labels: Class names; "" for unlabelled slides.
         source_splits: Splits as the source names them; "" if there are none.
         groups: Patients; "" where unknown.
-        where: Folder or table.
-        notes: Notes on the list.
     """
 
     slides: Sequence[SlidePath]

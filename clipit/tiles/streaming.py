@@ -29,7 +29,6 @@ class StreamedSplit:
     """A split of a streamed data set.
 
     Attributes:
-        columns: Names of all columns.
         kinds: Column -> type of its values; "image" for images.
         class_names: Column -> class names, for columns of class indices.
     """

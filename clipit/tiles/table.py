@@ -81,7 +81,6 @@ def table_images(
     """Return the images listed in a table, reading only its columns of paths and ids.
 
     Args:
-        path: Table.
         images: Folder or zip that the paths are relative to; None for the folder of the table.
         path_column: Name of the column of paths; None for `path`.
         id_column: Name of the column of ids; None for `id`, without which the paths are the ids.

@@ -45,7 +45,6 @@ class TarIndex:
     """Samples of shards, with the locations of their images.
 
     Attributes:
-        shards: Tar files.
         stamps: Size and modification time of each shard.
         table: One row per sample: shard, key, name (of the image, "" without one), offset, size, and fields.
         names: Names of all fields in the shards, including those that are not in the table.

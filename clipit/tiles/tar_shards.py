@@ -133,8 +133,6 @@ def scan_tar(path: Path, pattern: "re.Pattern[str]", largest: int) -> Iterator[t
     Only headers and matching files are read.
 
     Args:
-        path: Shard.
-        pattern: Pattern to search in the names.
         largest: Maximum size of a matching file in bytes.
 
     Raises:
@@ -212,7 +210,6 @@ class TarReader:
         """Store the location of each row, without opening any shard.
 
         Args:
-            shards: Tar files.
             names: Name of each row, for error messages.
             shard_of: Index of each row's shard.
             offsets: Offset of each row in its shard, in bytes.

@@ -104,7 +104,6 @@ def arm_keys(name: str, configured: Mapping[str, Mapping[str, Any]]) -> dict[str
     """Return the dotted configuration keys that an arm sets.
 
     Args:
-        name: Name of the arm.
         configured: Arms defined in the configuration, which take precedence over the built-in ones.
 
     Raises:

@@ -16,11 +16,7 @@ class BatchPlan:
     """Global batches over the rows of the training tiles.
 
     Attributes:
-        labelled: Rows of labelled tiles.
         unlabelled: Rows of unlabelled tiles; empty if no loss term uses them.
-        n_labelled: Number of labelled tiles per batch.
-        n_unlabelled: Number of unlabelled tiles per batch.
-        seed: Seed of the order.
     """
 
     labelled: Int64[np.ndarray, "_"]

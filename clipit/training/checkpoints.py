@@ -99,7 +99,6 @@ def load_weights(path: Path, model: nn.Module, sha256: str = "") -> None:
     """Load trainable parameters.
 
     Args:
-        path: File with the parameters.
         model: Model that receives them.
         sha256: Expected SHA-256 of the file; "" if it has been verified.
 

@@ -65,7 +65,6 @@ class StepParts:
         seconds: Function that returns the duration of the training so far.
         scaler: Function that returns the state of the loss scaler; None without one.
         log: Function that passes each row of the log to trackers.
-        device: Device of the losses.
     """
 
     model: nn.Module
@@ -163,8 +162,6 @@ def _check_finite(
 
     Args:
         losses: Sum of this process's losses since the last check.
-        checked_step: Step of the last check.
-        step: Step of this check.
         processes: Processes that share the batches.
         key: Configuration key of the learning rate.
 

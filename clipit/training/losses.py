@@ -123,7 +123,6 @@ def prior_corrected(
     one (Saerens et al. 2002, Neural Computation 14(1), equation 4); s = 0 leaves p unchanged.
 
     Args:
-        probabilities: Class probabilities from the model.
         prior: Prior pi: mean class probabilities over *training* tiles; values below 1e-12 count as 1e-12.
         strength: Strength s, between 0 and 1.
     """

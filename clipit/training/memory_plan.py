@@ -31,7 +31,6 @@ class MemoryPlan:
 
     Attributes:
         checkpointing: Whether to use gradient checkpointing.
-        micro_batches: Number of micro-batches per step.
         needed: Estimated peak memory of a process in bytes.
         free: Free memory of the smallest device in bytes, including that of the loaded weights.
         parts: Breakdown of the needed memory, as text.
@@ -125,7 +124,6 @@ def _raise_together(problems: Sequence[str | None], processes: Processes) -> Non
 
     Args:
         problems: One entry per process: None for success, "" for a lack of memory, else the error message.
-        processes: Processes of the training.
     """
     failed = [(rank, problem) for rank, problem in enumerate(problems) if problem is not None]
     if not failed:
@@ -152,9 +150,7 @@ def choose_memory_plan(
 
     Args:
         config: Run configuration, with its arm resolved.
-        estimate: Memory estimate of its student.
         free: Free memory of the smallest device in bytes, before the student is loaded.
-        processes: Number of processes.
         reserved: Bytes of the device's memory that are not available to the student, such as a cache of tiles.
         pixels: Edge of the tiles that are read ahead; 0 to ignore them.
 

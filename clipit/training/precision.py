@@ -8,7 +8,6 @@ def resolve_precision(config: RunConfig, recorded: str | None = None) -> RunConf
     """Replace `training.precision: auto` by a definite precision; called by all processes.
 
     Args:
-        config: Run configuration.
         recorded: Precision that the run was started with; None for one that the devices of all processes support.
     """
     if config.training.precision != "auto":

@@ -33,8 +33,6 @@ class TrainingData:
     """Training tiles, their labels and the loss terms.
 
     Attributes:
-        plan: Plan of the batches.
-        source: Pixels of the training tiles.
         labels: Class indices of the training tiles; -1 if unknown.
         keys: Augmentation keys of the training tiles.
         terms: Prepared loss terms, in the order of summation.

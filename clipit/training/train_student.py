@@ -36,7 +36,6 @@ class Validation:
     """Validation tiles that select the best step.
 
     Attributes:
-        source: Pixels of the validation tiles.
         rows: Rows of the scored tiles.
         monitor: Monitored metric; None to keep the last step.
     """
@@ -58,7 +57,6 @@ class TrainingOutcome:
         seconds: Duration of the training.
         tiles_per_second: Tiles over seconds.
         data_wait: Share of the time spent waiting for tiles.
-        trainable_parameters: Number of trainable parameters.
         stopped_early: Whether the patience ended the training.
         compile_seconds: Duration of the first step if it compiled the backbone; None otherwise.
     """

@@ -61,13 +61,8 @@ class _Adaptation:
     """One adaptation, with its precision resolved and its examples read.
 
     Attributes:
-        config: Run configuration.
         section: Section `adapt`, with the towers and the precision that this arm uses.
-        arm: Arm of the study.
         seed: Seed of initialisation, order and augmentation.
-        workspace: Workspace of the configuration.
-        folder: Folder of the adaptation.
-        examples: Bags to train on.
         validation: Bags of the validation split, if they are needed.
     """
 
@@ -102,11 +97,8 @@ def adapt(
     """Adapt the VLM of a configuration, or resume it; a finished adaptation is not repeated.
 
     Args:
-        config: Run configuration.
         section: Section `adapt`.
-        arm: Arm of the study.
         seed: Seed of initialisation, order and augmentation.
-        workspace: Workspace of this configuration.
         measure: Function from the folder of an adaptation to scores of its VLM by name, for the tracker; called by all
             processes.
 

@@ -55,13 +55,7 @@ class Members:
 
     @classmethod
     def grouped(cls, examples: Int64[np.ndarray, "m"], values: Int64[np.ndarray, "m"], count: int) -> "Members":
-        """Store values by example, in their order; values with a negative example are dropped.
-
-        Args:
-            examples: Example of each value.
-            values: Rows of tiles or texts.
-            count: Number of examples.
-        """
+        """Store values by example, in their order; values with a negative example are dropped."""
         known = np.flatnonzero(examples >= 0)
         order = known[np.argsort(examples[known], kind="stable")]
         return cls(values[order], np.searchsorted(examples[order], np.arange(count + 1)).astype(np.int64))
@@ -88,15 +82,10 @@ class BagExamples:
     of an example over its visits, except for a remainder that does not fill a bag.
 
     Attributes:
-        source: Pixels of the tiles.
-        tile_ids: Ids of the tiles.
         texts: Distinct texts.
         tiles_of: Rows of the tiles of each example; the first ones come first in a bag that takes all.
-        texts_of: Rows of the texts of each example.
         tiles_per_bag: Maximum number of tiles of a tile bag.
         texts_per_bag: Maximum number of texts of a text bag; 0 contrasts images with images.
-        batch_size: Bags per batch.
-        seed: Seed of the draws.
         groups: Group of each example; examples of the same group are not negatives. A group is a patient or, where
             examples of a patient are negatives, a single example.
         partners: Example whose texts each example gets; itself, except in the control.
@@ -201,10 +190,6 @@ class BagExamples:
 
 def check_negatives(examples: BagExamples, batches: int = 8) -> dict[str, Any]:
     """Check that the bags of the first batches have negatives.
-
-    Args:
-        examples: Examples.
-        batches: Number of batches.
 
     Returns:
         Counts for the summary: mean number of negatives per bag, and share of the bags without any.

@@ -44,12 +44,9 @@ def bag_examples(
     `pairing`, and the nearest prompts. Bags with a tile or a text in common are not negatives.
 
     Args:
-        config: Run configuration.
         section: Section `adapt`.
         arm: Arm of the study. `shuffled_text` gives each tile the text bag of a tile of another patient.
-        seed: Seed of the draws.
         split: Must be train: tiles of other splits are never paired.
-        workspace: Workspace of this configuration.
 
     Raises:
         DataError: Another split is requested, or all text bags are empty.
@@ -120,8 +117,6 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
 
     Args:
         section: Section `adapt`.
-        arm: Arm of the study.
-        seed: Seed of the draws.
         workspace: Workspace with the VLM before the adaptation.
         mined: Members of the bags of all training tiles.
 

@@ -69,9 +69,6 @@ def count_prompt_texts(
     """Count the texts that equal a class name or a prompt, and warn about them, because such texts are labels.
 
     Args:
-        examples: Examples whose texts are checked.
-        prompts: Prompt set of the evaluation.
-        classes: Classes of the evaluated tiles.
         split: Split of the examples, for the warning.
         log: Function that logs the warning.
 

@@ -34,13 +34,10 @@ def case_examples(
     loss only; those of patients with tiles in several splits are not used.
 
     Args:
-        config: Run configuration.
         section: Section `adapt`.
         arm: Arm of the study. `shuffled_text` gives each patient the reports of another patient, of the same organ
             where there is one; some of their sentences may equal those of the own report by chance.
-        seed: Seed of the draws.
         split: train, validation or test.
-        workspace: Workspace of this configuration.
 
     Raises:
         DataError: No patient of this split has both tiles and text, or in the control there is only one.

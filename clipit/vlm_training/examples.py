@@ -33,12 +33,9 @@ def make_examples(
     """Build the examples of a split from the kind of data in `adapt.data`; called by all processes.
 
     Args:
-        config: Run configuration.
         section: Section `adapt`.
-        arm: Arm of the study.
         seed: Seed of the order and of the control's shuffled texts.
         split: `train`, or a split whose examples are never trained on: `validation` or `test`.
-        workspace: Workspace of this configuration.
         batches: Whether batches are drawn from the examples. Otherwise their number and negatives are not checked.
 
     Raises:
@@ -97,11 +94,7 @@ def validation_examples(
     """Build the examples of the validation split; None, with a note, if there are none.
 
     Args:
-        config: Run configuration.
         section: Section `adapt`.
-        arm: Arm of the study.
-        seed: Seed of the draws.
-        workspace: Workspace of this configuration.
         batches: Whether batches are drawn from the examples.
     """
     try:

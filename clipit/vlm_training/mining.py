@@ -54,13 +54,10 @@ def mine(
 
     Args:
         section: Section `adapt`.
-        arm: Arm of the study.
         examples: Examples that the result replaces.
         vlm: VLM whose towers have the current weights, in evaluation mode.
         workspace: Workspace of this configuration, with the VLM before the adaptation.
-        folder: Folder of the adaptation.
         step: Number of steps before this mining.
-        run_fingerprint: Fingerprint of the adaptation.
         due: Whether the current weights are those after `step`. Otherwise the members must have been stored.
 
     Raises:

@@ -48,12 +48,9 @@ def pair_examples(
     a later split of the pairs are dropped or raise an error, depending on `leaks`.
 
     Args:
-        config: Run configuration.
         section: Section `adapt`.
         arm: Arm of the study. `shuffled_text` gives each image the texts of an image of another patient.
-        seed: Seed of the draws.
         split: train, validation or test.
-        workspace: Workspace of this configuration.
 
     Raises:
         DataError: The split has no image with a text, patients or images of the evaluated tiles or of a later split are
@@ -112,7 +109,6 @@ def exchange_images(patient_of: Shaped[np.ndarray, " n"], seed: int) -> Int64[np
 
     Args:
         patient_of: Patient of each image; "" if unknown, which counts as a patient of its own.
-        seed: Seed of the draw.
 
     Raises:
         DataError: All images are of one patient.
@@ -175,7 +171,6 @@ def _copies(read: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_us
     Args:
         read: Images with texts, as read.
         tiles: The images that are used, with their final splits.
-        workspace: Workspace of this configuration.
         by_user: Whether the splits are those of the source. If images were held out here, the policy `error` drops
             their copies.
     """

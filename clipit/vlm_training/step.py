@@ -76,7 +76,6 @@ class ContrastStep:
 
     Attributes:
         adapted: VLM with its trained weights, on this process's device.
-        examples: Examples of the batches.
         section: Section `adapt`.
         seed: Seed of augmentation and dropout.
         processes: Processes that share a batch.

@@ -42,8 +42,6 @@ def write_pairs(splits: Mapping[str, BagExamples], folder: Path, format: PairFor
 
     Args:
         splits: Examples of the arm `text` by split, such as train and validation.
-        folder: Folder to create.
-        format: Format of the files.
 
     Returns:
         Number of pairs by split.

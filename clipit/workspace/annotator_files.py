@@ -74,9 +74,7 @@ def describe_annotators(tiles: TileSet, annotations: Annotations, resamples: int
 
     Args:
         tiles: Tiles labelled by annotators.
-        annotations: Labels of the annotators.
         resamples: Number of bootstrap resamples for the interval of alpha.
-        seed: Seed of the resamples.
     """
     votes = annotations.votes
     counts = votes.counts()

@@ -48,8 +48,6 @@ class LeakCheck(NamedTuple):
     """Result of a search for leaks.
 
     Attributes:
-        path: Path of leaks.json.
-        leaking: Number of leaking tiles and reports.
         compared_patients: Whether patients or slides are known in at least two splits, so that they were compared.
     """
 

@@ -22,7 +22,6 @@ def enforce_on_external(
     """Return a new test set without patients and images of training or validation. Call it in all processes.
 
     Args:
-        tests: Tiles of the new set.
         seen: Tiles that the run, or the adaptation of its VLM, was trained or validated on.
         seen_hashes: Hashes of their images, in the same order; None to compare only patients.
         config: Run configuration with the section `leaks`.

@@ -71,10 +71,8 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
     depend on the additional test sets of a comparison.
 
     Args:
-        tests: Tiles of the shifted set.
         run_tiles: All tiles of the configuration, before leaks are dropped.
         seen: Tiles of `run_tiles` that are used for training or validation.
-        name: Name of the shifted set.
         config: Run configuration with the section `leaks`.
 
     Raises:

@@ -36,8 +36,6 @@ def write_pairs_page(
     """Write the page of the pairs to `<output>/pairings/<name>/pairs.html`, or to `pairs.html` in a run's folder.
 
     Args:
-        config: Configuration with reports.
-        workspace: Workspace of this configuration.
         most: Maximum number of tiles on the page.
         run: Folder of a run whose predictions are shown.
         given: Predictions to show instead of those of a run, and a sentence about their origin.

@@ -31,7 +31,6 @@ def check_inputs(
     it in all processes.
 
     Args:
-        workspace: Workspace of the configuration.
         models: Sections of the models that the command loads. The key `prompts` is checked against the classes only if
             the VLM is among them, because only the VLM uses prompts.
         prompts: Additional prompt sets that are used with these tiles.

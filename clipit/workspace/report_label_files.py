@@ -25,7 +25,6 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
     """Write the page, and the classes as JSON and CSV, to `<output>/report_labels/<name>/`.
 
     Args:
-        config: Configuration of the labels.
         labels: Labels from `label_corpus`.
         per_answer: Number of reports on the page for each class assigned by the rules, to be checked by eye.
 

@@ -34,7 +34,6 @@ class CorpusLabels:
 
     Attributes:
         reports: Reports, without those of patients with validation or test tiles.
-        classes: Class names.
         own: Class index of each report's own label; -1 if there is none, or if it is not a class.
         tile_labels: Most common class index among the labelled training tiles of each report's patient; -1 without
             any.
@@ -75,7 +74,6 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     Call it in all processes.
 
     Args:
-        config: Configuration with reports.
         tiles: Whether the configuration names tiles; reports of patients with validation or test tiles are then
             dropped.
         classifier: Whether to fit the text classifier, which takes minutes for thousands of labelled reports.

@@ -27,7 +27,6 @@ def report_vectors(
 
     Args:
         workspace: Workspace with the VLM.
-        reports: Reports to embed.
         config: Section `reports` with the filters.
     """
     corpus = Reports(tuple(reports), (), config.path)

@@ -24,8 +24,6 @@ def score_morphology(texts: Sequence[str], encode: TextEncoder, config: ReportsC
     Text embeddings lie in a narrow cone; without centring, any two of them are similar.
 
     Args:
-        texts: Texts of snippets.
-        encode: Text encoder of the VLM.
         config: Section `reports` with both prompt sets.
     """
     if not texts:

@@ -48,7 +48,6 @@ def cached_hashes(root: Path, tiles: str) -> tuple[Shaped[np.ndarray, " n"], Ima
     """Return the cached ids and hashes of tiles, without reading their images; None if they were never hashed.
 
     Args:
-        root: Folder of the artefacts.
         tiles: Fingerprint of the tiles when they were hashed.
 
     Returns:

@@ -33,7 +33,6 @@ def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
 
     Args:
         section: Section `tiles`; returned unchanged if it is not streamed or has a size.
-        config: Configuration with the models that read the tiles.
 
     Raises:
         ConfigError: The input size of a model is known only after loading it.
@@ -59,10 +58,7 @@ def read_configured(
     """Read all tiles of a configuration, with all labels, or without labels if `tiles.labels.kind` is `none`.
 
     Args:
-        config: Run configuration.
-        cached: Cache of the workspace.
         prompts: Function that reads the prompt set, which defines the classes of tiles without labels.
-        root: Folder of artefacts.
         decode: Whether to decode every image if `tiles.unreadable` is `quarantine`.
     """
     labels = LabelsConfig(kind="none" if config.tiles.labels.kind == "none" else "all")
@@ -87,7 +83,6 @@ def read_with_overview(
 
     Args:
         section: Section `tiles` to read.
-        cached: Cache of the workspace.
         root: Folder of artefacts, for streamed tiles and indexes of shards.
         check: Whether groups in two splits are an error.
         decode: Whether to decode every image if `tiles.unreadable` is `quarantine`.

@@ -18,10 +18,6 @@ class AnalysisResult:
     """Result of one analysis of one data set and backbone: a table and, optionally, points for a scatter plot.
 
     Attributes:
-        heading: Heading of its section.
-        text: Explanation of the table.
-        header: Column names.
-        rows: Cells as text.
         source: Files and columns that the figures are computed from.
         planes: Coordinates by panel title and name of the points.
         values: Unrounded values behind the cells, one record per cell or row; scores and shares in 0..1.

@@ -43,8 +43,6 @@ class ChangedTiles:
 
     Attributes:
         tiles: The labelled tiles, sorted by id.
-        base: Votes of the baseline.
-        arm: Votes of the arm.
         gain: Mean probability of the true class, arm minus baseline.
         gained: Rows classified correctly by most seeds of the arm and wrongly by most seeds of the baseline; highest
             gain first, ties by id.
@@ -72,7 +70,6 @@ def tile_sections(
 
     Args:
         results: Statistics of every arm.
-        arms: Names of the arms.
         baseline: Arm that the others are compared with.
         tiles: Tiles of each data set and backbone, for pictures; without them, cards have no picture.
     """

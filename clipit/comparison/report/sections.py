@@ -127,7 +127,6 @@ def finding_sections(analyses: Sequence[AnalysisResult], folder: Path) -> list[P
     """Build one section per analysis.
 
     Args:
-        analyses: Results of the analyses.
         folder: Folder of the comparison, to which the plots are also written.
     """
     sections = []

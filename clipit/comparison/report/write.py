@@ -63,9 +63,7 @@ def write_report(
         c: Section `comparison`.
         plans: Plans, one per data set and backbone.
         results: Scores and statistics.
-        analyses: Results of the analyses.
         folder: Output folder of the comparison.
-        verdict: Verdict on the comparison and on its arms.
         tiles: Tiles of each plan, for pictures; without them, tiles are shown by id only.
 
     Returns:

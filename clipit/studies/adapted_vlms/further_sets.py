@@ -38,7 +38,6 @@ def read_further_sets(config: RunConfig, section: AdaptConfig) -> dict[str, RunC
     """Read the configurations of `adapt.forgetting`, with the VLM, the output folder and the speed keys of this one.
 
     Args:
-        config: Run configuration.
         section: Section `adapt`.
 
     Raises:
@@ -83,7 +82,6 @@ def check_further_sets(
     Args:
         config: Run configuration with the section `leaks`.
         section: Section `adapt`.
-        workspace: Workspace of this configuration.
         sets: Configurations of the additional sets, from `read_further_sets`.
         examples: Examples of training and validation.
 

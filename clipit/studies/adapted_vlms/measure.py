@@ -60,7 +60,6 @@ def measure_tiles(
         config: Run configuration, whose `tiles.labels` selects the labels of the probe.
         probing: Numbers of retrieved items, and captions.
         workspace: Workspace with the VLM.
-        joint: Features of all tiles in the joint space.
         seeds: Seeds of the labels of the probe.
     """
     zero_shot = measure_zero_shot(workspace, joint)
@@ -92,7 +91,6 @@ def measure_zero_shot(
 
     Args:
         workspace: Workspace with the VLM.
-        joint: Features of all tiles in the joint space.
         kept: Ids of the test tiles to measure; None for all.
     """
     tiles, prompts = workspace.all_tiles, workspace.prompts
@@ -170,7 +168,6 @@ def query_scores(
     """Return results whose scores are weighted means of one value per query.
 
     Args:
-        ids: Ids of the queries.
         groups: Patient or slide of each query; "" where unknown.
         values: Value of each query, by name of the score.
         random: Expected score at random, by name of the score.

@@ -62,8 +62,6 @@ def recall(
     """Compute recall@k of each query: whether a true partner is among the k nearest items of the gallery.
 
     Args:
-        queries: Features of the queries.
-        gallery: Features that are searched.
         partners: Rows of the gallery that are true partners of each query.
         at: Values of k; those that cover the complete gallery are dropped.
     """

@@ -51,8 +51,6 @@ class StudyResults:
     """All measurements of a study.
 
     Attributes:
-        scores: Scores of all models.
-        contrasts: Differences between models.
         facts: Provenance of each model by seed.
         tiles: Results on the test tiles by model and seed.
         folders: Folder of each adaptation, by arm and seed.
@@ -107,12 +105,9 @@ def write_results(
     """Write `adapt.parquet`, `adapt.json`, `adapt.md`, `adapt.html` and the plot of the losses.
 
     Args:
-        config: Run configuration.
         section: Section `adapt`.
         probing: Section `probing`.
         workspace: Workspace of the VLM before its adaptation.
-        folder: Output folder.
-        results: All measurements.
     """
     make_folder(folder)
     process = collect_provenance()

@@ -44,7 +44,6 @@ class _Model:
     """Measurements of one VLM.
 
     Attributes:
-        facts: Provenance.
         tiles: Results on the test tiles.
         pairs: Results of retrieval by direction.
         further: Zero-shot results on additional sets, by name.

@@ -46,7 +46,6 @@ def study_label_issues(config: RunConfig, options: LabelIssuesConfig) -> Path:
     The labels are those that a run of this configuration and seed may use (`tiles.labels`).
 
     Args:
-        config: Run configuration.
         options: Features, splits and folds of the check.
 
     Returns:

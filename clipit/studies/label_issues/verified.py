@@ -74,7 +74,6 @@ def score_verified(
         issues: Suspicious labels of these tiles.
         groups: Group of each tile; "" where unknown.
         resamples: Number of bootstrap resamples of the intervals.
-        seed: Seed of the bootstrap.
     """
     known = np.flatnonzero(verified >= 0)
     wrong = verified[known] != tiles.labels[known]

@@ -71,7 +71,6 @@ class ProbingRow(StudyRow):
         reason: Why the score or its interval is undefined.
         n: Number of test tiles or queries.
         labels: Number of training labels used.
-        validation_labels: Number of validation labels used.
         k: Shots per class, or number of items retrieved.
         gallery: Number of items searched.
         random: Expected score at random.
@@ -100,7 +99,6 @@ def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) ->
     """Probe frozen features; write probing.parquet, .md, .html, .json and the label-efficiency plot.
 
     Args:
-        config: Run configuration.
         probing: Probes, few-shot episodes and retrieval tasks to measure.
         run: Folder of a finished run of this configuration, to measure in addition to the untrained models.
 

@@ -35,9 +35,7 @@ def probing_chapters(
     """Build the chapters on probes, few-shot episodes, label efficiency, retrieval, and provenance.
 
     Args:
-        probing: Configuration of the study.
         seed: Seed of the run whose labels the probes use.
-        frame: Table of probing.parquet.
         provenance: Contents of probing.json.
         plot: File name of the label-efficiency plot.
     """

@@ -31,7 +31,6 @@ class ZeroShotModel:
     """Tile embeddings and a text encoder in one joint space.
 
     Attributes:
-        name: Name of the model in tables.
         test: Embeddings of the labelled test tiles.
         screening: Embeddings of training tiles, for the mode `screened`.
         screening_splits: Split of each screening tile (all `train`).

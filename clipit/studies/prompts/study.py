@@ -71,7 +71,6 @@ class PromptRow(StudyRow):
         kind: `mode` (one classifier), `draw` (one of the random draws) or `cell` (one cell of the grid).
         mode: How the classifier was built: single, ensemble, sampled or screened.
         scores: All `METRICS`, on the test tiles.
-        texts: Number of prompts.
         cut_texts: Number of prompts longer than the context length.
         cut_tokens: Number of tokens beyond the context length.
         draw: Index of the random draw.
@@ -134,9 +133,7 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
     selected on test tiles.
 
     Args:
-        config: Run configuration.
         options: Modes, random draws and sensitivity grid to measure.
-        workspace: Workspace of this configuration.
         run: Folder of a run whose student is also scored.
 
     Returns:

@@ -25,19 +25,11 @@ class PromptDifference:
     """Score with rich prompts minus score with simple prompts, for one model and metric.
 
     Attributes:
-        subject: Name of the model.
-        simple: Name of the simple prompt set.
-        simple_hash: Hash of the simple prompt set.
-        rich: Name of the rich prompt set.
-        rich_hash: Hash of the rich prompt set.
-        metric: Name of the score.
         value: Difference; None if undefined.
         low: Lower bound of the 95 % interval.
         high: Upper bound of the 95 % interval.
         reason: Why the difference or its interval is undefined.
         tiles: Number of test tiles.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the bootstrap.
     """
 
     subject: str
@@ -65,11 +57,9 @@ def prompt_chapters(
     """Build the chapters on prompt modes, simple and rich prompts, the grid of wordings, truncation, and provenance.
 
     Args:
-        frame: Table of prompts.parquet.
         metric: Score to show.
         undefined: Why the score is undefined for some rows; "" if it is defined for all.
         differences: Differences in this score, rich minus simple prompts.
-        provenance: Provenance of the study.
     """
     column = f"{FILE}: column {metric}"
     scores = frame.assign(score=frame[metric], asked=frame.subject + ": " + frame.prompts)

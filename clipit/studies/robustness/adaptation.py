@@ -79,10 +79,8 @@ def adapt_tiles(
     """Measure the adaptations of one model on a set of tiles and on batches drawn from it, one row per output.
 
     Args:
-        config: Run configuration.
         robustness: Configuration of the study, with adaptations and number of batches.
         tiles: Labelled tiles.
-        model: Model to adapt.
         vectors: Vectors of these tiles by output.
         reference: Reference of training tiles for this model.
         name: Name of the set, from which the batches are seeded.

@@ -36,10 +36,7 @@ def curve_rows(
     change. Only one level is held in memory at a time, so tiles are read again for each level.
 
     Args:
-        config: Run configuration.
-        robustness: Configuration of the study.
         tiles: Labelled test tiles.
-        models: Models to measure.
         references: Training references for adaptation, by model name.
     """
     levels: list[tuple[str, float | None]] = [(UNPERTURBED, None)]

@@ -17,8 +17,6 @@ class GuardErrors:
     """Errors of a guard over adaptations whose true change in score is known.
 
     Attributes:
-        cases: Number of adaptations.
-        accepted: Number of adaptations accepted by the guard.
         without_interval: Number of adaptations whose change has no interval.
         harmful: Number of adaptations whose change has a 95 % interval below 0.
         let_through: Number of harmful adaptations accepted by the guard.

@@ -40,13 +40,11 @@ class MeasuredModel:
     """A model whose robustness is measured.
 
     Attributes:
-        name: Name of the model in tables.
         preprocess: Preprocessing of the model's input.
         forward: Function from input pixels (uint8 [b, 3, h, w], on this process's device) to the vectors of each
             output.
         dims: Dimension of the vectors by output.
         readouts: Function from vectors to class probabilities by output.
-        fingerprint: Fingerprint of the weights.
         facts: Provenance of every score.
         not_adaptable: Reason why the vectors cannot be adapted, by output.
         run: Folder of the run; None for the VLM.
@@ -152,7 +150,6 @@ def sample_tiles(tiles: TileSet, limit: int | None, *, labelled: bool) -> TileSe
     """Sample at most `limit` tiles, evenly spaced in the order of their ids.
 
     Args:
-        tiles: Tiles to sample from.
         limit: Maximum number of tiles; None keeps all.
         labelled: Whether to keep only labelled tiles, and to sample evenly over classes as well.
     """

@@ -19,9 +19,7 @@ def plot_curve(
 
     Args:
         curves: Rows with analysis = `curve`, for this perturbation and for `none`.
-        perturbation: Name of the perturbation.
         path: PNG file to write.
-        metric: Name of the score.
         neutral: Level without any effect of the perturbation, where curves meet the unperturbed score; None if absent.
     """
     figure = new_figure(8.0, 4.2)

@@ -35,7 +35,6 @@ class RobustnessRow(StudyRow):
         level: Level of the perturbation, or the temperature of a calibration.
         unit: Meaning or unit of the level.
         untouched: Number of tiles that the perturbation left unchanged.
-        n: Number of tiles.
         value: Score; None if undefined.
         low: Lower bound of the 95 % interval.
         high: Upper bound of the 95 % interval.
@@ -43,7 +42,6 @@ class RobustnessRow(StudyRow):
         change: Paired change from the unperturbed, uncalibrated or unadapted score.
         change_low: Lower bound of the change's 95 % interval.
         change_high: Upper bound of the change's 95 % interval.
-        method: Adaptation method.
         unadapted: Score without adaptation.
         guard: Verdict of the guard, `accepted` or `refused`.
         misfit: Misfit computed by the guard.
@@ -101,9 +99,7 @@ def score_row(
     Args:
         row: Row without a score.
         config: Run configuration, with the seed and number of bootstrap resamples.
-        metric: Name of the score.
         tiles: Labelled tiles.
-        probabilities: Class probabilities of the tiles.
         before: Reference class probabilities for the change.
     """
     order = np.argsort(tiles.ids, kind="stable")
@@ -170,8 +166,6 @@ def calibration_rows(
     """Compute ECE, NLL and Brier score on all test tiles before and after temperature scaling on validation labels.
 
     Args:
-        config: Run configuration.
-        workspace: Workspace of this configuration.
         model: Model of a run, whose stored predictions are read, or of the VLM.
         vlm_vectors: Vectors from `embed_for_calibration` for the VLM; None for a run.
     """

@@ -57,7 +57,6 @@ def measure_robustness(
     """Measure the robustness of finished runs and, with prompts, of the VLM; writes tables, a report and plots.
 
     Args:
-        config: Configuration of these runs.
         robustness: Configuration of the study, with perturbations and adaptations.
         runs: Folders of finished runs.
         shifted: Shifted test sets by name (`comparison.shifted`).

@@ -76,11 +76,8 @@ def robustness_chapters(
     """Build the chapters: perturbation curves, shifted sets, calibration, adaptation, guard errors, provenance.
 
     Args:
-        robustness: Configuration of the study.
-        frame: Table of robustness.parquet.
         guard: Summaries of the guard's errors.
         provenance: Content of robustness.json.
-        plots: File names of the plots.
     """
     metric = LABELS[robustness.metric]
     curves, adapted = frame[frame.analysis == "curve"], frame[frame.analysis == "adaptation"]

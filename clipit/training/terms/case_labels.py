@@ -48,10 +48,8 @@ def label_cases(
 
     Args:
         config: Run configuration, with its arm resolved.
-        workspace: Workspace of this configuration.
         cases: Patients and their reports.
         labels: Class indices that may be used, one per row of the cases (training tile or slide); -1 if unlabelled.
-        classes: Class names.
     """
     options = config.soft_labels.own_report
     if options.labels == "label":

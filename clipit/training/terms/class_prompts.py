@@ -15,7 +15,6 @@ def class_embeddings(workspace: Workspace, key: str) -> Float32[np.ndarray, "cla
     """Compute the unit-norm prompt embedding of each class, in the tiles' class order, centred like the snippets.
 
     Args:
-        workspace: Workspace of the run.
         key: Configuration key that needs the embeddings, for the error message.
 
     Raises:
@@ -29,8 +28,6 @@ def zero_shot(workspace: Workspace, split: str, *, centre: bool) -> Probabilitie
     """Compute the VLM's zero-shot class probabilities of all tiles of a split.
 
     Args:
-        workspace: Workspace of the run.
-        split: Name of the split.
         centre: Whether to subtract each modality's mean, as pairing does.
 
     Raises:

@@ -56,7 +56,6 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
 
     Args:
         config: Run configuration, with its arm resolved.
-        workspace: Workspace of this configuration.
         tiles: All tiles, with the labels that the run may use.
 
     Raises:

@@ -70,7 +70,6 @@ def report_context(
     """Compute, per snippet, the mean of the other snippets of its reports, or its own vector if there are none.
 
     Args:
-        store: Text store.
         snippet_ids: Snippet id of each (snippet, report) entry. Snippets with equal embeddings share the id used in
             pairs, so that their reports are merged and none of them is context for another.
         report_ids: Report id of each entry.
@@ -105,7 +104,6 @@ def report_label_vectors(
     fitted, because the other folds contain fewer than two labels.
 
     Args:
-        store: Text store.
         snippet_ids: Snippet id of each (snippet, report) entry, as for `report_context`.
         labels: Label of each entry's report; "" if unknown, which excludes the entry from the fit.
         groups: Group of each entry's report.

@@ -146,7 +146,6 @@ def prepare_terms(
 
     Args:
         config: Run configuration, with its arm resolved.
-        workspace: Workspace of this configuration.
         tiles: All tiles, with the labels that the run may use.
         image_only: Function from a split to the class probabilities by the image-only run of the same seed, which is
             trained if missing.

@@ -70,7 +70,6 @@ def fit_adapter(
         vectors_of: Function from positions in the text store to unit-norm snippet vectors.
         positions: Positions of the labelled tiles' snippets.
         labels: Class index of each of these positions.
-        dim: Dimension of the vectors.
         seed: Seed of the initial weights.
     """
     start_time = time.perf_counter()

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipit.crash_watch import noted
+from clipit.deflate import find_damaged_part
 from clipit.errors import DataError
 from clipit.git_lfs import PULL, find_pointer, is_pointer
 from clipit.jpeg import decode_plain
@@ -128,6 +129,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         OSError, ValueError, ...: The image is truncated or damaged.
     """
     _check(image)
+    check_bytes(image)
     return _load(image)
 
 
@@ -138,15 +140,29 @@ def _check(image: Image.Image) -> None:
 
 
 def check_bytes(image: Image.Image) -> None:
-    """Refuse damage that Pillow does not report: a JPEG file without its end, a PNG file with a wrong checksum.
+    """Refuse damage that Pillow does not report: a JPEG file without its end, wrong checksums in a PNG or TIFF file.
+
+    Of TIFF files, only those that are compressed by Deflate contain checksums.
 
     Args:
         image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards.
     """
     stream = getattr(image, "fp", None)
-    if image.format not in ("JPEG", "PNG") or stream is None:
+    if image.format not in ("JPEG", "PNG", "TIFF") or stream is None:
         return
     position = stream.tell()
+    if image.format == "TIFF":
+
+        def read(offset: int, count: int) -> bytes:
+            stream.seek(offset)
+            content: bytes = stream.read(count)
+            return content
+
+        damage = find_damaged_part(getattr(image, "tag_v2", {}), read)
+        stream.seek(position)
+        if damage:
+            raise ImageError(damage)
+        return
     stream.seek(0)
     data = stream.read()
     stream.seek(position)

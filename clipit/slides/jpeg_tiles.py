@@ -7,7 +7,6 @@ corrupt data for which Pillow and openslide return wrong pixels.
 import itertools
 import os
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +19,8 @@ from PIL import Image
 from clipit.images import ImageError
 from clipit.jpeg import decode_bytes, is_compared
 from clipit.slides.slide_file import Level
+from clipit.slides.tiff_pages import TiffBytes, open_levels
 
-FORMATS = frozenset({"aperio", "generic-tiff"})
-"""Formats of openslide each of whose levels is one page of a TIFF, without overlap or gaps."""
 _JPEG, _RGB, _YCBCR = 7, 2, 6  # TIFF: compression, photometric interpretation
 CACHE_BYTES = 256 * 2**20
 """Size of a cache of decoded tiles: two rows of tiles of 256 pixels of a slide that is 130,000 pixels wide."""
@@ -83,22 +81,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_cache.clear)
 
 
-class _File:
-    """A file that several threads read at any offset; closed when the last level that uses it is freed."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
-
-    def read(self, offset: int, count: int) -> bytes:
-        """Read bytes at an offset."""
-        return os.pread(self._descriptor, count, offset)
-
-
 class JpegLevel:
     """One level of a slide whose tiles are JPEG."""
 
-    def __init__(self, file: _File, page: Any) -> None:
+    def __init__(self, file: TiffBytes, page: Any) -> None:
         """Store where the tiles lie; nothing is decoded yet.
 
         Args:
@@ -171,27 +157,7 @@ def open_jpeg_levels(path: Path, levels: Sequence[Level]) -> dict[int, JpegLevel
         path: TIFF of one of `FORMATS`.
         levels: Levels that openslide finds.
     """
-    try:
-        import tifffile
-    except ImportError:
-        return {}
-    if not hasattr(os, "pread"):
-        return {}
-    try:
-        with tifffile.TiffFile(path) as slide:
-            by_size: dict[tuple[int, int], list[Any]] = {}
-            for page in slide.pages:
-                if page.is_tiled:
-                    by_size.setdefault((page.imagewidth, page.imagelength), []).append(page)
-            file = _File(path)
-            readable = {}
-            for number, level in enumerate(levels):
-                pages = by_size.get((level.width, level.height), [])
-                if len(pages) == 1 and _is_plain(pages[0]):
-                    readable[number] = JpegLevel(file, pages[0])
-    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide then explains
-        return {}
-    return readable
+    return open_levels(path, levels, _is_plain, JpegLevel)
 
 
 def _is_plain(page: Any) -> bool:

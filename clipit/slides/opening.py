@@ -9,11 +9,12 @@ from PIL import Image
 from clipit.errors import DataError, is_limit
 from clipit.git_lfs import check_pointer
 from clipit.images import SUFFIXES, ImageError, decode
-from clipit.slides.jpeg_tiles import FORMATS, open_jpeg_levels
+from clipit.slides.deflate_tiles import DeflateLevel, open_deflate_levels
+from clipit.slides.jpeg_tiles import open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, has_unknown_channel, is_ome_tiff
 from clipit.slides.openslide_cache import share_cache
 from clipit.slides.slide_file import Level, SlideFile
-from clipit.slides.tiff_pages import check_pages
+from clipit.slides.tiff_pages import FORMATS, check_pages
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".vsi", ".czi", ".tif", ".tiff"}
@@ -166,13 +167,19 @@ class _OpenSlideFile:
         x, y = (properties.get(f"openslide.bounds-{axis}") for axis in "xy")
         self.origin = (int(x), int(y)) if x is not None and y is not None else (0, 0)
         self.remark = ""
-        self._jpeg = open_jpeg_levels(path, self.levels) if self.format in FORMATS else {}
+        is_tiff = self.format in FORMATS
+        self._jpeg = open_jpeg_levels(path, self.levels) if is_tiff else {}
+        self._deflate: dict[int, DeflateLevel] = {}
+        if is_tiff and len(self._jpeg) < len(self.levels):
+            self._deflate = open_deflate_levels(path, self.levels)
 
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
         """Read a rectangle as RGB; pixels outside the scanned area are white."""
         jpeg, downsample = self._jpeg.get(level), self.levels[level].downsample
         if jpeg is not None:
             return jpeg.read(round(x / downsample), round(y / downsample), width, height)
+        if level in self._deflate:
+            self._deflate[level].check(x / downsample, y / downsample, width, height)
         try:
             rgba = self._slide.read_region((x, y), level, (width, height))
         except self._error as error:

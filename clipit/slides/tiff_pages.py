@@ -1,10 +1,21 @@
-"""Check that a TIFF is a bright-field slide: libraries that read slides show the first 8-bit RGB page of any TIFF."""
+"""Pages of TIFF slides: check that they are bright-field slides, and find the page of each level.
 
+Libraries that read slides show the first 8-bit RGB page of any TIFF.
+"""
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clipit.errors import DataError
+from clipit.slides.slide_file import Level
 
+T = TypeVar("T")
+
+FORMATS = frozenset({"aperio", "generic-tiff"})
+"""Formats of openslide each of whose levels is one page of a TIFF, without overlap or gaps."""
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _MOST_PIXELS = 2**26  # of an internal tile or strip, which is decoded as a whole
 TO_PYRAMID = (
@@ -63,3 +74,50 @@ def _facts(page: Any) -> tuple[tuple[int, int], int, int, int]:
     bits = page.bitspersample
     deepest = max(bits) if isinstance(bits, tuple) else int(bits)
     return (page.imagewidth, page.imagelength), deepest, int(page.samplesperpixel), int(page.subfiletype)
+
+
+class TiffBytes:
+    """A file that several threads read at any offset; closed when the last level that uses it is freed."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file."""
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Read bytes at an offset."""
+        return os.pread(self._descriptor, count, offset)
+
+
+def open_levels(
+    path: Path, levels: Sequence[Level], accept: Callable[[Any], bool], opener: Callable[[TiffBytes, Any], T]
+) -> dict[int, T]:
+    """Open the levels of a slide whose tiles are stored in one way; the others are read by openslide alone.
+
+    Args:
+        path: TIFF of one of `FORMATS`.
+        levels: Levels that openslide finds.
+        accept: Function that tells whether the tiles of a page of tifffile are stored in this way.
+        opener: Function that opens such a page.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        return {}
+    if not hasattr(os, "pread"):
+        return {}
+    try:
+        with tifffile.TiffFile(path) as slide:
+            by_size: dict[tuple[int, int], list[Any]] = {}
+            for page in slide.pages:
+                if page.is_tiled:
+                    by_size.setdefault((page.imagewidth, page.imagelength), []).append(page)
+            file = TiffBytes(path)
+            opened = {}
+            for number, level in enumerate(levels):
+                pages = by_size.get((level.width, level.height), [])
+                if len(pages) == 1 and accept(pages[0]):
+                    opened[number] = opener(file, pages[0])
+    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide then explains
+        return {}
+    return opened

@@ -249,6 +249,7 @@ def test_a_damaged_tile_does_not_spoil_the_reading_of_others(tmp_path: Path) -> 
         np.array([128, 128], np.int32),
     )
     broken = reader._pool.get(path)
+    broken._deflate.clear()  # the damage reaches openslide, as with other compressions
     with pytest.raises(ImageError, match="openslide cannot read the pixels"):
         broken.read_region(64, 128, 0, 64, 64)
     # A thread that took this handle before the error reads with it now; openslide refuses every read after an error.

@@ -16,8 +16,9 @@ import tifffile
 from PIL import Image
 
 from clipit.config.run import TilesConfig
+from clipit.deflate import find_damage, find_damaged_part
 from clipit.errors import DataError
-from clipit.images import ImageError, decode
+from clipit.images import ImageError, decode, to_rgb
 from clipit.tiles.load import read_tiles
 from clipit.tiles.mask_files import MaskClasses, decode_mask
 
@@ -184,6 +185,73 @@ def test_a_flipped_bit_in_a_png_is_found_wherever_it_is() -> None:
             decode_mask(io.BytesIO(bytes(damaged)), "m.png", (16, 16), CLASSES)
         with pytest.raises(ImageError):
             decode(io.BytesIO(bytes(damaged)))
+        with pytest.raises((ImageError, OSError, SyntaxError)), Image.open(io.BytesIO(bytes(damaged))) as opened:
+            to_rgb(opened)  # as for images that a program passes to a classifier
+
+
+def tiff(pixels: np.ndarray, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, pixels, compression="zlib", **options)
+    return stream.getvalue()
+
+
+def compressed_bytes(data: bytes) -> list[int]:
+    """Positions of the compressed pixels of a TIFF."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        parts = zip(page.dataoffsets, page.databytecounts, strict=True)
+        return [place for start, count in parts for place in range(start, start + count)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rowsperstrip": 16}, {"tile": (16, 16)}, {"predictor": True}, {"bigtiff": True}, {"byteorder": ">"}],
+    ids=str,
+)
+def test_a_flipped_bit_in_a_tiff_is_found_wherever_it_is(options: "dict[str, Any]") -> None:
+    """libtiff does not compare the checksum of each strip or tile, and decodes other pixels."""
+    smooth = np.sort(NOISE, axis=0) // 8
+    data = tiff(smooth, photometric="rgb", **options)
+    assert (np.asarray(decode(io.BytesIO(data))) == smooth).all()
+    places = compressed_bytes(data)
+    for place in places[:: len(places) // 60]:
+        damaged = bytearray(data)
+        damaged[place] ^= 4
+        with pytest.raises(ImageError):
+            decode(io.BytesIO(bytes(damaged)))
+
+
+def test_a_flipped_bit_in_a_tiff_mask_is_found_wherever_it_is() -> None:
+    data = tiff(MASK, tile=(16, 16))
+    for place in compressed_bytes(data):
+        damaged = bytearray(data)
+        damaged[place] ^= 4
+        with pytest.raises(ImageError, match=r"strip or tile 0 of the TIFF are damaged|cannot be decoded|error"):
+            decode_mask(io.BytesIO(bytes(damaged)), "m.tif", (16, 16), CLASSES)
+
+
+def test_a_tiff_strip_that_unpacks_to_more_than_any_image_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipit.deflate._MOST_BYTES", 1000)
+    monkeypatch.setattr("clipit.deflate._AT_ONCE", 100)
+    with pytest.raises(ImageError, match="unpacked, they take more than"):
+        decode(io.BytesIO(tiff(NOISE, photometric="rgb")))
+
+
+def test_strips_are_read_whatever_follows_their_checksum() -> None:
+    """Some programs pad strips; others store tiles without data, or pack bits in another order."""
+    stream = zlib.compress(bytes(100))
+    assert find_damage(stream) == find_damage(stream + b"padding") == ""
+    assert find_damage(stream[:-1]) == "their end is missing" and "data check" in find_damage(stream[:-1] + b"x")
+    damaged = io.BytesIO(stream[:-1] + b"x")
+    tags = {259: 8, 324: (0, 0), 325: (0, len(stream))}
+
+    def read(offset: int, count: int) -> bytes:
+        damaged.seek(offset)
+        return damaged.read(count)
+
+    assert "strip or tile 1 " in find_damaged_part(tags, read)
+    for other in ({259: 5}, {266: 2}, {325: (0, 0)}, {325: (0, 999)}):
+        assert find_damaged_part(tags | other, read) == ""
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

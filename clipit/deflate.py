@@ -1,0 +1,45 @@
+"""Verify the checksum of Deflate streams in TIFF files, which libtiff reads without comparing it in most cases."""
+
+import zlib
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any
+
+COMPRESSIONS = frozenset({8, 32946})
+"""Values of the TIFF tag Compression for Deflate."""
+_COMPRESSION, _FILL_ORDER = 259, 266  # TIFF tags
+_PARTS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
+_AT_ONCE = 2**24  # bytes that are unpacked at once
+_MOST_BYTES = 2**30  # of an unpacked strip or tile; more than any image that clipit reads
+
+
+def find_damage(data: bytes) -> str:
+    """Unpack a zlib stream, and describe its damage; "" if it is complete and has the checksum at its end."""
+    stream, unpacked = zlib.decompressobj(), 0
+    try:
+        while data and not stream.eof:
+            unpacked += len(stream.decompress(data, _AT_ONCE))
+            if unpacked > _MOST_BYTES:
+                return f"unpacked, they take more than {_MOST_BYTES >> 30} GiB"
+            data = stream.unconsumed_tail
+    except zlib.error as error:
+        return str(error)
+    return "" if stream.eof else "their end is missing"
+
+
+def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]) -> str:
+    """Describe the first damaged strip or tile of a page of a TIFF; "" if none is, or it is not compressed by Deflate.
+
+    Args:
+        tags: Values of the page's TIFF tags, as Pillow returns them.
+        read: Function that reads a number of bytes at an offset of the file.
+    """
+    if tags.get(_COMPRESSION) not in COMPRESSIONS or tags.get(_FILL_ORDER, 1) != 1:
+        return ""
+    parts = (zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False) for offsets, counts in _PARTS)
+    for number, (offset, count) in enumerate(chain.from_iterable(parts)):
+        data = read(offset, count) if count else b""  # a part without data is empty
+        damage = find_damage(data) if len(data) == count else ""  # missing bytes are reported when it is decoded
+        if count and damage:
+            return f"the compressed pixels of strip or tile {number} of the TIFF are damaged: {damage}"
+    return ""

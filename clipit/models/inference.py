@@ -30,7 +30,7 @@ from clipit.models.pictures import Images, open_pictures
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
-from clipit.models.trunks import channels_last, inner_model
+from clipit.models.trunks import channels_last, cpu_parts, inner_model
 from clipit.models.vlm import VLM, load_vlm
 from clipit.read_ahead import check_batches, read_ahead, reading_threads
 
@@ -224,7 +224,9 @@ class Classifier:
     @torch.no_grad()
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor | None]:
         """Map normalised pixels to logits [b,C] and predicted text embeddings [b,D] (None without a projector)."""
-        return self._compute(pixels.to(self.device, self.dtype))
+        outputs = [self._compute(part) for part in cpu_parts(pixels.to(self.device, self.dtype))]
+        projected = [text for _, text in outputs if text is not None]
+        return torch.cat([logits for logits, _ in outputs]), torch.cat(projected) if projected else None
 
     def _batches(self, images: Images, batch_size: int, workers: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
         check_batches(batch_size, workers)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from clipit.artifacts import fingerprint
 from clipit.errors import ModelError, is_out_of_memory
 from clipit.models.token_grids import no_tokens, pool_each, trunk_grid
+from clipit.models.trunks import cpu_parts
 
 if TYPE_CHECKING:
     from clipit.models.backbones import Backbone
@@ -56,7 +57,8 @@ class PatchTokens:
                 fix="cut larger images into windows of this size",
             )
         with torch.inference_mode():
-            tokens = self.compute(self.preprocess.normalise(pixels.to(self.device)))
+            normalised = self.preprocess.normalise(pixels.to(self.device))
+            tokens = torch.cat([self.compute(part) for part in cpu_parts(normalised)])
         return tokens.float().clone()
 
 

@@ -23,6 +23,7 @@ from clipit.models.remote_code import guard_remote_code
 from clipit.models.specs import check_spec
 from clipit.models.token_grids import no_tokens
 from clipit.models.towers import Towers
+from clipit.models.trunks import cpu_parts
 from clipit.models.vlm_adapter import merge_vlm_adapter, read_vlm_adapter
 from clipit.models.vlm_sources import named_towers, unnamed_towers
 from clipit.models.vlm_specs import VLMS
@@ -149,7 +150,8 @@ class VLM:
             )
         with torch.inference_mode(), self._autocast():
             encode = self.towers.raw if space == "raw" and self.towers.raw else self.towers.image
-            embeddings = encode(self.preprocess.normalise(pixels.to(self.device)))
+            normalised = self.preprocess.normalise(pixels.to(self.device))
+            embeddings = torch.cat([encode(part) for part in cpu_parts(normalised)])
         return embeddings.float().clone()  # cloned, because an inference tensor cannot be a training target
 
     def tokens_of(self, pixels: Float[torch.Tensor, "b 3 s s"]) -> Float[torch.Tensor, "b h w d"]:

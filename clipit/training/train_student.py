@@ -17,6 +17,7 @@ from clipit.distributed import Processes, get_processes
 from clipit.models.checkpointing import compiled_backbone
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student
+from clipit.models.trunks import cpu_parts
 from clipit.tiles.batched import map_batches
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.checkpoints import best_file, load_checkpoint, load_weights
@@ -183,10 +184,11 @@ def student_logits(
 ) -> Float32[np.ndarray, "n classes"]:
     """Predict the logits of these tiles, in order; batches are distributed over the processes."""
     student.eval()
-    logits: list[Float32[np.ndarray, "_ classes"]] = map_batches(
-        source, rows, lambda pixels: student(normalise(pixels)).logits.float().cpu().numpy(), batch_size
-    )
-    return np.concatenate(logits)
+
+    def compute(pixels: Tensor) -> Float32[np.ndarray, "_ classes"]:
+        return torch.cat([student(part).logits for part in cpu_parts(normalise(pixels))]).float().cpu().numpy()
+
+    return np.concatenate(map_batches(source, rows, compute, batch_size))
 
 
 def _report_warm_up(loss: Float[Tensor, ""], clock: Clock, processes: Processes) -> float:

@@ -163,4 +163,5 @@ def cpu_parts(pixels: Float[torch.Tensor, "b 3 h w"]) -> tuple[torch.Tensor, ...
     if pixels.device.type != "cpu" or len(pixels) <= most or torch.get_num_threads() > _CPU_THREADS:
         return (pixels,)
     count = -(-len(pixels) // most)
-    return pixels.split(-(-len(pixels) // count))
+    parts: tuple[torch.Tensor, ...] = torch.split(pixels, -(-len(pixels) // count))
+    return parts

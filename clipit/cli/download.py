@@ -1,12 +1,14 @@
 """Download a published data set: show its licence, ask for consent, and verify checksums.
 
-Without a name, list the data sets.
+Without a name, or with the name `list`, list the data sets.
 """
 
 import argparse
 
 from clipit.config.paths import option_path
 from clipit.errors import user_errors
+
+_LIST = "list"
 
 
 def main() -> None:
@@ -17,11 +19,11 @@ def main() -> None:
 
         parser = argparse.ArgumentParser(description=__doc__)
         names = sorted(DATASETS)
-        parser.add_argument("name", choices=names, metavar="NAME", nargs="?", help=", ".join(names))
+        parser.add_argument("name", choices=[*names, _LIST], metavar="NAME", nargs="?", help=", ".join(names))
         parser.add_argument("--to", type=option_path, metavar="FOLDER", help="folder for the data set")
         parser.add_argument("--accept-licence", action="store_true", help="accept the licence without being asked")
         options = parser.parse_args()
-        if options.name is None:
+        if options.name in (None, _LIST):
             from clipit.reporting.tables import markdown_table
 
             kinds = {True: "yes", False: "by hand"}

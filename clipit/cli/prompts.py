@@ -5,7 +5,7 @@ import sys
 
 from clipit.config.command_line import read_file_command
 from clipit.config.paths import expand_home, run_path
-from clipit.errors import counted, user_errors
+from clipit.errors import DataError, counted, user_errors
 from clipit.prompts.early_check import check_prompt_files
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
@@ -21,7 +21,7 @@ def list_sets(arguments: list[str]) -> None:
 
 
 def lint(arguments: list[str]) -> None:
-    """Print the problems of each file, and exit with status 1 if any of them is an error."""
+    """Print the problems of each file, and exit with status 1 if any of them is an error, 2 if one cannot be read."""
     parser = argparse.ArgumentParser(prog="clipit prompts lint", description="Check prompt sets.")
     parser.add_argument("files", type=expand_home, nargs="+", help="YAML or JSON files, or names of packaged sets")
     parser.add_argument("--config", help="configuration with the classes and the VLM to check the prompts against")
@@ -36,14 +36,19 @@ def lint(arguments: list[str]) -> None:
         workspace = Workspace(file.run)
         classes = workspace.all_tiles.classes
         count_tokens, budget = workspace.vlm.count_tokens, workspace.vlm.context_length
-    errors = 0
+    errors = unreadable = 0
     for file in options.files:
-        findings = lint_file(file, classes, count_tokens, budget)
+        try:
+            findings = lint_file(file, classes, count_tokens, budget)
+        except DataError as error:
+            unreadable += 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            continue
         errors += sum(finding.level == "error" for finding in findings)
         print(f"{file}: {counted(len(findings), 'problem') if findings else 'no problems'}")
         for finding in findings:
             print(f"  {finding.text()}")
-    raise SystemExit(1 if errors else 0)
+    raise SystemExit(2 if unreadable else 1 if errors else 0)
 
 
 def study(arguments: list[str]) -> None:

@@ -157,7 +157,7 @@ def format_value(key: str, value: object) -> str:
     if key == RATE:
         return f"learning rate {value:g}"
     if key == STEPS:
-        return f"{value} steps"
+        return f"{value} step{'' if value == 1 else 's'}"
     return f"{key} {value:g}" if isinstance(value, float) else f"{key} {str(value).lower()}"
 
 

@@ -18,7 +18,7 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, shortlist
 from clipit.progress import RunCounter
-from clipit.reporting.tables import markdown_table
+from clipit.reporting.tables import LABELS, markdown_table, percent
 from clipit.runs.folder import is_trained, read_training, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
@@ -67,7 +67,7 @@ def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Pa
     path = config.output / "tuning" / f"{config.name}.json"
     if get_processes().main:
         _write(config, comparison, workspace, scored, path)
-        logger.info(_table(scored))
+        logger.info(_table(scored, LABELS.get(config.training.monitor, config.training.monitor)))
     return path
 
 
@@ -107,7 +107,7 @@ def search(config: RunConfig, comparison: ComparisonConfig) -> tuple[RunConfig, 
         kept = is_trained(run_folder(trial.config))
         train_run(trial.config, workspace)
         score = _validation_score(trial)
-        logger.info(f"{format_point(trial.values)}: {score:.4f} ({runs.finish(kept=kept)})")
+        logger.info(f"{format_point(trial.values)}: validation {percent(score)} ({runs.finish(kept=kept)})")
         return score
 
     SharedSearch(config.output / "tuning" / "searches" / config.name).run(lambda study: trials, run_trial)
@@ -173,10 +173,10 @@ def _write(
     path.with_suffix(".yaml").write_text(yaml.safe_dump({"arms": arms}, sort_keys=False), encoding="utf-8")
 
 
-def _table(scored: Mapping[str, Sequence[ScoredPoint]]) -> str:
+def _table(scored: Mapping[str, Sequence[ScoredPoint]], metric: str) -> str:
     rows = []
     for arm, points in scored.items():
         means = [100 * mean(point.scores) for point in points]
         chosen = format_point(best_point(points))
         rows.append([arm, str(len(points)), f"{max(means):.1f}", f"{min(means):.1f}", chosen])
-    return markdown_table(["arm", "trials", "best", "worst", "chosen"], rows)
+    return markdown_table(["arm", "trials", f"best validation {metric} %", "worst %", "chosen"], rows)

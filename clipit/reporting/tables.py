@@ -27,6 +27,11 @@ def number(value: float | int | None, digits: int = 3, *, signed: bool = False) 
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 
 
+def percent(value: float | int | None) -> str:
+    """Format a score in percent, as searches print them."""
+    return "not defined" if value is None else f"{100 * value:.1f} %"
+
+
 def interval(low: float | None, high: float | None, digits: int = 3, *, signed: bool = False) -> str:
     """Format an interval as `[low, high]`; empty if it is undefined."""
     if low is None or high is None:

@@ -1,6 +1,7 @@
 """Hyperparameter search: an Optuna study that several agents share through a folder."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _JOURNAL = "trials.journal"
+_ROUNDING = 1e-9  # largest difference of equal scores
 TrialKey = tuple[tuple[str, str], ...]
 
 
@@ -38,6 +40,11 @@ class Trial:
 
 def _key(values: Mapping[str, Any]) -> TrialKey:
     return tuple((key, str(value)) for key, value in sorted(values.items()))
+
+
+def _equal(old: float | None, new: float | None) -> bool:
+    """Return whether two scores are the same except for rounding, as of a run that was repeated on another machine."""
+    return old == new or (old is not None and new is not None and math.isclose(old, new, rel_tol=0, abs_tol=_ROUNDING))
 
 
 class _JournalLock:
@@ -151,7 +158,7 @@ class SharedSearch:
 
         recorded = self.study.get_trials(deepcopy=False)[number]
         old = recorded.value if recorded.state == TrialState.COMPLETE else None
-        if recorded.state in (TrialState.COMPLETE, TrialState.FAIL) and old != score:
+        if recorded.state in (TrialState.COMPLETE, TrialState.FAIL) and not _equal(old, score):
             logger.warning(
                 f"{self.folder / _JOURNAL}: the score of trial {number} is {old}, but that of its run {score}; trials "
                 "that were proposed since may follow the wrong score. To propose them again, delete the file and start "

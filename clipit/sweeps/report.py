@@ -170,11 +170,6 @@ def _mean_percent(scores: "pd.Series[Any]") -> str:
     return mean_sd([None if score is None else _PERCENT * score for score in scores], 1)
 
 
-def format_score(score: float | None) -> str:
-    """Format a score in percent."""
-    return "not defined" if score is None else f"{_PERCENT * score:.1f} %"
-
-
 def format_values(values: Mapping[str, Any], *, without: str = "") -> str:
     """Format swept values on one line, except those of the key `without`."""
     return ", ".join(f"{key} {value}" for key, value in values.items() if key != without) or "all seeds"

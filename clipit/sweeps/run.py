@@ -12,12 +12,13 @@ from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, LaunchError, disk_errors
 from clipit.progress import RunCounter
+from clipit.reporting.tables import percent
 from clipit.runs.folder import is_trained, read_training, resolve_run_precision, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.sweeps.file import Sweep
 from clipit.sweeps.live_keys import equal_trials
-from clipit.sweeps.report import format_score, format_values, write_tables
+from clipit.sweeps.report import format_values, write_tables
 from clipit.sweeps.trials import Proposals, SweepPlan
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.table import models_of, uses_reports
@@ -70,7 +71,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
         score: float | None = read_training(run_folder(trial.config), "score")["score"]
         if processes.main:
             values = format_values(trial.values)
-            logger.info(f"{values}: validation {format_score(score)} ({runs.finish(kept=kept)})")
+            logger.info(f"{values}: validation {percent(score)} ({runs.finish(kept=kept)})")
         return score
 
     trials = search.run(Proposals(plan) if sweep.method == "bayes" else lambda _: plan.trials, run_trial)

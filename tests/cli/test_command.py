@@ -120,6 +120,11 @@ def test_download_lists_the_data_sets(monkeypatch: pytest.MonkeyPatch, capsys: p
     listed = capsys.readouterr().out
     assert all(re.search(rf"^\| {name} +\| ", listed, re.M) for name in DATASETS)
     assert re.search(r"^\| pcam .*\| CC0 1.0 .*\| yes +\|$", listed, re.M) and "by hand" in listed
+    run(monkeypatch, "download", "list")
+    assert capsys.readouterr().out == listed
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "download", "nothing")
+    assert "invalid choice: 'nothing'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, "download", "pcam")
     assert "required: --to" in capsys.readouterr().err

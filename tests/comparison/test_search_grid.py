@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,12 @@ def test_a_stopped_search_resumes_without_training_again(
         tune(grid.run, grid.comparison)
     first, resumed = trained[:], True
     trained.clear()
-    with caplog.at_level(logging.WARNING, "clipit"):
+    with caplog.at_level(logging.INFO, "clipit"):
         tune(grid.run.model_copy(update={"overrides": ("training.steps", "lora.rank")}), grid.comparison)
-    assert "training.steps is ignored, because the search sets it" in caplog.text and "lora.rank" not in caplog.text
+    assert "training.steps is ignored, because the search sets it" in caplog.text and "lora.rank is" not in caplog.text
+    assert ": validation 51.0 % (" in caplog.text, "as sweep prints them"
+    assert "| best validation balanced accuracy % |" in caplog.text
+    assert re.search(r"clip_it_all +\| +8 \| +66\.0 \|", caplog.text)
     assert trained[:3] == first and len(trained) == len(set(trained)) == 16, "finished trials are verified first"
     study = SharedSearch(grid.run.output / "tuning" / "searches" / grid.run.name).study
     assert len(study.trials) == 16 and all(trial.state.is_finished() for trial in study.trials)

@@ -125,4 +125,10 @@ def test_the_command(tmp_path: Path) -> None:
     assert "error: classes.b[0]: 'in-situ' is also classes.a[0]" in done.stdout
     missing = subprocess.run([*command[:3], "no_such"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert missing.returncode == 2
+    (tmp_path / "broken.yaml").write_text("a: [")
+    several = [*command[:3], "no_such", "crc_plip", str(tmp_path / "broken.yaml"), str(path)]
+    done = subprocess.run(several, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 2
+    assert "no_such" in done.stderr and "broken.yaml, line 1" in done.stderr
+    assert "crc_plip: no problems" in done.stdout and "bad.yaml: " in done.stdout
     assert "Traceback" not in missing.stderr and "to do:" in missing.stderr

@@ -170,3 +170,17 @@ def test_every_file_in_the_tables_of_changes_exists() -> None:
             named += 1
             missing += [] if exists.exists() or "<" in str(folder) else [f"{name} in {row}"]
     assert named > 200 and missing == []
+
+
+def test_rows_of_markdown_tables_are_whole() -> None:
+    """A row that was wrapped, or joined with the next one, no longer has the columns of its table."""
+    root, broken, rows = PACKAGE.parent, [], 0
+    for page in [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("data_cards/*.md")]:
+        columns, fenced = 0, False
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+            fenced ^= line.startswith("```")
+            pipes = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") and not fenced else 0
+            columns = columns if pipes and columns else pipes
+            rows += bool(pipes)
+            broken += [f"{page.name}:{number}"] if pipes != columns or (pipes and not line.endswith("|")) else []
+    assert rows > 900 and broken == []

@@ -10,7 +10,7 @@ from clipit.errors import counted, counted_of, shortlist
 
 _ROUNDING = 1e-12
 FEW_ITEMS = 5
-"""Below this number of tiles, the estimated confusion of an annotator is listed as uncertain."""
+"""Number of tiles below which the estimated confusion matrix of an annotator is listed as uncertain."""
 
 
 def krippendorff_alpha(
@@ -20,7 +20,7 @@ def krippendorff_alpha(
 
     Formula: alpha = 1 - D_o / D_e with the coincidences o_ck = sum_u m_uc (m_uk - [c = k]) / (m_u - 1) of items with
     m_u >= 2 labels, D_o = 1 - sum_c o_cc / n and D_e = 1 - sum_c n_c (n_c - 1) / (n (n - 1)), where n_c = sum_k o_ck
-    (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011). 1 is perfect agreement, 0 that of chance.
+    (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011). 1 is perfect agreement, 0 agreement by chance.
 
     Args:
         counts: Number of labels of each class per item.
@@ -45,7 +45,8 @@ def alpha_interval(
 ) -> tuple[float, float] | None:
     """Compute the 95 % interval of alpha by bootstrap over groups of items.
 
-    It is None if alpha is undefined in a resample, or the same in all of them, for example if all annotators agree.
+    The result is None if alpha is undefined in a resample or the same in all resamples, for example because all
+    annotators agree.
 
     Args:
         counts: Number of labels of each class per item.
@@ -72,7 +73,7 @@ class PairAgreement:
 
     Attributes:
         shared: Number of items that both labelled; on the diagonal, those that the annotator labelled.
-        agreement: Share of these with equal labels; nan without a shared item.
+        agreement: Share of shared items with equal labels; nan without a shared item.
         kappa: Cohen's kappa; nan where it is undefined.
     """
 
@@ -102,7 +103,7 @@ def pair_agreement(votes: Votes) -> PairAgreement:
 
 
 def explain_not_estimable(votes: Votes) -> str:
-    """Return the reason why the skills of annotators cannot be estimated from these labels; "" if they can."""
+    """Explain why the skills of annotators cannot be estimated from these labels; "" if they can."""
     per_item = votes.counts().sum(axis=1)
     if not len(votes) or per_item.max() < 2:
         return (
@@ -115,35 +116,37 @@ def explain_not_estimable(votes: Votes) -> str:
 
 
 def overlap_remarks(votes: Votes) -> list[str]:
-    """List limits of the estimates: annotators who share no tile with others, few tiles, and two labels per tile."""
+    """List limits of the estimates: single labels, at most two labels per tile, unlinked annotators, and few tiles."""
     remarks = []
     per_item = votes.counts().sum(axis=1)
     single = int((per_item == 1).sum())
     if single:
         remarks.append(
-            f"{counted_of(single, len(votes), 'annotated tile has', 'annotated tiles have')} one label, which shows no "
-            "agreement"
+            f"{counted_of(single, len(votes), 'annotated tile has', 'annotated tiles have')} only one label, which "
+            "says nothing about agreement"
         )
     if len(votes) and per_item.max() == 2:
         remarks.append(
-            "no tile has more than two labels: if they differ, the consensus depends only on the estimated confusions"
+            "no tile has more than two labels: if they differ, the consensus depends only on the estimated confusion "
+            "matrices"
         )
     if not votes.named:
-        return [*remarks, "annotators are not named: one confusion is estimated for all of them"]
+        return [*remarks, "annotators are not named, so one confusion matrix is estimated for all of them"]
     components = _connected_annotators(votes)
     if len(components) > 1:
         listed = [
             " and ".join(component[:3]) + (" and others" if len(component) > 3 else "") for component in components
         ]
         remarks.append(
-            f"annotators in {counted(len(components), 'set')} without a common tile ({shortlist(listed)}): their "
-            "skills are not comparable across these sets"
+            f"the annotators form {counted(len(components), 'set')} without a common tile ({shortlist(listed)}), so "
+            "their skills are not comparable across sets"
         )
     items = votes.items_of()
     with_few_items = [f"{name} {n}" for name, n in zip(votes.annotators, items.tolist(), strict=True) if n < FEW_ITEMS]
     if with_few_items:
         remarks.append(
-            f"annotators with fewer than {FEW_ITEMS} tiles, whose confusion is uncertain: {shortlist(with_few_items)}"
+            f"the confusion matrices of annotators with fewer than {FEW_ITEMS} tiles are uncertain: "
+            f"{shortlist(with_few_items)}"
         )
     return remarks
 

@@ -25,9 +25,9 @@ class DawidSkene:
         posteriors: Probability of each true class, one row per item of the votes.
         priors: Share of each true class.
         confusions: Probability of each label (last axis) by annotator and true class.
-        log_likelihood: Natural logarithm of the probability of all labels under these estimates.
+        log_likelihood: Log likelihood of all labels under these estimates.
         objective: Log likelihood plus the logarithm of the smoothing prior after each iteration; it never decreases.
-        converged: Whether the objective stopped growing within the permitted iterations.
+        converged: Whether EM converged within the maximum number of iterations.
     """
 
     posteriors: Float64[np.ndarray, "n c"]
@@ -52,7 +52,7 @@ def dawid_skene(
     iterations: int = 1000,
     tolerance: float = 1e-8,
 ) -> DawidSkene:
-    """Estimate true classes and confusion matrices by EM, initialised with the shares of the votes.
+    """Estimate true classes and confusion matrices by EM, initialised with vote shares.
 
     Formulas: E step p(k | i) ~ priors_k prod_v confusions[a_v, k, l_v]; M step confusions[a, k, l] ~ s + sum over the
     votes of a for l of p(k | i), priors_k ~ s + sum_i p(k | i), with smoothing s (a Dirichlet prior of 1 + s).
@@ -61,9 +61,10 @@ def dawid_skene(
         votes: Labels given by the annotators. Anonymous votes count as repeated labels of one annotator, so that all
             annotators share one confusion matrix.
         weights: Number of identical items that each item stands for; 1 each by default.
-        smoothing: Pseudo-count s of each cell; 0 gives the maximum likelihood, with probabilities of at least 1e-10.
+        smoothing: Pseudo-count s of each cell; 0 gives maximum-likelihood estimates, with probabilities of at least
+            1e-10.
         iterations: Maximum number of iterations.
-        tolerance: Growth of the objective per label below which EM stops.
+        tolerance: Increase of the objective per label below which EM stops.
 
     Raises:
         DataError: There are no labels.
@@ -100,7 +101,7 @@ def dawid_skene(
 
 
 def _normalise(counts: Float64[np.ndarray, "*k c"], smoothing: float) -> Float64[np.ndarray, "*k c"]:
-    """Turn counts along the last axis into probabilities of at least 1e-10; rows without any count become uniform."""
+    """Turn counts along the last axis into probabilities of at least 1e-10; rows of zeros become uniform."""
     raised = counts + smoothing
     total = raised.sum(axis=-1, keepdims=True)
     shares = np.where(total > 0, raised / np.where(total > 0, total, 1.0), 1.0 / counts.shape[-1])

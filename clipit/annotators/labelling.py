@@ -1,4 +1,4 @@
-"""Labels of tiles from the labels of several annotators: majority, consensus, posteriors, or those of one annotator."""
+"""Derive tile labels from several annotators: majority, consensus, posteriors, or the labels of one annotator."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from clipit.config.run import AnnotationsConfig
 from clipit.errors import DataError, counted, shortlist
 
 Independence = Literal["yes", "no", "unknown"]
-"""Whether the test labels come from none of the annotators of the training labels."""
+"""Whether no annotator of the training labels contributed to the test labels."""
 
 _FEW_TILES = 30
 _WHERE = "tiles.annotations"
-_OF_SOURCE: dict[str, Independence] = {"same": "no", "others": "yes", "unknown": "unknown"}
+_SOURCE_INDEPENDENCE: dict[str, Independence] = {"same": "no", "others": "yes", "unknown": "unknown"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +26,10 @@ class Consensus:
     """Votes of some annotators on some tiles, and their consensus.
 
     Attributes:
-        estimates: Estimates of Dawid-Skene; None if these labels do not permit them, and the majority is used.
+        estimates: Dawid-Skene estimates; None if the labels do not permit them, so that the majority is used.
         labels: Consensus of each item of the votes.
-        posteriors: Probability of each class per item; the shares of the votes without estimates.
-        reason: Reason why there are no estimates; "" if there are.
+        posteriors: Probability of each class per item; vote shares if there are no estimates.
+        reason: Reason for missing estimates; "" if there are estimates.
     """
 
     votes: Votes
@@ -52,9 +52,9 @@ class Consensus:
         return np.flatnonzero(others).astype(np.int64)
 
     def remarks(self, subject: str) -> list[str]:
-        """List tiles on which the consensus overrules a clear majority, and limits of the estimates.
+        """List tiles whose consensus overrules a clear majority, and limits of the estimates.
 
-        The skills of annotators cannot be estimated reliably from few tiles, so the first is then a warning.
+        With few tiles, the skills of annotators cannot be estimated reliably, so the list of tiles becomes a warning.
 
         Args:
             subject: Labels that the remarks are about, such as "test labels".
@@ -70,7 +70,7 @@ class Consensus:
             for row in rows
         ]
         few = len(self.votes) < _FEW_TILES
-        advice = f"; {len(self.votes)} tiles are too few to estimate confusions reliably, so check these" if few else ""
+        advice = f"; {len(self.votes)} tiles are too few for reliable confusion matrices, so check these" if few else ""
         return [
             f"{'WARNING: ' if few else ''}{subject}: the consensus differs from more than half of the labels on "
             f"{counted(len(rows), 'tile')}: {shortlist(listed)}{advice}",
@@ -79,7 +79,7 @@ class Consensus:
 
 
 def find_consensus(votes: Votes) -> Consensus:
-    """Find the consensus of votes by Dawid-Skene, or the majority if the skills of annotators cannot be estimated."""
+    """Find the consensus of votes by Dawid-Skene, or by majority if the skills of annotators cannot be estimated."""
     reason = explain_not_estimable(votes)
     counts = votes.counts()
     if reason:
@@ -91,15 +91,15 @@ def find_consensus(votes: Votes) -> Consensus:
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """Labels by annotators of the tiles of a data set, with their consensus for training and for test.
+    """Annotators' labels of the tiles of a data set, with the consensus for training and for test tiles.
 
     Attributes:
-        votes: All votes on the tiles, of all splits.
-        training: Votes on training and validation tiles by the annotators who may label these, and their consensus.
+        votes: All votes on tiles of all splits.
+        training: Votes on training and validation tiles by the annotators allowed to label them, and their consensus.
         test: Votes on test tiles by the annotators who label them, and their consensus.
-        test_annotators: Annotators of the test labels; empty if these are the labels of the source.
-        independent: Whether the test labels come from none of the annotators of the training labels.
-        shared: Annotators who labelled tiles of both; empty if unknown.
+        test_annotators: Annotators of the test labels; empty if the test labels come from the source.
+        independent: Whether no annotator of the training labels contributed to the test labels.
+        shared: Annotators who labelled both training and test tiles; empty if unknown.
     """
 
     votes: Votes
@@ -110,7 +110,7 @@ class Annotations:
     shared: tuple[str, ...] = ()
 
     def strata(self, ids: Sequence[str]) -> Int64[np.ndarray, " n"]:
-        """Return the majority of the training annotators for training and validation tiles; -1 without labels.
+        """Return the majority label of training and validation tiles among the training annotators; -1 without labels.
 
         Labelled tiles are drawn per class of this majority, so that every value of `labels` trains on the same tiles.
         """
@@ -135,7 +135,7 @@ class TileLabels:
     Attributes:
         classes: Class of each labelled tile of all splits, by id.
         annotations: Labels of the annotators and their consensus.
-        notes: Which annotators the labels come from, ties, and limits of the estimates.
+        notes: Notes on the annotators of the labels, on ties, and on limits of the estimates.
     """
 
     classes: dict[str, int]
@@ -162,8 +162,8 @@ def label_tiles(
     _check_names(votes, config)
     source_tests = config.test_labels == "source"
     panel = config.test_annotators or votes.annotators
-    trainers = tuple(name for name in votes.annotators if name not in config.test_annotators)
-    training_consensus = find_consensus(votes.of_items(training).of_annotators(trainers))
+    training_annotators = tuple(name for name in votes.annotators if name not in config.test_annotators)
+    training_consensus = find_consensus(votes.of_items(training).of_annotators(training_annotators))
     test_consensus = find_consensus(votes.of_items(tests).of_annotators(panel))
     if training and not len(training_consensus.votes):
         raise DataError(
@@ -178,7 +178,7 @@ def label_tiles(
         independent = _independence(training_consensus.votes, test_consensus.votes, config)
         notes += _test_notes(test_consensus, independent, len(set(tests)), shared)
     else:
-        shared, independent = (), _OF_SOURCE[config.source_annotators]
+        shared, independent = (), _SOURCE_INDEPENDENCE[config.source_annotators]
         notes += _source_notes(independent) if tests else []
     annotations = Annotations(
         votes, training_consensus, test_consensus, () if source_tests else tuple(panel), independent, shared
@@ -187,7 +187,9 @@ def label_tiles(
 
 
 def best_annotator(consensus: Consensus) -> str:
-    """Return the most accurate annotator by Dawid-Skene, of those with at least half as many tiles as the most active.
+    """Return the annotator with the highest Dawid-Skene accuracy.
+
+    Annotators with fewer than half as many tiles as the most active one are not considered.
 
     Raises:
         DataError: The skills cannot be estimated.
@@ -204,7 +206,7 @@ def best_annotator(consensus: Consensus) -> str:
 
 
 def _shared(training: Votes, test: Votes) -> tuple[str, ...]:
-    """Return the named annotators who have labels in both; empty for votes without names."""
+    """Return the named annotators with labels in both sets; empty for votes without names."""
     if not (training.named and test.named):
         return ()
     first, second = ({votes.annotators[a] for a in set(votes.annotator.tolist())} for votes in (training, test))
@@ -212,7 +214,7 @@ def _shared(training: Votes, test: Votes) -> tuple[str, ...]:
 
 
 def _independence(training: Votes, test: Votes, config: AnnotationsConfig) -> Independence:
-    """Return whether the consensus of test tiles comes from none of the annotators of training tiles."""
+    """Return whether no annotator of training tiles contributed to the consensus of test tiles."""
     if config.test_annotators:
         return "yes"
     if not training.named or not test.named:
@@ -223,7 +225,7 @@ def _independence(training: Votes, test: Votes, config: AnnotationsConfig) -> In
 
 
 def _source_notes(independent: Independence) -> list[str]:
-    """Describe test labels of the source."""
+    """Describe test labels that come from the source."""
     note = "test labels: those of the source"
     if independent == "yes":
         return [f"{note}, which do not come from the annotators"]

@@ -1,4 +1,4 @@
-"""Consensus of masks by several annotators, computed from the distinct patterns of pixel labels and their counts.
+"""Consensus of several annotators' masks, computed from the distinct patterns of pixel labels and their counts.
 
 Dawid-Skene over pixels is STAPLE (Warfield, Zou and Wells, IEEE TMI 23(7), 2004) for several classes. Pixels with the
 same labels have the same posterior, so EM needs only one row per pattern.
@@ -27,7 +27,7 @@ class PixelConsensus:
         votes: Labels of each pattern; the items are the pattern numbers, in ascending order.
         pixels: Number of pixels of each pattern.
         estimates: Dawid-Skene estimates; None if no pixel has labels by two annotators.
-        probabilities: Class probabilities, one row per pattern; the shares of its labels if `estimates` is None.
+        probabilities: Class probabilities, one row per pattern; label shares if `estimates` is None.
     """
 
     votes: Votes

@@ -1,4 +1,4 @@
-"""Read the labels of annotators: a table of tile, annotator and label, or of the votes of each tile."""
+"""Read annotators' labels from a table of tiles, annotators and labels, or of votes per tile."""
 
 import posixpath
 from collections import Counter
@@ -30,11 +30,11 @@ _WHERE = "tiles.annotations"
 
 @dataclass(frozen=True)
 class AnnotationTable:
-    """Labels of a file without duplicates, one entry per label in each sequence.
+    """Labels of a file, without duplicates; each sequence has one entry per label.
 
     Attributes:
         annotators: Names of the annotators; `ANONYMOUS` for votes without names.
-        times: Number of such votes; 1 for named annotators.
+        times: Number of votes for the label; 1 for named annotators.
         notes: Dropped rows, by reason.
     """
 
@@ -53,9 +53,8 @@ def read_annotations(
 
     Args:
         config: Section `tiles.annotations`.
-        class_map: Class of each label; other labels are dropped and counted. Empty: labels are
-            classes.
-        classes: Classes that are configured. Unless -1 is one of them, it marks a missing label among whole numbers.
+        class_map: Class of each label; other labels are dropped and counted. If empty, labels are classes.
+        classes: Configured classes. Unless -1 is one of them, it marks a missing label among whole numbers.
 
     Raises:
         DataError: The file cannot be read, lacks columns or cells, an annotator gave a tile two labels, or it is
@@ -85,7 +84,7 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
 
     Args:
         table: Labels of annotators.
-        ids: Ids of the tiles, in whose order the items are.
+        ids: Ids of the tiles, which determine the order of the items.
 
     Returns:
         The votes on these tiles, and notes on labels of other tiles.
@@ -118,7 +117,7 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
         )
     row_of = {name: row for row, name in enumerate(items)}
     others = sorted(annotated - row_of.keys())
-    note = f"labels of {counted(len(others), 'tile')} outside the data set left out: {shortlist(others)}"
+    note = f"dropped annotators' labels of {counted(len(others), 'tile')} outside the data set: {shortlist(others)}"
     annotators = sorted(set(table.annotators))
     number_of = {name: number for number, name in enumerate(annotators)}
     kept = [row for row, name in enumerate(tiles) if name in row_of]
@@ -135,16 +134,16 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
 
 
 def match_tiles(names: Sequence[str], ids: Sequence[str], where: object) -> dict[str, str]:
-    """Match the names of tiles in a table with the ids of tiles, which are paths with slashes if a table has no ids.
+    """Match tile names in a table with tile ids, which are paths with slashes if the table of tiles has no ids.
 
     Args:
         names: Names in the table; `c\\a.png` and `./c/a.png` are also spellings of the id `c/a.png`.
 
     Returns:
-        The id of each name; a name of no tile unchanged.
+        Id of each name; names without a tile are returned unchanged.
 
     Raises:
-        DataError: The table names a tile in two spellings.
+        DataError: The table spells the name of a tile in two ways.
     """
     known = set(ids)
     paths = {name: posixpath.normpath(name.replace("\\", "/")) for name in dict.fromkeys(names) if name not in known}
@@ -176,7 +175,7 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
         raise DataError(
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(header) or 'none'}",
             where=path,
-            fix=delimiter_hint(header) or f"name the right ones in {key}",
+            fix=delimiter_hint(header) or f"set the column names in {key}",
         )
     columns: dict[str, list[str]] = {}
     for field, column in names.items():
@@ -200,7 +199,7 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
 
     Args:
         config: Section `tiles.annotations`.
-        named: Labels that the configuration names, which are therefore classes.
+        named: Labels that the configuration lists as classes.
     """
     names = {field: config.columns.get(field, field) for field in ("tile", "annotator", "label")}
     columns = read_named_columns(
@@ -257,9 +256,9 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
         )
     notes = []
     if empty:
-        notes.append(f"{counted(empty, 'row')} of annotators without a label left out")
+        notes.append(f"dropped {counted(empty, 'row')} of annotators without a label")
     if repeated:
-        notes.append(f"{counted(repeated, 'repeated row')} of annotators left out (same tile, annotator and label)")
+        notes.append(f"dropped {counted(repeated, 'repeated row')} of annotators (same tile, annotator and label)")
     return AnnotationTable(
         [tile for tile, _ in seen],
         [annotator for _, annotator in seen],
@@ -271,7 +270,7 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
 
 
 def _without_no_class(labels: list[str], named: Collection[str], path: Path) -> list[str]:
-    """Replace -1 among labels that are whole numbers with "", as for the labels of tiles."""
+    """Replace -1 with "" if all labels are whole numbers, as for tile labels."""
     no_class = {NO_CLASS, f"{NO_CLASS}.0"} - {*named}
     others = {*labels} - no_class - {""}
     if not no_class & {*labels} or not all(label.lstrip("-").removesuffix(".0").isdecimal() for label in others):
@@ -328,14 +327,14 @@ def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> Anno
         problems.append(f"{counted(len(large), 'row')} with more than {MAX_VOTES:,} votes: {shortlist(large)}")
     if problems:
         raise DataError("; ".join(problems), where=path, fix="write one row per tile, with a whole number per class")
-    notes = (f"{counted(without, 'row')} without a vote left out",) if without else ()
+    notes = (f"dropped {counted(without, 'row')} without a vote",) if without else ()
     return AnnotationTable(tiles, [ANONYMOUS] * len(tiles), labels, times, str(path), notes)
 
 
 def _map_labels(table: AnnotationTable, class_map: Mapping[str, str]) -> AnnotationTable:
     """Replace labels with classes, add up votes for the same class, and drop labels without a class.
 
-    Several labels of the source may be one class, but a named annotator has one label per tile, so nothing is lost.
+    Votes can only be added up for anonymous annotators, because a named annotator has one label per tile.
     """
     others = Counter[str]()
     summed: dict[tuple[str, str, str], int] = {}
@@ -346,7 +345,7 @@ def _map_labels(table: AnnotationTable, class_map: Mapping[str, str]) -> Annotat
         else:
             others[label] += times
     listed = shortlist([f"{name}: {count}" for name, count in sorted(others.items())])
-    note = f"{counted(sum(others.values()), 'label')} of annotators outside tiles.class_map left out ({listed})"
+    note = f"dropped {counted(sum(others.values()), 'label')} of annotators outside tiles.class_map ({listed})"
     return AnnotationTable(
         [key[0] for key in summed],
         [key[1] for key in summed],

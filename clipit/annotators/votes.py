@@ -1,4 +1,4 @@
-"""Labels that annotators gave to items (tiles, or patterns of pixels), one row per label."""
+"""Labels that annotators gave to items (tiles or pixel patterns), one row per label."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 ANONYMOUS = "(any annotator)"
-"""Name that stands for all annotators if only the number of votes per class is known."""
+"""Name used for all annotators if only the number of votes per class is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Votes:
         annotators: Names of the annotators; only `ANONYMOUS` if votes were counted without names.
         item: Row in `items` of each label.
         annotator: Row in `annotators` of each label.
-        times: Number of times this label was given: 1, or the number of votes of anonymous annotators.
+        times: Number of votes for the label; 1 for a named annotator.
     """
 
     items: tuple[str, ...]
@@ -80,7 +80,7 @@ class Votes:
         )
 
     def _select(self, kept: Bool[np.ndarray, " v"]) -> "Votes":
-        """Select labels by a mask, and drop items without any."""
+        """Select labels by a mask, and drop items left without labels."""
         rows, item = np.unique(self.item[kept], return_inverse=True)
         return Votes(
             tuple(self.items[row] for row in rows.tolist()),
@@ -99,7 +99,7 @@ class Majority:
 
     Attributes:
         labels: Class of each item; -1 for an item without a label.
-        tied: Whether several classes are equally frequent, so that one of them was drawn.
+        tied: Whether several classes are equally frequent, so that the tie was broken by a hash.
     """
 
     labels: Int64[np.ndarray, " n"]
@@ -107,7 +107,7 @@ class Majority:
 
 
 def majority(counts: Int64[np.ndarray, "n c"], ids: Sequence[str]) -> Majority:
-    """Find the most frequent label of each item; one of several is drawn by a hash of the item's id.
+    """Find the most frequent label of each item; ties are broken by a hash of the item's id.
 
     Args:
         counts: Labels of each class per item.

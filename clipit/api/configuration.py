@@ -50,12 +50,12 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     Raises:
         ConfigError: The file cannot be read, or keys or values are invalid; the message lists all of them.
     """
-    _check_kinds(config, overrides)
+    _check_types(config, overrides)
     stated = [*keys.items(), *(overrides or {}).items()]
     times = Counter(name for key, value in stated for name in dotted(nested({key: value})))
     twice = sorted(name for name, count in times.items() if count > 1)
     if twice:
-        raise ConfigError(f"given twice: {', '.join(twice)}", where="load_config", fix="keep one of each")
+        raise ConfigError(f"keys are given twice: {', '.join(twice)}", where="load_config", fix="keep one of each")
     changes = _as_values(nested({**keys, **(overrides or {})}))
     changed_keys = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
     if isinstance(config, ConfigFile):
@@ -79,8 +79,8 @@ def as_config(config: Config, *, needs_tiles: bool = True) -> ConfigFile:
     return file
 
 
-def _check_kinds(config: object, overrides: object) -> None:
-    """Refuse values of other types, such as a dictionary in place of a file."""
+def _check_types(config: object, overrides: object) -> None:
+    """Refuse arguments of the wrong type, such as a dictionary instead of a file."""
     if not isinstance(config, ConfigFile | str | Path):
         example = 'clipit.load_config("own_table", {"tiles.path": "tiles.csv"})'
         fix = f"start from a file or a shipped configuration, and change its keys: {example}"
@@ -127,7 +127,7 @@ def _values(config: ConfigFile) -> dict[str, Any]:
 
 
 def _as_values(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the paths of a tree to text, as they are in a YAML file; refuse sets, whose order differs by process."""
+    """Convert the paths of a tree to strings, as in a YAML file; refuse sets, whose order differs between processes."""
     unordered = [key for key, value in tree.items() if isinstance(value, set | frozenset)]
     if unordered:
         raise ConfigError(f"sets have no order: {', '.join(map(str, unordered))}", where="overrides", fix="pass lists")

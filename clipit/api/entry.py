@@ -12,7 +12,7 @@ _Result = TypeVar("_Result")
 
 
 def public(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Wrap a function: print log messages, and convert errors such as a full disk or memory to `ClipitError`.
+    """Wrap a function: print log messages, and convert errors such as a full disk to `ClipitError`.
 
     Messages are printed unless the program has configured logging; `logging.getLogger("clipit").setLevel("WARNING")`
     silences them.

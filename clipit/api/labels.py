@@ -23,7 +23,7 @@ class AnnotatorsResult:
 
     @property
     def page(self) -> Path:
-        """HTML page with agreement, confusions, human ceiling and the tiles with the least agreement."""
+        """HTML page with agreement, confusion matrices, human ceiling and the tiles with the least agreement."""
         return self.folder / "annotators.html"
 
     @cached_property
@@ -72,7 +72,7 @@ class MergedMasksResult:
 
     @property
     def page(self) -> Path:
-        """HTML page with the agreement of pixels, confusions, and Dice of each annotator against the others."""
+        """HTML page with pixel agreement, confusion matrices, and the Dice of each annotator against the others."""
         return self.folder / "masks.html"
 
     @property
@@ -123,7 +123,7 @@ class LabelIssuesResult:
 
 @public
 def describe_annotators(config: Config, *, shown: int = 24) -> AnnotatorsResult:
-    """Describe the annotators of a configuration's tiles: agreement, confusions, consensus and human ceiling.
+    """Describe the annotators of a configuration's tiles: agreement, confusion matrices, consensus and human ceiling.
 
     Example:
         >>> annotators = clipit.describe_annotators(config)

@@ -10,7 +10,7 @@ from clipit.api.configuration import Config, as_config
 from clipit.api.csv_tables import read_csv_table
 from clipit.api.entry import public
 
-_TEXTS = frozenset({"arm", "bag", "slide", "patient", "split", "label", "predicted", "map", "reason"})
+_TEXT_COLUMNS = frozenset({"arm", "bag", "slide", "patient", "split", "label", "predicted", "map", "reason"})
 """Columns of the tables of bags that contain text."""
 
 
@@ -63,7 +63,7 @@ class MilResult:
 
         path = self.folder / name
         with reading(path, fix="run the study again"):
-            return read_csv_table(path, _TEXTS)
+            return read_csv_table(path, _TEXT_COLUMNS)
 
 
 @public

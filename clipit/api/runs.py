@@ -175,8 +175,8 @@ def evaluate_external(
 ) -> EvaluationResult:
     """Score a finished run on new tiles, or with new prompts, in addition to its own test results.
 
-    Tiles of patients or images that were used for training are an error by default (`leaks.policy`). The results are
-    written to `external/<name>` in the run's folder; of its other files, only the classifier's card changes.
+    By default, tiles of patients or images used for training are an error (`leaks.policy`). The results are written to
+    `external/<name>` in the run's folder; of its other files, only the classifier's card changes.
 
     Example:
         >>> other = clipit.evaluate_external("outputs/runs/run", "other_hospital.csv")

@@ -1,4 +1,4 @@
-"""Pass classifiers on in Python: write them as one program, or upload them to the Hugging Face Hub."""
+"""Share classifiers in Python: export them as one program, or upload them to the Hugging Face Hub."""
 
 import logging
 from pathlib import Path
@@ -33,7 +33,7 @@ def export_program(
     Args:
         classifier: Folder of a run or of its classifier, repository on the hub, or a loaded classifier in float32,
             which is moved to the CPU.
-        path: File to write, `.onnx` or `.pt2`; an earlier one is replaced.
+        path: File to write, `.onnx` or `.pt2`; an existing file is replaced.
         format: `onnx`, or `torch_export` for a program of `torch.export`.
         tolerance: Largest difference of a logit allowed, relative to the largest logit; None: 0.0001.
         trust_remote_code: Whether to run Python code that defines the backbone.

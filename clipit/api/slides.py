@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TEXTS = frozenset(
+_TEXT_COLUMNS = frozenset(
     {"slide", "path", "label", "split", "group", "status", "reason", "fix", "format", "notes", "predicted", "arm"}
 )
 """Columns of the tables of slides that contain text."""
@@ -49,7 +49,7 @@ class SlidesResult:
     @cached_property
     def slides(self) -> pd.DataFrame:
         """Slides, one row each: slide, path, label, split, group, status, reason, tiles, mpp and additional columns."""
-        return read_csv_table(self.folder / "slides.csv", _TEXTS)
+        return read_csv_table(self.folder / "slides.csv", _TEXT_COLUMNS)
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -57,7 +57,7 @@ class SlidesResult:
 
         Columns: slide, tiles, pooling, smoothed, pooled, score_<class>, predicted and tied.
         """
-        return read_csv_table(self.folder / "slide_scores.csv", _TEXTS)
+        return read_csv_table(self.folder / "slide_scores.csv", _TEXT_COLUMNS)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -67,7 +67,7 @@ class SlidesResult:
         high), and the numbers of labelled slides or patients.
         """
         path = self.folder / "slide_metrics.csv"
-        return read_csv_table(path, _TEXTS) if path.is_file() else pd.DataFrame()
+        return read_csv_table(path, _TEXT_COLUMNS) if path.is_file() else pd.DataFrame()
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class SlideCompareResult:
         high) and its t-interval over seeds (seeds_low, seeds_high); p (paired t-test) and p_holm (Holm-corrected over
         the arms); the pooling of the arm; the numbers of seeds, of labelled slides or patients, and of patients.
         """
-        return read_csv_table(self.folder / "slide_comparison.csv", _TEXTS)
+        return read_csv_table(self.folder / "slide_comparison.csv", _TEXT_COLUMNS)
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Slide scores of every arm and seed, one row per slide, pooling and smoothing."""
-        return read_csv_table(self.folder / "slide_scores.csv", _TEXTS)
+        return read_csv_table(self.folder / "slide_scores.csv", _TEXT_COLUMNS)
 
     @cached_property
     def verdict(self) -> str:
@@ -223,7 +223,7 @@ def score_slides(
         trust_remote_code: Whether the backbone or the VLM may run Python code from its own repository.
         maps: Whether to write heat maps, QuPath files and a page per slide.
         top: Tiles shown per class on a slide's page.
-        snippets: Configuration whose snippets are shown next to the top tiles; None for none.
+        snippets: Configuration whose snippets are shown next to the top tiles; None to show none.
 
     Raises:
         ConfigError: There is neither a classifier nor a VLM with prompts, or an option is invalid.
@@ -289,7 +289,7 @@ def compare_slides(
         runs: Folders of runs, or folders that contain runs.
         out: Folder to write to.
         reference: Arm that the others are compared with.
-        vlm: VLM whose zero-shot prediction is an additional arm, `VLM zero-shot`; None for none.
+        vlm: VLM whose zero-shot prediction is an additional arm, `VLM zero-shot`; None for no such arm.
         prompts: Prompt file or packaged prompt set for the VLM.
         images: Folder that the files in a table are relative to; None for the folder of the table.
         mpp: Micrometres per pixel of the finest level, for slides without this metadata.

@@ -1,4 +1,4 @@
-"""Describe several annotators: agreement, confusions, human ceiling, and the tiles with the least agreement.
+"""Describe several annotators: agreement, confusion matrices, human ceiling, and tiles with the least agreement.
 
 With --masks, merge the masks of several annotators into a consensus per pixel, as input for clipit segment.
 """
@@ -24,7 +24,7 @@ def main() -> None:
             "--masks": {
                 "type": Path,
                 "metavar": "TABLE",
-                "help": "table of masks (columns tile, annotator, mask): write the consensus of their pixels",
+                "help": "table of masks (columns tile, annotator, mask): write their consensus per pixel",
             },
             "--mask-files": {
                 "type": Path,

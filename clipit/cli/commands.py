@@ -46,7 +46,7 @@ SUBCOMMANDS: dict[str, tuple[str, ...]] = {
     "prompts": ("list", "lint", "study"),
     "slides": ("tile", "score", "map", "compare"),
 }
-"""Second words of the commands that have some."""
+"""Subcommands of a subcommand, such as `slides tile`."""
 
 READS_KEYS: dict[str, tuple[str, ...]] = {
     "demo": ("comparison",),
@@ -111,7 +111,7 @@ OWN_OPTIONS: dict[str, tuple[str, ...]] = {
     "segment": ("--record", "--run"),
     "robustness": ("--record", "--run"),
 }
-"""Options of a command that are no keys of the configuration, besides `--help` and the `--config` of `READS_KEYS`."""
+"""Options of each command that are not configuration keys, except `--help` and the `--config` of `READS_KEYS`."""
 
 
 def command_names() -> list[str]:

@@ -11,9 +11,10 @@ from clipit.prompts.early_check import check_prompt_file, check_prompt_files
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--run": {
         "type": run_path,
-        "help": "folder of a finished run, in place of --config. Alone, evaluate it again. With --tiles.path (and any "
-        "other tiles.* key, or --config FILE with a section tiles) or --prompts, score the new tiles or prompts next "
-        "to the run's own test results, in external/NAME of its folder; --name sets NAME",
+        "help": "folder of a finished run, instead of --config. On its own, the option evaluates the run again. With "
+        "--tiles.path (and any other tiles.* key, or --config FILE with a section tiles) or --prompts, the run is "
+        "scored on the new tiles or prompts, in addition to its own test results; the scores are written to "
+        "external/NAME in its folder, and --name sets NAME",
     }
 }
 

@@ -12,7 +12,7 @@ from clipit.config.paths import option_path
 from clipit.errors import ArtifactError, ConfigError, disk_errors, shortlist, user_errors
 
 OWN_DATA = ("own_table", "own_comparison", "own_reports", "own_annotators", "own_adaptation")
-"""Shipped configurations that take the paths of the user's own data, the first to try first."""
+"""Shipped configurations that take the paths of the user's own data, in the order in which to try them."""
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def _listing(names: Mapping[str, str]) -> str:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file, but never overwrite one, which a user may have changed."""
+    """Write a new file; an existing file, which the user may have changed, is never overwritten."""
     with disk_errors(path):
         try:
             with path.open("x", encoding="utf-8") as file:

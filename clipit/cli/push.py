@@ -19,7 +19,7 @@ def main() -> None:
         parser.add_argument(
             "--i-have-permission",
             action="store_true",
-            help="upload although a licence forbids it: you have the permission of the rights holder",
+            help="upload although a licence forbids it, because you have the rights holder's permission",
         )
         options = parser.parse_args()
         from clipit.models.hub import plan_upload, push_classifier

@@ -33,7 +33,7 @@ def main() -> None:
         "--draws-seed", type=int, default=0, metavar="N", help="seed of the drawn values (methods random and bayes)"
     )
     parser.add_argument(
-        "--trial", action="store_true", help="run one trial, with its values given as options (by wandb's agent)"
+        "--trial", action="store_true", help="run one trial, with its values given as options (used by wandb's agent)"
     )
     arguments, rest = parser.parse_known_args()
     if arguments.config is not None:

@@ -112,28 +112,30 @@ def _check_options(arguments: argparse.Namespace) -> None:
         ConfigError: An option would have no effect.
     """
     if arguments.slides is not None and arguments.cases:
-        raise ConfigError("slides and cases are different worlds", where="--slides", fix="remove --cases or --slides")
+        raise ConfigError("--slides and --cases cannot be combined", where="--slides", fix="remove --cases or --slides")
     if arguments.variant and not (arguments.cases or arguments.reports):
         raise ConfigError(
-            "only worlds of cases, or of slides with reports, have variants",
+            "--variant applies only to worlds of cases, or of slides with reports",
             where="--variant",
             fix="add --cases or --reports",
         )
     if arguments.reports and arguments.slides is None:
         raise ConfigError(
-            "--reports applies to slides only; other worlds always have reports",
+            "--reports applies only to slides; other worlds always have reports",
             where="--reports",
             fix="add --slides N",
         )
     if arguments.size is not None and arguments.slides is None:
-        raise ConfigError("only slides have a size", where="--size", fix="add --slides N")
+        raise ConfigError("--size applies only to slides", where="--size", fix="add --slides N")
     if arguments.annotators is not None and arguments.slides is not None:
         raise ConfigError(
             "annotators label tiles, not slides", where="--annotators", fix="remove --slides or --annotators"
         )
     for name in ("skills", "biased", "coverage", "annotated"):
         if getattr(arguments, name) is not None and arguments.annotators is None:
-            raise ConfigError("there are no annotators", where=f"--{name}", fix="add --annotators N")
+            raise ConfigError(
+                f"--{name} applies only to simulated annotators", where=f"--{name}", fix="add --annotators N"
+            )
 
 
 def _annotators(arguments: argparse.Namespace) -> "AnnotatorsConfig | None":

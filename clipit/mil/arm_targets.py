@@ -17,18 +17,18 @@ from clipit.workspace.workspace import Workspace
 def arm_targets(
     arm: MilArm, config: RunConfig, mil: MilConfig, workspace: Workspace, bags: MilBags, seed: int, root: Path
 ) -> BagTargets | None:
-    """Return the targets that the training bags of an arm have in addition to their labels; None without any.
+    """Return the targets of an arm's training bags in addition to their labels; None if the arm has none.
 
     Args:
         config: Run configuration, with `reports` if the arm reads them.
         mil: Weights of the targets, and options of the model that predicts labels.
         bags: Bags with the labels that the arm may use.
-        seed: Seed of the training and of exchanged reports.
+        seed: Seed of the training and of the exchange of reports.
         root: Output root of trained models.
 
     Raises:
         ConfigError: No reports are configured.
-        DataError: No training patient has a report, or no report gives a class.
+        DataError: No training patient has a report, or no report yields a class.
     """
     targets: list[BagTargets] = []
     if arm.labels == "reports":
@@ -39,8 +39,8 @@ def arm_targets(
     if arm.vectors == "reports":
         targets.append(report_embeddings(config, workspace, bags, seed, shuffled=arm.exchanged))
     elif arm.vectors == "images":
-        texts = [name for name in mil.arms if name in ARMS and ARMS[name].vectors == "reports"]
-        reported = report_embeddings(config, workspace, bags, seed) if texts else None
+        report_arms = [name for name in mil.arms if name in ARMS and ARMS[name].vectors == "reports"]
+        reported = report_embeddings(config, workspace, bags, seed) if report_arms else None
         targets.append(image_embeddings(bags, reported))
     return _weighted(targets, mil) if targets else None
 

@@ -27,10 +27,10 @@ class MilArm:
     Attributes:
         title: Description for the page.
         shuffled: Whether the labels of training and validation bags are permuted.
-        labels: Source of labels for unlabelled training bags; None without them.
-        vectors: Source of the vectors that representations of training bags learn to predict; None without them.
+        labels: Source of labels for unlabelled training bags; None to leave them unlabelled.
+        vectors: Source of the vectors that are predicted from representations of training bags; None without vectors.
         exchanged: Whether reports are exchanged between patients.
-        controls: Arms with which this arm is compared.
+        controls: Arms that this arm is compared with.
     """
 
     title: str
@@ -75,13 +75,13 @@ ARMS: dict[str, MilArm] = {
     "max": MilArm("highest instance logit of each class", "max"),
     "shuffled_labels": MilArm("control: gated attention trained on permuted labels", "attention", shuffled=True),
     "report_labels": MilArm(
-        "attention; unlabelled bags learn the label read from their patient's report",
+        "attention; unlabelled bags get the label read from their patient's report",
         "attention",
         labels="reports",
         controls=("attention", "predicted_labels", "shuffled_report_labels"),
     ),
     "report_embedding": MilArm(
-        "attention; representations also learn to predict the embedding of their patient's report",
+        "attention; representations are also trained to predict the embedding of their patient's report",
         "attention",
         vectors="reports",
         controls=("attention", "image_embedding", "shuffled_report_embedding"),
@@ -94,12 +94,12 @@ ARMS: dict[str, MilArm] = {
         controls=("attention", "predicted_labels", "image_embedding"),
     ),
     "predicted_labels": MilArm(
-        "control without text: unlabelled bags learn the predictions of attention with the same seed (self-training)",
+        "control without text: unlabelled bags get labels predicted by attention with the same seed (self-training)",
         "attention",
         labels="predicted",
     ),
     "image_embedding": MilArm(
-        "control without text: representations also learn to predict the mean of the bag's features",
+        "control without text: representations are also trained to predict the mean of the bag's features",
         "attention",
         vectors="images",
     ),
@@ -120,14 +120,14 @@ ARMS: dict[str, MilArm] = {
 
 
 def class_frequencies(bags: MilBags, labels_per_class: int | None, seed: int) -> Float32[np.ndarray, "b c"]:
-    """Return the scores of the floor: for every bag, the class frequencies of the training bags with a kept label."""
+    """Return the scores of the floor: the class frequencies among labelled training bags, the same for every bag."""
     kept = keep_labels(bags, labels_per_class, seed).of_split("train").labels
     counts = np.bincount(kept[kept != NO_LABEL], minlength=len(bags.classes))
     return np.tile((counts / counts.sum()).astype(np.float32), (len(bags), 1))
 
 
 def check_arms(config: RunConfig, mil: MilConfig) -> None:
-    """Check the names of the arms, and that they have the reports that they need.
+    """Check that all arms are known, and that reports are configured for arms that need them.
 
     Raises:
         ConfigError: An arm is unknown, reports are missing, or no arm is trained.
@@ -137,10 +137,10 @@ def check_arms(config: RunConfig, mil: MilConfig) -> None:
         raise ConfigError(
             f"unknown arms: {', '.join(unknown)}", where="mil.arms", fix=f"use some of {', '.join((*ARMS, ZERO_SHOT))}"
         )
-    texts = [name for name in mil.arms if name in ARMS and ARMS[name].reads_reports]
-    if texts and config.reports is None:
+    report_arms = [name for name in mil.arms if name in ARMS and ARMS[name].reads_reports]
+    if report_arms and config.reports is None:
         raise ConfigError(
-            f"the arms {', '.join(texts)} need reports, but none are configured",
+            f"the arms {', '.join(report_arms)} need reports, but none are configured",
             where="reports",
             fix="set reports.path, or remove these arms from mil.arms",
         )
@@ -152,8 +152,8 @@ def arm_titles(names: Iterable[str]) -> dict[str, str]:
     """Return the description of each arm."""
     titles = {name: arm.title for name, arm in ARMS.items()}
     titles[ZERO_SHOT] = (
-        "no training: cosine of each instance to the class prompts, pooled by the mean of the top K or all instances "
-        "(MI-Zero), chosen on the validation bags"
+        "no training: cosine similarity of each instance to the class prompts, averaged over the top K or all "
+        "instances (MI-Zero); the pooling is chosen on the validation bags"
     )
-    titles[FLOOR] = "floor: the class frequencies of the training bags, for every bag"
+    titles[FLOOR] = "floor: the class frequencies of the training bags, predicted for every bag"
     return {name: titles[name] for name in names}

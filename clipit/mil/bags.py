@@ -16,19 +16,19 @@ from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import SPLITS
 
 _TRAINING_SPLITS = ("train", "validation")  # splits whose labels are used in training
-_DRAWS = 200  # permutations of labels to choose from
+_PERMUTATIONS = 200  # random permutations of labels to choose from
 
 
 @runtime_checkable
 class InstanceReader(Protocol):
-    """Source of the features of bags, of which one bag is in memory at a time."""
+    """Source of bag features that keeps one bag in memory at a time."""
 
     @property
     def dim(self) -> int:
         """Dimension of the features."""
 
     def fingerprint(self) -> str:
-        """Compute a fingerprint of all features and of their distribution among the bags."""
+        """Compute a fingerprint of all features and of their assignment to bags."""
 
     def sizes(self) -> Int64[np.ndarray, " b"]:
         """Return the number of instances of each bag."""
@@ -45,14 +45,14 @@ class MilBags:
     """Bags of instances with one label each; the features stay on disk until a bag is read.
 
     Attributes:
-        names: Unique names: slides or patients.
-        labels: Class index of each bag; -1: unlabelled, or hidden from training.
+        names: Unique names of slides or patients.
+        labels: Class index of each bag; -1 if unlabelled or hidden from training.
         patients: Patient of each bag; "" where unknown.
         splits: train, validation or test.
         reader: Source of the features.
         rows: Row of each bag in the reader.
         notes: Remarks on bags that were dropped or have no label.
-        where: Table, folder or configuration that the bags come from, for messages.
+        where: Table, folder or configuration that the bags come from, for error messages.
     """
 
     names: Shaped[np.ndarray, " b"]
@@ -112,17 +112,22 @@ class MilBags:
         """Read the features of one bag.
 
         Raises:
-            DataError: The bag has no instance, a value is not finite, or a feature vector is zero, as where a program
-                that fills a file ended early.
+            DataError: The bag has no instance, a value is not finite, or a feature vector is zero, as when a program
+                stopped before it had filled its file.
         """
         values = self.reader.features(int(self.rows[bag]))
         if not len(values):
             raise DataError(f"{self.names[bag]} has no instance", where=self.where, fix="drop this bag")
-        for problem, invalid in (("not finite", ~np.isfinite(values).all(axis=1)), ("zero", ~values.any(axis=1))):
+        invalid_rows = {
+            "values that are not finite": ~np.isfinite(values).all(axis=1),
+            "zeros only": ~values.any(axis=1),
+        }
+        for problem, invalid in invalid_rows.items():
             if invalid.any():
                 ids, rows = self.ids(bag), np.flatnonzero(invalid).tolist()
                 raise DataError(
-                    f"{len(rows)} features of {self.names[bag]} are {problem}: {shortlist([ids[row] for row in rows])}",
+                    f"{self.names[bag]} has {counted(len(rows), 'feature vector')} with {problem}: "
+                    f"{shortlist([ids[row] for row in rows])}",
                     where=self.where,
                     fix="compute the features of this slide again",
                 )
@@ -158,9 +163,9 @@ class MilBags:
 
 
 def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
-    """Hide the labels of all but some training and validation bags of each class, drawn by seed; tests keep theirs.
+    """Keep the labels of some training and validation bags of each class, drawn by seed; test bags keep all labels.
 
-    A larger number keeps the labels that a smaller one keeps.
+    Labels kept for a smaller `per_class` are also kept for a larger one.
 
     Args:
         per_class: Number of labels to keep per class and split; None keeps all.
@@ -177,11 +182,11 @@ def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
 
 
 def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
-    """Permute the labels among the labelled bags of train and, separately, of validation; a control of a study.
+    """Permute the labels of the training bags and, separately, of the validation bags (control).
 
-    With few labels, a permutation often returns labels to their own bags. Of many random permutations, the one is used
-    whose table of old by new labels is closest to the table expected under independence, so that as many bags keep
-    their label as on average; ties go to the permutation that keeps fewer.
+    With few labels, a permutation often returns labels to their own bags. Of many random permutations, the function
+    uses the one whose table of old against new labels is closest to that expected under independence, so that about as
+    many bags keep their label as on average. Ties go to the permutation that keeps fewer labels.
 
     Args:
         bags: Bags with the labels that the training may use.
@@ -215,13 +220,13 @@ def _labelled(bags: MilBags, split: str) -> Int64[np.ndarray, " n"]:
 
 
 def _permute(labels: Int64[np.ndarray, " n"], classes: int, generator: np.random.Generator) -> Int64[np.ndarray, " n"]:
-    """Draw permutations, and return the one whose new labels depend least on the old ones."""
+    """Draw permutations, and return the one whose labels depend least on the original labels."""
     if not len(labels):
         return labels
     counts = np.bincount(labels, minlength=classes)
     expected = np.outer(counts, counts) / len(labels)
     best, lowest = labels, (np.inf, np.inf)
-    for _ in range(_DRAWS):
+    for _ in range(_PERMUTATIONS):
         drawn = generator.permutation(labels)
         table = np.bincount(labels * classes + drawn, minlength=classes**2).reshape(classes, classes)
         distance = (round(float(((table - expected) ** 2).sum()), 6), float(np.trace(table)))

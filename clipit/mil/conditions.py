@@ -58,7 +58,7 @@ def plan_conditions(file: ConfigFile) -> dict[str, ConfigFile]:
     """Return the configuration of each condition; keys given on the command line apply to all of them.
 
     Raises:
-        ConfigError: A condition's name cannot name a folder, a condition changes the output folder, or a key is
+        ConfigError: A condition's name cannot be a folder name, a condition changes the output folder, or a key is
             invalid; all problems are reported together.
     """
     values: dict[str, Any] = file.run.model_dump() | {"mil": file.mil.model_dump()}
@@ -113,10 +113,10 @@ def conditions_study(file: ConfigFile) -> Path:
 
 
 def score_seeds(table: pd.DataFrame, metric: str) -> dict[str, dict[int, float]]:
-    """Compute a metric of the test bags from the scores of bags, by arm and seed; undefined scores are dropped.
+    """Compute a metric on the test bags for each arm and seed; undefined values are dropped.
 
-    As in the studies of single conditions, scores are relative to their mean over the classes (see `SlideSet`), because
-    those of `zero_shot` are cosine similarities. The metrics of probabilities, which sum to 1, are the same.
+    As in the study of one condition, scores are centred on their mean over the classes (see `SlideSet`), because those
+    of `zero_shot` are cosine similarities. Centring does not change the metrics of probabilities, which sum to 1.
 
     Args:
         table: Scores as in `bag_scores.csv`.
@@ -170,7 +170,7 @@ def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
     contrast_table = (
         ("condition", "arm", "against", f"{LABELS[METRICS[0]]} in points", "p (Holm)"),
         [
-            [each.condition, each.arm, each.control, _points(each.differences), _format_p(each.test)]
+            [each.condition, each.arm, each.control, _format_difference(each.differences), _format_p(each.test)]
             for each in contrasts
         ],
     )
@@ -195,7 +195,7 @@ def _score_rows(file: ConfigFile, scores: dict[str, dict[str, dict[int, float]]]
     ]
 
 
-def _points(differences: Sequence[float]) -> str:
+def _format_difference(differences: Sequence[float]) -> str:
     points = [100 * value for value in differences]
     bounds = t_interval(points)
     limits = None if bounds.low is None or bounds.high is None else (bounds.low, bounds.high)

@@ -41,9 +41,10 @@ def select_targeted(bags: MilBags, targets: BagTargets | None) -> TargetedBags |
 
 
 def target_loss(network: MilNetwork, output: MilOutput, targeted: TargetedBags, bag: int) -> Float[Tensor, ""]:
-    """Compute the weighted cross-entropy with the probabilities of a bag, plus 1 - cosine of its vector.
+    """Compute the target loss of one bag: the weighted cross-entropy plus the weighted cosine distance.
 
-    The cosine is between the vector and a linear projection of the bag's representation, `network.target_head`.
+    The cross-entropy is computed with the bag's target probabilities, the cosine distance between its target vector and
+    a linear projection of its representation, `network.target_head`.
     """
     targets, row = targeted.targets, int(targeted.rows[bag])
     loss = torch.zeros((), device=output.logits.device)

@@ -41,7 +41,7 @@ class FeatureFile:
     Attributes:
         path: HDF5 file.
         tiles: Number of tiles, each position counted once.
-        repeated: Number of tiles at the same position as an earlier one, which are dropped.
+        repeated: Number of dropped tiles, each at the position of an earlier tile.
     """
 
     path: Path
@@ -106,8 +106,9 @@ class HeldOut:
 def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, classes: Sequence[str] = ()) -> MilBags:
     """Read bags of slides from feature files and a table with their labels.
 
-    Slides of the table without features, features without a row in the table, slides without tiles, and repeated tiles
-    are dropped and counted in the notes, which also list slides with the same features, and settings that differ.
+    Slides without features, features without a row in the table, slides without tiles, and repeated tiles are dropped
+    and counted in the notes. The notes also list slides with the same features, and tile settings that differ between
+    slides.
 
     Args:
         features: Folder of .h5 files named after the slides, or one such file.
@@ -117,9 +118,9 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
         classes: Class names in order; empty for the sorted labels.
 
     Raises:
-        DataError: A file or the table is invalid, no slide has both, slides have features of different dimensions, a
-            slide is listed twice, names of classes or patients differ in spelling only, or a patient or copies of one
-            slide are in two splits.
+        DataError: A file or the table is invalid, no slide of the table has features, slides have features of different
+            dimensions, a slide is listed twice, names of classes or patients differ in spelling only, or a patient or
+            copies of one slide are in two splits.
     """
     files = {path.stem: path for path in find_feature_files([features])}
     listed = _read_slides(table, files, classes)
@@ -127,9 +128,9 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
     opened, dim = opened_files.files, opened_files.dim
     tiles = np.array([opened[str(name)].tiles for name in listed.tiles.ids.tolist()])
     slides = _split(listed.tiles.select(tiles > 0), held_out, table)
-    names_used = [str(name) for name in slides.ids.tolist()]
+    slide_names = [str(name) for name in slides.ids.tolist()]
     split_of, label_of = (
-        dict(zip(names_used, values.tolist(), strict=True)) for values in (slides.splits, slides.truth)
+        dict(zip(slide_names, values.tolist(), strict=True)) for values in (slides.splits, slides.truth)
     )
     notes = [
         *listed.notes,
@@ -138,11 +139,9 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
         *check_copies(opened_files.copies, split_of, label_of, table),
     ]
     if not tiles.all():
-        listed_empty = shortlist([str(name) for name in listed.tiles.ids[tiles == 0].tolist()])
-        notes.append(
-            f"{counted(int((tiles == 0).sum()), 'slide without tiles was', 'slides without tiles were')} dropped: "
-            f"{listed_empty}"
-        )
+        without_tiles = shortlist([str(name) for name in listed.tiles.ids[tiles == 0].tolist()])
+        count = counted(int((tiles == 0).sum()), "slide without tiles", "slides without tiles")
+        notes.append(f"dropped {count}: {without_tiles}")
     owners = patients(slides.groups, slides.ids)
     own_names = np.array([f"slide {name}" for name in slides.ids.tolist()], dtype=object)
     names = slides.ids if unit == "slide" else np.where(owners == "", own_names, owners)
@@ -167,14 +166,14 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
 
 @dataclass(frozen=True)
 class _ListedSlides:
-    """Slides of the table that have features, and remarks on the others."""
+    """Slides of the table that have features, and notes on all others."""
 
     tiles: TileSet
     notes: tuple[str, ...]
 
 
 def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) -> _ListedSlides:
-    """Read the table of slides as a set with one row per slide; every split is train if the table has none."""
+    """Read the table as a tile set with one row per slide; all slides are in train if the table has no splits."""
     config = TilesConfig(source="slides", path=str(path), columns={"path": "slide"}, classes=tuple(classes) or None)
     table = open_table(path)
     columns = read_columns(path, config, table, ("path", "label", "split", "group"))
@@ -211,13 +210,12 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
     notes = [*label_remarks, *group_remarks]
     if without_features:
         notes.append(
-            f"{counted(len(without_features), 'slide of the table has', 'slides of the table have')} no features, so "
-            "dropped: " + shortlist(without_features)
+            f"dropped {counted(len(without_features), 'slide')} of the table without features: "
+            f"{shortlist(without_features)}"
         )
     if unlisted:
         notes.append(
-            f"{counted(len(unlisted), 'feature file is', 'feature files are')} not in the table, so dropped: "
-            f"{shortlist(unlisted)}"
+            f"dropped {counted(len(unlisted), 'feature file')} without a row in the table: {shortlist(unlisted)}"
         )
     codes = np.array([known.index(label) if label else -1 for label in labels], dtype=np.int64)
     count = len(names)
@@ -239,7 +237,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
 
 
 def _slide_of(cell: str) -> str:
-    """Return the name of the slide in a cell; only the suffix of a slide or of features is no part of it."""
+    """Return the slide name in a cell: the file name without the suffix of a slide or feature file."""
     path = Path(cell.replace("\\", "/"))
     return slide_name(path) if path.suffix.lower() in _FILE_SUFFIXES else path.name
 

@@ -9,12 +9,12 @@ from clipit.errors import DataError, counted, shortlist
 from clipit.stores.slide_features import SlideFeatures
 
 _SETTINGS = ("target_magnification", "patch_size", "patch_level", "overlap")
-"""Attributes with which TRIDENT and CLAM describe the tiles, and which are the same for all slides of a study."""
-_AGAIN = "compute the features of this slide again"
+"""Attributes in which TRIDENT and CLAM record how tiles were cut; all slides of a study should have the same."""
+_RECOMPUTE = "compute the features of this slide again"
 
 
 def count_repeated(slide: SlideFeatures) -> int:
-    """Count the tiles at the position of an earlier one, as after an extraction that was resumed by appending.
+    """Count tiles at the position of an earlier tile, as left by an extraction that was resumed by appending.
 
     Raises:
         DataError: Tiles at the same position have different features.
@@ -32,21 +32,22 @@ def count_repeated(slide: SlideFeatures) -> int:
         ]
         if other:
             raise DataError(
-                f"{counted(len(other), 'tile occurs', 'tiles occur')} again with other features: {shortlist(other)}",
+                f"{counted(len(other), 'tile occurs', 'tiles occur')} again with different features: "
+                f"{shortlist(other)}",
                 where=slide.path,
-                fix=_AGAIN,
+                fix=_RECOMPUTE,
             )
     return repeated
 
 
 def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
     """List the names of slides whose files contain the same tiles with the same features, in groups."""
-    alike: dict[tuple[int, bytes], list[SlideFeatures]] = {}
+    by_positions: dict[tuple[int, bytes], list[SlideFeatures]] = {}
     for slide in slides:
         if len(slide):
-            alike.setdefault((slide.dim, slide.coords.tobytes()), []).append(slide)
+            by_positions.setdefault((slide.dim, slide.coords.tobytes()), []).append(slide)
     copies = []
-    for group in alike.values():
+    for group in by_positions.values():
         by_content: dict[bytes, list[str]] = {}
         for slide in group if len(group) > 1 else ():
             by_content.setdefault(slide.vectors().tobytes(), []).append(slide.slide)
@@ -55,7 +56,7 @@ def find_copies(slides: Sequence[SlideFeatures]) -> list[list[str]]:
 
 
 def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
-    """Refuse files that state the name of a different slide of the study; names of other slides may be former names.
+    """Refuse files that name a different slide of the study; a name that is not in the study may be a former name.
 
     Raises:
         DataError: There are such files.
@@ -73,7 +74,7 @@ def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
 
 
 def describe_settings(slides: Sequence[SlideFeatures]) -> list[str]:
-    """Describe settings of the tiles that differ between slides, which makes their features hard to compare."""
+    """Describe tile settings that differ between slides and so make their features hard to compare."""
     notes = []
     for setting in _SETTINGS:
         of_value: dict[str, list[str]] = {}
@@ -82,14 +83,14 @@ def describe_settings(slides: Sequence[SlideFeatures]) -> list[str]:
                 of_value.setdefault(str(slide.attributes[setting]), []).append(slide.slide)
         if len(of_value) > 1:
             listed = "; ".join(f"{value}: {len(names)} ({shortlist(names, 3)})" for value, names in of_value.items())
-            notes.append(f"WARNING: the slides have tiles of different {setting}: {listed}")
+            notes.append(f"WARNING: the tiles of the slides differ in {setting}: {listed}")
     return notes
 
 
 def check_copies(
     copies: Sequence[Sequence[str]], split_of: Mapping[str, str], label_of: Mapping[str, int], where: object
 ) -> list[str]:
-    """Return notes on copies of slides.
+    """Check that copies of a slide have the same split and label, and return notes on them.
 
     Args:
         copies: Groups of slides with the same features (`find_copies`).

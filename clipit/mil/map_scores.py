@@ -19,7 +19,7 @@ from clipit.tiles.mask_files import decode_values
 IGNORED_VALUE = 255
 """Value of mask pixels that are not scored."""
 CELLS = 4
-"""Pixels of a map along the edge of a tile."""
+"""Map pixels along each edge of a tile."""
 _SHAPE_TOLERANCE = 0.02  # relative difference of the aspect ratios of a mask and its slide
 FLOOR, CEILING = "floor: all tiles", "ceiling: majority class per tile"
 _COLUMNS = [
@@ -34,9 +34,9 @@ class SlideTruth:
 
     Attributes:
         label: Class index of the slide.
-        cell: Pixels of level 0 per pixel of the map.
-        truth: 1 for the class, 0 for anything else; -1 where ignored or without a tile.
-        tiles: Whether most of the labelled pixels of each tile are of the class.
+        cell: Level-0 pixels per map pixel.
+        truth: 1 for the class, 0 for other classes, -1 for pixels that are ignored or on no tile.
+        tiles: 1 for tiles most of whose labelled pixels show the class, 0 for other tiles.
     """
 
     grid: SlideGrid
@@ -47,7 +47,7 @@ class SlideTruth:
 
 
 def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTruth:
-    """Read the mask of a slide at the pixels of its maps: the value at the centre of each.
+    """Read the mask of a slide at the centre of each pixel of its maps.
 
     Args:
         path: Mask of the whole slide, of any resolution.
@@ -55,7 +55,7 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
         value: Value of this class in the mask.
 
     Raises:
-        DataError: The mask cannot be read, has a different shape from the slide, or no labelled pixel on a tile.
+        DataError: The mask cannot be read, has a different shape from the slide, or has no labelled pixel on a tile.
     """
 
     def check_shape(columns: int, rows: int, turned: bool = True) -> None:
@@ -110,7 +110,7 @@ def class_scores(scores: Float32[np.ndarray, "n c"], label: int) -> InstanceMap:
 
 
 def attention_scores(attention: Float32[np.ndarray, " n"]) -> InstanceMap:
-    """Return the map of attention, in which tiles above the mean weight are those of the slide's class."""
+    """Return the attention map, in which tiles above the mean weight count as the slide's class."""
     return InstanceMap(None, attention)
 
 
@@ -125,14 +125,14 @@ def map_agreement(truth: SlideTruth, scores: InstanceMap) -> MapAgreement:
 
 
 def reference_maps(truth: SlideTruth) -> Iterator[tuple[str, MapAgreement]]:
-    """Measure the floor, in which all tiles are of the class, and the ceiling, the majority class per tile."""
+    """Measure the floor (all tiles show the class) and the ceiling (majority class per tile)."""
     yield FLOOR, measure_agreement(np.ones_like(truth.truth), truth.truth, 2)
     perfect = perfect_tiles(truth.grid, truth.truth, 2, truth.cell)
     yield CEILING, measure_agreement(np.abs(class_map(truth.grid, perfect, truth.cell)), truth.truth, 2)
 
 
 def tile_auroc(truth: SlideTruth, scores: InstanceMap) -> float | None:
-    """Compute the AUROC of tiles of the class against the others; None if all tiles are one or the other."""
+    """Compute the AUROC of the class against all others on tiles; None if only one of the two occurs."""
     from sklearn.metrics import roc_auc_score
 
     if truth.tiles.min() == truth.tiles.max():
@@ -145,12 +145,12 @@ class SlideScore:
     """Agreement of one map of one slide with its mask.
 
     Attributes:
-        patient: Its patient; "" where unknown.
+        patient: Patient of the slide; "" where unknown.
         arm: Arm; "" for floor and ceiling.
         kind: Kind of map.
         seed: Seed of the training; None for floor and ceiling.
-        agreement: Agreement of its pixels.
-        auroc: AUROC of its tiles; None where it is undefined.
+        agreement: Agreement of the map's pixels with the mask.
+        auroc: AUROC of the slide's tiles; None where it is undefined.
     """
 
     slide: str

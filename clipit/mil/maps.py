@@ -155,12 +155,9 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
                 truths[on_slide.slide.name] = read_truth(path, on_slide.grid, label, value)
     if not missing:
         return MaskedSlides(truths)
-    dropped = (
-        f"{counted(len(missing), 'test slide has', 'test slides have')} no mask of their class, so excluded "
-        "from the map scores: "
-    )
-    none = "No test slide has a mask and a label with a value in mil.mask_values, so no map is scored: "
-    return MaskedSlides(truths, ((dropped if truths else none) + shortlist(missing),))
+    dropped = f"The map scores exclude {counted(len(missing), 'test slide')} without a mask of the slide's class: "
+    all_missing = "No test slide has a mask and a label with a value in mil.mask_values, so no map is scored: "
+    return MaskedSlides(truths, ((dropped if truths else all_missing) + shortlist(missing),))
 
 
 def make_maps(
@@ -189,8 +186,8 @@ def make_maps(
     if trained and options.shown:
         arm = "attention" if "attention" in trained else next(iter(trained))
         model = next(iter(trained[arm].values()))
-        for bag in _choose(test_bags, options.shown):
-            shown.append(_show(test_bags, bag, model, arm, inputs.tiles, slides, folder / "maps"))
+        for bag in _choose_bags(test_bags, options.shown):
+            shown.append(_describe_bag(test_bags, bag, model, arm, inputs.tiles, slides, folder / "maps"))
     if not masked.truths or slides is None:
         return MilMaps(shown, pd.DataFrame(), notes=masked.notes)
     scores = list(_score(inputs, test_bags, trained, slides, masked.truths))
@@ -231,7 +228,7 @@ class _Slides:
         return self._prepared[name]
 
 
-def _choose(bags: MilBags, count: int) -> list[int]:
+def _choose_bags(bags: MilBags, count: int) -> list[int]:
     """Choose bags from each class in turn, in the order of their names."""
     queues = [sorted(np.flatnonzero(bags.labels == code).tolist(), key=lambda bag: str(bags.names[bag])) for code in
               range(len(bags.classes))]  # fmt: skip
@@ -239,7 +236,7 @@ def _choose(bags: MilBags, count: int) -> list[int]:
     return in_turn[:count]
 
 
-def _show(
+def _describe_bag(
     bags: MilBags, bag: int, model: MilModel, arm: str, tiles: TileSet | None, slides: _Slides | None, folder: Path
 ) -> ShownBag:
     """Write the maps of one bag, and collect its most attended tiles."""
@@ -251,7 +248,9 @@ def _show(
     pictures: list[tuple[str, bytes]] = []
     if slides is not None:
         for on_slide in list(slides.of_bag(ids))[:_MAX_SLIDES]:
-            pictures += _draw(on_slide, instances[on_slide.rows], attention[on_slide.rows], bags.classes, folder)
+            pictures += _write_slide_maps(
+                on_slide, instances[on_slide.rows], attention[on_slide.rows], bags.classes, folder
+            )
     top = np.argsort(-attention, kind="stable")[:_TOP_TILES].tolist()
     best = instances.argmax(axis=1)
     cards = []
@@ -279,7 +278,7 @@ def _picture(tiles: TileSet | None, name: str) -> str | None:
     return None if encoded is None else jpeg_uri(encoded)
 
 
-def _draw(
+def _write_slide_maps(
     on_slide: _SlideRows,
     instances: Float32[np.ndarray, "n c"],
     attention: Float32[np.ndarray, " n"],

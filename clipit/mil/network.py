@@ -15,7 +15,7 @@ class MilOutput(NamedTuple):
     Attributes:
         logits: Logit of each class for the bag.
         attention: Weight of each instance in the bag's representation; the weights are not negative and sum to 1.
-        instance_logits: Logit of each class for each instance, by the classifier of the bag.
+        instance_logits: Logit of each class for each instance, from the classifier of the bag.
         representation: Weighted mean of the embedded instances.
     """
 
@@ -61,7 +61,7 @@ class MilNetwork(nn.Module):
         """Projection of the representation to the vectors of `BagTargets`, during training only."""
 
     def standardise(self, mean: Float[Tensor, " d"], scale: Float[Tensor, " d"]) -> None:
-        """Set the mean and the standard deviation of the features by which instances are standardised."""
+        """Set the feature mean and standard deviation used to standardise instances."""
         self.mean.copy_(mean)
         self.scale.copy_(scale)
 

@@ -26,7 +26,7 @@ from clipit.vectors import centred
 from clipit.workspace.workspace import Workspace
 
 _WHERE = "soft_labels.own_report"
-_EXCHANGE_NOTE = "patients of the same organ have exchanged their reports"
+_EXCHANGE_NOTE = "reports were exchanged between patients of the same organ"
 
 
 def report_labels(
@@ -44,7 +44,7 @@ def report_labels(
 
     Raises:
         ConfigError: No reports are configured.
-        DataError: No training patient has a report, or no report gives a class.
+        DataError: No training patient has a report, or no report yields a class.
     """
     train, cases = bags.of_split("train"), _cases(config, workspace, bags)
     if config.soft_labels.own_report.labels == "case":
@@ -74,8 +74,7 @@ def report_labels(
         f"labels of reports: {listed}",
         f"{labelled} a label from a report",
         f"{agreement['agreeing_cases']:,} of {counted(agreement['compared_cases'], 'label')} from reports agree with "
-        "the label "
-        "of the patient's bags, where that is known" + (", before the exchange" if exchanged else ""),
+        "the label of the patient's bags, where that is known" + (", before the exchange" if exchanged else ""),
     ]
     notes += [_EXCHANGE_NOTE] if exchanged else []
     return label_targets(train.names, probabilities, has_target.astype(np.float32), notes)
@@ -124,7 +123,7 @@ def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTa
     Args:
         bags: Bags of all splits.
         reported: Targets of `report_embeddings` for the same bags; only bags with a vector there get one, so that the
-            control has no more targets than the text. None for all training bags.
+            control has no more targets than the arm with text. None for all training bags.
     """
     train = bags.of_split("train")
     has_target = np.ones(len(train), dtype=np.bool_) if reported is None else reported.distilled

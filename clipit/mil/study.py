@@ -151,10 +151,8 @@ def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored
             arm = ARMS[name]
             options = mil.training.model_copy(update={"pooling": arm.pooling})
             scored.models[name], scored.sets[name] = {}, {}
-            seeds = [arm.notes(bags, mil.labels_per_class, seed) for seed in mil.seeds]
-            for note in dict.fromkeys(
-                f"{name}: {note}" for notes in seeds for note in notes
-            ):  # the same for most seeds
+            all_notes = [note for seed in mil.seeds for note in arm.notes(bags, mil.labels_per_class, seed)]
+            for note in dict.fromkeys(f"{name}: {note}" for note in all_notes):  # mostly the same for all seeds
                 logger.info(as_note(note))
                 scored.notes.append(note)
             for seed in mil.seeds:
@@ -179,7 +177,7 @@ def _choice(pooling: str, sentence: str) -> PoolingChoice:
 
 
 def _slide_set(bags: MilBags, probabilities: Float32[np.ndarray, "b c"], pooling: str) -> SlideSet:
-    """Convert the scores of bags to a set of slides, sorted by name."""
+    """Convert bag scores to a `SlideSet`, sorted by name."""
     order = np.argsort(bags.names.astype(str), kind="stable")
     return SlideSet(
         slides=bags.names.astype(str)[order],
@@ -267,8 +265,8 @@ def _write(
 
 def _models_used(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> Mapping[str, list[str]]:
     """Return the names of the models that the scores depend on, for the note."""
-    texts = any(name in ARMS and ARMS[name].vectors == "reports" for name in mil.arms)
-    vlms = [config.vlm.name] if mil.features == "vlm" or inputs.zero_shot is not None or texts else []
+    reads_reports = any(name in ARMS and ARMS[name].vectors == "reports" for name in mil.arms)
+    vlms = [config.vlm.name] if mil.features == "vlm" or inputs.zero_shot is not None or reads_reports else []
     backbones = {"backbone": [config.backbone.name], "run": [str(inputs.facts.get("backbone", ""))]}
     return {"vlms": vlms, "backbones": backbones.get(mil.features, [])}
 

@@ -13,17 +13,17 @@ from clipit.artifacts import fingerprint
 
 @dataclass(frozen=True, eq=False)
 class BagTargets:
-    """Targets of training bags. A model that was trained with them needs the features of a bag and nothing else.
+    """Targets of training bags; a model trained with them needs only the features of a bag to predict.
 
     Attributes:
-        names: Names of bags, each once.
+        names: Unique names of bags.
         probabilities: Class probabilities, one row per bag.
         weights: Weight of the cross-entropy with the probabilities, from 0 to 1; 0 without probabilities.
         vectors: Unit vectors that the representations of the bags learn to predict.
         distilled: Mask of the bags that have a vector.
         label_weight: Weight of the mean cross-entropy in the loss.
         vector_weight: Weight of the mean cosine distance in the loss.
-        notes: Remarks on the source of the targets and on bags without any.
+        notes: Remarks on the source of the targets and on bags without targets.
     """
 
     names: Shaped[np.ndarray, " b"]
@@ -47,14 +47,14 @@ class BagTargets:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of everything that the loss depends on."""
+        """Fingerprint of all targets and their weights."""
         digest = hashlib.sha256()
         for array in (self.probabilities, self.weights, self.vectors, self.distilled):
             digest.update(np.ascontiguousarray(array).tobytes())
         return fingerprint([self.names.tolist(), digest.hexdigest(), self.label_weight, self.vector_weight])
 
     def rows(self, names: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """Return the row of each bag; -1 for bags without any target."""
+        """Return the row of each bag; -1 for bags without a target."""
         used = np.flatnonzero((self.weights > 0) | self.distilled)
         row_of = dict(zip(self.names[used].tolist(), used.tolist(), strict=True))
         return np.array([row_of.get(name, -1) for name in names.tolist()], dtype=np.int64)

@@ -22,7 +22,7 @@ Unit = Literal["slide", "patient"]
 
 @dataclass(frozen=True)
 class StoreReader:
-    """Features of bags in stores; the shards are mapped into memory.
+    """Features of bags in stores, read from memory-mapped shards.
 
     Attributes:
         stores: Store of each split.
@@ -117,7 +117,7 @@ def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> Mi
 
 
 def _slides(tiles: TileSet) -> Shaped[np.ndarray, " n"]:
-    """Return the slide in the id of each tile; the group of a tile whose id names none."""
+    """Return the slide named in each tile's id, or the tile's group if the id names none."""
 
     def slide(name: str, group: str) -> str:
         try:
@@ -132,7 +132,7 @@ def _slides(tiles: TileSet) -> Shaped[np.ndarray, " n"]:
 def common_labels(
     truth: Int64[np.ndarray, " n"], member: Int64[np.ndarray, " n"], bags: int
 ) -> tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " m"]]:
-    """Return the label that all labelled instances of each bag share, -1 without one; and the mixed bags."""
+    """Return the label shared by all labelled instances of each bag, or -1, and the rows of bags with mixed labels."""
     known = truth != NO_LABEL
     lowest = np.full(bags, np.iinfo(np.int64).max)
     highest = np.full(bags, NO_LABEL, dtype=np.int64)

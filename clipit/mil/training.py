@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS, RECORD = "model.safetensors", "model.json"
 _CHECKPOINTS, _LOSSES = "checkpoints", "losses.jsonl"
 _CHECKPOINT_SECONDS = 20.0  # between checkpoints; they do not change the result
-_STATISTICS_INSTANCES = 512  # instances per training bag that the mean and the standard deviation are computed from
+_STATISTICS_INSTANCES = 512  # instances per training bag used for the mean and standard deviation
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,9 @@ def train_epoch(
     """Train for one epoch, and return the mean loss on the labels.
 
     Args:
-        optimizer: Its optimiser.
+        optimizer: Optimiser of the network.
         bags: Labelled training bags.
-        targeted: Training bags with targets; None without any.
+        targeted: Training bags with targets; None if there are none.
         options: Batch size and instances.
         epoch: Index of the epoch, from 0.
     """
@@ -236,7 +236,7 @@ def train_epoch(
     device, total = network.mean.device, torch.zeros((), device=network.mean.device)
 
     def output_of(bags: MilBags, bag: int) -> MilOutput:
-        features = _draw(bags.features(bag), options.instances, generator)
+        features = _sample_instances(bags.features(bag), options.instances, generator)
         output: MilOutput = network(torch.from_numpy(features).to(device))
         return output
 
@@ -263,7 +263,7 @@ def _batches(count: int, size: int, steps: int, generator: np.random.Generator) 
     return batches[:steps]
 
 
-def _draw(
+def _sample_instances(
     features: Float32[np.ndarray, "n d"], limit: int | None, generator: np.random.Generator
 ) -> Float32[np.ndarray, "m d"]:
     if limit is None or len(features) <= limit:

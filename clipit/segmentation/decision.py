@@ -1,4 +1,4 @@
-"""Rules from probabilities to classes: the most probable class, or a threshold chosen on validation masks."""
+"""Decision rules for pixels: the most probable class, or a threshold chosen on validation masks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from clipit.progress import progress
 from clipit.tiles.masks import MaskSet
 
 _CANDIDATES = np.linspace(-12, 12, 961)
-"""Candidate thresholds of the log odds of the second class."""
+"""Candidate thresholds on the log odds of the second class."""
 _SMALLEST = 1e-7
 _TIE = 1e-12
 
@@ -23,11 +23,11 @@ Predict = Callable[[Image.Image, float], Float32[np.ndarray, "c h w"]]
 
 @dataclass(frozen=True)
 class Decision:
-    """A rule from probabilities to classes.
+    """A rule that turns class probabilities into classes.
 
     Attributes:
-        log_odds: Threshold of the log odds of the second of two classes; None for the most probable class.
-        dice: Mean Dice of the foreground on the validation masks; NaN without any.
+        log_odds: Threshold on the log odds of the second of two classes; None for the most probable class.
+        dice: Mean Dice of the foreground on the validation masks; NaN without validation masks.
     """
 
     log_odds: float | None = None
@@ -35,7 +35,7 @@ class Decision:
 
     @property
     def threshold(self) -> float | None:
-        """Threshold of the probability of the second class; None for the most probable class."""
+        """Threshold on the probability of the second class; None for the most probable class."""
         return None if self.log_odds is None else float(1 / (1 + np.exp(-self.log_odds)))
 
     def classes(self, probabilities: Float32[np.ndarray, "c h w"]) -> Int64[np.ndarray, "h w"]:
@@ -112,13 +112,11 @@ def _counts_by_threshold(
     probabilities: Float32[np.ndarray, "2 h w"], truth: Int16[np.ndarray, "h w"]
 ) -> Int64[np.ndarray, "t 2 2"]:
     """Count pixels by true and predicted class for each candidate threshold."""
-    reached_count = np.searchsorted(
-        _CANDIDATES, _log_odds(probabilities), side="right"
-    )  # number of thresholds that are reached
+    thresholds_reached = np.searchsorted(_CANDIDATES, _log_odds(probabilities), side="right")
     counts = np.zeros((len(_CANDIDATES), 2, 2), dtype=np.int64)
     for code in (0, 1):
-        reached = np.bincount(reached_count[truth == code], minlength=len(_CANDIDATES) + 1)
-        above = reached[::-1].cumsum()[::-1][1:]  # of pixels that reach at least t + 1 thresholds
+        histogram = np.bincount(thresholds_reached[truth == code], minlength=len(_CANDIDATES) + 1)
+        above = histogram[::-1].cumsum()[::-1][1:]  # pixels that reach at least t + 1 thresholds
         counts[:, code, 1] = above
-        counts[:, code, 0] = reached.sum() - above
+        counts[:, code, 0] = histogram.sum() - above
     return counts

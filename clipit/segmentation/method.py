@@ -65,10 +65,9 @@ class Segmenter:
             each class of the masks at each pixel.
         facts: Provenance written next to every score: `model` and `fingerprint` at least.
         training_masks: Number of masks that it was trained on.
-        seed: Seed of the training; None without one.
-        choice: Chosen scale and the scores that it was chosen by; empty if nothing was chosen.
-        decision: Rule from probabilities to classes, if the method has chosen it on the validation masks; None if the
-            study is to choose it.
+        seed: Seed of the training; None for methods without training.
+        choice: Chosen scale and the scores it is based on; empty if nothing was chosen.
+        decision: Decision rule that the method has chosen on the validation masks; None if the study is to choose it.
         majority: Function from a mask (-1 is ignored) and its micrometres per pixel to the probabilities that the
             majority class of each of the method's windows would give; None for a method that predicts per pixel.
     """
@@ -89,7 +88,7 @@ class Method:
 
     Attributes:
         title: Description in a few words.
-        missing: Function that returns which inputs the method needs and lacks; "" if none.
+        missing: Function that names the inputs that the method lacks; "" if none.
         prepare: Function that loads, trains and chooses, and returns the segmentations to score.
         trained: Whether it trains on masks. It then runs only if `segmentation.methods` names it, and predicts the most
             probable class, because a threshold would be chosen on more masks than it is trained on.

@@ -49,7 +49,7 @@ class TokenReader:
         return np.concatenate(tokens).astype(np.float32)
 
     def ids(self, row: int) -> list[str]:
-        """Return an id of each token of one bag: image, row and column."""
+        """Return an id for each token of one bag: image, row and column."""
         return [
             f"{name}[{down},{right}]"
             for name in self.images[row]
@@ -58,7 +58,7 @@ class TokenReader:
 
 
 def token_bags(tiles: TileSet, store: TokenStore) -> MilBags:
-    """Make one bag of the tokens of all images of a patient; images without a patient are separate bags.
+    """Group the tokens of each patient's images into one bag; an image without a patient is a bag of its own.
 
     The label of a bag is the label shared by all of its labelled images; a bag with images of several classes has none.
 
@@ -127,14 +127,15 @@ def pseudo_masks(
 ) -> PseudoMasks:  # fmt: skip
     """Label the tokens of labelled images where a multiple-instance model is confident.
 
-    An image may contain the class that its label is evidence of, and the background. Its tokens are labelled by the
-    instance probabilities of the labels of either, renormalised, where they exceed `confidence`. An image whose label
-    is evidence of the background contains nothing else, so all of its tokens are labelled.
+    An image may contain the class that its label is evidence of, and the background. The probabilities of these two are
+    summed over the labels that are evidence of them and renormalised; a token gets the class whose probability is at
+    least `confidence`, if any. An image whose label is evidence of the background contains nothing else, so all of its
+    tokens are background.
 
     Args:
         model: Trained multiple-instance model, whose classes are the labels of the images.
         tiles: Images; those without a label are skipped.
-        background: Class that images of every label contain.
+        background: Class that images of every label may contain.
         options: Evidence and confidence.
 
     Raises:
@@ -169,7 +170,7 @@ def pseudo_masks(
 
 
 def check_evidence(labels: Sequence[str], classes: Sequence[str], background: str, options: PseudoLabelsConfig) -> None:
-    """Check that every label is evidence of a class of the masks, and some label of the background.
+    """Check that every label is evidence of a mask class, and at least one label of the background.
 
     Raises:
         ConfigError: A label is evidence of no class, or none is evidence of the background; all problems are reported

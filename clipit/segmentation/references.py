@@ -38,10 +38,10 @@ class Reference:
 def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Reference]:
     """Compute floors and ceilings on masks.
 
-    One floor per foreground class predicts this class everywhere; another, for H&E with two classes, thresholds the
-    haematoxylin by Otsu's method. With one foreground class of two, the ceilings are the classes per tile with the
-    highest Dice of each image; with more classes, each tile gets the class of most of its pixels, which is not a
-    ceiling of Dice.
+    One floor per foreground class predicts this class everywhere. Another floor, for H&E, thresholds the haematoxylin
+    channel by Otsu's method. With two classes, one of them foreground, a ceiling assigns one class to each tile so that
+    the Dice of each image is highest. With more classes, each tile gets the class of most of its pixels, which is not
+    an upper bound of Dice.
 
     Args:
         masks: Test masks, checked.
@@ -96,7 +96,7 @@ def _unit(mpp: Float[np.ndarray, " n"]) -> str:
 def _two_classes(
     above: np.ndarray, names: Sequence[str], stained: str, foreground: Sequence[str]
 ) -> Int64[np.ndarray, "h w"]:
-    """Return the stained class above the threshold, and a different class below it, of the background if possible."""
+    """Return the stained class above the threshold, and another class below it, preferably background."""
     others = [name for name in names if name != stained]
     below = next((name for name in others if name not in foreground), others[0])
     return np.where(above, names.index(stained), names.index(below)).astype(np.int64)

@@ -10,7 +10,7 @@ def soft_dice(probabilities: Float[Tensor, "n c"], shares: Float[Tensor, "n c"])
     """Return the mean soft Dice, 2 sum(p s) / (sum(p^2) + sum(s^2)), over the classes that occur.
 
     With the squares in the denominator (Milletari, Navab and Ahmadi, 3DV 2016), the Dice of shares between 0 and 1 is
-    highest where the probabilities equal them. A pixel or token of which a part is ignored counts with the rest.
+    highest where the probabilities equal them. A partly ignored pixel or token is weighted by its labelled part.
 
     Args:
         probabilities: Class probabilities of pixels or tokens, which sum to 1.
@@ -18,5 +18,5 @@ def soft_dice(probabilities: Float[Tensor, "n c"], shares: Float[Tensor, "n c"])
     """
     present = shares.any(dim=0)
     predicted, shares = (probabilities * shares.sum(dim=1, keepdim=True))[:, present], shares[:, present]
-    both, total = (predicted * shares).sum(dim=0), (predicted.square() + shares.square()).sum(dim=0)
-    return (2 * both / total.clamp(min=_SMALLEST)).mean()
+    overlap, total = (predicted * shares).sum(dim=0), (predicted.square() + shares.square()).sum(dim=0)
+    return (2 * overlap / total.clamp(min=_SMALLEST)).mean()

@@ -1,8 +1,8 @@
 """Lay windows over an image, and stitch the window scores into a map, strip by strip.
 
 All pixels of a window get its scores, and a pixel gets the mean over the windows that cover it. Between two consecutive
-borders of windows, all rows of pixels therefore have the same values: a strip. Strips are made from top to bottom, and
-only the scores of windows that still reach below the current strip are kept.
+window borders, all pixel rows therefore have the same values; together they form a strip. Strips are computed from top
+to bottom, and only the scores of windows that extend below the current strip are kept.
 """
 
 from collections import deque
@@ -37,7 +37,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """Windows of one size that cover an image; the last ones of rows and columns end at its border.
+    """Windows of one size that cover an image; the last window of each row and column ends at its border.
 
     Attributes:
         width: Width of the image in pixels; at least `edge`.
@@ -76,7 +76,7 @@ class WindowGrid:
 
 
 def window_starts(length: int, side: int, step: int) -> list[int]:
-    """Return where windows start so that they cover a length; the last one ends at its end.
+    """Return the start of each window so that the windows cover a length; the last window ends exactly at its end.
 
     Args:
         length: Length to cover, at least `side`.
@@ -87,7 +87,7 @@ def window_starts(length: int, side: int, step: int) -> list[int]:
 
 
 def stitch(grid: WindowGrid, scores: Iterable[Float32[np.ndarray, "_ c"]]) -> Iterator[Strip]:
-    """Stitch the scores of windows to strips, in the memory of the windows that cover one row of pixels.
+    """Stitch window scores into strips; only the windows that cover one row of pixels are in memory.
 
     Args:
         scores: One row per window, in the order of `grid.batches`, in batches of any size.
@@ -106,7 +106,7 @@ def stitch(grid: WindowGrid, scores: Iterable[Float32[np.ndarray, "_ c"]]) -> It
 
 
 def _regroup(scores: Iterable[Float32[np.ndarray, "_ c"]], size: int) -> Iterator[Float32[np.ndarray, "m c"]]:
-    """Cut batches of scores into those of single rows of windows."""
+    """Regroup batches of scores into one batch per row of windows."""
     kept: list[Float32[np.ndarray, "_ c"]] = []
     for batch in scores:
         kept.append(batch)

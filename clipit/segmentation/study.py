@@ -45,9 +45,9 @@ class SegmentedMasks:
     """Result of one segmenter on the test masks.
 
     Attributes:
-        decision: Rule from probabilities to classes.
+        decision: Decision rule.
         counts: Confusion matrix of each test image, in pixels.
-        majority: The same for the majority class of each window; None for a method that predicts per pixel.
+        majority: Confusion matrices of the majority class of each window; None for a method that predicts per pixel.
         validation_masks: Number of validation masks used to choose a threshold or scales.
     """
 
@@ -144,7 +144,7 @@ def _majority_decision(segmenter: Segmenter, validation: MaskSet, options: Segme
 
 
 def _segment(segmenter: Segmenter, method: Method, inputs: MethodInputs, masks: MaskSet) -> SegmentedMasks:
-    """Choose the rule from probabilities to classes, segment the test images, and count their pixels."""
+    """Choose the decision rule, segment the test images, and count their pixels."""
     options, validation = inputs.options, inputs.masks.of_split("validation")
     classes = len(masks.classes.names)
     if method.trained:
@@ -217,7 +217,7 @@ def _write(
     foreground = [names.index(name) for name in options.averaged]
     dice = {row.subject: foreground_dice(counts, foreground) for row, counts in scored}
     _write_images(folder / "images.parquet", test, scored, dice)
-    first: dict[str, SegmentedMasks] = {}  # of each method and number of masks, the first seed
+    first: dict[str, SegmentedMasks] = {}  # first seed of each method and number of masks
     for each in segmented:
         first.setdefault(without_seed(each.segmenter.name, each.segmenter.seed), each)
     plots = {

@@ -32,7 +32,7 @@ class SegmentationRow(StudyRow):
         reason: Why value or interval is missing.
         training_masks: Number of masks trained on.
         validation_masks: Number of masks used to choose a threshold or scales.
-        threshold: Threshold of the second class's probability; None for the most probable class.
+        threshold: Threshold on the probability of the second class; None for the most probable class.
         validation_dice: Dice of the foreground on the validation masks.
         choice: Choice among several scales, and the scores that it is based on.
         tile_um: Edge of the tiles of a ceiling in micrometres.
@@ -67,7 +67,7 @@ def study_chapters(
     """Build the chapters: all methods alongside floors and ceilings, then each method with its pictures.
 
     Args:
-        plots: Pictures of each method that has a chapter: of a method with several seeds, the first one.
+        plots: Pictures of each method that has a chapter; for a method with several seeds, those of the first seed.
     """
     order = {"floor": 0, "method": 1, "majority class": 2, "ceiling": 3}
     subjects = sorted(dict.fromkeys(frame.subject), key=lambda s: order[frame[frame.subject == s].kind.iloc[0]])
@@ -103,7 +103,7 @@ def _explanation(provenance: Mapping[str, Any]) -> str:
         f"{counted(masks['test'], 'test mask')} of {counted(provenance['patients'], 'patient')}; {masks['train']} "
         f"training and {counted(masks['validation'], 'validation mask')}. The validation masks select thresholds and "
         f"scales of methods without training. The foreground is {', '.join(provenance['foreground'])}. Means over "
-        "images are over the images that contain it. Floors need no model. A ceiling is the highest mean Dice over "
+        "images include only the images that contain it. Floors need no model. A ceiling is the highest mean Dice over "
         "images that any choice of one class per tile can reach. The majority class of a tile, or of a window of a "
         "method, is the class of most of its pixels; for windows, a threshold is chosen as for the method. The "
         "majority class maximises accuracy, not Dice. Because Dice favours predicting too much over too little, other "

@@ -1,4 +1,4 @@
-"""Linear head on frozen patch tokens, trained on the proportions of classes in each cell; tokens are streamed."""
+"""Linear head on frozen patch tokens, trained on the class proportions of each cell; tokens are streamed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Targets = Mapping[str, Float32[np.ndarray, "rows columns c"]]
 """Proportion of each class in the cells of an image, by image id; ignored pixels belong to no class."""
 
 _IMAGES = 16  # maximum number of images per training step
-_FOR_STATISTICS = 4096  # tokens per image that the mean and the standard deviation are computed from
+_STATISTICS_TOKENS = 4096  # tokens per image used for the mean and standard deviation
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def train_token_head(
 ) -> TokenHead:
     """Train a head with AdamW for a fixed number of steps; nothing is chosen on validation masks.
 
-    Every source gives the same number of tokens to each step, so that few true masks are not outnumbered by many
-    pseudo-labels. A step depends only on (seed, step).
+    Every source contributes the same number of tokens to each step, so that many pseudo-labels do not outweigh few
+    masks. A step depends only on (seed, step).
 
     Args:
         sources: Targets by image, one mapping for the masks and optionally one for pseudo-labels.
@@ -65,7 +65,7 @@ def train_token_head(
     device = get_processes().device
     names = dict.fromkeys(name for targets in sources for name in targets)
     stored = (store.tokens(name).reshape(-1, store.dim) for name in names)
-    mean, scale = (torch.from_numpy(each).to(device) for each in mean_and_deviation(stored, _FOR_STATISTICS))
+    mean, scale = (torch.from_numpy(each).to(device) for each in mean_and_deviation(stored, _STATISTICS_TOKENS))
     head = nn.Linear(store.dim, classes, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -76,7 +76,7 @@ def train_token_head(
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / options.steps))
         generator = np.random.default_rng([seed, step])
-        batches = [_draw(store, each, options.tokens_per_step // len(sources), generator) for each in sources]
+        batches = [_sample_cells(store, each, options.tokens_per_step // len(sources), generator) for each in sources]
         tokens, shares = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in zip(*batches, strict=True))
         loss = head_step(head, optimizer, (tokens - mean) / scale, shares)
     if not math.isfinite(float(loss)):
@@ -101,7 +101,7 @@ def head_step(
     return result
 
 
-def _draw(
+def _sample_cells(
     store: TokenStore, targets: Targets, count: int, generator: np.random.Generator
 ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n c"]]:
     """Draw the same number of labelled cells from each of a few images."""

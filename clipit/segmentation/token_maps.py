@@ -29,7 +29,7 @@ _FILTERS = {
 
 @dataclass(frozen=True)
 class Lattice:
-    """Cells of the tokens of an image; the last ones may reach beyond its border.
+    """Grid of token cells over an image; the last cells may extend beyond its border.
 
     Attributes:
         height: Height of the image in pixels.
@@ -46,7 +46,7 @@ class Lattice:
     columns: int
 
     def to_pixels(self, values: Float[np.ndarray, "rows columns c"]) -> Float32[np.ndarray, "c h w"]:
-        """Interpolate values of cells linearly between their centres, at the centres of the image's pixels."""
+        """Interpolate cell values linearly at the centres of the image's pixels."""
         down, right = self._between(self.height, self.rows), self._between(self.width, self.columns)
         upright = values[down[0]] * (1 - down[2])[:, None, None] + values[down[1]] * down[2][:, None, None]
         planes = upright.transpose(2, 0, 1)
@@ -91,7 +91,7 @@ def lattice_of(height: int, width: int, mpp: float, tokens: "PatchTokens") -> La
     Args:
         height: Height of the image in pixels.
         width: Width of the image in pixels.
-        mpp: Micrometres per pixel of the image; nan if unknown, as though it were the model's.
+        mpp: Micrometres per pixel of the image; nan if unknown, in which case the model's value is assumed.
 
     Raises:
         ModelError: The model's tokens do not cover whole pixels.
@@ -111,7 +111,7 @@ def patch_of(tokens: "PatchTokens") -> int:
     size = tokens.preprocess.size
     if size % tokens.side:
         raise ModelError(
-            f"its {tokens.side} x {tokens.side} tokens do not divide its input of {size} x {size} pixels",
+            f"{tokens.side} x {tokens.side} tokens do not divide the model's input of {size} x {size} pixels",
             where=tokens.name,
             fix="set backbone.pixels to a multiple of the patch size",
         )
@@ -128,12 +128,12 @@ def token_rows(
 ) -> Iterator[Float32[np.ndarray, "r columns d"]]:
     """Compute the token map of an image from top to bottom; only one row of windows is in memory.
 
-    Tokens of a cell from several windows are averaged.
+    A cell's tokens from several windows are averaged.
 
     Args:
         image: RGB image.
-        lattice: Its cells, from `lattice_of`.
-        overlap: Share of a window's edge that it has in common with the next one.
+        lattice: Cells of the image, from `lattice_of`.
+        overlap: Overlap of neighbouring windows as a share of their edge.
         batch_size: Windows per forward pass.
 
     Yields:

@@ -124,7 +124,7 @@ class HeadInputs:
 
 
 def head_inputs(inputs: MethodInputs) -> HeadInputs:
-    """Compute the tokens of images, and return what heads are trained on.
+    """Compute and store the tokens of the images that heads are trained on.
 
     The store contains the images with masks and, if a method of the study makes pseudo-labels, those with labels.
     """

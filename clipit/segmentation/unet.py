@@ -53,7 +53,7 @@ class Unet:
     """A trained U-Net on disk.
 
     Attributes:
-        fingerprint: Fingerprint of everything that it was trained from.
+        fingerprint: Fingerprint of all inputs of the training.
     """
 
     file: Path
@@ -67,7 +67,7 @@ class Unet:
         return _open_network(self.file, self.classes, self.options)
 
     def probabilities(self, image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
-        """Return the probability of each class at each pixel, the mean over overlapping windows."""
+        """Return the probability of each class at each pixel, averaged over overlapping windows."""
         options, device, network = self.options, get_processes().device, self.network
         pixels = _resized(image, mpp, options)
         height, width = pixels.shape[:2]
@@ -141,7 +141,7 @@ class ScaledNetwork(nn.Module):
 
 
 def missing_unet_package() -> str:
-    """Return the missing package that a U-Net needs; "" if it is installed."""
+    """Name the missing package that a U-Net needs; "" if it is installed."""
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
         return "segmentation-models-pytorch: pip install segmentation-models-pytorch"
     return ""
@@ -153,7 +153,7 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
     Pixels are scaled as in the training of these weights, or else to -1..1; the scaling is stored with the weights.
 
     Args:
-        pretrained: Whether to load `encoder_weights`, which trained weights replace.
+        pretrained: Whether to load `encoder_weights`; not needed if trained weights are loaded afterwards.
 
     Raises:
         ModelError: The package is missing, the encoder is unknown, or its weights cannot be obtained.
@@ -181,11 +181,11 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
 
 
 def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int) -> Unet:
-    """Train a U-Net for a fixed number of steps, or open that of an earlier call; nothing is chosen on validation.
+    """Train a U-Net for a fixed number of steps, or open that of an earlier call; no validation masks are used.
 
-    The loss is the mean of the cross-entropy and of 1 - Dice over the labelled pixels of a batch. Every source gives
-    the same number of crops to each step, whose content depends only on (seed, step), so that an interrupted training
-    resumes at its last checkpoint and ends with the same weights.
+    The loss is the mean of the cross-entropy and of 1 - Dice over the labelled pixels of a batch. Every source
+    contributes the same number of crops to each step. The crops of a step depend only on (seed, step), so an
+    interrupted training resumes at its last checkpoint and ends with the same weights.
 
     Args:
         sources: Masks and, optionally, pseudo-labels.
@@ -258,7 +258,7 @@ def unet_loss(logits: Float[Tensor, "b c h w"], codes: Int64[Tensor, "b h w"]) -
 
 
 def _reader(samples: Samples, options: UnetConfig) -> Callable[[int], Sample]:
-    """Return a function that reads an image and its labels at the U-Net's resolution, at least as large as a crop."""
+    """Return a function that reads an image and its labels at the U-Net's resolution, padded to at least one crop."""
 
     @lru_cache(maxsize=_CACHED)
     def read(index: int) -> Sample:

@@ -22,7 +22,7 @@ SMALLEST_EDGE = 4
 
 @dataclass(frozen=True)
 class WindowModel:
-    """A model of tiles that classifies windows of images at the resolution that it was trained on.
+    """A tile model that classifies windows of images at the resolution it was trained on.
 
     Attributes:
         class_of: Mapping from the classes of the model (rows) to those of the masks, as 0 or 1.
@@ -46,7 +46,7 @@ class WindowModel:
             scale: Multiple of the field of view.
 
         Raises:
-            DataError: The model states its resolution, and that of the image is unknown.
+            DataError: The model states its resolution, but that of the image is unknown.
         """
         pixels = self.scorer.tile_pixels or self.scorer.preprocess.size
         if self.scorer.mpp is None:
@@ -93,7 +93,7 @@ class WindowModel:
     def probabilities(
         self, image: Image.Image, mpp: float, scales: Sequence[float | int]
     ) -> Float32[np.ndarray, "c h w"]:
-        """Return the probability of each class at each pixel, the mean over the scales."""
+        """Return the probability of each class at each pixel, averaged over the scales."""
         strips = average_strips([self.strips(image, mpp, scale) for scale in scales])
         return fill(strips, self.class_of.shape[1], image.height, image.width)
 

@@ -97,14 +97,14 @@ def classifier_classes(inputs: MethodInputs) -> Sequence[str]:
 def map_classes(
     model: Sequence[str], masks: Sequence[str], mapping: Mapping[str, str], where: object
 ) -> Float32[np.ndarray, "k c"]:
-    """Return which class of the masks each class of a model belongs to, as a matrix of 0 and 1.
+    """Return the matrix of 0 and 1 that maps classes of a model (rows) to classes of the masks (columns).
 
     Args:
         mapping: Class of the masks by class of a model; a model without an entry is expected to use the same names.
-        where: Model, for messages.
+        where: Model, for error messages.
 
     Raises:
-        ConfigError: A class of the masks has no class of the model.
+        ConfigError: A class of the masks has no corresponding class of the model.
     """
     own_classes = {name: target for name, target in mapping.items() if name in model} or {name: name for name in model}
     reached = {*own_classes.values()}
@@ -159,10 +159,10 @@ def _segmenter(name: str, scorer: TileScorer, inputs: MethodInputs) -> Segmenter
 
 
 def _choose_scales(model: WindowModel, inputs: MethodInputs) -> tuple[tuple[float, ...], Decision | None, str]:
-    """Choose a single scale or the mean of all, together with the rule from probabilities to classes.
+    """Choose a single scale or the mean of all, together with the decision rule.
 
     Returns:
-        Scales, rule, and what was chosen.
+        Scales, decision rule, and a description of the choice.
     """
     options, validation = inputs.options, inputs.masks.of_split("validation")
     all_scales = options.windows.scales

@@ -1,4 +1,4 @@
-"""Compare the classifiers of runs on slide labels: every run scores the slides, then arms are compared."""
+"""Compare the classifiers of runs on slide labels: score the slides with every run, then compare arms."""
 
 import gc
 import logging
@@ -38,10 +38,10 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """How runs are opened and compared.
+    """Options for opening and comparing runs.
 
     Attributes:
-        reference: Arm that the others are compared with.
+        reference: Arm that all others are compared with.
         scoring: Batch size and reading threads.
         device: Device; None for that of the process.
         bf16: Whether to compute in bfloat16.
@@ -75,7 +75,7 @@ def compare_slides(
     out: Path,
     options: ComparisonOptions,
 ) -> SlideReport:
-    """Score slides with every run and compare the arms; called by all processes, which divide the slides among them.
+    """Score slides with every run and compare the arms; called by all processes, which share the slides.
 
     Writes `runs/<arm>-seed<seed>/` with the scores of each run, as `clipit slides score` does, and `slides.csv`,
     `slide_scores.csv` (all runs), `slide_comparison.csv`, `slide_comparison.json` (provenance), `summary.md` and
@@ -83,13 +83,13 @@ def compare_slides(
 
     Args:
         runs: Runs that can be compared (`slide_runs.check_comparison`).
-        vlm: Zero-shot VLM as an additional arm; None for none.
+        vlm: Zero-shot VLM as an additional arm; None for no such arm.
         requested: Requested resolution and size of tiles; unset ones follow each model.
-        stated: Names of the options among `mpp` and `pixels` that the user gave; the others are each model's.
-        options: How to open and compare the runs.
+        stated: Names of the options, of `mpp` and `pixels`, that the user set; the others follow each model.
+        options: Options for opening and comparing the runs.
 
     Raises:
-        DataError: No slide can be used, or there is none that every run can score.
+        DataError: No slide can be used, or no slide can be scored by every run.
     """
     arms: list[_ScoredArm] = []
     for arm, seed, model, name, open_scorer in _models(runs, vlm, options):
@@ -126,10 +126,10 @@ def _open(folder: Path, options: ComparisonOptions) -> TileScorer:
 
 
 def check_resolution(runs: Sequence[SlideRun], vlm: TileScorer | None) -> None:
-    """Check that every model states the resolution of its tiles.
+    """Check that every model states the resolution of its training tiles.
 
     Raises:
-        ConfigError: A model does not.
+        ConfigError: A model does not state it.
     """
     unknown = [run.name for run in runs if run.mpp is None]
     if vlm is not None and vlm.mpp is None:
@@ -138,7 +138,7 @@ def check_resolution(runs: Sequence[SlideRun], vlm: TileScorer | None) -> None:
         raise ConfigError(
             "these models do not state the resolution of their training tiles",
             where=", ".join(unknown),
-            fix="give them: --tile-mpp 0.5",
+            fix="set the resolution, for example --tile-mpp 0.5",
         )
 
 
@@ -179,10 +179,10 @@ def _write_comparison(
 
 
 def _common_slides(listed: SlideList, arms: Sequence[_ScoredArm]) -> SlideOutcome:
-    """Return the slides that every arm scored, and the others with the reason given by the first arm that failed.
+    """Return the slides that every arm scored, and all others with the reason of the first arm that failed.
 
     Raises:
-        DataError: There is no slide that every arm scored.
+        DataError: No slide was scored by every arm.
     """
     failed: dict[str, FailedSlide] = {}
     for entry in arms:

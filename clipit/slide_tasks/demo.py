@@ -1,4 +1,4 @@
-"""The demo's slides: map synthetic slides with a classifier and with prompts alone, and compare the maps with masks."""
+"""Demo on slides: map synthetic slides with a classifier and with prompts alone, and compare the maps with masks."""
 
 import csv
 import logging
@@ -32,17 +32,17 @@ from clipit.synthetic.slides import SLIDES, SlideWorldConfig, ensure_slides
 logger = logging.getLogger(__name__)
 
 WORLD = SlideWorldConfig(seed=0, train=0, validation=0, test=3)
-"""Slides of the demo; one of each label."""
+"""Slides of the demo, one of each label."""
 _OVERLAP = 0.5
 _CELL = 16  # pixels of level 0 per pixel at which maps and masks are compared: a quarter of a tile
 
 
 def demo_slides(run: Path, out: Path) -> str:
-    """Score the demo's synthetic slides with a run's classifier and with the VLM and prompts, and map the first.
+    """Score the demo's synthetic slides with a run's classifier and with the VLM and prompts, and map the first slide.
 
     Args:
         run: Folder of a run on the demo's world.
-        out: Folder to write to: the slides to `world/`, the maps to `classifier/` and `prompts/`.
+        out: Output folder, with the slides in `world/` and the maps in `classifier/` and `prompts/`.
 
     Returns:
         The agreement of both maps with the masks, as text.
@@ -94,11 +94,11 @@ def _agreement(
 
 
 def read_mask(path: Path, classes: Sequence[str]) -> Int64[np.ndarray, "h w"]:
-    """Read the mask of a synthetic slide at the pixels of a map: the class at the centre of each; -1 for glass.
+    """Read the class at the centre of each pixel of a map from the mask of a synthetic slide; -1 for glass.
 
     Args:
-        path: Mask, whose value k + 1 is class k of the synthetic world.
-        classes: Classes of the result, the world's in any order.
+        path: Mask, in which the value k + 1 stands for class k of the synthetic world.
+        classes: Classes of the world, in the order of the result.
     """
     with Image.open(path) as image:
         labels = np.asarray(image)

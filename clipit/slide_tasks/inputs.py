@@ -18,7 +18,7 @@ _OTHER_TABLES = (".xlsx", ".xls", ".ods", ".txt", ".json", ".jsonl")
 
 
 def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | None = None) -> SlideList:
-    """List the slides of files and folders, or of one table, whose splits `val` and `training` get their usual names.
+    """List the slides of files and folders, or of one table; its splits `val` and `training` are renamed.
 
     Args:
         paths: Slides and folders of slides; or one table (see `clipit.tiles.slides`).
@@ -27,15 +27,15 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
 
     Raises:
         ConfigError: `mpp` is not a positive number.
-        DataError: A path does not exist, holds no slide, two slides have the same name, or patients differ in spelling
-            only; or a package that reads slides is missing.
+        DataError: A path does not exist or contains no slide, two slides have the same name, patients differ in
+            spelling only, or a package that reads slides is missing.
     """
     import_openslide()
     check_mpp(mpp)
     tables = [path for path in paths if path.suffix.lower() in TABLES and path.is_file()]
     if tables and len(paths) > 1:
         raise DataError(
-            f"a table of slides and {counted(len(paths) - 1, 'additional input')}",
+            f"a table of slides cannot be combined with {counted(len(paths) - 1, 'other input')}",
             where=shortlist(paths, 3),
             fix="name one table, or slides and folders of slides",
         )

@@ -41,15 +41,15 @@ logger = logging.getLogger(__name__)
 
 _NEIGHBOURS = 3  # texts shown per tile
 _PICTURE = 128  # pixels
-_AGAIN = "delete this file and start the same command again"
+_RESTART = "delete this file and start the same command again"
 
 
 @dataclass(frozen=True)
 class MapOptions:
-    """Content of the pages of slides.
+    """Content of slide pages.
 
     Attributes:
-        snippets: Report snippets; those nearest to the top tiles are shown. None for none.
+        snippets: Report snippets, of which those nearest to the top tiles are shown; None to show none.
     """
 
     top: int = 8
@@ -62,16 +62,16 @@ class MapOptions:
 
 
 def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: MapOptions) -> dict[str, str]:
-    """Write the maps of all scored slides; called by all processes, which divide the slides among them.
+    """Write the maps of all scored slides; called by all processes, which share the slides.
 
     For each slide, writes to `slides/<name>/`: `overlays/` (a picture per class and of the most probable class),
     `heat_map.ome.tif`, `tiles.geojson` and `regions.geojson` for QuPath, the page `index.html`, and last `map.json`. A
-    slide whose `map.json` belongs to the same scores and options is not mapped again, unless a file is missing or no
-    longer has the SHA-256 that `map.json` records.
+    slide whose `map.json` belongs to the same scores and options is not mapped again, unless a file is missing or its
+    SHA-256 differs from the one in `map.json`.
 
     Args:
         scorer: Model on this process's device.
-        options: What the pages show.
+        options: Content of the pages.
 
     Returns:
         Path of each slide's page, relative to the output folder.
@@ -88,8 +88,8 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     changed = [name for name in missing if (slide_folder(out, name) / RECORD).is_file()] if processes.main else []
     if changed:
         logger.info(
-            f"note: the scores, labels or options of {counted(len(changed), 'mapped slide')} changed, or files of the "
-            "maps are missing or changed: mapping again"
+            f"note: mapping {counted(len(changed), 'slide')} again, because scores, labels or options have changed, or "
+            "files of the maps are missing or have changed"
         )
     by_name = {slide.name: slide for slide in scored.prepared}
     with progress("mapping slides", len(missing), shown=processes.main and bool(missing)) as advance:
@@ -115,8 +115,8 @@ def _is_mapped(
     record = folder / RECORD
     if not all((folder / name).exists() for name in MAPS):
         return False
-    recorded = dict(read_json(record, _AGAIN))
-    files = recorded.pop("files", None)  # not in earlier records
+    recorded = dict(read_json(record, _RESTART))
+    files = recorded.pop("files", None)  # missing in records of earlier versions
     same = recorded == _inputs(slide, scored, out, options, chosen)
     return same and are_unchanged(folder, MAPS[1:], files)
 
@@ -169,7 +169,7 @@ def _map_slide(
 def pooled_scores(
     table: pd.DataFrame, slide: str, classes: Sequence[str], chosen: PoolingKey | None = None
 ) -> Mapping[str, Sequence[float]]:
-    """Return the scores of a slide by pooling, smoothed ones after the others; the chosen one is marked."""
+    """Return the scores of a slide by pooling, without smoothing first; the chosen pooling is marked."""
     rows = table[table["slide"] == slide]
     scores = rows[[f"{SCORE_PREFIX}{name}" for name in classes]].to_numpy(dtype=float).tolist()
     titles = [
@@ -187,10 +187,10 @@ def _top_tiles(
     scorer: TileScorer,
     options: MapOptions,
 ) -> list[list[TopTile]]:
-    """Read the top tiles of each class, and find the texts that are nearest to them."""
+    """Read the top tiles of each class, and find the texts nearest to them."""
     chosen = top_rows(tiles.grid, probabilities, options.top)
     rows = sorted({row for of_class in chosen for row in of_class})
-    row_of = {tile_id: row for row, tile_id in enumerate(slide.grid.ids)}  # of all tiles, unreadable ones included
+    row_of = {tile_id: row for row, tile_id in enumerate(slide.grid.ids)}  # including unreadable tiles
     images = slide_tiles([slide])
     ids = tiles.grid.ids
     grid_rows = {row: row_of[ids[row]] for row in rows}

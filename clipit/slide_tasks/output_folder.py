@@ -1,4 +1,4 @@
-"""Output folder of a command on slides, locked for one command at a time and reserved for tables of one kind."""
+"""Lock the output folder of a slide command, and keep tables of different commands apart."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +13,7 @@ RECORDS = {
     "clipit slides score (or map)": "scoring.json",
     "clipit slides compare": "slide_comparison.json",
 }
-"""Record that each command writes last to its output folder, by command."""
+"""File that each command writes last to its output folder, by command."""
 _LOCK = "slides"
 
 
@@ -21,13 +21,13 @@ _LOCK = "slides"
 def output_folder(out: Path, record: str) -> Iterator[None]:
     """Lock an output folder while a command writes to it; must be called by all processes of the command.
 
-    A different command on the same folder waits, and then skips finished slides.
+    A second command on the same folder waits for the first, and then skips finished slides.
 
     Args:
         record: File name of this command's record, one of `RECORDS`.
 
     Raises:
-        ConfigError: The folder contains the tables of a different command, such as its `slides.csv`.
+        ConfigError: The folder contains tables of a different command, which may use the same names.
     """
     processes = get_processes()
     with locked(out / _LOCK) if processes.main else nullcontext():

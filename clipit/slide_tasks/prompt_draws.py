@@ -16,7 +16,7 @@ from clipit.evaluation.slide_scores import slide_table
 
 DRAWS = "prompt_draws.parquet"
 """Table of a slide's scores by draw: the columns of `slide_table`, and `draw` (index of the prompt set in its file)."""
-_AGAIN = "delete the folder of this slide and start the same command again"
+_RESTART = "delete the folder of this slide and start the same command again"
 
 
 def draw_similarities(
@@ -25,7 +25,7 @@ def draw_similarities(
     """Compute the cosine similarities of tiles to the class prompts of every draw.
 
     Args:
-        embeddings: Embeddings of the tiles in the joint space, of any length.
+        embeddings: Embeddings of the tiles in the joint space, of any norm.
         draws: Unit-norm class embeddings of every draw.
 
     Raises:
@@ -65,7 +65,7 @@ def read_draws(folder: Path) -> pd.DataFrame:
     Raises:
         ArtifactError: The table is missing or damaged.
     """
-    with reading(folder / DRAWS, _AGAIN):
+    with reading(folder / DRAWS, _RESTART):
         return pd.read_parquet(folder / DRAWS, page_checksum_verification=True)
 
 

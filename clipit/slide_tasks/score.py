@@ -75,16 +75,16 @@ def score_slides(
     out: Path,
     options: PredictionOptions,
 ) -> ScoredSlides:
-    """Score the tiles of all slides and pool them; called by all processes, which divide the slides among them.
+    """Score the tiles of all slides and pool the scores; called by all processes, which share the slides.
 
     Args:
         scorer: Model on this process's device.
         requested: Requested resolution and size of tiles; unset ones follow the model.
-        stated: Names of the options among `mpp` and `pixels` that the user gave; the others are the model's.
+        stated: Names of the options, of `mpp` and `pixels`, that the user set; the others follow the model.
         options: Batch size and reading threads.
 
     Raises:
-        ConfigError: The model does not state its resolution and none is given.
+        ConfigError: The model states no resolution, and the user did not set one.
         DataError: No slide can be used, or a label is not a class of the model.
     """
     processes = get_processes()
@@ -141,7 +141,7 @@ def _check_labels(listed: SlideList, scorer: TileScorer) -> None:
 
 
 def chosen_pooling(scored: ScoredSlides, scorer: TileScorer) -> PoolingKey | None:
-    """Return the pooling that is chosen on labelled validation slides; None without them."""
+    """Choose the pooling on labelled validation slides; None without such slides."""
     known = slides_table(scored.outcome)[_KNOWN]
     return choose_pooling(collect_slides(scored.table, known, scorer.classes)).key
 
@@ -155,7 +155,7 @@ def write_report(
     `scoring.json`, which records the model, the tiles and versions.
 
     Args:
-        pages: Slide -> path of its own page, relative to `out`.
+        pages: Path of each slide's page relative to `out`, by slide name.
     """
     processes = get_processes()
     table = slides_table(scored.outcome)
@@ -172,7 +172,7 @@ def write_report(
         if (known["label"] != "").any():
             _write_table(out / METRICS, evaluation.scores)
         else:
-            (out / METRICS).unlink(missing_ok=True)  # of an earlier list with labels
+            (out / METRICS).unlink(missing_ok=True)  # written for an earlier list with labels
         with whole_file(out / SUMMARY) as temporary:
             temporary.write_text(text, encoding="utf-8")
         write_page(out / PAGE, slide_scores_page(title, note, evaluation, scored.facts, pages, published))
@@ -194,7 +194,7 @@ def write_report(
 
 
 def _tables_with_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:
-    """Tabulate zero-shot scores by prompts alongside published scores of the same classes; empty without either."""
+    """Tabulate zero-shot scores by prompt set alongside published scores of the same classes; empty without either."""
     tables = {ENSEMBLE: [scored.table]} | ({PUBLISHED_DRAWS: scored.draws} if scored.draws else {})
     scores = score_prompts(tables, known, scorer.classes)
     return subtyping_tables(scores, scorer.classes, scorer.title)

@@ -1,4 +1,4 @@
-"""Runs whose classifiers are compared on slides: found in folders, and checked before anything is scored."""
+"""Find the runs whose classifiers are compared on slides, and check them before anything is scored."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ class SlideRun:
     """A trained run.
 
     Attributes:
-        arm: Arm in its configuration; `custom` without one.
+        arm: Arm in the run's configuration; `custom` without one.
         mpp: Micrometres per pixel of the tiles that it was trained on; None if unknown.
     """
 
@@ -45,7 +45,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
         paths: Folders of runs, or folders with runs up to three levels below, such as `outputs/runs/NAME`.
 
     Returns:
-        Runs, sorted by arm in the order of their discovery and by seed, and notes on runs that are not trained.
+        Runs, sorted by arm in order of discovery and then by seed, and notes on runs that are not trained.
 
     Raises:
         DataError: A folder does not exist or contains no trained run.
@@ -65,7 +65,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
             )
         if untrained:
             names = shortlist([folder.name for folder in untrained])
-            notes.append(f"{counted(len(untrained), 'untrained run')} in {path} skipped: {names}")
+            notes.append(f"skipped {counted(len(untrained), 'untrained run')} in {path}: {names}")
         folders |= {folder.resolve(): folder for folder in candidates if folder not in untrained}
     runs = [_read_run(folder) for folder in folders.values()]
     order = list(dict.fromkeys(run.arm for run in runs))
@@ -97,7 +97,7 @@ def check_comparison(
 
     Raises:
         DataError: The reference is missing, there is no other arm, an arm has a seed twice or seeds that cannot be
-            paired, classes differ, there are too few labels, or labels are not classes.
+            paired, classes differ, there are too few labels, or a label is not a class.
     """
     arms = {run.arm: sorted(other.seed for other in runs if other.arm == run.arm) for run in runs}
     classes = runs[0].classes
@@ -148,7 +148,7 @@ def _label_problems(listed: SlideList, classes: Sequence[str]) -> Iterable[str]:
         yield f"labels that are not classes: {shortlist(unknown)}; the classes are {_listed(classes)}"
     labelled = [split for split, label in zip(listed.source_splits, listed.labels, strict=True) if label]
     if set(labelled) <= {TRAIN, VALIDATION}:
-        yield f"all labelled slides are of the splits {_listed(sorted(set(labelled)))}: none is left for the comparison"
+        yield f"all labelled slides are in {_listed(sorted(set(labelled)))}, so none is left for the comparison"
 
 
 def _listed(values: Iterable[object]) -> str:

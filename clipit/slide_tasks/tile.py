@@ -1,4 +1,4 @@
-"""Tile slides: the list of slides, their grids, and thumbnails with outlines; on request the tiles or coordinates."""
+"""Tile slides: write their list, grids and thumbnails with outlines, and optionally the tiles or coordinates."""
 
 import logging
 import shutil
@@ -38,18 +38,18 @@ from clipit.versions import git_commit, versions
 logger = logging.getLogger(__name__)
 
 Extra = Literal["png", "h5"]
-"""Further output per slide: tiles as PNG files, or their coordinates as TRIDENT writes them."""
+"""Additional output per slide: tiles as PNG files, or their coordinates in TRIDENT's format."""
 SLIDES = "slides.csv"
-"""Table of the slides: paths, facts, and the reasons of failures."""
+"""Table of the slides: paths, facts, and reasons for failures."""
 TILING = "tiling.json"
-"""Record of the tiles, the slides and versions."""
+"""Record of options, slides and versions."""
 THUMBNAIL, COORDINATES, TILE_FOLDER, RECORD = "tiles.png", "coords.h5", "tiles", "tile.json"
 _TISSUE_LINE, _TILE_LINE = (27, 120, 55), (33, 102, 172)
 
 
 @dataclass(frozen=True)
 class SlideOutcome:
-    """Prepared and failed slides of a list, in its order.
+    """Prepared and failed slides of a list, in the order of the list.
 
     Attributes:
         prepared: Slides with tissue tiles.
@@ -75,10 +75,12 @@ def prepare_listed(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
         DataError: No slide can be used.
     """
     results = prepare_slides(listed.slides, config, SLIDES_OPTIONS)
-    own_failures = {result.name: result for result in results if isinstance(result, FailedSlide)}
+    failures = {result.name: result for result in results if isinstance(result, FailedSlide)}
     # A slide that one process could not read, for example from a network drive, is dropped by all.
-    lost = {name: slide for part in reversed(get_processes().gather(own_failures)) for name, slide in part.items()}
-    results = [lost.get(result.name, result) for result in results]
+    failed_anywhere = {
+        name: slide for part in reversed(get_processes().gather(failures)) for name, slide in part.items()
+    }
+    results = [failed_anywhere.get(result.name, result) for result in results]
     failed = tuple(result for result in results if isinstance(result, FailedSlide))
     prepared = tuple(result for result in results if isinstance(result, PreparedSlide))
     if get_processes().main:
@@ -140,12 +142,12 @@ def write_slides_table(out: Path, table: pd.DataFrame) -> Path:
 
 
 def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequence[Extra] = ()) -> pd.DataFrame:
-    """Find the tissue of slides and lay their grids; called by all processes, which divide the slides among them.
+    """Find the tissue of slides and lay their grids; called by all processes, which share the slides.
 
     Writes `slides.csv` and `tiling.json` (options, slides and versions), and for each slide
     `slides/<name>/grid.parquet` (id, x, y, tissue), `tissue.geojson`, the thumbnail `tiles.png` with the outlines of
-    tissue and tiles, and what `extras` name: the folder `tiles/` of PNG files, or `coords.h5`. The files of a slide are
-    kept if they belong to the same tiles and are unchanged (`tile.json`); others are replaced.
+    tissue and tiles, and the output named in `extras`: the folder `tiles/` of PNG files, or `coords.h5`. Files of a
+        slide are kept if they belong to the same tiles and are unchanged (`tile.json`); others are replaced.
 
     Returns:
         The table of slides.
@@ -188,11 +190,11 @@ def _write_grid(slide: PreparedSlide, folder: Path) -> None:
     written = all((folder / name).is_file() for name in (GRID, TISSUE, THUMBNAIL, RECORD))
     if written:
         recorded = dict(read_json(record, "delete this file and start the same command again"))
-        files = recorded.pop("files", None)  # not in earlier records
+        files = recorded.pop("files", None)  # missing in records of earlier versions
         if recorded == inputs:
             if are_unchanged(folder, (GRID, TISSUE, THUMBNAIL), files):
                 return
-            logger.info(f"note: {slide.name}: files of its tiles have changed: written again")
+            logger.info(f"note: {slide.name}: writing the files of its tiles again, because they have changed")
     record.unlink(missing_ok=True)
     (folder / COORDINATES).unlink(missing_ok=True)
     shutil.rmtree(folder / TILE_FOLDER, ignore_errors=True)
@@ -228,7 +230,7 @@ def thumbnail(slide: PreparedSlide) -> Image.Image:
 
 
 def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
-    """Write every tile as a PNG file, the whole folder or nothing; tiles that cannot be read are skipped and counted.
+    """Write every tile as a PNG file, the whole folder or nothing; unreadable tiles are skipped and counted.
 
     Raises:
         DataError: The slide cannot be opened.
@@ -249,8 +251,7 @@ def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
         reasons = [reason for _, results in read_ahead(batches, write, pool) for reason in results if reason]
     if reasons:
         logger.warning(
-            f"{slide.name}: {len(reasons)} of {counted(len(tiles), 'tile')} cannot be read, so not written: "
-            f"{reasons[0]}"
+            f"{slide.name}: skipped {len(reasons)} of {counted(len(tiles), 'tile')} that cannot be read: {reasons[0]}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Score the tiles of slides, one table per slide; processes share the slides, and finished slides are kept."""
+"""Score the tiles of slides, one table per slide; processes share the slides, and finished slides are skipped."""
 
 import hashlib
 import json
@@ -33,9 +33,9 @@ from clipit.tiles.slides import slide_tiles
 TILES = "tiles.parquet"
 """Table of a slide's tiles: id, x, y, tissue and one score per class (`score_<class>`)."""
 MAPS = ("map.json", "index.html", "overlays", HEAT_MAP, "tiles.geojson", "regions.geojson")
-"""Maps of a slide, which belong to its scores (see `clipit.slide_tasks.map`)."""
+"""Maps of a slide (see `clipit.slide_tasks.map`), which are deleted when its scores change."""
 _INPUTS = b"clipit"  # key in the metadata of the Parquet file
-_AGAIN = "delete this file and start the same command again"
+_RESTART = "delete this file and start the same command again"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def slide_folder(out: Path, slide: str) -> Path:
 def score_tiles(
     slides: Sequence[PreparedSlide], scorer: TileScorer, out: Path, options: PredictionOptions
 ) -> list[FailedSlide]:
-    """Score the tiles of all slides; must be called by all processes, which divide the slides among them.
+    """Score the tiles of all slides; must be called by all processes, which share the slides.
 
     Slides that were scored before with the same model and tiles are not scored again. The tables do not depend on the
     number of processes.
@@ -70,7 +70,7 @@ def score_tiles(
         options: Batch size and reading threads.
 
     Returns:
-        Slides without a readable tile, or that can no longer be opened; the same list in all processes.
+        Slides that have no readable tile or can no longer be opened; the same list in all processes.
 
     Raises:
         ModelError: A score is not finite.
@@ -78,7 +78,7 @@ def score_tiles(
     processes = get_processes()
     listed = enumerate(slides) if processes.main else ()
     pending = processes.broadcast([index for index, slide in listed if not _is_scored(slide, scorer, out)])
-    # The largest first, so that all processes end at about the same time.
+    # Largest slides first, so that all processes end at about the same time.
     pending.sort(key=lambda index: (-slides[index].tiles, index))
     total = sum(slides[index].tiles for index in pending)
     failed: dict[int, str] = {}
@@ -157,7 +157,7 @@ def _score_slide(
             where=slide.path,
             fix="score in float32, on a different device, or check the model's weights",
         )
-    if similarities:  # before the table of tiles, whose presence means that the slide is done
+    if similarities:  # written before the table of tiles, which marks the slide as finished
         (slide_folder(out, slide.name) / TILES).unlink(missing_ok=True)  # scores of other prompts
         cells = slide.grid.cells[[row not in reasons for row in range(total)]]
         pooled = torch.cat(similarities).float().cpu().numpy()
@@ -224,7 +224,7 @@ def _inputs(slide: PreparedSlide, scorer: TileScorer) -> str:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    with reading(path, _AGAIN):
+    with reading(path, _RESTART):
         metadata = pq.read_schema(path).metadata or {}
         value = json.loads(metadata.get(_INPUTS, b"{}"))
         return value if isinstance(value, dict) else {}
@@ -240,16 +240,16 @@ def read_scores(slide: PreparedSlide, scorer: TileScorer, out: Path) -> TileScor
 
     Raises:
         ArtifactError: The table is missing or damaged.
-        DataError: The table belongs to a different model or other tiles.
+        DataError: The table belongs to a different model or different tiles.
     """
     path = slide_folder(out, slide.name) / TILES
     record = _record(path)
     if record.get("inputs") != _inputs(slide, scorer):
-        raise DataError("these scores belong to a different model or other tiles", where=path, fix=_AGAIN)
-    with reading(path, _AGAIN):
+        raise DataError("these scores belong to a different model or different tiles", where=path, fix=_RESTART)
+    with reading(path, _RESTART):
         table = pq.read_table(path)
-    if record.get("content", _content(table)) != _content(table):  # not in earlier tables
-        raise ArtifactError("the scores have changed since they were written", where=path, fix=_AGAIN)
+    if record.get("content", _content(table)) != _content(table):  # missing in tables of earlier versions
+        raise ArtifactError("the scores have changed since they were written", where=path, fix=_RESTART)
     x, y, tissue = (np.asarray(table[name]) for name in ("x", "y", "tissue"))
     scores = np.stack([np.asarray(table[f"score_{name}"]) for name in scorer.classes], axis=1).astype(np.float32)
     grid = slide.grid

@@ -5,7 +5,7 @@ from pathlib import Path
 
 SUFFIX = ".dcm"
 _SERIES = b"\x20\x00\x0e\x00UI"  # tag and type of SeriesInstanceUID, explicit VR, little endian
-_HEADER = 2**20  # bytes that are searched; the tag comes before the pixels
+_HEADER = 2**20  # bytes to search; the tag comes before the pixels
 
 
 def series_of(path: Path) -> str:

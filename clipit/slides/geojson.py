@@ -17,13 +17,13 @@ from clipit.slides.polygons import Polygon
 
 logger = logging.getLogger(__name__)
 
-_NO_AREAS = frozenset({"Point", "MultiPoint", "LineString", "MultiLineString"})
+_WITHOUT_AREA = frozenset({"Point", "MultiPoint", "LineString", "MultiLineString"})
 _DEGREES = ("CRS84", "4326")  # in the names of coordinate systems of longitude and latitude
 _TOLERANCE = 0.01  # of the width and height of a slide
 _CORNER = 1 / 8  # contours within this share of the width and height are probably in pixels of a smaller image
 _LEAST_RING = 4  # corners of a triangle, the first one twice
 _QUPATH = b'"objectType"'  # a property of the features that QuPath writes
-_IGNORED = ("ignore*", "ignore")  # QuPath's class of areas to leave out, and that of masks (segmentation)
+_IGNORED = ("ignore*", "ignore")  # class of areas to leave out, in QuPath and in masks for segmentation
 _PIXELS = "write the coordinates in pixels of the slide's full resolution (level 0)"
 
 
@@ -34,10 +34,11 @@ def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] =
         path: GeoJSON file.
         width: Width of the slide at level 0.
         height: Height of the slide at level 0.
-        origin: Pixel of level 0 where QuPath starts to count (see `clipit.slides.qupath`); other programs count from 0.
+        origin: Level-0 pixel where QuPath's coordinates start (see `clipit.slides.qupath`); those of other programs
+            start at 0.
 
     Returns:
-        The polygons, those of the class `Ignore*` included (`is_ignored`).
+        The polygons, including those of the class `Ignore*` (`is_ignored`).
 
     Raises:
         DataError: The file cannot be read (`read_polygons`), or its coordinates are not pixels of this slide (with a
@@ -46,12 +47,12 @@ def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] =
     polygons, system = read_polygons(path)
     if origin != (0, 0) and _QUPATH in path.read_bytes():
         polygons = [polygon.shifted(*origin) for polygon in polygons]
-    _check_place(polygons, width, height, path, system)
+    _check_coordinates(polygons, width, height, path, system)
     return polygons
 
 
 def is_ignored(polygon: Polygon) -> bool:
-    """Return whether a polygon has QuPath's class `Ignore*`, that is, is to be cut out of the others."""
+    """Return whether a polygon has QuPath's class `Ignore*`, whose areas are cut out of the other polygons."""
     return polygon.name.strip().lower() in _IGNORED
 
 
@@ -59,7 +60,7 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
     """Read the polygons of a GeoJSON file, and the name of its coordinate system ("" without one).
 
     A FeatureCollection, a Feature, a geometry or a list of these is accepted. Polygons, multipolygons and collections
-    of them are read; the name is that of the class (QuPath's `classification`) or of the object. Points, lines, empty
+    of them are read; a polygon is named after its class (QuPath's `classification`) or its object. Points, lines, empty
     geometries and rings without an area are dropped and counted in the log.
 
     Args:
@@ -73,11 +74,11 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
     dropped: Counter[str] = Counter()
     value = _read_json(path, content)
     polygons = [
-        whole for polygon in _polygons(value, path, dropped) if (whole := _without_flat_rings(polygon, dropped))
+        cleaned for polygon in _polygons(value, path, dropped) if (cleaned := _without_flat_rings(polygon, dropped))
     ]
     if any(dropped.values()):
         counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(dropped.items()) if count)
-        logger.info(f"note: {path}: dropped, because they have no area: {counts}")
+        logger.info(f"note: {path}: dropped geometries without an area: {counts}")
     if not polygons and not may_be_empty:
         raise DataError(
             "no polygon in the contour file", where=path, fix="draw the tissue as polygons, or omit the file"
@@ -93,7 +94,7 @@ def _read_json(path: Path, content: bytes | None) -> Any:
         return json.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
         raise DataError("no such contour file", where=path, fix="correct the path") from None
-    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 included
+    except (ValueError, RecursionError) as error:  # includes bytes that are not UTF-8
         raise DataError(
             f"the contour file is not JSON: {error}", where=path, fix="export the contours as GeoJSON (.geojson)"
         ) from None
@@ -120,12 +121,12 @@ def _polygons(value: Any, path: Path, dropped: Counter[str], name: str = "") -> 
     elif geojson_type == "MultiPolygon":
         for rings in _member(value, "coordinates", path):
             yield from _polygon(rings, path, dropped, name)
-    elif isinstance(geojson_type, str) and geojson_type in _NO_AREAS:
+    elif isinstance(geojson_type, str) and geojson_type in _WITHOUT_AREA:
         dropped[geojson_type] += 1
     else:
         shown = f"type {geojson_type!r}" if isinstance(value, dict) else type(value).__name__
         raise DataError(
-            f"the contour file is JSON, but not GeoJSON: {shown} in place of a feature or geometry",
+            f"the contour file is JSON, but not GeoJSON: {shown} instead of a feature or geometry",
             where=path,
             fix="export the contours as GeoJSON: a FeatureCollection of polygons",
         )
@@ -177,7 +178,7 @@ def _ring(corners: Any, path: Path) -> Float64[np.ndarray, "_ 2"]:
 
 
 def _without_flat_rings(polygon: Polygon, dropped: Counter[str]) -> Polygon | None:
-    """Return a polygon without holes of no area; None if the polygon itself has too few corners."""
+    """Drop holes without an area; return None if the polygon itself has no area."""
     if _is_flat(polygon.exterior):
         dropped["ring with fewer than three corners"] += 1
         return None
@@ -191,7 +192,7 @@ def _is_flat(ring: Float64[np.ndarray, "_ 2"]) -> bool:
     return len(ring) < _LEAST_RING or bool((np.ptp(ring, axis=0) == 0).any())
 
 
-def _check_place(polygons: list[Polygon], width: int, height: int, path: Path, system: str) -> None:
+def _check_coordinates(polygons: list[Polygon], width: int, height: int, path: Path, system: str) -> None:
     """Check that the coordinates are pixels of this slide."""
     extents = np.array([polygon.extent for polygon in polygons])
     least, most = extents[:, 0].min(axis=0), extents[:, 1].max(axis=0)
@@ -201,7 +202,7 @@ def _check_place(polygons: list[Polygon], width: int, height: int, path: Path, s
         raise DataError(f"the contour file is in degrees of longitude and latitude: {extent}", where=path, fix=_PIXELS)
     if most.max() <= 1:
         raise DataError(
-            f"the coordinates of the contour file are not pixels, but at most 1: {extent}",
+            f"the coordinates of the contour file are at most 1, so they are not pixels: {extent}",
             where=path,
             fix=f"multiply them by the width and height of the slide ({width} x {height})",
         )
@@ -210,7 +211,7 @@ def _check_place(polygons: list[Polygon], width: int, height: int, path: Path, s
             f"contours lie outside the slide ({width} x {height} pixels): {extent}; this may be the contour file of "
             "a different slide",
             where=path,
-            fix=f"give the contours of this slide, or {_PIXELS}",
+            fix=f"use the contours of this slide, or {_PIXELS}",
         )
     if (most < _CORNER * size).all():
         share = math.ceil(100 * float((most / size).max()))

@@ -14,7 +14,7 @@ from clipit.slides.option_names import KEYS, OptionNames
 
 _TILE_ID = re.compile(r"^(.+)@(\d+),(\d+),(\d+)$", re.DOTALL)
 _SMALLEST = 16  # pixels of level 0
-_MOST = 2**26  # tiles, those without tissue included
+_MAX_TILES = 2**26  # including tiles without tissue
 _BLOCK = 2**20  # tiles whose tissue is measured at once
 
 
@@ -27,8 +27,8 @@ class SlideGrid:
         height: Height of level 0.
         mpp: Micrometres per pixel of level 0.
         edge: Edge of a tile, rounded to whole pixels.
-        step: Distance between the corners of neighbouring tiles, in fractions of a pixel; smaller than the edge if
-            tiles overlap.
+        step: Distance between the corners of neighbouring tiles, not necessarily whole; smaller than the edge if tiles
+            overlap.
         x: Left edge of each tile.
         y: Upper edge of each tile. Tiles are sorted by y, then x.
         tissue: Share of tissue in each tile.
@@ -55,7 +55,7 @@ class SlideGrid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of the complete grid, tiles without tissue included."""
+        """Rows and columns of the complete grid, including tiles without tissue."""
         return max(1, math.ceil(self.height / self.step)), max(1, math.ceil(self.width / self.step))
 
     @property
@@ -73,14 +73,14 @@ def make_grid(
     share: Callable[[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"], float], Float32[np.ndarray, " n"]],
     options: OptionNames = KEYS,
 ) -> SlideGrid:
-    """Lay a grid over a slide and keep the tiles with enough tissue; the last of a row or column may extend beyond it.
+    """Lay a grid over a slide and keep the tiles with enough tissue; tiles may extend beyond the right and lower edge.
 
     Args:
         width: Width of level 0.
         height: Height of level 0.
         mpp: Micrometres per pixel of level 0.
         config: Resolution, size and overlap of tiles, and the share of tissue that they need.
-        share: Function from left edges, upper edges and the tiles' edge to the share of tissue.
+        share: Function from left edges, upper edges and edge length of tiles to their share of tissue.
 
     Raises:
         DataError: The tiles are smaller than 16 pixels of level 0, or more than 67 million.
@@ -88,14 +88,14 @@ def make_grid(
     extent = tile_extent(mpp, config)
     if extent < _SMALLEST:
         raise DataError(
-            f"tiles of {config.pixels} pixels at {config.mpp:g} micrometres per pixel have an edge of only "
-            f"{extent:.2g} pixels of the slide, at {mpp:g} micrometres per pixel",
+            f"tiles of {config.pixels} pixels at {config.mpp:g} micrometres per pixel cover only {extent:.2g} x "
+            f"{extent:.2g} pixels of the slide, which has {mpp:g} micrometres per pixel",
             where=slide,
             fix=f"read coarser tiles ({options.tile_mpp}), or correct the micrometres per pixel of the slide "
             f"({options.mpp})",
         )
     step = max(1.0, extent * (1 - config.overlap))
-    if (width / step) * (height / step) > _MOST:
+    if (width / step) * (height / step) > _MAX_TILES:
         raise DataError(
             f"a grid of {width / step:.0f} x {height / step:.0f} tiles is too large",
             where=slide,
@@ -132,5 +132,5 @@ def parse_tile_id(name: str) -> tuple[str, int, int, int]:
     """
     match = _TILE_ID.match(name)
     if match is None:
-        raise DataError("not the id of a tile of a slide", where=name, fix="use ids of the form slide@x,y,edge")
+        raise DataError("not a tile id", where=name, fix="use ids of the form slide@x,y,edge")
     return match[1], int(match[2]), int(match[3]), int(match[4])

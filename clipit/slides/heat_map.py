@@ -9,7 +9,7 @@ from clipit.slides.grid import SlideGrid
 
 
 def map_shape(grid: SlideGrid, downsample: float) -> tuple[int, int]:
-    """Return rows and columns of a map of the whole slide; the last row and column may reach beyond it."""
+    """Return rows and columns of a map of the whole slide; the last row and column may extend beyond it."""
     return math.ceil(grid.height / downsample), math.ceil(grid.width / downsample)
 
 
@@ -18,7 +18,7 @@ def heat_map(
 ) -> Float32[np.ndarray, "classes h w"]:
     """Return the mean score per class of the tiles that contain the centre of each pixel; NaN outside of all tiles.
 
-    Beside the map, this needs memory for one count per pixel.
+    In addition to the map, this needs memory for one count per pixel.
 
     Args:
         downsample: Pixels of level 0 per pixel of the map, at most the edge of a tile. With the grid's step, the map
@@ -26,7 +26,7 @@ def heat_map(
             rounded corners, are closed.
 
     Raises:
-        ValueError: Pixels are larger than tiles, which would lose tiles.
+        ValueError: Pixels of the map are larger than tiles, so tiles would be lost.
     """
     if not 0 < downsample <= max(grid.edge, grid.step):
         raise ValueError(f"a map with {downsample} pixels of level 0 per pixel would lose tiles of {grid.edge} pixels")
@@ -47,7 +47,7 @@ def heat_map(
 
 
 def halved(values: Float32[np.ndarray, "classes h w"]) -> Float32[np.ndarray, "classes h2 w2"]:
-    """Return the mean of each 2 x 2 pixels, without NaN; NaN where all four are NaN."""
+    """Return the mean of each block of 2 x 2 pixels, ignoring NaN; NaN where all four are NaN."""
     height, width = values.shape[1:]
     padded = np.pad(values, ((0, 0), (0, height % 2), (0, width % 2)), constant_values=np.nan)
     blocks = padded.reshape(len(values), padded.shape[1] // 2, 2, padded.shape[2] // 2, 2)

@@ -23,7 +23,7 @@ from clipit.slides.tiff_pages import TiffBytes, open_levels
 
 _JPEG, _RGB, _YCBCR = 7, 2, 6  # TIFF: compression, photometric interpretation
 CACHE_BYTES = 256 * 2**20
-"""Size of a cache of decoded tiles: two rows of tiles of 256 pixels of a slide that is 130,000 pixels wide."""
+"""Size of a cache of decoded tiles: enough for two rows of 256-pixel tiles of a slide 130,000 pixels wide."""
 _BYTES_PER_PIXEL = 4  # in Pillow's memory, RGB takes as much as RGBA
 _FRAMES = (0xC0, 0xC1, 0xC2)  # markers of baseline, extended and progressive frames
 _STRIPES = 64
@@ -35,7 +35,7 @@ class TileCache:
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         """Keep at most this number of bytes."""
-        self._most = max_bytes
+        self._max_bytes = max_bytes
         self.clear()
 
     def clear(self) -> None:
@@ -68,7 +68,7 @@ class TileCache:
         with self._lock:
             self._tiles[key] = tile
             self._bytes += _size(tile)
-            while self._bytes > self._most:
+            while self._bytes > self._max_bytes:
                 self._bytes -= _size(self._tiles.popitem(last=False)[1])
 
 
@@ -85,7 +85,7 @@ class JpegLevel:
     """One level of a slide whose tiles are JPEG."""
 
     def __init__(self, file: TiffBytes, page: Any) -> None:
-        """Store where the tiles lie; nothing is decoded yet.
+        """Store the positions of the tiles in the file; nothing is decoded yet.
 
         Args:
             file: Open slide.
@@ -106,7 +106,7 @@ class JpegLevel:
             ImageError: A tile is damaged.
         """
         inside = left >= 0 and top >= 0 and left + width <= self.width and top + height <= self.height
-        region = Image.new("RGB", (width, height), None if inside else "white")  # None leaves the memory as it is
+        region = Image.new("RGB", (width, height), None if inside else "white")  # None: uninitialised
         right, bottom = min(left + width, self.width), min(top + height, self.height)
         for row in range(max(0, top) // self.tile_height, -(-bottom // self.tile_height)):
             for column in range(max(0, left) // self.tile_width, -(-right // self.tile_width)):
@@ -127,7 +127,7 @@ class JpegLevel:
         data = self._header + data[2:]
         image = decode_bytes(data, *expected) if is_compared(*expected, samplings) else ""
         if not isinstance(image, Image.Image):
-            image = self._by_pillow(data, image, index)
+            image = self._decode_with_pillow(data, image, index)
         row, column = divmod(index, self._columns)
         inside = (
             min(self.tile_width, self.width - column * self.tile_width),
@@ -135,8 +135,8 @@ class JpegLevel:
         )
         return image if inside == expected else image.crop((0, 0, *inside))
 
-    def _by_pillow(self, data: bytes, corruption: str, index: int) -> Image.Image:
-        """Decode a whole tile, unless its pixels would be wrong for the reason that is given."""
+    def _decode_with_pillow(self, data: bytes, corruption: str, index: int) -> Image.Image:
+        """Decode a whole tile with Pillow, unless it is known to be corrupt."""
         if corruption:
             raise ImageError(
                 f"tile {index} of the slide is damaged, so that some of its pixels are wrong: {corruption}"
@@ -161,7 +161,7 @@ def open_jpeg_levels(path: Path, levels: Sequence[Level]) -> dict[int, JpegLevel
 
 
 def _is_plain(page: Any) -> bool:
-    """Return whether all tiles of a page are complete JPEG images of three channels of 8 bits."""
+    """Return whether all tiles of a page are complete JPEG images with three channels of 8 bits."""
     tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
     return (
         int(page.compression) == _JPEG

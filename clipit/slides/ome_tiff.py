@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 _UNITS = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "nm": 1e-3}
-_MISSING = "pip install tifffile"
+_INSTALL = "pip install tifffile"
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # TIFF tag ExtraSamples: colours are multiplied by the transparency, or not
 _ALPHA = re.compile("alpha|opacity|transparen", re.IGNORECASE)
 UNKNOWN_CHANNEL = "a fourth channel without a stated meaning"
@@ -48,7 +48,7 @@ def _import() -> Any:
     try:
         import tifffile
     except ImportError as error:
-        raise DataError(f"cannot read this slide without tifffile ({error})", fix=_MISSING) from error
+        raise DataError(f"cannot read this slide without tifffile ({error})", fix=_INSTALL) from error
     return tifffile
 
 
@@ -60,7 +60,7 @@ class OmeTiff:
 
         Args:
             path: OME-TIFF, or another TIFF whose levels tifffile finds.
-            mpp: Micrometres per pixel of level 0 if the file has no OME metadata; None if they are unknown.
+            mpp: Micrometres per pixel of level 0 if the file has no OME metadata; None if unknown.
 
         Raises:
             DataError: The file is damaged, or not an 8-bit RGB image.
@@ -124,10 +124,10 @@ class OmeTiff:
 
 
 def _check_levels(pages: Sequence[Any], series: Any, path: Path) -> None:
-    """Check that the image is 8-bit RGB, and that all levels show the same area and have the same form.
+    """Check that the image is 8-bit RGB, and that all levels show the same area and have the same channels.
 
     Raises:
-        DataError: They do not.
+        DataError: The image is not 8-bit RGB, or a level is damaged or differs.
     """
     first = pages[0]
     is_rgb = str(first.dtype) == "uint8" and first.samplesperpixel in (3, 4) and first.planarconfig == 1
@@ -158,13 +158,13 @@ def _level_problem(page: Any, first: Any) -> str:
     if min(len(page.dataoffsets), len(page.databytecounts)) < columns * rows:
         return f"is damaged: it lacks some of its {columns * rows:,} tiles or strips"
     if str(page.dtype) != "uint8" or page.samplesperpixel != first.samplesperpixel or page.planarconfig != 1:
-        return f"has other channels than the first: {page.samplesperpixel} of type {page.dtype}"
+        return f"has different channels from the first: {page.samplesperpixel} of type {page.dtype}"
     if not _is_decoded_to_rgb(page):
         return f"is stored as {page.photometric.name}, not as RGB"
     downsample = first.imagewidth / page.imagewidth
     rounding = 1 + page.imagelength / page.imagewidth  # pixels; width and height are rounded
     if downsample < 1 or abs(page.imagelength - first.imagelength / downsample) > rounding:
-        return f"has a different shape than the first: {page.imagewidth} x {page.imagelength} pixels"
+        return f"has a different shape from the first: {page.imagewidth} x {page.imagelength} pixels"
     return ""
 
 
@@ -196,7 +196,7 @@ def has_unknown_channel(path: Path) -> bool:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
             return page.photometric.name == "RGB" and page.samplesperpixel == 4 and not _alpha(page, file.ome_metadata)
-    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading then explains
+    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
         return False
 
 
@@ -215,7 +215,7 @@ def _over_white(pixels: UInt8[np.ndarray, "h w channels"], alpha: int) -> UInt8[
 
     Args:
         pixels: Three or four channels.
-        alpha: Meaning of the fourth channel (`_alpha`); 0 if it is no transparency.
+        alpha: Meaning of the fourth channel (`_alpha`); 0 if it is not transparency.
     """
     if pixels.shape[-1] == 3 or not alpha or (pixels[..., 3] == 255).all():
         return pixels[..., :3]
@@ -237,7 +237,7 @@ def _paste(region: UInt8[np.ndarray, "h w 3"], pixels: UInt8[np.ndarray, "a b 3"
 
 
 def _parse(xml: str | None) -> "Element | None":
-    """Parse OME-XML; None if there is none, or it is damaged."""
+    """Parse OME-XML; None if it is missing or damaged."""
     from xml.etree import ElementTree
 
     try:

@@ -21,13 +21,13 @@ SLIDE_SUFFIXES = frozenset(
 )
 """Suffixes of slides; where slides are expected, flat images (`clipit.images.SUFFIXES`) are read as well."""
 HEAT_MAP = "heat_map.ome.tif"
-"""Name of the heat maps that clipit writes, which are not slides, even in a folder of slides."""
+"""Name of the heat maps that clipit writes; they are never read as slides, even in a folder of slides."""
 MPP_TOLERANCE = 0.02
-"""Largest relative difference between two statements of micrometres per pixel that agree."""
+"""Largest relative difference at which two values of micrometres per pixel count as equal."""
 _TIFF = (".tif", ".tiff")
 _SUB_PAGES = 330  # TIFF tag of sub-IFDs, in which OME-TIFF stores smaller levels
 MISSING_SLIDE_PACKAGES = "install the packages that read slides: pip install openslide-python openslide-bin tifffile"
-"""What to do where openslide cannot be imported."""
+"""What to do if openslide cannot be imported."""
 
 
 def import_openslide() -> Any:
@@ -44,14 +44,14 @@ def import_openslide() -> Any:
 
 
 def is_slide(path: Path) -> bool:
-    """Check by its suffix whether a file may be a slide, and neither hidden nor one of clipit's heat maps."""
+    """Check by its name whether a file may be a slide, that is, neither hidden nor one of clipit's heat maps."""
     return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".") and path.name != HEAT_MAP
 
 
 def is_pyramid(path: Path) -> bool:
     """Check by its content whether a TIFF with the suffix of an image is a slide, that is, has several levels.
 
-    Of a file with a single page, only the header is read, so that many files can be checked.
+    If a file has a single page, only its header is read, so that many files can be checked.
     """
     if path.suffix.lower() not in _TIFF or not is_slide(path):
         return False
@@ -87,7 +87,7 @@ def open_slide(path: Path) -> SlideFile:
             or a package that reads slides is missing.
     """
     try:
-        if not path.is_file():  # pipes and folders included
+        if not path.is_file():  # also for pipes and folders
             raise DataError("no such slide", where=path, fix="correct the path")
         with path.open("rb") as stream:
             if not stream.read(1):
@@ -120,7 +120,7 @@ def _open(path: Path) -> SlideFile:
             if vendor == "generic-tiff":
                 check_pages(path)
             slide = _OpenSlideFile(openslide, path)
-            if vendor == "generic-tiff" and has_unknown_channel(path):  # openslide would take it for transparency
+            if vendor == "generic-tiff" and has_unknown_channel(path):  # openslide would read it as transparency
                 slide.close()
                 return OmeTiff(path, slide.format, slide.mpp)
             return slide
@@ -137,14 +137,14 @@ def _why_unknown(path: Path) -> str:
         return f"the folder {path.stem} with the pixels of the slide is missing next to it"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about the tags of a TIFF that is cut off
+            warnings.simplefilter("ignore")  # Pillow warns about the tags of a truncated TIFF
             with Image.open(path) as image:
                 image_format = image.format
     except Exception:  # Pillow raises many kinds of exceptions for damaged bytes
-        return "not a slide that openslide can read: the file is damaged, cut off or of a different format"
+        return "not a slide that openslide can read: the file is damaged, truncated or of a different format"
     if image_format == "TIFF":  # most formats of slides are TIFFs
-        return "not a slide that openslide can read: the TIFF is damaged, cut off or of a different format"
-    return f"not a slide, but a {image_format} image named {path.suffix}"
+        return "not a slide that openslide can read: the TIFF is damaged, truncated or of a different format"
+    return f"not a slide, but a {image_format} image with the suffix {path.suffix}"
 
 
 class _OpenSlideFile:
@@ -219,7 +219,7 @@ class _FlatImage:
 
 
 def over_white(image: Image.Image) -> Image.Image:
-    """Show transparent pixels, which lie outside the scanned area, as white."""
+    """Composite transparent pixels, which lie outside the scanned area, over white."""
     if image.getchannel("A").getextrema()[0] == 255:
         return image.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -243,7 +243,9 @@ def _mean_mpp(x: float | None, y: float | None, path: Path) -> float | None:
         return None
     if abs(x - y) > MPP_TOLERANCE * max(x, y):
         raise DataError(
-            f"the pixels are not square: {x:g} by {y:g} micrometres", where=path, fix="convert the slide to square ones"
+            f"the pixels are not square: {x:g} by {y:g} micrometres",
+            where=path,
+            fix="convert the slide to square pixels",
         )
     return (x + y) / 2
 

@@ -11,9 +11,8 @@ _caches: dict[int, Any] = {}  # by process id: a forked process must not use a l
 def share_cache(openslide: Any, slide: Any) -> None:
     """Let a slide keep its decoded tiles in the cache of this process.
 
-    The cache that openslide gives each slide, 32 MiB, has no room for two rows of the tiles of a slide that is more
-    than 16,000 pixels wide, so that each row of a grid would decode most tiles again. Openslide before version 4 has
-    no other cache.
+    Openslide's own cache of 32 MiB per slide cannot hold two rows of tiles of a slide more than 16,000 pixels wide, so
+    each row of a grid would decode most tiles again. Openslide before version 4 has no other cache.
 
     Args:
         slide: Open slide.

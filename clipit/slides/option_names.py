@@ -12,7 +12,7 @@ class OptionNames:
         tile_mpp: Micrometres per pixel of tiles.
         min_tissue: Share of a tile that must be tissue.
         contours: Contours of the tissue.
-        elsewhere: Remark where the last three are options of a different command.
+        elsewhere: Remark that names the command which has the last three options, if the running command lacks them.
     """
 
     mpp: str

@@ -1,4 +1,4 @@
-"""Polygons with holes: area, rasterising to a mask, and tracing of a mask.
+"""Polygons with holes: area, rasterisation to a mask, and tracing of a mask.
 
 All coordinates are x and y in pixels of level 0 of a slide, with the origin at the upper left corner of its first
 pixel, so that the centre of that pixel is (0.5, 0.5). This is the convention of QuPath.
@@ -138,7 +138,7 @@ def _rings(labels: Integer[np.ndarray, "h w"]) -> list[tuple[int, Int64[np.ndarr
     """Return label and corners of each closed ring, which has its region on the right.
 
     The borders of pixels are directed edges between their corners. Where two pixels of a region touch only at a corner,
-    a ring turns left, which keeps the pixels between them on its own side, and so never meets itself.
+    a ring turns left, so that it never touches itself.
     """
     padded = np.pad(labels, 1)
     north_west, north_east, south_west, south_east = (
@@ -152,16 +152,16 @@ def _rings(labels: Integer[np.ndarray, "h w"]) -> list[tuple[int, Int64[np.ndarr
     edges = np.flatnonzero(owners)
     direction, start = np.divmod(edges, corners)
     end = start + np.array([1, width, -1, -width])[direction]
-    ways = [(direction + turn) % 4 * corners + end for turn in (_LEFT, _STRAIGHT, _RIGHT)]
-    following = np.select([owners[way] == owners[edges] for way in ways], ways)
+    candidates = [(direction + turn) % 4 * corners + end for turn in (_LEFT, _STRAIGHT, _RIGHT)]
+    following = np.select([owners[candidate] == owners[edges] for candidate in candidates], candidates)
     after = np.searchsorted(edges, following)
     turns = (direction[after] != direction).tolist()
     after, end, rings = after.tolist(), end.tolist(), []
-    left = bytearray(b"\1") * len(edges)
+    unvisited = bytearray(b"\1") * len(edges)
     for first in range(len(edges)):
         ring, at = [], first
-        while left[at]:
-            left[at] = 0
+        while unvisited[at]:
+            unvisited[at] = 0
             if turns[at]:
                 ring.append(end[at])
             at = after[at]

@@ -61,7 +61,7 @@ class SlidePath:
 
     Attributes:
         name: Unique name.
-        mpp: Micrometres per pixel of level 0, as the user states them for this slide; None if unstated.
+        mpp: Micrometres per pixel of level 0 that the user states for this slide; None if unstated.
         default_mpp: Micrometres per pixel of level 0, used if neither the file nor the user states them.
     """
 
@@ -79,7 +79,7 @@ class PreparedSlide:
         artifact: Artefact with the overview, the tissue and the positions of all tissue tiles.
         tiles: Number of tissue tiles.
         extent: Edge of a tile in pixels of level 0, not necessarily whole.
-        pixels: Edge of a tile as it is read.
+        pixels: Edge of a tile in pixels, as it is read.
         facts: Format, levels, source of the micrometres per pixel, share of tissue.
     """
 
@@ -95,12 +95,12 @@ class PreparedSlide:
     @property
     def origin(self) -> tuple[int, int]:
         """Left and upper edge of the scanned area, pixels of level 0."""
-        x, y = self.facts.get("origin", (0, 0))  # not in earlier artefacts
+        x, y = self.facts.get("origin", (0, 0))  # missing in artefacts of earlier versions
         return int(x), int(y)
 
     @property
     def grid(self) -> SlideGrid:
-        """Tissue tiles, as many as `tiles`."""
+        """Grid of the tissue tiles; a random sample if `tiles_per_slide` limits their number."""
         table, facts = self.artifact.table(GRID), self.facts
         x, y, tissue = (np.asarray(table[name]) for name in ("x", "y", "tissue"))
         edge = round(self.extent)
@@ -154,15 +154,15 @@ def prepare_slides(
 ) -> list[PreparedSlide | FailedSlide]:
     """Find tissue and lay the grid of every slide, or open the results of an earlier call.
 
-    Several processes that call this divide the slides among them; each returns all of them, in order. Slides that
-    cannot be used do not stop the others.
+    Several processes that call this function divide the slides among themselves, and each returns all results in order.
+    A slide that cannot be used does not stop the others.
 
     Args:
         slides: Slides with unique names.
         config: Section `tiles.slides`.
 
     Raises:
-        ConfigError: One file of contours is configured for several slides.
+        ConfigError: One contour file is configured for several slides.
         DataError: Two slides would have the same contours.
     """
     if config.contours is not None and len(slides) > 1:
@@ -208,7 +208,7 @@ def _prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> Pr
         "tiles": config.model_dump(mode="json", exclude={"contours", "grids", "tiles_per_slide"}),
     }
     if contours is not None and b"ignore" in contours.read_bytes().lower():
-        inputs["ignored"] = "cut out"  # grids of earlier versions contain these areas
+        inputs["ignored"] = "cut out"  # grids of earlier versions include these areas
     folder = artifact_folder(Path(config.grids).expanduser(), KIND, inputs)
     if not (folder / MANIFEST).is_file():
         with locked(folder):
@@ -221,10 +221,9 @@ def _prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> Pr
 
 
 def _check_contours(contours: Path, slides: Sequence[SlidePath]) -> None:
-    """Check that no two slides have the same file of contours.
+    """Check that no two slides have the same contour file.
 
-    Slides of different folders may have the same file name, after which contours are found if a table gives the slides
-    other names.
+    Contours are found by the slide's name or else by its file name, and files in different folders may share a name.
 
     Raises:
         ConfigError: One file is configured for several slides.
@@ -232,19 +231,19 @@ def _check_contours(contours: Path, slides: Sequence[SlidePath]) -> None:
     """
     if contours.is_file():
         raise ConfigError(
-            f"one file of contours for {counted(len(slides), 'slide')}",
+            f"one contour file is configured for {counted(len(slides), 'slide')}",
             where=contours,
-            fix="give a folder with one file per slide, named after the slide",
+            fix="name a folder with one file per slide, named after the slide",
         )
     users: dict[Path, dict[Path, SlidePath]] = {}
     for slide in slides:
         file = _find_contours(contours, slide)
         if file is not None:
             users.setdefault(file, {}).setdefault(slide.path.resolve(), slide)
-    shared = {file: list(of.values()) for file, of in users.items() if len(of) > 1}
+    shared = {file: list(by_path.values()) for file, by_path in users.items() if len(by_path) > 1}
     for file, (first, second, *_) in shared.items():
         raise DataError(
-            f"{counted(len(shared), 'file')} of contours would be used for several slides: {file.name} for the slides "
+            f"{counted(len(shared), 'contour file')} would be used for several slides: {file.name} for the slides "
             f"{first.name} ({first.path}) and {second.name} ({second.path})",
             where=contours,
             fix=f"name one file per slide: {first.name}.geojson and {second.name}.geojson",
@@ -252,13 +251,13 @@ def _check_contours(contours: Path, slides: Sequence[SlidePath]) -> None:
 
 
 def _find_contours(contours: Path, slide: SlidePath) -> Path | None:
-    """Find the file of contours in a folder: named after the slide, or else after its file; None without one."""
+    """Find the contour file of a slide in a folder: named after the slide, or else after its file; None without one."""
     names = [name + suffix for name in dict.fromkeys((slide.name, slide.path.stem)) for suffix in _CONTOUR_SUFFIXES]
     return next((contours / name for name in names if (contours / name).is_file()), None)
 
 
 def _contour_file(contours: Path, slide: SlidePath, options: OptionNames) -> Path:
-    """Return the file of contours of a slide.
+    """Return the contour file of a slide.
 
     Raises:
         DataError: There is none.
@@ -266,7 +265,7 @@ def _contour_file(contours: Path, slide: SlidePath, options: OptionNames) -> Pat
     found = contours if contours.is_file() else _find_contours(contours, slide)
     if found is None:
         raise DataError(
-            f"no contours of this slide in {contours}",
+            f"no contours for this slide in {contours}",
             where=slide.path,
             fix=f"add {slide.name}.geojson, or remove {options.contours} so that tissue is found by colour",
         )
@@ -316,7 +315,7 @@ def _find_tissue_and_grid(
         raise DataError(
             _no_tissue(mask, grid, config),
             where=slide.path,
-            fix=f"lower {options.min_tissue}, or give contours of the tissue ({options.contours}){options.elsewhere}",
+            fix=f"lower {options.min_tissue}, or add contours of the tissue ({options.contours}){options.elsewhere}",
         )
     facts = {
         "format": file.format,
@@ -341,7 +340,7 @@ def _write(folder: Path, slide: SlidePath, parts: _SlideParts) -> None:
     grid = parts.grid
     with whole_file(folder / OVERVIEW) as temporary:
         parts.overview.save(temporary, format="PNG")
-    limit = np.array([grid.width, grid.height])  # the last row and column of the mask may reach beyond the slide
+    limit = np.array([grid.width, grid.height])  # the last row and column of the mask may extend beyond the slide
     outlines = [
         Polygon(np.minimum(outline.exterior, limit), tuple(np.minimum(hole, limit) for hole in outline.holes))
         for outline in trace(parts.mask, parts.downsample)
@@ -352,7 +351,7 @@ def _write(folder: Path, slide: SlidePath, parts: _SlideParts) -> None:
 
 
 def _overview_downsample(slide: SlideFile, mpp: float, config: SlidesConfig) -> float:
-    """Return the downsample for finding tissue: 8 micrometres per pixel, finer for tiles of few micrometres."""
+    """Return the downsample for finding tissue: 8 micrometres per pixel, or finer for small tiles."""
     target_mpp = min(_OVERVIEW_MPP, config.mpp * config.pixels / 8)
     longest = max(slide.levels[0].width, slide.levels[0].height)
     return max(1.0, target_mpp / mpp, longest / _OVERVIEW_EDGE)
@@ -361,7 +360,7 @@ def _overview_downsample(slide: SlideFile, mpp: float, config: SlidesConfig) -> 
 def _no_tissue(mask: Bool[np.ndarray, "h w"], grid: SlideGrid, config: SlidesConfig) -> str:
     cells = grid.shape[0] * grid.shape[1]
     return (
-        f"no tissue: none of {counted(cells, 'tile')} contains at least {config.min_tissue:.0%} of tissue "
+        f"no tissue: none of {counted(cells, 'tile')} contains at least {config.min_tissue:.0%} tissue "
         f"(the whole slide: {float(mask.mean()):.1%})"
     )
 

@@ -1,8 +1,8 @@
 """Write tile predictions and regions as GeoJSON that QuPath (0.4 and later) imports.
 
 QuPath reads each feature as an object: `objectType`, a UUID as `id`, a `classification` with name and colour, numbers
-as `measurements`, and a closed polygon in pixels of level 0. QuPath shows only the scanned area of slides whose files
-state its bounds (MRXS, SCN), and counts the pixels from its corner: pass it as `origin`.
+as `measurements`, and a closed polygon in pixels of level 0. If a slide's file states the bounds of the scanned area
+(MRXS, SCN), QuPath shows only this area and counts pixels from its corner, which is passed as `origin`.
 """
 
 import json
@@ -146,7 +146,7 @@ def _regions(
     probabilities = ndimage.mean(means[number], labels, np.arange(1, n + 1))
     classification, limit = _classification(name, colour), np.array([grid.width, grid.height])
     for i, polygon in enumerate(trace_regions(labels, n, grid.step)):
-        # the last row and column of cells may reach beyond the slide
+        # the last row and column of cells may extend beyond the slide
         inside = Polygon(np.minimum(polygon.exterior, limit), tuple(np.minimum(hole, limit) for hole in polygon.holes))
         measurements = {
             "area um^2": float(f"{inside.area * grid.mpp**2:.6g}"),
@@ -172,7 +172,7 @@ def _annotation(
 
 
 def _classification(name: str, colour: str) -> dict[str, Any]:
-    """Return a class for QuPath, whose names may not have several lines."""
+    """Return a class for QuPath, with a name on one line."""
     return {"name": " ".join(name.split()) or "unnamed", "color": list(bytes.fromhex(colour.removeprefix("#")))}
 
 

@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 _LEVEL_TOLERANCE = 1.01
 """A level may be up to 1 % coarser than requested, because a level with a downsample of 2.0005 stands for 2."""
-_MOST_OPEN = 16
+_MAX_OPEN = 16
 """Number of slides that a process keeps open."""
-_MOST_PIXELS = 2**33
+_MAX_PIXELS = 2**33
 """Maximum number of pixels of a level for an overview, which takes about 10 minutes at this size."""
 _SLOW_PIXELS = 2**29
 """Number of pixels of a level whose overview takes about a minute."""
-_BLOCK = 2048  # edge of the regions from which an overview is made, pixels of the level
+_BLOCK = 2048  # edge of the regions read for an overview, in pixels of the level
 
 
 def choose_level(slide: SlideFile, downsample: float) -> int:
@@ -92,14 +92,14 @@ def read_overview(slide: SlideFile, downsample: float) -> Image.Image:
 
 
 def _check_size(level: Level, overview: str) -> None:
-    """Refuse to read a level of countless pixels, such as the only level of a slide; log that a large one takes time.
+    """Refuse to read a level with too many pixels, such as the only level of a slide; log if reading takes minutes.
 
     Raises:
-        DataError: It has more than 8.6 billion pixels.
+        DataError: The level has more than 8.6 billion pixels.
     """
     pixels = level.width * level.height
     size = f"{level.width:,} x {level.height:,}"
-    if pixels > _MOST_PIXELS:
+    if pixels > _MAX_PIXELS:
         raise DataError(
             f"the slide has no level between {size} pixels and its overview of {overview}, which would take more than "
             "10 minutes to compute, even if most of the slide is empty",
@@ -112,9 +112,9 @@ def _check_size(level: Level, overview: str) -> None:
 class SlidePool:
     """The most recently used slides of this process, kept open; pickled copies open their own."""
 
-    def __init__(self, max_open: int = _MOST_OPEN) -> None:
+    def __init__(self, max_open: int = _MAX_OPEN) -> None:
         """Keep at most this number of slides open."""
-        self._most = max_open
+        self._max_open = max_open
         self._forget()
 
     def _forget(self) -> None:
@@ -134,7 +134,7 @@ class SlidePool:
             slide = self._slides.pop(path, None) or open_slide(path)
             self._slides[path] = slide
             # The oldest slides are not closed here, because another thread may be reading from them.
-            while len(self._slides) > self._most:
+            while len(self._slides) > self._max_open:
                 self._slides.popitem(last=False)
             return slide
 
@@ -146,7 +146,7 @@ class SlidePool:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without open slides."""
-        return {"most": self._most}
+        return {"most": self._max_open}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle without open slides."""

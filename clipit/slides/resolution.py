@@ -14,7 +14,7 @@ _GLASS = 80.0
 _LARGEST_GLASS = 210.0
 """Length of the largest glass slides in millimetres (8 inches), with some margin."""
 _POWER_RATIO = 3.0
-"""Ratio between the stated micrometres per pixel and those that follow from the power; 2 with a doubling lens."""
+"""Largest plausible ratio of the stated micrometres per pixel to 10 / power; a doubling lens gives 2."""
 
 
 def check_mpp(mpp: float | None) -> None:
@@ -32,13 +32,13 @@ def resolve_mpp(
 ) -> tuple[float, str]:
     """Return micrometres per pixel of level 0, and a note if they may differ from what the user expects.
 
-    If nothing states them, they are 10 divided by the objective's power; the power is never assumed.
+    If they are not stated, they are derived as 10 / objective's power; a power is never assumed.
 
     Args:
         slide: Open slide.
         stated: Value for this slide in the user's table; None if it has none.
         where: Slide, for messages.
-        default: Value of the user's option, for slides without any other value; None if it is not given.
+        default: Value of the user's option, for slides with no other value; None if the option is not given.
 
     Raises:
         DataError: Neither a value nor a power is known, file and table differ by more than 2 %, or the value in the
@@ -47,14 +47,14 @@ def resolve_mpp(
     own = slide.mpp if slide.mpp is not None and _is_plausible(slide.mpp) else None
     if own is not None and stated is not None and abs(own - stated) > MPP_TOLERANCE * own:
         raise DataError(
-            f"{stated:g} micrometres per pixel are given, but the file states {own:g}",
+            f"the table states {stated:g} micrometres per pixel, but the file states {own:g}",
             where=where,
             fix="correct the column mpp, or leave it empty for this slide",
         )
     if own is not None:
         differs = stated is None and default is not None and abs(own - default) > MPP_TOLERANCE * own
-        return own, f"the file states {own:g} micrometres per pixel, which replace {default:g}" if differs else ""
-    ignored = "" if slide.mpp is None else f" (the {slide.mpp:g} of the file are implausible)"
+        return own, f"the file states {own:g} micrometres per pixel, used instead of {default:g}" if differs else ""
+    ignored = "" if slide.mpp is None else f" (the file's value of {slide.mpp:g} is implausible)"
     user_mpp = default if stated is None else stated
     if user_mpp is not None:
         if not _is_plausible(user_mpp):
@@ -71,20 +71,20 @@ def resolve_mpp(
     raise DataError(
         f"the slide states neither plausible micrometres per pixel nor a magnification{implausible}",
         where=where,
-        fix=f"give micrometres per pixel of its finest level: {options.mpp}, or a column mpp of a table of slides",
+        fix=f"state the micrometres per pixel of its finest level: {options.mpp}, or a column mpp of a table of slides",
     )
 
 
 def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = KEYS) -> str:
-    """Explain why the micrometres per pixel of a slide may be wrong, for example by a factor of 10; "" if they fit.
+    """Explain why the micrometres per pixel of a slide may be wrong, such as by a factor of 10; "" if plausible.
 
     Args:
         slide: Open slide.
-        mpp: Its micrometres per pixel of level 0.
+        mpp: Micrometres per pixel of level 0.
         where: Slide, for messages.
 
     Raises:
-        DataError: With them, the slide would be longer than 210 mm.
+        DataError: The slide would be longer than 210 mm.
     """
     longest = max(slide.levels[0].width, slide.levels[0].height)
     length = longest * mpp / 1000
@@ -99,12 +99,12 @@ def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = K
     if length > _GLASS:
         reasons.append(f"the slide would be {length:.0f} mm long, more than a standard glass slide (76 mm)")
     if not _USUAL_MPP[0] <= mpp <= _USUAL_MPP[1]:
-        finer = "finer than an objective of 100x" if mpp < _USUAL_MPP[0] else "coarser than an objective of 2.5x"
+        finer = "finer than a 100x objective" if mpp < _USUAL_MPP[0] else "coarser than a 2.5x objective"
         reasons.append(f"that is {finer} gives")
     if slide.magnification is not None:
         usual = 10 / slide.magnification
         if not 1 / _POWER_RATIO <= mpp / usual <= _POWER_RATIO:
-            reasons.append(f"its objective's power of {slide.magnification:g} means about {usual:g}")
+            reasons.append(f"the objective's power of {slide.magnification:g} implies about {usual:g}")
     return f"{mpp:g} micrometres per pixel: {'; '.join(reasons)}" if reasons else ""
 
 

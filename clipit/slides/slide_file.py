@@ -27,10 +27,10 @@ class SlideFile(Protocol):
 
     Attributes:
         levels: Resolutions, finest first.
-        mpp: Micrometres per pixel of level 0 as the file states them; None if it does not.
-        magnification: Objective power as the file states it; None if it does not.
+        mpp: Micrometres per pixel of level 0 that the file states; None if it states none.
+        magnification: Objective power that the file states; None if it states none.
         origin: Left and upper edge of the scanned area in pixels of level 0, where viewers such as QuPath begin.
-        remark: What of the file's content is not read; "" for nothing.
+        remark: Remark on content of the file that is not read; "" if everything is read.
     """
 
     levels: list[Level]

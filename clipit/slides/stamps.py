@@ -9,10 +9,10 @@ from clipit.slides.dicom import series_of
 
 
 def slide_files(path: Path) -> list[Path]:
-    """List the files of a slide, sorted: only the given one, unless the format has several.
+    """List all files of a slide, sorted: the given file and, in some formats, further ones.
 
-    Further files are those of the same series in the folder (DICOM), those in the folder of the same name next to it
-    (MRXS), or the listed files next to it (VMS, VMU).
+    Further files are those of the same series in the folder (DICOM), those in the folder of the same name (MRXS), or
+    those that the given file lists (VMS, VMU).
 
     Args:
         path: File that the slide is opened with.
@@ -38,7 +38,7 @@ def slide_files(path: Path) -> list[Path]:
 def slide_stamp(path: Path) -> str:
     """Return a stamp of the slide's content, which changes when any of its files is replaced, added or removed.
 
-    The stamp of a slide of one file is that of the file.
+    The stamp of a slide with one file is that of the file.
 
     Raises:
         OSError: A file cannot be read.

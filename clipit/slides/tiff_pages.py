@@ -17,7 +17,7 @@ T = TypeVar("T")
 FORMATS = frozenset({"aperio", "generic-tiff"})
 """Formats of openslide each of whose levels is one page of a TIFF, without overlap or gaps."""
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
-_MOST_PIXELS = 2**26  # of an internal tile or strip, which is decoded as a whole
+_MAX_PIXELS = 2**26  # of an internal tile or strip, which is decoded as a whole
 TO_PYRAMID = (
     "convert it to a tiled, pyramidal TIFF, with libvips (vips tiffsave SLIDE OUT.tif --tile --pyramid --bigtiff "
     "--compression jpeg --Q 90) or with QuPath (Export images, OME-TIFF)"
@@ -30,7 +30,7 @@ def check_pages(path: Path) -> None:
     """Check that a TIFF has 8 bits per channel, grey or RGB channels, and no stack of pages.
 
     Raises:
-        DataError: It does not.
+        DataError: The TIFF has other channels, or a stack of pages.
     """
     import tifffile
 
@@ -40,7 +40,7 @@ def check_pages(path: Path) -> None:
             check_tiles(file.pages.first, path)
     except DataError:
         raise
-    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading then explains
+    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
         return
     size, bits, channels, _ = pages[0]
     if bits != 8 or channels not in (1, 3, 4):
@@ -51,17 +51,17 @@ def check_pages(path: Path) -> None:
 
 
 def check_tiles(page: Any, path: Path) -> None:
-    """Check that the internal tiles or strips of a page are small enough to be decoded for every region.
+    """Check that the internal tiles or strips of a page are small enough, because each is decoded as a whole.
 
     Raises:
-        DataError: They have more than 67 million pixels.
+        DataError: A tile or strip has more than 67 million pixels.
     """
     width, height = (
         (page.tilewidth, page.tilelength)
         if page.is_tiled
         else (page.imagewidth, min(page.rowsperstrip, page.imagelength))
     )
-    if width * height > _MOST_PIXELS:
+    if width * height > _MAX_PIXELS:
         raise DataError(
             f"the image is not stored in small tiles, but in parts of {width} x {height} pixels",
             where=path,

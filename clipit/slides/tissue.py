@@ -5,11 +5,11 @@ from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 from PIL import Image
 
 _RANGE = (0.04, 0.10)
-"""Limits of the threshold: Otsu's method alone would split an overview of nothing but glass, or tissue, in two."""
+"""Limits of the threshold; without them, Otsu's method would also split an overview of only glass or only tissue."""
 _DARK = 0.2  # brightness of black ink and of the edge of a slide
 _PEN = 0.06  # minimum excess of green over the other colours in green ink
 _BLUE_PEN = 0.35  # minimum excess of blue over red in blue ink; haematoxylin reaches about 0.25
-_STRIP = 16  # rows that are measured at once: few enough for the processor's cache
+_STRIP = 16  # rows measured at once: few enough for the processor's cache
 _SMALLEST_PART = 0.01  # mm2
 _SMALLEST_HOLE = 0.02  # mm2
 
@@ -40,7 +40,7 @@ def find_tissue(overview: Image.Image, mpp: float) -> Bool[np.ndarray, "h w"]:
 def _measure_colour(
     pixels: UInt8[np.ndarray, "h w 3"], top: int, bottom: int
 ) -> tuple[Float32[np.ndarray, "n w"], Bool[np.ndarray, "n w"]]:
-    """Measure the saturation of rows, and which of their pixels are ink, after averaging 3 x 3 pixels.
+    """Measure saturation and find ink in rows of pixels, after averaging 3 x 3 pixels.
 
     Integer sums over the 9 pixels are used in place of their mean; pixels at the border are repeated beyond it.
     """
@@ -61,7 +61,7 @@ def _measure_colour(
 
 
 def otsu(values: Float32[np.ndarray, "h w"]) -> float:
-    """Return the threshold that maximises the variance between two classes (Otsu, 1979), of values in 0..1."""
+    """Return Otsu's threshold (1979) of values in 0..1, which maximises the variance between the two classes."""
     weights, edges = np.zeros(256), np.arange(257) / 256
     for top in range(0, len(values), _STRIP):
         bins = np.minimum(values[top : top + _STRIP] * 256, 255).astype(np.uint8)
@@ -106,7 +106,7 @@ def _small(mask: Bool[np.ndarray, "h w"], area: float, *, inside: bool = False) 
 
 
 class TissueShare:
-    """Share of a mask in rectangles, exact for fractions of pixels, from a summed-area table."""
+    """Share of mask pixels in rectangles, exact for fractions of pixels, from a summed-area table."""
 
     def __init__(self, mask: Bool[np.ndarray, "h w"], downsample: float) -> None:
         """Compute the summed-area table.

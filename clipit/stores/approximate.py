@@ -28,10 +28,11 @@ class SearchSettings:
     """Search settings of an approximate index; they are not part of the index.
 
     Attributes:
-        nprobe: Number of lists that an IVF index searches per query; None: 1.
-        ef_search: Length of the candidate list in the search of a graph (HNSW, NSG); None: 16, or `nprobe` if that is
-            larger and the graph finds the lists of an IVF index.
-        candidates: Number of rows per query whose cosines are computed exactly; None: as many as an exact search needs.
+        nprobe: Number of lists that an IVF index searches per query; None for 1.
+        ef_search: Length of the candidate list in the search of a graph (HNSW, NSG); None for 16, or for `nprobe` if
+            that is larger and the graph finds the lists of an IVF index.
+        candidates: Number of rows per query whose cosines are computed exactly; None for as many as an exact search
+            needs.
     """
 
     nprobe: int | None = None
@@ -66,7 +67,7 @@ class FaissIndex:
             dim: Dimension of the vectors that it must have.
 
         Raises:
-            ArtifactError: The file is damaged, or has another number of rows or dimension.
+            ArtifactError: The file is damaged, or has a different dimension or number of rows.
         """
         import faiss
 
@@ -138,7 +139,7 @@ def _lengths_within(size: int) -> Iterator[None]:
     import faiss
 
     names = ("vector_byte_limit", "loop_limit")
-    limits = [name for name in names if hasattr(faiss, f"set_deserialization_{name}")]  # not in older versions
+    limits = [name for name in names if hasattr(faiss, f"set_deserialization_{name}")]  # missing in older versions
     before = {name: getattr(faiss, f"get_deserialization_{name}")() for name in limits}
     for name in limits:
         getattr(faiss, f"set_deserialization_{name}")(max(size, _MIN_LIMIT))

@@ -47,8 +47,8 @@ def check_shards(store: Store) -> None:
 def check_finite(store: Store, items: str) -> None:
     """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
 
-    Each process checks a part of the shards, and need not verify the files that another process of this machine has
-    read. Call it in all processes.
+    Must be called by all processes: each checks a part of the shards, and need not verify files that another process of
+        this machine has read.
 
     Args:
         items: Name of the embedded items, for the error message.

@@ -181,7 +181,7 @@ class Index:
 
     @property
     def searched_by_faiss(self) -> bool:
-        """Whether this process searches a Flat index with faiss, which it does on the CPU with that backend."""
+        """Whether this process searches a Flat index with faiss: on the CPU, with the backend faiss."""
         on_cpu = get_processes().device.type == "cpu"
         return on_cpu and self.artifact.manifest.facts["backend"] == "faiss" and has_faiss()
 

@@ -113,7 +113,7 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def _key_problem(key: str, entry: Any) -> str:
-    """Return the reason why this entry of `parameters` cannot be swept, or ""."""
+    """Explain why an entry of `parameters` cannot be swept; "" if it can."""
     keys = all_keys()
     if key not in keys:
         similar = difflib.get_close_matches(key, keys, n=3)
@@ -138,7 +138,7 @@ def _value_problems(key: str, values: Sequence[Any]) -> list[str]:
 
 
 def _number(value: Any) -> int | float | None:
-    """Return a number; also of a text such as 1e-3, which YAML does not read as a number without a decimal point."""
+    """Convert a value to a number, including strings such as 1e-3, which YAML reads as a string."""
     if isinstance(value, str):
         try:
             return float(value)

@@ -115,7 +115,7 @@ def _summarise(
         for name, group in groups.items()
     ]
     choice = (
-        f"Chosen by the mean validation score: {chosen}. Its own validation score is optimistic, being "
+        f"Chosen by the mean validation score: {chosen}. Its own validation score is optimistic, because it is "
         f"the best of {len(groups)}; nothing was selected on test scores."
         if chosen and len(groups) > 1
         else f"Nothing was chosen: only {chosen} was trained."

@@ -129,8 +129,8 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
 def _is_finished(config: RunConfig) -> bool:
     """Check whether the run's folder contains the results of this configuration.
 
-    Tiles, labels, models and reports are only compared when the trial is started, which is always done without
-    --launch.
+    Tiles, labels, models and reports are compared only when the trial is started; without --launch, every trial is
+    started.
     """
     folder = run_folder(config)
     if not (folder / "results.json").is_file():

@@ -151,7 +151,7 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
         return []
     lines = [f"{slide.name}: {slide.reason}{f'; to do: {slide.fix}' if slide.fix else ''}" for slide in failed]
     listed = "; ".join(printable(line) for line in lines[:10]) + (f"; and {len(lines) - 10} more" if lines[10:] else "")
-    return [f"{len(failed)} of {counted(total, 'slide')} cannot be used, so dropped: {listed}"]
+    return [f"dropped {len(failed)} of {counted(total, 'slide')} that cannot be used: {listed}"]
 
 
 def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:

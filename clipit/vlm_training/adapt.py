@@ -150,7 +150,7 @@ def adapt(
 
 
 def used_towers(section: AdaptConfig, arm: AdaptArm) -> AdaptConfig:
-    """Drop the text tower from those to train if no text is used, so that it keeps its weights."""
+    """Train only the image tower if the arm uses no text, so that the text tower keeps its weights."""
     if arm != "images":
         return section
     if "image" not in section.towers:
@@ -181,7 +181,7 @@ def _fingerprint(adaptation: _Adaptation) -> RunFingerprint:
         for key, value in select_keys(section, "results").items()
         if key.partition(".")[0] not in unused
     }
-    if not section.bags.whole_entries:  # added later and without effect: without it, older adaptations stay valid
+    if not section.bags.whole_entries:  # a later key: left out at its default, so that older adaptations stay valid
         keys.pop("adapt.bags.whole_entries", None)
     if section.data == "bags":
         keys |= {key: value for key, value in select_keys(config, "results").items() if key.startswith("pairing.")}
@@ -321,7 +321,7 @@ def _train(
 
 
 class _MiningSteps:
-    """Computes steps, reads their pixels ahead, and mines the bags again whenever it is due."""
+    """Compute steps with pixels that are read ahead, and re-mine the bags when due."""
 
     def __init__(self, contrast: ContrastStep, mine_at: Callable[[BagExamples, int, bool], BagExamples]) -> None:
         self.contrast = contrast
@@ -329,12 +329,12 @@ class _MiningSteps:
         self._pixels: Iterator[tuple[Int[np.ndarray, "n"], Tensor]] | None = None
 
     def compute(self, step: int) -> dict[str, Tensor]:
-        """Compute the gradients of a step; mine the bags first if it is due."""
+        """Compute the gradients of a step, after re-mining the bags if due."""
         section = self.contrast.section
         every = section.bags.mine_every if section.data == "bags" else 0
         if self._pixels is None or (every and step % every == 0):
             mined_at = step - step % every if every else 0
-            if mined_at:  # includes training that resumes between two minings
+            if mined_at:  # also if training resumes between two minings
                 mined = self._mine_at(self.contrast.examples, mined_at, step == mined_at)
                 self.contrast = replace(self.contrast, examples=mined)
             end = min(mined_at + every, section.steps) if every else section.steps

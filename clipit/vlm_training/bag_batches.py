@@ -23,7 +23,7 @@ class ContrastBatch:
         texts: Rows of the distinct texts of the text bags; empty if images are contrasted with images.
         others: Rows of the distinct tiles on the other side, seen through another augmentation; empty with texts.
         other_members: Indices into `texts` or `others` of each bag's members on the other side; -1 for no member.
-        same: Mask of the bags that are not each other's negatives; the diagonal does not matter.
+        same: Mask of the pairs of bags that are not negatives of each other; the diagonal is ignored.
     """
 
     tiles: Int[np.ndarray, "t"]
@@ -78,17 +78,17 @@ class Members:
 class BagExamples:
     """Examples with tiles and texts; each step draws some of them.
 
-    Examples come in shuffled order, none twice before all others have come once. The same holds for the tiles and texts
-    of an example over its visits, except for a remainder that does not fill a bag.
+    Examples are drawn in shuffled order, and every example is drawn once before any is drawn again. The same holds for
+    the tiles and texts of an example over its visits, except for a remainder that does not fill a bag.
 
     Attributes:
         texts: Distinct texts.
-        tiles_of: Rows of the tiles of each example; the first ones come first in a bag that takes all.
+        tiles_of: Rows of the tiles of each example; a bag that contains all of them keeps their order.
         tiles_per_bag: Maximum number of tiles of a tile bag.
         texts_per_bag: Maximum number of texts of a text bag; 0 contrasts images with images.
         groups: Group of each example; examples of the same group are not negatives. A group is a patient or, where
             examples of a patient are negatives, a single example.
-        partners: Example whose texts each example gets; itself, except in the control.
+        partners: Example whose texts each example gets; the example itself, except in the control.
         pixel_codes: Code of each tile's pixels; equal for tiles with the same pixels.
         neighbours: Whether the texts describe only the first tile of an example, and the others are its neighbours.
         fingerprints: Fingerprints of everything that determines the examples.
@@ -192,7 +192,7 @@ def check_negatives(examples: BagExamples, batches: int = 8) -> dict[str, Any]:
     """Check that the bags of the first batches have negatives.
 
     Returns:
-        Counts for the summary: mean number of negatives per bag, and share of the bags without any.
+        Counts for the summary: mean number of negatives per bag, and share of bags without negatives.
 
     Raises:
         DataError: No bag of a batch has a negative.

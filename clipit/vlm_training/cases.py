@@ -36,7 +36,7 @@ def case_examples(
     Args:
         section: Section `adapt`.
         arm: Arm of the study. `shuffled_text` gives each patient the reports of another patient, of the same organ
-            where there is one; some of their sentences may equal those of the own report by chance.
+            where there is one; some of their sentences may by chance equal those of the patient's own report.
         split: train, validation or test.
 
     Raises:

@@ -31,7 +31,7 @@ _STEP_COST = 2.5
 """Cost of an image or text in a step relative to its cost in a mining: two forward passes with cached gradients and a
 backward pass, against one forward pass with the reading of the image and the search (`benchmarks/adapt_mining.py`)."""
 _FACTS = "facts"
-_AGAIN = "delete the folder of this adaptation and start again"
+_RESTART = "delete the folder of this adaptation and start again"
 
 
 def mine(
@@ -73,10 +73,10 @@ def mine(
             raise ArtifactError(
                 f"the bags that were mined after step {step} are missing, and the weights of that step no longer exist",
                 where=file,
-                fix=_AGAIN,
+                fix=_RESTART,
             )
         adapted = replace(vlm, fingerprint=f"{vlm.fingerprint}-{identity}")
-        mined = mine_bags(section, _with_vlm(workspace, adapted, stores))
+        mined = mine_bags(section, _replace_vlm(workspace, adapted, stores))
         if processes.main:
             _save(file, mined, identity)
             shutil.rmtree(stores, ignore_errors=True)
@@ -120,7 +120,7 @@ def least_interval(examples: BagExamples) -> int:
     return int(np.ceil(mined / (_TIME_SHARE * per_step)))
 
 
-def _with_vlm(workspace: Workspace, vlm: "VLM", root: Path) -> Workspace:
+def _replace_vlm(workspace: Workspace, vlm: "VLM", root: Path) -> Workspace:
     """Return a workspace with the same tiles and snippets, but embeddings, index and pairs of a different VLM."""
     other = Workspace(workspace.config)
     other.root = root
@@ -147,14 +147,14 @@ def _save(file: Path, mined: MinedBags, identity: str) -> None:
 
 def _load(file: Path, identity: str, prompts: tuple[str, ...]) -> MinedBags:
     try:
-        with reading(file, _AGAIN), safe_open(file, framework="numpy") as stored:
+        with reading(file, _RESTART), safe_open(file, framework="numpy") as stored:
             facts = json.loads((stored.metadata() or {}).get(_FACTS, "{}"))
             if facts.get("identity") != identity:
-                raise ArtifactError("these bags belong to a different adaptation", where=file, fix=_AGAIN)
+                raise ArtifactError("these bags belong to a different adaptation", where=file, fix=_RESTART)
             tiles, texts = (
                 Members(stored.get_tensor(f"{name}.values"), stored.get_tensor(f"{name}.starts"))
                 for name in ("tiles", "texts")
             )
     except SafetensorError as error:
-        raise ArtifactError(f"unreadable: {error}", where=file, fix=_AGAIN) from error
+        raise ArtifactError(f"unreadable: {error}", where=file, fix=_RESTART) from error
     return MinedBags(tiles, texts, prompts, facts["counts"])

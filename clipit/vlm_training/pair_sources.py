@@ -35,7 +35,7 @@ class CaptionedTiles:
 
     Attributes:
         tiles: Images that can be decoded, with splits and groups.
-        captions: Texts of each row of the source, which `tiles.rows` names; without line breaks, perhaps empty.
+        captions: Texts of each row of the source (see `tiles.rows`), without line breaks; may be empty.
     """
 
     tiles: TileSet
@@ -147,7 +147,7 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
 
 
 def _rows_by_file(files: list[str], cells: dict[str, list[str]], path: Path, table: TileTable) -> list[list[int]]:
-    """Return the rows of each file, in the order of first rows; rows of a file must agree in all but the text."""
+    """Return the rows of each file, in order of first occurrence; rows of a file may differ only in the text."""
     if not files:
         raise DataError("the table has no rows", where=path, fix="add a row per image and text")
     nameless = [table.row_name(row) for row, name in enumerate(files) if not name]
@@ -195,7 +195,7 @@ def _read_shards(config: TilesConfig, section: PairsConfig, root: Path) -> tuple
 
 
 def _caption(value: Any, where: object, row_name: str) -> str:
-    """Return a text with single spaces in place of line breaks and other white space."""
+    """Replace line breaks and other white space in a text by single spaces."""
     try:
         return cell_text(" ".join(value.split()) if isinstance(value, str) else value)
     except ValueError as error:

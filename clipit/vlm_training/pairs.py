@@ -44,8 +44,8 @@ def pair_examples(
 ) -> BagExamples:
     """Make examples from the images of a split: one image and one of its texts per bag.
 
-    Images of the same patient are negatives, unless they have the same pixels or a text in common. Copies of images in
-    a later split of the pairs are dropped or raise an error, depending on `leaks`.
+    Images of the same patient are negatives, unless they have the same pixels or a text in common. Images with a copy
+    in a later split of the pairs are dropped or raise an error, depending on `leaks`.
 
     Args:
         section: Section `adapt`.
@@ -170,7 +170,7 @@ def _copies(read: CaptionedTiles, tiles: TileSet, workspace: Workspace, *, by_us
 
     Args:
         read: Images with texts, as read.
-        tiles: The images that are used, with their final splits.
+        tiles: Images that are used, with their final splits.
         by_user: Whether the splits are those of the source. If images were held out here, the policy `error` drops
             their copies.
     """

@@ -32,7 +32,7 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
 
     Args:
         config: Run configuration with `tiles.annotations`.
-        shown: Number of tiles on the page, those with the least agreement.
+        shown: Number of tiles with the least agreement on the page.
 
     Returns:
         Path of the page.

@@ -52,7 +52,7 @@ def write_annotator_masks(
         table: Table with the columns tile, annotator and mask.
         files: Folder or zip that the paths of the masks are relative to; None for the folder of the table.
         confidence: Posterior below which pixels of `confident/` are ignored.
-        shown: Number of tiles on the page, those with the largest share of uncertain pixels.
+        shown: Number of tiles with the largest share of uncertain pixels on the page.
 
     Returns:
         Path of the page, masks.html (masks.json contains its numbers), and the folder of the images, which the
@@ -82,7 +82,7 @@ def write_annotator_masks(
     masks = read_annotator_masks(table, files, tiles, classes)
     parts = _parts(masks)
     patterns = {part: PixelPatterns(masks.annotators, classes.names) for part in dict.fromkeys(parts)}
-    _count(masks, patterns, parts)
+    _count_patterns(masks, patterns, parts)
     consensus = {part: counter.consensus() for part, counter in patterns.items()}
     if all(estimate.estimates is None for estimate in consensus.values()):
         raise DataError(
@@ -110,7 +110,7 @@ def _parts(masks: AnnotatorMasks) -> list[str]:
     return [_TEST if test else _TRAINING for test in tests.tolist()]
 
 
-def _count(masks: AnnotatorMasks, patterns: Mapping[str, PixelPatterns], parts: Sequence[str]) -> None:
+def _count_patterns(masks: AnnotatorMasks, patterns: Mapping[str, PixelPatterns], parts: Sequence[str]) -> None:
     """Count the patterns of all tiles by part.
 
     Raises:
@@ -147,7 +147,7 @@ def _write_masks(
     folder: Path,
 ) -> list[float]:
     """Write the files of each tile; return the share of labelled pixels whose posterior is below `confidence`."""
-    values = _values(masks.classes)
+    values = _pixel_values(masks.classes)
     uncertain = []
     with progress("writing masks", len(masks.tiles)) as advance:
         for row, name in _names(masks):
@@ -164,7 +164,7 @@ def _write_masks(
     return uncertain
 
 
-def _values(classes: MaskClasses) -> Int64[np.ndarray, " c_1"]:
+def _pixel_values(classes: MaskClasses) -> Int64[np.ndarray, " c_1"]:
     """Return the pixel value of each class in the files, followed by that of ignored pixels."""
     first: dict[int, int] = {}
     for value, code in sorted(classes.class_of.items()):

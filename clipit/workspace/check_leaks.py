@@ -60,7 +60,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     """Find leaks of all kinds, and write them to leaks.json and leaks.parquet.
 
     Args:
-        config: Run configuration; its `leaks.policy` is ignored: nothing is dropped.
+        config: Run configuration; its `leaks.policy` is ignored, so nothing is dropped.
         pixels: Comparison of images (off, exact or near); `leaks.pixels` by default.
         shifted: Names of the shifted test sets, to be listed as not checked.
     """
@@ -172,7 +172,7 @@ def _hint(leaks: Sequence[Leak], tiles: TileSet) -> list[str]:
 
 
 def _unnamed_patients(tiles: TileSet, compared: bool) -> Iterator[str]:
-    """Say of which tiles the patients or slides could not be compared, and why: one line, or none."""
+    """Describe, in at most one line, tiles whose patients or slides could not be compared."""
     unnamed = int((patients(tiles.groups, tiles.ids) == "").sum())
     subject = "patients" if compared else "patients and slides"
     if unnamed:

@@ -23,7 +23,7 @@ def enforce_on_external(
 
     Args:
         seen: Tiles that the run, or the adaptation of its VLM, was trained or validated on.
-        seen_hashes: Hashes of their images, in the same order; None to compare only patients.
+        seen_hashes: Hashes of the images of `seen`, in the same order; None to compare only patients.
         config: Run configuration with the section `leaks`.
         where: Name of the new set, for messages.
 
@@ -56,7 +56,7 @@ def enforce_on_external(
         raise DataError(
             f"{message}: {shortlist(pairs)}",
             where=where,
-            fix="remove them from the new set, or set --leaks.policy=exclude to drop and count them, or note only to "
+            fix="remove them from the new set, or set --leaks.policy=exclude to drop and count them, or note to only "
             "count them. If different patients have the same name, rename them",
         )
     if policy == "note":

@@ -104,7 +104,7 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
     if policy == "error":
         fix = (
             "remove them from one of the two sets, or set --leaks.policy=exclude to drop them from this set, or note "
-            "only to log them"
+            "to only log them"
         )
         pairs = [f"{leak.other_id} (of {leak.id})" for _, leak in sorted(copies.items())]
         raise DataError(f"{message}: {shortlist(pairs)}", where=where, fix=fix)
@@ -202,7 +202,7 @@ def _enforce(leaks: Sequence[Leak], config: RunConfig, where: object, name: str)
         raise DataError(
             f"leaks between the splits: {counts}",
             where=where,
-            fix="correct the data, or set --leaks.policy=exclude to drop these from training, or note only to log "
+            fix="correct the data, or set --leaks.policy=exclude to drop these from training, or note to only log "
             "them. To list all of them: clipit check-leaks --config ...",
         )
     path = leak_folder(config) / f"{name}.json"

@@ -44,7 +44,7 @@ def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
     examples = [f"{leak.id} ({leak.split}) ~ {leak.other_id} ({leak.other_split})" for leak in leaks]
     note = (
         f"{len(later)} of {compared} validation and test tiles look like a tile of an earlier split "
-        f"({shortlist(examples, 2)}), and no groups are set: scores will be too high"
+        f"({shortlist(examples, 2)}), and no groups are set, so scores will be too high"
     )
     logger.warning(
         f"{note}\n  to do: name the patient or slide (tiles.columns.group, tiles.group_pattern), or set "

@@ -133,10 +133,10 @@ def compare_pairing_rules(workspace: Workspace) -> str:
         groups=dict(zip(tiles.ids.tolist(), tiles.groups.tolist(), strict=True)),
         labels=dict(zip(tiles.ids.tolist(), tiles.labels.tolist(), strict=True)) if has_labels else None,
         class_vectors=workspace.class_embeddings() if has_labels else None,
-        other=_with_other_centring(workspace, has_labels),
+        other=_with_opposite_centring(workspace, has_labels),
     )
     notes = (
-        "hubness: share of tiles whose snippet is among the most used 1 %; skewness: that of the number of uses",
+        "hubness: share of tiles whose snippet is among the most used 1 %; skewness: skewness of the number of uses",
         "label of neighbours, label of text: agreement with the labels that this configuration keeps (training tiles)",
         "cosines with and without centring cannot be compared; margins are in units of the ranking score",
         "to use one of these rules, set pairing.correction, centring, organs, exclude_same_group, threshold, margin "
@@ -145,10 +145,10 @@ def compare_pairing_rules(workspace: Workspace) -> str:
     return "\n".join([options_text(options), "", *notes])
 
 
-def _with_other_centring(
+def _with_opposite_centring(
     workspace: Workspace, with_prompts: bool
 ) -> tuple[Index, Float32[np.ndarray, "classes dim"] | None]:
-    """Build an index of the same snippets with the other centring, and class embeddings with it if requested."""
+    """Build an index of the same snippets with the opposite centring, and class embeddings to match if requested."""
     p, prompts = workspace.config.pairing, workspace.prompts
     index = build_index(
         workspace.root,

@@ -1,4 +1,4 @@
-"""Checks that take seconds, before a model is loaded, an image is decoded or a text is embedded."""
+"""Quick checks before a model is loaded, an image is decoded or a text is embedded."""
 
 import logging
 import os
@@ -78,7 +78,7 @@ def check_output(folder: Path) -> None:
     is_used = nearest == folder.absolute() and any(nearest.iterdir())
     if not is_used and not os.access(nearest, os.W_OK | os.X_OK):
         raise ArtifactError(
-            f"no permission to write to this folder, as needed for the output folder {folder}",
+            f"no permission to write to this folder, in which the output folder {folder} would be created",
             where=nearest,
             fix="choose a different folder with --output, or change the folder's permissions",
         )

@@ -76,7 +76,7 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
 
 
 def sample_reports(labels: CorpusLabels, per_answer: int, seed: int) -> list[SampledReport]:
-    """Draw reports for each class of the rules; reports with only uncertain mentions are drawn apart from "none"."""
+    """Draw reports for each class of the rules; those with only uncertain mentions are drawn separately from "none"."""
     strata: dict[str, list[int]] = {}
     for row in sorted(range(len(labels.by_rules)), key=lambda row: labels.reports[row].report_id):
         label = labels.by_rules[row]

@@ -36,7 +36,7 @@ class CorpusLabels:
         reports: Reports, without those of patients with validation or test tiles.
         own: Class index of each report's own label; -1 if there is none, or if it is not a class.
         tile_labels: Most common class index among the labelled training tiles of each report's patient; -1 without
-            any.
+            labels.
         rules: Rule set; None if none is configured.
         by_rules: Class and mentions in each report by the rules; empty without rules.
         probabilities: Cross-fitted class probabilities of the text classifier; None if it was not fitted.
@@ -204,7 +204,7 @@ def _drop_leaking_reports(
         notes.append(doubt)
     leaks = {leak.id for leak in report_leaks(reports, tiles)}
     if leaks:
-        notes.append(f"{counted(len(leaks), 'report')} of patients with validation or test tiles dropped")
+        notes.append(f"dropped {counted(len(leaks), 'report')} of patients with validation or test tiles")
     kept = tuple(report for report in reports if report.report_id not in leaks)
     if not kept:
         raise DataError(
@@ -218,7 +218,7 @@ def _drop_leaking_reports(
 def _tile_labels(
     reports: Sequence[Report], tiles: TileSet, classes: Sequence[str], notes: list[str]
 ) -> Int64[np.ndarray, " n"]:
-    """Return the most common class among the labelled training tiles of each report's patient; -1 if there are none."""
+    """Return the most common class of the labelled training tiles of each report's patient; -1 if there are none."""
     train = tiles.of_split("train")
     numbers = np.array([classes.index(name) if name in classes else -1 for name in train.classes], dtype=np.int64)
     counts: dict[str, Counter[int]] = {}

@@ -79,7 +79,7 @@ def read_with_overview(
     shown: TilesConfig | None = None,
     shifted: str = "",
 ) -> TileSet:
-    """Read tiles, and log their overview before any image is decoded; each happens once per section.
+    """Read tiles, and log their overview before any image is decoded; both are done once per section.
 
     Args:
         section: Section `tiles` to read.
@@ -98,7 +98,7 @@ def read_with_overview(
             if tiles.quarantined:
                 count, total = len(tiles.quarantined), len(tiles) + len(tiles.quarantined)
                 logger.info(
-                    f"note: {count} of {counted(total, 'image')} cannot be decoded, so dropped: "
+                    f"note: dropped {count} of {counted(total, 'image')} that cannot be decoded: "
                     f"{shortlist(tiles.quarantined)}"
                 )
             return tiles

@@ -166,7 +166,7 @@ class Workspace:
         return source
 
     def cache_pixels(self, split: str, preprocess: "Preprocess", training: TrainingConfig, reads: float) -> None:
-        """Cache the resized tiles of a split on disk if `training.cache_tiles` says so. Call it in all processes.
+        """Cache the resized tiles of a split on disk as `training.cache_tiles` requires. Call it in all processes.
 
         Args:
             split: Split of the tiles.
@@ -188,7 +188,7 @@ class Workspace:
         self.pixels(split, preprocess).use_resized(pixels)
 
     def warn_of_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
-        """Warn, once for all runs, if a model receives tiles at a different resolution than it was trained with."""
+        """Warn, once for all runs, if a model receives tiles at a different resolution from its training tiles."""
         if expected is None or not names_tiles(self.config):
             return
         tiles = self.tiles_as_read
@@ -237,7 +237,7 @@ class Workspace:
         return join_patients(self._reports_as_read.reports, owners, splits)
 
     def rule_classes(self, rules: RuleSet, cases: Cases) -> dict[str, str]:
-        """Return the class that a rule set gives each report of these cases, by report id; cached for all arms."""
+        """Return the class that a rule set assigns to each report of these cases, by report id; cached for all arms."""
         key, reports = f"rules {cases.fingerprint} {rules.hash}", [r for listed in cases.reports for r in listed]
         class_names: dict[str, str] = self.cached(
             key, lambda: {r.report_id: label_report(r.text, rules).class_name for r in reports}
@@ -249,7 +249,7 @@ class Workspace:
         """The section `reports`.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: No reports are configured.
         """
         if self.config.reports is None:
             raise ConfigError(
@@ -280,7 +280,7 @@ class Workspace:
             return {"reports": len(reports.reports), "snippets": built.snippets.num_rows}
 
         snippets = build_once(self.root, "snippets", self.snippet_inputs(), make)
-        if self.split_reports:  # commands that find the snippets do not repeat their account
+        if self.split_reports:  # commands that reuse the snippets do not log their account again
             logger.info(self._format_account(snippets))
         return snippets
 

@@ -138,7 +138,7 @@ def test_invalid_bags_are_refused_with_all_problems() -> None:
         )
     arrays = [np.full((2, 3), np.nan, dtype=np.float32), np.empty((0, 3), dtype=np.float32)]
     broken = replace(bags.select(np.arange(2)), reader=ArrayReader(arrays, [["a", "b"], []]))
-    with pytest.raises(DataError, match="2 features of bag000 are not finite: a, b"):
+    with pytest.raises(DataError, match="bag000 has 2 feature vectors with values that are not finite: a, b"):
         broken.features(0)
     with pytest.raises(DataError, match="bag001 has no instance"):
         broken.features(1)

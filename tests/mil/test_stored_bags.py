@@ -84,9 +84,9 @@ def test_files_of_features_form_bags_by_slide_or_patient(tmp_path: Path) -> None
     assert len(slides) == 11 and slides.dim == 4 and slides.classes == ("a", "b")
     assert {"train", "validation", "test"} == set(slides.splits.tolist())
     notes = " ".join(slides.notes)
-    for part in ("1 slide of the table has no features, so dropped: unknown", "dropped: other"):
+    for part in ("dropped 1 slide of the table without features: unknown", "row in the table: other"):
         assert part in notes
-    assert "1 slide without tiles was dropped: s03" in notes
+    assert "dropped 1 slide without tiles: s03" in notes
     assert slides.ids(0) == ["s00:0_0", "s00:256_0", "s00:512_0"]
     patients = bags_of_files(tmp_path / "h5", table, "patient", HELD_OUT)
     assert patients.names.tolist() == [f"p{n}" for n in range(6)]
@@ -104,8 +104,8 @@ def test_what_follows_a_dot_in_the_name_of_a_slide_belongs_to_the_name(tmp_path:
         tmp_path / "h5", _write(tmp_path, "\n".join(["slide,label,group", *rows])), "slide", HELD_OUT
     )
     assert slides.names.tolist() == [f"s{n:02d}" for n in range(1, 12)]
-    assert "1 slide of the table has no features, so dropped: s00.2" in slides.notes
-    assert "1 feature file is not in the table, so dropped: s00" in slides.notes
+    assert "dropped 1 slide of the table without features: s00.2" in slides.notes
+    assert "dropped 1 feature file without a row in the table: s00" in slides.notes
 
 
 def test_files_of_features_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_tiles_that_an_extraction_appended_again_count_once(tmp_path: Path) -> N
     assert "dropped 3 repeated tiles of 1 slide: s03: 3" in bags.notes
     with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
         file["features"][4, 0] = 9.0
-    with pytest.raises(DataError, match=r"1 tile occurs again with other features: s03:256_0(.|\n)*s03.h5"):
+    with pytest.raises(DataError, match=r"1 tile occurs again with different features: s03:256_0(.|\n)*s03.h5"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
 
 
@@ -160,7 +160,7 @@ def test_rows_that_an_extraction_never_filled_are_refused(tmp_path: Path) -> Non
     with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
         file["features"][1:] = 0
     bags = bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
-    with pytest.raises(DataError, match="2 features of s03 are zero: s03:256_0, s03:512_0"):
+    with pytest.raises(DataError, match="s03 has 2 feature vectors with zeros only: s03:256_0, s03:512_0"):
         bags.features(bags.names.tolist().index("s03"))
 
 
@@ -183,7 +183,7 @@ def test_a_file_that_states_another_slide_is_refused_and_other_settings_are_note
             file["coords"].attrs.update({"name": f"former {number}", "target_magnification": 10 if number == 3 else 20})
     notes = bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT).notes
     assert any(
-        "different target_magnification: 20: 11 (s00, s01, s02 and 8 more); 10: 1 (s03)" in note for note in notes
+        "differ in target_magnification: 20: 11 (s00, s01, s02 and 8 more); 10: 1 (s03)" in note for note in notes
     )
     with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
         file["coords"].attrs["name"] = "s04"

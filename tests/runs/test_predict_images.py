@@ -269,7 +269,7 @@ def test_pyramidal_tiffs_among_images_are_recognised_by_their_content(tiles: Pat
     with pytest.raises(DataError, match="no tissue") as error:
         open_inputs([tmp_path / "glass.tif"], slides=tiles_of_slides)
     assert error.value.fix == (
-        "lower --min-tissue, or give contours of the tissue (--contours); clipit slides score has these options"
+        "lower --min-tissue, or add contours of the tissue (--contours); clipit slides score has these options"
     )
 
 

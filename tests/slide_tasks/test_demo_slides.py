@@ -1,4 +1,4 @@
-"""The demo's slides: the mask is read at the pixels of the map, and the table has both references."""
+"""Demo on slides: the mask is read at the pixels of the map, and the table has both references."""
 
 from pathlib import Path
 

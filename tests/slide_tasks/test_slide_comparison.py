@@ -132,7 +132,7 @@ def test_what_cannot_be_compared_is_an_error_before_anything_is_scored(
     with pytest.raises(DataError, match=r"image_only is the only arm(.|\n)*no slide has a label"):
         clipit.compare_slides(wrong, runs / "image_only-seed0", out, reference="image_only")
     table.assign(split="train").to_csv(wrong, index=False)
-    with pytest.raises(DataError, match="all labelled slides are of the splits train"):
+    with pytest.raises(DataError, match="all labelled slides are in train, so none is left"):
         clipit.compare_slides(wrong, runs, out, reference="image_only")
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(PROMPTS | {"classes": {"fat": ["fat"], "gland": ["gland"]}}))
     with pytest.raises(DataError, match="the prompts have the classes fat, gland"):

@@ -156,7 +156,7 @@ def test_a_flipped_bit_in_finished_files_is_noticed(
     for name in ("tiles.geojson", "regions.geojson", "heat_map.ome.tif", "index.html"):
         flip(out / "slides/s0" / name)
         again()
-        assert "1 mapped slide changed, or files of the maps are missing or changed" in caplog.text, name
+        assert "mapping 1 slide again, because scores, labels or options have changed" in caplog.text, name
         assert contents(out, f"slides/s0/{name}") == {f"slides/s0/{name}": whole[f"slides/s0/{name}"]}
         caplog.clear()
     table = pq.read_table(out / "slides/s0/tiles.parquet")
@@ -178,7 +178,7 @@ def test_a_flipped_bit_in_the_files_of_a_tiled_slide_is_mended(
         flip(tmp_path / "slides/s0" / name)
     clipit.tile_slides(slides, tmp_path, tile_mpp=1.0, tile_pixels=32)
     assert contents(tmp_path, "slides/s0/*.*") == whole
-    assert "note: s0: files of its tiles have changed: written again" in caplog.text
+    assert "note: s0: writing the files of its tiles again, because they have changed" in caplog.text
 
 
 def test_two_processes_write_what_one_writes(models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_damaged_tiles_are_counted_and_the_rest_is_tiled_scored_and_mapped(
     grid = pd.read_parquet(tmp_path / "tiles/slides/s/grid.parquet")
     pictures = list((tmp_path / "tiles/slides/s/tiles").iterdir())
     assert len(pictures) == len(grid) - 4
-    assert f"s: 4 of {len(grid)} tiles cannot be read, so not written" in caplog.text
+    assert f"s: skipped 4 of {len(grid)} tiles that cannot be read" in caplog.text
     result = clipit.score_slides(path, tmp_path / "maps", classifier=models / "run", maps=True, top=2)
     assert len(pd.read_parquet(tmp_path / "maps/slides/s/tiles.parquet")) == len(grid) - 4
     assert "note: unreadable tiles: s: 4\n" in result.text and "its page shows a coarser overview" in caplog.text

@@ -75,8 +75,8 @@ def test_files_that_are_no_slides_are_explained(tmp_path: Path) -> None:
         "olympus.vsi": "VSI slides .Olympus. cannot be read",
         "missing.svs": "no such slide",
         "empty.svs": "the file is empty",
-        "bytes.svs": "damaged, cut off or of a different format",
-        "photo.svs": "not a slide, but a JPEG image named .svs",
+        "bytes.svs": "damaged, truncated or of a different format",
+        "photo.svs": "not a slide, but a JPEG image with the suffix .svs",
         "deep.tif": "16 bits per channel",
         "fluo.ome.tif": "not a bright-field RGB image",
         "cut.svs": "slide",
@@ -102,11 +102,11 @@ def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp
     assert resolve_mpp(stated, None, "a") == (pytest.approx(0.5), "")
     assert resolve_mpp(stated, 0.505, "a")[0] == pytest.approx(0.5)
     assert resolve_mpp(silent, 0.25, "a")[0] == 0.25
-    with pytest.raises(DataError, match=r"0.25 micrometres per pixel are given, but the file states 0.5"):
+    with pytest.raises(DataError, match=r"the table states 0.25 micrometres per pixel, but the file states 0.5"):
         resolve_mpp(stated, 0.25, "a")
     assert resolve_mpp(stated, None, "a", default=0.505) == (pytest.approx(0.5), "")
     value, note = resolve_mpp(stated, None, "a", default=0.25)
-    assert value == pytest.approx(0.5) and note == "the file states 0.5 micrometres per pixel, which replace 0.25"
+    assert value == pytest.approx(0.5) and note == "the file states 0.5 micrometres per pixel, used instead of 0.25"
     assert resolve_mpp(silent, None, "a", default=0.25)[0] == 0.25
     assert resolve_mpp(silent, 0.3, "a", default=0.25)[0] == 0.3
     with pytest.raises(DataError, match=r"(?s)neither plausible micrometres per pixel nor a magnif.*column mpp"):
@@ -128,7 +128,7 @@ def test_values_in_other_units_and_of_flatbed_scanners_are_refused(tmp_path: Pat
             check_mpp(given)
     scanned = open_slide(write_slide(tmp_path / "flatbed.tiff", picture(), mpp=42.3))
     value, note = resolve_mpp(scanned, None, "a", default=0.5)
-    assert value == 0.5 and "the 42.3 of the file are implausible" in note
+    assert value == 0.5 and "the file's value of 42.3 is implausible" in note
 
 
 def test_a_resolution_that_is_wrong_by_a_factor_of_ten_is_doubted(tmp_path: Path) -> None:
@@ -138,12 +138,12 @@ def test_a_resolution_that_is_wrong_by_a_factor_of_ten_is_doubted(tmp_path: Path
     assert doubts(slide, 2.5, "a") == (
         "2.5 micrometres per pixel: the slide would be 150 mm long, more than a standard glass slide (76 mm)"
     )
-    assert "finer than an objective of 100x" in doubts(slide, 0.051, "a")
+    assert "finer than a 100x objective" in doubts(slide, 0.051, "a")
     slide.levels = [Level(200_000, 100_000, 1.0)]
     with pytest.raises(DataError, match=r"(?s)200,000 pixels would be 500 mm, longer than any glass slide.*column mpp"):
         doubts(slide, 2.5, "a")
     slide.levels, slide.magnification = [Level(9_000, 8_000, 1.0)], 40.0
-    assert doubts(slide, 0.5, "a") == "" and "power of 40 means about 0.25" in doubts(slide, 2.5, "a")
+    assert doubts(slide, 0.5, "a") == "" and "power of 40 implies about 0.25" in doubts(slide, 2.5, "a")
 
 
 def test_a_dicom_slide_is_opened_by_any_file_of_its_series(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_slide_that_is_cut_off_is_not_called_a_tiff_with_the_wrong_name(real_d
     whole = (real_data / REAL / "CMU-1-Small-Region.svs").read_bytes()
     for length in (len(whole) * 9 // 10, len(whole) - 2000):  # of the latter, Pillow warns that its tags are corrupt
         (tmp_path / "cut.svs").write_bytes(whole[:length])
-        with warnings.catch_warnings(), pytest.raises(DataError, match="the TIFF is damaged, cut off"):
+        with warnings.catch_warnings(), pytest.raises(DataError, match="the TIFF is damaged, truncated"):
             warnings.simplefilter("error")
             open_slide(tmp_path / "cut.svs")
 
@@ -259,7 +259,7 @@ def test_a_fourth_channel_is_transparency_only_if_the_file_says_so(
 def test_an_image_that_is_stored_in_one_part_is_refused_if_it_is_large(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipit.slides.tiff_pages._MOST_PIXELS", 1000)
+    monkeypatch.setattr("clipit.slides.tiff_pages._MAX_PIXELS", 1000)
     path = (
         write_ome(tmp_path / "a.ome.tiff", picture()) if kind == "ome" else write_slide(tmp_path / "a.tiff", picture())
     )
@@ -283,7 +283,7 @@ def test_levels_are_counted_in_ome_tiffs_and_empty_tiles_of_theirs_are_white(tmp
         ("ImageWidth", 0, "is damaged: it has no pixels"),
         ("TileWidth", 0, "is damaged: it has no pixels"),
         ("TileLength", 16, "is damaged: it lacks some of its 65 tiles"),
-        ("ImageLength", 90, "has a different shape than the first: 300 x 90 pixels"),
+        ("ImageLength", 90, "has a different shape from the first: 300 x 90 pixels"),
     ],
 )
 def test_a_damaged_level_of_an_ome_tiff_is_named(tag: str, value: int, words: str, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_grid_covers_the_slide_and_ids_give_the_place() -> None:
     assert grid.x.tolist()[:5] == [0, 64, 128, 192, 256] and len(grid) == 15
     assert grid.ids[6] == "a@b@64,64,128" and parse_tile_id(grid.ids[6]) == ("a@b", 64, 64, 128)
     assert grid.cells[6].tolist() == [1, 1] and grid.shape == (3, 5)
-    with pytest.raises(DataError, match="not the id of a tile"):
+    with pytest.raises(DataError, match="not a tile id"):
         parse_tile_id("tile-1")
 
 
@@ -135,9 +135,9 @@ def test_prepared_slides_are_kept_and_failures_do_not_stop_the_others(tmp_path: 
     good, bad, glass = prepare_slides(slides, config)
     assert isinstance(good, PreparedSlide) and isinstance(bad, FailedSlide) and isinstance(glass, FailedSlide)
     assert bad.reason == "the file is empty" and glass.reason.startswith("no tissue: none of 49 tiles")
-    assert glass.fix == "lower tiles.slides.min_tissue, or give contours of the tissue (tiles.slides.contours)"
+    assert glass.fix == "lower tiles.slides.min_tissue, or add contours of the tissue (tiles.slides.contours)"
     assert prepare_slides(slides[2:], config, SLIDES_OPTIONS)[0].fix == (
-        "lower --min-tissue, or give contours of the tissue (--contours)"
+        "lower --min-tissue, or add contours of the tissue (--contours)"
     )
     assert len(good.grid) == 10 * 8 - 1  # of the upper row, half is tissue, and less of one of its corners
     assert (good.grid.tissue >= 0.5).all()
@@ -199,11 +199,11 @@ def test_contours_replace_detection(tmp_path: Path) -> None:
     # The file's own name is tried as well as the slide's.
     assert isinstance(other, PreparedSlide)
     one_file = config.model_copy(update={"contours": str(tmp_path / "contours" / "a.geojson")})
-    with pytest.raises(ConfigError, match="one file of contours for 2 slides"):
+    with pytest.raises(ConfigError, match="one contour file is configured for 2 slides"):
         prepare_slides([SlidePath("a", path), SlidePath("b", path)], one_file)
     (tmp_path / "contours" / "a.geojson").unlink()
     missing = prepare_slides([SlidePath("c", path)], config)[0]
-    assert isinstance(missing, FailedSlide) and "no contours of this slide" in missing.reason
+    assert isinstance(missing, FailedSlide) and "no contours for this slide" in missing.reason
 
 
 def test_contours_of_two_slides_with_one_file_name_must_be_named_after_the_slides(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_grid_of_tiny_or_countless_tiles_is_refused() -> None:
     def share(x: np.ndarray, y: np.ndarray, extent: float) -> np.ndarray:
         return np.ones(len(x), np.float32)
 
-    with pytest.raises(DataError, match=r"an edge of only 6.4 pixels of the slide"):
+    with pytest.raises(DataError, match=r"cover only 6.4 x 6.4 pixels of the slide"):
         make_grid("a", 1000, 1000, 10.0, SlidesConfig(mpp=1.0, pixels=64), share)
     with pytest.raises(DataError, match="a grid of 100000 x 100000 tiles is too large"):
         make_grid("a", 100_000, 100_000, 1.0, SlidesConfig(mpp=1.0, pixels=64, overlap=0.999), share)
@@ -326,7 +326,7 @@ def test_a_huge_slide_without_smaller_levels_is_refused_before_it_is_read(
     write_slide(whole, picture(), levels=2)
     (good,) = prepare_slides([SlidePath("a", whole)], config.model_copy(update={"pixels": 64}))
     assert isinstance(good, PreparedSlide) and "this takes minutes" not in caplog.text
-    monkeypatch.setattr("clipit.slides.reading._MOST_PIXELS", 300 * 200)
+    monkeypatch.setattr("clipit.slides.reading._MAX_PIXELS", 300 * 200)
     monkeypatch.setattr("clipit.slides.reading._SLOW_PIXELS", 300 * 200 - 1)
     assert read_whole(good, 300).size == (300, 200)  # made from the second level
     assert "reading 300 x 200 pixels" in caplog.text

@@ -149,7 +149,7 @@ def test_adaptation_rows_have_the_change_the_verdict_and_reasons(measured: tuple
     rows = rows_of(folder, analysis="adaptation", perturbation=None)
     assert {row["test_set"] for row in rows} == {"test", "elsewhere", "others"}
     late = [row for row in rows if row["subject"] == runs[2].name and row["output"] == "head"]
-    assert late and all(row["value"] is None and "not one linear layer" in row["reason"] for row in late)
+    assert late and all(row["value"] is None and "not a single linear layer" in row["reason"] for row in late)
     done = [row for row in rows if row["value"] is not None]
     assert all(row["change"] == pytest.approx(row["value"] - row["unadapted"]) for row in done)
     assert all((row["guard"] == "refused") == bool(row["guard_reasons"]) for row in done)
@@ -292,7 +292,7 @@ def test_invalid_runs_and_shifted_sets_are_refused(
     measured: tuple[ConfigFile, list[Path], Path], configure_file: MakeFile, world: dict[str, Any], tmp_path: Path
 ) -> None:
     file, runs, _ = measured
-    with pytest.raises(DataError, match="a run occurs twice"):
+    with pytest.raises(DataError, match="a run is listed twice"):
         measure(file, [runs[0], runs[0]])
     with pytest.raises(DataError, match="nothing to measure"):
         measure(with_run(file, prompts=None, tiles=file.run.tiles.model_copy(update={"path": "absent.csv"})), [])

@@ -200,7 +200,7 @@ def test_errors_name_what_is_wrong(
     for options, message in (
         (["--slides", "0"], "nothing to write"),
         (["--slides", "1", "--size", "300"], "multiple of 64"),
-        (["--slides", "1", "--cases"], "different worlds"),
+        (["--slides", "1", "--cases"], "--slides and --cases cannot be combined"),
         (["--size", "320"], "add --slides"),
     ):
         monkeypatch.setattr(sys, "argv", ["world", *out, *options])

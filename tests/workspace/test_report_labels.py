@@ -154,7 +154,7 @@ def test_reports_of_patients_with_test_tiles_are_left_out(write_files: Write, tm
     assert len(labels.reports) == 58
     assert "p3" not in labels.patients.tolist()
     assert "p4" in labels.patients.tolist()
-    assert "2 reports of patients with validation or test tiles dropped" in labels.notes
+    assert "dropped 2 reports of patients with validation or test tiles" in labels.notes
 
 
 def test_the_classifier_can_use_vlm_embeddings_if_there_are_tiles(

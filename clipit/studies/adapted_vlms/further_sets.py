@@ -24,9 +24,9 @@ class FurtherSet:
     """An additional test set, without patients and images that the VLM was adapted on.
 
     Attributes:
-        config: Its configuration, with the VLM before the adaptation.
+        config: Configuration of the set, with the VLM before the adaptation.
         tests: Ids of the test tiles that are measured.
-        notes: Tiles that `leaks.policy` dropped or kept.
+        notes: Notes on tiles that `leaks.policy` dropped or kept.
     """
 
     config: RunConfig
@@ -35,7 +35,7 @@ class FurtherSet:
 
 
 def read_further_sets(config: RunConfig, section: AdaptConfig) -> dict[str, RunConfig]:
-    """Read the configurations of `adapt.forgetting`, with the VLM, the output folder and the speed keys of this one.
+    """Read the configurations of `adapt.forgetting`, with the VLM, output folder and `evaluation` of this one.
 
     Args:
         section: Section `adapt`.
@@ -103,7 +103,7 @@ def check_further_sets(
 
 
 def _used_tiles(examples: BagExamples) -> TileSet:
-    """Return the tiles of examples: all of them if bags have neighbours, which later mining may draw from any tile."""
+    """Return the tiles that examples may use: all tiles if bags have neighbours, since re-mining may draw any tile."""
     tiles = examples.source.tiles
     return tiles if examples.neighbours else tiles.select(np.unique(examples.tiles_of.values))
 

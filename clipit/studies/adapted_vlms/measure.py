@@ -37,7 +37,7 @@ class TileResults:
         zero_shot: Zero-shot classification; None without prompts or labelled test tiles.
         probes: Linear probe on the labels that each seed keeps; empty without labels.
         retrieval: Class-match retrieval with prompts, and recall of captions, as task and score.
-        labels: Training and validation labels of the probe, by seed.
+        labels: Number of training and validation labels of the probe, by seed.
         problems: Reasons for missing measurements.
         below_chance: Balanced accuracy and number of the labelled validation tiles, if prompts classify them worse than
             chance.

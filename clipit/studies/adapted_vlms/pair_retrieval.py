@@ -1,4 +1,4 @@
-"""Retrieval between held-out images and their texts: recall@k of PLIP's tables, in both directions."""
+"""Retrieval between held-out images and their texts: recall@k in both directions, as in PLIP's tables."""
 
 from collections.abc import Sequence
 from pathlib import Path

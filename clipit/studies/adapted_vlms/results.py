@@ -55,7 +55,7 @@ class StudyResults:
         tiles: Results on the test tiles by model and seed.
         folders: Folder of each adaptation, by arm and seed.
         forgetting: Additional sets by name, with notes on the tiles that `leaks.policy` dropped or kept.
-        held_out: Examples between which images and texts were retrieved; None without any.
+        held_out: Examples for retrieval between images and texts; None without retrieval.
         split: Split of `held_out`.
     """
 
@@ -77,7 +77,7 @@ class AdaptRow(StudyRow):
         task: Evaluation task: zero-shot classification, a linear probe or retrieval.
         arm: `before`, or the arm of the adaptation.
         value: Score; None if undefined.
-        reason: Why it is undefined.
+        reason: Reason why the score is undefined.
         n: Number of test tiles or queries.
         random: Expected score at random.
         fold: Score divided by `random`.

@@ -71,7 +71,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
 
     Raises:
         ConfigError: A configuration of `adapt.forgetting` cannot be read, or keys contradict each other.
-        DataError: There are too few examples, or a test tile (also one of a further set) leaks into them.
+        DataError: There are too few examples, or a test tile, including those of further sets, leaks into them.
         ModelError: A tower cannot be adapted with `adapt.tuning`.
     """
     if section.data != "pairs":
@@ -153,7 +153,7 @@ def _check_arms(
 
 
 def _held_out(config: RunConfig, section: AdaptConfig, workspace: Workspace) -> tuple[BagExamples | None, str]:
-    """Return the examples for retrieval, of the test split or else of validation, and the name of this split."""
+    """Return the examples for retrieval, from the test split or else from validation, and the name of the split."""
     for split in ("test", "validation"):
         try:
             return make_examples(config, section, "text", section.seeds[0], split, workspace), split

@@ -158,8 +158,8 @@ def _remarks(tiles: TileSet, features: Features, predicted: OutOfFold) -> list[s
     if unchecked.any():
         names = [tiles.classes[code] for code in np.unique(tiles.labels[unchecked]).tolist()]
         remarks.append(
-            f"{counted(int(unchecked.sum()), 'label')} of {shortlist(names)} not checked: all tiles of the class "
-            "belong to patients or slides of one fold."
+            f"{counted(int(unchecked.sum()), 'label is', 'labels are')} not checked, because all tiles of a class "
+            f"({shortlist(names)}) belong to patients or slides of one fold."
         )
     if (features.groups == "").any():
         remarks.append(

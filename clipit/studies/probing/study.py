@@ -164,7 +164,7 @@ def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> Iterator[Pr
 def _zero_shot_rows(
     config: RunConfig, probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures
 ) -> Iterator[ProbingRow]:
-    """Compute zero-shot scores of the VLM, also with centring if configured; yields nothing without prompts."""
+    """Compute zero-shot scores of the VLM, also with centring if configured; no rows without prompts."""
     prompts, tiles = workspace.prompts, workspace.all_tiles
     if prompts is None:
         return
@@ -238,7 +238,7 @@ def _image_retrieval_rows(probing: ProbingConfig, tiles: TileSet, model: FrozenF
 
 
 def build_probes(probing: ProbingConfig, seed: int = 0) -> dict[str, Probe]:
-    """Build the configured probes; each is fitted on training features, with settings selected on validation."""
+    """Build the configured probes, each fitted on training features with settings selected on validation features."""
 
     def linear(
         train: Features, validation: Features, vectors: Float[np.ndarray, "n d"], n_classes: int

@@ -46,15 +46,15 @@ def probing_chapters(
             "Probes",
             [
                 Text(
-                    "All scores are on the test split. Hyperparameters and steps are selected on validation tiles, "
-                    "nothing on test tiles. In brackets: 95 % percentile bootstrap over test tiles, clustered by group "
-                    "where known."
+                    "All scores are on the test split. Hyperparameters and steps are selected on validation tiles; "
+                    "nothing is selected on test tiles. In brackets: 95 % percentile bootstrap over test tiles, "
+                    "clustered by group where known."
                 ),
                 Text(
                     f"Probes use the labels that a run with seed {seed} sees (tiles.labels). k-NN: cosine, k = "
-                    f"{probing.neighbours}, unweighted votes, ties to the first class; with fewer labels than k all of "
-                    "them vote, which is uninformative. SimpleShot: centred by the training tiles, L2-normalised, "
-                    "nearest class mean."
+                    f"{probing.neighbours}, unweighted votes, ties to the first class; with fewer than k labels, all "
+                    "of them vote, so the result is uninformative. SimpleShot: features centred on the training mean, "
+                    "L2-normalised, nearest class mean."
                 ),
                 *_probe_tables(scored),
             ],
@@ -80,7 +80,7 @@ def probing_chapters(
                 [
                     Text(
                         "Shares of all training labels, drawn per class by seed "
-                        f"({', '.join(map(str, probing.seeds))}); larger shares contain the smaller ones; there are at "
+                        f"({', '.join(map(str, probing.seeds))}). Larger shares contain the smaller ones. There are at "
                         "most as many validation labels as training labels. Mean ± standard deviation over seeds; n/a: "
                         "a class would have no label."
                     ),
@@ -98,8 +98,8 @@ def probing_chapters(
                     "precision@k: share of the k nearest items with the query's class; vote@k: share of queries whose "
                     "class has the most votes among the k nearest; recall@k: share of the true partners retrieved. In "
                     f"brackets: fold over random. {own_group}Image to image, test: leave-one-out within the test "
-                    "split; where groups are unknown, tiles of the query's own slide are retrieved, and these scores "
-                    "are too high."
+                    "split; where groups are unknown, tiles of the query's own slide may be retrieved, so these "
+                    "scores are too high."
                 ),
                 *(
                     _retrieval_table(frame[frame.metric == name], name)
@@ -133,7 +133,7 @@ def _few_shot_tables(few_shot: pd.DataFrame) -> list[Table]:
     tables = []
     for caption, format_cell in (
         ("Mean over episodes, in brackets its 95 % t-interval", _format_interval),
-        ("Middle 95 % of single episodes: what one draw of labels may give", _format_spread),
+        ("Middle 95 % of single episodes: the range to expect from one draw of labels", _format_spread),
     ):
         shots, lines = pivot_cells(few_shot, ["subject", "features_saw_labels"], "k", format_cell)
         header = ["features", "saw labels", *(f"{k} per class" for k in shots)]

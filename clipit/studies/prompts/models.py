@@ -58,7 +58,9 @@ def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Works
     test, train = tiles.of_split("test"), tiles.of_split("train")
     test = test.select(test.labels >= 0)
     if not len(test) or not len(train):
-        problem = "no labelled test tile" if not len(test) else "no training tile (prompts are screened with them)"
+        problem = (
+            "no labelled test tile" if not len(test) else "no training tile, but prompts are screened on training tiles"
+        )
         raise DataError(problem, where=config.tiles.path, fix="add tiles of the splits train and test")
     test, train = test.select(np.argsort(test.ids)), train.select(np.argsort(train.ids))
     sample = np.random.default_rng(options.seed).permutation(len(train))[: options.screening_tiles]
@@ -103,7 +105,7 @@ def load_student(run: Path, workspace: Workspace, test: TileSet, screening: Tile
         )
     if vlm["fingerprint"] != workspace.vlm.fingerprint:
         raise ModelError(
-            f"the student was trained with a different VLM ({vlm['name']}) than {workspace.vlm.name}",
+            f"the student was trained with the VLM {vlm['name']}, not with {workspace.vlm.name}",
             where=run,
             fix="use the configuration of that run, or a run of this configuration",
         )

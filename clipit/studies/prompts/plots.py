@@ -48,7 +48,7 @@ def plot_spread(frame: pd.DataFrame, metric: str, path: Path) -> None:
         axes.plot([], [], color=colour, linewidth=8, label=label)
     axes.set_yticks(range(len(groups)), [f"{subject}\n{prompts}" for (subject, prompts), _ in groups])
     axes.set_ylim(len(groups) - 0.4, -0.6)
-    axes.set(xlabel=f"{LABELS[metric]} on test (reported, not selected by)")
+    axes.set(xlabel=f"{LABELS[metric]} on test tiles (not used for selection)")
     axes.grid(axis="x")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     save_plot(figure, path)

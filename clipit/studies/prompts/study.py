@@ -95,7 +95,7 @@ class PromptRow(StudyRow):
 
 @dataclass(frozen=True)
 class _Task:
-    """Pair of model and prompt set that classify the test tiles."""
+    """Model and prompt set that together classify the test tiles."""
 
     model: ZeroShotModel
     prompts: PromptSet

@@ -83,7 +83,7 @@ def adapt_tiles(
         tiles: Labelled tiles.
         vectors: Vectors of these tiles by output.
         reference: Reference of training tiles for this model.
-        name: Name of the set, from which the batches are seeded.
+        name: Name of the set, which seeds the batches.
     """
     batches = list(draw_batches(tiles, robustness.batches, name, robustness.seed))
     for output, readout in model.readouts.items():

@@ -78,7 +78,7 @@ def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
     not_adaptable = {}
     plain = _open_plain_model(folder, classifier) if spec.plain else None
     if plain is None:
-        not_adaptable[HEAD] = "its head is not one linear layer over the features"
+        not_adaptable[HEAD] = "the head is not a single linear layer on the features"
     else:
         head = plain.get_classifier()
         dims[HEAD] = int(head.in_features)

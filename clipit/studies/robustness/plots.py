@@ -20,7 +20,7 @@ def plot_curve(
     Args:
         curves: Rows with analysis = `curve`, for this perturbation and for `none`.
         path: PNG file to write.
-        neutral: Level without any effect of the perturbation, where curves meet the unperturbed score; None if absent.
+        neutral: Level at which the perturbation has no effect, where curves meet the unperturbed score; None if absent.
     """
     figure = new_figure(8.0, 4.2)
     axes = figure.add_subplot()

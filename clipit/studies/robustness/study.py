@@ -112,7 +112,7 @@ def _load_models(
     if len(set(names)) < len(names):  # arms of two comparisons
         names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
     if len(set(names)) < len(names):
-        raise DataError("a run occurs twice", where=shortlist([str(run) for run in runs]), fix="list each run once")
+        raise DataError("a run is listed twice", where=shortlist([str(run) for run in runs]), fix="list each run once")
     models = []
     for run, name in zip(runs, names, strict=True):
         with explaining_differences(run, config):
@@ -180,7 +180,7 @@ def _write(
 
 
 def _add_prompts(row: RobustnessRow, workspace: Workspace, run: Path | None) -> RobustnessRow:
-    """Add the prompt set of a zero-shot row, which is that of the run if its stored predictions were read."""
+    """Add the prompt set of a zero-shot row: that of the run if its stored predictions were read."""
     if row.output != ZERO_SHOT_OUTPUT:
         return row
     if run is not None and row.analysis == "calibration":

@@ -1,4 +1,4 @@
-"""Verify the checksum of Deflate streams in TIFF files, which libtiff reads without comparing it in most cases."""
+"""Verify the checksums of Deflate streams in TIFF files, because libtiff mostly ignores them."""
 
 import zlib
 from collections.abc import Callable, Mapping
@@ -9,26 +9,26 @@ COMPRESSIONS = frozenset({8, 32946})
 """Values of the TIFF tag Compression for Deflate."""
 _COMPRESSION, _FILL_ORDER = 259, 266  # TIFF tags
 _PARTS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
-_AT_ONCE = 2**24  # bytes that are unpacked at once
-_MOST_BYTES = 2**30  # of an unpacked strip or tile; more than any image that clipit reads
+_CHUNK_BYTES = 2**24  # unpacked at once
+_MAX_BYTES = 2**30  # of an unpacked strip or tile; more than any image that clipit reads
 
 
 def find_damage(data: bytes) -> str:
-    """Unpack a zlib stream, and describe its damage; "" if it is complete and has the checksum at its end."""
+    """Unpack a zlib stream, and describe its damage; "" if the stream is complete and its checksum is right."""
     stream, unpacked = zlib.decompressobj(), 0
     try:
         while data and not stream.eof:
-            unpacked += len(stream.decompress(data, _AT_ONCE))
-            if unpacked > _MOST_BYTES:
-                return f"unpacked, they take more than {_MOST_BYTES >> 30} GiB"
+            unpacked += len(stream.decompress(data, _CHUNK_BYTES))
+            if unpacked > _MAX_BYTES:
+                return f"more than {_MAX_BYTES >> 30} GiB when unpacked"
             data = stream.unconsumed_tail
     except zlib.error as error:
         return str(error)
-    return "" if stream.eof else "their end is missing"
+    return "" if stream.eof else "the end is missing"
 
 
 def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]) -> str:
-    """Describe the first damaged strip or tile of a page of a TIFF; "" if none is, or it is not compressed by Deflate.
+    """Describe the first damaged strip or tile of a TIFF page; "" for undamaged pages and those without Deflate.
 
     Args:
         tags: Values of the page's TIFF tags, as Pillow returns them.

@@ -1,4 +1,4 @@
-"""Verify the checksums of Deflate-compressed tiles of TIFF slides, which openslide does not compare.
+"""Verify the checksums of Deflate-compressed tiles of TIFF slides, because openslide does not.
 
 Each tile is verified when a region that contains it is first read, which takes about a quarter of the time of decoding.
 """
@@ -13,14 +13,14 @@ from clipit.images import ImageError
 from clipit.slides.slide_file import Level
 from clipit.slides.tiff_pages import TiffBytes, open_levels
 
-_ROUNDING = 1e-6
+_TOLERANCE = 1e-6  # pixels
 
 
 class DeflateLevel:
     """One level of a slide whose tiles are compressed by Deflate."""
 
     def __init__(self, file: TiffBytes, page: Any) -> None:
-        """Store where the tiles lie; nothing is read yet.
+        """Store the positions of the tiles in the file; nothing is read yet.
 
         Args:
             file: Open slide.
@@ -39,8 +39,8 @@ class DeflateLevel:
         Raises:
             ImageError: A tile is damaged.
         """
-        columns = _touched(left, width, self._tile[0], self._columns)
-        for row in _touched(top, height, self._tile[1], self._rows):
+        columns = _overlapping(left, width, self._tile[0], self._columns)
+        for row in _overlapping(top, height, self._tile[1], self._rows):
             for index in (row * self._columns + column for column in columns):
                 if index not in self._intact:
                     self._check_tile(index)
@@ -53,17 +53,17 @@ class DeflateLevel:
         self._intact.add(index)
 
 
-def _touched(start: float, length: int, edge: int, count: int) -> range:
-    """Return the rows or columns of tiles that an interval of pixels touches."""
-    first = max(0, math.floor(start + _ROUNDING) // edge)
-    return range(first, min(count, -(-math.ceil(start + length - _ROUNDING) // edge)))
+def _overlapping(start: float, length: int, edge: int, count: int) -> range:
+    """Return the rows or columns of tiles that overlap an interval of pixels."""
+    first = max(0, math.floor(start + _TOLERANCE) // edge)
+    return range(first, min(count, -(-math.ceil(start + length - _TOLERANCE) // edge)))
 
 
 def open_deflate_levels(path: Path, levels: Sequence[Level]) -> dict[int, DeflateLevel]:
     """Find the levels of a slide whose tiles are compressed by Deflate.
 
     Args:
-        path: TIFF each of whose levels is one page.
+        path: TIFF of one of `FORMATS`.
         levels: Levels that openslide finds.
     """
     return open_levels(path, levels, _is_deflate, DeflateLevel)

@@ -15,7 +15,7 @@ from clipit.slides.slide_file import Level
 T = TypeVar("T")
 
 FORMATS = frozenset({"aperio", "generic-tiff"})
-"""Formats of openslide each of whose levels is one page of a TIFF, without overlap or gaps."""
+"""Openslide's formats in which each level is one page of a TIFF, without overlap or gaps."""
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _MAX_PIXELS = 2**26  # of an internal tile or strip, which is decoded as a whole
 TO_PYRAMID = (
@@ -92,13 +92,13 @@ class TiffBytes:
 def open_levels(
     path: Path, levels: Sequence[Level], accept: Callable[[Any], bool], opener: Callable[[TiffBytes, Any], T]
 ) -> dict[int, T]:
-    """Open the levels of a slide whose tiles are stored in one way; the others are read by openslide alone.
+    """Open the levels of a slide whose pages are accepted; other levels are left to openslide.
 
     Args:
         path: TIFF of one of `FORMATS`.
         levels: Levels that openslide finds.
-        accept: Function that tells whether the tiles of a page of tifffile are stored in this way.
-        opener: Function that opens such a page.
+        accept: Function that says whether a level is opened, given its page of tifffile.
+        opener: Function that opens an accepted page.
     """
     try:
         import tifffile

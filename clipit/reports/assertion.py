@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from clipit.reports.denials import is_denied
 from clipit.reports.exclusion_phrases import excluding, not_excluded, not_excluding
 from clipit.reports.phrases import PhraseTree, Token, tokenize
 
@@ -105,7 +106,7 @@ class Assertions:
         A trigger within a mention has no effect, and of two triggers that overlap, the longer one counts. Two negations
         in a row ("not absent") cancel each other. A mention that is both negated and uncertain is uncertain. A trigger
         that otherwise follows its mention applies to what comes after it if it introduces a list at the beginning of
-        the sentence: "Not excluded: MSI-H".
+        the sentence: "Not excluded: MSI-H". Answers after a dash and counts of zero negate (`denials.py`).
 
         Args:
             mentions: Start and end of each mention within the sentence.
@@ -127,8 +128,9 @@ class Assertions:
                 elif position == "after":
                     _mark_preceding(after, tokens, begin, barrier, _BITS[status])
         statuses: list[Status] = []
-        for begin, end in zip(first, last, strict=True):
+        for begin, end, span in zip(first, last, mentions, strict=True):
             bits = before[begin] | after[end - 1] if end > begin else 0
+            bits |= _BITS["negated"] * is_denied(sentence, *span)
             statuses.append(
                 "uncertain" if bits & _BITS["uncertain"] else "negated" if bits & _BITS["negated"] else "affirmed"
             )

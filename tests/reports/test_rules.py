@@ -79,6 +79,94 @@ def test_a_negation_before_or_after_a_mention_negates_it(text: str) -> None:
     assert label.class_name == "stable"  # by `negated`
 
 
+FINDINGS = RuleSet(
+    "r",
+    {
+        "finding": ("invasion", "metastasis", "metastases", "metastatic carcinoma", "adenocarcinoma", "MSI-H"),
+        "pattern": ("Gleason 3", "grade 3"),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Lymphovascular invasion - no",
+        "- Perineural invasion - No.",
+        "Invasion \u2013 no; margins free.",
+        "Invasion - no, margins free.",
+        "Invasion- no",
+        "Metastasis: 0/12",
+        "Lymph node metastases: 0 / 12.",
+        "Metastasis = 0/12",
+        "Metastasis: 0 out of 12 lymph nodes",
+        "Metastasis in 0/12 lymph nodes.",
+        "Metastatic carcinoma is present in 0 of 12 lymph nodes (0/12).",
+        "Metastatic carcinoma involving zero of 12 lymph nodes.",
+        "Adenocarcinoma in 0/12 cores.",
+        "0/12 lymph nodes with metastasis.",
+        "Lymph nodes (0/12 nodes with metastasis)",
+        "0 of 12 regional lymph nodes are positive for metastatic carcinoma.",
+        "0/3 sentinel lymph nodes show metastasis.",
+        "Zero of 4 pericolic and mesenteric lymph nodes contain metastases.",
+    ],
+)
+def test_an_answer_after_a_dash_and_a_count_of_zero_negate(text: str) -> None:
+    assert statuses(text, FINDINGS) == [("finding", "negated")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Lymphovascular invasion - yes",
+        "Invasion - no. 3 block",
+        "Invasion - no. of vessels: 4",
+        "Invasion of block-no. 4",
+        "Invasion - nodular",
+        "Invasion, 0/12/2019",
+        "Metastasis: 0/12/2019",
+        "Metastasis in 0/12/19 biopsy.",
+        "Metastasis: 10/12",
+        "Metastasis in 10/12 lymph nodes.",
+        "Metastasis in 2 of 12 lymph nodes, 0/3 sentinel.",
+        "Metastasis: 0.5 cm",
+        "Metastasis: 1.0/12 cm",
+        "Metastasis: 0/0",
+        "Metastasis in 0/12-15 nodes",
+        "Invasion: 0/12%",
+        "10/12 lymph nodes with metastasis.",
+        "1.0/12 lymph nodes with metastasis.",
+        "Adenocarcinoma with 0/12 lymph nodes positive.",
+        "Adenocarcinoma (0/12 nodes positive).",
+        "MSI-H tumour, pN0 (0/12).",
+        "MSI-H tumour, lymph nodes: 0/12.",
+        "0/12 lymph nodes, MSI-H.",
+        "0/12 lymph nodes MSI-H.",
+        "0/12 lymph nodes. Adenocarcinoma.",
+        "pN0 (0/12 lymph nodes) adenocarcinoma.",
+        "0/12 lymph nodes with tumour but MSI-H.",
+        "HER2 0/3, MSI-H.",
+        "Ki-67 in 0/12 fields, adenocarcinoma.",
+    ],
+)
+def test_other_dashes_counts_ratios_and_dates_do_not_negate(text: str) -> None:
+    assert statuses(text, FINDINGS) == [("finding", "affirmed")]
+
+
+@pytest.mark.parametrize("text", ["Gleason 3 - no", "Grade 3 - no.", "Gleason 3 - no 4 or 5"])
+def test_a_number_before_a_dash_has_no_answer(text: str) -> None:
+    assert statuses(text, FINDINGS) == [("pattern", "affirmed")]
+
+
+def test_denials_apply_to_the_mention_beside_them_alone() -> None:
+    text = "Adenocarcinoma with vascular invasion - no; metastasis - yes"
+    assert statuses(text, FINDINGS) == [("finding", status) for status in ("affirmed", "negated", "affirmed")]
+    text = "Adenocarcinoma, metastasis in 0/12 lymph nodes, MSI-H"
+    assert statuses(text, FINDINGS) == [("finding", status) for status in ("affirmed", "negated", "affirmed")]
+    assert statuses("Possible metastasis in 0/12 lymph nodes", FINDINGS) == [("finding", "uncertain")]
+    assert statuses("No metastasis in 0/12 lymph nodes", FINDINGS) == [("finding", "negated")]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -37,7 +37,6 @@ def copy_ahead(
 
     Args:
         batches: Keys and tensors in the CPU's memory (see `stack`).
-        device: Device of the yielded tensors.
     """
     if device.type != "cuda":
         for key, batch in batches:

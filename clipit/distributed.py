@@ -35,7 +35,6 @@ class Processes:
 
     Attributes:
         rank: Rank of this process, from 0.
-        device: Device of this process.
     """
 
     rank: int

@@ -73,7 +73,6 @@ def decode_bytes(data: bytes, width: int, height: int) -> Image.Image | str:
     """Decode a JPEG for which `is_compared` is true, as `decode_plain` does.
 
     Args:
-        data: The whole JPEG.
         width: Width in pixels according to its header.
         height: Height in pixels.
     """

@@ -129,9 +129,6 @@ def _parse_once(text: str) -> tuple[Any, list[tuple[str, int]]]:
 def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, list[tuple[str, int]]]:
     """Read a YAML file, and list its duplicate keys with their lines.
 
-    Args:
-        error: Class of the errors about the content of the file.
-
     Raises:
         OSError: The file cannot be read.
         ClipitError: The file is too large, not UTF-8 or not plain YAML; an `error` that names the file and line.
@@ -166,7 +163,6 @@ def _file_error(error: type[ClipitError], path: Path, line: int, problem: str, f
 
     Args:
         line: Line of the problem, from 1; 0 if unknown.
-        problem: Problem in terms of YAML.
         fix: What to do if it is a YAML file.
     """
     if path.suffix.lower() in _SUFFIXES:

@@ -27,7 +27,6 @@ class Consensus:
 
     Attributes:
         estimates: Dawid-Skene estimates; None if the labels do not permit them, so that the majority is used.
-        labels: Consensus of each item of the votes.
         posteriors: Probability of each class per item; vote shares if there are no estimates.
         reason: Reason for missing estimates; "" if there are estimates.
     """
@@ -134,7 +133,6 @@ class TileLabels:
 
     Attributes:
         classes: Class of each labelled tile of all splits, by id.
-        annotations: Labels of the annotators and their consensus.
         notes: Notes on the annotators of the labels, on ties, and on limits of the estimates.
     """
 

@@ -83,7 +83,6 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
     """Match the labels with tiles and classes by name.
 
     Args:
-        table: Labels of annotators.
         ids: Ids of the tiles, which determine the order of the items.
 
     Returns:

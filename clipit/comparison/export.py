@@ -39,9 +39,7 @@ def export_comparison(
 
     Args:
         config: Configuration that all runs share.
-        results: Scores and statistics.
         analyses: Results of the analyses, as returned by `write_points`.
-        notes: Notes below the main table.
     """
     records = [row.to_record() for row in results.rows]
     with whole_file(folder / "comparison.parquet") as temporary:
@@ -86,7 +84,6 @@ def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult
     """Return every computed number of a comparison's tables, unrounded; scores in 0..1.
 
     Args:
-        results: Scores and statistics.
         analyses: Results of the analyses, as returned by `write_points`.
 
     Returns:

@@ -30,7 +30,6 @@ def judge_comparison(plans: Sequence[Plan], arms: Sequence[ArmResult], metric: s
 
     Args:
         plans: Plans, one per data set and backbone.
-        arms: Every arm and reference row.
     """
     verdicts = judge_arms(plans, arms)
     return ComparisonVerdict(compose_headline(verdicts, arms, metric), tuple(verdicts))

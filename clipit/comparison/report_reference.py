@@ -36,8 +36,6 @@ def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[
 
     Args:
         plan: Data set and backbone.
-        workspace: Workspace of the plan's configuration.
-        folder: Output folder for the predictions files.
 
     Returns:
         One row per arm with labels of its own (see `label_sources`), seed and test set; none without such arms.

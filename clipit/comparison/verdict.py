@@ -47,7 +47,6 @@ def judge_arms(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[ArmVerd
 
     Args:
         plans: Plans, one per data set and backbone.
-        arms: Every arm and reference row.
     """
     by_key = {result.key: result for result in arms}
     verdicts, gains = list[ArmVerdict](), dict[ArmKey, dict[str, Interval | None]]()

@@ -42,8 +42,6 @@ def score_vlm(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
 
     Args:
         plan: Data set and backbone.
-        workspace: Workspace of the plan's configuration.
-        folder: Output folder for the predictions files.
     """
     tests, zero_shot = reference_test_sets(plan, workspace), _zero_shot_classifiers(workspace)
     rows = []

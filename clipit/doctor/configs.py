@@ -64,7 +64,6 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
     """Check a configuration, and each data set and backbone of its comparison; duplicate results are dropped.
 
     Args:
-        file: Configuration of a run or comparison.
         missing: Required keys with placeholders, whose data are not checked.
         path: File of the configuration, whose head comment states the command and its requirements.
         ask: Function that returns whether a hub repository may be downloaded.

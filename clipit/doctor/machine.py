@@ -130,7 +130,6 @@ def check_launch_file(path: Path, distributed_type: str, num_processes: int, *, 
         distributed_type: Value of `distributed_type`.
         num_processes: Value of `num_processes`.
         use_cpu: Value of `use_cpu`.
-        gpus: Number of GPUs visible to torch.
     """
     on_cpu = use_cpu or not gpus
     message = (

@@ -44,11 +44,7 @@ def check_requirements() -> Check:
 
 
 def check_faiss(versions: Mapping[str, str]) -> Check:
-    """Check that exactly one faiss package is installed, can be imported and matches the device.
-
-    Args:
-        versions: Versions of the installed faiss distributions.
-    """
+    """Check that exactly one faiss package is installed, can be imported and matches the device."""
     listed = " and ".join(f"{name} {version}" for name, version in versions.items())
     has_gpu = _has_gpu()
     if len(versions) > 1:

@@ -74,7 +74,6 @@ def align_statistics(
     where they differ, it moves tiles across the decision boundary.
 
     Args:
-        vectors: Features of the target tiles.
         target: Statistics of the target tiles (or of a larger set of the same origin).
     """
     scaled = (target.std > 1e-8) & (training.std > 1e-8)

@@ -68,7 +68,6 @@ def label_efficiency(
     Seeds that draw the same tiles, as all do at a share of 1, share one fit.
 
     Args:
-        train: Features and labels of the training tiles.
         validation: Features and labels of the validation tiles, on which the probe selects its hyperparameters.
         probe: Function that fits on training tiles and returns class probabilities of test tiles.
         shares: Shares of the training labels, in 0..1.

@@ -40,7 +40,6 @@ class LabelIssues:
     Attributes:
         flagged: Whether the label is suspicious.
         quality: Probability of the given label; the lower, the more suspicious.
-        suggested: Most probable class.
         wrong: Estimated share of wrong labels among the tiles given each class; NaN for a class without tiles.
     """
 

@@ -108,7 +108,6 @@ def compare_with_mask(
     """Measure how well a map, the floor and the majority class per tile agree with a mask.
 
     Args:
-        scores: Class probabilities of each tile.
         truth: True class of each pixel of the map (`clipit.slides.heat_map.map_shape`); -1 is ignored.
         downsample: Pixels of level 0 per pixel of the map.
 

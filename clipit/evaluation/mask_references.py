@@ -26,7 +26,6 @@ def haematoxylin_mask(image: UInt8[np.ndarray, "h w 3"], smoothing: float | int)
     Concentrations are those of the fixed stains of Ruifrok and Johnston (2001), scaled to 0..1 within the image.
 
     Args:
-        image: RGB image.
         smoothing: Standard deviation of a Gaussian in pixels, which joins neighbouring nuclei; 0 for none.
     """
     from scipy.ndimage import gaussian_filter

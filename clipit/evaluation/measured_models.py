@@ -26,7 +26,6 @@ class Measured:
     Attributes:
         ids: Ids of the items: tiles, or queries of a retrieval.
         groups: Group of each item; "" where unknown.
-        scores: Scores of weighted items by name.
         random: Expected score at random by name, where it is known.
         reasons: Why a score is undefined, by name.
     """

@@ -53,7 +53,6 @@ class AdamWProbe(LinearHead):
     """A linear layer trained with AdamW.
 
     Attributes:
-        step: Step of the selected weights.
         validation_score: Balanced accuracy on validation at `step`.
     """
 
@@ -141,9 +140,7 @@ def adamw_probe(
         n_classes: Number of classes; a class without training tiles gets probability 0.
         seed: Seed of the initial weights and the batches.
         steps: Maximum number of steps.
-        learning_rate: Learning rate of AdamW.
         batch_size: Tiles per step; the last batch of an epoch may be smaller.
-        device: Torch device.
 
     Raises:
         DataError: See `linear_probe`.

@@ -27,7 +27,6 @@ class Agreement:
         classes: Reference classes, the rows of the table.
         predictions: Predicted labels, the columns of the table: the classes, then "both" and "none" if they occur.
         counts: Number of reports per cell.
-        groups: Number of groups (patients) of these reports.
         scores: Value of each of `SCORES`; None where undefined.
         intervals: 95 % bootstrap intervals over groups.
         note: Remark on the comparison; "" for none.
@@ -88,7 +87,6 @@ def measure_agreement(
         predictions: Label predicted for each report: a class, or another text.
         classes: Class names in the order of the class indices.
         groups: Group of each report, resampled as a whole; "" where unknown.
-        note: Remark on the comparison.
     """
     known = np.flatnonzero(labels >= 0)
     labels, groups = labels[known], groups[known]

@@ -21,10 +21,8 @@ class RetrievalScore:
 
     Attributes:
         name: Name of the measure: `recall`, `precision` or `vote`.
-        k: Number of retrieved items.
         value: Mean over the queries; None if undefined (see `reason`).
         random: Expected score of items drawn at random.
-        gallery: Number of searched items.
         reason: Reason why the value is undefined.
     """
 

@@ -19,7 +19,6 @@ class Provenance:
         training_labels: Number of labelled training tiles.
         validation_labels: Number of labelled validation tiles.
         training_tiles: Number of training tiles, labelled or not.
-        commit: Git commit of clipit.
         tiles_fingerprint: Fingerprint of the tiles and of the labels that the run may use.
         command: Command line that computed the score.
         versions: Versions of the libraries, as JSON.
@@ -57,7 +56,6 @@ class ScoreRow:
     """The score of one arm, or of the VLM itself, with one seed on one test set.
 
     Attributes:
-        backbone: Name of the student's backbone.
         arm: Name of the arm, or of the reference classifier.
         chosen_step: Step whose checkpoint was kept.
         tiles_seen: Number of tiles read during training, with repetitions.

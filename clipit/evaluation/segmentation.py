@@ -111,7 +111,6 @@ def score_masks(
     Args:
         counts: Confusion matrix of each image.
         groups: Patient of each image; "" where unknown.
-        foreground: Names of the foreground classes.
         resamples: Number of bootstrap resamples; 0 for no intervals.
 
     Raises:

@@ -101,7 +101,6 @@ def compare_slide_sets(
 
     Args:
         arms: Scored slides by arm and seed, all of the same slides.
-        choices: Pooling of each arm.
         resamples: Number of bootstrap resamples; 0 for no intervals.
         controls: Arms, such as a floor, whose differences are shown but not tested: they have no p-value, and do not
             count in Holm's correction.

@@ -24,7 +24,6 @@ def arm_targets(
         mil: Weights of the targets, and options of the model that predicts labels.
         bags: Bags with the labels that the arm may use.
         seed: Seed of the training and of the exchange of reports.
-        root: Output root of trained models.
 
     Raises:
         ConfigError: No reports are configured.

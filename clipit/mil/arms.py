@@ -25,7 +25,6 @@ class MilArm:
     """A trained arm.
 
     Attributes:
-        title: Description for the page.
         shuffled: Whether the labels of training and validation bags are permuted.
         labels: Source of labels for unlabelled training bags; None to leave them unlabelled.
         vectors: Source of the vectors that are predicted from representations of training bags; None without vectors.

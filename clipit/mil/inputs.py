@@ -50,7 +50,6 @@ class MilInputs:
     """Inputs of the study.
 
     Attributes:
-        bags: Bags with all labels.
         tiles: Tiles of the workspace, for pictures; None for feature files.
         zero_shot: Inputs of the zero-shot arm; None without it.
         facts: Provenance of the features.

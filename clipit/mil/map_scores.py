@@ -149,7 +149,6 @@ class SlideScore:
         arm: Arm; "" for floor and ceiling.
         kind: Kind of map.
         seed: Seed of the training; None for floor and ceiling.
-        agreement: Agreement of the map's pixels with the mask.
         auroc: AUROC of the slide's tiles; None where it is undefined.
     """
 

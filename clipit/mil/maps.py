@@ -96,7 +96,6 @@ class MaskedSlides:
     """Masks of the test slides.
 
     Attributes:
-        truths: Reference map by slide name.
         notes: Remarks on slides without a usable mask.
     """
 
@@ -175,8 +174,6 @@ def make_maps(
         models: Trained models by arm and seed.
         tiles: Section `tiles`, which lists the slides.
         options: Number of bags to show, masks and resamples.
-        masked: Masks of the test slides.
-        folder: Output folder of the study.
     """
     on_slides = inputs.tiles is not None and tiles.source == "slides"
     test_bags = _test_bags(inputs.bags)

@@ -13,7 +13,6 @@ class MilOutput(NamedTuple):
     """Output of a network for one bag of n instances.
 
     Attributes:
-        logits: Logit of each class for the bag.
         attention: Weight of each instance in the bag's representation; the weights are not negative and sum to 1.
         instance_logits: Logit of each class for each instance, from the classifier of the bag.
         representation: Weighted mean of the embedded instances.
@@ -41,11 +40,7 @@ class MilNetwork(nn.Module):
     scale: Tensor
 
     def __init__(self, dim: int, classes: int, options: MilTrainingConfig) -> None:
-        """Create the network with random weights.
-
-        Args:
-            options: Pooling and widths.
-        """
+        """Create the network with random weights."""
         super().__init__()
         self.pooling = options.pooling
         self.register_buffer("mean", torch.zeros(dim))

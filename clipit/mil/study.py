@@ -46,9 +46,7 @@ class _Scored:
 
     Attributes:
         sets: Scores of all bags, by arm and seed.
-        choices: Pooling of each arm.
         models: Trained models, by arm and seed.
-        notes: Notes on the targets of the arms.
     """
 
     sets: dict[str, dict[int, SlideSet]]

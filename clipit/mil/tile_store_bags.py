@@ -25,8 +25,6 @@ class StoreReader:
     """Features of bags in stores, read from memory-mapped shards.
 
     Attributes:
-        stores: Store of each split.
-        splits: Split of each bag.
         positions: Row in the store of each instance, bag by bag.
         first: Offset of each bag's first instance in `positions`, followed by the total number of instances.
         instance_ids: Ids of the instances, in the order of `positions`.
@@ -70,7 +68,6 @@ def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> Mi
 
     Args:
         tiles: Tiles with all labels (`truth`), splits and groups.
-        stores: Features of the tiles of each split.
 
     Raises:
         DataError: Tiles belong to no slide or patient, or a slide or patient is in two splits.

@@ -26,7 +26,6 @@ class Backbone:
     Attributes:
         module: Module that maps normalised float pixels [b,3,h,w] to pooled features [b,d].
         preprocess: Preprocessing of the model, at the size `backbone.pixels` if that is set.
-        dim: Number of features d.
         expected_mpp: Micrometres per pixel of the tiles it was pretrained on; None if unknown.
         fingerprint: Fingerprint of the loaded weights, preprocessing and pooling.
         timm: Arguments with which timm can rebuild the model; None for a transformers model.

@@ -60,7 +60,6 @@ class ClassifierSpec:
         head: Head of the student in training.
         projector_layers: Layers of the projector; 0 if trained without text, which rules out zero-shot classification.
         plain: Whether the head is part of timm's own files (one linear layer) instead of `heads.safetensors`.
-        dim: Number of features of the backbone.
         mpp: Expected micrometres per pixel; None if unknown.
         vlm: `VLM.describe()` of the VLM whose joint space it predicts.
         prompts: Cached prompt sets: name -> class names.

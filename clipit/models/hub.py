@@ -20,7 +20,6 @@ class Upload:
     Attributes:
         repository: Repository on the hub, `owner/name`.
         files: Files to upload with their sizes in bytes: those of the export, and the card.
-        licences: Licences of the backbone and the VLMs.
         private: Whether a new repository is private.
     """
 

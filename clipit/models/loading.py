@@ -205,7 +205,6 @@ def foreign_errors(
     """Convert any error that a model package raises in this block into a `ModelError`.
 
     Args:
-        name: Name of the model as given by the user.
         hub_id: Hugging Face repository of the model, if its files come from there.
         hint: Another possible cause, for the error message.
         where: File or folder being read, if there is no repository.

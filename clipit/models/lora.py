@@ -51,7 +51,6 @@ def target_modules(
     of the kind qkv; their output projection is adapted with them.
 
     Args:
-        module: Backbone or VLM.
         targets: Kinds, names of modules, or their last parts.
         called: Names of the layers to select from, those that the forward pass calls; None for all.
         where: Configuration key of the targets, for errors.

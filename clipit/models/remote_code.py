@@ -54,7 +54,6 @@ def check_tokenizer_options(description: Mapping[str, Any], where: object, trust
 
     Args:
         description: Content of `open_clip_config.json`.
-        where: File or hub id.
         trusted: Whether the user trusts the model's files.
         fix: What to do after reading the code, for the error.
 

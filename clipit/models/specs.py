@@ -37,13 +37,11 @@ class ModelSpec:
         pixels: Side of the square input, in pixels.
         mean: Per-channel mean for normalisation, for values in 0..1.
         std: Per-channel standard deviation for normalisation, for values in 0..1.
-        interpolation: Interpolation filter for resizing.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
         context_length: VLM: maximum number of tokens of a text, special tokens included; None without a text tower.
         raw_dim: VLM: length of an image embedding before projection; None if it has none, or if unknown.
         licence: Licence as named by the registry; see `LICENCE_NOTE`.
         gated: Whether access must be requested at `page`.
-        page: Page with its card and licence.
         note: Further information for users.
         loader: Further arguments of the loader, JSON-like; `facts` in it are checked like the attributes above.
         pooling: Backbone: pooling of its tokens (`cls_mean`: class token and mean of the patches).

@@ -34,7 +34,6 @@ def trunk_grid(module: nn.Module, pixels: Float[Tensor, "b 3 s s"]) -> Grid:
 
     Args:
         module: Model of timm or transformers, optionally wrapped in clipit's pooling.
-        pixels: Normalised pixels.
 
     Raises:
         ModelError: The model computes no grid of features.

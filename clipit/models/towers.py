@@ -48,7 +48,6 @@ class Towers:
 
     Attributes:
         module: Module that contains all weights, float32, in evaluation mode.
-        preprocess: Preprocessing of the image tower.
         context_length: Maximum number of tokens of a text, special tokens included.
         logit_scale: Learned scale of cosine similarities (inverse temperature).
         source: Folder, hub id or built-in name that it was loaded from.

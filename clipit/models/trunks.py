@@ -32,7 +32,6 @@ class Trunk:
 
     Attributes:
         module: Maps normalised float pixels [b,3,h,w] to features [b,d]; a `TokenPool` if the package does not pool.
-        dim: Number of features d.
         pooling: Token pooling of `module`; `default`: the package's own.
         source: Folder, hub id or built-in name that the model was loaded from.
         native_pixels: Edge of the input in pixels, according to the model's files; that of `preprocess` may differ
@@ -72,7 +71,6 @@ class TokenPool(nn.Module):
     """A transformer with pooling of its tokens.
 
     Attributes:
-        trunk: Model of timm or transformers.
         prefix: Number of tokens before the patches (class token and registers).
         pooling: Kind of pooling.
         normalise: Whether to apply the model's `post_layernorm`, which it applies only to its own pooled output.

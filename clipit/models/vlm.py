@@ -46,7 +46,6 @@ class VLM:
 
     Attributes:
         source: Folder, hub id or built-in name that it was loaded from.
-        preprocess: Preprocessing of the image tower.
         raw_dim: Dimension of an image embedding before projection; None if the VLM has none.
         context_length: Maximum number of tokens of a text, special tokens included.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.

@@ -31,7 +31,6 @@ def save_vlm_adapter(adapted: AdaptedTowers, base: Mapping[str, str], folder: Pa
     Low-rank updates are written in peft's format, all other trained weights and the learnt scale in a separate file.
 
     Args:
-        adapted: Towers with trained weights.
         base: `name` and `fingerprint` of the VLM that was adapted.
         folder: Existing folder.
     """
@@ -85,7 +84,6 @@ def merge_vlm_adapter(towers: Towers, fingerprint: str, folder: Path) -> Towers:
     """Add the trained weights of an adapter to a VLM, in place, and return its towers with the learnt scale.
 
     Args:
-        towers: Towers of the VLM that was adapted.
         fingerprint: Fingerprint of this VLM.
 
     Raises:

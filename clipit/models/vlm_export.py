@@ -27,7 +27,6 @@ class ExportedVLM:
     """Files of an adapted VLM.
 
     Attributes:
-        adapter: Folder with the trained weights.
         merged: Folder in the VLM's own format; None if only the adapter is written.
         config: Configuration that opens the adapted VLM.
         reason: Why only the adapter is written; "" otherwise.

@@ -32,7 +32,6 @@ def write_blocks(
     """Write one table per block of rows, distributed over processes; existing blocks are skipped.
 
     Args:
-        title: Title of the progress bar.
         compute: Function from the row numbers of a block to its table.
 
     Returns:
@@ -62,7 +61,6 @@ def write_passes(
 
     Args:
         size: Rows per block.
-        title: Title of the progress bar.
         compute: Function that returns the table of each block, given the row numbers of some blocks and whether the
             shards are distributed over processes.
         per_pass: Blocks per pass.

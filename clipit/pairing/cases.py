@@ -26,13 +26,10 @@ class CaseAccount:
     """Numbers of tiles, patients and reports in the join.
 
     Attributes:
-        tiles: Number of training tiles.
         tiles_without_patient: Number of training tiles without a group.
-        cases: Number of patients with training tiles.
         cases_with_report: Number of these patients with at least one report.
         cases_with_several: Number of these patients with several reports.
         reports: Number of reports in the corpus.
-        own: Number of reports of these patients.
         later_splits: Number of reports of patients with validation or test tiles; never used.
         both_sides: Number of patients with both training tiles and validation or test tiles; their reports are never
             used.
@@ -168,7 +165,6 @@ def join_patients(
     Args:
         reports: Reports of the corpus.
         owners: Patient of each sample; "" where unknown.
-        splits: Split of each sample.
 
     Raises:
         DataError: The samples or the reports have no groups, or no training patient has a report.

@@ -78,7 +78,6 @@ def snippet_statistics(
     Call it in all processes.
 
     Args:
-        tiles: Embeddings of all training tiles.
         shown: Whether to show a progress bar.
 
     Returns:

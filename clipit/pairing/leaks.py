@@ -179,7 +179,6 @@ def find_copies(
     tiles, the one with the lowest id is returned.
 
     Args:
-        tests: Tiles of the other data set.
         test_hashes: Fingerprints or digests of `tests`, in the same order.
         seen: Tiles of training and validation.
         seen_hashes: Fingerprints or digests of `seen`, in the same order.

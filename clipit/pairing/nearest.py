@@ -110,7 +110,6 @@ def nearest(
     Args:
         queries: Unit vectors of the queries.
         owners: Owner of each query, whose keys are excluded; -1 for no owner.
-        keys: Vectors to search.
         k: Number of keys per query, at most the total number of keys.
         block: Queries per matrix product.
         shared: Whether each process searches a part of the keys, with the same queries in all processes.

@@ -110,7 +110,6 @@ def compare_options(
 
     Args:
         index: Flat index over the snippets.
-        tiles: Store of training tiles.
         rules: Configured rules; k, block and the keys of the correction apply to all rows, organs and
             exclude_same_group to all rows that do not vary them.
         thresholds: Cosine thresholds to try; by default the configured one, or else the lower quartile and the median

@@ -48,7 +48,6 @@ def fit_search(
     Args:
         index: Approximate index of the snippets.
         mean: Mean to subtract from the tile embeddings; None for no centring.
-        k: Number of snippets per tile.
 
     Returns:
         Index with all settings, and the entries of the summary: key, settings, recall, number of tiles and advice.

@@ -86,7 +86,6 @@ def prepare(
     """Compute the statistics that the rules need over all tiles and snippets; call it in all processes.
 
     Args:
-        tiles: Store of training tiles.
         rules: Pairing rules; only the keys from `correction` on are used.
         sources: Table snippet_sources, for `organs`, `exclude_same_group` and `reports`.
         groups: Tile id -> group, for `exclude_same_group` and `reports`.
@@ -135,7 +134,6 @@ def find_candidates(
         queries: Unit-norm tile embeddings, centred like the index.
         owners: Patients of the tiles (`selection.owners`); -1 for tiles of other splits, which may be paired with any
             report.
-        k: Snippets per tile.
         block: Tiles per matrix product.
         shared: Whether each process searches a part of the snippets, with the same tiles in all processes.
     """
@@ -172,7 +170,6 @@ def _among_own(
     """Replace the candidates of tiles whose patient has a report by that patient's snippets.
 
     Args:
-        own: Snippets of each patient.
         only: Whether to remove all candidates of tiles whose patient has no report; otherwise these are kept.
         queries: Unit-norm tile embeddings.
         owners: Patients of the tiles; tiles with -1 keep their candidates.

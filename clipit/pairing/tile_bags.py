@@ -83,7 +83,6 @@ def tile_bags(
     """Build the bags of all tiles of a store: the nearest other tiles, and the tiles nearest to the first snippet.
 
     Args:
-        tiles: Store of training tiles.
         k: Number of members per kind.
         mean: Mean to subtract from the tile embeddings; None for no centring.
         pairs: Pairs with each tile's first snippet; None to use only the nearest other tiles.

@@ -57,7 +57,6 @@ class PromptSet:
     Attributes:
         templates: Sentences with one `{}` each.
         classes: Names of each class, in the order of the file.
-        source: Origin of names and templates.
         licence: Licence of names and templates; "" if it is not stated.
     """
 

@@ -24,7 +24,6 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
     """Render the page as HTML.
 
     Args:
-        record: Content of masks.json.
         disputed: Tiles with the largest share of uncertain pixels, in descending order.
     """
     cards = [

@@ -33,7 +33,6 @@ def annotators_page(title: str, record: Mapping[str, Any], disputed: Sequence[Di
     """Render the page as HTML.
 
     Args:
-        record: Content of annotators.json.
         disputed: Tiles with the least agreement, the most disputed first.
     """
     sections = [

@@ -88,7 +88,6 @@ def write_map(
     Args:
         overview: Image of the whole slide; shrunk to at most 900 pixels.
         values: Value of each tile, from 0 to 1.
-        label: Label of the colour bar.
 
     Raises:
         ArtifactError: The file cannot be written.

@@ -133,7 +133,6 @@ class Quote:
     """A quoted text with its origin.
 
     Attributes:
-        source: Origin of the text.
         segments: Consecutive pieces of the text, each with the name of its mark, "" for none. The name is shown in
             brackets behind the piece, so that marks do not depend on colour.
     """
@@ -175,7 +174,6 @@ class Links:
 
     Attributes:
         rows: A name and its links, each a label and a path relative to the page's folder.
-        caption: Description of the linked files.
     """
 
     rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
@@ -221,7 +219,6 @@ def page(
         note: Warning shown at the top of the page; empty for none.
         sections: Sections in order; each gets a link at the top.
         verdict: Sentence shown large under the title; empty for none.
-        script: Template with the page's script.
         library: JavaScript of a library that runs before the script; empty for none.
         data: JSON-like value that the script reads from the element `data`; None for none.
 

@@ -34,9 +34,7 @@ def plot_segmentation(
     """Draw an image, its true classes, its predicted classes and the errors in a row of panels.
 
     Args:
-        image: RGB image.
         truth: True class of each pixel; -1 is ignored and grey.
-        predicted: Predicted class of each pixel.
         foreground: Numbers of the foreground classes.
     """
     from matplotlib.patches import Patch

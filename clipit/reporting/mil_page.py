@@ -43,7 +43,6 @@ class ShownBag:
         arm: Arm whose model is shown, with its first seed.
         scores: Probability of each class.
         pictures: Title and PNG of each map; empty without slides.
-        top: Tiles with the highest attention.
     """
 
     name: str
@@ -61,15 +60,11 @@ class MilContent:
 
     Attributes:
         note: Warning shown at the top; empty for none.
-        comparison: Compared arms.
         against_control: Comparisons of the trained arms with each control that was trained on shuffled labels.
         level: Whether slides or patients are labelled.
         counts: Bags by split and class.
-        arms: Description of each arm.
-        notes: Remarks on the bags.
         maps: Bags whose maps are shown.
         map_scores: Table of `clipit.mil.map_scores.score_table`; empty without masks.
-        training: Options of the network and its training.
     """
 
     title: str

@@ -60,7 +60,6 @@ class CardFacts:
         training_labels: Number of labels of training tiles that the run used.
         validation_labels: Number of labels of validation tiles that the run used.
         teaching: Descriptions of the loss terms.
-        results: Content of results.json.
         external: Content of results.json of each evaluation on a new test set, whose name is not shown.
         compared: Comparison that includes the run, if any.
         reports: Number of reports whose snippets were paired with the tiles; None without reports.

@@ -48,7 +48,6 @@ def report_labels_page(
         note: Warning shown at the top of the page; empty for none.
         facts: Facts about the corpus, the rule set and the classifier.
         labels: Label of each report by the rules; empty without rules.
-        classes: Classes of the rule set.
         agreements: Agreement of each kind of label with a reference, one section each.
         sample: Reports to check, drawn at random.
         problems: Notes on skipped reports and labels, one line each.

@@ -33,7 +33,6 @@ class Neighbour:
     """A text near a tile: a prompt or a snippet.
 
     Attributes:
-        text: Text of the prompt or snippet.
         cosine: Cosine similarity of tile and text.
         source: Class of the prompt, or id of the snippet; empty for none.
     """

@@ -167,7 +167,6 @@ def write_study(
 
     Args:
         folder: Output folder, which already contains the plots.
-        name: Base name of the files.
         note: Note to show at the top; "" for none.
         chapters: Content of the Markdown and the page; the page also lists every row.
         frame: Table from `add_provenance`.
@@ -225,8 +224,6 @@ def long_table(
     """Build a table, or filterable rows if there are more than `MAX_TABLE_ROWS`.
 
     Args:
-        header: Column headings.
-        rows: Cells of each row.
         left: Number of left-aligned text columns.
     """
     if len(rows) > MAX_TABLE_ROWS:

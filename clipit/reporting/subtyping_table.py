@@ -83,7 +83,6 @@ def subtyping_tables(scores: pd.DataFrame, classes: Sequence[str], model: str) -
     Args:
         scores: Scores of `slide_prompts.score_prompts`.
         classes: Class names, which identify the published task.
-        model: Name of the model that was scored.
     """
     if not published_subtyping(classes) and not (scores["draws"] > 1).any():
         return []

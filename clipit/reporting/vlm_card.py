@@ -43,8 +43,6 @@ class AdaptationFacts:
         arm: Arm of the study: `text` or a control.
         data: Kind of data that the VLM was trained on (`adapt.data`).
         tuning: Weights that were trained.
-        towers: Towers that were trained.
-        weights: Number of trained parameters.
         settings: Settings of the training, such as steps and batch size, by name.
         counts: Numbers of images, texts and patients, by name; values that are not integers are not shown.
         logit_scale: Logit scale after training.
@@ -62,11 +60,7 @@ class AdaptationFacts:
 
 
 def vlm_card(vlm: VLM, facts: AdaptationFacts) -> str:
-    """Compose the card of an adapted VLM: YAML front matter for the hub, and the text for readers.
-
-    Args:
-        vlm: VLM that was adapted.
-    """
+    """Compose the card of an adapted VLM: YAML front matter for the hub, and the text for readers."""
     licence = vlm_licence(vlm.name)
     sections = {
         "Data": _data(facts),

@@ -36,7 +36,6 @@ class RuleSet:
         ignored: Phrases that count for no class and hide shorter phrases within them.
         negation: Further triggers of negation.
         uncertainty: Further triggers of uncertainty.
-        source: Origin of the phrases.
     """
 
     name: str

@@ -73,7 +73,6 @@ def read_side_table(path: Path, encoding: str, sheet: str | None, key: str) -> C
     """Read a csv, tsv or xlsx file with a header; files with other suffixes are read as csv.
 
     Args:
-        encoding: Encoding of a csv or tsv file.
         sheet: Sheet of an xlsx file; None for the only one with data.
         key: Configuration key of the sheet, for error messages.
     """

@@ -30,7 +30,6 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
 
     Args:
         config: Run configuration with its arm resolved.
-        results: Content of results.json.
     """
     classifier, recorded = folder / "classifier", results["provenance"]
     spec = read_spec(classifier)

@@ -36,7 +36,6 @@ class FeatureStores:
 
     Attributes:
         facts: Provenance of every score: model, fingerprint, preprocessing, pixels, features_saw_labels.
-        stores: Store of each split.
     """
 
     name: str

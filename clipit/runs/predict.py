@@ -29,7 +29,6 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
     Args:
         config: Run configuration; `backbone.trust_remote_code` allows code in the classifier's folder to run, and `vlm`
             is loaded for prompts that the classifier does not contain.
-        folder: The run's folder.
         classes: Expected class names, in order; None to skip the check.
 
     Raises:
@@ -88,7 +87,6 @@ def zero_shot_embeddings(
     """Embed the prompts of a run for zero-shot prediction; None without prompts or for a classifier without text.
 
     Args:
-        classifier: The run's classifier.
         classes: Class names, in the order of the rows.
 
     Raises:
@@ -110,11 +108,9 @@ def predict_tiles(
     """Predict the class probabilities of all tiles of a source and, with class embeddings, zero-shot probabilities.
 
     Args:
-        classifier: The run's classifier.
         source: Tiles to predict; their classes must be those of the classifier.
         embeddings: Embeddings of the classes, in their order; None for no zero-shot predictions.
         batch_size: Tiles per forward pass.
-        title: Title of the progress bar.
     """
     tiles, vlm = source.tiles, classifier.spec.vlm
     logits, projected = classifier_logits(classifier, source, batch_size, title)

@@ -85,9 +85,6 @@ class SharedSearch:
     Optuna's journal records the trials and their scores. An agent locks the trial that it runs; when the agent is
     killed, the operating system releases the lock, and another agent takes over the trial.
 
-    Args:
-        folder: Folder of the journal and the locks.
-
     Raises:
         ArtifactError: The journal is damaged, or the folder cannot be written.
     """

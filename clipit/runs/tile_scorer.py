@@ -179,7 +179,6 @@ def tiles_for(scorer: TileScorer, requested: SlidesConfig, stated: Sequence[str]
     """Choose the resolution and size of the tiles: the requested ones, or else those of the training tiles.
 
     Args:
-        requested: Requested options of the tiles.
         stated: Names of the options among `mpp` and `pixels` that were requested.
 
     Returns:

@@ -25,7 +25,6 @@ def start_trackers(config: RunConfig, folder: Path, facts: Mapping[str, Any], ar
     group is their common folder.
 
     Args:
-        folder: Folder of the run or adaptation.
         facts: Keys that determine its results; only scalar values, which every tracker accepts, are recorded.
 
     Returns:
@@ -102,7 +101,6 @@ def finish_trackers(trackers: "Sequence[GeneralTracker]", scores: Mapping[str, f
 
     Args:
         trackers: Open trackers.
-        step: Last step of the training.
     """
     for tracker in trackers:
         if scores:

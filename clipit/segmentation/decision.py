@@ -91,7 +91,6 @@ def choose_decision(predict: Predict, masks: MaskSet, options: SegmentationConfi
 
     Args:
         predict: Function from an image to probabilities.
-        masks: Validation masks.
         options: Section `segmentation`.
     """
     search = DecisionSearch(masks.classes.names, options)

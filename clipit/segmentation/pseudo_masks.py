@@ -136,7 +136,6 @@ def pseudo_masks(
         model: Trained multiple-instance model, whose classes are the labels of the images.
         tiles: Images; those without a label are skipped.
         background: Class that images of every label may contain.
-        options: Evidence and confidence.
 
     Raises:
         ConfigError: A label has no class, or none is evidence of the background.

@@ -27,7 +27,6 @@ class Strip:
 
     Attributes:
         bottom: Row after the last one.
-        values: Value of each class and column.
     """
 
     top: int

@@ -53,7 +53,6 @@ def train_token_head(
 
     Args:
         sources: Targets by image, one mapping for the masks and optionally one for pseudo-labels.
-        options: Hyperparameters of the training.
 
     Raises:
         DataError: A source is empty, or all of its pixels are ignored.

@@ -54,11 +54,7 @@ class Lattice:
         return np.asarray(result, dtype=np.float32)
 
     def to_cells(self, codes: Integer[np.ndarray, "h w"], classes: int) -> Float32[np.ndarray, "rows columns c"]:
-        """Return the share of each cell's pixels that belong to each class; ignored pixels (-1) belong to none.
-
-        Args:
-            codes: Class of each pixel.
-        """
+        """Return the share of each cell's pixels that belong to each class; ignored pixels (-1) belong to none."""
         row = self._cell_of(self.height, self.rows)
         column = self._cell_of(self.width, self.columns)
         flat = (row[:, None] * self.columns + column) * classes + codes
@@ -131,7 +127,6 @@ def token_rows(
     A cell's tokens from several windows are averaged.
 
     Args:
-        image: RGB image.
         lattice: Cells of the image, from `lattice_of`.
         overlap: Overlap of neighbouring windows as a share of their edge.
         batch_size: Windows per forward pass.

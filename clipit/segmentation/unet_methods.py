@@ -48,7 +48,6 @@ def unet_segmenter(
     """Train a U-Net, and return its segmenter.
 
     Args:
-        sources: Images with masks to train on.
         masks: Number of masks, for the tables.
         facts: Additional provenance, by name.
     """

@@ -41,7 +41,6 @@ def demo_slides(run: Path, out: Path) -> str:
     """Score the demo's synthetic slides with a run's classifier and with the VLM and prompts, and map the first slide.
 
     Args:
-        run: Folder of a run on the demo's world.
         out: Output folder, with the slides in `world/` and the maps in `classifier/` and `prompts/`.
 
     Returns:

@@ -41,7 +41,6 @@ class ScoredSlides:
     """Scored slides of a list, in all processes.
 
     Attributes:
-        outcome: Prepared and failed slides.
         config: Resolution and size of the tiles that were scored.
         table: Slide scores, one row per slide, pooling and smoothing.
         draws: Slide scores by each sampled prompt set; empty without sampled sets.
@@ -57,11 +56,7 @@ class ScoredSlides:
 
 @dataclass(frozen=True)
 class SlideReport:
-    """Files of scored slides.
-
-    Attributes:
-        text: Summary for the terminal.
-    """
+    """Files of scored slides."""
 
     text: str
     page: Path

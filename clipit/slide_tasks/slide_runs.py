@@ -91,7 +91,6 @@ def check_comparison(
     """Check that runs can be compared on slide labels; all problems are listed at once.
 
     Args:
-        runs: Trained runs.
         reference: Arm that the others are compared with.
         zero_shot: Classes of the prompts, if the zero-shot VLM is an additional arm; None if it is not.
 

@@ -52,7 +52,6 @@ class SlideOutcome:
     """Prepared and failed slides of a list, in the order of the list.
 
     Attributes:
-        prepared: Slides with tissue tiles.
         failed: Slides that cannot be used.
     """
 
@@ -104,9 +103,6 @@ def slides_table(outcome: SlideOutcome, failed: Sequence[FailedSlide] = ()) -> p
 
     Columns: slide, path, label, split, group, status (`ok` or `failed`), reason, tiles, mpp, width, height, format and
     tissue (share of the slide's area).
-
-    Args:
-        outcome: Prepared and failed slides.
     """
     by_name = {slide.name: slide for slide in outcome.prepared}
     reasons = {slide.name: slide.reason for slide in (*outcome.failed, *failed)}

@@ -31,7 +31,6 @@ def read_contours(path: Path, width: int, height: int, origin: tuple[int, int] =
     """Read contours that a user provides (`read_polygons`), and check that their coordinates are pixels of this slide.
 
     Args:
-        path: GeoJSON file.
         width: Width of the slide at level 0.
         height: Height of the slide at level 0.
         origin: Level-0 pixel where QuPath's coordinates start (see `clipit.slides.qupath`); those of other programs
@@ -64,7 +63,6 @@ def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: boo
     geometries and rings without an area are dropped and counted in the log.
 
     Args:
-        path: GeoJSON file.
         content: Content of the file, if it comes from a zip; None to read the file.
         may_be_empty: Whether a file without a polygon is allowed.
 

@@ -11,7 +11,6 @@ class OptionNames:
         mpp: Micrometres per pixel of slides that do not state them.
         tile_mpp: Micrometres per pixel of tiles.
         min_tissue: Share of a tile that must be tissue.
-        contours: Contours of the tissue.
         elsewhere: Remark that names the command which has the last three options, if the running command lacks them.
     """
 

@@ -77,7 +77,6 @@ class PreparedSlide:
 
     Attributes:
         artifact: Artefact with the overview, the tissue and the positions of all tissue tiles.
-        tiles: Number of tissue tiles.
         extent: Edge of a tile in pixels of level 0, not necessarily whole.
         pixels: Edge of a tile in pixels, as it is read.
         facts: Format, levels, source of the micrometres per pixel, share of tissue.
@@ -136,7 +135,6 @@ class FailedSlide:
 
     Attributes:
         reason: What is wrong.
-        fix: What to do.
     """
 
     name: str

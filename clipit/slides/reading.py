@@ -48,7 +48,6 @@ def read_tile(slide: SlideFile, x: int, y: int, extent: float, pixels: int) -> I
         x: Left edge in pixels of level 0.
         y: Upper edge in pixels of level 0.
         extent: Edge in pixels of level 0, not necessarily whole.
-        pixels: Edge of the result.
 
     Raises:
         ImageError: The pixels are damaged.

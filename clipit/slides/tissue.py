@@ -22,7 +22,6 @@ def find_tissue(overview: Image.Image, mpp: float) -> Bool[np.ndarray, "h w"]:
     contours.
 
     Args:
-        overview: RGB image of the whole slide.
         mpp: Micrometres per pixel of the overview.
     """
     pixels: UInt8[np.ndarray, "h w 3"] = np.asarray(overview if overview.mode == "RGB" else overview.convert("RGB"))
@@ -112,7 +111,6 @@ class TissueShare:
         """Compute the summed-area table.
 
         Args:
-            mask: Tissue on the overview.
             downsample: Pixels of level 0 per pixel of the overview.
         """
         self._downsample = downsample

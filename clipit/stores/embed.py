@@ -213,11 +213,7 @@ def embed_texts(
 
 
 def embed_prompts(vlm: "VLM", texts: Sequence[str], batch_size: int) -> Float32[np.ndarray, "n dim"]:
-    """Encode prompts as unit vectors, without storing them; long texts are truncated with a warning.
-
-    Args:
-        vlm: Model with a text tower.
-    """
+    """Encode prompts as unit vectors, without storing them; long texts are truncated with a warning."""
     vlm.warn_truncated(texts)
     batches = []
     shown = get_processes().main and len(texts) > _MANY_PROMPTS
@@ -288,7 +284,6 @@ def write_shards(
     Args:
         encode: Function from the first and last (exclusive) row of a shard to its vectors, in the stored precision; it
             advances the bar by the rows of each batch.
-        title: Title of the progress bar.
     """
     processes = get_processes()
     missing = [start for start in range(0, len(ids), SHARD) if not all(f.is_file() for f in _shard(folder, start))]
@@ -325,7 +320,6 @@ def write_embeddings(
 
     Args:
         encode: Function from the first and last (exclusive) row of a shard to its vectors, which advances the bar.
-        title: Title of the progress bar.
 
     Raises:
         DataError: An embedding is not finite.

@@ -41,7 +41,6 @@ class SlideFeatures:
     Attributes:
         path: HDF5 file.
         slide: Name of the slide: the name of the file without suffix.
-        dim: Length of a vector.
         coords: Upper left corner of each tile, x and y, in pixels of the slide's finest level.
         attributes: Attributes of `coords`, such as patch_size and patch_level (CLAM) or patch_size_level0 (TRIDENT).
     """

@@ -32,7 +32,6 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     """Run all unfinished trials, together with other agents on the same output folder, and write the tables.
 
     Args:
-        plan: Sweep and its validated trials.
         launch: Command that starts each trial in separate processes, such as `accelerate launch --num_processes 2`;
             None runs all trials in this process, where they share tiles, VLM and stores.
 

@@ -30,7 +30,6 @@ class SweepPlan:
     Attributes:
         sweep: The sweep file; its options include those of the command line.
         trials: All trials; for method bayes, trials that cover every listed value and both ends of every range.
-        seed: Seed of random and proposed values.
         comparison_metric: Metric for comparing the runs (`comparison.metric`).
     """
 

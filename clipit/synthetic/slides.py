@@ -73,7 +73,6 @@ class DrawnSlide:
     """A slide with the true tissue and artefact at every pixel.
 
     Attributes:
-        image: RGB pixels.
         labels: 0 for glass, k + 1 for class k of `CLASSES`, also under artefacts.
         artefacts: Values of `ARTEFACTS`, 0 elsewhere.
         centres: Centre of the stain of each piece of tissue.

@@ -21,7 +21,6 @@ class AnnotatedTiles:
 
     Attributes:
         config: Section `tiles.annotations`.
-        votes: Labels of all annotators on all tiles.
         source: Label of each tile in the source, by id; -1 for none.
         blind: Whether labels of training and validation tiles must not be used.
     """

@@ -14,7 +14,6 @@ def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles", *,
     """Summarise source, classes, splits, labels and patients of tiles, and list what is missing with its consequences.
 
     Args:
-        tiles: Tiles with all labels of the source.
         config: Section `tiles` that they were read with.
         tests_only: Whether the tiles are an additional test set, which needs no other splits.
     """

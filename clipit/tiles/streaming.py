@@ -58,7 +58,6 @@ def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts for the kept tiles.
 
     Raises:
         ConfigError: There is no folder of artefacts.

@@ -34,9 +34,7 @@ class Progress:
     """Training state other than weights and optimiser.
 
     Attributes:
-        step: Number of finished steps.
         best_step: Step with the best validation score; 0 if there is none.
-        best_score: Score of this step.
         best_sha256: SHA-256 of the file with its weights; "" if there is none, and in processes that do not write it.
         validations_without_gain: Number of validations since the best step.
         stopped: Whether training stopped early.
@@ -99,7 +97,6 @@ def load_weights(path: Path, model: nn.Module, sha256: str = "") -> None:
     """Load trainable parameters.
 
     Args:
-        model: Model that receives them.
         sha256: Expected SHA-256 of the file; "" if it has been verified.
 
     Raises:

@@ -24,7 +24,6 @@ class Schedule:
     """Steps, learning rate and intervals of training.
 
     Attributes:
-        title: Title of the progress bar.
         steps: Number of optimiser steps.
         learning_rate: Peak learning rate.
         rate_key: Configuration key of the learning rate, for errors.
@@ -163,7 +162,6 @@ def _check_finite(
     Args:
         losses: Sum of this process's losses since the last check.
         processes: Processes that share the batches.
-        key: Configuration key of the learning rate.
 
     Raises:
         ModelError: A loss was infinite or NaN.

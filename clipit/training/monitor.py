@@ -26,7 +26,6 @@ def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[An
 
     Args:
         config: Run configuration, with its arm resolved.
-        validation: Validation tiles to score.
         terms: Loss terms of the run; `agreement` needs one with class targets.
     """
     metric = config.training.monitor

@@ -106,7 +106,6 @@ def one_step(
         config: Run configuration, with its arm resolved.
         model: Student, possibly inside the wrapper that exchanges gradients.
         normalise: Function from pixels 0..255 to the backbone's input.
-        data: Training tiles and loss terms.
         batches: This process's micro-batches, starting with this step.
         step: Index of the step, from 0.
         processes: Processes that share the batch.

@@ -55,7 +55,6 @@ class TrainingOutcome:
         chosen_step: Step whose weights the student has after training.
         score: Monitored validation score at this step; None without validation.
         tiles_seen: Number of tiles over all steps, repeated ones included.
-        seconds: Duration of the training.
         tiles_per_second: Tiles over seconds.
         data_wait: Share of the time spent waiting for tiles.
         stopped_early: Whether the patience ended the training.
@@ -91,9 +90,6 @@ def train_student(
         config: Run configuration, with its arm resolved.
         student: Student on this process's device.
         normalise: Function from pixels 0..255 to the backbone's input.
-        data: Training tiles and loss terms.
-        validation: Validation tiles and the monitored metric.
-        folder: The run's folder.
         accelerator: Accelerator for mixed precision and gradient exchange.
 
     Raises:

@@ -91,7 +91,6 @@ class BagExamples:
         partners: Example whose texts each example gets; the example itself, except in the control.
         pixel_codes: Code of each tile's pixels; equal for tiles with the same pixels.
         neighbours: Whether the texts describe only the first tile of an example, and the others are its neighbours.
-        fingerprints: Fingerprints of everything that determines the examples.
         summary: Counts of used, dropped, split and masked items (JSON-serialisable).
     """
 

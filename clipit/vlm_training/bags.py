@@ -118,7 +118,6 @@ def examples_of(section: AdaptConfig, arm: AdaptArm, seed: int, workspace: Works
     Args:
         section: Section `adapt`.
         workspace: Workspace with the VLM before the adaptation.
-        mined: Members of the bags of all training tiles.
 
     Raises:
         DataError: All text bags are empty.

@@ -36,7 +36,6 @@ def fit_texts(captions: Sequence[Sequence[str]], count_tokens: TokenCounter, bud
     becomes a text of the example.
 
     Args:
-        captions: Texts of each example.
         count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
         budget: Maximum number of tokens of a text, including special tokens.
     """

@@ -94,7 +94,6 @@ def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
     A mining embeds all training tiles and texts, a step those of its batch.
 
     Args:
-        examples: Examples of the training split.
         section: Section `adapt`.
     """
     every = section.bags.mine_every

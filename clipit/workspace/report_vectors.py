@@ -26,7 +26,6 @@ def report_vectors(
     The snippets are not filtered by morphology. The vectors are cached as an artefact.
 
     Args:
-        workspace: Workspace with the VLM.
         config: Section `reports` with the filters.
     """
     corpus = Reports(tuple(reports), (), config.path)

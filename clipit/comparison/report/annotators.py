@@ -13,7 +13,6 @@ def annotator_notes(tiles_by_setting: Mapping[tuple[str, str], TileSet], metric:
     """Write a note on the scores of the annotators on the test tiles of each data set; none without annotators.
 
     Args:
-        tiles_by_setting: All tiles by data set and backbone.
         metric: Metric of the comparison; accuracy is used where annotators have none, as for AUROC.
     """
     notes = []

@@ -58,7 +58,6 @@ def curve_sections(results: Sequence[ArmResult], baseline: str) -> list[PageSect
     """Draw training curves, one section per data set and backbone; arms without a training log are listed.
 
     Args:
-        results: Statistics of every arm.
         baseline: Name of the arm drawn in every plot.
     """
     tested = [result for result in results if result.key.test_set == "test" and not result.reference]

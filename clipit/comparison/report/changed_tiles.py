@@ -69,7 +69,6 @@ def tile_sections(
     """Compose one section per data set and backbone: test tiles gained and lost by each main arm.
 
     Args:
-        results: Statistics of every arm.
         baseline: Arm that the others are compared with.
         tiles: Tiles of each data set and backbone, for pictures; without them, cards have no picture.
     """
@@ -162,9 +161,6 @@ def change_parts(
     """Compose cards of the gained and the lost tiles.
 
     Args:
-        changes: Changes from the baseline to the arm.
-        names: Names of the baseline and of the arm.
-        seeds: Number of seeds of the baseline and of the arm.
         picture: Tile id -> data URI of its picture, or None.
         source: Prediction files, for the caption.
         max_tiles: Maximum number of tiles of each kind.

@@ -21,7 +21,6 @@ def link_sections(
     Args:
         config: Configuration of the comparison, whose output folder is searched.
         plans: Plans of the comparison, one per data set and backbone.
-        results: Statistics of every arm.
     """
     runs = _run_rows(results, folder)
     names = list(dict.fromkeys([config.name, *(plan.config.name for plan in plans)]))

@@ -39,7 +39,6 @@ def compose_notes(
         config: Configuration that all runs share.
         c: Section `comparison`.
         plans: Plans, one per data set and backbone.
-        results: Statistics of every arm.
         published_source: Source of published scores in the table; empty if there are none.
 
     Raises:

@@ -62,8 +62,6 @@ def write_report(
         config: Configuration that all runs share.
         c: Section `comparison`.
         plans: Plans, one per data set and backbone.
-        results: Scores and statistics.
-        folder: Output folder of the comparison.
         tiles: Tiles of each plan, for pictures; without them, tiles are shown by id only.
 
     Returns:

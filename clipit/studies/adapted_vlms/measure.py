@@ -59,8 +59,6 @@ def measure_tiles(
     Args:
         config: Run configuration, whose `tiles.labels` selects the labels of the probe.
         probing: Numbers of retrieved items, and captions.
-        workspace: Workspace with the VLM.
-        seeds: Seeds of the labels of the probe.
     """
     zero_shot = measure_zero_shot(workspace, joint)
     below_chance = _below_chance(workspace, joint, seeds[0])
@@ -90,7 +88,6 @@ def measure_zero_shot(
     """Classify the labelled test tiles by prompts; None without prompts or labels. Embeddings are not centred.
 
     Args:
-        workspace: Workspace with the VLM.
         kept: Ids of the test tiles to measure; None for all.
     """
     tiles, prompts = workspace.all_tiles, workspace.prompts

@@ -71,7 +71,6 @@ def score_verified(
     Args:
         verified: Verified class of each tile; -1 where there is none.
         tiles: Checked tiles with their given labels.
-        issues: Suspicious labels of these tiles.
         groups: Group of each tile; "" where unknown.
         resamples: Number of bootstrap resamples of the intervals.
     """

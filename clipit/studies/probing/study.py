@@ -72,7 +72,6 @@ class ProbingRow(StudyRow):
         n: Number of test tiles or queries.
         labels: Number of training labels used.
         k: Shots per class, or number of items retrieved.
-        gallery: Number of items searched.
         random: Expected score at random.
         fold: Score divided by the expectation at random.
         spread: 2.5 % and 97.5 % quantiles of few-shot episodes.

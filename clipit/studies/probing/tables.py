@@ -36,7 +36,6 @@ def probing_chapters(
 
     Args:
         seed: Seed of the run whose labels the probes use.
-        provenance: Contents of probing.json.
         plot: File name of the label-efficiency plot.
     """
     curves, few_shot = frame[frame.share.notna()], frame[frame.task == "few_shot"]

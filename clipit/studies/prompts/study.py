@@ -74,7 +74,6 @@ class PromptRow(StudyRow):
         cut_texts: Number of prompts longer than the context length.
         cut_tokens: Number of tokens beyond the context length.
         draw: Index of the random draw.
-        template: Template of the grid cell.
         organ: Organ word of the grid cell.
         magnification: Magnification word of the grid cell.
         stain: Stain word of the grid cell.

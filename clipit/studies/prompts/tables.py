@@ -57,7 +57,6 @@ def prompt_chapters(
     """Build the chapters on prompt modes, simple and rich prompts, the grid of wordings, truncation, and provenance.
 
     Args:
-        metric: Score to show.
         undefined: Why the score is undefined for some rows; "" if it is defined for all.
         differences: Differences in this score, rich minus simple prompts.
     """

@@ -39,7 +39,6 @@ def fit_reference(model: MeasuredModel, vectors: Vectors) -> TrainingReference:
     """Fit the guard's mixture model for every output.
 
     Args:
-        model: Model that computed the vectors.
         vectors: Vectors of training tiles by output.
     """
     mixtures: dict[str, TrainingMixture | str] = {}
@@ -82,7 +81,6 @@ def adapt_tiles(
         robustness: Configuration of the study, with adaptations and number of batches.
         tiles: Labelled tiles.
         vectors: Vectors of these tiles by output.
-        reference: Reference of training tiles for this model.
         name: Name of the set, which seeds the batches.
     """
     batches = list(draw_batches(tiles, robustness.batches, name, robustness.seed))

@@ -19,7 +19,6 @@ def plot_curve(
 
     Args:
         curves: Rows with analysis = `curve`, for this perturbation and for `none`.
-        path: PNG file to write.
         neutral: Level at which the perturbation has no effect, where curves meet the unperturbed score; None if absent.
     """
     figure = new_figure(8.0, 4.2)
@@ -56,7 +55,6 @@ def plot_calibration(calibrations: pd.DataFrame, path: Path) -> None:
 
     Args:
         calibrations: Rows with analysis = `calibration`, with bins from `clipit.evaluation.metrics.reliability_bins`.
-        path: PNG file to write.
     """
     groups = list(iter_groups(calibrations, ["subject", "output"]))
     columns = min(3, len(groups))

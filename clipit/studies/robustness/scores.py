@@ -51,7 +51,6 @@ class RobustnessRow(StudyRow):
         tiles: Fingerprint of the tiles of a calibration.
         state: State of calibration: `before` or `after` temperature scaling.
         labels: Number of validation labels used.
-        reliability: Bins of the reliability diagram.
         settings: Kind of settings over which the guard's errors are counted.
         errors: Fields of `GuardErrors`, by name.
     """

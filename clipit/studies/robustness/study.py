@@ -58,7 +58,6 @@ def measure_robustness(
 
     Args:
         robustness: Configuration of the study, with perturbations and adaptations.
-        runs: Folders of finished runs.
         shifted: Shifted test sets by name (`comparison.shifted`).
 
     Returns:

@@ -73,12 +73,7 @@ def robustness_chapters(
     provenance: Mapping[str, Any],
     plots: Sequence[str],
 ) -> list[Chapter]:
-    """Build the chapters: perturbation curves, shifted sets, calibration, adaptation, guard errors, provenance.
-
-    Args:
-        guard: Summaries of the guard's errors.
-        provenance: Content of robustness.json.
-    """
+    """Build the chapters: perturbation curves, shifted sets, calibration, adaptation, guard errors, provenance."""
     metric = LABELS[robustness.metric]
     curves, adapted = frame[frame.analysis == "curve"], frame[frame.analysis == "adaptation"]
     curve_parts: list[Text | Table | Plot] = [Text(_TEST), Text(_PERTURBED)]

@@ -48,7 +48,6 @@ def label_cases(
 
     Args:
         config: Run configuration, with its arm resolved.
-        cases: Patients and their reports.
         labels: Class indices that may be used, one per row of the cases (training tile or slide); -1 if unlabelled.
     """
     options = config.soft_labels.own_report

@@ -216,7 +216,6 @@ def make_soft_labels(
     everywhere are scaled down. The weight is 1 or, with `confidence`, 1 - H(p) / log C.
 
     Args:
-        probabilities: Class probabilities from the source.
         options: Configuration section `soft_labels`.
         training: Probabilities of the training tiles; `probabilities` by default.
 

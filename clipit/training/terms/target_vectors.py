@@ -44,7 +44,6 @@ def paired_snippets(tile_ids: np.ndarray, pairs: Pairs, store: Store) -> PairedS
     """Collect each tile's paired snippets.
 
     Args:
-        tile_ids: Ids of the training tiles.
         pairs: Pairs of the training tiles; weights are equal unless `pairing.score_temperature` is set.
         store: Text store that the positions refer to.
 

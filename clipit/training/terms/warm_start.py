@@ -31,9 +31,7 @@ def warm_start(
 
     Args:
         config: Run configuration, with its arm resolved.
-        student: Student with late fusion.
         normalise: Function from pixels 0..255 to the backbone's input.
-        source: Training tiles.
         labels: Class indices of the training tiles; -1 if unknown.
         targets: Embeddings of the paired texts of the training tiles.
 

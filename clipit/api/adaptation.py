@@ -9,6 +9,7 @@ import pandas as pd
 
 from clipit.api.configuration import Config, as_config
 from clipit.api.entry import public
+from clipit.whole_files import read_frame
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,9 @@ class AdaptationResult:
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Scores, one row per task, model (`arm`), seed and metric, with provenance."""
-        from clipit.artifacts import reading
 
         path = self.folder / "adapt.parquet"
-        with reading(path, fix="run the study again"):
-            return pd.read_parquet(path, page_checksum_verification=True)
+        return read_frame(path, "run the study again")
 
     def vlm(self, arm: str = "text", seed: int | None = None) -> Path:
         """Return the folder of an adapted VLM, for `vlm.name` (or `vlm.path`, for a VLM with a known name).

@@ -9,6 +9,7 @@ import pandas as pd
 
 from clipit.api.configuration import Config, as_config
 from clipit.api.entry import public
+from clipit.whole_files import read_frame
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,9 @@ class ProbeResult:
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Scores, one row per model (`subject`), task and metric, with intervals and provenance."""
-        from clipit.artifacts import reading
 
         path = self.folder / "probing.parquet"
-        with reading(path, fix="run the study again"):
-            return pd.read_parquet(path, page_checksum_verification=True)
+        return read_frame(path, "run the study again")
 
 
 @public

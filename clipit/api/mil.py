@@ -9,6 +9,7 @@ import pandas as pd
 from clipit.api.configuration import Config, as_config
 from clipit.api.csv_tables import read_csv_table
 from clipit.api.entry import public
+from clipit.whole_files import read_frame
 
 _TEXT_COLUMNS = frozenset({"arm", "bag", "slide", "patient", "split", "label", "predicted", "map", "reason"})
 """Columns of the tables of bags that contain text."""
@@ -41,11 +42,9 @@ class MilResult:
         The difference has a bootstrap interval over patients (low, high), a t-interval over seeds (seeds_low,
         seeds_high) and p-values (p, p_holm).
         """
-        from clipit.artifacts import reading
 
         path = self.folder / "mil.parquet"
-        with reading(path, fix="run the study again"):
-            return pd.read_parquet(path, page_checksum_verification=True)
+        return read_frame(path, "run the study again")
 
     @cached_property
     def scores(self) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from clipit.api.configuration import Config, as_config
 from clipit.api.entry import public
+from clipit.whole_files import read_frame
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,8 @@ class SegmentResult:
         return self._read("images.parquet")
 
     def _read(self, name: str) -> pd.DataFrame:
-        from clipit.artifacts import reading
 
-        with reading(self.folder / name, fix="run clipit segment again"):
-            return pd.read_parquet(self.folder / name, page_checksum_verification=True)
+        return read_frame(self.folder / name, "run clipit segment again")
 
 
 @public

@@ -7,9 +7,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clipit.artifacts import read_json, whole_file, write_record
+from clipit.artifacts import read_json, write_record
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.contrasts import Contrast
 from clipit.comparison.headline import ComparisonVerdict
@@ -22,6 +21,7 @@ from clipit.evaluation.score_row import COSTS, CSV_COLUMNS, ScoreRow
 from clipit.evaluation.significance import Significance
 from clipit.reporting.csv_export import write_csv
 from clipit.versions import git_commit
+from clipit.whole_files import write_parquet
 
 RERUN = "run clipit compare again with the comparison's configuration: finished runs are kept"
 
@@ -42,8 +42,7 @@ def export_comparison(
         analyses: Results of the analyses, as returned by `write_points`.
     """
     records = [row.to_record() for row in results.rows]
-    with whole_file(folder / "comparison.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(records), temporary, write_page_checksum=True)
+    write_parquet(folder / "comparison.parquet", pa.Table.from_pylist(records), checksums=True)
     settings = config.model_dump(mode="json") | {"comparison": comparison.model_dump(mode="json")}
     provenance = {"config": settings, "commit": git_commit(), "rows": records}
     numbers = export_numbers(results, analyses) | export_verdict(verdict)
@@ -134,8 +133,7 @@ def write_points(analyses: Sequence[AnalysisResult], folder: Path) -> list[Analy
             for kind, points in kinds.items()
         ]
         file = f"plane-{number}.parquet"
-        with whole_file(folder / file) as temporary:
-            pq.write_table(pa.concat_tables(parts), temporary, write_page_checksum=True)
+        write_parquet(folder / file, pa.concat_tables(parts), checksums=True)
         written.append(replace(analysis, source=f"{analysis.source}; {file}: x, y by id", points=file))
     return written
 

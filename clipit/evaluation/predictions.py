@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, Shaped
 
-from clipit.artifacts import file_sha256, read_json, whole_file
+from clipit.artifacts import file_sha256, read_json
 from clipit.errors import DataError, counted, shortlist
 from clipit.tiles.tileset import TileSet
+from clipit.whole_files import write_parquet
 
 PREDICTIONS, RESULTS = "predictions.parquet", "results.json"
 """Files of a run that contain its predictions and their scores."""
@@ -125,8 +126,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         if values is not None:
             columns |= {prefix + name: pa.array(values[:, c]) for c, name in enumerate(predictions.classes)}
     metadata = {_CLASSES_KEY: json.dumps(predictions.classes).encode()}
-    with whole_file(path) as temporary:
-        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary, write_page_checksum=True)
+    write_parquet(path, pa.table(columns).replace_schema_metadata(metadata), checksums=True)
 
 
 def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | None = None) -> Predictions:

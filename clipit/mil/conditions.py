@@ -25,6 +25,7 @@ from clipit.mil.study import NAME, SCORES, SUMMARY, mil_study
 from clipit.reporting.html import Links, PageSection, Table, Text, write_page
 from clipit.reporting.html import page as render_page
 from clipit.reporting.tables import LABELS, difference, markdown_table, mean_sd
+from clipit.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -177,8 +178,7 @@ def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
     parts = [f"# {file.run.name}", *([file.run.note] if file.run.note else []), _EXPLANATION]
     parts += [f"{LABELS[metric]} in %:\n\n{markdown_table(headers, table)}" for metric, table in by_metric.items()]
     parts += [markdown_table(*contrast_table, left=3)] if contrasts else []
-    with whole_file(folder / SUMMARY) as temporary:
-        temporary.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
+    write_text(folder / SUMMARY, "\n\n".join(part.strip() for part in parts) + "\n")
     sections = [PageSection(f"{LABELS[metric]} in %", [Table(headers, table)]) for metric, table in by_metric.items()]
     if contrasts:
         sections.append(PageSection("Arms that learn from reports against controls", [Table(*contrast_table, left=3)]))

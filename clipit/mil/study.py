@@ -31,6 +31,7 @@ from clipit.reporting.mil_page import MilContent, mil_page, mil_summary
 from clipit.reporting.notes import compose_note
 from clipit.reporting.slide_arms_page import slide_verdict
 from clipit.versions import git_commit, package_version, versions
+from clipit.whole_files import write_text
 from clipit.workspace.tile_reading import artefacts_of
 
 logger = logging.getLogger(__name__)
@@ -245,8 +246,7 @@ def _write(
         comparison.table.assign(
             features=inputs.facts["features"], bags=bags.fingerprint, commit=git_commit()
         ).to_parquet(temporary, index=False, write_page_checksum=True)
-    with whole_file(folder / SUMMARY) as temporary:
-        temporary.write_text(mil_summary(content), encoding="utf-8")
+    write_text(folder / SUMMARY, mil_summary(content))
     write_page(folder / f"{NAME}.html", mil_page(content))
     record = {
         "verdict": slide_verdict(comparison, level),

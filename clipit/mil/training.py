@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from clipit.artifacts import REBUILD, read_json, reading, whole_file, write_record
+from clipit.artifacts import REBUILD, read_json, reading, write_record
 from clipit.config.mil import MilTrainingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, ModelError
@@ -25,6 +25,7 @@ from clipit.mil.targets import BagTargets
 from clipit.models.weights import write_tensors
 from clipit.stores.moments import mean_and_deviation
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, save_checkpoint, save_weights
+from clipit.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -304,8 +305,7 @@ def _save_checkpoint(
     losses: Sequence[tuple[float, float]],
 ) -> None:
     lines = "".join(f"{json.dumps(pair)}\n" for pair in losses)
-    with whole_file(folder / _LOSSES) as temporary:
-        temporary.write_text(lines, encoding="utf-8")
+    write_text(folder / _LOSSES, lines)
     current = {name: value.detach().clone() for name, value in network.state_dict().items()}
     network.load_state_dict(best)
     state.best_sha256 = save_weights(best_file(folder, state.best_step), network)

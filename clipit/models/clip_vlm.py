@@ -13,6 +13,7 @@ from clipit.models.loading import (
     TOKENIZER_FILES,
     TOKENIZER_RULES,
     foreign_errors,
+    quiet_transformers,
     read_json,
     require_files,
 )
@@ -41,23 +42,17 @@ def clip_towers(source: str) -> Towers:
         ModelError: The model is missing, gated, incomplete, or not a CLIP model.
     """
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     local = Path(source).is_dir()
     if local:
         require_files(Path(source), "a transformers CLIP model", _PARTS)
     hub_id, _, revision = (source, "", "") if local else source.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     with foreign_errors(source if local else f"clip:{source}", None if local else hub_id):
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # mismatched weights are reported below, in one error
-        try:
+        with quiet_transformers():  # mismatched weights are reported below, in one error
             loaded: Any = CLIPModel.from_pretrained(
                 hub_id, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **options
             )
-        finally:
-            logging.set_verbosity(verbosity)
         model, report = loaded
         tokenizer: Any = AutoTokenizer.from_pretrained(hub_id, trust_remote_code=False, **options)
         if local:  # read the file itself, because the class fills in defaults for missing keys

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import json
-import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from clipit.artifacts import make_folder, whole_file, write_json
 from clipit.errors import ClipitError, ModelError, disk_errors, is_out_of_memory, out_of_memory
 from clipit.models.inference import Classifier
 from clipit.models.licences import model_licences
+from clipit.models.loading import errors_only
 from clipit.versions import installed, package_version
 
 Format = Literal["onnx", "torch_export"]
@@ -230,12 +230,9 @@ def _compare(
 @contextlib.contextmanager
 def _exporter_errors(path: Path) -> Iterator[None]:
     """Silence the exporters' messages, and convert their errors into a `ModelError`."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    quiet = errors_only("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
     try:
-        with warnings.catch_warnings():
+        with quiet, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except (ClipitError, OSError):
@@ -248,6 +245,3 @@ def _exporter_errors(path: Path) -> Iterator[None]:
             where=path,
             fix="try the other --format; otherwise report this backbone",
         ) from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -165,18 +165,41 @@ def hub_access() -> Iterator[None]:
     """
     from huggingface_hub import constants
 
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx")]
-    levels = [logger.level for logger in loggers]
     before = constants.HF_HUB_OFFLINE
+    with errors_only("huggingface_hub", "httpx"):
+        try:
+            constants.HF_HUB_OFFLINE = before or not hub_is_reachable()
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def errors_only(*names: str) -> Iterator[None]:
+    """Let these loggers log nothing below errors."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        constants.HF_HUB_OFFLINE = before or not hub_is_reachable()
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars, and its reports on weights, which callers report as errors."""
+    from transformers.utils import logging as messages
+
+    messages.disable_progress_bar()
+    before = messages.get_verbosity()
+    messages.set_verbosity_error()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(before)
 
 
 @cache

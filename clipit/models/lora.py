@@ -203,7 +203,7 @@ def _inject(module: nn.Module, settings: "peft.LoraConfig", hint: str) -> Any:
             return peft.get_peft_model(module, settings)
 
 
-def check_gradients(module: nn.Module, where: str = "lora.targets") -> None:
+def check_gradients(module: nn.Module) -> None:
     """Check after the first backward pass that every LoRA layer has received a gradient.
 
     The gradient of factor A is zero while factor B is zero, as at the start, so only that of B must be non-zero.
@@ -222,7 +222,7 @@ def check_gradients(module: nn.Module, where: str = "lora.targets") -> None:
     if idle:
         raise ModelError(
             f"{len(idle)} of {len(factors)} LoRA weights receive no gradient: {shortlist(idle)}",
-            where=where,
+            where="lora.targets",
             fix="remove these layers from the targets: their output does not reach the loss",
         )
 

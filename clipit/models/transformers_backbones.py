@@ -2,8 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from clipit.artifacts import write_json
 from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError, shortlist
-from clipit.models.loading import foreign_errors, read_json
+from clipit.models.loading import foreign_errors, quiet_transformers, read_json
 from clipit.models.preprocess import Preprocess, preprocess_from_transformers
 from clipit.models.specs import ModelSpec
 from clipit.models.trunks import Pooling, TokenPool, Trunk, check_pixels, no_such_size
@@ -88,7 +87,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
 
 def save_transformers(model: Any, preprocess: Preprocess, folder: Path) -> None:
     """Write a model in transformers' format, in one file, with its preprocessing."""
-    with _quiet():
+    with quiet_transformers():
         model.save_pretrained(folder, max_shard_size="1000GB")
     squash = preprocess.mode == "squash"
     edge = preprocess.resize_to
@@ -157,20 +156,6 @@ def classification_model(
     return classifier if same else None
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence progress bars and weight reports; `_open` reports the relevant weights."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
 def _description(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Read the model's config.json, without running any of its code."""
     from transformers import PreTrainedConfig
@@ -220,7 +205,7 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
         config = AutoConfig.from_pretrained(source, trust_remote_code=remote, **options)
         model: Any = AutoModel.from_config(config, trust_remote_code=remote)
     else:
-        with _quiet():
+        with quiet_transformers():
             loaded: Any = AutoModel.from_pretrained(
                 source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32,
                 trust_remote_code=remote, **options,

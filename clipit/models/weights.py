@@ -19,11 +19,11 @@ _PATCHES = "patch_embed.proj.weight"
 """Weight of timm's patch convolution; its last two dimensions are height and width of a patch."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors atomically as a safetensors file; they are copied, because they must not share memory."""
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     with whole_file(path) as temporary:
-        save_file(copies, temporary, metadata)
+        save_file(copies, temporary)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from clipit.artifacts import reading, whole_file
 from clipit.distributed import get_processes
 from clipit.progress import progress
+from clipit.whole_files import read_parquet, write_parquet
 
 _ROW_GROUP = 2**20  # rows per Parquet row group, the default of pyarrow
 
@@ -81,8 +81,7 @@ def write_passes(
             blocks = [np.arange(start, min(start + size, total)) for start in starts]
             for start, rows, table in zip(starts, blocks, compute(blocks, shared), strict=True):
                 if processes.main or not shared:
-                    with whole_file(files[start]) as temporary:
-                        pq.write_table(table, temporary, write_page_checksum=True)
+                    write_parquet(files[start], table, checksums=True)
                 advance(len(rows) * (1 if shared else processes.count))
     processes.barrier()
     return list(files.values())
@@ -104,8 +103,7 @@ def iterate_blocks(files: Sequence[Path]) -> Iterator[pa.Table]:
         ArtifactError: A block is unreadable.
     """
     for file in files:
-        with reading(file, fix="delete this file and run the command again"):
-            table = pq.read_table(file, page_checksum_verification=True)
+        table = read_parquet(file, "delete this file and run the command again")
         yield table
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int
 
-from clipit.artifacts import Artifact, fingerprint, whole_file
+from clipit.artifacts import Artifact, fingerprint
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError
 from clipit.pairing.blocks import read_blocks, write_passes
@@ -26,6 +25,7 @@ from clipit.stores.embed import Store
 from clipit.stores.exact import blocks_per_pass
 from clipit.stores.index import Index
 from clipit.stores.stored_rows import StoredRows, centred_rows
+from clipit.whole_files import write_parquet
 
 KINDS = ("image", "text")
 """Members nearest to the tile's own embedding, or to the embedding of its first snippet."""
@@ -135,12 +135,10 @@ def tile_bags(
         table = read_blocks(files)
         far = np.asarray(table.column("far"))
         table = table.filter(pa.array(~far)).drop_columns(["far"])
-        with whole_file(folder / "tile_bags.parquet") as temporary:
-            pq.write_table(table, temporary)
+        write_parquet(folder / "tile_bags.parquet", table)
         with_members = set(table.column("tile_id").to_pylist())
         empty = [tile for tile in tiles.ids.tolist() if tile not in with_members]
-        with whole_file(folder / "empty.parquet") as temporary:
-            pq.write_table(pa.table({"tile_id": pa.array(empty, pa.string())}), temporary)
+        write_parquet(folder / "empty.parquet", pa.table({"tile_id": pa.array(empty, pa.string())}))
         for file in files:
             file.unlink()
         return {"tiles": len(tiles.ids), "members": table.num_rows, "pruned": int(far.sum()), "empty": len(empty)}

@@ -6,8 +6,8 @@ from statistics import mean
 from typing import Any
 
 from clipit.errors import counted
-from clipit.reporting.annotators_section import confusion_tables
-from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table, page
+from clipit.reporting.annotators_section import confusion_tables, page_with_remarks
+from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table
 from clipit.reporting.tables import number
 
 
@@ -37,10 +37,7 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
     if cards:
         caption = "Tiles with the largest share of pixels whose consensus is uncertain."
         sections.append(PageSection("Tiles with the least agreement", [Cards(cards, caption)]))
-    notes = "\n".join(record["notes"])
-    sections.append(PageSection("Remarks", [Text(notes or "None.", fixed=bool(notes))]))
-    warnings = [note.removeprefix("WARNING: ") for note in record["notes"] if note.startswith("WARNING: ")]
-    return page(title, " ".join(f"{text[0].upper()}{text[1:]}." for text in warnings), sections)
+    return page_with_remarks(title, record["notes"], sections)
 
 
 def _annotators(part: Mapping[str, Any], classes: Sequence[str], source: str) -> list[Part]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipit.errors import counted
-from clipit.reporting.annotators_section import annotator_parts, confusion_tables
-from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table, page
+from clipit.reporting.annotators_section import annotator_parts, confusion_tables, page_with_remarks
+from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table
 from clipit.reporting.tables import MAX_CLASSES, interval, number
 
 _MAX_PAIRED = 20  # annotators; with more, the page has no table of pairs
@@ -56,10 +56,7 @@ def annotators_page(title: str, record: Mapping[str, Any], disputed: Sequence[Di
         sections.append(
             PageSection("Tiles with the least agreement", [Cards(cards, caption, "annotators.csv: row of each tile")])
         )
-    notes = "\n".join(record["notes"])
-    sections.append(PageSection("Remarks", [Text(notes or "None.", fixed=bool(notes))]))
-    warnings = [note.removeprefix("WARNING: ") for note in record["notes"] if note.startswith("WARNING: ")]
-    return page(title, " ".join(f"{text[0].upper()}{text[1:]}." for text in warnings), sections)
+    return page_with_remarks(title, record["notes"], sections)
 
 
 def _agreement(record: Mapping[str, Any]) -> list[Part]:

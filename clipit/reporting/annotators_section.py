@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipit.evaluation.human_ceiling import METRICS
-from clipit.reporting.html import Part, Table, Text
+from clipit.reporting.html import PageSection, Part, Table, Text, page
 from clipit.reporting.tables import LABELS, number
 
 _INDEPENDENT = {
@@ -82,3 +82,10 @@ def confusion_tables(annotators: Sequence[Mapping[str, Any]], classes: Sequence[
         for each in annotators
         if each["confusion"] is not None
     ]
+
+
+def page_with_remarks(title: str, notes: Sequence[str], sections: Sequence[PageSection]) -> str:
+    """Render a page on annotators whose last section has the notes, and whose head has those marked as warnings."""
+    remarks = PageSection("Remarks", [Text("\n".join(notes) or "None.", fixed=any(notes))])
+    warnings = [note.removeprefix("WARNING: ") for note in notes if note.startswith("WARNING: ")]
+    return page(title, " ".join(f"{text[0].upper()}{text[1:]}." for text in warnings), [*sections, remarks])

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipit.artifacts import make_folder, reading, whole_file
+from clipit.artifacts import make_folder, whole_file
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, counted
 from clipit.reporting.tables import console_block
@@ -68,13 +68,12 @@ def export_study(folder: Path, name: str, path: Path) -> None:
         DataError: The folder does not contain this table.
         ArtifactError: The table is unreadable, or the file cannot be written.
     """
-    import pyarrow.parquet as pq
+    from clipit.whole_files import read_parquet
 
     source = folder / f"{name}.parquet"
     if not source.is_file():
         raise DataError(f"no table of {name} results", where=folder, fix="run the study first")
-    with reading(source, fix="run the study again"):
-        table = pq.read_table(source, page_checksum_verification=True)
+    table = read_parquet(source, "run the study again")
     rows = (
         {key: _format_cell(value) for key, value in row.items()}
         for row in table.to_pylist()

@@ -18,8 +18,8 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from clipit.artifacts import whole_file
 from clipit.reporting.tables import UNDEFINED
+from clipit.whole_files import write_text
 
 
 @dataclass(frozen=True)
@@ -241,8 +241,7 @@ def page(
 
 def write_page(path: Path, text: str) -> None:
     """Write a page atomically."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def facts_table(values: Mapping[str, object], source: str = "") -> Table:

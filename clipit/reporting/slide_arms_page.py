@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from clipit.errors import counted
 from clipit.evaluation.intervals import NO_VARIATION
 from clipit.evaluation.slide_arms import SlideComparison
 from clipit.evaluation.slide_metrics import CHOSEN_BY, SLIDE_METRICS
 from clipit.evaluation.slide_sets import ALL_SLIDES, LEVELS, Level
 from clipit.reporting.html import Links, PageSection, Part, Table, Text, facts_table, page
-from clipit.reporting.slide_arms_table import slide_arms_markdown, slide_arms_table
+from clipit.reporting.slide_arms_table import select_rows, slide_arms_markdown, slide_arms_table
 from clipit.reporting.slide_scores_page import LEVEL_TEXT, MAX_SHOWN, POOLING_TEXT
 from clipit.reporting.subtyping_table import CAUTION, published_subtyping
 from clipit.reporting.tables import key_value_table, markdown_line, markdown_table, number
@@ -118,11 +116,8 @@ def _main_rows(comparison: SlideComparison, level: Level = "slide") -> list[dict
     splits = table["split"].unique().tolist()
     if not splits:
         return []
-    table = table[table["split"] == ("test" if "test" in splits else splits[0])]
-    return [
-        {str(name): None if pd.isna(value) else value for name, value in row.items()}
-        for row in table.to_dict("records")
-    ]
+    rows = select_rows(comparison, "test" if "test" in splits else splits[0], CHOSEN_BY, level)
+    return [row for row in rows if row["labelled"]]
 
 
 def slide_arms_page(

@@ -32,7 +32,8 @@ def slide_arms_markdown(comparison: SlideComparison, split: str, metric: str, le
     return f"{_caption(comparison, split, metric, level)}\n\n{table}"
 
 
-def _select(comparison: SlideComparison, split: str, metric: str, level: Level) -> list[dict[str, Any]]:
+def select_rows(comparison: SlideComparison, split: str, metric: str, level: Level) -> list[dict[str, Any]]:
+    """Select the rows of a split, metric and level, with None for missing values."""
     table = comparison.table
     shown = table[(table["split"] == split) & (table["metric"] == metric) & (table["level"] == level)]
     return [
@@ -42,7 +43,7 @@ def _select(comparison: SlideComparison, split: str, metric: str, level: Level) 
 
 
 def _caption(comparison: SlideComparison, split: str, metric: str, level: Level) -> str:
-    rows = _select(comparison, split, metric, level)
+    rows = select_rows(comparison, split, metric, level)
     if not rows:
         return f"No {split} {level}s to compare"
     units = f"{rows[0]['labelled']:,} {level}s" + (
@@ -64,7 +65,7 @@ def _content(
     comparison: SlideComparison, split: str, metric: str, level: Level
 ) -> tuple[tuple[str, ...], list[list[object]]]:
     header = ("arm", "pooling", "seeds", LABELS[metric], "difference [patients]", "[seeds]", "p, Holm")
-    return header, [_row(row) for row in _select(comparison, split, metric, level)]
+    return header, [_row(row) for row in select_rows(comparison, split, metric, level)]
 
 
 def _row(row: Mapping[str, Any]) -> list[object]:

@@ -8,9 +8,7 @@ from typing import Any, TypedDict
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clipit.artifacts import whole_file
 from clipit.config.run import RunConfig
 from clipit.leftovers import delete_leftovers
 from clipit.prompts.prompt_set import PromptSet
@@ -18,6 +16,7 @@ from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_
 from clipit.reporting.notes import compose_note
 from clipit.reporting.tables import UNDEFINED, markdown_line, markdown_table, markdown_text
 from clipit.versions import command_line, git_commit, versions
+from clipit.whole_files import write_parquet, write_text
 
 PROVENANCE = (
     "subject", "split", "classes", "metric", "tiles_fingerprint", "pixels", "preprocess", "model", "fingerprint",
@@ -175,10 +174,8 @@ def write_study(
     """
     columns = schema.names if schema else [str(name) for name in frame.columns]
     records = frame[columns].to_dict("records")
-    with whole_file(folder / f"{name}.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(records, schema=schema), temporary, write_page_checksum=True)
-    with whole_file(folder / f"{name}.md") as temporary:
-        temporary.write_text(render_markdown(title, note, chapters, verdict), encoding="utf-8")
+    write_parquet(folder / f"{name}.parquet", pa.Table.from_pylist(records, schema=schema), checksums=True)
+    write_text(folder / f"{name}.md", render_markdown(title, note, chapters, verdict))
     sections = [
         PageSection(
             chapter.heading, [_embed(part, folder) if isinstance(part, Plot) else part for part in chapter.parts]

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import whole_file
 from clipit.reporting import tables
+from clipit.whole_files import write_text
 
 
 def run_summary(
@@ -48,8 +48,7 @@ def run_summary(
 
 def write_summary(path: Path, text: str) -> None:
     """Write a summary atomically."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def describe_protocol(results: Mapping[str, Any]) -> str:

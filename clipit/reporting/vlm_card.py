@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import whole_file
 from clipit.errors import counted
 from clipit.models.adapted_base import base_of_adapted
 from clipit.models.licences import OTHER, ModelLicence, vlm_licence
@@ -16,6 +15,7 @@ from clipit.models.vlm import VLM
 from clipit.reporting.adapt_facts import fact_label, learned_from
 from clipit.reporting.model_card import plain_text
 from clipit.reporting.tables import markdown_table, number
+from clipit.whole_files import write_text
 
 _DATA = {
     "pairs": "images, each with a text",
@@ -139,8 +139,7 @@ def write_card_scores(folder: Path, scores: Sequence[tuple[str, float | None, fl
         rows = [(plain_text(name), _score(old), _score(new)) for name, old, new in scores]
         table = markdown_table(("", "before", "after"), rows, left=1)
         section = f"## Scores\n\n{table}\n\nOn held-out images and texts.\n\n" if rows and limits else ""
-        with whole_file(card) as temporary:
-            temporary.write_text(f"{before}{section}{limits}{after}", encoding="utf-8")
+        write_text(card, f"{before}{section}{limits}{after}")
 
 
 def _score(value: float | None) -> str:

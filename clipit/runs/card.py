@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import read_json, reading, whole_file, write_record
+from clipit.artifacts import read_json, reading, write_record
 from clipit.config.run import RunConfig
 from clipit.models.classifier_spec import CARD, opens_in_transformers, read_spec
 from clipit.reporting.model_card import CardFacts, Compared, ComparedArm, model_card
@@ -14,6 +14,7 @@ from clipit.tiles.datasets import DATASETS
 from clipit.training.arms import ARMS
 from clipit.training.terms.distillation import DistillationTerm
 from clipit.training.terms.table import active_terms
+from clipit.whole_files import write_text
 
 _COMPARED = "compared.json"
 _SOURCES = {
@@ -48,8 +49,7 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
         compared=_read_compared(folder),
     )
     text = model_card(spec, facts, transformers_opens=opens_in_transformers(classifier, spec))
-    with whole_file(classifier / CARD) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(classifier / CARD, text)
     return classifier / CARD
 
 

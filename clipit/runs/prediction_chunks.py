@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from clipit.artifacts import reading, whole_file
 from clipit.device_copies import copy_ahead, stack
 from clipit.distributed import get_processes
 from clipit.errors import ModelError, counted
@@ -23,6 +21,7 @@ from clipit.images import Unreadable
 from clipit.progress import progress
 from clipit.read_ahead import ReadingClock, check_batches, read_ahead, reading_threads
 from clipit.runs.prediction_inputs import ZeroShotClasses
+from clipit.whole_files import read_parquet, write_parquet
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
@@ -107,8 +106,7 @@ def write_chunks(
         for (rows, reasons), pixels in copy_ahead(stacked, device):
             chunk.add(rows, reasons, pixels)
             if rows.stop == total or rows.stop % starts.step == 0:
-                with whole_file(files[chunk.start]) as temporary:
-                    pq.write_table(chunk.finish(), temporary, write_page_checksum=True)
+                write_parquet(files[chunk.start], chunk.finish(), checksums=True)
             advance(len(rows) * processes.count)
     clock.report("predicting images", "the number of reading threads (--workers)")
     processes.barrier()
@@ -122,8 +120,7 @@ def read_chunks(files: Sequence[Path]) -> Iterator[pa.Table]:
         ArtifactError: A chunk is unreadable.
     """
     for file in files:
-        with reading(file, fix="delete this file and start the same command again"):
-            table = pq.read_table(file, page_checksum_verification=True)
+        table = read_parquet(file, "delete this file and start the same command again")
         yield table
 
 

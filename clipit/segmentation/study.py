@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 
-from clipit.artifacts import make_folder, whole_file, write_json
+from clipit.artifacts import make_folder, write_json
 from clipit.config.run import RunConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.distributed import get_processes
@@ -31,6 +30,7 @@ from clipit.segmentation.selection import select_methods
 from clipit.segmentation.tables import SegmentationRow, study_chapters, without_seed
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.masks import MaskSet, check_masks, open_masks
+from clipit.whole_files import write_parquet
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -262,8 +262,7 @@ def _write_images(
         for row, counts in scored
         for index in range(len(test))
     ]
-    with whole_file(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(records), temporary, write_page_checksum=True)
+    write_parquet(path, pa.Table.from_pylist(records), checksums=True)
 
 
 def _plot_examples(

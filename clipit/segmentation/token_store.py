@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float16
 from PIL import Image
 
@@ -18,6 +17,7 @@ from clipit.errors import DataError
 from clipit.progress import progress
 from clipit.segmentation.token_maps import lattice_of, token_map
 from clipit.tiles.tileset import TileSet
+from clipit.whole_files import write_parquet, write_text
 
 if TYPE_CHECKING:
     from clipit.models.patch_tokens import PatchTokens
@@ -123,15 +123,13 @@ def store_tokens(
                     )
                 with whole_file(folder / _file(row)) as temporary, temporary.open("wb") as stream:
                     np.save(stream, values)
-                with whole_file(folder / f"{_file(row)}.pixels") as temporary:
-                    temporary.write_text(_digest(image, float(tiles.mpp[row])), encoding="utf-8")
+                write_text(folder / f"{_file(row)}.pixels", _digest(image, float(tiles.mpp[row])))
                 advance(processes.count)
         processes.barrier()
         if processes.main:
             files = [folder / f"{_file(row)}.pixels" for row in range(len(tiles))]
             digests = [file.read_text(encoding="utf-8") for file in files]
-            with whole_file(folder / _IDS) as temporary:
-                pq.write_table(pa.table({"id": [str(name) for name in tiles.ids], "pixels": digests}), temporary)
+            write_parquet(folder / _IDS, pa.table({"id": [str(name) for name in tiles.ids], "pixels": digests}))
         processes.barrier()
 
     return TokenStore(build_once(root, "token_store", inputs, make))

@@ -27,6 +27,7 @@ from clipit.slide_tasks.tile import SlideOutcome, slides_table, write_slides_tab
 from clipit.slides.prepare import FailedSlide
 from clipit.tiles.slides import SlideList
 from clipit.versions import git_commit, package_version, versions
+from clipit.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -168,8 +169,7 @@ def _write_comparison(
             table.assign(arm=arm, seed=seed) for arm, by_seed in tables.items() for seed, table in by_seed.items()
         ]
         _write_csv(out / SCORES, pd.concat(frames, ignore_index=True))
-        with whole_file(out / SUMMARY) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(out / SUMMARY, text)
         write_page(out / PAGE, slide_arms_page(note, comparison, classes, runs, failed, facts))
         write_record(out / RECORD, _record(comparison, arms, outcome, options))
     processes.barrier()

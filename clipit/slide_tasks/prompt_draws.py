@@ -9,10 +9,11 @@ from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from clipit.artifacts import make_folder, reading, whole_file
+from clipit.artifacts import make_folder, whole_file
 from clipit.errors import ModelError
 from clipit.evaluation.slide_prompts import pool_prompts
 from clipit.evaluation.slide_scores import slide_table
+from clipit.whole_files import read_frame
 
 DRAWS = "prompt_draws.parquet"
 """Table of a slide's scores by draw: the columns of `slide_table`, and `draw` (index of the prompt set in its file)."""
@@ -65,8 +66,7 @@ def read_draws(folder: Path) -> pd.DataFrame:
     Raises:
         ArtifactError: The table is missing or damaged.
     """
-    with reading(folder / DRAWS, _RESTART):
-        return pd.read_parquet(folder / DRAWS, page_checksum_verification=True)
+    return read_frame(folder / DRAWS, _RESTART)
 
 
 def split_draws(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:

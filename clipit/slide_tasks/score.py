@@ -28,6 +28,7 @@ from clipit.slide_tasks.tile_scores import read_scores, score_tiles, slide_folde
 from clipit.slides.prepare import PreparedSlide
 from clipit.tiles.slides import SlideList
 from clipit.versions import git_commit, versions
+from clipit.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -168,8 +169,7 @@ def write_report(
             _write_table(out / METRICS, evaluation.scores)
         else:
             (out / METRICS).unlink(missing_ok=True)  # written for an earlier list with labels
-        with whole_file(out / SUMMARY) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(out / SUMMARY, text)
         write_page(out / PAGE, slide_scores_page(title, note, evaluation, scored.facts, pages, published))
         record = {
             "model": dict(scored.facts),

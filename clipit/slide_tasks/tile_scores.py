@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float32, UInt8
 
-from clipit.artifacts import fingerprint, make_folder, reading, whole_file
+from clipit.artifacts import fingerprint, make_folder, reading
 from clipit.device_copies import copy_ahead, stack
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, ModelError, counted, disk_errors
@@ -29,6 +29,7 @@ from clipit.slides.grid import SlideGrid
 from clipit.slides.opening import HEAT_MAP
 from clipit.slides.prepare import FailedSlide, PreparedSlide
 from clipit.tiles.slides import slide_tiles
+from clipit.whole_files import write_parquet
 
 TILES = "tiles.parquet"
 """Table of a slide's tiles: id, x, y, tissue and one score per class (`score_<class>`)."""
@@ -193,8 +194,7 @@ def _write(
     folder = slide_folder(out, slide.name)
     make_folder(folder)
     _delete_maps(folder)
-    with whole_file(folder / TILES) as temporary:
-        pq.write_table(table, temporary)
+    write_parquet(folder / TILES, table)
 
 
 def _content(table: pa.Table) -> str:

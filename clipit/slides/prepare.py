@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool
 from PIL import Image
 
@@ -42,6 +41,7 @@ from clipit.slides.resolution import doubts, resolve_mpp
 from clipit.slides.slide_file import SlideFile
 from clipit.slides.stamps import slide_stamp
 from clipit.slides.tissue import TissueShare, find_tissue
+from clipit.whole_files import write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -344,8 +344,7 @@ def _write(folder: Path, slide: SlidePath, parts: _SlideParts) -> None:
         for outline in trace(parts.mask, parts.downsample)
     ]
     write_polygons_geojson(folder / TISSUE, slide.name, outlines, "Tissue", TISSUE_COLOUR)
-    with whole_file(folder / GRID) as temporary:
-        pq.write_table(pa.table({"x": grid.x, "y": grid.y, "tissue": grid.tissue}), temporary)
+    write_parquet(folder / GRID, pa.table({"x": grid.x, "y": grid.y, "tissue": grid.tissue}))
 
 
 def _overview_downsample(slide: SlideFile, mpp: float, config: SlidesConfig) -> float:

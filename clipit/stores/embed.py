@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float, Float16, Float32, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
@@ -26,6 +25,7 @@ from clipit.errors import ArtifactError, DataError, counted, shortlist
 from clipit.progress import Advance, progress
 from clipit.read_ahead import ReadingClock
 from clipit.vectors import unit
+from clipit.whole_files import write_parquet
 
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM, Space
@@ -300,8 +300,7 @@ def write_shards(
             vectors = encode(start, stop, advance)
             with whole_file(vectors_file) as temporary, temporary.open("wb") as stream:
                 np.save(stream, vectors)
-            with whole_file(ids_file) as temporary:
-                pq.write_table(pa.table({"id": list(ids[start:stop])}), temporary)
+            write_parquet(ids_file, pa.table({"id": list(ids[start:stop])}))
 
 
 def _shard(folder: Path, start: int) -> tuple[Path, Path]:

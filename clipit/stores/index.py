@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int
 
 from clipit.artifacts import Artifact, whole_file
@@ -27,6 +26,7 @@ from clipit.stores.approximate_build import MAX_ROWS, MIN_ROWS, check_memory, wr
 from clipit.stores.check import check_shards
 from clipit.stores.embed import Store
 from clipit.stores.stored_rows import StoredRows
+from clipit.whole_files import write_parquet
 
 Backend = Literal["auto", "faiss", "torch"]
 _MIN_SPREAD = 1e-3  # unit vectors with smaller distances may be equal up to half precision
@@ -101,8 +101,7 @@ def build_index(
         rows = _distinct_rows(store)
         if mean is not None:
             _check_spread(store, rows, mean)
-        with whole_file(folder / "ids.parquet") as temporary:
-            pq.write_table(pa.table({"snippet_id": store.ids[rows].tolist()}), temporary)
+        write_parquet(folder / "ids.parquet", pa.table({"snippet_id": store.ids[rows].tolist()}))
         arrays = {_POSITIONS: rows, _ROWS: _inverse(rows, len(store.ids))}
         for name, values in (arrays if mean is None else {"mean.npy": mean, **arrays}).items():
             with whole_file(folder / name) as temporary, temporary.open("wb") as stream:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64, Shaped
 
-from clipit.artifacts import file_sha256, whole_file, write_json
+from clipit.artifacts import file_sha256, write_json
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, counted_of, shortlist
 from clipit.progress import Advance
 from clipit.stores.embed import Store, write_embeddings
+from clipit.whole_files import write_parquet
 
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM
@@ -193,8 +193,7 @@ def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
             coords = np.concatenate([slide.coords for slide in slides])
             names = [slide.slide for slide in slides for _ in range(len(slide))]
             table = pa.table({"id": ids, "slide": names, "x": coords[:, 0], "y": coords[:, 1]})
-            with whole_file(folder / TILES) as temporary:
-                pq.write_table(table, temporary)
+            write_parquet(folder / TILES, table)
             write_json(folder / "slides.json", {slide.slide: slide.attributes for slide in slides})
         return facts | {"slides": len(slides)}
 

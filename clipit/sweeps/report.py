@@ -21,6 +21,7 @@ from clipit.sweeps.trials import SweepPlan
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.table import uses_vlm
 from clipit.versions import git_commit, versions
+from clipit.whole_files import write_text
 
 _PERCENT = 100.0
 
@@ -51,8 +52,7 @@ def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None
     configs = [resolve_arm(trial.config) for trial in trials]
     backbones, vlms = [c.backbone.name for c in configs], [c.vlm.name for c in configs if uses_vlm(c)]
     note = compose_note(configs[0].note, backbones=backbones, vlms=vlms)
-    with whole_file(folder / "sweep.md") as temporary:
-        temporary.write_text(_markdown(sweep.name, summary, note), encoding="utf-8")
+    write_text(folder / "sweep.md", _markdown(sweep.name, summary, note))
     picture = (folder / "sweep.png").read_bytes()
     write_page(folder / "sweep.html", _page(sweep.name, summary, note, picture, table))
     delete_leftovers(folder)

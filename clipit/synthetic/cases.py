@@ -11,7 +11,7 @@ from clipit.synthetic import vocabulary as words
 from clipit.synthetic.corpora import DIAGNOSES
 from clipit.synthetic.draws import check_centres
 from clipit.synthetic.language import choose
-from clipit.synthetic.latents import HIGH, LOW, STROMA, Latents, attributes, stream
+from clipit.synthetic.latents import HIGH, LOW, Latents, mixed_latents, stream
 from clipit.synthetic.status_words import MUTATED, NOT_TUMOUR, WILD_TYPE
 from clipit.synthetic.world_files import patient_name
 
@@ -133,14 +133,7 @@ def _draw_latents(
     n_tumour = 0 if grade == "none" else max(1, int(rng.binomial(count, config.tumour_tiles)))
     tumour = np.full(n_tumour, LOW if grade == "low" else HIGH)
     tissue = rng.permutation(np.concatenate([tumour, rng.choice(beside, count - n_tumour, p=shares)])).astype(np.int64)
-    other = np.where(rng.random(count) < 0.7, STROMA, rng.choice(beside, count, p=shares))
-    mixed = (rng.random(count) < 0.6) & (other != tissue)
-    latents = Latents(
-        tissue=tissue,
-        second=np.where(mixed, other, -1).astype(np.int64),
-        share=np.where(mixed, rng.uniform(0.0, 0.45, count), 0.0),
-        **attributes(rng, tissue),
-    )
+    latents = mixed_latents(rng, tissue, lambda: rng.choice(beside, count, p=shares))
     is_tumour = (tissue == LOW) | (tissue == HIGH)
     shown = is_tumour & (rng.random(count) < config.shows) & (status == MUTATED)
     if diagnosis == "mucinous_tumour":

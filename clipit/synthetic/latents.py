@@ -1,7 +1,7 @@
 """Random streams with names, and latent variables (tissue class and attributes) of synthetic tiles and sentences."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -121,7 +121,15 @@ def draw_latents(rng: np.random.Generator, count: int) -> Latents:
     equals the tile's class.
     """
     tissue = rng.permutation(np.arange(count, dtype=np.int64) % len(CLASSES))
-    other = np.where(rng.random(count) < 0.7, STROMA, rng.integers(0, len(CLASSES), count))
+    return mixed_latents(rng, tissue, lambda: rng.integers(0, len(CLASSES), count))
+
+
+def mixed_latents(
+    rng: np.random.Generator, tissue: Int64[np.ndarray, " n"], draw_second: Callable[[], Int64[np.ndarray, " n"]]
+) -> Latents:
+    """Draw the other latents of tiles of these tissue classes; `draw_second` draws the second tissue if not stroma."""
+    count = len(tissue)
+    other = np.where(rng.random(count) < 0.7, STROMA, draw_second())
     mixed = (rng.random(count) < 0.6) & (other != tissue)
     return Latents(
         tissue=tissue,

@@ -21,6 +21,7 @@ from clipit.errors import ArtifactError, disk_errors
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.draws import MPP, Draw
 from clipit.synthetic.latents import CLASSES
+from clipit.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +101,7 @@ def prompt_set(name: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, Any
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write a YAML file, with the keys in the given order."""
-    with whole_file(path) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(content), sort_keys=False, width=120), encoding="utf-8")
+    write_text(path, yaml.safe_dump(dict(content), sort_keys=False, width=120))
 
 
 def ensure_written(folder: Path, config: Section, write: Callable[[Path], object]) -> Path:

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from clipit.artifacts import Artifact, reading, whole_file
+from clipit.artifacts import Artifact, whole_file
 from clipit.distributed import build_once, get_processes
 from clipit.errors import counted
 from clipit.images import decode
 from clipit.progress import Advance, progress
 from clipit.read_ahead import read_ahead, reading_threads
 from clipit.tiles.tar_shards import TarReader
+from clipit.whole_files import read_parquet, write_parquet
 
 _SHARD = 4096  # tiles per shard; an interrupted copy resumes after the last complete shard
 _BATCH = 32  # tiles resized together; three batches of original images are in memory
@@ -203,8 +204,7 @@ def _write_shard(
             archive.addfile(info, io.BytesIO(image.data))
             for name, value in cells.items():
                 values[name].append(value)
-    with whole_file(_rows_file(folder, number, shard)) as temporary:
-        pq.write_table(pa.table(values, schema=_schema(columns)), temporary, write_page_checksum=True)
+    write_parquet(_rows_file(folder, number, shard), pa.table(values, schema=_schema(columns)), checksums=True)
 
 
 def _rows_file(folder: Path, number: int, shard: int) -> Path:
@@ -229,8 +229,7 @@ def _merge(folder: Path, blocks: int, columns: Sequence[str]) -> dict[str, Any]:
     tiles, resized = 0, 0
     with whole_file(folder / _ROWS) as temporary, pq.ParquetWriter(temporary, _schema(columns)) as writer:
         for number, file in enumerate(files):
-            with reading(file, fix="delete this file and run the command again"):
-                table = pq.read_table(file, page_checksum_verification=True)
+            table = read_parquet(file, "delete this file and run the command again")
             tiles += table.num_rows
             resized += int((np.asarray(table.column("scale")) > 1).sum())
             writer.write_table(table.set_column(0, "shard", pa.array([number] * table.num_rows, pa.int32())))

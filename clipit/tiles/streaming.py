@@ -1,6 +1,7 @@
 """Stream data sets that do not fit on the disk: each is read once, and its tiles are kept (see `kept_tiles`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -271,23 +272,19 @@ def _image_bytes(value: Mapping[str, Any], where: str) -> bytes:
         return bytes(stream.read())
 
 
-class _reading:
+@contextmanager
+def _reading(config: TilesConfig, position: str) -> Iterator[None]:
     """Convert the errors of a stream within the block into a `DataError` that names its position."""
-
-    def __init__(self, config: TilesConfig, position: str) -> None:
-        self._config, self._position = config, position
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, ClipitError | MemoryError) and not is_limit(error):
-            raise DataError(
-                f"the set cannot be read: {type(error).__name__}: {error}",
-                where=f"{self._config.path}, {self._position}",
-                fix="check the network or the file, and run the command again, which resumes after the last complete "
-                "shard",
-            ) from error
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ClipitError | MemoryError) or is_limit(error):
+            raise
+        raise DataError(
+            f"the set cannot be read: {type(error).__name__}: {error}",
+            where=f"{config.path}, {position}",
+            fix="check the network or the file, and run the command again, which resumes after the last complete shard",
+        ) from error
 
 
 def _stream_webdataset(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:

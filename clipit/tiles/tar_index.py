@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.artifacts import MANIFEST, artifact_folder, fingerprint, reading, whole_file
+from clipit.artifacts import MANIFEST, artifact_folder, fingerprint, reading
 from clipit.config.run import TilesConfig
 from clipit.data_files import is_unicode
 from clipit.distributed import build_once, get_processes
@@ -26,6 +26,7 @@ from clipit.progress import progress
 from clipit.tiles.cells import stored_cell
 from clipit.tiles.groups import names_groups
 from clipit.tiles.tar_shards import TarMember, TarReader, list_shards, scan_tar
+from clipit.whole_files import write_parquet
 
 OWN_FIELDS = ("id", "label", "split", "group", "mpp")
 """Fields of a sample that are read by these names, unless `tiles.columns` sets others."""
@@ -129,8 +130,7 @@ def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> 
             for number in processes.share(range(len(shards))):
                 if not files[number].is_file():
                     table = _index_shard(shards[number], number, suffixes, fields, captions)
-                    with whole_file(files[number]) as temporary:
-                        pq.write_table(table, temporary, write_page_checksum=True)
+                    write_parquet(files[number], table, checksums=True)
                 advance(processes.count)
         processes.barrier()
         if not processes.main:
@@ -140,8 +140,7 @@ def index_shards(config: TilesConfig, root: Path | None, captions: str = "") -> 
             with reading(file, fix="delete this file and run the command again"):
                 tables.append(pq.read_table(file, page_checksum_verification=True))
         index = _merge(shards, stamps, tables)
-        with whole_file(folder / "index.parquet") as temporary:
-            pq.write_table(index.table, temporary)
+        write_parquet(folder / "index.parquet", index.table)
         for file in files:
             file.unlink()
         return {"samples": len(index), "names": index.names, "unread": index.unread}

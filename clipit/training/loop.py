@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipit.artifacts import whole_file
 from clipit.distributed import Processes
 from clipit.errors import ModelError, disk_errors
 from clipit.progress import progress as progress_bar
 from clipit.reporting.curves import read_log
 from clipit.training.checkpoints import Progress, best_file, save_checkpoint, save_weights
+from clipit.whole_files import write_text
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,7 @@ class _Log:
         self._path, self._main, self._tracker = path, processes.main, tracker
         if processes.main and path.is_file():
             kept = "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= step)
-            with whole_file(path) as temporary:
-                temporary.write_text(kept, encoding="utf-8")
+            write_text(path, kept)
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl (main process only) and pass its defined values to the trackers."""

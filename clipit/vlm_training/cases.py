@@ -5,23 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from clipit.artifacts import Artifact, fingerprint, whole_file
+from clipit.artifacts import Artifact
 from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptArm, AdaptConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError
 from clipit.pairing.cases import Cases
 from clipit.patients import patients
-from clipit.prompts.prompt_set import load_prompt_bag
-from clipit.reports.build import snippet_keys
 from clipit.reports.readers import Reports
 from clipit.training.terms.case_labels import exchange_order
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.workspace.leak_policy import hash_images
-from clipit.workspace.snippet_filter import filter_prompt_bags, score_morphology
 from clipit.workspace.workspace import Workspace
 
 
@@ -113,30 +109,17 @@ def _cases_of(workspace: Workspace, split: str) -> Cases:
 
 def _own_snippets(workspace: Workspace, cases: Cases) -> Artifact:
     """Cut the reports of these cases into snippets, with the filters of the text store."""
-    section, vlm = workspace.reports_config, workspace.vlm
-    corpus = Reports(tuple(report for reports in cases.reports for report in reports), (), section.path)
-    inputs: dict[str, Any] = {
-        "reports": corpus.fingerprint,
-        "config": snippet_keys(section),
-        "vlm": vlm.fingerprint,
-        **{key: fingerprint(list(load_prompt_bag(name).texts)) for key, name in filter_prompt_bags(section).items()},
-    }
+    corpus = Reports(
+        tuple(report for reports in cases.reports for report in reports), (), workspace.reports_config.path
+    )
 
     def make(folder: Path) -> dict[str, Any]:
-        from clipit.reports.build import build_snippets
-
         if not get_processes().main:
             return {}
-        similarity = (
-            (lambda texts: score_morphology(texts, workspace.encode, section)) if filter_prompt_bags(section) else None
-        )
-        built = build_snippets(corpus, section, vlm.count_tokens, vlm.context_length, similarity)
-        for name, table in (("snippets", built.snippets), ("snippet_sources", built.sources)):
-            with whole_file(folder / f"{name}.parquet") as temporary:
-                pq.write_table(table, temporary)
+        built = workspace.write_snippets(folder, corpus)
         return {"snippets": built.snippets.num_rows, "split_sentences": built.account.split_sentences}
 
-    return build_once(workspace.root, "own_snippets", inputs, make)
+    return build_once(workspace.root, "own_snippets", workspace.snippet_inputs(corpus), make)
 
 
 def _texts_of(snippets: Artifact, cases: Cases) -> Members:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clipit.artifacts import whole_file, write_json
+from clipit.artifacts import write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import counted, shortlist
@@ -21,6 +20,7 @@ from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import SPLITS, TileSet
+from clipit.whole_files import write_parquet
 from clipit.workspace.leak_policy import hash_images, leak_folder
 from clipit.workspace.preflight import check_output
 from clipit.workspace.tile_reading import artefacts_of, read_with_overview, with_kept_size
@@ -97,8 +97,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
                 "found": records,
             },
         )
-        with whole_file(path.with_suffix(".parquet")) as temporary:
-            pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), temporary)
+        write_parquet(path.with_suffix(".parquet"), pa.Table.from_pylist(records, schema=_SCHEMA))
         logger.info(
             "\n".join(
                 [

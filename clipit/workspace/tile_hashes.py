@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Shaped, UInt8
 
-from clipit.artifacts import MANIFEST, artifact_folder, open_artifact, whole_file
+from clipit.artifacts import MANIFEST, artifact_folder, open_artifact
 from clipit.distributed import build_once, get_processes
 from clipit.pairing.blocks import read_blocks, write_blocks
 from clipit.pairing.leaks import ImageHashes
 from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints, pixel_digest
 from clipit.tiles.tileset import TileSet
+from clipit.whole_files import write_parquet
 
 _BLOCK = 4096  # tiles per file; an interrupted build resumes after the last complete file
 _CHUNK = 64  # images in memory per thread
@@ -92,8 +92,7 @@ def _columns(
         files = write_blocks(folder, len(tiles), _BLOCK, "hashing images", lambda rows: hash_rows(tiles, rows.tolist()))
         if not get_processes().main:
             return {}
-        with whole_file(folder / "prints.parquet") as temporary:
-            pq.write_table(read_blocks(files), temporary)
+        write_parquet(folder / "prints.parquet", read_blocks(files))
         for file in files:
             file.unlink()
         return {"tiles": len(tiles)}

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Shaped
 
-from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
+from clipit.artifacts import Artifact, fingerprint, write_json
 from clipit.config.load import names_tiles
 from clipit.config.run import ReportsConfig, RunConfig, TilesConfig, TrainingConfig
 from clipit.distributed import build_once, get_processes
@@ -21,7 +20,7 @@ from clipit.pairing.cases import Cases, join_cases, join_patients
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
 from clipit.prompts.prompt_set import PromptSet, load_prompt_bag, load_prompts
-from clipit.reports.build import snippet_keys
+from clipit.reports.build import Snippets, build_snippets, snippet_keys
 from clipit.reports.rules import RuleSet, label_report
 from clipit.stores.approximate import search_settings
 from clipit.stores.approximate_build import check_key
@@ -32,6 +31,7 @@ from clipit.tiles.load import mpp_warning
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.resized_tiles import resize_tiles, resized_folder, worth_caching
 from clipit.tiles.tileset import TileSet
+from clipit.whole_files import write_parquet
 from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles, with_report_policy
 from clipit.workspace.near_copies import warn_of_near_copies
 from clipit.workspace.snippet_filter import filter_prompt_bags, score_morphology
@@ -169,9 +169,6 @@ class Workspace:
         """Cache the resized tiles of a split on disk as `training.cache_tiles` requires. Call it in all processes.
 
         Args:
-            split: Split of the tiles.
-            preprocess: Preprocessing of the model that reads them.
-            training: Training that reads them.
             reads: Mean number of times that training reads a tile.
         """
         tiles, size, mode = self.all_tiles.of_split(split), preprocess.size, training.cache_tiles
@@ -260,21 +257,13 @@ class Workspace:
     @cached_property
     def snippets(self) -> Artifact:
         """The snippets of the reports, truncated to the context length of the VLM's text tower."""
-        reports, section = self.reports, self.reports_config
+        reports = self.reports
 
         def make(folder: Path) -> dict[str, Any]:
-            from clipit.reports.build import build_snippets
-
             if not get_processes().main:
                 return {}
             logger.info(f"splitting {counted(len(reports.reports), 'report')} into snippets")
-            morphology = (
-                (lambda texts: score_morphology(texts, self.encode, section)) if filter_prompt_bags(section) else None
-            )
-            built = build_snippets(reports, section, self.vlm.count_tokens, self.vlm.context_length, morphology)
-            for name, table in (("snippets", built.snippets), ("snippet_sources", built.sources)):
-                with whole_file(folder / f"{name}.parquet") as temporary:
-                    pq.write_table(table, temporary)
+            built = self.write_snippets(folder, reports)
             write_json(folder / "account.json", built.account.as_dict())
             self.split_reports = True
             return {"reports": len(reports.reports), "snippets": built.snippets.num_rows}
@@ -284,11 +273,22 @@ class Workspace:
             logger.info(self._format_account(snippets))
         return snippets
 
-    def snippet_inputs(self) -> dict[str, Any]:
-        """Return everything that determines the snippets."""
+    def write_snippets(self, folder: Path, reports: "Reports") -> Snippets:
+        """Cut reports into snippets, with the filters of the configuration, and write them to an artefact's folder."""
+        section, vlm = self.reports_config, self.vlm
+        similarity = (
+            (lambda texts: score_morphology(texts, self.encode, section)) if filter_prompt_bags(section) else None
+        )
+        built = build_snippets(reports, section, vlm.count_tokens, vlm.context_length, similarity)
+        for name, table in (("snippets", built.snippets), ("snippet_sources", built.sources)):
+            write_parquet(folder / f"{name}.parquet", table)
+        return built
+
+    def snippet_inputs(self, reports: "Reports | None" = None) -> dict[str, Any]:
+        """Return everything that determines the snippets, of all reports or of these."""
         section = self.reports_config
         return {
-            "reports": self.reports.fingerprint,
+            "reports": (reports or self.reports).fingerprint,
             "config": snippet_keys(section),
             "vlm": self.vlm.fingerprint,
             **{

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
-from clipit.artifacts import whole_file
 from clipit.comparison.analyses.result import AnalysisResult, compute_gain, compute_hits, heading
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT
@@ -20,6 +18,7 @@ from clipit.pairing.summary import agreement
 from clipit.reporting.tables import number
 from clipit.training.arms import resolve_arm
 from clipit.vectors import centred
+from clipit.whole_files import write_parquet
 from clipit.workspace.workspace import Workspace
 
 _QUARTILES = 4
@@ -90,8 +89,7 @@ def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], f
     file = folder / "nearest-snippet-test.parquet"
     if get_processes().main:
         columns = {"tile_id": tiles.ids.tolist(), "score": pa.array(scores, from_pandas=True), "quartile": quartile}
-        with whole_file(file) as temporary:
-            pq.write_table(pa.table(columns), temporary)
+        write_parquet(file, pa.table(columns))
     bounds = {
         q: (float(scores[quartile == q].min()), float(scores[quartile == q].max()))
         for q in range(_QUARTILES)

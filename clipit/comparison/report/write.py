@@ -44,6 +44,7 @@ from clipit.reporting.notes import compose_note
 from clipit.reporting.tables import LABELS, console_block, markdown_line, markdown_table, markdown_text
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.table import uses_vlm
+from clipit.whole_files import write_text
 
 
 def write_report(
@@ -78,8 +79,7 @@ def write_report(
     with whole_file(folder / "comparison.md") as temporary:
         text = _markdown(config, c, results, published_scores, notes, analyses, verdict, note)
         temporary.write_text(text, encoding="utf-8")
-    with whole_file(folder / "comparison.tex") as temporary:
-        temporary.write_text(_latex(config, c, arms, published_scores, published_source), encoding="utf-8")
+    write_text(folder / "comparison.tex", _latex(config, c, arms, published_scores, published_source))
     sections = [
         *score_sections(c, arms, against, published_scores, notes),
         *annotator_sections(tiles_by_setting),

@@ -16,7 +16,7 @@ from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
-from clipit.evaluation.intervals import PairedDifference
+from clipit.evaluation.intervals import Estimate
 from clipit.evaluation.score_row import COSTS, CSV_COLUMNS, ScoreRow
 from clipit.evaluation.significance import Significance
 from clipit.reporting.csv_export import write_csv
@@ -168,7 +168,7 @@ def _contrast(contrast: Contrast) -> dict[str, Any]:
     }
 
 
-def _difference(difference: PairedDifference) -> dict[str, Any]:
+def _difference(difference: Estimate) -> dict[str, Any]:
     return {"value": difference.value} | asdict(difference.interval)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from clipit.config.comparison import ComparisonConfig
-from clipit.evaluation.intervals import Interval, PairedDifference, paired_bootstrap, t_interval
+from clipit.evaluation.intervals import Estimate, Interval, paired_bootstrap, t_interval
 from clipit.evaluation.predictions import read_predictions
 from clipit.evaluation.score_row import ScoreRow
 from clipit.evaluation.significance import Significance, holm, paired_t_test
@@ -52,7 +52,7 @@ class ArmResult:
     scores: dict[int, float | None]
     differences: dict[int, float]
     over_seeds: Interval | None
-    over_tiles: PairedDifference | None
+    over_tiles: Estimate | None
     p: Significance
     p_holm: Significance
     rows: tuple[ScoreRow, ...]
@@ -98,7 +98,7 @@ def compute_statistics(comparison: ComparisonConfig, rows: Sequence[ScoreRow], r
     return ComparisonResults(rows, arms, against)
 
 
-TileBootstrap = Callable[[Sequence[ScoreRow], Sequence[ScoreRow]], PairedDifference | None]
+TileBootstrap = Callable[[Sequence[ScoreRow], Sequence[ScoreRow]], Estimate | None]
 """Function from the rows of the baseline and of an arm, in the same order of seeds, to their mean difference."""
 
 
@@ -109,7 +109,7 @@ def tile_bootstrap(metric: str, resamples: int) -> TileBootstrap:
 
 def _bootstrap_predictions(
     baseline: Sequence[ScoreRow], arm: Sequence[ScoreRow], metric: str, resamples: int
-) -> PairedDifference | None:
+) -> Estimate | None:
     if any(row.score is None for row in (*baseline, *arm)):
         return None
     tables = [

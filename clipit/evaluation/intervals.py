@@ -40,8 +40,8 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Second minus first score on the same tiles, with its interval."""
+class Estimate:
+    """Score or difference, None where it is undefined, with its interval."""
 
     value: float | None
     interval: Interval
@@ -87,6 +87,18 @@ def bootstrap(
     return {name: _percentile_interval(np.concatenate([block[name] for block in blocks]), n_units) for name in names}
 
 
+def estimate(
+    statistics: Statistics, groups: Shaped[np.ndarray, " n"], resamples: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """Compute statistics with weight 1 for each item, and their intervals by `bootstrap`."""
+    values = statistics(np.ones((len(groups), 1)))
+    intervals = bootstrap(statistics, groups, resamples, seed)
+    return {
+        name: Estimate(float(value[0]) if np.isfinite(value[0]) else None, intervals[name])
+        for name, value in values.items()
+    }
+
+
 def bootstrap_intervals(
     labels: Int64[np.ndarray, " n"],
     probabilities: Float[np.ndarray, "n c"],
@@ -109,7 +121,7 @@ def paired_bootstrap(
     metrics: Sequence[str] = METRICS,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, PairedDifference]:
+) -> dict[str, Estimate]:
     """Compute second minus first score on the same tiles, averaged over the pairs, with percentile bootstrap intervals.
 
     In each resample the same tiles (entire groups, if known) are drawn for all pairs and both sides. The interval
@@ -135,12 +147,7 @@ def paired_bootstrap(
         values = {name: np.stack([score[name] for score in scores]) for name in metrics}
         return {name: np.mean(value[1::2] - value[::2], axis=0) for name, value in values.items()}
 
-    values = mean_differences(np.ones((len(labels), 1)))
-    intervals = bootstrap(mean_differences, groups, resamples, seed)
-    return {
-        name: PairedDifference(float(value[0]) if np.isfinite(value[0]) else None, intervals[name])
-        for name, value in values.items()
-    }
+    return estimate(mean_differences, groups, resamples, seed)
 
 
 def t_interval(values: Sequence[float | int]) -> Interval:

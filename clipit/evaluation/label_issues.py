@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 
 from clipit.errors import DataError, ModelError, counted
 from clipit.evaluation.features import Features
-from clipit.evaluation.intervals import Interval, bootstrap, group_numbers
+from clipit.evaluation.intervals import Interval, estimate, group_numbers
+from clipit.evaluation.metrics import divide
 from clipit.evaluation.probes import linear_probe
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -182,19 +183,15 @@ def score_ranking(
             roc_auc_score(wrong, -quality, sample_weight=weight) if 0 < error < all_tiles else np.nan
             for weight, error, all_tiles in zip(weights.T, errors, total, strict=True)
         ]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return {
-                "share of wrong labels": errors / total,
-                "precision of the flagged labels": both / flags,
-                "recall of the wrong labels": both / errors,
-                "AUROC of the ranking": np.asarray(areas, dtype=np.float64),
-            }
+        return {
+            "share of wrong labels": errors / total,
+            "precision of the flagged labels": divide(both, flags),
+            "recall of the wrong labels": divide(both, errors),
+            "AUROC of the ranking": np.asarray(areas, dtype=np.float64),
+        }
 
-    values = scores(np.ones((len(wrong), 1)))
-    intervals = bootstrap(scores, groups, resamples, seed)
-    return [
-        Score(name, None if np.isnan(value[0]) else float(value[0]), intervals[name]) for name, value in values.items()
-    ]
+    estimates = estimate(scores, groups, resamples, seed)
+    return [Score(name, each.value, each.interval) for name, each in estimates.items()]
 
 
 def rank_issues(issues: LabelIssues, ids: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:

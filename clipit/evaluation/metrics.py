@@ -36,15 +36,15 @@ def count_scores(
         predicted: Weight of the tiles predicted as each class: the sums of its columns.
     """
     total = true.sum(axis=1)
-    recall, f1 = _divide(hits, true), _divide(2 * hits, true + predicted)
-    observed = _divide(hits.sum(axis=1), total)
-    expected = _divide((true * predicted).sum(axis=1), total**2)
+    recall, f1 = divide(hits, true), divide(2 * hits, true + predicted)
+    observed = divide(hits.sum(axis=1), total)
+    expected = divide((true * predicted).sum(axis=1), total**2)
     return {
         "accuracy": observed,
-        "balanced_accuracy": _mean_defined(recall),
-        "macro_f1": _mean_defined(f1),
-        "weighted_f1": _divide(np.nansum(f1 * true, axis=1), total),
-        "kappa": _divide(observed - expected, 1 - expected),
+        "balanced_accuracy": mean_defined(recall),
+        "macro_f1": mean_defined(f1),
+        "weighted_f1": divide(np.nansum(f1 * true, axis=1), total),
+        "kappa": divide(observed - expected, 1 - expected),
     }
 
 
@@ -85,7 +85,7 @@ def expected_calibration_error(
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     gap = _bin_members(confidence).T @ (weights * (correct - confidence.astype(np.float64))[:, None])
-    return _divide(np.abs(gap).sum(axis=0), weights.sum(axis=0))
+    return divide(np.abs(gap).sum(axis=0), weights.sum(axis=0))
 
 
 def weighted_scores(
@@ -116,7 +116,7 @@ def weighted_scores(
     present = np.bincount(labels, minlength=n_classes) > 0
     incomplete = ((true == 0) & present).any(axis=1)
     if present_only:
-        scores["macro_f1"] = _mean_defined(_divide(2 * hits, true + guessed)[:, present])
+        scores["macro_f1"] = mean_defined(divide(2 * hits, true + guessed)[:, present])
     for name in CLASS_AVERAGED:
         scores[name] = np.where(incomplete, np.nan, scores[name])
     if "auroc" in names:
@@ -162,9 +162,9 @@ def class_table(
     """Compute precision, recall, F1 and number of tiles (support) per class; None where undefined."""
     hits, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     columns = {
-        "precision": _divide(hits, predicted),
-        "recall": _divide(hits, true),
-        "f1": _divide(2 * hits, true + predicted),
+        "precision": divide(hits, predicted),
+        "recall": divide(hits, true),
+        "f1": divide(2 * hits, true + predicted),
     }
     return [
         {"class": name}
@@ -182,7 +182,7 @@ def reliability_bins(
     correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     members = _bin_members(confidence)
     counts = members.sum(axis=0)
-    accuracy, mean_confidence = _divide(members.T @ correct, counts), _divide(members.T @ confidence, counts)
+    accuracy, mean_confidence = divide(members.T @ correct, counts), divide(members.T @ confidence, counts)
     return [
         {
             "low": b / ECE_BINS,
@@ -221,16 +221,17 @@ def _area(
     last = np.searchsorted(score[rest], score[positive], side="right")
     weight = weights[positive]
     won = (weight * (below[first] + below[last])).sum(axis=0) / 2
-    return _divide(won, weight.sum(axis=0) * below[-1])
+    return divide(won, weight.sum(axis=0) * below[-1])
 
 
-def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+def divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """Divide; NaN where the divisor is 0."""
     quotient: np.ndarray = np.full(np.broadcast_shapes(np.shape(top), np.shape(bottom)), np.nan)
     np.divide(top, bottom, out=quotient, where=np.asarray(bottom) != 0)
     return quotient
 
 
-def _mean_defined(values: Float[np.ndarray, "r c"]) -> Float[np.ndarray, " r"]:
+def mean_defined(values: Float[np.ndarray, "r c"]) -> Float[np.ndarray, " r"]:
+    """Return the mean of the defined values of each row; NaN without any."""
     defined = np.isfinite(values)
-    return _divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))
+    return divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))

@@ -177,9 +177,8 @@ def adamw_probe(
         ]
         score = float(count_scores(*(count.astype(np.float64) for count in counts))["balanced_accuracy"][0])
         if score > best.validation_score:
-            weight, bias = np.zeros((n_classes, inputs.shape[1])), np.full(n_classes, -np.inf)
-            weight[present] = layer.weight.detach().cpu().numpy()
-            bias[present] = layer.bias.detach().cpu().numpy()
+            coefficients, intercept = (part.detach().cpu().numpy() for part in (layer.weight, layer.bias))
+            weight, bias = _all_classes(coefficients, intercept, present, n_classes)
             best = AdamWProbe(weight, bias, step, step, score)
     return replace(best, steps=step)
 
@@ -210,7 +209,7 @@ def _all_classes(
     n_classes: int,
 ) -> tuple[Float[np.ndarray, "c d"], Float[np.ndarray, " c"]]:
     """Expand to all classes; with two classes, scikit-learn fits one logistic row, i.e. a softmax against 0."""
-    if len(present) == 2:
+    if len(coefficients) == 1:
         coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
         intercept = np.concatenate([np.zeros_like(intercept), intercept])
     weight = np.zeros((n_classes, coefficients.shape[1]))

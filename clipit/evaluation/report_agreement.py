@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
-from clipit.evaluation.intervals import Interval, bootstrap
-from clipit.evaluation.metrics import count_scores
+from clipit.evaluation.intervals import Interval, estimate
+from clipit.evaluation.metrics import count_scores, divide
 
 SCORES = {
     "accuracy": "accuracy (reports without a class count as wrong)",
@@ -99,15 +99,15 @@ def measure_agreement(
     def statistics(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
         return _scores(labels, predicted, len(classes), weights)
 
-    values = statistics(np.ones((len(labels), 1)))
+    estimates = estimate(statistics, groups, resamples, seed)
     return Agreement(
         title=title,
         classes=tuple(classes),
         predictions=columns,
         counts=counts,
         groups=len(set(groups.tolist()) - {""}) + int((groups == "").sum()),
-        scores={name: float(value[0]) if np.isfinite(value[0]) else None for name, value in values.items()},
-        intervals=bootstrap(statistics, groups, resamples, seed),
+        scores={name: each.value for name, each in estimates.items()},
+        intervals={name: each.interval for name, each in estimates.items()},
         note=note,
     )
 
@@ -125,10 +125,9 @@ def _scores(
     scores = count_scores(hits, true, counts)
     incomplete = ((true == 0) & (truth.sum(axis=0) > 0)).any(axis=1)
     covered = counts.sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {
-            "accuracy": scores["accuracy"],
-            "macro_f1": np.where(incomplete, np.nan, scores["macro_f1"]),
-            "coverage": covered / weights.sum(axis=0),
-            "covered_accuracy": hits.sum(axis=1) / covered,
-        }
+    return {
+        "accuracy": scores["accuracy"],
+        "macro_f1": np.where(incomplete, np.nan, scores["macro_f1"]),
+        "coverage": divide(covered, weights.sum(axis=0)),
+        "covered_accuracy": divide(hits.sum(axis=1), covered),
+    }

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, Integer, Shaped
 
 from clipit.errors import DataError
-from clipit.evaluation.intervals import bootstrap
+from clipit.evaluation.intervals import Interval, estimate
+from clipit.evaluation.metrics import divide, mean_defined
 
 MASK_METRICS = ("dice", "iou", "precision", "recall")
 FALSE_AREA = "false_area"
@@ -60,8 +61,7 @@ def mask_scores(
         "precision": (true_positives, predicted),
         "recall": (true_positives, present),
     }
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {name: np.where(total > 0, numerator / total, np.nan) for name, (numerator, total) in ratios.items()}
+    return {name: divide(numerator, total) for name, (numerator, total) in ratios.items()}
 
 
 def foreground_dice(counts: Int64[np.ndarray, "n c c"], foreground: Sequence[int]) -> Float64[np.ndarray, " n"]:
@@ -140,21 +140,16 @@ def score_masks(
             for column, name in enumerate(names)
         }
 
-    values = statistics(np.ones((len(counts), 1)))
-    intervals = bootstrap(statistics, groups, resamples, seed)
     rows = []
-    for key, value in values.items():
+    for key, each in estimate(statistics, groups, resamples, seed).items():
         metric, name, averaging = key.split("\0")
         column = names.index(name)
         counted = empty[:, column] > 0 if metric == FALSE_AREA else np.isfinite(per_image[metric][:, column])
-        number = float(value[0]) if np.isfinite(value[0]) else None
-        interval = intervals[key]
-        reason = interval.reason if number is not None else "not defined in any image"
+        interval = each.interval if each.value is not None else Interval(None, None, "not defined in any image")
         rows.append(
             MaskScore(
-                metric, name, "images" if averaging == "images" else "pixels", number,
-                interval.low if number is not None else None, interval.high if number is not None else None,
-                reason, int(counted.sum()),
+                metric, name, "images" if averaging == "images" else "pixels", each.value,
+                interval.low, interval.high, interval.reason, int(counted.sum()),
             )
         )  # fmt: skip
     return rows
@@ -188,9 +183,7 @@ def _weighted_mean(
     values: Float64[np.ndarray, "n c1"], counted: Shaped[np.ndarray, "n c1"], weights: Float[np.ndarray, "n r"]
 ) -> Float64[np.ndarray, "r c1"]:
     """Return the weighted sum of values divided by that of counts, for each set of weights; NaN if nothing counts."""
-    total = weights.T @ counted.astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(total > 0, weights.T @ values / total, np.nan)
+    return divide(weights.T @ values, weights.T @ counted.astype(np.float64))
 
 
 def _with_mean(
@@ -198,14 +191,6 @@ def _with_mean(
 ) -> dict[str, Float64[np.ndarray, "n c1"]]:
     """Append the mean over the foreground classes as an extra column."""
     return {
-        name: np.concatenate([values, _mean(values[:, list(foreground)], 1)[:, None]], axis=1)
+        name: np.concatenate([values, mean_defined(values[:, list(foreground)])[:, None]], axis=1)
         for name, values in scores.items()
     }
-
-
-def _mean(values: Float64[np.ndarray, "n c"], axis: int) -> Float64[np.ndarray, " n"]:
-    """Return the mean of the defined values; NaN without any."""
-    defined = np.isfinite(values)
-    number = defined.sum(axis=axis)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(number > 0, np.where(defined, values, 0.0).sum(axis=axis) / number, np.nan)

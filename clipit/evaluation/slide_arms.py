@@ -8,7 +8,7 @@ from typing import TypeVar
 import pandas as pd
 
 from clipit.errors import DataError
-from clipit.evaluation.intervals import PairedDifference, paired_bootstrap, t_interval
+from clipit.evaluation.intervals import Estimate, paired_bootstrap, t_interval
 from clipit.evaluation.significance import Significance, holm, paired_t_test
 from clipit.evaluation.slide_metrics import (
     SLIDE_METRICS,
@@ -146,7 +146,7 @@ def _compare(
     first = next(iter(predictions[reference].values()))
     labelled = first.take(first.labels >= 0)
     patients = len({*labelled.groups.tolist()} - {""}) + int((labelled.groups == "").sum())
-    drawn: dict[str, Mapping[str, PairedDifference]] = {}
+    drawn: dict[str, Mapping[str, Estimate]] = {}
     for arm in predictions:
         if arm != reference and len(labelled.ids):
             pairs = _pairs(predictions[reference], predictions[arm])

@@ -137,9 +137,8 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, o
     results = prepare_slides(listed, config, options)
     failed = [result for result in results if isinstance(result, FailedSlide)]
     if len(failed) == len(results):
-        lines = "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10])
-        fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))
-        raise DataError(f"no slide can be used:{lines}", where=path, fix="; ".join(fixes[:3]))
+        lines, fixes = _listed(failed)
+        raise DataError(f"no slide can be used:{lines}", where=path, fix=fixes)
     prepared = [result for result in results if isinstance(result, PreparedSlide)]
     notes = (*failure_notes(failed, len(results)), *resolution_notes(prepared, config))
     return replace(slide_tiles(prepared), notes=notes)
@@ -176,14 +175,19 @@ def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> l
     return notes
 
 
+def _listed(failed: Sequence[FailedSlide]) -> tuple[str, str]:
+    """List the first of these slides with their reasons, and what to do."""
+    fixes = dict.fromkeys(slide.fix for slide in failed if slide.fix)
+    return "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10]), "; ".join([*fixes][:3])
+
+
 def _failure(failed: Sequence[FailedSlide], total: int, where: str) -> DataError:
-    lines = "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10])
+    lines, fixes = _listed(failed)
     more = f"\n    ... and {len(failed) - 10} more" if len(failed) > 10 else ""
-    fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))
     return DataError(
         f"{len(failed)} of {counted(total, 'slide')} cannot be used:{lines}{more}",
         where=where,
-        fix=f"{'; '.join(fixes[:3])}; or set tiles.unreadable: quarantine to drop and list such slides",
+        fix=f"{fixes}; or set tiles.unreadable: quarantine to drop and list such slides",
     )
 
 

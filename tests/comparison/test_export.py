@@ -22,7 +22,7 @@ from clipit.comparison.statistics import ArmResult, ComparisonResults, compute_r
 from clipit.comparison.vlm_reference import reference_file
 from clipit.errors import ArtifactError
 from clipit.evaluation.complementarity import complementarity
-from clipit.evaluation.intervals import Interval, PairedDifference, paired_bootstrap
+from clipit.evaluation.intervals import Estimate, Interval, paired_bootstrap
 from clipit.evaluation.predictions import Predictions, read_predictions
 from clipit.evaluation.score_row import ScoreRow
 
@@ -276,7 +276,7 @@ def test_missing_statistics_have_a_reason() -> None:
 
 def test_interval_over_tiles_is_exported_with_its_reason() -> None:
     rows = rows_of("base", [0.5, 0.4], Path("file")) + rows_of("a", [0.6, 0.7], Path("file"))
-    drawn = PairedDifference(0.2, Interval(None, None, "1 independent unit to resample; 2 are needed"))
+    drawn = Estimate(0.2, Interval(None, None, "1 independent unit to resample; 2 are needed"))
     made = compute_results(rows, "base", lambda old, new: drawn)
     found = exported(made, base=made)
     expected = {"value": 0.2, "low": None, "high": None, "reason": "1 independent unit to resample; 2 are needed"}

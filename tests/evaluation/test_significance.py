@@ -6,7 +6,7 @@ from evaluation_worlds import predictions_of
 from scipy.stats import ttest_rel
 
 from clipit.errors import DataError
-from clipit.evaluation.intervals import PairedDifference, paired_bootstrap
+from clipit.evaluation.intervals import Estimate, paired_bootstrap
 from clipit.evaluation.metrics import METRICS, compute_metrics
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.significance import Significance, holm, paired_t_test
@@ -53,7 +53,7 @@ def test_holm_equals_its_definition_and_keeps_what_was_not_tested() -> None:
 
 def bootstrap_one(
     pairs: list[tuple[Predictions, Predictions]], metric: str = "accuracy", resamples: int = 1000, seed: int = 0
-) -> PairedDifference:
+) -> Estimate:
     return paired_bootstrap(pairs, (metric,), resamples, seed)[metric]
 
 

@@ -11,7 +11,7 @@ from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
 from clipit.errors import DataError
 from clipit.evaluation.calibration import MEASURES, fit_temperature, measure_calibration, with_temperature
-from clipit.evaluation.intervals import bootstrap
+from clipit.evaluation.intervals import Estimate, Interval, estimate
 from clipit.evaluation.metrics import explain_undefined, reliability_bins, weighted_scores
 from clipit.evaluation.predictions import Predictions, read_run_predictions
 from clipit.reporting.study_report import StudyRow
@@ -110,22 +110,24 @@ def score_row(
             scores["change"] = scores["value"] - weighted_scores(labels, before[order], weights, (metric,))[metric]
         return scores
 
-    values = {name: _defined(score[0]) for name, score in compute(np.ones((len(labels), 1))).items()}
     resamples = config.evaluation.bootstrap
-    intervals = bootstrap(compute, groups, resamples, config.seed)
-    bounds, change_bounds = intervals["value"], intervals.get("change")
-    undefined = values["value"] is None
+    estimates = estimate(compute, groups, resamples, config.seed)
+    score, change = estimates["value"], estimates.get("change", Estimate(None, Interval(None, None)))
     return replace(
         row,
         metric=metric,
         n=len(labels),
-        value=values["value"],
-        low=bounds.low,
-        high=bounds.high,
-        change=values.get("change"),
-        change_low=change_bounds.low if change_bounds else None,
-        change_high=change_bounds.high if change_bounds else None,
-        reason=explain_undefined(metric, labels, tiles.classes) if undefined else bounds.reason if resamples else "",
+        value=score.value,
+        low=score.interval.low,
+        high=score.interval.high,
+        change=change.value,
+        change_low=change.interval.low,
+        change_high=change.interval.high,
+        reason=explain_undefined(metric, labels, tiles.classes)
+        if score.value is None
+        else score.interval.reason
+        if resamples
+        else "",
     )
 
 

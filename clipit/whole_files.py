@@ -1,5 +1,7 @@
-"""Text and Parquet files that are written completely or not at all, and Parquet read with its checksums."""
+"""Text, csv and Parquet files that are written completely or not at all, and Parquet read with its checksums."""
 
+import csv
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +15,14 @@ def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8 atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a csv file with these columns atomically, in UTF-8."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_parquet(path: Path, table: pa.Table, *, checksums: bool = False) -> None:

@@ -9,28 +9,14 @@ import pandas as pd
 
 from clipit.api.configuration import Config, as_config
 from clipit.api.entry import public
-from clipit.whole_files import read_frame
+from clipit.api.study_result import StudyResult
 
 
 @dataclass(frozen=True)
-class AdaptationResult:
-    """A finished study of adapted VLMs.
+class AdaptationResult(StudyResult):
+    """A finished study of adapted VLMs."""
 
-    Attributes:
-        folder: Folder of the study.
-    """
-
-    folder: Path
-
-    @property
-    def page(self) -> Path:
-        """HTML page of the study."""
-        return self.folder / "adapt.html"
-
-    @property
-    def report(self) -> Path:
-        """Tables as Markdown."""
-        return self.folder / "adapt.md"
+    _name = "adapt"
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
@@ -61,9 +47,7 @@ class AdaptationResult:
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Scores, one row per task, model (`arm`), seed and metric, with provenance."""
-
-        path = self.folder / "adapt.parquet"
-        return read_frame(path, "run the study again")
+        return self._read("adapt.parquet")
 
     def vlm(self, arm: str = "text", seed: int | None = None) -> Path:
         """Return the folder of an adapted VLM, for `vlm.name` (or `vlm.path`, for a VLM with a known name).

@@ -9,7 +9,7 @@ import pandas as pd
 
 from clipit.api.configuration import Config, as_config
 from clipit.api.entry import public
-from clipit.whole_files import read_frame
+from clipit.api.study_result import StudyResult
 
 
 @dataclass(frozen=True)
@@ -111,31 +111,15 @@ class TuneResult:
 
 
 @dataclass(frozen=True)
-class ProbeResult:
-    """Finished probes of frozen features.
+class ProbeResult(StudyResult):
+    """Finished probes of frozen features."""
 
-    Attributes:
-        folder: Folder of the study.
-    """
-
-    folder: Path
-
-    @property
-    def page(self) -> Path:
-        """HTML page of the study."""
-        return self.folder / "probing.html"
-
-    @property
-    def report(self) -> Path:
-        """Tables as Markdown."""
-        return self.folder / "probing.md"
+    _name = "probing"
 
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Scores, one row per model (`subject`), task and metric, with intervals and provenance."""
-
-        path = self.folder / "probing.parquet"
-        return read_frame(path, "run the study again")
+        return self._read("probing.parquet")
 
 
 @public

@@ -2,38 +2,23 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import pandas as pd
 
 from clipit.api.configuration import Config, as_config
 from clipit.api.csv_tables import read_csv_table
 from clipit.api.entry import public
-from clipit.whole_files import read_frame
+from clipit.api.study_result import StudyResult
 
 _TEXT_COLUMNS = frozenset({"arm", "bag", "slide", "patient", "split", "label", "predicted", "map", "reason"})
 """Columns of the tables of bags that contain text."""
 
 
 @dataclass(frozen=True)
-class MilResult:
-    """A finished study of slide or patient labels.
+class MilResult(StudyResult):
+    """A finished study of slide or patient labels."""
 
-    Attributes:
-        folder: Folder of the study.
-    """
-
-    folder: Path
-
-    @property
-    def page(self) -> Path:
-        """HTML page of the study."""
-        return self.folder / "mil.html"
-
-    @property
-    def report(self) -> Path:
-        """Tables as Markdown."""
-        return self.folder / "mil.md"
+    _name = "mil"
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -42,9 +27,7 @@ class MilResult:
         The difference has a bootstrap interval over patients (low, high), a t-interval over seeds (seeds_low,
         seeds_high) and p-values (p, p_holm).
         """
-
-        path = self.folder / "mil.parquet"
-        return read_frame(path, "run the study again")
+        return self._read("mil.parquet")
 
     @cached_property
     def scores(self) -> pd.DataFrame:

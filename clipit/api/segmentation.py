@@ -8,28 +8,15 @@ import pandas as pd
 
 from clipit.api.configuration import Config, as_config
 from clipit.api.entry import public
-from clipit.whole_files import read_frame
+from clipit.api.study_result import StudyResult
 
 
 @dataclass(frozen=True)
-class SegmentResult:
-    """A finished comparison of segmentations.
+class SegmentResult(StudyResult):
+    """A finished comparison of segmentations."""
 
-    Attributes:
-        folder: Folder of the study.
-    """
-
-    folder: Path
-
-    @property
-    def page(self) -> Path:
-        """HTML page of the study."""
-        return self.folder / "segmentation.html"
-
-    @property
-    def report(self) -> Path:
-        """Tables as Markdown."""
-        return self.folder / "segmentation.md"
+    _name = "segmentation"
+    _fix = "run clipit segment again"
 
     @cached_property
     def rows(self) -> pd.DataFrame:

@@ -10,10 +10,10 @@ need spaCy and its models, which are too heavy a dependency.
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from clipit.reports.denials import is_denied
-from clipit.reports.exclusion_phrases import excluding, not_excluded, not_excluding
 from clipit.reports.phrases import PhraseTree, Token, tokenize
 
 Status = Literal["affirmed", "negated", "uncertain"]
@@ -210,3 +210,44 @@ def _mark_preceding(marks: bytearray, tokens: Sequence[Token], begin: int, barri
             return
         marks[index] |= bit
         words -= tokens[index].is_word
+
+
+_ADVERBS = (
+    "", "entirely", "completely", "definitely", "definitively", "fully", "totally", "absolutely", "conclusively",
+    "confidently", "reliably", "formally", "safely", "certainly", "with certainty",
+)  # fmt: skip
+_NOT = ("not", "cannot", "'t", "\u2019t")  # can't, doesn't
+_ATTEMPTS = (
+    "not able to", "not possible to", "unable to", "impossible to", "difficult to", "hard to", "no evidence to",
+    "not sufficient to", "insufficient to",
+)  # fmt: skip
+_ACTIVE, _PASSIVE = ("exclude", "rule out", "r/o"), ("excluded", "ruled out", "excludable")
+_RELATIVE = ("", ", ", ", which ", ", that ")  # a comma ends the scope of other triggers that follow a mention
+
+
+def not_excluding() -> list[str]:
+    """Return phrases before a mention that leave it uncertain, such as "cannot entirely exclude"."""
+    active = product((*_NOT, *_ATTEMPTS), _ADVERBS, _ACTIVE)
+    return [*map(_join, active), "exclude", "exclusion of"]
+
+
+def not_excluded() -> list[str]:
+    """Return phrases after a mention that leave it uncertain, such as "has not been completely ruled out"."""
+    forms = [
+        *product(_NOT, _ADVERBS, _PASSIVE),
+        *product(_NOT, ("be", "been"), _ADVERBS, _PASSIVE),
+        *product(_NOT, _ADVERBS, ("be", "been"), _PASSIVE),
+        *product(("should be", "must be", "to be", "neither"), _PASSIVE),
+        *product(("neither", "neither be", "neither been"), ("confirmed nor",), _PASSIVE),
+        *product(("neither", "neither be", "neither been"), _PASSIVE, ("nor confirmed",)),
+    ]
+    return [relative + phrase for phrase in map(_join, forms) for relative in _RELATIVE]
+
+
+def excluding() -> list[str]:
+    """Return phrases before a mention that negate it, such as "rules out"."""
+    return ["excludes", "rules out", "ruling out", "has ruled out", "have ruled out", "had ruled out"]
+
+
+def _join(parts: tuple[str, ...]) -> str:
+    return " ".join(filter(None, parts))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float
@@ -9,9 +10,9 @@ from jaxtyping import Float
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, counted, shortlist
 from clipit.reports.account import Tally
-from clipit.reports.garbage import is_bare_heading, learn_vocabulary, readability
+from clipit.reports.assertion import Assertions, Triggers
+from clipit.reports.garbage import is_bare_heading, learn_vocabulary, names_diagnosis, readability
 from clipit.reports.headings import SECTIONS
-from clipit.reports.short_diagnoses import BRIEF, LONGEST, is_short_diagnosis, readable_words
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
 """Function that returns each text's similarity to the morphology prompts minus its similarity to the boilerplate."""
@@ -134,3 +135,45 @@ def _similarity_scores(texts: Sequence[str], similarity: Similarity) -> Float[np
             fix="check the VLM that embeds the two prompt bags",
         )
     return scores
+
+
+BRIEF = 3
+"""Readable words up to which a text only has to name a diagnosis; longer ones have to affirm an entity."""
+LONGEST = 6
+"""Readable words of the longest short diagnosis, without the label or site before a colon."""
+_ENTITY = re.compile(
+    r"(?i)\b(?!stroma|(?:dia|pro)gnos|anastomos)\w{2,}(?:omas?|itis|plasias?|plasms?|osis|oses)\b|\bpolyps?\b"
+)
+
+
+def is_short_diagnosis(text: str, longest: int = LONGEST) -> bool:
+    """Return whether a text is a short diagnosis, such as "Partially mucinous colorectal adenocarcinoma".
+
+    A text of at most three readable words only has to name a diagnosis. A longer one, of up to `longest` words after
+    its last colon ("Histologic type: ..."), has to affirm an entity there: templates such as "Margins negative for
+    carcinoma" or "Number of nodes with metastasis: 0" do not. If `longest` is at most three, no longer one counts.
+    """
+    if readable_words(text) <= BRIEF:
+        return names_diagnosis(text)
+    value = text[text.rfind(":") + 1 :]
+    if longest <= BRIEF or not 0 < readable_words(value) <= longest:
+        return False
+    mentions = [match.span() for match in _ENTITY.finditer(value)]
+    return bool(mentions) and all(status == "affirmed" for status in _assertions().statuses(value, mentions))
+
+
+def readable_words(text: str) -> int:
+    """Count the words with a letter and at least two different letters or digits.
+
+    Drawn lines, bar codes read as "IIII" and single letters do not count.
+    """
+    count = 0
+    for word in text.split():
+        characters = {char for char in word.lower() if char.isalnum()}
+        count += len(characters) >= 2 and any(char.isalpha() for char in characters)
+    return count
+
+
+@cache
+def _assertions() -> Assertions:
+    return Assertions(Triggers(), Triggers())

@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, without_decimals
+from clipit.data_files import MISSING_VALUES, NO_CLASS, hub_id, is_saved_dataset, list_files, without_decimals
 from clipit.errors import DataError, counted, is_limit, printable, shortlist
 from clipit.git_lfs import check_pointer
 from clipit.mangled_names import check_rounded
@@ -18,7 +18,6 @@ from clipit.nearby_files import similar_names
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import count_misread
 from clipit.reports.metadata import check_dates, read_metadata
-from clipit.reports.missing_values import resolve_missing
 from clipit.reports.tables import read_huggingface_reports, read_jsonl, read_parquet, read_table_reports
 from clipit.reports.tcga import read_tcga
 from clipit.reports.textfiles import RawReport, is_text, read_lines, read_texts
@@ -263,3 +262,37 @@ def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[
 
 def _normalise_organ(organ: str | None) -> str | None:
     return None if organ is None else organ.strip().lower()
+
+
+def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple[list[str | None], str]:
+    """Replace markers of missing values, such as NA, None, and -1 in a column of integers, with None.
+
+    Args:
+        values: Cells of a column, None where empty.
+        where: Path of the reports, for the error message.
+
+    Returns:
+        The values, and a note that counts the replaced ones; "" if there are none.
+
+    Raises:
+        DataError: Whether -1 markers missing values is ambiguous, because the column has only one other integer.
+    """
+    counts = Counter(value for value in values if value is not None)
+    markers = {value for value in counts if value in MISSING_VALUES}
+    others = set(counts) - markers - {NO_CLASS}
+    if NO_CLASS in counts and all(value.lstrip("-").isdecimal() for value in others):
+        if len(others) == 1:
+            raise DataError(
+                f"the values are {shortlist([NO_CLASS, *others])}: -1 may be a value or mark missing ones",
+                where=f"{where}, {key}",
+                fix="write names in place of the numbers, or leave the cells of missing values empty",
+            )
+        markers.add(NO_CLASS)
+    if not markers:
+        return list(values), ""
+    listed = shortlist([f"{marker}: {counts[marker]}" for marker in sorted(markers)])
+    note = (
+        f"{counted(sum(counts[marker] for marker in markers), 'report')} without a value in the column of {key} "
+        f"({listed})"
+    )
+    return [None if value in markers else value for value in values], note

@@ -1,5 +1,6 @@
 """Open slides (openslide's formats, OME-TIFF and flat images), with their size, levels and micrometres per pixel."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ from clipit.errors import DataError, is_limit
 from clipit.git_lfs import check_pointer
 from clipit.images import SUFFIXES, ImageError, decode
 from clipit.slides.deflate_tiles import DeflateLevel, open_deflate_levels
-from clipit.slides.jpeg_tiles import open_jpeg_levels
+from clipit.slides.jpeg_tiles import CACHE_BYTES, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, has_unknown_channel, is_ome_tiff
-from clipit.slides.openslide_cache import share_cache
 from clipit.slides.slide_file import Level, SlideFile
 from clipit.slides.tiff_pages import FORMATS, check_pages
 
@@ -262,3 +262,24 @@ def slide_name(path: Path) -> str:
     """Return the name of a slide: its file name without the suffix (`.ome.tiff` counts as one)."""
     stem = path.stem
     return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+_caches: dict[int, Any] = {}  # by process id: a forked process must not use a lock that another thread held
+
+
+def share_cache(openslide: Any, slide: Any) -> None:
+    """Let a slide keep its decoded tiles in the cache of this process.
+
+    Openslide's own cache of 32 MiB per slide cannot hold two rows of tiles of a slide more than 16,000 pixels wide, so
+    each row of a grid would decode most tiles again. Openslide before version 4 has no other cache.
+
+    Args:
+        slide: Open slide.
+    """
+    process_id = os.getpid()
+    try:
+        if process_id not in _caches:
+            _caches[process_id] = openslide.OpenSlideCache(CACHE_BYTES)
+        slide.set_cache(_caches[process_id])
+    except openslide.OpenSlideVersionError:
+        return

@@ -1,6 +1,5 @@
 """World of synthetic slides: pyramidal TIFFs, with masks of the tissue and the artefacts at every pixel."""
 
-import csv
 import hashlib
 import importlib.util
 import shutil
@@ -25,6 +24,7 @@ from clipit.synthetic.latents import ADIPOSE, CLASSES, HIGH, LOW, LYMPHOID, MUCI
 from clipit.synthetic.slide_layout import ARTEFACTS, GLASS, draw_artefacts, draw_layout
 from clipit.synthetic.slide_render import INKS, add_fold, draw_stains, draw_status, scan_slide
 from clipit.synthetic.world_files import ensure_written, patient_name, prompt_set, write_yaml
+from clipit.whole_files import write_rows
 
 SLIDES = "slides.csv"
 STATUS_MASK = "status_mask"
@@ -174,10 +174,7 @@ def write_slide_files(folder: Path, config: SlideWorldConfig, slides: Iterable[L
             counts[str(row["split"])][str(row["label"])] += 1
             rows.append(row)
             advance()
-    with whole_file(folder / SLIDES) as path, path.open("w", encoding="utf-8", newline="") as stream_out:
-        writer = csv.DictWriter(stream_out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder / SLIDES, list(rows[0]), rows)
     for file, labels in (("prompts", CLASSES), ("slide_prompts", SLIDE_LABELS)):
         names = {label: words.PROMPT_NAMES[label] for label in labels}
         write_yaml(folder / f"{file}.yaml", prompt_set(f"synthetic-{len(labels)}", names))

@@ -1,6 +1,5 @@
 """Write the files of a synthetic world atomically: tiles, reports and prompt sets."""
 
-import csv
 import hashlib
 import io
 import json
@@ -21,7 +20,7 @@ from clipit.errors import ArtifactError, disk_errors
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.draws import MPP, Draw
 from clipit.synthetic.latents import CLASSES
-from clipit.whole_files import write_text
+from clipit.whole_files import write_rows, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +59,7 @@ def write_tiles(
                         "centre": draw.centres[row],
                     }
                 )
-    with whole_file(folder / f"{name}.csv") as path, path.open("w", encoding="utf-8", newline="") as stream_out:
-        writer = csv.DictWriter(stream_out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder / f"{name}.csv", list(rows[0]), rows)
     return digest.hexdigest()
 
 

@@ -1,6 +1,5 @@
 """Artefact about several annotators: annotators.html, annotators.json and annotators.csv."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from clipit.annotators.agreement import alpha_interval, krippendorff_alpha, pair_agreement
 from clipit.annotators.labelling import Annotations, Consensus
 from clipit.annotators.votes import majority
-from clipit.artifacts import whole_file, write_json
+from clipit.artifacts import write_json
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.evaluation.human_ceiling import human_ceiling
@@ -19,6 +18,7 @@ from clipit.reporting.html import write_page
 from clipit.reporting.thumbnails import jpeg_uri, thumbnail
 from clipit.tiles.tileset import TileSet
 from clipit.versions import git_commit, versions
+from clipit.whole_files import write_rows
 from clipit.workspace.workspace import Workspace
 
 _SIDE, _QUALITY = 150, 80  # pixels and JPEG quality of the tiles on the page
@@ -57,13 +57,7 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
     folder = config.output / "annotators" / config.name
     write_json(folder / "annotators.json", record | {"commit": git_commit(), "versions": versions()})
     rows = _tile_rows(tiles, annotations)
-    with (
-        whole_file(folder / "annotators.csv") as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as stream,
-    ):
-        writer = csv.DictWriter(stream, list(rows[0]) if rows else ["tile"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder / "annotators.csv", list(rows[0]) if rows else ["tile"], rows)
     path = folder / "annotators.html"
     write_page(path, annotators_page(f"{config.name}: annotators", record, _disputed(tiles, annotations, shown)))
     return path

@@ -1,6 +1,5 @@
 """Write consensus masks as files that `clipit segment` reads, with statistics of the annotators."""
 
-import csv
 import os
 import posixpath
 import re
@@ -28,6 +27,7 @@ from clipit.tiles.mask_annotations import AnnotatorMasks, read_annotator_masks
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.table import open_table
 from clipit.versions import git_commit, versions
+from clipit.whole_files import write_rows
 
 _IGNORE = 255  # value of pixels without a label if `segmentation.ignore` is empty
 _MAX_PROBLEMS = 10  # listed in an error
@@ -221,10 +221,7 @@ def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> P
             for kind in ("consensus", "confident")
         }
         rows.append({name: cells[row] for name, cells in columns.items()} | mask_cells)
-    with whole_file(folder / "tiles.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, [*columns, *_COLUMNS], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder / "tiles.csv", [*columns, *_COLUMNS], rows)
     return root
 
 

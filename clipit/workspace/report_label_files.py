@@ -1,6 +1,5 @@
 """Write the report labels of a corpus: report_labels.html, .json and .csv."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from clipit.artifacts import whole_file, write_json
+from clipit.artifacts import write_json
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.reporting.html import write_page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.report_labels_page import SampledReport, count_rule_classes, report_labels_page
+from clipit.whole_files import write_rows
 from clipit.workspace.report_labels import FEATURES, CorpusLabels, measure_labels
 
 _COLUMNS = (
@@ -52,13 +52,8 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
             "reports": records,
         },
     )
-    with (
-        whole_file(folder / "report_labels.csv") as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as stream,
-    ):
-        writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(record | {"mentions": _format_mentions(record["mentions"])} for record in records)
+    rows = (record | {"mentions": _format_mentions(record["mentions"])} for record in records)
+    write_rows(folder / "report_labels.csv", _COLUMNS, rows)
     path = folder / "report_labels.html"
     uses_vlm = labels.probabilities is not None and labels.features == "vlm"
     text = report_labels_page(

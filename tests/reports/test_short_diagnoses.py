@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from clipit.config.run import ReportsConfig
-from clipit.reports.filters import filter_snippets
-from clipit.reports.short_diagnoses import is_short_diagnosis
+from clipit.reports.filters import filter_snippets, is_short_diagnosis
 
 
 @pytest.mark.parametrize(

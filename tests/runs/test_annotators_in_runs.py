@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_models import CLASSES, MakeConfig
 
-from clipit.comparison.report.annotators import annotator_notes, annotator_sections
+from clipit.comparison.report.write import annotator_notes, annotator_sections
 from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes

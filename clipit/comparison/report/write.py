@@ -1,6 +1,6 @@
 """The report of a comparison: comparison.md, comparison.tex and comparison.html."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipit.artifacts import whole_file
@@ -9,12 +9,10 @@ from clipit.comparison.headline import ComparisonVerdict
 from clipit.comparison.own_reports import resolve_plan_arm
 from clipit.comparison.plan import Plan
 from clipit.comparison.published import CAUTION, SOURCE, PublishedScores, collect_published
-from clipit.comparison.report.annotators import annotator_notes, annotator_sections
 from clipit.comparison.report.arm_figures import confusion_sections, curve_sections
 from clipit.comparison.report.changed_tiles import tile_sections
 from clipit.comparison.report.links import link_sections
-from clipit.comparison.report.notes import compose_notes
-from clipit.comparison.report.own_reports import own_report_notes
+from clipit.comparison.report.notes import compose_notes, own_report_notes
 from clipit.comparison.report.sections import (
     cost_section,
     finding_sections,
@@ -31,6 +29,7 @@ from clipit.comparison.report.tables import (
     latex_table,
     main_table,
     paper_tables,
+    setting_label,
     shown_columns,
 )
 from clipit.comparison.report.verdicts import verdict_markdown, verdict_sections
@@ -38,8 +37,10 @@ from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.errors import counted
+from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.leftovers import delete_leftovers
-from clipit.reporting.html import page, write_page
+from clipit.reporting.annotators_section import annotator_parts, ceiling_note
+from clipit.reporting.html import PageSection, page, write_page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.tables import LABELS, console_block, markdown_line, markdown_table, markdown_text
 from clipit.tiles.tileset import TileSet
@@ -162,3 +163,31 @@ def _latex(
     for name, paper_header, paper_rows in paper_tables(c, results):
         tables.append(latex_table(paper_header, paper_rows, f"{name}. {title} Test split; intervals: t over seeds."))
     return "\n".join(tables)
+
+
+def annotator_notes(tiles_by_setting: Mapping[tuple[str, str], TileSet], metric: str) -> list[str]:
+    """Write a note on the scores of the annotators on the test tiles of each data set; none without annotators.
+
+    Args:
+        metric: Metric of the comparison; accuracy is used where annotators have none, as for AUROC.
+    """
+    notes = []
+    for setting, tiles in tiles_by_setting.items():
+        ceiling = human_ceiling(tiles.of_split("test"))
+        text = ceiling and (ceiling_note(ceiling, metric) or ceiling_note(ceiling, "accuracy"))
+        if text:
+            name = setting_label(setting, list(tiles_by_setting))[2:-1]
+            notes.append(f"{name}: {text}." if name else f"{text[0].upper()}{text[1:]}.")
+    return list(dict.fromkeys(notes))
+
+
+def annotator_sections(tiles_by_setting: Mapping[tuple[str, str], TileSet]) -> list[PageSection]:
+    """Build a section with the scores of each annotator on the test tiles of each data set; none without annotators."""
+    parts = []
+    for data_set in dict.fromkeys(data_set for data_set, _ in tiles_by_setting):
+        tiles = next(each for (name, _), each in tiles_by_setting.items() if name == data_set)
+        ceiling = human_ceiling(tiles.of_split("test"))
+        if ceiling is not None:
+            source = "results.json of each run: splits.test.annotators"
+            parts += annotator_parts(ceiling, f"Annotators on the test tiles of {data_set}", source)
+    return [PageSection("Annotators", parts)] if parts else []

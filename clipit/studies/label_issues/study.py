@@ -1,6 +1,5 @@
 """Find suspicious labels of tiles, and write label_issues.html, .csv and .json."""
 
-import csv
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64
 
-from clipit.artifacts import whole_file, write_json
+from clipit.artifacts import write_json
 from clipit.config.run import RunConfig
 from clipit.config.studies import LabelIssuesConfig
 from clipit.distributed import get_processes
@@ -32,6 +31,7 @@ from clipit.runs.feature_stores import vlm_facts
 from clipit.studies.features import backbone_features
 from clipit.studies.label_issues.verified import read_verified, score_verified
 from clipit.tiles.tileset import TileSet
+from clipit.whole_files import write_rows
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -122,9 +122,8 @@ def _check(
         "inverse L2 penalty chosen in each fold": ", ".join(f"{value:g}" for value in predicted.inverse_penalties),
     }
     by_class = _count_by_class(tiles, issues)
-    _write_csv(
-        folder / "label_issues.csv", _records(tiles, features, issues, probabilities, predicted.folds[kept], order)
-    )
+    records = _records(tiles, features, issues, probabilities, predicted.folds[kept], order)
+    write_rows(folder / "label_issues.csv", list(records[0]), records)
     write_json(
         folder / "label_issues.json",
         {
@@ -210,13 +209,6 @@ def _records(
         }
         for row in order.tolist()
     ]
-
-
-def _write_csv(path: Path, records: list[dict[str, object]]) -> None:
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
 
 
 def _suspicious_tiles(

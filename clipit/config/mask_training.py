@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from clipit.config.mil import MilTrainingConfig
-from clipit.config.section import Section, check_once, check_seeds
+from clipit.config.section import Section, Seeds, check_once
 
 
 class TokenHeadConfig(Section):
@@ -74,7 +74,7 @@ class MaskTrainingConfig(Section):
     masks: tuple[int | None, ...] = Field((1, 2, 5, 10, None), min_length=1)
     """Numbers of training masks, drawn by seed and from as many patients as possible; null: all. A larger draw contains
     the smaller ones."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: Seeds = (0,)
     """Seeds of the drawn masks and of the training."""
     head: TokenHeadConfig = TokenHeadConfig()
     unet: UnetConfig = UnetConfig()
@@ -87,9 +87,3 @@ class MaskTrainingConfig(Section):
         if any(count is not None and count < 1 for count in counts):
             raise ValueError("use numbers of at least 1, or null for all masks")
         return counts
-
-    @field_validator("seeds")
-    @classmethod
-    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        check_seeds(seeds)
-        return seeds

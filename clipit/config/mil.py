@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clipit.config.paths import LocalPath
-from clipit.config.section import LARGEST_SEED, Section, check_once, check_seeds
+from clipit.config.section import LARGEST_SEED, Section, Seeds, check_once
 
 MilPooling = Literal["attention", "mean", "max"]
 
@@ -86,7 +86,7 @@ class MilConfig(Section):
     conditions: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings for comparing all arms: name -> dotted keys that differ from this file, such as
     `{few labels: {mil.labels_per_class: 4}}`; empty: only this file."""
-    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    seeds: Seeds = (0, 1, 2, 3, 4)
     """Seeds of initialisation, order of bags, shuffled labels and kept labels."""
     resamples: int = Field(1000, ge=0)
     """Number of bootstrap resamples of patients; 0 for no intervals."""
@@ -96,12 +96,6 @@ class MilConfig(Section):
     """Folder of masks, `<slide>.png`, of any resolution, to compare the maps with."""
     mask_values: dict[str, int] = Field(default_factory=dict)
     """Class -> value of its pixels in the masks; 255 is ignored, and other values do not belong to the class."""
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        check_seeds(seeds)
-        return seeds
 
     @field_validator("arms")
     @classmethod

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from clipit.errors import has_controls, shortlist
 
@@ -50,7 +50,7 @@ def check_one_line(names: Iterable[str]) -> None:
         raise ValueError(f"empty, or with a control character: {shortlist([repr(name) for name in wrong])}")
 
 
-def check_seeds(seeds: tuple[int, ...]) -> None:
+def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
     """Reject repeated seeds, and seeds that NumPy does not accept.
 
     Raises:
@@ -59,3 +59,7 @@ def check_seeds(seeds: tuple[int, ...]) -> None:
     check_once(seeds)
     if any(not 0 <= seed <= LARGEST_SEED for seed in seeds):
         raise ValueError(f"a seed is a whole number from 0 to {LARGEST_SEED}")
+    return seeds
+
+
+Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(check_seeds)]

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from clipit.config.paths import LocalPath
-from clipit.config.section import LARGEST_SEED, Section, check_once, check_seeds
+from clipit.config.section import LARGEST_SEED, Section, Seeds, check_once
 
 
 class ProbingConfig(Section):
@@ -25,7 +25,7 @@ class ProbingConfig(Section):
     """Few-shot episodes per number of shots."""
     shares: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     """Shares of the training labels on the label-efficiency curve; empty: no curve."""
-    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    seeds: Seeds = (0, 1, 2, 3, 4)
     """Seeds of the labels on the curve."""
     at: tuple[int, ...] = (1, 5, 10, 50)
     """k of recall@k and precision@k."""
@@ -38,12 +38,6 @@ class ProbingConfig(Section):
     """Exclude tiles of the query's own group (patient or slide) from its results."""
     captions: LocalPath[str | None] = None
     """CSV with the columns tile_id and text: captions of test tiles, for recall@k between texts and images."""
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        check_seeds(seeds)
-        return seeds
 
     @field_validator("shots", "at", "votes_at")
     @classmethod

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from clipit.config.effects import Data, Reporting, Speed
 from clipit.config.paths import LocalPath
 from clipit.config.run import LoraConfig
-from clipit.config.section import LARGEST_SEED, Section, check_once, check_seeds
+from clipit.config.section import LARGEST_SEED, Section, Seeds, check_once
 from clipit.config.training import AugmentationConfig
 
 AdaptArm = Literal["text", "shuffled_text", "images"]
@@ -112,7 +112,7 @@ class AdaptConfig(Section):
     """Arms of the study. `text`: as configured. Controls: `shuffled_text`, each bag gets the texts of another patient
     (without groups: of another image); `images`, each image is contrasted with a second view of itself or a different
     tile of its bag, and no text is used."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: Seeds = (0,)
     """Seeds of initialisation, order and augmentation."""
     forgetting: dict[str, dict[str, Data[LocalPath[str]]]] = Field(default_factory=dict)
     """Additional sets that measure zero-shot classification before and after the adaptation: name -> `config`, a
@@ -128,12 +128,6 @@ class AdaptConfig(Section):
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         check_once(names)
         return names
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        check_seeds(seeds)
-        return seeds
 
     @model_validator(mode="after")
     def _complete(self) -> "AdaptConfig":

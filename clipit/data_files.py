@@ -294,7 +294,6 @@ def load_huggingface(
 
     Args:
         path: Local folder, or id on the hub with the prefix `hf:`. A local path is never looked up on the hub.
-        key: Configuration key with this path, for error messages.
         streaming: Whether to open streams, so that nothing is downloaded or converted; not for `save_to_disk`.
         revision: Commit of a data set on the hub; None for the newest one, or the cached one offline.
         texts: Columns of a folder of csv or tsv files to read as text; pandas guesses the types of others, and reads
@@ -353,7 +352,6 @@ def check_arrow(rows: Any, where: str) -> None:
 
     Args:
         rows: A `datasets.Dataset`.
-        where: Data set and split, for the error message.
 
     Raises:
         DataError: The tables are damaged.

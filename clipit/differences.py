@@ -20,7 +20,6 @@ def list_differences(
     Args:
         recorded: Recorded values, as read from JSON or YAML.
         current: Current values, which are compared as they would be recorded.
-        where: Location of the recorded values, for the text.
     """
     as_recorded = json.loads(json.dumps(dict(current), default=str))
     return [

@@ -27,7 +27,6 @@ class ImageSet:
     Attributes:
         ids: Unique names, such as paths relative to a folder.
         stamps: Stamp of each image's content, which changes when the file is replaced.
-        where: Folder, zip or table, for messages.
         notes: Remarks such as the number of skipped files.
     """
 

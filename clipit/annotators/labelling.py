@@ -151,7 +151,6 @@ def label_tiles(
     Args:
         config: Section `tiles.annotations`.
         training: Ids of training and validation tiles.
-        tests: Ids of test tiles.
 
     Raises:
         DataError: An annotator is unknown, no annotator is left for training or test tiles, or the labels do not permit

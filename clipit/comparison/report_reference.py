@@ -34,9 +34,6 @@ def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[
     and for other tiles to the most probable class according to the report; tile weights are ignored. Its C is
     chosen on the validation labels that the arms of the same seed see; it is 1 if there are none.
 
-    Args:
-        plan: Data set and backbone.
-
     Returns:
         One row per arm with labels of its own (see `label_sources`), seed and test set; none without such arms.
     """

@@ -39,9 +39,6 @@ def score_vlm(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
     regression on the VLM's image embeddings, fitted on the labels that the arms of the same seed see; its
     regularisation is chosen on their validation labels. Zero-shot rows do not depend on labels, so all seeds share one
     predictions file.
-
-    Args:
-        plan: Data set and backbone.
     """
     tests, zero_shot = reference_test_sets(plan, workspace), _zero_shot_classifiers(workspace)
     rows = []

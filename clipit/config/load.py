@@ -102,7 +102,6 @@ def validate(values: Mapping[str, Any], where: object) -> RunConfig:
 
     Args:
         values: Keys and values, sections nested.
-        where: Origin of the values, for error messages.
 
     Raises:
         ConfigError: Values are invalid; the message lists all errors with their keys.

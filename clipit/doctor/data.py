@@ -38,7 +38,6 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
     """Check a data set of tiles by reading everything except the images.
 
     Args:
-        subject: Name of the data set, for messages.
         config: Section `tiles`.
         root: Folder of artefacts; an existing index of shards is used, but none is written.
     """

@@ -52,7 +52,6 @@ def check_finite(vectors: Float[np.ndarray, "n d"], where: str) -> None:
 
     Args:
         vectors: Features, one row per tile.
-        where: Description of the tiles for the error message.
 
     Raises:
         DataError: A feature is not finite.

@@ -124,7 +124,6 @@ def measure_calibration(
     """Compute `MEASURES` of n labelled tiles with 95 % intervals and, given `before`, the paired changes.
 
     Args:
-        labels: Class indices.
         groups: Patient or slide of each tile; "" where unknown.
         before: Probabilities before scaling.
         resamples: Number of bootstrap resamples; 0 for no intervals.

@@ -14,7 +14,6 @@ class Features:
     """Feature vectors of tiles or texts, one row each.
 
     Attributes:
-        ids: Unique ids.
         vectors: Features as the model returns them, not normalised.
         labels: Class indices; -1 where unknown.
         groups: Patient or slide; "" where unknown.

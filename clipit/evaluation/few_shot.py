@@ -23,7 +23,6 @@ class FewShot:
         interval: 95 % t-interval of the mean. It narrows with more episodes and does not cover the sampling error of
             the test tiles, which are the same in all episodes.
         spread: 2.5 % and 97.5 % quantiles of single episodes.
-        reason: Reason for a missing score.
     """
 
     shots: int

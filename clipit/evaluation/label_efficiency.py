@@ -17,10 +17,8 @@ class LabelPoint:
 
     Attributes:
         share: Share of the training labels.
-        labels: Number of training labels used.
         validation_labels: Number of validation labels used (at most `labels`).
         score: Test score; None if undefined (see `reason`).
-        reason: Reason for a missing score.
     """
 
     share: float

@@ -27,7 +27,6 @@ class Measured:
         ids: Ids of the items: tiles, or queries of a retrieval.
         groups: Group of each item; "" where unknown.
         random: Expected score at random by name, where it is known.
-        reasons: Why a score is undefined, by name.
     """
 
     ids: Shaped[np.ndarray, " n"]
@@ -46,7 +45,6 @@ class SubjectScore:
         mean: Mean over seeds; None if any is undefined.
         interval: Bootstrap interval of the mean over groups of items.
         random: Expected score at random; None where it is not known.
-        reason: Why the mean is undefined.
     """
 
     subject: Subject

@@ -99,7 +99,6 @@ def weighted_scores(
     """Compute scores for each of r weightings of n labelled tiles.
 
     Args:
-        labels: Class indices.
         weights: Number of times each tile is drawn, one column per resample.
         names: Names of the metrics, from `METRICS`.
         present_only: Whether to average macro F1 and AUROC, like balanced accuracy, over the classes that have tiles.

@@ -27,7 +27,6 @@ class Predictions:
     """Class probabilities of each tile, with its id, split, label and group.
 
     Attributes:
-        ids: Unique tile ids.
         splits: Split of each tile: train, validation or test.
         labels: True class indices; -1 where unknown.
         groups: Patient or slide of each tile; "" where unknown.

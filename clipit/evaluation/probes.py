@@ -136,7 +136,6 @@ def adamw_probe(
         features: Features of the training tiles, in a fixed order.
         labels: Class indices; tiles with -1 are dropped.
         validation_features: Features of the validation tiles, which select the step.
-        validation_labels: Class indices of the validation tiles.
         n_classes: Number of classes; a class without training tiles gets probability 0.
         seed: Seed of the initial weights and the batches.
         steps: Maximum number of steps.

@@ -23,7 +23,6 @@ class RetrievalScore:
         name: Name of the measure: `recall`, `precision` or `vote`.
         value: Mean over the queries; None if undefined (see `reason`).
         random: Expected score of items drawn at random.
-        reason: Reason why the value is undefined.
     """
 
     name: str

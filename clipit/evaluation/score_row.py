@@ -12,12 +12,7 @@ class Provenance:
 
     Attributes:
         pixels: Edge of the model's input, in pixels.
-        preprocess: Hash of the preprocessing.
         index: Fingerprint of the snippet index.
-        vlm_fingerprint: Fingerprint of the VLM's weights.
-        backbone_fingerprint: Fingerprint of the backbone's weights.
-        training_labels: Number of labelled training tiles.
-        validation_labels: Number of labelled validation tiles.
         training_tiles: Number of training tiles, labelled or not.
         tiles_fingerprint: Fingerprint of the tiles and of the labels that the run may use.
         command: Command line that computed the score.
@@ -62,7 +57,6 @@ class ScoreRow:
         seconds: Training time, in seconds.
         run: Folder of the run; None for a reference classifier.
         test_set: Name of the test set: `test` or the name of a shifted set.
-        tiles: Number of labelled test tiles.
         score: Value of the metric; None if undefined.
         reason: Reason why the score is undefined, or the classes over which it is averaged.
         resampled: Number and kind of the bootstrap's resampling units, such as `12 groups`.

@@ -109,7 +109,6 @@ def score_masks(
     `FALSE_AREA`, which for `MEAN` is the share predicted as any foreground class in images that contain none of them.
 
     Args:
-        counts: Confusion matrix of each image.
         groups: Patient of each image; "" where unknown.
         resamples: Number of bootstrap resamples; 0 for no intervals.
 

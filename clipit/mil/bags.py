@@ -50,7 +50,6 @@ class MilBags:
         patients: Patient of each bag; "" where unknown.
         splits: train, validation or test.
         reader: Source of the features.
-        rows: Row of each bag in the reader.
         notes: Remarks on bags that were dropped or have no label.
         where: Table, folder or configuration that the bags come from, for error messages.
     """

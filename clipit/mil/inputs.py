@@ -52,7 +52,6 @@ class MilInputs:
     Attributes:
         tiles: Tiles of the workspace, for pictures; None for feature files.
         zero_shot: Inputs of the zero-shot arm; None without it.
-        facts: Provenance of the features.
     """
 
     workspace: Workspace

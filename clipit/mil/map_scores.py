@@ -33,7 +33,6 @@ class SlideTruth:
     """Regions of a slide that show the class of its label.
 
     Attributes:
-        label: Class index of the slide.
         cell: Level-0 pixels per map pixel.
         truth: 1 for the class, 0 for other classes, -1 for pixels that are ignored or on no tile.
         tiles: 1 for tiles most of whose labelled pixels show the class, 0 for other tiles.
@@ -50,8 +49,6 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
     """Read the mask of a slide at the centre of each pixel of its maps.
 
     Args:
-        path: Mask of the whole slide, of any resolution.
-        label: Class index of the slide.
         value: Value of this class in the mask.
 
     Raises:
@@ -147,7 +144,6 @@ class SlideScore:
     Attributes:
         patient: Patient of the slide; "" where unknown.
         arm: Arm; "" for floor and ceiling.
-        kind: Kind of map.
         seed: Seed of the training; None for floor and ceiling.
         auroc: AUROC of the slide's tiles; None where it is undefined.
     """

@@ -125,7 +125,6 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
     """Read the masks of the slides of all labelled test bags.
 
     Args:
-        bags: Bags of all splits.
         tiles: Section `tiles`, which lists the slides.
 
     Raises:

@@ -39,7 +39,6 @@ def report_labels(
     Args:
         config: Run configuration with `reports`.
         bags: Bags of all splits, with the labels that the training may use.
-        seed: Seed of the exchange.
         shuffled: Whether patients of the same organ exchange their labels (control).
 
     Raises:
@@ -121,7 +120,6 @@ def image_embeddings(bags: MilBags, reported: BagTargets | None = None) -> BagTa
     With features of the VLM, it only differs from `report_embeddings` in the modality.
 
     Args:
-        bags: Bags of all splits.
         reported: Targets of `report_embeddings` for the same bags; only bags with a vector there get one, so that the
             control has no more targets than the arm with text. None for all training bags.
     """

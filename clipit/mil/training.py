@@ -220,8 +220,6 @@ def train_epoch(
     """Train for one epoch, and return the mean loss on the labels.
 
     Args:
-        optimizer: Optimiser of the network.
-        bags: Labelled training bags.
         targeted: Training bags with targets; None if there are none.
         options: Batch size and instances.
         epoch: Index of the epoch, from 0.

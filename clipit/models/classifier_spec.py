@@ -225,7 +225,6 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: object, fix: str = 
     """Check that all weights are finite.
 
     Args:
-        where: Location of the weights, for the error.
         fix: What to do about it.
 
     Raises:

@@ -71,7 +71,6 @@ def export_classifier(
             trained on (centred with `text_mean` if given).
         mpp: Micrometres per pixel of the training tiles; None: the backbone's.
         tile_pixels: Edge of the training tiles in pixels; None if they differ in size.
-        provenance: Provenance to record.
 
     Returns:
         Path of the folder.

@@ -96,7 +96,6 @@ def require_files(folder: Path, contents: str, alternatives: Mapping[str, Sequen
     """Check that a model's folder is complete.
 
     Args:
-        contents: Description of the model, for the error message.
         alternatives: Mapping from each part to file names of which one must exist.
 
     Raises:
@@ -229,7 +228,6 @@ def foreign_errors(
 
     Args:
         hub_id: Hugging Face repository of the model, if its files come from there.
-        hint: Another possible cause, for the error message.
         where: File or folder being read, if there is no repository.
         uses_hub: Whether files may be downloaded from the hub even if `hub_id` is None.
     """

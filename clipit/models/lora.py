@@ -53,7 +53,6 @@ def target_modules(
     Args:
         targets: Kinds, names of modules, or their last parts.
         called: Names of the layers to select from, those that the forward pass calls; None for all.
-        where: Configuration key of the targets, for errors.
 
     Raises:
         ModelError: A target matches no layer (the message lists those that exist), or a layer cannot be adapted.

@@ -246,7 +246,6 @@ def open_picture(image: Picture, position: int) -> Image.Image:
 
     Args:
         image: Image in any of the three forms.
-        position: Position in the caller's list, for the error message.
 
     Raises:
         DataError: The image cannot be read completely and without loss; the message names its path or position.

@@ -42,7 +42,6 @@ class ModelSpec:
         raw_dim: VLM: length of an image embedding before projection; None if it has none, or if unknown.
         licence: Licence as named by the registry; see `LICENCE_NOTE`.
         gated: Whether access must be requested at `page`.
-        note: Further information for users.
         loader: Further arguments of the loader, JSON-like; `facts` in it are checked like the attributes above.
         pooling: Backbone: pooling of its tokens (`cls_mean`: class token and mean of the patches).
     """
@@ -120,7 +119,6 @@ def check_spec(spec: ModelSpec, loaded: Mapping[str, Any], where: object) -> Non
     """Compare a loaded model with its entry of the table.
 
     Args:
-        spec: Entry of the table.
         loaded: Attribute of `ModelSpec`, or key of the entry's `loader["facts"]` -> value of the loaded model.
         where: File, folder or hub id that was loaded.
 

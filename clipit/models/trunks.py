@@ -60,7 +60,6 @@ def pool_tokens(
     Args:
         tokens: Normalised tokens: class token, registers, patches.
         prefix: Number of tokens before the patches.
-        pooling: Kind of pooling.
     """
     if pooling == "cls":
         return tokens[:, 0]
@@ -72,7 +71,6 @@ class TokenPool(nn.Module):
 
     Attributes:
         prefix: Number of tokens before the patches (class token and registers).
-        pooling: Kind of pooling.
         normalise: Whether to apply the model's `post_layernorm`, which it applies only to its own pooled output.
     """
 
@@ -109,7 +107,6 @@ def check_pixels(pixels: int, step: int, name: str, *, multiple: bool) -> None:
     Args:
         pixels: Requested edge in pixels.
         step: Pixels per token, or per cell of the last feature map, along one edge.
-        name: Name of the backbone, for the error.
         multiple: Whether the edge must be a multiple of the step.
 
     Raises:

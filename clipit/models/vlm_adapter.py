@@ -83,9 +83,6 @@ def read_vlm_adapter(folder: Path) -> dict[str, Any]:
 def merge_vlm_adapter(towers: Towers, fingerprint: str, folder: Path) -> Towers:
     """Add the trained weights of an adapter to a VLM, in place, and return its towers with the learnt scale.
 
-    Args:
-        fingerprint: Fingerprint of this VLM.
-
     Raises:
         ModelError: The adapter is missing or damaged, or belongs to a different VLM.
     """

@@ -68,9 +68,7 @@ def check_all_loaded(missing: Sequence[str], unexpected: Sequence[str], *, name:
     Args:
         missing: Weights of the model that are not in the file.
         unexpected: Weights of the file that are not in the model.
-        name: Name of the model, for the error.
         where: File, folder or hub id of the weights, for the error.
-        fix: Advice, for the error.
 
     Raises:
         ModelError: Weights are missing or unexpected; both are listed.
@@ -142,8 +140,6 @@ def check_patch_size(module: nn.Module, shapes: Mapping[str, Shape], *, where: o
 
     Args:
         shapes: Tensor shapes in its file, from `tensor_shapes`.
-        where: File with the weights, for the error.
-        fix: Advice, for the error.
 
     Raises:
         ModelError: The sizes differ.
@@ -164,7 +160,6 @@ def check_same_structure(loaded: nn.Module, expected: nn.Module, *, name: str, w
     Args:
         expected: Model built from its table entry, with any weights.
         where: File, folder or hub id of the weights, for the error.
-        fix: Advice, for the error.
 
     Raises:
         ModelError: The models differ; the first differences are listed.

@@ -163,7 +163,6 @@ def join_patients(
     """Join training tiles, slides or other samples with the reports of the same patients, like `join_cases`.
 
     Args:
-        reports: Reports of the corpus.
         owners: Patient of each sample; "" where unknown.
 
     Raises:

@@ -52,7 +52,6 @@ class SeenTiles:
     """Tiles that a run was trained or validated on, without their images.
 
     Attributes:
-        ids: Unique tile ids.
         splits: Split of each tile: train or validation.
         groups: Patient or slide of each tile; "" where unknown.
     """
@@ -72,7 +71,6 @@ def find_leaks(
     """Find all leaks, sorted by kind, then by id.
 
     Args:
-        tiles: Tiles of all splits.
         config: Thresholds, and whether to search for exact and near copies.
         image_hashes: Fingerprints of the tiles, in the same order (digests suffice for exact copies); None to skip the
             comparison of pixels.

@@ -107,7 +107,6 @@ def pair_tiles(
     """Pair all tiles of a store with their nearest snippets.
 
     Args:
-        index: Index over the snippets.
         tiles: Tile store of the same VLM.
         k: Maximum number of snippets per tile.
         block: Tiles per search; bounds memory, whatever the number of tiles.

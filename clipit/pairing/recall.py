@@ -46,7 +46,6 @@ def fit_search(
     that were not used to choose settings. If it is below 0.95, a warning names the keys to raise.
 
     Args:
-        index: Approximate index of the snippets.
         mean: Mean to subtract from the tile embeddings; None for no centring.
 
     Returns:

@@ -49,7 +49,6 @@ def unknown_prompts(name_or_path: str | Path, folder: str, where: object, furthe
     Args:
         name_or_path: What was asked for.
         folder: `sets` or `bags`.
-        where: Place of the name or path, for the message.
         further: Further sources of prompts, for the advice; "" if there are none.
     """
     text = str(name_or_path)

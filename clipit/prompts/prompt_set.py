@@ -115,7 +115,6 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
 
     Args:
         raw: Mapping with the keys name, version, templates, classes and, optionally, source and licence.
-        where: File, for the error message.
         repeated: Keys that occur twice in the file.
 
     Raises:

@@ -23,7 +23,6 @@ def annotator_parts(ceiling: Mapping[str, Any], caption: str, source: str = "") 
 
     Args:
         ceiling: Result of `clipit.evaluation.human_ceiling.human_ceiling`.
-        source: File and key of the scores.
     """
     records: Sequence[Mapping[str, Any]] = ceiling["annotators"]
     rows = [
@@ -69,7 +68,6 @@ def confusion_tables(annotators: Sequence[Mapping[str, Any]], classes: Sequence[
 
     Args:
         annotators: Name (`annotator`) and confusion matrix (`confusion`; None without an estimate) of each annotator.
-        source: File and key of the data.
     """
     return [
         Table(

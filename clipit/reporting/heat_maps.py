@@ -59,7 +59,6 @@ def write_overlays(
     Args:
         folder: Output folder, for one file per class, named by its number and name, and `classes.png`.
         overview: Image of the whole slide; shrunk to at most 900 pixels.
-        scores: Probability of each tile and class.
         colours: Colour of each class as #rrggbb; by default those of `class_colours`.
 
     Returns:

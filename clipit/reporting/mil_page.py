@@ -41,7 +41,6 @@ class ShownBag:
 
     Attributes:
         arm: Arm whose model is shown, with its first seed.
-        scores: Probability of each class.
         pictures: Title and PNG of each map; empty without slides.
     """
 
@@ -62,7 +61,6 @@ class MilContent:
         note: Warning shown at the top; empty for none.
         against_control: Comparisons of the trained arms with each control that was trained on shuffled labels.
         level: Whether slides or patients are labelled.
-        counts: Bags by split and class.
         maps: Bags whose maps are shown.
         map_scores: Table of `clipit.mil.map_scores.score_table`; empty without masks.
     """

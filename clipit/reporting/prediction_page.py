@@ -39,7 +39,6 @@ def prediction_page(
         predicted: Classes by the classifier's head.
         zero_shot: Zero-shot classes; None without them.
         images: Classified images, which are read for the thumbnails.
-        facts: Provenance of the classifier.
         unreadable: Id, file and reason of each unreadable image.
     """
     counts = {"images": summary["images"], "predicted": summary["predicted"], "unreadable": summary["unreadable"]}

@@ -32,7 +32,6 @@ def run_page(
     """Render the page of a run from the files in its folder.
 
     Args:
-        curves: Content of metrics.jsonl.
         picture: Function that returns the data URI of a tile's image by its id, or None.
         texts: Preformatted text by heading (tiles, snippets, pairing).
         more: Other sections, placed after the scores.

@@ -64,7 +64,6 @@ class SlidePage:
     """Content of the page of a slide.
 
     Attributes:
-        scores: Probability of each tile and class.
         overview: Image of the whole slide, without label and macro images.
         tissue: Outlines of the tissue, in pixels of level 0.
         facts: Facts of the slide and the classifier, and their provenance.

@@ -229,11 +229,7 @@ def long_table(
 
 
 def undefined_chapter(reasons: Sequence[tuple[str, str]], source: str) -> list[Chapter]:
-    """Build the chapter of undefined values with their reasons, without duplicates; empty if there are none.
-
-    Args:
-        source: File and column with the reasons.
-    """
+    """Build the chapter of undefined values with their reasons, without duplicates; empty if there are none."""
     if not reasons:
         return []
     table = long_table(("value", "reason"), sorted(set(reasons)), "Undefined values", source, left=2)

@@ -81,12 +81,7 @@ class Assertions:
     """Status of mentions from the triggers of negation and uncertainty in their sentence."""
 
     def __init__(self, negation: Triggers, uncertainty: Triggers) -> None:
-        """Extend the package's triggers.
-
-        Args:
-            negation: Further triggers of negation.
-            uncertainty: Further triggers of uncertainty.
-        """
+        """Extend the package's triggers."""
         self._triggers = PhraseTree()
         for name, phrases in {
             "negated before": [*_phrases(_NEGATION_BEFORE), *excluding(), *negation.before],

@@ -40,9 +40,6 @@ def find_repairs(texts: Iterable[str]) -> dict[str, str]:
     is damage inside other words, and no English word starts with its letters ("Fssue"). Words with digits, and all
     other words with capitals, are left unchanged. The time is linear in the length of the texts.
 
-    Args:
-        texts: Texts of the corpus.
-
     Returns:
         Damaged word -> repaired word.
     """

@@ -269,7 +269,6 @@ def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple
 
     Args:
         values: Cells of a column, None where empty.
-        where: Path of the reports, for the error message.
 
     Returns:
         The values, and a note that counts the replaced ones; "" if there are none.

@@ -34,8 +34,6 @@ class RuleSet:
         sections: Sections whose mentions count, in lower case; empty for all.
         negated: Class -> class for which its negated mentions count; negated mentions of other classes do not count.
         ignored: Phrases that count for no class and hide shorter phrases within them.
-        negation: Further triggers of negation.
-        uncertainty: Further triggers of uncertainty.
     """
 
     name: str

@@ -74,7 +74,6 @@ def read_side_table(path: Path, encoding: str, sheet: str | None, key: str) -> C
 
     Args:
         sheet: Sheet of an xlsx file; None for the only one with data.
-        key: Configuration key of the sheet, for error messages.
     """
     if path.suffix.lower() == ".xlsx":
         return read_workbook(path, sheet, None, key)

@@ -34,7 +34,6 @@ def score_external(
     """Compute the content of results.json, without the SHA-256 of the predictions.
 
     Args:
-        run_results: Content of the run's own results.json.
         predictions: Predictions of the new tiles, whose split is the name of the set.
         external: Description of the new set: name, identity, tiles, excluded classes and notes.
         prompts: New prompt set; None for that of the run.

@@ -38,10 +38,8 @@ def predict_images(
     the number of processes.
 
     Args:
-        classifier: Classifier on this process's device.
         out: Table to write, .csv or .parquet.
         zero_shot: Classes for zero-shot prediction; None without it.
-        options: Batch size and reading threads.
 
     Returns:
         The summary: number of images, and count, share and mean confidence per class.

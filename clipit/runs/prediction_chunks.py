@@ -75,9 +75,7 @@ def write_chunks(
     """Predict the chunks that do not exist yet, shared among all processes.
 
     Args:
-        classifier: Classifier on this process's device.
         zero_shot: Classes for zero-shot prediction; None without it.
-        options: Batch size and reading threads.
 
     Returns:
         Files of all chunks, in order, once all processes have written theirs.

@@ -34,7 +34,6 @@ class TileScorer:
     Attributes:
         classes: Class names, in the order of the scores.
         kind: `classifier` (scores are probabilities), `student` or `vlm` (scores are cosine similarities to prompts).
-        title: Description of the model, for pages.
         compute: Function from uint8 pixels [b, 3, h, w] on the device to scores and, if the model has a joint space,
             embeddings in it (un-normalised).
         mpp: Micrometres per pixel of its training tiles; None if unknown.
@@ -82,7 +81,6 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
     """Build a scorer from a classifier, for its own classes or zero-shot with class prompts.
 
     Args:
-        classifier: Classifier on this process's device.
         prompts: Prompt set, or the name of one that the classifier contains; None for the classifier's classes.
 
     Raises:

@@ -97,11 +97,7 @@ def test_scores(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def finish_trackers(trackers: "Sequence[GeneralTracker]", scores: Mapping[str, float], step: int) -> None:
-    """Log the final scores and close the trackers, without ending the process group as `end_training` does.
-
-    Args:
-        trackers: Open trackers.
-    """
+    """Log the final scores and close the trackers, without ending the process group as `end_training` does."""
     for tracker in trackers:
         if scores:
             tracker.log(dict(scores), step=step)

@@ -94,7 +94,6 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
 
     Args:
         run: Folder of the finished run whose classifier the study uses.
-        tests: Test tiles of the study.
         leaks: Section `leaks` of the study.
 
     Returns:

@@ -25,7 +25,6 @@ class Reference:
 
     Attributes:
         kind: Whether it is a floor, a ceiling of the mean Dice over images, or the majority class.
-        counts: Confusion matrix of each image.
         tile_um: Edge of the tiles of a ceiling in micrometres (in pixels where the resolution is unknown).
     """
 
@@ -44,7 +43,6 @@ def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Refere
     an upper bound of Dice.
 
     Args:
-        masks: Test masks, checked.
         options: Section `segmentation`.
     """
     names = masks.classes.names

@@ -29,7 +29,6 @@ class SegmentationRow(StudyRow):
         value: Score in 0..1.
         low: Lower end of the 95 % interval over patients.
         high: Upper end.
-        reason: Why value or interval is missing.
         training_masks: Number of masks trained on.
         validation_masks: Number of masks used to choose a threshold or scales.
         threshold: Threshold on the probability of the second class; None for the most probable class.

@@ -101,7 +101,6 @@ def map_classes(
 
     Args:
         mapping: Class of the masks by class of a model; a model without an entry is expected to use the same names.
-        where: Model, for error messages.
 
     Raises:
         ConfigError: A class of the masks has no corresponding class of the model.

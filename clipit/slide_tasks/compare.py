@@ -43,7 +43,6 @@ class ComparisonOptions:
 
     Attributes:
         reference: Arm that all others are compared with.
-        scoring: Batch size and reading threads.
         device: Device; None for that of the process.
         bf16: Whether to compute in bfloat16.
         trust_remote_code: Whether to run Python code that defines a backbone.

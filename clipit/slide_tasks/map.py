@@ -70,7 +70,6 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     SHA-256 differs from the one in `map.json`.
 
     Args:
-        scorer: Model on this process's device.
         options: Content of the pages.
 
     Returns:

@@ -74,10 +74,8 @@ def score_slides(
     """Score the tiles of all slides and pool the scores; called by all processes, which share the slides.
 
     Args:
-        scorer: Model on this process's device.
         requested: Requested resolution and size of tiles; unset ones follow the model.
         stated: Names of the options, of `mpp` and `pixels`, that the user set; the others follow the model.
-        options: Batch size and reading threads.
 
     Raises:
         ConfigError: The model states no resolution, and the user did not set one.

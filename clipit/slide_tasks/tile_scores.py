@@ -44,7 +44,6 @@ class TileScores:
     """Scores of a slide's readable tiles.
 
     Attributes:
-        grid: Readable tiles.
         unreadable: Number of tiles that cannot be read.
     """
 
@@ -65,10 +64,6 @@ def score_tiles(
 
     Slides that were scored before with the same model and tiles are not scored again. The tables do not depend on the
     number of processes.
-
-    Args:
-        scorer: Scorer on this process's device.
-        options: Batch size and reading threads.
 
     Returns:
         Slides that have no readable tile or can no longer be opened; the same list in all processes.

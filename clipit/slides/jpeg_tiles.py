@@ -85,11 +85,7 @@ class JpegLevel:
     """One level of a slide whose tiles are JPEG."""
 
     def __init__(self, file: TiffBytes, page: Any) -> None:
-        """Store the positions of the tiles in the file; nothing is decoded yet.
-
-        Args:
-            file: Open slide.
-        """
+        """Store the positions of the tiles in the file; nothing is decoded yet."""
         self._file = file
         self._id = next(_level_ids)
         self.width, self.height = int(page.imagewidth), int(page.imagelength)

@@ -272,9 +272,6 @@ def share_cache(openslide: Any, slide: Any) -> None:
 
     Openslide's own cache of 32 MiB per slide cannot hold two rows of tiles of a slide more than 16,000 pixels wide, so
     each row of a grid would decode most tiles again. Openslide before version 4 has no other cache.
-
-    Args:
-        slide: Open slide.
     """
     process_id = os.getpid()
     try:

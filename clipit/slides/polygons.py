@@ -107,7 +107,6 @@ def trace(mask: Bool[np.ndarray, "h w"], downsample: float = 1.0) -> list[Polygo
     so that `rasterise` reproduces the mask, and no ring touches itself.
 
     Args:
-        mask: Mask of the areas to outline.
         downsample: Pixels of level 0 per pixel of the mask.
     """
     from scipy import ndimage

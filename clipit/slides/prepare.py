@@ -60,7 +60,6 @@ class SlidePath:
     """A slide to prepare.
 
     Attributes:
-        name: Unique name.
         mpp: Micrometres per pixel of level 0 that the user states for this slide; None if unstated.
         default_mpp: Micrometres per pixel of level 0, used if neither the file nor the user states them.
     """
@@ -131,11 +130,7 @@ class PreparedSlide:
 
 @dataclass(frozen=True)
 class FailedSlide:
-    """A slide that cannot be used.
-
-    Attributes:
-        reason: What is wrong.
-    """
+    """A slide that cannot be used."""
 
     name: str
     path: Path

@@ -40,7 +40,6 @@ def write_tiles_geojson(
     same UUIDs.
 
     Args:
-        scores: Probability of each tile and class.
         colours: Colour of each class, as #rrggbb.
         origin: Pixel of level 0 where coordinates start.
 
@@ -87,7 +86,6 @@ def write_regions_geojson(
     class.
 
     Args:
-        scores: Probability of each tile and class.
         colours: Colour of each class, as #rrggbb.
         origin: Pixel of level 0 where coordinates start.
 

@@ -44,7 +44,6 @@ def read_tile(slide: SlideFile, x: int, y: int, extent: float, pixels: int) -> I
     """Read a square tile as RGB, resampled to an exact size from the nearest level.
 
     Args:
-        slide: Open slide.
         x: Left edge in pixels of level 0.
         y: Upper edge in pixels of level 0.
         extent: Edge in pixels of level 0, not necessarily whole.
@@ -65,7 +64,6 @@ def read_overview(slide: SlideFile, downsample: float) -> Image.Image:
     """Read the whole slide at a downsample, block by block; the label and macro images are never read.
 
     Args:
-        slide: Open slide.
         downsample: Pixels of level 0 per pixel of the overview.
 
     Raises:

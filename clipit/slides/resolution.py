@@ -35,9 +35,7 @@ def resolve_mpp(
     If they are not stated, they are derived as 10 / objective's power; a power is never assumed.
 
     Args:
-        slide: Open slide.
         stated: Value for this slide in the user's table; None if it has none.
-        where: Slide, for messages.
         default: Value of the user's option, for slides with no other value; None if the option is not given.
 
     Raises:
@@ -79,9 +77,7 @@ def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = K
     """Explain why the micrometres per pixel of a slide may be wrong, such as by a factor of 10; "" if plausible.
 
     Args:
-        slide: Open slide.
         mpp: Micrometres per pixel of level 0.
-        where: Slide, for messages.
 
     Raises:
         DataError: The slide would be longer than 210 mm.

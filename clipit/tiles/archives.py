@@ -32,7 +32,6 @@ def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
     Args:
         target: Output path; an existing file is verified and not downloaded again.
         md5: Published MD5 checksum, in hexadecimal digits.
-        page: Web page of the data set, for error messages.
 
     Raises:
         DataError: The network or the server fails, or the checksum is wrong.

@@ -40,7 +40,6 @@ def augment(
     Args:
         pixels: Tiles with values 0 to 255.
         keys: Hashed tile ids, from `tile_keys`.
-        step: Optimiser step.
         config: Whether to apply dihedral transforms, and the spread of the stain jitter.
     """
     if not config.dihedral and config.stain == 0:

@@ -29,8 +29,6 @@ def read_cells(values: Iterable[Any], column: str, where: object, row_name: Call
 
     Args:
         values: Cells of any type, in the order of the rows.
-        column: Name of the column, for error messages.
-        where: File or data set, for error messages.
         row_name: Function from the index of a row to its name in error messages.
 
     Raises:
@@ -55,8 +53,6 @@ def check_stored(texts: Iterable[str], column: str, where: object, row_name: Cal
 
     Args:
         texts: Cells, in the order of the rows.
-        column: Name of the column, for error messages.
-        where: File or data set, for error messages.
         row_name: Function from the index of a row to its name in error messages.
 
     Raises:
@@ -101,7 +97,6 @@ def resolve_missing(
     Args:
         values: Labels or groups as text, "" where missing.
         config: Section `tiles`.
-        where: File or data set, for error messages.
         row_name: Function from the index of a row to its name in error messages.
 
     Returns:

@@ -39,7 +39,6 @@ def check_column_spelling(names: Mapping[str, str], present: Sequence[str], wher
 
     Args:
         names: clipit's name of each column -> its name in the table.
-        where: File or data set, for the error message.
 
     Raises:
         DataError: A column is missing, and another one differs only in letter case, spaces or punctuation.

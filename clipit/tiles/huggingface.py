@@ -60,7 +60,6 @@ class SplitRows:
     Attributes:
         text: Function that returns the cells of a column as text, "" where missing; class indices are not replaced.
         class_names: Column -> class names, for columns of class indices.
-        stamps: Stamp of each image's content.
     """
 
     count: int

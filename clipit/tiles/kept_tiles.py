@@ -62,7 +62,6 @@ class Block:
     """Part of a set that one process reads in order, such as a file.
 
     Attributes:
-        title: Name, for the progress bar.
         read: Function that skips a number of rows and returns an iterator over the following tiles.
     """
 
@@ -126,7 +125,6 @@ def keep_tiles(
     Args:
         inputs: JSON-serialisable description of the set.
         blocks: Function that opens the set; called only if its tiles have not been kept.
-        title: Name of the set, for the progress bar.
 
     Raises:
         DataError: The set cannot be read; the next attempt resumes after the tiles kept so far.

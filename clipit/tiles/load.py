@@ -295,7 +295,6 @@ def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: f
     Args:
         tiles: Tiles, with `mpp` of the stored pixels.
         expected: Micrometres per pixel of the model's training tiles; None if unknown.
-        model: Name of the model, for the message.
         resize: Pixels of the model's input per stored pixel, such as 224 / 96 if 96 px tiles are enlarged to 224.
     """
     known = tiles.mpp[~np.isnan(tiles.mpp)] / resize

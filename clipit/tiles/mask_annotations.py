@@ -29,7 +29,6 @@ class AnnotatorMasks:
     """Masks of tiles by several annotators, read from disk on demand.
 
     Attributes:
-        files: File name of each row of the reader.
         row_of: (tile, annotator) -> row of the reader.
     """
 

@@ -32,9 +32,6 @@ class MaskSet:
     """Tiles with a mask; images and masks are read from disk on demand.
 
     Attributes:
-        files: File name of each row of the reader.
-        rows: Row of each tile in the reader.
-        stamps: Stamp of each mask's content.
         counts: Number of pixels of each tile by class, without ignored pixels; empty before `check_masks`.
     """
 

@@ -117,7 +117,6 @@ class PixelSource:
         """Yield each batch of rows with its uint8 pixels [b, 3, h, w] on a device, reading and copying ahead.
 
         Args:
-            batches: Rows of each batch.
             clock: Clock that is advanced by the time spent waiting for tiles.
         """
         read = read_ahead(batches, lambda row: self._pixels(int(row)), self._pool, clock=clock)

@@ -287,7 +287,6 @@ def open_files(
     Args:
         images: Folder or zip that the names are relative to.
         files: File names, with forward slashes.
-        table: Table, for error messages.
         unreadable: `quarantine` to accept links whose target does not exist.
 
     Raises:

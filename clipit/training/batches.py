@@ -49,7 +49,6 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
 
     Args:
         config: Run configuration, with its arm resolved.
-        has_label: Mask of the labelled training tiles.
 
     Raises:
         DataError: There are no tiles, or no tile has a label, and no loss term supervises unlabelled tiles.

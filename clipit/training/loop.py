@@ -24,13 +24,8 @@ class Schedule:
     """Steps, learning rate and intervals of training.
 
     Attributes:
-        steps: Number of optimiser steps.
-        learning_rate: Peak learning rate.
         rate_key: Configuration key of the learning rate, for errors.
         warmup: Fraction of the steps that warm up the learning rate.
-        log_every: Steps between rows of the log.
-        validate_every: Steps between validations.
-        checkpoint_every: Steps between checkpoints.
         patience: Number of validations without improvement before training stops; None to train to the end.
     """
 

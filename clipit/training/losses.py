@@ -25,7 +25,6 @@ def cross_entropy_sum(
     Args:
         logits: Logits, one row per tile.
         labels: Class indices; rows with `NO_LABEL` are ignored.
-        label_smoothing: Label smoothing s.
 
     Returns:
         The sum in float32 (float64 for float64 logits); 0 with a zero gradient if no row is labelled.
@@ -46,7 +45,6 @@ def cosine_distillation_sum(
     Args:
         predicted: Projector outputs t^.
         target: Targets t, frozen and cached. Invalid rows may contain any value, including NaN.
-        valid: Mask of the rows to distil.
 
     Returns:
         The sum in float32 (float64 for float64 input); 0 with a zero gradient if no row is valid.
@@ -85,7 +83,6 @@ def smoothed(target: Float[Tensor, "b c"], label_smoothing: float) -> Float[Tens
 
     Args:
         target: Target distributions q, rows that sum to 1.
-        label_smoothing: Label smoothing s.
     """
     return (1 - label_smoothing) * target + label_smoothing / target.shape[1]
 
@@ -176,9 +173,7 @@ def many_to_many_sum(
 
     Args:
         images: Members of the tile bags, not necessarily normalised. Masked members may contain any value.
-        image_mask: Mask of the existing members of the tile bags.
         texts: Members of the text bags; row i belongs to tile bag i.
-        text_mask: Mask of the existing members of the text bags.
         temperature: Positive temperature; a tensor if it is learnt.
         rows: Bags to sum over, contrasted with all bags: with bags gathered from all processes (with gradient), each
             process sums over its own rows, and the sums and counts of all processes add up to the total. Default: all.

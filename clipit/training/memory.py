@@ -117,7 +117,6 @@ def estimate_memory(
     allocated and freed within one operation (workspaces of libraries) is not counted.
 
     Args:
-        student: Student in training mode.
         normalise: Function from pixels 0..255 to the backbone's input.
         pixels: Edge of the input in pixels.
         precision: Mixed precision: `no`, `bf16` or `fp16`.

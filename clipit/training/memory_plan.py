@@ -78,7 +78,6 @@ def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixel
 
     Args:
         config: Run configuration, with its arm and precision resolved.
-        student: Student on this process's device.
         normalise: Function from pixels 0..255 to the backbone's input.
         pixels: Edge of the input in pixels.
         cached: Bytes that the cache of tiles will add to the CPU's memory.

@@ -34,7 +34,6 @@ class TrainingData:
 
     Attributes:
         labels: Class indices of the training tiles; -1 if unknown.
-        keys: Augmentation keys of the training tiles.
         terms: Prepared loss terms, in the order of summation.
     """
 

@@ -37,7 +37,6 @@ class Validation:
     """Validation tiles that select the best step.
 
     Attributes:
-        rows: Rows of the scored tiles.
         monitor: Monitored metric; None to keep the last step.
     """
 
@@ -51,7 +50,6 @@ class TrainingOutcome:
     """Outcome of training, as recorded in training.json.
 
     Attributes:
-        steps: Number of optimiser steps that were run.
         chosen_step: Step whose weights the student has after training.
         score: Monitored validation score at this step; None without validation.
         tiles_seen: Number of tiles over all steps, repeated ones included.
@@ -88,7 +86,6 @@ def train_student(
 
     Args:
         config: Run configuration, with its arm resolved.
-        student: Student on this process's device.
         normalise: Function from pixels 0..255 to the backbone's input.
         accelerator: Accelerator for mixed precision and gradient exchange.
 

@@ -82,7 +82,6 @@ class BagExamples:
     the tiles and texts of an example over its visits, except for a remainder that does not fill a bag.
 
     Attributes:
-        texts: Distinct texts.
         tiles_of: Rows of the tiles of each example; a bag that contains all of them keeps their order.
         tiles_per_bag: Maximum number of tiles of a tile bag.
         texts_per_bag: Maximum number of texts of a text bag; 0 contrasts images with images.

@@ -25,7 +25,6 @@ class MinedBags:
     Attributes:
         tiles: Rows of the training tiles in each tile bag, the tile itself first.
         texts: Indices of the texts in each text bag: rows of the table of snippets, then of the distinct prompts.
-        prompts: Distinct prompts.
         counts: Pruned members and empty bags.
     """
 

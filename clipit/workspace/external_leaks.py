@@ -25,7 +25,6 @@ def enforce_on_external(
         seen: Tiles that the run, or the adaptation of its VLM, was trained or validated on.
         seen_hashes: Hashes of the images of `seen`, in the same order; None to compare only patients.
         config: Run configuration with the section `leaks`.
-        where: Name of the new set, for messages.
 
     Returns:
         The tiles to score, and all leaks (shared patients and copies), sorted by id of the new set's tile.

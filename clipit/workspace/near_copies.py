@@ -28,7 +28,6 @@ def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
     is off, no images are compared.
 
     Args:
-        tiles: Tiles of all splits.
         config: Run configuration with the section `leaks`.
     """
     unknown = not (patients(tiles.groups, tiles.ids) != "").any()

@@ -218,7 +218,6 @@ def mean_snippets(
     """Return the unit-norm mean of the snippets that each tile retrieves; 0 where it retrieves none.
 
     Args:
-        rules: Prepared pairing rules.
         vectors: Unit-norm tile embeddings.
         groups: Group numbers of training tiles (see `search_snippets`).
     """

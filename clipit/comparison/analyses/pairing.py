@@ -141,7 +141,6 @@ def first_cosines(workspace: Workspace, ids: Shaped[np.ndarray, " n"]) -> Float[
 
     Args:
         workspace: Workspace whose configuration sets the `pairing` rules.
-        ids: Ids of test tiles.
     """
     store = workspace.tile_store("test")
     cosines = [np.empty(0)]
@@ -176,7 +175,6 @@ def search_snippets(
 
     Args:
         workspace: Workspace with the mean of the training tiles, for centring.
-        rules: Prepared pairing rules.
         vectors: Unit-norm tile embeddings before centring, one row per tile.
         groups: Group number of each training tile as in `rules.owners`, for `exclude_same_group`; None for tiles of
             other splits.

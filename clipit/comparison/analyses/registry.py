@@ -26,7 +26,6 @@ def run_analyses(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], fol
     """Run the configured analyses on the finished runs of a plan; call it in all processes.
 
     Args:
-        plan: Data set and backbone.
         workspace: Cached inputs of the plan's configuration.
         rows: Rows of the plan's runs and reference classifiers.
         folder: Folder for predictions and scores that an analysis computes for itself.

@@ -66,7 +66,6 @@ def seed_figure(
         scores: Score by arm and seed (as text); None where undefined.
         label: Axis label with test set, metric and unit, such as `test: accuracy %`.
         baseline: Arm whose mean is drawn as a dashed line.
-        source: File and column of the scores.
     """
     line = f" The dashed line is the mean of {baseline}." if baseline in scores else ""
     svg = inline_svg(plot_seed_scores(scores, x_label=label, baseline=baseline), f"{label}, per arm and seed")

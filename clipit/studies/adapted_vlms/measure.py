@@ -105,7 +105,6 @@ def worse_than_chance(labels: Int64[np.ndarray, " n"], predicted: Int64[np.ndarr
     as this.
 
     Args:
-        labels: Class indices.
         predicted: Predicted class indices.
     """
     classes, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)

@@ -28,7 +28,6 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
     gallery are dropped. Scores at random are those of k items drawn without replacement.
 
     Args:
-        examples: Held-out examples.
         at: Values of k.
 
     Returns:

@@ -51,7 +51,6 @@ class StudyResults:
     """All measurements of a study.
 
     Attributes:
-        facts: Provenance of each model by seed.
         tiles: Results on the test tiles by model and seed.
         folders: Folder of each adaptation, by arm and seed.
         forgetting: Additional sets by name, with notes on the tiles that `leaks.policy` dropped or kept.
@@ -77,7 +76,6 @@ class AdaptRow(StudyRow):
         task: Evaluation task: zero-shot classification, a linear probe or retrieval.
         arm: `before`, or the arm of the adaptation.
         value: Score; None if undefined.
-        reason: Reason why the score is undefined.
         n: Number of test tiles or queries.
         random: Expected score at random.
         fold: Score divided by `random`.

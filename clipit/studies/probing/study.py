@@ -68,9 +68,7 @@ class ProbingRow(StudyRow):
         value: Score; None if undefined.
         low: Lower bound of the 95 % interval.
         high: Upper bound of the 95 % interval.
-        reason: Why the score or its interval is undefined.
         n: Number of test tiles or queries.
-        labels: Number of training labels used.
         k: Shots per class, or number of items retrieved.
         random: Expected score at random.
         fold: Score divided by the expectation at random.

@@ -36,7 +36,6 @@ class ZeroShotModel:
         screening_splits: Split of each screening tile (all `train`).
         encode: Function from texts to unit vectors in the same space.
         logit_scale: Factor applied to cosines before the softmax.
-        facts: Provenance of every score.
     """
 
     name: str

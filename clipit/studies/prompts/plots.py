@@ -23,7 +23,6 @@ def plot_spread(frame: pd.DataFrame, metric: str, path: Path) -> None:
 
     Args:
         frame: Table of prompts.parquet; undefined scores are dropped.
-        metric: Column of the score.
     """
     groups = list(iter_groups(frame, ["subject", "prompts"]))
     figure = new_figure(8.5, 1.6 + 0.95 * len(groups))
@@ -59,7 +58,6 @@ def plot_grid(cells: pd.DataFrame, metric: str, path: Path) -> None:
 
     Args:
         cells: Rows of the kind `cell`; undefined scores stay white.
-        metric: Column of the score.
     """
     words = list(zip(cells.organ, cells.magnification, cells.stain, strict=True))
     distinct = list(dict.fromkeys(words))

@@ -73,10 +73,6 @@ class PromptRow(StudyRow):
         scores: All `METRICS`, on the test tiles.
         cut_texts: Number of prompts longer than the context length.
         cut_tokens: Number of tokens beyond the context length.
-        draw: Index of the random draw.
-        organ: Organ word of the grid cell.
-        magnification: Magnification word of the grid cell.
-        stain: Stain word of the grid cell.
     """
 
     kind: str

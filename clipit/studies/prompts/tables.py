@@ -28,8 +28,6 @@ class PromptDifference:
         value: Difference; None if undefined.
         low: Lower bound of the 95 % interval.
         high: Upper bound of the 95 % interval.
-        reason: Why the difference or its interval is undefined.
-        tiles: Number of test tiles.
     """
 
     subject: str

@@ -79,7 +79,6 @@ def adapt_tiles(
 
     Args:
         robustness: Configuration of the study, with adaptations and number of batches.
-        tiles: Labelled tiles.
         vectors: Vectors of these tiles by output.
         name: Name of the set, which seeds the batches.
     """

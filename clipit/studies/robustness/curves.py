@@ -36,7 +36,6 @@ def curve_rows(
     change. Only one level is held in memory at a time, so tiles are read again for each level.
 
     Args:
-        tiles: Labelled test tiles.
         references: Training references for adaptation, by model name.
     """
     levels: list[tuple[str, float | None]] = [(UNPERTURBED, None)]

@@ -45,7 +45,6 @@ class MeasuredModel:
             output.
         dims: Dimension of the vectors by output.
         readouts: Function from vectors to class probabilities by output.
-        facts: Provenance of every score.
         not_adaptable: Reason why the vectors cannot be adapted, by output.
         run: Folder of the run; None for the VLM.
     """

@@ -38,19 +38,16 @@ class RobustnessRow(StudyRow):
         value: Score; None if undefined.
         low: Lower bound of the 95 % interval.
         high: Upper bound of the 95 % interval.
-        reason: Reason why the score or its interval is undefined.
         change: Paired change from the unperturbed, uncalibrated or unadapted score.
         change_low: Lower bound of the change's 95 % interval.
         change_high: Upper bound of the change's 95 % interval.
         unadapted: Score without adaptation.
         guard: Verdict of the guard, `accepted` or `refused`.
         misfit: Misfit computed by the guard.
-        guard_reasons: Reason why the guard refused.
         concentration: Dirichlet concentration of the class proportions of a batch.
         largest_share: Share of the most frequent class of a batch.
         tiles: Fingerprint of the tiles of a calibration.
         state: State of calibration: `before` or `after` temperature scaling.
-        labels: Number of validation labels used.
         settings: Kind of settings over which the guard's errors are counted.
         errors: Fields of `GuardErrors`, by name.
     """
@@ -98,7 +95,6 @@ def score_row(
     Args:
         row: Row without a score.
         config: Run configuration, with the seed and number of bootstrap resamples.
-        tiles: Labelled tiles.
         before: Reference class probabilities for the change.
     """
     order = np.argsort(tiles.ids, kind="stable")

@@ -39,7 +39,6 @@ class PromptMembers:
         vectors: Unit-norm prompt embeddings.
         codes: One number per distinct text, since dictionary and class prompts may have texts in common.
         rows: Rows of `vectors` for each tile.
-        exists: Mask of the rows that are members.
         texts: Distinct texts, one per code.
     """
 
@@ -55,7 +54,6 @@ class ContrastBags:
     """Text bags and tile bags of the training tiles.
 
     Attributes:
-        texts: Paired snippets.
         prompts: Nearest dictionary and class prompts; None if neither is used.
         tiles: Neighbouring tiles; None if the tile bag contains only the student's own view.
         counts: Numbers of pruned members and empty bags, for training.json.

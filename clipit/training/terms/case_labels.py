@@ -30,7 +30,6 @@ class CaseLabels:
 
     Attributes:
         probabilities: Class probabilities, one row per patient with a report; 0 where unknown.
-        known: Mask of the patients with a label.
         counts: Number of reports (for `text` and `case`: patients) by label, including labels that are not classes.
         note: Remark on the calibration of the text classifier; "" if there is none.
     """

@@ -120,7 +120,6 @@ def fit_text_lora(
         texts: Text of each snippet by id.
         store: Text store that the positions of `paired` refer to.
         mean: Mean text embedding, subtracted as for pairing.
-        paired: Paired snippets of the training tiles.
         labels: Class indices of the training tiles; -1 if unknown.
         lora: Rank, alpha and dropout; all linear layers of the text tower are adapted.
         seed: Seed of the initial weights and of the batches.

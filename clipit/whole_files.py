@@ -1,9 +1,10 @@
-"""Text, csv and Parquet files that are written completely or not at all, and Parquet read with its checksums."""
+"""Text, csv, Parquet and .npy files that are written completely or not at all, and Parquet read with its checksums."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,21 @@ def write_parquet(path: Path, table: pa.Table, *, checksums: bool = False) -> No
     """Write a Parquet file atomically, with checksums of its pages for files that no manifest verifies."""
     with whole_file(path) as temporary:
         pq.write_table(table, temporary, write_page_checksum=checksums)
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Write a data frame without its index atomically: as csv, or as Parquet with checksums of its pages (.parquet)."""
+    with whole_file(path) as temporary:
+        if path.suffix == ".parquet":
+            frame.to_parquet(temporary, index=False, write_page_checksum=True)
+        else:
+            frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Write an array as .npy atomically."""
+    with whole_file(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, values, allow_pickle=False)
 
 
 def read_parquet(path: Path, fix: str) -> pa.Table:

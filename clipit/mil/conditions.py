@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipit.artifacts import whole_file
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file, without
 from clipit.distributed import get_processes
@@ -25,7 +24,7 @@ from clipit.mil.study import NAME, SCORES, SUMMARY, mil_study
 from clipit.reporting.html import Links, PageSection, Table, Text, write_page
 from clipit.reporting.html import page as render_page
 from clipit.reporting.tables import LABELS, difference, markdown_table, mean_sd
-from clipit.whole_files import write_text
+from clipit.whole_files import write_frame, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -162,10 +161,8 @@ def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
     ]
     scores = {metric: {name: score_seeds(table, metric) for name, table in tables.items()} for metric in METRICS}
     contrasts = find_contrasts(scores[METRICS[0]])
-    with whole_file(folder / f"{NAME}.parquet") as temporary:
-        pd.concat(rows, ignore_index=True).to_parquet(temporary, index=False, write_page_checksum=True)
-    with whole_file(folder / CONTRASTS) as temporary:
-        pd.DataFrame([_contrast_row(each) for each in contrasts]).to_csv(temporary, index=False)
+    write_frame(folder / f"{NAME}.parquet", pd.concat(rows, ignore_index=True))
+    write_frame(folder / CONTRASTS, pd.DataFrame([_contrast_row(each) for each in contrasts]))
     headers = ("arm", *folders)
     by_metric = {metric: _score_rows(file, scores[metric]) for metric in METRICS}
     contrast_table = (

@@ -45,28 +45,6 @@ _INSTANCE, _ATTENTION = "instance logits", "attention"
 
 
 @dataclass(frozen=True)
-class MapsOptions:
-    """Options of the maps.
-
-    Attributes:
-        shown: Number of test bags on the page.
-        masks: Folder of masks; None without masks.
-        values: Value of each class in the masks, by class name.
-        resamples: Number of bootstrap resamples of patients.
-    """
-
-    shown: int
-    masks: Path | None
-    values: Mapping[str, int]
-    resamples: int
-
-    @classmethod
-    def of(cls, mil: MilConfig) -> "MapsOptions":
-        """Return the options of a configuration."""
-        return cls(mil.maps, None if mil.masks is None else Path(mil.masks), mil.mask_values, mil.resamples)
-
-
-@dataclass(frozen=True)
 class MilMaps:
     """Maps of the study.
 
@@ -121,7 +99,7 @@ def check_masks(mil: MilConfig, tiles: TilesConfig) -> None:
         )
 
 
-def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> MaskedSlides:
+def read_masks(bags: MilBags, tiles: TilesConfig, mil: MilConfig) -> MaskedSlides:
     """Read the masks of the slides of all labelled test bags.
 
     Args:
@@ -131,9 +109,9 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
         ConfigError: `mil.mask_values` names a class that no bag can have.
         DataError: A mask cannot be used.
     """
-    if options.masks is None:
+    if mil.masks is None:
         return MaskedSlides({})
-    unknown = sorted(options.values.keys() - {*bags.classes})
+    unknown = sorted(mil.mask_values.keys() - {*bags.classes})
     if unknown:
         raise ConfigError(
             f"not among the labels of the bags: {shortlist(unknown)}; the labels are {shortlist(bags.classes)}",
@@ -144,9 +122,9 @@ def read_masks(bags: MilBags, tiles: TilesConfig, options: MapsOptions) -> Maske
     truths: dict[str, SlideTruth] = {}
     missing: list[str] = []
     for bag, label in enumerate(test_bags.labels.tolist()):
-        value = options.values.get(test_bags.classes[label])
+        value = mil.mask_values.get(test_bags.classes[label])
         for on_slide in slides.of_bag(test_bags.ids(bag)):
-            path = options.masks / f"{on_slide.slide.name}.png"
+            path = Path(mil.masks) / f"{on_slide.slide.name}.png"
             if value is None or not path.is_file():
                 missing.append(on_slide.slide.name)
             else:
@@ -162,7 +140,7 @@ def make_maps(
     inputs: MilInputs,
     models: Mapping[str, Mapping[int, MilModel]],
     tiles: TilesConfig,
-    options: MapsOptions,
+    mil: MilConfig,
     masked: MaskedSlides,
     folder: Path,
 ) -> MilMaps:
@@ -172,22 +150,22 @@ def make_maps(
         inputs: Bags, with their tiles and zero-shot scores.
         models: Trained models by arm and seed.
         tiles: Section `tiles`, which lists the slides.
-        options: Number of bags to show, masks and resamples.
+        mil: Section `mil`: number of bags to show, masks and resamples.
     """
     on_slides = inputs.tiles is not None and tiles.source == "slides"
     test_bags = _test_bags(inputs.bags)
     slides = _Slides(tiles) if on_slides else None
     trained = {arm: by_seed for arm, by_seed in models.items() if not ARMS[arm].shuffled}
     shown = []
-    if trained and options.shown:
+    if trained and mil.maps:
         arm = "attention" if "attention" in trained else next(iter(trained))
         model = next(iter(trained[arm].values()))
-        for bag in _choose_bags(test_bags, options.shown):
+        for bag in _choose_bags(test_bags, mil.maps):
             shown.append(_describe_bag(test_bags, bag, model, arm, inputs.tiles, slides, folder / "maps"))
     if not masked.truths or slides is None:
         return MilMaps(shown, pd.DataFrame(), notes=masked.notes)
     scores = list(_score(inputs, test_bags, trained, slides, masked.truths))
-    return MilMaps(shown, score_table(scores, options.resamples), slide_score_table(scores), masked.notes)
+    return MilMaps(shown, score_table(scores, mil.resamples), slide_score_table(scores), masked.notes)
 
 
 def _test_bags(bags: MilBags) -> MilBags:

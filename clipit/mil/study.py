@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from clipit.artifacts import whole_file, write_record
+from clipit.artifacts import write_record
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
@@ -23,7 +23,7 @@ from clipit.mil.arm_targets import arm_targets
 from clipit.mil.arms import ARMS, FLOOR, arm_titles, check_arms, class_frequencies
 from clipit.mil.bags import MilBags, keep_labels
 from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_labels, read_inputs
-from clipit.mil.maps import MapsOptions, MilMaps, check_masks, make_maps, read_masks
+from clipit.mil.maps import MilMaps, check_masks, make_maps, read_masks
 from clipit.mil.training import MilModel, check_trainable, train_mil
 from clipit.progress import progress
 from clipit.reporting.html import write_page
@@ -31,7 +31,7 @@ from clipit.reporting.mil_page import MilContent, mil_page, mil_summary
 from clipit.reporting.notes import compose_note
 from clipit.reporting.slide_arms_page import slide_verdict
 from clipit.versions import git_commit, package_version, versions
-from clipit.whole_files import write_text
+from clipit.whole_files import write_frame, write_text
 from clipit.workspace.tile_reading import artefacts_of
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     for seed in mil.seeds:
         check_trainable(keep_labels(inputs.bags, mil.labels_per_class, seed))
     inputs = replace(inputs, notes=(*_check_test(inputs.bags, mil), *inputs.notes))
-    masked = read_masks(inputs.bags, config.tiles, MapsOptions.of(mil))
+    masked = read_masks(inputs.bags, config.tiles, mil)
     folder = config.output / NAME / config.name
     scored = _score_arms(config, mil, inputs)
     level = _level(mil)
@@ -93,7 +93,7 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     if get_processes().main:
         comparison = _compare(scored, list(scored.sets), reference, mil, level)
         against_control = [_compare(scored, arms, arms[0], mil, level) for arms in _control_groups(scored)]
-        maps = make_maps(inputs, scored.models, config.tiles, MapsOptions.of(mil), masked, folder)
+        maps = make_maps(inputs, scored.models, config.tiles, mil, masked, folder)
         _write(config, mil, inputs, scored, comparison, against_control, maps, level, folder)
     get_processes().barrier()
     return folder
@@ -213,10 +213,10 @@ def _write(
     folder: Path,
 ) -> None:
     bags = inputs.bags
-    _write_csv(folder / SCORES, _score_table(scored))
+    write_frame(folder / SCORES, _score_table(scored))
     if len(maps.scores):
-        _write_csv(folder / "map_scores.csv", maps.scores)
-        _write_csv(folder / "map_scores_slides.csv", maps.slides)
+        write_frame(folder / "map_scores.csv", maps.scores)
+        write_frame(folder / "map_scores_slides.csv", maps.slides)
     facts: dict[str, Any] = {
         "bags": f"{len(bags)} ({mil.bags}s), {counted(int(bags.sizes.sum()), 'tile')} of {bags.dim} features",
         "seeds": ", ".join(map(str, mil.seeds)),
@@ -242,10 +242,8 @@ def _write(
         facts=facts,
         training=mil.training.model_dump(mode="json", exclude={"pooling"}),
     )
-    with whole_file(folder / f"{NAME}.parquet") as temporary:
-        comparison.table.assign(
-            features=inputs.facts["features"], bags=bags.fingerprint, commit=git_commit()
-        ).to_parquet(temporary, index=False, write_page_checksum=True)
+    table = comparison.table.assign(features=inputs.facts["features"], bags=bags.fingerprint, commit=git_commit())
+    write_frame(folder / f"{NAME}.parquet", table)
     write_text(folder / SUMMARY, mil_summary(content))
     write_page(folder / f"{NAME}.html", mil_page(content))
     record = {
@@ -292,8 +290,3 @@ def _score_table(scored: _Scored) -> pd.DataFrame:
                 table[f"score_{name}"] = each.scores[chosen][:, code]
             tables.append(table)
     return pd.concat(tables, ignore_index=True)
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    with whole_file(path) as temporary:
-        table.to_csv(temporary, index=False)

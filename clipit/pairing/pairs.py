@@ -36,6 +36,7 @@ from clipit.stores.embed import Store
 from clipit.stores.exact import blocks_per_pass
 from clipit.stores.index import Index
 from clipit.stores.stored_rows import centred_rows
+from clipit.whole_files import write_array
 
 logger = logging.getLogger(__name__)
 
@@ -177,8 +178,7 @@ def pair_tiles(
             write_tables(temporary, (kept_pairs(table)[0] if rule_keys else table for table in iterate_blocks(files)))
             pairs = pq.read_table(temporary)
         if mean is not None:
-            with whole_file(folder / "tile_mean.npy") as temporary, temporary.open("wb") as stream:
-                np.save(stream, mean)
+            write_array(folder / "tile_mean.npy", mean)
         dropped = {name: count for name, count in zip(REASONS[1:], outcomes[1:].tolist(), strict=True) if count}
         summary = summarise(pairs, index.size, n_tiles=tiles.size, dropped=dropped, recall=recall)
         write_json(folder / "summary.json", summary)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from clipit.artifacts import lock_file, locked, make_folder, read_json, whole_file, whole_folder, write_json
+from clipit.artifacts import lock_file, locked, make_folder, read_json, whole_folder, write_json
 from clipit.config.effects import Effect, select_keys
 from clipit.config.load import read_yaml, validate, validate_file
 from clipit.config.run import RunConfig
@@ -25,6 +25,7 @@ from clipit.training.arms import resolve_arm
 from clipit.training.checkpoints import latest_checkpoint
 from clipit.training.precision import resolve_precision
 from clipit.versions import command_line, git_commit, versions
+from clipit.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -257,9 +258,8 @@ def claim_folder(
 
 
 def _write_config(folder: Path, config: RunConfig, sections: Mapping[str, Any]) -> None:
-    with whole_file(folder / "config.yaml") as temporary:
-        values = config.model_dump(mode="json") | dict(sections)
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    values = config.model_dump(mode="json") | dict(sections)
+    write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
 
 
 def copy_equal_run(folder: Path, config: RunConfig, fingerprint: RunFingerprint, others: Sequence[Path]) -> None:

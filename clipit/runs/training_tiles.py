@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.artifacts import reading, whole_file
+from clipit.artifacts import reading
 from clipit.config.data import LeaksConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ClipitError, DataError, as_note, counted, shortlist
@@ -18,6 +18,7 @@ from clipit.pairing.patient_spelling import misspelled_tests
 from clipit.patients import patients
 from clipit.runs.folder import read_run_config, read_training
 from clipit.tiles.tileset import TileSet
+from clipit.whole_files import write_parquet
 from clipit.workspace.leak_policy import hash_images, select_hashes
 from clipit.workspace.tile_hashes import cached_hashes
 from clipit.workspace.workspace import Workspace
@@ -55,9 +56,8 @@ def write_training_tiles(folder: Path, tiles: TileSet, tiles_fingerprint: str) -
     seen = tiles.select(tiles.splits != "test")
     columns = [pa.array(values.tolist(), pa.string()) for values in (seen.ids, seen.splits, seen.groups)]
     table = pa.table(dict(zip(_COLUMNS, columns, strict=True)))
-    with whole_file(folder / TRAINING_TILES) as temporary:
-        table = table.replace_schema_metadata({_HASHED_KEY: tiles_fingerprint.encode()})
-        pq.write_table(table, temporary, write_page_checksum=True)
+    table = table.replace_schema_metadata({_HASHED_KEY: tiles_fingerprint.encode()})
+    write_parquet(folder / TRAINING_TILES, table, checksums=True)
 
 
 def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -> TrainingTiles:

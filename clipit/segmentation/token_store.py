@@ -11,13 +11,13 @@ import pyarrow as pa
 from jaxtyping import Float16
 from PIL import Image
 
-from clipit.artifacts import Artifact, fingerprint, whole_file
+from clipit.artifacts import Artifact, fingerprint
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError
 from clipit.progress import progress
 from clipit.segmentation.token_maps import lattice_of, token_map
 from clipit.tiles.tileset import TileSet
-from clipit.whole_files import write_parquet, write_text
+from clipit.whole_files import write_array, write_parquet, write_text
 
 if TYPE_CHECKING:
     from clipit.models.patch_tokens import PatchTokens
@@ -121,8 +121,7 @@ def store_tokens(
                         where=tokens.name,
                         fix="check this image, or use a different model",
                     )
-                with whole_file(folder / _file(row)) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, values)
+                write_array(folder / _file(row), values)
                 write_text(folder / f"{_file(row)}.pixels", _digest(image, float(tiles.mpp[row])))
                 advance(processes.count)
         processes.barrier()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from clipit.artifacts import whole_file, write_record
+from clipit.artifacts import write_record
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, DataError
@@ -27,7 +27,7 @@ from clipit.slide_tasks.tile import SlideOutcome, slides_table, write_slides_tab
 from clipit.slides.prepare import FailedSlide
 from clipit.tiles.slides import SlideList
 from clipit.versions import git_commit, package_version, versions
-from clipit.whole_files import write_text
+from clipit.whole_files import write_frame, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -163,11 +163,11 @@ def _write_comparison(
     text = slide_arms_summary(note, comparison, classes, runs, failed, facts)
     if processes.main:
         write_slides_table(out, slides)
-        _write_csv(out / TABLE, comparison.table)
+        write_frame(out / TABLE, comparison.table)
         frames = [
             table.assign(arm=arm, seed=seed) for arm, by_seed in tables.items() for seed, table in by_seed.items()
         ]
-        _write_csv(out / SCORES, pd.concat(frames, ignore_index=True))
+        write_frame(out / SCORES, pd.concat(frames, ignore_index=True))
         write_text(out / SUMMARY, text)
         write_page(out / PAGE, slide_arms_page(note, comparison, classes, runs, failed, facts))
         write_record(out / RECORD, _record(comparison, arms, outcome, options))
@@ -237,8 +237,3 @@ def _record(
         "commit": git_commit(),
         "versions": versions(),
     }
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    with whole_file(path) as temporary:
-        table.to_csv(temporary, index=False)

@@ -9,11 +9,11 @@ from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from clipit.artifacts import make_folder, whole_file
+from clipit.artifacts import make_folder
 from clipit.errors import ModelError
 from clipit.evaluation.slide_prompts import pool_prompts
 from clipit.evaluation.slide_scores import slide_table
-from clipit.whole_files import read_frame
+from clipit.whole_files import read_frame, write_frame
 
 DRAWS = "prompt_draws.parquet"
 """Table of a slide's scores by draw: the columns of `slide_table`, and `draw` (index of the prompt set in its file)."""
@@ -56,8 +56,7 @@ def write_draws(
         for number, pooled in enumerate(pool_prompts(similarities, cells))
     ]
     make_folder(folder)
-    with whole_file(folder / DRAWS) as temporary:
-        pd.concat(tables).to_parquet(temporary, index=False, write_page_checksum=True)
+    write_frame(folder / DRAWS, pd.concat(tables))
 
 
 def read_draws(folder: Path) -> pd.DataFrame:

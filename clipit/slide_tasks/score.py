@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from clipit.artifacts import whole_file, write_record
+from clipit.artifacts import write_record
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, shortlist
@@ -28,7 +28,7 @@ from clipit.slide_tasks.tile_scores import read_scores, score_tiles, slide_folde
 from clipit.slides.prepare import PreparedSlide
 from clipit.tiles.slides import SlideList
 from clipit.versions import git_commit, versions
-from clipit.whole_files import write_text
+from clipit.whole_files import write_frame, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -162,9 +162,9 @@ def write_report(
     text = slide_scores_summary(title, note, evaluation, scored.facts, published)
     if processes.main:
         write_slides_table(out, table)
-        _write_table(out / SCORES, scored.table)
+        write_frame(out / SCORES, scored.table)
         if (known["label"] != "").any():
-            _write_table(out / METRICS, evaluation.scores)
+            write_frame(out / METRICS, evaluation.scores)
         else:
             (out / METRICS).unlink(missing_ok=True)  # written for an earlier list with labels
         write_text(out / SUMMARY, text)
@@ -191,11 +191,6 @@ def _tables_with_published(scored: ScoredSlides, known: pd.DataFrame, scorer: Ti
     tables = {ENSEMBLE: [scored.table]} | ({PUBLISHED_DRAWS: scored.draws} if scored.draws else {})
     scores = score_prompts(tables, known, scorer.classes)
     return subtyping_tables(scores, scorer.classes, scorer.title)
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with whole_file(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 
 def embedded_caution(scorer: TileScorer) -> str:

@@ -34,6 +34,7 @@ from clipit.slides.prepare import GRID, TISSUE, TISSUE_COLOUR, FailedSlide, Prep
 from clipit.slides.qupath import write_polygons_geojson
 from clipit.tiles.slides import SlideList, failure_notes, resolution_notes, slide_tiles
 from clipit.versions import git_commit, versions
+from clipit.whole_files import write_frame
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +133,7 @@ def slides_table(outcome: SlideOutcome, failed: Sequence[FailedSlide] = ()) -> p
 def write_slides_table(out: Path, table: pd.DataFrame) -> Path:
     """Write the table of slides to the output folder."""
     make_folder(out)
-    with whole_file(out / SLIDES) as temporary:
-        table.to_csv(temporary, index=False)
+    write_frame(out / SLIDES, table)
     return out / SLIDES
 
 

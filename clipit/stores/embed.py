@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Float16, Float32, Int
 
-from clipit.artifacts import Artifact, fingerprint, whole_file
+from clipit.artifacts import Artifact, fingerprint
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError, counted, shortlist
 from clipit.progress import Advance, progress
 from clipit.read_ahead import ReadingClock
 from clipit.vectors import unit
-from clipit.whole_files import write_parquet
+from clipit.whole_files import write_array, write_parquet
 
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM, Space
@@ -298,8 +298,7 @@ def write_shards(
             stop = min(start + SHARD, len(ids))
             vectors_file, ids_file = _shard(folder, start)
             vectors = encode(start, stop, advance)
-            with whole_file(vectors_file) as temporary, temporary.open("wb") as stream:
-                np.save(stream, vectors)
+            write_array(vectors_file, vectors)
             write_parquet(ids_file, pa.table({"id": list(ids[start:stop])}))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int
 
-from clipit.artifacts import Artifact, whole_file
+from clipit.artifacts import Artifact
 from clipit.config.run import has_graph, has_lists
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError, counted
@@ -26,7 +26,7 @@ from clipit.stores.approximate_build import MAX_ROWS, MIN_ROWS, check_memory, wr
 from clipit.stores.check import check_shards
 from clipit.stores.embed import Store
 from clipit.stores.stored_rows import StoredRows
-from clipit.whole_files import write_parquet
+from clipit.whole_files import write_array, write_parquet
 
 Backend = Literal["auto", "faiss", "torch"]
 _MIN_SPREAD = 1e-3  # unit vectors with smaller distances may be equal up to half precision
@@ -104,8 +104,7 @@ def build_index(
         write_parquet(folder / "ids.parquet", pa.table({"snippet_id": store.ids[rows].tolist()}))
         arrays = {_POSITIONS: rows, _ROWS: _inverse(rows, len(store.ids))}
         for name, values in (arrays if mean is None else {"mean.npy": mean, **arrays}).items():
-            with whole_file(folder / name) as temporary, temporary.open("wb") as stream:
-                np.save(stream, values)
+            write_array(folder / name, values)
         if key != "Flat":
             write_faiss(folder / "index.faiss", store, rows, mean, key)
         return {

@@ -21,7 +21,7 @@ from clipit.sweeps.trials import SweepPlan
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.table import uses_vlm
 from clipit.versions import git_commit, versions
-from clipit.whole_files import write_text
+from clipit.whole_files import write_frame, write_text
 
 _PERCENT = 100.0
 
@@ -46,8 +46,7 @@ def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None
             table[key] = table[key].map(str)
     with whole_file(folder / "trials.parquet") as temporary:
         table.to_parquet(temporary, index=False)
-    with whole_file(folder / "trials.csv") as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_frame(folder / "trials.csv", table)
     summary = _summarise(plan, groups, chosen, metric, tested)
     configs = [resolve_arm(trial.config) for trial in trials]
     backbones, vlms = [c.backbone.name for c in configs], [c.vlm.name for c in configs if uses_vlm(c)]

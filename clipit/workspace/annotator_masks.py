@@ -27,7 +27,7 @@ from clipit.tiles.mask_annotations import AnnotatorMasks, read_annotator_masks
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.table import open_table
 from clipit.versions import git_commit, versions
-from clipit.whole_files import write_rows
+from clipit.whole_files import write_array, write_rows
 
 _IGNORE = 255  # value of pixels without a label if `segmentation.ignore` is empty
 _MAX_PROBLEMS = 10  # listed in an error
@@ -157,8 +157,7 @@ def _write_masks(
             _write_png(folder / "consensus" / f"{name}.png", values[codes])
             confident = labelled & (best >= confidence)
             _write_png(folder / "confident" / f"{name}.png", values[np.where(confident, codes, len(values) - 1)])
-            with whole_file(folder / "posterior" / f"{name}.npy") as temporary, temporary.open("wb") as stream:
-                np.save(stream, posteriors.transpose(2, 0, 1).astype(np.float16), allow_pickle=False)
+            write_array(folder / "posterior" / f"{name}.npy", posteriors.transpose(2, 0, 1).astype(np.float16))
             uncertain.append(float((labelled & ~confident).sum() / max(int(labelled.sum()), 1)))
             advance(1)
     return uncertain

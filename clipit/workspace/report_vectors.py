@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.artifacts import fingerprint, whole_file
+from clipit.artifacts import fingerprint
 from clipit.config.run import ReportsConfig
 from clipit.distributed import build_once, get_processes
 from clipit.reports.build import snippet_keys
 from clipit.reports.readers import Report, Reports
 from clipit.vectors import unit
+from clipit.whole_files import write_array
 from clipit.workspace.workspace import Workspace
 
 _FILE = "vectors.npy"
@@ -51,8 +52,7 @@ def report_vectors(
         )
         for report, snippet in sources:
             sums[report_rows[report]] += embedded[row_of[snippet]]
-        with whole_file(folder / _FILE) as temporary, temporary.open("wb") as stream:
-            np.save(stream, unit(sums))
+        write_array(folder / _FILE, unit(sums))
         return {"reports": len(reports), "fingerprint": fingerprint(list(report_rows))}
 
     return np.asarray(build_once(workspace.root, "report_vectors", inputs, make).array(_FILE), dtype=np.float32)

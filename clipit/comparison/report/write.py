@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clipit.artifacts import whole_file
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.headline import ComparisonVerdict
 from clipit.comparison.own_reports import resolve_plan_arm
@@ -77,9 +76,8 @@ def write_report(
     tiles_by_setting = {(plan.data_set, plan.backbone): tile_set for plan, tile_set in zip(plans, tiles, strict=False)}
     notes += annotator_notes(tiles_by_setting, c.metric)
     note = _models_note(config, plans, arms)
-    with whole_file(folder / "comparison.md") as temporary:
-        text = _markdown(config, c, results, published_scores, notes, analyses, verdict, note)
-        temporary.write_text(text, encoding="utf-8")
+    text = _markdown(config, c, results, published_scores, notes, analyses, verdict, note)
+    write_text(folder / "comparison.md", text)
     write_text(folder / "comparison.tex", _latex(config, c, arms, published_scores, published_source))
     sections = [
         *score_sections(c, arms, against, published_scores, notes),

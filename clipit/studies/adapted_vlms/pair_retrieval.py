@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Shaped
 
-from clipit.artifacts import fingerprint, whole_file
+from clipit.artifacts import fingerprint
 from clipit.distributed import build_once, get_processes
 from clipit.evaluation.features import Features
 from clipit.evaluation.measured_models import Measured
 from clipit.evaluation.neighbours import nearest_rows
 from clipit.studies.adapted_vlms.measure import query_scores
 from clipit.vlm_training.bag_batches import BagExamples, Members
+from clipit.whole_files import write_array
 from clipit.workspace.workspace import Workspace
 
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
@@ -135,8 +136,7 @@ def _embed(
         vectors = np.concatenate(images).astype(np.float32)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         for name, array in (("images", vectors), ("texts", workspace.encode(sentences))):
-            with whole_file(folder / f"{name}.npy") as temporary, temporary.open("wb") as stream:
-                np.save(stream, array, allow_pickle=False)
+            write_array(folder / f"{name}.npy", array)
         return {"images": len(tiles), "texts": len(sentences)}
 
     stored = build_once(workspace.root, "pair_vectors", inputs, make)

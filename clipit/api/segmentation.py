@@ -31,10 +31,6 @@ class SegmentResult(StudyResult):
         """Dice and confusion matrix of every test image by every segmentation, floor and ceiling."""
         return self._read("images.parquet")
 
-    def _read(self, name: str) -> pd.DataFrame:
-
-        return read_frame(self.folder / name, "run clipit segment again")
-
 
 @public
 def segment(config: Config, run: str | Path | None = None) -> SegmentResult:

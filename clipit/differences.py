@@ -36,6 +36,5 @@ def difference_lines(differences: Sequence[str]) -> str:
 
 
 def _shorten(value: object) -> str:
-    """Shorten a value for a message."""
     text = printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."

@@ -72,7 +72,6 @@ def completion_script(shell: str) -> str:
 
 
 def _fish() -> list[str]:
-    """Compose the lines of the script for fish."""
     lines = [
         f"complete -c clipit -f -n __fish_use_subcommand -a {name} -d '{summary}'"
         for commands in COMMANDS.values()

@@ -146,7 +146,6 @@ def _first_undecodable(values: Any) -> str:
 
 
 def _config_error(error: ValidationError, where: object) -> ConfigError:
-    """Combine all errors of a validation into one message."""
     lines = []
     for item in error.errors():
         key = key_of(item["loc"])

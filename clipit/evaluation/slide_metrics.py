@@ -169,7 +169,6 @@ _COLUMNS = [
 def _metric_rows(
     scored: SlideSet, split: str, level: Level, chosen: PoolingKey | None, resamples: int, seed: int
 ) -> list[dict[str, object]]:
-    """Compute the metrics of one split and level by every pooling."""
     by_key = {key: scored.predictions(key, level, split) for key in scored.scores}
     if not by_key:
         return []

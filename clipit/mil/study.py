@@ -100,7 +100,6 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
 
 
 def _level(mil: MilConfig) -> Level:
-    """Name the unit of a bag: slide or patient."""
     return "patient" if mil.bags == "patient" else "slide"
 
 

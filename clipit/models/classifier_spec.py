@@ -266,7 +266,6 @@ def _validated(values: Mapping[str, Any], file: Path) -> ClassifierSpec:
 
 
 def _problems(spec: ClassifierSpec) -> Iterator[str]:
-    """List contradictions and impossible values."""
     for name, names in {"classes": spec.classes, **{f"prompts.{key}": v for key, v in spec.prompts.items()}}.items():
         if len(set(names)) != len(names) or not all(names):
             yield f"{name}: empty or repeated names"

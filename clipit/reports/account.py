@@ -145,7 +145,6 @@ def read_account(path: Path) -> Account:
 
 
 def _first_problems(problems: Sequence[str]) -> list[str]:
-    """Format the first few problems, and count the rest."""
     lines = [f"  {printable(problem)}" for problem in problems[:_MAX_PROBLEMS]]
     return lines if len(problems) <= _MAX_PROBLEMS else [*lines, f"  and {len(problems) - _MAX_PROBLEMS:,} more"]
 

@@ -230,7 +230,6 @@ def _check_one_format(folder: Path) -> None:
 
 
 def _columns(config: ReportsConfig) -> dict[str, str]:
-    """Return the configured columns, by configuration key."""
     keys = ("text_column", "id_column", "organ_column", "group_column", "label_column", "date_column")
     return {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
 

@@ -80,7 +80,6 @@ def _read_external(folder: Path) -> list[dict[str, Any]]:
 
 
 def _describe_source(config: RunConfig) -> str:
-    """Describe the source of the tiles, without paths."""
     data_set = DATASETS.get(config.tiles.source)
     if data_set is None:
         return _SOURCES.get(config.tiles.source, config.tiles.source)

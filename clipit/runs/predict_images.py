@@ -157,7 +157,6 @@ def _finish(
 
 
 def _describe_classifier(classifier: "Classifier") -> dict[str, object]:
-    """Describe the classifier for the page."""
     spec = classifier.spec
     return {
         "run": spec.provenance.get("run", "unknown"),

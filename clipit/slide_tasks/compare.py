@@ -59,8 +59,6 @@ class ComparisonOptions:
 
 @dataclass(frozen=True)
 class _ScoredArm:
-    """Scores of one arm and seed."""
-
     run: ComparedRun
     scored: ScoredSlides
     caution: str

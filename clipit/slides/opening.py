@@ -148,8 +148,6 @@ def _why_unknown(path: Path) -> str:
 
 
 class _OpenSlideFile:
-    """A slide that openslide reads."""
-
     def __init__(self, openslide: Any, path: Path) -> None:
         self._error, self._path = openslide.OpenSlideError, path
         self._slide = slide = openslide.OpenSlide(str(path))

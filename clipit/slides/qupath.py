@@ -186,7 +186,6 @@ def _check_finite(grid: SlideGrid, scores: Float[np.ndarray, "n classes"]) -> No
 
 
 def _write_collection(stream: TextIO, features: Iterator[str]) -> None:
-    """Write features as a FeatureCollection, one per line."""
     stream.write('{"type":"FeatureCollection","features":[')
     for i, feature in enumerate(features):
         stream.write(",\n" if i else "\n")

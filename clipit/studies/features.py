@@ -100,8 +100,6 @@ def run_prompts(run: Path) -> PromptColumns:
 
 
 def _load(model: FeatureStores, tiles: TileSet) -> FrozenFeatures:
-    """Read the features of all tiles, in their order."""
-
     def rows(split: str, store: Store) -> Float32[np.ndarray, "_ d"]:
         return store.rows(store.positions(tiles.of_split(split).ids))
 

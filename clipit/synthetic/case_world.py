@@ -143,7 +143,6 @@ def _render(seed: int, split: str, cases: list[Case]) -> Draw:
 
 
 def _columns(cases: list[Case], latents: Latents) -> dict[str, list[object]]:
-    """Return the additional columns of the table of tiles."""
     tumour = (latents.tissue == LOW) | (latents.tissue == HIGH)
     owners = [case for case in cases for _ in range(len(case.latents))]
     shown = np.zeros(len(latents), dtype=np.int64) if latents.status is None else latents.status

@@ -202,7 +202,6 @@ def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) ->
 
 
 def _describe_rows(rows: Any, where: str) -> SplitRows:
-    """Describe a split on disk."""
     class_names = {name: tuple(feature.names) for name, feature in rows.features.items() if hasattr(feature, "names")}
 
     def text(column: str) -> list[str]:

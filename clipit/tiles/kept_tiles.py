@@ -155,7 +155,6 @@ def _keep_block(
     pool: ThreadPoolExecutor,
     advance: Advance,
 ) -> None:
-    """Write the missing shards of a block."""
     done = folder / f".done-{number:06d}"
     if done.is_file():
         return

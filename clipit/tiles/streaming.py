@@ -117,7 +117,6 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
 
 
 def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
-    """Stream a Hugging Face data set."""
     column = image_column(config)
     described = describe_set(config, root)
     revision = {} if described.revision is None else {"revision": described.revision}
@@ -141,8 +140,6 @@ def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
 
 
 def _kept_rows(kept: KeptTiles, split: StreamedSplit, where: str) -> SplitRows:
-    """Describe the rows of a kept split."""
-
     def text(column: str) -> list[str]:
         if column not in split.columns:
             return [""] * len(kept)

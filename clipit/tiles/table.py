@@ -106,7 +106,6 @@ def table_images(
 
 
 def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[str, list[str]]) -> ImageSet:
-    """Find the image of each row."""
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in columns["path"]]
     _check_files(path, files, table)
     images = Path(config.images).expanduser() if config.images else path.parent

@@ -177,7 +177,6 @@ def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str], ca
 
 
 def _merge(shards: list[Path], stamps: list[str], tables: list[pa.Table]) -> TarIndex:
-    """Join the tables of all shards."""
     names: dict[str, None] = {}
     unread: Counter[str] = Counter()
     for each in tables:
@@ -245,8 +244,6 @@ def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set
 
 
 class _Sample:
-    """Members of one sample."""
-
     def __init__(self) -> None:
         self.suffixes: set[str] = set()
         self.images: dict[str, TarMember] = {}
@@ -286,7 +283,6 @@ class _Sample:
 
 
 def _parse(content: bytes, suffix: str, where: str) -> Mapping[str, Any]:
-    """Parse the fields in a member."""
     try:
         text = content.decode("utf-8-sig")
         if suffix.rpartition(".")[2] not in _JSON:

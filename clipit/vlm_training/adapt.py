@@ -349,7 +349,6 @@ def _clip(adapted: AdaptedTowers, largest: float) -> float:
 
 
 def _facts(contrast: ContrastStep, scale: float) -> dict[str, float]:
-    """Return columns of the log."""
     clock = contrast.clock
     return {
         "logit_scale": scale,

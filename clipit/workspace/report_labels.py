@@ -167,7 +167,6 @@ def measure_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
 def _documents(
     config: RunConfig, reports: Sequence[Report], *, tiles: bool
 ) -> "list[str] | Float32[np.ndarray, 'n d']":
-    """Return the inputs of the text classifier."""
     if config.reports is None or config.soft_labels.own_report.features == "tfidf":
         return [report.text for report in reports]
     if not tiles:

@@ -197,7 +197,6 @@ def _test_scores(model: _Model, seed: int) -> dict[str, float]:
 
 
 def _tasks(model: _Model, seed: int) -> dict[str, Measured]:
-    """Return all results of a VLM by task."""
     further = {forgetting_task(name): result for name, result in model.further.items()}
     tasks = {ZERO_SHOT: model.tiles.zero_shot, PROBE: model.tiles.probes.get(seed), **model.pairs, **further}
     return {task: measured for task, measured in tasks.items() if measured is not None}
@@ -206,7 +205,6 @@ def _tasks(model: _Model, seed: int) -> dict[str, Measured]:
 def _compare(
     config: RunConfig, section: AdaptConfig, models: Mapping[str, Mapping[int, _Model]]
 ) -> tuple[list[SubjectScore], list[ModelDifference]]:
-    """Compare the models on each set of items."""
     scores: list[SubjectScore] = []
     contrasts: list[ModelDifference] = []
     for measured in _families(models):

@@ -157,7 +157,6 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
 
 
 def _load_prompt_sets(options: PromptStudyConfig, workspace: Workspace) -> list[PromptSet]:
-    """Load the simple prompt set, if any, and the configured prompt set."""
     if workspace.prompts is None:
         raise ConfigError("no prompt set to study", where="prompts", fix="set prompts to a file or a name")
     if not options.simple:

@@ -47,7 +47,6 @@ def all_terms(config: RunConfig) -> list[Term[Any]]:
 
 
 def _load_term(config: RunConfig, name: str) -> Term[Any]:
-    """Load the term under `terms.<name>`."""
     where, keys = f"terms.{name}", dict(config.terms[name])
     path = str(keys.pop("class", ""))
     module, _, attribute = path.partition(":")

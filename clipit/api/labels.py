@@ -1,5 +1,6 @@
 """Check labels in Python: describe several annotators, merge their masks, and find suspicious labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,12 +41,8 @@ class AnnotatorsResult:
         Columns: tile, split, votes_<class>, majority, tied (1 if several classes have the most votes), consensus and
         p_<class> (posterior).
         """
-        from clipit.artifacts import reading
-
-        path = self.folder / "annotators.csv"
-        names = ("tile", "split", "majority", "consensus")
-        with reading(path, fix="run clipit annotators again"):
-            return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False)
+        texts = ("tile", "split", "majority", "consensus")
+        return _read_texts(self.folder / "annotators.csv", texts, "run clipit annotators again")
 
     @property
     def summary(self) -> str:
@@ -113,12 +110,15 @@ class LabelIssuesResult:
         Columns: tile, split, group, label (as given), suggested, suspicious (whether the label is suspicious),
         label_probability, suggested_probability and fold.
         """
-        from clipit.artifacts import reading
+        texts = ("tile", "split", "group", "label", "suggested")
+        return _read_texts(self.folder / "label_issues.csv", texts, "run clipit label-issues again")
 
-        path = self.folder / "label_issues.csv"
-        names = ("tile", "split", "group", "label", "suggested")
-        with reading(path, fix="run clipit label-issues again"):
-            return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False)
+
+def _read_texts(path: Path, texts: Sequence[str], fix: str) -> pd.DataFrame:
+    from clipit.artifacts import reading
+
+    with reading(path, fix):
+        return pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False)
 
 
 @public

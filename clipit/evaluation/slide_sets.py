@@ -87,17 +87,15 @@ class SlideSet:
 
     def mixed_patients(self) -> list[str]:
         """Return the patients with slides of different labels, which are not scored per patient."""
-        known = (self.labels != NO_LABEL) & (self.patients != "")
-        pairs = pd.DataFrame({"patient": self.patients[known], "label": self.labels[known]})
-        counts = pairs.groupby("patient")["label"].nunique()
-        return sorted(str(name) for name in counts.index[counts > 1])
+        return self._patients_with_several(np.where(self.labels == NO_LABEL, np.nan, self.labels))
 
     def crossing_patients(self) -> list[str]:
         """Return the patients with slides in several splits."""
-        known = self.patients != ""
-        pairs = pd.DataFrame({"patient": self.patients[known], "split": self.splits[known]})
-        counts = pairs.groupby("patient")["split"].nunique()
-        return sorted(str(name) for name in counts.index[counts > 1])
+        return self._patients_with_several(self.splits)
+
+    def _patients_with_several(self, values: Shaped[np.ndarray, " n"]) -> list[str]:
+        counts = pd.Series(values).groupby(self.patients).nunique()
+        return sorted(str(name) for name in counts.index[counts > 1] if name)
 
 
 def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[str]) -> SlideSet:

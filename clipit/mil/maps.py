@@ -30,7 +30,7 @@ from clipit.mil.training import MilModel
 from clipit.reporting.heat_maps import write_map, write_overlays
 from clipit.reporting.html import Card
 from clipit.reporting.mil_page import ShownBag
-from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.reporting.thumbnails import picture_uri
 from clipit.slides.grid import SlideGrid, parse_tile_id
 from clipit.slides.prepare import PreparedSlide, prepare_slides
 from clipit.slides.whole import read_whole
@@ -246,10 +246,7 @@ def _describe_bag(
 
 
 def _picture(tiles: TileSet | None, name: str) -> str | None:
-    if tiles is None:
-        return None
-    encoded = thumbnail(tiles, int(np.flatnonzero(tiles.ids == name)[0]), side=_PICTURE)
-    return None if encoded is None else jpeg_uri(encoded)
+    return None if tiles is None else picture_uri(tiles, int(np.flatnonzero(tiles.ids == name)[0]), side=_PICTURE)
 
 
 def _write_slide_maps(

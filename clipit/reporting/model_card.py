@@ -115,6 +115,18 @@ def _title(facts: CardFacts) -> str:
     return f"Histology tile classifier ({plain_text(facts.arm)})" if facts.arm else "Histology tile classifier"
 
 
+def licence_fields(licence: ModelLicence) -> dict[str, str]:
+    """Return the metadata of a card that name the licence, if it is none of the hub's, and the base model."""
+    fields = {}
+    if licence.identifier == OTHER:
+        fields["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence.licence.lower()).strip("-")
+        if licence.page:
+            fields["license_link"] = licence.page
+    if licence.source:
+        fields |= {"base_model": licence.source, "base_model_relation": "finetune"}
+    return fields
+
+
 def _front_matter(
     spec: ClassifierSpec, facts: CardFacts, licences: Sequence[ModelLicence], transformers_opens: bool
 ) -> str:
@@ -127,12 +139,7 @@ def _front_matter(
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "histopathology", "pathology", "clipit", *(["timm"] if spec.plain else [])],
     }
-    if backbone.identifier == OTHER:
-        values["license_name"] = re.sub(r"[^a-z0-9.]+", "-", backbone.licence.lower()).strip("-")
-        if backbone.page:
-            values["license_link"] = backbone.page
-    if backbone.source:
-        values |= {"base_model": backbone.source, "base_model_relation": "finetune"}
+    values |= licence_fields(backbone)
     scores = facts.results.get("splits", {}).get("test", {}).get("metrics", {})
     eval_results = [
         EvalResult(

@@ -11,7 +11,7 @@ from clipit.evaluation.predicted_classes import PredictedClasses
 from clipit.image_set import ImageSet
 from clipit.reporting.html import Card, Cards, PageSection, Part, Rows, Table, Text, facts_table, page
 from clipit.reporting.tables import number
-from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.reporting.thumbnails import picture_uri
 
 LEAST = 24
 """Number of least certain images."""
@@ -117,7 +117,6 @@ def _cards(
         if zero_shot is not None:
             other = zero_shot.classes[int(zero_shot.best[index])]
             lines.append(f"zero-shot: {other} {zero_shot.confidence[index]:.3f}")
-        encoded = thumbnail(images, row, side=_SIDE)
-        picture = None if encoded is None else jpeg_uri(encoded)
+        picture = picture_uri(images, row, side=_SIDE)
         cards.append(Card(picture, f"image {images.ids[row]}: predicted {name}", lines, f"id {images.ids[row]}"))
     return Cards(cards, caption)

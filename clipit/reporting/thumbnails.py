@@ -69,3 +69,9 @@ def page_pictures(
 def jpeg_uri(encoded: str) -> str:
     """Return the data URI of a base64-encoded JPEG."""
     return f"data:image/jpeg;base64,{encoded}"
+
+
+def picture_uri(tiles: TileSet | ImageSet, row: int, *, side: int = 64, quality: int = 70) -> str | None:
+    """Return the data URI of a tile's thumbnail; arguments and errors are those of `thumbnail`."""
+    encoded = thumbnail(tiles, row, side=side, quality=quality)
+    return None if encoded is None else jpeg_uri(encoded)

@@ -9,11 +9,11 @@ from typing import Any
 
 from clipit.errors import counted
 from clipit.models.adapted_base import base_of_adapted
-from clipit.models.licences import OTHER, ModelLicence, vlm_licence
+from clipit.models.licences import ModelLicence, vlm_licence
 from clipit.models.specs import LICENCE_NOTE
 from clipit.models.vlm import VLM
 from clipit.reporting.adapt_facts import fact_label, learned_from
-from clipit.reporting.model_card import plain_text
+from clipit.reporting.model_card import licence_fields, plain_text
 from clipit.reporting.tables import markdown_table, number
 from clipit.whole_files import write_text
 
@@ -84,13 +84,8 @@ def _front_matter(licence: ModelLicence) -> str:
         "license": licence.identifier,
         "pipeline_tag": "zero-shot-image-classification",
         "tags": ["clip", "histopathology", "pathology", "clipit"],
+        **licence_fields(licence),
     }
-    if licence.identifier == OTHER:
-        values["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence.licence.lower()).strip("-")
-        if licence.page:
-            values["license_link"] = licence.page
-    if licence.source:
-        values |= {"base_model": licence.source, "base_model_relation": "finetune"}
     return f"{ModelCardData(**values).to_yaml()}\n"
 
 

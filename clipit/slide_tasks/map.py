@@ -23,7 +23,7 @@ from clipit.reporting.heat_map_tiff import write_heat_map_tiff
 from clipit.reporting.heat_maps import class_colours, write_overlays
 from clipit.reporting.html import write_page
 from clipit.reporting.slide_page import OVERVIEW_PIXELS, Neighbour, SlidePage, TopTile, slide_page, top_rows
-from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.reporting.thumbnails import picture_uri
 from clipit.runs.text_neighbours import TextNeighbours
 from clipit.runs.tile_scorer import TileScorer
 from clipit.slide_tasks.score import PAGE as INDEX
@@ -208,7 +208,6 @@ def _top_tiles(
         ]
     shown = {}
     for number, row in enumerate(rows):
-        picture = thumbnail(images, grid_rows[row], side=_PICTURE, quality=80)
-        uri = None if picture is None else jpeg_uri(picture)
-        shown[row] = TopTile(row, uri, texts["prompts"][number], texts["snippets"][number])
+        picture = picture_uri(images, grid_rows[row], side=_PICTURE, quality=80)
+        shown[row] = TopTile(row, picture, texts["prompts"][number], texts["snippets"][number])
     return [[shown[row] for row in of_class] for of_class in chosen]

@@ -30,7 +30,7 @@ def cross_entropy_sum(
         The sum in float32 (float64 for float64 logits); 0 with a zero gradient if no row is labelled.
     """
     return functional.cross_entropy(
-        _at_least_float32(logits), labels, ignore_index=NO_LABEL, reduction="sum", label_smoothing=label_smoothing
+        at_least_float32(logits), labels, ignore_index=NO_LABEL, reduction="sum", label_smoothing=label_smoothing
     )
 
 
@@ -50,7 +50,7 @@ def cosine_distillation_sum(
         The sum in float32 (float64 for float64 input); 0 with a zero gradient if no row is valid.
     """
     similarity = functional.cosine_similarity(
-        _at_least_float32(predicted[valid]), _at_least_float32(target[valid]), dim=1
+        at_least_float32(predicted[valid]), at_least_float32(target[valid]), dim=1
     )
     return (1.0 - similarity).sum()
 
@@ -72,7 +72,7 @@ def soft_cross_entropy_sum(
         The sum in float32 (float64 for float64 logits); 0 with a zero gradient if every weight is 0.
     """
     counted = weights > 0
-    log_p = functional.log_softmax(_at_least_float32(logits[counted]), dim=1)
+    log_p = functional.log_softmax(at_least_float32(logits[counted]), dim=1)
     return -(weights[counted].to(log_p.dtype) * (target[counted].to(log_p.dtype) * log_p).sum(dim=1)).sum()
 
 
@@ -99,7 +99,7 @@ def prototype_logits(
         prototypes: Class prototypes p, each the mean of the class's prompt embeddings.
         temperature: Positive temperature.
     """
-    directions = functional.normalize(_at_least_float32(projected), dim=1)
+    directions = functional.normalize(at_least_float32(projected), dim=1)
     return directions @ functional.normalize(prototypes.to(directions.dtype), dim=1).T / temperature
 
 
@@ -108,7 +108,7 @@ def sharpen(probabilities: Float[Tensor, "b c"], temperature: float) -> Float[Te
 
     Formula: p_c^(1/T) / sum over k of p_k^(1/T) (MixMatch, arXiv 1905.02249, equation 7).
     """
-    return torch.softmax(torch.log(_at_least_float32(probabilities)) / temperature, dim=1)
+    return torch.softmax(torch.log(at_least_float32(probabilities)) / temperature, dim=1)
 
 
 def prior_corrected(
@@ -124,7 +124,7 @@ def prior_corrected(
         strength: Strength s, between 0 and 1.
     """
     divisor = prior.to(torch.promote_types(probabilities.dtype, torch.float32)).clamp(min=1e-12) ** strength
-    corrected = _at_least_float32(probabilities) / divisor
+    corrected = at_least_float32(probabilities) / divisor
     return corrected / corrected.sum(dim=1, keepdim=True)
 
 
@@ -144,8 +144,8 @@ def consistency_sum(
     Returns:
         The sum in float32 (float64 for float64 logits); 0 with a zero gradient if no row counts.
     """
-    first = torch.softmax(_at_least_float32(logits_a[mask]), dim=1)
-    second = torch.softmax(_at_least_float32(logits_b[mask]), dim=1)
+    first = torch.softmax(at_least_float32(logits_a[mask]), dim=1)
+    second = torch.softmax(at_least_float32(logits_b[mask]), dim=1)
     return (first - second).square().mean(dim=1).sum()
 
 
@@ -222,7 +222,7 @@ def _members(
     vectors: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], weights: Float[Tensor, "b m"] | None
 ) -> _Members:
     """Normalise members; missing members become zeros, so that their values have no effect."""
-    clean = torch.where(mask[:, :, None], _at_least_float32(vectors), torch.zeros((), device=vectors.device))
+    clean = torch.where(mask[:, :, None], at_least_float32(vectors), torch.zeros((), device=vectors.device))
     if weights is not None:
         existing = torch.where(mask, weights.to(clean.dtype), 0.0)
         mean = existing.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
@@ -242,5 +242,6 @@ def _bag_scores(first: _Members, second: _Members, temperature: float | Float[Te
     return total - first.mask.sum(dim=1).log()[:, None] - second.mask.sum(dim=1).log()[None, :]
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Convert half precision to float32, and leave float64 unchanged."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -32,7 +32,7 @@ from clipit.errors import ModelError
 from clipit.models.adapted_towers import AdaptedTowers
 from clipit.models.lora import merged_lora
 from clipit.tiles.augment import augment, tile_keys
-from clipit.training.losses import many_to_many_sum
+from clipit.training.losses import at_least_float32, many_to_many_sum
 from clipit.training.step import Clock
 from clipit.training.terms.bags import MIN_TEMPERATURE
 from clipit.vlm_training.bag_batches import BagExamples, ContrastBatch
@@ -207,7 +207,7 @@ class ContrastStep:
         with self._dropout_if_trained(micro_batch.kind), autocast:
             if isinstance(micro_batch.inputs, Tensor):
                 images = micro_batch.inputs.to(device, non_blocking=True)
-                return _at_least_float32(self.adapted.image(self.adapted.towers.preprocess.normalise(images)))
+                return at_least_float32(self.adapted.image(self.adapted.towers.preprocess.normalise(images)))
             if self._is_trained("texts"):
                 return self._encode_texts(micro_batch.inputs.tolist())
             return self._look_up(micro_batch.inputs.tolist())
@@ -215,7 +215,7 @@ class ContrastStep:
     def _encode_texts(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
         tokens = self.adapted.towers.tokenise([self.examples.texts[row] for row in rows])
         device = self.processes.device
-        return _at_least_float32(self.adapted.text({key: value.to(device) for key, value in tokens.items()}))
+        return at_least_float32(self.adapted.text({key: value.to(device) for key, value in tokens.items()}))
 
     def _look_up(self, rows: Sequence[int]) -> Float[Tensor, "n d"]:
         """Return the embeddings of texts by a frozen tower; each is computed once.
@@ -281,7 +281,7 @@ class ContrastStep:
                 image_mask,
                 leaves[other][indices[1]],
                 other_mask,
-                torch.exp(-_at_least_float32(scale.reshape(()))),
+                torch.exp(-at_least_float32(scale.reshape(()))),
                 slice(start, min(start + rows, end)),
                 same=same,
             )
@@ -369,8 +369,3 @@ def _in_cpu_memory(pixels: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]
         return pixels
     held = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=pixels.device.type == "cuda")
     return held.copy_(pixels, non_blocking=pixels.device.type == "cuda")
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    """Convert half precision to float32, and leave float64 unchanged."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

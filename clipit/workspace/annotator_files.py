@@ -15,7 +15,7 @@ from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.evaluation.intervals import group_numbers
 from clipit.reporting.annotators_page import DisputedTile, annotators_page
 from clipit.reporting.html import write_page
-from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.reporting.thumbnails import picture_uri
 from clipit.tiles.tileset import TileSet
 from clipit.versions import git_commit, versions
 from clipit.whole_files import write_rows
@@ -193,12 +193,11 @@ def _disputed(tiles: TileSet, annotations: Annotations, shown: int) -> list[Disp
     for posterior, name, consensus, row in candidates[:shown]:
         if name not in row_of:
             continue
-        encoded = thumbnail(tiles, row_of[name], side=_SIDE, quality=_QUALITY)
         disputed.append(
             DisputedTile(
                 name,
                 str(tiles.splits[row_of[name]]),
-                jpeg_uri(encoded) if encoded else None,
+                picture_uri(tiles, row_of[name], side=_SIDE, quality=_QUALITY),
                 _describe_votes(consensus, row),
                 f"{consensus.votes.classes[consensus.labels[row]]} {posterior:.3f}",
             )

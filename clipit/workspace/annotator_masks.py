@@ -20,7 +20,7 @@ from clipit.errors import ClipitError, ConfigError, DataError, counted, shortlis
 from clipit.progress import progress
 from clipit.reporting.annotator_masks_page import DisputedMask, annotator_masks_page
 from clipit.reporting.html import write_page
-from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.reporting.thumbnails import picture_uri
 from clipit.tiles.cells import read_cells
 from clipit.tiles.load import read_tiles
 from clipit.tiles.mask_annotations import AnnotatorMasks, read_annotator_masks
@@ -320,5 +320,4 @@ def _describe_part(masks: AnnotatorMasks, parts: Sequence[str], name: str, conse
 
 
 def _picture(masks: AnnotatorMasks, row: int) -> str | None:
-    encoded = thumbnail(masks.tiles, row, side=150, quality=80)
-    return jpeg_uri(encoded) if encoded else None
+    return picture_uri(masks.tiles, row, side=150, quality=80)

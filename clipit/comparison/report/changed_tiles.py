@@ -12,7 +12,7 @@ from clipit.comparison.statistics import ArmKey, ArmResult
 from clipit.errors import DataError, counted
 from clipit.evaluation.predictions import Predictions, align_predictions, read_predictions
 from clipit.reporting.html import Card, Cards, Folded, PageSection, Part, Text
-from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.reporting.thumbnails import picture_uri
 from clipit.tiles.tileset import TileSet
 
 MAIN_ARMS = ("clip_it_all", "image_embedding")
@@ -216,9 +216,8 @@ def _load_pictures(tiles: TileSet | None) -> Callable[[str], str | None]:
         if tiles is None or tile_id not in rows:
             return None
         try:
-            encoded = thumbnail(tiles, rows[tile_id], side=_SIDE, quality=_QUALITY)
+            return picture_uri(tiles, rows[tile_id], side=_SIDE, quality=_QUALITY)
         except DataError:  # a missing image must not prevent the page after hours of training
             return None
-        return jpeg_uri(encoded) if encoded else None
 
     return picture

@@ -26,7 +26,7 @@ from clipit.patients import patients
 from clipit.reporting.html import write_page
 from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
 from clipit.reporting.study_report import collect_provenance, describe_model, study_note
-from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.reporting.thumbnails import picture_uri
 from clipit.runs.feature_stores import vlm_facts
 from clipit.studies.features import backbone_features
 from clipit.studies.label_issues.verified import read_verified, score_verified
@@ -242,7 +242,6 @@ def _suspicious_tiles(
 
 def _picture(tiles: TileSet, row: int, side: int) -> str | None:
     try:
-        encoded = thumbnail(tiles, row, side=side)
+        return picture_uri(tiles, row, side=side)
     except DataError:  # a missing image, or features without images
         return None
-    return jpeg_uri(encoded) if encoded else None

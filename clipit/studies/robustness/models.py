@@ -20,9 +20,8 @@ from clipit.models.classifier_spec import WEIGHTS, ZERO_SHOT
 from clipit.models.inference import Classifier
 from clipit.models.preprocess import Preprocess
 from clipit.models.timm_backbones import open_timm
-from clipit.prompts.prompt_set import check_classes
 from clipit.runs.feature_stores import classifier_fingerprint, run_facts, store_features, vlm_facts
-from clipit.runs.predict import open_classifier
+from clipit.runs.predict import open_classifier, zero_shot_embeddings
 from clipit.studies.features import check_classes_match
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
@@ -82,7 +81,7 @@ def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
         head = plain.get_classifier()
         dims[HEAD] = int(head.in_features)
         readouts[HEAD] = _linear_readout(head)
-    class_embeddings = _class_embeddings(workspace, classifier)
+    class_embeddings = zero_shot_embeddings(classifier, workspace.prompts, spec.classes)
     if class_embeddings is not None and spec.vlm is not None:
         scale = float(spec.vlm["logit_scale"])
         dims[ZERO_SHOT_OUTPUT] = classifier.joint_dim
@@ -176,17 +175,6 @@ def _load_projection(folder: Path, device: torch.device) -> Callable[[torch.Tens
     tensors = load_file(folder / ZERO_SHOT)
     weight, bias = tensors["projector.weight"].to(device), tensors["projector.bias"].to(device)
     return lambda features: torch.nn.functional.linear(features, weight, bias)
-
-
-def _class_embeddings(workspace: Workspace, classifier: Classifier) -> Float32[np.ndarray, "c D"] | None:
-    """Embed the classes for zero-shot predictions; None for classifiers without text, or without prompts."""
-    prompts, spec = workspace.prompts, classifier.spec
-    if prompts is None or spec.vlm is None or not spec.projector_layers:
-        return None
-    check_classes(prompts, spec.classes)
-    cached = spec.provenance.get("prompt_hashes", {}).get(prompts.name) == prompts.hash
-    texts = prompts.name if cached else {name: prompts.texts(name) for name in spec.classes}
-    return np.asarray(classifier.prompt_embeddings(texts), dtype=np.float32)
 
 
 def _check_test_tiles(run: Path, tiles: TileSet) -> None:

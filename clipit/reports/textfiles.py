@@ -109,14 +109,13 @@ def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
 def _folder_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of every .txt file of a folder, sorted by name."""
     listed = list_files(path)
-    for files, problem in (
-        (listed.dangling, "links to missing files"),
-        (listed.undecodable, "files whose names are not UTF-8"),
+    for files, singular, plural in (
+        (listed.dangling, "link to a missing file", "links to missing files"),
+        (listed.undecodable, "file whose name is not UTF-8", "files whose names are not UTF-8"),
     ):
         if files:
-            problems.append(
-                f"{path}: {len(files)} {problem} skipped: {shortlist([f.relative_to(path) for f in files])}"
-            )
+            shown = shortlist([file.relative_to(path) for file in files])
+            problems.append(f"{path}: {counted(len(files), singular, plural)} skipped: {shown}")
     for name in _text_names(path, [file.relative_to(path).as_posix() for file in listed.files], problems):
         _check_size((path / name).stat().st_size, f"{path}, {name}")
         yield name, (path / name).read_bytes()

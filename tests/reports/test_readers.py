@@ -358,8 +358,8 @@ def test_links_and_odd_names_in_a_folder(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt")).write_text("Lung.")
     found = read(folder)
     assert [report.report_id for report in found.reports] == ["a", "linked/b"]
-    assert found.problems[0].endswith("1 links to missing files skipped: gone.txt")
-    assert "1 files whose names are not UTF-8 skipped: caf" in found.problems[1]
+    assert found.problems[0].endswith("1 link to a missing file skipped: gone.txt")
+    assert "1 file whose name is not UTF-8 skipped: caf" in found.problems[1]
 
 
 def test_an_empty_corpus_lists_its_problems(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from slide_files import picture, write_slide
 
 from clipit.config.run import RunConfig
-from clipit.errors import DataError
+from clipit.errors import ArtifactError, DataError
 from clipit.workspace.workspace import Workspace
 
 MakeConfig = Callable[..., RunConfig]
@@ -47,6 +47,30 @@ def test_reports_that_cannot_be_read_fail_before_tiles_are_embedded(configure: M
     with pytest.raises(DataError, match="not valid utf-8"):
         _ = workspace.pairs
     assert not list(tmp_path.glob("out/artefacts/tile_store*"))
+
+
+def test_a_flipped_bit_in_any_artefact_is_an_error_that_names_its_file(configure: MakeConfig, tmp_path: Path) -> None:
+    config = configure({"output": str(tmp_path / "out")})
+    first = Workspace(config)
+
+    def read_again() -> Workspace:
+        workspace = Workspace(config)
+        workspace.vlm = first.vlm
+        assert len(workspace.pairs.table) == len(first.pairs.table) and workspace.snippet_summary()
+        return workspace
+
+    read_again()
+    folders = list((tmp_path / "out" / "artefacts").iterdir())
+    kinds = {folder.name.rpartition("-")[0]: folder for folder in folders if folder.is_dir()}
+    assert {*kinds} == {"index", "pairs", "snippets", "text_store", "tile_digests", "tile_store"}
+    for folder in kinds.values():
+        largest = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+        content = largest.read_bytes()
+        middle = len(content) // 2
+        largest.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        with pytest.raises(ArtifactError, match=rf"(?s)changed.*{largest.name}.*delete the folder"):
+            read_again()
+        largest.write_bytes(content)
 
 
 def test_classes_about_as_many_as_tiles_are_noted(configure: MakeConfig, tmp_path: Path) -> None:

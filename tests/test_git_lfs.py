@@ -15,6 +15,7 @@ from clipit.images import decode
 from clipit.prompts.prompt_set import load_prompts
 from clipit.reports.readers import read_reports
 from clipit.slides.opening import open_slide
+from clipit.stores.slide_features import open_slide_features
 from clipit.tiles.load import load_tiles
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a' * 16}\nsize 12345\n"
@@ -35,6 +36,7 @@ def tiles(source: str) -> Callable[[Path], object]:
         ("r.zip", lambda path: read_reports(ReportsConfig(path=str(path)))),
         ("p.yaml", load_prompts),
         ("c.yaml", read_yaml),
+        ("f.h5", open_slide_features),
         ("s.svs", open_slide),
         ("s.tif", open_slide),
         ("a.png", decode),

@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int64, Shaped
 from clipit.artifacts import file_sha256, write_json
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, counted_of, shortlist
+from clipit.git_lfs import check_pointer
 from clipit.progress import Advance
 from clipit.stores.embed import Store, write_embeddings
 from clipit.whole_files import write_parquet
@@ -104,6 +105,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError("no such feature file", where=path, fix=f"use a file with {_EXPECTED}") from None
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        check_pointer(path)
         raise DataError(f"not a readable HDF5 file: {error}", where=path, fix="copy or compute it again") from error
 
 

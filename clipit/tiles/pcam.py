@@ -10,6 +10,7 @@ from PIL import Image
 from clipit.config.run import TilesConfig
 from clipit.data_files import FolderFiles, list_files
 from clipit.errors import DataError, counted, shortlist
+from clipit.git_lfs import check_pointer
 from clipit.image_readers import LazyHandle, file_stamp
 from clipit.images import ImageError
 from clipit.tiles.datasets import DATASETS
@@ -127,6 +128,8 @@ def _read_labels(images: Path, labels: Path, split: str, check_counts: bool) -> 
             shape, dtype, label_shape = x_file["x"].shape, x_file["x"].dtype, y_file["y"].shape
             values = y_file["y"][...].reshape(-1).tolist()
     except (OSError, KeyError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        check_pointer(images)
+        check_pointer(labels)
         raise PCAM.missing(
             f"not readable as PatchCamelyon's h5 files: {error}", f"{images} and {labels.name}"
         ) from error

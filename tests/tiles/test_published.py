@@ -267,6 +267,9 @@ def test_damaged_pcam_files_are_errors_that_name_them(pcam_folder: Path) -> None
     (pcam_folder / "x.h5").replace(file_name)
     with pytest.raises(DataError, match="valid_x"):
         load_tiles(config("pcam", pcam_folder), seed=0)
+    file_name.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DataError, match=r"(?s)Git LFS pointer.*valid_x\.h5.*run git lfs pull"):
+        load_tiles(config("pcam", pcam_folder), seed=0)
 
 
 def test_pcam_is_found_behind_links(pcam_folder: Path, tmp_path: Path) -> None:

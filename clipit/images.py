@@ -148,8 +148,8 @@ def check_bytes(image: Image.Image) -> None:
         image: Image that Pillow has opened, but not loaded; it can still be loaded afterwards.
     """
     stream = getattr(image, "fp", None)
-    if image.format not in ("JPEG", "PNG", "TIFF") or stream is None:
-        return
+    if image.format not in ("JPEG", "PNG", "TIFF") or stream is None or getattr(stream, "closed", False):
+        return  # without an open file, the image was loaded before
     position = stream.tell()
     if image.format == "TIFF":
 

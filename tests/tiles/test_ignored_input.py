@@ -189,6 +189,25 @@ def test_a_flipped_bit_in_a_png_is_found_wherever_it_is() -> None:
             to_rgb(opened)  # as for images that a program passes to a classifier
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {}), ("PNG", {}), ("TIFF", {"compression": "tiff_adobe_deflate"}), ("TIFF", {"compression": "raw"})],
+)
+def test_images_that_a_program_has_loaded_are_taken_as_they_are(
+    kind: str, options: "dict[str, Any]", tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.{kind.lower()}"
+    Image.fromarray(NOISE).save(path, kind, **options)
+    with path.open("rb") as stream:
+        loaded = Image.open(stream)
+        loaded.load()
+        assert to_rgb(loaded).tobytes() == decode(path).tobytes()
+    assert to_rgb(loaded).size == (48, 48), "although its file is closed"
+    with Image.open(path) as opened:
+        assert to_rgb(opened).size == to_rgb(opened).size == (48, 48)
+    assert to_rgb(opened).size == (48, 48)
+
+
 def tiff(pixels: np.ndarray, **options: Any) -> bytes:
     stream = io.BytesIO()
     tifffile.imwrite(stream, pixels, compression="zlib", **options)

@@ -54,8 +54,7 @@ def predict_images(
     complete = paths.is_complete(inputs)
     processes.barrier()  # no process writes before all have checked
     if not complete:
-        make_folder(paths.partial)
-        with locked(paths.partial / "chunks") if processes.main else nullcontext():
+        with locked(paths.partial) if processes.main else nullcontext():
             # another command may have finished while the main process waited for the lock
             complete = processes.broadcast(processes.main and paths.is_complete(inputs))
             if not complete:
@@ -65,10 +64,12 @@ def predict_images(
                 files = write_chunks(paths.partial, classifier, images, zero_shot, options)
                 if processes.main:
                     _finish(paths, files, inputs, classifier, images, zero_shot)
-    if processes.main:
-        if complete:
-            logger.info("nothing to do: the same command has finished earlier")
-        _delete_chunks(paths)
+            if processes.main:
+                _delete_chunks(paths)  # while locked: a waiting command would write to the folder
+    elif processes.main:
+        _delete_chunks(paths)  # of a command that was killed while it deleted them
+    if processes.main and complete:
+        logger.info("nothing to do: the same command has finished earlier")
     processes.barrier()
     return read_json(paths.summary, "delete it and start again")
 
@@ -91,7 +92,7 @@ def _inputs(
 
 
 def _prepare(paths: PredictionPaths, inputs: Mapping[str, Any], images: ImageSet) -> None:
-    """Record the inputs of the chunks.
+    """Create the folder of the chunks, and record their inputs.
 
     Raises:
         ArtifactError: The folder contains chunks of other inputs or options.
@@ -104,6 +105,7 @@ def _prepare(paths: PredictionPaths, inputs: Mapping[str, Any], images: ImageSet
                 where=paths.partial,
                 fix="start the earlier command again to finish them, or delete this folder",
             )
+    make_folder(paths.partial)
     write_record(paths.command, inputs)
     for note in images.notes:
         logger.info(f"note: {note}")

@@ -4,8 +4,10 @@ import csv
 import json
 import re
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from clipit.config.data import SlidesConfig
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.image_set import open_images
 from clipit.models.inference import Classifier
+from clipit.runs import predict_images as predict_images_module
 from clipit.runs import prediction_chunks
 from clipit.runs.predict_images import predict_images
 from clipit.runs.prediction_chunks import PredictionOptions, chunk_starts
@@ -66,7 +69,9 @@ def readable(tiles: Path) -> list[Path]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.parent.iterdir() if path.is_file()}
+    """The visible files of a prediction: its hidden lock file stays."""
+    visible = [path for path in out.parent.iterdir() if path.is_file() and not path.name.startswith(".")]
+    return {path.name: path.read_bytes() for path in visible}
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -174,6 +179,33 @@ def test_a_kill_while_the_files_are_written_is_resumed(
     assert set(files(tmp_path / "p.csv")) == {"p.csv", "p.html", "p.summary.json", "p.unreadable.csv"}
 
 
+def test_a_command_that_waits_for_the_same_one_finds_it_finished(
+    classifier: Classifier,
+    tiles: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "clipit")
+    out, finish, second = tmp_path / "p.csv", predict_images_module._finish, []
+
+    def predict() -> dict[str, object]:
+        return predict_images(classifier, open_images(tiles), out, options=SMALL)
+
+    def finish_while_another_waits(*arguments: object) -> None:
+        second.append(threads.submit(predict))
+        while "waiting: another process" not in caplog.text:
+            time.sleep(0.01)
+        finish(*arguments)
+
+    monkeypatch.setattr(predict_images_module, "_finish", finish_while_another_waits)
+    with ThreadPoolExecutor(1) as threads:
+        first = predict()
+        assert second[0].result() == first
+    assert "nothing to do: the same command has finished earlier" in caplog.text
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_finished_files_are_kept_and_never_overwritten_by_another_command(
     classifier: Classifier, tiles: Path, tmp_path: Path
 ) -> None:
@@ -198,7 +230,7 @@ def test_nothing_is_left_if_no_image_can_be_read(classifier: Classifier, tmp_pat
         (tmp_path / "bad" / name).write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"none of the 2 images can be read(.|\n)*a\.png"):
         predict_images(classifier, open_images(tmp_path / "bad"), tmp_path / "p.csv")
-    assert {path.name for path in tmp_path.iterdir()} == {"bad"}
+    assert not list(tmp_path.glob("p*"))
 
 
 def test_chunks_are_whole_batches_and_small_sets_can_be_shared() -> None:

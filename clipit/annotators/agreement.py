@@ -108,7 +108,7 @@ def explain_not_estimable(votes: Votes) -> str:
     if not len(votes) or per_item.max() < 2:
         return (
             "no tile has labels by two annotators, so neither their skill nor a consensus can be estimated: "
-            "with one label per tile, errors of an annotator cannot be distinguished from the true classes"
+            "with one label per tile, no error can be detected"
         )
     if votes.named and votes.items_of().max() < 2:
         return "no annotator labelled more than one tile, so their skill cannot be estimated"

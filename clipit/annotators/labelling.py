@@ -273,7 +273,7 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
         frequent = majority(votes.counts(), votes.items)
         note = f"training labels: majority of {annotator_names} on {counted(len(votes), 'tile')}"
         if frequent.tied.any():
-            note += f"; {counted(int(frequent.tied.sum()), 'tie')}, drawn by a hash of the tile's id"
+            note += f"; {counted(int(frequent.tied.sum()), 'tie')}, broken by a hash of the tile's id"
         return dict(zip(votes.items, frequent.labels.tolist(), strict=True)), [note]
     if consensus.estimates is None and len(votes):
         raise DataError(

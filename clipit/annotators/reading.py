@@ -255,9 +255,11 @@ def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path, named: C
         )
     notes = []
     if empty:
-        notes.append(f"dropped {counted(empty, 'row')} of annotators without a label")
+        notes.append(f"dropped {counted(empty, 'row')} without a label from the table of annotators")
     if repeated:
-        notes.append(f"dropped {counted(repeated, 'repeated row')} of annotators (same tile, annotator and label)")
+        notes.append(
+            f"dropped {counted(repeated, 'repeated row')} (same tile, annotator and label) from the table of annotators"
+        )
     return AnnotationTable(
         [tile for tile, _ in seen],
         [annotator for _, annotator in seen],

@@ -28,14 +28,14 @@ def export_program(
 
     Example:
         >>> exported = clipit.export_program("outputs/runs/own/clip_it_all-seed0", "model.onnx")
-        >>> exported.differences  # largest difference of a logit, by input
+        >>> exported.differences  # largest logit difference, by input
 
     Args:
         classifier: Folder of a run or of its classifier, repository on the hub, or a loaded classifier in float32,
             which is moved to the CPU.
         path: File to write, `.onnx` or `.pt2`; an existing file is replaced.
         format: `onnx`, or `torch_export` for a program of `torch.export`.
-        tolerance: Largest difference of a logit allowed, relative to the largest logit; None: 0.0001.
+        tolerance: Largest logit difference allowed, relative to the largest logit; None for 0.0001.
         trust_remote_code: Whether to run Python code that defines the backbone.
 
     Raises:

@@ -19,7 +19,7 @@ def main() -> None:
             "--tolerance",
             type=float,
             metavar="SHARE",
-            help="maximum difference of a logit, relative to the largest logit (default: 0.0001)",
+            help="largest allowed logit difference, relative to the largest logit (default: 0.0001)",
         )
         parser.add_argument(
             "--trust-remote-code", action="store_true", help="allow the backbone to run Python code from its repository"
@@ -36,4 +36,4 @@ def main() -> None:
         )
         differences = ", ".join(f"{name} {value:.2g}" for name, value in exported.differences.items())
         print(f"{exported.path}: classes and preprocessing in {exported.description}")
-        print(f"largest difference of a logit: {differences} (limit {exported.allowed:.2g})")
+        print(f"largest logit difference: {differences} (limit {exported.allowed:.2g})")

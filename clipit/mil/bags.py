@@ -111,8 +111,8 @@ class MilBags:
         """Read the features of one bag.
 
         Raises:
-            DataError: The bag has no instance, a value is not finite, or a feature vector is zero, as when a program
-                stopped before it had filled its file.
+            DataError: The bag has no instance, a value is not finite, or a feature vector is zero, as in files whose
+                writing was interrupted.
         """
         values = self.reader.features(int(self.rows[bag]))
         if not len(values):

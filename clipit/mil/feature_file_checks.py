@@ -59,15 +59,14 @@ def check_owners(slides: Sequence[SlideFeatures], where: object) -> None:
     """Refuse files that name a different slide of the study; a name that is not in the study may be a former name.
 
     Raises:
-        DataError: There are such files.
+        DataError: A file names a different slide.
     """
     names = {slide.slide for slide in slides}
     stated = {slide.slide: str(slide.attributes.get("name", "")) for slide in slides}
-    wrong = [f"{name}.h5 is of {of}" for name, of in stated.items() if of != name and of in names]
+    wrong = [f"{name}.h5 names {of}" for name, of in stated.items() if of != name and of in names]
     if wrong:
         raise DataError(
-            f"{counted(len(wrong), 'feature file states', 'feature files state')} to be of a different slide: "
-            f"{shortlist(wrong)}",
+            f"{counted(len(wrong), 'feature file names', 'feature files name')} a different slide: {shortlist(wrong)}",
             where=where,
             fix="rename the files, or compute their features again",
         )

@@ -56,7 +56,7 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
     """
 
     def check_shape(columns: int, rows: int, turned: bool = True) -> None:
-        """Compare the shapes, either way round if the mask may still be turned by its EXIF orientation."""
+        """Compare the shapes, in either orientation if the mask may still be turned by its EXIF tag."""
         shapes = [(columns, rows), (rows, columns)] if turned else [(columns, rows)]
         if all(abs(tall * grid.width / (wide * grid.height) - 1) > _SHAPE_TOLERANCE for wide, tall in shapes):
             raise DataError(

@@ -114,7 +114,7 @@ def read_masks(bags: MilBags, tiles: TilesConfig, mil: MilConfig) -> MaskedSlide
     unknown = sorted(mil.mask_values.keys() - {*bags.classes})
     if unknown:
         raise ConfigError(
-            f"not among the labels of the bags: {shortlist(unknown)}; the labels are {shortlist(bags.classes)}",
+            f"labels that no bag has: {shortlist(unknown)}; the labels are {shortlist(bags.classes)}",
             where="mil.mask_values",
             fix="name the classes as in the labels of the slides, and leave out other values of the masks",
         )

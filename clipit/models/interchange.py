@@ -42,7 +42,7 @@ class ExportedProgram:
     Attributes:
         path: The file; weights of more than 1.8 GB of an ONNX file are in `<file>.data` next to it.
         description: JSON file next to it, with classes, preprocessing and the comparison of logits.
-        differences: Largest difference of a logit, by input.
+        differences: Largest logit difference, by input.
         allowed: Largest difference allowed.
     """
 
@@ -76,7 +76,7 @@ def export_program(
         classifier: Classifier in float32, which is moved to the CPU.
         path: File to write, `.onnx` or `.pt2`; an earlier one is replaced.
         format: `onnx` (by torch's dynamo exporter) or `torch_export`.
-        tolerance: Largest difference of a logit allowed, relative to the largest logit (at least 1).
+        tolerance: Largest logit difference allowed, relative to the largest logit (at least 1).
 
     Raises:
         ModelError: Packages are missing, the backbone cannot be exported, or the logits differ.

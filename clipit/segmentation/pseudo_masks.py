@@ -70,8 +70,8 @@ def token_bags(tiles: TileSet, store: TokenStore) -> MilBags:
     names, first, member = np.unique(patient_of.astype(str), return_index=True, return_inverse=True)
     labels, mixed = common_labels(tiles.labels, member.astype(np.int64), len(names))
     images = [[str(name) for name in tiles.ids[member == bag]] for bag in range(len(names))]
-    dropped = f"not trained on: {counted(len(mixed), 'patient')} with images of several labels"
-    notes = (dropped,) if len(mixed) else ()
+    unused = f"{counted(len(mixed), 'patient is', 'patients are')} not used, because their images have several labels"
+    notes = (unused,) if len(mixed) else ()
     return MilBags(
         names=names.astype(object), labels=labels, patients=patient_of[first], splits=tiles.splits[first],
         classes=tiles.classes, reader=TokenReader(store, images), rows=np.arange(len(names), dtype=np.int64),
@@ -179,9 +179,9 @@ def check_evidence(labels: Sequence[str], classes: Sequence[str], background: st
     missing = [name for name in labels if name not in options.evidence]
     unknown = sorted({*options.evidence.values()} - {*classes})
     if missing:
-        problems.append(f"labels of tiles without a class of the masks: {shortlist(missing)}")
+        problems.append(f"tile labels without a mask class: {shortlist(missing)}")
     if unknown:
-        problems.append(f"not classes of the masks: {shortlist(unknown)}")
+        problems.append(f"classes that the masks do not have: {shortlist(unknown)}")
     if not missing and background not in {options.evidence[name] for name in labels}:
         problems.append(f"no label is evidence of {background}, so nothing separates it from other classes")
     if problems:

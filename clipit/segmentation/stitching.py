@@ -95,7 +95,7 @@ def stitch(grid: WindowGrid, scores: Iterable[Float32[np.ndarray, "_ c"]]) -> It
     active: deque[tuple[int, Float64[np.ndarray, "c w"]]] = deque()
     for number, row in enumerate(_regroup(scores, len(lefts))):
         at, following = tops[number], tops[number + 1] if number + 1 < len(tops) else grid.height
-        active.append((at, _spread(row, lefts, grid)))
+        active.append((at, _column_means(row, lefts, grid)))
         while at < following:
             while active[0][0] + grid.edge <= at:
                 active.popleft()
@@ -115,7 +115,9 @@ def _regroup(scores: Iterable[Float32[np.ndarray, "_ c"]], size: int) -> Iterato
             kept = [joined[size:]]
 
 
-def _spread(scores: Float32[np.ndarray, "m c"], lefts: np.ndarray, grid: WindowGrid) -> Float64[np.ndarray, "c w"]:
+def _column_means(
+    scores: Float32[np.ndarray, "m c"], lefts: np.ndarray, grid: WindowGrid
+) -> Float64[np.ndarray, "c w"]:
     """Return the mean scores over the windows of a row that cover each column."""
     steps = np.zeros((scores.shape[1] + 1, grid.width + 1))
     columns = np.concatenate([scores.T.astype(np.float64), np.ones((1, len(lefts)))])

@@ -47,7 +47,7 @@ class Lattice:
 
     def to_pixels(self, values: Float[np.ndarray, "rows columns c"]) -> Float32[np.ndarray, "c h w"]:
         """Interpolate cell values linearly at the centres of the image's pixels."""
-        down, right = self._between(self.height, self.rows), self._between(self.width, self.columns)
+        down, right = self._interpolation(self.height, self.rows), self._interpolation(self.width, self.columns)
         upright = values[down[0]] * (1 - down[2])[:, None, None] + values[down[1]] * down[2][:, None, None]
         planes = upright.transpose(2, 0, 1)
         result = planes[:, :, right[0]] * (1 - right[2]) + planes[:, :, right[1]] * right[2]
@@ -72,7 +72,7 @@ class Lattice:
     def _cell_of(self, length: int, cells: int) -> Int64[np.ndarray, " _"]:
         return np.asarray(np.minimum((np.arange(length) + 0.5) / self.cell, cells - 1), dtype=np.int64)
 
-    def _between(
+    def _interpolation(
         self, length: int, cells: int
     ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]:
         """Return the cells before and after each pixel, and the weight of the one after it."""
@@ -102,7 +102,7 @@ def patch_of(tokens: "PatchTokens") -> int:
     """Return the edge of a token in pixels of the model's input.
 
     Raises:
-        ModelError: It is not a whole number.
+        ModelError: The edge is not a whole number.
     """
     size = tokens.preprocess.size
     if size % tokens.side:
@@ -141,7 +141,7 @@ def token_rows(
     down, across = _coverage(tops, side, lattice.rows), _coverage(lefts, side, lattice.columns)
     sums = np.zeros((side, lattice.columns, tokens.dim), dtype=np.float32)
     for top, following in zip(tops, [*tops[1:], lattice.rows], strict=True):
-        band = _band(resized, top * patch, side * patch, lattice.columns * patch)
+        band = _padded_rows(resized, top * patch, side * patch, lattice.columns * patch)
         for start in range(0, len(lefts), batch_size):
             batch = lefts[start : start + batch_size]
             windows = np.stack([band[:, :, left * patch : (left + side) * patch] for left in batch])
@@ -176,7 +176,7 @@ def _resized(image: Image.Image, lattice: Lattice, patch: int, tokens: "PatchTok
     return image if image.size == size else image.resize(size, _FILTERS[tokens.preprocess.interpolation])
 
 
-def _band(image: Image.Image, top: int, height: int, width: int) -> UInt8[np.ndarray, "3 height width"]:
+def _padded_rows(image: Image.Image, top: int, height: int, width: int) -> UInt8[np.ndarray, "3 height width"]:
     """Return rows of an image, padded beyond its border by reflection."""
     rows = _mirrored(np.arange(top, top + height), image.height)
     columns = _mirrored(np.arange(width), image.width)

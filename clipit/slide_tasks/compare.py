@@ -83,7 +83,7 @@ def compare_slides(
         runs: Runs that can be compared (`slide_runs.check_comparison`).
         vlm: Zero-shot VLM as an additional arm; None for no such arm.
         requested: Requested resolution and size of tiles; unset ones follow each model.
-        stated: Names of the options, of `mpp` and `pixels`, that the user set; the others follow each model.
+        stated: Names of the options that the user set, among `mpp` and `pixels`; the others follow each model.
         options: Options for opening and comparing the runs.
 
     Raises:

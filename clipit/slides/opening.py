@@ -34,7 +34,7 @@ def import_openslide() -> Any:
     """Import openslide.
 
     Raises:
-        DataError: It is not installed, or its library cannot be loaded.
+        DataError: openslide is not installed, or its library cannot be loaded.
     """
     try:
         import openslide

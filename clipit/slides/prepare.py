@@ -253,7 +253,7 @@ def _contour_file(contours: Path, slide: SlidePath, options: OptionNames) -> Pat
     """Return the contour file of a slide.
 
     Raises:
-        DataError: There is none.
+        DataError: The slide has no contour file.
     """
     found = contours if contours.is_file() else _find_contours(contours, slide)
     if found is None:

@@ -95,8 +95,9 @@ def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = K
     if length > _GLASS:
         reasons.append(f"the slide would be {length:.0f} mm long, more than a standard glass slide (76 mm)")
     if not _USUAL_MPP[0] <= mpp <= _USUAL_MPP[1]:
-        finer = "finer than a 100x objective" if mpp < _USUAL_MPP[0] else "coarser than a 2.5x objective"
-        reasons.append(f"that is {finer} gives")
+        reasons.append(
+            "finer than a 100x objective gives" if mpp < _USUAL_MPP[0] else "coarser than a 2.5x objective gives"
+        )
     if slide.magnification is not None:
         usual = 10 / slide.magnification
         if not 1 / _POWER_RATIO <= mpp / usual <= _POWER_RATIO:

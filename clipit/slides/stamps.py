@@ -9,9 +9,9 @@ from clipit.slides.dicom import series_of
 
 
 def slide_files(path: Path) -> list[Path]:
-    """List all files of a slide, sorted: the given file and, in some formats, further ones.
+    """List all files of a slide, sorted: the given file and, in some formats, others.
 
-    Further files are those of the same series in the folder (DICOM), those in the folder of the same name (MRXS), or
+    The others are those of the same series in the folder (DICOM), those in the folder of the same name (MRXS), or
     those that the given file lists (VMS, VMU).
 
     Args:

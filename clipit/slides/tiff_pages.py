@@ -118,6 +118,6 @@ def open_levels(
                 pages = by_size.get((level.width, level.height), [])
                 if len(pages) == 1 and accept(pages[0]):
                     opened[number] = opener(file, pages[0])
-    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide then explains
+    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide reports the error later
         return {}
     return opened

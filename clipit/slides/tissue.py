@@ -18,8 +18,8 @@ def find_tissue(overview: Image.Image, mpp: float) -> Bool[np.ndarray, "h w"]:
     """Find tissue by the saturation of its colour, with Otsu's threshold between 0.04 and 0.10.
 
     Pen ink (green, blue, black) is excluded where its colour identifies it. Holes below 0.02 mm2 are filled and
-    parts below 0.01 mm2 dropped. Meant for haematoxylin and eosin; weak stains and immunohistochemistry may need
-    contours.
+    parts below 0.01 mm2 dropped. The method is meant for haematoxylin and eosin; weak stains and immunohistochemistry
+    may need contours.
 
     Args:
         mpp: Micrometres per pixel of the overview.
@@ -41,7 +41,7 @@ def _measure_colour(
 ) -> tuple[Float32[np.ndarray, "n w"], Bool[np.ndarray, "n w"]]:
     """Measure saturation and find ink in rows of pixels, after averaging 3 x 3 pixels.
 
-    Integer sums over the 9 pixels are used in place of their mean; pixels at the border are repeated beyond it.
+    Integer sums over the 9 pixels are used instead of means; pixels at the border are repeated beyond it.
     """
     above, below = max(0, top - 1), min(len(pixels), bottom + 1)
     missing = (above - top + 1, bottom + 1 - below)  # 1 at the border of the image, otherwise 0
@@ -78,11 +78,11 @@ def otsu(values: Float32[np.ndarray, "h w"]) -> float:
 
 def remove_small(mask: Bool[np.ndarray, "h w"], smallest: float, hole: float) -> Bool[np.ndarray, "h w"]:
     """Drop connected regions below `smallest` pixels, then fill holes below `hole` pixels."""
-    kept = ~_small(mask, smallest) & mask
-    return np.asarray(kept | _small(~kept, hole, inside=True), dtype=np.bool_)
+    kept = ~_small_parts(mask, smallest) & mask
+    return np.asarray(kept | _small_parts(~kept, hole, inside=True), dtype=np.bool_)
 
 
-def _small(mask: Bool[np.ndarray, "h w"], area: float, *, inside: bool = False) -> Bool[np.ndarray, "h w"]:
+def _small_parts(mask: Bool[np.ndarray, "h w"], area: float, *, inside: bool = False) -> Bool[np.ndarray, "h w"]:
     """Return the connected parts below an area; with `inside`, only those that do not touch the border."""
     from scipy import ndimage
 
@@ -131,10 +131,17 @@ class TissueShare:
         """
         left, right = x / self._downsample, (x + extent) / self._downsample
         top, bottom = y / self._downsample, (y + extent) / self._downsample
-        total = self._at(bottom, right) - self._at(top, right) - self._at(bottom, left) + self._at(top, left)
+        total = (
+            self._sums_at(bottom, right)
+            - self._sums_at(top, right)
+            - self._sums_at(bottom, left)
+            + self._sums_at(top, left)
+        )
         return np.asarray(np.clip(total / (extent / self._downsample) ** 2, 0, 1), dtype=np.float32)
 
-    def _at(self, rows: Float64[np.ndarray, " n"], columns: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    def _sums_at(
+        self, rows: Float64[np.ndarray, " n"], columns: Float64[np.ndarray, " n"]
+    ) -> Float64[np.ndarray, " n"]:
         """Interpolate the sums, which are linear in both directions inside a pixel."""
         height, width = self._sums.shape
         rows, columns = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)

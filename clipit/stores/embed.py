@@ -135,7 +135,7 @@ class Store:
             ArtifactError: An id is not in the store.
         """
         names = np.asarray(ids, dtype=np.str_)
-        order = self._order
+        order = self._rows_sorted_by_id
         indices = np.searchsorted(self.ids, names, sorter=order).clip(max=max(len(order) - 1, 0))
         rows = order[indices] if len(order) else np.zeros(len(names), dtype=np.int64)
         missing = names[self.ids[rows] != names] if len(order) else names
@@ -148,7 +148,7 @@ class Store:
         return np.asarray(rows, dtype=np.int64)
 
     @cached_property
-    def _order(self) -> Int[np.ndarray, "_"]:
+    def _rows_sorted_by_id(self) -> Int[np.ndarray, "_"]:
         return np.asarray(np.argsort(self.ids, kind="stable"), dtype=np.int64)
 
     def mean(self) -> Float32[np.ndarray, "dim"]:

@@ -73,7 +73,7 @@ class SlideFeatures:
         Raises:
             DataError: The file is damaged.
         """
-        with _reading(self.path), h5py.File(self.path, "r") as file:
+        with _hdf5_errors(self.path), h5py.File(self.path, "r") as file:
             features = file["features"]
             rows = features[0, start:stop] if features.ndim == 3 else features[start:stop]
         return np.asarray(rows, dtype=np.float32)
@@ -85,7 +85,7 @@ def open_slide_features(path: Path) -> SlideFeatures:
     Raises:
         DataError: The file is missing or damaged, lacks a dataset, or has unexpected shapes or types.
     """
-    with _reading(path), h5py.File(path, "r") as file:
+    with _hdf5_errors(path), h5py.File(path, "r") as file:
         arrays = {name: file[name] for name in ("features", "coords") if isinstance(file.get(name), h5py.Dataset)}
         problem = _problem(arrays, list(file))
         if problem:
@@ -98,7 +98,7 @@ def open_slide_features(path: Path) -> SlideFeatures:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _hdf5_errors(path: Path) -> Iterator[None]:
     """Convert the errors of a missing or damaged HDF5 file within the block into a `DataError`."""
     try:
         yield
@@ -208,7 +208,7 @@ def _check_unit_vectors(slide: SlideFeatures) -> None:
     lengths = lengths[np.isfinite(lengths)]
     if len(lengths) and not np.allclose(lengths, 1, atol=_TOLERANCE):
         raise DataError(
-            f"the vectors have lengths around {np.median(lengths):.3g} instead of 1: features before the projection "
+            f"the vectors have a median norm of {np.median(lengths):.3g} instead of 1: features before the projection "
             "into the joint space cannot be compared with texts",
             where=slide.path,
             fix="compute them with the projection and normalised (TRIDENT's conch_v1: with_proj=True, normalize=True)",

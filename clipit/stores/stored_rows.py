@@ -60,18 +60,18 @@ class StoredRows:
             rows = self.rows_of(number)
             if not len(rows):
                 continue
-            vectors = self._kept.get(number)
+            vectors = self._kept_shards.get(number)
             if vectors is None:
-                keep = self._budget >= embed.SHARD * dim * 4 * (len(self._kept) + 1)
+                keep = self._max_bytes >= embed.SHARD * dim * 4 * (len(self._kept_shards) + 1)
                 vectors = torch.empty((len(rows), dim), device=device) if keep else shared[: len(rows)]
                 shard = self.store.shard(number)
                 stored = np.empty((embed.SHARD, dim), dtype=shard.dtype) if stored is None else stored
-                used = np.flatnonzero(self._used(number))
+                used = np.flatnonzero(self._is_used(number))
                 np.take(shard, used, axis=0, out=stored[: len(rows)], mode="clip")  # other modes make a copy
                 vectors.copy_(torch.from_numpy(stored[: len(rows)]))
                 _centre(vectors, self.mean)
                 if keep:
-                    self._kept[number] = vectors
+                    self._kept_shards[number] = vectors
             yield torch.from_numpy(rows).to(device), vectors
 
     def rows_of(self, shard: int) -> Int[np.ndarray, "_"]:
@@ -81,18 +81,18 @@ class StoredRows:
 
     def shard(self, number: int) -> Float[Tensor, "_ dim"]:
         """Read the vectors of a shard to this process's device, centred as in `vectors`."""
-        vectors = self.store.shard(number)[self._used(number)].astype(np.float32)
+        vectors = self.store.shard(number)[self._is_used(number)].astype(np.float32)
         return torch.from_numpy(centred(vectors, self.mean)).to(get_processes().device)
 
-    def _used(self, shard: int) -> Bool[np.ndarray, "_"]:
+    def _is_used(self, shard: int) -> Bool[np.ndarray, "_"]:
         return np.asarray(self.numbers[shard * embed.SHARD : (shard + 1) * embed.SHARD]) >= 0
 
     @cached_property
-    def _kept(self) -> dict[int, Tensor]:
+    def _kept_shards(self) -> dict[int, Tensor]:
         return {}
 
     @cached_property
-    def _budget(self) -> int:
+    def _max_bytes(self) -> int:
         """Maximum number of bytes of the vectors that are kept between passes."""
         return bytes_to_keep(get_processes().device)
 

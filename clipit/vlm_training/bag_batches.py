@@ -138,7 +138,7 @@ class BagExamples:
             texts=text_rows,
             others=other_rows,
             other_members=text_members if self.texts_per_bag else other_members,
-            same=self._same(examples, images, others, texts),
+            same=self._overlapping_bags(examples, images, others, texts),
         )
 
     def captions(self, example: int) -> list[tuple[int, int]]:
@@ -166,7 +166,7 @@ class BagExamples:
         drawn: Int64[np.ndarray, "_"] = rows[stream_positions(self.seed, f"{kind} {example}", start, count, len(rows))]
         return drawn
 
-    def _same(
+    def _overlapping_bags(
         self,
         examples: Int64[np.ndarray, "b"],
         images: list[Int64[np.ndarray, "_"]],

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TIME_SHARE = 0.1
-"""Largest share of the time between two minings that a mining should take."""
+"""Longest time that mining should take, relative to the steps between two minings."""
 _STEP_COST = 2.5
-"""Cost of an image or text in a step relative to its cost in a mining: two forward passes with cached gradients and a
-backward pass, against one forward pass with the reading of the image and the search (`benchmarks/adapt_mining.py`)."""
+"""Cost of an image or text in a training step relative to mining: two forward passes with cached gradients and a
+backward pass, against reading the image, one forward pass and the search (`benchmarks/adapt_mining.py`)."""
 _FACTS = "facts"
 _RESTART = "delete the folder of this adaptation and start again"
 
@@ -91,7 +91,7 @@ def mine(
 def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
     """Warn if mining the bags takes more than a tenth of the training.
 
-    A mining embeds all training tiles and texts, a step those of its batch.
+    Mining embeds all training tiles and texts; a step embeds only those of its batch.
 
     Args:
         section: Section `adapt`.
@@ -103,12 +103,12 @@ def warn_of_mining(examples: BagExamples, section: AdaptConfig) -> None:
     if every < least:
         logger.warning(
             f"mining the bags takes about {_TIME_SHARE * least / every:.0%} of the time of the {every} steps "
-            f"between two minings; with adapt.bags.mine_every={least} it is a tenth"
+            f"in between; with adapt.bags.mine_every={least}, it takes a tenth"
         )
 
 
 def least_interval(examples: BagExamples) -> int:
-    """Estimate the number of steps between two minings such that a mining takes a tenth of the time.
+    """Estimate how many steps must lie between two minings for mining to take a tenth of the time.
 
     Args:
         examples: Examples of the training split, from bags.
@@ -140,7 +140,7 @@ def _save(file: Path, mined: MinedBags, identity: str) -> None:
     counts = {name: int(count) for name, count in mined.counts.items()}
     facts = json.dumps({"identity": identity, "counts": counts}, sort_keys=True)
     with whole_file(file) as temporary:
-        # A single entry, because several are written in arbitrary order, and repeated minings must give the same bytes.
+        # A single entry, because several are written in arbitrary order, and mining again must give the same bytes.
         save_file(values, temporary, {_FACTS: facts})
 
 

@@ -40,7 +40,7 @@ from clipit.vlm_training.bag_batches import BagExamples, ContrastBatch
 logger = logging.getLogger(__name__)
 
 _LARGEST_SCALE = 1 / MIN_TEMPERATURE
-"""Upper bound of a learnt scale, as of the temperatures of loss terms; the lower bound is 1."""
+"""Upper bound of a learnt scale, the same as in loss terms; the lower bound is 1."""
 _AT_BOUND = 1e-3
 """Relative distance from a bound within which the scale counts as having reached it."""
 _BLOCK = 4_194_304
@@ -48,7 +48,7 @@ _BLOCK = 4_194_304
 _KEPT = 2
 """Micro-batches of images, and of texts, that are encoded once, with their graphs in memory until the loss is known."""
 _OTHER_SIDE = np.uint64(0xC2B2AE3D27D4EB4F)
-"""Changes the augmentation of a tile on the other side."""
+"""Combined (xor) with the augmentation key of a tile on the other side, so that its two views differ."""
 
 Kind = Literal["tiles", "others", "texts"]
 
@@ -268,9 +268,11 @@ class ContrastStep:
         scale = self.adapted.logit_scale
         trained = any(values.requires_grad for values in leaves.values())
         other: Kind = "texts" if len(batch.texts) else "others"
-        image_mask, other_mask = (_on(members >= 0, device) for members in (batch.image_members, batch.other_members))
-        indices = [_on(np.maximum(each, 0), device) for each in (batch.image_members, batch.other_members)]
-        same, usable = _on(batch.same, device), int((image_mask.any(dim=1) & other_mask.any(dim=1)).sum())
+        image_mask, other_mask = (
+            _to_device(members >= 0, device) for members in (batch.image_members, batch.other_members)
+        )
+        indices = [_to_device(np.maximum(each, 0), device) for each in (batch.image_members, batch.other_members)]
+        same, usable = _to_device(batch.same, device), int((image_mask.any(dim=1) & other_mask.any(dim=1)).sum())
         n_bags = len(batch.image_members)
         first, end = (n_bags * rank // processes.count for rank in (processes.rank, processes.rank + 1))
         rows = max(_BLOCK // max(n_bags * image_mask.shape[1] * other_mask.shape[1], 1), 1)
@@ -359,7 +361,7 @@ def _counts(batch: ContrastBatch) -> dict[Kind, int]:
     return {"tiles": len(batch.tiles), "others": len(batch.others), "texts": len(batch.texts)}
 
 
-def _on(values: Bool[np.ndarray, "..."] | Int[np.ndarray, "..."], device: torch.device) -> Tensor:
+def _to_device(values: Bool[np.ndarray, "..."] | Int[np.ndarray, "..."], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 

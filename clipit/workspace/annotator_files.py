@@ -103,8 +103,8 @@ def describe_annotators(tiles: TileSet, annotations: Annotations, resamples: int
             {
                 "annotator": name,
                 "shared": pairs.shared[row].tolist(),
-                "agreement": _numbers(pairs.agreement[row]),
-                "kappa": _numbers(pairs.kappa[row]),
+                "agreement": _nan_to_none(pairs.agreement[row]),
+                "kappa": _nan_to_none(pairs.kappa[row]),
             }
             for row, name in enumerate(votes.annotators)
         ],
@@ -121,7 +121,7 @@ def _test_annotators(annotations: Annotations) -> str:
     return ", ".join(annotations.test_annotators) if annotations.votes.named else "not named"
 
 
-def _numbers(values: np.ndarray) -> list[float | None]:
+def _nan_to_none(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 

@@ -80,7 +80,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     unchecked += [f"comparison.shifted: {name}" for name in shifted]
     if doubt := misspelled_reports(reports, tiles):
         unchecked.append(doubt)
-    checked = _checked(known, compared, section.pixels, len(tiles), reports)
+    checked = _comparisons_made(known, compared, section.pixels, len(tiles), reports)
     path = leak_folder(config) / "leaks.json"
     if get_processes().main:
         records = [asdict(leak) for leak in leaks]
@@ -120,7 +120,7 @@ def _known_patients(tiles: TileSet) -> dict[str, tuple[int, int]]:
     return {split: (int(known[mask].sum()), int(mask.sum())) for split, mask in masks.items() if mask.any()}
 
 
-def _checked(
+def _comparisons_made(
     known: Mapping[str, tuple[int, int]], compared: bool, pixels: str, n_tiles: int, reports: Sequence["Report"]
 ) -> list[str]:
     """List the comparisons that were made."""

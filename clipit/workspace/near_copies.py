@@ -21,7 +21,7 @@ _MAX_TILES = 1000  # compared per split
 
 
 def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
-    """Warn of similar images in two splits if no tile has a known patient or slide. Call it in all processes.
+    """Warn about similar images in two splits if no tile has a known patient or slide. Call it in all processes.
 
     At most 1,000 tiles of each split are compared, drawn by id. Nothing is dropped; the warning is added to the notes
     of the returned tiles. If `leaks.pixels` is near, all tiles have been compared already; if it is off, or the policy

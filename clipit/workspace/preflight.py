@@ -40,15 +40,15 @@ def check_inputs(
         ClipitError: A check fails.
     """
     config = workspace.config
-    _run_together(
+    _run_checks(
         lambda: check_output(config.output),
         *([lambda: _check_reports(workspace.reports_config)] if reports else []),
         lambda: _check_tiles_and_prompts(workspace, prompts, own="vlm" in models),
     )
-    _run_together(*(_model_check(config, model) for model in models))
+    _run_checks(*(_model_check(config, model) for model in models))
 
 
-def _run_together(*steps: Callable[[], None]) -> None:
+def _run_checks(*steps: Callable[[], None]) -> None:
     """Run all checks, and raise one error that lists all problems."""
     problems: list[ClipitError] = []
     for step in steps:

@@ -124,7 +124,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     if classifier and (targets >= 0).any():
         groups = np.array([patient_of(report) for report in reports], dtype=np.str_)
         try:
-            documents = _documents(config, reports, tiles=tiles)
+            documents = _classifier_inputs(config, reports, tiles=tiles)
             fitted = cross_fitted_probabilities(documents, targets, groups, len(classes), seed=config.seed)
             probabilities = fitted.probabilities
             notes += [f"text classifier: {fitted.note}"] if fitted.note else []
@@ -164,7 +164,7 @@ def measure_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
     return agreements
 
 
-def _documents(
+def _classifier_inputs(
     config: RunConfig, reports: Sequence[Report], *, tiles: bool
 ) -> "list[str] | Float32[np.ndarray, 'n d']":
     if config.reports is None or config.soft_labels.own_report.features == "tfidf":

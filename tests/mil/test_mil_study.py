@@ -169,7 +169,7 @@ def test_masks_are_read_before_the_training(
     without = clipit.train_mil(clipit.load_config(path, kept))
     assert "No test slide has a mask" in without.report.read_text(encoding="utf-8") and without.map_scores.empty
     misspelt = {**kept, "mil.mask_values": {"glands": 3, "stroma": 4}}
-    with pytest.raises(ConfigError, match=r"not among the labels of the bags: glands; the labels are gland, stroma"):
+    with pytest.raises(ConfigError, match=r"labels that no bag has: glands; the labels are gland, stroma"):
         clipit.train_mil(clipit.load_config(path, misspelt))
     Image.new("L", (100, 10)).save(masks / "s02.png")
     with pytest.raises(DataError, match="not the shape of the slide"):

@@ -187,7 +187,7 @@ def test_a_file_that_states_another_slide_is_refused_and_other_settings_are_note
     )
     with h5py.File(tmp_path / "h5/s03.h5", "r+") as file:
         file["coords"].attrs["name"] = "s04"
-    with pytest.raises(DataError, match=r"1 feature file states to be of a different slide: s03.h5 is of s04"):
+    with pytest.raises(DataError, match=r"1 feature file names a different slide: s03.h5 names s04"):
         bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
 
 

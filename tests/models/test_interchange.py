@@ -133,4 +133,4 @@ def test_the_command_prints_the_largest_difference(
     monkeypatch.setattr(sys, "argv", ["clipit", "export", *arguments])
     main()
     printed = capsys.readouterr().out
-    assert "model.pt2.json" in printed and "largest difference of a logit: random values 0," in printed
+    assert "model.pt2.json" in printed and "largest logit difference: random values 0," in printed

@@ -144,8 +144,8 @@ def test_labels_without_a_class_and_without_a_background_are_refused(images: Ima
     tiles, _, store = images
     model = train_mil(token_bags(tiles, store), EVIDENCE.training, 0, root=tmp_path)
     for evidence, message in (
-        ({"tumour": "tumour"}, "labels of tiles without a class of the masks: normal"),
-        ({"tumour": "tumour", "normal": "mucosa"}, "not classes of the masks: mucosa"),
+        ({"tumour": "tumour"}, "tile labels without a mask class: normal"),
+        ({"tumour": "tumour", "normal": "mucosa"}, "classes that the masks do not have: mucosa"),
         ({"tumour": "tumour", "normal": "tumour"}, "no label is evidence of other"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -145,7 +145,7 @@ def test_features_that_do_not_fit_the_vlm_or_are_damaged_are_refused(configure_f
         import_features(tmp_path, [write(tmp_path / "wrong.h5", np.zeros((2, 3)), grid(2))], vlm)
     with pytest.raises(DataError, match="tiles that occur twice: twice:0_0"):
         import_features(tmp_path, [write(tmp_path / "twice.h5", np.eye(2, 24), np.zeros((2, 2)))], vlm)
-    with pytest.raises(DataError, match=r"(?s)lengths around 3 instead of 1.*with_proj=True"):
+    with pytest.raises(DataError, match=r"(?s)a median norm of 3 instead of 1.*with_proj=True"):
         import_features(tmp_path, [write(tmp_path / "raw.h5", 3 * np.eye(2, 24), grid(2))], vlm)
     with pytest.raises(DataError, match="the files contain no tiles"):
         import_features(tmp_path, [write(tmp_path / "no.h5", np.ones((0, 24)), np.zeros((0, 2)))], vlm)

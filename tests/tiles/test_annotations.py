@@ -200,7 +200,7 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
     extra = ["elsewhere.png,ann,tumour", "t0.png,ann,benign", "t1.png,eve,"]
     notes = " ".join(load(table([*rows, *extra])).notes)
     assert "dropped annotators' labels of 1 tile outside the data set: elsewhere.png" in notes
-    assert "1 repeated row" in notes and "1 row of annotators without a label" in notes
+    assert "1 repeated row" in notes and "1 row without a label from the table of annotators" in notes
     mapped = load(
         table([*rows, "t2.png,fay,artefact"]),
         classes=["B", "T"],
@@ -219,7 +219,7 @@ def test_minus_one_among_whole_numbers_is_no_class(table: Table) -> None:
         tiles = load(table([*rows, f"t0.png,eve,{mark}", f"t1.png,fay,{mark}"]))
         assert tiles.classes == expected.classes == ("0", "1")
         assert tiles.labels.tolist() == expected.labels.tolist()
-        assert "dropped 2 rows of annotators without a label" in tiles.notes
+        assert "dropped 2 rows without a label from the table of annotators" in tiles.notes
     named = load(table([*rows, "t0.png,eve,-1"], labels="majority"), classes=["-1", "0", "1"])
     assert not any("without a label" in note for note in named.notes)
     with pytest.raises(DataError, match="-1 may be a class or mark missing labels"):

@@ -77,7 +77,7 @@ def check_further_sets(
     """Check the test tiles of additional sets for leaks from the data of the adaptation; called by all processes.
 
     Tiles of the same patients and copies of the same images are leaks; with `bags`, so are tiles of the patients whose
-    reports provide the snippets. With `leaks.policy: exclude`, leaks are dropped from the further set.
+    reports provide the snippets. With `leaks.policy: exclude`, leaks are dropped from the additional set.
 
     Args:
         config: Run configuration with the section `leaks`.

@@ -71,7 +71,7 @@ def adapt_study(config: RunConfig, section: AdaptConfig, probing: ProbingConfig)
 
     Raises:
         ConfigError: A configuration of `adapt.forgetting` cannot be read, or keys contradict each other.
-        DataError: There are too few examples, or a test tile, including those of further sets, leaks into them.
+        DataError: There are too few examples, or a test tile, including those of additional sets, leaks into them.
         ModelError: A tower cannot be adapted with `adapt.tuning`.
     """
     if section.data != "pairs":
@@ -187,7 +187,7 @@ def _measure(
 def _test_scores(model: _Model, seed: int) -> dict[str, float]:
     """Return the defined scores of a VLM as `test_<task>_<metric>`, for experiment trackers."""
     metrics: dict[str, float] = {}
-    for task, measured in _tasks(model, seed).items():
+    for task, measured in _results_by_task(model, seed).items():
         scores = measured.scores(np.ones((len(measured.ids), 1)))
         name = re.sub(r"\W+", "_", task)
         metrics |= {
@@ -196,7 +196,7 @@ def _test_scores(model: _Model, seed: int) -> dict[str, float]:
     return metrics
 
 
-def _tasks(model: _Model, seed: int) -> dict[str, Measured]:
+def _results_by_task(model: _Model, seed: int) -> dict[str, Measured]:
     further = {forgetting_task(name): result for name, result in model.further.items()}
     tasks = {ZERO_SHOT: model.tiles.zero_shot, PROBE: model.tiles.probes.get(seed), **model.pairs, **further}
     return {task: measured for task, measured in tasks.items() if measured is not None}
@@ -207,7 +207,7 @@ def _compare(
 ) -> tuple[list[SubjectScore], list[ModelDifference]]:
     scores: list[SubjectScore] = []
     contrasts: list[ModelDifference] = []
-    for measured in _families(models):
+    for measured in _group_by_items(models):
         tasks = list(dict.fromkeys(subject.task for subject in measured))
         pairs = [pair for task in tasks for pair in _pairs(task, section.arms)]
         pairs.append((Subject(ZERO_SHOT, TEXT), Subject(PROBE, BEFORE)))
@@ -227,13 +227,13 @@ def _pairs(task: str, arms: Sequence[str]) -> Iterator[tuple[Subject, Subject]]:
             yield Subject(task, TEXT), Subject(task, arm)
 
 
-def _families(models: Mapping[str, Mapping[int, _Model]]) -> Iterator[dict[Subject, dict[int, Measured]]]:
+def _group_by_items(models: Mapping[str, Mapping[int, _Model]]) -> Iterator[dict[Subject, dict[int, Measured]]]:
     """Group the results by the measured items."""
     tiles: dict[Subject, dict[int, Measured]] = {}
     others: dict[str, dict[Subject, dict[int, Measured]]] = {}
     for model, by_seed in models.items():
         for seed, each in by_seed.items():
-            for task, result in _tasks(each, seed).items():
+            for task, result in _results_by_task(each, seed).items():
                 family = tiles if task in (ZERO_SHOT, PROBE) else others.setdefault(task, {})
                 family.setdefault(Subject(task, model), {})[seed] = result
     yield from (family for family in (tiles, *others.values()) if family)

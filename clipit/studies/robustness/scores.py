@@ -131,7 +131,7 @@ def compute_score(metric: str, tiles: TileSet, probabilities: Float[np.ndarray, 
     """Compute the score of labelled tiles without an interval; None if undefined."""
     order = np.argsort(tiles.ids, kind="stable")
     ones = np.ones((len(order), 1))
-    return _defined(weighted_scores(tiles.labels[order], probabilities[order], ones, (metric,))[metric][0])
+    return _finite_or_none(weighted_scores(tiles.labels[order], probabilities[order], ones, (metric,))[metric][0])
 
 
 def shifted_rows(
@@ -234,5 +234,5 @@ def _measure_calibration(
         yield measured
 
 
-def _defined(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None

@@ -21,6 +21,7 @@ _NOT_SWEPT = ("name", "output", "overrides")
 _DISTRIBUTIONS = ("int_uniform", "uniform", "log_uniform_values")
 _ENTRY_KEYS = ("values", "value", "min", "max", "distribution", "probabilities")
 _LONGEST_NAME = 120
+_EXAMPLE = 'for example\n        command: ["${program}", --config=study.yaml, "${args}"]'
 _MAX_SHOWN = 30
 
 
@@ -173,18 +174,20 @@ def _command_options(content: Mapping[str, Any], problems: list[str]) -> dict[st
     """Parse the options after ${program} in `command`, without those of experiment trackers."""
     command = content.get("command")
     if not isinstance(command, list) or "${program}" not in command:
-        problems.append("command must be a list with ${program}, then --config=FILE and ${args}")
+        problems.append(f"command must be a list with ${{program}}, then --config=FILE and ${{args}}: {_EXAMPLE}")
         return {}
     arguments = [str(part) for part in command[command.index("${program}") + 1 :]]
     if "${args}" not in arguments:
-        problems.append("command must contain ${args}, because runs receive the values as options (--lora.rank=8)")
+        problems.append(
+            f"command must contain ${{args}}, because runs receive the values as options (--lora.rank=8): {_EXAMPLE}"
+        )
     flags = [part for part in arguments if part.startswith("--") and part != "--trial"]
     if any("=" not in flag for flag in flags):
         problems.append("options in command must be written --key=value, in one item")
         return {}
     options = parse_options(flags)
     if "config" not in options:
-        problems.append("command must contain --config=FILE, the configuration that the values change")
+        problems.append(f"command must contain --config=FILE, the configuration that the values change: {_EXAMPLE}")
     return {key: value for key, value in options.items() if not key.startswith("tracking.")}
 
 
@@ -229,5 +232,6 @@ def raise_problems(problems: Sequence[str], path: Path) -> None:
         raise ConfigError(
             f"{counted(len(distinct), 'problem')} in the sweep; no trial was run:\n    {listed}{more}",
             where=path,
-            fix="correct the file; `clipit train --help` explains every key",
+            fix="correct the file; `clipit init sweeps/lora_rank` prints an example, and `clipit train --help` "
+            "explains every key that can be swept",
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from clipit.config.effects import select_keys
 from clipit.config.load import read_yaml, validate
 from clipit.config.run import RunConfig
+from clipit.config.shipped import config_file
 from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, LaunchError, disk_errors
@@ -26,6 +27,8 @@ from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+
+_CONFIG = "config"  # attribute of the search: resolved path of the configuration
 
 
 def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
@@ -98,12 +101,21 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
 
 
 def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
-    """Reject the folder of a different sweep of the same name; a sweep that only adds values may reuse its folder."""
+    """Reject the folder of a different sweep of the same name; a sweep that only adds values may reuse its folder.
+
+    A configuration may be named by a different path, or be a copy.
+    """
     sweep = plan.sweep
     swept = {p.key: [*map(str, p.values)] or [str(p.low), str(p.high), p.distribution] for p in sweep.parameters}
     shared = {k: value for k, value in sweep.options.items() if k != "output" and not k.startswith("tracking.")}
     definition = {"method": sweep.method, **swept, **shared}
     recorded = search.study.user_attrs.get("sweep", definition)
+    config = config_file(str(sweep.options["config"])).resolve()
+    recorded_config = Path(
+        search.study.user_attrs.get(_CONFIG) or config_file(str(recorded.get("config", ""))).resolve()
+    )
+    if config == recorded_config or _same_content(config, recorded_config):
+        recorded = {**recorded, "config": definition["config"]}
     extended = set()
     if sweep.method != "bayes":
         values = {p.key: recorded.get(p.key) for p in sweep.parameters if p.values}
@@ -123,6 +135,12 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
     if get_processes().main:
         with disk_errors(folder):
             search.study.set_user_attr("sweep", definition)
+            search.study.set_user_attr(_CONFIG, str(config))
+
+
+def _same_content(config: Path, other: Path) -> bool:
+    """Check whether both files exist and have the same bytes."""
+    return config.is_file() and other.is_file() and config.read_bytes() == other.read_bytes()
 
 
 def _is_finished(config: RunConfig) -> bool:

@@ -312,6 +312,34 @@ def test_another_sweep_of_the_same_name_does_not_overwrite_the_tables(
     assert (folder / "sweep.md").read_text() != before
 
 
+def test_a_sweep_is_the_same_whatever_path_names_its_configuration(
+    write_sweep: WriteSweep, pretended: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan = plan_of(write_sweep())
+    folder, config = run_sweep(plan), Path(plan.sweep.options["config"])
+    monkeypatch.chdir(config.parent)
+    copy = tmp_path / "copy.yaml"
+    copy.write_bytes(config.read_bytes())
+    for name in (str(copy), config.name, f"../{config.parent.name}/{config.name}"):
+        assert run_sweep(plan_of(plan.sweep.path, {"config": name})) == folder
+    copy.write_bytes(config.read_bytes() + b"# another study\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"a different sweep(?s:.*)config: .*copy\.yaml now"):
+        run_sweep(plan_of(plan.sweep.path, {"config": copy.name}))
+
+
+def test_the_example_of_a_missing_command_can_be_used(write_sweep: WriteSweep) -> None:
+    path = write_sweep()
+    values = yaml.safe_load(path.read_text())
+    del values["command"]
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"clipit init sweeps/lora_rank") as error:
+        read_sweep(path)
+    (line,) = [line for line in str(error.value).splitlines() if line.strip().startswith("command:")]
+    path.write_text(f"{path.read_text()}{line.strip()}\n")
+    assert read_sweep(path).options["config"] == "study.yaml"
+
+
 def test_trials_that_are_the_same_run_are_logged(write_sweep: WriteSweep, pretended: list[str]) -> None:
     path = write_sweep(
         {"parameters": {"lora.rank": {"values": [2, 4]}, "backbone.tuning": {"values": ["lora", "frozen"]}}}

@@ -14,6 +14,7 @@ _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins with the mark of UTF-16
 
 
+_RUN_OF_NULLS = re.compile(rb"\0{16,}")
 _CONTINUATION = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0xC0))
 _MISREAD = re.compile(
     rf"[\u00c2-\u00c5\u00ce\u00cf][{re.escape(_CONTINUATION)}]|\u00e2\u20ac[{re.escape(_CONTINUATION)}]"
@@ -73,7 +74,11 @@ def check_head(data: bytes, where: object, encoding: str) -> None:
 
 
 def _check_utf16(first_bytes: bytes, where: object, encoding: str) -> None:
-    """Reject UTF-16 text, which many encodings decode without an error, with a null character next to each letter."""
+    """Reject UTF-16 text, which many encodings decode without an error, with a null character next to each letter.
+
+    Longer runs of null characters are damage, such as a lost sector of a disk.
+    """
+    first_bytes = _RUN_OF_NULLS.sub(b"", first_bytes)
     even, odd = first_bytes[::2].count(0), first_bytes[1::2].count(0)
     if codec(encoding).startswith(("utf-16", "utf-32")) or not first_bytes or 4 * (even + odd) < len(first_bytes):
         return

@@ -179,6 +179,8 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
 def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[list[Report], int]:
     """Assign ids and drop empty reports; return the reports and the number of empty ones.
 
+    Reports with null characters are listed in `problems`.
+
     Raises:
         DataError: Two reports have the same id, or one is a document in a different format (RTF, PDF).
     """
@@ -187,6 +189,11 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
     repeats: Counter[str] = Counter()
     empty = 0
     for raw in raw_reports:
+        if nulls := raw.text.count("\0"):
+            problems.append(
+                f"{raw.where}: this report contains {counted(nulls, 'null character')}, which a damaged disk or an "
+                "incomplete copy leaves in place of text; compare the file with its original"
+            )
         if not any(char.isalnum() for char in raw.text) or raw.text.strip() in MISSING_VALUES:
             empty += 1
             problems.append(f"{raw.where}: empty report")

@@ -31,7 +31,7 @@ from clipit.mangled_names import check_mangled
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import tcga_names
 from clipit.reports.encodings import codec, decoding
-from clipit.reports.textfiles import RawReport
+from clipit.reports.textfiles import RawReport, text_lines
 from clipit.reports.workbooks import read_workbook
 
 _BATCH = 1024  # rows of parquet in memory at once
@@ -113,8 +113,8 @@ def _header_hint(config: ReportsConfig, table: CsvTable) -> str:
 
 def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
     """Read one report per JSON object and line; every object must have the configured keys."""
-    with decoding(path, config.encoding), path.open(encoding=codec(config.encoding)) as stream:
-        for number, line in enumerate(stream, 1):
+    with decoding(path, config.encoding), path.open(encoding=codec(config.encoding), newline="\n") as stream:
+        for number, line in enumerate(text_lines(stream), 1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"

@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -22,6 +22,7 @@ _MAX_EMPTY_BYTES = 64  # most bytes that any compression method needs for an emp
 _END_RECORD = struct.Struct("<4s6xH10x")  # end of a zip without its comment: signature and number of members
 _SEPARATORS = {
     "\0": "null character",
+    "\r": "carriage return",
     "\v": "vertical tab",
     "\f": "form feed",
     "\x1c": "file separator",
@@ -57,33 +58,51 @@ class RawReport(NamedTuple):
 def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawReport]:
     """Read one report per line of a text file.
 
-    Lines with characters that other programs read as the end of a line or report are counted in `problems`.
+    Lines with characters that other programs read as the end of a line or report are counted in `problems`. A carriage
+    return ends a line only if the file has no line feed.
 
     Raises:
         DataError: The text cannot be decoded, or the file is a single line with such characters.
     """
     counts: Counter[str] = Counter()
     lines = affected = 0
-    with decoding(path, encoding), path.open(encoding=codec(encoding)) as stream:
-        for number, line in enumerate(stream, 1):
-            report = line.rstrip("\n")
+    with decoding(path, encoding), path.open(encoding=codec(encoding), newline="\n") as stream:
+        for number, report in enumerate(text_lines(stream), 1):
             separators = _SEPARATOR.findall(report.strip())
             counts.update(separators)
-            lines, affected = lines + bool(report.strip()), affected + bool(separators)
+            lines, affected = lines + bool(report.strip()), affected + any(char != "\0" for char in separators)
             yield RawReport(f"{path}, line {number}", report)
-    if not counts:
-        return
-    listed = ", ".join(f"{count} x {_SEPARATORS[char]}" for char, count in counts.most_common())
-    if lines == 1:
+    if lines == 1 and counts:
+        listed = _list_separators(counts)
         raise DataError(
             f"the file is a single line, with characters that may separate reports ({listed})",
             where=path,
             fix="replace them by line breaks; or, if it is one report, put it into a folder and set reports.path to it",
         )
+    del counts["\0"]  # listed by report, in all formats
+    if not counts:
+        return
     problems.append(
         f"{path}: {counted_of(affected, lines, 'line contains', 'lines contain')} characters that other programs read "
-        f"as the end of a line or report ({listed}); each line was read as one report"
+        f"as the end of a line or report ({_list_separators(counts)}); each line was read as one report"
     )
+
+
+def _list_separators(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} x {_SEPARATORS[char]}" for char, count in counts.most_common())
+
+
+def text_lines(stream: Iterable[str]) -> Iterator[str]:
+    r"""Yield the lines of a text file that was opened with `newline="\n"`, without their ends.
+
+    Lines end in a line feed, after any number of carriage returns. In a file without a line feed, as programs for old
+    Macs wrote them, they end in a carriage return.
+    """
+    for number, line in enumerate(stream):
+        if number == 0 and not line.endswith("\n"):
+            yield from line.removesuffix("\r").split("\r")
+        else:
+            yield line.rstrip("\r\n")
 
 
 def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawReport]:

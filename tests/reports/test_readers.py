@@ -487,3 +487,57 @@ def test_a_file_whose_reports_are_not_separated_by_line_breaks_is_an_error(tmp_p
     (tmp_path / "one").mkdir()
     (tmp_path / "one/report.txt").write_text(char.join(reports), encoding="utf-8")
     assert len(read(tmp_path / "one").reports) == 1
+
+
+def test_a_carriage_return_within_a_line_keeps_one_report(tmp_path: Path) -> None:
+    path = tmp_path / "reports.txt"
+    for end in ("\n", "\r\n", "\r\r\n"):
+        path.write_bytes(f"Colon.\rNo metastasis.{end}Liver.{end}Lung.{end}".encode())
+        found = read(path)
+        assert [report.text for report in found.reports] == ["Colon.\rNo metastasis.", "Liver.", "Lung."]
+        assert found.empty == 0
+        assert "1 of 3 lines contains characters" in found.problems[0] and "1 x carriage return" in found.problems[0]
+    path.write_bytes(b"Colon.\rLiver.\rLung.\r")
+    old_mac = read(path)
+    assert [report.text for report in old_mac.reports] == ["Colon.", "Liver.", "Lung."] and not old_mac.problems
+
+
+def test_lines_of_json_end_like_those_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "reports.jsonl"
+    for end in ("\n", "\r\n", "\r"):
+        first = '{"text": "Colon."}' if end == "\r" else '{"text":\r "Colon."}'
+        path.write_bytes(end.join([first, '{"text": "Liver."}', ""]).encode())
+        assert [report.text for report in read(path).reports] == ["Colon.", "Liver."]
+
+
+def test_a_csv_row_that_a_carriage_return_cuts_in_two_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "reports.csv"
+    path.write_bytes(b"text\nColon.\rNo metastasis.\nLiver.\n")
+    with pytest.raises(DataError, match=r"(?s)1 row ends in a carriage return alone, 3 in line feeds.*line 2"):
+        read(path)
+    path.write_bytes(b'text\n"Colon.\rNo metastasis."\nLiver.\n')
+    assert [report.text for report in read(path).reports] == ["Colon.\rNo metastasis.", "Liver."]
+    for end in ("\n", "\r\n", "\r", "\r\r\n"):
+        path.write_bytes(end.join(["text", '"Colon.\nA polyp."', "Liver.", ""]).encode())
+        assert [report.text for report in read(path).reports] == ["Colon.\nA polyp.", "Liver."], repr(end)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet", "txt", ""])
+def test_null_characters_in_a_report_are_a_problem_that_names_its_row(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"reports.{suffix}"
+    texts = [f"Colon {number}, adenocarcinoma." for number in range(4)]
+    texts[2] = "Colon 2, " + 512 * "\0" + "adenocarcinoma."
+    if suffix == "":
+        path = tmp_path / "reports"
+        path.mkdir()
+        for number, text in enumerate(texts):
+            (path / f"{number}.txt").write_text(text, encoding="utf-8")
+    elif suffix == "txt":
+        path.write_text("\n".join(texts), encoding="utf-8")
+    else:
+        write_table(path, [{"text": text} for text in texts])
+    found = read(path)
+    assert len(found.reports) == 4
+    (problem,) = found.problems
+    row = {"csv": "line 4", "tsv": "line 4", "jsonl": "line 3", "parquet": "row 3", "txt": "line 3", "": "2.txt"}
+    assert problem.startswith(f"{path}, {row[suffix]}: this report contains 512 null characters")

@@ -5,11 +5,12 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipit.csv_row_ends import RowEnds
 from clipit.errors import DataError, counted, has_controls, shortlist
 
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
@@ -179,7 +180,7 @@ def read_csv(
     csv.field_size_limit(_LONGEST_FIELD)
     rows: list[list[str]] = []
     lines: list[int] = []
-    ends = _RowEnds()
+    ends = RowEnds()
     with path.open(encoding=encoding, newline="") as stream:
         reader = csv.reader(ends.watch(stream), delimiter=delimiter, strict=True)
         line = 1
@@ -214,42 +215,6 @@ def read_csv(
             or "quote fields that contain the delimiter or a line break",
         )
     return CsvTable(header, rows, lines)
-
-
-class _RowEnds:
-    """How the rows of a csv file end, to detect cells that a carriage return cuts in two."""
-
-    def __init__(self) -> None:
-        self._last = ""
-        self._cut: list[int] = []  # first lines of rows that end in a carriage return alone
-        self._others = 0
-        self._after_cut = False
-
-    def watch(self, stream: Iterable[str]) -> Iterator[str]:
-        """Yield the lines of a file that was opened with `newline=""`."""
-        for self._last in stream:
-            yield self._last
-
-    def add(self, row: Sequence[str], line: int) -> None:
-        """Add a row that starts in `line` and ends in the last line that was read."""
-        if row and self._last.endswith("\r"):
-            self._cut.append(line)
-        elif row:
-            self._others += self._last.endswith("\n")
-        elif self._after_cut and self._last.endswith("\n"):  # the row ended in "\r\r\n", as text mode of Windows writes
-            self._cut.pop()
-            self._others += 1
-        self._after_cut = bool(row) and self._last.endswith("\r")
-
-    def check(self, path: Path) -> None:
-        """Raise a `DataError` if only some rows end in a carriage return alone."""
-        if self._cut and self._others:
-            raise DataError(
-                f"{counted(len(self._cut), 'row ends', 'rows end')} in a carriage return alone, "
-                f"{self._others:,} in line feeds: a cell may be cut in two",
-                where=f"{path}, line {self._cut[0]}",
-                fix="quote cells that contain carriage returns, or replace these by spaces",
-            )
 
 
 def joined_rows(table: CsvTable, delimiter: str, first_column: int) -> list[int]:

@@ -2,10 +2,27 @@
 
 import difflib
 import os
+import stat
 import unicodedata
 from pathlib import Path
 
 from clipit.errors import shortlist
+
+SAVE_FIRST = "save it to a file first, and name that file"
+"""What to do about a pipe, which can be read only once."""
+
+
+def special_file(path: str | Path) -> str:
+    """Return "a pipe", "a device" or "a socket" if a path is one; "" for files, folders and paths that do not exist."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - called for every path of a configuration
+    except (OSError, ValueError):
+        return ""
+    if stat.S_ISFIFO(mode):
+        return "a pipe"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else ""
 
 
 def similar_names(path: str) -> str:
@@ -17,6 +34,8 @@ def similar_names(path: str) -> str:
         return "this is a URL: download the file first"
     if os.name != "nt" and path[1:3] in (":\\", ":/"):
         return "this is a Windows path"
+    if kind := special_file(path):
+        return f"this is {kind}: {SAVE_FIRST}"
     missing = Path(path).expanduser()
     folder = next((parent for parent in missing.parents if parent.is_dir()), Path())
     name = missing.relative_to(folder).parts[0]

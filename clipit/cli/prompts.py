@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from clipit.config.command_line import read_file_command
-from clipit.config.paths import expand_home, run_path
+from clipit.config.paths import option_name, run_path
 from clipit.errors import DataError, counted, user_errors
 from clipit.prompts.early_check import check_prompt_files
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
@@ -23,7 +23,7 @@ def list_sets(arguments: list[str]) -> None:
 def lint(arguments: list[str]) -> None:
     """Print the problems of each file, and exit with status 1 if any of them is an error, 2 if one cannot be read."""
     parser = argparse.ArgumentParser(prog="clipit prompts lint", description="Check prompt sets.")
-    parser.add_argument("files", type=expand_home, nargs="+", help="YAML or JSON files, or names of packaged sets")
+    parser.add_argument("files", type=option_name, nargs="+", help="YAML or JSON files, or names of packaged sets")
     parser.add_argument("--config", help="configuration with the classes and the VLM to check the prompts against")
     options = parser.parse_args(arguments)
     from clipit.prompts.lint import lint_file

@@ -7,16 +7,24 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator
 
+from clipit.nearby_files import SAVE_FIRST, special_file
+
 _SCHEMES = re.compile(r"(?:clip|transformers):(?=~)")  # prefixes of names that may be followed by a folder
 _MAX_NAME_LENGTH = 255  # bytes, on all common file systems
 _Path = TypeVar("_Path", str, Path, str | None)
 
 
-def expand_home(path: _Path) -> _Path:
+def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
     """Expand a leading `~` or `~user`; names that are not paths are returned unchanged.
 
+    Pipes, devices and sockets are refused before anything opens them: files are opened several times, to check their
+    first bytes and to read them, and a pipe gives each byte only once.
+
+    Args:
+        read_once: Whether the file is read only once, so that a pipe may stand for it.
+
     Raises:
-        ValueError: The home folder is unknown, or the path is invalid.
+        ValueError: The home folder is unknown, the path is invalid, or it is a pipe, a device or a socket.
     """
     text = "" if path is None else str(path)
     if "\0" in text:
@@ -27,6 +35,8 @@ def expand_home(path: _Path) -> _Path:
     prefix = scheme[0] if scheme else ""
     local = text.removeprefix(prefix)
     if not local.startswith("~"):
+        if not read_once:
+            _check_kind(local)
         return path
     try:
         expanded = Path(local).expanduser()
@@ -34,22 +44,41 @@ def expand_home(path: _Path) -> _Path:
         first = local.partition("/")[0]
         message = f"{first} cannot be expanded to a home folder; write the full path (./{first} for a file name)"
         raise ValueError(message) from None
+    if not read_once:
+        _check_kind(expanded)
     return expanded if isinstance(path, Path) else f"{prefix}{expanded}"
 
 
+def _check_kind(path: str | Path) -> None:
+    if path and (kind := special_file(path)):
+        raise ValueError(f"{path} is {kind}, not a file; {SAVE_FIRST}")
+
+
 _Value = TypeVar("_Value")
-LocalPath = Annotated[_Value, AfterValidator(expand_home)]
+LocalPath = Annotated[_Value, AfterValidator(lambda path: expand_home(path))]
 """Type of keys that are paths, or names in place of paths."""
 
 
-def option_path(text: str) -> Path:
-    """Convert the value of an option to a path.
+def option_path(text: str, *, read_once: bool = False) -> Path:
+    """Convert the value of an option to a path; see `expand_home`.
 
     Raises:
-        argparse.ArgumentTypeError: `~` cannot be expanded.
+        argparse.ArgumentTypeError: The path is refused.
     """
     try:
-        return expand_home(Path(text))
+        return expand_home(Path(text), read_once=read_once)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def option_name(text: str) -> str:
+    """Convert the value of an option that is a path or a name; see `expand_home`.
+
+    Raises:
+        argparse.ArgumentTypeError: The path is refused.
+    """
+    try:
+        return expand_home(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -36,10 +36,12 @@ def run_configs(folder: Path) -> list[Path]:
 def config_file(text: str) -> Path:
     """Convert the value of `--config`: a path, or the name of a shipped configuration such as `own_table`.
 
+    A pipe is accepted (`--config <(command)`), because most commands read the file once.
+
     Raises:
         argparse.ArgumentTypeError: `~` cannot be expanded.
     """
-    path = option_path(text)
+    path = option_path(text, read_once=True)
     shipped = shipped_folder() / f"{text}.yaml"
     is_name = re.fullmatch(r"\w+(/\w+)?", text) is not None
     return shipped if is_name and not path.exists() and shipped.is_file() else path

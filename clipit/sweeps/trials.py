@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS, ConfigFile
+from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
+from clipit.nearby_files import SAVE_FIRST, special_file
 from clipit.runs.search import Trial
 from clipit.sweeps.file import Sweep, plain_name, raise_problems
 from clipit.sweeps.live_keys import unused_keys
@@ -66,6 +68,8 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
             f"{', '.join(swept)} cannot be an option, because the sweep sets it", where=sweep.path, fix="remove it"
         )
     sweep = replace(sweep, options={**sweep.options, **options})
+    if kind := special_file(config_file(str(sweep.options["config"]))):
+        raise ConfigError(f"--config is {kind}, but each trial reads it", where=sweep.path, fix=SAVE_FIRST)
     file = _read_config(sweep, sweep.options)  # first, to report errors that do not depend on the swept values
     trials, problems = [], []
     for values in _combinations(sweep, count, seed):

@@ -1,8 +1,12 @@
 """Configuration: file, command line, one list of all errors."""
 
+import argparse
 import json
+import os
 import re
+import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from clipit.api.configuration import load_config
 from clipit.config.command_line import read_command, read_file_command
 from clipit.config.file import SECTIONS
 from clipit.config.load import all_keys, dotted, merge, nested, validate, validate_file, without
-from clipit.config.paths import expand_home
+from clipit.config.paths import expand_home, option_path
 from clipit.errors import ConfigError
 from clipit.sweeps.file import read_sweep
 from clipit.training.arms import resolve_arm
@@ -430,7 +434,9 @@ HOME_KEYS = (
 
 
 @pytest.mark.parametrize("key", HOME_KEYS)
-def test_home_is_expanded_in_every_path(file: Callable[..., str], monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_every_path_is_checked_and_its_home_expanded(
+    file: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
+) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     base = {
         **MINIMAL,
@@ -454,6 +460,10 @@ def test_home_is_expanded_in_every_path(file: Callable[..., str], monkeypatch: p
         read("a\0b", f"--{key}=a\0b")
     with pytest.raises(ConfigError, match=f"(?s)'{key}'.*longer than 255 bytes"):
         read("a/" + "ä" * 128)
+    os.mkfifo(tmp_path / "pipe.csv")
+    for options in ((), (f"--{key}={tmp_path / 'pipe.csv'}",)):
+        with pytest.raises(ConfigError, match=f"(?s)'{key}'.*is a pipe, not a file"):
+            read(str(tmp_path / "pipe.csv"), *options)
 
 
 def test_no_path_key_is_missing_above() -> None:
@@ -468,6 +478,29 @@ def test_home_is_expanded_in_options_of_scripts(file: Callable[..., str], monkey
     options = read_command("", ["--config=~/run.yaml", "--run=~/a", "--run", "~/b"], extra)[1]
     assert options.run == [Path("~/a").expanduser(), Path("~/b").expanduser()]
     assert expand_home("clip:~/model") == f"clip:{Path('~/model').expanduser()}"
+
+
+def test_pipes_devices_and_sockets_are_refused_before_they_are_opened(file: Callable[..., str], tmp_path: Path) -> None:
+    pipe, link, address = tmp_path / "pipe.txt", tmp_path / "link.txt", tmp_path / "socket.txt"
+    os.mkfifo(pipe)  # opening it would wait for a writer
+    link.symlink_to(pipe)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(address))
+        for path, kind in ((pipe, "a pipe"), (link, "a pipe"), (address, "a socket"), (Path(os.devnull), "a device")):
+            with pytest.raises(ConfigError, match=rf"{path.name} is {kind}, not a file; save it to a file"):
+                read_command("", [file(), f"--reports.path={path}"])
+            with pytest.raises(argparse.ArgumentTypeError, match=f"is {kind}, not a file"):
+                option_path(str(path))
+
+
+def test_a_configuration_may_come_from_a_pipe(file: Callable[..., str], tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    text = Path(file().removeprefix("--config=")).read_text(encoding="utf-8")
+    with ThreadPoolExecutor(1) as threads:
+        written = threads.submit(pipe.write_text, text, encoding="utf-8")
+        assert read_command("", [f"--config={pipe}"])[0].tiles.path == read_command("", [file()])[0].tiles.path
+        written.result(timeout=10)
 
 
 def test_texts_that_are_not_utf8_are_refused(file: Callable[..., str]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import runpy
 import signal
 import sys
@@ -326,6 +327,12 @@ def test_a_sweep_is_the_same_whatever_path_names_its_configuration(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"a different sweep(?s:.*)config: .*copy\.yaml now"):
         run_sweep(plan_of(plan.sweep.path, {"config": copy.name}))
+
+
+def test_a_sweep_does_not_read_its_configuration_from_a_pipe(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ConfigError, match=r"--config is a pipe, but each trial reads it(?s:.*)save it to a file"):
+        plan_of(write_sweep(), {"config": str(tmp_path / "pipe.yaml")})
 
 
 def test_the_example_of_a_missing_command_can_be_used(write_sweep: WriteSweep) -> None:

@@ -4,11 +4,10 @@ A fourth channel is transparency if the file says so (TIFF tag ExtraSamples, or 
 meaning it is not read, as the TIFF specification demands.
 """
 
-import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,16 +15,12 @@ from PIL import Image
 
 from clipit.errors import DataError
 from clipit.images import ImageError
+from clipit.slides.ome_images import choose, has_several, read_images
 from clipit.slides.slide_file import Level
-from clipit.slides.tiff_pages import check_tiles
+from clipit.slides.tiff_pages import check_orientation, check_tiles
 
-if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element
-
-_UNITS = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "nm": 1e-3}
 _INSTALL = "pip install tifffile"
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # TIFF tag ExtraSamples: colours are multiplied by the transparency, or not
-_ALPHA = re.compile("alpha|opacity|transparen", re.IGNORECASE)
 UNKNOWN_CHANNEL = "a fourth channel without a stated meaning"
 """Remark on slides of which only the first three channels are read."""
 
@@ -63,28 +58,31 @@ class OmeTiff:
             mpp: Micrometres per pixel of level 0 if the file has no OME metadata; None if unknown.
 
         Raises:
-            DataError: The file is damaged, or not an 8-bit RGB image.
+            DataError: The file is damaged, not an 8-bit RGB image, or holds several images that may be the slide.
         """
         tifffile = _import()
         self._lock = threading.Lock()
         try:
             self._file = tifffile.TiffFile(path)
-            series = self._file.series[0]
-            pages = [level.keyframe for level in series.levels]
         except Exception as error:  # tifffile raises many kinds of exceptions for damaged bytes
-            raise DataError(f"not a readable OME-TIFF: {error}", where=path, fix="copy it again") from error
+            raise _unreadable(error, path) from error
         try:
+            series, image = choose(self._file, path)
+            pages = [level.keyframe for level in series.levels]
             _check_levels(pages, series, path)
         except DataError:
             self._file.close()
             raise
+        except Exception as error:
+            self._file.close()
+            raise _unreadable(error, path) from error
         first = pages[0]
         self.format = tiff_format
         self._pages = pages
-        self._alpha = _alpha(first, self._file.ome_metadata)
+        self._alpha = _alpha(first, image is not None and image.has_alpha)
         self.remark = UNKNOWN_CHANNEL if first.samplesperpixel == 4 and not self._alpha else ""
         self.levels = [Level(page.imagewidth, page.imagelength, first.imagewidth / page.imagewidth) for page in pages]
-        self.mpp = _ome_mpp(self._file.ome_metadata) if self._file.is_ome else mpp
+        self.mpp = mpp if image is None else image.mpp
         self.magnification: float | None = None
         self.origin = (0, 0)
 
@@ -123,11 +121,33 @@ class OmeTiff:
         self._file.close()
 
 
+def _unreadable(error: Exception, path: Path) -> DataError:
+    return DataError(f"not a readable OME-TIFF: {error}", where=path, fix="copy it again")
+
+
+def count_ome_levels(path: Path) -> int:
+    """Return the number of levels of an OME-TIFF; the largest number if it holds several images that may be the slide.
+
+    Raises:
+        DataError: The file is damaged, or not an 8-bit RGB image.
+    """
+    tifffile = _import()
+    try:
+        with tifffile.TiffFile(path) as file:
+            if has_several(file):
+                return max(len(series.levels) for series in file.series)
+    except Exception as error:  # tifffile raises many kinds of exceptions for damaged bytes
+        raise _unreadable(error, path) from error
+    ome = OmeTiff(path)
+    ome.close()
+    return len(ome.levels)
+
+
 def _check_levels(pages: Sequence[Any], series: Any, path: Path) -> None:
     """Check that the image is 8-bit RGB, and that all levels show the same area and have the same channels.
 
     Raises:
-        DataError: The image is not 8-bit RGB, or a level is damaged or differs.
+        DataError: The image is not 8-bit RGB, or a level is damaged, differs or is stored turned.
     """
     first = pages[0]
     is_rgb = str(first.dtype) == "uint8" and first.samplesperpixel in (3, 4) and first.planarconfig == 1
@@ -145,6 +165,7 @@ def _check_levels(pages: Sequence[Any], series: Any, path: Path) -> None:
         )
     for level, page in enumerate(pages):
         check_tiles(page, path)
+        check_orientation(page, path)
         problem = _level_problem(page, first)
         if problem:
             raise DataError(f"level {level} of the OME-TIFF {problem}", where=path, fix="copy or export it again")
@@ -195,19 +216,23 @@ def has_unknown_channel(path: Path) -> bool:
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
-            return page.photometric.name == "RGB" and page.samplesperpixel == 4 and not _alpha(page, file.ome_metadata)
+            named = any(image.has_alpha for image in read_images(file.ome_metadata))
+            return page.photometric.name == "RGB" and page.samplesperpixel == 4 and not _alpha(page, named)
     except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
         return False
 
 
-def _alpha(page: Any, ome: str | None) -> int:
-    """Return how the fourth channel states transparency, as a value of the tag ExtraSamples; 0 if it does not."""
+def _alpha(page: Any, is_named: bool) -> int:
+    """Return how the fourth channel states transparency, as a value of the tag ExtraSamples; 0 if it does not.
+
+    Args:
+        page: Page of tifffile.
+        is_named: Whether OME metadata name a channel as transparency.
+    """
     kinds = [int(kind) for kind in page.extrasamples]
     if page.samplesperpixel != 4 or any(kind in (_ASSOCIATED, _UNASSOCIATED) for kind in kinds[:1]):
         return kinds[0] if kinds and page.samplesperpixel == 4 else 0
-    root = _parse(ome)
-    channels = () if root is None else (node for node in root.iter() if node.tag.rpartition("}")[2] == "Channel")
-    return _UNASSOCIATED if any(_ALPHA.search(node.get("Name", "")) for node in channels) else 0
+    return _UNASSOCIATED if is_named else 0
 
 
 def _over_white(pixels: UInt8[np.ndarray, "h w channels"], alpha: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -234,34 +259,3 @@ def _paste(region: UInt8[np.ndarray, "h w 3"], pixels: UInt8[np.ndarray, "a b 3"
     if first_row < last_row and first_column < last_column:
         part = pixels[first_row:last_row, first_column:last_column]
         region[first_row + top : last_row + top, first_column + left : last_column + left] = part
-
-
-def _parse(xml: str | None) -> "Element | None":
-    """Parse OME-XML; None if it is missing or damaged."""
-    from xml.etree import ElementTree
-
-    try:
-        return ElementTree.fromstring(xml or "")
-    except ElementTree.ParseError:
-        return None
-
-
-def _ome_mpp(xml: str | None) -> float | None:
-    """Read micrometres per pixel from OME-XML; None if they are missing or in an unknown unit."""
-    root = _parse(xml)
-    if root is None:
-        return None
-    pixels = next((node for node in root.iter() if node.tag.endswith("}Pixels") or node.tag == "Pixels"), None)
-    if pixels is None:
-        return None
-    sizes = []
-    for axis in "XY":
-        factor = _UNITS.get(pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m"))
-        try:
-            value = float(pixels.get(f"PhysicalSize{axis}", ""))
-        except ValueError:
-            return None
-        if factor is None or value <= 0:
-            return None
-        sizes.append(value * factor)
-    return sizes[0] if abs(sizes[0] - sizes[1]) <= 0.02 * sizes[0] else None

@@ -12,9 +12,10 @@ from clipit.git_lfs import check_pointer
 from clipit.images import SUFFIXES, ImageError, decode
 from clipit.slides.deflate_tiles import DeflateLevel, open_deflate_levels
 from clipit.slides.jpeg_tiles import CACHE_BYTES, open_jpeg_levels
-from clipit.slides.ome_tiff import OmeTiff, has_unknown_channel, is_ome_tiff
+from clipit.slides.ome_tiff import OmeTiff, count_ome_levels, has_unknown_channel, is_ome_tiff
+from clipit.slides.several_images import check_one_image
 from clipit.slides.slide_file import Level, SlideFile
-from clipit.slides.tiff_pages import FORMATS, check_pages
+from clipit.slides.tiff_pages import FORMATS, check_level_orientations, check_pages
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".vsi", ".czi", ".tif", ".tiff"}
@@ -68,9 +69,7 @@ def count_levels(path: Path) -> int:
     try:
         openslide = import_openslide()
         if path.suffix.lower() in _TIFF and is_ome_tiff(path):
-            ome = OmeTiff(path)
-            ome.close()
-            return len(ome.levels)
+            return count_ome_levels(path)
         with openslide.OpenSlide(str(path)) as slide:
             return int(slide.level_count)
     except DataError:
@@ -119,6 +118,8 @@ def _open(path: Path) -> SlideFile:
         if vendor is not None:
             if vendor == "generic-tiff":
                 check_pages(path)
+            if vendor in FORMATS:
+                check_one_image(path, strips_are_images=vendor != "aperio")
             slide = _OpenSlideFile(openslide, path)
             if vendor == "generic-tiff" and has_unknown_channel(path):  # openslide would read it as transparency
                 slide.close()
@@ -127,6 +128,7 @@ def _open(path: Path) -> SlideFile:
     except openslide.OpenSlideError as error:
         raise DataError(f"openslide cannot open the slide: {error}", where=path, fix="copy it again") from error
     if suffix in _TIFF:
+        check_one_image(path)
         return _FlatImage(path)
     raise DataError(_why_unknown(path), where=path, fix="copy the slide again, or convert it to a pyramidal TIFF")
 
@@ -158,6 +160,7 @@ class _OpenSlideFile:
             Level(width, height, float(downsample))
             for (width, height), downsample in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
         ]
+        check_level_orientations(path, self.levels)
         self.mpp = _mean_mpp(
             _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.mpp-y")), path
         )

@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from clipit.errors import DataError
 from clipit.slides.slide_file import Level
@@ -16,18 +16,55 @@ T = TypeVar("T")
 
 FORMATS = frozenset({"aperio", "generic-tiff"})
 """Openslide's formats in which each level is one page of a TIFF, without overlap or gaps."""
-_REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
+_REDUCED_OR_MASK = 0b101  # bits of the subfile type
 _MAX_PIXELS = 2**26  # of an internal tile or strip, which is decoded as a whole
 TO_PYRAMID = (
     "convert it to a tiled, pyramidal TIFF, with libvips (vips tiffsave SLIDE OUT.tif --tile --pyramid --bigtiff "
     "--compression jpeg --Q 90) or with QuPath (Export images, OME-TIFF)"
 )
 """What to do with a slide that lacks smaller levels."""
+_ORIENTATION = 274  # TIFF tag
+_TURNED = range(2, 9)  # its values for images that are stored turned or mirrored
 _FIX = "clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first"
 
 
+class TiffPage(NamedTuple):
+    """What the tags of a page state.
+
+    Attributes:
+        size: Width and height in pixels.
+        is_tiled: Whether the pixels are stored in tiles, not in strips.
+        is_reduced: Whether the subfile type says that the page is a smaller copy of another, or a transparency mask.
+        description: Text of the tag ImageDescription; "" if there is none.
+        orientation: Value of the tag Orientation; 1 if there is none.
+        bits: Bits per channel.
+        channels: Number of channels.
+    """
+
+    size: tuple[int, int]
+    is_tiled: bool
+    is_reduced: bool
+    description: str
+    orientation: int
+    bits: int
+    channels: int
+
+
+def read_pages(path: Path) -> list[TiffPage]:
+    """Read the tags of all pages of a TIFF; an empty list if it is damaged or of another format."""
+    try:
+        import tifffile
+    except ImportError:
+        return []
+    try:
+        with tifffile.TiffFile(path) as file:
+            return [_facts(page) for page in file.pages]
+    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
+        return []
+
+
 def check_pages(path: Path) -> None:
-    """Check that a TIFF has 8 bits per channel, grey or RGB channels, and no stack of pages.
+    """Check that a tiled TIFF has 8 bits per channel, grey or RGB channels, and no stack of pages.
 
     Raises:
         DataError: The TIFF has other channels, or a stack of pages.
@@ -42,12 +79,52 @@ def check_pages(path: Path) -> None:
         raise
     except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading reports the error later
         return
-    size, bits, channels, _ = pages[0]
-    if bits != 8 or channels not in (1, 3, 4):
-        raise DataError(f"not a bright-field RGB image: {channels} channels of {bits} bits", where=path, fix=_FIX)
-    equal = sum(other == size and not kind & _REDUCED_OR_MASK for other, _, _, kind in pages)
+    first = pages[0]
+    if first.bits != 8 or first.channels not in (1, 3, 4):
+        raise DataError(
+            f"not a bright-field RGB image: {first.channels} channels of {first.bits} bits", where=path, fix=_FIX
+        )
+    equal = sum(page.size == first.size and not page.is_reduced for page in pages)
     if equal > 1:
         raise DataError(f"not one image, but a stack of {equal} pages of equal size", where=path, fix=_FIX)
+
+
+def check_level_orientations(path: Path, levels: Sequence[Level]) -> None:
+    """Check that no level of a TIFF is stored turned; nothing is checked in files of other formats.
+
+    Openslide turns each internal tile in itself, which scrambles the slide.
+
+    Args:
+        path: Slide.
+        levels: Levels that openslide finds.
+
+    Raises:
+        DataError: A level is stored turned.
+    """
+    sizes = {(level.width, level.height) for level in levels}
+    for page in read_pages(path):
+        if page.is_tiled or page.size in sizes:
+            _check_orientation(page, path)
+
+
+def check_orientation(page: Any, path: Path) -> None:
+    """Check that a page of tifffile is not stored turned or mirrored.
+
+    Raises:
+        DataError: The tag Orientation of the page is not 1.
+    """
+    _check_orientation(_facts(page), path)
+
+
+def _check_orientation(page: TiffPage, path: Path) -> None:
+    if page.orientation in _TURNED:
+        raise DataError(
+            f"the slide is stored turned or mirrored: its tag Orientation is {page.orientation}, not 1, on the page "
+            f"of {page.size[0]} x {page.size[1]} pixels",
+            where=path,
+            fix="rewrite it with orientation 1, for example with libvips: vips autorot SLIDE "
+            "'OUT.tif[tile,pyramid,bigtiff,compression=jpeg,Q=90]'",
+        )
 
 
 def check_tiles(page: Any, path: Path) -> None:
@@ -69,11 +146,18 @@ def check_tiles(page: Any, path: Path) -> None:
         )
 
 
-def _facts(page: Any) -> tuple[tuple[int, int], int, int, int]:
-    """Return size, bits per channel, number of channels and subfile type of a page."""
-    bits = page.bitspersample
-    deepest = max(bits) if isinstance(bits, tuple) else int(bits)
-    return (page.imagewidth, page.imagelength), deepest, int(page.samplesperpixel), int(page.subfiletype)
+def _facts(page: Any) -> TiffPage:
+    """Read the tags of a page of tifffile."""
+    bits, orientation = page.bitspersample, page.tags.get(_ORIENTATION)
+    return TiffPage(
+        size=(int(page.imagewidth), int(page.imagelength)),
+        is_tiled=bool(page.is_tiled),
+        is_reduced=bool(int(page.subfiletype) & _REDUCED_OR_MASK),
+        description=str(page.description),
+        orientation=int(orientation.value) if orientation is not None else 1,
+        bits=max(bits) if isinstance(bits, tuple) else int(bits),
+        channels=int(page.samplesperpixel),
+    )
 
 
 class TiffBytes:

@@ -1,0 +1,154 @@
+"""Images of an OME-TIFF: which of them is the slide, and what its metadata say of it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipit.errors import DataError, shortlist
+from clipit.slides.several_images import is_auxiliary, is_smaller_copy
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+_UNITS = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "nm": 1e-3}
+_ALPHA = re.compile("alpha|opacity|transparen", re.IGNORECASE)
+_MPP_TOLERANCE = 0.02
+_FIX = (
+    "save each image as a file of its own, for example with bfconvert of Bio-Formats: bfconvert -noflat -series 0 "
+    "SLIDE OUT_0.ome.tif, and so on for each series"
+)
+
+
+@dataclass(frozen=True)
+class OmeImage:
+    """One image of an OME-TIFF.
+
+    Attributes:
+        number: Position in the metadata; Bio-Formats and tifffile call it the series.
+        name: Name that the metadata give it; "" if they give none.
+        size: Width and height in pixels.
+        mpp: Micrometres per pixel; None if they are not stated, in an unknown unit, or differ between the axes.
+        has_alpha: Whether a channel is named as transparency.
+    """
+
+    number: int
+    name: str
+    size: tuple[int, int]
+    mpp: float | None
+    has_alpha: bool
+
+    def __str__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        return f"series {self.number}{name} ({self.size[0]} x {self.size[1]} pixels)"
+
+
+def choose(file: Any, path: Path) -> tuple[Any, OmeImage | None]:
+    """Find the image that is the slide.
+
+    Args:
+        file: Open file of tifffile.
+
+    Returns:
+        Series of tifffile, and what the metadata say of it (None: nothing).
+
+    Raises:
+        DataError: Several images may be the slide.
+    """
+    if not file.is_ome:
+        return file.series[0], None
+    candidates = _candidates(file)
+    if len(candidates) > 1:
+        raise DataError(
+            f"the OME-TIFF holds {len(candidates)} images, but a slide is one: "
+            f"{shortlist([image for _, image in candidates])}",
+            where=path,
+            fix=_FIX,
+        )
+    return candidates[0] if candidates else (file.series[0], next(iter(read_images(file.ome_metadata)), None))
+
+
+def has_several(file: Any) -> bool:
+    """Return whether several images of an open OME-TIFF may be the slide."""
+    return bool(file.is_ome) and len(_candidates(file)) > 1
+
+
+def _candidates(file: Any) -> list[tuple[Any, OmeImage]]:
+    """List the images of a file without label, macro, overview, thumbnail, and smaller copies of another image.
+
+    Images that the metadata name but that are stored in another file are not listed.
+    """
+    own = [(series, image) for series, image in _pair(file) if series.keyframe.parent is file]
+    found = [(series, image) for series, image in own if not is_auxiliary(image.name)] or own
+    return [(series, image) for series, image in found if not any(_is_copy(image, other) for _, other in found)]
+
+
+def _is_copy(image: OmeImage, other: OmeImage) -> bool:
+    """Return whether an image has the shape of a smaller level of another; if both state the same mpp, it is none."""
+    if image.mpp is not None and other.mpp is not None and abs(image.mpp - other.mpp) <= _MPP_TOLERANCE * other.mpp:
+        return False
+    return is_smaller_copy(image.size, other.size)
+
+
+def _pair(file: Any) -> list[tuple[Any, OmeImage]]:
+    """Join the series of tifffile, which leaves out images that it cannot read, with the images of the metadata."""
+    images = read_images(file.ome_metadata)
+    pairs, first = [], 0
+    for series in file.series:
+        size = (int(series.keyframe.imagewidth), int(series.keyframe.imagelength))
+        for position in range(first, len(images)):
+            if (images[position].name, images[position].size) == (series.name or "", size):
+                pairs.append((series, images[position]))
+                first = position + 1
+                break
+    return pairs
+
+
+def read_images(xml: str | None) -> list[OmeImage]:
+    """Read OME-XML; an empty list if it is missing or damaged."""
+    root = _parse(xml)
+    if root is None:
+        return []
+    found = []
+    for number, node in enumerate(child for child in root if _tag(child) == "Image"):
+        pixels = next((child for child in node if _tag(child) == "Pixels"), None)
+        if pixels is not None:
+            has_alpha = any(_ALPHA.search(child.get("Name", "")) for child in pixels if _tag(child) == "Channel")
+            size = (_number(pixels.get("SizeX")), _number(pixels.get("SizeY")))
+            found.append(OmeImage(number, node.get("Name", ""), size, _mpp(pixels), has_alpha))
+    return found
+
+
+def _tag(node: "Element") -> str:
+    """Return the name of an element without its namespace."""
+    return node.tag.rpartition("}")[2]
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
+
+
+def _parse(xml: str | None) -> "Element | None":
+    """Parse OME-XML; None if it is missing or damaged."""
+    from xml.etree import ElementTree
+
+    try:
+        return ElementTree.fromstring(xml or "")
+    except ElementTree.ParseError:
+        return None
+
+
+def _mpp(pixels: "Element") -> float | None:
+    """Read micrometres per pixel; None if they are missing, in an unknown unit, or differ between the axes."""
+    sizes = []
+    for axis in "XY":
+        factor = _UNITS.get(pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m"))
+        try:
+            value = float(pixels.get(f"PhysicalSize{axis}", ""))
+        except ValueError:
+            return None
+        if factor is None or value <= 0:
+            return None
+        sizes.append(value * factor)
+    return sizes[0] if abs(sizes[0] - sizes[1]) <= _MPP_TOLERANCE * sizes[0] else None

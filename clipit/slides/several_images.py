@@ -1,0 +1,72 @@
+"""Find images in a TIFF that are not part of its slide, because only one image is read."""
+
+import re
+from pathlib import Path
+
+from clipit.errors import DataError, shortlist
+from clipit.slides.tiff_pages import TiffPage, read_pages
+
+_AUXILIARY = re.compile(r"(?<![a-z])(label|macro|overview|thumbnail)(?=image|mask|[^a-z]|$)", re.IGNORECASE)
+_DESCRIPTION = 100  # characters in which a description names the image
+_MIN_FACTOR = 1.3  # between the levels of a pyramid
+_TOLERANCE = 0.02  # relative difference of shape between levels, besides rounding
+
+
+def check_one_image(path: Path, strips_are_images: bool = True) -> None:
+    """Check that all pages of a TIFF belong to its first: smaller levels, masks, label, macro, overview or thumbnail.
+
+    Pages of equal size are a stack, which is not checked here.
+
+    Args:
+        path: TIFF without OME metadata.
+        strips_are_images: Whether pages in strips are checked; in Aperio's files, they are thumbnail, label and macro.
+
+    Raises:
+        DataError: A page is another image, of which nothing would be read.
+    """
+    pages = read_pages(path)
+    if not pages:
+        return
+    whole = pages[0].size
+    others = [
+        f"page {number} ({page.size[0]} x {page.size[1]} pixels)"
+        for number, page in enumerate(pages)
+        if page.size != whole and (page.is_tiled or strips_are_images) and not _belongs(page, whole)
+    ]
+    if others:
+        raise DataError(
+            f"the TIFF holds several images, but a slide is one: page 0 ({whole[0]} x {whole[1]} pixels), and pages "
+            f"that are no smaller levels of it: {shortlist(others)}",
+            where=path,
+            fix="save each image as a file of its own, for example with libvips: vips tiffsave 'SLIDE[page=0]' "
+            "OUT_0.tif --tile --pyramid --bigtiff --compression jpeg --Q 90",
+        )
+
+
+def _belongs(page: TiffPage, whole: tuple[int, int]) -> bool:
+    """Return whether a page may accompany an image of the given size.
+
+    Pages in strips without a name count as label or macro if they are less than half as large.
+    """
+    width, height = page.size
+    return (
+        page.is_reduced
+        or is_auxiliary(page.description[:_DESCRIPTION])
+        or is_smaller_copy(page.size, whole)
+        or (not page.is_tiled and 2 * width * height < whole[0] * whole[1])
+    )
+
+
+def is_auxiliary(name: str) -> bool:
+    """Return whether an image is named as label, macro, overview or thumbnail of a slide."""
+    return bool(_AUXILIARY.search(name))
+
+
+def is_smaller_copy(size: tuple[int, int], whole: tuple[int, int]) -> bool:
+    """Return whether an image has the shape of a smaller level of another; sizes are width and height in pixels.
+
+    The factor may be any from 1.3, and levels may be rounded or slightly padded.
+    """
+    factor = whole[0] / max(1, size[0])
+    rounding = 2 + size[1] / max(1, size[0])  # pixels; width and height are rounded
+    return factor >= _MIN_FACTOR and abs(size[1] - whole[1] / factor) <= rounding + _TOLERANCE * size[1]

@@ -1,7 +1,6 @@
 """Images of an OME-TIFF: which of them is the slide, and what its metadata say of it."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -143,7 +143,8 @@ def test_pages_that_belong_to_a_slide_are_accepted(tmp_path: Path) -> None:
         "ragged": [(blank(200, 133), TILED), (blank(86, 57), TILED), (blank(6, 4), TILED)],
         "reduced": [(blank(300, 200), TILED | {"subfiletype": REDUCED})],
         "scanner": [(blank(300, 200), TILED), (blank(90, 120), STRIPS), (blank(300, 120), STRIPS)],
-        "named": [(blank(500, 400), TILED | {"description": "Macro"}), (blank(90, 90), TILED | {"description": "Label"})],
+        "macro": [(blank(500, 400), TILED | {"description": "Macro"}), (blank(90, 90), STRIPS)],
+        "label": [(blank(90, 90), TILED | {"description": "Label"})],
         "mask": [(np.ones((400, 600), bool), {"photometric": "minisblack", "subfiletype": 4})],
     }.items():  # fmt: skip
         slide = open_slide(write_pages(tmp_path / f"{name}.tif", *pages))

@@ -2,17 +2,17 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
 
 from clipit.config.run import TilesConfig
-from clipit.data_files import check_arrow, load_huggingface
+from clipit.data_files import check_arrow, hub_id, is_saved_dataset, list_files, load_huggingface
 from clipit.errors import DataError, counted, is_limit, shortlist
 from clipit.image_readers import Reader
-from clipit.images import ImageError, decode
+from clipit.images import ImageError, decode, is_image
 from clipit.mangled_names import check_rounded
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import check_column_spelling, names_groups
@@ -88,7 +88,41 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         check_arrow(rows, f"{config.path}, split {split}")
         undecoded[split] = _undecoded_images(rows, column, config.path)
         described[split] = _describe_rows(rows, f"{config.path}, split {split}")
-    return join_splits(described, config, DatasetReader(undecoded, column))
+    source = join_splits(described, config, DatasetReader(undecoded, column))
+    return replace(source, notes=(*source.notes, *_unused_images(config.path, loaded, column)))
+
+
+def _unused_images(path: str, loaded: Any, column: str) -> tuple[str, ...]:
+    """Return a note on the images of a local image folder that are in no split of the data set.
+
+    The datasets package drops images that the metadata file does not list, or that are beside the folders of splits.
+    """
+    splits = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
+    if hub_id(path) is not None or any(rows.builder_name != "imagefolder" for rows in splits):
+        return ()
+    folder = Path(path).expanduser()
+    if is_saved_dataset(folder):
+        return ()
+    used = {file for rows in splits for file in _file_paths(rows, column)}
+    listed = list_files(folder, lambda file: is_image(file) and not file.name.startswith("."))
+    places = {folder.absolute(), folder.resolve()}
+    names = [file.relative_to(folder) for file in listed.files]
+    unused = [name.as_posix() for name in names if not any(str(place / name) in used for place in places)]
+    if not unused:
+        return ()
+    return (
+        f"{counted(len(unused), 'image')} of the folder {'is' if len(unused) == 1 else 'are'} not in the data set, "
+        f"because its metadata file or its splits do not list {'it' if len(unused) == 1 else 'them'}: "
+        f"{shortlist(unused)}",
+    )
+
+
+def _file_paths(rows: Any, column: str) -> list[str | None]:
+    """Return the file of each image of a split, without reading the images; None for images without a file."""
+    import pyarrow.compute as pc
+
+    paths: list[str | None] = pc.struct_field(rows.data.column(column), "path").to_pylist()
+    return paths
 
 
 def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Reader) -> SourceTiles:

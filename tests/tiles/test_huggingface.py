@@ -9,6 +9,7 @@ from PIL import Image
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.images import Unreadable
+from clipit.tiles.huggingface import read_huggingface
 from clipit.tiles.load import load_tiles
 
 
@@ -129,3 +130,28 @@ def test_damaged_arrow_files_are_errors_or_unreadable_images(tmp_path: Path) -> 
         except DataError:
             continue
         assert all(isinstance(tiles.try_read(row), Image.Image | Unreadable) for row in range(len(tiles)))
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_images_of_a_folder_that_are_not_in_the_data_set_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splits: bool
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folders = ("train", "test") if splits else ("",)
+    for split in folders:
+        root = tmp_path / "set" / split
+        root.mkdir(parents=True)
+        for number in range(8):
+            noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(root / f"{number}.png")
+        rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(6)]
+        (root / "metadata.csv").write_text("\n".join(["file_name,label", *rows, ""]), encoding="utf-8")
+    (note,) = read_huggingface(config(tmp_path / "set")).notes
+    assert note.startswith(f"{4 if splits else 2} images of the folder are not in the data set")
+    assert ("test/6.png, test/7.png, train/6.png" if splits else "6.png, 7.png") in note
+    for split in folders:
+        for name in ("6.png", "7.png"):
+            (tmp_path / "set" / split / name).unlink()
+    assert read_huggingface(config(tmp_path / "set")).notes == ()

@@ -23,6 +23,7 @@ from clipit.mil.feature_file_checks import (
 from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
 from clipit.patients import patients
 from clipit.slides.opening import SLIDE_SUFFIXES, slide_name
+from clipit.spelling import shown_pairs, spelled_differently
 from clipit.stores.slide_features import find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation
@@ -198,10 +199,18 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
             f"labels that are not classes: {shortlist(unknown)}", where=path, fix="add them to tiles.classes"
         )
     splits = resolve_splits(columns.get("split", [""] * len(cells)), {}, ALIASES, str(path))
+    if alike := spelled_differently(set(names) - files.keys(), files.keys() - {*names}):
+        raise DataError(
+            "slides of the table and feature files differ only in spelling, such as in leading zeros, which "
+            f"spreadsheets drop: {shortlist(shown_pairs(alike))}",
+            where=path,
+            fix="spell the slides of the column slide as the feature files",
+        )
     has_features = np.array([name in files for name in names], dtype=bool)
     if not has_features.any():
         raise DataError(
-            f"no slide of the table has features; the feature files are named {shortlist(sorted(files))}",
+            f"no slide of the table has features; the table names {shortlist(sorted({*names}))}, the feature files are "
+            f"named {shortlist(sorted(files))}",
             where=path,
             fix="name the .h5 files after the slides in the column slide",
         )

@@ -148,7 +148,7 @@ def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
     Raises:
         ArtifactError: run.json or training.json is missing or damaged.
     """
-    fix = "choose a different --name, or delete the run's folder"
+    fix = "choose a different --name or --output, or delete the run's folder"
     run = read_json(folder / "run.json", fix).get("fingerprint")
     if not isinstance(run, str):
         raise ArtifactError("the fingerprint of the run is missing", where=folder / "run.json", fix=fix)

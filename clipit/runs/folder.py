@@ -35,7 +35,7 @@ RUN_FINGERPRINT = "run_fingerprint"
 """Key of training.json: the fingerprint in run.json."""
 _TRAINED = ("run.json", "training_tiles.parquet", "training.json", "metrics.jsonl", "checkpoints", "classifier")
 """Files that training writes into a run's folder."""
-_OTHER_FOLDER = "choose a different --name, or delete the run's folder"
+_OTHER_FOLDER = "choose a different --name (of a sweep, in its file) or --output, or delete the run's folder"
 _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "score": (float, int, type(None)),
     "seconds": (float, int),

@@ -76,11 +76,12 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     known = _known_patients(tiles)
     compared = sum(count > 0 for count, _ in known.values()) > 1
     unchecked = [*_unnamed_patients(tiles, compared)]
-    unchecked += _unchecked(config.tiles.source, section.pixels, reports, image_hashes, section.spread)
+    flat = _count_flat(image_hashes, section.spread)
+    unchecked += _unchecked(config.tiles.source, section.pixels, reports, flat, section.spread)
     unchecked += [f"comparison.shifted: {name}" for name in shifted]
     if doubt := misspelled_reports(reports, tiles):
         unchecked.append(doubt)
-    checked = _comparisons_made(known, compared, section.pixels, len(tiles), reports)
+    checked = _comparisons_made(known, compared, section.pixels, len(tiles), flat, reports)
     path = leak_folder(config) / "leaks.json"
     if get_processes().main:
         records = [asdict(leak) for leak in leaks]
@@ -121,7 +122,12 @@ def _known_patients(tiles: TileSet) -> dict[str, tuple[int, int]]:
 
 
 def _comparisons_made(
-    known: Mapping[str, tuple[int, int]], compared: bool, pixels: str, n_tiles: int, reports: Sequence["Report"]
+    known: Mapping[str, tuple[int, int]],
+    compared: bool,
+    pixels: str,
+    n_tiles: int,
+    flat: int,
+    reports: Sequence["Report"],
 ) -> list[str]:
     """List the comparisons that were made."""
     lines = []
@@ -129,8 +135,9 @@ def _comparisons_made(
         counts = ", ".join(f"{count:,} of {total:,} {split} tiles" for split, (count, total) in known.items())
         lines.append(f"patients or slides of {counts}")
     if pixels != "off":
-        kinds = "equal and similar images" if pixels == "near" else "equal images"
-        lines.append(f"{kinds} among {counted(n_tiles, 'tile')}")
+        lines.append(f"equal images among {counted(n_tiles, 'tile')}")
+    if pixels == "near" and flat < n_tiles:
+        lines.append(f"similar images among {counted(n_tiles - flat, 'tile')}")
     with_patient = sum(bool(patient_of(report)) for report in reports)
     if with_patient and any(count for split, (count, _) in known.items() if split != "train"):
         lines.append(f"patients of {with_patient:,} of {counted(len(reports), 'report')}")
@@ -182,7 +189,7 @@ def _unnamed_patients(tiles: TileSet, compared: bool) -> Iterator[str]:
 
 
 def _unchecked(
-    source: str, pixels: str, reports: Sequence[Any], image_hashes: ImageHashes | None, spread: float
+    source: str, pixels: str, reports: Sequence[Any], flat: int, spread: float
 ) -> list[str]:
     """List the other comparisons that could not be made, with reasons."""
     lines = []
@@ -194,11 +201,11 @@ def _unchecked(
         lines.append(f"patients of {unknown} of {counted(len(reports), 'report')}: not named (reports.group_column)")
     if pixels != "near":
         lines.append(f"near-duplicates: leaks.pixels is {pixels}")
-    elif isinstance(image_hashes, Fingerprints):
-        flat = int((image_hashes.spread < spread).sum())
-        lines += (
-            [f"near-duplicates among {counted(flat, 'nearly empty tile')} (grey deviation below {spread:g})"]
-            if flat
-            else []
-        )
+    elif flat:
+        lines.append(f"near-duplicates among {counted(flat, 'nearly empty tile')} (grey deviation below {spread:g})")
     return lines
+
+
+def _count_flat(image_hashes: ImageHashes | None, spread: float) -> int:
+    """Count nearly empty tiles, whose similarity means nothing."""
+    return int((image_hashes.spread < spread).sum()) if isinstance(image_hashes, Fingerprints) else 0

@@ -295,6 +295,17 @@ def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:
     assert "not checked: comparison.shifted: elsewhere" in said[-1]
 
 
+@pytest.mark.parametrize(("spread", "similar"), [(0, True), (120, False)])
+def test_nearly_empty_tiles_are_not_counted_as_compared(
+    configure: MakeConfig, leaky: Leaky, spread: float, similar: bool
+) -> None:
+    path, _, _ = check_leaks(configure(leaky() | {"leaks.spread": spread}), "near")
+    found = json.loads(path.read_text())
+    assert any(line.startswith("equal images among") for line in found["checked"])
+    assert any(line.startswith("similar images among") for line in found["checked"]) == similar
+    assert any(line.startswith("near-duplicates among") for line in found["not_checked"]) != similar
+
+
 def test_tiles_without_groups_are_no_silent_success(configure: MakeConfig, leaky: Leaky) -> None:
     keys = leaky(groups=False, pixels=False, reports=False)
     path = Path(keys["tiles.path"])

@@ -178,7 +178,7 @@ def test_damaged_facts_of_the_training(finished: Finished) -> None:
 def test_a_damaged_mark_belongs_to_nobody(finished: Finished, content: str) -> None:
     config, again = finished
     (run_folder(config) / "run.json").write_text(content)
-    with pytest.raises(ArtifactError, match=r"(?s)run.*--name, or delete the"):
+    with pytest.raises(ArtifactError, match=r"(?s)run.*--name .*or delete the"):
         again(config)
 
 

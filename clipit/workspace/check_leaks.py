@@ -188,9 +188,7 @@ def _unnamed_patients(tiles: TileSet, compared: bool) -> Iterator[str]:
         yield f"{subject}: known in fewer than two splits"
 
 
-def _unchecked(
-    source: str, pixels: str, reports: Sequence[Any], flat: int, spread: float
-) -> list[str]:
+def _unchecked(source: str, pixels: str, reports: Sequence[Any], flat: int, spread: float) -> list[str]:
     """List the other comparisons that could not be made, with reasons."""
     lines = []
     card = DATASETS.get(source)

@@ -13,7 +13,7 @@ from clipit.models.preprocess import Preprocess
 Loader = Literal["timm", "transformers"]
 Pooling = Literal["default", "cls", "cls_mean"]
 
-_CPU_PIXELS = 2**19  # images of a forward pass on a CPU, in pixels: 128 of 64 x 64 or 10 of 224 x 224
+_CPU_PIXELS = 2**18  # images of a forward pass on a CPU, in pixels: 64 of 64 x 64 or 5 of 224 x 224
 _CPU_THREADS = 8  # with more threads, smaller batches have not been measured
 
 

@@ -1,6 +1,5 @@
 """Plan a comparison: every arm on every data set and backbone with every seed, under the same rules."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ from clipit.comparison.grid import check_grid
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.file import SECTIONS
 from clipit.config.load import dotted, merge, nested, validate, without
+from clipit.config.paths import to_file_name
 from clipit.config.run import RunConfig, TrackingConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.training.arms import arm_keys, resolve_arm
@@ -81,7 +81,7 @@ def _data_set_config(
     parts = [
         config.name, *([data_set] if comparison.data_sets else []), *([backbone] if comparison.backbones else [])
     ]  # fmt: skip
-    name = _slug("-".join(parts)) or "comparison"
+    name = to_file_name("-".join(parts)) or "comparison"
     changes = without(nested({**keys, "backbone.name": backbone}), config.overrides)
     resolved = validate(merge(config.model_dump(), changes) | {"name": name}, where)
     resolved = resolved.model_copy(update={"tracking": _grouped(config.tracking, config.name)})
@@ -143,7 +143,7 @@ def _check_data_set(name: str, keys: dict[str, object], where: str) -> None:
             where=where,
             fix="set them for the whole comparison, or remove them",
         )
-    if not _slug(name):
+    if not to_file_name(name):
         raise ConfigError(
             f"the name {name!r} has no characters allowed in folder names", where=where, fix="use letters A-Z or digits"
         )
@@ -169,8 +169,3 @@ def _recipe_keys(config: RunConfig, arm: str) -> list[str]:
         return list(arm_keys(arm, config.arms))
     except ConfigError:  # reported later, with all others
         return []
-
-
-def _slug(name: str) -> str:
-    """Reduce a name to characters allowed in folder names; "" if none are left."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")

@@ -10,6 +10,7 @@ from pydantic import AfterValidator
 from clipit.nearby_files import SAVE_FIRST, special_file
 
 _SCHEMES = re.compile(r"(?:clip|transformers):(?=~)")  # prefixes of names that may be followed by a folder
+_NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_NAME_LENGTH = 255  # bytes, on all common file systems
 _Path = TypeVar("_Path", str, Path, str | None)
 
@@ -92,3 +93,11 @@ def run_path(text: str) -> Path:
     path = option_path(text)
     within_run = (path / "clipit.json").is_file() and (path.parent / "config.yaml").is_file()
     return path.parent if within_run else path
+
+
+def to_file_name(text: str) -> str:
+    """Replace characters that are not letters A-Z, digits, '.', '_' or '-' by dashes; "" if nothing else is left.
+
+    Dots and dashes at both ends are removed. Different texts may have the same name.
+    """
+    return _NOT_IN_FILE_NAMES.sub("-", text).strip(".-")

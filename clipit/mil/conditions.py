@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file, without
+from clipit.config.paths import to_file_name
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError
 from clipit.evaluation.intervals import t_interval
@@ -65,7 +65,7 @@ def plan_conditions(file: ConfigFile) -> dict[str, ConfigFile]:
     plans, errors = {}, []
     for name, keys in file.mil.conditions.items():
         where = f"mil.conditions.{name}"
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+        slug = to_file_name(name)
         forbidden = [
             key for key in keys if key.partition(".")[0] in ("name", "output") or key.startswith("mil.conditions")
         ]

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from jaxtyping import Float
 
 from clipit.artifacts import locked, read_json, whole_folder
 from clipit.config.effects import select_keys
+from clipit.config.paths import to_file_name
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
@@ -123,7 +123,7 @@ def _default_name(tiles: TilesConfig | None, prompts: PromptSet | None) -> str:
         names = [path.parent.name, path.stem] if path.suffix else [path.name]
         words = [tiles.source] if tiles.source in DATASETS else names
     words += [] if prompts is None else [prompts.name]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words)).strip("-.") or "new"
+    return to_file_name("-".join(words)) or "new"
 
 
 def _identity(tiles: TilesConfig | None, prompts: PromptSet | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from clipit.reporting.curves import read_curves
 from clipit.reporting.html import PageSection, write_page
 from clipit.reporting.pairing_page import MAX_TILES
 from clipit.reporting.run_page import run_page
-from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.reporting.thumbnails import picture_uri
 from clipit.runs.folder import config_differences, read_results, read_training, run_folder
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.pairing_report import write_pairs_page
@@ -51,8 +51,7 @@ def write_run_page(
     rows = {str(tile_id): row for row, tile_id in enumerate(tiles.ids.tolist())}
 
     def picture(tile_id: str) -> str | None:
-        encoded = thumbnail(tiles, rows[tile_id], side=_SIDE, quality=_QUALITY) if tile_id in rows else None
-        return jpeg_uri(encoded) if encoded else None
+        return picture_uri(tiles, rows[tile_id], side=_SIDE, quality=_QUALITY) if tile_id in rows else None
 
     log = folder / "metrics.jsonl"
     curves = read_curves(log) if log.is_file() else None

@@ -70,10 +70,4 @@ def open_deflate_levels(path: Path, levels: Sequence[Level]) -> dict[int, Deflat
 
 
 def _is_deflate(page: Any) -> bool:
-    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
-    return (
-        int(page.compression) in COMPRESSIONS
-        and int(page.planarconfig) == 1
-        and int(page.fillorder) == 1
-        and len(page.dataoffsets) == len(page.databytecounts) == tiles
-    )
+    return int(page.compression) in COMPRESSIONS and int(page.fillorder) == 1

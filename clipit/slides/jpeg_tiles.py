@@ -158,14 +158,11 @@ def open_jpeg_levels(path: Path, levels: Sequence[Level]) -> dict[int, JpegLevel
 
 def _is_plain(page: Any) -> bool:
     """Return whether all tiles of a page are complete JPEG images with three channels of 8 bits."""
-    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
     return (
         int(page.compression) == _JPEG
         and int(page.photometric) in (_RGB, _YCBCR)
         and page.samplesperpixel == 3
         and page.bitspersample == 8
-        and int(page.planarconfig) == 1
-        and len(page.dataoffsets) == len(page.databytecounts) == tiles
         and min(page.databytecounts) > 4
     )
 

@@ -176,7 +176,7 @@ class TiffBytes:
 def open_levels(
     path: Path, levels: Sequence[Level], accept: Callable[[Any], bool], opener: Callable[[TiffBytes, Any], T]
 ) -> dict[int, T]:
-    """Open the levels of a slide whose pages are accepted; other levels are left to openslide.
+    """Open the levels of a slide whose pages are complete and accepted; other levels are left to openslide.
 
     Args:
         path: TIFF of one of `FORMATS`.
@@ -200,8 +200,14 @@ def open_levels(
             opened = {}
             for number, level in enumerate(levels):
                 pages = by_size.get((level.width, level.height), [])
-                if len(pages) == 1 and accept(pages[0]):
+                if len(pages) == 1 and _is_complete(pages[0]) and accept(pages[0]):
                     opened[number] = opener(file, pages[0])
     except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide reports the error later
         return {}
     return opened
+
+
+def _is_complete(page: Any) -> bool:
+    """Return whether the file has each tile of a page once, with all its channels."""
+    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
+    return int(page.planarconfig) == 1 and len(page.dataoffsets) == len(page.databytecounts) == tiles

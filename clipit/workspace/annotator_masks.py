@@ -2,7 +2,6 @@
 
 import os
 import posixpath
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from clipit.annotators.agreement import krippendorff_alpha
 from clipit.annotators.pixels import PixelConsensus, PixelPatterns, annotator_dice
 from clipit.artifacts import fingerprint, whole_file, write_json
 from clipit.config.file import ConfigFile
+from clipit.config.paths import to_file_name
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import ClipitError, ConfigError, DataError, counted, shortlist
 from clipit.progress import progress
@@ -187,7 +187,7 @@ def _write_png(path: Path, values: Int64[np.ndarray, "h w"]) -> None:
 def _names(masks: AnnotatorMasks) -> Iterator[tuple[int, str]]:
     """Yield each row with a file name: the tile's id, or a valid name with a hash if the id is not valid."""
     for row, tile in enumerate(masks.tiles.ids.tolist()):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", posixpath.splitext(tile)[0]).strip(".-")
+        name = to_file_name(posixpath.splitext(tile)[0])
         yield row, name if name == tile else f"{name or 'tile'}-{fingerprint(tile)[:8]}"
 
 

@@ -89,12 +89,12 @@ def _plain(index: "Index", tiles: "Store") -> None:
 
 def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Work:
     def work() -> None:
-        from clipit.pairing.selection import find_candidates, prepare
+        from clipit.pairing.selection import find_candidates, prepare_selection
         from clipit.vectors import centred
 
         queries = centred(tiles.rows(np.arange(tiles.size)), tiles.mean())
-        ready = prepare(index, tiles, rules, block=_BLOCK, shown=False)
-        find_candidates(ready, queries, ready.owners, _K, block=_BLOCK)
+        selection = prepare_selection(index, tiles, rules, block=_BLOCK, shown=False)
+        find_candidates(selection, queries, selection.owners, _K, block=_BLOCK)
 
     return lambda: seconds(work)
 

@@ -15,10 +15,10 @@ from clipit.whole_files import read_parquet, write_parquet
 _ROW_GROUP = 2**20  # rows per Parquet row group, the default of pyarrow
 
 
-def shares(blocks: int, shards: int) -> tuple[range, range]:
+def distribute(blocks: int, shards: int) -> tuple[range, range]:
     """Return the blocks of tiles and the shards that this process multiplies.
 
-    The blocks are distributed over processes, or the shards if there are fewer blocks than processes.
+    Blocks are distributed over processes or, if there are fewer blocks than processes and shards, shards are.
     """
     processes = get_processes()
     if blocks >= processes.count or shards <= blocks:
@@ -32,7 +32,7 @@ def write_blocks(
     """Write one table per block of rows, distributed over processes; existing blocks are skipped.
 
     Args:
-        compute: Function from the row numbers of a block to its table.
+        compute: Function that returns the table of a block, given its row numbers.
 
     Returns:
         Files of all blocks, in order, once all processes have written theirs.
@@ -73,7 +73,7 @@ def write_passes(
     missing = [start for start, file in files.items() if not file.is_file()]
     done = total - sum(min(size, total - start) for start in missing)
     processes.barrier()  # no process may write a block before all have listed the missing ones
-    own_blocks, own_shards = shares(len(missing), shards)
+    own_blocks, own_shards = distribute(len(missing), shards)
     shared = len(own_shards) < shards
     with progress(title, total, shown=processes.main, done=done) as advance:
         for first in range(0, len(own_blocks), per_pass):
@@ -103,14 +103,13 @@ def iterate_blocks(files: Sequence[Path]) -> Iterator[pa.Table]:
         ArtifactError: A block is unreadable.
     """
     for file in files:
-        table = read_parquet(file, "delete this file and run the command again")
-        yield table
+        yield read_parquet(file, "delete this file and run the command again")
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
     """Write tables to one Parquet file without holding all of them in memory.
 
-    The file equals that of `pyarrow.parquet.write_table` for the concatenated table.
+    The file is identical to the one that `pyarrow.parquet.write_table` writes for the concatenated table.
 
     Args:
         tables: At least one table; all have the same columns.

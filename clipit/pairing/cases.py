@@ -140,7 +140,7 @@ class Cases:
                 f"{counted(len(ambiguous), 'patient has', 'patients have')} several reports with missing or equal "
                 f"dates: {shortlist(ambiguous, _SHOWN)}",
                 where="reports.date_column",
-                fix="set it to a column with the dates of all reports, or soft_labels.own_report.several=all",
+                fix="set it to a column that dates every report, or set soft_labels.own_report.several=all",
             )
         return replace(self, reports=tuple(reports[-1:] for reports in self.reports))
 
@@ -148,8 +148,8 @@ class Cases:
 def join_cases(reports: Sequence[Report], tiles: TileSet) -> Cases:
     """Join the training tiles with the reports of the same patients.
 
-    The patient of a tile or report is its group, or else the TCGA barcode in its id; TCGA barcodes are truncated to the
-    patient. Reports of patients with validation or test tiles are only counted.
+    The patient of a tile or report is its group or, if it has none, the TCGA barcode in its id. TCGA barcodes are
+    truncated to the patient. Reports of patients with validation or test tiles are only counted.
 
     Raises:
         DataError: The tiles or the reports have no groups, or no training patient has a report.
@@ -222,12 +222,12 @@ def _check_groups(tile_patients: set[str], report_patients: set[str]) -> None:
 
 
 def _no_match(tile_patients: set[str], report_patients: set[str], account: CaseAccount) -> DataError:
-    """Build the error for groups without a match, with examples and the changes of spelling that would match them."""
+    """Build the error for groups without a match, with examples and changes of spelling that would produce matches."""
     tile_names, report_names = sorted(tile_patients), sorted(report_patients)
     hints = []
     for description, change in (
         ("in lower case", str.casefold),
-        ("in one Unicode normal form (NFC)", lambda name: unicodedata.normalize("NFC", name)),
+        ("after Unicode normalisation (NFC)", lambda name: unicodedata.normalize("NFC", name)),
         ("without leading zeros", lambda name: name.lstrip("0")),
         ("cut at the first '-'", lambda name: name.partition("-")[0]),
         ("cut at the last '-'", lambda name: name.rpartition("-")[0] or name),
@@ -246,7 +246,7 @@ def _no_match(tile_patients: set[str], report_patients: set[str], account: CaseA
         )
     if account.both_sides:
         cause = (
-            f"{counted(account.both_sides, 'training patient')} with tiles also in a later split, whose reports are "
+            f"{counted(account.both_sides, 'training patient')} also with tiles in a later split, whose reports are "
             f"not used; {cause}"
         )
     return DataError(

@@ -4,8 +4,8 @@ All corrections rank a tile's snippets by `cosine - bias(snippet)`. Terms that d
 tile factors of Sinkhorn) do not change the order of its snippets and are omitted. A correction therefore takes one or
 more passes over all tiles to compute the biases, then one search.
 
-Only a group of snippet shards is in memory at a time; for each group, all tiles are read block by block. The blocks of
-tiles are distributed over processes, or the shards if there are fewer blocks than processes. Biases are rounded, so
+Only one group of snippet shards is in memory at a time; for each group, all tiles are read block by block. The blocks
+of tiles are distributed over processes, or the shards if there are fewer blocks than processes. Biases are rounded, so
 that pairs do not depend on the number of processes.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clipit.config.run import PairingConfig
 from clipit.distributed import get_processes
-from clipit.pairing.blocks import shares
+from clipit.pairing.blocks import distribute
 from clipit.pairing.nearest import DECIMALS
 from clipit.progress import progress
 from clipit.stores.embed import SHARD, Store
@@ -73,7 +73,7 @@ def correction_inputs(rules: PairingConfig) -> dict[str, Any]:
 def snippet_statistics(
     snippets: StoredRows, tiles: TileBlocks, rules: PairingConfig, *, shown: bool = True
 ) -> tuple[Float64[np.ndarray, "s"], Float32[np.ndarray, "s"] | None]:
-    """Compute the statistics of each snippet over all tiles that the pairing rules need.
+    """Compute the statistics over all tiles that the pairing rules need for each snippet.
 
     Call it in all processes.
 
@@ -81,8 +81,8 @@ def snippet_statistics(
         shown: Whether to show a progress bar.
 
     Returns:
-        Bias of each snippet for `rules.correction` (zeros for `none`), and its cosine with the last of its mutual
-        neighbours (None unless `rules.mutual` is set).
+        Bias of each snippet for `rules.correction` (zeros for `none`), and its cosine with the farthest of its
+        `rules.mutual_neighbours` nearest tiles (None unless `rules.mutual` is set).
     """
     csls = rules.correction == "csls"
     count = max(rules.correction_neighbours if csls else 0, rules.mutual_neighbours if rules.mutual else 0)
@@ -179,7 +179,7 @@ def _over_tiles(
         keep the initial state.
     """
     processes = get_processes()
-    blocks, shards = shares(len(tiles.starts), snippets.store.shards)
+    blocks, shards = distribute(len(tiles.starts), snippets.store.shards)
     buffer = torch.empty(min(tiles.size, tiles.store.size) * BLOCK, device=processes.device)
     tiles_per_own = processes.count if len(blocks) < len(tiles.starts) else 1  # for the progress bar
     for group in _groups(snippets):
@@ -247,7 +247,7 @@ def _scale_dense(snippets: StoredRows, tiles: TileBlocks, temperature: float, ad
 def _scale_streamed(snippets: StoredRows, tiles: TileBlocks, temperature: float, advance: "Advance") -> Masses:
     """Return the function of `_scale_dense`, with one pass over the shards to scale tiles and one to sum masses."""
     processes = get_processes()
-    own_blocks, shards = shares(len(tiles.starts), snippets.store.shards)
+    own_blocks, shards = distribute(len(tiles.starts), snippets.store.shards)
     shared, per_pass = len(shards) < snippets.store.shards, blocks_per_pass(tiles.size, tiles.store.dim)
     buffer = torch.empty(min(tiles.size, tiles.store.size) * BLOCK, device=processes.device)
 

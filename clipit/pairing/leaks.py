@@ -103,7 +103,7 @@ def group_leaks(tiles: TileSet) -> list[Leak]:
 def report_leaks(reports: Sequence[Report], tiles: TileSet) -> list[Leak]:
     """Find reports of patients that have tiles in validation or test.
 
-    The patient of a report or tile is its group, or else the TCGA barcode in its id, if there is one.
+    The patient of a report or tile is its group or, if it has none, the TCGA barcode in its id.
     """
     later = tiles.select(tiles.splits != "train")
     owners: dict[str, tuple[int, str]] = {}
@@ -150,7 +150,7 @@ def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak
 
 
 def near_leaks(tiles: TileSet, fingerprints: Fingerprints, config: LeaksConfig) -> list[Leak]:
-    """Find tiles that resemble a tile of a later split in any of eight orientations, without equal pixels.
+    """Find tiles that resemble a tile of a later split in any of eight orientations, except exact copies.
 
     Two tiles match if their hashes differ in at most `config.distance` bits and the correlation of their thumbnails is
     at least `config.similarity`. Nearly empty tiles (`config.spread`) are not compared. Only the nearest match of each
@@ -173,8 +173,8 @@ def find_copies(
 ) -> dict[str, Leak]:
     """Find tiles of a new data set that are copies of training or validation tiles.
 
-    Equal pixels take precedence over similar images, which only fingerprints reveal (`near_leaks`). Of several equal
-    tiles, the one with the lowest id is returned.
+    Exact copies take precedence over similar images, which are found only if both hashes are `Fingerprints`
+    (`near_leaks`). Of several equal tiles, the one with the lowest id is returned.
 
     Args:
         test_hashes: Fingerprints or digests of `tests`, in the same order.
@@ -196,7 +196,7 @@ def find_copies(
             both, np.flatnonzero(informative & ~is_test), np.flatnonzero(informative & is_test), order, config
         ):
             a, b = int(hit["a"]) - n, int(hit["b"])
-            leak = _copy("near", seen, a, tests, b, int(hit["distance"]), float(hit["similarity"]))
+            leak = _copy_leak("near", seen, a, tests, b, int(hit["distance"]), float(hit["similarity"]))
             best = copies.get(leak.other_id)
             if best is None or (leak.distance, leak.id) < (best.distance, best.id):
                 copies[leak.other_id] = leak
@@ -205,7 +205,7 @@ def find_copies(
         digests[_digests(seen_hashes)[row].tobytes()] = row
     for b, digest in enumerate(_digests(test_hashes)):
         if digest.any() and digest.tobytes() in digests:
-            copies[str(tests.ids[b])] = _copy("exact", seen, digests[digest.tobytes()], tests, b, 0, None)
+            copies[str(tests.ids[b])] = _copy_leak("exact", seen, digests[digest.tobytes()], tests, b, 0, None)
     return copies
 
 
@@ -231,7 +231,7 @@ def find_shared_patients(tests: TileSet, seen: TileSet | SeenTiles) -> dict[str,
     }
 
 
-def _copy(
+def _copy_leak(
     kind: Kind, seen: TileSet | SeenTiles, a: int, tests: TileSet, b: int, distance: int, similarity: float | None
 ) -> Leak:
     ends = (str(seen.ids[a]), str(seen.splits[a]), str(tests.ids[b]), str(tests.splits[b]))
@@ -248,7 +248,7 @@ def _near_hits(
     by_id: Int64[np.ndarray, " n"],
     config: LeaksConfig,
 ) -> Shaped[np.ndarray, " m"]:
-    """Find similar tiles: rows a of `base` and b of `queries`, keeping only the nearest match of each row."""
+    """Find similar tiles, as rows a of `base` and b of `queries`; only the nearest match of each row is kept."""
     best = np.empty(0, dtype=_NEAR)
     if not base.size or not queries.size:
         return best
@@ -319,8 +319,8 @@ def near_hashes(base: UInt64[np.ndarray, " n"], queries: UInt64[np.ndarray, " m"
     """Find all pairs of 64-bit hashes within a Hamming distance, each once, by multi-index hashing.
 
     The 64 bits are split into four bands of 16. If two hashes differ in at most d bits, they differ in at most d // 4
-    bits of some band (pigeonhole principle). So it suffices to look up, per band, every value within d // 4 bits of the
-    query's (Norouzi et al. 2014, arXiv 1307.2982), and to count the differing bits of these candidates. Memory does not
+    bits of some band (pigeonhole principle). Candidates are therefore looked up per band, as every value within d // 4
+    bits of the query's (Norouzi et al. 2014, arXiv 1307.2982), and their differing bits are counted. Memory does not
     depend on the number of pairs.
 
     Args:
@@ -328,17 +328,17 @@ def near_hashes(base: UInt64[np.ndarray, " n"], queries: UInt64[np.ndarray, " m"
         distance: Maximum number of differing bits; above 7 the search is eight times slower.
 
     Yields:
-        Rows of `base`, rows of `queries` and distances of some pairs.
+        Rows of `base`, rows of `queries` and distances of a batch of pairs.
     """
     radius = distance // _BANDS
-    near = [sum(1 << bit for bit in bits) for r in range(radius + 1) for bits in combinations(range(_WIDTH), r)]
+    masks = [sum(1 << bit for bit in bits) for r in range(radius + 1) for bits in combinations(range(_WIDTH), r)]
     for band in range(_BANDS):
         keys = _band(base, band)
         order = np.argsort(keys, kind="stable")
         ordered = base[order]
         starts = np.searchsorted(keys[order], np.arange(2**_WIDTH + 1))
         query_keys = _band(queries, band)
-        for mask in near:
+        for mask in masks:
             codes = query_keys ^ mask
             for position, query in _candidates(starts[codes], starts[codes + 1]):
                 bits = np.bitwise_count(ordered[position] ^ queries[query])
@@ -356,7 +356,7 @@ def _band(hashes: UInt64[np.ndarray, " n"], band: int) -> Int64[np.ndarray, " n"
 def _candidates(
     first: Int64[np.ndarray, " m"], end: Int64[np.ndarray, " m"]
 ) -> Iterator[tuple[Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]]]:
-    """Expand the ranges `first[q]:end[q]` in blocks, as positions and the q of each."""
+    """Expand the ranges `first[q]:end[q]` in blocks: the positions, and the q of each."""
     nonempty = np.flatnonzero(end > first)
     counts = (end - first)[nonempty]
     totals = np.concatenate([[0], np.cumsum(counts)])
@@ -371,7 +371,7 @@ def _candidates(
 
 
 def _first_in(different: UInt64[np.ndarray, " hits"], band: int, radius: int) -> np.ndarray:
-    """Return whether no earlier band finds each pair, so that every pair is returned once."""
+    """Mask the pairs that no earlier band finds, so that every pair is returned once."""
     new = np.ones(len(different), dtype=np.bool_)
     for earlier in range(band):
         new &= np.bitwise_count(_band(different, earlier)) > radius

@@ -21,7 +21,7 @@ _RESCORED = 2**20  # float32 values of candidate embeddings in memory (4 MiB)
 
 @dataclass(frozen=True)
 class Keys:
-    """Vectors for exact search, with a bias and an owner each."""
+    """Vectors for exact search, each with a bias and an owner."""
 
     stored: StoredRows
     bias: Float64[np.ndarray, "s"]
@@ -41,9 +41,9 @@ def search(
 ) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
     """Find the rows and cosines of the k nearest snippets, nearest first, ties by lowest id.
 
-    The index returns slightly more than k candidates, or as many as its settings specify if it is approximate. Their
-    cosines are recomputed exactly, in an order of operations that does not depend on the batch size, and rounded before
-    sorting.
+    The index returns slightly more than k candidates; an approximate index returns as many as its settings specify.
+    Their cosines are recomputed exactly, in an order of operations that does not depend on the batch size, and rounded
+    before sorting.
 
     Args:
         queries: Unit vectors of the queries, centred like the index.
@@ -53,13 +53,13 @@ def search(
         exact: Whether to search exactly even if the index is approximate.
     """
     exact = exact or index.flat
-    wide = min(k + SPARE if exact else max(k, index.settings.candidates or k + SPARE), index.size)
+    n_candidates = min(k + SPARE if exact else max(k, index.settings.candidates or k + SPARE), index.size)
     stored = index.stored()
     if exact:
         vectors = stored.shards(shards_of_process(stored, shared))
-        rows = nearest_rows(queries, vectors, wide, block=block, faiss=index.searched_by_faiss, shared=shared)
+        rows = nearest_rows(queries, vectors, n_candidates, block=block, faiss=index.searched_by_faiss, shared=shared)
     else:
-        rows = index.candidates(queries, wide, min(k, wide))
+        rows = index.candidates(queries, n_candidates, min(k, n_candidates))
     scores = exact_cosines(queries, stored, rows)
     order = best_first(rows, scores, k)
     return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)

@@ -1,4 +1,4 @@
-"""Compare pairing rules in a table, in memory: no pairs are written, and no rule is selected."""
+"""Compare pairing rules in a table, without writing pairs or selecting a rule."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from clipit.config.run import Correction, PairingConfig
 from clipit.distributed import get_processes
 from clipit.errors import counted, printable
 from clipit.pairing.pairs import check_same_encoder
-from clipit.pairing.selection import Candidates, Selection, find_candidates, judged_table, kept_pairs, prepare
+from clipit.pairing.selection import Candidates, Selection, find_candidates, judged_table, kept_pairs, prepare_selection
 from clipit.pairing.sources import sole_groups
 from clipit.pairing.summary import agreement, summarise
 from clipit.stores.check import check_finite
@@ -68,11 +68,11 @@ class _Inputs:
     groups: Mapping[str, str] | None
     labels: Mapping[str, int] | None
 
-    def prepared(self, index: Index, rules: PairingConfig) -> Selection:
+    def prepare(self, index: Index, rules: PairingConfig) -> Selection:
         """Prepare the selection of snippets by these rules."""
-        return prepare(index, self.tiles, rules, block=rules.block, sources=self.sources, groups=self.groups)
+        return prepare_selection(index, self.tiles, rules, block=rules.block, sources=self.sources, groups=self.groups)
 
-    def rows(
+    def compute_rows(
         self,
         prepared: Selection,
         variants: Sequence[PairingConfig],
@@ -124,7 +124,7 @@ def compare_options(
 
     Raises:
         ConfigError: The index is not Flat.
-        DataError: See `pair_tiles`, except that rules that leave no pair get a row.
+        DataError: As in `pair_tiles`, except that rules without any pair get a row.
     """
     check_same_encoder(index, tiles)
     check_finite(tiles, "tiles")
@@ -139,20 +139,20 @@ def compare_options(
     for correction in get_args(Correction):
         plain = base.model_copy(update={"correction": correction})
         mutual = plain.model_copy(update={"mutual": True})
-        prepared = inputs.prepared(index, mutual)
+        prepared = inputs.prepare(index, mutual)
         if thresholds is None:  # the first correction is "none"
             thresholds = _quartiles(_best_and_lead(prepared, tiles)[0])
         variants = [plain, *(plain.model_copy(update={"threshold": value}) for value in thresholds), mutual]
         if correction == rules.correction:
             tried_margins = _quartiles(_best_and_lead(prepared, tiles)[1]) if margins is None else margins
             variants += [plain.model_copy(update={"margin": value}) for value in tried_margins]
-        options += inputs.rows(prepared, variants, class_vectors)
+        options += inputs.compute_rows(prepared, variants, class_vectors)
     for filtered in _other_filters(base, index, inputs):
-        options += inputs.rows(inputs.prepared(index, filtered), [filtered], class_vectors)
+        options += inputs.compute_rows(inputs.prepare(index, filtered), [filtered], class_vectors)
     if other is not None:
         check_same_encoder(other[0], tiles)
         flipped = base.model_copy(update={"centring": not base.centring})
-        options += inputs.rows(inputs.prepared(other[0], flipped), [flipped], other[1])
+        options += inputs.compute_rows(inputs.prepare(other[0], flipped), [flipped], other[1])
     return options
 
 

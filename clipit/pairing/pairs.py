@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int
 from clipit.artifacts import REBUILD, Artifact, fingerprint, read_json, whole_file, write_json
 from clipit.config.run import PairingConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ArtifactError, DataError
+from clipit.errors import ArtifactError, DataError, counted
 from clipit.pairing.blocks import iterate_blocks, read_blocks, write_passes, write_tables
 from clipit.pairing.nearest import search
 from clipit.pairing.recall import fit_search
@@ -26,7 +26,7 @@ from clipit.pairing.selection import (
     judged_table,
     kept_pairs,
     pair_table,
-    prepare,
+    prepare_selection,
     rule_inputs,
 )
 from clipit.pairing.summary import summarise
@@ -110,8 +110,8 @@ def pair_tiles(
     Args:
         tiles: Tile store of the same VLM.
         k: Maximum number of snippets per tile.
-        block: Tiles per search; bounds memory, whatever the number of tiles.
-        rules: Pairing rules, of which k, block and index are ignored; None for no rules.
+        block: Number of tiles per search, which bounds memory.
+        rules: Pairing rules, whose k, block and index are ignored; None for no rules.
         sources: Table snippet_sources, for the rules `organs`, `exclude_same_group` and `reports`.
         groups: Tile id -> group, for `exclude_same_group` and `reports`.
 
@@ -146,7 +146,9 @@ def pair_tiles(
             check_finite(store, items)
         mean = tiles.mean() if index.mean is not None else None
         searched, recall = fit_search(index, tiles, mean, k) if not index.flat else (index, None)
-        selection = prepare(searched, tiles, rules, block=block, sources=sources, groups=groups, shown=processes.main)
+        selection = prepare_selection(
+            searched, tiles, rules, block=block, sources=sources, groups=groups, shown=processes.main
+        )
 
         def pair(blocks: Sequence[Int[np.ndarray, "_"]], shared: bool) -> Iterator[pa.Table]:
             rows = np.concatenate(blocks)
@@ -168,7 +170,7 @@ def pair_tiles(
         missing = tiles.size * min(k, index.size) - int(outcomes.sum())
         if missing and not index.flat and processes.main:
             key = index.artifact.manifest.facts["key"]
-            logger.info(f"note: index {key} finds {missing} candidates too few ({k} per tile); Flat finds all")
+            logger.info(f"note: index {key} misses {counted(missing, 'candidate')} ({k} per tile); Flat finds all")
         if rule_keys and not outcomes[0]:
             check_pairs_left(read_blocks(files), rules)
         processes.barrier()

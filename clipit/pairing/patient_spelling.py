@@ -1,4 +1,4 @@
-"""Find patients whose names in two sources differ only in spelling: they would pass for different patients."""
+"""Find patients whose names are spelled differently in two sources, and who would count as different patients."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,20 @@ from clipit.tiles.tileset import TileSet
 
 
 def misspelled_reports(reports: Sequence[Report], tiles: TileSet) -> str:
-    """Count the reports of patients whose validation or test tiles have another spelling of the name; "" for none."""
+    """Warn of reports whose patients are spelled differently in validation or test tiles; "" for none."""
     names = [patient_of(report) for report in reports]
     later = tiles.select(tiles.splits != "train")
     return _warning(("report", "reports"), names, later, "validation or test tiles")
 
 
 def misspelled_tests(tests: TileSet, seen: TileSet | SeenTiles) -> str:
-    """Count the new tiles of patients whose training or validation tiles have another spelling; "" for none."""
+    """Warn of new tiles whose patients are spelled differently in training or validation tiles; "" for none."""
     names = patients(tests.groups, tests.ids).tolist()
     return _warning(("new tile", "new tiles"), names, seen, "training or validation tiles")
 
 
 def misspelled_pairs(pairs: TileSet, tests: TileSet) -> str:
-    """Count the images with texts of patients who have later tiles with another spelling of the name; "" for none."""
+    """Warn of images with texts whose patients are spelled differently in later tiles; "" for none."""
     names = patients(pairs.groups, pairs.ids).tolist()
     return _warning(("image with texts", "images with texts"), names, tests, "later tiles")
 

@@ -137,7 +137,7 @@ def _recall(index: Index, queries: _Queries) -> float:
 
 
 def _doubling(first: int, last: int) -> list[int]:
-    """Double a number until it reaches the last one, which is included."""
+    """List a number and its doubles up to the last number, which is included."""
     values = [first]
     while values[-1] < last:
         values.append(min(2 * values[-1], last))
@@ -145,15 +145,15 @@ def _doubling(first: int, last: int) -> list[int]:
 
 
 def _advice(index: Index, better: Index, recall: float) -> str:
-    """Suggest keys to raise, or another index if no setting helps."""
+    """Suggest keys to raise, or a different index if no setting helps."""
     raised = [
         f"pairing.{name} from {before or 1:,} to {after:,}"
         for name in ("nprobe", "ef_search", "candidates")
         if (after := getattr(better.settings, name)) is not None
         and after > ((before := getattr(index.settings, name)) or 0)
     ]
-    other = "use an index with larger codes (SQ8, or PQ with more of them), or pairing.index=Flat, which is exact"
+    other = "use an index with larger codes (SQ8, or PQ with more subquantizers), or pairing.index=Flat, which is exact"
     if not raised:
         return f"no setting of this index finds more; {other}"
-    text = f"raise {' and '.join(raised)} (or set null) for a recall of {recall:.3f}"
+    text = f"raise {' and '.join(raised)} (or set to null) for a recall of {recall:.3f}"
     return text if recall >= LOW_RECALL else f"{text}; for more, {other}"

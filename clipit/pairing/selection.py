@@ -12,7 +12,7 @@ from clipit.config.run import PairingConfig
 from clipit.errors import ConfigError, DataError, counted
 from clipit.pairing.correction import TileBlocks, correction_inputs, snippet_statistics
 from clipit.pairing.nearest import SPARE, Keys, best_first, exact_cosines, nearest, nearest_among, search
-from clipit.pairing.sources import OwnSnippets, allowed_snippets, own_snippets, owners, sole_groups
+from clipit.pairing.sources import OwnSnippets, allowed_snippets, number_owners, own_snippets, sole_groups
 from clipit.stores.embed import Store
 from clipit.stores.exact import BLOCK
 from clipit.stores.index import Index
@@ -28,8 +28,8 @@ class Selection:
 
     Attributes:
         keys: Snippets for exact search; None to search the index.
-        mutual: Cosine of each snippet with the last of its mutual neighbours; None without that rule.
-        owners: Number of each tile's patient, -1 if unknown; all -1 unless `exclude_same_group` or `reports` is set.
+        mutual: Cosine of each snippet with the farthest of its mutual neighbours; None without that rule.
+        owners: Index of each tile's patient, -1 if unknown; all -1 unless `exclude_same_group` or `reports` is set.
         own: Snippets of each patient; None unless `reports` is set.
     """
 
@@ -73,7 +73,7 @@ def rule_inputs(rules: PairingConfig) -> dict[str, Any]:
     }
 
 
-def prepare(
+def prepare_selection(
     index: Index,
     tiles: Store,
     rules: PairingConfig,
@@ -86,7 +86,7 @@ def prepare(
     """Compute the statistics that the rules need over all tiles and snippets; call it in all processes.
 
     Args:
-        rules: Pairing rules; only the keys from `correction` on are used.
+        rules: Pairing rules, whose k, block and index are ignored.
         sources: Table snippet_sources, for `organs`, `exclude_same_group` and `reports`.
         groups: Tile id -> group, for `exclude_same_group` and `reports`.
         shown: Whether to show a progress bar.
@@ -109,7 +109,7 @@ def prepare(
     snippet_owners: Int[np.ndarray, "s"] = np.full(index.size, -1, dtype=np.int64)
     tile_owners = no_owners
     if rules.exclude_same_group:
-        snippet_owners, tile_owners = owners(sole_groups(index, sources), tiles, groups)
+        snippet_owners, tile_owners = number_owners(sole_groups(index, sources), tiles, groups)
     own = own_snippets(index, sources, tiles, groups) if rules.reports != "any" else None
     stored = index.stored()
     blocks = TileBlocks(tiles, tiles.mean() if index.mean is not None else None, block)
@@ -130,7 +130,7 @@ def find_candidates(
     """Find the candidate snippets of tiles.
 
     Args:
-        selection: Rules and statistics from `prepare`.
+        selection: Rules and statistics from `prepare_selection`.
         queries: Unit-norm tile embeddings, centred like the index.
         owners: Patients of the tiles (`selection.owners`); -1 for tiles of other splits, which may be paired with any
             report.
@@ -142,8 +142,8 @@ def find_candidates(
         rows, scores = search(index, queries, k + 1, block=block, shared=shared)
         ranking = scores.astype(np.float64)
     else:
-        wide = min(k + 1 + SPARE, index.size)
-        rows = nearest(queries, owners, keys, wide, block=block, shared=shared)
+        n_candidates = min(k + 1 + SPARE, index.size)
+        rows = nearest(queries, owners, keys, n_candidates, block=block, shared=shared)
         if selection.own is not None:
             rows = _among_own(selection.own, selection.rules.reports == "own", queries, owners, keys, rows, block)
         scores = exact_cosines(queries, keys.stored, rows)
@@ -160,17 +160,17 @@ def find_candidates(
 
 def _among_own(
     own: OwnSnippets,
-    only: bool,
+    own_only: bool,
     queries: Float32[np.ndarray, "q dim"],
     owners: Int[np.ndarray, "q"],
     keys: Keys,
     rows: Int[np.ndarray, "q wide"],
     block: int,
 ) -> Int[np.ndarray, "q wide"]:
-    """Replace the candidates of tiles whose patient has a report by that patient's snippets.
+    """Replace the candidates of tiles whose patient has a report with that patient's snippets.
 
     Args:
-        only: Whether to remove all candidates of tiles whose patient has no report; otherwise these are kept.
+        own_only: Whether to remove all candidates of tiles whose patient has no report; otherwise these are kept.
         queries: Unit-norm tile embeddings.
         owners: Patients of the tiles; tiles with -1 keep their candidates.
         rows: Candidates among all snippets.
@@ -180,7 +180,7 @@ def _among_own(
     for owner in np.unique(owners[owners >= 0]).tolist():
         tiles, snippets = np.flatnonzero(owners == owner), own.rows[owner]
         allowed = snippets[np.isfinite(keys.bias[snippets])]
-        if not len(allowed) and not only:
+        if not len(allowed) and not own_only:
             continue
         count = min(rows.shape[1], len(allowed))
         rows[tiles] = -1
@@ -196,7 +196,7 @@ def judge_candidates(
 
     Args:
         candidates: k + 1 candidates per tile.
-        mutual: Cosine of each snippet with the last of its mutual neighbours; None without that rule.
+        mutual: Cosine of each snippet with the farthest of its mutual neighbours; None without that rule.
     """
     scores, rows, ranking = candidates.cosines[:, :-1], candidates.rows[:, :-1], candidates.ranking[:, :-1]
     reasons = np.zeros(scores.shape, dtype=np.int8)
@@ -211,10 +211,10 @@ def judge_candidates(
     return reasons
 
 
-def weights(
+def snippet_weights(
     scores: Float32[np.ndarray, "q k"], kept: Bool[np.ndarray, "q k"], temperature: float
 ) -> Float32[np.ndarray, "q k"]:
-    """Weight the kept snippets of each tile by softmax of cosine / temperature; 0 for others."""
+    """Weight the kept snippets of each tile by the softmax of cosine / temperature; 0 for others."""
     logits = np.where(kept, scores.astype(np.float64) / temperature, -np.inf)
     highest = logits.max(axis=1, initial=-np.inf, keepdims=True)
     powers = np.exp(logits - np.where(np.isfinite(highest), highest, 0.0))
@@ -286,8 +286,8 @@ def judged_table(tile_ids: np.ndarray, selection: Selection, candidates: Candida
     ranks = np.where(kept, np.cumsum(kept, axis=1) - 1, -1)[exists]
     table = table.set_column(1, "rank", pa.array(ranks, pa.int16()))
     if selection.rules.score_temperature is not None:
-        share = weights(scores, kept, selection.rules.score_temperature)[exists]
-        table = table.append_column("weight", pa.array(share, pa.float32()))
+        weights = snippet_weights(scores, kept, selection.rules.score_temperature)[exists]
+        table = table.append_column("weight", pa.array(weights, pa.float32()))
     return table.append_column("reason", pa.array(reasons[exists], pa.int8()))
 
 

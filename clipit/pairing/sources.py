@@ -15,7 +15,7 @@ from clipit.stores.index import Index
 
 
 def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[str]) -> Bool[np.ndarray, "s"]:
-    """Select the rows of the index with a report of one of these organs (ignoring case); all rows without organs.
+    """Mask the rows of the index with a report of one of these organs (ignoring case); all rows if none are given.
 
     Raises:
         DataError: No report has one of the organs, or no organ is known.
@@ -51,7 +51,7 @@ def sole_groups(index: Index, sources: pa.Table | None) -> np.ndarray:
     return sole
 
 
-def owners(
+def number_owners(
     snippet_groups: np.ndarray, tiles: Store, groups: Mapping[str, str] | None
 ) -> tuple[Int[np.ndarray, "s"], Int[np.ndarray, "n"]]:
     """Number the patients of snippets and tiles consistently; -1 if unknown.
@@ -138,7 +138,7 @@ def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[n
         raise DataError(
             "the reports of the snippets are unknown",
             where="pairing",
-            fix="delete the snippets artefact, so that it is rebuilt",
+            fix="delete the snippets artefact, which is then rebuilt",
         )
     row_of = dict(zip(index.store.ids.tolist(), representative_rows(index).tolist(), strict=True))
     rows = [row_of[snippet] for snippet in sources.column("snippet_id").to_pylist()]

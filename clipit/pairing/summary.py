@@ -164,9 +164,9 @@ def agreement(
     Returns:
         `labelled`: number of labelled tiles. `neighbours`: share of tiles whose label is the majority label of the
         *other* labelled tiles with the same snippet (ties count as fractions). `neighbours_tiles`: number of tiles with
-        such others. `chance`: accuracy of always predicting the most frequent label. With class prompts, `zero_shot`:
-        share of tiles whose label is the class nearest to the snippet's text, and `score_auroc`: AUROC of the score
-        as a predictor of these tiles. Undefined statistics are None; `undefined` contains the reasons.
+        such other tiles. `chance`: accuracy of always predicting the most frequent label. With class prompts,
+        `zero_shot`: share of tiles whose label is the class nearest to the snippet's text, and `score_auroc`: AUROC of
+        the score as a predictor of these tiles. Undefined statistics are None; `undefined` contains the reasons.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -180,15 +180,15 @@ def agreement(
     snippets = np.asarray(first.column("snippet_id").to_pylist(), dtype=np.str_)[known]
     scores, label = np.asarray(first.column("score"), dtype=np.float64)[known], label[known]
     credit = majority_credit(np.unique(snippets, return_inverse=True)[1], label)
-    counted = np.isfinite(credit)
+    has_others = np.isfinite(credit)
     statistics |= {
-        "neighbours": float(credit[counted].mean()) if counted.any() else None,
-        "neighbours_tiles": int(counted.sum()),
+        "neighbours": float(credit[has_others].mean()) if has_others.any() else None,
+        "neighbours_tiles": int(has_others.sum()),
         "chance": float(np.bincount(label).max() / len(label)),
         "zero_shot": None,
         "score_auroc": None,
     }
-    if not counted.any():
+    if not has_others.any():
         statistics["undefined"]["neighbours"] = "no two labelled tiles have the same snippet"
     if index is None or class_vectors is None:
         statistics["undefined"] |= dict.fromkeys(names[1:], "no class prompts given")

@@ -82,7 +82,8 @@ def nearest_prompts(
     """
     if k > len(prompts):
         raise ConfigError(
-            f"{counted(k, 'prompt')} per tile requested, of {len(prompts)}", fix=f"use at most {len(prompts)}"
+            f"{counted(k, 'prompt')} per tile requested, but there are only {len(prompts)}",
+            fix=f"use at most {len(prompts)}",
         )
     rows = [
         best_first(np.broadcast_to(np.arange(len(prompts)), scores.shape), scores, k)

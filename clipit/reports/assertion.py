@@ -1,10 +1,10 @@
-"""Assertion status of a mention, affirmed, negated or uncertain, from trigger phrases in its sentence.
+"""Assertion status of mentions (affirmed, negated or uncertain), from trigger phrases in their sentence.
 
-The method is that of NegEx (Chapman et al., J Biomed Inform 34:301, 2001) and ConText (Chapman et al., BioNLP 2007;
+The method follows NegEx (Chapman et al., J Biomed Inform 34:301, 2001) and ConText (Chapman et al., BioNLP 2007;
 Harkema, Dowling, Thornblade and Chapman, J Biomed Inform 42:839, 2009): a trigger before or after a mention changes
 its status within a scope, which ends with the sentence, at a terminating word such as "but", or after a few words.
-The lists below are clipit's own, written for pathology reports. The published implementations medspacy and negspacy
-need spaCy and its models, which are too heavy a dependency.
+The lists below were written for clipit and pathology reports. The published implementations, medspacy and negspacy,
+are not used because they depend on spaCy and its models.
 """
 
 from bisect import bisect_left, bisect_right
@@ -78,17 +78,17 @@ class Triggers:
 
 
 class Assertions:
-    """Status of mentions from the triggers of negation and uncertainty in their sentence."""
+    """Classify mentions by the negation and uncertainty triggers in their sentence."""
 
     def __init__(self, negation: Triggers, uncertainty: Triggers) -> None:
-        """Extend the package's triggers."""
+        """Add triggers to those of the package."""
         self._triggers = PhraseTree()
         for name, phrases in {
-            "negated before": [*_phrases(_NEGATION_BEFORE), *excluding(), *negation.before],
+            "negated before": [*_phrases(_NEGATION_BEFORE), *_EXCLUDING, *negation.before],
             "negated next": _phrases(_NEGATION_NEXT_WORD),
             "negated after": [*_phrases(_NEGATION_AFTER), *negation.after],
-            "uncertain before": [*_phrases(_UNCERTAINTY_BEFORE), *not_excluding(), *uncertainty.before],
-            "uncertain after": [*_phrases(_UNCERTAINTY_AFTER), *not_excluded(), *uncertainty.after],
+            "uncertain before": [*_phrases(_UNCERTAINTY_BEFORE), *_not_excluding(), *uncertainty.before],
+            "uncertain after": [*_phrases(_UNCERTAINTY_AFTER), *_not_excluded(), *uncertainty.after],
             _TERMINATION: _phrases(_TERMINATIONS),
             "none": _phrases(_PSEUDO_TRIGGERS),
         }.items():
@@ -98,10 +98,10 @@ class Assertions:
     def statuses(self, sentence: str, mentions: Sequence[tuple[int, int]]) -> list[Status]:
         """Determine the status of each mention of a sentence.
 
-        A trigger within a mention has no effect, and of two triggers that overlap, the longer one counts. Two negations
-        in a row ("not absent") cancel each other. A mention that is both negated and uncertain is uncertain. A trigger
-        that otherwise follows its mention applies to what comes after it if it introduces a list at the beginning of
-        the sentence: "Not excluded: MSI-H". Answers after a dash and counts of zero negate (`denials.py`).
+        Triggers within a mention have no effect; of two overlapping triggers, the longer one counts. Two negations in a
+        row ("not absent") cancel each other. A mention that is both negated and uncertain is uncertain. A trigger that
+        normally follows its mention applies to the text after it if it introduces a list at the start of the sentence:
+        "Not excluded: MSI-H". The answer "no" after a dash and counts of zero also negate a mention (`denials.py`).
 
         Args:
             mentions: Start and end of each mention within the sentence.
@@ -212,6 +212,7 @@ _ADVERBS = (
     "confidently", "reliably", "formally", "safely", "certainly", "with certainty",
 )  # fmt: skip
 _NOT = ("not", "cannot", "'t", "\u2019t")  # can't, doesn't
+_EXCLUDING = ("excludes", "rules out", "ruling out", "has ruled out", "have ruled out", "had ruled out")
 _ATTEMPTS = (
     "not able to", "not possible to", "unable to", "impossible to", "difficult to", "hard to", "no evidence to",
     "not sufficient to", "insufficient to",
@@ -220,13 +221,13 @@ _ACTIVE, _PASSIVE = ("exclude", "rule out", "r/o"), ("excluded", "ruled out", "e
 _RELATIVE = ("", ", ", ", which ", ", that ")  # a comma ends the scope of other triggers that follow a mention
 
 
-def not_excluding() -> list[str]:
+def _not_excluding() -> list[str]:
     """Return phrases before a mention that leave it uncertain, such as "cannot entirely exclude"."""
     active = product((*_NOT, *_ATTEMPTS), _ADVERBS, _ACTIVE)
     return [*map(_join, active), "exclude", "exclusion of"]
 
 
-def not_excluded() -> list[str]:
+def _not_excluded() -> list[str]:
     """Return phrases after a mention that leave it uncertain, such as "has not been completely ruled out"."""
     forms = [
         *product(_NOT, _ADVERBS, _PASSIVE),
@@ -237,11 +238,6 @@ def not_excluded() -> list[str]:
         *product(("neither", "neither be", "neither been"), _PASSIVE, ("nor confirmed",)),
     ]
     return [relative + phrase for phrase in map(_join, forms) for relative in _RELATIVE]
-
-
-def excluding() -> list[str]:
-    """Return phrases before a mention that negate it, such as "rules out"."""
-    return ["excludes", "rules out", "ruling out", "has ruled out", "have ruled out", "had ruled out"]
 
 
 def _join(parts: tuple[str, ...]) -> str:

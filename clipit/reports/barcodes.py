@@ -112,8 +112,8 @@ def add_patients(
         yield raw
     if n_groups or n_organs:
         notes.append(
-            f"TCGA barcodes set the group (patient) of {n_groups:,} of {counted(total, 'report')}, and TCGA projects "
-            f"the organ of {n_organs:,}; to disable this, set reports.tcga_barcodes: false"
+            f"group (patient) of {n_groups:,} of {counted(total, 'report')} set from TCGA barcodes, organ of "
+            f"{n_organs:,} from TCGA projects; to disable this, set reports.tcga_barcodes: false"
         )
     if several:
         problems.append(

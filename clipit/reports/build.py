@@ -77,13 +77,13 @@ def build_snippets(
         reports: Reports from `read_reports`.
         count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
         budget: Maximum number of tokens per snippet, including special tokens.
-        similarity: Function that computes the similarity of each text to the morphology prompts minus that to the
-            boilerplate prompts; snippets with at least `config.morphology_margin` are kept.
+        similarity: Function that returns each text's similarity to the morphology prompts minus its similarity to the
+            boilerplate prompts; texts with at least `config.morphology_margin` are kept.
 
     Raises:
         ConfigError: A section is unknown, the budget is too small for one character, or the similarity filter is
             configured without `similarity`.
-        DataError: No snippet is left.
+        DataError: No snippets remain.
     """
     check_sections(config)
     if config.morphology_prompts is not None and config.boilerplate_prompts is not None and similarity is None:
@@ -184,17 +184,20 @@ def _describe_long_words(report_id: str, words: list[str]) -> str:
 
 def _tables(occurrences: _Occurrences, texts: list[str]) -> tuple[pa.Table, pa.Table]:
     ordered = sorted((_snippet_id(text), text) for text in texts)
-    snippets = [{"snippet_id": i, "text": text, "n_tokens": occurrences[text][0][1].n_tokens} for i, text in ordered]
+    snippets = [
+        {"snippet_id": snippet_id, "text": text, "n_tokens": occurrences[text][0][1].n_tokens}
+        for snippet_id, text in ordered
+    ]
     sources = [
         {
-            "snippet_id": i,
+            "snippet_id": snippet_id,
             "report_id": report.report_id,
             "group": report.group,
             "organ": report.organ,
             "section": piece.section,
             "position": piece.position,
         }
-        for i, text in ordered
+        for snippet_id, text in ordered
         for report, piece in occurrences[text]
     ]
     return pa.Table.from_pylist(snippets, schema=_SNIPPETS), pa.Table.from_pylist(sources, schema=_SOURCES)

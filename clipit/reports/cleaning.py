@@ -67,7 +67,7 @@ _LONG_WORD = re.compile(rf"(?<![^\s{_OTHER_SCRIPTS}])[^\s{_OTHER_SCRIPTS}]{{{_LO
 
 _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[_|]+"), " "),  # rules and table cells
-    # Blanks come next: patterns that begin with several blanks would take quadratic time.
+    # Runs of blanks are collapsed first, because the patterns below would take quadratic time on them.
     (re.compile(r"[ \t]+"), " "),
     (re.compile(r"([-=*~#.^<>\\])\1{2,}"), " "),  # drawn lines and dotted leaders ("+++" is a staining score)
     (re.compile(r"([.,;:!?])(?:[ \t]*\1)+(?!(?<=[ \t]\.)\d)"), r"\1"),  # not "5 cm. .7 cm"
@@ -78,7 +78,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-def _characters(text: str) -> str:
+def _normalise_characters(text: str) -> str:
     """Expand ligatures, normalise dashes and quotes, and drop invisible characters."""
     text = text.translate(LIGATURES).translate(_SYMBOLS)
     out: list[str] = []
@@ -117,7 +117,7 @@ def _unwrap(text: str) -> str:
     if not lines:
         return ""
     out = [lines[0]]
-    n_items = 0  # of the current negated list
+    n_items = 0  # number of items of the current negated list
     negated = _NEGATED_LEAD.search(lines[0]) is not None
     for last, line in pairwise(lines):
         item = _LISTED.match(line) if negated else None
@@ -149,7 +149,7 @@ def _negates(line: str, label: str) -> bool:
     return heading is None or heading.end() < len(label)
 
 
-def _without_markup(text: str) -> str:
+def _strip_markup(text: str) -> str:
     """Replace HTML tags and entities; other text in angle brackets is kept."""
     if "<" in text:
         text = _BLOCK.sub("\n", _INLINE.sub("", _CELL.sub(" ", text)))
@@ -166,11 +166,12 @@ def clean_text(text: str) -> str:
     """Remove OCR and layout noise: invisible characters, drawn lines, repeated punctuation, line wraps and HTML.
 
     All letters and digits are kept in order, except those of HTML tags and escaped line ends (\\n); ligatures such as
-    "ﬁ" are expanded. Line ends between items become one newline, line ends within a sentence a space. A list after
-    "Negative for:" or "Not ruled out:" is joined to it, and "Not identified" on a line of its own to the label before.
+    "ﬁ" are expanded. Line ends between items become one newline, line ends within a sentence a space. A list is joined
+    to the "Negative for:" or "Not ruled out:" that introduces it, and a line that only says "Not identified" to the
+    label before it.
     """
     text = _ESCAPED.sub(lambda match: " " if match.group().endswith("t") else "\n", text)
-    text = _join_words(_characters(_without_markup(text)))
+    text = _join_words(_normalise_characters(_strip_markup(text)))
     for pattern, replacement in _STEPS:
         text = pattern.sub(replacement, text)
     text = _LOOSE_HYPHEN.sub(lambda match: f"{match.group(1) or ''}-", text)

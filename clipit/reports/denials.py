@@ -1,14 +1,14 @@
-"""Denials of a mention that no trigger word states: the answer "no" after a dash, and counts of zero.
+"""Denials of a mention without a trigger word: the answer "no" after a dash, and counts of zero.
 
-Only forms that leave no doubt about what is denied are recognised: "Perineural invasion - no", "Metastasis: 0/12",
+Only unambiguous forms are recognised: "Perineural invasion - no", "Metastasis: 0/12",
 "metastasis in 0 of 12 lymph nodes", "0/12 lymph nodes with metastasis".
 """
 
 import re
 
-_WINDOW = 160  # characters before a mention in which a count is looked for
+_WINDOW = 160  # characters before a mention that are searched for a count
 _COUNT = r"(?<![^\s(\[:=])(?:0 ?(?:/|of|out of)|zero (?:of|out of)) ?(?:the )?[1-9]\d{0,2}(?!\d| ?/|[.,:-]\d| ?%)"
-"""Zero of a number; not part of a date (0/12/2019), a decimal, a range or a larger number (10/12)."""
+"""Count of zero, such as 0/12; not part of a date (0/12/2019), a decimal, a range or a larger number (10/12)."""
 _ANSWER = re.compile(r"(?<!\d)(?: +[-\u2013\u2014] ?|[-\u2013\u2014] +)no(?: *[,;]| *\.? *\Z)", re.IGNORECASE)
 _COUNT_AFTER = re.compile(
     r"(?: ?[:=] ?|(?: (?:is|are|was|were|present|identified|found|seen|detected|noted)){0,2}"

@@ -12,8 +12,6 @@ from clipit.git_lfs import PULL, is_pointer
 _HEAD_BYTES = 1024  # checked at the start of a file
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins with the mark of UTF-16
-
-
 _RUN_OF_NULLS = re.compile(rb"\0{16,}")
 _CONTINUATION = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0xC0))
 _MISREAD = re.compile(
@@ -63,10 +61,10 @@ def decoding(path: Path, encoding: str) -> Iterator[None]:
 
 
 def check_head(data: bytes, where: object, encoding: str) -> None:
-    """Check that the content of a text file is not a Git LFS pointer, and not UTF-16 unless that is configured.
+    """Reject text files that are Git LFS pointers, or UTF-16 although a different encoding is configured.
 
     Raises:
-        DataError: It is a Git LFS pointer or UTF-16.
+        DataError: The content is a Git LFS pointer or UTF-16.
     """
     if is_pointer(data):
         raise DataError("this file is a Git LFS pointer, not the data", where=where, fix=PULL)
@@ -74,9 +72,9 @@ def check_head(data: bytes, where: object, encoding: str) -> None:
 
 
 def _check_utf16(first_bytes: bytes, where: object, encoding: str) -> None:
-    """Reject UTF-16 text, which many encodings decode without an error, with a null character next to each letter.
+    """Reject UTF-16 text, which many encodings decode without an error, leaving a null character next to each letter.
 
-    Longer runs of null characters are damage, such as a lost sector of a disk.
+    Longer runs of null characters are ignored: they indicate damage, such as a lost disk sector.
     """
     first_bytes = _RUN_OF_NULLS.sub(b"", first_bytes)
     even, odd = first_bytes[::2].count(0), first_bytes[1::2].count(0)

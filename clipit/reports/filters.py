@@ -1,4 +1,4 @@
-"""Snippet filters by text checks, length, section, words and similarity."""
+"""Filter snippets by text checks, length, section, terms and similarity."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,7 +16,7 @@ from clipit.reports.headings import SECTIONS
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
 """Function that returns each text's similarity to the morphology prompts minus its similarity to the boilerplate."""
-_TISSUE = frozenset({"microscopic", "diagnosis"})  # sections on what a tile can show
+_TISSUE = frozenset({"microscopic", "diagnosis"})  # sections that describe tissue, which a tile can show
 _NON_TISSUE = frozenset({"gross", "clinical", "specimen", "blocks", "stage", "administrative"})
 _PACKAGED_BAG = ReportsConfig.model_fields["morphology_prompts"].default
 
@@ -37,7 +37,7 @@ def filter_snippets(
     texts = list(sections_of)
     dropped: dict[str, Tally] = {}
     checks = config.text_checks
-    longest = LONGEST if config.morphology_prompts == _PACKAGED_BAG else BRIEF
+    longest = _LONGEST if config.morphology_prompts == _PACKAGED_BAG else _BRIEF
     rescued: dict[str, None] = {}
 
     def keep(name: str, passes: Sequence[bool]) -> None:
@@ -115,7 +115,7 @@ def check_sections(config: ReportsConfig) -> None:
         raise ConfigError(
             f"unknown section: {shortlist(unknown)}",
             where="reports.sections, reports.exclude_sections",
-            fix=f"use some of: {', '.join(SECTIONS)}",
+            fix=f"use any of: {', '.join(SECTIONS)}",
         )
 
 
@@ -125,7 +125,6 @@ def _in_kept_section(sections: Collection[str], config: ReportsConfig) -> bool:
 
 
 def _similarity_scores(texts: Sequence[str], similarity: Similarity) -> Float[np.ndarray, " n"]:
-
     scores = np.asarray(similarity(texts) if texts else np.zeros(0), dtype=np.float64)
     if scores.shape != (len(texts),) or not np.isfinite(scores).all():
         raise ConfigError(
@@ -137,26 +136,26 @@ def _similarity_scores(texts: Sequence[str], similarity: Similarity) -> Float[np
     return scores
 
 
-BRIEF = 3
-"""Readable words up to which a text only has to name a diagnosis; longer ones have to affirm an entity."""
-LONGEST = 6
-"""Readable words of the longest short diagnosis, without the label or site before a colon."""
+_BRIEF = 3
+"""Maximum number of readable words of a text that only has to name a diagnosis; a longer one must affirm an entity."""
+_LONGEST = 6
+"""Maximum number of readable words of a short diagnosis, without the label or site before a colon."""
 _ENTITY = re.compile(
     r"(?i)\b(?!stroma|(?:dia|pro)gnos|anastomos)\w{2,}(?:omas?|itis|plasias?|plasms?|osis|oses)\b|\bpolyps?\b"
 )
 
 
-def is_short_diagnosis(text: str, longest: int = LONGEST) -> bool:
+def is_short_diagnosis(text: str, longest: int = _LONGEST) -> bool:
     """Return whether a text is a short diagnosis, such as "Partially mucinous colorectal adenocarcinoma".
 
     A text of at most three readable words only has to name a diagnosis. A longer one, of up to `longest` words after
     its last colon ("Histologic type: ..."), has to affirm an entity there: templates such as "Margins negative for
-    carcinoma" or "Number of nodes with metastasis: 0" do not. If `longest` is at most three, no longer one counts.
+    carcinoma" or "Number of nodes with metastasis: 0" do not. If `longest` is at most three, longer texts do not count.
     """
-    if readable_words(text) <= BRIEF:
+    if readable_words(text) <= _BRIEF:
         return names_diagnosis(text)
     value = text[text.rfind(":") + 1 :]
-    if longest <= BRIEF or not 0 < readable_words(value) <= longest:
+    if longest <= _BRIEF or not 0 < readable_words(value) <= longest:
         return False
     mentions = [match.span() for match in _ENTITY.finditer(value)]
     return bool(mentions) and all(status == "affirmed" for status in _assertions().statuses(value, mentions))

@@ -101,7 +101,7 @@ _HEADINGS: dict[str, tuple[str, ...]] = {
 
 
 def _pattern(heading: str) -> str:
-    """Return a regular expression that matches a heading with its accents, and without them as OCR reads it."""
+    """Return a regular expression that matches a heading with its accents or, as OCR may read it, without them."""
     letters = []
     for char in heading:
         plain = unicodedata.normalize("NFD", char)[0]

@@ -6,29 +6,17 @@ from collections.abc import Iterable, Mapping
 
 from clipit.reports.cleaning import LIGATURES
 
-_LIGATURE_LETTERS = (
-    "ti",
-    "tt",
-    "ft",
-    "fi",
-    "fl",
-    "ff",
-    "ffi",
-    "ffl",
-    "tti",
-    "tf",
-    "st",
-)  # of the ligatures of common fonts
+_LIGATURE_LETTERS = ("ti", "tt", "ft", "fi", "fl", "ff", "ffi", "ffl", "tti", "tf", "st")  # ligatures of common fonts
 _FOREIGN = "\u019f\u01a1\u01a9\u01ab\u014c\u019e\ufffd"  # characters that PDF readers return for some ligatures
-_PLAIN = re.compile(r"\b[A-Za-z]?[a-z]{2,}\b")  # in ordinary letter case
+_PLAIN = re.compile(r"\b[A-Za-z]?[a-z]{2,}\b")  # words in ordinary letter case
 _INSIDE = re.compile(
     rf"(?<![^\W_])[A-Za-z]?[a-z]*(?:(?<=[a-z])[A-Z](?=[a-z])[a-z]*|[{_FOREIGN}][a-z]*){{1,4}}(?![^\W_])"
 )
 """A word in lower case with capitals or foreign characters inside it, and no digit next to it."""
 _WHOLE = re.compile(rf"(?<![^\W_])[A-Za-z{_FOREIGN}]{{3,}}(?![^\W_])")
 _PRONOUNCED = re.compile(r"[A-Z](?:[aeiouy]|[hlrw][aeiouy])")  # may begin a real word: Fat, Free
-_MIN_COUNT = 3  # occurrences of a word of the vocabulary
-_MIN_LETTERS = 5  # letters of a word of the vocabulary
+_MIN_COUNT = 3  # minimum occurrences of a vocabulary word
+_MIN_LETTERS = 5  # minimum letters of a vocabulary word
 
 
 def find_repairs(texts: Iterable[str]) -> dict[str, str]:
@@ -37,8 +25,8 @@ def find_repairs(texts: Iterable[str]) -> dict[str, str]:
     The vocabulary consists of the words that occur in lower case at least three times in the same corpus. A word is
     repaired if one capital letter or foreign character interrupts its lower-case letters, once or more, and exactly
     one ligature in its place yields a word of the vocabulary. An initial capital is repaired only if the same capital
-    is damage inside other words, and no English word starts with its letters ("Fssue"). Words with digits, and all
-    other words with capitals, are left unchanged. The time is linear in the length of the texts.
+    stands for a ligature inside other words, and no English word starts with its letters ("Fssue"). Words with digits,
+    and all other words with capitals, are left unchanged. The time is linear in the length of the texts.
 
     Returns:
         Damaged word -> repaired word.
@@ -88,7 +76,7 @@ def repair(text: str, repairs: Mapping[str, str], counts: Counter[str]) -> str:
 
 
 def _candidates(word: str, marks: set[str], ligatures: Iterable[str], vocabulary: set[str]) -> dict[str, str]:
-    """Return the words of the vocabulary that result from replacing every mark by a ligature, by ligature."""
+    """Return, for each ligature, the vocabulary word that results from replacing the mark with it, if there is one."""
     words: dict[str, str] = {}
     if len(marks) != 1:
         return words

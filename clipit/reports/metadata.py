@@ -102,7 +102,7 @@ class Metadata:
 
 
 def read_metadata(config: ReportsConfig) -> Metadata | None:
-    """Read the configured table; None if none is configured.
+    """Read the configured metadata table; None if none is configured.
 
     Rows with the same key and values are merged, such as one row per slide of a patient.
 
@@ -189,7 +189,7 @@ def check_dates(dates: Sequence[str | None], where: str) -> None:
     """Check that all dates are ISO 8601 dates or times; None is an unknown date.
 
     Raises:
-        DataError: Some dates are invalid; the message counts and shows them.
+        DataError: Some dates are invalid; the message counts and lists them.
     """
     wrong = [date for date in dates if date is not None and not _is_date(date)]
     if wrong:

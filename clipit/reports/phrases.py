@@ -23,7 +23,7 @@ class Token(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Matched phrase: its position in the text, and the name that lists the phrase."""
+    """Matched phrase: its position in the text, and the name under which the phrase is listed."""
 
     start: int
     end: int
@@ -43,13 +43,13 @@ class PhraseTree:
     """Prefix tree of phrases, token by token, with the names of each phrase at its last token."""
 
     names: list[str] = field(default_factory=list)
-    following: "dict[str, PhraseTree]" = field(default_factory=dict)
+    children: "dict[str, PhraseTree]" = field(default_factory=dict)
 
     def add(self, phrase: str, name: str) -> None:
         """Add a phrase under a name."""
         node = self
         for token in tokenize(unicodedata.normalize("NFC", phrase)):
-            node = node.following.setdefault(token.text, PhraseTree())
+            node = node.children.setdefault(token.text, PhraseTree())
         if name not in node.names:
             node.names.append(name)
 
@@ -61,10 +61,10 @@ class PhraseTree:
         """
         node, end, names = self, begin, list[str]()
         for index in range(begin, len(tokens) if stop is None else stop):
-            following = node.following.get(tokens[index].text)
-            if following is None:
+            child = node.children.get(tokens[index].text)
+            if child is None:
                 break
-            node = following
+            node = child
             if node.names:
                 end, names = index + 1, node.names
         return end, names
@@ -102,7 +102,7 @@ class PhraseFinder:
         ]
         tokens = tokenize(text)
         for begin, token in enumerate(tokens):
-            if token.text not in self._tree.following:
+            if token.text not in self._tree.children:
                 continue
             end, names = self._tree.longest(tokens, begin)
             matches += [Match(tokens[begin].start, tokens[end - 1].end, name) for name in names]

@@ -114,7 +114,7 @@ def read_reports(config: ReportsConfig) -> Reports:
     misread = count_misread([report.text for report in reports])
     if misread:
         problems.append(misread)
-    reports = _select_organs(_resolve_missing(reports, config, problems), config, problems)
+    reports = _select_organs(_missing_to_none(reports, config, problems), config, problems)
     check_dates([report.date for report in reports], config.path)
     return Reports(tuple(reports), tuple(problems), config.path, empty, tuple(notes))
 
@@ -224,11 +224,11 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
     return reports, empty
 
 
-def _resolve_missing(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
+def _missing_to_none(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
     """Replace markers of missing organs, groups, labels and dates with None, and count them in `problems`."""
     for key in ("organ", "group", "label", "date"):
         values = [getattr(report, key) for report in reports]
-        resolved, note = resolve_missing(values, f"reports.{key}_column", config.path)
+        resolved, note = _resolve_column(values, f"reports.{key}_column", config.path)
         if key == "group":
             resolved = without_decimals(resolved)
         if note:
@@ -271,7 +271,7 @@ def _normalise_organ(organ: str | None) -> str | None:
     return None if organ is None else organ.strip().lower()
 
 
-def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple[list[str | None], str]:
+def _resolve_column(values: Sequence[str | None], key: str, where: str) -> tuple[list[str | None], str]:
     """Replace markers of missing values, such as NA, None, and -1 in a column of integers, with None.
 
     Args:
@@ -281,7 +281,7 @@ def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple
         The values, and a note that counts the replaced ones; "" if there are none.
 
     Raises:
-        DataError: Whether -1 markers missing values is ambiguous, because the column has only one other integer.
+        DataError: It is unclear whether -1 marks missing values, because the column has only one other integer.
     """
     counts = Counter(value for value in values if value is not None)
     markers = {value for value in counts if value in MISSING_VALUES}
@@ -291,14 +291,13 @@ def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple
             raise DataError(
                 f"the values are {shortlist([NO_CLASS, *others])}: -1 may be a value or mark missing ones",
                 where=f"{where}, {key}",
-                fix="write names in place of the numbers, or leave the cells of missing values empty",
+                fix="write names instead of numbers, or leave the cells of missing values empty",
             )
         markers.add(NO_CLASS)
     if not markers:
         return list(values), ""
     listed = shortlist([f"{marker}: {counts[marker]}" for marker in sorted(markers)])
     note = (
-        f"{counted(sum(counts[marker] for marker in markers), 'report')} without a value in the column of {key} "
-        f"({listed})"
+        f"{counted(sum(counts[marker] for marker in markers), 'report')} without a value in the column {key} ({listed})"
     )
     return [None if value in markers else value for value in values], note

@@ -1,4 +1,4 @@
-"""Rule sets for labels from report text, and their YAML files."""
+"""Rule sets that label reports by phrases, and their YAML files."""
 
 import re
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ IGNORED = ""
 
 @dataclass(frozen=True)
 class RuleSet:
-    """Phrases per class, and how their mentions count; `load_rules` reads one from a file.
+    """Phrases of each class, and which of their mentions count; `load_rules` reads a rule set from a file.
 
     Attributes:
         classes: Phrases of each class, matched as whole words in any case; white space and hyphens are equivalent, and
@@ -78,7 +78,7 @@ def load_rules(name_or_path: str | Path) -> RuleSet:
     """
     path = _find(name_or_path)
     raw, repeated = load_mapping(path, "`name:` and `classes:`")
-    problems = [f"{key} (line {line}): is given twice; only the last one would count" for key, line in repeated]
+    problems = [f"{key} (line {line}): is given twice; only the last one would be used" for key, line in repeated]
     problems += _problems(raw)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
@@ -118,7 +118,6 @@ def _triggers(raw: Mapping[str, Any] | None) -> Triggers:
 
 
 def _problems(raw: Mapping[Any, Any]) -> list[str]:
-
     problems = [f"{key}: unknown key; known keys are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
     if not isinstance(raw.get("name"), str) or not raw["name"].strip():
         problems.append("name: is missing or not a string")
@@ -127,7 +126,7 @@ def _problems(raw: Mapping[Any, Any]) -> list[str]:
         problems.append("classes: is missing or empty; list phrases for at least one class")
         classes = {}
     problems += [
-        f"classes: {name!r} is not a class name; use a text on one line, other than {BOTH!r} and {NONE!r}, in quotes"
+        f"classes: {name!r} is not a class name; use one line of text in quotes, other than {BOTH!r} and {NONE!r}"
         for name in classes
         if not isinstance(name, str) or not name.strip() or has_controls(name) or name in (BOTH, NONE)
     ]
@@ -147,7 +146,6 @@ def _problems(raw: Mapping[Any, Any]) -> list[str]:
 
 
 def _phrase_problems(key: str, phrases: Any, *, expressions: bool) -> list[str]:
-
     if not isinstance(phrases, list) or not phrases:
         return [f"{key}: must be a list with at least one phrase"]
     problems = []

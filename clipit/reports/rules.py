@@ -47,7 +47,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class ReportLabel:
-    """Class that the rules give one report, and the underlying mentions.
+    """Class that the rules assign to a report, and the mentions behind it.
 
     Attributes:
         class_name: A class, "both" or "none".

@@ -27,7 +27,7 @@ class Piece:
 
 # Patterns after which to split an over-long sentence, in order of preference.
 _CLAUSES = (
-    re.compile(r";\s+|\uff1b"),  # also the marks of Chinese and Japanese
+    re.compile(r";\s+|\uff1b"),  # including Chinese and Japanese punctuation
     re.compile(r":\s+|\s+(?=-\s)|\uff1a"),
     re.compile(r",\s+|[\uff0c\u3001]"),
     re.compile(r"\s+(?=(?:and|with|or|which|but|where|while)\s)"),
@@ -140,7 +140,7 @@ def _in_measurement(text: str, offset: int) -> bool:
 
 
 def _between_characters(text: str) -> list[int]:
-    """Return the offsets between characters of scripts without spaces, but none within Latin words and numbers."""
+    """Return the offsets between characters of scripts without spaces; Latin words and numbers are not split."""
     return [
         offset
         for offset in range(1, len(text))
@@ -149,7 +149,7 @@ def _between_characters(text: str) -> list[int]:
 
 
 def _with_negation(text: str, split: int) -> str:
-    """Return the text after `split`, preceded by the negation of a list that `split` divides, if there is one."""
+    """Return the text after `split`; if `split` divides a negated list, repeat the negation before it."""
     rest = trim(text[split:])
     negation = next(reversed(list(_NEGATION.finditer(text, 0, split))), None)
     if negation is None or len(negation.group()) > _LONGEST_NEGATION * len(text):

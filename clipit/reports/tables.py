@@ -112,7 +112,7 @@ def _header_hint(config: ReportsConfig, table: CsvTable) -> str:
 
 
 def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
-    """Read one report per JSON object and line; every object must have the configured keys."""
+    """Read one report per line, as a JSON object that has all configured keys."""
     with decoding(path, config.encoding), path.open(encoding=codec(config.encoding), newline="\n") as stream:
         for number, line in enumerate(text_lines(stream), 1):
             if not line.strip():
@@ -250,7 +250,7 @@ def _check_columns(config: ReportsConfig, columns: Sequence[str], where: object,
 
 
 def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> RawReport:
-    """Make a report from the cells of one row.
+    """Build a report from the cells of one row.
 
     Raises:
         DataError: The text column does not contain text, the id is missing, or a cell is invalid.

@@ -25,7 +25,7 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
     `reports.cancer_types`, the organ follows from the patient's cancer type; patients not in that table have no organ.
 
     Raises:
-        DataError: A csv row has no barcode or a repeated id, a folder or zip contains a csv in place of text files, or
+        DataError: A csv row has no barcode or a repeated id, a folder or zip contains a csv instead of text files, or
             the table of cancer types is invalid.
     """
     organ_of = read_organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}

@@ -19,7 +19,7 @@ from clipit.reports.encodings import check_head, codec, decoding, decoding_error
 _MAX_TEXT_BYTES = 16 * 2**20  # bytes of one report; larger files are other data, or zip bombs
 _MAX_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # zipped text is about a tenth of its size, rarely a hundredth
 _MAX_EMPTY_BYTES = 64  # most bytes that any compression method needs for an empty file
-_END_RECORD = struct.Struct("<4s6xH10x")  # end of a zip without its comment: signature and number of members
+_END_RECORD = struct.Struct("<4s6xH10x")  # end record of a zip, without its comment: signature and number of members
 _SEPARATORS = {
     "\0": "null character",
     "\r": "carriage return",
@@ -77,7 +77,7 @@ def read_lines(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
         raise DataError(
             f"the file is a single line, with characters that may separate reports ({listed})",
             where=path,
-            fix="replace them by line breaks; or, if it is one report, put it into a folder and set reports.path to it",
+            fix="replace them with line breaks or, if the file is one report, set reports.path to its folder",
         )
     del counts["\0"]  # listed by report, in all formats
     if not counts:
@@ -95,8 +95,8 @@ def _list_separators(counts: Counter[str]) -> str:
 def text_lines(stream: Iterable[str]) -> Iterator[str]:
     r"""Yield the lines of a text file that was opened with `newline="\n"`, without their ends.
 
-    Lines end in a line feed, after any number of carriage returns. In a file without a line feed, as programs for old
-    Macs wrote them, they end in a carriage return.
+    Lines end in a line feed, after any number of carriage returns. In a file without line feeds, as written on classic
+    Mac OS, they end in a carriage return.
     """
     for number, line in enumerate(stream):
         if number == 0 and not line.endswith("\n"):
@@ -172,7 +172,7 @@ def _check_read(data: bytes, member: zipfile.ZipInfo) -> None:
 
 
 def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Return the members of a zip by name, with slashes in place of backslashes.
+    """Return the members of a zip by name, with backslashes replaced by slashes.
 
     Raises:
         DataError: The zip is damaged, or two members have the same name.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NO_DATA = "use a workbook with a sheet of cells"
+_NO_DATA = "use a workbook that has a sheet with data"
 _LARGEST = 2**30  # bytes of an unpacked workbook
 _SHEET = re.compile(r"xl/worksheets/[^/]+\.xml")
 _MERGED = re.compile(rb'<(?:\w+:)?mergeCell [^<>]*?ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
@@ -29,9 +29,9 @@ _CHUNK, _LONGEST_TAG = 2**20, 200  # bytes
 _ESCAPED = re.compile(r"_x(00[01][0-9A-Fa-f]|005[Ff])_")
 """Control characters as Excel stores them, such as _x000D_ for a carriage return, which openpyxl does not decode."""
 _FORMAT_PART = re.compile(r'"([^"]*)"|\\(.)|\[\$([^\]-]*)(?:-[^\]]*)?\]|([0#?])|[_*].|\[[A-Za-z]+\]|([-+() :])')
-"""Parts of a number format: text in quotes, an escaped character, text of a locale, the place of a digit, a space as
-wide as a character, a colour, and characters that need no quotes. Formats with other parts, such as a decimal point,
-are not applied."""
+"""Parts of a number format: quoted text, an escaped character, a locale's text, a digit placeholder, a space as wide as
+a character, a colour, and characters that need no quotes. Formats with other parts, such as a decimal point, are not
+applied."""
 _MISSING = ("#N/A", "#NULL!")  # error values that mark missing values
 
 
@@ -103,7 +103,7 @@ def _load(path: Path, *, values: bool) -> "Workbook":
             _check_merged(archive, path)
 
         class SheetReader(ExcelReader):
-            """Reader that skips sheets that contain a chart alone, some of which openpyxl cannot read."""
+            """Reader that skips chart sheets, some of which openpyxl cannot read."""
 
             def read_chartsheet(self, sheet: Any, rel: Any) -> None:
                 charts.append(sheet.name)
@@ -127,7 +127,7 @@ def _load(path: Path, *, values: bool) -> "Workbook":
 
 
 def _check_merged(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse large merged areas, such as two whole columns, for each cell of which openpyxl would create an object.
+    """Reject large merged areas, such as two whole columns: openpyxl would create an object for each of their cells.
 
     Raises:
         DataError: The merged areas of a sheet have more than a million cells.
@@ -181,15 +181,15 @@ def _choose_sheet(workbook: "Workbook", name: str | None, path: Path, key: str) 
     others = [title for title in sheets if title not in filled]
     if others or sheets[filled[0]].sheet_state != "visible":
         empty = f"; empty: {shown(others)}" if others else ""
-        logger.info(f"note: {path.name}: the sheet {shown(filled)} is read{empty}")
+        logger.info(f"note: {path.name}: reading the sheet {shown(filled)}{empty}")
     return sheets[filled[0]]
 
 
 def _filled_rows(worksheet: "Worksheet") -> list[list["Cell"]]:
     """Return the cells with a value, by row.
 
-    Only cells in the file are visited: `iter_rows` would create billions of cells for a sheet in which a single cell is
-    formatted in the last row that Excel allows.
+    Only cells that the file lists are visited: if a single cell is formatted in the last row that Excel allows,
+    `iter_rows` would create billions of cells.
     """
     rows: dict[int, list[Cell]] = {}
     for (row, _), cell in sorted(worksheet._cells.items(), key=lambda item: item[0]):
@@ -199,7 +199,7 @@ def _filled_rows(worksheet: "Worksheet") -> list[list["Cell"]]:
 
 
 def _hidden_notes(worksheet: "Worksheet", filled: Sequence[Sequence["Cell"]], where: str) -> tuple[str, ...]:
-    """Count the hidden rows and columns that have values: a filter hides rows, a collapsed outline both."""
+    """Describe hidden rows and columns that have values: filters hide rows, collapsed outlines rows and columns."""
     default = bool(worksheet.sheet_format.zeroHeight)
     dimensions, hidden_columns = worksheet.row_dimensions, set[int]()
     for column in worksheet.column_dimensions.values():
@@ -256,12 +256,12 @@ def _text(cell: "Cell") -> str:
 
 
 def _shown(value: int, number_format: str) -> str:
-    """Return a whole number as Excel shows it, and writes it to csv files: 7 as 0007, P007 or 00-07.
+    """Format a whole number as Excel displays it and exports it to csv: 7 as 0007, P007 or 00-07.
 
-    Only formats of digits and text are applied, to numbers that are not negative; other numbers are written plainly.
+    Only formats of digits and text are applied, and only to numbers that are not negative; others are not formatted.
     """
     sections = re.split(r';(?=(?:[^"]*"[^"]*")*[^"]*$)', number_format)
-    parts, at = list[tuple[str, bool]](), 0  # text, and whether it is the place of a digit
+    parts, at = list[tuple[str, bool]](), 0  # text, and whether it is a digit placeholder
     while match := _FORMAT_PART.match(sections[0], at):
         quoted, escaped, locale, digit, plain = match.groups()
         parts.append((digit, True) if digit else (quoted or escaped or locale or plain or "", False))

@@ -80,7 +80,7 @@ def test_no_fewer_lists_reach_the_target(root: Path, texts: Store, tiles: Store,
 @pytest.mark.parametrize(
     ("key", "given", "advice"),
     [
-        ("IVF128,Flat", {"nprobe": 1}, r"raise pairing\.nprobe from 1 to \d+ \(or set null\) for a recall of (1|0\.9)"),
+        ("IVF128,Flat", {"nprobe": 1}, r"raise pairing\.nprobe from 1 to \d+ \(or set to null\) for a recall of [01]"),
         ("PQ8x4fs", {"candidates": 3}, r"raise pairing\.candidates from 3 to \d+ "),
         ("HNSW16", {"ef_search": 1}, r"raise pairing\.ef_search from 1 to \d+"),
     ],

@@ -137,5 +137,5 @@ def test_nearest_prompts_are_a_plain_search() -> None:
     expected = np.argsort(-(tiles @ prompts.T), axis=1)[:, :4]
     assert np.array_equal(nearest_prompts(tiles, prompts, 4, block=7), expected)
     assert nearest_prompts(tiles[:1], prompts[[2, 2, 2]], 2).tolist() == [[0, 1]]
-    with pytest.raises(ConfigError, match="13 prompts per tile requested, of 12"):
+    with pytest.raises(ConfigError, match="13 prompts per tile requested, but there are only 12"):
         nearest_prompts(tiles, prompts, 13)

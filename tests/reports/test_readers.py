@@ -294,7 +294,7 @@ def test_missing_values_are_no_patients_and_no_classes(tmp_path: Path, mark: str
         ("2", "4", "4"),
     ]
     assert found.empty == 1
-    assert f"1 report without a value in the column of reports.label_column ({mark}: 1)" in found.problems
+    assert f"1 report without a value in the column reports.label_column ({mark}: 1)" in found.problems
     assert sum("without a value" in problem for problem in found.problems) == 3
 
 

@@ -203,7 +203,7 @@ def test_charts_are_skipped_and_hidden_and_empty_sheets_are_named(
     book.save(path)
     caplog.set_level("INFO")
     assert len(read(path).reports) == 1
-    assert "note: r.xlsx: the sheet Reports (hidden) is read; empty: Sheet" in caplog.text
+    assert "note: r.xlsx: reading the sheet Reports (hidden); empty: Sheet" in caplog.text
     with pytest.raises(DataError, match=r"no sheet 'Plot' with cells; the sheets are Sheet, Reports \(hidden\)"):
         read(path, sheet="Plot")
     book.remove(book["Sheet"])

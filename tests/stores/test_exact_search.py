@@ -15,7 +15,7 @@ from clipit.config.run import PairingConfig
 from clipit.errors import ArtifactError
 from clipit.pairing.nearest import exact_cosines, search
 from clipit.pairing.pairs import pair_tiles
-from clipit.pairing.selection import find_candidates, prepare
+from clipit.pairing.selection import find_candidates, prepare_selection
 from clipit.stores import stored_rows
 from clipit.stores.check import check_shards
 from clipit.stores.embed import Store
@@ -124,7 +124,7 @@ def test_rules_keep_a_few_numbers_per_snippet_and_no_vector(tmp_path: Path, monk
         queries = centred(tiles.rows(np.arange(50)), tiles.mean())
         tracemalloc.start()
         try:
-            find_candidates(prepare(index, tiles, rules, block=50), queries, np.full(50, -1), 2, block=50)
+            find_candidates(prepare_selection(index, tiles, rules, block=50), queries, np.full(50, -1), 2, block=50)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -25,7 +25,7 @@ from clipit.evaluation.complementarity import Complementarity, complementarity
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.score_row import ScoreRow
-from clipit.pairing.selection import Selection, weights
+from clipit.pairing.selection import Selection, snippet_weights
 from clipit.reporting.tables import interval, number
 from clipit.vectors import unit
 from clipit.workspace.workspace import Workspace
@@ -225,7 +225,7 @@ def mean_snippets(
     means = [np.empty((0, vectors.shape[1]), dtype=np.float32)]
     for candidates, kept in search_snippets(workspace, rules, vectors, groups):
         rows, cosines = candidates.rows[:, :-1], candidates.cosines[:, :-1]
-        share = kept.astype(np.float32) if temperature is None else weights(cosines, kept, temperature)
+        share = kept.astype(np.float32) if temperature is None else snippet_weights(cosines, kept, temperature)
         means.append(unit((index.vectors(np.maximum(rows, 0)) * share[..., None]).sum(axis=1).astype(np.float32)))
     return np.concatenate(means)
 

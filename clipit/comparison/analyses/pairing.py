@@ -13,7 +13,7 @@ from clipit.comparison.statistics import PERCENT
 from clipit.distributed import get_processes
 from clipit.errors import counted
 from clipit.evaluation.score_row import ScoreRow
-from clipit.pairing.selection import Candidates, Selection, find_candidates, judge_candidates, prepare
+from clipit.pairing.selection import Candidates, Selection, find_candidates, judge_candidates, prepare_selection
 from clipit.pairing.summary import agreement
 from clipit.reporting.tables import number
 from clipit.training.arms import resolve_arm
@@ -154,7 +154,7 @@ def prepare_rules(workspace: Workspace) -> Selection:
     """Prepare the `pairing` rules, with statistics over the training tiles."""
     rules, train = workspace.config.pairing, workspace.tile_store("train")
     sources, groups = workspace.rule_inputs()
-    return prepare(
+    return prepare_selection(
         workspace.pairs.as_searched(workspace.index),
         train,
         rules,

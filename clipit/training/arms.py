@@ -64,7 +64,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "top5": {"base": "clip_it_all", "pairing.k": 5},
     # CPLIP-style: bags of snippets against bags of tiles, many to many.
     "bags": {"base": "clip_it_all", "pairing.k": 5, "bags.weight": 0.5},
-    # The projection is also aligned with the class prompts, for zero-shot prediction.
+    # Also align the projection with the class prompts, for zero-shot prediction.
     "prompt_bags": {"base": "clip_it_all", "prompt_bags.weight": 0.5, "soft_labels.source": "zero_shot"},
     # Soft labels from the VLM's zero-shot predictions, without distillation.
     "zero_shot_labels": {**_IMAGE_ONLY, "soft_labels.source": "zero_shot"},
@@ -75,15 +75,15 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     # Control: soft labels from an image-only student of the same seed, without a VLM.
     "self_training": {**_IMAGE_ONLY, "soft_labels.source": "image_only"},
     "consistency": {**_IMAGE_ONLY, "consistency.weight": 1.0},
-    # Labels from the reports of the tiles' own patients: a column of the reports, rules, or a text classifier.
+    # Labels from the reports of the tiles' own patients, by a column of the reports, rules or a text classifier.
     "own_label": {**_IMAGE_ONLY, "soft_labels.source": "own_report", "soft_labels.own_report.labels": "label"},
     "own_rules": {"base": "own_label", "soft_labels.own_report.labels": "rules"},
     "own_text": {"base": "own_label", "soft_labels.own_report.labels": "text"},
-    # Control: labels of tiles, spread over the other tiles of the same patient, without text.
+    # Control: tile labels, spread over the other tiles of the same patient, without text.
     "own_case": {"base": "own_label", "soft_labels.own_report.labels": "case"},
     # Control: the reports' labels, exchanged between patients.
     "own_shuffled": {"base": "own_label", "soft_labels.own_report.shuffled": True},
-    # The nearest snippet of the patient's own report in place of the nearest of all.
+    # The nearest snippet of the patient's own report instead of the nearest of all.
     "own_snippet": {"base": "clip_it_all", "pairing.reports": "own_then_any"},
     "own_bags": {"base": "bags", "pairing.reports": "own_then_any"},
     # Control: the nearest snippet of another patient's report.
@@ -94,7 +94,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
         "tiles.labels.kind": "none",
         "training.monitor": "agreement",
     },
-    # The text side is first fitted to the labels.
+    # The text side is fitted to the labels before distillation.
     "text_adapter": {"base": "clip_it_all", "distillation.text": "adapter"},
     "text_lora": {"base": "clip_it_all", "distillation.text": "lora"},
 }
@@ -118,7 +118,7 @@ def arm_keys(name: str, configured: Mapping[str, Mapping[str, Any]]) -> dict[str
         if (not is_configured and current not in ARMS) or (current, is_configured) in seen:
             cyclic = any(current == earlier for earlier, _ in seen)
             raise ConfigError(
-                f"arms are based on each other in a cycle: {' -> '.join([*(arm for arm, _ in seen), current])}"
+                f"the `base` keys of these arms form a cycle: {' -> '.join([*(arm for arm, _ in seen), current])}"
                 if cyclic
                 else f"unknown arm {current!r}",
                 where=f"arms.{seen[-1][0]}.base" if seen else "arm",
@@ -134,7 +134,7 @@ def arm_keys(name: str, configured: Mapping[str, Mapping[str, Any]]) -> dict[str
 
 
 def resolve_arm(config: RunConfig) -> RunConfig:
-    """Fill in the keys of the configuration's arm; without an arm, the configuration is returned unchanged.
+    """Fill in the keys of the configuration's arm; return the configuration unchanged if it names none.
 
     Keys given on the command line (`config.overrides`) keep their values.
 

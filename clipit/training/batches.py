@@ -16,7 +16,11 @@ class BatchPlan:
     """Global batches over the rows of the training tiles.
 
     Attributes:
+        labelled: Rows of labelled tiles.
         unlabelled: Rows of unlabelled tiles; empty if no loss term uses them.
+        n_labelled: Number of labelled tiles per global batch.
+        n_unlabelled: Number of unlabelled tiles per global batch.
+        seed: Seed of the order of the tiles.
     """
 
     labelled: Int64[np.ndarray, "_"]
@@ -44,14 +48,15 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
     """Plan the batches of a run.
 
     Unlabelled tiles are used if a loss term needs them; `training.labelled_share` is then the fraction of labelled
-    tiles in a batch. Otherwise, batches of the same size contain labelled tiles only. Without any label, all batches
-    contain unlabelled tiles.
+    tiles in a batch. Otherwise, batches of the same size contain labelled tiles only; if no tile has a label, they
+    contain unlabelled tiles only.
 
     Args:
         config: Run configuration, with its arm resolved.
+        has_label: Mask of the training tiles whose label the run may use.
 
     Raises:
-        DataError: There are no tiles, or no tile has a label, and no loss term supervises unlabelled tiles.
+        DataError: There are no tiles, or no tile has a label and no loss term supervises unlabelled tiles.
         ConfigError: The batch is too small for both labelled and unlabelled tiles.
     """
     labelled, unlabelled = np.flatnonzero(has_label), np.flatnonzero(~has_label)

@@ -1,7 +1,7 @@
 """Save and load resumable checkpoints: trainable weights, optimiser state and counters, in safetensors and JSON.
 
-A checkpoint is a folder `step-<number>` that appears when it is complete. The previous one is kept, and is used if the
-newest is damaged: `progress.json` records the SHA-256 of every file.
+A checkpoint is a folder `step-<number>`, which gets this name once it is complete. `progress.json` records the SHA-256
+of every file. The previous checkpoint is kept, in case the newest one is damaged.
 """
 
 import json
@@ -34,7 +34,9 @@ class Progress:
     """Training state other than weights and optimiser.
 
     Attributes:
+        step: Number of completed steps.
         best_step: Step with the best validation score; 0 if there is none.
+        best_score: Validation score of that step; None if there is none.
         best_sha256: SHA-256 of the file with its weights; "" if there is none, and in processes that do not write it.
         validations_without_gain: Number of validations since the best step.
         stopped: Whether training stopped early.
@@ -148,7 +150,7 @@ def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimize
 
 
 def _delete_old(folder: Path, progress: Progress) -> None:
-    """Delete all checkpoints but this one and the previous one, and all best weights that neither refers to."""
+    """Delete all checkpoints except this one and the previous one, and all best weights that neither refers to."""
     steps = _steps(folder)
     kept = [step for step in steps if step <= progress.step][:2]
     best = {progress.best_step}
@@ -171,7 +173,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore the latest checkpoint, or the previous one if it is damaged; return a fresh `Progress` if there is none.
+    """Restore the latest intact checkpoint; return a fresh `Progress` if there is no checkpoint.
 
     Raises:
         ArtifactError: No checkpoint is intact, or the checkpoint belongs to a different student.
@@ -215,7 +217,7 @@ def _read_progress(checkpoint: Path) -> Progress:
     with _reading_checkpoint(checkpoint / _PROGRESS) as path:
         progress = Progress.from_json(json.loads(path.read_text(encoding="utf-8")))
         if checkpoint.name != f"step-{progress.step:08d}":
-            raise ValueError("its step differs from the one in the name of its folder")
+            raise ValueError("its step differs from that in the folder's name")
     return progress
 
 
@@ -267,7 +269,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file or folder is on disk, so that it survives a loss of power."""
+    """Wait until a file or folder is on disk, so that it survives a power failure."""
     try:
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""The training loop of students and VLMs: optimiser, schedule, log, selection of the best step, checkpoints."""
+"""Training loop shared by students and VLMs: optimiser, schedule, log, checkpoints and selection of the best step."""
 
 import json
 import math
@@ -24,9 +24,12 @@ class Schedule:
     """Steps, learning rate and intervals of training.
 
     Attributes:
-        rate_key: Configuration key of the learning rate, for errors.
-        warmup: Fraction of the steps that warm up the learning rate.
-        patience: Number of validations without improvement before training stops; None to train to the end.
+        title: Label of the progress bar.
+        learning_rate: Peak learning rate.
+        rate_key: Configuration key of the learning rate, for error messages.
+        warmup: Fraction of the steps over which the learning rate rises to its peak.
+        log_every: Number of steps between log entries; likewise for validations and checkpoints.
+        patience: Number of validations without improvement after which training stops; None to train to the end.
     """
 
     title: str
@@ -42,23 +45,24 @@ class Schedule:
 
 @dataclass(frozen=True)
 class StepParts:
-    """Model, optimiser and functions of one kind of training.
+    """Model, optimiser and callbacks that adapt the training loop to a student or a VLM.
 
     Attributes:
         model: Module whose trainable weights are saved.
         optimizer: Optimiser, possibly inside Accelerate's wrapper.
         saved_optimizer: The same optimiser without the wrapper, for checkpoints.
-        compute: Function that runs forward and backward of a step, and returns this process's share of `loss` and its
-            parts.
+        compute: Function that runs the forward and backward pass of a step, and returns this process's share of `loss`
+            and of its terms.
         clip: Function that clips the gradient and returns its norm.
         after_update: Function called after each update of the weights.
-        validate: Function that runs a validation, and returns its columns of the log and the score of the step (higher
-            is better; None if undefined). None without validation.
-        facts: Function that returns additional columns of the log.
+        validate: Function that returns the log columns of a validation, and the score of the step (higher is better;
+            None if undefined); None without validation.
+        facts: Function that returns additional log columns.
         status: Function that returns the text of the progress bar.
-        seconds: Function that returns the duration of the training so far.
-        scaler: Function that returns the state of the loss scaler; None without one.
-        log: Function that passes each row of the log to trackers.
+        seconds: Function that returns the duration of the training so far in seconds.
+        scaler: Function that returns the state of the loss scaler, or None without one.
+        log: Function that passes a row of the log to the trackers.
+        device: Device of the losses.
     """
 
     model: nn.Module
@@ -77,14 +81,11 @@ class StepParts:
 
 
 def run_steps(schedule: Schedule, parts: StepParts, progress: Progress, folder: Path, processes: Processes) -> None:
-    """Run the steps from `progress.step` to the end; `progress` is updated in place.
+    """Train from step `progress.step` to the end, and update `progress` in place.
 
     Args:
-        schedule: Steps, learning rate and intervals.
-        parts: Model, optimiser and functions of the training.
         progress: State of the last checkpoint, or a fresh one.
-        folder: Folder of metrics.jsonl and checkpoints/.
-        processes: Processes that share the batches.
+        folder: Folder for metrics.jsonl and checkpoints/.
 
     Raises:
         ModelError: The loss became infinite or NaN.
@@ -132,7 +133,7 @@ def run_steps(schedule: Schedule, parts: StepParts, progress: Progress, folder: 
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
-    """Return the learning-rate factor at a step: a linear rise over `warmup * steps`, then half a cosine to 0."""
+    """Return the learning-rate factor at a step: linear warm-up over `warmup * steps`, then cosine decay to 0."""
     rise = round(warmup * steps)
     if step < rise:
         return (step + 1) / rise
@@ -156,7 +157,8 @@ def _check_finite(
 
     Args:
         losses: Sum of this process's losses since the last check.
-        processes: Processes that share the batches.
+        checked_step: Step of the last check.
+        key: Configuration key of the learning rate.
 
     Raises:
         ModelError: A loss was infinite or NaN.
@@ -172,7 +174,7 @@ def _check_finite(
 
 
 def _global_losses(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
-    """Sum losses over the processes (each has its share of a global mean)."""
+    """Sum the losses over all processes, each of which has its share of a global mean."""
     parts = processes.gather({name: float(value) for name, value in losses.items()})
     return {name: sum(part[name] for part in parts) for name in losses}
 
@@ -193,7 +195,7 @@ def _record_score(
 
 
 class _Log:
-    """Writer of metrics.jsonl and the tracker, if any; rows after the checkpoint's step are dropped."""
+    """Writer of metrics.jsonl and of the trackers; on resuming, rows after the checkpoint's step are dropped."""
 
     def __init__(
         self, path: Path, step: int, processes: Processes, tracker: Callable[[dict[str, Any], int], None]

@@ -1,7 +1,7 @@
-"""Loss functions: pure functions on tensors.
+"""Loss functions, and the transformations of their inputs, as pure functions on tensors.
 
-Each returns a sum over its valid rows. The training step divides by the number of valid rows in the whole batch, over
-all processes and micro-batches, so that the loss does not depend on how the batch is divided.
+Each loss is a sum over its valid rows. The training step divides it by the number of valid rows in the whole batch,
+over all processes and micro-batches, so that the result does not depend on how the batch is divided.
 """
 
 from dataclasses import dataclass
@@ -40,11 +40,12 @@ def cosine_distillation_sum(
     """Compute the sum of cosine distances between predicted and target embeddings over the valid rows.
 
     Formula: L_KD = sum over valid i of 1 - cos(t^_i, t_i) (CLIP-IT, arXiv 2504.16181, distillation step). Each summand
-    is between 0 and 2. Vectors need not be normalised; a target of length 0 counts as orthogonal (1).
+    is between 0 and 2. Vectors need not be normalised; a zero vector counts as orthogonal (1).
 
     Args:
         predicted: Projector outputs t^.
-        target: Targets t, frozen and cached. Invalid rows may contain any value, including NaN.
+        target: Targets t, without gradient. Invalid rows may contain any value, including NaN.
+        valid: Mask of the rows to sum over.
 
     Returns:
         The sum in float32 (float64 for float64 input); 0 with a zero gradient if no row is valid.
@@ -131,7 +132,7 @@ def prior_corrected(
 def consistency_sum(
     logits_a: Float[Tensor, "b c"], logits_b: Float[Tensor, "b c"], mask: Bool[Tensor, " b"]
 ) -> Float[Tensor, ""]:
-    """Compute the sum of squared distances between the class probabilities of two views over the masked rows.
+    """Compute the sum of squared distances between the class probabilities of two views, over the selected rows.
 
     Formula: sum over valid i of (1 / C) sum_c (softmax(a_i)_c - softmax(b_i)_c)^2 (the Pi-model, arXiv 1610.02242,
     section 2.1). It is bounded and symmetric, and the gradient reaches both views.
@@ -139,10 +140,10 @@ def consistency_sum(
     Args:
         logits_a: Logits of one view.
         logits_b: Logits of the other view, with the tiles in the same order.
-        mask: Rows that count; other rows may contain any value.
+        mask: Mask of the rows to sum over; other rows may contain any value.
 
     Returns:
-        The sum in float32 (float64 for float64 logits); 0 with a zero gradient if no row counts.
+        The sum in float32 (float64 for float64 logits); 0 with a zero gradient if no row is selected.
     """
     first = torch.softmax(at_least_float32(logits_a[mask]), dim=1)
     second = torch.softmax(at_least_float32(logits_b[mask]), dim=1)
@@ -165,26 +166,28 @@ def many_to_many_sum(
     Formula: with unit vectors u_im of tile bag i (M_i members) and v_jn of text bag j (N_j members),
     S_ij = log( 1 / (M_i N_j) sum over m, n of exp(u_im . v_jn / temperature) ) and
     L = sum over i of -1/2 (log softmax over j of S_ij, at j = i, plus log softmax over k of S_ki, at k = i).
-    After CPLIP (CVPR 2024), which sums over members instead of taking their mean, and so favours large bags, and which
-    contrasts in one direction only. With one member per bag it is CLIP's loss (arXiv 2103.00020, figure 3) times b.
+    Adapted from CPLIP (CVPR 2024), which contrasts in one direction only, and sums over members instead of averaging
+    them, which favours large bags. With one member per bag, it is CLIP's loss (arXiv 2103.00020, figure 3) times b.
     Two tiles of a batch with the same snippets are each other's negatives, as in CLIP, unless `same` is given: both
     softmaxes of bag i then exclude every j for which same_ij is true. With `text_weights` w, which are normalised to
     sum to 1 in each bag, S_ij = log( 1 / M_i sum over m, n of w_jn exp(u_im . v_jn / temperature) ).
 
     Args:
-        images: Members of the tile bags, not necessarily normalised. Masked members may contain any value.
+        images: Members of the tile bags, not necessarily normalised.
+        image_mask: Mask of the existing members; the others may contain any value.
         texts: Members of the text bags; row i belongs to tile bag i.
+        text_mask: Mask of the existing members.
         temperature: Positive temperature; a tensor if it is learnt.
-        rows: Bags to sum over, contrasted with all bags: with bags gathered from all processes (with gradient), each
-            process sums over its own rows, and the sums and counts of all processes add up to the total. Default: all.
-        same: True where bag j is not a negative of bag i; the diagonal does not matter. Default: all other bags are
+        rows: Bags to sum over, each contrasted with all bags; all by default. If bags are gathered from all processes
+            (with gradient), each process sums over its own rows, and the sums and counts of the processes add up.
+        same: True where bag j is not a negative of bag i; the diagonal is ignored. By default, all other bags are
             negatives.
-        text_weights: Non-negative weights; members of weight 0 are ignored. Default: equal weights.
+        text_weights: Non-negative weights, equal by default; members of weight 0 are ignored.
 
     Returns:
-        The sum (float32, or float64 for float64 input; 0 with a zero gradient if no bag counts), and the number of bags
-        summed over. Bags without a member on either side neither count nor serve as negatives; a bag without any
-        negative adds 0.
+        The sum (float32, or float64 for float64 input; 0 with a zero gradient if there is no bag to sum over), and the
+        number of bags summed over. Bags that are empty on either side are left out, also as negatives; a bag without
+        negatives adds 0.
     """
     if text_weights is not None:
         text_mask = text_mask & (text_weights > 0)
@@ -221,7 +224,7 @@ class _Members:
 def _members(
     vectors: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], weights: Float[Tensor, "b m"] | None
 ) -> _Members:
-    """Normalise members; missing members become zeros, so that their values have no effect."""
+    """Normalise members, and replace missing ones by zeros, so that their values have no effect."""
     clean = torch.where(mask[:, :, None], at_least_float32(vectors), torch.zeros((), device=vectors.device))
     if weights is not None:
         existing = torch.where(mask, weights.to(clean.dtype), 0.0)

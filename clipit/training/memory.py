@@ -21,7 +21,7 @@ from clipit.training.terms.term import Normalise
 
 logger = logging.getLogger(__name__)
 
-_TRIVIAL = (20_000_000, 224)  # bytes of weights and edge in pixels up to which a real pass of a few tiles always fits
+_TRIVIAL = (20_000_000, 224)  # bytes of weights and input pixels up to which a real pass of a few tiles always fits
 _TILES = (2, 3)  # measured batches; with one tile, memory formats are ambiguous and copies differ
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _cache: dict[tuple[object, ...], "Activations"] = {}
@@ -31,12 +31,12 @@ _cache: dict[tuple[object, ...], "Activations"] = {}
 class Activations:
     """Memory in addition to weights and optimiser after each operation of a forward and backward pass, in bytes.
 
-    It is linear in the number of tiles, with other coefficients at each operation: activations dominate at the end of
-    the forward pass, gradients at the end of the backward pass.
+    It is linear in the number of tiles, with different coefficients at each operation: activations dominate at the end
+    of the forward pass, gradients at the end of the backward pass.
 
     Attributes:
-        fixed: Bytes that do not depend on the batch.
-        per_tile: Bytes per tile.
+        fixed: Bytes after each operation that do not depend on the batch.
+        per_tile: Bytes after each operation per tile.
     """
 
     fixed: Float64[np.ndarray, "o"]
@@ -80,7 +80,7 @@ class MemoryEstimate:
         return activations
 
     def workspace(self, tiles: int, *, checkpointing: bool) -> int:
-        """Return the bytes at the peak that do not depend on the batch, such as gradients and copies of weights."""
+        """Return the bytes at the peak that are independent of the batch, such as gradients and copies of weights."""
         return self.activations(checkpointing).peak(tiles)[0]
 
     def per_tile(self, tiles: int, *, checkpointing: bool) -> int:
@@ -94,7 +94,7 @@ class MemoryEstimate:
             tiles: Images in one forward pass: tiles per micro-batch, times the views of each.
             checkpointing: Whether gradient checkpointing is used.
             micro_batches: Micro-batches per step; with several, the gradients of the earlier ones are in memory.
-            processes: Number of processes; several exchange gradients through buffers of the same size.
+            processes: Number of processes; with several, gradients are synchronised through buffers of the same size.
         """
         fixed, per_tile = self.activations(checkpointing).peak(tiles)
         copies = (micro_batches > 1) + (processes > 1)
@@ -110,11 +110,11 @@ def estimate_memory(
     checkpointing: bool = True,
     mode: AbstractContextManager[Any] | None = None,
 ) -> MemoryEstimate:
-    """Estimate the memory of training a student from a pass of two and a pass of three blank tiles.
+    """Estimate the memory of training a student from passes of two and of three blank tiles.
 
     The passes use fake tensors (shapes without values), unless the student is tiny or one of its operations needs
-    values. Weights, gradients and the state of torch's random generators are unchanged afterwards. Memory that is
-    allocated and freed within one operation (workspaces of libraries) is not counted.
+    values. Weights, gradients and the state of torch's random generators stay unchanged. Memory that is allocated and
+    freed within one operation (workspaces of libraries) is not counted.
 
     Args:
         normalise: Function from pixels 0..255 to the backbone's input.
@@ -172,7 +172,7 @@ def _activations(
     smaller, larger = (
         np.array(_live_bytes(student, normalise, pixels, tiles, precision, mode), dtype=np.float64) for tiles in _TILES
     )
-    if len(smaller) != len(larger):  # operations that depend on the batch: the peaks alone
+    if len(smaller) != len(larger):  # the operations depend on the batch, so only the peaks are comparable
         smaller, larger = smaller.max(keepdims=True), larger.max(keepdims=True)
     per_tile = np.maximum((larger - smaller) / (_TILES[1] - _TILES[0]), 0)
     return Activations(np.maximum(smaller - _TILES[0] * per_tile, 0), per_tile)
@@ -190,7 +190,7 @@ def _live_bytes(
     device = next(student.parameters()).device
     autocast = torch.autocast(device.type, dtype=_AUTOCAST.get(precision), enabled=precision != "no")
     generators = [device] if device.type == "cuda" else []
-    gc.collect(1)  # of young objects, so that no collection happens in one pass and not in the other
+    gc.collect(1)  # of young objects, so that a collection does not fall into just one of the passes
     with torch.random.fork_rng(generators), mode or nullcontext(), _LiveStorages(student) as live:
         images = torch.zeros(tiles, 3, pixels, pixels, dtype=torch.uint8, device=device)
         with autocast:
@@ -210,7 +210,7 @@ def _sum_outputs(output: StudentOutput) -> Tensor:
 
 
 class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Record the bytes of all live storages after each operation, each storage once and without those of a module."""
+    """Record the bytes of all live storages after each operation, without the parameters and buffers of a module."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Fit training into the memory of its devices: choose micro-batches and gradient checkpointing."""
+"""Fit training into the memory of the devices by choosing micro-batches and gradient checkpointing."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ _UNEQUAL = 0.9  # ratio of the smallest to the largest free memory below which t
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Micro-batches and checkpointing of a training, with its estimated memory.
+    """Micro-batches and checkpointing of a run, with its estimated memory.
 
     Attributes:
         checkpointing: Whether to use gradient checkpointing.
@@ -50,7 +50,7 @@ class MemoryPlan:
         return self.needed <= _USABLE * self.free
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts for training.json."""
+        """Return the entries for training.json."""
         return {
             "memory_needed": self.needed,
             "micro_batches": self.micro_batches,
@@ -59,7 +59,7 @@ class MemoryPlan:
 
     @property
     def message(self) -> str:
-        """Description in one line."""
+        """One-line description for the log."""
         return f"memory of training: {_size(self.needed)} of {_size(self.free)} free ({self.parts})"
 
 
@@ -102,7 +102,7 @@ def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixel
 
     measured = estimate(False)
     free = _smallest_memory(processes) + measured.weights  # the weights are already loaded
-    reserved = cached if processes.device.type == "cpu" else 0  # the VLM is loaded by now, and not free
+    reserved = cached if processes.device.type == "cpu" else 0  # the loaded VLM is not part of the free memory
     budget = _Budget(free, processes.count, reserved, pixels)
     if (
         config.training.gradient_checkpointing == "always"
@@ -119,10 +119,10 @@ def plan_memory(config: RunConfig, student: Student, normalise: Normalise, pixel
 
 
 def _raise_together(problems: Sequence[str | None], processes: Processes) -> None:
-    """Raise the same error in all processes if one of them has failed, so that none waits for another.
+    """Raise the same error in all processes if any has failed, so that none waits for the others.
 
     Args:
-        problems: One entry per process: None for success, "" for a lack of memory, else the error message.
+        problems: One entry per process: None for success, "" if memory ran out, else the error message.
     """
     failed = [(rank, problem) for rank, problem in enumerate(problems) if problem is not None]
     if not failed:
@@ -144,8 +144,8 @@ def choose_memory_plan(
     """Choose micro-batches and checkpointing within the keys of a configuration.
 
     With `accumulation: auto`, the smallest number of micro-batches that fits is chosen. If checkpointing is also
-    `auto`, it is used if micro-batches would otherwise have fewer than eight tiles. It is not used where it saves
-    nothing. If both keys are explicit, a batch that does not fit causes a warning.
+    `auto`, it is used if micro-batches would otherwise have fewer than eight tiles. It is never used where it saves no
+    memory. If both keys are explicit, a batch that does not fit only causes a warning.
 
     Args:
         config: Run configuration, with its arm resolved.
@@ -189,14 +189,14 @@ def choose_memory_plan(
         warning = f"warning: {problem}. Training may run out of memory; to avoid this: {'; or '.join(remedies)}"
         chosen = replace(chosen, notes=(warning,))
     if t.gradient_checkpointing == "always" and not chosen.checkpointing:
-        why = "with backbone.tuning=frozen, no activations are kept" if frozen else "it saves nothing for this student"
+        why = "with backbone.tuning=frozen, no activations are kept" if frozen else "it saves no memory here"
         note = f"note: training.gradient_checkpointing=always is not used: {why}"
         chosen = replace(chosen, notes=(*chosen.notes, note))
     return chosen
 
 
 def _micro_batches(config: RunConfig, processes: int) -> Iterator[int]:
-    """Yield the numbers of micro-batches that the keys and the loss terms permit, in ascending order."""
+    """Yield the numbers of micro-batches that the keys and the loss terms allow, in ascending order."""
     t = config.training
     if t.accumulation != "auto":
         yield t.accumulation
@@ -210,7 +210,7 @@ def _micro_batches(config: RunConfig, processes: int) -> Iterator[int]:
 
 
 def _problems(config: RunConfig, micro_batches: int) -> list[str]:
-    """List the problems that the loss terms have with a number of micro-batches."""
+    """List the conflicts of the loss terms with a number of micro-batches."""
     changed = _with(config, accumulation=micro_batches)
     return [problem for term in all_terms(changed) for problem in term.problems()]
 
@@ -228,7 +228,7 @@ def views_per_tile(config: RunConfig) -> int:
 def _plan(
     config: RunConfig, estimate: MemoryEstimate, budget: _Budget, micro_batches: int, checkpointing: bool
 ) -> MemoryPlan:
-    """Plan a number of micro-batches, with checkpointing only where it saves memory."""
+    """Estimate the memory for a number of micro-batches; checkpointing is used only where it saves memory."""
     tiles = _tiles(config, budget.processes, micro_batches)
     images = tiles * views_per_tile(config)
 
@@ -282,7 +282,7 @@ def _too_large(config: RunConfig, estimate: MemoryEstimate, budget: _Budget, sup
 
 
 def _with(config: RunConfig, **training: object) -> RunConfig:
-    """Copy a configuration with other keys of `training`."""
+    """Copy a configuration with different values in `training`."""
     return config.model_copy(update={"training": config.training.model_copy(update=training)})
 
 

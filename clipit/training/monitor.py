@@ -1,4 +1,4 @@
-"""The monitored metric: the validation score that selects the best step."""
+"""Monitored metric: the validation score that selects the best step."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -22,11 +22,12 @@ Monitor = Callable[[Float32[np.ndarray, "n classes"]], float | None]
 
 
 def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[Any]]) -> Monitor | None:
-    """Build the monitored metric on the validation tiles; None if there is nothing to compute it from.
+    """Build the monitored metric on the validation tiles; None if it cannot be computed.
 
     Args:
         config: Run configuration, with its arm resolved.
-        terms: Loss terms of the run; `agreement` needs one with class targets.
+        validation: Validation tiles, in the order of the logits.
+        terms: Prepared loss terms of the run; `agreement` needs one with class targets.
     """
     metric = config.training.monitor
     if metric == "information" and len(validation):
@@ -48,12 +49,12 @@ def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[An
 
 
 def agreement(logits: Float32[np.ndarray, "n classes"], soft_labels: Probabilities) -> float:
-    """Compute the fraction of tiles whose predicted class is that of the soft labels."""
+    """Compute the fraction of tiles whose predicted class is the most probable class of the soft labels."""
     return float((logits.argmax(axis=1) == soft_labels.argmax(axis=1)).mean())
 
 
 def information(probabilities: Float32[np.ndarray, "n classes"]) -> float:
-    """Compute H(mean p) - mean H(p): large if p is confident and covers all classes (Krause et al., NIPS 2010)."""
+    """Compute H(mean p) - mean H(p), large if p is confident and covers all classes (Krause et al., NIPS 2010)."""
     mean = probabilities.mean(axis=0)
     return _entropy(mean[None])[0] - float(np.mean(_entropy(probabilities)))
 

@@ -1,14 +1,14 @@
-"""Resolve `training.precision: auto` to a definite precision, because results depend on it."""
+"""Resolve `training.precision: auto`, since results depend on the precision."""
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 
 
 def resolve_precision(config: RunConfig, recorded: str | None = None) -> RunConfig:
-    """Replace `training.precision: auto` by a definite precision; called by all processes.
+    """Replace `training.precision: auto` by the precision to use; must be called by all processes.
 
     Args:
-        recorded: Precision that the run was started with; None for one that the devices of all processes support.
+        recorded: Precision that the run was started with; None to choose one that the devices of all processes support.
     """
     if config.training.precision != "auto":
         return config

@@ -1,4 +1,4 @@
-"""One training step: forward and backward of a global batch, each loss term a global sum over a global count."""
+"""One training step on a global batch: each loss term is a global sum divided by a global count."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,10 @@ class TrainingData:
     """Training tiles, their labels and the loss terms.
 
     Attributes:
+        plan: Rows of each global batch.
+        source: Pixels of the training tiles.
         labels: Class indices of the training tiles; -1 if unknown.
+        keys: Hash of each training tile's id, which seeds its augmentation.
         terms: Prepared loss terms, in the order of summation.
     """
 
@@ -46,11 +49,11 @@ class TrainingData:
 
 @dataclass
 class Clock:
-    """Timer of training: throughput, and the fraction of time spent waiting for tiles.
+    """Training timer: throughput, and the fraction of time spent waiting for tiles.
 
     Attributes:
         start: Start of training, in seconds of `time.perf_counter`.
-        waited: Seconds that the steps waited for tiles.
+        waited: Seconds that the steps have waited for tiles.
         tiles: Number of tiles so far, over all processes.
         reading: Clock of this process's reading threads.
     """
@@ -65,7 +68,7 @@ class Clock:
         return max(time.perf_counter() - self.start, 1e-9)
 
     def speed(self) -> float:
-        """Return the tiles per second, over all processes."""
+        """Return the throughput in tiles per second, over all processes."""
         return self.tiles / self.seconds()
 
     def data_wait(self) -> float:
@@ -76,7 +79,7 @@ class Clock:
 def local_batches(
     data: TrainingData, steps: range, processes: Processes, accumulation: int, clock: ReadingClock | None = None
 ) -> Iterator[LocalBatch]:
-    """Iterate over this process's micro-batches on its device in the order of the steps, with prefetching."""
+    """Iterate over this process's micro-batches in the order of the steps, prefetched to its device."""
     batches = (rows for step in steps for rows in local_parts(data.plan.rows(step), processes, accumulation))
     return data.source.on_device(batches, processes.device, clock)
 
@@ -84,7 +87,7 @@ def local_batches(
 def local_parts(
     values: Integer[np.ndarray, "b"], processes: Processes, accumulation: int
 ) -> list[Integer[np.ndarray, "_"]]:
-    """Take this process's share of one value per tile of the global batch, split into micro-batches."""
+    """Select this process's share of the values of a global batch (one per tile), split into micro-batches."""
     return np.array_split(values[processes.rank :: processes.count], accumulation)
 
 
@@ -99,16 +102,15 @@ def one_step(
     accelerator: "Accelerator",
     clock: Clock,
 ) -> dict[str, Tensor]:
-    """Run forward and backward for one global batch; return this process's share of each loss term and of the loss.
+    """Run the forward and backward pass of a global batch; return this process's share of each loss term and the loss.
 
     Args:
         config: Run configuration, with its arm resolved.
-        model: Student, possibly inside the wrapper that exchanges gradients.
+        model: Student, possibly wrapped in DistributedDataParallel.
         normalise: Function from pixels 0..255 to the backbone's input.
         batches: This process's micro-batches, starting with this step.
         step: Index of the step, from 0.
-        processes: Processes that share the batch.
-        accelerator: Accelerator for mixed precision and gradient exchange.
+        accelerator: Accelerator for mixed precision and gradient synchronisation.
         clock: Timer that counts tiles and the time spent waiting for them.
     """
     t = config.training
@@ -126,10 +128,10 @@ def one_step(
             augment(images, keys[micro] ^ np.uint64(_VIEW * view % 2**64), config.seed, step, t.augmentation)
             for view in range(n_views)
         ]
-        exchange = accelerator.no_sync(model) if micro < t.micro_batches - 1 else nullcontext()
-        with exchange:
+        synchronisation = accelerator.no_sync(model) if micro < t.micro_batches - 1 else nullcontext()
+        with synchronisation:
             with accelerator.autocast():
-                output = model(normalise(torch.cat(views)))  # two passes would break the gradient exchange
+                output = model(normalise(torch.cat(views)))  # two passes would break gradient synchronisation
             n, logits = len(rows), output.logits.float()
             labels = torch.from_numpy(np.ascontiguousarray(data.labels[rows])).to(processes.device)
             batch = MicroBatch(
@@ -145,14 +147,14 @@ def one_step(
             means = {term.name: term.sum(batch) / counts[term.name] for term in data.terms}
             weighted = (term.weight * means[term.name] for term in data.terms)
             loss = sum(weighted, torch.zeros((), device=processes.device))
-            accelerator.backward(loss * processes.count)  # the exchange averages over processes
+            accelerator.backward(loss * processes.count)  # since gradients are averaged over processes
         for name, value in (means | {"loss": loss}).items():
             losses[name] = losses.get(name, torch.zeros((), device=processes.device)) + value.detach()
     return losses
 
 
 def occurrences(rows: Int[np.ndarray, "b"]) -> UInt64[np.ndarray, "b"]:
-    """Count earlier occurrences of each row in the batch, so that repeated tiles are augmented differently."""
+    """Count the earlier occurrences of each row in the batch, so that repeated tiles are augmented differently."""
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
     first = np.searchsorted(ordered, ordered, side="left")

@@ -1,4 +1,4 @@
-"""Train a student: its batches, losses and validation, in the loop that VLM adaptation also uses."""
+"""Train a student: batches, losses and validation for the training loop."""
 
 import logging
 import math
@@ -37,6 +37,8 @@ class Validation:
     """Validation tiles that select the best step.
 
     Attributes:
+        source: Pixels of the validation tiles.
+        rows: Rows of `source` to predict, in the order that `monitor` expects.
         monitor: Monitored metric; None to keep the last step.
     """
 
@@ -53,9 +55,10 @@ class TrainingOutcome:
         chosen_step: Step whose weights the student has after training.
         score: Monitored validation score at this step; None without validation.
         tiles_seen: Number of tiles over all steps, repeated ones included.
-        tiles_per_second: Tiles over seconds.
-        data_wait: Share of the time spent waiting for tiles.
-        stopped_early: Whether the patience ended the training.
+        seconds: Duration of training in seconds, over all resumptions.
+        tiles_per_second: Mean throughput, over all processes.
+        data_wait: Fraction of the time spent waiting for tiles.
+        stopped_early: Whether training stopped before its last step (`training.patience`).
         compile_seconds: Duration of the first step if it compiled the backbone; None otherwise.
     """
 
@@ -80,14 +83,15 @@ def train_student(
     folder: Path,
     accelerator: "Accelerator",
 ) -> TrainingOutcome:
-    """Train the student in place; it ends with the selected weights.
+    """Train the student in place, and load the weights of the selected step.
 
     An interrupted run resumes from its last checkpoint: batches and augmentation depend only on (seed, step, tile id).
 
     Args:
         config: Run configuration, with its arm resolved.
         normalise: Function from pixels 0..255 to the backbone's input.
-        accelerator: Accelerator for mixed precision and gradient exchange.
+        folder: Folder for metrics.jsonl and checkpoints/.
+        accelerator: Accelerator for mixed precision and gradient synchronisation.
 
     Raises:
         ModelError: The loss became infinite or NaN.
@@ -175,7 +179,7 @@ def train_student(
 def student_logits(
     student: Student, normalise: Normalise, source: PixelSource, rows: Int[np.ndarray, "n"], batch_size: int
 ) -> Float32[np.ndarray, "n classes"]:
-    """Predict the logits of these tiles, in order; batches are distributed over the processes."""
+    """Predict the logits of these tiles, in order, with batches distributed over the processes."""
     student.eval()
 
     def compute(pixels: Tensor) -> Float32[np.ndarray, "_ classes"]:
@@ -185,7 +189,7 @@ def student_logits(
 
 
 def _report_warm_up(loss: Float[Tensor, ""], clock: Clock, processes: Processes) -> float:
-    """Return and log the seconds of the first step, which compiled the backbone."""
+    """Log and return the duration in seconds of the first step, which compiled the backbone."""
     float(loss)  # waits for the device
     seconds = round(clock.seconds() - clock.waited, 2)
     if processes.main:

@@ -180,7 +180,7 @@ def test_checkpointing_that_saves_nothing_or_is_not_needed_is_not_used_and_a_not
     keys = {"training.tiles_per_step": 64, "training.gradient_checkpointing": "always"}
     useless = replace(made_estimate(), checkpointed=made_estimate().plain)
     plan = choose_memory_plan(configure(keys), useless, 10_000)
-    assert not plan.checkpointing and "saves nothing" in plan.notes[0]
+    assert not plan.checkpointing and "saves no memory" in plan.notes[0]
     plan = choose_memory_plan(configure(keys | {"backbone.tuning": "frozen"}), made_estimate(), 10_000)
     assert not plan.checkpointing and "tuning=frozen" in plan.notes[0]
     with pytest.raises(ConfigError) as caught:

@@ -286,7 +286,7 @@ def test_keys_that_are_missing(own: Own, labels: str, keys: dict[str, Any], mess
 
 def test_labels_that_are_no_classes(own: Own, tmp_path: Path) -> None:
     strange = write_reports(tmp_path / "strange.jsonl", lambda split, row: row.update(finding="grade 2"))
-    with pytest.raises(DataError, match=r"(?s)no report label is a class: the labels are grade 2.*class_map"):
+    with pytest.raises(DataError, match=r"(?s)no report label names a class: the labels are grade 2.*class_map"):
         labels_of(own("label", **{"reports.path": str(strange)}))
     with pytest.raises(ConfigError, match="class_map names classes that the tiles lack: fat"):
         labels_of(own("label", **{"soft_labels.own_report.class_map": {"gland": "fat"}}))

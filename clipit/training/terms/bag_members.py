@@ -1,4 +1,4 @@
-"""Members of text bags and tile bags: paired snippets, dictionary prompts, class prompts and neighbouring tiles."""
+"""Members of text bags (snippets, dictionary prompts, class prompts) and of tile bags (neighbouring tiles)."""
 
 from dataclasses import dataclass, field
 
@@ -19,14 +19,20 @@ from clipit.workspace.workspace import Workspace
 
 @dataclass(frozen=True)
 class BagMembers:
-    """Members of each tile's bag as rows of a store (-1: no member); their vectors are read on demand."""
+    """Members of each tile's bag, whose vectors are read on demand.
+
+    Attributes:
+        store: Store of the members' embeddings.
+        mean: Mean embedding to subtract; None for none.
+        members: Rows of the store, one bag per training tile; -1 for no member.
+    """
 
     store: Store
     mean: Float32[np.ndarray, "dim"] | None
     members: Int[np.ndarray, "n k"]
 
     def vectors(self, rows: Int[np.ndarray, "b"]) -> tuple[Float32[np.ndarray, "b k dim"], Bool[np.ndarray, "b k"]]:
-        """Read the unit vectors of the members of these tiles' bags, and the mask of existing members."""
+        """Read the unit vectors of these tiles' bag members, and the mask of existing members."""
         members = self.members[rows]
         return centred(self.store.rows(np.maximum(members, 0)), self.mean), members >= 0
 
@@ -37,9 +43,10 @@ class PromptMembers:
 
     Attributes:
         vectors: Unit-norm prompt embeddings.
-        codes: One number per distinct text, since dictionary and class prompts may have texts in common.
+        codes: Number of each prompt's text; equal texts of the dictionary and of a class have the same number.
         rows: Rows of `vectors` for each tile.
-        texts: Distinct texts, one per code.
+        exists: Mask of the existing members; the others are padding.
+        texts: Distinct texts, in the order of their numbers.
     """
 
     vectors: Float32[np.ndarray, "entries dim"]
@@ -54,8 +61,9 @@ class ContrastBags:
     """Text bags and tile bags of the training tiles.
 
     Attributes:
+        texts: Paired snippets.
         prompts: Nearest dictionary and class prompts; None if neither is used.
-        tiles: Neighbouring tiles; None if the tile bag contains only the student's own view.
+        tiles: Neighbouring tiles; None if tile bags contain only the student's own view.
         counts: Numbers of pruned members and empty bags, for training.json.
         weights: Weights of the paired snippets, summing to 1 in each non-empty bag; None for equal weights.
     """
@@ -88,7 +96,7 @@ class ContrastBags:
         return np.concatenate([snippets, np.where(self.prompts.exists[rows], prompts, -1)], axis=1)
 
     def text_weights(self, rows: Int[np.ndarray, "b"]) -> Float32[np.ndarray, "b k"] | None:
-        """Return the weights of the members of these tiles' text bags: 1 per prompt and, on average, per snippet."""
+        """Return the weights of the members of these tiles' text bags: 1 per prompt, and on average 1 per snippet."""
         if self.weights is None:
             return None
         exists = self.texts.members[rows] >= 0
@@ -108,9 +116,9 @@ def make_contrast_bags(config: RunConfig, workspace: Workspace, train: TileSet) 
     b = config.bags
     if b.weighted and config.pairing.score_temperature is None:
         raise ConfigError(
-            "bags.weighted needs pairs with weights, and these have none",
+            "bags.weighted needs weighted pairs, but pairing.score_temperature is not set",
             where="bags.weighted",
-            fix="set pairing.score_temperature (0.1), or bags.weighted=false",
+            fix="set pairing.score_temperature, for example to 0.1, or bags.weighted=false",
         )
     index = workspace.index
     texts = text_bags(train.ids, workspace.pairs, index.store, b.snippets, b.margin)
@@ -131,10 +139,10 @@ def make_contrast_bags(config: RunConfig, workspace: Workspace, train: TileSet) 
 def neighbour_members(
     config: RunConfig, workspace: Workspace, train: TileSet
 ) -> tuple[BagMembers | None, dict[str, int]]:
-    """Find the nearest tiles of other patients for each training tile, without those beyond `bags.margin`.
+    """Find each training tile's nearest tiles of other patients, without those beyond `bags.margin`.
 
     Returns:
-        The members, None if `bags.tiles` is 0, and the numbers of empty bags and pruned members.
+        The members (None if `bags.tiles` is 0), and the numbers of empty bags and pruned members.
     """
     b = config.bags
     if not b.tiles:
@@ -170,7 +178,7 @@ def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> P
     members: list[np.ndarray] = []
 
     def add(pool: list[str], searched: Bool[np.ndarray, "p"], count: int) -> Int[np.ndarray, "n k"]:
-        """Embed a pool of texts, and return each tile's nearest of those that are searched, as rows of the pool."""
+        """Embed a pool of texts, and return each tile's nearest among the searched ones, as rows of the pool."""
         embedded = centred(workspace.encode(pool), workspace.text_mean)
         texts.extend(pool)
         vectors.append(embedded)
@@ -204,10 +212,10 @@ def prompt_members(config: RunConfig, workspace: Workspace, train: TileSet) -> P
 
 
 def _whole_entries(rows: Int[np.ndarray, "n k"], sizes: Int[np.ndarray, "e"]) -> Int[np.ndarray, "n m"]:
-    """Return all texts of the dictionary entries that contain these texts, each entry once, padded with -1.
+    """Return all texts of each tile's dictionary entries, each entry once, padded with -1.
 
     Args:
-        rows: Texts of each tile, as rows of the texts of all entries.
+        rows: Nearest texts of each tile, as rows of the concatenated texts of all entries.
         sizes: Number of texts of each entry, in the same order.
     """
     chosen = np.repeat(np.arange(len(sizes)), sizes)[rows]

@@ -22,7 +22,7 @@ from clipit.workspace.workspace import Workspace
 MIN_TEMPERATURE = 0.01
 """Lower bound of a learnt temperature: CLIP's maximum logit scale of 100 (arXiv 2103.00020, section 2.5)."""
 _MAX_BYTES = 4 * 2**30
-"""Limit on the term's memory per process."""
+"""Maximum memory of the term per process, in bytes."""
 _COPIES, _COPIES_LEARNT = 6, 9
 """Largest number of copies of the similarities between all members (4 bytes each) in memory during a step, with a fixed
 and a learnt temperature: both directions with their masks, values saved for the gradient, and temporary tensors of the
@@ -31,7 +31,7 @@ _TEMPERATURE = "bags_log_temperature"
 
 
 class BagsTerm(Term[BagsConfig]):
-    """InfoNCE between the student's view of each tile with its neighbours, and the tile's text bag."""
+    """InfoNCE between tile bags (the student's view of a tile, and its neighbours) and text bags."""
 
     name = section = "bags"
     bags: ContrastBags
@@ -57,7 +57,7 @@ class BagsTerm(Term[BagsConfig]):
         return {"prompt dictionary": load_dictionary(self.options.dictionary).hash} if self.options.prompts else {}
 
     def problems(self) -> list[str]:
-        """Check that there are a projector, reports, enough pairs, complete batches and enough memory."""
+        """Check for a projector, reports, enough pairs, undivided batches and enough memory."""
         b, config, problems = self.options, self.config, []
         if not self.active:
             return []
@@ -69,7 +69,7 @@ class BagsTerm(Term[BagsConfig]):
             problems.append(f"bags.snippets={b.snippets} needs as many pairs per tile: pairing.k is {config.pairing.k}")
         if config.training.micro_batches > 1:
             problems.append(
-                "bags contrast a tile with the whole batch, which accumulation splits: set training.accumulation=1, "
+                "bags contrast each tile with the whole batch, which accumulation splits: set training.accumulation=1, "
                 "or bags.weight=0"
             )
         if b.learn_temperature and b.temperature < MIN_TEMPERATURE:
@@ -114,7 +114,7 @@ class BagsTerm(Term[BagsConfig]):
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
         """Compute this process's share of the mean over all bags of the batch, each contrasted with all of them.
 
-        Every process looks up the cached vectors of the complete batch; only the student's projections are gathered.
+        Every process looks up the cached vectors of the whole batch; only the student's projections are gathered.
         """
         processes, device = batch.processes, batch.processes.device
         by_process = [batch.batch_rows[rank :: processes.count] for rank in range(processes.count)]
@@ -143,7 +143,7 @@ class BagsTerm(Term[BagsConfig]):
         return total / max(int(text_mask.any(dim=1).sum()), 1)
 
     def _temperature(self, student: torch.nn.Module) -> float | Tensor:
-        inner = getattr(student, "module", student)  # inside the wrapper that exchanges gradients
+        inner = getattr(student, "module", student)  # unwrap DistributedDataParallel
         if isinstance(inner, Student) and _TEMPERATURE in inner.loss_parameters:
             learnt: Tensor = inner.loss_parameters[_TEMPERATURE].exp()
             return learnt
@@ -153,8 +153,7 @@ class BagsTerm(Term[BagsConfig]):
     def after_update(self, student: Student) -> None:
         """Clamp a learnt temperature to at least `MIN_TEMPERATURE`, as CLIP does with its logit scale.
 
-        This is not done in the forward pass: a clamped value has zero gradient, so the temperature could never rise
-        again.
+        Clamping in the forward pass would give a zero gradient, so that the temperature could never rise again.
         """
         if _TEMPERATURE in student.loss_parameters:
             student.loss_parameters[_TEMPERATURE].clamp_(min=math.log(MIN_TEMPERATURE))
@@ -164,7 +163,10 @@ def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:
     """Find the pairs of text bags in a batch that share a member.
 
     Args:
-        members: Text number of each member; -1 for no member.
+        members: Number of each member's text; -1 for no member.
+
+    Returns:
+        Symmetric matrix, true where two bags share a member.
     """
     from scipy.sparse import csr_matrix
 
@@ -176,7 +178,7 @@ def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:
 
 
 def gather_rows(values: Float[Tensor, "b dim"], sizes: list[int], processes: Processes) -> Float[Tensor, "all dim"]:
-    """Gather the rows of all processes in rank order; the gradient of each row flows back to its process."""
+    """Gather the rows of all processes in rank order; each row's gradient flows back to its process."""
     if processes.count == 1:
         return values
     padded = torch.cat(
@@ -189,8 +191,8 @@ def gather_rows(values: Float[Tensor, "b dim"], sizes: list[int], processes: Pro
 class _Gather(torch.autograd.Function):
     """All-gather with gradient: backward sums the gradients of all processes for this process's rows.
 
-    torch.distributed.nn.functional has a deprecated version that keeps the process group alive until the interpreter
-    shuts down; threads that still reference tensors of the last exchange then abort the program (SIGABRT).
+    The deprecated version of torch.distributed.nn.functional keeps the process group alive until the interpreter shuts
+    down; threads that still reference tensors of the last collective then abort the program (SIGABRT).
     """
 
     @staticmethod

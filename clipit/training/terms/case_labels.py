@@ -1,4 +1,4 @@
-"""Class of each patient, from the patient's own reports (label column, rules, text classifier) or tiles (control)."""
+"""Class labels of patients, from their own reports (label column, rules, text classifier) or their tiles (control)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -29,9 +29,10 @@ class CaseLabels:
     """Class probabilities of each patient's tiles, from the patient's reports.
 
     Attributes:
-        probabilities: Class probabilities, one row per patient with a report; 0 where unknown.
+        probabilities: Class probabilities, one row per patient with a report; zeros where unknown.
+        known: Mask of the patients with a label.
         counts: Number of reports (for `text` and `case`: patients) by label, including labels that are not classes.
-        note: Remark on the calibration of the text classifier; "" if there is none.
+        note: Note on the calibration of the text classifier; "" for none.
     """
 
     probabilities: Float32[np.ndarray, "cases classes"]
@@ -47,7 +48,9 @@ def label_cases(
 
     Args:
         config: Run configuration, with its arm resolved.
-        labels: Class indices that may be used, one per row of the cases (training tile or slide); -1 if unlabelled.
+        cases: Patients with their reports and rows (training tiles or slides).
+        labels: Class index of each row, as far as the run may use it; -1 if unlabelled.
+        classes: Class names.
     """
     options = config.soft_labels.own_report
     if options.labels == "label":
@@ -92,10 +95,10 @@ def label_cases(
 
 
 def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> CaseLabels:
-    """Give each labelled patient the label of another patient of the same organ (control).
+    """Exchange labels between labelled patients of the same organ (control).
 
-    Patients who are the only one of their organ exchange labels with each other; if there is just one such patient, it
-    exchanges with those of the most frequent organ.
+    Patients who are the only ones of their organ exchange labels with each other. A single such patient joins those of
+    the most frequent organ.
 
     Raises:
         DataError: Fewer than two patients have a label.
@@ -110,9 +113,9 @@ def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> Cas
 
 
 def exchange_order(known: Bool[np.ndarray, "cases"], organs: Sequence[str], seed: int) -> Int64[np.ndarray, "cases"]:
-    """Draw the patient whose report each patient with a label gets in a control; other patients keep their own."""
+    """Draw a permutation that exchanges labelled patients as `exchange_labels` does; others stay in place."""
     order = np.arange(len(organs), dtype=np.int64)
-    counts = Counter(organ for organ, has in zip(organs, known.tolist(), strict=True) if has)
+    counts = Counter(organ for organ, is_known in zip(organs, known.tolist(), strict=True) if is_known)
     n_single = sum(count for organ, count in counts.items() if count == 1 or not organ)
     shared_pool = counts.most_common(1)[0][0] if n_single == 1 else ""
     pools = np.asarray([organ if counts[organ] > 1 else shared_pool for organ in organs], dtype=object)
@@ -124,11 +127,14 @@ def exchange_order(known: Bool[np.ndarray, "cases"], organs: Sequence[str], seed
 
 
 def label_agreement(case_labels: CaseLabels, cases: Cases, labels: Int64[np.ndarray, " n"]) -> dict[str, Any]:
-    """Compare the patients' labels with those of their tiles or slides that the run may use (-1: it may not).
+    """Measure the agreement of patients' labels with the labels of their tiles or slides.
+
+    Args:
+        labels: Class index of each tile or slide, as far as the run may use it; -1 if unlabelled.
 
     Returns:
-        `agreeing_tiles` of `compared_tiles`, and for patients (the majority of their labelled tiles): `agreeing_cases`
-        of `compared_cases`, with the Wilson interval of their share.
+        `agreeing_tiles` out of `compared_tiles`. For patients, whose tiles vote: `agreeing_cases` out of
+        `compared_cases`, and the Wilson interval of this share, `agreement_interval`.
     """
     from scipy.stats import binomtest
 
@@ -148,7 +154,7 @@ def label_agreement(case_labels: CaseLabels, cases: Cases, labels: Int64[np.ndar
 
 
 def _mapped_class(label: str | None, options: OwnReportConfig, classes: Sequence[str]) -> _ReadLabel:
-    """Map a report's label: the name that is counted, and its class, -1 for none."""
+    """Return the name under which a report's label is counted, and its class; -1 for none."""
     if label is None:
         return NONE, -1
     mapped = map_label(label, options.class_map)
@@ -170,7 +176,7 @@ def _check_labels(
     report_labels = {report.label for reports in cases.reports for report in reports if report.label is not None}
     if report_labels and not any(number >= 0 for patient_labels in read_labels for _, number in patient_labels):
         raise DataError(
-            f"no report label is a class: the labels are {shortlist(sorted(report_labels), 10)}, the classes "
+            f"no report label names a class: the labels are {shortlist(sorted(report_labels), 10)}, the classes "
             f"{shortlist(classes, 20)}",
             where="reports.label_column",
             fix="map the labels in soft_labels.own_report.class_map",
@@ -214,10 +220,10 @@ def _documents(config: RunConfig, workspace: Workspace, cases: Cases) -> Any:
 
 
 def case_vectors(config: RunConfig, workspace: Workspace, cases: Cases) -> Float32[np.ndarray, "cases dim"]:
-    """Compute the mean VLM embedding of each patient's reports; every patient must have a report."""
+    """Compute the mean VLM embedding of each patient's reports; every patient must have at least one."""
     flat = [report for reports in cases.reports for report in reports]
     if config.reports is None:
-        raise ConfigError("own reports need reports", where="reports", fix="set reports.path")
+        raise ConfigError("labels from own reports need reports", where="reports", fix="set reports.path")
     vectors = report_vectors(workspace, flat, config.reports)
     case = np.repeat(np.arange(len(cases.reports)), [len(reports) for reports in cases.reports])
     means = np.zeros((len(cases.reports), vectors.shape[1]), dtype=np.float32)

@@ -28,7 +28,7 @@ def zero_shot(workspace: Workspace, split: str, *, centre: bool) -> Probabilitie
     """Compute the VLM's zero-shot class probabilities of all tiles of a split.
 
     Args:
-        centre: Whether to subtract each modality's mean, as pairing does.
+        centre: Whether to subtract the mean of each modality, as pairing does.
 
     Raises:
         ConfigError: No prompt set is configured.

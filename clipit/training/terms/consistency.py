@@ -1,4 +1,4 @@
-"""Consistency: two augmented views of a tile should get the same class probabilities."""
+"""Consistency between the class probabilities of two augmented views of a tile."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int

@@ -1,4 +1,4 @@
-"""Cross-entropy of the labelled tiles, a term of every run whose labels are classes."""
+"""Cross-entropy of the labelled tiles, which every run uses unless its labels are posteriors of annotators."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,14 +10,14 @@ from clipit.training.terms.term import MicroBatch, Term
 
 
 class CrossEntropyTerm(Term[TrainingConfig]):
-    """Cross-entropy with `training.label_smoothing`; its weight is 1, and the other weights are relative to it."""
+    """Cross-entropy with `training.label_smoothing`; the weights of other terms are relative to its weight of 1."""
 
     name = "cross_entropy"
     section = "training"
 
     @property
     def active(self) -> bool:
-        """Whether labels are classes; posteriors of annotators replace them in `soft_labels`."""
+        """True unless `soft_labels` trains on the posteriors of annotators instead."""
         return self.config.soft_labels.source != "annotators"
 
     def describe(self) -> str:

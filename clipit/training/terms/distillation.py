@@ -25,7 +25,7 @@ _WITHOUT_SNIPPETS = ("image", "class_prompts")
 
 
 class DistillationTerm(Term[DistillationConfig]):
-    """Cosine distance between the predicted and the target embedding (CLIP-IT, arXiv 2504.16181)."""
+    """Cosine distance between predicted and target embeddings (CLIP-IT, arXiv 2504.16181)."""
 
     name = section = "distillation"
     switch = "tiles"
@@ -59,11 +59,11 @@ class DistillationTerm(Term[DistillationConfig]):
 
     @property
     def teaches_text(self) -> bool | None:
-        """False for the controls, and for a text side in a separate space."""
+        """True unless the target is a meaningless control, or the text side has a space of its own."""
         return self.options.target not in _MEANINGLESS and self.options.text == "frozen"
 
     def problems(self) -> list[str]:
-        """Check that targets and text sides have their inputs and do not conflict with other keys."""
+        """Check that the target and the text side have their inputs, and do not conflict with other keys."""
         d, student, reports = self.options, self.config.student, self.config.reports
         disabled, adapted, second = not self.active, d.text != "frozen", self.config.second_vlm is not None
         own_space = f"distillation.text={d.text} creates a separate text space, which"
@@ -99,7 +99,7 @@ class DistillationTerm(Term[DistillationConfig]):
             ),
             (
                 adapted and (self.config.bags.weight > 0 or second),
-                f"{own_space} bags and a second VLM cannot use: set bags.weight=0, and remove second_vlm",
+                f"{own_space} neither bags nor a second VLM can use: set bags.weight=0, and remove second_vlm",
             ),
             (
                 d.text == "lora" and d.word_drop > 0,
@@ -122,7 +122,7 @@ class DistillationTerm(Term[DistillationConfig]):
         return [problem for applies, problem in checks if applies]
 
     def describe(self) -> str:
-        """Describe the target with its tiles, weight, VLMs and additional inputs."""
+        """Describe the target with its tiles, its weight, the VLMs and additional inputs."""
         d, how = self.options, [f"weight {self.options.weight:g}"]
         if self.config.second_vlm is not None:
             how.append(f"half of it for each of two VLMs, {self.config.vlm.name} and {self.config.second_vlm.name}")
@@ -183,13 +183,13 @@ class DistillationTerm(Term[DistillationConfig]):
 
 
 class SecondDistillationTerm(DistillationTerm):
-    """Distillation to `second_vlm`, which has its own stores, pairs and projector."""
+    """Distillation from `second_vlm`, which has its own stores, pairs and projector."""
 
     name = "second_distillation"
 
     @property
     def active(self) -> bool:
-        """Whether there is a second VLM and distillation is enabled."""
+        """Whether a second VLM is configured and distillation is enabled."""
         return self.config.second_vlm is not None and super().active
 
     def problems(self) -> list[str]:
@@ -205,7 +205,7 @@ class SecondDistillationTerm(DistillationTerm):
         return {"second VLM": second_workspace(self.config, workspace).vlm.fingerprint}
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
-        """Look up targets in the second VLM's stores; tiles without a target of the first VLM are dropped."""
+        """Look up targets in the second VLM's stores, and drop those of tiles without a target of the first VLM."""
         workspace = second_workspace(self.config, inputs.workspace)
         targets, facts = make_targets(self.config, workspace, inputs.tiles)
         first = inputs.term(DistillationTerm)
@@ -220,11 +220,11 @@ class SecondDistillationTerm(DistillationTerm):
         """Sum the cosine distances of the second projector's output to the targets."""
         if batch.second_projection is None:
             raise ModelError(
-                "a second VLM needs a second projector", where="second_vlm", fix="build the student with one"
+                "a second VLM needs a second projector", where="second_vlm", fix="pass second_dim to build_student"
             )
         return self._distance(batch, batch.second_projection)
 
 
 def second_workspace(config: RunConfig, workspace: Workspace) -> Workspace:
-    """Return a workspace with the second VLM in place of the first."""
+    """Return a workspace with the second VLM instead of the first."""
     return workspace.for_config(config.model_copy(update={"vlm": config.second_vlm or config.vlm, "second_vlm": None}))

@@ -32,7 +32,7 @@ from clipit.workspace.workspace import Workspace
 
 
 def make_targets(config: RunConfig, workspace: Workspace, tiles: TileSet) -> tuple[Targets, dict[str, Any]]:
-    """Build one target per training tile, with facts about the targets for training.json.
+    """Build one target per training tile, and return them with entries for training.json.
 
     Args:
         config: Run configuration, with its arm resolved.
@@ -61,14 +61,14 @@ def make_targets(config: RunConfig, workspace: Workspace, tiles: TileSet) -> tup
 def _snippet_vectors(
     config: RunConfig, workspace: Workspace, store: Store, paired: PairedSnippets, train: TileSet
 ) -> tuple[SnippetVectors, dict[str, Any]]:
-    """Return the vectors that represent snippets: their embeddings, or vectors computed from them."""
+    """Return the vectors that represent snippets, embeddings or derived ones, with entries for training.json."""
     d, stored = config.distillation, stored_vectors(store, workspace.index)
     if d.target == "random_codes":
         return random_codes(store, config.seed), {}
     if d.target in ("report_context", "report_labels", "report_labels_and_image"):
         sources = workspace.snippets.table("snippet_sources.parquet")
         ids = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
-        index = workspace.index  # one of several snippets with equal embeddings represents all, with all their reports
+        index = workspace.index  # of snippets with equal embeddings, one represents all, with the reports of all
         snippet_ids = index.ids[representative_rows(index)[index.store.positions(ids)]]
         report_ids = np.asarray(sources.column("report_id").to_pylist(), dtype=np.str_)
         if d.target == "report_context":
@@ -88,7 +88,7 @@ def _snippet_vectors(
 
 
 def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
-    """Mask the sources of snippets that may serve as context, by the configured sections and the pairing's organs.
+    """Mask the sources of snippets that may serve as context: those of the configured sections and organs.
 
     Raises:
         DataError: No report has any of the configured sections.

@@ -34,7 +34,7 @@ class OwnLabels:
         probabilities: Class probabilities, one row per training tile; uniform where the weight is 0.
         weights: Weight of each tile, between 0 and 1; 0 without a label.
         facts: Counts and estimated label noise, for training.json.
-        text: The facts as text, for the summary.
+        text: The same facts as text, for the summary.
     """
 
     probabilities: Float32[np.ndarray, "n classes"]
@@ -59,7 +59,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
         tiles: All tiles, with the labels that the run may use.
 
     Raises:
-        DataError: No training patient has a report, no report gives a class, or the classes differ from the tiles'.
+        DataError: No training patient has a report, no report gives a class, or a class is unknown to the tiles.
     """
     options, train = config.soft_labels.own_report, tiles.of_split("train")
     cases = workspace.cases.latest() if options.several == "latest" else workspace.cases
@@ -68,7 +68,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     case_labels = label_cases(config, workspace, cases, train.labels, train.classes)
     if not case_labels.known.any() and options.labels == "case":
         raise DataError(
-            "no labelled training tile belongs to a known patient, so no label can be spread",
+            "no labelled training tile belongs to a known patient, so there is no label to spread",
             where=f"{_WHERE}.labels",
             fix="give the patients of labelled tiles (column group), or keep more labels: tiles.labels",
         )
@@ -118,7 +118,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
 
 
 def own_report_fingerprints(config: RunConfig, workspace: Workspace) -> dict[str, str]:
-    """Return the fingerprints of the reports of training patients, of the rules and of the tissue prompts, as used."""
+    """Return the fingerprints of the inputs that are used: reports of training patients, rules and tissue prompts."""
     options = config.soft_labels.own_report
     inputs = {"own reports": workspace.cases.fingerprint}
     if options.labels == "rules":
@@ -131,7 +131,7 @@ def own_report_fingerprints(config: RunConfig, workspace: Workspace) -> dict[str
 
 
 def _tissue_probability(options: OwnReportConfig, workspace: Workspace, train: TileSet) -> Float32[np.ndarray, "n"]:
-    """Compute the VLM's zero-shot probability that each tile shows the tissue that the label refers to."""
+    """Compute the VLM's zero-shot probability that each tile shows tissue of `tissue_classes`."""
     prompts = load_prompts(options.tissue_prompts or "")
     names = list(prompts.classes)
     missing = sorted(set(options.tissue_classes) - set(names))
@@ -162,7 +162,7 @@ def _choose_tiles(
     """Assign the patient's most probable class to at least one tile per patient, and the background to the others."""
     if options.background not in train.classes:
         raise ConfigError(
-            f"the background {options.background!r} is not a class",
+            f"the background {options.background!r} is not a class of the tiles",
             where=f"{_WHERE}.background",
             fix=f"use one of {shortlist(train.classes, 20)}",
         )
@@ -190,7 +190,7 @@ def _format_agreement(agreement: dict[str, Any]) -> str:
 
 def _classes_without_report(case_labels: CaseLabels, classes: Sequence[str]) -> list[str]:
     reported = case_labels.probabilities[case_labels.known].max(axis=0) > 0
-    return [name for name, has in zip(classes, reported.tolist(), strict=True) if not has]
+    return [name for name, is_reported in zip(classes, reported.tolist(), strict=True) if not is_reported]
 
 
 def _format_counts(counts: dict[str, int]) -> str:

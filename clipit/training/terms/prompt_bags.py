@@ -1,4 +1,4 @@
-"""Prompt bags: classify the predicted text embedding by its cosine with the class prompts."""
+"""Prompt bags: classify predicted text embeddings by their cosines with the class prompts."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from clipit.training.terms.term import MicroBatch, Term, TermInputs
 
 
 class PromptBagsTerm(Term[PromptBagsConfig]):
-    """Cross-entropy of the cosines with class prompts, against labels if known, else against soft labels if enabled."""
+    """Cross-entropy of cosines with class prompts against labels or, for unlabelled tiles, enabled soft labels."""
 
     name = section = "prompt_bags"
 
@@ -29,7 +29,7 @@ class PromptBagsTerm(Term[PromptBagsConfig]):
         return True
 
     def problems(self) -> list[str]:
-        """Check that there are a projector and class prompts."""
+        """Check for a projector and class prompts."""
         problems = []
         if self.active and self.config.student.projector_layers == 0:
             problems.append(
@@ -50,14 +50,14 @@ class PromptBagsTerm(Term[PromptBagsConfig]):
         return {}
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Count the labelled tiles, and add the weights of the soft labels."""
+        """Sum the weights of the tiles: 1 for labelled ones, and those of the soft labels."""
         if self._soft is not None and self._soft.replaces_labels:
             return self._soft.count(rows)
         labelled = float((self.labels[rows] >= 0).sum())
         return labelled if self._soft is None else labelled + self._soft.count(rows)
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Sum the cross-entropies over the cosines with the prompts."""
+        """Sum the cross-entropies of the cosines with the prompts."""
         logits = prototype_logits(batch.projected, batch.tensor(self._prototypes), self.options.temperature)
         if self._soft is not None and self._soft.replaces_labels:
             return soft_cross_entropy_sum(logits, *self._soft.targets(batch))

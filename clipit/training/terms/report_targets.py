@@ -27,8 +27,8 @@ class ReportVectors:
     Attributes:
         vectors: Function from positions in the text store to vectors.
         fell_back: Mask of the snippets whose vector is their own embedding, because the reports add no information.
-        reason: Why they fell back, for `describe_fallbacks`.
-        unlabelled: Mask of the snippets of unlabelled reports, which are classified like the others.
+        reason: Reason for falling back, for `describe_fallbacks`.
+        unlabelled: Mask of the snippets that occur only in unlabelled reports; None if labels play no role.
     """
 
     vectors: SnippetVectors
@@ -37,7 +37,7 @@ class ReportVectors:
     unlabelled: Bool[np.ndarray, "s"] | None = None
 
     def describe_fallbacks(self, paired: PairedSnippets) -> str:
-        """Count the tiles whose target is their snippets' own embedding.
+        """Describe how many tiles fell back to their snippets' own embeddings.
 
         Args:
             paired: Snippets of each tile; a tile is counted if all of its snippets fell back.
@@ -54,7 +54,7 @@ class ReportVectors:
 
 
 def _count_tiles(paired: PairedSnippets, snippets: Bool[np.ndarray, "s"]) -> str:
-    """Format `N of M`: tiles whose snippets are all among `snippets`, out of the tiles with any snippet."""
+    """Format `N of M`: tiles whose snippets are all in the mask `snippets`, out of the tiles with any snippet."""
     exists = paired.positions >= 0
     all_of_them = (snippets[np.maximum(paired.positions, 0)] | ~exists).all(axis=1) & paired.valid
     return f"{int(all_of_them.sum())} of {int(paired.valid.sum())}"
@@ -67,11 +67,11 @@ def report_context(
     vectors_of: SnippetVectors,
     in_context: Bool[np.ndarray, "_"] | None = None,
 ) -> ReportVectors:
-    """Compute, per snippet, the mean of the other snippets of its reports, or its own vector if there are none.
+    """Compute the mean of the other snippets in each snippet's reports, or its own vector if there are none.
 
     Args:
-        snippet_ids: Snippet id of each (snippet, report) entry. Snippets with equal embeddings share the id used in
-            pairs, so that their reports are merged and none of them is context for another.
+        snippet_ids: Snippet id of each (snippet, report) entry. Snippets with equal embeddings share one id, the one
+            used in pairs, so that their reports are merged and none of them is context for another.
         report_ids: Report id of each entry.
         vectors_of: Function from positions to the snippets' own vectors.
         in_context: Mask of the entries that may be context (by section or organ); None for all.
@@ -95,13 +95,13 @@ def report_context(
 def report_label_vectors(
     store: Store, snippet_ids: np.ndarray, labels: np.ndarray, groups: np.ndarray, vectors_of: SnippetVectors
 ) -> ReportVectors:
-    """Compute, per snippet, a text classifier's prediction of the report label, as a vector in the joint space.
+    """Compute a vector in the joint space for each snippet from a text classifier's prediction of the report label.
 
-    A logistic regression from a snippet to its report's label is fitted in five folds over groups, so that a report's
-    label never affects the prediction for snippets of that report or its group. For a snippet of several groups, the
-    predictions that exclude each group's fold are averaged. The vector is the sum over labels of p(label | snippet)
-    times the mean vector of that label's snippets, normalised; it is the snippet's own vector if no classifier could be
-    fitted, because the other folds contain fewer than two labels.
+    A logistic regression from snippets to the labels of their reports is cross-fitted in five folds over groups, so
+    that a report's label never affects the predictions for snippets of its own group. If a snippet occurs in several
+    groups, the predictions without each group's fold are averaged. The vector is the normalised sum over labels of
+    p(label | snippet) times the mean vector of that label's snippets. It is the snippet's own vector if no classifier
+    could be fitted because the other folds contain fewer than two labels.
 
     Args:
         snippet_ids: Snippet id of each (snippet, report) entry, as for `report_context`.

@@ -1,4 +1,4 @@
-"""Soft labels: cross-entropy of tiles against class probabilities used in place of labels."""
+"""Soft labels: cross-entropy against class probabilities instead of labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,21 +38,21 @@ _OWN_REPORT = {
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Class probabilities used in place of labels, with a weight between 0 and 1 per tile."""
+    """Class probabilities used instead of labels, with a weight between 0 and 1 per tile."""
 
     probabilities: Float32[np.ndarray, "n classes"]
     weights: Float32[np.ndarray, "n"]
 
 
 class SoftLabelsTerm(Term[SoftLabelsConfig]):
-    """Cross-entropy of the logits against soft labels: of unlabelled tiles, or of tiles labelled by annotators."""
+    """Cross-entropy against soft labels of unlabelled tiles, or of tiles labelled by several annotators."""
 
     name = section = "soft_labels"
     switch = "source"
 
     @property
     def active(self) -> bool:
-        """Whether a source is set; with weight 0 it still serves `prompt_bags` and `training.monitor=agreement`."""
+        """Whether a source is set; with weight 0, `prompt_bags` and `training.monitor=agreement` still use it."""
         return self.options.source != "none"
 
     @property
@@ -71,16 +71,16 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
 
     @property
     def uses_unlabelled(self) -> bool:
-        """Whether the term applies to unlabelled tiles: with every source but annotators."""
+        """Whether the term applies to unlabelled tiles, as with every source except annotators."""
         return not self.replaces_labels
 
     @property
     def supervises_unlabelled(self) -> bool:
-        """Whether a run needs no labels: with every source but annotators."""
+        """Whether a run needs no labels, as with every source except annotators."""
         return not self.replaces_labels
 
     def problems(self) -> list[str]:
-        """Check that the source has its inputs, and that `monitor: agreement` has a source."""
+        """Check that the source has its inputs, and that `training.monitor=agreement` has a source."""
         problems = []
         if self.options.source == "zero_shot" and self.config.prompts is None:
             problems.append("soft_labels.source=zero_shot needs a prompt set: set prompts")
@@ -160,7 +160,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return {"arm image_only": fingerprint(select_keys(image_only.training, "results"))}
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
-        """Compute the class probabilities of the training tiles from the source, and correct them."""
+        """Compute the source's class probabilities of the training tiles, and correct them by `make_soft_labels`."""
         if self.options.source == "own_report":
             own_labels = own_report_labels(self.config, inputs.workspace, inputs.tiles)
             labelled = own_labels.weights > 0
@@ -183,8 +183,8 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
     def class_probabilities(self, split: str) -> Probabilities | None:
         """Return the probabilities of the tiles of a split, corrected like those of the training tiles.
 
-        None for own reports: those of validation and test patients are never used. None for annotators, who label the
-        validation tiles.
+        None for own reports, since those of validation and test patients are never used, and for annotators, since they
+        also label the validation tiles.
         """
         if self.options.source == "own_report" or self.replaces_labels:
             return None
@@ -212,12 +212,12 @@ def make_soft_labels(
 ) -> SoftLabels:
     """Correct probabilities for the prior, sharpen them, and weight them by confidence, in this order.
 
-    The prior is the mean probability of each class over the training tiles, so that classes that the source favours
-    everywhere are scaled down. The weight is 1 or, with `confidence`, 1 - H(p) / log C.
+    The prior is the mean probability of each class over the training tiles; correcting for it scales down classes that
+    the source favours everywhere. The weight is 1 or, with `confidence`, 1 - H(p) / log C.
 
     Args:
         options: Configuration section `soft_labels`.
-        training: Probabilities of the training tiles; `probabilities` by default.
+        training: Probabilities of the training tiles, for the prior; `probabilities` by default.
 
     Raises:
         DataError: A probability is NaN or infinite.
@@ -238,7 +238,7 @@ def make_soft_labels(
 
 
 def _posteriors(train: TileSet) -> Probabilities:
-    """Return the posteriors of training tiles; rows of zeros for tiles without labels by annotators.
+    """Return the posteriors of the training tiles; zeros for tiles that no annotator labelled.
 
     Raises:
         DataError: The tiles have no labels by annotators.

@@ -1,8 +1,8 @@
-"""The list of loss terms, in their order of preparation and summation, and queries over the active terms.
+"""Table of the loss terms, in their order of preparation and summation, and queries over the active terms.
 
-A term with a section in `RunConfig` is one file next to this one and one entry of `TERMS`. The section classes are in
-`clipit.config`, because a configuration is read without torch and by layers below this one. Any other term, in this
-package or outside, defines its own keys and is named in the configuration: `terms.<name>.class`.
+A term with a section in `RunConfig` is a file in this folder and an entry of `TERMS`. The section classes are in
+`clipit.config`, so that configurations can be read without torch and by lower layers. Any other term, in this package
+or outside, defines its own keys and is named in the configuration: `terms.<name>.class`.
 """
 
 import importlib
@@ -87,7 +87,7 @@ def teaches_text(config: RunConfig) -> bool:
 
 
 def uses_reports(config: RunConfig) -> bool:
-    """Check whether a term uses the reports."""
+    """Check whether an active term uses reports."""
     return any(term.uses_reports for term in active_terms(config))
 
 
@@ -150,10 +150,10 @@ def prepare_terms(
             trained if missing.
 
     Raises:
-        DataError: The classes of the prompt set differ from those of the tiles, or a term has no targets.
+        DataError: The classes of the prompt set differ from those of the tiles, or a term finds no targets.
     """
     if workspace.prompts is not None and teaches_text(config):
-        check_classes(workspace.prompts, tiles.classes)  # fail before training, not at the export
+        check_classes(workspace.prompts, tiles.classes)  # fail before training rather than at export
     facts: dict[str, Any] = {}
     terms = active_terms(config)
     for term in terms:

@@ -1,4 +1,4 @@
-"""Target vectors for distillation: means of snippets, image embeddings, prompts, and controls."""
+"""Target vectors for distillation: means of snippets, image embeddings, class prompts, and controls."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,12 @@ class Targets:
 
 @dataclass(frozen=True)
 class PairedSnippets:
-    """Snippets of each tile: positions in the text store (padded with -1), and their weights in the mean."""
+    """Snippets paired with each tile.
+
+    Attributes:
+        positions: Positions in the text store, padded with -1.
+        weights: Weights of the snippets in the target.
+    """
 
     positions: Int[np.ndarray, "n k"]
     weights: Float32[np.ndarray, "n k"]
@@ -66,7 +71,7 @@ def paired_snippets(tile_ids: np.ndarray, pairs: Pairs, store: Store) -> PairedS
         raise DataError(
             "no training tile has a pair",
             where=pairs.artifact.folder,
-            fix="relax the pairing rules",
+            fix="relax the pairing (threshold, margin, mutual)",
         )
     return paired
 
@@ -89,7 +94,7 @@ def mean_targets(paired: PairedSnippets, vectors_of: SnippetVectors, dim: int) -
 
 
 def image_targets(tile_ids: np.ndarray, store: Store, mean: Float32[np.ndarray, "dim"] | None) -> Targets:
-    """Return the VLM's own embedding of each tile, centred as for pairing (control without text)."""
+    """Return the VLM's embedding of each tile, centred as for pairing (control without text)."""
     rows = store.positions(tile_ids)
     vectors = np.concatenate(
         [centred(store.rows(rows[s : s + _BLOCK]), mean).astype(np.float16) for s in range(0, len(rows), _BLOCK)]
@@ -107,13 +112,13 @@ def sum_targets(first: Targets, second: Targets) -> Targets:
 def class_targets(
     probabilities: Float[np.ndarray, "n classes"], class_embeddings: Float32[np.ndarray, "classes dim"]
 ) -> Targets:
-    """Return the prompt embedding of each tile's most probable class (control with text that is not from reports)."""
+    """Return the prompt embedding of each tile's most probable class (control with text, but not from reports)."""
     vectors = class_embeddings[probabilities.argmax(axis=1)].astype(np.float16)
     return Targets(vectors, np.ones(len(probabilities), dtype=bool))
 
 
 def shuffle_snippets(paired: PairedSnippets, seed: int) -> PairedSnippets:
-    """Assign to each tile the snippets of another tile (control)."""
+    """Assign each tile the snippets of another tile (control)."""
     valid = paired.valid
     order = np.arange(len(valid))
     order[valid] = np.flatnonzero(valid)[derangement(int(valid.sum()), seed)]
@@ -121,13 +126,13 @@ def shuffle_snippets(paired: PairedSnippets, seed: int) -> PairedSnippets:
 
 
 def draw_random_snippets(paired: PairedSnippets, n_snippets: int, seed: int) -> PairedSnippets:
-    """Draw as many snippets per tile uniformly from the complete store (control)."""
+    """Replace each tile's snippets by as many drawn uniformly from the whole store (control)."""
     drawn = np.random.default_rng([seed, 0x7C]).integers(0, n_snippets, size=paired.positions.shape)
     return PairedSnippets(np.where(paired.positions >= 0, drawn, -1), paired.weights)
 
 
 def random_codes(store: Store, seed: int) -> SnippetVectors:
-    """Assign a random direction to each snippet id (control with correct pairs and meaningless vectors)."""
+    """Assign each snippet id a random direction (control with correct pairs but meaningless vectors)."""
 
     def vectors(positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         distinct, inverse = np.unique(positions, return_inverse=True)

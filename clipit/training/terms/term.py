@@ -1,4 +1,4 @@
-"""Base class of the loss terms, and the inputs of a term before and during training."""
+"""Base class of loss terms, and their inputs before and during training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ AnyTerm = TypeVar("AnyTerm", bound="Term[Any]")
 
 @dataclass(frozen=True)
 class TermInputs:
-    """Inputs that a term prepares its targets from.
+    """Inputs from which a term prepares its targets.
 
     Attributes:
         workspace: Workspace of the run's configuration.
@@ -48,17 +48,17 @@ class TermInputs:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass of one process.
+    """Tiles and outputs of one forward pass of one process.
 
     Attributes:
         rows: Rows of the training tiles in this pass.
-        batch_rows: Rows of the complete batch, over all processes; process r of n has every n-th row, starting at r.
+        batch_rows: Rows of the global batch; process r of n has every n-th of them, starting at r.
         labels: Class indices; -1 if unknown.
         views: Logits of each augmented view of the tiles; most terms use `logits`, the first view.
         projections: Predicted text embeddings of each view; most terms use `projected`, the first view. Empty without a
             projector.
         second_projection: Predicted text embeddings of the first view in the space of the second VLM.
-        student: Trained module, possibly inside the wrapper that exchanges gradients.
+        student: Student, possibly wrapped in DistributedDataParallel.
         processes: Processes that share the batch.
     """
 
@@ -93,10 +93,10 @@ class MicroBatch:
 
 
 class Term(Generic[Options]):
-    """One summand of a run's training loss: weight x sum over tiles / count over the complete batch.
+    """One summand of the training loss: weight x sum over tiles / count over the global batch.
 
-    Before `prepare`, a term only has its configuration: it reports whether it is active, what it needs and which keys
-    conflict with it. After `prepare`, it counts and sums.
+    Before `prepare`, only the properties and methods that depend on the configuration alone may be used. `count` and
+    `sum` need the prepared targets.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Term(Generic[Options]):
     """Class indices of the training tiles, -1 if unknown; set before `prepare`."""
 
     def __init__(self, config: RunConfig, name: str | None = None, options: Options | None = None) -> None:
-        """Read the keys of the term.
+        """Take the term's keys from the configuration, or from `options`.
 
         Args:
             config: Run configuration, with its arm resolved.
@@ -153,7 +153,7 @@ class Term(Generic[Options]):
 
     @property
     def uses_unlabelled(self) -> bool:
-        """Whether unlabelled tiles contribute."""
+        """Whether unlabelled tiles contribute to the loss."""
         return False
 
     @property
@@ -163,15 +163,15 @@ class Term(Generic[Options]):
 
     @property
     def teaches_text(self) -> bool | None:
-        """Whether the projector learns the VLM's text space: True; False for a different space; None for no text."""
+        """True if the projector learns the VLM's text space, False for a different space, None for no text."""
         return None
 
     def problems(self) -> list[str]:
-        """List conflicting keys, each with what to change; also called while the term is disabled."""
+        """List conflicts between keys, each with a fix; also called while the term is disabled."""
         return []
 
     def describe(self) -> str:
-        """Describe the term for the entry `terms` of the provenance; "" to leave it out."""
+        """Describe the term for the provenance entry `terms`; "" to leave it out."""
         return f"{self.name.replace('_', ' ')} (weight {self.weight:g})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
@@ -186,19 +186,19 @@ class Term(Generic[Options]):
         """Build the targets of all training tiles.
 
         Returns:
-            Facts for training.json.
+            Entries for training.json.
         """
         return {}
 
     def initialise(self, student: Student, normalise: Normalise, source: PixelSource) -> None:
-        """Change the student before its first step; not called when a run resumes."""
+        """Change the student before the first step; not called when a run resumes."""
 
     def class_probabilities(self, split: str) -> Probabilities | None:
-        """Return class targets of all tiles of a split, to select the step without labels; None if there are none."""
+        """Return class targets for a split, to select the best step without labels; None if there are none."""
         return None
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Count the contributing tiles of the complete batch (or sum their weights); the term's sum is divided by this.
+        """Count the contributing tiles of the global batch (or sum their weights); the term's sum is divided by this.
 
         Args:
             rows: Rows of the training tiles in the batch, over all processes.
@@ -206,8 +206,8 @@ class Term(Generic[Options]):
         raise NotImplementedError
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Compute the loss of this micro-batch, summed over its contributing tiles."""
+        """Compute the loss of a micro-batch, summed over its contributing tiles."""
         raise NotImplementedError
 
     def after_update(self, student: Student) -> None:
-        """Update the student after every optimiser step, for example to bound a learnt parameter."""
+        """Change the student after every optimiser step, for example to bound a learnt parameter."""

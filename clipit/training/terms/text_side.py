@@ -1,8 +1,8 @@
-"""Adapt the text side before distillation: a light adapter on cached embeddings, or LoRA on the text tower.
+"""Adapt the text side before distillation, by a small adapter on cached embeddings or LoRA on the text tower.
 
 CLIP-IT (arXiv 2504.16181) trains a head on the paired text and applies LoRA to both towers. Here, the text side is
 first fitted to predict the labels of the labelled tiles from their paired snippets; then all targets are recomputed and
-frozen. A training step costs no more than before, and the text embeddings cannot drift towards the student.
+frozen. Training steps cost no more than with unadapted text, and text embeddings cannot drift towards the student.
 """
 
 import time
@@ -34,7 +34,7 @@ _SCALE = 10.0  # unscaled cosines would give nearly uniform probabilities
 
 @dataclass(frozen=True)
 class AdaptedText:
-    """Adapted snippet vectors, and the cost of the adaptation."""
+    """Adapted snippet vectors, and the cost of the adaptation in seconds, parameters and texts."""
 
     vectors: SnippetVectors
     cost: dict[str, float]
@@ -52,7 +52,7 @@ def labelled_snippets(
     positions, targets = paired.positions[rows, ranks], labels[rows]
     if len(np.unique(targets)) < 2:
         raise DataError(
-            "the text side is fitted on the labelled tiles' snippets, and these tiles have fewer than two classes",
+            "the text side is fitted on the snippets of labelled tiles, which have fewer than two classes",
             where="distillation.text",
             fix="keep more labels (tiles.labels), or distillation.text=frozen",
         )
@@ -62,14 +62,15 @@ def labelled_snippets(
 def fit_adapter(
     vectors_of: SnippetVectors, positions: Int[np.ndarray, "m"], labels: Int[np.ndarray, "m"], dim: int, seed: int
 ) -> AdaptedText:
-    """Fit a residual bottleneck t' = t + W2 relu(W1 t) and a linear head to the labels, as CLIP-Adapter does.
+    """Fit a residual bottleneck t' = t + W2 relu(W1 t) with a linear head to the labels, as CLIP-Adapter does.
 
     Source: Gao et al., arXiv 2110.04544. W2 is initialised to zero, so that the adapter starts as the identity.
 
     Args:
         vectors_of: Function from positions in the text store to unit-norm snippet vectors.
         positions: Positions of the labelled tiles' snippets.
-        labels: Class index of each of these positions.
+        labels: Class index of the tile of each position.
+        dim: Dimension of the joint space.
         seed: Seed of the initial weights.
     """
     start_time = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Stage 1 of CLIP-IT (arXiv 2504.16181, section 3): fit both heads of late fusion before any distillation."""
+"""Stage 1 of CLIP-IT (arXiv 2504.16181, section 3): fit both heads of late fusion before distillation."""
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ def warm_start(
         config: Run configuration, with its arm resolved.
         normalise: Function from pixels 0..255 to the backbone's input.
         labels: Class indices of the training tiles; -1 if unknown.
-        targets: Embeddings of the paired texts of the training tiles.
+        source: Pixels of the training tiles.
+        targets: Embeddings of the texts paired with the training tiles.
 
     Raises:
         ConfigError: The student does not use late fusion.
@@ -58,7 +59,7 @@ def warm_start(
 
 
 def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -> None:
-    """Fit a head by full-batch AdamW with a cosine schedule; every process computes the same result."""
+    """Fit a head by full-batch AdamW with a cosine schedule, identically in every process."""
     optimizer = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     for _ in range(_STEPS):
@@ -66,4 +67,4 @@ def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -
         torch.autograd.backward(F.cross_entropy(head(inputs.clone()), labels))
         optimizer.step()
         schedule.step()
-    head.zero_grad(set_to_none=True)  # otherwise they would add to the gradients of stage 2
+    head.zero_grad(set_to_none=True)  # they would add to the gradients of stage 2

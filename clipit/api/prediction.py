@@ -177,11 +177,11 @@ def _tiles_of_slides(classifier: "Classifier", tile_mpp: float | None, table: Pa
     """Return the tiling of slides for a classifier, with the grids stored next to the table."""
     from clipit.config.data import SlidesConfig
     from clipit.distributed import get_processes
-    from clipit.runs.tile_scorer import classifier_scorer, tiles_for
+    from clipit.runs.tile_scorer import classifier_scorer, choose_tiling
 
     stated = {} if tile_mpp is None else {"mpp": tile_mpp}
     grids = str(table.with_name("slide_grids"))
-    tiles, warnings = tiles_for(classifier_scorer(classifier), SlidesConfig(grids=grids, **stated), list(stated))
+    tiles, warnings = choose_tiling(classifier_scorer(classifier), SlidesConfig(grids=grids, **stated), list(stated))
     if get_processes().main:
         for warning in warnings:
             logger.warning(warning)

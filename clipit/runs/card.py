@@ -1,4 +1,4 @@
-"""Write the model card of a run's classifier, from the run's configuration, results and comparison."""
+"""Write the model card of a run's classifier from its configuration, results and comparison."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -30,7 +30,9 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
     """Write README.md into the classifier of a run's folder, or replace it.
 
     Args:
+        folder: Folder of the run.
         config: Run configuration with its arm resolved.
+        results: Content of results.json.
     """
     classifier, recorded = folder / "classifier", results["provenance"]
     spec = read_spec(classifier)
@@ -54,7 +56,7 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
 
 
 def record_comparison(folder: Path, compared: Compared) -> None:
-    """Record a comparison in a run's folder, so that later cards of its classifier include it."""
+    """Record a comparison in a run's folder, so that cards written later include it."""
     write_record(folder / _COMPARED, asdict(compared))
 
 
@@ -73,7 +75,7 @@ def _read_compared(folder: Path) -> Compared | None:
 
 
 def _read_external(folder: Path) -> list[dict[str, Any]]:
-    """Read the results on new tiles, without those of new prompts on the run's own tiles."""
+    """Read the results of external evaluations, except those of new prompts on the run's own tiles."""
     paths = sorted(folder.glob(f"{EXTERNAL}/*/results.json"))
     evaluations: list[dict[str, Any]] = [read_json(path, "delete its folder and evaluate again") for path in paths]
     return [each for each in evaluations if any(key.startswith("tiles.") for key in each["external"]["identity"])]
@@ -87,7 +89,7 @@ def _describe_source(config: RunConfig) -> str:
 
 
 def _describe_terms(config: RunConfig) -> list[str]:
-    """Describe the loss terms of a run in words, without names that the user chose."""
+    """Describe the loss terms of a run in words, without names chosen by the user."""
     described = []
     for term in active_terms(config):
         if isinstance(term, DistillationTerm):

@@ -1,4 +1,4 @@
-"""Evaluation of a trained run: predict once, and compute everything else from the predictions."""
+"""Evaluate a trained run: predict once, and compute all scores from the predictions."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -48,8 +48,8 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     Args:
         config: Run configuration with its arm resolved.
         workspace: Cached tiles and prompts of this configuration.
-        folder: Folder of the run, to which predictions.parquet, results.json and summary.md are written, and with
-            `evaluation.page` also report.html and plots.
+        folder: Folder of the run, in which predictions.parquet, results.json and summary.md are written; with
+            `evaluation.page`, also report.html and plots.
 
     Returns:
         Content of results.json in the main process; an empty dictionary in the others.
@@ -73,9 +73,9 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
 
 
 def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
-    """Evaluate a finished run again (`clipit evaluate`); returns its folder and the content of results.json.
+    """Evaluate a finished run again (`clipit evaluate`), and return its folder and the content of results.json.
 
-    The run's page is drawn whatever `evaluation.page` is, because a comparison sets it to false for most of its runs.
+    The run's page is written regardless of `evaluation.page`, which comparisons set to false for most of their runs.
     If the folder is read-only, for example because it belongs to another user, its existing results are returned.
 
     Args:
@@ -84,8 +84,8 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
         folder: Folder of the run; by default the one that the configuration names.
 
     Raises:
-        ArtifactError: The run does not exist, its folder belongs to a different configuration, or it cannot be written
-            and lacks results.
+        ArtifactError: The run does not exist, its folder belongs to a different configuration, or it is read-only and
+            lacks results.
     """
     from clipit.models.backbones import load_backbone
 
@@ -102,7 +102,7 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
     missing = processes.broadcast(find_missing_output(folder, config) if processes.main else "")
     if missing:
         raise ArtifactError(
-            f"the run lacks {missing}, and its folder cannot be written",
+            f"the run lacks {missing}, and its folder is read-only",
             where=folder,
             fix="copy the run's folder to a writable --output folder, and evaluate it there",
         )
@@ -140,10 +140,10 @@ def evaluate_shifted(
 
 
 def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
-    """Return the file of a run's predictions on a shifted set, named by a fingerprint of the training and the tiles.
+    """Return the file of a run's predictions on a shifted set, named after a fingerprint of the training and the tiles.
 
-    The run's fingerprint does not suffice: retraining with other package versions may change the weights, but not the
-    fingerprint.
+    The run's fingerprint alone does not suffice: retraining with different package versions may change the weights, but
+    not the fingerprint.
 
     Raises:
         ArtifactError: run.json or training.json is missing or damaged.
@@ -158,7 +158,7 @@ def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
 
 
 def _provenance(config: RunConfig, classifier: "Classifier", prompts: PromptSet | None) -> dict[str, Any]:
-    """Return the provenance of a run that training.json does not contain, for tables of its scores."""
+    """Collect the provenance that is recorded with the scores in addition to that of training.json."""
     preprocess = classifier.spec.preprocess
     return {
         "run": config.name,
@@ -176,7 +176,7 @@ def _provenance(config: RunConfig, classifier: "Classifier", prompts: PromptSet 
 def _write_report(
     config: RunConfig, folder: Path, tiles: TileSet, provenance: dict[str, Any], texts: dict[str, str]
 ) -> dict[str, Any]:
-    """Score the predictions of a folder, and write plots, summary, page, card and, at the end, results.json."""
+    """Score the predictions in a folder, and write plots, summary, page, card and, last of all, results.json."""
     path = folder / PREDICTIONS
     sha256, predictions = file_sha256(path), read_predictions(path)
     splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
@@ -201,19 +201,19 @@ def _write_report(
     if config.evaluation.page:
         write_run_page(title, folder, results, predictions, tiles, texts)
     write_card(folder, config, results)
-    write_record(folder / "results.json", results)  # written last, since it marks the run as finished
+    write_record(folder / "results.json", results)  # last, since it marks the run as finished
     return results
 
 
 def _delete_page(folder: Path) -> None:
-    """Delete the page and the plots of an earlier evaluation, which this one may not draw again."""
+    """Delete the page and plots of an earlier evaluation, since this one may not replace all of them."""
     for pattern in ("report.html", "curves.png", "confusion_*.png", "reliability_*.png"):
         for path in folder.glob(pattern):
             path.unlink()
 
 
 def _write_plots(folder: Path, splits: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
-    """Plot confusion matrix and reliability of each split, and the training curves; return the names of the files."""
+    """Plot the confusion matrix and reliability of each split, and the training curves; return the file names."""
     figures = {}
     for split, scores in splits.items():
         figures[f"confusion_{split}.png"] = plot_confusion(scores["confusion"], classes, title=split)

@@ -46,20 +46,21 @@ def evaluate_external(
     name: str = "",
     config: RunConfig | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Score a finished run on new tiles or with new prompts; called by all processes.
+    """Score a finished run on new tiles or with new prompts; must be called by all processes.
 
-    Predictions, scores, calibration and a page are written to `external/<name>` in the run's folder, completely or not
-    at all. The only file of the run that changes is the classifier's card, which lists the scores.
+    Predictions, scores, calibration and a page are written to `external/<name>` in the run's folder, all or nothing.
+    The only other file that changes is the classifier's card, which lists the scores.
 
     Args:
-        tiles: The new tiles; None for the run's own test tiles.
-        prompts: Prompt set for zero-shot, as a file or packaged name; None for that of the run.
+        run: Folder of the run.
+        tiles: New tiles; None for the run's own test tiles.
+        prompts: File or packaged name of the prompt set for zero-shot predictions; None for that of the run.
         name: Name of the folder under `external/`; "" to derive it from the tiles and prompts.
-        config: Configuration of the run (`read_run_config`) with other keys of `evaluation`, `leaks` or the paths of
-            models; read from the folder by default.
+        config: Configuration of the run (`read_run_config`), possibly with changes to `evaluation`, `leaks` or the
+            paths of models; read from the folder by default.
 
     Returns:
-        The folder, and the content of results.json in the main process, an empty dictionary in the others.
+        The folder, and the content of results.json (an empty dictionary except in the main process).
 
     Raises:
         DataError: Neither tiles nor prompts are given, no class is shared, the prompts lack a class, or tiles leak from
@@ -68,7 +69,7 @@ def evaluate_external(
         ArtifactError: The folder contains the results of other tiles or prompts.
     """
     if tiles is None and prompts is None:
-        raise DataError("neither new tiles nor new prompts", where=run, fix="pass --tiles.path=... or --prompts=...")
+        raise DataError("no new tiles or prompts", where=run, fix="pass --tiles.path=... or --prompts=...")
     config = read_run_config(run) if config is None else config
     run_results = read_results(run)
     prompt_set = None if prompts is None else load_prompts(prompts)
@@ -109,7 +110,7 @@ def evaluate_external(
         with locked(folder), whole_folder(folder) as partial:
             write_external(partial, run, results, renamed, scored)
         if os.access(run / "classifier", os.W_OK):
-            with locked(folder.with_name("card")):  # which another evaluation may be writing
+            with locked(folder.with_name("card")):  # another evaluation may be writing it
                 write_card(run, read_run_config(run), run_results)
     get_processes().barrier()
     return folder, results
@@ -157,7 +158,7 @@ def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _check_prompts(prompts: PromptSet, classifier: "Classifier", run: Path) -> list[str]:
-    """Check that new prompts cover the classes of a classifier with text; returns a note about further classes."""
+    """Check that new prompts suit a classifier and cover its classes; return a note about further classes."""
     if classifier.spec.vlm is None or not classifier.spec.projector_layers:
         raise ModelError(
             "this classifier was trained without text, so it has no zero-shot predictions",
@@ -173,7 +174,7 @@ def _check_prompts(prompts: PromptSet, classifier: "Classifier", run: Path) -> l
             fix=f"use the class names of the classifier: {', '.join(classifier.classes)}",
         )
     others = [name for name in prompts.classes if name not in classifier.classes]
-    return [f"prompts of {', '.join(others)} are not used: the classifier lacks these classes"] if others else []
+    return [f"prompts for {', '.join(others)} are not used: the classifier lacks these classes"] if others else []
 
 
 def _new_tiles(
@@ -184,14 +185,15 @@ def _new_tiles(
     classifier: "Classifier",
     name: str,
 ) -> tuple[MappedTiles, dict[str, Any]]:
-    """Read the new tiles without those of other classes and of training, or return the run's own test tiles."""
+    """Read the new tiles, without those of other classes or seen in training; or return the run's own test tiles."""
     if section is None:
         test_tiles = workspace.tiles(config.seed).of_split("test")
         checks: dict[str, Any] = {"policy": "off", "leaks": [], "not_checked": []}
         return map_to_classes(replace(test_tiles, notes=()), classifier.classes), checks
     read = read_external(section, config)
     shown = section.model_copy(update={"labels": LabelsConfig()})  # all labels are scored
-    logger.info(tiles_overview(replace(read, notes=()), shown, f"new set {name}", tests_only=True))  # notes: later
+    # The caller logs the notes, together with those that follow.
+    logger.info(tiles_overview(replace(read, notes=()), shown, f"new set {name}", tests_only=True))
     mapped = map_to_classes(read, classifier.classes)
     warning = mpp_warning(mapped.tiles, classifier.spec.mpp, f"classifier {run.name}")
     if warning:
@@ -215,7 +217,7 @@ def _new_tiles(
 
 
 def _class_embeddings(classifier: "Classifier", prompts: PromptSet | None) -> Float[np.ndarray, "c D"] | None:
-    """Embed new prompts, or return the class embeddings in the classifier, if it contains any."""
+    """Embed new prompts, or return the class embeddings that the classifier contains, if any."""
     spec = classifier.spec
     if prompts is not None:
         return class_embeddings(classifier, prompts, spec.classes)

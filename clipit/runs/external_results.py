@@ -1,4 +1,4 @@
-"""External evaluation of a run: scores, calibration, summary and page."""
+"""Scores, calibration, summary and page of an external evaluation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,10 +31,12 @@ def score_external(
     prompts: PromptSet | None,
     classifier: "Classifier",
 ) -> dict[str, Any]:
-    """Compute the content of results.json, without the SHA-256 of the predictions.
+    """Compute the content of results.json, except for the SHA-256 of the predictions.
 
     Args:
-        predictions: Predictions of the new tiles, whose split is the name of the set.
+        run: Folder of the run.
+        run_results: Content of the run's own results.json.
+        predictions: Predictions of the new tiles, with the name of the set as their split.
         external: Description of the new set: name, identity, tiles, excluded classes and notes.
         prompts: New prompt set; None for that of the run.
     """
@@ -100,7 +102,7 @@ def write_external(folder: Path, run: Path, results: dict[str, Any], predictions
 
     Args:
         results: Content of results.json from `score_external`, to which the SHA-256 of the predictions is added.
-        tiles: The new tiles, for the thumbnails.
+        tiles: New tiles, for the thumbnails.
     """
     write_predictions(folder / PREDICTIONS, predictions)
     results["predictions_sha256"] = file_sha256(folder / PREDICTIONS)

@@ -15,11 +15,11 @@ from clipit.workspace.tile_reading import artefacts_of, with_kept_size
 
 @dataclass(frozen=True)
 class MappedTiles:
-    """Tiles whose labels are numbers of a classifier's classes.
+    """Tiles with labels in the class order of a classifier.
 
     Attributes:
         tiles: Tiles to predict; those without a label are kept.
-        excluded: Number of tiles of each class that the classifier lacks, which are not in `tiles`.
+        excluded: Number of excluded tiles by class, for classes that the classifier lacks.
     """
 
     tiles: TileSet
@@ -31,10 +31,10 @@ def read_external(section: TilesConfig, config: RunConfig) -> TileSet:
 
     Args:
         section: Section `tiles` of the new set.
-        config: Configuration of the run, in whose output streamed tiles and indexes of shards are kept.
+        config: Configuration of the run, whose output folder caches streamed tiles and shard indexes.
 
     Raises:
-        DataError: The data set is missing or contradictory.
+        DataError: The data set is missing or inconsistent.
         ConfigError: An option does not apply to the source.
     """
     hold_out = section.test_fraction is not None or section.folds is not None
@@ -57,7 +57,7 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
     """Map labels to the classes of a classifier by name; drop and count tiles of other classes.
 
     Raises:
-        DataError: A class differs from one of the classifier only in spelling, no class is shared, or no tile of a
+        DataError: A class differs only in spelling from one of the classifier, no class is shared, or no tile of a
             shared class has a label.
     """
     counts = {name: int((tiles.truth == code).sum()) for code, name in enumerate(tiles.classes)}
@@ -87,7 +87,7 @@ def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
     if excluded:
         by_class = ", ".join(f"{name}: {count}" for name, count in excluded.items())
         notes += (
-            f"{counted(sum(excluded.values()), 'tile')} of classes that the classifier lacks, excluded ({by_class})",
+            f"excluded {counted(sum(excluded.values()), 'tile')} of classes that the classifier lacks ({by_class})",
         )
     mapped = replace(tiles, labels=labels.clip(-1), truth=labels.clip(-1), classes=tuple(classes), notes=notes)
     return MappedTiles(mapped.select(kept), excluded)

@@ -1,4 +1,4 @@
-"""Stores of the features of frozen models: the VLM's image tower, the backbone, and a finished run's classifier."""
+"""Stored features of frozen models: the VLM's image tower, a backbone, or a finished run's classifier."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +35,9 @@ class FeatureStores:
     """Stored features of all tiles from one frozen model.
 
     Attributes:
+        name: Name of the model in tables.
         facts: Provenance of every score: model, fingerprint, preprocessing, pixels, features_saw_labels.
+        stores: Stores by split.
     """
 
     name: str
@@ -50,7 +52,7 @@ def vlm_stores(workspace: Workspace) -> FeatureStores:
 
 
 def backbone_stores(config: RunConfig, workspace: Workspace) -> FeatureStores:
-    """Compute features of the configured backbone without LoRA or training."""
+    """Compute the features of the configured backbone, without LoRA or training."""
     from clipit.models.backbones import load_backbone
 
     backbone = load_backbone(config.backbone, get_processes().device)
@@ -58,7 +60,7 @@ def backbone_stores(config: RunConfig, workspace: Workspace) -> FeatureStores:
 
 
 def classifier_stores(config: RunConfig, workspace: Workspace, run: Path) -> FeatureStores:
-    """Compute pooled features of a finished run's classifier: the backbone with the adapter merged, before any head.
+    """Compute the pooled features of a finished run's classifier, whose backbone includes the merged adapter.
 
     Raises:
         ModelError: The classifier is missing, or its folder cannot be opened as a backbone.
@@ -83,7 +85,7 @@ def classifier_stores(config: RunConfig, workspace: Workspace, run: Path) -> Fea
 
 
 def vlm_facts(workspace: Workspace) -> dict[str, Any]:
-    """Return the provenance of scores of the VLM."""
+    """Return the provenance of the VLM's scores."""
     vlm = workspace.vlm
     facts = {"model": vlm.name, "fingerprint": vlm.fingerprint, "vlm": vlm.name, "vlm_fingerprint": vlm.fingerprint}
     return facts | {"preprocess": vlm.preprocess.hash, "pixels": vlm.preprocess.size}
@@ -103,10 +105,10 @@ def classifier_fingerprint(folder: Path) -> str:
 
 
 def saw_labels(run: Path) -> str:
-    """Report whether labels influenced the features of a run's classifier: `true`, `false` or `unknown`.
+    """Return whether labels influenced the features of a run's classifier: `true`, `false` or `unknown`.
 
     They did if the backbone was tuned and the run used any label, even if only to select its step on validation tiles.
-    The result is `unknown` if the run's folder does not say.
+    The answer is `unknown` if the run's folder does not record this.
     """
     config, training = read_run_record(run)
     tuning = (config.get("backbone") or {}).get("tuning")
@@ -170,8 +172,9 @@ def store_features(
     Args:
         inputs: Everything that the features depend on, including the tiles and the model.
         forward: Function from uint8 pixels [b, 3, h, w] on this process's device to features.
-        batch_size: Tiles per forward pass. Batches do not cross shards, so that the bytes do not depend on the number
-            of processes.
+        root: Folder of the artefacts.
+        batch_size: Tiles per forward pass. Batches do not cross shards, so that the stored bytes do not depend on the
+            number of processes.
     """
     ids = [str(name) for name in source.tiles.ids]
 

@@ -1,4 +1,4 @@
-"""Fingerprint of everything that determines a run's results: keys, and the content (not the paths) of all inputs."""
+"""Fingerprint of everything that determines a run's results: keys, and the contents of all inputs, not their paths."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class RunFingerprint:
     Attributes:
         keys: Values of the configuration keys that change results, by dotted key.
         inputs: Fingerprints of the data and models that the run reads, None for those that it does not use; and the
-            names of the classes.
-        unused: Keys that have no effect on this run, which earlier versions recorded nevertheless.
+            class names.
+        unused: Keys without effect on this run, which records of earlier versions may contain.
     """
 
     keys: Mapping[str, Any]
@@ -35,7 +35,7 @@ class RunFingerprint:
         return fingerprint([self.keys, self.inputs])
 
     def differences(self, record: Mapping[str, Any]) -> list[str]:
-        """List the keys and inputs that differ from the `run.json` record of another run, with the values of both."""
+        """List the keys and inputs that differ from those in a `run.json` record, with both values."""
         lines = []
         for section, current in (("keys", self.keys), ("inputs", self.inputs)):
             recorded = record.get(section)
@@ -43,8 +43,8 @@ class RunFingerprint:
             lines += list_differences({key: value for key, value in values.items() if key not in self.unused}, current)
         return lines
 
-    def is_of(self, record: Mapping[str, Any]) -> bool:
-        """Check whether a `run.json` record is that of this run."""
+    def matches(self, record: Mapping[str, Any]) -> bool:
+        """Check whether a `run.json` record belongs to a run with this fingerprint."""
         if record.get("fingerprint") == self.value:
             return True
         complete = all(isinstance(record.get(section), dict) for section in ("keys", "inputs"))
@@ -62,7 +62,7 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
     models = {"vlm": config.vlm, "second_vlm": config.second_vlm, "backbone": config.backbone}
     names = {f"{key}.name": _model_name(model) for key, model in models.items() if model is not None}
     keys = select_keys(config, "results") | names
-    # These keys have no effect in these cases. Those that were added later are left out, so that older runs stay valid.
+    # Keys without effect on this run. Leaving out those that were added later keeps older runs valid.
     unused = {"pairing.candidates", "pairing.ef_search"} if config.pairing.index == "Flat" else set()
     if not config.training.compile:
         unused.add("training.compile")
@@ -88,7 +88,7 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
 
 
 def _model_name(config: VLMConfig | BackboneConfig) -> str:
-    """Return the name of a model; for a local one, a fingerprint of its configuration (its weights are inputs)."""
+    """Return the name of a model, or a fingerprint of its configuration if it is local (its weights are inputs)."""
     named = Path(config.name.removeprefix("clip:").removeprefix("transformers:"))
     folder = named if config.path is None else Path(config.path)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Folder of a run: its path, its fingerprint and its files."""
+"""Folder of a run: path, fingerprint and files."""
 
 import logging
 import os
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 EXTERNAL = "external"
 """Folder inside a run's folder with its evaluations on new test sets, by name."""
 RUN_FINGERPRINT = "run_fingerprint"
-"""Key of training.json: the fingerprint in run.json."""
+"""Key of training.json that repeats the fingerprint of run.json."""
 _TRAINED = ("run.json", "training_tiles.parquet", "training.json", "metrics.jsonl", "checkpoints", "classifier")
 """Files that training writes into a run's folder."""
-_OTHER_FOLDER = "choose a different --name (of a sweep, in its file) or --output, or delete the run's folder"
+_OTHER_FOLDER = "choose a different --name (for a sweep, in its file) or --output, or delete the run's folder"
 _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "score": (float, int, type(None)),
     "seconds": (float, int),
@@ -43,7 +43,7 @@ _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "sections": (JsonRecord,),
     "notes": (list,),
 }
-"""Types of the facts that are read from training.json, as `read_json` returns them."""
+"""Types of the values of training.json that are read, as `read_json` returns them."""
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -68,11 +68,11 @@ def resolve_run_precision(config: RunConfig, folder: Path | None = None) -> RunC
 
 
 def recorded_precision(folder: Path, key: str) -> str | None:
-    """Return the precision in the fingerprint of a folder's training, such as bf16; None if none is recorded.
+    """Return the precision that a folder's training recorded in `run.json`, such as bf16; None if there is none.
 
     Args:
         folder: Folder of a run or adaptation whose training has started.
-        key: Key of the precision in `run.json`.
+        key: Key of the precision in the record.
     """
     if not (folder / "run.json").is_file():
         return None
@@ -88,7 +88,7 @@ def is_started(folder: Path) -> bool:
 
 
 def read_run_config(folder: Path) -> RunConfig:
-    """Read the configuration of a run from its folder, with its arm resolved and `output` set to its present location.
+    """Read the configuration of a run from its folder, with its arm resolved and `output` set to its current location.
 
     Raises:
         DataError: The folder does not contain a run.
@@ -128,13 +128,13 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def read_training(folder: Path, *needed: str) -> dict[str, Any]:
-    """Read the chosen step, its score, the number of steps and the duration of a run from `training.json`.
+    """Read `training.json`: the chosen step, its score, the duration and other facts about a run's training.
 
     Args:
-        needed: Names of the facts that must be present.
+        needed: Keys that must be present.
 
     Raises:
-        ArtifactError: The file is missing or damaged, lacks one of these facts, or belongs to a different run.
+        ArtifactError: The file is missing or damaged, lacks one of these keys, or belongs to a different run.
     """
     fix = (
         f"delete it and the folder {folder / 'classifier'}, and run clipit train again; both are restored from the "
@@ -157,7 +157,7 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
 
 
 def evaluation_keys(config: RunConfig) -> dict[str, Any]:
-    """Return the keys of `evaluation` that change scores, which are recorded with the scores."""
+    """Return the keys of `evaluation` that change scores, to be recorded with the scores."""
     return select_keys(config.evaluation, "evaluation")
 
 
@@ -194,7 +194,7 @@ def find_missing_output(folder: Path, config: RunConfig) -> str:
     try:
         read_predictions(folder / PREDICTIONS, results.get("predictions_sha256"))
     except DataError:
-        return f"{PREDICTIONS} as it was scored"
+        return f"the {PREDICTIONS} that was scored"
     recorded = results.get("evaluation")
     if recorded is not None and recorded != evaluation_keys(config):
         changes = list_differences(recorded if isinstance(recorded, dict) else {}, evaluation_keys(config))
@@ -227,7 +227,7 @@ def _is_writable(folder: Path) -> bool:
 def claim_folder(
     folder: Path, config: RunConfig, fingerprint: RunFingerprint, sections: Mapping[str, Any] | None = None
 ) -> None:
-    """Claim the folder for this run; a folder without checkpoint, classifier and results is overwritten.
+    """Claim the folder for this run, overwriting one without checkpoint, classifier and results.
 
     Args:
         folder: Folder of the run, whose lock the caller holds.
@@ -263,7 +263,7 @@ def _write_config(folder: Path, config: RunConfig, sections: Mapping[str, Any]) 
 
 
 def copy_equal_run(folder: Path, config: RunConfig, fingerprint: RunFingerprint, others: Sequence[Path]) -> None:
-    """Copy what was trained by a finished run with the same fingerprint, if this run has not started.
+    """Copy the training of a finished run with the same fingerprint, unless this run has started.
 
     Args:
         folder: Folder of this run, whose lock the caller holds.
@@ -288,8 +288,8 @@ def _is_finished_as(folder: Path, fingerprint: RunFingerprint) -> bool:
     if not all((folder / name).exists() for name in (*_TRAINED, "results.json")):
         return False
     try:
-        return fingerprint.is_of(read_json(folder / "run.json", _OTHER_FOLDER))
-    except ArtifactError:  # a damaged file is an error for its own run only
+        return fingerprint.matches(read_json(folder / "run.json", _OTHER_FOLDER))
+    except ArtifactError:  # damage to another run's file is not an error of this run
         return False
 
 
@@ -297,7 +297,8 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConf
     """Check that a folder belongs to the run with this fingerprint.
 
     Args:
-        config: Configuration of the run, with its arm resolved, to list the keys that select other inputs.
+        config: Configuration of the run, with its arm resolved; if given, the error also lists differing keys that
+            select inputs.
 
     Raises:
         ArtifactError: The folder belongs to a different run or does not contain a run.
@@ -308,7 +309,7 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConf
             "this folder does not contain a run", where=folder, fix="train it first: clipit train --config ..."
         )
     record = read_json(file, _OTHER_FOLDER)
-    if not fingerprint.is_of(record):
+    if not fingerprint.matches(record):
         differences = fingerprint.differences(record)
         if config is not None and record.get("inputs") != fingerprint.inputs:
             differences += config_differences(folder, config, "data")
@@ -321,7 +322,7 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConf
 
 
 def config_differences(folder: Path, config: RunConfig, *effects: Effect, sections: Sequence[str] = ()) -> list[str]:
-    """List the keys in which the configuration of a run's folder differs from another one, with both values.
+    """List the keys in which the configuration in a run's folder differs from another one, with both values.
 
     Args:
         effects: Effects of the keys to compare; by default those that change results or select data.
@@ -347,7 +348,7 @@ def config_differences(folder: Path, config: RunConfig, *effects: Effect, sectio
 
 @contextmanager
 def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
-    """Add differing keys of tiles, prompts and VLM to errors about a run that is read with a different configuration.
+    """Add the differing keys of tiles, prompts and VLM to errors about a run that is read with another configuration.
 
     Args:
         config: Configuration that the run is read with, such as that of a study.
@@ -365,8 +366,8 @@ def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
 def delete_temporary_files(folder: Path) -> None:
     """Delete temporary files of killed processes. The caller holds the run's lock, so no writer is active.
 
-    Predictions on shifted and new sets are written without the lock, so these files are kept while their process is
-    alive.
+    Predictions on shifted and new sets are written without the lock, so their temporary files are kept while the
+    writing process is alive.
     """
     for path in folder.rglob(".*"):
         process = TEMPORARY.fullmatch(path.name)

@@ -1,4 +1,4 @@
-"""Write pages from files on disk: a run's `report.html`, and the pairing browser `pairs.html`."""
+"""Write pages from saved files: a run's `report.html`, and the pairing browser `pairs.html`."""
 
 import logging
 import os
@@ -42,7 +42,7 @@ def write_run_page(
         results: Content of results.json.
         predictions: Content of predictions.parquet.
         tiles: All tiles, for the thumbnails.
-        texts: Lines of text by heading (tiles, snippets, pairing).
+        texts: Text by heading, such as tiles, snippets and pairing.
         more: Further sections, shown after the scores.
 
     Raises:
@@ -60,7 +60,7 @@ def write_run_page(
     return path
 
 
-def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
+def rewrite_run_page(config: RunConfig, workspace: Workspace) -> Path:
     """Rewrite the page of a finished run from its saved files.
 
     Args:
@@ -109,7 +109,7 @@ def write_pages(config: RunConfig, workspace: Workspace, max_tiles: int = MAX_TI
         pages = [path for path in (folder / "report.html", folder / "pairs.html") if path.is_file()]
         logger.info(f"note: {folder} is read-only; its pages are those of the last evaluation")
         return pages
-    pages = [run_page_again(config, workspace)] if finished else []
+    pages = [rewrite_run_page(config, workspace)] if finished else []
     if config.reports is not None:
         pages.append(write_pairs_page(config, workspace, max_tiles, folder if finished else None))
     return pages

@@ -60,10 +60,10 @@ def open_exported(
 
     Args:
         path: Folder of a classifier, or of a run with one.
-        device: Device; None for the one that the launcher chose, or else the GPU, if there is one.
-        vlm: VLM that new prompts need, as for `load_classifier`.
+        device: Device; by default, the one that the launcher chose, or else the GPU if there is one.
+        vlm: VLM for prompts that the classifier does not contain, as for `load_classifier`.
         dtype: Data type of the backbone: `float32` (the default) or `bfloat16`.
-        trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
+        trust_remote_code: Whether Python code in a model's folder may run.
 
     Raises:
         LaunchError: A device is given, but there are several processes.
@@ -84,7 +84,7 @@ def open_exported(
 def zero_shot_embeddings(
     classifier: "Classifier", prompts: PromptSet | None, classes: Sequence[str]
 ) -> Float32[np.ndarray, "c D"] | None:
-    """Embed the prompts of a run for zero-shot prediction; None without prompts or for a classifier without text.
+    """Embed the prompts of a run for zero-shot prediction; None without prompts, or for a classifier without text.
 
     Args:
         classes: Class names, in the order of the rows.
@@ -105,12 +105,13 @@ def predict_tiles(
     batch_size: int,
     title: str,
 ) -> Predictions:
-    """Predict the class probabilities of all tiles of a source and, with class embeddings, zero-shot probabilities.
+    """Predict class probabilities and, with class embeddings, zero-shot probabilities of all tiles of a source.
 
     Args:
         source: Tiles to predict; their classes must be those of the classifier.
-        embeddings: Embeddings of the classes, in their order; None for no zero-shot predictions.
+        embeddings: Class embeddings, in the order of the classes; None for no zero-shot predictions.
         batch_size: Tiles per forward pass.
+        title: Name of the tiles for the progress bar.
     """
     tiles, vlm = source.tiles, classifier.spec.vlm
     logits, projected = classifier_logits(classifier, source, batch_size, title)
@@ -134,21 +135,21 @@ def classifier_logits(
     return np.concatenate([logits for logits, _ in batches]), np.concatenate(embeddings) if embeddings else None
 
 
-def join_predictions(several: Sequence[Predictions]) -> Predictions:
+def join_predictions(by_split: Sequence[Predictions]) -> Predictions:
     """Concatenate the predictions of several splits.
 
     Raises:
-        DataError: `parts` is empty.
+        DataError: There are no predictions, because no split has tiles.
     """
-    if not several:
+    if not by_split:
         raise DataError("no split to evaluate has tiles", where="evaluation.splits", fix="name splits that have tiles")
-    zero_shots = [each.zero_shot for each in several if each.zero_shot is not None]
+    zero_shots = [each.zero_shot for each in by_split if each.zero_shot is not None]
     return Predictions(
-        ids=np.concatenate([each.ids for each in several]),
-        splits=np.concatenate([each.splits for each in several]),
-        labels=np.concatenate([each.labels for each in several]),
-        groups=np.concatenate([each.groups for each in several]),
-        classes=several[0].classes,
-        probabilities=np.concatenate([each.probabilities for each in several]),
+        ids=np.concatenate([each.ids for each in by_split]),
+        splits=np.concatenate([each.splits for each in by_split]),
+        labels=np.concatenate([each.labels for each in by_split]),
+        groups=np.concatenate([each.groups for each in by_split]),
+        classes=by_split[0].classes,
+        probabilities=np.concatenate([each.probabilities for each in by_split]),
         zero_shot=np.concatenate(zero_shots) if zero_shots else None,
     )

@@ -32,14 +32,14 @@ def predict_images(
     zero_shot: ZeroShotClasses | None = None,
     options: PredictionOptions | None = None,
 ) -> dict[str, Any]:
-    """Predict all images, in all processes together, and write the table and the files next to it.
+    """Predict images, distributed over all processes, and write the table and the files next to it.
 
-    A killed call resumes: finished chunks of images are kept in `<out>.partial`. The files do not depend on kills or on
-    the number of processes.
+    An interrupted call resumes from the finished chunks of images in `<out>.partial`. The files depend neither on
+    interruptions nor on the number of processes.
 
     Args:
         out: Table to write, .csv or .parquet.
-        zero_shot: Classes for zero-shot prediction; None without it.
+        zero_shot: Classes for zero-shot prediction; None for none.
 
     Returns:
         The summary: number of images, and count, share and mean confidence per class.
@@ -69,7 +69,7 @@ def predict_images(
     elif processes.main:
         _delete_chunks(paths)  # of a command that was killed while it deleted them
     if processes.main and complete:
-        logger.info("nothing to do: the same command has finished earlier")
+        logger.info("nothing to do: the same command has already finished")
     processes.barrier()
     return read_json(paths.summary, "delete it and start again")
 
@@ -101,9 +101,9 @@ def _prepare(paths: PredictionPaths, inputs: Mapping[str, Any], images: ImageSet
         differing = different_keys(read_json(paths.command, "delete the folder and start again"), inputs)
         if differing:
             raise ArtifactError(
-                f"unfinished predictions with other inputs or options: {shortlist(differing)}",
+                f"this folder contains unfinished predictions with other inputs or options: {shortlist(differing)}",
                 where=paths.partial,
-                fix="start the earlier command again to finish them, or delete this folder",
+                fix="run the earlier command again to finish them, or delete this folder",
             )
     make_folder(paths.partial)
     write_record(paths.command, inputs)
@@ -133,7 +133,7 @@ def _finish(
             f"none of the {counted(len(images), 'image')} can be read: "
             + shortlist([f"{reason} ({name})" for name, _, reason in unreadable], 3),
             where=images.where,
-            fix="convert files of an unsupported kind, and replace damaged ones",
+            fix="convert files in unsupported formats, and replace damaged ones",
         )
     list_unreadable(paths.unreadable, unreadable)
     summary: dict[str, Any] = {
@@ -172,13 +172,13 @@ def _describe_classifier(classifier: "Classifier") -> dict[str, object]:
 
 
 def _synthetic_warning(classifier: "Classifier") -> str:
-    """Return a warning about a backbone that was trained on synthetic tiles, "" for others."""
+    """Return a warning if the backbone was trained on synthetic tiles, or ""."""
     if classifier.spec.provenance.get("backbone", {}).get("name") != "embedded":
         return ""
     return "The embedded backbone was trained on synthetic tiles: on real tiles, its predictions are meaningless."
 
 
 def _delete_chunks(paths: PredictionPaths) -> None:
-    """Delete the chunks, and before them their record, so that the command counts as finished if it is killed here."""
+    """Delete the record of the chunks before the chunks, so that a command killed here counts as finished."""
     paths.command.unlink(missing_ok=True)
     shutil.rmtree(paths.partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Predictions in chunks of images, shared among processes and kept on disk so that interrupted commands resume."""
+"""Predict images in chunks, which are shared among processes and kept on disk so that interrupted commands resume."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from clipit.models.inference import Classifier
 
 REASON = "reason"
-"""Column of a chunk: why an image could not be read; null for images with predictions."""
+"""Column with the reason why an image could not be read; null for images with predictions."""
 _MAX_CHUNK = 1024  # images per chunk; a killed process loses at most one chunk
 _MIN_CHUNKS = 16  # for small sets, so that several processes can share them
 
-Read = UInt8[np.ndarray, "3 h w"] | Unreadable
+ReadResult = UInt8[np.ndarray, "3 h w"] | Unreadable
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class PredictionOptions:
     """Options for reading and batching images or tiles of slides.
 
     Attributes:
-        workers: Number of threads that read images while the model runs; 0: one per core, at most 8.
+        batch_size: Images per forward pass.
+        workers: Number of threads that read images while the model runs; 0 for one per core, at most 8.
     """
 
     batch_size: int = 64
@@ -49,13 +50,13 @@ class PredictionOptions:
         """Check the numbers.
 
         Raises:
-            ConfigError: One of them is not a whole number, or too small.
+            ConfigError: One of them is not an integer, or is too small.
         """
         check_batches(self.batch_size, self.workers)
 
 
 def chunk_starts(total: int, batch_size: int) -> range:
-    """Divide images into chunks of whole batches, identically when a command is resumed."""
+    """Return the first rows of the chunks, which consist of whole batches and are the same when a command resumes."""
     size = min(_MAX_CHUNK, -(-total // _MIN_CHUNKS))
     return range(0, total, max(1, -(-size // batch_size)) * batch_size)
 
@@ -72,13 +73,13 @@ def write_chunks(
     zero_shot: ZeroShotClasses | None,
     options: PredictionOptions,
 ) -> list[Path]:
-    """Predict the chunks that do not exist yet, shared among all processes.
+    """Predict the missing chunks, distributed over all processes.
 
     Args:
-        zero_shot: Classes for zero-shot prediction; None without it.
+        zero_shot: Classes for zero-shot prediction; None for none.
 
     Returns:
-        Files of all chunks, in order, once all processes have written theirs.
+        Files of all chunks, in order, after all processes have written theirs.
     """
     processes = get_processes()
     total, starts = len(images), chunk_starts(len(images), options.batch_size)
@@ -87,7 +88,7 @@ def write_chunks(
     done = total - sum(min(starts.step, total - start) for start in missing)
     preprocess = classifier.spec.preprocess
 
-    def read(row: int) -> Read:
+    def read(row: int) -> ReadResult:
         image = images.try_read(row)
         return image if isinstance(image, Unreadable) else preprocess.pixels(image)
 
@@ -112,14 +113,13 @@ def write_chunks(
 
 
 def read_chunks(files: Sequence[Path]) -> Iterator[pa.Table]:
-    """Read the chunks one after the other.
+    """Iterate over the tables of the chunks.
 
     Raises:
         ArtifactError: A chunk is unreadable.
     """
     for file in files:
-        table = read_parquet(file, "delete this file and start the same command again")
-        yield table
+        yield read_parquet(file, "delete this file and start the same command again")
 
 
 def _batches(start: int, stop: int, options: PredictionOptions) -> Iterator[range]:
@@ -127,16 +127,16 @@ def _batches(start: int, stop: int, options: PredictionOptions) -> Iterator[rang
         yield range(first, min(first + options.batch_size, stop))
 
 
-def _reasons(results: Sequence[Read]) -> list[str | None]:
+def _reasons(results: Sequence[ReadResult]) -> list[str | None]:
     return [result.reason if isinstance(result, Unreadable) else None for result in results]
 
 
-def _readable(results: Sequence[Read]) -> list[UInt8[np.ndarray, "3 h w"]]:
+def _readable(results: Sequence[ReadResult]) -> list[UInt8[np.ndarray, "3 h w"]]:
     return [result for result in results if not isinstance(result, Unreadable)]
 
 
 class _Chunk:
-    """Predictions of the current chunk, kept on the device until it is finished, to avoid waiting for copies."""
+    """Predictions of the current chunk, kept on the device until the chunk is finished to avoid waiting for copies."""
 
     def __init__(self, classifier: "Classifier", images: ImageSet, zero_shot: ZeroShotClasses | None) -> None:
         self._classifier, self._images, self._zero_shot = classifier, images, zero_shot
@@ -156,7 +156,8 @@ class _Chunk:
         """Predict a batch.
 
         Args:
-            reasons: Why each image could not be read; None for images that could.
+            rows: Rows of the images.
+            reasons: Reason why each image could not be read; None for readable images.
             pixels: Pixels of the readable images, on the device.
         """
         self._rows += rows
@@ -165,7 +166,7 @@ class _Chunk:
             self._outputs.append(self._classifier.forward(self._classifier.spec.preprocess.normalise(pixels)))
 
     def finish(self) -> pa.Table:
-        """Return the table of the chunk, and begin the next one."""
+        """Return the table of the chunk, and start the next one."""
         readable = np.array([reason is None for reason in self._reasons])
         columns: dict[str, pa.Array] = {"id": pa.array([self._images.ids[row] for row in self._rows], pa.string())}
         classes = self._classifier.classes

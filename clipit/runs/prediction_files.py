@@ -25,10 +25,10 @@ _OTHER_FILES = "delete these files, or choose a different --out"
 
 @dataclass(frozen=True)
 class PredictionPaths:
-    """Files of a prediction.
+    """Paths of the files of a prediction.
 
     Attributes:
-        table: Table of the predictions, csv or parquet.
+        table: Table of predictions, .csv or .parquet.
     """
 
     table: Path
@@ -41,7 +41,7 @@ class PredictionPaths:
         """
         if self.table.suffix.lower() not in FORMATS:
             raise ConfigError(
-                "unknown format of the table", where=f"--out {self.table}", fix=f"use {' or '.join(FORMATS)}"
+                "unknown table format", where=f"--out {self.table}", fix=f"use {' or '.join(FORMATS)}"
             )
 
     @property
@@ -56,17 +56,17 @@ class PredictionPaths:
 
     @property
     def page(self) -> Path:
-        """Page with the most and least certain images."""
+        """Page with the images of the most and the least certain predictions."""
         return self.table.with_suffix(".html")
 
     @property
     def partial(self) -> Path:
-        """Folder of the finished chunks while the command runs."""
+        """Folder of the finished chunks, while the command runs."""
         return self.table.with_name(f"{self.table.name}.partial")
 
     @property
     def command(self) -> Path:
-        """Inputs of the chunks; written only if there are no files of a different command."""
+        """Record of the inputs of the chunks; written only if no files of a different command exist."""
         return self.partial / "command.json"
 
     def is_complete(self, inputs: Mapping[str, Any]) -> bool:
@@ -99,7 +99,7 @@ class PredictionPaths:
 
 
 def different_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List the keys with different values, with the old and the new value where they are short."""
+    """List the keys with different values, with both values if they are short."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
@@ -120,7 +120,7 @@ def write_table(
         head_classes: Classes by prefix of their columns: `p_`, and with zero-shot classes `zs_`.
 
     Returns:
-        Predicted classes by prefix; and id, file and reason of each unreadable image.
+        Predicted classes by prefix, and the id, file and reason of each unreadable image.
     """
     predicted: dict[str, list[np.ndarray]] = {prefix: [] for prefix in head_classes}
     rows: list[np.ndarray] = []
@@ -149,7 +149,7 @@ def write_table(
 
 
 def list_unreadable(path: Path, unreadable: Sequence[tuple[str, str, str]]) -> None:
-    """Write id, file and reason of each unreadable image as csv, if there are any."""
+    """Write the id, file and reason of each unreadable image as csv, if there are any."""
     if unreadable:
         with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream, lineterminator="\n").writerows([("id", "file", "reason"), *unreadable])
@@ -161,7 +161,7 @@ class _Writer(Protocol):
 
 
 class _CsvWriter:
-    """Appends tables to a csv file; probabilities have six significant digits."""
+    """Append tables to a csv file; probabilities have six significant digits."""
 
     def __init__(self, path: Path) -> None:
         self._stream = path.open("w", encoding="utf-8", newline="")
@@ -169,7 +169,7 @@ class _CsvWriter:
         self._has_header = False
 
     def write(self, table: pa.Table) -> None:
-        """Append a table; the first one also gives the header."""
+        """Append a table; the first one determines the header."""
         if not self._has_header:
             self._csv.writerow(table.column_names)
             self._has_header = True
@@ -182,14 +182,14 @@ class _CsvWriter:
 
 
 class _ParquetWriter:
-    """Appends tables to a Parquet file, one row group each."""
+    """Append tables to a Parquet file, one row group each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._parquet: Any = None
 
     def write(self, table: pa.Table) -> None:
-        """Append a table; the first one also gives the schema."""
+        """Append a table; the first one determines the schema."""
         if self._parquet is None:
             self._parquet = pq.ParquetWriter(self._path, table.schema, write_page_checksum=True)
         self._parquet.write_table(table)

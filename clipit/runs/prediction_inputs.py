@@ -29,8 +29,9 @@ class ZeroShotClasses:
 
     Attributes:
         source: Name of the prompt set, or `--classes`.
-        classes: Class names, in the order of the rows.
-        embeddings: One unit vector per class, in the space that the classifier predicts.
+        classes: Class names, in the order of the embeddings.
+        embeddings: Unit vector of each class, in the space of the projected images.
+        logit_scale: Factor that turns cosine similarities into logits.
     """
 
     source: str
@@ -50,13 +51,13 @@ def open_inputs(
     """List the images of all inputs, in their order.
 
     Args:
-        inputs: Image files, folders, zips, webdataset shards (.tar), tables with a column of paths, and slides, whose
-            tissue tiles are listed.
-        images: Folder or zip that the paths of tables are relative to; None for the folder of each table.
-        path_column: Name of the column of paths in tables; None for `path`.
-        id_column: Name of the column of ids in tables; None for `id`, if there is one, or else the paths.
-        slides: Tiles of slides; needed if an input is a slide (see `is_slide_input`).
-        slide_mpp: Micrometres per pixel of the finest level of slides that do not state them.
+        inputs: Image files, folders, zips, webdataset shards (.tar), tables with a column of paths, and slides, which
+            are cut into tissue tiles.
+        images: Folder or zip to which the paths in tables are relative; None for the folder of each table.
+        path_column: Column of paths in tables; None for `path`.
+        id_column: Column of ids in tables; None for `id` if there is one, or else the paths.
+        slides: Tiling of slides; needed if an input is a slide (see `is_slide_input`).
+        slide_mpp: Micrometres per pixel of the finest level, for slides that do not state them.
 
     Raises:
         ConfigError: An option for tables is given, but no input is a table.
@@ -87,7 +88,7 @@ def open_inputs(
 
 
 def _refuse_slides(path: Path, listed: ImageSet) -> ImageSet:
-    """Check that a table or folder contains no slides, each of which would be predicted as one small image."""
+    """Check that a table or folder contains no slides, each of which would be predicted as a single small image."""
     slides = [name for row, name in enumerate(listed.ids) if is_pyramid(Path(listed.reader.where(row)))]
     if slides:
         raise DataError(
@@ -103,15 +104,15 @@ def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
     """Read the classes for zero-shot prediction, before a model is loaded.
 
     Args:
-        prompts: Prompt file, packaged prompt set, or name of a set that the classifier contains; None without one.
-        classes: Class names separated by semicolons, each of which is its own prompt; None without them.
+        prompts: Prompt file, packaged prompt set, or name of a set that the classifier contains; None for none.
+        classes: Class names separated by semicolons, each used as its own prompt; None for none.
 
     Returns:
-        The prompt set; None without classes, or if only the classifier can contain it.
+        The prompt set; None if neither is given, or if `prompts` can only be a set in the classifier.
 
     Raises:
         DataError: The prompt set is invalid.
-        ConfigError: There are fewer than two classes, a class is repeated, or contains a control character.
+        ConfigError: There are fewer than two classes, or a class is repeated or contains a control character.
     """
     if classes is None:
         known = prompts is not None and (Path(prompts).exists() or prompts in packaged("sets"))
@@ -165,7 +166,7 @@ def embed_classes(classifier: "Classifier", prompts: PromptSet | str) -> ZeroSho
 def class_embeddings(
     classifier: "Classifier", prompts: PromptSet, classes: Sequence[str]
 ) -> Float32[np.ndarray, "K D"]:
-    """Embed the classes of a prompt set in this order; a prompt set that the classifier contains needs no VLM."""
+    """Embed the classes of a prompt set in this order, without the VLM if the classifier contains the prompt set."""
     hashes = classifier.spec.provenance.get("prompt_hashes", {})
     if prompts.name in classifier.spec.prompts and hashes.get(prompts.name) == prompts.hash:
         stored = classifier.spec.prompts[prompts.name]

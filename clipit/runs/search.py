@@ -1,4 +1,4 @@
-"""Hyperparameter search: an Optuna study that several agents share through a folder."""
+"""Hyperparameter search as an Optuna study, which several agents share through a folder."""
 
 import logging
 import math
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _JOURNAL = "trials.journal"
-_ROUNDING = 1e-9  # largest difference of equal scores
+_ROUNDING = 1e-9  # scores that differ by no more are equal
 TrialKey = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a search: the searched keys with their values, and the configuration of the run."""
+    """One run of a search: the values of the searched keys, and the configuration of the run."""
 
     values: Mapping[str, Any]
     config: RunConfig
 
     @property
     def key(self) -> TrialKey:
-        """The values as text; trials with the same text are the same trial."""
+        """Values as text, which identify the trial."""
         return _key(self.values)
 
 
@@ -43,14 +43,15 @@ def _key(values: Mapping[str, Any]) -> TrialKey:
 
 
 def _equal(old: float | None, new: float | None) -> bool:
-    """Return whether two scores are the same except for rounding, as of a run that was repeated on another machine."""
+    """Check whether two scores are equal up to rounding, since a run may be repeated on a different machine."""
     return old == new or (old is not None and new is not None and math.isclose(old, new, rel_tol=0, abs_tol=_ROUNDING))
 
 
 class _JournalLock:
-    """Lock of Optuna's journal that the operating system releases with the process.
+    """Lock of Optuna's journal that the operating system releases when the process ends.
 
-    Optuna's own locks are files, which a killed process leaves: the next one waits for half a minute, or for ever.
+    Optuna's own locks are files, which a killed process leaves behind: the next process waits for half a minute or for
+    ever.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -67,7 +68,7 @@ class _JournalLock:
 
 
 def _drop_torn_line(journal: Path, lock: _JournalLock) -> None:
-    """Remove the end of a line that a killed process left; the next entry would be appended to it."""
+    """Remove an incomplete last line, which a killed process may leave; the next entry would be appended to it."""
     lock.acquire()
     try:
         if journal.is_file():
@@ -80,10 +81,10 @@ def _drop_torn_line(journal: Path, lock: _JournalLock) -> None:
 
 
 class SharedSearch:
-    """A search in a folder that several agents share, and that resumes where it stopped.
+    """Resumable search in a folder that several agents share.
 
-    Optuna's journal records the trials and their scores. An agent locks the trial that it runs; when the agent is
-    killed, the operating system releases the lock, and another agent takes over the trial.
+    Optuna's journal records the trials and their scores. An agent locks the trial that it runs. If it is killed, the
+    operating system releases the lock, and another agent takes over the trial.
 
     Raises:
         ArtifactError: The journal is damaged, or the folder cannot be written.
@@ -108,7 +109,7 @@ class SharedSearch:
                 )
         except (ClipitError, OSError):
             raise
-        except Exception as error:  # Optuna and its storage check nothing, and raise any type for damaged entries
+        except Exception as error:  # Optuna does not validate entries, so damaged ones raise errors of any type
             if is_limit(error):
                 raise
             raise ArtifactError(
@@ -120,14 +121,14 @@ class SharedSearch:
     def run(
         self, trials: "Callable[[optuna.Study], Iterable[Trial]]", run_trial: Callable[[Trial], float | None]
     ) -> list[Trial]:
-        """Run all trials, together with the other agents on this folder; return them when all are finished.
+        """Run all trials, together with the other agents of this folder, and return them when all have finished.
 
         `run_trial` is also called for trials that had already finished, to verify their results.
 
         Args:
-            trials: Function from the study to the trials, in starting order. It may propose trials
-                from those of the study; while they are iterated, no other agent changes the study.
-            run_trial: Runs a trial and returns its score; None if it is undefined.
+            trials: Function from the study to the trials, in starting order. It may propose trials based on those of
+                the study, which no other agent changes during the iteration.
+            run_trial: Function that runs a trial and returns its score; None if it is undefined.
         """
         from optuna.trial import TrialState
 
@@ -150,15 +151,15 @@ class SharedSearch:
         return list({trial.key: trial for trial in trials(self.study)}.values()) if processes.main else []
 
     def _compare_score(self, number: int, score: float | None) -> None:
-        """Warn if the journal has another score for a finished trial than its run, such as after a damaged byte."""
+        """Warn if the journal's score of a finished trial differs from that of its run, as after damage to the file."""
         from optuna.trial import TrialState
 
         recorded = self.study.get_trials(deepcopy=False)[number]
         old = recorded.value if recorded.state == TrialState.COMPLETE else None
         if recorded.state in (TrialState.COMPLETE, TrialState.FAIL) and not _equal(old, score):
             logger.warning(
-                f"{self.folder / _JOURNAL}: the score of trial {number} is {old}, but that of its run {score}; trials "
-                "that were proposed since may follow the wrong score. To propose them again, delete the file and start "
+                f"{self.folder / _JOURNAL}: the score of trial {number} is {old}, but its run has {score}; trials "
+                "proposed since then may be based on the wrong score. To propose them again, delete the file and start "
                 "again: finished runs are kept"
             )
 
@@ -168,7 +169,7 @@ class SharedSearch:
     def _claim(
         self, trials: "Callable[[optuna.Study], Iterable[Trial]]", unverified: set[TrialKey], held: ExitStack
     ) -> tuple[int, Trial] | None:
-        """Find the first trial to run or to verify, locked until `held` is closed; None when all are finished."""
+        """Find and lock the first trial to run or verify, until `held` is closed; None if all are finished."""
         while True:
             running: list[FileLock] = []
             with disk_errors(self.folder), FileLock(lock_file(self.folder / "claim")):
@@ -189,7 +190,7 @@ class SharedSearch:
             if not running:
                 return None
             logger.info(f"waiting: other agents run the last {counted(len(running), 'trial')}")
-            with running[0]:  # until the agent that holds it has finished or died
+            with running[0]:  # until the agent that holds it finishes or dies
                 pass
 
     def _start(self, trial: Trial) -> int:

@@ -32,7 +32,7 @@ class TextNeighbours:
     read: Callable[[Int64[np.ndarray, "n"]], Float32[np.ndarray, "n dim"]]
 
     def nearest(self, embeddings: Float32[np.ndarray, "q dim"], count: int) -> list[list[tuple[int, float]]]:
-        """Return row and cosine similarity of the nearest texts of each embedding, the most similar first."""
+        """Return the row and cosine similarity of each embedding's nearest texts, the most similar first."""
         queries, device, total = unit(embeddings), get_processes().device, len(self.texts)
         blocks = (np.arange(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK))
         vectors = (
@@ -49,12 +49,12 @@ class TextNeighbours:
 def snippet_neighbours(
     workspace: "Workspace", vlm: str | None, mean: Float32[np.ndarray, " dim"] | None
 ) -> TextNeighbours:
-    """Return the snippets of a configuration in the space of a model; called by all processes.
+    """Return the snippets of a configuration in the space of a model; must be called by all processes.
 
     Args:
         workspace: Workspace with reports, which are embedded if necessary.
-        vlm: Fingerprint of the VLM whose joint space the model's embeddings are in; None for a model without one.
-        mean: Mean that was subtracted from texts when the model was trained; None for none.
+        vlm: Fingerprint of the VLM whose joint space the model uses; None for a model without one.
+        mean: Mean subtracted from text embeddings when the model was trained; None for none.
 
     Raises:
         ConfigError: The VLM of the configuration is not that of the model.

@@ -29,22 +29,23 @@ _MAX_RATIO = 1.5  # of resolutions, beyond which a warning is logged
 
 @dataclass(frozen=True)
 class TileScorer:
-    """A model that gives every tile one score per class.
+    """Model that assigns each tile one score per class.
 
     Attributes:
         classes: Class names, in the order of the scores.
-        kind: `classifier` (scores are probabilities), `student` or `vlm` (scores are cosine similarities to prompts).
+        kind: `classifier` (scores are probabilities), `student` or `vlm` (scores are cosines with class prompts).
+        title: Name of the model for pages and errors.
         compute: Function from uint8 pixels [b, 3, h, w] on the device to scores and, if the model has a joint space,
-            embeddings in it (un-normalised).
+            unnormalised embeddings in it.
         mpp: Micrometres per pixel of its training tiles; None if unknown.
         tile_pixels: Edge of its training tiles in pixels; None if unknown.
         logit_scale: Factor that turns cosine similarities into logits.
-        facts: Provenance of the model and the prompts, which determines the scores.
+        facts: Provenance of the model and the prompts, which together determine the scores.
         prompts: Class prompts with their vectors; None for a model without text.
-        vlm: Fingerprint of the VLM whose joint space the embeddings are in; None for a model without one.
-        text_mean: Mean that was subtracted from text embeddings in training; None for none.
-        draws: Class embeddings of sampled prompt sets, whose scores are pooled separately; None without any.
-        mpp_assumed: Whether `mpp` is that of the backbone, because the training tiles do not state theirs.
+        vlm: Fingerprint of the VLM whose joint space contains the embeddings; None for a model without one.
+        text_mean: Mean subtracted from text embeddings in training; None for none.
+        draws: Class embeddings of sampled prompt sets, whose scores are pooled separately; None for none.
+        mpp_assumed: Whether `mpp` is that of the backbone because the training tiles do not state theirs.
     """
 
     classes: tuple[str, ...]
@@ -73,7 +74,7 @@ class TileScorer:
         return self.preprocess.pixels(image)
 
     def probabilities(self, scores: Float32[np.ndarray, "n c"]) -> Float32[np.ndarray, "n c"]:
-        """Convert scores to probabilities: scale cosines and apply a softmax; a classifier's scores are returned."""
+        """Convert cosines to probabilities by a scaled softmax; a classifier's scores are probabilities already."""
         return scores if self.kind == "classifier" else softmax(scores * np.float32(self.logit_scale))
 
 
@@ -84,7 +85,7 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
         prompts: Prompt set, or the name of one that the classifier contains; None for the classifier's classes.
 
     Raises:
-        ModelError: The classifier was trained without text and prompts are given.
+        ModelError: Prompts are given, but the classifier was trained without text.
     """
     spec = classifier.spec
     facts: dict[str, Any] = {
@@ -125,7 +126,7 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
 
 
 def _own_prompts(classifier: "Classifier") -> TextNeighbours | None:
-    """Return the classes of the first prompt set in a classifier, which contains their vectors but not their texts."""
+    """Return the class embeddings of the first prompt set in a classifier, which does not contain its texts."""
     name = next(iter(classifier.spec.prompts), None)
     if name is None:
         return None
@@ -139,8 +140,8 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
 
     Args:
         vlm: Frozen VLM on this process's device.
-        prompts: Prompt set, whose names and templates are averaged per class.
-        draws: Prompt sets sampled from a published file, each of which is scored separately as well.
+        prompts: Prompt set; the embeddings of each class's prompts are averaged.
+        draws: Prompt sets sampled from a published file, each of which is also scored separately.
     """
 
     def encode(texts: Sequence[str]) -> np.ndarray:
@@ -173,14 +174,15 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
     )  # fmt: skip
 
 
-def tiles_for(scorer: TileScorer, requested: SlidesConfig, stated: Sequence[str]) -> tuple[SlidesConfig, list[str]]:
-    """Choose the resolution and size of the tiles: the requested ones, or else those of the training tiles.
+def choose_tiling(scorer: TileScorer, requested: SlidesConfig, stated: Sequence[str]) -> tuple[SlidesConfig, list[str]]:
+    """Choose the resolution and size of tiles: the requested ones, or else those of the training tiles.
 
     Args:
-        stated: Names of the options among `mpp` and `pixels` that were requested.
+        requested: Tiling options, of which `mpp` and `pixels` only count if listed in `stated`.
+        stated: Which of `mpp` and `pixels` the user requested.
 
     Returns:
-        Options of the tiles, and warnings.
+        Tiling options, and warnings.
 
     Raises:
         ConfigError: The model does not state its resolution and none is given.

@@ -1,4 +1,4 @@
-"""Experiment trackers of a run or adaptation: logged configuration and scores, and the command that opens a tracker."""
+"""Experiment trackers: log the configuration and scores of runs and adaptations, and show how to open the tracker."""
 
 import logging
 import shlex
@@ -19,13 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 def start_trackers(config: RunConfig, folder: Path, facts: Mapping[str, Any], arm: str) -> "list[GeneralTracker]":
-    """Start the configured tracker, if any, and log once the command that opens it for all runs in the parent folder.
+    """Start the configured tracker, if any; log, once, the command that opens it for all runs in the parent folder.
 
     The runs of a comparison or sweep, and the adaptations of a study, share `tracking.group`; for TensorBoard, the
     group is their common folder.
 
     Args:
-        facts: Keys that determine its results; only scalar values, which every tracker accepts, are recorded.
+        folder: Folder of the run or adaptation.
+        facts: Keys that determine its results; only scalars, which every tracker accepts, are recorded.
+        arm: Name of the arm, the job type in wandb.
 
     Returns:
         The open trackers; empty outside the main process.
@@ -65,7 +67,7 @@ def run_facts(config: RunConfig) -> dict[str, Any]:
 
 
 def opening_command(config: RunConfig, folder: Path) -> str:
-    """Return the command that opens the tracker for all runs in the parent folder; "" if wandb prints an address."""
+    """Return the command that opens the tracker for all runs in the parent folder; "" if none is needed."""
     runs = shlex.quote(str(folder.parent))
     if config.tracking.tracker == "tensorboard":
         return f"tensorboard --logdir {runs}"
@@ -81,8 +83,8 @@ def _log_once(line: str) -> None:
     logger.info(f"to open the tracker: {line}")
 
 
-def test_scores(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the test scores of a run as `test_<metric>`, the zero-shot ones as `test_zero_shot_<metric>`.
+def flat_test_scores(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the test scores of a run as `test_<metric>`, and zero-shot ones as `test_zero_shot_<metric>`.
 
     Args:
         results: Content of results.json; empty outside the main process.
@@ -97,7 +99,7 @@ def test_scores(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def finish_trackers(trackers: "Sequence[GeneralTracker]", scores: Mapping[str, float], step: int) -> None:
-    """Log the final scores and close the trackers, without ending the process group as `end_training` does."""
+    """Log the final scores and close the trackers; unlike `end_training`, keep the process group."""
     for tracker in trackers:
         if scores:
             tracker.log(dict(scores), step=step)

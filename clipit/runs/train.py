@@ -1,4 +1,4 @@
-"""Train and evaluate a run: from a configuration to an exported classifier, predictions, results and a summary."""
+"""Train and evaluate a run, from a configuration to an exported classifier, predictions and results."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from clipit.runs.folder import (
     run_lock,
 )
 from clipit.runs.predict import classifier_logits, open_classifier
-from clipit.runs.tracking import finish_trackers, run_facts, start_trackers, test_scores
+from clipit.runs.tracking import finish_trackers, flat_test_scores, run_facts, start_trackers
 from clipit.runs.training_tiles import write_training_tiles
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
@@ -67,7 +67,7 @@ _SAMPLED_TILES = 9  # tiles whose size is read to describe the classifier's inpu
 
 
 def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs: Sequence[Path] = ()) -> Path:
-    """Train and evaluate a run, or resume it; a finished run is left as it is.
+    """Train and evaluate a run, or resume it; a finished run is left unchanged.
 
     A finished run is re-evaluated if its predictions are missing or the keys of `evaluation` have changed.
 
@@ -75,7 +75,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs:
         config: Run configuration, with or without an arm.
         workspace: Workspace shared with other runs on the same data; created from `config` by default.
         equal_runs: Folders of other runs, which need not exist. If one has the same fingerprint, its trained classifier
-            is copied and evaluated.
+            is copied and evaluated instead of training again.
 
     Returns:
         The run's folder: config.yaml, metrics.jsonl, checkpoints/, training.json, classifier/, predictions.parquet,
@@ -95,7 +95,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None, equal_runs:
 
     @cache
     def image_only_run() -> Path:
-        # Its own name, because a comparison or a sweep may contain an image-only run with other keys.
+        # A separate name, since a comparison or sweep may contain an image-only run with other keys.
         keys = {"arm": "image_only", "name": f"{unresolved.name}-teacher"}
         return train_run(unresolved.model_copy(update=keys), workspace)
 
@@ -119,12 +119,11 @@ def _train_and_evaluate(
     image_only: Callable[[str], Probabilities],
     equal_runs: Sequence[Path],
 ) -> None:
-    tiles = workspace.tiles(config.seed)
     from clipit.training.memory_plan import plan_memory
 
-    plan = plan_batches(
-        config, tiles.of_split("train").labels >= 0
-    )  # before loading models, to report missing labels early
+    tiles = workspace.tiles(config.seed)
+    # Before models are loaded, so that missing labels are reported early.
+    plan = plan_batches(config, tiles.of_split("train").labels >= 0)
     student, backbone = _build_student(config, workspace, tiles)
     fingerprint = run_fingerprint(config, workspace, backbone.fingerprint)
     if processes.main:
@@ -166,7 +165,7 @@ def _train_and_evaluate(
             logger.info(f"note: {folder} lacks {missing}, so it is re-evaluated")
     processes.barrier()
     results = evaluate_run(config, workspace, folder)
-    finish_trackers(trackers, test_scores(results), steps)
+    finish_trackers(trackers, flat_test_scores(results), steps)
     processes.barrier()
 
 
@@ -182,7 +181,7 @@ def _build_student(config: RunConfig, workspace: Workspace, tiles: TileSet) -> "
     joint_dim = workspace.vlm.joint_dim if config.student.projector_layers else None
     second_dim = second_workspace(config, workspace).vlm.joint_dim if config.second_vlm is not None else None
     parameters = {name: value for term in active_terms(config) for name, value in term.initial_parameters().items()}
-    torch.manual_seed(config.seed)  # immediately before: loading a VLM may consume random numbers
+    torch.manual_seed(config.seed)  # again, since loading a VLM may consume random numbers
     student = build_student(
         backbone,
         config.student,
@@ -207,7 +206,7 @@ def _train(
     folder: Path,
     memory: "MemoryPlan",
 ) -> "tuple[TrainingOutcome, list[GeneralTracker]]":
-    """Train; the returned trackers are still open."""
+    """Train the student, and return the outcome with the trackers, which are still open."""
     from accelerate import Accelerator
 
     from clipit.models.checkpointing import checkpointed_backbone
@@ -217,7 +216,7 @@ def _train(
     from clipit.training.train_student import Validation, train_student
 
     train_tiles, validation = tiles.of_split("train"), tiles.of_split("validation")
-    # Validation tiles with hidden labels are not scored, so they are not read, unless the metric needs no labels.
+    # Validation tiles without a visible label are only read if the metric needs no labels.
     label_free = config.training.monitor in LABEL_FREE
     rows = np.arange(len(validation)) if label_free else np.flatnonzero(validation.labels >= 0)
     t = config.training
@@ -257,7 +256,7 @@ def _train(
 
 @dataclass(frozen=True)
 class _TextSide:
-    """Text part of an exported classifier for zero-shot prediction; contains no report text or snippet."""
+    """Text part of an exported classifier, for zero-shot prediction; contains neither report text nor snippets."""
 
     vlm: dict[str, Any]
     mean: Float32[np.ndarray, "dim"] | None
@@ -303,14 +302,14 @@ def _export(
 
 
 def _tile_pixels(tiles: TileSet) -> int | None:
-    """Return the edge of the tiles in pixels; None if those of a sample differ or are not square."""
+    """Return the edge of the tiles in pixels; None if sampled tiles differ in size or are not square."""
     rows = np.unique(np.linspace(0, len(tiles) - 1, _SAMPLED_TILES).astype(np.int64))
     edges = {edge for row in rows for edge in tiles.read(row).size}
     return edges.pop() if len(edges) == 1 else None
 
 
 def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "Backbone") -> dict[str, Any]:
-    """Collect the provenance for training.json and every score."""
+    """Collect the provenance that training.json and all scores record."""
     train, validation = tiles.of_split("train"), tiles.of_split("validation")
     facts: dict[str, Any] = {
         "backbone": backbone.name,

@@ -1,4 +1,4 @@
-"""Record of a run's training tiles, so that new test sets can be checked without reading the images again."""
+"""Record of a run's training tiles, with which new test sets are checked for leaks without rereading the images."""
 
 import logging
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ _COLUMNS = ("id", "split", "group")
 
 @dataclass(frozen=True)
 class TrainingTiles:
-    """Tiles that a run was trained or validated on, as far as they are known.
+    """Tiles that a run was trained or validated on, as far as known.
 
     Attributes:
         tiles: Ids, splits and groups.
-        image_hashes: Hashes of their images, in the same order; None if they cannot be compared.
-        problems: Checks that are impossible, with the reason.
+        image_hashes: Hashes of their images, in the same order; None if images cannot be compared.
+        problems: Checks that cannot be made, each with the reason.
     """
 
     tiles: SeenTiles
@@ -50,8 +50,8 @@ def write_training_tiles(folder: Path, tiles: TileSet, tiles_fingerprint: str) -
     """Record the training and validation tiles of a run in its folder.
 
     Args:
-        tiles: Tiles of the run, without dropped leaks.
-        tiles_fingerprint: Fingerprint of all tiles as read, which names the artefact with the hashes of their images.
+        tiles: Tiles of the run, after leaks have been dropped.
+        tiles_fingerprint: Fingerprint of all tiles as read, which identifies the artefact with their image hashes.
     """
     seen = tiles.select(tiles.splits != "test")
     columns = [pa.array(values.tolist(), pa.string()) for values in (seen.ids, seen.splits, seen.groups)]
@@ -61,13 +61,13 @@ def write_training_tiles(folder: Path, tiles: TileSet, tiles_fingerprint: str) -
 
 
 def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -> TrainingTiles:
-    """Find the training and validation tiles of a run and the hashes of their images; called by all processes.
+    """Find the training and validation tiles of a run, with image hashes; must be called by all processes.
 
-    The record in the run's folder and the hashes in the workspace are used where they exist. Otherwise the tiles are
-    read and hashed again. If that is impossible as well, `problems` lists what cannot be checked.
+    The record in the run's folder and the cached hashes in the workspace are used if they exist. Otherwise, the tiles
+    are read and hashed again. If that fails as well, `problems` lists the checks that cannot be made.
 
     Args:
-        config: Configuration of the run, with the section `leaks` that applies to the comparison.
+        config: Configuration of the run, with the section `leaks` that applies to the check.
     """
     recorded = _read_record(folder)
     trained_on = str(read_training(folder).get("tiles", ""))
@@ -87,7 +87,7 @@ def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -
 
 
 def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[str, ...]:
-    """Check that no patient of a study's test tiles is among those that a run was trained or validated on.
+    """Check that a run was not trained or validated on patients of a study's test tiles.
 
     Images are not compared. Test tiles cannot be removed from the training of a finished run, so the policy `exclude`
     is treated like `error`.
@@ -97,7 +97,7 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
         leaks: Section `leaks` of the study.
 
     Returns:
-        Notes: shared patients under the policy `note`, and what could not be checked.
+        Notes on shared patients (policy `note`) and on checks that could not be made.
 
     Raises:
         DataError: Patients are shared, and the policy is neither `note` nor `off`.
@@ -133,7 +133,7 @@ def check_test_patients(run: Path, tests: TileSet, leaks: LeaksConfig) -> tuple[
 
 
 def _patients_of_training(run: Path) -> tuple[SeenTiles, tuple[str, ...]]:
-    """Return the recorded training tiles of a run, or those of its data set, and what is unknown about patients."""
+    """Return the training tiles of a run, from its record or its data set, and problems with their patients."""
     recorded = _read_record(run)
     if recorded is not None:
         return recorded[0], ()
@@ -149,7 +149,7 @@ def _patients_of_training(run: Path) -> tuple[SeenTiles, tuple[str, ...]]:
 
 
 def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:
-    """Read the recorded tiles and the fingerprint of the tiles that were hashed; None for runs of earlier versions."""
+    """Read the recorded tiles, and the fingerprint of the hashed tiles; None for runs of earlier versions."""
     path = folder / TRAINING_TILES
     if not path.is_file():
         return None
@@ -169,7 +169,7 @@ def _match(tiles: SeenTiles, hashes: "tuple[np.ndarray, ImageHashes] | None") ->
 
 
 def _hash_again(tiles: SeenTiles, config: RunConfig, workspace: Workspace) -> tuple[ImageHashes | None, str]:
-    """Hash the training images again; the second value is the reason if this is impossible, or ""."""
+    """Hash the training images again, or return the reason why this is impossible."""
     try:
         current = workspace.tiles_as_read
         image_hashes = hash_images(current, config, config.leaks.pixels)
@@ -205,7 +205,7 @@ def _without_record(
 
 
 def _from_hashes(folder: Path, hashes: "tuple[np.ndarray, ImageHashes] | None", reason: str) -> TrainingTiles:
-    """Treat all hashed tiles but the run's test tiles as training tiles; only TCGA barcodes identify their patients."""
+    """Take all hashed tiles except the run's test tiles for training tiles; only TCGA barcodes identify patients."""
     patients = f"patients: the training tiles cannot be read, and the run did not record them ({reason})"
     none = np.zeros(0, dtype=object)
     if hashes is None:

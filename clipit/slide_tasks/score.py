@@ -21,7 +21,7 @@ from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_s
 from clipit.reporting.subtyping_table import subtyping_tables
 from clipit.reporting.tables import console_summary
 from clipit.runs.prediction_chunks import PredictionOptions
-from clipit.runs.tile_scorer import TileScorer, tiles_for
+from clipit.runs.tile_scorer import TileScorer, choose_tiling
 from clipit.slide_tasks.prompt_draws import read_draws, split_draws
 from clipit.slide_tasks.tile import SlideOutcome, prepare_listed, slides_table, write_slides_table
 from clipit.slide_tasks.tile_scores import read_scores, score_tiles, slide_folder
@@ -82,7 +82,7 @@ def score_slides(
         DataError: No slide can be used, or a label is not a class of the model.
     """
     processes = get_processes()
-    config, warnings = tiles_for(scorer, requested, stated)
+    config, warnings = choose_tiling(scorer, requested, stated)
     assumed = scorer.mpp_assumed and "mpp" not in stated
     _check_labels(listed, scorer)
     if processes.main:

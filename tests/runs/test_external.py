@@ -111,7 +111,7 @@ def test_a_new_set_is_scored_beside_the_run_s_own_and_leaves_it_unchanged(run: P
     written = read_predictions(folder / "predictions.parquet", results["predictions_sha256"])
     assert written.classes == CLASSES and set(written.labels.tolist()) == {0, 2}
     summary = (folder / "summary.md").read_text()
-    for text in ("3 tiles of classes that the classifier lacks, excluded (fat: 3)", "own test tiles (n = 24)"):
+    for text in ("excluded 3 tiles of classes that the classifier lacks (fat: 3)", "own test tiles (n = 24)"):
         assert text in summary
     assert "own test tiles" in (folder / "report.html").read_text()
     evaluate_external(run, tiles)
@@ -190,7 +190,7 @@ def test_new_prompts_are_scored_on_the_own_test_tiles(run: Path, world: dict[str
     new = read_predictions(folder / "predictions.parquet").zero_shot
     own = read_predictions(run / "predictions.parquet").select("test").zero_shot
     assert new is not None and own is not None and not np.allclose(new, own)
-    assert results["external"]["notes"] == ["prompts of fat are not used: the classifier lacks these classes"]
+    assert results["external"]["notes"] == ["prompts for fat are not used: the classifier lacks these classes"]
     del values["classes"]["stroma"]
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(DataError, match="no prompts for stroma"):

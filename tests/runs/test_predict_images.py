@@ -202,7 +202,7 @@ def test_a_command_that_waits_for_the_same_one_finds_it_finished(
     with ThreadPoolExecutor(1) as threads:
         first = predict()
         assert second[0].result() == first
-    assert "nothing to do: the same command has finished earlier" in caplog.text
+    assert "nothing to do: the same command has already finished" in caplog.text
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -368,13 +368,13 @@ def test_the_command_prints_shares_and_where_the_files_are(
         monkeypatch, folder / "run", "--out", out, "--classes", "necrosis; mucin", "--vlm", folder / "clip",
         "--device", "cpu", tiles / "case 0", tiles / "case 1/01.png",
     )  # fmt: skip
-    assert "the same command has finished earlier" in capsys.readouterr().out
+    assert "the same command has already finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("{tiles}", "--out", "{tmp}/p.txt"), "unknown format"),
+        (("{tiles}", "--out", "{tmp}/p.txt"), "unknown table format"),
         (("{tmp}/gone", "--out", "{tmp}/p.csv"), "no such file or folder"),
         (("{tiles}/case 0", "{tiles}/case 0", "--out", "{tmp}/p.csv"), "image ids occur more than once"),
         (("{tiles}", "--out", "{tmp}/p.csv", "--prompts", "absent"), "unknown prompt set 'absent'"),

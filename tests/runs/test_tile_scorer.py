@@ -11,7 +11,7 @@ from tiny_classifier import save_classifier
 import clipit
 from clipit.config.data import SlidesConfig
 from clipit.models.classifier_spec import read_spec
-from clipit.runs.tile_scorer import classifier_scorer, tiles_for
+from clipit.runs.tile_scorer import classifier_scorer, choose_tiling
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,11 @@ def test_the_resolution_of_the_backbone_is_marked_as_assumed(stated: Path, assum
     spec = read_spec(assumed)
     assert (spec.mpp, spec.mpp_assumed) == (2.0, True)
     scorer = classifier_scorer(clipit.load_classifier(assumed))
-    tiles, (warning,) = tiles_for(scorer, SlidesConfig(), [])
+    tiles, (warning,) = choose_tiling(scorer, SlidesConfig(), [])
     assert tiles.mpp == 2.0
     assert "the resolution of the training tiles is unknown" in warning and "--tile-mpp" in warning
-    assert tiles_for(scorer, SlidesConfig(mpp=2.0), ["mpp"])[1] == []
-    assert tiles_for(replace(scorer, mpp_assumed=False), SlidesConfig(), [])[1] == []
+    assert choose_tiling(scorer, SlidesConfig(mpp=2.0), ["mpp"])[1] == []
+    assert choose_tiling(replace(scorer, mpp_assumed=False), SlidesConfig(), [])[1] == []
 
 
 def test_predicting_a_slide_warns_of_an_assumed_resolution(

@@ -591,7 +591,7 @@ def test_a_changed_score_in_the_journal_is_warned_about(configure: MakeConfig, t
     content = journal.read_text(encoding="utf-8")
     journal.write_text(content.replace('"values":[0.5]', '"values":[0.75]'), encoding="utf-8")
     SharedSearch(tmp_path).run(lambda study: trials, lambda trial: 0.25 * trial.values["lora.rank"])
-    assert len(lines) == 1 and "the score of trial 0 is 0.75, but that of its run 0.5" in lines[0]
+    assert len(lines) == 1 and "the score of trial 0 is 0.75, but its run has 0.5" in lines[0]
 
 
 def test_the_configuration_may_precede_the_sweep_file(

@@ -177,7 +177,7 @@ def _tiles_of_slides(classifier: "Classifier", tile_mpp: float | None, table: Pa
     """Return the tiling of slides for a classifier, with the grids stored next to the table."""
     from clipit.config.data import SlidesConfig
     from clipit.distributed import get_processes
-    from clipit.runs.tile_scorer import classifier_scorer, choose_tiling
+    from clipit.runs.tile_scorer import choose_tiling, classifier_scorer
 
     stated = {} if tile_mpp is None else {"mpp": tile_mpp}
     grids = str(table.with_name("slide_grids"))

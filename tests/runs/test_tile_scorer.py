@@ -11,7 +11,7 @@ from tiny_classifier import save_classifier
 import clipit
 from clipit.config.data import SlidesConfig
 from clipit.models.classifier_spec import read_spec
-from clipit.runs.tile_scorer import classifier_scorer, choose_tiling
+from clipit.runs.tile_scorer import choose_tiling, classifier_scorer
 
 
 @pytest.fixture(scope="module")

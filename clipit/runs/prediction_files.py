@@ -40,9 +40,7 @@ class PredictionPaths:
             ConfigError: The suffix is neither .csv nor .parquet.
         """
         if self.table.suffix.lower() not in FORMATS:
-            raise ConfigError(
-                "unknown table format", where=f"--out {self.table}", fix=f"use {' or '.join(FORMATS)}"
-            )
+            raise ConfigError("unknown table format", where=f"--out {self.table}", fix=f"use {' or '.join(FORMATS)}")
 
     @property
     def summary(self) -> Path:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-_CHECKSUM = "checksum"  # key of a JSON file
+_CHECKSUM = "checksum"  # key in JSON files
 REBUILD = "delete the folder and rebuild it"
 _SMALL = 4 * 2**20  # bytes; files up to this size are verified when the artefact is opened
 _SETTLED = 2 * 10**9  # nanoseconds; a more recent change may be followed by another with the same time stamp
@@ -68,7 +68,7 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """Return the fingerprint of the artefact's inputs."""
+        """Fingerprint of the artefact's inputs."""
         return self.manifest.fingerprint
 
     def file(self, name: str) -> Path:
@@ -128,7 +128,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _sha256_once(path: Path) -> str:
-    """Compute the SHA-256 of a file, or return the one that this process computed before the file last changed."""
+    """Return the SHA-256 of a file, which is computed once per process unless the file changes."""
     stat = path.stat()
     key = (path.name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     digest = known_digests.get(key)
@@ -145,7 +145,7 @@ def reading(path: Path, fix: str = REBUILD) -> Iterator[None]:
 
     Args:
         path: File that is read.
-        fix: What to do if it is damaged, for the error.
+        fix: What to do if the file is damaged, for the error.
     """
     try:
         yield
@@ -216,7 +216,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _apply_umask(folder: Path) -> None:
-    """Give files that packages wrote the mode of a file that Python writes."""
+    """Set the mode of all files in a folder to that of a new file; safetensors, for example, sets a different one."""
     created = folder / ".mode"
     created.touch()
     mode = created.stat().st_mode
@@ -320,7 +320,7 @@ def read_json(path: Path, fix: str) -> JsonRecord:
     Reading a key that the object lacks, as in a file of an earlier version, raises an `ArtifactError` as well.
 
     Args:
-        fix: What to do if it is damaged or lacks a key, for the error.
+        fix: What to do if the file is damaged or lacks a key, for the error.
 
     Raises:
         ArtifactError: The file is missing or changed, or does not contain a JSON object.
@@ -369,7 +369,7 @@ def start_partial(folder: Path) -> Path:
 def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
     """Write the manifest of `<folder>.partial`, and rename it to `folder`."""
     partial = folder.with_name(folder.name + ".partial")
-    for leftover in filter(is_temporary, partial.rglob(".*")):  # of a killed attempt; all processes have written
+    for leftover in filter(is_temporary, partial.rglob(".*")):  # of a killed attempt; all processes have finished
         leftover.unlink()
     files = {
         str(path.relative_to(partial)): path

@@ -1,7 +1,8 @@
 """Report the images that a process was reading when it crashed.
 
-A crashing decoder, or a kill for lack of memory, ends the process without an exception. Reading threads therefore note
-their image in shared memory, and a small process, which waits for the end of this one, prints the remaining notes.
+A crash in a decoder, or the system's out-of-memory killer, ends the process without an exception. Reading threads
+therefore note their current image in shared memory, and a small watcher process, which waits for the end of this one,
+prints the remaining notes.
 """
 
 import mmap
@@ -27,7 +28,7 @@ notes = {{os.pread(int(sys.argv[1]), {_BYTES}, {_BYTES} * slot).rstrip(b"\\0") f
 if notes:
     shown = b", ".join(sorted(notes)[:16]).decode(errors="ignore").encode("unicode_escape").decode("ascii")
     print("error: a signal ended the process while it read these images\\n  where: " + shown +
-          "\\n  to do: unless it was stopped by hand: if it ends at the same image again, replace this file, which "
+          "\\n  to do: unless you stopped it yourself: if it ends at the same image again, replace this file, which "
           "crashes a decoder; if memory ran out, read with fewer threads", file=sys.stderr)
 """
 
@@ -72,7 +73,7 @@ def watch_reading() -> None:
 
 @contextmanager
 def noted(where: str) -> Iterator[None]:
-    """Note the image that is read in this block, in commands.
+    """Note the image that is read in this block; without effect outside commands.
 
     Args:
         where: File of the image, or zip and member.

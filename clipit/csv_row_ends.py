@@ -7,7 +7,7 @@ from clipit.errors import DataError, counted
 
 
 class RowEnds:
-    """How the rows of a csv file end."""
+    """Line ends of the rows of a csv file."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -26,7 +26,7 @@ class RowEnds:
             self._cut.append(line)
         elif row:
             self._others += self._last.endswith("\n")
-        elif self._after_cut and self._last.endswith("\n"):  # the row ended in "\r\r\n", as text mode of Windows writes
+        elif self._after_cut and self._last.endswith("\n"):  # the row ended in "\r\r\n", as Windows writes in text mode
             self._cut.pop()
             self._others += 1
         self._after_cut = bool(row) and self._last.endswith("\r")
@@ -35,12 +35,12 @@ class RowEnds:
         """Check that no row, or every row, ends in a carriage return alone.
 
         Raises:
-            DataError: Only some do; the message names the line of the first.
+            DataError: Only some rows do; the message names the line of the first.
         """
         if self._cut and self._others:
             raise DataError(
                 f"{counted(len(self._cut), 'row ends', 'rows end')} in a carriage return alone, "
                 f"{self._others:,} in line feeds: a cell may be cut in two",
                 where=f"{path}, line {self._cut[0]}",
-                fix="quote cells that contain carriage returns, or replace these by spaces",
+                fix="quote cells that contain carriage returns, or replace the carriage returns with spaces",
             )

@@ -1,4 +1,4 @@
-"""Read users' data files, for tiles and reports alike: folders, csv tables and Hugging Face data sets."""
+"""Read users' data files, for both tiles and reports: folders, csv tables and Hugging Face data sets."""
 
 import csv
 import errno
@@ -29,7 +29,7 @@ MISSING_VALUES = frozenset(
 )
 """Texts that programs write for a missing value. Letter case matters: `none` may be a grade or a finding."""
 NO_CLASS = "-1"
-"""Number that Hugging Face data sets and many tables contain in place of an unknown class."""
+"""Number that stands for an unknown class in Hugging Face data sets and many tables."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True)
 
 
 def is_unicode(text: str) -> bool:
-    """Check that a text can be encoded as UTF-8; Python marks other bytes of file names with surrogates."""
+    """Return whether a text can be encoded as UTF-8; Python marks other bytes of file names with surrogates."""
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
@@ -143,7 +143,7 @@ def without_decimals(values: Sequence[str | None]) -> list[str | None]:
 
 
 def _resolves_to(is_kind: Callable[[], bool]) -> bool:
-    """Check whether an entry, or the target of its link, is of this kind; a cycle of links has no target."""
+    """Return whether an entry, or the target of its link, is of this kind; a cycle of links has no target."""
     try:
         return is_kind()
     except OSError as error:

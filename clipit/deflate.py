@@ -9,8 +9,8 @@ COMPRESSIONS = frozenset({8, 32946})
 """Values of the TIFF tag Compression for Deflate."""
 _COMPRESSION, _FILL_ORDER = 259, 266  # TIFF tags
 _PARTS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
-_CHUNK_BYTES = 2**24  # unpacked at once
-_MAX_BYTES = 2**30  # of an unpacked strip or tile; more than any image that clipit reads
+_CHUNK_BYTES = 2**24  # bytes unpacked at once
+_MAX_BYTES = 2**30  # limit for an unpacked strip or tile; larger than any image that clipit reads
 
 
 def find_damage(data: bytes) -> str:

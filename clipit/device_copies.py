@@ -1,4 +1,4 @@
-"""Copy pixel batches to a device; for a GPU from pinned memory, one batch ahead, while the GPU computes."""
+"""Copy pixel batches to a device; to a GPU from pinned memory, one batch ahead of the computation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,16 +49,16 @@ def copy_ahead(
     for key, batch in batches:
         with torch.cuda.stream(stream):
             # PyTorch keeps the pinned memory of `batch` until the copy has finished.
-            following = key, batch.to(device, non_blocking=True), stream.record_event()
+            pending = key, batch.to(device, non_blocking=True), stream.record_event()
         if copied is not None:
             yield _wait_for(*copied)
-        copied = following
+        copied = pending
     if copied is not None:
         yield _wait_for(*copied)
 
 
 def _wait_for(key: Key, batch: "torch.Tensor", event: Any) -> "tuple[Key, torch.Tensor]":
-    """Make the device's later work wait for the copy, without waiting here."""
+    """Make later work on the device wait for the copy, without blocking this thread."""
     import torch
 
     working = torch.cuda.current_stream(batch.device)

@@ -98,7 +98,7 @@ class Processes:
         """Apply a function to blocks of the rows 0..total, shared among processes.
 
         Args:
-            compute: Function of the row numbers of a block.
+            compute: Function that returns the result for a block, given its row numbers.
 
         Returns:
             Results by block, in order, in all processes.
@@ -136,7 +136,7 @@ def get_processes() -> Processes:
     """Join the process group that Accelerate or torchrun started; without one, run as a single process.
 
     Raises:
-        LaunchError: See `check_launch`.
+        LaunchError: The launcher did not start the requested processes (see `check_launch`).
     """
     from accelerate import PartialState
     from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env

@@ -15,7 +15,7 @@ from clipit.crash_watch import watch_reading
 from clipit.progress import close_console, flush_console, log_to_console
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
-"""Disk full, over quota or read-only; a file in place of a folder; name too long."""
+"""Disk full, over quota or read-only; a file where a folder is needed; name too long."""
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM))
@@ -134,7 +134,7 @@ def disk_errors(where: object) -> Iterator[None]:
         raise ArtifactError(
             "cannot write this file: there is a folder of the same name",
             where=error.filename2 or error.filename or where,
-            fix="delete or rename that folder; then start again: finished parts are kept",
+            fix="delete or rename that folder, then run the command again; finished parts are kept",
         ) from error
     except Exception as error:
         reason = _write_failure(error)
@@ -144,8 +144,8 @@ def disk_errors(where: object) -> Iterator[None]:
         raise ArtifactError(
             f"cannot write: {reason}",
             where=getattr(error, "filename", None) or where,
-            fix=f"{space} or choose a different folder with --output or --out; then start again: finished parts are "
-            "kept",
+            fix=f"{space} or choose a different folder with --output or --out, then run the command again; finished "
+            "parts are kept",
         ) from error
 
 
@@ -158,16 +158,11 @@ def _unreadable(filename: object) -> bool:
 
 
 def _write_failure(error: Exception) -> str | None:
-    """Return the disk's error message; None for other errors."""
+    """Return the operating system's message for a failed write; None for other errors."""
     if isinstance(error, OSError) and error.errno in _DISK:
         return os.strerror(error.errno)
-    for code in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EROFS,
-    ):  # safetensors and faiss only quote it in their messages
-        if os.strerror(code) in str(error):
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        if os.strerror(code) in str(error):  # safetensors and faiss quote the message instead of raising an OSError
             return os.strerror(code)
     if isinstance(error, OSError) and error.errno is None and " written" in str(error):  # numpy: n requested, m written
         return f"{os.strerror(errno.ENOSPC)}, over quota or over the limit on file sizes ({error})"
@@ -200,7 +195,7 @@ def out_of_memory(error: BaseException) -> ClipitError:
 
 @contextmanager
 def _limit_errors() -> Iterator[None]:
-    """Turn a lack of memory, a limit on threads, processes or files, or mixed builds into a `ClipitError`."""
+    """Turn a lack of memory, a limit on threads, processes or files, or mixed torch builds into a `ClipitError`."""
     try:
         yield
     except (RuntimeError, OSError, MemoryError, ImportError) as error:
@@ -215,7 +210,7 @@ def _limit_errors() -> Iterator[None]:
                 fix="raise the limit (ulimit -u, or the memory and process limits of the job), or lower "
                 "training.threads and OMP_NUM_THREADS",
             ) from error
-        causes = (error, error.__cause__, error.__context__)  # transformers raises ImportError from it
+        causes = (error, error.__cause__, error.__context__)  # transformers wraps the error in an ImportError
         if any("torchvision::nms does not exist" in str(cause) for cause in causes):
             raise ClipitError(
                 "the installed torch and torchvision do not match: one is a CUDA build, the other a CPU build",
@@ -243,7 +238,7 @@ def user_errors() -> Iterator[None]:
             except SystemExit:
                 flush_console()
                 raise
-            flush_console()  # errors at the exit of Python cannot be handled
+            flush_console()  # errors while Python exits could not be handled
     except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
         close_console()
         raise SystemExit(_BROKEN_PIPE) from None

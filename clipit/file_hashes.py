@@ -1,4 +1,4 @@
-"""SHA-256 of finished files, to notice that they have changed when a command keeps them."""
+"""SHA-256 of finished files, so that a command that keeps them notices if they have changed."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def are_unchanged(folder: Path, names: Iterable[str], recorded: Any) -> bool:
-    """Return whether files have the recorded SHA-256, and neither lack nor exceed those recorded.
+    """Return whether the files are exactly those recorded, with the same SHA-256.
 
     Args:
         names: As in `hash_files`; files that are missing have changed.

@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
-_KEPT = 256 * 2**20  # bytes of freed memory that are kept
-_LARGEST_BLOCK = 32 * 2**20  # bytes of a block that may be kept; the most that glibc chooses by itself
+_KEPT = 256 * 2**20  # maximum bytes of freed memory that are kept
+_LARGEST_BLOCK = 32 * 2**20  # maximum bytes of a block that may be kept; the maximum of glibc's dynamic threshold
 
 
 def keep_freed_memory() -> None:
     """Let this process keep up to 256 MB of freed memory for reuse, if it uses glibc's malloc.
 
-    By default, glibc returns freed tensors to the operating system, and the next step pays for fresh pages, which the
-    system must clear: with small tiles on a CPU, for a fifth of its time. Results do not change. Thresholds that the
-    user has set in the environment are left as they are.
+    By default, glibc returns freed tensors to the operating system, which must then clear fresh pages for the next
+    step. With small tiles on a CPU, this takes a fifth of the step's time. Results do not change. Thresholds that the
+    user has set in the environment are left unchanged.
     """
     own = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"}
     if sys.platform != "linux" or own & os.environ.keys():

@@ -11,7 +11,7 @@ PULL = "run git lfs pull in the repository"
 
 
 def is_pointer(content: bytes) -> bool:
-    """Check whether the first bytes of a file are those of a Git LFS pointer."""
+    """Return whether the first bytes of a file are those of a Git LFS pointer."""
     return content.startswith(_FIRST_BYTES)
 
 
@@ -19,7 +19,7 @@ def check_pointer(path: Path) -> None:
     """Check that a file is not a Git LFS pointer.
 
     Raises:
-        DataError: It is one.
+        DataError: The file is a pointer.
     """
     if _is_pointer_file(path):
         raise DataError("this file is a Git LFS pointer, not the data", where=path, fix=PULL)

@@ -72,7 +72,7 @@ _KNOWN_METHODS = frozenset(
 )
 _METHOD_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 """Names of compression methods that zipfile does not support."""
-_LARGEST_MEMBER = 2**30  # bytes; above the largest image that Pillow opens, uncompressed
+_LARGEST_MEMBER = 2**30  # bytes; more than the largest image that Pillow opens, uncompressed
 
 
 @runtime_checkable
@@ -128,8 +128,7 @@ class _OpenZip:
     def __init__(self, path: Path, members: Sequence[str]) -> None:
         self._archive, self._members = zipfile.ZipFile(path), members
         infos = self._archive.NameToInfo
-        # For members that are missing, because the zip was replaced after they were listed.
-        absent = (_ABSENT, 0, 0, 0, 0, 0)
+        absent = (_ABSENT, 0, 0, 0, 0, 0)  # members are missing if the zip was replaced after they were listed
         self._places = np.fromiter(
             (_member(infos[name]) if name in infos else absent for name in members), dtype=_MEMBER, count=len(members)
         )
@@ -202,12 +201,12 @@ class ZipReader:
         return decode(self.open(row))
 
     def where(self, row: int) -> str:
-        """Return zip and member, for messages."""
+        """Return the zip and the member, for messages."""
         return f"{self._path}!{self._members[row]}"
 
 
 def file_stamp(path: Path) -> str:
-    """Return size and modification time of a file, which change when its content is replaced.
+    """Return the size and modification time of a file, which change when its content is replaced.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -217,7 +216,7 @@ def file_stamp(path: Path) -> str:
 
 
 def zip_stamps(path: Path) -> dict[str, str]:
-    """Return size and CRC-32 of each file in a zip, from its central directory.
+    """Return the size and CRC-32 of each file in a zip, from its central directory.
 
     Raises:
         DataError: The zip is invalid or truncated, or contains two files of one name, encrypted files, or files
@@ -239,7 +238,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
         raise DataError(
             f"{counted(len(repeated), 'name occurs', 'names occur')} more than once in the zip: {shortlist(repeated)}",
             where=path,
-            fix="repack it from a folder, because programs differ in the file that they read",
+            fix="repack it from a folder; programs differ in which of these files they read",
         )
     return {info.filename: f"{info.file_size}:{info.CRC:08x}" for info in members}
 

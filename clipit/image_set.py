@@ -68,7 +68,7 @@ class ImageSet:
         """Read an image as RGB; return an `Unreadable` if it cannot be decoded or may not be read.
 
         Raises:
-            DataError: The file cannot be opened for another reason, such as a disk that is gone.
+            DataError: The file cannot be opened for another reason, such as a disconnected disk.
         """
         where = self.reader.where(row)
         try:
@@ -83,7 +83,7 @@ class JoinedReader:
     """Reads the rows of several readers, one after the other."""
 
     def __init__(self, readers: Sequence[Reader], counts: Sequence[int]) -> None:
-        """Join readers with these numbers of rows."""
+        """Join readers, given their numbers of rows."""
         self._readers = list(readers)
         self._starts = [0, *accumulate(counts)][:-1]
 

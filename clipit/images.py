@@ -1,4 +1,4 @@
-"""Decode images completely as upright 8-bit RGB, or fail; used for training, prediction, stores and pages."""
+"""Decode images completely to upright 8-bit RGB, or raise an error; used by training, prediction, stores and pages."""
 
 import io
 import re
@@ -49,13 +49,13 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Result in place of an image that exists but cannot be decoded."""
+    """Result of reading an image that exists but cannot be decoded."""
 
     reason: str
 
 
 def is_image(path: str | Path) -> bool:
-    """Check whether a file name has an image suffix and is not hidden."""
+    """Return whether a file name has an image suffix and is not hidden."""
     path = Path(path)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
@@ -91,7 +91,7 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = f"{type(error).__name__}: {error}"
-        if not isinstance(error, OSError | SyntaxError | ValueError):  # says nothing to a user
+        if not isinstance(error, OSError | SyntaxError | ValueError):  # the message would not help a user
             reason = f"the file is damaged or cut off ({reason})"
         raise ImageError(reason) from error
 
@@ -120,9 +120,8 @@ def open_header(source: Path | io.BytesIO) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Load an image completely and convert it to 8-bit RGB; transparent pixels are shown over white.
 
-    The image is turned as its EXIF orientation says, as viewers show it and as Pillow does for TIFF.
-
-    The first page of a TIFF is used if the others are smaller copies of it or masks.
+    The image is turned upright by its EXIF orientation, as viewers do, and as Pillow does for TIFF. Of a TIFF with
+    several pages, the first is used if the others are smaller copies of it or masks.
 
     Raises:
         ImageError: The image has more than 8 bits per channel, or several frames or pages of equal size.
@@ -173,7 +172,7 @@ def check_bytes(image: Image.Image) -> None:
 
 
 def _check_chunks(data: bytes) -> None:
-    """Compare the checksums of a PNG file's chunks up to the last complete one; Pillow skips those of pixels."""
+    """Verify the checksums of a PNG file's chunks up to the last complete one; Pillow skips those of pixels."""
     start = _PNG_SIGNATURE
     while start + 12 <= len(data):
         length, chunk_type = struct.unpack_from(">I4s", data, start)
@@ -197,7 +196,7 @@ def _load(image: Image.Image) -> Image.Image:
 
 
 def turn_upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
-    """Turn an image as the EXIF orientation of its file says; the result does not state an orientation any more.
+    """Turn an image upright by the EXIF orientation of its file, and drop the orientation from its metadata.
 
     Args:
         pixels: Image as stored in the file.
@@ -253,15 +252,15 @@ def _jpeg2000_bits(image: Image.Image) -> int:
 
 
 def _check_pages(image: Image.Image) -> None:
-    """Refuse animations, and a TIFF that holds several images; smaller copies and masks may follow its first page.
+    """Refuse animations and TIFF files of several images; smaller copies and masks may follow the first page.
 
-    A TIFF whose first page is a smaller copy of another is refused, because only the first page is read.
+    A TIFF whose first page is smaller than another one is refused, because only the first page is read.
     """
     if not getattr(image, "is_animated", False):
         return
     size, pages = image.size, int(getattr(image, "n_frames", 1))
     if image.format in _ANIMATIONS:
-        raise ImageError(f"an animation with {pages} frames: save each frame as a file of its own")
+        raise ImageError(f"an animation with {pages} frames: save each frame as a separate file")
     if image.format != "TIFF":  # the additional images of an MPO are previews or depth
         return
     equal = 1
@@ -282,7 +281,7 @@ def _check_pages(image: Image.Image) -> None:
             "only the larger page"
         )
     if equal > 1:
-        raise ImageError(f"a TIFF with {equal} pages of equal size: save each page as a file of its own")
+        raise ImageError(f"a TIFF with {equal} pages of equal size: save each page as a separate file")
 
 
 def attempt(read: Callable[[], Image.Image], *, tile_id: str, where: str) -> Image.Image | Unreadable:

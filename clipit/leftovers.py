@@ -1,4 +1,4 @@
-"""Temporary files that killed processes leave."""
+"""Temporary files that killed processes leave behind."""
 
 import os
 import re
@@ -7,13 +7,13 @@ from pathlib import Path
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
 """Names of the temporary files of `clipit.artifacts.whole_file`, with the id of the process that writes them."""
 
-_OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
-"""Names of the temporary files in which safetensors writes, since version 0.8; they name no process."""
+_SAFETENSORS_TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+"""Names of the temporary files of safetensors since version 0.8, which contain no process id."""
 
 
 def is_temporary(path: Path) -> bool:
     """Return whether a file is a temporary file (`.*.tmp`, or one of safetensors), by its name."""
-    return bool(path.match(".*.tmp") or _OF_SAFETENSORS.fullmatch(path.name))
+    return bool(path.match(".*.tmp") or _SAFETENSORS_TEMPORARY.fullmatch(path.name))
 
 
 def delete_leftovers(folder: Path) -> None:

@@ -17,11 +17,11 @@ _DATE_NAME = re.compile(
 def check_mangled(values: Sequence[str | None], column: str, row_name: Callable[[int], str], where: object) -> None:
     """Check that a spreadsheet program has not replaced names of patients or slides.
 
-    Such programs show 120000000001 as 1.20E+11, SEPT2 as 2-Sep, and what does not fit into a cell as ###; dates are
-    only wrong if at least half of the names are none.
+    Such programs show 120000000001 as 1.20E+11, SEPT2 as 2-Sep, and values that do not fit into a cell as ###. Names
+    that look like dates are accepted if more than half of all names do.
 
     Raises:
-        DataError: Names look like that; the message names the first rows.
+        DataError: Some names look changed; the message lists the first ones with their rows.
     """
     named = [(row, value) for row, value in enumerate(values) if value]
     dates = [(row, value) for row, value in named if _DATE_NAME.fullmatch(value)]
@@ -36,7 +36,7 @@ def check_rounded(values: Sequence[str | None], column: str, row_name: Callable[
     It writes the different numbers 120000000001 and 120000000002 as 1.2E+11. Names that look like dates are accepted.
 
     Raises:
-        DataError: Names look like that; the message names the first rows.
+        DataError: Some names look changed; the message lists the first ones with their rows.
     """
     mangled = [(row, value) for row, value in enumerate(values) if value and _MANGLED.fullmatch(value)]
     _refuse(mangled, column, row_name, where)

@@ -1,4 +1,4 @@
-"""What exists near a missing file, for error messages."""
+"""Describe what exists near a missing file, for error messages."""
 
 import difflib
 import os
@@ -26,7 +26,7 @@ def special_file(path: str | Path) -> str:
 
 
 def similar_names(path: str) -> str:
-    """Describe what exists near a missing path: similar names, or else all names in the closest existing folder.
+    """Describe what exists near a missing path: similar names or, if none exist, the content of the closest folder.
 
     For files below `outputs/`, as in the shipped configurations, also say which command writes them.
     """

@@ -1,4 +1,4 @@
-"""Find the patient in the name of a tile, slide or report: a TCGA barcode, or else the group as it is."""
+"""Find the patient of a tile, slide or report: the TCGA barcode in its name or, without one, its group."""
 
 import re
 
@@ -37,7 +37,7 @@ def all_patients_in(text: str) -> set[str]:
 
 
 def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-    """Return the patient (or slide) of each tile: `patient` of its group, else `patient_in` of its id, else ""."""
+    """Return the patient (or slide) of each tile, from its group or, without one, from its id; "" if unknown."""
     names, rows = np.unique(groups, return_inverse=True)
     result = np.asarray([patient(name) for name in names.tolist()], dtype=object)[rows]
     nameless = np.flatnonzero(result == "")

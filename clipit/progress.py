@@ -71,7 +71,7 @@ class Advance(Protocol):
 def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Advance]:
     """Show progress: a bar with a clock on terminals, a line every 30 seconds elsewhere.
 
-    Both are updated during a long unit, so that slow units can be told from hanging ones.
+    Both are updated during a long unit, so that slow units can be distinguished from hanging ones.
 
     Args:
         shown: Whether this process shows anything.
@@ -144,7 +144,7 @@ def _lines(title: str, total: int, done: int) -> Iterator[Advance]:
                 else f"none finished in {duration(seconds)}"
             )
             waiting = time.monotonic() - last_advance
-            # If this unit takes far longer than the earlier ones, they do not predict the time left.
+            # Earlier units do not predict the time left if this one takes far longer.
             if speed and waiting > max(LINE_SECONDS, 2 * (last_advance - start) / calls):
                 left = f"working on the next for {duration(waiting)}"
             count = f"{finished:,} of {total:,}"

@@ -1,7 +1,7 @@
 """Read items in threads while the model runs: batches come in order, and a bounded number is in memory.
 
-Threads are faster than worker processes here: decoding and resizing release Python's global lock, and nothing is copied
-between processes.
+Threads are faster than worker processes here: decoding and resizing release Python's global interpreter lock, and
+nothing is copied between processes.
 """
 
 import logging
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 _MAX_THREADS = 8
 _THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)  # Linux
 _AHEAD = 4  # batches
-_MAX_BYTES = 2**30  # of results that are read ahead; at least one batch
+_MAX_BYTES = 2**30  # bytes of results that are read ahead; at least one batch
 _GROUPS = 4  # groups of items per thread into which a batch is divided
 _Cost = tuple[float, float, float, int]
-"""Seconds of reading, of these on a core, of these waiting for a core; and blocks read from disk."""
+"""Seconds of reading, seconds of these on a core, seconds of these waiting for a core, and blocks read from disk."""
 _MIN_SECONDS = 1.0  # seconds; shorter loops are not reported
 _NOTABLE = 0.1
 """Fraction of the time spent waiting above which remedies are logged."""
@@ -135,7 +135,7 @@ def available_cores() -> int:
 
 
 def check_batches(batch_size: object, workers: object) -> None:
-    """Refuse a number of images per batch, or of reading threads, that is not a whole number, or too small.
+    """Validate the number of images per batch and of reading threads.
 
     Raises:
         ConfigError: A number is not a whole number, or too small.
@@ -146,7 +146,7 @@ def check_batches(batch_size: object, workers: object) -> None:
 
 
 def reading_threads(count: int = 0) -> ThreadPoolExecutor:
-    """Make a pool of reading threads.
+    """Create a pool of reading threads.
 
     Args:
         count: Number of threads; 0: one per available core, at most 8.
@@ -155,7 +155,11 @@ def reading_threads(count: int = 0) -> ThreadPoolExecutor:
 
 
 def bytes_ahead(batch: int) -> int:
-    """Return the memory in bytes that `read_ahead` needs in addition to the batch in use, by the bytes of a batch."""
+    """Return the memory in bytes that `read_ahead` needs in addition to the batch in use.
+
+    Args:
+        batch: Size of a batch in bytes.
+    """
     return batch + min(_AHEAD * batch, max(_MAX_BYTES, batch))
 
 

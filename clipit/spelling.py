@@ -25,38 +25,38 @@ def plain_letters(name: str) -> str:
 def spelled_alike(names: Iterable[str]) -> list[str]:
     """List names that differ only in spelling.
 
-    That is, in letter case, spaces, kinds of quotes and dashes, invisible characters, letters that look like Latin
-    ones, or like 1, 01 and 1.0.
+    Names differ only in spelling if they are equal except for letter case, spaces, kinds of quotes and dashes,
+    invisible characters and letters that look like Latin ones, or are the same number, like 1, 01 and 1.0.
     """
-    spellings: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for name in sorted(names):
-        for spelling in _spellings(name):
-            spellings.setdefault(spelling, []).append(name)
-    groups = dict.fromkeys(tuple(group) for group in spellings.values() if len(group) > 1)
-    return [" and ".join(map(_shown, group)) for group in groups]
+        for form in _normal_forms(name):
+            names_of.setdefault(form, []).append(name)
+    groups = dict.fromkeys(tuple(group) for group in names_of.values() if len(group) > 1)
+    return [" and ".join(map(_quote, group)) for group in groups]
 
 
 def spelled_differently(names: Iterable[str], others: Collection[str]) -> dict[str, str]:
-    """Map names that are not among the others to one of the others that differs from them only in spelling."""
+    """Map each name that is missing from the others to one of them that differs only in spelling, if there is one."""
     known = set(others)
-    named = {spelling: other for other in sorted(known, reverse=True) for spelling in _spellings(other)}
+    named = {form: other for other in sorted(known, reverse=True) for form in _normal_forms(other)}
     pairs = {}
     for name in sorted(set(names) - known):
-        alike = [named[spelling] for spelling in _spellings(name) if spelling in named]
+        alike = [named[form] for form in _normal_forms(name) if form in named]
         if alike:
             pairs[name] = alike[0]
     return pairs
 
 
-def shown_pairs(pairs: dict[str, str]) -> list[str]:
-    """Return the pairs of `spelled_differently` for messages."""
-    return [f"{_shown(name)} and {_shown(other)}" for name, other in pairs.items()]
+def format_pairs(pairs: dict[str, str]) -> list[str]:
+    """Format the pairs of `spelled_differently` for messages."""
+    return [f"{_quote(name)} and {_quote(other)}" for name, other in pairs.items()]
 
 
-def _spellings(name: str) -> list[str]:
-    """Return what all spellings of a name have in common, as it is written and with Latin letters.
+def _normal_forms(name: str) -> list[str]:
+    """Return a name's normal forms, which differently spelled names share: as it is written, and with Latin letters.
 
-    Both, because only one of the letter cases of some letters looks like a Latin letter.
+    Both are needed, because some letters look like a Latin letter only in upper or only in lower case.
     """
     return list(dict.fromkeys((_folded(unicodedata.normalize("NFKC", name)), _folded(plain_letters(name)))))
 
@@ -66,8 +66,8 @@ def _folded(name: str) -> str:
     return _WHOLE.sub(r"\1\2", " ".join(visible.casefold().strip("\"' ").split()))
 
 
-def _shown(name: str) -> str:
-    """Quote a name; letters and signs that look like others are named by their code."""
+def _quote(name: str) -> str:
+    """Quote a name, and state the code of letters and signs that look like others."""
     foreign = [char for char in name if char.translate(_LOOKALIKES) != char and plain_letters(name).isascii()]
     codes = ", ".join(f"{char} is U+{ord(char):04X}" for char in dict.fromkeys(foreign))
     return f"{name!r} ({codes})" if codes else repr(name)

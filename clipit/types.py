@@ -9,4 +9,4 @@ TokenCounter = Callable[[Sequence[str]], list[int]]
 """Function that counts tokens per text, including special tokens and without truncation."""
 
 TextEncoder = Callable[[Sequence[str]], Float[np.ndarray, "n dim"]]
-"""Function from texts to float32 unit vectors in a VLM's joint space."""
+"""Function that embeds texts as float32 unit vectors in a VLM's joint space."""

@@ -51,7 +51,7 @@ def read_parquet(path: Path, fix: str) -> pa.Table:
     """Read a Parquet file that this package wrote, and verify the checksums of its pages.
 
     Raises:
-        ArtifactError: The file is missing or damaged; the error recommends `fix`.
+        ArtifactError: The file is missing or damaged; the message ends with `fix`.
     """
     with reading(path, fix):
         return pq.read_table(path, page_checksum_verification=True)

@@ -23,8 +23,8 @@ _MAX_BYTES = 8 * 2**20
 _CACHE_LIMITS = (64, 2**16)  # number of cached files, and the characters of the largest
 MAX_DEPTH = 40
 """Maximum nesting depth of mappings and lists."""
-_MAX_BITS = 64  # of a whole number
-_OTHER_BASE = re.compile(r"[-+]?0[0-9_]{1,40}|[^:]{1,40}:.{1,40}")  # numbers to base 8 or 60 in YAML 1.1: `030`, `1:30`
+_MAX_BITS = 64  # maximum bits of a whole number
+_OTHER_BASE = re.compile(r"[-+]?0[0-9_]{1,40}|[^:]{1,40}:.{1,40}")  # numbers in base 8 or 60 in YAML 1.1: `030`, `1:30`
 _MAX_REPEATED = 10_000  # values that aliases repeat, over the whole file
 
 
@@ -79,7 +79,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Convert a node; refuse values that do not have the type of their tag, huge numbers and invalid characters.
 
-        Numbers that YAML 1.1 reads to a different base are refused as well: in it, `030` is 24.
+        Numbers that YAML 1.1 reads in a different base are refused as well: it reads `030` as 24.
         """
         number = node.tag in (f"{_STANDARD}int", f"{_STANDARD}float")
         if number and isinstance(node.value, str) and _OTHER_BASE.fullmatch(node.value):
@@ -159,7 +159,7 @@ def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, 
 
 
 def _file_error(error: type[ClipitError], path: Path, line: int, problem: str, fix: str) -> ClipitError:
-    """Create the error for a file that is not plain YAML; one with another suffix was probably chosen by mistake.
+    """Create the error for a file that is not plain YAML; a file with another suffix was probably chosen by mistake.
 
     Args:
         line: Line of the problem, from 1; 0 if unknown.
@@ -172,7 +172,7 @@ def _file_error(error: type[ClipitError], path: Path, line: int, problem: str, f
 
 
 def load_mapping(path: Path, first_keys: str) -> tuple[dict[Any, Any], list[tuple[str, int]]]:
-    """Read the mapping of a YAML file; also returns its repeated keys with their lines.
+    """Read a YAML file that contains a mapping, and list its duplicate keys with their lines.
 
     Args:
         first_keys: Keys at the start of such a file, for the error message.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipit.spelling import shown_pairs, spelled_alike, spelled_differently
+from clipit.spelling import format_pairs, spelled_alike, spelled_differently
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_names_of_different_things(first: str, second: str) -> None:
 
 def test_a_letter_that_looks_like_another_is_named_by_its_code() -> None:
     assert spelled_alike(["AC", "\u0410C"]) == ["'AC' and '\u0410C' (\u0410 is U+0410)"]
-    assert shown_pairs(spelled_differently(["pat-1", "Pat-2"], ["Pat-1", "Pat-2"])) == ["'pat-1' and 'Pat-1'"]
+    assert format_pairs(spelled_differently(["pat-1", "Pat-2"], ["Pat-1", "Pat-2"])) == ["'pat-1' and 'Pat-1'"]

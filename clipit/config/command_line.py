@@ -36,7 +36,7 @@ AGENTS: dict[str, dict[str, Any]] = {
         "type": int,
         "default": 1,
         "metavar": "N",
-        "help": "processes on this machine that share the runs (default: %(default)s); with GPUs, one for each",
+        "help": "number of processes on this machine that share the runs (default: %(default)s); use one per GPU",
     }
 }
 """Option of commands that train many runs."""
@@ -83,9 +83,9 @@ def read_file_command(
         argv: Arguments; by default those of the process.
         extra: Additional options of the command: name -> keyword arguments of `add_argument`.
         needs_tiles: Whether the section `tiles` is required.
-        needs_reports: Whether a section `reports` without a path is an error; otherwise it counts as missing.
+        needs_reports: Whether a section `reports` without a path is an error; otherwise the section is ignored.
         needs_config: Whether `--config` is required.
-        default_config: Name of the shipped configuration to read without `--config`; None for none.
+        default_config: Name of the shipped configuration that is read if `--config` is missing; None for no default.
 
     Returns:
         The validated file, and the command's own options. The run's keys given as options are listed in `overrides`.
@@ -150,7 +150,7 @@ def _settings(sections: tuple[str, ...]) -> type[BaseSettings]:
 
 @cache
 def _parser(settings: type[BaseSettings]) -> CliSettingsSource[BaseSettings]:
-    """Build the parser of a settings model; cached, because this takes longer than parsing."""
+    """Build the parser of a settings model, which is cached because building takes longer than parsing."""
     return CliSettingsSource(settings, cli_exit_on_error=False)
 
 
@@ -219,7 +219,7 @@ def _sort_options(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict[s
             raise ConfigError(
                 f"--{option} has {f'{len(values)} values: ' + ' '.join(values) if values else 'no value'}",
                 where="the command line",
-                fix=f"write --{option}=VALUE; a value with spaces in single quotes",
+                fix=f"write --{option}=VALUE, with single quotes around a value that contains spaces",
             )
     known = {option: values[0] for option, values in options.items() if option in keys}
     return known, {option: " ".join(values) for option, values in options.items() if option not in keys}

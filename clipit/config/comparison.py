@@ -45,14 +45,14 @@ class ComparisonConfig(Section):
     steps: tuple[int, ...] = Field((150, 300), min_length=1)
     """Numbers of steps of the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Additional axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. For arms
-    without the term, its keys are not searched."""
+    """Additional axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. Keys of a
+    loss term are not searched for arms without that term."""
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
     """Seeds of the search, which must not be among the reported `seeds`."""
     pairing_page: int = Field(1000, ge=0)
     """Number of training tiles on the pairing page, with the predictions of the first arm with text; 0: no page."""
     run_pages: Literal["first_seed", "all", "none"] = "first_seed"
-    """Runs whose plots and page (report.html) are drawn. clipit pages draws the page of any finished run."""
+    """Runs whose plots and page (report.html) are drawn. `clipit pages` draws the page of any finished run."""
     searched: LocalPath[str | None] = None
     """Search record (the .json of clipit tune) that `arms` was taken from; null: the record in the output
     folder, if there is one. The comparison reports which arms differ from it."""

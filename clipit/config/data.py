@@ -48,7 +48,7 @@ class SlidesConfig(Section):
     min_tissue: float = Field(0.5, ge=0, le=1)
     """Share of a tile that must be tissue; 0 keeps every tile."""
     contours: LocalPath[str | None] = None
-    """GeoJSON file of tissue contours, or a folder with one file per slide, named after the slide or else after its
+    """GeoJSON file of tissue contours, or a folder with one file per slide, named after the slide or after the slide's
     file, as written by QuPath and TRIDENT; null: tissue is detected by its colour."""
     tiles_per_slide: int | None = Field(None, ge=1)
     """Number of tiles to draw from each slide, at random but reproducibly; null: all."""
@@ -57,7 +57,7 @@ class SlidesConfig(Section):
 
 
 class AnnotationsConfig(Section):
-    """Labels of tiles by several annotators, in place of the labels of the source."""
+    """Labels of tiles by several annotators, used instead of the labels of the source."""
 
     path: LocalPath[str]
     """Table (csv or tsv) with one row per tile and annotator or, with `counts`, with the votes for each tile."""
@@ -69,13 +69,13 @@ class AnnotationsConfig(Section):
     voters: int | None = Field(None, ge=1, le=MAX_VOTES)
     """With `counts`: number of votes per tile; votes that are not in the columns of `counts` are votes for `rest`."""
     rest: str | None = None
-    """With `voters`: class without a column."""
+    """With `voters`: name of the class that has no column in `counts`."""
     labels: Results[Literal["majority", "consensus", "posterior", "annotator"]] = "consensus"
     """Labels of training and validation tiles. `majority`: the most frequent label. `consensus`: the most probable
-    class by Dawid-Skene. `posterior`: the class probabilities by Dawid-Skene, as soft targets (needs
+    class under the Dawid-Skene model. `posterior`: the class probabilities of that model, as soft targets (needs
     `soft_labels.source: annotators`). `annotator`: the labels of one annotator."""
     annotator: Results[str | None] = None
-    """`annotator` only: name of the annotator; null: the annotator with the highest accuracy by Dawid-Skene, among
+    """`annotator` only: name of the annotator; null: the most accurate annotator under the Dawid-Skene model, among
     those who labelled at least half as many tiles as the most active one."""
     test_annotators: Results[tuple[str, ...]] = ()
     """Annotators whose consensus labels the test tiles, and whose labels of other tiles are not used; empty: all
@@ -84,9 +84,9 @@ class AnnotationsConfig(Section):
     test_labels: Results[Literal["consensus", "source"]] = "consensus"
     """Labels of test tiles: the consensus of annotators, or the labels of the source, such as a reference standard."""
     source_annotators: Reporting[Literal["same", "others", "unknown"]] = "unknown"
-    """Origin of the labels of the source: the annotators of this table, other annotators, or unknown. It determines
-    whether results and pages call test labels of the source independent of the training labels. MHIST: `same`, unless
-    set to `others`."""
+    """Annotators who labelled the source: those of this table, others, or unknown. This key determines whether results
+    and pages describe the source's test labels as independent of the training labels. MHIST: `same`, unless set to
+    `others`."""
 
     @field_validator("columns", "counts", mode="before")
     @classmethod
@@ -109,7 +109,7 @@ class AnnotationsConfig(Section):
         if (self.voters is None) != (self.rest is None) or (self.rest is not None and not self.counts):
             raise ValueError("set voters and rest together, and only with counts")
         if self.rest is not None and self.rest in self.counts:
-            raise ValueError(f"{self.rest!r} has a column in counts, so it is not the rest")
+            raise ValueError(f"{self.rest!r} has a column in counts, so it cannot be the rest")
         used = Counter([*self.counts.values(), self.columns.get("tile", "tile")] if self.counts else [])
         twice = [name for name, count in used.items() if count > 1]
         if twice:
@@ -144,7 +144,7 @@ class TilesConfig(Section):
     magnification: Literal["40X", "100X", "200X", "400X"] | None = None
     """BreakHis only: keep the tiles of one magnification; null keeps all four."""
     images: Data[LocalPath[str | None]] = None
-    """`table` and `slides`: folder (for tiles also zip) that the paths in the table are relative to; null: the folder
+    """`table` and `slides`: folder (or, for tiles, zip) to which the paths in the table are relative; null: the folder
     of the table."""
     columns: dict[Literal["id", "path", "label", "split", "group", "mpp", "mask"], str] = Field(default_factory=dict)
     """`table`, `huggingface`, `webdataset` and `slides`: mapping from clipit's column names to those of the source,
@@ -153,9 +153,9 @@ class TilesConfig(Section):
     samples' JSON or suffixes of their text members. `mask` (`table` and `slides`) is the file of a mask, in the folder
     or zip of the images."""
     group_pattern: Data[str | None] = None
-    """Regular expression that finds the patient or slide in the id of a tile, or else in its path, if the source has no
-    groups, such as `patient_\\d+`; if it has a capturing group, that part is used. Null: only TCGA barcodes are
-    recognised."""
+    """For sources without groups: regular expression that finds the patient or slide in the id of a tile or, failing
+    that, in its path, such as `patient_\\d+`; if it has a capturing group, that part is used. Null: only TCGA barcodes
+    are recognised."""
     splits: dict[Literal["train", "validation", "test"], str | tuple[str, ...]] = Field(default_factory=dict)
     """Mapping from splits to their names in the source, where they differ; a list joins several, as in
     `{train: [labelled, unlabelled]}`, and `""` stands for rows without a split. Any column can define the splits, such
@@ -171,7 +171,7 @@ class TilesConfig(Section):
     """Share of the training groups held out as the validation split if the source has none."""
     test_fraction: Data[float | None] = Field(None, gt=0, lt=1)
     """Share of the training groups held out as the test split if the source has none, drawn by group and stratified by
-    class; null: none, or the share of a published data set."""
+    class; null: no test split or, for a published data set, its own share."""
     folds: Data[int | None] = Field(None, ge=2)
     """Number of folds into which a source without a test split is divided by group, stratified by class; `fold` is the
     test split, so that each tile is tested in exactly one fold."""
@@ -185,8 +185,8 @@ class TilesConfig(Section):
     unreadable: Literal["error", "quarantine"] = "error"
     """Images that cannot be decoded, and links to images that do not exist: fail, or drop and list them."""
     mpp: float | None = Field(None, gt=0)
-    """Micrometres per pixel, for sources without it; `slides`: of the finest level, for slides without this
-    metadata."""
+    """Micrometres per pixel of tiles whose source does not state it; `slides`: of the finest level of slides without
+    this metadata."""
     slides: Data[SlidesConfig | None] = None
     """`slides` only: tiles to cut; null: the defaults of this section."""
     labels: LabelsConfig = LabelsConfig()
@@ -305,8 +305,8 @@ class ReportsConfig(Section):
     date_column: Data[str | None] = None
     """Column with the date of the report (ISO 8601, such as 2024-05-31); used by `soft_labels.own_report.several`."""
     metadata: Data[LocalPath[str | None]] = None
-    """Additional table (csv, tsv or xlsx) with one row per report or per patient. It provides those of the configured
-    columns for organ, group, label and date that it has."""
+    """Additional table (csv, tsv or xlsx) with one row per report or per patient. Of the configured columns for organ,
+    group, label and date, those that it contains are read from it."""
     metadata_id_column: Data[str | None] = None
     """Column of `metadata` with report ids; null: `report_id`, if it exists."""
     metadata_group_column: Data[str | None] = None
@@ -325,7 +325,7 @@ class ReportsConfig(Section):
     split: Data[str] = "train"
     """`huggingface` only: split of the data set."""
     min_words: int = Field(3, ge=1)
-    """Drop snippets with fewer words."""
+    """Drop snippets with fewer words than this."""
     sections: tuple[str, ...] | None = None
     """Keep only these sections, in lower case; null keeps all."""
     exclude_sections: tuple[str, ...] = ()
@@ -362,7 +362,7 @@ class LeaksConfig(Section):
     (for a shifted test set, drop its own tiles). `note`: only log leaks. `off`: do not check."""
     pixels: Literal["off", "exact", "near"] = "exact"
     """Duplicate images to find: images with equal pixels (`exact`), or also images that are equal up to quarter turns,
-    flips, size, compression and brightness (`near`). Every image is decoded once per data set and output folder; this
+    flips, size, compression and brightness (`near`). Every image is decoded once per data set and output folder, which
     takes minutes for 300,000 small tiles with `exact`, and two to three times as long with `near`."""
     distance: int = Field(7, ge=0, le=11)
     """`near` only: maximum Hamming distance of the two 64-bit perceptual hashes."""

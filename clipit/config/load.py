@@ -34,7 +34,7 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
     """Expand dotted keys: `{"lora.rank": 8}` becomes `{"lora": {"rank": 8}}`.
 
     Raises:
-        ConfigError: A key with its value is nested more than 40 levels deep, as in no YAML file.
+        ConfigError: A key and its value are nested more than 40 levels deep, the limit for YAML files.
     """
     for key, value in dotted.items():
         if _is_deep({key: value}):
@@ -86,7 +86,7 @@ def override(values: Mapping[str, Any], changes: Mapping[str, Any], stated_keys:
 
 
 def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Copy a tree without these dotted keys, and without values in place of their sections."""
+    """Copy a tree without these dotted keys, and without values where their sections should be."""
     kept: dict[str, Any] = {}
     for name, value in tree.items():
         inner = [key.partition(".")[2] for key in keys if key.partition(".")[0] == name]
@@ -263,10 +263,10 @@ def fill_tiles(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate_without_reports(values: Mapping[str, Any], where: object) -> ConfigFile:
-    """Validate the content of a file in which the section `reports` may lack its path, and is then ignored.
+    """Validate the content of a file whose section `reports` may lack a path; such a section is ignored.
 
-    Shipped configurations contain such a section, whose path is given on the command line. Commands that need no
-    reports ignore it; its keys are validated nevertheless.
+    Shipped configurations contain such a section, because its path is given on the command line. Commands that need no
+    reports ignore it, but still validate its other keys.
 
     Raises:
         ConfigError: Values are invalid.
@@ -293,5 +293,5 @@ def require_tiles(config: RunConfig) -> None:
         raise ConfigError(
             "the configuration has no tiles",
             where="tiles.path",
-            fix="set them, such as tiles.path=tiles.csv with tiles.images=tiles.zip",
+            fix="set tiles.path and, if needed, tiles.images, for example to tiles.csv and tiles.zip",
         )

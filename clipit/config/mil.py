@@ -71,7 +71,7 @@ class MilConfig(Section):
     test_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the patients of `slides` held out for testing if the table has no split."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed that draws these patients, independent of `seeds`."""
+    """Seed for drawing these patients, independent of `seeds`."""
     labels_per_class: int | None = Field(None, ge=1)
     """Number of training bags, and of validation bags, per class whose labels are kept, drawn by seed; null: all
     labels."""
@@ -84,7 +84,7 @@ class MilConfig(Section):
     reference: str = "mean"
     """Arm that the others are compared with."""
     conditions: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Settings for comparing all arms: name -> dotted keys that differ from this file, such as
+    """Settings under which all arms are compared: name -> dotted keys that differ from this file, such as
     `{few labels: {mil.labels_per_class: 4}}`; empty: only this file."""
     seeds: Seeds = (0, 1, 2, 3, 4)
     """Seeds of initialisation, order of bags, shuffled labels and kept labels."""
@@ -93,7 +93,7 @@ class MilConfig(Section):
     maps: int = Field(3, ge=0)
     """Number of test bags on the page, with their maps or most attended tiles."""
     masks: LocalPath[str | None] = None
-    """Folder of masks, `<slide>.png`, of any resolution, to compare the maps with."""
+    """Folder of masks (`<slide>.png`, of any resolution) with which the maps are compared."""
     mask_values: dict[str, int] = Field(default_factory=dict)
     """Class -> value of its pixels in the masks; 255 is ignored, and other values do not belong to the class."""
 

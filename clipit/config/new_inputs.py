@@ -16,7 +16,7 @@ from clipit.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _SECTIONS = ("tiles", "prompts", "leaks", "evaluation")
-"""Keys and sections of a configuration file that are read together with a run's folder."""
+"""Keys and sections of a configuration file that are read together with `--run`."""
 _CHANGEABLE = (
     "leaks",
     "evaluation",
@@ -140,7 +140,6 @@ def _with_source(arguments: list[str]) -> list[str]:
 
 
 def _value(values: Mapping[str, Any], key: str) -> Any:
-
     value: Any = values
     for name in key.split("."):
         value = value[name]

@@ -19,10 +19,10 @@ def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
     """Expand a leading `~` or `~user`; names that are not paths are returned unchanged.
 
     Pipes, devices and sockets are refused before anything opens them: files are opened several times, to check their
-    first bytes and to read them, and a pipe gives each byte only once.
+    first bytes and to read them, whereas a pipe can be read only once.
 
     Args:
-        read_once: Whether the file is read only once, so that a pipe may stand for it.
+        read_once: Whether the file is read only once, so that a pipe is allowed.
 
     Raises:
         ValueError: The home folder is unknown, the path is invalid, or it is a pipe, a device or a socket.
@@ -57,7 +57,7 @@ def _check_kind(path: str | Path) -> None:
 
 _Value = TypeVar("_Value")
 LocalPath = Annotated[_Value, AfterValidator(lambda path: expand_home(path))]
-"""Type of keys that are paths, or names in place of paths."""
+"""Type of keys whose values are paths, or names instead of paths."""
 
 
 def option_path(text: str, *, read_once: bool = False) -> Path:
@@ -85,7 +85,7 @@ def option_name(text: str) -> str:
 
 
 def run_path(text: str) -> Path:
-    """Convert the value of an option to the folder of a run; the folder of its classifier stands for it.
+    """Convert the value of an option to the folder of a run; the folder of its classifier is also accepted.
 
     Raises:
         argparse.ArgumentTypeError: `~` cannot be expanded.

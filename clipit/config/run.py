@@ -110,13 +110,13 @@ class LoraConfig(Section):
     rank: int = Field(8, ge=1)
     """Rank of the adapters."""
     alpha: float = Field(16.0, gt=0)
-    """Scale of the adapters: alpha / rank."""
+    """Numerator of the adapters' scale, alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the adapters. Each process draws its own dropout masks, so above 0 results depend on the number
     of processes."""
     targets: tuple[str, ...] = ("qkv", "projection", "mlp")
     """Adapted modules of the backbone: kinds (qkv, projection, mlp, patch_embed, conv) or names. The default adapts the
-    kinds that exist, or all convolutions if none exists; `conv` selects all convolutions without groups."""
+    kinds that exist, or all convolutions if none exists; `conv` selects all convolutions except grouped ones."""
 
 
 class PairingConfig(Section):
@@ -125,11 +125,11 @@ class PairingConfig(Section):
     k: int = Field(1, ge=1, le=100)
     """Snippets per tile."""
     centring: bool = True
-    """Subtract the mean of each modality, after the snippets are filtered, before matching."""
+    """Subtract each modality's mean before matching; the mean of the snippets is taken after filtering."""
     index: str = "Flat"
     """Key of faiss.index_factory. Flat is exact; all others are approximate, for corpora of more than ten million
-    snippets. The summary of the pairs states the recall of an approximate index, on tiles that are also searched
-    exactly."""
+    snippets. The summary of the pairs states the recall of an approximate index, measured on a sample of tiles that are
+    also searched exactly."""
     candidates: int | None = Field(None, ge=1, le=65536)
     """Snippets per tile that an approximate index returns, and whose cosines are then computed exactly; null: the
     smallest power of two that reaches a recall of 0.99 on a sample of the tiles, at most 1024."""
@@ -140,28 +140,28 @@ class PairingConfig(Section):
     """Length of the candidate list in the search of a graph (HNSW, NSG); null: the smallest power of two that reaches a
     recall of 0.99 on a sample of the tiles, or `nprobe` if the graph only finds the lists of an IVF index."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
-    """Search library. torch allows only Flat; auto is faiss if it is installed. On a GPU, torch searches Flat with
-    either backend."""
+    """Search library. `torch` supports only Flat; `auto` selects faiss if it is installed. On a GPU, Flat is searched
+    by torch with either backend."""
     block: Speed[int] = Field(4096, ge=1)
     """Tiles searched at once, which bounds memory."""
     correction: Correction = "none"
     """Hubness correction: rank snippets by the cosine minus a bias for their similarity to all tiles (needs index:
     Flat)."""
     correction_neighbours: int = Field(10, ge=1)
-    """csls: number of nearest tiles of a snippet. Half of their mean cosine is subtracted."""
+    """`csls`: number of nearest tiles of a snippet; half of their mean cosine is subtracted."""
     correction_temperature: float = Field(0.05, gt=0)
-    """inverted_softmax and sinkhorn: divisor of the cosines; smaller values correct more strongly."""
+    """`inverted_softmax` and `sinkhorn`: divisor of the cosines; smaller values correct more strongly."""
     correction_iterations: int = Field(10, ge=1)
-    """sinkhorn: number of iterations. Each costs between one and two searches."""
+    """`sinkhorn`: number of iterations; each takes as long as one to two searches."""
     threshold: float | None = Field(None, ge=-1, le=1)
     """Drop pairs with a lower cosine; some tiles may then have no pair."""
     margin: float | None = Field(None, ge=0)
-    """Drop pairs whose score, the corrected cosine, does not exceed the score of the tile's (k+1)-th snippet by this
+    """Drop pairs whose score (the corrected cosine) does not exceed that of the tile's (k+1)-th snippet by this
     margin."""
     mutual: bool = False
     """Keep a pair only if the tile is among the snippet's `mutual_neighbours` nearest tiles (needs index: Flat)."""
     mutual_neighbours: int = Field(10, ge=1)
-    """mutual: number of nearest tiles per snippet."""
+    """`mutual`: number of nearest tiles per snippet."""
     organs: tuple[str, ...] = ()
     """Pair only with snippets from reports of these organs (case-insensitive); empty: all organs (needs index:
     Flat)."""

@@ -19,7 +19,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_numbers(cls, value: Any, info: Any) -> Any:
-        """Reject true and false, which YAML also reads from yes, no, on and off, in place of numbers."""
+        """Reject booleans where a number is expected; YAML also reads yes, no, on and off as booleans."""
         if isinstance(value, bool):
             annotation = cls.model_fields[info.field_name or ""].annotation
             types = {annotation, *get_args(annotation)}
@@ -40,14 +40,14 @@ def check_once(values: tuple[Any, ...]) -> None:
 
 
 def check_one_line(names: Iterable[str]) -> None:
-    """Reject names of classes that are empty or contain line breaks or other control characters.
+    """Reject class names that are empty or contain line breaks or other control characters.
 
     Raises:
-        ValueError: Some do; the message lists them.
+        ValueError: A name is invalid; the message lists all such names.
     """
     wrong = [name for name in names if not name.strip() or has_controls(name)]
     if wrong:
-        raise ValueError(f"empty, or with a control character: {shortlist([repr(name) for name in wrong])}")
+        raise ValueError(f"empty or containing a control character: {shortlist([repr(name) for name in wrong])}")
 
 
 def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ class SegmentationConfig(Section):
     """Segmentation of tiles with masks (`tiles.columns.mask`): classes of the masks, methods, floors and ceilings."""
 
     classes: dict[str, int | tuple[int, ...]] = Field(default_factory=dict)
-    """Values of each class in the masks, such as `{stroma: 0, gland: [1, 2]}`. In GeoJSON, polygons have the names of
+    """Values of each class in the masks, such as `{stroma: 0, gland: [1, 2]}`. In GeoJSON, polygons are named after
     classes, and the rest of the tile is the class with the value 0."""
     ignore: tuple[int, ...] = (255,)
     """Values of pixels that are used neither for training nor for scores."""
@@ -48,7 +48,7 @@ class SegmentationConfig(Section):
     methods: tuple[SegmentationMethod, ...] = ()
     """Methods to compare; empty: all methods that need no training masks and whose inputs are configured."""
     prompts: LocalPath[str | None] = None
-    """Prompt set of the methods that compare with text: a file or a packaged name; null: `prompts` of the run."""
+    """Prompt set of the methods that use text: a file or a packaged name; null: `prompts` of the run."""
     class_map: dict[str, str] = Field(default_factory=dict)
     """Mapping from classes of the prompts or of the classifier to classes of the masks; probabilities of the same class
     are summed. Each model uses the entries for its own classes, and the probabilities of its unmapped classes are
@@ -63,10 +63,10 @@ class SegmentationConfig(Section):
     """Class predicted above Otsu's threshold on haematoxylin, as a floor; null: the foreground class if there are two
     classes, otherwise no such floor."""
     ceilings: tuple[float, ...] = (20.0, 40.0, 80.0, 140.0)
-    """Edge lengths, in micrometres, of the tiles for the ceilings: the best scores with one class per tile (with more
+    """Tile edge lengths in micrometres for the ceilings: the best possible scores with one class per tile (with more
     than two classes, the majority class of each tile)."""
     shown: int = Field(1, ge=0)
-    """Number of images on the page with the best, the median and the worst Dice of each method."""
+    """Number of images per group on the page: for each method, those with the best, the median and the worst Dice."""
 
     @field_validator("classes")
     @classmethod
@@ -101,7 +101,7 @@ class SegmentationConfig(Section):
         if unknown := sorted(names - {*self.classes}):
             raise ValueError(f"not among classes: {', '.join(unknown)}")
         if both := sorted({*self.ignore} & {*self.class_of}):
-            raise ValueError(f"values both of a class and in ignore: {', '.join(map(str, both))}")
+            raise ValueError(f"values listed both for a class and in ignore: {', '.join(map(str, both))}")
         return self
 
     @property

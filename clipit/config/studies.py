@@ -16,7 +16,8 @@ class ProbingConfig(Section):
     neighbours: int = Field(20, ge=1)
     """k of the k-nearest-neighbour probe; if there are fewer labelled tiles, all of them vote."""
     adamw_steps: int = Field(12_500, ge=1)
-    """Maximum number of steps of the probe `adamw`, which stops after a fifth of them without validation gain."""
+    """Maximum number of steps of the probe `adamw`, which stops after a fifth of them without improvement on the
+    validation split."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
     """Metric of the few-shot and label-efficiency tables."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -91,10 +92,11 @@ class RobustnessConfig(Section):
     vlm: bool = True
     """Also measure zero-shot classification by the VLM (needs `prompts`)."""
     adaptation: tuple[Literal["statistics", "transductive"], ...] = ("statistics", "transductive")
-    """Test-time adaptations: to the feature statistics of the target tiles, and transductive with a text prior."""
+    """Test-time adaptations: `statistics`, to the feature statistics of the target tiles; `transductive`, by
+    transductive inference with a text prior."""
     batches: int = Field(1, ge=0)
-    """Number of repetitions of the test of the adaptation guard on batches with other class proportions: each draws six
-    batches from each set, of up to 30, 100 and 200 tiles, with proportions from two Dirichlet distributions."""
+    """Number of repetitions of the adaptation guard's test on batches with shifted class proportions. Each draws six
+    batches from each set: up to 30, 100 and 200 tiles, with proportions from two Dirichlet distributions."""
 
     @field_validator("perturbations")
     @classmethod
@@ -153,7 +155,7 @@ class PromptStudyConfig(Section):
 
 
 class LabelIssuesConfig(Section):
-    """Suspicious labels: out-of-fold predictions of a probe on frozen features, ranked by confident learning."""
+    """Suspicious labels, ranked by confident learning from out-of-fold predictions of a probe on frozen features."""
 
     features: Literal["vlm", "backbone"] = "vlm"
     """Frozen model whose features the probe uses: the VLM's image tower, or the backbone before training."""
@@ -166,7 +168,7 @@ class LabelIssuesConfig(Section):
     neighbours: int = Field(3, ge=0)
     """Number of nearest tiles of other patients or slides shown next to each tile."""
     verified: LocalPath[str | None] = None
-    """CSV with the columns tile (or id) and label: verified labels of some or all tiles, which score the ranking."""
+    """CSV with the columns tile (or id) and label: verified labels of some or all tiles, used to score the ranking."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of the folds."""
 

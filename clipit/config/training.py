@@ -39,7 +39,7 @@ class DistillationConfig(Section):
     """Distillation into the projector: one frozen target embedding per tile."""
 
     tiles: Literal["none", "labelled", "all"] = "all"
-    """Training tiles to distil."""
+    """Training tiles that get a distillation target."""
     target: Literal[
         "text",
         "image",
@@ -95,8 +95,8 @@ class BagsConfig(Section):
     learn_temperature: bool = False
     """Learn the temperature during training, starting at `temperature`."""
     margin: float | None = Field(None, ge=0)
-    """Drop bag members whose similarity is more than this below that of the best member of the same kind; null: keep
-    all. Kinds: snippets; prompts (of the dictionary and the classes together); tiles near the tile; tiles near its
+    """Drop bag members whose similarity is lower than that of the best member of the same kind by more than this; null:
+    keep all. Kinds: snippets; prompts (of the dictionary and the classes together); tiles near the tile; tiles near its
     first snippet."""
     shared_negatives: bool = True
     """Treat two tiles of a batch as negatives, as in CLIP, even if their text bags share a text. With class prompts in
@@ -122,7 +122,7 @@ class OwnReportConfig(Section):
     labels: Literal["label", "rules", "text", "case"] = "label"
     """`label`: the column `reports.label_column`. `rules`: phrases per class, with negation and uncertainty. `text`: a
     text-only classifier fitted on the reports of patients with labelled tiles, cross-fitted by patient. `case`
-    (control without text): the labels of the patient's labelled tiles, also of patients without a report."""
+    (control without text): the labels of the patient's labelled tiles, including patients without a report."""
     class_map: dict[str, str] = Field(default_factory=dict)
     """`label` only: mapping from report labels to classes; reports with other labels are counted and not used. Empty:
     the labels are the classes."""
@@ -211,7 +211,7 @@ class TrainingConfig(Section):
     """Keep only the inputs of each block of the backbone, and recompute the rest in the backward pass: less memory,
     about a third more time, the same gradients. `auto`: if the batch does not fit without it or, with `accumulation:
     auto`, fits only in micro-batches of fewer than 8 tiles. With `always` or `never`, and a number for `accumulation`,
-    a batch that seems too large for the memory is a warning instead of an error."""
+    a batch that seems too large for the memory causes a warning instead of an error."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision, as in Accelerate; `auto`: bf16 on GPUs with native support, otherwise none."""
     compile: bool = False

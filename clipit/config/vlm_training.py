@@ -22,7 +22,7 @@ class PairsConfig(Section):
     path: Data[LocalPath[str | None]] = None
     """Table file, or folder or pattern of tar shards (`shards/train-{000..123}.tar`)."""
     images: Data[LocalPath[str | None]] = None
-    """`table`: folder or zip that the paths in the table are relative to; null: the folder of the table."""
+    """`table`: folder or zip to which the paths in the table are relative; null: the folder of the table."""
     columns: dict[Literal["id", "path", "text", "group", "split", "mpp"], str] = Field(default_factory=dict)
     """Mapping from clipit's column names to those of the source, where they differ; for webdataset, `path` and `text`
     are suffixes of the samples' members, by default any image and `txt`, or `text` is a key of their JSON."""
@@ -50,10 +50,11 @@ class ContrastBagsConfig(Section):
     dictionary: Data[LocalPath[str]] = "histology"
     """Prompt dictionary: a YAML file or the name of a packaged dictionary."""
     margin: float | None = Field(None, ge=0)
-    """Drop members whose similarity is more than this below that of the best member of the same kind; null: keep
-    all."""
+    """Drop members whose similarity is lower than that of the best member of the same kind by more than this; null:
+    keep all."""
     mine_every: int = Field(0, ge=0)
-    """Number of steps between re-minings of the bags, with tiles and texts embedded by the adapted VLM; 0: never."""
+    """Number of steps after which the bags are mined again, with tiles and texts embedded by the adapted VLM; 0:
+    never."""
 
 
 class CasesConfig(Section):
@@ -101,7 +102,7 @@ class AdaptConfig(Section):
     """Mixed precision; `auto`: bf16 on GPUs with native support, otherwise none."""
     augmentation: AugmentationConfig = AugmentationConfig()
     validate_every: int = Field(50, ge=1)
-    """Steps between computations of the contrastive loss on the validation split."""
+    """Steps between two evaluations of the contrastive loss on the validation split."""
     keep: Literal["last", "best"] = "last"
     """Step that is kept: the last, or the one with the lowest loss on the validation split."""
     log_every: Reporting[int] = Field(10, ge=1)

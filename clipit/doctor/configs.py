@@ -138,7 +138,7 @@ def check_index(config: RunConfig) -> list[Check]:
     if not has_faiss():
         fix = "install faiss-cpu, or set --pairing.index=Flat"
         return [Check("FAIL", "index", f"pairing.index {key} needs faiss, which is not installed.", fix)]
-    message = f"pairing.index {key} is approximate: its recall is measured at every pairing. "
+    message = f"pairing.index {key} is approximate; its recall is measured for every pairing. "
     return [Check("PASS", "index", f"{message}Flat is exact, and recommended up to ten million snippets.")]
 
 
@@ -154,7 +154,7 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
         return []
     if precision not in ("no", "auto"):
         message = f"No GPU is available for training.precision {precision}."
-        fix = "use a machine with a GPU; or set --training.precision=no, and expect hours or days on a CPU"
+        fix = "use a machine with a GPU, or set --training.precision=no and expect training to take hours or days"
         return [Check("WARN", "precision", message, fix)]
     if "a GPU" in needs:
         return [
@@ -162,7 +162,7 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
                 "WARN",
                 "GPU",
                 f"No GPU is available, but the configuration needs {needs}.",
-                "use a machine with a GPU, or expect hours",
+                "use a machine with a GPU, or expect training to take hours",
             )
         ]
     return []
@@ -204,7 +204,7 @@ _SUBJECT = "adaptation"
 
 
 def check_adaptation(config: RunConfig, section: AdaptConfig) -> list[Check]:
-    """Check that the training texts and the sets of `adapt.forgetting` exist; no checks without a section `adapt`.
+    """Check that the training texts and the sets of `adapt.forgetting` exist, unless `section` is at its defaults.
 
     Args:
         section: Section `adapt`.

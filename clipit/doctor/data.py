@@ -61,10 +61,10 @@ def check_tiles(subject: str, config: TilesConfig, root: Path | None = None) -> 
     if subject == "tiles" and not (tiles.splits == "train").any():
         fix = "name the source's training split in tiles.splits.train, or correct the split column"
         return [Check("FAIL", subject, f"There are no training tiles in {config.path} ({counts}).", fix)]
-    return [Check("PASS", subject, f"{config.path}: {counts}"), *_patients_unknown(subject, config, tiles)]
+    return [Check("PASS", subject, f"{config.path}: {counts}"), *_check_patients(subject, config, tiles)]
 
 
-def _patients_unknown(subject: str, config: TilesConfig, tiles: "TileSet") -> list[Check]:
+def _check_patients(subject: str, config: TilesConfig, tiles: "TileSet") -> list[Check]:
     """Warn if no tile has a patient or slide, except in published data sets, whose groups are documented."""
     from clipit.patients import patients
     from clipit.tiles.datasets import DATASETS

@@ -111,8 +111,8 @@ def check_default_launch() -> Check:
         return Check("FAIL", "accelerate", message, "python -m clipit.torchvision_hook")
     path = Path(default_config_file)
     if not path.is_file():
-        hint = "" if gpu_count() else f"; two processes on CPUs need {_TWO_ON_CPU}"
-        return Check("PASS", "accelerate", f"no default configuration: one process per GPU, else one process{hint}")
+        hint = "" if gpu_count() else f"; for two processes on CPUs: {_TWO_ON_CPU}"
+        return Check("PASS", "accelerate", f"no default configuration: one process per GPU, or one on CPUs{hint}")
     try:
         values: Any = load_config_from_file(str(path))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

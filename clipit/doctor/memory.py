@@ -21,7 +21,7 @@ _CLASSES, _JOINT_DIM = 10, 768  # the heads are small, whatever the data and the
 def check_memory_of_runs(file: "ConfigFile", needs: str = "") -> list[Check]:
     """Check the memory of a run, or of every arm of a comparison on each of its data sets and backbones.
 
-    Arms with the same student, batch and VLMs are checked once. If results differ between arms, each names its arms.
+    Arms with the same student, batch and VLMs are checked once. If results differ, each states the arms it applies to.
 
     Args:
         file: Configuration file without missing keys.
@@ -136,7 +136,7 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
 
 
 def _replace_meta(module: "nn.Module", device: "torch.device") -> None:
-    """Replace parameters and buffers on the meta device by fake ones on a device, within a `FakeTensorMode`."""
+    """Replace parameters and buffers on the meta device with fake ones on a device, within a `FakeTensorMode`."""
     import torch
     from torch import nn
 

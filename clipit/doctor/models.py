@@ -62,7 +62,7 @@ def check_hub(needed: bool = True) -> list[Check]:
     elif not needed:
         mode = Check("PASS", "hub", f"{constants.ENDPOINT} is unreachable; nothing is downloaded from it")
     else:
-        fix = "without a network, use models in local folders and set HF_HUB_OFFLINE=1, so that runs do not wait for it"
+        fix = "without network access, use local model folders, and set HF_HUB_OFFLINE=1 so that runs do not wait"
         mode = Check(
             "WARN", "hub", f"{constants.ENDPOINT} is unreachable. Cached models are in {constants.HF_HUB_CACHE}.", fix
         )
@@ -223,7 +223,7 @@ def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None
     page = f"https://huggingface.co/{repository}"
     licence = f"accept the licence at {page}, then hf auth login"
     gated = spec is not None and spec.gated
-    download = f"on a machine with a network: hf download {repository}; copy the folder here and set "
+    download = f"on a machine with network access: hf download {repository}; copy the folder here and set "
     download = f"{licence}; " * gated + f"{download}--{section}.{'path' if spec else 'name'}=FOLDER"
     unknown = "; it is gated, and access could not be checked" * gated
     missing = f"{model} is not in the local cache, and"

@@ -71,7 +71,7 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
 
 
 def check_jpeg() -> Check:
-    """Check what decodes JPEG tiles: simplejpeg if it is installed and agrees with Pillow, otherwise Pillow."""
+    """Report which library decodes JPEG tiles: simplejpeg if it is installed and agrees with Pillow, or Pillow."""
     from clipit.jpeg import find_decoder
 
     versions = installed(["simplejpeg"])

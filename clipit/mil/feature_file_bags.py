@@ -23,7 +23,7 @@ from clipit.mil.feature_file_checks import (
 from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
 from clipit.patients import patients
 from clipit.slides.opening import SLIDE_SUFFIXES, slide_name
-from clipit.spelling import shown_pairs, spelled_differently
+from clipit.spelling import format_pairs, spelled_differently
 from clipit.stores.slide_features import find_feature_files, open_slide_features
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation
@@ -202,7 +202,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) 
     if alike := spelled_differently(set(names) - files.keys(), files.keys() - {*names}):
         raise DataError(
             "slides of the table and feature files differ only in spelling, such as in leading zeros, which "
-            f"spreadsheets drop: {shortlist(shown_pairs(alike))}",
+            f"spreadsheets drop: {shortlist(format_pairs(alike))}",
             where=path,
             fix="spell the slides of the column slide as the feature files",
         )

@@ -6,7 +6,7 @@ from clipit.errors import counted, shortlist
 from clipit.pairing.leaks import SeenTiles, patient_of
 from clipit.patients import patients
 from clipit.reports.readers import Report
-from clipit.spelling import shown_pairs, spelled_differently
+from clipit.spelling import format_pairs, spelled_differently
 from clipit.tiles.tileset import TileSet
 
 
@@ -37,6 +37,6 @@ def _warning(items: tuple[str, str], names: Sequence[str], tiles: TileSet | Seen
     count = sum(name in pairs for name in names)
     return (
         f"WARNING: {counted(count, *items)} may belong to patients of {kind} whose names are spelled differently, and "
-        f"who therefore count as different patients: {shortlist(shown_pairs(pairs), 5)}; use one spelling for each "
+        f"who therefore count as different patients: {shortlist(format_pairs(pairs), 5)}; use one spelling for each "
         "patient"
     )

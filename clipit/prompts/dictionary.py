@@ -80,7 +80,7 @@ class Dictionary:
         """Return the distinct texts of an entry: its term, rephrasings, findings and causes.
 
         CPLIP (CVPR 2024) builds bags of up to 17 texts: the best-matching prompt, 5 rephrasings, 3 causes, 3 symptoms
-        and 5 retrieved captions. An entry has up to 12 of them; the captions are added by the caller.
+        and 5 retrieved captions. An entry provides up to 12 of these; the caller adds the captions.
 
         Raises:
             DataError: The id is unknown.
@@ -136,7 +136,6 @@ def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
 
 
 def _files(name_or_path: str | Path) -> list[Path]:
-
     path = Path(name_or_path)
     for folder in (path, _FOLDER / str(name_or_path)):
         if folder.is_dir() and (files := sorted(folder.glob("*.yaml"))):

@@ -42,14 +42,14 @@ def find(name_or_path: str | Path, folder: str) -> Path:
 
 
 def unknown_prompts(name_or_path: str | Path, folder: str, where: object, further: str = "") -> DataError:
-    """Return the error for a name or path that is neither a file nor a packaged name.
+    """Build the error for a name or path that is neither a file nor a packaged name.
 
-    The names of similar files, or the packaged name that is spelled almost the same, come first in its advice.
+    Its advice begins with the names of similar files, or with a packaged name that is spelled similarly.
 
     Args:
-        name_or_path: What was asked for.
+        name_or_path: Requested name or path.
         folder: `sets` or `bags`.
-        further: Further sources of prompts, for the advice; "" if there are none.
+        further: Additional sources of prompts, for the advice; "" if there are none.
     """
     text = str(name_or_path)
     names = packaged(folder)
@@ -106,7 +106,7 @@ def key_problems(
     raw: Mapping[str, Any], repeated: Sequence[str], known: Sequence[str], required: Sequence[str]
 ) -> list[str]:
     """List the repeated, unknown and missing keys of a mapping."""
-    problems = [f"{key}: is given twice; only the last one would count" for key in repeated]
+    problems = [f"{key}: is given twice; only the last one would be used" for key in repeated]
     problems += [f"{key}: unknown key; known keys are {', '.join(known)}" for key in raw if key not in known]
     return problems + [f"{key}: is missing" for key in required if raw.get(key) is None]
 

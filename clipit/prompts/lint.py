@@ -69,12 +69,12 @@ def lint_prompts(
         for i, text in enumerate(texts)
     ]
     findings = [
-        *_templates(prompts.templates),
-        *_class_list(prompts, classes),
-        *_empty(names),
-        *_same(names),
-        *_alike(names),
-        *_tokens(prompts, count_tokens, budget),
+        *_check_templates(prompts.templates),
+        *_check_classes(prompts, classes),
+        *_check_empty(names),
+        *_check_equal(names),
+        *_check_similar(names),
+        *_check_lengths(prompts, count_tokens, budget),
     ]
     return sorted(findings, key=lambda finding: finding.level != "error")
 
@@ -99,7 +99,7 @@ def lint_file(
     return lint_prompts(parse_prompts(raw, path), classes, count_tokens, budget)
 
 
-def _templates(templates: Sequence[str]) -> Iterator[LintMessage]:
+def _check_templates(templates: Sequence[str]) -> Iterator[LintMessage]:
     if not templates:
         yield LintMessage("error", "templates", "no templates", f"add at least one, such as {PLACEHOLDER}")
     seen: dict[str, str] = {}
@@ -114,7 +114,7 @@ def _templates(templates: Sequence[str]) -> Iterator[LintMessage]:
         seen.setdefault(folded, key)
 
 
-def _class_list(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[LintMessage]:
+def _check_classes(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[LintMessage]:
     if len(prompts.classes) < 2:
         yield LintMessage("error", "classes", f"{len(prompts.classes)} given", "add classes; at least two are needed")
     for name, texts in prompts.classes.items():
@@ -129,13 +129,13 @@ def _class_list(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[L
         yield LintMessage("warning", f"classes.{name}", problem, "if it is one of these classes, use the same name")
 
 
-def _empty(names: Sequence[_Name]) -> Iterator[LintMessage]:
+def _check_empty(names: Sequence[_Name]) -> Iterator[LintMessage]:
     for name in names:
         if not name.folded:
             yield LintMessage("error", name.key, f"{name.text!r} contains no word", "write a name, or remove it")
 
 
-def _same(names: Sequence[_Name]) -> Iterator[LintMessage]:
+def _check_equal(names: Sequence[_Name]) -> Iterator[LintMessage]:
     """Report names that are equal after `fold`, within a class or across classes."""
     first: dict[tuple[str, str], _Name] = {}
     for name in (name for name in names if name.folded):
@@ -153,7 +153,7 @@ def _same(names: Sequence[_Name]) -> Iterator[LintMessage]:
         first.setdefault((name.folded, name.owner), name)
 
 
-def _alike(names: Sequence[_Name]) -> Iterator[LintMessage]:
+def _check_similar(names: Sequence[_Name]) -> Iterator[LintMessage]:
     """Report names of different classes that consist of the same words, or one of which contains the other."""
     for i, name in enumerate(names):
         for other in names[:i]:
@@ -175,7 +175,7 @@ def _words(folded: str) -> frozenset[str]:
     return frozenset(folded.split()) - _SMALL_WORDS
 
 
-def _tokens(prompts: PromptSet, count_tokens: TokenCounter | None, budget: int | None) -> Iterator[LintMessage]:
+def _check_lengths(prompts: PromptSet, count_tokens: TokenCounter | None, budget: int | None) -> Iterator[LintMessage]:
     if count_tokens is None or budget is None:
         return
     for name in (name for name, texts in prompts.classes.items() if texts):

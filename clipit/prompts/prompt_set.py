@@ -146,7 +146,7 @@ def unused_classes(prompts: PromptSet, classes: Sequence[str]) -> list[str]:
 
 
 def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
-    """Check that a prompt set has all classes of the tiles, in any order; further classes are ignored.
+    """Check that a prompt set has all classes of the tiles, in any order; additional classes are ignored.
 
     Raises:
         DataError: A class of the tiles has no prompts; the message lists the classes of both.
@@ -161,7 +161,7 @@ def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
         f"  tiles: {', '.join(classes)}\n"
         f"  without prompts: {', '.join(without_prompts) or 'none'}; "
         f"without tiles: {', '.join(without_tiles) or 'none'}",
-        where="key prompts of the configuration",
+        where="the configuration key prompts",
         fix="use a prompt set with all classes of the tiles, or rename the classes in its file or in tiles.class_map",
     )
 

@@ -9,12 +9,12 @@ from clipit.prompts import files
 
 _NAME = "CLASSNAME"
 _KEYS = {"classnames", "templates"}
-_OUR_KEYS = {"name", "version", "source", "licence", "templates", "classes"}
+_CLIPIT_KEYS = {"name", "version", "source", "licence", "templates", "classes"}
 _CONFIGURATION = {"tiles", "reports", "backbone", "training", "comparison"}
-_OURS = ("classes", "name, version, templates and classes (a prompt set of clipit)")
+_CLIPIT = ("classes", "name, version, templates and classes (a prompt set of clipit)")
 _ONE = ("classnames", "classnames and templates (one published set)")
 _MANY = "numbered entries, each with classnames and templates (CONCH, MI-Zero, KEP, KEEP)"
-_EXPECTED = f"use a file with one of these structures: {_OURS[1]}; {_ONE[1]}; {_MANY}"
+_EXPECTED = f"use a file with one of these structures: {_CLIPIT[1]}; {_ONE[1]}; {_MANY}"
 
 
 def read_set(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -45,7 +45,7 @@ def read_draws(path: Path) -> list[dict[str, Any]]:
     set yields one entry.
 
     Raises:
-        DataError: See `read_set`.
+        DataError: As in `read_set`.
     """
     raw, repeated = read_set(path)
     files.raise_problems([f"{key}: is given twice" for key in repeated], path)
@@ -71,20 +71,20 @@ def _entries(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
             where=path,
             fix="name the file of its key `prompts`" if "prompts" in raw and configuration else _EXPECTED,
         )
-    if structures[0] == _OURS[0]:
+    if structures[0] == _CLIPIT[0]:
         return None
     return {"": raw} if structures[0] == _ONE[0] else raw
 
 
 def _structures(raw: Mapping[str, Any]) -> list[str]:
-    """List the structures that the keys of a file belong to."""
-    # Sections of a configuration, or the counts of a summary, may have some of these names as well.
-    complete, mostly_ours = {"templates", "classes"} <= {*raw}, len(_OUR_KEYS & {*raw}) * 2 >= len(raw)
-    structures = [name for name, _ in (_OURS, _ONE) if name in raw and (name == _ONE[0] or complete or mostly_ours)]
-    if any(isinstance(value, Mapping) and _KEYS & {*value} for key, value in raw.items() if key != _OURS[0]):
+    """List the known structures that the keys of a file match."""
+    # `classes` and `templates` may also be keys of a configuration or of a summary.
+    complete, mostly_clipit = {"templates", "classes"} <= {*raw}, len(_CLIPIT_KEYS & {*raw}) * 2 >= len(raw)
+    structures = [name for name, _ in (_CLIPIT, _ONE) if name in raw and (name == _ONE[0] or complete or mostly_clipit)]
+    if any(isinstance(value, Mapping) and _KEYS & {*value} for key, value in raw.items() if key != _CLIPIT[0]):
         structures.append(_MANY)
-    # An incomplete set of clipit counts as one, so that its missing keys are listed.
-    return structures or ([_OURS[0]] if {"name", "version"} & {*raw} and mostly_ours else [])
+    # An incomplete prompt set of clipit is recognised as one, so that its missing keys are listed.
+    return structures or ([_CLIPIT[0]] if {"name", "version"} & {*raw} and mostly_clipit else [])
 
 
 def _pool(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:

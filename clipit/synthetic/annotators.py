@@ -34,12 +34,12 @@ class AnnotatorsConfig(Section):
     coverage: float = Field(1.0, gt=0, le=1)
     """Probability that an annotator labels an annotated tile; every annotated tile has at least one label."""
     annotated: float = Field(1.0, gt=0, le=1)
-    """Probability that a tile is annotated; the others have no labels by annotators."""
+    """Probability that a tile is annotated; other tiles have no annotator labels."""
 
     @model_validator(mode="after")
     def _check_biased(self) -> "AnnotatorsConfig":
         if self.biased > len(self.skills):
-            raise ValueError(f"{counted(self.biased, 'biased annotator')} of {len(self.skills)}")
+            raise ValueError(f"{counted(self.biased, 'biased annotator')}, but {len(self.skills)} in total")
         return self
 
     @property
@@ -145,7 +145,7 @@ def add_annotators(folder: Path, config: AnnotatorsConfig) -> Path:
         Path of `annotations.csv`.
 
     Raises:
-        ArtifactError: The folder contains annotations with other settings, or cannot be written.
+        ArtifactError: The folder contains annotations with different settings, or cannot be written.
     """
     path, facts = folder / ANNOTATIONS, folder / ANNOTATORS
     if facts.is_file():
@@ -189,7 +189,7 @@ def _check_settings(facts: Path, config: AnnotatorsConfig) -> None:
     if recorded != settings:
         changes = list_differences(recorded, settings) if isinstance(recorded, dict) else []
         raise ArtifactError(
-            "the annotators of this world have other settings"
+            "the annotators of this world have different settings"
             + (f":\n    {difference_lines(changes)}" if changes else ""),
             where=facts,
             fix=fix,

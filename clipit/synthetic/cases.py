@@ -30,7 +30,7 @@ class CaseWorldConfig(Section):
     shift: int = Field(150, ge=2)
     """Number of test cases from centres without training cases."""
     external: int = Field(300, ge=0)
-    """Number of further patients, who have reports but no tiles."""
+    """Number of additional patients, who have reports but no tiles."""
     tiles_per_case: int = Field(10, ge=1)
     centres: tuple[int, ...] = (6, 7)
     """Centres of train, validation and test."""

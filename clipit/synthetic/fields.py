@@ -64,7 +64,7 @@ def make_spots(
     angle: object,
     depth: object,
 ) -> Spots:
-    """Make spots from values that broadcast to one per spot."""
+    """Create spots from values that broadcast to one per spot."""
     shaped = [
         np.broadcast_to(np.asarray(v, dtype=np.float32), tile.shape) for v in (x, y, radius, stretch, angle, depth)
     ]

@@ -9,7 +9,7 @@ from clipit.synthetic.latents import ATTRIBUTES, CLASSES, Latents
 
 _CONFUSED = str.maketrans({"l": "1", "o": "0", "i": "l", "e": "c", "s": "5", "g": "q", "b": "h", "u": "v"})
 _CANONICAL = str.maketrans("il0c5qhv", "11oesgbu")
-"""Translation table that maps characters that `_CONFUSED` confuses to one of them."""
+"""Translation table that maps characters that `_CONFUSED` confuses to a common one."""
 
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
@@ -29,7 +29,7 @@ def fill_numbers(rng: np.random.Generator, sentence: str) -> str:
 
 
 def ocr_noise(rng: np.random.Generator, text: str, rate: float) -> str:
-    """Replace about a fraction `rate` of the characters by typical OCR confusions."""
+    """Replace about a fraction `rate` of the characters with typical OCR confusions."""
     misread = rng.random(len(text)) < rate
     return "".join(c.translate(_CONFUSED) if wrong else c for c, wrong in zip(text, misread, strict=True))
 
@@ -106,7 +106,7 @@ def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
 def draw_sentence(
     rng: np.random.Generator, names: Sequence[str], latents: Latents, row: int, chance: float | Mapping[str, float]
 ) -> str:
-    """Draw a report sentence about a tissue, with one of `names`; `chance` is that of `describe`."""
+    """Draw a report sentence about a tissue, with one of `names`; `chance` as in `describe`."""
     name = choose(rng, names)
     more = describe(rng, latents, row, [words.SHARED_PHRASES, words.HELD_OUT_PHRASES], chance)
     if more and rng.random() < 0.12:
@@ -135,8 +135,8 @@ def lay_out(*, clinical: str, gross: str, microscopic: str, diagnosis: str, comm
 def named_class(text: str) -> int:
     """Return the class named in a sentence of a synthetic report, as an index of `CLASSES`; -1 if there is none.
 
-    The first name counts, because attributes such as "a little extracellular mucin" follow it; of two names at the same
-    position, the longer one counts.
+    The first name counts, because attributes such as "a little extracellular mucin" follow the class; of two names at
+    the same position, the longer one counts.
     """
     canonical = text.lower().translate(_CANONICAL)
     matches = [

@@ -1,4 +1,4 @@
-"""Random streams with names, and latent variables (tissue class and attributes) of synthetic tiles and sentences."""
+"""Named random streams, and latent variables (tissue class and attributes) of synthetic tiles and sentences."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -70,7 +70,7 @@ class Latents:
     status: Int64[np.ndarray, " n"] | None = None
     """1 for tumour tiles that show the morphology of the mutated status, else 0; None: no tile shows it."""
     direction: Float32[np.ndarray, " n"] | None = None
-    """Direction of the fibres in radians; None: at random."""
+    """Direction of the fibres in radians; None: random directions."""
 
     def __len__(self) -> int:
         """Return the number of tiles."""

@@ -13,7 +13,6 @@ from clipit.synthetic.tissues import Stains, draw_tissue
 _COLOURS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 _STRENGTH = np.array([1.15, 1.0])
 
-
 UNEVEN = 0.06
 """Relative standard deviation of the strength of the stains within a tile."""
 GRAIN = 0.10
@@ -113,7 +112,7 @@ def scan(rng: np.random.Generator, layer: Stains, centres: Int64[np.ndarray, " n
     return np.asarray(np.clip(np.rint(image * 255), 0, 255), dtype=np.uint8)
 
 
-_BATCH = 256  # limits the memory; a different value gives other images, because batches share one generator
+_BATCH = 256  # limits memory; changing it changes the images, because batches share one generator
 
 
 def render(

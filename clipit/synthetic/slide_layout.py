@@ -89,6 +89,7 @@ def draw_layout(rng: np.random.Generator, size: int, pieces: int, main: int, oth
         size: Edge of the slide in pixels.
         pieces: Number of tissue pieces, 1 or 2.
         main: Class of the largest region of each piece.
+        others: Classes of the other regions.
     """
     ellipses = _draw_ellipses(rng, size, pieces)
     seeds = np.concatenate([_draw_seeds(rng, ellipse, number) for number, ellipse in enumerate(ellipses, start=1)])

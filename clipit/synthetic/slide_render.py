@@ -62,14 +62,14 @@ def draw_stains(
     """Draw the concentrations of haematoxylin and eosin.
 
     In each cell of a grid, each tissue has a field of 64 px, drawn like a tile without a second tissue; tumour with the
-    morphology of the mutated status (`status`) has another one. Each pixel is taken from the field of its tissue.
+    morphology of the mutated status (`status`) has a separate field. Each pixel is taken from the field of its tissue.
     """
     size = len(labels)
     haematoxylin, eosin = np.zeros((size, size), np.float32), np.zeros((size, size), np.float32)
     warps = [SmoothNoise.draw(rng, size, 12.0), SmoothNoise.draw(rng, size, 12.0)]
     side = size // _STEP + 3  # the first cell begins at -_STEP
     plain = side * side * len(CLASSES)  # number of fields without the mutated status
-    # Fibres change direction slowly, because the embedded VLM takes independent directions for another tissue.
+    # Fibres change direction slowly, because the embedded VLM mistakes independent directions for another tissue.
     directions = rng.uniform(0, np.pi) + 0.6 * SmoothNoise.draw(rng, side, 8.0).rows(0, side).reshape(-1)
     for first in range(0, side, _CELL_ROWS):
         start, stop = (max(0, (row - 1) * _STEP) for row in (first, first + _CELL_ROWS))

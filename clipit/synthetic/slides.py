@@ -1,4 +1,4 @@
-"""World of synthetic slides: pyramidal TIFFs, with masks of the tissue and the artefacts at every pixel."""
+"""Synthetic slides: pyramidal TIFFs, with masks of the tissue and the artefacts at every pixel."""
 
 import hashlib
 import importlib.util
@@ -248,7 +248,7 @@ def _facts(slide: DrawnSlide, levels: int) -> dict[str, Any]:
 
 
 def _write_slide(folder: Path, listed: ListedSlide, slide: DrawnSlide) -> int:
-    """Write the TIFF and the masks of a slide, with that of the status if its row has one; return the level count."""
+    """Write the TIFF and masks of a slide, and a status mask if its row names one; return the number of levels."""
     name = listed.name
     with whole_file(folder / "slides" / f"{name}.tif") as path:
         levels = write_pyramid(path, slide.image, MPP)

@@ -82,4 +82,4 @@ STATUS_RULES: Mapping[str, Any] = {
     },
     "negated": {MUTATED: WILD_TYPE},
 }
-"""Rule set for the sentences above; like that of a user, it does not cover all of them."""
+"""Rule set for the sentences above; like a user's rule set, it does not cover all of them."""

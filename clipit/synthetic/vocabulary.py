@@ -153,9 +153,9 @@ REPORT_MORE = ("Elsewhere we note {more}.", "Additional findings include {more}.
 DIAGNOSES = ("{site}, {procedure}: {name}.", "{site}: {name}, see comment.", "{site}, {procedure}: {name} and {more}.")
 """Templates of the final diagnosis."""
 
-# Sentences without information about the tissue, again in two disjoint pools.
+# Sentences without information about the tissue; the pools of captions and reports are disjoint.
 CAPTION_BOILERPLATE = (
-    # the request
+    # request and history
     "the request form states change of bowel habit",
     "a patient of {n} years with abdominal pain",
     "the family doctor asks for an opinion on this man of {n}",
@@ -166,7 +166,7 @@ CAPTION_BOILERPLATE = (
     "known diabetes and hypertension",
     "clinical question: exclude malignancy",
     "previous biopsy number {n} is noted",
-    # the bench
+    # gross examination
     "specimen received in formalin and labelled with the name of the patient",
     "a fresh piece of bowel measuring {a} x {b} cm in total",
     "fixed overnight and opened along the long axis",
@@ -181,7 +181,7 @@ CAPTION_BOILERPLATE = (
     "three pieces of tissue, the largest {a} cm",
     "rectum and stomach were sent in separate pots",
     "tissue was taken for the research bank",
-    # the office
+    # reporting and administration
     "report signed by the consultant pathologist",
     "the case was discussed with the surgeon by telephone",
     "clinical correlation is recommended",
@@ -228,11 +228,11 @@ DOCTORS = ("Adams", "Brook", "Carver", "Dunn", "Ellis")
 ORGANS = ("colon", "rectum", "caecum", "stomach")
 PROCEDURES = ("biopsy", "resection", "polypectomy", "excision")
 
-# Names and templates of the prompt set, chosen from the names that the VLM was trained on.
+# Names and templates of the prompt set; the VLM was trained on these names.
 PROMPT_NAMES = {label: names[:3] for label, names in SHARED_NAMES.items()}
 PROMPT_TEMPLATES = ("an image of {}.", "a histology picture showing {}.", "{}.")
 
-# Prompts of the snippet filter, in general terms, not the sentences above.
+# Prompts of the snippet filter: general terms, different from the sentences above.
 MORPHOLOGY_BAG = (
     "fat cells",
     "lymphocytes and inflammation",
@@ -288,7 +288,7 @@ INFLAMMATORY_NAMES = (
 )
 NO_TUMOUR_NAMES = ("no evidence of malignancy", "negative for neoplasia", "within the limits of health")
 
-# Another organ: tissues and findings that no tile shows, in words that no caption or prompt contains.
+# Another organ: tissues and findings that no tile shows, named by words that no caption or prompt contains.
 OTHER_ORGAN = "brain"
 OTHER_TISSUES: dict[str, tuple[str, ...]] = {
     "astrocytes": ("fibrillary astrocytes", "star shaped astrocytes", "astroglia"),

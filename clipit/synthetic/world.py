@@ -26,7 +26,7 @@ CASES = "case_reports.jsonl"
 GRADE_PROMPTS = "grade_prompts.yaml"
 ALL_NAMES = "grade_prompts_all_names.yaml"
 GRADE_CLASSES = {"tumour_low_grade": "low grade", "tumour_high_grade": "high grade"}
-"""`tiles.class_map` of the task low or high grade, which has only tumour tiles."""
+"""`tiles.class_map` of the task to distinguish low from high grade, which uses only tumour tiles."""
 
 
 class WorldConfig(Section):
@@ -40,7 +40,7 @@ class WorldConfig(Section):
     shift: int = Field(1500, ge=8)
     """Number of test tiles from centres without training tiles."""
     reports: int = Field(500, ge=1)
-    """Number of reports per corpus; the corpus of cases has another 40 % of reports on a different organ."""
+    """Number of reports per corpus; the case corpus has 40 % additional reports, on a different organ."""
     centres: tuple[int, ...] = (6, 7)
     """Centres of train, validation and test."""
     shift_centres: tuple[int, ...] = (8, 9)
@@ -99,7 +99,7 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
 
 
 def add_cases(folder: Path, config: WorldConfig) -> None:
-    """Write the corpus of cases, `case_reports.jsonl`, and two prompt sets for the two tumour grades.
+    """Write the case corpus, `case_reports.jsonl`, and two prompt sets for the two tumour grades.
 
     The names in `grade_prompts.yaml` state only the grade; those in `grade_prompts_all_names.yaml` are the names in
     `prompts.yaml`. Existing files are kept, so that worlds of earlier versions can be completed.

@@ -29,22 +29,22 @@ def write_tiles(
     folder: Path,
     name: str,
     draws: Mapping[str, Draw],
-    more: Mapping[str, Mapping[str, Sequence[object]]] | None = None,
+    extra_columns: Mapping[str, Mapping[str, Sequence[object]]] | None = None,
 ) -> str:
     """Write `<name>.zip` and `<name>.csv`; return the SHA-256 of all pixels, in order.
 
     Args:
         draws: Tiles by split; the split `shift` is written as `test`.
-        more: Additional columns of the table, by split and name, with one value per tile.
+        extra_columns: Additional columns of the table, by split and name, with one value per tile.
     """
     digest = hashlib.sha256()
-    further = {split: {} if more is None else more[split] for split in draws}
     rows = []
     with whole_file(folder / f"{name}.zip") as path, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for split, draw in draws.items():
+            columns = {} if extra_columns is None else extra_columns[split]
             for row, image in enumerate(draw.images):
                 tile = f"{split}-{row:05d}"
-                # The date is fixed, so that equal tiles give equal bytes.
+                # A fixed date, so that equal tiles give equal bytes.
                 archive.writestr(zipfile.ZipInfo(f"{split}/{tile}.png", (1980, 1, 1, 0, 0, 0)), _png(image))
                 digest.update(image.tobytes())
                 rows.append(
@@ -52,7 +52,7 @@ def write_tiles(
                         "id": tile,
                         "path": f"{split}/{tile}.png",
                         "label": CLASSES[draw.latents.tissue[row]],
-                        **{column: values[row] for column, values in further[split].items()},
+                        **{column: values[row] for column, values in columns.items()},
                         "split": "test" if split == "shift" else split,
                         "group": patient_name(split, int(draw.patients[row])),
                         "mpp": MPP,
@@ -78,9 +78,9 @@ def _png(image: UInt8[np.ndarray, "64 64 3"]) -> bytes:
 
 def write_reports(path: Path, reports: Iterable[object]) -> None:
     """Write the fields of report dataclasses as JSON lines."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream_out:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for report in reports:
-            stream_out.write(json.dumps(report.__dict__) + "\n")
+            lines.write(json.dumps(report.__dict__) + "\n")
 
 
 def write_prompt_bags(folder: Path) -> None:
@@ -90,7 +90,7 @@ def write_prompt_bags(folder: Path) -> None:
 
 
 def prompt_set(name: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Return the content of a prompt set with these names of the classes."""
+    """Return the content of a prompt set with these class names."""
     classes = {label: list(class_names) for label, class_names in names.items()}
     return {"name": name, "version": 1, "templates": list(words.PROMPT_TEMPLATES), "classes": classes}
 
@@ -143,7 +143,7 @@ def _is_written(world: Path, config: Section) -> bool:
     facts = world / "world.json"
     if not facts.is_file():
         raise ArtifactError(
-            "the folder for a synthetic world holds other files and was not changed",
+            "the folder for a synthetic world contains other files and was not changed",
             where=world,
             fix="choose a new folder (--output of clipit world; for the demo, tiles.path and the other paths "
             "of its configuration); for your own tiles use clipit train or clipit compare; a half-written "

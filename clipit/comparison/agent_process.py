@@ -1,4 +1,4 @@
-"""Process of an additional agent, started by `clipit.comparison.agents`: it trains runs until all are finished."""
+"""Process of an additional agent, which `clipit.comparison.agents` starts to train runs until all are finished."""
 
 import json
 import logging
@@ -13,11 +13,11 @@ from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Train the runs of the request on the standard input, together with the other agents."""
+    """Read a request from standard input, and train its runs together with the other agents."""
     with user_errors():
         request = json.loads(sys.stdin.buffer.readline())
         threading.Thread(target=_end_with_the_first_agent, daemon=True).start()
-        logging.getLogger("clipit").setLevel(logging.WARNING)  # the first agent reports the runs
+        logging.getLogger("clipit").setLevel(logging.WARNING)  # the first agent logs the runs
         sys.argv = request["argv"]  # the command in the provenance of the results
         file = validate_file(request["values"], "the comparison")
         work = search if request["task"] == "tune" else train_share
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def _end_with_the_first_agent() -> None:
-    """End this process when the standard input ends; runs resume from their checkpoints."""
+    """End this process when standard input closes; other agents resume its runs from their checkpoints."""
     while os.read(0, 1):
         pass
     os._exit(0)

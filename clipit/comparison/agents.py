@@ -1,8 +1,8 @@
 """Agents: processes that share the runs of a comparison or search; each agent trains whole runs.
 
-Small models use several CPU cores poorly, so several runs side by side take less time than one after the other; with
-several GPUs, each agent has its own. An agent locks the run that it trains. The operating system releases the lock with
-the process, so that another agent takes over the run of a killed one.
+Small models make poor use of several CPU cores, so runs finish sooner side by side than one after the other. With
+several GPUs, each agent has its own. An agent locks the run that it trains. If the agent is killed, the operating
+system releases the lock, and another agent takes over the run.
 """
 
 import json
@@ -28,11 +28,11 @@ _DEMO_AGENTS = 4
 Task = Literal["compare", "tune"]
 
 
-def in_turn(folders: Sequence[Path]) -> Iterator[int]:
-    """Yield the index of every run, each locked against other agents until the next is asked for.
+def claim_runs(folders: Sequence[Path]) -> Iterator[int]:
+    """Yield the index of every run, each locked against other agents until the next one is requested.
 
-    Finished runs and those that nobody trains come first, in order; then those that other agents have finished since.
-    A run that another agent has just finished is left to it until it has also scored the additional test sets.
+    Finished runs and those that no other agent holds come first, in order, then those that other agents release. An
+    agent holds its run until the additional test sets are scored as well.
 
     Args:
         folders: Folders of the runs, which need not exist.
@@ -58,10 +58,10 @@ def _claim(folders: Sequence[Path], remaining: Sequence[int], held: ExitStack) -
                 continue
             except ArtifactError:
                 if not (folder / "results.json").is_file():
-                    raise  # a finished run in a folder that cannot be written is only read
+                    raise  # a finished run in a read-only folder needs no lock
             return index
         logger.info(f"waiting: other agents train the last {counted(len(remaining), 'run')}")
-        with FileLock(_lock(folders[remaining[0]])):  # its holder finishes the run, or dies
+        with FileLock(_lock(folders[remaining[0]])):  # until its holder finishes the run or dies
             pass
 
 
@@ -70,21 +70,21 @@ def _lock(folder: Path) -> Path:
 
 
 def demo_agents() -> int:
-    """Return the number of agents of the demo: one per CPU core, at most 4; with a GPU, one."""
+    """Return the number of agents of the demo: one with a GPU, otherwise one per CPU core, at most 4."""
     import torch
 
     return 1 if get_processes().device.type == "cuda" else min(_DEMO_AGENTS, torch.get_num_threads())
 
 
 @contextmanager
-def more_agents(count: int, task: Task, config: RunConfig, comparison: ComparisonConfig) -> Iterator[None]:
-    """Share the runs that the body trains with `count - 1` additional agents on this machine, which end with it.
+def additional_agents(count: int, task: Task, config: RunConfig, comparison: ComparisonConfig) -> Iterator[None]:
+    """Start `count - 1` additional agents, which share the runs that the body trains and end with it.
 
     Without a GPU, the agents share the CPU threads; with GPUs, each agent uses one.
 
     Args:
-        count: Number of agents, this process included.
-        task: Whether the runs are those of the comparison or of the search for hyperparameters.
+        count: Number of agents, including this process.
+        task: Whether to train the runs of the comparison or of the hyperparameter search.
         config: Configuration that all runs share.
         comparison: Arms, seeds, data sets and backbones to compare.
 
@@ -101,13 +101,13 @@ def more_agents(count: int, task: Task, config: RunConfig, comparison: Compariso
     request = compose_request(task, config, comparison)
     share = max(1, threads // count)
     torch.set_num_threads(share)
-    # The standard input stays open: its end tells the agents that this process has ended, however it did.
+    # Standard input stays open until this process ends, however it does, and its agents end with it.
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "clipit.comparison.agent_process"],
             stdin=subprocess.PIPE,
             env=_environment(number, share),
-            start_new_session=True,  # Ctrl-C reaches this process alone
+            start_new_session=True,  # so that Ctrl-C reaches only this process
         )
         for number in range(1, count)
     ]
@@ -123,12 +123,12 @@ def more_agents(count: int, task: Task, config: RunConfig, comparison: Compariso
             failed = agent.poll() not in (None, 0)
             agent.communicate()  # closes its standard input
             if failed:
-                logger.warning(f"an agent ended early with status {agent.returncode}; the others trained its runs")
+                logger.warning(f"an agent ended early with exit status {agent.returncode}; the others trained its runs")
         torch.set_num_threads(threads)
 
 
 def compose_request(task: Task, config: RunConfig, comparison: ComparisonConfig) -> bytes:
-    """Compose the line that tells an agent what to train."""
+    """Encode the request that an agent reads from standard input."""
     values = config.model_dump(mode="json") | {"comparison": comparison.model_dump(mode="json")}
     return json.dumps({"task": task, "values": values, "argv": sys.argv}).encode() + b"\n"
 
@@ -136,7 +136,7 @@ def compose_request(task: Task, config: RunConfig, comparison: ComparisonConfig)
 def _check_agents(count: int, processes: int, devices: int) -> None:
     if count < 1 or processes > 1:
         problem = counted(count, "agent") if count < 1 else f"{count} agents in {processes} processes of one run"
-        fix = "name at least one" if count < 1 else "start the command without accelerate launch, or without --agents"
+        fix = "use at least one" if count < 1 else "start the command without accelerate launch, or without --agents"
         raise ConfigError(f"{problem} cannot share the runs", where="--agents", fix=fix)
     if count > devices:
         raise ConfigError(

@@ -14,7 +14,7 @@ _MAX_ARMS = 8
 
 
 def write_cards(plans: Sequence[Plan], results: ComparisonResults) -> None:
-    """Write the card of every run's classifier with the arms of the comparison, on the same data set and backbone.
+    """Write the card of every run's classifier, with the comparison's arms on the same data set and backbone.
 
     Read-only folders, such as another user's, are skipped.
     """
@@ -31,7 +31,7 @@ def write_cards(plans: Sequence[Plan], results: ComparisonResults) -> None:
 
 
 def _comparison_for_card(plan: Plan, arms: Sequence[ArmResult], run_arm: ArmResult) -> Compared:
-    """Choose the arms on a card: its own, the baseline and the controls, then others in the comparison's order."""
+    """Choose the arms on a card: the classifier's own, the baseline and the controls, then the others in order."""
     comparison = plan.comparison
     roles = {comparison.baseline: "baseline", run_arm.key.arm: "this classifier"}
     if run_arm.key.arm == comparison.baseline:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.comparison.agents import in_turn, more_agents
+from clipit.comparison.agents import additional_agents, claim_runs
 from clipit.comparison.analyses.registry import run_analyses
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.cards import write_cards
@@ -48,10 +48,10 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
     Args:
         config: Configuration that all runs share.
         comparison: Arms, seeds, data sets and backbones to compare.
-        agents: Number of processes that share the runs, each training whole runs.
+        agents: Number of processes that share the runs; each trains whole runs.
 
     Returns:
-        The folder with comparison.md, .tex, .html, .parquet and .json.
+        Folder with comparison.md, .tex, .html, .parquet and .json.
 
     Raises:
         ConfigError: An arm's keys are invalid, or the arms' hyperparameters were searched differently.
@@ -62,7 +62,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
         _check_test_sets(plan, workspace)
         _check_reports(plan, workspace)
     folder = config.output / "comparisons" / config.name
-    with more_agents(agents, "compare", config, comparison):
+    with additional_agents(agents, "compare", config, comparison):
         trained = _train(plans, workspaces)
     all_rows: list[ScoreRow] = []
     analyses: list[AnalysisResult] = []
@@ -92,7 +92,7 @@ def train_share(config: RunConfig, comparison: ComparisonConfig) -> None:
 
 
 def _plan(config: RunConfig, comparison: ComparisonConfig) -> tuple[list[Plan], list[Workspace]]:
-    """Plan the runs, with a workspace for each plan, and check what the runs read."""
+    """Plan the runs, create a workspace for each plan, and check the inputs of the runs."""
     plans = plan_comparison(config, comparison)
     shared: dict[str, Any] = {}
     workspaces = [Workspace(plan.config, shared) for plan in plans]
@@ -104,7 +104,7 @@ def _plan(config: RunConfig, comparison: ComparisonConfig) -> tuple[list[Plan], 
 def _train(
     plans: Sequence[Plan], workspaces: Sequence[Workspace], *, finished_too: bool = True
 ) -> list[list[ScoreRow]]:
-    """Train all runs that no other agent trains, and return the rows of the runs, by plan.
+    """Train all runs that no other agent trains, and return the rows of each plan.
 
     Args:
         plans: Runs to train.
@@ -122,11 +122,11 @@ def _train(
     finished = [(folder / "results.json").is_file() for folder in folders]
     rows: dict[int, list[ScoreRow]] = {}
     counter = RunCounter(len(runs))
-    for index in in_turn(folders):
+    for index in claim_runs(folders):
         if not finished_too and (folders[index] / "results.json").is_file():
             continue
         plan, workspace, arm, seed = runs[index]
-        trained = train_run(configs[index], workspace, _runs_beside(configs[index]))
+        trained = train_run(configs[index], workspace, _same_arm_runs(configs[index]))
         new = read_run_rows(plan, workspace, trained, arm, seed)
         rows[index] = new
         scores = ", ".join(f"{row.test_set} {_percent(row.score)}" for row in new)
@@ -136,11 +136,11 @@ def _train(
     return [[row for index in sorted(rows) if runs[index][0] is plan for row in rows[index]] for plan in plans]
 
 
-def _runs_beside(config: RunConfig) -> list[Path]:
-    """Return the runs of the same arm and seed on other data sets and in other comparisons of the output folder.
+def _same_arm_runs(config: RunConfig) -> list[Path]:
+    """Find runs of the same arm and seed on other data sets, or in other comparisons of the output folder.
 
-    An arm that does not use what distinguishes two data sets, such as their reports or VLMs, is trained once. With a
-    tracker, every run is trained, because a copied one would have no curves there.
+    An arm that does not use what distinguishes two data sets, such as their reports, is thus trained only once. With a
+    tracker, every run is trained, since a copied one would have no curves there.
     """
     if config.tracking.tracker != "none":
         return []
@@ -153,24 +153,24 @@ def _percent(score: float | None) -> str:
 
 
 def _check_reports(plan: Plan, workspace: Workspace) -> None:
-    """Check reports and labels from own reports before training."""
+    """Check the reports, and labels from own reports, before training."""
     if plan.config.reports is not None and plan.config.prompts is not None:  # the centred zero-shot reference
         _ = workspace.reports
     for arm in plan.arms:
         config = resolve_plan_arm(plan, arm)
         arm_workspace = workspace.for_config(config)
         if uses_reports(config):
-            _warn_of_shifted_patients(plan, workspace, arm_workspace.reports.reports, arm)
+            _warn_about_shifted_patients(plan, workspace, arm_workspace.reports.reports, arm)
         if config.soft_labels.source == "own_report":
-            # Seeds differ in the labelled tiles.
+            # These labels depend on the labelled tiles, which differ between seeds.
             uses_tile_labels = config.soft_labels.own_report.labels in ("text", "case")
             for seed in plan.comparison.seeds if uses_tile_labels else plan.comparison.seeds[:1]:
                 seeded = resolve_arm(plan.run_config(arm, seed))
                 own_report_labels(seeded, arm_workspace.for_config(seeded), arm_workspace.tiles(seed))
 
 
-def _warn_of_shifted_patients(plan: Plan, workspace: Workspace, reports: Sequence[Report], arm: str) -> None:
-    """Warn of reports in the corpus that belong to patients with tiles in a shifted test set."""
+def _warn_about_shifted_patients(plan: Plan, workspace: Workspace, reports: Sequence[Report], arm: str) -> None:
+    """Warn about reports in the corpus whose patients have tiles in a shifted test set."""
     for name, section in plan.comparison.shifted.items():
         tiles = workspace.shifted_tiles(name, section)
         shifted = set(patients(tiles.groups, tiles.ids).tolist()) - {""}

@@ -11,13 +11,13 @@ from clipit.evaluation.intervals import Interval, t_interval
 from clipit.evaluation.significance import Significance, paired_t_test
 
 _MEANING = {
-    "image embedding": "the VLM's embedding of the tile in place of text",
+    "image embedding": "the VLM's embedding of the tile instead of text",
     "shuffled pairs": "the snippets of other tiles",
     "case": "labels of the same patients' tiles, without text",
     "shuffled": "reports exchanged between patients",
     "snippet": "the nearest snippet of any other report",
     "report probe": "the VLM's linear probe on the same labels",
-    "tile probe": "the VLM's linear probe on the labels of tiles",
+    "tile probe": "the VLM's linear probe on the tile labels",
 }
 
 
@@ -26,12 +26,12 @@ class Contrast:
     """An arm minus one of its controls on the test split, paired by seed.
 
     Attributes:
-        role: What the control tests: one of `own_reports.ROLES` or `judged_arms.TEXT_CONTROLS`.
-        control: Name of the arm or reference row; None if the comparison has none.
-        differences: Seed -> score of the arm minus score of the control; empty if one of them is undefined.
+        role: Role of the control, one of `own_reports.ROLES` or `judged_arms.TEXT_CONTROLS`.
+        control: Name of the control, an arm or reference row; None if the comparison lacks it.
+        differences: Score of the arm minus that of the control by seed; empty if any score is undefined.
         interval: 95 % t-interval of the mean difference over seeds, or the reason why there is none.
-        p: Paired t-test over seeds, uncorrected.
-        p_holm: The p-value, Holm-corrected over all contrasts of the comparison.
+        p: Uncorrected p-value of a paired t-test over seeds.
+        p_holm: The same p-value, Holm-corrected over all contrasts of the comparison.
     """
 
     role: str
@@ -79,8 +79,8 @@ def compare_with(role: str, arm: ArmResult, control: ArmResult | None) -> Contra
     """Contrast an arm with one of its controls; the contrast is untested if the control has no result.
 
     Args:
-        role: What the control tests.
-        control: Results of the control; None if the comparison has none.
+        role: Role of the control, as in `Contrast.role`.
+        control: Results of the control; None if the comparison lacks it.
     """
     if control is None:
         return _without_test(role, None, "not tested")

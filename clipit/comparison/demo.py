@@ -25,7 +25,7 @@ from clipit.tiles.load import read_tiles
 logger = logging.getLogger(__name__)
 
 WORLD = WorldConfig(seed=0)
-"""World of the demo; comparisons over several worlds create the others with `ensure_world`."""
+"""World of the demo; comparisons over several worlds create further ones with `ensure_world`."""
 CASE_WORLD = CaseWorldConfig(seed=0)
 """World of the demo with reports of the tiles' own patients (`--cases`)."""
 _SHOWN_ARMS = ("clip_it_all", "own_rules")
@@ -35,13 +35,14 @@ def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False
     """Write the synthetic world, compare the arms on it, and try the exported classifier.
 
     Args:
-        config: Configuration such as configs/demo.yaml, with tiles and reports in one folder; it is written if missing.
+        config: Configuration such as configs/demo.yaml, with tiles and reports in one folder, which is written if
+            missing.
         comparison: Arms and seeds to compare.
-        cases: Whether to write the world whose tiles and reports come from the same patients.
+        cases: Whether to use the world whose tiles and reports come from the same patients.
         agents: Number of processes that share the runs.
 
     Returns:
-        Folder of the run that is shown.
+        Folder of the run whose classifier is tried.
     """
     start = time.perf_counter()
     world = write_demo_world(config, cases=cases)
@@ -60,10 +61,10 @@ def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False
 
 
 def demo_table(parts: Mapping[str, tuple[RunConfig, ComparisonConfig]]) -> str:
-    """Format the arms of several finished parts of the demo as one table: scores on the test tiles, in %.
+    """Format the test scores in % of several finished parts of the demo as one table.
 
     Args:
-        parts: Whose reports are used -> configurations of the part.
+        parts: Configurations of each part, by the kind of its reports (first column).
     """
     rows = []
     for reports, (config, comparison) in parts.items():

@@ -1,4 +1,4 @@
-"""Export a comparison: its rows as Parquet and CSV, and every number in its tables as JSON."""
+"""Export a comparison: its rows as Parquet and CSV, and all numbers in its tables as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -74,7 +74,7 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     missing = [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]
     if missing:
         raise ArtifactError(
-            f"missing or invalid entries that the page needs: {', '.join(missing)}", where=source, fix=RERUN
+            f"entries that the page needs are missing or invalid: {', '.join(missing)}", where=source, fix=RERUN
         )
     return saved
 
@@ -86,7 +86,7 @@ def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult
         analyses: Results of the analyses, as returned by `write_points`.
 
     Returns:
-        `lines`, `against` and `findings`, ready for JSON.
+        `lines`, `against` and `findings`, as JSON values.
     """
     return {
         "lines": [_arm(arm) for arm in results.arms],
@@ -96,7 +96,7 @@ def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult
 
 
 def export_verdict(verdict: ComparisonVerdict) -> dict[str, Any]:
-    """Return the headline (`verdict`), and the verdict and contrasts of each judged arm (`verdicts`), for JSON."""
+    """Return the headline (`verdict`), and the verdict and contrasts of each judged arm (`verdicts`)."""
     records = [
         {
             **arm.key._asdict(),
@@ -110,7 +110,7 @@ def export_verdict(verdict: ComparisonVerdict) -> dict[str, Any]:
 
 
 def write_points(analyses: Sequence[AnalysisResult], folder: Path) -> list[AnalysisResult]:
-    """Write the points of each scatter plot as plane-<number>.parquet, and name the file in the result's source.
+    """Write the points of each scatter plot as plane-<number>.parquet, and add the file to the result's source.
 
     Columns: plane (title of the panel), kind (name of the points), id (of the tile or snippet), x, y.
     """

@@ -1,4 +1,4 @@
-"""Search grid of a comparison: the points to try for each arm, and a check that all arms had the same search."""
+"""Search grid of a comparison: the points of each arm, and a check that all arms were searched alike."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -23,8 +23,8 @@ _NONE = object()
 def grid_axes(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict[str, tuple[Any, ...]]:
     """Return the axes of an arm's grid: learning rates, steps and the keys of `comparison.grid` that apply to it.
 
-    A key does not apply to an arm that lacks its loss term, or whose built-in recipe sets the key. Such an arm gets
-    additional learning rates between the common ones instead, so that all arms have the same number of points.
+    A key does not apply to an arm that lacks the key's loss term, or whose built-in recipe sets the key. Such an arm
+    gets additional learning rates between the common ones instead, so that all arms have the same number of points.
 
     Raises:
         ConfigError: A key of the grid is unknown, or a value is not valid for it.
@@ -49,7 +49,7 @@ def grid_points(config: RunConfig, comparison: ComparisonConfig, arm: str) -> li
 
 
 def interpolate_rates(rates: Sequence[float], count: int) -> tuple[float, ...]:
-    """Return `count` learning rates: the given ones and others between them, evenly spaced on a logarithmic scale.
+    """Insert learning rates between the given ones, evenly spaced on a logarithmic scale, until there are `count`.
 
     The added rates are rounded to two significant digits. A single rate is returned unchanged.
     """
@@ -90,7 +90,7 @@ def is_tuned(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str
 
 
 def _differ(config: RunConfig, comparison: ComparisonConfig, arms: Iterable[Mapping[str, Any]]) -> bool:
-    """Check whether the values of arms differ from each other, or from the configuration in a key of the grid."""
+    """Check whether the arms' values differ from each other, or from the configuration in a key of the grid."""
     distinct = {key: {value} for key, value in _values(config, list(comparison.grid)).items()}
     for values in arms:
         for key, value in values.items():
@@ -101,7 +101,7 @@ def _differ(config: RunConfig, comparison: ComparisonConfig, arms: Iterable[Mapp
 def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> None:
     """Check that the hyperparameters of all arms come from the same search.
 
-    Either all arms have the same value of every key of the grid (none was tuned), or each has those of a grid point.
+    Either all arms share the values of all grid keys (none was tuned), or the values of each arm are a grid point.
 
     Raises:
         ConfigError: Values lie outside the grid, or a built-in arm differs in keys that were not searched.
@@ -146,7 +146,7 @@ def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: 
 
 
 def search_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the sections, in addition to the arms, that the result of a search depends on."""
+    """Return the sections that determine the result of a search, in addition to the arms."""
     sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")
     values: dict[str, Any] = config.model_dump(mode="json", include=set(sections))
     return {section: values[section] for section in sections}

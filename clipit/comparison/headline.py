@@ -19,7 +19,7 @@ _OUTCOME_TEXT: dict[Outcome, str] = {
 
 @dataclass(frozen=True)
 class ComparisonVerdict:
-    """Verdict on a comparison: in one sentence, and on each judged arm by data set and backbone."""
+    """Verdict on a comparison in one sentence, and on each judged arm by data set and backbone."""
 
     headline: str
     arms: tuple[ArmVerdict, ...]
@@ -36,10 +36,10 @@ def judge_comparison(plans: Sequence[Plan], arms: Sequence[ArmResult], metric: s
 
 
 def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], metric: str) -> str:
-    """Compose the verdict on a comparison in one sentence.
+    """Summarise the verdict on a comparison in one sentence.
 
-    It describes the first judged arm in the order of the configuration, so that the choice does not depend on scores,
-    and names the others that help. Differences are in percentage points.
+    The sentence describes the first judged arm in the order of the configuration, so that the choice does not depend on
+    scores, and lists the others that help. Differences are in percentage points.
 
     Args:
         verdicts: Verdict on each judged arm, by data set and backbone.
@@ -127,7 +127,7 @@ def _amount(contrast: Contrast) -> str:
 
 
 def _over_tiles(verdict: ArmVerdict, arms: Sequence[ArmResult]) -> str:
-    """Format the interval of the difference from the baseline when test tiles are resampled; empty without one."""
+    """Format the bootstrap interval over test tiles of the difference from the baseline; empty without one."""
     of_arm = next((result for result in arms if result.key == verdict.key), None)
     if of_arm is None or of_arm.over_tiles is None or of_arm.over_tiles.interval.low is None:
         return ""

@@ -16,7 +16,7 @@ TEXT_CONTROLS: Mapping[str, str] = {"image embedding": "image_embedding", "shuff
 
 @dataclass(frozen=True)
 class JudgedArm:
-    """An arm with the text that it learns from and, by role, the name of each control; None if it was not run."""
+    """An arm's source of text and, by role, the name of each control; None for controls that were not run."""
 
     text: Text
     controls: Mapping[str, str | None]
@@ -26,8 +26,8 @@ def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
     """Return the arms that receive a verdict, in the order of the table.
 
     These are the arms that learn from text: from own reports (controls: see `own_report_arms`), or from any reports
-    (controls: the baseline and `TEXT_CONTROLS`), except those that serve as a control of a different arm. If no arm
-    learns from text, all arms are judged against the baseline alone.
+    (controls: the baseline and `TEXT_CONTROLS`), except those that serve as a control of another arm. If no arm learns
+    from text, all arms are judged against the baseline alone.
     """
     with_own_reports, baseline = own_report_arms(plan), plan.comparison.baseline
     used = {name for controls in with_own_reports.values() for name in controls.values()}

@@ -18,14 +18,14 @@ ARM_CONTROLS: Mapping[str, tuple[str, ...]] = {
     "shuffled": ("own_shuffled",),
     "snippet": ("other_snippet", "clip_it_all"),
 }
-"""Names of the arms that can serve as each control, by role; the first that the comparison has is used."""
+"""Arms that can serve as each control, by role; the first one in the comparison is used."""
 CONTROL_TARGETS = ("shuffled_text", "random_text", "random_codes")
 _LABEL_SECTIONS = ("tiles", "reports", "leaks", "vlm")
-"""Sections that determine the labels from own reports, with `soft_labels.own_report`."""
+"""Sections that determine the labels from own reports, in addition to `soft_labels.own_report`."""
 
 
 def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
-    """Return the arms with own reports, each with the control of each role; None if the comparison has none.
+    """Return the arms with own reports and their controls by role; None for a control that the comparison lacks.
 
     These arms learn labels from own reports, or are paired with their snippets (`pairing.reports`). The latter have no
     labels from reports, so exchanged labels and the probe on these labels are not controls for them. A control that is
@@ -55,10 +55,10 @@ def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
 
 
 def label_sources(plan: Plan) -> dict[str, str]:
-    """Return the arms that learn labels from own reports, each with the first arm that has the same labels.
+    """Map each arm that learns labels from own reports to the first arm with the same labels.
 
-    Controls (labels of cases, shuffled reports) are not included. Arms that differ only in training, such as those at
-    equal steps, have the same labels and share one reference row.
+    Controls (labels of cases, shuffled reports) are excluded. Arms that differ only in training, such as those at equal
+    steps, have the same labels and share one reference row.
     """
     first: dict[str, str] = {}
     sources = {}

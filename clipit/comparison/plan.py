@@ -23,7 +23,7 @@ class Plan:
     """All runs of a comparison on one data set with one backbone.
 
     Attributes:
-        data_set: Name of the data set; the name of the configuration if it lists none.
+        data_set: Name of the data set; that of the configuration if it lists none.
         backbone: Name of the backbone in tables.
         config: Configuration of the runs, without arm and seed; its `arms` include those at equal steps.
         comparison: Section `comparison`, the same for all plans.
@@ -98,14 +98,14 @@ def _data_set_config(
 
 
 def _grouped(tracking: TrackingConfig, name: str) -> TrackingConfig:
-    """Put the runs of a comparison into one group of the tracker, unless the configuration names another."""
+    """Put the runs of a comparison into one group of the tracker, unless the configuration names a different one."""
     return tracking.model_copy(update={"group": tracking.group or name})
 
 
 def _with_equal_steps(
     config: RunConfig, comparison: ComparisonConfig
 ) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
-    """Insert after each shorter arm a copy with the steps of the longest; also return the recipes of the copies."""
+    """Insert a copy with the steps of the longest arm after each shorter arm; also return the recipes of the copies."""
     arms = comparison.arms
     if not comparison.equal_steps:
         return arms, {}

@@ -1,4 +1,4 @@
-"""Published scores of CLIP-IT, for reference only: they come from a different protocol and different seeds."""
+"""Published scores of CLIP-IT, for orientation only, since they come from a different protocol and other seeds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +31,7 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
 }
 
 PublishedScores = Mapping[tuple[str, str, str], str]
-"""Data set, backbone and arm -> published score in %."""
+"""Published scores in % by data set, backbone and arm."""
 
 
 def published_score(source: str, backbone: str, arm: str) -> str:

@@ -27,7 +27,7 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     """Rewrite comparison.md, .tex and .html without training or loading a model.
 
     Args:
-        config: Configuration whose `output` and `name` locate the comparison; everything else is read from
+        config: Configuration whose `output` and `name` locate the comparison; all other keys are read from
             comparison.json. The output folder may have been moved.
 
     Returns:
@@ -56,7 +56,7 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     verdict = judge_comparison(plans, results.arms, file.comparison.metric)
     notes = write_report(file.run, file.comparison, plans, results, analyses, folder, verdict, tiles)
     texts = export_verdict(verdict) | {"notes": notes}
-    if saved != saved | texts:  # the record of the search may be missing, or the wording may have changed
+    if saved != saved | texts:  # if the record of the search is missing, or the wording has changed
         write_record(source, saved | texts)
     return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]
 
@@ -106,7 +106,7 @@ def _move(row: ScoreRow, old: Path, new: Path) -> ScoreRow:
 
 
 def _check_predictions(rows: Sequence[ScoreRow], source: Path) -> None:
-    """Check that predictions have not changed since they were scored; missing files cause an error when they are read.
+    """Check that predictions have not changed since they were scored; missing files are reported when they are read.
 
     A comparison.json of an earlier version has no hashes and is accepted.
     """

@@ -33,7 +33,7 @@ def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed
     recorded, metric = results["provenance"], plan.comparison.metric
     resolved = resolve_arm(plan.run_config(arm, seed))
     run_workspace = workspace.for_config(resolved)
-    predictions_sha256 = results.get("predictions_sha256")  # not in results of earlier versions
+    predictions_sha256 = results.get("predictions_sha256")  # None in results of earlier versions
     test_sets = {"test": (results["splits"]["test"], folder / PREDICTIONS)}
     for name, section in plan.comparison.shifted.items():
         tiles = run_workspace.shifted_tiles(name, section)
@@ -81,9 +81,9 @@ def _provenance(recorded: dict[str, Any]) -> Provenance:
 
 
 def add_costs(plan: Plan, rows: Sequence[ScoreRow], workspace: Workspace) -> list[ScoreRow]:
-    """Add parameter count and inference speed (tiles per second) to rows, measured once per arm.
+    """Add the parameter count and inference speed in tiles per second to rows, measured once per arm.
 
-    Reference rows get the cost of the VLM's image tower, measured once.
+    Reference rows get those of the VLM's image tower.
     """
     costs: dict[str, tuple[int, float]] = {}
     names = ["" if row.run is None else row.arm for row in rows]
@@ -108,7 +108,7 @@ def add_costs(plan: Plan, rows: Sequence[ScoreRow], workspace: Workspace) -> lis
 
 
 def _tiles_per_second(source: PixelSource, forward: "Callable[[Tensor], object]") -> float:
-    """Measure the speed of a forward pass over one batch in memory: median of three, after one warm-up pass."""
+    """Measure the speed of forward passes over one batch in memory: median of three after a warm-up pass."""
     import torch
 
     device = get_processes().device

@@ -16,7 +16,7 @@ from clipit.evaluation.significance import Significance, holm, paired_t_test
 
 PERCENT = 100.0
 REFERENCE = "reference"
-"""Prefix of the names of reference classifiers: the VLM itself, without a student."""
+"""Prefix of the names of reference rows, which score the VLM itself."""
 
 
 class ArmKey(NamedTuple):
@@ -39,12 +39,12 @@ class ArmResult:
 
     Attributes:
         key: Data set, backbone, test set and arm.
-        scores: Seed -> score in 0..1; None if undefined.
-        differences: Seed -> score minus the baseline's; empty for the baseline, or if a score is undefined.
+        scores: Score in 0..1 by seed; None if undefined.
+        differences: Score minus that of the baseline by seed; empty for the baseline, or if a score is undefined.
         over_seeds: 95 % t-interval of the mean difference; None without differences.
         over_tiles: Paired bootstrap over test tiles (groups, where known) of the mean difference.
-        p: Paired t-test over seeds, uncorrected.
-        p_holm: The p-value, Holm-corrected over all arms, data sets and backbones of the test set.
+        p: Uncorrected p-value of a paired t-test over seeds.
+        p_holm: The same p-value, Holm-corrected over all arms, data sets and backbones of the test set.
         rows: Score rows, one per seed.
     """
 
@@ -75,8 +75,8 @@ class ComparisonResults:
 
     Attributes:
         rows: One score per data set, backbone, test set, arm and seed.
-        arms: Every arm, with differences to the baseline.
-        against: Control arm -> every student, with differences to that arm.
+        arms: Every arm, with differences from the baseline.
+        against: Every student with differences from a control arm, by the name of the control.
     """
 
     rows: Sequence[ScoreRow]

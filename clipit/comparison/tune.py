@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from clipit.artifacts import write_json
-from clipit.comparison.agents import more_agents
+from clipit.comparison.agents import additional_agents
 from clipit.comparison.grid import RATE, STEPS, GridPoint, format_point, grid_points, search_settings
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
@@ -42,9 +42,9 @@ class ScoredPoint:
 def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Path:
     """Train every arm at each grid point with each tuning seed, and choose each arm's point by its validation score.
 
-    The grid is `comparison.learning_rates` x `.steps` x `.grid`. Trials are ordinary runs in the output folder,
-    evaluated on the validation split only: no test tile is read. They use the artefacts of the output folder, such as
-    embeddings that a comparison has computed. Several agents may share the trials; finished trials are skipped.
+    The grid is `comparison.learning_rates` x `.steps` x `.grid`. Trials are ordinary runs in the output folder, but
+    evaluated on the validation split only: no test tile is read. They share the artefacts of the output folder, such as
+    embeddings, with comparisons. Several agents may share the trials; finished trials are skipped.
 
     Args:
         config: Configuration that all trials share.
@@ -52,9 +52,9 @@ def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Pa
         agents: Number of processes on this machine that share the trials.
 
     Returns:
-        Path of the JSON file with all scores, each arm's best point and the `arms` block for the configuration.
+        JSON file with all scores and, in `arms`, each arm's best point as configuration keys.
     """
-    with more_agents(agents, "tune", config, comparison):
+    with additional_agents(agents, "tune", config, comparison):
         base, workspace, points = search(config, comparison)
     seeds = comparison.tuning_seeds
     scored = {
@@ -81,12 +81,12 @@ def search(config: RunConfig, comparison: ComparisonConfig) -> tuple[RunConfig, 
     unused = [key for key in config.overrides if key in searched]
     if unused and get_processes().main:
         logger.warning(
-            f"{shortlist(unused)} is ignored, because the search sets it; change comparison.learning_rates, "
+            f"ignored, because the search sets these keys: {shortlist(unused)}; change comparison.learning_rates, "
             "comparison.steps or comparison.grid"
         )
     base = config.model_copy(
         update={
-            # The grid sets these; a value from the command line would make all trials identical.
+            # The grid sets these keys; values from the command line would make all trials identical.
             "overrides": tuple(key for key in config.overrides if key not in searched),
             "evaluation": config.evaluation.model_copy(
                 update={"splits": ("validation",), "bootstrap": 0, "page": False}

@@ -17,7 +17,7 @@ Outcome = Literal["helps", "no gain", "no gain from text", "harms", "not decided
 _USE_PROBE = {
     "report probe": "Use the VLM's linear probe on the report labels instead: no student needed. The gain lies in the "
     "labels; the student adds at most speed and independence from the VLM.",
-    "tile probe": "Use the VLM's linear probe on the labels of tiles instead: no student and no report needed.",
+    "tile probe": "Use the VLM's linear probe on the tile labels instead: no student and no report needed.",
 }
 
 
@@ -27,7 +27,8 @@ class ArmVerdict:
 
     Attributes:
         key: Data set, backbone, test set and arm.
-        limit: Role of the control that decides against the arm, because it is not better; "" for none.
+        text: Source of the text that the arm learns from.
+        limit: Role of the control that decides against the arm, because the arm is not better; "" for none.
     """
 
     key: ArmKey
@@ -76,7 +77,7 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
     1. Without an interval against the baseline (one seed, an undefined score): not decided.
     2. Not better than the VLM's linear probe on the same labels from reports, while the arm or this probe is better
        than the baseline: use the probe.
-    3. The same for the VLM's linear probe on the labels of tiles.
+    3. The same for the VLM's linear probe on the tile labels.
     4. Worse than the baseline: harms. Not better than the baseline: no gain.
     5. Not better than labels of the same patients' tiles (`own_case`): the gain is due to knowing which tiles belong to
        one patient.
@@ -89,7 +90,7 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
     lists the controls that the arm is not better than, those without an interval, and those that were not run.
 
     Args:
-        gains: Role of a control -> interval of the control minus the baseline.
+        gains: Interval of each control minus the baseline, by role.
     """
     contrasts, base = arm.contrasts, arm.contrast("baseline")
     if base is None:
@@ -133,7 +134,7 @@ def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> Arm
 
 
 def _tests_text(arm: ArmVerdict) -> bool:
-    """Check whether one of the controls that were run tests whether the gain is due to text."""
+    """Check whether any control that was run tests if the gain is due to text."""
     tested = {contrast.role for contrast in arm.contrasts if contrast.tested}
     if arm.text == "own reports":
         return bool(tested & {"case", "shuffled" if arm.contrast("shuffled") is not None else "snippet"})

@@ -78,8 +78,6 @@ def fit_vlm_probe(
 ) -> tuple[LinearProbe | None, str | None]:
     """Fit a logistic regression on the VLM's image embeddings, or return the reason why it cannot be fitted.
 
-    With too few labels, the reason replaces the score in the row.
-
     Args:
         tiles: All tiles, with the labels that the run may use.
         training_labels: Class indices of the training tiles, -1 for none; those of `tiles` by default.
@@ -115,7 +113,7 @@ def score_reference(row: ScoreRow, test: TileSet, probabilities: Float32[np.ndar
 
 
 def reference_test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[TileSet, Store]]:
-    """Return the test tiles of a plan and of its shifted sets, by name, with their VLM embeddings."""
+    """Return the plan's test tiles and shifted sets, by name, with their VLM embeddings."""
     tests = {"test": (workspace.all_tiles.of_split("test"), workspace.tile_store("test"))}
     for name, section in plan.comparison.shifted.items():
         shifted = workspace.shifted_tiles(name, section)
@@ -172,7 +170,7 @@ def _file_name(text: str) -> str:
 
 
 def write_once(path: Path, predictions: Predictions) -> None:
-    """Write predictions from the main process only."""
+    """Write predictions in the main process only."""
     if get_processes().main:
         write_predictions(path, predictions)
 

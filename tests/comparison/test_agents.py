@@ -15,7 +15,7 @@ from logged_lines import capture_log
 from tiny_models import SMALL_COMPARISON, MakeFile, with_comparison, with_run
 
 from clipit.comparison import agents
-from clipit.comparison.agents import compose_request, in_turn, more_agents
+from clipit.comparison.agents import additional_agents, claim_runs, compose_request
 from clipit.comparison.compare import compare
 from clipit.comparison.tune import tune
 from clipit.config.file import ConfigFile
@@ -58,7 +58,7 @@ def is_locked(folder: Path) -> bool:
 
 def test_runs_of_another_agent_are_those_of_this_process(small: ConfigFile, tmp_path: Path) -> None:
     runs = {arm: tmp_path / "runs" / small.run.name / f"{arm}-seed1" for arm in small.comparison.arms}
-    with more_agents(2, "compare", small.run, small.comparison):  # this process trains nothing
+    with additional_agents(2, "compare", small.run, small.comparison):  # this process trains nothing
         wait_for(lambda: all((folder / "results.json").is_file() for folder in runs.values()))
     lines = capture_log()
     compare(small.run, small.comparison, agents=1)
@@ -81,7 +81,7 @@ def test_a_comparison_started_with_two_agents_is_complete(small: ConfigFile, tmp
 def test_trials_of_a_search_are_shared(small: ConfigFile) -> None:
     file = with_comparison(small, arms=("image_only",), learning_rates=(0.001, 0.01))
     trained = small.run.output / "runs"
-    with more_agents(2, "tune", file.run, file.comparison):
+    with additional_agents(2, "tune", file.run, file.comparison):
         wait_for(lambda: len([*trained.rglob("results.json")]) == 2)
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("results.json")}
     tune(file.run, file.comparison)
@@ -116,7 +116,7 @@ def test_runs_of_other_agents_come_last(tmp_path: Path) -> None:
     other.start()
     held.wait()
     lines = capture_log(lambda line: finish.set())  # the other agent finishes once this one waits
-    turns = in_turn(folders)
+    turns = claim_runs(folders)
     assert [next(turns), next(turns)] == [1, 2]
     assert next(turns) == 0 and [*turns] == []
     other.join()
@@ -132,7 +132,7 @@ def test_a_run_whose_agent_still_scores_further_test_sets_is_left_to_it(
         (folder / "results.json").write_text("{}", encoding="utf-8")
     other = FileLock(folders[0].with_name(".scored.agent.lock"))
     with other.acquire(blocking=False):
-        turn = in_turn(folders)
+        turn = claim_runs(folders)
         assert next(turn) == 1
     assert [*turn] == [0]
 
@@ -140,22 +140,22 @@ def test_a_run_whose_agent_still_scores_further_test_sets_is_left_to_it(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(FileLock, "acquire", denied)  # a folder of another user
-    assert [*in_turn(folders)] == [0, 1]
+    assert [*claim_runs(folders)] == [0, 1]
     with pytest.raises(ArtifactError, match="no permission"):
-        next(in_turn([tmp_path / "new"]))
+        next(claim_runs([tmp_path / "new"]))
 
 
 def test_agents_that_cannot_share_the_runs_are_an_error(small: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="name at least one"):
+    with pytest.raises(ConfigError, match="use at least one"):
         compare(small.run, small.comparison, agents=0)
     assert not (small.run.output / "runs").exists()
     monkeypatch.setattr(agents, "get_processes", lambda: Processes(0, 2, torch.device("cpu")))
     with (
         pytest.raises(ConfigError, match="without accelerate launch"),
-        more_agents(2, "tune", small.run, small.comparison),
+        additional_agents(2, "tune", small.run, small.comparison),
     ):
         pass
     monkeypatch.setattr(agents, "get_processes", lambda: Processes(0, 1, torch.device("cuda")))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="--agents 1"):
-        more_agents(2, "tune", small.run, small.comparison).__enter__()
+        additional_agents(2, "tune", small.run, small.comparison).__enter__()

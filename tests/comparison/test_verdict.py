@@ -60,15 +60,15 @@ VERDICTS: list[tuple[dict[str, float | None], str]] = [
     (
         {"own_label": 0.8},
         "Text from own reports adds information: better than image_only, image_embedding (the VLM's embedding of the "
-        "tile in place of text), own_case (labels of the same patients' tiles, without text), own_shuffled (reports "
+        "tile instead of text), own_case (labels of the same patients' tiles, without text), own_shuffled (reports "
         "exchanged between patients), other_snippet (the nearest snippet of any other report), the VLM's linear probe "
-        "on the same labels and the VLM's linear probe on the labels of tiles.",
+        "on the same labels and the VLM's linear probe on the tile labels.",
     ),
     ({"own_label": 0.8, REPORT_PROBE: 0.9}, "Use the VLM's linear probe on the report labels instead: no student"),
     ({"own_label": 0.8, REPORT_PROBE: 0.8}, "Use the VLM's linear probe on the report labels instead: no student"),
     ({"own_label": 0.5, REPORT_PROBE: 0.9}, "Use the VLM's linear probe on the report labels instead: no student"),
     ({"own_label": 0.4, REPORT_PROBE: 0.9}, "Use the VLM's linear probe on the report labels instead: no student"),
-    ({"own_label": 0.8, TILE_PROBE: 0.9}, "Use the VLM's linear probe on the labels of tiles instead: no student"),
+    ({"own_label": 0.8, TILE_PROBE: 0.9}, "Use the VLM's linear probe on the tile labels instead: no student"),
     ({"own_label": 0.8, "own_case": 0.8}, "The gain is due to knowing which tiles belong to one patient, not to text."),
     (
         {"own_label": 0.8, "own_shuffled": 0.8},
@@ -90,7 +90,7 @@ def test_controls_that_an_arm_is_not_better_than_are_named_after_the_verdict(mak
     means = {**LOW, "own_label": 0.8, REPORT_PROBE: 0.9, "own_case": 0.85, TILE_PROBE: None}
     assert compared(make_plan(), means).verdict.endswith(
         "at most speed and independence from the VLM. Not better than own_case (labels of the same patients' tiles, "
-        "without text). Not tested against the VLM's linear probe on the labels of tiles."
+        "without text). Not tested against the VLM's linear probe on the tile labels."
     )
     same = results(make_plan(), {**LOW, "own_label": 0.8})
     own = next(r for r in same if r.key.arm == "own_label")
@@ -109,7 +109,7 @@ def test_controls_that_were_not_run_are_named(make_plan: Any) -> None:
     means: dict[str, float | None] = {"image_only": 0.5, "own_label": 0.8, REPORT_PROBE: 0.5, TILE_PROBE: None}
     verdict = compared(make_plan(("image_only", "own_label", "own_case")), means | {"own_case": 0.5}).verdict
     assert verdict.startswith("Text from own reports adds information: better than image_only, own_case")
-    for name in ("image_embedding", "own_shuffled", "other_snippet or clip_it_all", "labels of tiles"):
+    for name in ("image_embedding", "own_shuffled", "other_snippet or clip_it_all", "tile labels"):
         assert name in verdict.partition("Not tested against")[2]
 
 

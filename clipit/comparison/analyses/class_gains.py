@@ -14,7 +14,7 @@ from clipit.workspace.workspace import Workspace
 def analyse_class_gains(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path
 ) -> list[AnalysisResult]:
-    """Compute the difference in recall between each arm and the baseline, per class."""
+    """Compute the difference in recall between each arm and the baseline for each class."""
     c, classes = plan.comparison, workspace.all_tiles.classes
     labels = compute_hits(rows, c.baseline, c.seeds[0])[0].labels
     counts = [int((labels == k).sum()) for k in range(len(classes))]

@@ -1,8 +1,8 @@
-"""Complementarity (R in CLIP-IT's figure 3) of every arm, and of two classifiers that need no student.
+"""Complementarity (R in CLIP-IT's figure 3) of every arm, and of two classifiers without a student.
 
 The two classifiers are a linear head on the snippets that a tile retrieves (text only) and a linear probe of the VLM's
-image embeddings. They are used for this analysis only: pairs of test tiles are never written, and no student is trained
-on them.
+image embeddings. They only serve this analysis: pairs of test tiles are never stored, and no student is trained on
+them.
 """
 
 import logging
@@ -62,9 +62,8 @@ def analyse_complementarity(
     compared: dict[str, dict[int, _SeedResult]] = {}
     for seed in c.seeds:
         vision, vision_file = _run_classifier(rows, c.baseline, seed)
-        resamples = (
-            config.evaluation.bootstrap if seed == first else 0
-        )  # the table only shows intervals of the first seed
+        # The table only shows intervals of the first seed.
+        resamples = config.evaluation.bootstrap if seed == first else 0
         for name, (other, file) in _other_classifiers(plan, workspace, rows, folder, seed).items():
             counts = complementarity(vision, other, resamples, seed)
             compared.setdefault(name, {})[seed] = _SeedResult(counts, file, vision_file)
@@ -107,7 +106,7 @@ def _run_classifier(rows: Sequence[ScoreRow], arm: str, seed: int) -> _Classifie
 def _other_classifiers(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path, seed: int
 ) -> dict[str, _Classifier]:
-    """Collect the predictions of every classifier that is compared with the baseline of a seed."""
+    """Collect the predictions of all classifiers that are compared with a seed's baseline."""
     c, others = plan.comparison, dict[str, _Classifier]()
 
     def save(name: str, predictions: Predictions) -> _Classifier:
@@ -166,7 +165,7 @@ def _table_cells(by_seed: dict[int, _SeedResult], first: int, seeds: int) -> tup
 
 
 def _mean_and_range(values: Sequence[float], seeds: int, *, signed: bool = False) -> str:
-    """Format the mean (lowest to highest) in %, with the number of seeds if some have no value."""
+    """Format `mean (lowest to highest)` in %, with the number of seeds if some have no value."""
     mean, low, high = (number(PERCENT * f(values), 1, signed=signed) for f in (fmean, min, max))
     cell = f"{mean} (one seed)" if len(values) == 1 else f"{mean} ({low} to {high})"
     return cell if len(values) in (1, seeds) else f"{cell}, {len(values)} of {counted(seeds, 'seed')}"
@@ -176,15 +175,15 @@ def text_only_predictions(workspace: Workspace, seed: int) -> Predictions:
     """Predict the test tiles from text alone: a logistic regression on the snippets that tiles retrieve.
 
     Each tile of every split is represented by the mean of its `pairing.k` nearest snippets under the `pairing` rules
-    (the same pairs that training uses), or by a zero vector if the rules leave it unpaired. Statistics over all tiles
-    (hubness correction, mutual neighbours) come from the training tiles only. `exclude_same_group` applies to training
-    tiles only; `leaks` covers the reports of other patients. The head is fitted on the training labels visible to the
-    runs of this seed, and its regularisation is chosen on their validation labels. The paper's text classifier has two
-    layers and a fine-tuned text tower; here the tower is frozen.
+    (as in training), or by a zero vector if the rules leave it unpaired. Statistics over all tiles (hubness correction,
+    mutual neighbours) come from the training tiles only. `exclude_same_group` applies to training tiles only; `leaks`
+    covers the reports of other patients. The head is fitted on the training labels visible to the runs of this seed,
+    and its regularisation is chosen on their validation labels. The paper's text classifier has two layers and a
+    fine-tuned text tower; here, the head is linear and the tower is frozen.
 
     Raises:
         ConfigError: There are no reports, or a rule needs all scores and the index is not Flat.
-        DataError: Too few labels for a probe, or a rule names an organ that no report has.
+        DataError: There are too few labels for a probe, or a rule names an organ that no report has.
     """
     return _probe_predictions(workspace, seed, retrieved_text(workspace))
 
@@ -193,7 +192,7 @@ def image_probe_predictions(workspace: Workspace, seed: int) -> Predictions:
     """Predict the test tiles with the same head on the VLM's image embeddings.
 
     Raises:
-        DataError: Too few labels for a probe.
+        DataError: There are too few labels for a probe.
     """
     return _probe_predictions(workspace, seed, _image_embeddings(workspace))
 

@@ -22,7 +22,7 @@ _SAMPLE = 1000  # tiles and snippets per plot
 
 @dataclass(frozen=True)
 class _Space:
-    """Tile and snippet embeddings in one representation; each dictionary has one entry per modality."""
+    """Embeddings and ids of tiles and snippets in one representation, by modality."""
 
     name: str
     panel: str
@@ -39,9 +39,10 @@ class _Space:
 def analyse_joint_space(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path
 ) -> list[AnalysisResult]:
-    """Compare test tiles and snippets as embedded by the VLM, centred, and as projected by a distilled student.
+    """Compare test tiles and snippets as embedded by the VLM, after centring, and as projected by a student.
 
-    The student is the first whose classifier predicts the VLM's text embeddings. Without reports, the list is empty.
+    The student is that of the first run whose classifier predicts the VLM's text embeddings. Without reports, there is
+    no result.
     """
     if plan.config.reports is None:
         return []
@@ -106,7 +107,7 @@ def _project_with_text_student(
 
 
 def _sample(n: int) -> Int[np.ndarray, "_"]:
-    """Return evenly spaced positions, at most `_SAMPLE`."""
+    """Return at most `_SAMPLE` evenly spaced positions."""
     return np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.int64)) if n else np.empty(0, dtype=np.int64)
 
 

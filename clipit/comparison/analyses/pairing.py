@@ -1,4 +1,4 @@
-"""Quality of the pairs, and whether tiles with closer snippets gain more."""
+"""Quality of the pairs, and the gain of tiles by the similarity of their snippets."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,9 +48,9 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
         heading=heading(plan, "Quality of the pairs"),
         text="Computed on training tiles. Label agreement uses every label of the data set, including those hidden "
         "from training, and selects nothing. `hubness`: share of tiles paired with the most used 1 % of the "
-        "snippets; `neighbours`: share of tiles with the majority label of the "
-        "other tiles paired with the same snippet; `text`: share of tiles whose label is the class nearest to their "
-        "snippet; `AUROC`: how well the pairing score separates these tiles from the others.",
+        "snippets; `neighbours`: share of tiles with the majority label of the other tiles paired with the same "
+        "snippet; `text`: share of tiles whose label is the class nearest to their snippet; `AUROC`: how well the "
+        "pairing score separates these tiles from the others.",
         header=(
             "snippets used",
             "hubness %",
@@ -77,7 +77,7 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
 
 
 def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> AnalysisResult:
-    """Compute the gain per quartile of the test tiles, by cosine with their first snippet."""
+    """Compute the gain in each quartile of the test tiles by cosine with their first snippet."""
     c = plan.comparison
     tiles, _ = compute_hits(rows, c.baseline, c.seeds[0])
     scores = first_cosines(workspace, tiles.ids)
@@ -135,12 +135,13 @@ def _arms_with_other_rules(plan: Plan) -> str:
 
 
 def first_cosines(workspace: Workspace, ids: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Compute the cosine of each test tile with its first snippet; NaN if the rules drop all of its candidates.
+    """Compute the cosine of each test tile with its first snippet; NaN if the rules drop all candidates.
 
-    Must be called in all processes.
+    Must be called by all processes.
 
     Args:
         workspace: Workspace whose configuration sets the `pairing` rules.
+        ids: Ids of test tiles.
     """
     store = workspace.tile_store("test")
     cosines = [np.empty(0)]

@@ -23,12 +23,12 @@ ANALYSES: Mapping[str, Analysis] = {
 
 
 def run_analyses(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> list[AnalysisResult]:
-    """Run the configured analyses on the finished runs of a plan; call it in all processes.
+    """Run the configured analyses on the finished runs of a plan; must be called by all processes.
 
     Args:
         workspace: Cached inputs of the plan's configuration.
         rows: Rows of the plan's runs and reference classifiers.
-        folder: Folder for predictions and scores that an analysis computes for itself.
+        folder: Folder for predictions and scores that the analyses compute themselves.
     """
     results = []
     for name in plan.comparison.analyses:

@@ -1,4 +1,4 @@
-"""Result of an analysis; hits and gains per tile, computed from the predictions of runs."""
+"""Results of analyses, and the hits and gains per tile that several analyses compute from predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +18,13 @@ class AnalysisResult:
     """Result of one analysis of one data set and backbone: a table and, optionally, points for a scatter plot.
 
     Attributes:
-        source: Files and columns that the figures are computed from.
+        heading: Heading of the section.
+        text: Explanation shown above the table.
+        source: Files and columns from which the figures are computed.
         planes: Coordinates by panel title and name of the points.
         values: Unrounded values behind the cells, one record per cell or row; scores and shares in 0..1.
         ids: Tile or snippet id of each point of `planes`, by panel title and name of the points.
-        points: Name of the file with the points; "" while they are only in memory.
+        points: Name of the file with the points; "" if they are not written.
     """
 
     heading: str
@@ -37,7 +39,7 @@ class AnalysisResult:
 
 
 def heading(plan: Plan, text: str) -> str:
-    """Return a heading with the data set, and with the backbone if the comparison has several."""
+    """Append the data set to a heading, and the backbone if the comparison has several."""
     several = len(plan.comparison.backbones) > 1
     return f"{text} ({plan.data_set}, {plan.backbone})" if several else f"{text} ({plan.data_set})"
 
@@ -58,7 +60,7 @@ def read_test_predictions(rows: Sequence[ScoreRow], arm: str, seed: int) -> Pred
 
 
 def compute_hits(rows: Sequence[ScoreRow], arm: str, seed: int) -> tuple[Predictions, Float[np.ndarray, " n"]]:
-    """Return the labelled test tiles, sorted by id, and 1.0 for each that the run classifies correctly."""
+    """Return the labelled test tiles, sorted by id, and 1.0 for each correctly classified one, 0.0 for others."""
     predictions = read_test_predictions(rows, arm, seed).by_id()
     labelled = predictions.take(predictions.labels >= 0)
     return labelled, (labelled.probabilities.argmax(axis=1) == labelled.labels).astype(np.float64)

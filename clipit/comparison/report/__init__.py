@@ -1,1 +1,1 @@
-"""The files that a comparison writes: HTML page, tables, notes, JSON."""
+"""Report of a comparison: HTML page, tables and notes."""

@@ -1,4 +1,4 @@
-"""Figures of each arm: confusion matrix, reliability and training curves, over all seeds."""
+"""Figures of each arm over all seeds: confusion matrix, reliability and training curves."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -96,7 +96,7 @@ def mean_curves(curves: Sequence[Series]) -> dict[str, tuple[list[int], list[flo
     """Average curves over several runs, at the steps where all of them logged a finite value.
 
     Args:
-        curves: One mapping per training, from the name of a curve to its steps and values.
+        curves: Steps and values by name of the curve, one mapping per run.
     """
     names = [name for name in (curves[0] if curves else {}) if all(name in one for one in curves)]
     means = {}

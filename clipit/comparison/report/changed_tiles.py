@@ -24,7 +24,7 @@ _MANY_SETTINGS, _FEW_TILES = 4, 4  # data sets and backbones above which fewer t
 
 @dataclass(frozen=True)
 class ArmVotes:
-    """Predictions of one arm for the labelled tiles, aggregated over its seeds.
+    """Predictions of one arm for the labelled tiles, aggregated over seeds.
 
     Attributes:
         right: Number of seeds in which each tile is classified correctly.
@@ -58,7 +58,7 @@ class ChangedTiles:
 
 
 def main_arms(arms: Sequence[str], baseline: str) -> list[str]:
-    """Choose up to three arms to show: the text arm, the image-embedding control, then the others in order."""
+    """Choose up to three arms to show: `clip_it_all`, `image_embedding`, then the others in order."""
     others = [arm for arm in arms if arm != baseline]
     return [arm for arm in (*MAIN_ARMS, *(a for a in others if a not in MAIN_ARMS)) if arm in others][:_MAX_ARMS]
 
@@ -161,15 +161,18 @@ def change_parts(
     """Compose cards of the gained and the lost tiles.
 
     Args:
-        picture: Tile id -> data URI of its picture, or None.
+        changes: Gained and lost tiles.
+        names: Names of the baseline and the arm.
+        seeds: Numbers of seeds of the baseline and the arm.
+        picture: Function from a tile id to the data URI of its picture, or None.
         source: Prediction files, for the caption.
         max_tiles: Maximum number of tiles of each kind.
     """
     base, arm = names
     parts: list[Part] = []
     for kind, rows, definition in (
-        ("gained", changes.gained, f"{arm} right, {base} wrong"),
-        ("lost", changes.lost, f"{base} right, {arm} wrong"),
+        ("gained", changes.gained, f"{arm} correct, {base} wrong"),
+        ("lost", changes.lost, f"{base} correct, {arm} wrong"),
     ):
         total = (
             f"{len(rows)} of {counted(len(changes.tiles.ids), 'labelled tile')} {kind} ({definition}, each in most "
@@ -208,7 +211,7 @@ def _read_seeds(result: ArmResult) -> list[Predictions]:
 
 
 def _load_pictures(tiles: TileSet | None) -> Callable[[str], str | None]:
-    """Return a function from tile id to data URI of its picture; None if the tile or its image is missing."""
+    """Return a function from a tile id to the data URI of its picture; None if the tile or image is missing."""
     rows = {} if tiles is None else {str(tile_id): row for row, tile_id in enumerate(tiles.ids.tolist())}
 
     @cache

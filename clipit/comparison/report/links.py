@@ -16,11 +16,12 @@ _Row = tuple[str, list[tuple[str, str]]]
 def link_sections(
     config: RunConfig, plans: Sequence[Plan], results: Sequence[ArmResult], folder: Path
 ) -> list[PageSection]:
-    """Build a section with links to every existing page, relative to the comparison's folder; empty without pages.
+    """Build a section with relative links to all existing pages; no section without pages.
 
     Args:
         config: Configuration of the comparison, whose output folder is searched.
         plans: Plans of the comparison, one per data set and backbone.
+        folder: Folder of the comparison, to which the links are relative.
     """
     runs = _run_rows(results, folder)
     names = list(dict.fromkeys([config.name, *(plan.config.name for plan in plans)]))
@@ -64,7 +65,7 @@ def _pairing_rows(output: Path, names: Sequence[str], folder: Path) -> list[_Row
 
 
 def _study_rows(output: Path, names: Sequence[str], run_names: Sequence[str], folder: Path) -> list[_Row]:
-    """Build a row per study: `<output>/<kind>/<name>`, or `<name>-<run>` for the prompts of one run."""
+    """Build a row per study in `<output>/<kind>/<name>`, or in `<name>-<run>` for the prompts of one run."""
     rows: list[_Row] = []
     for kind in _STUDIES:
         for name in (*names, *(f"{name}-{run}" for name in names for run in run_names)):

@@ -42,7 +42,7 @@ def compose_notes(
         config: Configuration that all runs share.
         c: Section `comparison`.
         plans: Plans, one per data set and backbone.
-        published_source: Source of published scores in the table; empty if there are none.
+        published_source: Source of the published scores in the table; "" if there are none.
 
     Raises:
         DataError: The search record named in the configuration is missing.
@@ -148,7 +148,7 @@ def _format_counts(trials: Mapping[str, int]) -> str:
 
 
 def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tuple[str, list[str]]:
-    """Find the source of the arms' hyperparameters, and the arms whose values differ from the search's choice."""
+    """Describe the source of the hyperparameters, and list the arms whose values the search did not choose."""
     file = Path(c.searched) if c.searched else config.output / "tuning" / f"{config.name}.json"
     if not file.is_file():
         if c.searched:
@@ -208,7 +208,7 @@ def _undefined_reason(result: ArmResult) -> str:
 
 
 def _below_reference(results: Sequence[ArmResult]) -> list[str]:
-    """Write a note for each data set and backbone on which students score below the VLM on the test split."""
+    """Note, for each data set and backbone, which students score below the VLM on the test split."""
     notes = []
     for setting in dict.fromkeys(result.key.setting for result in results):
         tested = [
@@ -231,9 +231,9 @@ def _below_reference(results: Sequence[ArmResult]) -> list[str]:
 
 
 def own_report_notes(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[str]:
-    """Write a note on the labels of each arm with own reports, from training.json of its first seed.
+    """Describe the labels of each arm with own reports, from training.json of its first seed.
 
-    Runs without that record, for example because their folder was moved, have no note.
+    Runs without this file, for example because their folder was moved, get no note.
     """
     by_key, settings = {result.key: result for result in arms}, [(plan.data_set, plan.backbone) for plan in plans]
     notes: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Pairing browser for each data set of a comparison, with the predictions of the first text arm."""
+"""Pairing browser of each data set of a comparison, with the predictions of the first arm with text."""
 
 import logging
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ _BATCH = 64  # images in memory at a time
 
 
 def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow]) -> None:
-    """Write `<output>/pairings/<name>/pairs.html` if reports are configured; call it in all processes.
+    """Write `<output>/pairings/<name>/pairs.html` if reports are configured; must be called by all processes.
 
-    If the page cannot be built (no pair passes the rules, or a tile's file is missing), this is logged.
+    If the page cannot be built, because no pair passes the rules or a tile's file is missing, the reason is logged.
 
     Args:
         plan: Plan for a data set and backbone, whose `comparison.pairing_page` sets the number of tiles.
@@ -44,7 +44,7 @@ def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow
 def _predict(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], shown: Sequence[str]
 ) -> tuple[TilePredictions, str] | None:
-    """Predict these training tiles with the first text arm, and describe the run; None without such an arm."""
+    """Predict these training tiles with the first arm with text, and describe the run; None without such an arm."""
     seed = plan.comparison.seeds[0]
     arm = next((name for name in plan.arms if uses_reports(resolve_arm(plan.run_config(name, seed)))), None)
     if arm is None:

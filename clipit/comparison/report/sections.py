@@ -1,4 +1,4 @@
-"""Sections of a comparison's page: scores, label efficiency, costs, analyses, and every row."""
+"""Sections of a comparison's page: scores, label efficiency, costs, analyses, and all rows."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def score_sections(
     published: PublishedScores,
     notes: Sequence[str],
 ) -> list[PageSection]:
-    """Build the sections of scores: against the baseline and each control, like table 1 of CLIP-IT, and by seed."""
+    """Build the sections of scores: against the baseline and each control, as in table 1 of CLIP-IT, and by seed."""
     sections = [PageSection("Scores", [_score_table(results, published, "lines"), *(Text(note) for note in notes)])]
     for control, arms in against.items():
         parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]
@@ -74,7 +74,7 @@ def seed_figure(
 
 
 def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: str) -> Table:
-    """Build the main table; its source is the key of comparison.json with the unrounded figures."""
+    """Build the main table; `key` names the unrounded figures in comparison.json."""
     header, cells = shown_columns(results, published)
     constant = [
         f"{column} = {results[0].key[i]!r}"
@@ -91,7 +91,7 @@ def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: 
 def label_sections(
     config: RunConfig, c: ComparisonConfig, results: Sequence[ArmResult], folder: Path
 ) -> list[PageSection]:
-    """Plot scores over the share of labelled training tiles, if runs with different shares of the same tiles exist.
+    """Plot scores over the share of labelled training tiles, if it varies between runs on the same tiles.
 
     Only scores on the same tiles are connected by a line.
     """

@@ -27,7 +27,7 @@ HEADER = (
     "p (Holm)",
 )
 COST_NOTE = (
-    "chosen: step with the best validation score. seconds: duration of training, with validation and the first "
+    "chosen: step with the best validation score. seconds: duration of training, including validation and the first "
     "reading of the tiles. parameters and tiles/s: image-only inference. by prompts: zero-shot score of the same "
     "student on the test split, from its projection and the class prompts."
 )
@@ -53,7 +53,7 @@ def setting_label(setting: tuple[str, ...], settings: Iterable[tuple[str, ...]])
 
 
 def cells(result: ArmResult) -> list[str]:
-    """Format an arm's cells in the columns of `HEADER`; scores in %."""
+    """Format an arm's cells in the columns of `HEADER`, with scores in %."""
     percent = [None if value is None else PERCENT * value for value in result.scores.values()]
     same = result.reference and len(set(percent)) == 1  # a reference row that does not depend on the seed
     shown = [*result.key, number(percent[0], 1) if same else mean_sd(percent, 1)]
@@ -96,7 +96,7 @@ def shown_columns(
 
 
 def paper_tables(c: ComparisonConfig, results: Sequence[ArmResult]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return title, header and rows of the tables in the form of CLIP-IT's table 1; none for a single arm."""
+    """Return title, header and rows of the tables in the layout of CLIP-IT's table 1; none for a single arm."""
     others = [arm for arm in c.arms if arm != c.baseline]
     arms = [arm for arm in ("clip_it_paper", "clip_it_all", *others) if arm in others][:1]
     return [(f"{c.baseline} -> {arm}", *paper_table(results, c.baseline, arm)) for arm in arms]

@@ -18,11 +18,11 @@ RULE = (
 )
 TEXT_RULE = (
     "Text adds information if the arm is better than every control that was run, among them image_embedding, which "
-    "learns from the VLM's embedding of the tile in place of text; controls that were not run are named."
+    "learns from the VLM's embedding of the tile instead of text; controls that were not run are named."
 )
 OWN_RULE = (
-    "Own reports: an arm that is not better than the VLM's linear probe on the same report labels (or on the labels of "
-    "tiles), although the arm or the probe is better than the baseline, is not needed: use the probe. If the arm is "
+    "Own reports: an arm that is not better than the VLM's linear probe on the same report labels (or on the tile "
+    "labels), although the arm or the probe is better than the baseline, is not needed: use the probe. If the arm is "
     "not better than own_case, whose labels are spread over the tiles of a patient without text, its gain is due to "
     "knowing which tiles belong to one patient. Text from own reports adds information if the arm is better than every "
     "control that was run, among them own_case or own_shuffled (for snippets, own_case or other snippets); controls "
@@ -33,7 +33,7 @@ _TEXT_COLUMNS = _HEADER[:4]
 
 
 def verdict_sections(verdicts: Sequence[ArmVerdict]) -> list[PageSection]:
-    """Build the section of contrasts and verdicts; empty without verdicts."""
+    """Build the section of verdicts and contrasts; none without verdicts."""
     if not verdicts:
         return []
     header, rows = _table(verdicts)

@@ -1,4 +1,4 @@
-"""The report of a comparison: comparison.md, comparison.tex and comparison.html."""
+"""Write the report of a comparison: comparison.md, comparison.tex and comparison.html."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,13 +99,13 @@ def write_report(
 
 
 def read_head(folder: Path) -> str:
-    """Return the head of comparison.md for the console: title, verdict and main table."""
+    """Return the beginning of comparison.md (title, verdict and main table) for the console."""
     blocks = (folder / "comparison.md").read_text(encoding="utf-8").split("\n\n")[:3]
     return "\n\n".join(map(console_block, blocks))
 
 
 def _models_note(config: RunConfig, plans: Sequence[Plan], arms: Sequence[ArmResult]) -> str:
-    """Compose the note that the runs and the reference rows carry."""
+    """Compose the note on the models of the runs and reference rows."""
     vlms = {
         plan.config.vlm.name
         for plan in plans
@@ -150,7 +150,7 @@ def _latex(
     published_scores: PublishedScores,
     published_source: str,
 ) -> str:
-    """Write the main table and one in the layout of CLIP-IT's table 1, with descriptive captions."""
+    """Format the main table, and one in the layout of CLIP-IT's table 1, with descriptive captions."""
     seeds = counted(len(c.seeds), "seed")
     title = f"{config.name}: {LABELS[c.metric]} in %, mean and standard deviation over {seeds}."
     caption = f"{title} Differences are paired by seed, against {c.baseline}. {describe_holm_family(results)}"
@@ -164,7 +164,7 @@ def _latex(
 
 
 def annotator_notes(tiles_by_setting: Mapping[tuple[str, str], TileSet], metric: str) -> list[str]:
-    """Write a note on the scores of the annotators on the test tiles of each data set; none without annotators.
+    """Summarise the annotators' scores on the test tiles of each data set; no note without annotators.
 
     Args:
         metric: Metric of the comparison; accuracy is used where annotators have none, as for AUROC.

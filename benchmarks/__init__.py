@@ -1,1 +1,1 @@
-"""Cost of clipit relative to the bare models, both measured side by side."""
+"""Benchmarks of clipit relative to the bare models, measured side by side."""

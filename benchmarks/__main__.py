@@ -1,7 +1,7 @@
 """Benchmark clipit against the bare models; print a table and write JSON.
 
-About 15 minutes on 2 cores. On a machine with a GPU, the models are ViT-L/16 in bfloat16 and the index is larger;
-there, `--gpu` runs only the benchmarks that depend on the GPU, within eight minutes, and names their file after it.
+Takes about 15 minutes on 2 cores. On a machine with a GPU, the models are ViT-L/16 in bfloat16 and the index is larger;
+there, `--gpu` runs only the benchmarks that depend on the GPU, within eight minutes, and names its file after the GPU.
 """
 
 import argparse
@@ -75,20 +75,24 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
 GPU = ("training_step", "bag_step", "checkpointing", "embedding", "pairing", "prediction")
 """Benchmarks of `--gpu`, the most important first."""
 _GPU_REPEATS = 3
-_GPU_SECONDS = 330  # after this time, no further benchmark is started; the longest takes two minutes
+_GPU_SECONDS = 330  # no benchmark is started after this time; the longest takes two minutes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmarks that the command line names, print a table and write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument(
-        "--json", type=Path, help="output file; outputs/benchmarks.json, with --gpu results/gpu_<card>.json by default"
+        "--json",
+        type=Path,
+        help="output file (default: outputs/benchmarks.json; with --gpu, results/gpu_<card>.json)",
     )
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds, after one warm-up round")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and one round, as a smoke test")
     parser.add_argument(
-        "--gpu", action="store_true", help=f"only those that depend on a GPU ({', '.join(GPU)}), 3 rounds, 8 minutes"
+        "--gpu",
+        action="store_true",
+        help=f"run only the benchmarks that depend on a GPU ({', '.join(GPU)}): 3 rounds, at most 8 minutes",
     )
     parser.add_argument(
         "--slide", type=Path, action="append", default=[], help="slide for slide_tiles (TIFF; may be repeated)"
@@ -111,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise LaunchError(
                 "there is no GPU that torch can use",
                 where="--gpu",
-                fix="run it on a machine with a GPU (clipit doctor shows what torch finds), or with --quick",
+                fix="use a machine with a GPU (clipit doctor shows which GPUs torch finds), or --quick",
             )
         names = given.names or list(GPU if given.gpu else BENCHMARKS)
         repeats = min(given.repeats, _GPU_REPEATS) if given.gpu else given.repeats
@@ -140,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if skipped:
             print(f"out of time: {', '.join(skipped)} not measured; run them by name")
         if given.quick:
-            print("quick sizes: these figures say nothing about speed")
+            print("quick sizes: these figures do not measure speed")
 
 
 def _default_file(card: str) -> Path:
-    """Return the file of the figures; those of a GPU are recorded under its name."""
+    """Return the default output file; figures of a GPU are recorded under its name."""
     name = re.sub(r"[^a-z0-9]+", "_", card.lower()).strip("_")
     return Path(f"results/gpu_{name}.json") if name else Path("outputs/benchmarks.json")
 

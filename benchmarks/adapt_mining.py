@@ -1,4 +1,4 @@
-"""Mining the bags of an adaptation again, against the steps between two minings.
+"""Time of mining the bags of an adaptation again, relative to the steps between two minings.
 
 Both use the embedded VLM and LoRA: mining embeds all tiles and the prompt dictionary, searches neighbours and writes
 the members; a step encodes its bags with cached gradients.
@@ -13,7 +13,7 @@ from benchmarks.inputs import make_tiles
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure a mining and a few steps, from which the time between two minings is computed."""
+    """Measure the time of one mining and of a few steps, from which the time between two minings is extrapolated."""
     import torch
 
     from clipit.config.run import LabelsConfig, LeaksConfig, RunConfig, TilesConfig

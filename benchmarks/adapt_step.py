@@ -1,4 +1,4 @@
-"""Time and memory of a step that adapts a VLM with cached gradients, against a plain forward and backward pass."""
+"""Time and memory of a step that adapts a VLM with cached gradients, relative to a plain forward and backward pass."""
 
 import json
 import subprocess
@@ -130,7 +130,7 @@ def _measure_memory(batch: int, micro_batch: int) -> int:
 
 
 def main() -> None:
-    """Print the peak memory of this process after two steps; arguments: batch size, micro-batch size."""
+    """Print the peak memory of this process after two steps, given a batch size and a micro-batch size."""
     contrast = _contrast(int(sys.argv[2]), int(sys.argv[1]))
     for _ in range(2):
         _cached(contrast)

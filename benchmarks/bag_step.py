@@ -1,6 +1,6 @@
-"""A step with bags (5 snippets, 5 neighbour tiles) against an image-only step, with the code that training uses.
+"""Time of a training step with bags (5 snippets, 5 neighbour tiles), relative to an image-only step.
 
-The bags come from stores, an index, pairs and tile bags on disk; the loss is that of `BagsTerm`.
+The bags come from stores, an index, pairs and tile bags on disk; as in training, the loss is that of `BagsTerm`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ _DIM, _CLASSES = 512, 3
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure steps of the same student with LoRA; members are read from the stores again in each step."""
+    """Measure steps of the same student with LoRA; each step reads the bag members from the stores again."""
     import torch
 
     from clipit.config.run import BackboneConfig, BagsConfig, LoraConfig, StudentConfig

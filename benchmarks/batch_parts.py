@@ -1,4 +1,4 @@
-"""A forward pass on a large batch in parts, as on a CPU, against the whole batch."""
+"""Time of a forward pass on a large batch in parts, as on CPUs, relative to the whole batch at once."""
 
 from benchmarks.harness import Figure, Options, alternate, ratios, seconds
 

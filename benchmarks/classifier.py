@@ -1,4 +1,4 @@
-"""An exported classifier against the bare timm model of the same weights."""
+"""Time of an exported classifier, relative to the bare timm model with the same weights."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ _DIM = 512
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure the seconds per batch in memory of a CLIP-IT student with merged LoRA and collapsed linear head."""
+    """Measure a CLIP-IT student with merged LoRA and collapsed linear head on batches in memory."""
     import timm
     import torch
 
@@ -33,16 +33,16 @@ def measure(options: Options) -> list[Figure]:
     shape = (batch, 3, SIZE, SIZE)
     ready = [torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(device) for _ in range(batches)]
 
-    def ours() -> list[torch.Tensor]:
+    def run_classifier() -> list[torch.Tensor]:
         return [classifier.forward(pixels)[0] for pixels in ready]
 
     @torch.inference_mode()
-    def theirs() -> list[torch.Tensor]:
+    def run_timm() -> list[torch.Tensor]:
         return [bare(pixels) for pixels in ready]
 
-    works = {"classifier": lambda: seconds(ours), "timm": lambda: seconds(theirs)}
+    works = {"classifier": lambda: seconds(run_classifier), "timm": lambda: seconds(run_timm)}
     samples = alternate(works, options)
-    difference = max(float((a - b).abs().max()) for a, b in zip(ours(), theirs(), strict=True))
+    difference = max(float((a - b).abs().max()) for a, b in zip(run_classifier(), run_timm(), strict=True))
     facts = {
         "backbone": options.vit,
         "tiles": batch * batches,

@@ -1,4 +1,4 @@
-"""Embedding tiles into a store, end to end, against the bare image tower on batches in memory."""
+"""Speed of embedding tiles into a store, end to end, relative to the bare image tower on batches in memory."""
 
 from itertools import count
 
@@ -15,7 +15,7 @@ _CONCH = 448
 def measure(options: Options) -> list[Figure]:
     """Measure the tiles per second of `embed_tiles` (read, decode, forward, write) relative to the bare model.
 
-    On a GPU also with a tower of the size of CONCH's.
+    On a GPU, a tower of the size of CONCH's is measured as well.
     """
     return [_measure(options, pixels) for pixels in ((SIZE, _CONCH) if options.gpu else (SIZE,))]
 
@@ -38,7 +38,7 @@ def _measure(options: Options, size: int) -> Figure:
         ready.append(vlm.preprocess.normalise(torch.from_numpy(np.stack(pixels)).to(vlm.device)))
     number = count()
 
-    def ours() -> float:
+    def embed() -> float:
         root = folder / f"root{next(number)}"
         return seconds(lambda: embed_tiles(root, vlm, tiles, batch_size=batch_size))
 
@@ -52,11 +52,11 @@ def _measure(options: Options, size: int) -> Figure:
         for _ in PixelSource(tiles, vlm.preprocess.pixels).ahead(batches):
             pass
 
-    samples = alternate({"embed_tiles": ours, "forward": lambda: seconds(forward)}, options)
+    samples = alternate({"embed_tiles": embed, "forward": lambda: seconds(forward)}, options)
     samples["reading"] = [seconds(reading) for _ in range(options.repeats)]
-    wanted = unit(torch.cat(forward()).float().cpu().numpy())
+    expected = unit(torch.cat(forward()).float().cpu().numpy())
     store = embed_tiles(folder / "root0", vlm, tiles, batch_size=batch_size)
-    cosines = (store.rows(np.arange(len(tiles))) * wanted).sum(axis=1)
+    cosines = (store.rows(np.arange(len(tiles))) * expected).sum(axis=1)
     facts = {
         "tiles": len(tiles),
         "pixels": vlm.preprocess.size,

@@ -15,7 +15,7 @@ _KERNELS = ("Haswell", "SkylakeX")  # OPENBLAS_CORETYPE: an OpenBLAS that does n
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure an exact faiss search by default, with one thread, and with other wait policies and OpenBLAS kernels."""
+    """Measure an exact faiss search with the defaults, one thread, another wait policy, and other OpenBLAS kernels."""
     from clipit.stores.index import has_faiss
 
     if not has_faiss():
@@ -59,7 +59,7 @@ def _search(sizes: list[int], changes: dict[str, str | None]) -> float:
 
 
 def main() -> None:
-    """Print the seconds that the second of two searches takes; arguments: rows of the index, number of queries."""
+    """Print the seconds of the second of two searches, given the number of index rows and of queries."""
     import faiss
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""A step on small tiles with and without the memory that `keep_freed_memory` keeps, in processes of their own."""
+"""Time of a step on small tiles with `keep_freed_memory` relative to one without it, each in a separate process."""
 
 import subprocess
 import sys
@@ -37,9 +37,9 @@ print(time.perf_counter() - start)
 
 
 def measure(options: Options) -> list[Figure]:
-    """Time training steps of the embedded backbone on 64 tiles, one thread, relative to those with the default malloc.
+    """Measure training steps of the embedded backbone on 64 tiles with one thread, relative to the default malloc.
 
-    The ratio is 1 where the C library is not glibc.
+    The ratio is 1 if the C library is not glibc.
     """
     home, steps = Path(__file__).resolve().parent.parent, options.size(30, 1)
     works = {name: (lambda n=name: _run(home, n, steps)) for name in ("kept", "returned")}

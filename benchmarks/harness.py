@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Work = Callable[[], float]
-"""Runs something once and returns the measured seconds, without its preparation."""
+"""Function that does a piece of work once, and returns its seconds without those of its preparation."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Figure:
 
     Attributes:
         benchmark: Name of the benchmark.
-        name: What is compared.
+        name: Quantity or comparison, as shown in the table.
         values: One value per repeat.
-        unit: Empty for a ratio.
+        unit: Unit of the values; empty for a ratio.
         goal: Largest (with `at_least`: smallest) acceptable median; None: no goal.
         at_least: Whether larger values are better.
         samples: Seconds (or bytes) of each side, one per repeat.
-        facts: Sizes, and checks that all sides computed the same.
+        facts: Sizes, and checks that all sides computed the same result.
     """
 
     benchmark: str
@@ -95,7 +95,7 @@ class Figure:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Measure the seconds that a function takes, until the device has finished."""
+    """Measure the seconds that a function takes, until the GPU has finished its work."""
     synchronise()
     start = time.perf_counter()
     work()
@@ -123,7 +123,7 @@ def peak_memory(work: Callable[[], object]) -> int | None:
 
 
 def alternate(works: Mapping[str, Work], options: Options, *, warm_up: bool = True) -> dict[str, list[float]]:
-    """Measure each work in turn, round after round, after one warm-up round (none when quick); returns seconds."""
+    """Measure all works in turn for several rounds, after a warm-up round (none if quick); return their seconds."""
     samples: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(-options.size(1, 0) if warm_up else 0, options.repeats):
         for name, work in works.items():
@@ -139,7 +139,7 @@ def ratios(samples: Mapping[str, Sequence[float]], over: str, under: str) -> lis
 
 
 def table(figures: Sequence[Figure], *, quick: bool) -> str:
-    """Format the figures as a text table; goals are not judged with quick sizes."""
+    """Format the figures as a text table; with quick sizes, it does not state whether goals are met."""
     lines = [("benchmark", "figure", "median", "min - max", "goal", "")]
     for figure in figures:
         goal = "" if figure.goal is None else f"{'>=' if figure.at_least else '<='} {figure.goal:g}"

@@ -1,4 +1,4 @@
-"""Recall, speed and size of approximate indexes with the settings that are chosen when none are given."""
+"""Recall, speed and size of approximate indexes with automatically chosen settings."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -28,7 +28,7 @@ def make_tiles(folder: Path, count: int, distinct: int = 1024, size: int = SIZE)
     Args:
         folder: New folder.
         count: Number of tiles.
-        distinct: Number of different images; further tiles repeat them.
+        distinct: Number of different images, which the other tiles repeat.
         size: Edge of a tile in pixels.
     """
     from clipit.config.run import LabelsConfig, TilesConfig
@@ -71,7 +71,7 @@ def draw_tile(rng: np.random.Generator, size: int = SIZE) -> "Image.Image":
 
 
 def encode(image: "Image.Image", kind: str = "JPEG", **options: Any) -> bytes:
-    """Encode an image; with quality 90 unless options of Pillow are given."""
+    """Encode an image, with quality 90 unless Pillow options are given."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **(options or {"quality": 90}))
     return buffer.getvalue()
@@ -82,8 +82,9 @@ def make_vlm(folder: Path, options: "Options", pixels: int = SIZE) -> "VLM":
 
     Args:
         folder: New folder for its files.
-        options: The image tower is a ViT-S/16, on a GPU a ViT-L/16; if quick, two layers of a ViT-Ti/16.
-        pixels: Input size; at 448 px, the tower is a ViT-B/16, as that of CONCH.
+        options: Options that select the image tower: a ViT-S/16; on a GPU, a ViT-L/16; if quick, two layers of a
+            ViT-Ti/16.
+        pixels: Input size in pixels; above 224 px, the tower is a ViT-B/16, like that of CONCH.
     """
     import open_clip
     import torch
@@ -115,7 +116,7 @@ def make_vlm(folder: Path, options: "Options", pixels: int = SIZE) -> "VLM":
 
 
 def make_store(root: Path, kind: str, count: int, dim: int, seed: int) -> "Store":
-    """Make a complete store of random unit vectors, in the format of `embed_texts` and `embed_tiles`.
+    """Write a complete store of random unit vectors, in the format of `embed_texts` and `embed_tiles`.
 
     Args:
         root: Output root.
@@ -156,12 +157,12 @@ def write_jpeg_slide(
     """Write a tiled pyramid of JPEG tiles, which openslide opens as generic TIFF.
 
     Args:
-        path: File.
-        levels: Width and height of each level, finest first.
-        tile: Function from level, row and column to the JPEG of a tile of `edge` pixels.
-        edge: Edge of a tile.
+        path: Path of the TIFF file.
+        levels: Width and height of each level in pixels, finest first.
+        tile: Function that returns the JPEG of a tile of `edge` pixels, given its level, row and column.
+        edge: Edge of a tile in pixels.
         mpp: Micrometres per pixel of the finest level.
-        rgb: Whether the tiles hold red, green and blue, as in some SVS files, instead of YCbCr.
+        rgb: Whether the tiles are encoded as RGB, as in some SVS files, instead of YCbCr.
     """
     changes = {"Compression": 7} | ({} if rgb else {"PhotometricInterpretation": 6})
     sampling = [] if rgb else [(530, "H", 2, (2, 2), True)]
@@ -174,10 +175,10 @@ def write_jpeg2000_slide(
     """Write a slide of one level of JPEG 2000 tiles (RGB codestreams), which openslide opens as Aperio's SVS.
 
     Args:
-        path: File.
-        size: Width and height.
-        tile: Function from level, row and column to the codestream of a tile of `edge` pixels.
-        edge: Edge of a tile.
+        path: Path of the SVS file.
+        size: Width and height in pixels.
+        tile: Function that returns the codestream of a tile of `edge` pixels, given its level, row and column.
+        edge: Edge of a tile in pixels.
         mpp: Micrometres per pixel.
     """
     description = f"Aperio Image Library\r\n{size[0]}x{size[1]} J2K|AppMag = {10 / mpp:.0f}|MPP = {mpp}"
@@ -193,9 +194,9 @@ def _write_slide(
     changes: Mapping[str, int],
     **options: Any,
 ) -> Path:
-    """Write encoded tiles as they are, since tifffile encodes them only with a further package.
+    """Write tiles that are already encoded, because tifffile needs an additional package to encode them.
 
-    They are written as another compression; the tags are corrected afterwards.
+    They are declared as deflate at first, and the tags are corrected afterwards.
     """
     import tifffile
 

@@ -14,7 +14,7 @@ _SETTINGS = (
 
 
 def machine() -> dict[str, Any]:
-    """Return cores, threads, device, package versions, settings that change speed, and the current load."""
+    """Return the cores, threads, device, package versions, environment variables that affect speed, and load."""
     import torch
 
     from clipit.stores.index import has_faiss

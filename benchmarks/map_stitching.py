@@ -33,7 +33,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 def _peak(results: Iterator[object]) -> float:
-    """Return the largest memory in bytes while results are made one by one and dropped."""
+    """Return the peak memory in bytes while results are produced one by one and dropped."""
     tracemalloc.start()
     for _ in results:
         pass
@@ -43,7 +43,7 @@ def _peak(results: Iterator[object]) -> float:
 
 
 def _token_map(width: int, height: int) -> Iterator[object]:
-    """Stitch tokens of a model that computes nothing: 14 x 14 tokens of 384 numbers per window of 224 pixels."""
+    """Stitch the tokens of a model that returns zeros: 14 x 14 tokens of 384 numbers per window of 224 pixels."""
     import torch
     from PIL import Image
 
@@ -61,7 +61,7 @@ def _token_map(width: int, height: int) -> Iterator[object]:
 
 
 def _window_map(width: int, height: int) -> Iterator[object]:
-    """Stitch the scores of windows of 224 pixels, of which neighbours share three quarters."""
+    """Stitch the scores of windows of 224 pixels, which overlap by three quarters of their edge."""
     from clipit.segmentation.stitching import WindowGrid, stitch
 
     edge = min(224, height)

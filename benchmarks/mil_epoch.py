@@ -28,13 +28,13 @@ _MIB = 2**20
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure the ratio of an epoch to reading its features, and its memory as a multiple of one bag's features.
+    """Measure the time of an epoch relative to reading its features, and its memory relative to one bag's features.
 
     The bags have 5,000 tiles of 512 half-precision values each; the network is gated attention of the default widths.
     Memory is what the process allocates, without the memory-mapped shards.
     """
     slides, tiles = options.size(40, 4, 400), options.size(5_000, 50)
-    store = write_prompt_bags(options.folder, slides, tiles)
+    store = write_features(options.folder, slides, tiles)
     bags, works = _open(store, slides, tiles), dict[str, Work]()
     _epoch(bags.select(np.arange(1)))  # warm-up: imports
     works["epoch"] = lambda: seconds(lambda: _epoch(bags))
@@ -53,7 +53,7 @@ def measure(options: Options) -> list[Figure]:
     ]  # fmt: skip
 
 
-def write_prompt_bags(folder: Path, slides: int, tiles: int) -> Path:
+def write_features(folder: Path, slides: int, tiles: int) -> Path:
     """Write a store of random features, slide by slide; return its folder."""
     from clipit.distributed import build_once
     from clipit.progress import Advance
@@ -119,7 +119,7 @@ def _measure_memory(store: Path, slides: int, tiles: int) -> dict[str, Any]:
 
 
 def _allocated_bytes() -> int:
-    """Return the bytes of this process without mapped files; without /proc, its peak with them."""
+    """Return the allocated bytes of this process, without mapped files; without /proc, its peak including them."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="utf-8").splitlines():
@@ -147,7 +147,7 @@ def _watched(samples: list[int]) -> Iterator[None]:
 
 
 def main() -> None:
-    """Measure the memory of an epoch over the bags of a store, after an epoch over two bags."""
+    """Measure the memory of an epoch over the bags of a store, after a warm-up epoch over two bags."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", nargs="*", help="folder of the store, number of slides, tiles per slide")
     parser.add_argument("--slides", type=int, default=None, help="write a store with this many slides and measure it")
@@ -158,7 +158,7 @@ def main() -> None:
         print(json.dumps(_memory(Path(folder), int(slides), int(tiles))))
         return
     with tempfile.TemporaryDirectory(prefix="clipit-benchmarks-") as temporary:
-        store = write_prompt_bags(Path(temporary), given.slides, given.tiles)
+        store = write_features(Path(temporary), given.slides, given.tiles)
         bags = _open(store, given.slides, given.tiles)
         reading, epoch = seconds(lambda: _read(bags)), seconds(lambda: _epoch(bags))
         memory = _memory(store, given.slides, given.tiles)

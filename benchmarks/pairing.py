@@ -1,4 +1,4 @@
-"""Pairing of tiles against a bare matrix product with top-k, and its peak memory."""
+"""Time of pairing tiles relative to a bare matrix product with top-k, and its peak memory."""
 
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,9 +44,8 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
     number = count()
 
     def pairs() -> float:
-        fresh = build_index(
-            options.folder, texts, backend=_backend(options)
-        )  # reads the index again, as a new process does
+        # Open the index again, as a new process does.
+        fresh = build_index(options.folder, texts, backend=_backend(options))
         root = options.folder / f"pairs{next(number)}"
         return seconds(lambda: pair_tiles(root, fresh, tiles, k=_K))
 
@@ -88,7 +87,7 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
 
 
 def _backend(options: Options) -> Literal["auto", "torch"]:
-    """Return the backend to measure: on a GPU torch, because faiss-cpu does not use it."""
+    """Return the search library to measure; on a GPU torch, because faiss-cpu does not use the GPU."""
     return "torch" if options.gpu else "auto"
 
 
@@ -100,7 +99,7 @@ def _top(scores: Float32[np.ndarray, "q n"]) -> Int[np.ndarray, "q k"]:
 
 
 def _memory(options: Options, texts: "Store") -> list[Figure]:
-    """Measure the peak memory of a process that pairs few tiles, and of one that pairs ten times as many."""
+    """Measure the peak memory of processes that pair a few tiles, and ten times as many."""
     few = options.size(2_000, 100)
     stores = {n: make_store(options.folder, "tile_store", n, _DIM, seed=1) for n in (few, 10 * few)}
     ways = {"few": (few, few), "many": (10 * few, few), "many, default block": (10 * few, 4096)}

@@ -1,4 +1,4 @@
-"""Pair tiles in this process, or in those of torchrun, and print seconds and peak memory in bytes as JSON.
+"""Pair tiles in this process, or in the processes of torchrun, and print seconds and peak memory in bytes as JSON.
 
 `python -m benchmarks.pairing_memory search ROWS` only searches random vectors with faiss, without reading or writing.
 """
@@ -13,7 +13,10 @@ import numpy as np
 
 
 def main() -> None:
-    """Arguments: output root, text store, tile store, tiles at once, name of a folder for the pairs; or see above."""
+    """Measure pairing, given the output root, text store, tile store, tiles per block and a suffix of the folder name.
+
+    With the arguments `search ROWS`, measure a bare search instead.
+    """
     if sys.argv[1] == "search":
         _search(int(sys.argv[2]))
         return
@@ -36,7 +39,7 @@ def main() -> None:
 
 
 def _search(rows: int) -> None:
-    """Search the top 5 of 2,000 queries in this process's share of the rows, all of which are the same 4,096."""
+    """Search the top 5 of 2,000 queries in this process's share of the rows, which repeat the same 4,096 vectors."""
     import faiss
 
     from clipit.distributed import get_processes
@@ -58,7 +61,7 @@ def _search(rows: int) -> None:
 def peak_bytes() -> int:
     """Return the peak resident memory of this process in bytes.
 
-    On Linux from VmHWM: getrusage would count what the parent held when it started this program.
+    On Linux, it is VmHWM: getrusage would include the memory of the parent when it started this program.
     """
     status = Path("/proc/self/status")
     if status.is_file():

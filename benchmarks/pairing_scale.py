@@ -1,4 +1,4 @@
-"""Exact pairing of large corpora: peak memory by the number of snippets, and two processes against one."""
+"""Exact pairing of large corpora: peak memory by the number of snippets, and time of one process relative to two."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def _memory(options: Options, few: "Store", many: "Store", tiles: "Store") -> li
 def _two_processes(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
     """Compare two processes with one, each with half of the cores: by blocks of tiles, and by shards of snippets.
 
-    The last row is what the cores allow: a bare search with faiss, which shares no data and writes nothing.
+    The last row shows what the cores allow: a bare search with faiss, which shares no data and writes nothing.
     """
     cores = os.cpu_count() or 1
     figures = []
@@ -104,7 +104,7 @@ def pair(
 
 
 def _run(arguments: list[str], processes: int, threads: int | None) -> dict[str, Any]:
-    """Run `benchmarks.pairing_memory` in new processes, and return what it prints as JSON."""
+    """Run `benchmarks.pairing_memory` in new processes, and return the JSON that it prints."""
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", "-m"]

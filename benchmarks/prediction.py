@@ -1,4 +1,4 @@
-"""Predicting a folder of tiles end to end, against the bare model on batches in memory."""
+"""Speed of predicting a folder of tiles, end to end, relative to the bare model on batches in memory."""
 
 from functools import partial
 from itertools import count

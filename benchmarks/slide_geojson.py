@@ -1,4 +1,4 @@
-"""Time to write the predictions of a slide for QuPath, against `json.dumps` of the same features."""
+"""Time to write the predictions of a slide for QuPath, relative to `json.dumps` of the same features."""
 
 import json
 from pathlib import Path

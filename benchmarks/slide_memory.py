@@ -1,4 +1,4 @@
-"""Peak memory of mapping a slide with many tiles, against the same slide with a quarter of them.
+"""Peak memory of mapping a slide with many tiles, relative to the same slide with a quarter of them.
 
 The memory is measured in a separate process: `python -m benchmarks.slide_memory SLIDE MPP OUT` prints it as JSON.
 """

@@ -1,4 +1,4 @@
-"""Reading tiles of 224 pixels from slides, against the same tiles as files of the same compression from a zip."""
+"""Speed of reading tiles of 224 pixels from slides, relative to files of the same compression in a zip."""
 
 import io
 import os
@@ -12,22 +12,22 @@ import numpy as np
 from benchmarks.harness import Figure, Options, alternate, ratios, seconds
 from benchmarks.inputs import SIZE, draw_tile, encode, write_jpeg2000_slide, write_jpeg_slide
 
-_EDGE = 256  # of the slide's own tiles
+_EDGE = 256  # pixels of the slide's own tiles
 _REAL = "slides/CMU-1-Small-Region.svs"  # below CLIPIT_TEST_DATA
 _BATCH = 64
 _MOST = 4096  # tiles of a real slide
 _JPEG = 7  # TIFF: compression
 _JPEG2000: dict[str, Any] = {"kind": "JPEG2000", "quality_mode": "rates", "quality_layers": [12], "irreversible": True}
-"""About the compression of real slides: a twelfth of the bytes of the pixels."""
+"""Compression to a twelfth of the size of the pixels, similar to that of real slides."""
 
 
 def measure(options: Options) -> list[Figure]:
     """Measure the tiles per second of `SlideReader` relative to those of `ZipReader`, both with the reading threads.
 
     The slides are synthetic, with tiles of 256 pixels in JPEG and in JPEG 2000; their grids are read row by row, as
-    for scoring. Additional rows are the slides of `--slide`, or else a real slide, if the environment variable
-    CLIPIT_TEST_DATA names a folder with it. JPEG tiles of a real slide are written to the zip with its quantisation
-    tables and colour space, those of other slides as JPEG 2000 of about the same size.
+    for scoring. Additional rows are the slides of `--slide` or, without any, a real slide, if the environment variable
+    CLIPIT_TEST_DATA names a folder that contains it. JPEG tiles of a real slide are written to the zip with its
+    quantisation tables and colour space, tiles of other slides as JPEG 2000 of about the same size.
     """
     distinct = options.size(256, 4)
     slide = _make_slide(options.folder / "synthetic.tif", options.size(12_288, 1024), distinct)
@@ -119,18 +119,19 @@ def _difference(slide: Path, corners: np.ndarray) -> int:
 
     from clipit.slides.opening import open_slide
 
-    ours, bare, largest = open_slide(slide), openslide.OpenSlide(str(slide)), 0
+    opened, bare, largest = open_slide(slide), openslide.OpenSlide(str(slide)), 0
     for x, y in corners.tolist():
-        wanted = np.asarray(bare.read_region((x, y), 0, (SIZE, SIZE)).convert("RGB"), dtype=int)
-        found = np.asarray(ours.read_region(x, y, 0, SIZE, SIZE), dtype=int)
-        largest = max(largest, int(np.abs(found - wanted).max()))
+        expected = np.asarray(bare.read_region((x, y), 0, (SIZE, SIZE)).convert("RGB"), dtype=int)
+        found = np.asarray(opened.read_region(x, y, 0, SIZE, SIZE), dtype=int)
+        largest = max(largest, int(np.abs(found - expected).max()))
     return largest
 
 
 def _encoding(slide: Path) -> dict[str, Any]:
-    """Return Pillow's options for images like the tiles of a slide: quantisation tables, sampling and colours of JPEG.
+    """Return the Pillow options that encode images like the tiles of a slide.
 
-    Tiles of other slides, such as JPEG 2000, are encoded as JPEG 2000 at the slide's own bytes per pixel.
+    For JPEG tiles, these are the quantisation tables, chroma subsampling and colour space. Tiles of other slides are
+    encoded as JPEG 2000 at the slide's own bytes per pixel.
     """
     import tifffile
     from PIL import Image, JpegImagePlugin

@@ -1,4 +1,4 @@
-"""Time of tissue detection and grid on a slide of 100,000 x 100,000 pixels, against the time to read its overview."""
+"""Time of tissue detection and tiling on a slide of 100,000 x 100,000 pixels, relative to reading its overview."""
 
 import time
 from collections.abc import Callable
@@ -18,12 +18,11 @@ _MPP = 0.25
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure the CPU seconds of tissue detection and grid, and their ratio to the CPU seconds of reading the overview.
+    """Measure the CPU seconds of tissue detection and tiling, and their ratio to those of reading the overview.
 
-    Both run in one thread, so CPU time equals wall time on an idle machine.
-
-    The overview is 4,096 pixels wide, the largest size in use, and is read from a level of 6,250 pixels, which most
-    scanners write. A third of the slide is tissue, with noise, small pieces and holes.
+    Both run in one thread, so CPU time equals wall time on an idle machine. The overview is 4,096 pixels wide, the
+    largest size in use, and is read from a level of 6,250 pixels, which most scanners write. A third of the slide is
+    tissue, with noise, small pieces and holes.
     """
     from clipit.config.data import SlidesConfig
     from clipit.slides.grid import make_grid

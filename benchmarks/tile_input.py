@@ -57,33 +57,33 @@ def _against_bare(files: Sequence[Path], kind: str, edge: int, options: Options)
     source, threads = PixelSource(tiles, preprocess.pixels), min(_WORKERS, available_cores())
     batches = [np.arange(start, min(start + 64, len(tiles))) for start in range(0, len(tiles), 64)]
 
-    def ours() -> None:
+    def read_source() -> None:
         for _ in source.ahead(batches):
             pass
 
     with ThreadPoolExecutor(threads) as pool:
         works: dict[str, Callable[[], float]] = {
-            "ours": lambda: _cpu_seconds(ours),
+            "clipit": lambda: _cpu_seconds(read_source),
             "bare": lambda: _cpu_seconds(lambda: list(pool.map(bare, paths))),
         }
         samples = alternate(works, options)
-    per_core = len(paths) / median(samples["ours"])
-    wanted = _H100_FLOP_PER_SECOND / _FLOP_PER_TILE
+    per_core = len(paths) / median(samples["clipit"])
+    embedded = _H100_FLOP_PER_SECOND / _FLOP_PER_TILE
     facts = {
         "tiles": len(tiles),
         "threads": threads,
         "equal": bool(np.array_equal(source.batch(batches[0]), np.stack([bare(path) for path in paths[:64]]))),
         "tiles_per_cpu_second": per_core,
-        "estimate": f"8 cores: {_WORKERS * per_core:,.0f} tiles/s; an H100 embeds {wanted:,.0f} tiles/s "
+        "estimate": f"8 cores: {_WORKERS * per_core:,.0f} tiles/s; an H100 embeds {embedded:,.0f} tiles/s "
         "with a ViT-L/16 at 400 TFLOP/s",
     }
-    name = f"reading {kind.upper()} of {edge} px: CPU time of the bare libraries / ours"
-    return Figure("tile_input", name, ratios(samples, "bare", "ours"), goal=0.9, at_least=True,
+    name = f"reading {kind.upper()} of {edge} px: CPU time of the bare libraries / clipit"
+    return Figure("tile_input", name, ratios(samples, "bare", "clipit"), goal=0.9, at_least=True,
                   samples=samples, facts=facts)  # fmt: skip
 
 
 def _threads_against_processes(files: Sequence[Path], options: Options) -> Figure:
-    """Measure a pool of threads relative to one of processes, which pass the pixels to the parent."""
+    """Measure a pool of processes, which pass the pixels to the parent, relative to a pool of threads."""
     count = min(_WORKERS, available_cores())
     spawn = multiprocessing.get_context("spawn")  # a forked child of a program with OpenMP threads may hang
     with ThreadPoolExecutor(count) as threads, ProcessPoolExecutor(count, mp_context=spawn) as processes:

@@ -1,8 +1,8 @@
-"""Memory of tables of tiles in a zip: bytes per tile that a process holds, and at its peak while it reads the table.
+"""Memory per tile of a table of tiles in a zip, after reading the table and at the peak while reading it.
 
     python -m benchmarks.tile_tables
 
-prints the difference between tables of 105,000 and 5,000 tiles, each read by a process of its own.
+prints the difference between tables of 105,000 and 5,000 tiles, each read in a separate process.
 """
 
 import gc
@@ -20,7 +20,7 @@ _PER_SLIDE = 500
 
 
 def main() -> None:
-    """Without arguments measure both sizes; with a table and a zip, print the memory of this process as JSON."""
+    """Measure both sizes; given a table and a zip, print the memory of this process as JSON."""
     if sys.argv[1:]:
         _print_memory(*sys.argv[1:])
         return

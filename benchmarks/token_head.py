@@ -1,4 +1,4 @@
-"""The training step of a linear head on patch tokens against the frozen forward pass that it needs."""
+"""Time of a training step of a linear head on patch tokens, relative to the frozen forward pass that it needs."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from benchmarks.inputs import CLASSES, SIZE
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure the seconds of a batch of windows without and with a step of the head on all of their tokens."""
+    """Measure the seconds of a batch of windows with and without a step of the head on all of their tokens."""
     import torch
 
     from clipit.config.run import BackboneConfig

@@ -1,4 +1,4 @@
-"""Time of a step that also distils text, against an image-only step with the same backbone, LoRA and tiles per step."""
+"""Time of a step that also distils text, relative to an image-only step with the same backbone, LoRA and batch size."""
 
 import math
 from itertools import count

@@ -1,7 +1,7 @@
 """MkDocs hook: adds README, CONTRIBUTING, data cards and result tables, which lie outside docs/, to the site.
 
-The notebook of the tutorial is shown with its outputs; it is run if its last rendering is out of date. Links in the
-Markdown files stay those that work in the repository; the hook rewrites them for the site.
+The tutorial's notebook is shown with its outputs; it is run if its last rendering is out of date. Links in the Markdown
+files are written for the repository; the hook rewrites them for the site.
 """
 
 import re
@@ -25,9 +25,9 @@ def on_files(files: Files, config: Any) -> Files:
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, _RENAMED.get(name, name), abs_src_path=str(path)))
     sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
-    from tools.tutorial import KEPT, rendered_notebook
+    from tools.tutorial import CACHE, rendered_notebook
 
-    notebook = rendered_notebook(ROOT / "docs" / _NOTEBOOK, KEPT)
+    notebook = rendered_notebook(ROOT / "docs" / _NOTEBOOK, CACHE)
     download = f"[Download this notebook]({_NOTEBOOK}): it is a script, and opens in Jupyter with jupytext.\n"
     page = _NOTEBOOK.replace(".py", ".md")
     files.append(File.generated(config, page, content=f"{notebook.markdown}\n{download}"))
@@ -37,7 +37,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Rewrite links between docs/ and the root of the repository; show links to source files as their paths."""
+    """Rewrite links between docs/ and the root of the repository; replace links to source files with their paths."""
     markdown = _SOURCE_LINK.sub(r"\1 (`\2`)", markdown)
     if page.file.src_uri == "index.md" or page.file.src_uri == "CONTRIBUTING.md":
         markdown = re.sub(r"(\]\(|!\[[^\]]*\]\()docs/", r"\1", markdown)

@@ -18,7 +18,7 @@ from typing import Any
 from clipit.artifacts import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = ROOT / "build" / "notebook"
+CACHE = ROOT / "build" / "notebook"
 """Folder in which `make docs` and the tests cache the rendering."""
 
 
@@ -33,8 +33,7 @@ class RenderedNotebook:
 def render_notebook(path: Path) -> RenderedNotebook:
     """Run the cells of a notebook in one namespace, in a temporary folder, and render them with their outputs.
 
-    As in a notebook, the value of a cell's last expression is shown, and so are open figures. An error of a cell ends
-    the run.
+    As in a notebook, the value of a cell's last expression and open figures are shown. An error in a cell ends the run.
 
     Args:
         path: Python file with `# %%` cells.
@@ -85,7 +84,7 @@ def rendered_notebook(path: Path, cache: Path) -> RenderedNotebook:
 
 
 def _digest(path: Path) -> str:
-    """Compute a digest of a notebook and of what its outputs depend on: the package, its dependencies, this file."""
+    """Compute a digest of a notebook and of everything that affects its outputs: package, dependencies, this file."""
     versions = sorted({f"{found.name} {found.version}" for found in importlib.metadata.distributions()})
     digest = hashlib.sha256("\n".join([sys.version, *versions]).encode())
     folders = [ROOT / "clipit", ROOT / "configs"]
@@ -113,7 +112,7 @@ def _run(source: str, name: str, namespace: dict[str, Any]) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a block of text; "" for none."""
+    """Format a text as a Markdown block; "" for an empty text."""
     return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
 
 

@@ -16,7 +16,7 @@ from clipit.models.vlm import load_vlm
 from clipit.synthetic.draws import MPP
 from clipit.synthetic.latents import CLASSES
 from clipit.synthetic.vocabulary import PROMPT_NAMES
-from tools.embedded.make_weights import GATE, MEASURED, SUMS, sums
+from tools.embedded.make_weights import GATE, MEASURED, SUMS, hash_models
 from tools.embedded.train_backbone import image_statistics
 
 PLAIN_TIMM_AND_TRANSFORMERS = f"""
@@ -34,7 +34,7 @@ print(tuple(backbone(torch.zeros(1, 3, 64, 64)).shape))
 
 
 def test_hashes_are_the_recorded_ones() -> None:
-    assert sums(EMBEDDED) == json.loads((EMBEDDED / SUMS).read_text())
+    assert hash_models(EMBEDDED) == json.loads((EMBEDDED / SUMS).read_text())
 
 
 def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:
@@ -42,10 +42,10 @@ def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:
         (tmp_path / part).mkdir()
         for path in (EMBEDDED / part).iterdir():
             (tmp_path / part / path.name).write_bytes(path.read_bytes())
-    assert sums(tmp_path) == sums(EMBEDDED)
+    assert hash_models(tmp_path) == hash_models(EMBEDDED)
     weights = tmp_path / "vlm" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    assert sums(tmp_path) != sums(EMBEDDED)
+    assert hash_models(tmp_path) != hash_models(EMBEDDED)
 
 
 def test_small_and_nothing_pickled() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from tools import tutorial
-from tools.tutorial import KEPT, render_notebook, rendered_notebook
+from tools.tutorial import CACHE, render_notebook, rendered_notebook
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
 def test_the_notebook_runs_and_shows_tables_and_pictures() -> None:
-    rendered = rendered_notebook(ROOT / "docs/tutorial_python.py", KEPT)  # not run again after `make docs`
+    rendered = rendered_notebook(ROOT / "docs/tutorial_python.py", CACHE)  # not run again after `make docs`
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", rendered.markdown)
     assert links == [*rendered.pictures] and len(links) == 3
     assert all(picture.startswith(b"\x89PNG") and len(picture) > 3000 for picture in rendered.pictures.values())

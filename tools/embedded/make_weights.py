@@ -48,14 +48,14 @@ def make_embedded_weights(
     world: WorldConfig | None = None,
     threads: int = 1,
 ) -> dict[str, Any]:
-    """Train the embedded VLM and backbone and measure them on a world that shares no tile or report with them.
+    """Train the embedded VLM and backbone, and measure them on a world that shares no tile or report with training.
 
     `vlm/`, `backbone/`, `SHA256SUMS.json` (hash of each file) and `measured.json` (recipes, versions, scores) are
     written to `folder`. Earlier ones are replaced once both models are trained.
 
     Args:
         folder: Folder for the two model folders.
-        seed: Seed of the training data and the training; the seed of a world drives other streams.
+        seed: Seed of the training data and the training; worlds use other random streams, even with the same seed.
         vlm: Recipe of the VLM; by default the shipped one.
         backbone: Recipe of the backbone; by default the shipped one.
         world: World on which they are measured; by default the demo's.
@@ -85,7 +85,7 @@ def make_embedded_weights(
         facts["versions"] = versions()
         for part in ("vlm", "backbone"):
             _replace(work / part, folder / part)
-    write_json(folder / SUMS, sums(folder))
+    write_json(folder / SUMS, hash_models(folder))
     write_json(folder / MEASURED, facts)
     return facts
 
@@ -151,7 +151,7 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
     """
     facts = read_json(world / "world.json", "write the world again")["config"]
     workspaces = {name: _grade_workspace(vlm, world, output, name == "centred") for name in ("centred", "uncentred")}
-    right = {name: _score_grades(workspace, world) for name, workspace in workspaces.items()}
+    scores = {name: _score_grades(workspace, world) for name, workspace in workspaces.items()}
     train, probe = workspaces["uncentred"].all_tiles.of_split("train"), _score_probe(workspaces["uncentred"])
     latents = tile_latents(facts["seed"], "world/train", facts["train"])
     places = [int(name.rpartition("-")[2]) for name in train.ids.tolist()]
@@ -161,7 +161,7 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
         | ({"probe": float(np.mean(probe[keep]))} if keep.any() else {})
         | {
             way: {name: float(np.mean(values[keep])) for name, values in figures.items()}
-            for way, figures in right.items()
+            for way, figures in scores.items()
             if keep.any()
         }
         for name, keep in (("all", np.ones_like(ambiguous)), ("ambiguous", ambiguous))
@@ -172,15 +172,15 @@ def _score_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarray]:
     """Return whether prompts and the nearest reports give the correct grade, for each training tile of a tumour."""
     train, store = workspace.all_tiles.of_split("train"), workspace.tile_store("train")
     images = centred(store.rows(store.positions(train.ids)), workspace.tile_mean)
-    right = {}
+    scores = {}
     for name, file in (("grade_alone", GRADE_PROMPTS), ("all_names", ALL_NAMES)):
         classes = prompt_embeddings(load_prompts(world / file), workspace.encode, workspace.text_mean, train.classes)
-        right[name] = (images @ classes.T).argmax(axis=1) == train.truth
+        scores[name] = (images @ classes.T).argmax(axis=1) == train.truth
     near = _nearest_grades(workspace, train.ids)
     correct = np.take_along_axis(near, train.truth[:, None, None], axis=2)[..., 0]
     other = np.take_along_axis(near, 1 - train.truth[:, None, None], axis=2)[..., 0]
     more = np.sign((correct.sum(axis=1) - other.sum(axis=1)).round(9))  # rounded, so that a tie is exact
-    return right | {
+    return scores | {
         "nearest_case": correct[:, 0],
         "nearest_case_none": near[:, 0, 2],
         "consensus": 0.5 + 0.5 * more,
@@ -188,7 +188,7 @@ def _score_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarray]:
 
 
 def _score_probe(workspace: Workspace) -> Bool[np.ndarray, "n"]:
-    """Return which training tiles a probe classifies correctly; validation tiles fit it and select its penalty."""
+    """Return which training tiles a probe classifies correctly; it is fitted and tuned on validation tiles."""
     parts = {split: workspace.all_tiles.of_split(split) for split in ("train", "validation")}
     stores = {split: workspace.tile_store(split) for split in parts}
     seen = {split: stores[split].rows(stores[split].positions(part.ids)) for split, part in parts.items()}
@@ -242,7 +242,7 @@ def _nearest_grades(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray
     return np.array([shares[tile] for tile in tiles.tolist()], dtype=np.float64)
 
 
-def sums(folder: Path) -> dict[str, str]:
+def hash_models(folder: Path) -> dict[str, str]:
     """Compute the SHA-256 of every file of the two model folders, by relative path."""
     files = [path for part in ("vlm", "backbone") for path in sorted((folder / part).iterdir())]
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
@@ -274,16 +274,16 @@ def main() -> None:
         "--captions",
         choices=get_args(Wording),
         default="graded",
-        help="coarse: captions without tumour "
-        "grades; status, rare_status: captions with the molecular status, often or rarely",
+        help="wording of the captions; coarse: without tumour grades; status, rare_status: naming the molecular status "
+        "often or rarely",
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument(
         "--vlm-only",
         action="store_true",
-        help="train no backbone, and measure the molecular status in a world of cases",
+        help="do not train a backbone, and measure the prediction of the molecular status in a world of cases",
     )
-    parser.add_argument("--small", action="store_true", help="a few steps only, to test the program")
+    parser.add_argument("--small", action="store_true", help="train for a few steps only, to test the program")
     arguments = parser.parse_args()
 
     with user_errors():

@@ -81,7 +81,7 @@ def slide_tiles(
 def correct_tiles(
     vlm: VLM, images: UInt8[np.ndarray, "n 64 64 3"], truth: Int64[np.ndarray, " n"], prompts: Path
 ) -> Bool[np.ndarray, " n"]:
-    """Return which tiles the VLM classifies correctly, with the prompts of this file."""
+    """Return which tiles the VLM classifies correctly with the prompts of a file."""
     classes = prompt_embeddings(load_prompts(prompts), lambda texts: text_vectors(vlm, list(texts)), classes=CLASSES)
     pixels = torch.from_numpy(np.stack([vlm.preprocess.pixels(Image.fromarray(image)) for image in images]))
     vectors = unit(torch.cat([vlm.encode_images(part) for part in torch.split(pixels, 128)]).numpy())
@@ -95,7 +95,7 @@ def _score(correct: Bool[np.ndarray, " n"], truth: Int64[np.ndarray, " n"]) -> d
 
 
 def main() -> None:
-    """Run the command: print the scores of a folder of `clipit world --slides`."""
+    """Print the scores of a folder written by `clipit world --slides`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of synthetic slides")
     parser.add_argument("--vlm", default="embedded", help="folder or name of the VLM")

@@ -20,7 +20,7 @@ _CLASSES = (WILD_TYPE, MUTATED)
 
 
 def check_status(vlm_folder: str, world: Path) -> dict[str, float]:
-    """Measure balanced accuracy for the case's status on the tumour tiles of test and of the shifted test set.
+    """Measure the balanced accuracy of predicting a case's status, on the tumour tiles of both test sets.
 
     `zero_shot_*`: with `status_prompts.yaml`. `probe_*`: a logistic regression on the image embeddings of all
     training tumour tiles, labelled with the true status of their case; the validation tiles select its penalty.
@@ -57,5 +57,5 @@ def _tumour_tiles(world: Path, name: str) -> TileSet:
 
 
 def _balanced(scores: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) -> float:
-    right = scores.argmax(axis=1) == truth
-    return float(np.mean([right[truth == k].mean() for k in range(len(_CLASSES))]))
+    correct = scores.argmax(axis=1) == truth
+    return float(np.mean([correct[truth == k].mean() for k in range(len(_CLASSES))]))

@@ -1,4 +1,4 @@
-"""Pretrain the embedded backbone, a tiny hybrid ViT of timm, without labels: it regresses image statistics."""
+"""Pretrain the embedded backbone, a tiny hybrid ViT of timm, without labels, by regression of image statistics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +37,9 @@ class BackboneRecipe:
 
 
 def train_backbone(folder: Path, seed: int, recipe: BackboneRecipe) -> dict[str, Any]:
-    """Pretrain on the unlabelled draw `backbone` of this seed and save it in timm's hub format.
+    """Pretrain a backbone on unlabelled tiles drawn with this seed, and save it in timm's hub format.
 
-    Loss: mean squared error of a linear layer over the pooled token against the standardised
+    The loss is the mean squared error between a linear layer on the pooled token and the standardised
     `image_statistics` of the same, augmented pixels.
     """
     import timm
@@ -61,10 +61,10 @@ def train_backbone(folder: Path, seed: int, recipe: BackboneRecipe) -> dict[str,
 def image_statistics(images: Float[Tensor, "b 3 64 64"]) -> Float[Tensor, "b 38"]:
     """Compute 38 classical statistics of images in 0..1, none of which is specific to tissue.
 
-    Mean, spread, skewness and kurtosis of the three channels (12) and of the mean channel (4); the spread of
-    the mean channel after box filters of 2, 4, 8, 16 px (4) and the mean local spread at the same
-    scales (4); mean absolute differences at 1, 2, 4 px along both axes (6) and their spread (6);
-    correlations between channels (2).
+    They are the mean, standard deviation, skewness and kurtosis of the three channels (12) and of the mean channel (4);
+    the standard deviation of the mean channel after box filters of 2, 4, 8 and 16 px (4), and its mean local standard
+    deviation at the same scales (4); the mean absolute differences at 1, 2 and 4 px along both axes (6), and their
+    standard deviation (6); and correlations between channels (2).
     """
     grey = images.mean(1, keepdim=True)
     parts = [_moments(images), _moments(grey)]

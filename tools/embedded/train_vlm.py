@@ -48,8 +48,8 @@ class VLMRecipe:
 def train_vlm(folder: Path, seed: int, recipe: VLMRecipe) -> dict[str, Any]:
     """Train on tiles and captions drawn with this seed, and save the model, its tokeniser and its processor.
 
-    Loss: symmetric cross-entropy over the pairs of a batch with a learned temperature (CLIP, arXiv
-    2103.00020). Each epoch takes one of a tile's captions.
+    The loss is the symmetric cross-entropy over the pairs of a batch, with a learned temperature (CLIP, arXiv
+    2103.00020). Each epoch uses one caption per tile.
 
     Returns:
         Counts, steps and last losses for the data card.
@@ -77,7 +77,7 @@ def train_vlm(folder: Path, seed: int, recipe: VLMRecipe) -> dict[str, Any]:
 def build_tokeniser(texts: Sequence[str], merges: int) -> Any:
     """Train a CLIP tokeniser (lower case, byte-level BPE) on these texts.
 
-    Every byte is in its vocabulary, so no text has unknown tokens: `eos` marks the end and nothing else.
+    Its vocabulary contains every byte, so no text has unknown tokens, and `eos` only marks the end.
     """
     from tokenizers import pre_tokenizers
     from tokenizers.trainers import BpeTrainer

@@ -126,7 +126,7 @@ list(zip(test["label"], classifier.predict(images), strict=True))
 
 # %% [markdown]
 # Because it was trained with text, it also classifies zero-shot: by prompts, here with words that
-# are new to it. New texts need the VLM of the training; `zero_shot(images)` uses the prompts that
+# are new to it. New texts need the VLM used in training; `zero_shot(images)` uses the prompts that
 # the classifier contains.
 
 # %%

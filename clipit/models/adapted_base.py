@@ -1,4 +1,4 @@
-"""Merged folders of adapted VLMs: the base model that they record, and the SHA-256 of their files."""
+"""Folders of adapted VLMs: look up the recorded base model, and verify the files."""
 
 from pathlib import Path
 
@@ -9,23 +9,23 @@ from clipit.file_hashes import hash_files
 from clipit.models.loading import OPEN_CLIP_CONFIG, read_json
 
 ADAPTED_FROM = "adapted_from"
-"""Key in the configuration of a merged folder that holds the public name of the model that was adapted."""
+"""Configuration key of a merged folder: public name of the model that was adapted."""
 _FILES = "clipit_files.json"
 _CARD = "README.md"
 _COPY = "copy the folder again; if you changed the model on purpose, delete this file"
 
 
 def record_files(folder: Path) -> None:
-    """Record the SHA-256 of the files of a merged folder, except its card, in `clipit_files.json`."""
+    """Write the SHA-256 of each file of a merged folder, except its card, to `clipit_files.json`."""
     files = {name: digest for name, digest in hash_files(folder, ["."]).items() if name != _CARD}
     write_record(folder / _FILES, {"files": files})
 
 
 def check_files(name: str) -> None:
-    """Check the files of a folder against `clipit_files.json`, if it has one.
+    """Verify the files of an adapted VLM against the hashes in `clipit_files.json`; other models always pass.
 
     Args:
-        name: Folder of a VLM, or any other name of one.
+        name: Name or folder of a VLM.
 
     Raises:
         ModelError: Files are missing or have changed.
@@ -35,10 +35,10 @@ def check_files(name: str) -> None:
         return
     try:
         recorded = dict(read_record(folder / _FILES, _COPY)["files"])
-        found = hash_files(folder, [file for file in recorded if (folder / file).is_file()])
-    except (ClipitError, TypeError, ValueError) as error:  # such as a path outside of the folder
-        raise ModelError("the record of the files is damaged", where=folder / _FILES, fix=_COPY) from error
-    changed = [file for file, digest in recorded.items() if found.get(file) != digest]
+        current = hash_files(folder, [file for file in recorded if (folder / file).is_file()])
+    except (ClipitError, TypeError, ValueError) as error:  # for instance a path outside the folder
+        raise ModelError("the list of file hashes is damaged", where=folder / _FILES, fix=_COPY) from error
+    changed = [file for file, digest in recorded.items() if current.get(file) != digest]
     if changed:
         raise ModelError(
             f"files of the adapted VLM are missing or have changed: {shortlist(changed)}",
@@ -48,10 +48,10 @@ def check_files(name: str) -> None:
 
 
 def base_of_adapted(name: str) -> str:
-    """Return the model that a VLM was adapted from; its own name if it was not adapted, or this is not recorded.
+    """Return the name of the model that a VLM was adapted from, or its own name if no base model is recorded.
 
     Args:
-        name: Configured name, which may be the merged folder of an adaptation.
+        name: Configured name of the VLM, which may be the merged folder of an adaptation.
     """
     for file in (Path(name).expanduser() / config for config in (OPEN_CLIP_CONFIG, "config.json")):
         if file.is_file():

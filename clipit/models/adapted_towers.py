@@ -1,4 +1,4 @@
-"""Towers of a VLM with a choice of trainable weights: low-rank updates, projections, or all."""
+"""Make parts of a VLM's towers trainable: LoRA updates, the projections into the joint space, or all weights."""
 
 import math
 import re
@@ -21,11 +21,11 @@ Tuning = Literal["lora", "full", "projection"]
 
 _TRIAL_TEXTS = ("Moderately differentiated adenocarcinoma.", "Mucin")
 _TOLERANCE = 1e-4
-"""Largest relative distance between embeddings that are computed with and without gradients."""
+"""Largest relative difference allowed between embeddings computed with and without gradients."""
 _PROJECTIONS = re.compile(
     r"visual\.proj|visual\.head\.(proj|mlp)\b.*|visual\.trunk\.head\..*"  # open_clip: ViT, timm, EVA and MobileCLIP
     r"|visual\.attnpool\.c_proj\..*"  # open_clip: ResNet
-    r"|(text\.)?text_projection(\.weight|\.bias)?|text\.proj(\..*)?"  # its text towers, its own or from transformers
+    r"|(text\.)?text_projection(\.weight|\.bias)?|text\.proj(\..*)?"  # open_clip: own and transformers' text towers
     r"|visual_projection\.weight"  # CLIPModel, whose text projection is named as in open_clip
     r"|visual\.proj_contrast"  # CONCH
     r"|visual_head\..*|text\.pooler\..*"  # KEEP, whose text tower ends with BERT's pooler
@@ -35,14 +35,14 @@ _PROJECTIONS = re.compile(
 
 
 class AdaptedTowers(nn.Module):
-    """The towers of a VLM, some of whose weights are trained.
+    """The towers of a VLM with some trainable weights.
 
     Attributes:
-        towers: Towers of the VLM; their functions compute with the trained weights.
-        network: Module of the VLM, with adapters if they are trained.
-        tuning: Weights that are trained.
-        trained_towers: Towers that are trained.
-        logit_scale: Logarithm of the scale of cosine similarities: the weight of the VLM's module, if it has one.
+        towers: Towers of the VLM, which use the trained weights.
+        network: Module of the VLM, with LoRA layers if `tuning` is `lora`.
+        tuning: Kind of trained weights: `lora`, `full` or `projection`.
+        trained_towers: Names of the trained towers.
+        logit_scale: Logarithm of the factor of cosine similarities; the VLM's own parameter if it has one.
     """
 
     def __init__(self, towers: Towers, network: nn.Module, tuning: Tuning, trained_towers: tuple[Tower, ...]) -> None:
@@ -62,15 +62,15 @@ class AdaptedTowers(nn.Module):
         return self.towers.text(tokens)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Return the weights that are trained, the scale included if it is learnt, by name."""
+        """Return the trained weights by name, including the logit scale if it is learnt."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
     def train(self, mode: bool = True) -> "AdaptedTowers":
-        """Switch dropout on or off.
+        """Switch dropout on or off; batch normalisation stays in evaluation mode.
 
-        With `full`, this concerns the layers with trained weights. Otherwise it concerns the adapters only: the frozen
-        weights cannot adapt to noise, so embeddings are trained as they will be used. Batch normalisation
-        always uses its stored statistics, because those of a micro-batch would differ from those of the batch.
+        With `full`, dropout is active in the layers with trained weights. Otherwise it is active only inside the
+        adapters: frozen weights cannot adjust to dropout, and their embeddings are used without it. Batch
+        normalisation keeps its running statistics, because those of a micro-batch would differ from the batch's.
         """
         super().train(mode)
         trained = _parts_with_trained_weights(self.network) if self.tuning == "full" else frozenset()
@@ -81,7 +81,7 @@ class AdaptedTowers(nn.Module):
         return self
 
     def merge(self) -> Towers:
-        """Add the updates to the weights of the VLM's module, in place, and return its towers with the learnt scale.
+        """Merge the updates into the VLM's module, in place, and return its towers with the learnt scale.
 
         Raises:
             ModelError: The trained weights are not finite.
@@ -101,7 +101,7 @@ class AdaptedTowers(nn.Module):
 
 
 def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
-    """Return the names of the modules with trained weights; those without weights are treated like their parent."""
+    """Return the names of the modules with trained weights; modules without weights follow their parent."""
     with_weights, trained = set[str](), set[str]()
     for name, weight in network.named_parameters(remove_duplicate=False):
         while name:
@@ -120,7 +120,7 @@ def _parts_with_trained_weights(network: nn.Module) -> frozenset[str]:
 
 
 def log_scale(towers: Towers) -> nn.Parameter:
-    """Return the module's `logit_scale` if it holds the scale, otherwise a new parameter with this value."""
+    """Return the module's own `logit_scale` if it holds the towers' scale, otherwise a new parameter of this value."""
     module_scale = getattr(towers.module, "logit_scale", None)
     if (
         isinstance(module_scale, nn.Parameter)
@@ -142,16 +142,16 @@ def adapt_towers(
 ) -> AdaptedTowers:
     """Make the selected weights of a VLM trainable, and freeze all others.
 
-    The VLM's module is changed in place, so that the functions of `towers` compute with the trained weights. Initial
-    updates are zero. The random numbers of the initial factors come from PyTorch's global generator.
+    The VLM's module is changed in place, so that `towers` uses the trained weights. LoRA updates start at zero; their
+    factors are initialised from PyTorch's global generator.
 
     Args:
         towers: Towers of the VLM, in evaluation mode.
-        tuning: `lora`, low-rank updates of the layers that `lora.targets` selects; `projection`, the projections into
-            the joint space; `full`, all weights that an embedding depends on.
-        trained_towers: Towers that are trained. A weight that both towers use is trained only if both are.
-        lora: Rank, alpha, dropout and targets.
-        learn_temperature: Whether the logit scale is trained.
+        tuning: `lora` (low-rank updates of the layers selected by `lora.targets`), `projection` (the projections into
+            the joint space) or `full` (all weights that an embedding depends on).
+        trained_towers: Towers to train. A weight shared by both towers is trained only if both are.
+        lora: Rank, alpha, dropout and targets of LoRA.
+        learn_temperature: Whether to train the logit scale.
         base_name: Name of the VLM to record in the adapter.
 
     Raises:
@@ -175,7 +175,7 @@ def adapt_towers(
 
 
 def _lora_layers(towers: Towers, trained_towers: Sequence[Tower], lora: LoraConfig) -> list[str]:
-    """Return the names of the layers to adapt, each used by a trained tower and by no other."""
+    """Return the names of the layers to adapt, which belong to trained towers only."""
     usable = {tower: _usable_layers(towers, tower) for tower in ("image", "text")}
     frozen = set().union(*(layers for tower, layers in usable.items() if tower not in trained_towers))
     where = "adapt.lora.targets"
@@ -227,8 +227,8 @@ def _unfreeze(towers: Towers, trained_towers: Sequence[Tower], tuning: Tuning) -
 def _usable_layers(towers: Towers, tower: Tower) -> set[str]:
     """Return the names of the modules that a tower calls and whose own weights its embeddings depend on.
 
-    Updates of other layers would have no effect, because their weight is read without a call (as PyTorch's attention
-    reads that of its output projection) or their output is not used (as that of a pooling for captions).
+    Updates of other layers would have no effect, because the layer's weight is read without calling the layer (such as
+    the output projection in PyTorch's attention), or its output is not used (such as CoCa's pooling for captions).
     """
     called: set[str] = set()
 
@@ -266,11 +266,11 @@ def _all_trainable(weights: dict[str, nn.Parameter]) -> Iterator[None]:
 
 
 def _check_reach(adapted: AdaptedTowers) -> None:
-    """Check by one backward pass that an embedding depends on the update of every adapted layer.
+    """Check with one backward pass that the update of every adapted layer affects an embedding.
 
     Raises:
-        ModelError: An update has no effect, as in a layer whose weight is read without calling the layer, or only
-            while gradients are recorded, as in PyTorch's layers with a fast path for inference.
+        ModelError: An update has no effect (the weight is read without calling the layer), or only while gradients
+            are recorded (PyTorch's layers with a fast path for inference).
     """
     updates = {name: weight for name, weight in adapted.trainable().items() if "lora_B" in name}
     # a gradient of zero is not an error: a later weight may be zero
@@ -291,7 +291,7 @@ def _check_reach(adapted: AdaptedTowers) -> None:
             f"{counted_of(len(idle), len(updates), 'adapted layer does', 'adapted layers do')} not affect any embedding"
             f": {shortlist(names)}"
             if idle
-            else "the embeddings of the adapted layers differ with and without gradients",
+            else "the adapted layers compute different embeddings with and without gradients",
             where="adapt.lora.targets",
             fix="remove these layers from adapt.lora.targets, set adapt.tuning: projection or full, or, for layers of "
             "torch.nn.TransformerEncoder, call torch.backends.mha.set_fastpath_enabled(False) in the VLM's function",
@@ -300,7 +300,7 @@ def _check_reach(adapted: AdaptedTowers) -> None:
 
 @contextmanager
 def _noise(weights: list[nn.Parameter]) -> Iterator[None]:
-    """Set weights that are zero to small random values within the block."""
+    """Replace weights of zero by small random values within the block."""
     generator = torch.Generator().manual_seed(2)
     for weight in weights:
         weight.data += 1e-3 * torch.randn(weight.shape, generator=generator).to(weight)
@@ -312,7 +312,7 @@ def _noise(weights: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _embed_trial_inputs(towers: Towers, tower: Tower) -> Tensor:
-    """Embed noise or two short texts; no random numbers of PyTorch's global generator are drawn."""
+    """Embed random pixels or two short texts, without drawing from PyTorch's global generator."""
     device = next(towers.module.parameters()).device
     dtype = next(towers.module.parameters()).dtype
     if tower == "text":
@@ -323,6 +323,6 @@ def _embed_trial_inputs(towers: Towers, tower: Tower) -> Tensor:
 
 
 def _scalar(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Return a random linear combination; a sum of squares would be constant where embeddings are normalised."""
+    """Return a random linear combination; the sum of squares of normalised embeddings would be constant."""
     noise = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(1))
     return (embeddings * noise.to(embeddings)).sum()

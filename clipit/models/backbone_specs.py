@@ -5,7 +5,7 @@ from typing import Any
 
 from clipit.models.specs import HALF, IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Triple
 
-_AT_20X = 0.5  # micrometres per pixel; tile magnification in the tables of mahmoodlab/TRIDENT
+_AT_20X = 0.5  # µm per pixel at 20x, the tile magnification in the tables of mahmoodlab/TRIDENT
 _HUB = "https://huggingface.co/"
 _BIOPTIMUS: dict[str, Triple] = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
 _LUNIT: dict[str, Triple] = {"mean": (0.70322989, 0.53606487, 0.66096631), "std": (0.21716536, 0.26081574, 0.20723464)}
@@ -30,7 +30,7 @@ _H_OPTIMUS = {
 
 
 def _spec(name: str, family: str, source: str, dim: int, **more: Any) -> ModelSpec:
-    """Make an entry with common defaults: 224 pixels, ImageNet mean and standard deviation, page on the Hub."""
+    """Make an entry with common defaults: 224 pixels, ImageNet mean and standard deviation, and the hub page."""
     shared: dict[str, Any] = {
         "pixels": 224,
         "mean": IMAGENET_MEAN,
@@ -54,7 +54,7 @@ def _kaiko(name: str, architecture: str, dim: int, img_size: int = 224) -> Model
 
 
 def _dinov2(size: str, letter: str, dim: int, registers: bool) -> ModelSpec:
-    """Make the entry of a DINOv2 model of natural images, at 224 pixels instead of 518."""
+    """Make the entry of a DINOv2 model trained on natural images, at 224 pixels instead of 518."""
     return _spec(
         f"dinov2-{'reg-' if registers else ''}vit{letter}14", "timm",
         f"vit_{size}_patch14{'_reg4' if registers else ''}_dinov2.lvd142m", dim,

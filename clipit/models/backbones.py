@@ -1,4 +1,4 @@
-"""Load vision backbones from timm or transformers by their name in the table, hub id or folder."""
+"""Load vision backbones from timm or transformers, by name in clipit's table, hub id or folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,13 @@ class Backbone:
 
     Attributes:
         module: Module that maps normalised float pixels [b,3,h,w] to pooled features [b,d].
-        preprocess: Preprocessing of the model, at the size `backbone.pixels` if that is set.
+        preprocess: Preprocessing of the model, with `backbone.pixels` as input size if that is set.
         expected_mpp: Micrometres per pixel of the tiles it was pretrained on; None if unknown.
         fingerprint: Fingerprint of the loaded weights, preprocessing and pooling.
         timm: Arguments with which timm can rebuild the model; None for a transformers model.
         plain_head: Whether timm's classifier is one linear layer over these features, so that a linear head can be
             exported as a plain timm model.
-        pooling: Token pooling applied by clipit; `default`: pooling of the package.
+        pooling: Token pooling applied by clipit; `default` leaves pooling to timm.
         remote_code: Whether the model is defined by Python code from its hub page.
     """
 
@@ -59,7 +59,7 @@ class Backbone:
 
 
 def check_backbone_name(config: BackboneConfig) -> None:
-    """Check the name and path of a backbone without loading it; whether the hub has it is not checked.
+    """Check the name and path of a backbone, without loading it or contacting the hub.
 
     Raises:
         ModelError: The name is unknown, or files are missing.
@@ -73,8 +73,8 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
     """Load the backbone of a configuration; without `pretrained`, its weights are random.
 
     Args:
-        weights: Whether to load the weights; False builds the architecture alone, on the device of the context (such
-            as meta, which takes no memory), and with an empty fingerprint.
+        weights: Whether to load the weights. False builds only the architecture, on the current default device (`meta`
+            takes no memory), with an empty fingerprint.
 
     Raises:
         ModelError: The name is unknown, files are missing, weights are gated or missing, the features are not one
@@ -107,7 +107,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
 
 
 def _resolve(config: BackboneConfig) -> tuple[BackboneConfig, ModelSpec | None]:
-    """Return the configuration, with a folder in place of its name if it is one, and the entry of the table."""
+    """Return the configuration, without `hf-hub:` before a local folder, and the backbone's table entry, if any."""
     unprefixed = config.name.removeprefix("hf-hub:")
     if unprefixed != config.name and Path(unprefixed).expanduser().is_dir():  # a folder, despite the prefix
         config = config.model_copy(update={"name": unprefixed})
@@ -128,7 +128,7 @@ def _resolve(config: BackboneConfig) -> tuple[BackboneConfig, ModelSpec | None]:
 
 
 def _family(name: str) -> Loader:
-    """Determine the package that loads a name outside the table; for a folder, from its config.json."""
+    """Determine which package loads a name outside the table; for a folder, its config.json decides."""
     if name.startswith(PREFIX):
         return "transformers"
     file = Path(name).expanduser() / "config.json"
@@ -139,7 +139,7 @@ def _family(name: str) -> Loader:
 
 
 def _check(spec: ModelSpec, trunk: Trunk, pooling: Pooling, config: BackboneConfig) -> None:
-    """Check the loaded model against its table entry; the number of features only if the pooling is the same."""
+    """Check the loaded model against its table entry, with the number of features only for the entry's pooling."""
     loaded: dict[str, Any] = {"pixels": trunk.native_pixels, "mean": trunk.preprocess.mean, "std": trunk.preprocess.std}
     if pooling == spec.pooling:
         loaded["dim"] = trunk.dim

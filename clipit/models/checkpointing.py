@@ -13,8 +13,8 @@ from clipit.models.trunks import inner_model
 def set_checkpointing(backbone: nn.Module, enabled: bool) -> bool:
     """Switch gradient checkpointing of a backbone on or off.
 
-    Only the inputs of each block are kept; the backward pass computes its activations again, with the same random
-    numbers, so that gradients do not change.
+    Only the inputs of each block are stored. The backward pass recomputes the activations with the same random
+    numbers, so gradients do not change.
 
     Args:
         backbone: Model of timm or transformers, possibly with clipit's pooling and LoRA.
@@ -43,7 +43,7 @@ def set_checkpointing(backbone: nn.Module, enabled: bool) -> bool:
 
 
 def compile_backbone(backbone: nn.Module, **options: Any) -> None:
-    """Compile a backbone in place with `torch.compile`; names of its weights do not change.
+    """Compile a backbone in place with `torch.compile`; the names of its weights do not change.
 
     Args:
         backbone: Backbone, possibly with LoRA.

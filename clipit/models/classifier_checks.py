@@ -1,4 +1,4 @@
-"""Check that a classifier's loaded backbone is the one in the classifier's description."""
+"""Check a loaded classifier against its description: preprocessing, input size, features and classes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +15,10 @@ from clipit.models.transformers_backbones import PROCESSOR
 
 
 def check_timm_preprocess(folder: Path, spec: ClassifierSpec, model: Any) -> None:
-    """Compare the preprocessing in `clipit.json` with that of timm's own file, for the model that timm has loaded.
+    """Check that timm's configuration of the loaded model states the same preprocessing as `clipit.json`.
 
     Raises:
-        ModelError: They differ.
+        ModelError: The two differ.
     """
     from timm.data import resolve_data_config
 
@@ -27,10 +27,10 @@ def check_timm_preprocess(folder: Path, spec: ClassifierSpec, model: Any) -> Non
 
 
 def check_transformers_preprocess(folder: Path, spec: ClassifierSpec) -> None:
-    """Compare the preprocessing in `clipit.json` with that of transformers' own file.
+    """Check that transformers' preprocessor file states the same preprocessing as `clipit.json`.
 
     Raises:
-        ModelError: They differ, or the file cannot be read.
+        ModelError: The two differ, or the file cannot be read.
     """
     values = read_json(folder / PROCESSOR)
     _compare(folder, spec, preprocess_from_transformers(values, str(folder / PROCESSOR)), PROCESSOR)
@@ -47,10 +47,10 @@ def _compare(folder: Path, spec: ClassifierSpec, stored: Preprocess, name: str) 
 
 
 def check_network(spec: ClassifierSpec, network: ClassifierNetwork, folder: Path) -> None:
-    """Run a network once, on a black image, and compare its output with the description.
+    """Run a network once, on a blank image, and compare its output with the description.
 
     Raises:
-        ModelError: It accepts no images of this size, or has another number of features or classes.
+        ModelError: The network rejects images of this size, or has a different number of features or classes.
     """
     size = spec.preprocess.size
     try:
@@ -62,14 +62,14 @@ def check_network(spec: ClassifierSpec, network: ClassifierNetwork, folder: Path
             raise out_of_memory(error) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(
-            f"the backbone does not process images of {size} pixels to {spec.dim} features, as {DESCRIPTION} states: "
+            f"the backbone does not map images of {size} pixels to {spec.dim} features, as {DESCRIPTION} states: "
             f"{reason}",
             where=folder,
             fix=COPY_AGAIN,
         ) from error
     if (features, outputs) != (spec.dim, (1, len(spec.classes))):
         raise ModelError(
-            f"the backbone has {features} features and {outputs[-1]} classes, {DESCRIPTION} states {spec.dim} and "
+            f"the backbone has {features} features and {outputs[-1]} classes, but {DESCRIPTION} states {spec.dim} and "
             f"{len(spec.classes)}",
             where=folder,
             fix=COPY_AGAIN,

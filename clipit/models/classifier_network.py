@@ -1,4 +1,4 @@
-"""The network of a classifier: from normalised pixels to logits and predicted text embeddings."""
+"""Network of a classifier, from normalised pixels to logits and predicted text embeddings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +17,9 @@ class ClassifierNetwork(nn.Module):
     """Backbone, classification head and, if it was trained with text, the projector of a classifier.
 
     Attributes:
-        backbone: Backbone; with timm's classifier head if the classifier is a plain timm model.
-        heads: Heads of the student without a backbone; None for a plain timm model.
-        projector: Layers from features to the VLM's joint space; None without text.
+        backbone: Backbone, including timm's classifier head if the classifier is a plain timm model.
+        heads: Student heads on an identity backbone; None for a plain timm model.
+        projector: Layers from features to the VLM's joint space; None if trained without text.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ClassifierNetwork(nn.Module):
 
 
 def _heads(spec: ClassifierSpec, tensors: Mapping[str, Tensor], zero_shot: Mapping[str, Tensor]) -> Student:
-    """Build a student without backbone, whose input is features; a linear head is stored collapsed."""
+    """Build the student's heads on an identity backbone; a linear head is stored collapsed."""
     state = dict(tensors)
     config, joint_dim = StudentConfig(projector_layers=0), None
     if spec.head == "late_fusion":
@@ -98,7 +98,7 @@ def _last(projector: nn.Linear | nn.Sequential) -> nn.Linear:
 
 
 def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Return the data type of a backbone's weights: float32 or bfloat16, also by the name `bf16`.
+    """Parse the data type of a backbone's weights: `float32` (`fp32`) or `bfloat16` (`bf16`).
 
     Raises:
         ModelError: The type is not supported, or is float16, which cannot hold the activations of pathology backbones.
@@ -111,7 +111,7 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def parse_device(device: torch.device | str | None) -> torch.device:
-    """Return the device, or by default the GPU if there is one.
+    """Parse a device; None selects the GPU, if there is one.
 
     Raises:
         ModelError: The device does not exist on this machine.

@@ -44,7 +44,7 @@ CLASSIFIER = "classifier"
 """Name of the classifier's folder in that of its run."""
 
 _MIN_STD, _MAX_MEAN = 1e-4, 10.0  # wide, because some models are not trained on standardised pixels
-_SELF = "sha256"  # key of the digest of all other keys
+_SELF = "sha256"  # key that holds the digest of all other keys
 COPY_AGAIN = (
     "copy the classifier again from its source; or delete this folder and run clipit train with the run's "
     "configuration, which exports it again"
@@ -162,7 +162,7 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
         raise ModelError("the description was changed after the export", where=file, fix=COPY_AGAIN)
     needed = {CONFIG, WEIGHTS, *(() if spec.plain else (HEADS,)), *((ZERO_SHOT,) if spec.projector_layers else ())}
     if unlisted := needed - spec.files.keys():
-        raise ModelError(f"no checksum of {', '.join(sorted(unlisted))}", where=file, fix=COPY_AGAIN)
+        raise ModelError(f"no checksum for {', '.join(sorted(unlisted))}", where=file, fix=COPY_AGAIN)
     absent = [name for name in _loaded_files(spec) if check_files and not (folder / name).is_file()]
     if absent:
         raise ModelError(f"files are missing: {shortlist(absent)}", where=folder, fix=COPY_AGAIN)
@@ -225,7 +225,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: object, fix: str = 
     """Check that all weights are finite.
 
     Args:
-        fix: What to do about it.
+        fix: Fix named in the error.
 
     Raises:
         ModelError: A weight is NaN or infinite.
@@ -246,14 +246,14 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def _label_names(config: Mapping[str, Any]) -> list[str]:
-    """Return the class names in the configuration of a classifier of timm or transformers; none of a backbone alone."""
+    """Return the class names in timm's or transformers' configuration of a classifier; empty for a backbone alone."""
     if any(str(name).endswith("ForImageClassification") for name in config.get("architectures") or ()):
         return [str(config["id2label"][key]) for key in sorted(config["id2label"], key=int)]
     return [str(name) for name in config.get("label_names", ())]
 
 
 def _validated(values: Mapping[str, Any], file: Path) -> ClassifierSpec:
-    """Build the description from JSON, with every field checked."""
+    """Build the description from JSON values, and validate every field."""
     try:
         spec: ClassifierSpec = TypeAdapter(ClassifierSpec).validate_json(json.dumps(values))
     except ValidationError as error:

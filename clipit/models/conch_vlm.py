@@ -28,12 +28,12 @@ _NOT_RELEASED = "text_decoder."  # unused; the weights of the caption decoder ar
 def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
     """Load CONCH from its checkpoint.
 
-    The image projection is applied in the joint space and omitted in the raw one; neither is normalised here.
+    `image` applies the contrastive projection and `raw` omits it; neither normalises embeddings.
 
     Args:
         spec: Entry of CONCH in the table; `loader["config"]` is the name of one of the package's configurations, or a
             mapping.
-        path: Checkpoint or the folder that contains it; None: download it from the gated repository.
+        path: Checkpoint or the folder that contains it; None downloads it from the gated repository.
 
     Raises:
         ModelError: The package or the checkpoint is missing, or the weights do not fit.
@@ -89,7 +89,7 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
 
 
 def patch_tokens(visual: Any, pixels: Tensor) -> Tensor:
-    """Return patch tokens [b,h,w,d] of the joint space: the contrastive pooling attends to one token at a time."""
+    """Return patch tokens [b,h,w,d] in the joint space, each pooled alone by the contrastive attention pooling."""
     grid = trunk_grid(visual.trunk, pixels)
     alone = visual.attn_pool_contrast(grid.flatten(0, 2)[:, None])[:, 0]
     projected: Tensor = visual.ln_contrast(alone) @ visual.proj_contrast
@@ -103,7 +103,7 @@ def conch_tokenizer() -> Any:
 
 
 def tokens_of(tokenizer: Any, texts: Sequence[str], length: int) -> Tensor:
-    """Return ids [b,length]: at most length - 1 of the text, padding, and one padding for the class token."""
+    """Return ids [b,length]: up to length - 1 tokens of the text, padding, and a placeholder for the class token."""
     ids = tokenizer(list(texts), max_length=length - 1, truncation=True, padding="max_length", return_tensors="pt")[
         "input_ids"
     ]
@@ -111,7 +111,7 @@ def tokens_of(tokenizer: Any, texts: Sequence[str], length: int) -> Tensor:
 
 
 def _config(config: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the model, without the caption decoder."""
+    """Return the model's arguments, without the caption decoder."""
     if isinstance(config, str):
         folder = Path(str(optional_module("conch.open_clip_custom").__file__)).parent / "model_configs"
         values: dict[str, Any] = json.loads((folder / f"{config}.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Export a student as a classifier folder that needs only images; with a linear head, timm can also load it."""
+"""Export a student as an image-only classifier folder, which timm can also load if the head is linear."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -35,9 +35,9 @@ from clipit.models.trunks import TimmSpec, TokenPool, inner_model
 from clipit.models.weights import write_tensors
 from clipit.versions import versions
 
-_TOLERANCE = 1e-4  # of the largest logit (at least 1), float32
+_TOLERANCE = 1e-4  # relative to the largest logit (at least 1), in float32
 _SOURCE_KEYS = {
-    # of timm's pretrained_cfg: they describe the original weights, or are stated elsewhere in config.json
+    # keys of timm's pretrained_cfg that describe the original weights, or are stated elsewhere in config.json
     "architecture", "url", "hf_hub_id", "hf_hub_filename", "file", "source", "state_dict", "custom_load",
     "num_classes", "label_names", "label_descriptions", "label_offset",
 }  # fmt: skip
@@ -58,10 +58,10 @@ def export_classifier(
 ) -> Path:
     """Write a classifier atomically, and check that its logits equal the student's.
 
-    The student is not changed. Neither report text nor embeddings of snippets are written.
+    The student is not changed. No report text and no snippet embedding is written.
 
     Args:
-        student: Trained student, LoRA unmerged.
+        student: Trained student, with unmerged LoRA layers if it has any.
         backbone: Backbone that the student was built on.
         folder: Target folder; an earlier classifier there is replaced.
         classes: Class names, in the order of the logits.
@@ -69,8 +69,9 @@ def export_classifier(
         text_mean: Mean that was subtracted from the unit text embeddings, if they were centred.
         prompts: Prompt sets by name: class names and one embedding per class, in the space that the projector was
             trained on (centred with `text_mean` if given).
-        mpp: Micrometres per pixel of the training tiles; None: the backbone's.
+        mpp: Micrometres per pixel of the training tiles; None for the value that the backbone expects.
         tile_pixels: Edge of the training tiles in pixels; None if they differ in size.
+        provenance: Run, configuration and versions to record in `clipit.json`.
 
     Returns:
         Path of the folder.
@@ -85,8 +86,9 @@ def export_classifier(
     with disk_errors(folder):
         _check_place(folder)
     with whole_folder(folder) as partial:
-        scale = mpp, tile_pixels
-        _write(partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, scale, dict(provenance or {}))
+        _write(
+            partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, mpp, tile_pixels, provenance or {}
+        )
         _compare(partial, student, backbone)
     return folder
 
@@ -108,8 +110,9 @@ def _write(
     vlm_info: Mapping[str, Any] | None,
     text_mean: np.ndarray | None,
     prompts: Mapping[str, tuple[Sequence[str], np.ndarray]],
-    scale: tuple[float | None, int | None],
-    provenance: dict[str, Any],
+    mpp: float | None,
+    tile_pixels: int | None,
+    provenance: Mapping[str, Any],
 ) -> None:
     whole = copy.deepcopy(student).cpu().eval()
     if hasattr(whole.backbone, "peft_config"):
@@ -153,9 +156,9 @@ def _write(
         plain=plain,
         dim=backbone.dim,
         preprocess=backbone.preprocess,
-        mpp=backbone.expected_mpp if scale[0] is None else scale[0],
-        tile_pixels=scale[1],
-        mpp_assumed=scale[0] is None and backbone.expected_mpp is not None,
+        mpp=backbone.expected_mpp if mpp is None else mpp,
+        tile_pixels=tile_pixels,
+        mpp_assumed=mpp is None and backbone.expected_mpp is not None,
         vlm=None
         if vlm_info is None or whole.projector is None
         else {**vlm_info, "name": public_name(str(vlm_info.get("name")))},

@@ -39,7 +39,7 @@ Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
 
 
 class Classifier:
-    """Image-only classifier; load one with `load_classifier`.
+    """Image-only classifier, loaded with `load_classifier`.
 
     Attributes:
         classes: Class names, in the order of the probabilities.
@@ -101,7 +101,7 @@ class Classifier:
         size = self.spec.preprocess.size
         try:
             self.forward(torch.zeros(2, 3, size, size).contiguous(memory_format=torch.channels_last))
-        except Exception as error:  # of the compiler's many packages
+        except Exception as error:  # the compiler's packages raise many types
             self._compute = self.network
             if is_out_of_memory(error):
                 raise out_of_memory(error) from error
@@ -127,7 +127,7 @@ class Classifier:
             workers: Threads that read images while the model runs; 0: one per core, at most 8.
 
         Raises:
-            DataError: An image cannot be read; it is named.
+            DataError: An image cannot be read; the message names it.
         """
         logits = [self.forward(batch)[0] for batch in self._batches(images, batch_size, workers)]
         if not logits:
@@ -141,7 +141,7 @@ class Classifier:
 
         Raises:
             ModelError: The classifier was trained without text.
-            DataError: An image cannot be read; it is named.
+            DataError: An image cannot be read; the message names it.
         """
         if self.network.projector is None or self.spec.vlm is None:
             raise ModelError(
@@ -157,19 +157,19 @@ class Classifier:
     def zero_shot(
         self, images: Images, prompts: Prompts | str | None = None, *, batch_size: int = 64, workers: int = 0
     ) -> Float[np.ndarray, "n K"]:
-        """Classify images zero-shot: softmax over the scaled cosines of predicted text embedding and class prompts.
+        """Classify images zero-shot: softmax over scaled cosines between predicted text embeddings and class prompts.
 
         Args:
             images: Images as for `predict_proba`.
-            prompts: None for the prompt set stored in the classifier; its name if there are several; or a mapping from
-                class to texts, or to embeddings by the classifier's VLM (without centring, which is applied here).
+            prompts: None for the only prompt set stored in the classifier; the name of one of several; or a mapping
+                from class to texts, or to embeddings by the classifier's VLM (not centred: centring is applied here).
             batch_size: Images per batch.
             workers: Reading threads, as for `predict_proba`.
 
         Raises:
-            ModelError: The classifier was trained without text or does not contain this prompt set, or the VLM that is
-                needed for new texts is missing or differs from that of the training.
-            DataError: An image cannot be read; it is named.
+            ModelError: The classifier was trained without text or does not contain this prompt set, or the VLM needed
+                for new texts is missing or differs from the one used in training.
+            DataError: An image cannot be read; the message names it.
         """
         projected = torch.from_numpy(self.project(images, batch_size=batch_size, workers=workers))
         classes = torch.from_numpy(self.prompt_embeddings(prompts))
@@ -272,13 +272,13 @@ class Classifier:
         return self._text_vlm().encode_prompts(texts).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:
-        """Configure the VLM: the caller's, otherwise that of the training if it is embedded or in the table.
+        """Return the configuration of the caller's VLM, or of the one used in training if embedded or in the table.
 
-        A folder passed for a VLM of the table is loaded according to its entry.
+        If the training's VLM is in the table, a folder passed by the caller is loaded according to that entry.
 
         Raises:
-            ModelError: The caller passed none, and the classifier's file names one that is neither embedded nor listed
-                in the table. The file of an untrusted classifier could name any model.
+            ModelError: The caller passed no VLM, and the classifier's file names one that is neither embedded nor in
+                the table. The file of an untrusted classifier could name any model.
         """
         from clipit.models.vlm_specs import VLMS
 
@@ -316,7 +316,7 @@ class Classifier:
                 ) from error
             if vlm.fingerprint != self.spec.vlm["fingerprint"]:
                 raise ModelError(
-                    f"{name} (fingerprint {vlm.fingerprint}) is not the VLM of the training "
+                    f"{name} (fingerprint {vlm.fingerprint}) is not the VLM used in training "
                     f"({trained_with}, {self.spec.vlm['fingerprint']})",
                     where="zero_shot",
                     fix="load_classifier(..., vlm=NAME_OR_FOLDER) with the same weights and preprocessing",
@@ -345,7 +345,7 @@ def load_classifier(
             that VLM is embedded or listed in the table of VLMs.
         dtype: Data type of the backbone: `float32` (the default) or `bfloat16`, which needs half of the memory and is
             faster on most GPUs; heads and outputs are float32.
-        compile: Whether to compile the network with `torch.compile`, which takes up to minutes.
+        compile: Whether to compile the network with `torch.compile`, which can take minutes.
         revision: Branch, tag or commit of the repository; None for its main branch.
         trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
 

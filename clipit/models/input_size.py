@@ -1,4 +1,4 @@
-"""Input sizes of models, from the tables or the files next to their weights, without loading a model."""
+"""Look up input sizes of models in clipit's tables or the models' files, without loading a model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ def input_pixels(model: VLMConfig | BackboneConfig) -> int | None:
     """Return the edge of a model's input in pixels; None if it is known only after loading.
 
     Args:
-        model: Section `vlm`, `second_vlm` or `backbone`.
+        model: Configuration of the VLM or backbone.
     """
     is_backbone = isinstance(model, BackboneConfig)
     if isinstance(model, BackboneConfig) and model.pixels is not None:
@@ -28,7 +28,7 @@ def input_pixels(model: VLMConfig | BackboneConfig) -> int | None:
 
 
 def _in_folder(folder: Path) -> int | None:
-    """Read the size from the files of timm, open_clip or transformers."""
+    """Read the input size from the configuration files of timm, open_clip or transformers."""
     values: dict[str, dict[str, Any]] = {
         name: read_json(folder / name)
         for name in ("open_clip_config.json", "preprocessor_config.json", "config.json")
@@ -55,7 +55,7 @@ def _at(values: Any, *keys: str) -> Any:
 
 
 def _edge(size: Any) -> int | None:
-    """Return the longest edge of a size as the packages write it: a number, a list or a dictionary."""
+    """Return the longest edge of a size written as a number, list or dictionary."""
     edges = size.values() if isinstance(size, Mapping) else size if isinstance(size, list | tuple) else [size]
     numbers = [edge for edge in edges if isinstance(edge, int) and not isinstance(edge, bool)]
     return max(numbers, default=None)

@@ -1,4 +1,4 @@
-"""Export a classifier as an ONNX file or a `torch.export` program, and compare its logits with the classifier's."""
+"""Export a classifier to ONNX or `torch.export`, and compare the logits of the program and the classifier."""
 
 import contextlib
 import importlib.util
@@ -27,7 +27,7 @@ Format = Literal["onnx", "torch_export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
 """Suffix of the file in each format."""
 TOLERANCE = 1e-4
-"""Default of the largest difference allowed, relative to the largest logit (at least 1)."""
+"""Default for the largest logit difference allowed, relative to the largest logit (at least 1)."""
 INPUT, OUTPUT = "pixels", "logits"
 """Names of the input and the output of an exported program."""
 
@@ -40,10 +40,10 @@ class ExportedProgram:
     """A file written by `export_program`.
 
     Attributes:
-        path: The file; weights of more than 1.8 GB of an ONNX file are in `<file>.data` next to it.
+        path: The program; ONNX weights above 1.8 GB are stored next to it in `<file>.data`.
         description: JSON file next to it, with classes, preprocessing and the comparison of logits.
-        differences: Largest logit difference, by input.
-        allowed: Largest difference allowed.
+        differences: Largest logit difference for each test input.
+        allowed: Largest logit difference allowed.
     """
 
     path: Path
@@ -70,7 +70,7 @@ def export_program(
     """Write a classifier as one program that maps normalised pixels [b,3,h,w] to logits [b,C], for any batch size.
 
     The classes and the preprocessing are stored in the file (ONNX: metadata; torch.export: extra file `clipit.json`)
-    and in `<file>.json` next to it. The program is compared with the classifier before the file is put in place.
+    and in `<file>.json` next to it. The file replaces an earlier one only after the logits have been compared.
 
     Args:
         classifier: Classifier in float32, which is moved to the CPU.
@@ -188,7 +188,7 @@ def _open_torch(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _inputs(classifier: Classifier) -> dict[str, Float[Tensor, "b 3 h w"]]:
-    """Return normalised pixels for the comparison: random values, and random images in sizes of real tiles."""
+    """Return normalised pixels to compare logits on: random values, and smooth random images of realistic sizes."""
     preprocess, rng = classifier.spec.preprocess, np.random.default_rng(0)
     edges = ((preprocess.resize_to, preprocess.resize_to), (512, 512), (300, 400))
     images = [Image.fromarray(rng.integers(0, 256, (*edge, 3), dtype=np.uint8)) for edge in edges]
@@ -205,7 +205,7 @@ def _compare(
     """Compare the logits of the exported program with the classifier's.
 
     Returns:
-        Largest difference by input, and the largest allowed.
+        Largest difference for each input, and the largest difference allowed.
 
     Raises:
         ModelError: A difference is larger than allowed.

@@ -1,4 +1,4 @@
-"""KEEP, loaded by transformers with the Python code of KEEP's repository if the user trusts this code.
+"""KEEP, loaded with the Python code of its own repository, if the user trusts that code.
 
 Tested with code and files in the layout of the release and random weights; not tested with the released weights.
 """
@@ -29,9 +29,9 @@ from clipit.models.weights import read_tensors, write_tensors
 
 _WEIGHTS = CLIP_WEIGHTS[:2]
 _PARTS = ("encode_image", "encode_text", "visual", "logit_scale")
-"""Attributes of the model that are used."""
+"""Attributes that the model must have."""
 _COPIED = ["*.json", "*.py", "*.txt"]
-"""Code, configuration and tokeniser."""
+"""Patterns of the files with code, configuration and tokeniser."""
 _LAYER_SCALES: dict[str, Any] = {}
 """Classes that replace timm's `LayerScale` in imported code, by the name of its module."""
 
@@ -39,7 +39,7 @@ _LAYER_SCALES: dict[str, Any] = {}
 def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> Towers:
     """Load KEEP from its hub id or a local folder.
 
-    KEEP's code normalises the joint space itself. It predates transformers 5 and does not work with its
+    KEEP's code returns unit-norm embeddings. It predates transformers 5 and does not work with its
     `from_pretrained`, so the model is built from its configuration and the weights are loaded here.
 
     Raises:
@@ -103,7 +103,7 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
 
 
 def _tokens(model: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return the function that computes projected patch tokens; None unless the image tower has a head like KEEP's."""
+    """Return a function from pixels to projected patch tokens; None if the image tower has no head like KEEP's."""
     if not (hasattr(model.visual, "forward_features") and hasattr(model, "visual_head")):
         return None
     return lambda pixels: model.visual_head(pool_each(model.visual, trunk_grid(model.visual, pixels)))
@@ -125,9 +125,9 @@ def _save(model: Any, source: str, folder: Path) -> None:
 def _build(source: str) -> Any:
     """Import KEEP's code and build its model with random weights, without changing timm for the rest of the process.
 
-    The code replaces timm's `LayerScale` by a class whose weight has a different name and which does not accept the
-    keywords `device` and `dtype` of newer timm versions. The replacement lasts only while the model is built.
-    transformers imports the code once per process, so a second load uses the class that the first one found.
+    The code replaces timm's `LayerScale` by a class whose weight has a different name, and which does not accept the
+    keywords `device` and `dtype` of newer timm versions. Here, the replacement lasts only while the model is built.
+    transformers imports the code once per process, so later loads reuse the class stored by the first.
     """
     from timm.models import vision_transformer
     from transformers import AutoConfig, AutoModel

@@ -19,11 +19,11 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class ModelLicence:
-    """Licence of a model that a classifier was built on or taught by.
+    """Licence of a classifier's backbone, or of a VLM that it was trained with.
 
     Attributes:
-        role: `backbone`, whose adapted weights are part of the classifier, or `VLM`, which taught it.
-        model: Name of the model without paths of this machine.
+        role: `backbone`, whose adapted weights are part of the classifier, or `VLM`, used for its pairs or targets.
+        model: Name of the model, without local paths.
         licence: Licence in clipit's model tables; `unknown` for other models.
         page: Page of the model; "" if unknown.
         source: Hugging Face repository of the model; "" if unknown.
@@ -63,10 +63,10 @@ class ModelLicence:
 
 
 def model_licences(spec: ClassifierSpec) -> list[ModelLicence]:
-    """Look up the licences of a classifier's backbone (first) and of the VLMs that taught it."""
+    """Look up the licences of a classifier's backbone (first) and of the VLMs that it was trained with."""
     backbone = str(spec.provenance.get("backbone", {}).get("name", _UNKNOWN))
     teachers = spec.provenance.get("vlms")
-    if not isinstance(teachers, list):  # not in earlier classifiers
+    if not isinstance(teachers, list):  # classifiers of earlier versions do not list them
         teachers = [spec.vlm["name"]] if spec.vlm else []
     return [
         _look_up("backbone", backbone, BACKBONES),

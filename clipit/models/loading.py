@@ -1,4 +1,4 @@
-"""Utilities shared by all model loaders: error messages, files, hub access, fingerprints of weights."""
+"""Utilities shared by all model loaders: error messages, files, hub access and fingerprints of weights."""
 
 import hashlib
 import importlib
@@ -22,7 +22,7 @@ from clipit.models.specs import ModelSpec
 from clipit.models.vlm_specs import VLMS
 
 _HUB_TIMEOUT_S = 5.0
-"""Time to wait for any response of the hub before using only its cache."""
+"""Seconds to wait for a response from the hub before using only the cache."""
 
 _COPY_AGAIN = "copy the model's folder again"
 
@@ -34,19 +34,19 @@ CLIP_WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
-"""Weights files, of which transformers needs one; each of the first two contains all weights."""
+"""Weights files that transformers reads, one of which is needed; the first two contain all weights."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
-"""Files of which a transformers tokeniser needs one."""
+"""Vocabulary files, one of which a transformers tokeniser needs."""
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-"""File that describes a model of open_clip."""
+"""Configuration file of an open_clip model."""
 
 _SCHEMES = ("open_clip:", "hf-hub:", "clip:", "transformers:")
-"""Prefixes of names, before a hub id or a path."""
+"""Prefixes of model names, before a hub id or a path."""
 
 TOKENIZER_RULES = "tokenizer_config.json"
-"""File with a tokeniser's class and special tokens, without which transformers guesses them."""
+"""File with a tokeniser's class and special tokens; without it, transformers guesses them."""
 
 
 def expected_mpp(source: str) -> float | None:
@@ -65,7 +65,7 @@ def expected_mpp(source: str) -> float | None:
 
 
 def public_name(name: str) -> str:
-    """Return a model's name without local paths, of which only the last part is kept."""
+    """Return a model's name, with a local path reduced to its last part."""
     scheme, colon, rest = name.partition(":") if name.startswith(_SCHEMES) else ("", "", name)
     prefix = f"{scheme}{colon}"
     if scheme == "open_clip":  # ARCH/PRETRAINED, which may be a file
@@ -78,7 +78,7 @@ def public_name(name: str) -> str:
 
 
 def read_json(path: Path) -> JsonRecord:
-    """Read a JSON object from a model's folder; reading a key that it lacks is a `ModelError` as well.
+    """Read a JSON object from a model's folder; looking up a missing key also raises a `ModelError`.
 
     Raises:
         ModelError: The file cannot be read or is not a JSON object.
@@ -96,7 +96,8 @@ def require_files(folder: Path, contents: str, alternatives: Mapping[str, Sequen
     """Check that a model's folder is complete.
 
     Args:
-        alternatives: Mapping from each part to file names of which one must exist.
+        contents: Kind of model, for the error.
+        alternatives: File names of each part, at least one of which must exist.
 
     Raises:
         ModelError: Parts are missing; the message lists them.
@@ -117,7 +118,7 @@ def require_files(folder: Path, contents: str, alternatives: Mapping[str, Sequen
 def hub_file(hub_id: str, names: Sequence[str]) -> Path:
     """Download the first of these files that exists in a Hugging Face repository, or use the cached copy.
 
-    Errors of the hub are not translated; call this inside `foreign_errors`.
+    Errors from the hub are not converted: call this inside `foreign_errors`.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -141,7 +142,7 @@ def optional_module(name: str) -> Any:
 
 
 def weights_fingerprint(module: nn.Module, *more: object) -> str:
-    """Fingerprint the names, types, shapes and bytes of all weights, and `more` values, as 16 hexadecimal digits.
+    """Hash the names, types, shapes and bytes of all weights, and `more` values, to 16 hexadecimal digits.
 
     The fingerprint does not depend on the file format or location of the weights.
     """
@@ -175,7 +176,7 @@ def hub_access() -> Iterator[None]:
 
 @contextmanager
 def errors_only(*names: str) -> Iterator[None]:
-    """Let these loggers log nothing below errors."""
+    """Silence these loggers for messages below errors."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -227,7 +228,9 @@ def foreign_errors(
     """Convert any error that a model package raises in this block into a `ModelError`.
 
     Args:
+        name: Name of the model, for the error.
         hub_id: Hugging Face repository of the model, if its files come from there.
+        hint: Sentence to append to the fix.
         where: File or folder being read, if there is no repository.
         uses_hub: Whether files may be downloaded from the hub even if `hub_id` is None.
     """
@@ -269,7 +272,7 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
             f"download it on a machine with network access ({page or 'its page'}; `hf download ...`) "
             "and use the local folder, or go online"
         )
-    elif "custom code" in text:  # of transformers, which would otherwise ask on the terminal
+    elif "custom code" in text:  # from transformers, which would otherwise ask on the terminal
         problem = "its files need Python code of their own, which is not trusted yet"
         at_page = f" at {page}" if page else ""
         fix = f"read that code{at_page}, then set trust_remote_code: true next to the model's name"
@@ -293,7 +296,7 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
 
 
 def checkpoint_file(spec: ModelSpec, path: Path | None, name: str) -> Path:
-    """Locate the checkpoint of a named model: the file `path`, the file `name` in the folder `path`, or on the hub.
+    """Locate a model's checkpoint: the file `path`, the file `name` in the folder `path`, or `name` on the hub.
 
     Raises:
         ModelError: The file does not exist, or cannot be downloaded.

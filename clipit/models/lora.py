@@ -1,4 +1,4 @@
-"""Low-rank adaptation (Hu et al., arXiv 2106.09685) of a backbone or VLM, through peft."""
+"""LoRA (Hu et al., arXiv 2106.09685) for backbones and VLMs, with peft."""
 
 import re
 import warnings
@@ -44,15 +44,16 @@ def target_modules(
     called: Collection[str] | None = None,
     where: str = "lora.targets",
 ) -> list[str]:
-    """Return the full names of the layers that `targets` (kinds or module names) select.
+    """Return the full names of the layers selected by `targets` (kinds or module names).
 
-    The default targets select the kinds that the model contains, or its convolutions if it contains none of them. The
-    packed attention of PyTorch (`nn.MultiheadAttention`) and that of open_clip (`Attention`, in its custom blocks) are
-    of the kind qkv; their output projection is adapted with them.
+    The default targets select the kinds that the model contains, or its convolutions if it contains none of them.
+    Packed attention layers (PyTorch's `nn.MultiheadAttention`, and `Attention` in open_clip's custom blocks) are of
+    kind qkv, and their output projection is adapted with them.
 
     Args:
         targets: Kinds, names of modules, or their last parts.
-        called: Names of the layers to select from, those that the forward pass calls; None for all.
+        called: Names of the layers that the forward pass calls, to select from; None for all layers.
+        where: Configuration key of the targets, for the error.
 
     Raises:
         ModelError: A target matches no layer (the message lists those that exist), or a layer cannot be adapted.
@@ -66,7 +67,7 @@ def target_modules(
     refused = {
         name: reason
         for name, layer in layers.items()
-        if (reason := "part of a packed attention, the kind qkv" if name in packed else _not_adaptable(layer))
+        if (reason := "part of packed attention, which kind qkv selects" if name in packed else _obstacle(layer))
     }
     by_kind: dict[str, list[str]] = {kind: [] for kind in _KINDS}
     for name, layer in layers.items():
@@ -77,7 +78,6 @@ def target_modules(
         targets = tuple(kind for kind in targets if by_kind[kind]) or ("conv",)
     chosen: list[str] = []
     for target in targets:
-        # a kind, or the name of a module or its last parts
         matches = (
             by_kind[target] if target in by_kind else [n for n in layers if n == target or n.endswith(f".{target}")]
         )
@@ -100,7 +100,7 @@ def target_modules(
 
 
 def _is_packed(module: nn.Module) -> bool:
-    """Return whether a module is an attention whose packed weights are read without calling a layer."""
+    """Return whether a module is an attention layer with packed weights, read without calling a sub-layer."""
     return isinstance(module, nn.MultiheadAttention) or _is_open_clip_attention(module)
 
 
@@ -108,10 +108,10 @@ def _is_open_clip_attention(module: nn.Module) -> bool:
     return (type(module).__module__, type(module).__name__) == ("open_clip.transformer", "Attention")
 
 
-def _not_adaptable(module: nn.Module) -> str:
+def _obstacle(module: nn.Module) -> str:
     """Return why peft cannot adapt and merge a layer, or "" if it can."""
     if isinstance(module, nn.MultiheadAttention):
-        return "" if module.in_proj_weight is not None else "an attention with separate q, k and v weights"
+        return "" if module.in_proj_weight is not None else "an attention layer with separate q, k and v weights"
     if not isinstance(module, nn.Conv2d):
         return ""
     if module.groups > 1:
@@ -143,7 +143,7 @@ def add_lora(
 
     if not config.targets:
         raise ModelError("no LoRA targets", where="lora.targets", fix=f"name some of {', '.join(_KINDS)}")
-    # peft treats a list as suffixes, which layers of both towers may share; a regular expression matches exact names
+    # peft matches the names in a list as suffixes, which both towers may share; a regular expression matches exactly
     exact = None if names is None else "|".join(map(re.escape, names))
     names = target_modules(backbone, config.targets) if names is None else names
     settings = peft.LoraConfig(
@@ -156,9 +156,9 @@ def add_lora(
 
 
 def load_lora(module: nn.Module, folder: Path) -> nn.Module:
-    """Add the updates of an adapter in peft's format to a model, in place, and return it.
+    """Merge an adapter in peft's format into a model, in place, and return the model.
 
-    Of the adapter's settings, only rank, alpha and target layers are used.
+    Only the adapter's rank, alpha and target layers are used.
 
     Raises:
         ModelError: The adapter is damaged, or belongs to a different model.
@@ -227,7 +227,7 @@ def check_gradients(module: nn.Module) -> None:
 
 
 def merge_lora(module: nn.Module) -> nn.Module:
-    """Merge the updates into the weights and return the plain backbone; the given module is consumed.
+    """Merge the updates into the weights, in place, and return the plain model without LoRA layers.
 
     Raises:
         ModelError: The updates are not finite.
@@ -237,7 +237,7 @@ def merge_lora(module: nn.Module) -> nn.Module:
         return module
     try:
         merged: nn.Module = merge(safe_merge=True)
-    except ValueError as error:  # peft's error for weights that are not finite
+    except ValueError as error:  # raised by peft if weights are not finite
         raise ModelError(
             f"the LoRA updates cannot be added to the model: {error}",
             where="the trained weights",
@@ -248,11 +248,11 @@ def merge_lora(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def merged_lora(module: nn.Module) -> Iterator[None]:
-    """Add the updates to the weights within the block, so that adapted layers cost no more than plain ones.
+    """Merge the updates into the weights within the block, so that adapted layers cost no more than plain ones.
 
-    Afterwards the weights have exactly their earlier values. Gradients do not reach the updates within the block.
-    Packed attention is left as it is, because it adds its updates to its weights in every pass. Nothing is merged if
-    the updates have dropout or the weights have half precision, which would round updates away.
+    Afterwards, the weights have exactly their earlier values. Within the block, gradients do not reach the updates.
+    Packed attention layers are not merged, and keep applying their updates in every forward pass. Nothing is merged if
+    LoRA dropout is active, or if weights have half precision, which would round updates away.
     """
     from peft.tuners.lora.layer import Conv2d, Linear, MultiheadAttention
 
@@ -269,7 +269,7 @@ def merged_lora(module: nn.Module) -> Iterator[None]:
     try:
         with torch.no_grad():
             for weight in weights:
-                weight.data = weight.data.clone()  # the update is added in place
+                weight.data = weight.data.clone()  # because the update is added in place
             for layer in layers:
                 layer.merge()
         yield
@@ -281,9 +281,9 @@ def merged_lora(module: nn.Module) -> Iterator[None]:
 
 
 def save_adapter(module: nn.Module, folder: Path) -> None:
-    """Write the adapter in peft's format, for `PeftModel.from_pretrained` on the package's own model.
+    """Write the adapter in peft's format, for `PeftModel.from_pretrained` on the model of timm or transformers.
 
-    Layers are named as in that model, without clipit's pooling around it.
+    Layers are named as in that model, without clipit's `TokenPool` around it.
 
     Raises:
         ModelError: The module has no adapter.
@@ -292,9 +292,9 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
     if save is None or not hasattr(module, "peft_config"):
         raise ModelError("no LoRA parameters in the model", where="backbone.tuning", fix="add LoRA first")
     save(str(folder), save_embedding_layers=False)  # otherwise peft also looks up the base model on the hub
-    (folder / "README.md").unlink(missing_ok=True)  # peft's template of a card, with nothing filled in
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     values = read_json(folder / ADAPTER_CONFIG)
-    if isinstance(values.get("target_modules"), list):  # peft writes a set, whose order changes from process to process
+    if isinstance(values.get("target_modules"), list):  # peft writes a set, whose order differs between processes
         write_json(folder / ADAPTER_CONFIG, values | {"target_modules": sorted(values["target_modules"])})
     base = module.get_base_model()  # type: ignore[operator]
     if isinstance(base, TokenPool):
@@ -302,7 +302,7 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
 
 
 def _strip_pooling(folder: Path, kind: type) -> None:
-    """Rename a saved adapter's layers to those of the model inside `TokenPool`, a class of timm or transformers."""
+    """Rename a saved adapter's layers as in the model inside `TokenPool`, which is of class `kind`."""
     from safetensors.torch import load_file
 
     weights, description = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG
@@ -326,7 +326,7 @@ def _kind(name: str, module: nn.Module) -> str | None:
 
 
 def _kind_in_block(parents: list[str], last: str) -> str | None:
-    """Return the kind of a layer of a transformer block; None for other layers."""
+    """Return the kind of a layer in a transformer block; None for other layers."""
     parent = parents[-1].lower() if parents else ""
     if last == "dense":  # transformers 4: attention.output.dense, and intermediate.dense, output.dense of the MLP
         if parent == "output" and "attention" in parents:

@@ -1,4 +1,4 @@
-"""Low-rank adaptation of attention layers with packed weights, which torch reads without calling a sub-layer."""
+"""LoRA for attention layers with packed weights, which PyTorch reads without calling a sub-layer."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ _PACKED, _PROJECTION = "in_proj_weight", "out_proj.base_layer.weight"
 
 
 class PackedAttention(MultiheadAttention):  # type: ignore[misc]
-    """Adapter of the packed q, k, v weights and the output projection of an attention.
+    """LoRA for the packed q, k, v weights and the output projection of `nn.MultiheadAttention`.
 
-    The layer of peft 0.21 adds the update of the output projection twice, and replaces the frozen weights by rounded
-    copies in each forward pass. Here the frozen weights stay as they are. Self-attention applies the low-rank factors
-    to the tokens, which needs no gradient of a whole weight; other uses compute with the sums of weights and updates.
+    peft 0.21's own layer adds the update of the output projection twice, and replaces the frozen weights by rounded
+    copies in each forward pass. Here, the frozen weights do not change. Self-attention applies the low-rank factors to
+    the tokens, which needs no gradient of a full weight; other calls use the sums of weights and updates.
     """
 
     def forward(self, query: Tensor, *arguments: Any, **options: Any) -> Any:
-        """Attend as the adapted layer does, with the updates added to its weights."""
+        """Apply the attention layer with the updates added to its weights; arguments and result are the layer's."""
         base = self.get_base_layer()
         if self.disable_adapters or self.merged:
             return base(query, *arguments, **options)
@@ -42,7 +42,7 @@ class PackedAttention(MultiheadAttention):  # type: ignore[misc]
         heads = packed.view(batch, length, 3, base.num_heads, width // base.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         if mask is not None:
-            # a Boolean mask of this layer marks what is hidden, one of the function below what is seen
+            # a Boolean mask is True for hidden positions in nn.MultiheadAttention, and for visible ones in SDPA below
             mask = ~mask if mask.dtype == torch.bool else mask.to(query.dtype)
             mask = mask.view(batch, base.num_heads, length, length) if mask.dim() == 3 else mask
         attended = F.scaled_dot_product_attention(
@@ -54,27 +54,27 @@ class PackedAttention(MultiheadAttention):  # type: ignore[misc]
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """Return the plain attention, with the updates added to its weights if `merge`.
+        """Return the plain attention layer, with the updates added to its weights if `merge`.
 
         Raises:
-            ValueError: `safe_merge`, and a sum is not finite.
+            ValueError: `safe_merge` is set, and a merged weight is not finite.
         """
         base: Any = self.get_base_layer()
         if merge:
             for name, value in self._sums().items():
                 if safe_merge and not bool(value.isfinite().all()):
-                    raise ValueError(f"the merged weights {name} of an attention are not finite")
+                    raise ValueError(f"the merged attention weights {name} are not finite")
                 base.get_parameter(name).data = value.detach()
         base.out_proj = base.out_proj.get_base_layer()
         attention: nn.Module = base
         return attention
 
     def _sums(self) -> dict[str, Tensor]:
-        """Return the sums of weights and updates, by their names in the attention."""
+        """Return the sums of weights and updates, by weight name in the attention layer."""
         base = self.get_base_layer()
         output = base.out_proj
         packed, projection = base.in_proj_weight, output.get_base_layer().weight
-        with torch.autocast(packed.device.type, enabled=False):  # the sums are those that are merged
+        with torch.autocast(packed.device.type, enabled=False):  # as when merging
             for name in self.active_adapters:
                 packed = packed + self.get_delta_weight(name)
                 projection = projection + output.get_delta_weight(name)
@@ -85,14 +85,14 @@ class PackedAttention(MultiheadAttention):  # type: ignore[misc]
 
 
 class OpenClipAttention(PackedAttention):
-    """Adapter of open_clip's own attention, which the blocks of its models with normalised or scaled heads use.
+    """LoRA for open_clip's own `Attention`, used in its blocks with normalised or scaled heads.
 
-    The output projection is called as a layer. The packed weights are replaced by the sums of weights and updates, so
-    that the dropout of the adapter applies to the output projection only.
+    The output projection is called as a layer. For the packed weights, the sums of weights and updates are used, so
+    LoRA dropout applies to the output projection only.
     """
 
     def forward(self, query: Tensor, *arguments: Any, **options: Any) -> Any:
-        """Attend as the adapted layer does, with the updates added to its weights."""
+        """Apply the attention layer with the updates added to its weights; arguments and result are the layer's."""
         base = self.get_base_layer()
         if self.disable_adapters or self.merged:
             return base(query, *arguments, **options)

@@ -1,6 +1,6 @@
-"""MUSK, loaded through its own package (`musk`) with its sentencepiece tokeniser.
+"""MUSK, loaded with its own package (`musk`) and its SentencePiece tokeniser.
 
-Tested with the public package and random weights, but not with the released weights, which are gated.
+Tested with the public package and random weights; not tested with the released weights, which are gated.
 """
 
 import importlib.util
@@ -21,17 +21,17 @@ from clipit.models.towers import Tokens, Towers
 WEIGHTS = "model.safetensors"
 _PACKAGES = ("musk", "fairscale", "einops", "sentencepiece")
 _START, _PAD, _END, _UNKNOWN, _OFFSET = 0, 1, 2, 3, 1
-"""Ids of XLM-R's special tokens, and the offset of its ids from those of the sentencepiece file."""
+"""Ids of XLM-R's special tokens, and the offset of its ids from those of the SentencePiece file."""
 
 _SPECIAL = {"<s>": _START, "<pad>": _PAD, "</s>": _END, "<unk>": _UNKNOWN}
 
 
 def text_ids(processor: Any, text: str) -> list[int]:
-    """Return the ids of a text as XLM-R's tokeniser does: special tokens that are written out get their own ids.
+    """Return the ids of a text as XLM-R's tokeniser does: special tokens written in the text get their own ids.
 
     Args:
-        processor: Sentencepiece processor; `encode` maps a text to ids, and `get_piece_size` counts its pieces.
-        text: Text without start and end.
+        processor: SentencePiece processor; `encode` maps a text to ids, and `get_piece_size` counts its pieces.
+        text: Text without start and end tokens.
     """
     special = {**_SPECIAL, "<mask>": int(processor.get_piece_size()) + _OFFSET}
     ids: list[int] = []
@@ -46,11 +46,12 @@ def text_ids(processor: Any, text: str) -> list[int]:
 def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
     """Load MUSK from `model.safetensors`.
 
-    The joint space applies the projection heads, the raw space does not; single scale, without normalisation.
+    `image` and `text` apply the projection heads, `raw` does not; images are encoded at a single scale, and no
+    embedding is normalised.
 
     Args:
-        spec: Entry in the table of VLMs; `loader["architecture"]` is the name in timm.
-        path: Weights file or the folder that holds it; None to download it from the gated repository.
+        spec: Entry of MUSK in the table; `loader["architecture"]` is its name in timm.
+        path: Weights file or the folder that contains it; None downloads it from the gated repository.
 
     Raises:
         ModelError: Packages or weights are missing, or the weights do not fit.

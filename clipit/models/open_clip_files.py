@@ -14,9 +14,10 @@ _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def save_open_clip(model: Any, model_name: str, folder: Path) -> None:
-    """Write the configuration, the current weights, and the files of a transformers tokeniser and text tower.
+    """Write the configuration, the current weights, and any transformers files of the tokeniser and text tower.
 
     Args:
+        model: Model created by open_clip.
         model_name: Name that it was created with: `local-dir:FOLDER`, `hf-hub:ID`, or a built-in architecture.
         folder: Existing folder to write to.
     """
@@ -27,7 +28,7 @@ def save_open_clip(model: Any, model_name: str, folder: Path) -> None:
     if has_quick_gelu(model) != bool(config.get("quick_gelu")):  # set by the published weights or by the user
         config["quick_gelu"] = has_quick_gelu(model)
     text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
-    if text.get("hf_model_name"):  # the weights are in this folder
+    if text.get("hf_model_name"):  # do not fetch weights that are in this folder
         text["hf_model_pretrained"] = False
         model.text.config.save_pretrained(folder)
     if vision.get("timm_model_pretrained"):

@@ -1,4 +1,4 @@
-"""VLMs of the open_clip package: built-in names, hub ids, local folders."""
+"""VLMs that open_clip loads: built-in names, hub ids and local folders."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -32,14 +32,14 @@ _HUB_HINT = (
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", *CLIP_WEIGHTS[:2])
 
 TRUST = "set vlm.trust_remote_code: true"
-"""How to allow a model's own code, for errors."""
+"""Fix named in errors about untrusted code."""
 
 
 def named_towers(spec: ModelSpec, quick_gelu: bool | None = None, trusted: bool = False) -> Towers:
-    """Load an entry of the table from open_clip's own weights or from the hub.
+    """Load a VLM of the table from open_clip's own weights or from the hub.
 
     Raises:
-        ModelError: The weights must be downloaded manually, or cannot be loaded (see the functions below).
+        ModelError: The weights must be downloaded manually, or cannot be loaded.
     """
     if spec.loader.get("checkpoint"):
         raise ModelError(
@@ -95,7 +95,7 @@ def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
     published = {} if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(architecture, pretrained)
     if published:
         hub_id = (published.get("hf_hub") or "").rstrip("/") or None
-    # open_clip only warns if weights and architecture disagree on the GELU variant; the weights are right.
+    # If weights and architecture disagree on the GELU variant, open_clip only warns; the weights decide.
     quick = quick_gelu if quick_gelu is not None else True if published.get("quick_gelu") else None
     file = Path(pretrained) if not published else None
     return _load(f"open_clip:{spec}", architecture, pretrained, hub_id, where=file, quick_gelu=quick)
@@ -105,7 +105,7 @@ def hub_towers(hub_id: str, quick_gelu: bool | None = None, trusted: bool = Fals
     """Load an open_clip repository from the Hugging Face Hub.
 
     Raises:
-        ModelError: The repository cannot be loaded, or it asks for code to run and is not trusted.
+        ModelError: The repository cannot be loaded, or requests to run code and is not trusted.
     """
     name = f"hf-hub:{hub_id}"
     with foreign_errors(name, hub_id, _HUB_HINT):
@@ -117,11 +117,11 @@ def hub_towers(hub_id: str, quick_gelu: bool | None = None, trusted: bool = Fals
 def folder_towers(
     folder: Path, spec: ModelSpec | None = None, quick_gelu: bool | None = None, trusted: bool = False
 ) -> Towers:
-    """Load a folder in open_clip's format, with the options of an entry of the table if one is given.
+    """Load a folder in open_clip's format, with the options of a table entry if one is given.
 
     Raises:
-        ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or contact the Hub), the
-            weights do not fit the configuration, or it asks for code to run and is not trusted.
+        ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or contact the hub), the
+            weights do not fit the configuration, or the folder requests to run code and is not trusted.
     """
     description = read_json(folder / OPEN_CLIP_CONFIG)
     check_tokenizer_options(description, folder / OPEN_CLIP_CONFIG, trusted, TRUST)
@@ -145,7 +145,7 @@ def folder_towers(
     hint = ""
     if text.get("hf_model_name"):
         file = folder / "config.json"
-        if file.is_file() and "model_type" in read_json(file):  # saves a request to the Hub
+        if file.is_file() and "model_type" in read_json(file):  # saves a request to the hub
             options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
         else:
             options["uses_hub"] = True
@@ -154,7 +154,7 @@ def folder_towers(
 
 
 def checkpoint_towers(file: Path, spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:
-    """Load a checkpoint file of an entry whose architecture is built into open_clip.
+    """Load a checkpoint file of a table entry whose architecture is built into open_clip.
 
     Raises:
         ModelError: The architecture is not built into open_clip, so a folder with its configuration is needed.
@@ -215,7 +215,7 @@ def _load(
 
 
 def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
-    """Return a function that computes features before the projection, and their dimension; None if there are none."""
+    """Return a function from pixels to features before the projection, and their dimension; None without them."""
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
@@ -239,7 +239,7 @@ def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, 
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:
-    """Return the vocabulary of open_clip's own tokeniser, or of the transformers tokeniser that it wraps."""
+    """Return the vocabulary of open_clip's own tokeniser, or of a transformers tokeniser that it wraps."""
     inner = getattr(tokenizer, "tokenizer", None)
     vocabulary: dict[str, int] = tokenizer.encoder if inner is None else inner.get_vocab()
     return vocabulary

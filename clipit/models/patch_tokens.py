@@ -1,4 +1,4 @@
-"""Patch tokens of frozen models: one vector per patch of an image, of a VLM, a backbone or a classifier."""
+"""Patch tokens of a frozen VLM, backbone or classifier: one vector per patch of an image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ class PatchTokens:
     Attributes:
         kind: Kind of model; tokens of a `vlm` are in the joint space of images and texts.
         preprocess: Preprocessing of the model, whose `size` is the edge of its input.
-        side: Tokens along one edge of the input.
+        side: Number of tokens along one edge of the input.
         mpp: Micrometres per pixel of its training tiles; None if unknown.
         fingerprint: Fingerprint of weights, preprocessing and precision.
         compute: Function from normalised pixels [b,3,s,s] to tokens [b,side,side,dim].
@@ -93,7 +93,7 @@ def backbone_tokens(backbone: "Backbone") -> PatchTokens:
 
 
 def classifier_tokens(classifier: "Classifier") -> PatchTokens:
-    """Return the patch tokens of a classifier's backbone, adapter included, before its pooling and heads.
+    """Return the patch tokens of a classifier's adapted backbone, before its pooling and heads.
 
     Raises:
         ModelError: The backbone provides neither patch tokens nor a feature map.

@@ -1,4 +1,4 @@
-"""Images that a classifier is given in Python: a list, a folder or a zip; slides are refused."""
+"""Open the images passed to a classifier in Python: a list, a folder or a zip, but no slides."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ Images = Sequence[Picture] | str | Path
 
 
 def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
-    """Return the number of images, and a function that reads one of them by its position.
+    """Return the number of images, and a function that reads the image at a position.
 
     Raises:
-        DataError: The path contains no image, or slides are given.
+        DataError: The path contains no image, or there are slides among the images.
     """
     if isinstance(images, str | Path):
         path = Path(images).expanduser()
@@ -34,14 +34,14 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
 
 
 def _slides_in(folder: Path) -> list[Path]:
-    """List the files of a folder that may be slides; next to images, only those that would be read as images."""
+    """List the files of a folder that may be slides: its image files, or all files if it has none."""
     files = list_files(folder, lambda file: not file.name.startswith(".")).files
     images = [file for file in files if is_image(file)]
     return images or files
 
 
 def _refuse_slides(paths: Sequence[Path], where: str | Path) -> None:
-    """Refuse files of whole slides, pyramidal TIFFs included, each of which would be classified as one small picture.
+    """Reject whole slides, including pyramidal TIFFs, each of which would be classified as one small image.
 
     Raises:
         DataError: A file is a slide.

@@ -1,4 +1,4 @@
-"""Floating-point formats of matrix products: TF32 for training and embedding on a GPU, and mixed precision."""
+"""Precision of matrix products: TF32 for training and embedding on a GPU, and mixed precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ import torch
 
 @contextmanager
 def tf32_products(device: torch.device) -> Iterator[None]:
-    """Allow TF32 for float32 products on a GPU, as in training and embedding; on a CPU, change nothing.
+    """Allow TF32 for float32 matrix products on a GPU within the block; on a CPU, change nothing.
 
-    TF32 has 10 bits of mantissa, as fp16 has, and is several times faster than float32 on tensor cores. Pairing never
-    uses it (`clipit.stores.exact`), because scores of neighbouring snippets differ by less.
+    TF32 has a 10-bit mantissa, like fp16, and is several times faster than float32 on tensor cores. Pairing never uses
+    it (`clipit.stores.exact`), because the scores of neighbouring snippets differ by less than its rounding.
     """
     if device.type != "cuda":
         yield
@@ -26,7 +26,7 @@ def tf32_products(device: torch.device) -> Iterator[None]:
 
 
 def mixed_precision(device: torch.device) -> Literal["no", "bf16"]:
-    """Return the mixed precision that suits a device: bf16 on a GPU that computes in it, otherwise none."""
+    """Choose the mixed precision for a device: bf16 on GPUs that support it, otherwise none."""
     if device.type != "cuda":
         return "no"
     return "bf16" if torch.cuda.get_device_properties(device).major >= 8 else "no"

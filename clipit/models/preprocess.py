@@ -1,4 +1,4 @@
-"""Preprocessing of images, as the specification of each model prescribes."""
+"""Image preprocessing as specified by each model."""
 
 import math
 import threading
@@ -59,9 +59,9 @@ class Preprocess:
 
     @property
     def hash(self) -> str:
-        """Return a hash of all fields, for cache keys and manifests."""
+        """Hash of all fields, for cache keys and manifests."""
         fields = asdict(self)
-        if self.odd_margin == "nearest":  # the default is omitted, so that hashes from before this field stay valid
+        if self.odd_margin == "nearest":  # omitted, so that hashes from before this field stay valid
             del fields["odd_margin"]
         return fingerprint(fields)
 
@@ -78,7 +78,7 @@ class Preprocess:
         )
 
     def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "3 size size"]:
-        """Resize and crop an image; its values are not otherwise changed."""
+        """Resize and centre-crop an image, without normalisation."""
         image = image if image.mode == "RGB" else image.convert("RGB")
         width, height = image.size
         if self.mode == "squash":
@@ -91,8 +91,8 @@ class Preprocess:
         left, top = (int(margin) if self.odd_margin == "down" else round(margin) for margin in margins)
         box = (left, top, left + self.size, top + self.size)
         if max(target) > _LARGEST_RATIO * self.resize_to:
-            # Resize only the crop: a complete image of this shape could exceed the memory. The result may differ from
-            # torchvision's by one level of rounding, so usual shapes are resized completely.
+            # Resize only the crop: an image this elongated, resized as a whole, could exhaust the memory. Values may
+            # differ from torchvision's by a rounding step of 1/255, so images of usual shapes are resized as a whole.
             scale = (width / target[0], height / target[1])
             kept = (box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1])
             image = image.resize((self.size, self.size), _PIL_FILTERS[self.interpolation], box=kept)
@@ -106,8 +106,8 @@ class Preprocess:
     def normalise(self, pixels: Num[torch.Tensor, "b 3 h w"]) -> Float[torch.Tensor, "b 3 h w"]:
         """Normalise values in 0..255 to the model's float32 input, on the same device.
 
-        The memory format is channels last: convolutions and pooling of a patch stem ran about twice as fast on a CPU,
-        and tensor cores prefer it.
+        The memory format is channels last, in which the convolutions and pooling of a patch stem ran about twice as
+        fast on a CPU, and which tensor cores prefer.
         """
         mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
@@ -115,7 +115,7 @@ class Preprocess:
 
 
 def preprocess_from_spec(spec: "ModelSpec") -> Preprocess:
-    """Build the preprocessing from a model's entry of the table, for models without a preprocessing file."""
+    """Build the preprocessing from a table entry, for models without a preprocessing file."""
     return Preprocess(
         size=spec.pixels,
         resize_to=spec.pixels,
@@ -127,7 +127,7 @@ def preprocess_from_spec(spec: "ModelSpec") -> Preprocess:
 
 
 def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preprocess:
-    """Build the preprocessing from timm's `resolve_data_config`; same as `create_transform(is_training=False)`."""
+    """Build the preprocessing from timm's `resolve_data_config`, equal to `create_transform(is_training=False)`."""
     size = _square(data_config["input_size"][-2:], name)
     modes: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
     return Preprocess(
@@ -141,7 +141,7 @@ def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preproces
 
 
 def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preprocess:
-    """Build the preprocessing from open_clip's `model.visual.preprocess_cfg`; same as its evaluation transform."""
+    """Build the preprocessing from open_clip's `model.visual.preprocess_cfg`, equal to its evaluation transform."""
     size = _square(config["size"], name)
     modes: dict[str, Literal["shortest", "squash"]] = {"shortest": "shortest", "squash": "squash"}
     # outside of training, open_clip uses bicubic for "random"
@@ -159,7 +159,7 @@ def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preproces
 def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Preprocess:
     """Build the preprocessing from the contents of a CLIP `preprocessor_config.json`.
 
-    transformers resizes tensors, whereas this resizes PIL images, so pixel values may differ by a few levels of 255.
+    transformers resizes tensors and clipit resizes PIL images, so pixel values may differ by a few steps of 1/255.
     """
     if not (config.get("do_resize", True) and config.get("do_normalize", True) and config.get("do_rescale", True)):
         raise _unsupported("a step (resize, rescale, normalise) is switched off", name)
@@ -245,7 +245,8 @@ def open_picture(image: Picture, position: int) -> Image.Image:
     """Open an image as RGB, decoded in the same way as training tiles (`clipit.images`).
 
     Args:
-        image: Image in any of the three forms.
+        image: PIL image, uint8 array [h,w,3], or path.
+        position: Position in the caller's list, for the error.
 
     Raises:
         DataError: The image cannot be read completely and without loss; the message names its path or position.

@@ -1,4 +1,4 @@
-"""VLMs from a function of the user's own package: `vlm.name: python:package.module:function`."""
+"""VLMs returned by a user's own function: `vlm.name: python:package.module:function`."""
 
 import importlib
 
@@ -9,7 +9,7 @@ PREFIX = "python"
 
 
 def python_towers(path: str) -> Towers:
-    """Call a function without arguments that returns the towers of a VLM.
+    """Call a user's function, which takes no arguments and returns the towers of a VLM.
 
     Only the user's configuration or call can name such a function; a classifier's files cannot.
 

@@ -1,4 +1,4 @@
-"""Refuse Python code and loader options that a model's own files ask for, unless the user trusts them."""
+"""Reject Python code and loader options requested by a model's own files, unless the user trusts them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,22 +11,22 @@ _TOKENIZER_OPTIONS = {
     "clean", "strip_sep_token", "language", "additional_special_tokens", "use_fast", "add_prefix_space",
     "model_max_length", "padding_side", "truncation_side",
 }  # fmt: skip
-"""Options of a tokeniser that change only how texts are split, and cannot make a package run other code."""
+"""Tokeniser options that only change how texts are split, and cannot run other code."""
 
 
 @contextmanager
 def guard_remote_code(trusted: bool, fix: str) -> Iterator[None]:
-    """Prevent transformers from running Python code or kernels of a model's files in this block, unless trusted.
+    """Prevent transformers from running Python code or kernels from a model's files in this block, unless trusted.
 
     The functions that import such code are replaced, so that no option in the model's files can trigger it, and
     transformers does not ask for permission on the terminal.
 
     Args:
         trusted: Whether the user trusts the code.
-        fix: What to do after reading the code, for the error.
+        fix: Fix named in the error, after reading the code.
 
     Raises:
-        ModelError: Code would be run.
+        ModelError: transformers is about to run such code.
     """
     if trusted:
         yield
@@ -55,7 +55,7 @@ def check_tokenizer_options(description: Mapping[str, Any], where: object, trust
     Args:
         description: Content of `open_clip_config.json`.
         trusted: Whether the user trusts the model's files.
-        fix: What to do after reading the code, for the error.
+        fix: Fix named in the error, after reading the code.
 
     Raises:
         ModelError: The files are not trusted, and an option may make transformers run code or read other files.
@@ -73,7 +73,7 @@ def check_tokenizer_options(description: Mapping[str, Any], where: object, trust
 
 
 def text_config(description: Mapping[str, Any], where: object) -> Mapping[str, Any]:
-    """Return the description of the text tower in an open_clip configuration; empty if there is none."""
+    """Return the section of the text tower in an open_clip configuration; empty if there is none."""
     part: Any = description
     for key in ("model_cfg", "text_cfg"):
         part = part.get(key) or {}

@@ -1,4 +1,4 @@
-"""Specifications of known models, the entries of the tables of VLMs and backbones."""
+"""Specifications of known models: the entries of clipit's tables of VLMs and backbones."""
 
 import difflib
 import math
@@ -27,12 +27,12 @@ LICENCE_NOTE = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A known model: its source, and properties that are checked once it is loaded.
+    """A known model: its source, and properties that are checked after loading.
 
     Attributes:
-        kind: Table that it belongs to.
-        family: Loader that opens it.
-        source: Hub id, or a built-in name of the package that loads it.
+        kind: Table that the entry belongs to.
+        family: Loader of the model.
+        source: Hub id, or built-in name of the package that loads the model.
         dim: Length of an embedding (VLM: in the joint space).
         pixels: Side of the square input, in pixels.
         mean: Per-channel mean for normalisation, for values in 0..1.
@@ -99,7 +99,7 @@ def spec_table(specs: Iterable[ModelSpec]) -> str:
     return "\n".join([*lines, *(["Notes"] if notes else []), *notes, LICENCE_NOTE])
 
 
-def similar_names(name: str, known: Mapping[str, ModelSpec], limit: int = 5) -> list[str]:
+def similar_models(name: str, known: Mapping[str, ModelSpec], limit: int = 5) -> list[str]:
     """Find names in the table that are similar to `name`.
 
     Case, the difference between `_` and `-`, and a prefix that ends with a colon are ignored; hub ids match as well.
@@ -116,10 +116,10 @@ def _normalise_name(name: str) -> str:
 
 
 def check_spec(spec: ModelSpec, loaded: Mapping[str, Any], where: object) -> None:
-    """Compare a loaded model with its entry of the table.
+    """Compare a loaded model with its table entry.
 
     Args:
-        loaded: Attribute of `ModelSpec`, or key of the entry's `loader["facts"]` -> value of the loaded model.
+        loaded: Values of the loaded model, by attribute of `ModelSpec` or key of `loader["facts"]`.
         where: File, folder or hub id that was loaded.
 
     Raises:
@@ -140,7 +140,7 @@ def check_spec(spec: ModelSpec, loaded: Mapping[str, Any], where: object) -> Non
 
 
 def _equal(loaded: Any, expected: Any) -> bool:
-    """Compare within 1e-4, because publishers round differently; an unknown value (None) matches any."""
+    """Compare within 1e-4, because publishers round differently; an expected value of None matches any."""
     if expected is None:
         return True
     if isinstance(expected, tuple):

@@ -14,12 +14,12 @@ from clipit.errors import ModelError
 from clipit.models.backbones import Backbone
 from clipit.models.lora import add_lora
 
-_SLOPE = 0.1  # of LeakyReLU, arXiv 2504.16181
+_SLOPE = 0.1  # negative slope of LeakyReLU, as in arXiv 2504.16181
 
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """Output for a batch.
+    """Outputs of the student for one batch.
 
     Attributes:
         logits: Class logits [b,C].
@@ -45,7 +45,7 @@ class Student(nn.Module):
         image_head: Layer from z to class logits.
         projector: Layers from z to the VLM's joint space; None without text.
         text_head: Layers from t^ to class logits; None without text.
-        fusion: Layer from both logits to the final ones; None with the linear head.
+        fusion: Layer from the logits of both heads to the final logits; None with the linear head.
         second_projector: Layer from z to a second VLM's joint space; `second_head` maps it to logits that are added
             to the others (linear head only).
         loss_parameters: Trainable scalars of loss terms; never exported.
@@ -62,14 +62,18 @@ class Student(nn.Module):
         second_dim: int | None = None,
         loss_parameters: Mapping[str, float] | None = None,
     ) -> None:
-        """Initialise the heads from torch's generator, the image head first, so that all arms share it per seed.
+        """Initialise the heads from PyTorch's global generator, the image head first.
+
+        All arms of one seed therefore start from the same image head.
 
         Raises:
             ModelError: There are fewer than two classes, or a projector without a dimension of the joint space.
         """
         super().__init__()
         if n_classes < 2:
-            raise ModelError(f"{n_classes} classes are too few", where="tiles.classes", fix="name at least 2")
+            raise ModelError(
+                f"need at least 2 classes, got {n_classes}", where="tiles.classes", fix="add classes"
+            )
         self.config = config
         self.loss_parameters = nn.ParameterDict(
             {name: nn.Parameter(torch.tensor(value)) for name, value in (loss_parameters or {}).items()}
@@ -119,7 +123,7 @@ class Student(nn.Module):
         return StudentOutput(self.fusion(torch.cat([logits, text_logits], dim=1)), projected, features)
 
     def train(self, mode: bool = True) -> "Student":
-        """Set training mode, except for BatchNorm and a frozen backbone.
+        """Set training mode, except for batch normalisation and a frozen backbone.
 
         Batch statistics would depend on the number of processes, and leak between labelled and unlabelled tiles.
         """
@@ -149,10 +153,12 @@ def build_student(
     second_dim: int | None = None,
     loss_parameters: Mapping[str, float] | None = None,
 ) -> Student:
-    """Build a student on a backbone, whose module is modified in place, with only the tuned weights trainable.
+    """Build a student on a backbone, and make only the weights selected by `tuning` and the heads trainable.
+
+    The backbone's module is changed in place.
 
     Args:
-        lora: Configuration of the adapter, for tuning `lora`.
+        lora: Rank, alpha, dropout and targets, for tuning `lora`.
         tuning: `lora`, `frozen` (heads only) or `full`.
         joint_dim: Dimension D of the VLM's joint space; may be None without a projector.
         second_dim: Dimension of a second VLM's joint space, if there is one.
@@ -167,7 +173,7 @@ def build_student(
         trunk = add_lora(trunk, lora, base_name=backbone.public_name)
     else:
         trunk.requires_grad_(tuning == "full")
-    whole = Student(
+    built = Student(
         trunk,
         student,
         dim=backbone.dim,
@@ -176,19 +182,24 @@ def build_student(
         second_dim=second_dim,
         loss_parameters=loss_parameters,
     )
-    return whole.to(device).train()
+    return built.to(device).train()
 
 
 def collapse_linear(student: Student) -> tuple[Float[torch.Tensor, "C d"], Float[torch.Tensor, " C"]]:
     """Collapse the linear head into one linear layer of z, and return its weight and bias.
 
-    W = W_z + W_t P, b = b_z + W_t p for the projector t^ = P z + p (of a second VLM likewise); computed in float64.
+    W = W_z + W_t P and b = b_z + W_t p for the projector t^ = P z + p, computed in float64; the head on a second VLM's
+    projector is added in the same way.
 
     Raises:
         ModelError: The head is not linear.
     """
     if student.config.head != "linear":
-        raise ModelError("late fusion does not collapse", where="student.head", fix="use head: linear")
+        raise ModelError(
+            "late fusion cannot be collapsed into one linear layer",
+            where="student.head",
+            fix="set student.head: linear",
+        )
     weight, bias = student.image_head.weight.detach().double(), student.image_head.bias.detach().double()
     for projector, head in ((student.projector, student.text_head), (student.second_projector, student.second_head)):
         if isinstance(projector, nn.Linear) and isinstance(head, nn.Linear):

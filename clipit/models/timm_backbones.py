@@ -1,4 +1,4 @@
-"""Load backbones with timm: by model name, hub id, folder in timm's format, or weights file."""
+"""Load backbones with timm, by model name, hub id, folder in timm's format, or weights file."""
 
 import difflib
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError
 from clipit.models.loading import EMBEDDED, foreign_errors, read_json
 from clipit.models.preprocess import preprocess_from_timm
-from clipit.models.specs import ModelSpec, similar_names
-from clipit.models.trunks import Pooling, TimmSpec, TokenPool, Trunk, check_pixels, no_such_size
+from clipit.models.specs import ModelSpec, similar_models
+from clipit.models.trunks import Pooling, TimmSpec, TokenPool, Trunk, check_pixels, unsupported_size
 from clipit.models.weights import (
     LoadReport,
     check_all_loaded,
@@ -109,7 +109,7 @@ def load_timm(
 
 
 def check_timm_name(config: BackboneConfig, spec: ModelSpec | None, table: Mapping[str, ModelSpec]) -> None:
-    """Check the name and path of a backbone that timm loads, without loading it; for the arguments see `load_timm`.
+    """Check the name and path of a timm backbone without loading it; the arguments are those of `load_timm`.
 
     Raises:
         ModelError: The name is unknown, or files are missing.
@@ -139,7 +139,7 @@ def build_named(spec: ModelSpec) -> Any:
 
 
 def open_timm(folder: Path, pooling: Literal["default", "cls", "cls_mean"]) -> nn.Module:
-    """Load the model of an exported folder; unless `pooling` is `default`, clipit pools its tokens."""
+    """Load the model of an exported folder, with clipit's token pooling unless `pooling` is `default`."""
     import timm
 
     module: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
@@ -191,7 +191,7 @@ def _request_of_name(config: BackboneConfig, table: Mapping[str, ModelSpec]) -> 
     architecture = name.partition(".")[0]
     known = timm.list_models()
     if name == "embedded" or architecture not in known:
-        similar = [*similar_names(name, table), *difflib.get_close_matches(architecture, known, 5, 0.6)]
+        similar = [*similar_models(name, table), *difflib.get_close_matches(architecture, known, 5, 0.6)]
         raise ModelError(
             "unknown backbone: not a name of clipit's table, a timm model or a folder",
             where=folder if name == "embedded" else name,
@@ -247,7 +247,7 @@ def _hint(request: _Request, spec: ModelSpec | None, table: Mapping[str, ModelSp
 
 
 def _value(key: str, value: Any) -> Any:
-    """Resolve the name of a layer class in a table entry; files cannot name classes, and the table only these."""
+    """Resolve the name of a layer class; only table entries name classes, and only these two."""
     from timm.layers import SwiGLUPacked
 
     classes = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU}
@@ -272,7 +272,7 @@ def _check_class_token(module: Any, name: str) -> None:
 
 
 def _has_plain_head(module: Any, dim: int) -> bool:
-    with torch.random.fork_rng(devices=[]):  # keeps the initial weights of the heads unchanged
+    with torch.random.fork_rng(devices=[]):  # so that the student's heads are initialised as without this check
         module.reset_classifier(2)
         head = module.get_classifier()
         module.reset_classifier(0)
@@ -295,7 +295,7 @@ def _change_size(module: Any, pixels: int, native_pixels: int, name: str) -> dic
         try:
             module.set_input_size(img_size=(pixels, pixels))
         except Exception as error:  # model families raise different exceptions
-            raise no_such_size(name, pixels, native_pixels, error) from error
+            raise unsupported_size(name, pixels, native_pixels, error) from error
     changes = {"input_size": (3, pixels, pixels), "pool_size": None, "test_input_size": None}
     module.pretrained_cfg = module.default_cfg = {**module.pretrained_cfg, **changes}
     return {"img_size": pixels} if resizable else {}
@@ -308,11 +308,11 @@ def _features(module: nn.Module, pixels: int, native_pixels: int, name: str) -> 
     except Exception as error:
         if pixels == native_pixels:
             raise
-        raise no_such_size(name, pixels, native_pixels, error) from error
+        raise unsupported_size(name, pixels, native_pixels, error) from error
 
 
 def _check_rebuilt(spec: TimmSpec, module: Any, pixels: int, native_pixels: int, name: str) -> None:
-    """Check before training that a model rebuilt by timm at this size matches the resized model."""
+    """Check that timm can rebuild the resized model, so that an export does not fail after training."""
     example = torch.linspace(-1, 1, 3 * pixels * pixels).view(1, 3, pixels, pixels)
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
@@ -321,13 +321,13 @@ def _check_rebuilt(spec: TimmSpec, module: Any, pixels: int, native_pixels: int,
             torch.testing.assert_close(rebuilt(example), module(example), rtol=1e-4, atol=1e-4)
     except Exception as error:
         reason = f"timm builds a different model for this size ({error})"
-        raise no_such_size(name, pixels, native_pixels, reason) from error
+        raise unsupported_size(name, pixels, native_pixels, reason) from error
 
 
 def _portable(spec: TimmSpec, module: Any) -> TimmSpec:
-    """Describe a SwiGLU model by numeric arguments of a timm architecture that uses SwiGLU by default.
+    """Describe a SwiGLU model by numeric arguments of a timm architecture that has SwiGLU by default.
 
-    `config.json` cannot contain a class, so timm could not load a model with `mlp_layer=SwiGLUPacked` from it.
+    `config.json` cannot contain a class such as `mlp_layer=SwiGLUPacked`.
     """
     block = module.blocks[0]
     numbers = {

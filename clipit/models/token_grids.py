@@ -1,4 +1,4 @@
-"""Grids of patch tokens from image models, and the model's own pooling applied to single tokens."""
+"""Grids of patch tokens from image models, and a model's own pooling applied to single tokens."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Grid = Float[Tensor, "b h w d"]
 
 
 def square_grid(tokens: Float[Tensor, "b n d"], where: object) -> Grid:
-    """Arrange the patch tokens of square images in rows.
+    """Arrange the patch tokens of square images in a square grid.
 
     Raises:
         ModelError: The number of tokens is not a square number.
@@ -59,8 +59,8 @@ def trunk_grid(module: nn.Module, pixels: Float[Tensor, "b 3 s s"]) -> Grid:
 def pool_each(module: Any, grid: Grid, *, pre_logits: bool = False) -> Float[Tensor, "b h w features"]:
     """Apply a model's pooling, normalisation and head to every token separately, as if it filled the image.
 
-    A class token is replaced by the token itself, a mean over patches is the token, and attention over one token is its
-    value. Tokens thereby pass through the same layers as the pooled features.
+    The token takes the place of a class token, its mean over patches is the token itself, and attention over one token
+    returns its value. Tokens thus pass through the same layers as the pooled features.
 
     Args:
         module: Model of timm, or a model of timm or transformers wrapped in clipit's pooling.
@@ -81,10 +81,10 @@ def pool_each(module: Any, grid: Grid, *, pre_logits: bool = False) -> Float[Ten
 
 
 def open_clip_tokens(visual: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return a function from normalised pixels to projected patch tokens of an image tower of open_clip.
+    """Return a function from normalised pixels to projected patch tokens of an open_clip image tower.
 
-    Tokens pass through the tower's pooling and projection one by one. For towers whose pooling includes more (modified
-    ResNets, CoCa with two poolings), None is returned.
+    Tokens pass through the tower's pooling and projection one by one. Returns None for towers whose pooling includes
+    more (modified ResNets, CoCa with two poolings).
     """
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
@@ -118,5 +118,5 @@ def no_tokens(where: object, reason: str) -> ModelError:
 
 
 def _channels_are_last(model: Any) -> bool:
-    """Return whether timm gives a feature map as [b,h,w,c]."""
+    """Return whether a timm model returns feature maps as [b,h,w,c]."""
     return str(getattr(model, "output_fmt", "")) == "NHWC"

@@ -44,16 +44,16 @@ def transformers_tokenise(tokenizer: Any, context_length: int) -> Callable[[Sequ
 
 @dataclass(frozen=True)
 class Towers:
-    """The two towers of a VLM with its tokeniser and preprocessing.
+    """The two towers of a VLM, with its tokeniser and preprocessing.
 
     Attributes:
-        module: Module that contains all weights, float32, in evaluation mode.
+        module: Module that contains all weights, in float32 and evaluation mode.
         context_length: Maximum number of tokens of a text, special tokens included.
-        logit_scale: Learned scale of cosine similarities (inverse temperature).
-        source: Folder, hub id or built-in name that it was loaded from.
+        logit_scale: Learnt factor of cosine similarities (inverse temperature).
+        source: Folder, hub id or built-in name that the VLM was loaded from.
         count_tokens: Function that counts the tokens of each text, special tokens included, without truncation.
         tokenise: Function from texts to inputs of the text tower, truncated to the context length.
-        vocabulary: Tokens of the tokeniser and their ids.
+        vocabulary: Ids of the tokeniser's tokens.
         image: Function from normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] of the joint space.
         text: Function from tokens to un-normalised embeddings [b,d] of the joint space.
         raw: Function from normalised pixels to pooled features [b,raw_dim] before the projection; None if the model
@@ -61,8 +61,7 @@ class Towers:
         raw_dim: Dimension of the `raw` features; None if the model has none.
         tokens: Function from normalised pixels to un-normalised patch tokens [b,h,w,d] of the joint space; None if the
             model has none.
-        is_image_weight: Function that returns whether a weight of `module`, given by its name, belongs to the image
-            tower.
+        is_image_weight: Function from the name of a weight of `module` to whether it belongs to the image tower.
         save: Function that writes the current weights, tokeniser and preprocessing into an existing folder, in the
             VLM's own format; None if it has none.
     """

@@ -1,4 +1,4 @@
-"""Backbones that transformers loads: ViT, DINOv2 with and without registers, and others that return image tokens."""
+"""Load backbones with transformers: ViT, DINOv2 with and without registers, and others that return image tokens."""
 
 import copy
 import re
@@ -15,7 +15,7 @@ from clipit.errors import ModelError, shortlist
 from clipit.models.loading import foreign_errors, quiet_transformers, read_json
 from clipit.models.preprocess import Preprocess, preprocess_from_transformers
 from clipit.models.specs import ModelSpec
-from clipit.models.trunks import Pooling, TokenPool, Trunk, check_pixels, no_such_size
+from clipit.models.trunks import Pooling, TokenPool, Trunk, check_pixels, unsupported_size
 from clipit.models.weights import mismatches
 
 PREFIX = "transformers:"
@@ -34,8 +34,8 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
     """Load a transformers vision model; without `pretrained`, its weights are random.
 
     Args:
-        spec: Entry of the table, if the name is one of the table.
-        pooling: `default` and `cls`: class token; `cls_mean`: class token and mean of the patches.
+        spec: Table entry of the backbone, if it has one.
+        pooling: `default` or `cls` for the class token, `cls_mean` for the class token and the mean of the patches.
 
     Raises:
         ModelError: Files are missing, gated or incomplete, the model is not a vision model, the input size
@@ -86,7 +86,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
 
 
 def save_transformers(model: Any, preprocess: Preprocess, folder: Path) -> None:
-    """Write a model in transformers' format, in one file, with its preprocessing."""
+    """Write a model in transformers' format with unsharded weights, and its preprocessing."""
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size="1000GB")
     squash = preprocess.mode == "squash"
@@ -119,7 +119,7 @@ def open_transformers(folder: Path, pooling: Pooling, size: int, *, trust_remote
 def classification_model(
     pooled: TokenPool, linear: tuple[Tensor, Tensor], classes: Sequence[str], size: int
 ) -> nn.Module | None:
-    """Build transformers' own image classifier over a backbone, which its pipeline opens.
+    """Build transformers' own image classifier on a backbone, for its image-classification pipeline.
 
     Args:
         pooled: Backbone with clipit's pooling.
@@ -139,7 +139,7 @@ def classification_model(
     config = copy.deepcopy(model.config)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: number for number, name in enumerate(classes)}
-    with torch.random.fork_rng(devices=[]):  # keeps the random numbers that follow unchanged
+    with torch.random.fork_rng(devices=[]):  # so that the export does not change later random numbers
         classifier: Any = classifier_class(config).eval()
     setattr(classifier, classifier.base_model_prefix, model)
     extra = classifier.classifier.in_features - weight.shape[1]
@@ -198,7 +198,7 @@ def _check_kind(description: Mapping[str, Any], source: str) -> None:
 
 
 def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any]) -> Any:
-    """Load the model in float32, and check that all weights it uses were in its files."""
+    """Load the model in float32, and check that its files contain all weights that it uses."""
     from transformers import AutoConfig, AutoModel
 
     if not pretrained:
@@ -232,7 +232,7 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
 
 
 def _further_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
-    """List unused weights of layers like those of the model; others, such as a head's, may be left unused."""
+    """List unused weights of further layers like the model's own; unused weights of heads are allowed."""
     known = {re.sub(r"\d+", "#", name) for name in model.state_dict() if re.search(r"\.\d+\.", name)}
     return sorted(key for key in unexpected if any(re.sub(r"\d+", "#", key).endswith(name) for name in known))
 
@@ -262,7 +262,7 @@ def _change_size(model: Any, pixels: int, native_pixels: int, name: str) -> None
         and hasattr(patches, "num_patches")
     )
     if not supported:
-        raise no_such_size(
+        raise unsupported_size(
             name, pixels, native_pixels, "its position embeddings are of a kind that clipit cannot resample"
         )
     check_pixels(pixels, patch, name, multiple=True)
@@ -273,7 +273,7 @@ def _change_size(model: Any, pixels: int, native_pixels: int, name: str) -> None
             zeros = positions.new_zeros(1, prefix + count, positions.shape[2])
             resampled = layer.interpolate_pos_encoding(zeros, pixels, pixels)
     except Exception as error:
-        raise no_such_size(name, pixels, native_pixels, error) from error
+        raise unsupported_size(name, pixels, native_pixels, error) from error
     layer.position_embeddings = nn.Parameter(resampled.detach().clone())
     model.config.image_size = pixels
     patches.image_size, patches.num_patches = (pixels, pixels), count
@@ -303,7 +303,7 @@ def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str
 
 
 def _pooled(model: Any, size: int, pooling: Literal["cls", "cls_mean"], source: str) -> TokenPool:
-    """Pool the tokens of a model, of which those before the patches are counted for this input size."""
+    """Wrap a model in token pooling; the tokens before the patches are counted at this input size."""
     with torch.inference_mode():
         output = model(pixel_values=torch.zeros(1, 3, size, size))
     tokens = getattr(output, "last_hidden_state", None)
@@ -321,7 +321,7 @@ def _pooled(model: Any, size: int, pooling: Literal["cls", "cls_mean"], source: 
 
 
 def _skips_norm(model: Any, output: Any) -> bool:
-    """Return whether a model normalises only its pooled class token, and not its tokens, as CLIP's vision models do."""
+    """Return whether a model normalises its pooled class token but not its tokens, like CLIP's vision models."""
     norm, pooled = getattr(model, "post_layernorm", None), getattr(output, "pooler_output", None)
     if norm is None or pooled is None:
         return False

@@ -1,4 +1,4 @@
-"""Vision models as returned by their loaders, and pooling of tokens."""
+"""Vision models as returned by their loaders, and token pooling."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,8 +13,8 @@ from clipit.models.preprocess import Preprocess
 Loader = Literal["timm", "transformers"]
 Pooling = Literal["default", "cls", "cls_mean"]
 
-_CPU_PIXELS = 2**18  # images of a forward pass on a CPU, in pixels: 64 of 64 x 64 or 5 of 224 x 224
-_CPU_THREADS = 8  # with more threads, smaller batches have not been measured
+_CPU_PIXELS = 2**18  # pixels per forward pass on a CPU: 64 images of 64 x 64, or 5 of 224 x 224
+_CPU_THREADS = 8  # splitting batches has not been measured with more threads
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Trunk:
     """A vision model that returns one feature vector per tile.
 
     Attributes:
-        module: Maps normalised float pixels [b,3,h,w] to features [b,d]; a `TokenPool` if the package does not pool.
-        pooling: Token pooling of `module`; `default`: the package's own.
+        module: Model from normalised float pixels [b,3,h,w] to features [b,d]; a `TokenPool` if clipit pools tokens.
+        pooling: Token pooling of `module`; `default` is the package's own.
         source: Folder, hub id or built-in name that the model was loaded from.
-        native_pixels: Edge of the input in pixels, according to the model's files; that of `preprocess` may differ
-            (`backbone.pixels`).
+        native_pixels: Edge of the input in pixels, according to the model's files; `backbone.pixels` may set a
+            different one in `preprocess`.
         timm: Arguments for timm to rebuild the model; None for other packages.
         plain_head: Whether timm's own head is one linear layer over these features.
         remote_code: Whether the model is defined by Python code from its repository.
@@ -67,7 +67,7 @@ def pool_tokens(
 
 
 class TokenPool(nn.Module):
-    """A transformer with pooling of its tokens.
+    """A vision transformer with token pooling.
 
     Attributes:
         prefix: Number of tokens before the patches (class token and registers).
@@ -122,7 +122,7 @@ def check_pixels(pixels: int, step: int, name: str, *, multiple: bool) -> None:
     raise ModelError(problem, where=f"backbone.pixels, for {name}", fix=f"set backbone.pixels={near}")
 
 
-def no_such_size(name: str, pixels: int, native_pixels: int, why: object) -> ModelError:
+def unsupported_size(name: str, pixels: int, native_pixels: int, why: object) -> ModelError:
     """Compose the error for a model that does not support an input size.
 
     Args:
@@ -143,16 +143,16 @@ def inner_model(module: nn.Module) -> Any:
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """Set the memory format of convolutions to that of `Preprocess.normalise`."""
+    """Convert a module to the memory format of `Preprocess.normalise`."""
     converted: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return converted
 
 
 def cpu_parts(pixels: Float[torch.Tensor, "b 3 h w"]) -> tuple[torch.Tensor, ...]:
-    """Split a batch into equal parts that a CPU encodes faster than the whole batch; on a GPU, the batch is one part.
+    """Split a batch on a CPU into equal parts, which are encoded faster than the whole; on a GPU, return it whole.
 
     The activations of a part mostly stay below 32 MB. The allocator returns larger blocks to the operating system after
-    each layer, and clearing their pages again takes longer than the layer's own work in small networks.
+    each layer; in small networks, zeroing their pages again takes longer than the layer itself.
     """
     most = max(1, _CPU_PIXELS // (pixels.shape[-2] * pixels.shape[-1]))
     if pixels.device.type != "cpu" or len(pixels) <= most or torch.get_num_threads() > _CPU_THREADS:

@@ -1,4 +1,4 @@
-"""Frozen vision-language models, with one interface for all packages that load them."""
+"""Frozen vision-language models, with one interface for all packages that load them: `VLM` and `load_vlm`."""
 
 import logging
 import math
@@ -36,7 +36,7 @@ Space = Literal["joint", "raw"]
 _LONG_TEXT = "Moderately differentiated adenocarcinoma, grade 2; margins free."
 _SHORT_TEXT = "Mucin"
 _TOLERANCE = 1e-3
-"""Largest relative distance between the embeddings of a text that is encoded alone and in a batch."""
+"""Largest relative distance allowed between embeddings of a text encoded alone and in a batch."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -46,14 +46,14 @@ class VLM:
 
     Attributes:
         source: Folder, hub id or built-in name that it was loaded from.
-        raw_dim: Dimension of an image embedding before projection; None if the VLM has none.
+        raw_dim: Dimension of image features before the projection; None if the VLM has none.
         context_length: Maximum number of tokens of a text, special tokens included.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
-        logit_scale: Learned factor of cosine similarities.
+        logit_scale: Learnt factor of cosine similarities.
         fingerprint: Fingerprint of weights, preprocessing and tokeniser, independent of the precision.
-        precision: `fp32`, or the type of autocast.
-        quick_gelu: Configured value; None to follow the model's own configuration or the table.
-        adapter: Base, kind and towers of the adapter that was merged into it; None without one.
+        precision: `fp32`, or the data type of autocast.
+        quick_gelu: Configured value; None follows the model's own configuration or the table.
+        adapter: Base VLM, tuning and towers of the merged adapter; None without an adapter.
     """
 
     name: str
@@ -97,12 +97,12 @@ class VLM:
         return list(self.towers.count_tokens(_as_list(texts)))
 
     def count_truncated(self, texts: Sequence[str]) -> tuple[int, int]:
-        """Count the texts that `truncate=True` truncates, and the tokens that are dropped in total."""
+        """Return the number of texts beyond the context length, and the total number of tokens beyond it."""
         excess = [count - self.context_length for count in self.count_tokens(texts) if count > self.context_length]
         return len(excess), sum(excess)
 
     def warn_truncated(self, texts: Sequence[str]) -> None:
-        """Log a warning if `truncate=True` truncates some of these texts."""
+        """Log a warning if some texts exceed the context length."""
         truncated, tokens = self.count_truncated(texts)
         if truncated:
             logger.warning(
@@ -125,7 +125,7 @@ class VLM:
             return self.joint_dim
         if self.raw_dim is None:
             raise ModelError(
-                "this VLM has no image embedding before its projection (its pooling includes the projection)",
+                "this VLM has no image features before its projection (its pooling includes the projection)",
                 where=self.name,
                 fix="use the joint space, or a different VLM",
             )
@@ -263,7 +263,7 @@ def vlm_fingerprint(towers: Towers) -> str:
 
 
 def _check_batches(towers: Towers) -> int:
-    """Check that a short text has the same embedding alone and next to a longer one, and return its dimension.
+    """Check that a short text has the same embedding alone and in a batch with a longer one; return its dimension.
 
     Raises:
         ModelError: The embeddings differ, so pairs would depend on the batch size, or they are not finite.
@@ -284,7 +284,7 @@ def _check_batches(towers: Towers) -> int:
 
 
 def _listed_properties(towers: Towers, joint_dim: int) -> dict[str, Any]:
-    """List the properties that the table also states."""
+    """Return the properties of loaded towers that a table entry also states."""
     preprocess = towers.preprocess
     return {
         "dim": joint_dim,

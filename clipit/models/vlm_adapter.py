@@ -1,4 +1,4 @@
-"""Adapter of a VLM: a folder with only the trained weights, which are added to the VLM when it is loaded."""
+"""Adapters of VLMs: folders with only the trained weights, which are merged into the VLM when it is loaded."""
 
 import math
 from collections.abc import Mapping
@@ -31,12 +31,12 @@ def save_vlm_adapter(adapted: AdaptedTowers, base: Mapping[str, str], folder: Pa
     Low-rank updates are written in peft's format, all other trained weights and the learnt scale in a separate file.
 
     Args:
+        adapted: Trained towers.
         base: `name` and `fingerprint` of the VLM that was adapted.
         folder: Existing folder.
     """
     if adapted.tuning == "lora":
         save_adapter(adapted.network, folder)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty template
     others = {
         name.removeprefix("network."): weight for name, weight in adapted.trainable().items() if "lora_" not in name
     }
@@ -81,7 +81,7 @@ def read_vlm_adapter(folder: Path) -> dict[str, Any]:
 
 
 def merge_vlm_adapter(towers: Towers, fingerprint: str, folder: Path) -> Towers:
-    """Add the trained weights of an adapter to a VLM, in place, and return its towers with the learnt scale.
+    """Merge the trained weights of an adapter into a VLM, in place, and return its towers with the learnt scale.
 
     Raises:
         ModelError: The adapter is missing or damaged, or belongs to a different VLM.

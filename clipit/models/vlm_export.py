@@ -19,7 +19,7 @@ from clipit.models.vlm_specs import VLMS
 logger = logging.getLogger(__name__)
 
 MERGED, ADAPTER = "vlm", "adapter"
-"""Folders of an adaptation."""
+"""Names of the two folders that an adaptation writes."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ExportedVLM:
 
     Attributes:
         merged: Folder in the VLM's own format; None if only the adapter is written.
-        config: Configuration that opens the adapted VLM.
+        config: Configuration that loads the adapted VLM.
         reason: Why only the adapter is written; "" otherwise.
     """
 
@@ -40,11 +40,11 @@ class ExportedVLM:
 
 
 def check_adaptable(config: VLMConfig, tuning: Tuning) -> None:
-    """Check before any training that the result can be written, and warn about a licence that forbids derivatives.
+    """Check before training that the adapted VLM can be written, and warn if its licence forbids derivatives.
 
     Raises:
         ConfigError: All weights would be trained although the licence forbids derivatives; or the VLM already has an
-            adapter and cannot be written merged, because of its licence or because it has no format of its own.
+            adapter, and its licence or the lack of a format of its own rules out a merged copy.
     """
     licence = vlm_licence(config.name)
     if config.adapter is not None and (licence.forbids_derivatives or not _has_format(config.name)):
@@ -69,19 +69,21 @@ def check_adaptable(config: VLMConfig, tuning: Tuning) -> None:
 
 
 def _has_format(name: str) -> bool:
-    """Return whether a VLM can be written in its own format; towers from a user's function may lack one."""
+    """Return whether a VLM can be written in its own format; towers of a user's function may have none."""
     prefix, _, path = name.partition(":")
     return prefix != PREFIX or python_towers(path).save is not None
 
 
 def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path, card: str = "") -> ExportedVLM:
-    """Write `adapter/` and, if the licence and the format allow it, the merged model `vlm/`, each whole or not at all.
+    """Write `adapter/` and, if licence and format permit, the merged model `vlm/`, each atomically.
 
     The adapted towers are moved to the CPU and merged in place.
 
     Args:
-        vlm: VLM that was adapted, as it was loaded.
+        vlm: VLM before the adaptation.
         config: Configuration that it was loaded from.
+        adapted: Trained towers.
+        folder: Folder of the adaptation.
         card: Text of `README.md` in both folders; "" for none.
 
     Raises:
@@ -121,10 +123,10 @@ def export_vlm(vlm: VLM, config: VLMConfig, adapted: AdaptedTowers, folder: Path
 
 
 def adapted_vlm(config: VLMConfig, folder: Path) -> VLMConfig:
-    """Return the configuration that opens the VLM of a finished adaptation: merged, or the base with the adapter.
+    """Return the configuration that loads the VLM of a finished adaptation: merged, or the base with its adapter.
 
     Raises:
-        ModelError: The folder contains neither.
+        ModelError: The folder contains neither a merged VLM nor an adapter.
     """
     if (folder / MERGED).is_dir():
         return _merged_config(config, folder / MERGED)
@@ -134,13 +136,13 @@ def adapted_vlm(config: VLMConfig, folder: Path) -> VLMConfig:
 
 
 def _merged_config(config: VLMConfig, folder: Path) -> VLMConfig:
-    """Return the configuration that opens a merged folder: by `vlm.path` for a VLM of the table, else by `vlm.name`."""
+    """Return the configuration that loads a merged folder: as `vlm.path` for a VLM of the table, else `vlm.name`."""
     location = {"path": str(folder)} if config.name in VLMS else {"name": str(folder), "path": None}
     return config.model_copy(update={"adapter": None, **location})
 
 
 def _write_origin(folder: Path, base: str, mpp: float | None) -> None:
-    """Record the base, and the micrometres per pixel of its tiles where `expected_mpp` reads them."""
+    """Record the base model and the µm per pixel of its training tiles in the model's configuration file."""
     file = next(file for name in (OPEN_CLIP_CONFIG, "config.json") if (file := folder / name).is_file())
     facts = {ADAPTED_FROM: public_name(base)} | ({"expected_mpp": mpp} if mpp is not None else {})
     write_json(file, read_json(file) | facts)

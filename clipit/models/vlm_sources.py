@@ -1,4 +1,4 @@
-"""Select the loader for the configured VLM."""
+"""Check the name of a configured VLM, and select its loader."""
 
 from pathlib import Path
 
@@ -6,18 +6,18 @@ from clipit.config.run import VLMConfig
 from clipit.errors import ConfigError, ModelError
 from clipit.models.loading import EMBEDDED, OPEN_CLIP_CONFIG, read_json
 from clipit.models.python_vlm import PREFIX
-from clipit.models.specs import ModelSpec, similar_names
+from clipit.models.specs import ModelSpec, similar_models
 from clipit.models.towers import Towers
 from clipit.models.vlm_specs import VLMS
 
 
 def check_vlm_name(config: VLMConfig) -> None:
-    """Check the name, path and adapter of a VLM without loading it; whether the hub has it is not checked.
+    """Check the name, path and adapter of a VLM, without loading it or contacting the hub.
 
     Raises:
         ConfigError: `vlm.path` is given with a name outside the table.
-        ModelError: The name is unknown, the path does not exist, the model has no text tower, or `vlm.adapter` is no
-            complete adapter.
+        ModelError: The name is unknown, the path does not exist, the model has no text tower, or `vlm.adapter` is not
+            a complete adapter.
     """
     if config.adapter is not None:
         from clipit.models.vlm_adapter import read_vlm_adapter
@@ -38,7 +38,7 @@ def check_vlm_name(config: VLMConfig) -> None:
 
 
 def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
-    """Load an entry of the table from the hub, or from the folder or file `vlm.path`.
+    """Load a VLM of the table from the hub, or from the folder or file `vlm.path`.
 
     Raises:
         ModelError: The VLM has no text tower, or a file, a package or access is missing.
@@ -64,7 +64,7 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
 
 
 def unnamed_towers(config: VLMConfig) -> Towers:
-    """Load a VLM outside the table: a built-in name of open_clip, a hub id, a folder, or a function of the user's.
+    """Load a VLM outside the table: a built-in name of open_clip, a hub id, a folder, or a user's function.
 
     Raises:
         ConfigError: `vlm.path` is given with such a name.
@@ -133,7 +133,7 @@ def _is_open_clip(folder: Path) -> bool:
 
 def _check_folder(folder: Path, config: VLMConfig) -> None:
     if not folder.is_dir():
-        near = similar_names(config.name, VLMS)
+        near = similar_models(config.name, VLMS)
         if config.name in {VLMS[key].source for key in near if VLMS[key].family == "clip"}:
             near.append(f"clip:{config.name}")
         raise ModelError(

@@ -4,7 +4,7 @@ from typing import Any
 
 from clipit.models.specs import HALF, IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, ModelSpec
 
-_AT_20X = 0.5  # micrometres per pixel; tile magnification in the tables of mahmoodlab/TRIDENT
+_AT_20X = 0.5  # µm per pixel at 20x, the tile magnification in the tables of mahmoodlab/TRIDENT
 _HUB = "https://huggingface.co/"
 
 
@@ -74,7 +74,7 @@ _ENTRIES = (
         "musk", "musk", "xiangjx/musk", 1024, 100, 1024,
         pixels=384, mean=HALF, std=HALF, expected_mpp=_AT_20X, licence="CC-BY-NC-ND-4.0", gated=True,
         loader={"architecture": "musk_large_patch16_384"},
-        note="Needs the musk package with fairscale, einops and sentencepiece. Raw without multi-scale views.",
+        note="Needs the musk package with fairscale, einops and sentencepiece. Raw embeddings use a single scale.",
     ),
     _vlm(
         "keep", "keep", "Astaxanthin/KEEP", 768, 256, 1024,
@@ -96,4 +96,4 @@ _ENTRIES = (
 )  # fmt: skip
 
 VLMS: dict[str, ModelSpec] = {entry.name: entry for entry in _ENTRIES}
-"""Entries by name."""
+"""Table entries by name."""

@@ -1,4 +1,4 @@
-"""Write weights, and check that a file contains all weights of a model: other packages leave missing ones random."""
+"""Read, write and check weights; other packages leave weights that a file lacks at random values."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from clipit.errors import ModelError, shortlist
 Shape = tuple[int, ...]
 
 _PATCHES = "patch_embed.proj.weight"
-"""Weight of timm's patch convolution; its last two dimensions are height and width of a patch."""
+"""Weight of timm's patch convolution, whose last two dimensions are the height and width of a patch."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -42,10 +42,10 @@ class LoadReport:
 
 @contextmanager
 def load_reports() -> Iterator[list[LoadReport]]:
-    """Record the missing and unexpected weights of every `load_state_dict` in the block, and make each non-strict.
+    """Make every `load_state_dict` in the block non-strict, and record its missing and unexpected weights.
 
-    timm builds and loads a model in one call, which is non-strict if the number of classes differs and does not return
-    the result; a hook cannot be registered on a module that does not exist yet.
+    timm builds and loads a model in one call, non-strictly if the number of classes differs, and does not return the
+    result. No hook can be registered before the module exists.
     """
     reports: list[LoadReport] = []
     original = nn.Module.load_state_dict
@@ -93,10 +93,10 @@ def mismatches(keys: Iterable[Any]) -> list[str]:
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file or a checkpoint: a bare state dict, or one under the key `state_dict`.
+    """Read the tensors of a safetensors file, a state dict, or a checkpoint with one under the key `state_dict`.
 
-    The prefix `module.`, which a parallel wrapper adds to names, is removed. The readers' own errors are raised: call
-    this inside `foreign_errors`.
+    The prefix `module.` of PyTorch's parallel wrappers is removed from names. Errors of the readers are not converted:
+    call this inside `foreign_errors`.
     """
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -111,7 +111,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 def tensor_shapes(file: Path) -> dict[str, Shape]:
     """Return the shapes of a file's tensors by name, without reading their values if the format allows it.
 
-    The readers' own errors are raised: call this inside `foreign_errors`.
+    Errors of the readers are not converted: call this inside `foreign_errors`.
 
     Raises:
         ModelError: The file contains more than tensors, for instance a state dict within a checkpoint.
@@ -139,7 +139,8 @@ def check_patch_size(module: nn.Module, shapes: Mapping[str, Shape], *, where: o
     """Check that the patch size in a file matches the model's, because timm silently resizes patches.
 
     Args:
-        shapes: Tensor shapes in its file, from `tensor_shapes`.
+        module: Model that the file is for.
+        shapes: Tensor shapes in the file, from `tensor_shapes`.
 
     Raises:
         ModelError: The sizes differ.

@@ -222,7 +222,7 @@ def test_absent_and_foreign_vlm(
     gone = clipit.load_classifier(tmp_path / "c", "cpu", vlm=str(tmp_path / "gone"))
     with pytest.raises(ModelError, match=r"(?s)gone, which cannot be loaded.*vlm=NAME_OR_FOLDER"):
         gone.zero_shot(pictures, texts)
-    with pytest.raises(ModelError, match="is not the VLM of the training"):
+    with pytest.raises(ModelError, match="is not the VLM used in training"):
         clipit.load_classifier(tmp_path / "c", "cpu", vlm=str(open_clip_folder)).zero_shot(pictures, texts)
     assert clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm.name).zero_shot(pictures, texts).shape == (4, 2)
 

@@ -172,7 +172,7 @@ def test_a_changed_file_of_a_merged_folder_is_an_error(clip_folder: Path, tmp_pa
     weights.write_bytes(whole)
     for damaged in ('{"files": 3}', "[]", "{"):
         record.write_text(damaged, encoding="utf-8")
-        with pytest.raises(ModelError, match="the record of the files is damaged"):
+        with pytest.raises(ModelError, match="the list of file hashes is damaged"):
             load_vlm(written.config)
     record.unlink()  # a model that was changed on purpose, or of an earlier version
     same(of_towers(load_vlm(written.config), 32), of_towers(adapted, 32))

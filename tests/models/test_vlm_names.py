@@ -96,7 +96,7 @@ def test_no_raw_space_where_pooling_and_projection_are_one(open_clip_folder: Pat
     assert open_clip_vlm._before_projection(resnet) == (None, None)
     vlm = load(str(open_clip_folder))
     vlm = replace(vlm, raw_dim=None, towers=replace(vlm.towers, raw=None, raw_dim=None))
-    with pytest.raises(ModelError, match="no image embedding before its projection"):
+    with pytest.raises(ModelError, match="no image features before its projection"):
         vlm.encode_images(stack(vlm, pictures), space="raw")
 
 

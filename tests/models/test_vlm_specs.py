@@ -7,7 +7,7 @@ import torch
 
 from clipit.errors import ModelError
 from clipit.models.backbone_specs import BACKBONES
-from clipit.models.specs import COLUMNS, LICENCE_NOTE, check_spec, similar_names, spec_rows, spec_table
+from clipit.models.specs import COLUMNS, LICENCE_NOTE, check_spec, similar_models, spec_rows, spec_table
 from clipit.models.vlm_specs import VLMS
 
 BUILT_IN = ("clip-vit-b-32", "clip-vit-l-14", "pathgen-clip-b-16")
@@ -78,11 +78,11 @@ def test_printed_table() -> None:
 
 
 def test_similar_names() -> None:
-    assert similar_names("Quiltnet_B32", VLMS)[0] == "quiltnet-b-32"
-    assert similar_names("resnet", VLMS) == []
+    assert similar_models("Quiltnet_B32", VLMS)[0] == "quiltnet-b-32"
+    assert similar_models("resnet", VLMS) == []
 
 
 def test_hub_ids_are_known_names() -> None:
-    assert similar_names("MahmoodLab/UNI", BACKBONES)[0] == "uni"
-    assert similar_names("hf-hub:mahmoodlab/uni2-h@main", BACKBONES)[0] == "uni2-h"
-    assert similar_names("clip:vinid/plip", VLMS)[0] == "plip"
+    assert similar_models("MahmoodLab/UNI", BACKBONES)[0] == "uni"
+    assert similar_models("hf-hub:mahmoodlab/uni2-h@main", BACKBONES)[0] == "uni2-h"
+    assert similar_models("clip:vinid/plip", VLMS)[0] == "plip"

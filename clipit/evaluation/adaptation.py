@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32, Float64, Int64, Shaped
 
 from clipit.errors import DataError, counted_of
 from clipit.evaluation.features import Features
-from clipit.evaluation.neighbours import nearest_rows
+from clipit.evaluation.neighbours import nearest_neighbours
 from clipit.evaluation.zero_shot import unit_rows
 
 ITERATIONS = 10
@@ -42,16 +42,17 @@ def compute_feature_statistics(vectors: Float[np.ndarray, "n d"], role: str = "t
         DataError: There are fewer than 20 tiles, or a feature is not finite.
     """
     _require_tiles(len(vectors), role)
-    check_finite(vectors, f"the {role} tiles")
+    check_finite_features(vectors, f"the {role} tiles")
     rows = vectors.astype(np.float64)
     return FeatureStatistics(rows.mean(axis=0), rows.std(axis=0))
 
 
-def check_finite(vectors: Float[np.ndarray, "n d"], where: str) -> None:
+def check_finite_features(vectors: Float[np.ndarray, "n d"], where: str) -> None:
     """Check that all features are finite, since a single NaN would propagate to every mean.
 
     Args:
         vectors: Features, one row per tile.
+        where: Description of the tiles, for the error.
 
     Raises:
         DataError: A feature is not finite.
@@ -67,13 +68,15 @@ def align_statistics(
 ) -> Float32[np.ndarray, "n d"]:
     """Shift and scale target features to the mean and standard deviation of the training tiles, feature by feature.
 
-    x' = (x - m_target) / s_target * s_training + m_training. AdaBN (Li et al. 2016, arXiv 1603.04779) does this to each
-    normalisation layer; here it is applied once, to the frozen features. Features that are constant among target or
-    training tiles are only shifted. The method assumes that the class proportions are those of the training tiles;
-    where they differ, it moves tiles across the decision boundary.
+    x' = (x - m_target) / s_target * s_training + m_training. AdaBN (Li et al. 2016, arXiv 1603.04779) does this in each
+    normalisation layer; here it is done once, on the frozen features. Features that are constant over target or
+    training tiles are only shifted. The method assumes the class proportions of the training tiles; if the proportions
+    differ, it moves tiles across the decision boundary.
 
     Args:
+        vectors: Features of the target tiles, one row per tile.
         target: Statistics of the target tiles (or of a larger set of the same origin).
+        training: Statistics of the training tiles.
     """
     scaled = (target.std > 1e-8) & (training.std > 1e-8)
     factor = np.where(scaled, training.std / np.where(scaled, target.std, 1.0), 1.0)
@@ -110,6 +113,7 @@ def transductive(
         vectors: Features in the joint space of the text prior, one row per tile.
         prior: Zero-shot class probabilities, one row per tile.
         iterations: Number of alternations.
+        neighbours: Number of nearest neighbours per tile.
 
     Raises:
         DataError: There are fewer than 20 tiles, or a vector is zero or not finite.
@@ -142,7 +146,7 @@ def _neighbour_weights(
 ) -> tuple[Int64[np.ndarray, "n k"], Float64[np.ndarray, "n k"]]:
     """Find the nearest neighbours of each tile, each weighted by half its cosine (0 where it is negative)."""
     features = Features(ids, f, np.full(len(ids), -1, dtype=np.int64), np.full(len(ids), ""))
-    rows = nearest_rows(features, features, k)
+    rows = nearest_neighbours(features, features, k)
     return rows, np.maximum(np.einsum("nd,nkd->nk", f, f[rows]), 0.0) / 2
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import check_finite
+from clipit.evaluation.adaptation import check_finite_features
 
 MIN_MISFIT = 8.0
 """Chosen on the second synthetic world among 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15: the value with the highest
@@ -64,7 +64,7 @@ class GuardVerdict:
 
 
 def fit_mixture(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray, "n c"]) -> TrainingMixture:
-    """Fit the guard's model of the training tiles, with predicted classes in place of labels.
+    """Fit the guard's model of the training tiles, with predicted classes instead of labels.
 
     Args:
         training: Features of training tiles, one row per tile.
@@ -75,7 +75,7 @@ def fit_mixture(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray,
     """
     from sklearn.covariance import LedoitWolf
 
-    check_finite(training, "the training split")
+    check_finite_features(training, "the training split")
     classes = predicted.argmax(axis=1)
     counts = np.bincount(classes, minlength=predicted.shape[1])
     kept = np.flatnonzero(counts >= MIN_CLASS_TILES)
@@ -115,7 +115,7 @@ def judge_adaptation(mixture: TrainingMixture, vectors: Float[np.ndarray, "n d"]
         raise DataError(
             "no target tiles to check the adaptation with", where="the target tiles", fix="pass at least one tile"
         )
-    check_finite(vectors, "the target tiles")
+    check_finite_features(vectors, "the target tiles")
     x = vectors.astype(np.float64) @ mixture.whitening
     proportions = _estimate_proportions(mixture, x)
     gap = x.mean(axis=0) - proportions @ mixture.means

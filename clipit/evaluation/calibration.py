@@ -22,7 +22,8 @@ class Temperature:
     """A fitted temperature.
 
     Attributes:
-        value: T; above 1 it softens probabilities, below 1 it sharpens them. The predicted class never changes.
+        value: Temperature T; above 1 it softens probabilities, below 1 it sharpens them. Predicted classes do not
+            change.
         labels: Number of validation labels used for the fit.
         before: Mean negative log-likelihood of these tiles at T = 1.
         after: Mean negative log-likelihood at the fitted T.
@@ -45,8 +46,8 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
         probabilities: Class probabilities of these tiles, one row per tile.
 
     Raises:
-        DataError: Fewer than 20 labels, or the loss has no minimum between T = 0.02 and 50 (as when every validation
-            tile is predicted correctly).
+        DataError: There are fewer than 20 labels, or the loss has no minimum between T = 0.02 and 50 (for instance
+            because every validation tile is predicted correctly).
     """
     from scipy.optimize import minimize_scalar
 
@@ -121,7 +122,7 @@ def measure_calibration(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, CalibrationScore]:
-    """Compute `MEASURES` of n labelled tiles with 95 % intervals and, given `before`, the paired changes.
+    """Compute `MEASURES` of n labelled tiles with 95 % intervals and, if `before` is given, the paired changes.
 
     Args:
         groups: Patient or slide of each tile; "" where unknown.

@@ -39,13 +39,13 @@ class Complementarity:
 
     @property
     def of_wrong(self) -> float | None:
-        """R as a share of the tiles that vision misclassifies; None where there are none."""
+        """R as a share of the tiles that the image classifier misclassifies; None if there are none."""
         wrong = self.only_other + self.neither
         return self.only_other / wrong if wrong else None
 
     @property
     def expected(self) -> float:
-        """Expected `share` if errors were independent: (1 - accuracy of vision) * accuracy of other.
+        """Expected `share` if errors were independent: (1 - accuracy of the image classifier) * accuracy of the other.
 
         Any two classifiers have R > 0; correlated errors (tiles that are hard for both) lower R below this value.
         """
@@ -55,7 +55,7 @@ class Complementarity:
 
     @property
     def excess(self) -> float:
-        """`share` minus `expected`; above 0, the other is correct more often where vision is wrong."""
+        """`share` minus `expected`; above 0, the other classifier corrects more errors than if independent."""
         return self.share - self.expected
 
 
@@ -63,6 +63,7 @@ def complementarity(vision: Predictions, other: Predictions, resamples: int = 10
     """Compare which labelled tiles of one split two classifiers classify correctly; rows are matched by id.
 
     Args:
+        vision: Predictions of the image classifier.
         other: Predictions of any other classifier, such as the text-only one, a second seed or the VLM's image probe.
         resamples: Number of bootstrap resamples; 0 for no intervals.
 

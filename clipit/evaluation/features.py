@@ -41,7 +41,7 @@ class Features:
         return len(self.ids)
 
     def take(self, rows: Shaped[np.ndarray, " k"]) -> "Features":
-        """Select rows by a mask or by their numbers."""
+        """Select rows by a mask or by their indices."""
         return Features(self.ids[rows], self.vectors[rows], self.labels[rows], self.groups[rows])
 
     def labelled(self) -> "Features":

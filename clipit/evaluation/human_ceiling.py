@@ -14,16 +14,16 @@ from clipit.evaluation.metrics import compute_metrics
 from clipit.tiles.tileset import TileSet
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa")
-"""Scores of annotators: those that need classes only, without probabilities."""
+"""Metrics of annotators: those that need predicted classes, but no probabilities."""
 
 
 @dataclass(frozen=True)
 class AnnotatorScore:
-    """Scores of an annotator, or of a random one if the annotators have no names.
+    """Scores of an annotator, or of a randomly drawn one if the votes have no names.
 
     Attributes:
-        tiles: Number of tiles with a label by the annotator and a reference.
-        reference: Description of the labels that these are compared with.
+        tiles: Number of tiles with both a label by the annotator and a reference label.
+        reference: Description of the reference labels.
         metrics: Value of each of `METRICS`; None where it is undefined.
     """
 
@@ -34,12 +34,12 @@ class AnnotatorScore:
 
 
 def score_annotators(tiles: TileSet) -> list[AnnotatorScore]:
-    """Score each annotator on test tiles as a classifier is scored.
+    """Score each annotator on test tiles like a classifier.
 
-    The reference of an annotator is the consensus of the other annotators of the test labels (without the annotator's
-    own label, which would agree with itself), or the labels of the source if these are the test labels. For votes
-    without names, the score is the expected accuracy of one vote, drawn at random, against the majority of the other
-    votes of its tile; tied majorities count as the fraction that matches.
+    The reference is the consensus of the other test annotators (an annotator's own label would agree with itself), or
+    the labels of the source if these are the test labels. For votes without names, the score is the expected accuracy
+    of one randomly drawn vote against the majority of the other votes on its tile; a tied majority counts as the
+    fraction of tied classes that match.
 
     Args:
         tiles: Tiles of one split, or of one test set.

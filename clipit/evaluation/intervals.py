@@ -18,11 +18,11 @@ MIN_UNITS = 10
 """Minimum number of groups, or of tiles without groups, for a bootstrap interval.
 
 Resampling a handful of units gives intervals that are too narrow: n units have only (2n - 1)! / (n! (n - 1)!) different
-resamples, 3 for two units. With 5 to 30 clusters, clustered tests reject too often, the more so the fewer there are
+resamples, 3 for two units. With 5 to 30 clusters, clustered tests reject too often, and more so with fewer clusters
 (Cameron, Gelbach and Miller, Review of Economics and Statistics 2008).
 """
 NO_VARIATION = "the same in all resamples"
-"""First words of the reason for a missing bootstrap interval, if all resamples agree."""
+"""Start of the reason for a missing bootstrap interval if all resamples agree."""
 NO_SPREAD = "no spread over seeds"
 """Reason for a missing t-interval or p-value if all seeds agree."""
 
@@ -48,7 +48,7 @@ class Estimate:
 
 
 def group_numbers(groups: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Number the units that are resampled: the groups, and single tiles whose group is unknown ("")."""
+    """Number the resampling units: groups, and single tiles whose group is unknown ("")."""
     unknown = groups == ""
     names, numbers = np.unique(groups, return_inverse=True)
     numbers = numbers.astype(np.int64)
@@ -75,6 +75,7 @@ def bootstrap(
     Args:
         statistics: Function that computes the scores.
         groups: Group of each tile; "" where unknown.
+        resamples: Number of resamples; 0 for no intervals.
     """
     units = group_numbers(groups)
     n_units = int(units.max()) + 1 if len(units) else 0
@@ -122,10 +123,10 @@ def paired_bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Compute second minus first score on the same tiles, averaged over the pairs, with percentile bootstrap intervals.
+    """Compute paired differences (second minus first score), averaged over the pairs, with bootstrap intervals.
 
-    In each resample the same tiles (entire groups, if known) are drawn for all pairs and both sides. The interval
-    covers the sampling of test tiles only; the variation of training is covered by the t-interval over seeds.
+    Each resample draws the same tiles (entire groups, if known) for all pairs and both classifiers. The interval
+    covers the sampling of test tiles only; the t-interval over seeds covers the variation of training.
 
     Args:
         pairs: Predictions of the baseline and of the other classifier on one split, one pair per seed; rows are matched
@@ -138,7 +139,7 @@ def paired_bootstrap(
     """
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
-        raise DataError(f"Unknown metric {', '.join(unknown)}", fix=f"use one of: {', '.join(METRICS)}")
+        raise DataError(f"unknown metric {', '.join(unknown)}", fix=f"use one of: {', '.join(METRICS)}")
     tables = align_predictions([table for pair in pairs for table in pair])
     labels, groups = tables[0].labels, tables[0].groups
 
@@ -207,12 +208,12 @@ def _percentile_interval(values: Float[np.ndarray, " r"], n_units: int) -> Inter
 
 
 def _without_rounding(bound: float) -> float:
-    """Return a bound, or 0 if it differs from 0 by rounding error only, which would decide between better and equal."""
+    """Return a bound, or 0 if it is only rounding error, which must not decide between better and equal."""
     return 0.0 if abs(bound) <= _ROUNDING else float(bound)
 
 
 def _no_variation(n_units: int) -> str:
-    """Explain an interval of width 0, with the largest share of deviating units that n units may miss (95 % level)."""
+    """Explain an interval of width 0 by the largest share of deviating units that n units may miss (95 % level)."""
     unseen = 1 - (1 - LEVEL) ** (1 / n_units)
     return (
         f"{NO_VARIATION} of {counted(n_units, 'independent unit')}; a deviation in up to {100 * unseen:.2g} % of all "

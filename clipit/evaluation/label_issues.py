@@ -1,4 +1,4 @@
-"""Suspicious labels by confident learning: out-of-fold probabilities of a probe, and the ranking of cleanlab."""
+"""Find suspicious labels by confident learning: out-of-fold probabilities of a probe, ranked with cleanlab."""
 
 import warnings
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Class probabilities of tiles from probes that were fitted on other groups.
+    """Class probabilities of tiles from probes fitted on other groups.
 
     Attributes:
         probabilities: Class probabilities, one row per tile.
@@ -41,7 +41,8 @@ class LabelIssues:
     Attributes:
         flagged: Whether the label is suspicious.
         quality: Probability of the given label; the lower, the more suspicious.
-        wrong: Estimated share of wrong labels among the tiles given each class; NaN for a class without tiles.
+        suggested: Most probable class.
+        wrong: Estimated share of wrong labels among the tiles labelled as each class; NaN for a class without tiles.
     """
 
     flagged: Bool[np.ndarray, " n"]
@@ -147,8 +148,8 @@ def find_label_issues(labels: Int64[np.ndarray, " n"], probabilities: Float[np.n
 
 
 @dataclass(frozen=True)
-class Score:
-    """A score with its 95 % interval; the value is None if it is undefined."""
+class RankingScore:
+    """A score of the ranking with its 95 % interval; the value is None if it is undefined."""
 
     name: str
     value: float | None
@@ -163,7 +164,7 @@ def score_ranking(
     *,
     resamples: int = 1000,
     seed: int = 0,
-) -> list[Score]:
+) -> list[RankingScore]:
     """Score flagged labels against verified ones: precision, recall and AUROC, and the share of wrong labels.
 
     The share of wrong labels is the precision of flagging tiles at random. Intervals are bootstrapped over groups.
@@ -191,7 +192,7 @@ def score_ranking(
         }
 
     estimates = estimate(scores, groups, resamples, seed)
-    return [Score(name, each.value, each.interval) for name, each in estimates.items()]
+    return [RankingScore(name, each.value, each.interval) for name, each in estimates.items()]
 
 
 def rank_issues(issues: LabelIssues, ids: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:

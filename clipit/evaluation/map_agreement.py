@@ -1,8 +1,8 @@
-"""Agreement of a class map with a mask, and of two references: one class everywhere, and the majority class per tile.
+"""Agreement of a class map with a mask, compared with two references: a constant class, and the majority per tile.
 
-The floor assigns the most frequent class to every pixel. The majority reference gives every tile the class that covers
-most of it, and passes through the same grid and averaging as the model's scores. If the tiles do not overlap, no other
-choice of one class per tile has a higher accuracy, but another may have a higher Dice.
+The floor assigns the most frequent class to every pixel. The majority reference assigns to every tile the class that
+covers most of it, with the same grid and averaging as the model's scores. If the tiles do not overlap, no other choice
+of one class per tile has a higher accuracy, but another may have a higher Dice.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class MapAgreement:
 
     @property
     def accuracy(self) -> float:
-        """Share of the labelled pixels with the right class; pixels without a tile count as wrong."""
+        """Share of the labelled pixels with the correct class; pixels without a tile count as wrong."""
         return float(np.trace(self.counts[:, :-1]) / max(self.counts.sum(), 1))
 
     @property
@@ -51,9 +51,7 @@ class MapAgreement:
         return MapAgreement(self.counts + other.counts)
 
 
-def measure_agreement(
-    mapped: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"], classes: int
-) -> MapAgreement:
+def score_map(mapped: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"], classes: int) -> MapAgreement:
     """Compare a class map with a mask of the same shape.
 
     Args:
@@ -72,17 +70,15 @@ def measure_agreement(
 
 
 def class_map(grid: SlideGrid, scores: Float[np.ndarray, "n c"], downsample: float) -> Int64[np.ndarray, "h w"]:
-    """Return the most probable class of each pixel of a map, overlapping tiles averaged; -1 without a tile."""
+    """Return the most probable class of each pixel of a map, with overlapping tiles averaged; -1 without a tile."""
     means = heat_map(grid, scores, downsample)
     return np.where(np.isnan(means[0]), IGNORED, np.nan_to_num(means).argmax(axis=0)).astype(np.int64)
 
 
-def perfect_tiles(
+def majority_tiles(
     grid: SlideGrid, truth: Integer[np.ndarray, "h w"], classes: int, downsample: float
 ) -> Float32[np.ndarray, "n c"]:
-    """Return the majority class of each tile as scores: 1 for the class of most of its labelled pixels, 0 for others.
-
-    A tile without labelled pixels gets 0 for all classes.
+    """Return one-hot scores of each tile's majority class among its labelled pixels; all 0 without labelled pixels.
 
     Args:
         truth: True class of each pixel of the map; -1 is ignored.
@@ -117,10 +113,10 @@ def compare_with_mask(
     """
     classes = scores.shape[1]
     frequent = np.bincount(truth[truth != IGNORED].astype(np.int64), minlength=classes).argmax()
-    perfect = perfect_tiles(grid, truth, classes, downsample)
+    majority = majority_tiles(grid, truth, classes, downsample)
     maps = {
         "map": class_map(grid, scores, downsample),
         "floor": np.full(truth.shape, frequent),
-        "majority": class_map(grid, perfect, downsample),
+        "majority": class_map(grid, majority, downsample),
     }
-    return {name: measure_agreement(mapped, truth, classes) for name, mapped in maps.items()}
+    return {name: score_map(mapped, truth, classes) for name, mapped in maps.items()}

@@ -26,7 +26,7 @@ def haematoxylin_mask(image: UInt8[np.ndarray, "h w 3"], smoothing: float | int)
     Concentrations are those of the fixed stains of Ruifrok and Johnston (2001), scaled to 0..1 within the image.
 
     Args:
-        smoothing: Standard deviation of a Gaussian in pixels, which joins neighbouring nuclei; 0 for none.
+        smoothing: Standard deviation of the Gaussian that joins neighbouring nuclei, in pixels; 0 for none.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -40,10 +40,10 @@ def haematoxylin_mask(image: UInt8[np.ndarray, "h w 3"], smoothing: float | int)
 
 
 def majority_class(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -> Int64[np.ndarray, "h w"]:
-    """Return the segmentation in which each tile gets the class of most of its labelled pixels.
+    """Return the segmentation that assigns to each tile the majority class of its labelled pixels.
 
-    No segmentation by tiles has a higher accuracy, but some have a higher Dice (see `best_dice_tiles`). Tiles lie side
-    by side from the upper left corner; those at the right and lower borders may be smaller.
+    No segmentation by tiles has a higher accuracy, but some have a higher Dice (see `best_dice_tiles`). Tiles are
+    adjacent, from the upper left corner; those at the right and lower borders may be smaller.
 
     Args:
         truth: True class of each pixel; -1 is ignored.
@@ -54,11 +54,11 @@ def majority_class(truth: Integer[np.ndarray, "h w"], edge: int, classes: int) -
 
 
 def best_dice_tiles(truth: Integer[np.ndarray, "h w"], edge: int, code: int) -> Int64[np.ndarray, "h w"]:
-    """Return the segmentation by tiles that has the highest Dice of one of two classes.
+    """Return the segmentation by tiles with the highest Dice of one of two classes.
 
-    Tiles lie as in `majority_class`. Adding a tile raises the Dice if the class covers more of the tile than half of
-    the present Dice. Tiles are therefore ordered by the share that the class covers, largest first, and added up to the
-    number with the highest Dice.
+    Tiles are placed as in `majority_class`. Adding a tile raises the Dice if the class covers more of the tile than
+    half of the current Dice. Tiles are therefore sorted by the share that the class covers, largest first, and added up
+    to the number with the highest Dice.
 
     Args:
         truth: True class of each pixel, 0 or 1; -1 is ignored.

@@ -13,7 +13,7 @@ from clipit.evaluation.significance import Significance, holm, paired_t_test
 
 
 class Subject(NamedTuple):
-    """A model on a task."""
+    """A model measured on a task."""
 
     task: str
     model: str
@@ -26,7 +26,9 @@ class Measured:
     Attributes:
         ids: Ids of the items: tiles, or queries of a retrieval.
         groups: Group of each item; "" where unknown.
-        random: Expected score at random by name, where it is known.
+        scores: Function that computes the scores from weights of the items.
+        random: Expected score of random predictions, by metric, where known.
+        reasons: Reason why a score is undefined, by metric.
     """
 
     ids: Shaped[np.ndarray, " n"]
@@ -38,13 +40,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class SubjectScore:
-    """Score of a model over seeds.
+    """Score of a model, averaged over seeds.
 
     Attributes:
         seeds: Score of each seed; None where undefined.
         mean: Mean over seeds; None if any is undefined.
         interval: Bootstrap interval of the mean over groups of items.
-        random: Expected score at random; None where it is not known.
+        random: Expected score of random predictions; None if unknown.
+        n: Number of items.
+        reason: Reason why the mean is undefined; "" otherwise.
     """
 
     subject: Subject
@@ -62,13 +66,13 @@ class ModelDifference:
     """Difference between two models on the same items, paired by item and seed.
 
     Attributes:
-        reference: Task and model that is subtracted.
-        differences: Difference of each seed; empty if a score is undefined.
+        reference: Task and model whose score is subtracted.
+        differences: Difference for each seed; empty if a score is undefined.
         mean: Mean over seeds; None if undefined.
         over_groups: Paired bootstrap interval of the mean over groups of items.
         over_seeds: t-interval of the mean over seeds.
-        p: Paired t-test over seeds.
-        p_holm: The p-value, Holm-corrected over the contrasts of the same task and metric.
+        p: p-value of the paired t-test over seeds.
+        p_holm: p-value with Holm's correction over the contrasts of the same task and metric.
     """
 
     subject: Subject
@@ -93,7 +97,7 @@ class ModelDifference:
 
     @property
     def reason(self) -> str:
-        """Why it is undecided; "" otherwise."""
+        """Reason why the outcome is undecided; "" otherwise."""
         if self.outcome != "undecided":
             return ""
         return self.over_groups.reason if self.over_groups.low is None else self.over_seeds.reason
@@ -107,12 +111,13 @@ def compare_models(
 ) -> tuple[list[SubjectScore], list[ModelDifference]]:
     """Compute the scores of models on the same items, and differences between them, with intervals and p-values.
 
-    All scores and differences use the same resamples of groups. A model with one result, such as the VLM before its
-    adaptation, has the same result for every seed. For retrieval, queries are resampled, not the gallery.
+    All scores and differences use the same resamples of groups. A model without seeds, such as the VLM before its
+    adaptation, is passed with the same result for every seed. For retrieval, queries are resampled, not the gallery.
 
     Args:
         measured: Results by subject and seed; all have the same items and the same seeds.
         contrasts: Pairs of a subject and the reference that is subtracted.
+        resamples: Number of bootstrap resamples; 0 for no intervals.
 
     Returns:
         One score per subject and metric, and one difference per contrast and metric that both have.
@@ -226,9 +231,12 @@ def _check_same(measured: Mapping[Subject, Mapping[int, Measured]], first: Measu
     seeds = [*next(iter(measured.values()))]
     for subject, by_seed in measured.items():
         if [*by_seed] != seeds:
-            raise DataError(f"{subject.model} on {subject.task} has other seeds than the rest", where=[*by_seed])
+            raise DataError(
+                f"the seeds of {subject.model} on {subject.task} differ from those of the other models",
+                where=[*by_seed],
+            )
         if any(not np.array_equal(each.ids, first.ids) for each in by_seed.values()):
-            raise DataError(f"{subject.model} on {subject.task} was measured on other items than the rest")
+            raise DataError(f"the items of {subject.model} on {subject.task} differ from those of the other models")
 
 
 def _name(subject: Subject, metric: str) -> str:

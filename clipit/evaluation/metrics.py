@@ -31,9 +31,9 @@ def count_scores(
     unweighted, (p_observed - p_expected) / (1 - p_expected). Definitions follow scikit-learn.
 
     Args:
-        hits: Weight of the correctly predicted tiles of each class: the diagonal of the matrix.
-        true: Weight of the tiles of each class: the sums of its rows.
-        predicted: Weight of the tiles predicted as each class: the sums of its columns.
+        hits: Weight of the correctly predicted tiles of each class (diagonal of the matrix).
+        true: Weight of the tiles of each class (row sums).
+        predicted: Weight of the tiles predicted as each class (column sums).
     """
     total = true.sum(axis=1)
     recall, f1 = divide(hits, true), divide(2 * hits, true + predicted)
@@ -55,7 +55,7 @@ def auroc(
     *,
     present_only: bool = False,
 ) -> Float[np.ndarray, " r"]:
-    """Compute the area under the ROC curve: of the second class if there are two, otherwise the one-vs-rest macro mean.
+    """Compute the AUROC: of the second class if there are two classes, otherwise the one-vs-rest macro mean.
 
     With `present_only`, the macro mean is taken over the classes that have tiles.
 
@@ -224,7 +224,7 @@ def _area(
 
 
 def divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """Divide; NaN where the divisor is 0."""
+    """Divide element by element; NaN where the divisor is 0."""
     quotient: np.ndarray = np.full(np.broadcast_shapes(np.shape(top), np.shape(bottom)), np.nan)
     np.divide(top, bottom, out=quotient, where=np.asarray(bottom) != 0)
     return quotient

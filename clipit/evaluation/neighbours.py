@@ -11,11 +11,11 @@ from clipit.evaluation.features import Features
 from clipit.evaluation.predictions import softmax
 from clipit.vectors import unit
 
-_DECIMALS = 6  # cosines equal to this many decimals are ties, so that rounding errors do not decide
+_DECIMALS = 6  # cosines that agree to this many decimals are ties, which rounding errors would otherwise break
 _CELLS = 16_000_000  # cosines held in memory at once: 64 MiB
 
 
-def nearest_rows(
+def nearest_neighbours(
     queries: Features, gallery: Features, k: int, *, exclude_groups: bool = False, cells: int = _CELLS
 ) -> Int64[np.ndarray, "q k"]:
     """Find the rows of the gallery nearest to each query by cosine, nearest first; ties go to the lowest id.
@@ -23,7 +23,8 @@ def nearest_rows(
     A query never retrieves the item with its own id. Rows with fewer than k permitted items are padded with -1.
 
     Args:
-        queries: Features to search for, of any norm; they are normalised here.
+        queries: Features to search for, of any norm.
+        gallery: Features to search in, of any norm.
         k: Number of neighbours per query.
         exclude_groups: Whether to exclude items of the query's group, if it is known.
         cells: Number of cosines held in memory at once; does not change the result.

@@ -56,12 +56,12 @@ def perturb(
         pixels: Tiles as stored.
         name: Key of `PERTURBATIONS`.
         level: Strength, in the perturbation's unit.
-        keys: `clipit.tiles.augment.tile_keys` of the tiles.
+        keys: Hashed ids of the tiles, from `clipit.tiles.augment.tile_keys`.
         seed: Seed of the stain jitter. A tile's draws are the same at all levels, so that a curve shows the same change
             at increasing strength.
 
     Raises:
-        ConfigError: Unknown perturbation.
+        ConfigError: The perturbation is unknown.
     """
     if name not in PERTURBATIONS:
         raise ConfigError(
@@ -140,8 +140,8 @@ def contrast(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np
 def magnification(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
     """Zoom about the centre at constant size: a window of 1/level of each edge is resized (bicubic) to the tile.
 
-    Above 1 the window lies inside the tile; below 1 the tile is reflected at its edges to fill it. The resolution in
-    micrometres per pixel becomes 1/level of the original.
+    Above 1, the window lies inside the tile; below 1, the tile is reflected at its edges to fill the window. The µm per
+    pixel become 1/level of the original.
     """
     if level == 1:
         return _all_changed(pixels.copy())
@@ -185,7 +185,7 @@ PERTURBATIONS = {
     "contrast": Perturbation(contrast, "contrast factor", 1.0),
     "magnification": Perturbation(magnification, "magnification factor", 1.0),
 }
-"""Perturbation by name. A further one also needs its name and levels in clipit/config/studies.py."""
+"""Perturbations by name. To add one, also add its name and levels to clipit/config/studies.py."""
 
 
 def to_density(tile: UInt8[np.ndarray, "3 h w"]) -> Float64[np.ndarray, "p 3"]:

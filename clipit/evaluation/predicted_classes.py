@@ -1,4 +1,4 @@
-"""Predicted classes of unlabelled images: frequency and confidence of each, and the most and least certain images."""
+"""Summarise predicted classes of unlabelled images: frequency, confidence, most and least certain images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +37,9 @@ class PredictedClasses:
         """Return the indices of the least certain images, ties in the order of the images."""
         return np.argsort(self.confidence, kind="stable")[:count].astype(np.int64)
 
-    def most_certain(self, number: int, count: int) -> Int64[np.ndarray, " k"]:
+    def most_certain(self, class_index: int, count: int) -> Int64[np.ndarray, " k"]:
         """Return the indices of the most certain images of one class, ties in the order of the images."""
-        of_class = np.flatnonzero(self.best == number)
+        of_class = np.flatnonzero(self.best == class_index)
         return of_class[np.argsort(-self.confidence[of_class], kind="stable")[:count]].astype(np.int64)
 
 

@@ -39,7 +39,7 @@ class LinearProbe(LinearHead):
 
     Attributes:
         inverse_penalty: Selected C (inverse of the L2 penalty).
-        validation_loss: C -> mean log loss on validation.
+        validation_loss: Mean log loss on validation for each C.
         converged: Whether L-BFGS converged at the selected C.
     """
 
@@ -72,12 +72,12 @@ def linear_probe(
     """Fit a multinomial logistic regression (L-BFGS) with the C of the grid that has the lowest validation log loss.
 
     Features are standardised by the training tiles. Tiles labelled -1 are dropped; ties go to the stronger penalty. A
-    fit that has not converged after 2,000 iterations (a weak penalty on linearly separable tiles) is used as it is. A
-    grid of one value needs no validation labels.
+    fit that has not converged after 2,000 iterations (a weak penalty on linearly separable tiles) is used nevertheless.
+    A grid of one value needs no validation labels.
 
     Raises:
-        DataError: Fewer than two classes among the training labels, no labelled validation tile to choose from several
-            values of C, or features that are not finite.
+        DataError: There are fewer than two classes among the training labels, or no labelled validation tile to choose
+            among several values of C, or a feature is not finite.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -124,9 +124,9 @@ def adamw_probe(
 ) -> AdamWProbe:
     """Train one linear layer as eva (kaiko-ai/eva, offline classification) trains its head.
 
-    AdamW (weight decay 0.01, torch's default, as in eva) on cross-entropy, raw features, batches of 256 in a new order
-    each epoch. Balanced accuracy on validation is evaluated after every epoch; the best weights are kept (the earlier
-    of equal ones), and training stops after a fifth of all steps without improvement.
+    The layer is trained with AdamW (weight decay 0.01, PyTorch's default, as in eva) and cross-entropy on raw features,
+    in batches of 256 that are reshuffled each epoch. Balanced accuracy on validation is computed after every epoch; the
+    best weights are kept (the earliest if tied), and training stops after a fifth of all steps without improvement.
 
     There are three differences from eva. The learning rate is constant: in eva, a scheduler's default divides it by 3
     for the first five epochs, which its description does not mention and which makes the result depend on the length

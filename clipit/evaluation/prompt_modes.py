@@ -1,4 +1,4 @@
-"""Zero-shot classifiers from a prompt set: single prompt, ensemble, random draws, and screened prompts."""
+"""Build zero-shot classifiers from a prompt set: single prompt, random draws, and screened prompts."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class ScoreSummary:
     highest: float
 
 
-def single(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
+def single_prompt(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
     """Return the embedding of each class's first name in the first template.
 
     This is PLIP's protocol (one name, one template); the order in the prompt set determines the text.
@@ -35,15 +35,16 @@ def single(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
     return np.asarray(texts.vectors[_first_rows(texts)])
 
 
-def sampled(texts: TextVectors, draws: int, seed: int) -> Int64[np.ndarray, "draws C"]:
-    """Draw random classifiers, as rows of `texts`: per draw one name of each class and one template for all classes.
+def sample_classifiers(texts: TextVectors, draws: int, seed: int) -> Int64[np.ndarray, "draws C"]:
+    """Draw random classifiers: for each, one name per class and one template for all classes.
 
-    The template is drawn first, then a name per class, uniformly and independently (draws can repeat); the classifier
-    consists of the texts' unit vectors. KEP's published sets are 100 such draws; MI-Zero draws one name per
-    class and a random subset of the templates, 50 times. Both report medians.
+    The template is drawn first, then a name per class, uniformly and independently (draws can repeat). Classifiers are
+    returned as rows of `texts`, whose unit vectors are their weights. KEP's published sets are 100 such draws; MI-Zero
+    draws one name per class and a random subset of the templates, 50 times. Both report medians.
 
     Args:
-        texts: Embedded prompts from `embed_prompts`.
+        texts: Embedded prompts from `embed_prompt_set`.
+        draws: Number of classifiers.
         seed: Seed of the draws, which otherwise depend only on the numbers of names and templates.
     """
     rng = np.random.default_rng(seed)
@@ -55,7 +56,7 @@ def sampled(texts: TextVectors, draws: int, seed: int) -> Int64[np.ndarray, "dra
     return rows
 
 
-def candidates(texts: TextVectors, limit: int, seed: int) -> Int64[np.ndarray, "N C"]:
+def candidate_classifiers(texts: TextVectors, limit: int, seed: int) -> Int64[np.ndarray, "N C"]:
     """Return all classifiers of one name per class and one shared template, or `limit` random draws if there are more.
 
     KEEP enumerates all of them (its CAMELYON screening has 6 x 5 names x 22 templates = 660).
@@ -63,7 +64,7 @@ def candidates(texts: TextVectors, limit: int, seed: int) -> Int64[np.ndarray, "
     n_names = _name_counts(texts)
     n_templates = int(texts.template_of.max()) + 1
     if math.prod(n_names.tolist()) * n_templates > limit:
-        return sampled(texts, limit, seed)
+        return sample_classifiers(texts, limit, seed)
     combinations = np.indices((*n_names.tolist(), n_templates)).reshape(len(n_names) + 1, -1).T
     rows: Int64[np.ndarray, "N C"] = _first_rows(texts) + combinations[:, :-1] * n_templates + combinations[:, -1:]
     return rows
@@ -94,7 +95,7 @@ def screening_scores(
     return scores
 
 
-def screened(
+def screened_prompts(
     texts: TextVectors,
     tiles: Float32[np.ndarray, "n D"],
     splits: Shaped[np.ndarray, " n"],
@@ -106,12 +107,12 @@ def screened(
 ) -> Float32[np.ndarray, "C D"]:
     """Average the classifiers that are most confident on unlabelled training tiles.
 
-    Score all `candidates` with `screening_scores`, keep the top share (at least one; ties go to the earlier candidate),
-    sum the unit vectors of the kept texts per class, and normalise. KEEP's protocol keeps 50 of 660 to 1782 classifiers
-    and screens on the tiles of the slide to be classified; here only training tiles are allowed.
+    Score all `candidate_classifiers` with `screening_scores`, keep the top share (at least one; ties go to the earlier
+    candidate), sum the unit vectors of the kept texts per class, and normalise. KEEP's protocol keeps 50 of 660 to 1782
+    classifiers and screens on the tiles of the slide to be classified; here, only training tiles are allowed.
 
     Args:
-        texts: Embedded prompts from `embed_prompts`.
+        texts: Embedded prompts from `embed_prompt_set`.
         tiles: Image embeddings in the space of `texts` (centred if these are).
         share: Share of the candidates to keep, above 0 and at most 1.
         limit: Maximum number of candidates.
@@ -128,21 +129,21 @@ def screened(
             where="prompt_study",
             fix="use training tiles only: prompts must not be scored on the tiles they were chosen on",
         )
-    rows = candidates(texts, limit, seed)
+    rows = candidate_classifiers(texts, limit, seed)
     scores = screening_scores(texts, rows, tiles, logit_scale)
     # Rounded so that floating-point error does not break ties.
     kept = np.argsort(-scores.round(9), kind="stable")[: max(1, round(share * len(rows)))]
     return unit_rows(texts.vectors[rows[kept]].astype(np.float64).sum(axis=0), texts.classes).astype(np.float32)
 
 
-def sampled_scores(
+def score_classifiers(
     texts: TextVectors,
     rows: Int64[np.ndarray, "N C"],
     tiles: Float32[np.ndarray, "n D"],
     labels: Int64[np.ndarray, " n"],
     logit_scale: float,
 ) -> list[dict[str, float | None]]:
-    """Compute the metrics of every classifier in `rows` on n labelled tiles; the protocol reports their median."""
+    """Compute the metrics of each classifier in `rows` on n labelled tiles; protocols report their median."""
     return [compute_metrics(labels, zero_shot_probabilities(tiles, texts.vectors[row], logit_scale)) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Text-only classifier of reports: logistic regression on TF-IDF or embeddings, cross-fitted by group, calibrated."""
+"""Classify reports by text alone: logistic regression on TF-IDF or embeddings, cross-fitted by group, calibrated."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ _FitFeatures = Callable[[Int64[np.ndarray, " k"]], Any]
 
 @dataclass(frozen=True)
 class CrossFitted:
-    """Class probabilities of documents from models that did not see the labels of the document's own group.
+    """Class probabilities of documents from models fitted without the labels of the document's own group.
 
     Attributes:
         probabilities: Calibrated class probabilities, one row per document.
-        folds: Fold of each document, whose model was fitted on the other folds; -1 for documents of groups without a
-            label, which get the mean over the models of all folds.
-        inverse_penalties: Selected inverse of the L2 penalty of each fold's model.
+        folds: Fold of each document, predicted by the model fitted on the other folds; -1 for documents of groups
+            without a label, which get the mean over the models of all folds.
+        inverse_penalties: Selected inverse L2 penalty of each fold's model.
         temperatures: Temperature of each fold's model; 1 where none could be fitted.
         note: Sentence on the folds without a fitted temperature; "" if there are none.
     """
@@ -66,8 +66,8 @@ def cross_fitted_probabilities(
     The labels of a group therefore do not affect the predictions of its own documents.
 
     Classes are not weighted: balanced class weights would distort the probabilities in a way that no temperature can
-    correct. A class that is absent from the training documents of a fold gets probability 0
-    there; if only one class is left, the probabilities are (count + 1) / (documents + classes).
+    correct. In a fold, a class that is absent from the training documents gets probability 0; if only one class is
+    left, the probabilities are (count + 1) / (documents + classes).
 
     Args:
         documents: Texts, from which TF-IDF features of words and pairs of words are computed (`tfidf_features`), or
@@ -78,7 +78,7 @@ def cross_fitted_probabilities(
         inverse_penalties: Inverses of the L2 penalty to choose from; the middle one is used where none can be chosen.
 
     Raises:
-        DataError: Fewer than two classes or groups with labels, texts without words, or embeddings that are not finite.
+        DataError: Fewer than two classes or groups have labels, no text contains a word, or an embedding is not finite.
     """
     units = group_numbers(groups)
     labelled = np.flatnonzero(labels >= 0).astype(np.int64)
@@ -129,10 +129,10 @@ def cross_fitted_probabilities(
 
 
 def tfidf_features(texts: Sequence[str]) -> _FitFeatures:
-    """Count words and pairs of words; the TF-IDF weights depend on the training documents alone.
+    """Count words and pairs of words, to be weighted by TF-IDF fitted on the training documents alone.
 
-    Words of one character are kept, because grades are single digits. Counts enter as 1 + log(count), the vectors have
-    norm 1. Words and pairs that occur in fewer than two training documents are dropped, unless all are.
+    Words of one character are kept, because grades are single digits. Counts enter as 1 + log(count), and vectors have
+    norm 1. Words and pairs that occur in fewer than two training documents are dropped, unless all of them do.
 
     Returns:
         Function from the rows of the training documents to the features of all documents, as a sparse matrix.
@@ -185,7 +185,7 @@ def _fit_and_predict(
     n_classes: int,
     inverse_penalty: float,
 ) -> Float64[np.ndarray, "r c"]:
-    """Fit a logistic regression on some rows, and predict class probabilities of others."""
+    """Fit a logistic regression on the rows `train`, and predict class probabilities of `rows`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -219,9 +219,9 @@ def _choose(
     n_classes: int,
     inverse_penalties: Sequence[float],
 ) -> _Choice:
-    """Choose the penalty with the lowest log loss, and its temperature, on cross-fitted predictions for some rows.
+    """Choose the penalty with the lowest log loss, and its temperature, on cross-fitted predictions for `rows`.
 
-    Ties go to the stronger penalty. Without a second fold, nothing can be chosen.
+    Ties go to the stronger penalty. With a single fold, the middle penalty is used without a temperature.
     """
     numbers = np.unique(folds).tolist()
     if len(numbers) < 2:

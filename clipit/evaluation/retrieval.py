@@ -1,4 +1,4 @@
-"""Retrieval by cosine: Recall@k of true pairs, class-match precision@k, majority vote, and fold over random.
+"""Score retrieval by cosine: Recall@k of true pairs, class-match precision@k, majority vote, and fold over random.
 
 Recall@k, called p@k in PLIP's tables, is the share of queries whose true partner is among the k nearest items. Fold
 over random is the score divided by the expected score of k items drawn at random from the same gallery.
@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64
 
 from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.features import Features, class_counts
-from clipit.evaluation.neighbours import class_votes, nearest_rows
+from clipit.evaluation.neighbours import class_votes, nearest_neighbours
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def recall_at(
     if not partners:
         return [RetrievalScore("recall", k, None, None, 0, len(gallery), "no true pair") for k in at]
     order = sorted(partners)
-    rows = nearest_rows(queries.take(np.asarray(order, dtype=np.int64)), gallery, min(max(at), len(gallery)))
+    rows = nearest_neighbours(queries.take(np.asarray(order, dtype=np.int64)), gallery, min(max(at), len(gallery)))
     hits = np.zeros(rows.shape)
     for row_number, query in enumerate(order):
         hits[row_number] = [row in partners[query] for row in rows[row_number].tolist()]
@@ -112,7 +112,7 @@ def class_match(
     queries, gallery = queries.labelled(), gallery.labelled()
     measures = [("precision", k) for k in at] + [("vote", k) for k in votes_at]
     widest = min(max((k for _, k in measures), default=0), len(gallery))
-    rows = nearest_rows(queries, gallery, widest, exclude_groups=exclude_groups)
+    rows = nearest_neighbours(queries, gallery, widest, exclude_groups=exclude_groups)
     has_items = (rows >= 0).any(axis=1)
     if not has_items.any():
         reason = "no labelled query" if not len(queries) else "every gallery item is excluded"

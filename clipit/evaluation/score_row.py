@@ -59,7 +59,7 @@ class ScoreRow:
         test_set: Name of the test set: `test` or the name of a shifted set.
         score: Value of the metric; None if undefined.
         reason: Reason why the score is undefined, or the classes over which it is averaged.
-        resampled: Number and kind of the bootstrap's resampling units, such as `12 groups`.
+        resampled: Number and kind of the resampling units of the bootstrap, such as `12 groups`.
         zero_shot: Zero-shot score of the same student, using the class prompts.
         predictions_sha256: SHA-256 of the predictions file.
         searched: Searched hyperparameters and their values, as JSON.

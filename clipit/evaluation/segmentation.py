@@ -1,4 +1,4 @@
-"""Scores of segmentations: Dice, IoU, precision and recall per class, with bootstrap intervals.
+"""Score segmentations: Dice, IoU, precision and recall per class, with bootstrap intervals.
 
 Everything is computed from one confusion matrix per image, over its labelled pixels.
 """
@@ -65,7 +65,7 @@ def mask_scores(
 
 
 def foreground_dice(counts: Int64[np.ndarray, "n c c"], foreground: Sequence[int]) -> Float64[np.ndarray, " n"]:
-    """Return the Dice of each image, the mean over the foreground classes that it truly contains; NaN without any."""
+    """Return each image's mean Dice over the foreground classes that it truly contains; NaN if it has none."""
     return _image_scores(counts, foreground)["dice"][:, -1]
 
 
@@ -79,9 +79,9 @@ class MaskScore:
         averaging: Whether the images' scores are averaged or all pixels are pooled.
         value: Score in 0..1; None where undefined.
         low: Lower end of the 95 % interval; None without one.
-        high: Upper end.
-        reason: Why the interval is missing; empty otherwise.
-        images: Number of images with the class; for `FALSE_AREA`, of images without it.
+        high: Upper end of the 95 % interval; None without one.
+        reason: Reason why the interval is missing; "" otherwise.
+        images: Number of images with the class; for `FALSE_AREA`, without it.
     """
 
     metric: str
@@ -181,7 +181,7 @@ def _false_areas(
 def _weighted_mean(
     values: Float64[np.ndarray, "n c1"], counted: Shaped[np.ndarray, "n c1"], weights: Float[np.ndarray, "n r"]
 ) -> Float64[np.ndarray, "r c1"]:
-    """Return the weighted sum of values divided by that of counts, for each set of weights; NaN if nothing counts."""
+    """Return the weighted sum of values divided by that of counts, for each weighting; NaN if the count is 0."""
     return divide(weights.T @ values, weights.T @ counted.astype(np.float64))
 
 

@@ -1,4 +1,4 @@
-"""p-values of paired differences over seeds, and Holm's correction for several tests."""
+"""Test paired differences over seeds, and correct p-values of several tests by Holm's method."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Comparison of several classifiers (arms, with one seed or more each) on the labels of the same slides."""
+"""Compare classifiers (arms, each with one or more seeds) on the labels of the same slides."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ T = TypeVar("T")
 SlideTables = Mapping[str, Mapping[int, pd.DataFrame]]
 """Arm -> seed -> table of `slide_scores.slide_table`."""
 CONTROL = Significance(None, "control")
-"""Result in place of a test, for arms that are controls."""
+"""Result for arms that are controls, which are not tested."""
 _COLUMNS = [
     "arm", "split", "level", "pooling", "smoothed", "metric", "seeds", "mean", "sd", "difference", "low", "high",
     "reason", "seeds_low", "seeds_high", "p", "p_holm", "p_reason", "labelled", "patients",
@@ -67,16 +67,18 @@ def compare_slide_arms(
     accuracy over its seeds, in the same way for all arms (`choose_pooling`), and only the other splits are compared.
     Otherwise the arms are compared by every pooling.
 
-    Differences are paired by seed and slide. An arm with one seed only, such as prompts without training, is paired
-    with every seed of the other.
+    Differences are paired by seed and slide. An arm with a single seed, such as prompts without training, is paired
+    with every seed of the other arm.
 
     Args:
         tables: Slide scores by arm and seed, all of the same slides.
         slides: Table of slides: `slide`, `label`, and optionally `group` (patient) and `split`.
+        classes: Class names, in the order of the scores.
+        reference: Arm that the others are compared with.
         resamples: Number of bootstrap resamples; 0 for no intervals.
 
     Raises:
-        DataError: The reference is missing, arms have different slides or poolings, or seeds that cannot be paired.
+        DataError: The reference is missing, or arms have different slides or poolings, or seeds that cannot be paired.
     """
     _check_reference(tables, reference)
     arms = {
@@ -97,13 +99,15 @@ def compare_slide_sets(
     seed: int = 0,
     controls: Collection[str] = (),
 ) -> SlideComparison:
-    """Compare arms like `compare_slide_arms`, with poolings that have already been chosen and may differ.
+    """Compare arms like `compare_slide_arms`, with poolings that are given and may differ between arms.
 
     Args:
         arms: Scored slides by arm and seed, all of the same slides.
+        choices: Pooling of each arm.
+        reference: Arm that the others are compared with.
         resamples: Number of bootstrap resamples; 0 for no intervals.
-        controls: Arms, such as a floor, whose differences are shown but not tested: they have no p-value, and do not
-            count in Holm's correction.
+        controls: Arms, such as a floor, whose differences are reported but not tested: they have no p-value, and do
+            not count in Holm's correction.
 
     Raises:
         DataError: The reference is missing, or arms have different slides or seeds that cannot be paired.
@@ -133,7 +137,7 @@ def _compare(
     seed: int,
     controls: Collection[str],
 ) -> list[dict[str, object]]:
-    """Compare all arms on one split and level, each by its pooling."""
+    """Compare all arms on one split and level, each with its pooling."""
     predictions = {
         arm: {number: scored.predictions(key, level, split) for number, scored in by_seed.items()}
         for arm, by_seed in arms.items()

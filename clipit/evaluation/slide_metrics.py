@@ -1,4 +1,4 @@
-"""Metrics of slide scores per slide and per patient, and the choice of a pooling on validation slides."""
+"""Evaluate slide scores per slide and per patient, and choose a pooling on validation slides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from clipit.evaluation.slide_sets import LEVELS, Level, PoolingKey, SlideSet, co
 
 SLIDE_METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "weighted_f1", "auroc")
 CHOSEN_BY = "balanced_accuracy"
-"""Metric that chooses the pooling on validation slides."""
+"""Metric by which the pooling is chosen on validation slides."""
 VALIDATION, TRAIN = "validation", "train"
 NOT_SCORED = "not scored"
 _TIE_DIGITS = 9
@@ -28,7 +28,7 @@ class PoolingChoice:
 
     Attributes:
         key: Chosen pooling; None if none was chosen.
-        sentence: How it was chosen, or why none was.
+        sentence: Sentence that states how the pooling was chosen, or why none was.
         scores: Balanced accuracy on validation slides by pooling; empty if none could be computed.
     """
 
@@ -50,7 +50,7 @@ class SlideEvaluation:
             scores, `predicted` and `tied`, otherwise the class predicted by each pooling.
         failed: Slides without scores: `slide` and `reason`.
         notes: Notes on excluded slides and patients, and on the reliability of the scores.
-        resamples: Number of bootstrap resamples; 0 for no intervals.
+        resamples: Number of bootstrap resamples; 0 if there are no intervals.
     """
 
     classes: tuple[str, ...]
@@ -72,7 +72,7 @@ def evaluate_slides(
     resamples: int = 1000,
     seed: int = 0,
 ) -> SlideEvaluation:
-    """Evaluate the scores of slides with labels, per slide and per patient, by every pooling.
+    """Evaluate slide scores against labels, per slide and per patient, for every pooling.
 
     Slides of the split `train` are not evaluated. If there are labelled slides of the split `validation`, the pooling
     is chosen on them (`choose_pooling`) and marked; otherwise all poolings are reported and none is chosen. AUROC is
@@ -80,10 +80,10 @@ def evaluate_slides(
     are two. Intervals are percentile bootstraps over patients; all poolings share the resamples.
 
     Args:
-        table: Scores of `slide_scores.slide_table`.
+        table: Slide scores from `slide_scores.slide_table`.
         slides: Table of slides: `slide`, and optionally `label`, `group` (patient) and `split`.
-        failures: Slide -> reason why it has no scores; slides of the table of slides that are in neither table are
-            listed as `not scored`.
+        classes: Class names, in the order of the scores.
+        failures: Reason why a slide has no scores, by slide; other slides without scores are listed as `not scored`.
         resamples: Number of bootstrap resamples; 0 for no intervals.
 
     Raises:
@@ -120,7 +120,7 @@ def choose_pooling(*sets: SlideSet, unit: Level = "slide") -> PoolingChoice:
 
     Args:
         sets: Scores of the same slides by one classifier, one set per seed; their balanced accuracies are averaged.
-        unit: What is scored, slides or whole patients, for the sentence.
+        unit: Scored unit, slide or whole patient, named in the sentence.
     """
     first = sets[0]
     rows = (first.splits == VALIDATION) & (first.labels >= 0)
@@ -244,7 +244,7 @@ def _failed_slides(slides: pd.DataFrame, scored: SlideSet, failures: Mapping[str
 
 
 def _notes(scored: SlideSet, failed: int) -> list[str]:
-    unlabelled = bool((scored.labels < 0).all())  # then nothing is evaluated
+    unlabelled = bool((scored.labels < 0).all())  # nothing is evaluated, so missing labels and patients do not matter
     counts = {
         "Slides without scores, excluded from every metric": failed,
         "Scored slides without a label, listed but not evaluated": 0 if unlabelled else int((scored.labels < 0).sum()),

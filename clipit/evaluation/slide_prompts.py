@@ -1,4 +1,4 @@
-"""Zero-shot classification of slides with several wordings of the class prompts: ensembles and single draws.
+"""Score zero-shot classification of slides with several wordings of the class prompts: ensembles and single draws.
 
 MI-Zero (Lu et al., CVPR 2023) samples 50 prompt sets, classifies all slides with each, and reports the median of the
 50 balanced accuracies for each K of the top-K pooling. CONCH averages all names and templates of a class instead (the
@@ -19,7 +19,7 @@ from clipit.evaluation.slide_scores import PooledScore, pool_slide
 from clipit.evaluation.slide_sets import Level, SlideSet, collect_slides
 
 ENSEMBLE, PUBLISHED_DRAWS = "ensemble", "published draws"
-"""Kinds of zero-shot classifiers: the mean of all texts; the sampled sets of a published file."""
+"""Kinds of zero-shot classifiers: the mean of all texts, or the sampled sets of a published file."""
 PROMPT_METRICS = ("balanced_accuracy", "auroc")
 _COLUMNS = [
     "prompts", "draws", "split", "level", "pooling", "smoothed", "metric", "median", "lower", "upper", "labelled",
@@ -38,7 +38,7 @@ def pool_prompts(
         smoothing: Whether to pool the tiles' own scores, smoothed scores, or both.
 
     Returns:
-        For each classifier, the scores by pooling (`slide_scores.pool_slide`).
+        Scores of each classifier by pooling (`slide_scores.pool_slide`).
 
     Raises:
         DataError: The slide has no tile, or a similarity is not finite.
@@ -54,8 +54,9 @@ def score_prompts(
     Nothing is selected: all poolings are reported, for every split with labelled slides, per slide and per patient.
 
     Args:
-        tables: Kind of classifier -> tables of slide scores (`slide_scores.slide_table`), one per draw.
+        tables: Tables of slide scores (`slide_scores.slide_table`), one per draw, by kind of classifier.
         slides: Table of slides: `slide`, `label`, and optionally `group` (patient) and `split`.
+        classes: Class names, in the order of the scores.
 
     Returns:
         One row per kind, split, level, pooling and metric: `prompts` (the kind), `draws` (their number), `split`,

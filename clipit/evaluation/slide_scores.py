@@ -1,4 +1,4 @@
-"""Pool the scores of a slide's tiles into slide scores: top-K means, mean, share of tiles; optionally smoothed.
+"""Pool the scores of a slide's tiles into slide scores: top-K means, mean, or share of tiles, optionally smoothed.
 
 MI-Zero (Lu et al., CVPR 2023) compares each tile with one text embedding per class and pools the similarities of a
 slide class by class. The functions here take any scores of tiles: such similarities, or a classifier's probabilities.
@@ -24,12 +24,14 @@ _NEIGHBOURHOOD = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
 
 @dataclass(frozen=True)
 class PooledScore:
-    """Scores of a slide by one pooling.
+    """Scores of a slide for one pooling.
 
     Attributes:
         pooling: Name from `POOLINGS`.
         smoothed: Whether the tiles' scores were averaged with their neighbours' first.
+        tiles: Number of tiles of the slide.
         pooled: Number of tiles that enter the score of a class: K, or all tiles of a slide with fewer than K.
+        scores: Score of each class.
     """
 
     pooling: str
@@ -88,8 +90,8 @@ def pool_slide(
 def smooth_scores(scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n c"]:
     """Replace the scores of each tile by their mean over the 3 x 3 cells around it that contain a tile.
 
-    MI-Zero averages over the 8 nearest tiles instead, which are further away at the edge of the tissue. Here, a tile
-    without neighbours keeps its scores. Takes O(n log n) time.
+    MI-Zero instead averages over the 8 nearest tiles, which are farther away at the edge of the tissue. Here, a tile
+    without neighbours keeps its scores. This takes O(n log n) time.
 
     Args:
         cells: Row and column of each tile in the slide's grid.

@@ -15,7 +15,7 @@ from clipit.evaluation.slide_scores import POOLINGS, SCORE_PREFIX
 Level = Literal["slide", "patient"]
 LEVELS: tuple[Level, ...] = ("slide", "patient")
 ALL_SLIDES = "all"
-"""Name of the split of slides without one."""
+"""Name of the split for slides without one."""
 
 
 class PoolingKey(NamedTuple):
@@ -52,17 +52,16 @@ class SlideSet:
         """Return the predictions of one split by one pooling, per slide or per patient.
 
         The score of a patient is the mean of the scores of the patient's slides. Every slide has the same weight,
-        regardless of its tissue area, and the table of slide scores suffices; the top K of all tiles of a patient would
-        come from the largest slides, or from one with artefacts. A slide without a known patient is a patient of
-        its own.
+        regardless of its tissue area; the top K of all tiles of a patient would come from the largest slides, or from
+        one with artefacts. A slide without a known patient counts as a patient of its own.
 
         A patient's label is that of the patient's labelled slides. Patients whose slides have different labels are
         unlabelled (see `mixed_patients`).
 
-        The probabilities of the result are relative scores: the scores of a slide minus their mean over the classes.
-        They have the same highest class. Unlike the scores, they can be compared between slides where all scores of a
-        slide are higher than those of another, as cosine similarities are. With two classes they rank slides by the
-        difference of the two scores, as the softmax of the scores does at any temperature.
+        The `probabilities` of the result are relative scores: the scores of a slide minus their mean over the classes.
+        The predicted class stays the same. Cosine similarities may be higher for all classes of one slide than for
+        those of another; relative scores can be compared between such slides. With two classes, they rank slides by
+        the difference of the two scores, as the softmax of the scores does at any temperature.
         """
         rows = np.flatnonzero(self.splits == split)
         names, labels, patients = self.slides[rows], self.labels[rows], self.patients[rows]
@@ -102,7 +101,7 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
     """Join the scores of slides with the table of slides.
 
     Args:
-        table: Scores of `slide_scores.slide_table`.
+        table: Slide scores from `slide_scores.slide_table`.
         slides: Table of slides with the column `slide`, and optionally `label` (name of a class), `group` (patient) and
             `split`; empty cells are unknown. Slides without scores are dropped.
 
@@ -167,7 +166,7 @@ def _known_slides(slides: pd.DataFrame) -> pd.DataFrame:
 
 
 def _owners(names: Shaped[np.ndarray, " n"], patients: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-    """Return the patient of each slide; for an unknown patient, a name after the slide."""
+    """Return the patient of each slide, or a name derived from the slide if the patient is unknown."""
     own_names = np.char.add("slide ", names.astype(str)) if len(names) else names
     return np.where(patients == "", own_names, patients)
 

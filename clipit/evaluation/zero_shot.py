@@ -1,4 +1,4 @@
-"""Zero-shot classification: text vectors of prompts, class embeddings as their means, probabilities by cosine."""
+"""Classify zero-shot: text vectors of prompts, class embeddings as their means, and probabilities by cosine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,15 +34,17 @@ class TextVectors:
     texts: tuple[str, ...]
 
 
-def embed_prompts(
+def embed_prompt_set(
     prompts: PromptSet,
     encode: TextEncoder,
     mean: Float[np.ndarray, " D"] | None = None,
     classes: Sequence[str] | None = None,
 ) -> TextVectors:
-    """Embed every (class, name, template) text: L2-normalised; with centring, minus `mean` and normalised again.
+    """Embed every (class, name, template) text as a unit vector, which is centred by `mean` and normalised again.
 
     Args:
+        prompts: Prompt set.
+        encode: Function that encodes texts with the VLM.
         mean: Mean of the text modality, as used for pairing; None disables centring.
         classes: Order of the classes (that of the tiles); None keeps the prompt set's order.
 
@@ -81,18 +83,15 @@ def prompt_embeddings(
 ) -> Float32[np.ndarray, "C D"]:
     """Compute one unit vector per class: the mean-embedding ensemble over all (name, template) texts.
 
-    Each text is L2-normalised; with centring, `mean` is subtracted and the result normalised again; then the class mean
-    is taken and normalised. CONCH and CLIP_benchmark ensemble prompts in this way (without centring).
-
-    Args:
-        mean: Mean of the text modality, as used for pairing; None disables centring.
-        classes: Order of the rows (the tiles' class order); None keeps the prompt set's order.
+    Texts are L2-normalised, centred by `mean` if given and normalised again, then averaged per class and normalised.
+    CONCH and CLIP_benchmark ensemble prompts in this way (without centring). The arguments are those of
+    `embed_prompt_set`.
 
     Raises:
         DataError: `classes` are not those of the prompts, an embedding is zero or not finite, or the texts of a class
             cancel out.
     """
-    return class_means(embed_prompts(prompts, encode, mean, classes))
+    return class_means(embed_prompt_set(prompts, encode, mean, classes))
 
 
 def class_means(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
@@ -112,7 +111,7 @@ def zero_shot_probabilities(
     """Compute class probabilities: the softmax over classes of `logit_scale` times the cosine of image and class.
 
     Args:
-        image_embeddings: Image embeddings in the joint space, of any length (centred if the classes are).
+        image_embeddings: Image embeddings in the joint space, of any norm (centred if the classes are).
         class_embeddings: Class embeddings from `prompt_embeddings`.
         logit_scale: Logit scale of the VLM (100 for CLIP); affects the probabilities, not the predicted class.
 

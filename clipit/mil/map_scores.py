@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Int64
 
 from clipit.errors import DataError
 from clipit.evaluation.intervals import bootstrap
-from clipit.evaluation.map_agreement import IGNORED, MapAgreement, class_map, measure_agreement, perfect_tiles
+from clipit.evaluation.map_agreement import IGNORED, MapAgreement, class_map, majority_tiles, score_map
 from clipit.images import ImageError
 from clipit.slides.grid import SlideGrid
 from clipit.slides.heat_map import map_shape
@@ -80,7 +80,7 @@ def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTrut
     truth = np.where((sampled == IGNORED_VALUE) | ~covered, IGNORED, sampled == value).astype(np.int64)
     if not (truth != IGNORED).any():
         raise DataError("the mask has no labelled pixel on a tile", where=path, fix="use a mask that labels them")
-    tiles = perfect_tiles(grid, truth, 2, cell)[:, 1].astype(np.int64)
+    tiles = majority_tiles(grid, truth, 2, cell)[:, 1].astype(np.int64)
     return SlideTruth(grid, label, cell, truth, tiles)
 
 
@@ -118,14 +118,14 @@ def map_agreement(truth: SlideTruth, scores: InstanceMap) -> MapAgreement:
         mapped = class_map(truth.grid, pair, truth.cell)
     else:
         mapped = class_map(truth.grid, scores.classes, truth.cell) == truth.label
-    return measure_agreement(mapped.astype(np.int64), truth.truth, 2)
+    return score_map(mapped.astype(np.int64), truth.truth, 2)
 
 
 def reference_maps(truth: SlideTruth) -> Iterator[tuple[str, MapAgreement]]:
     """Measure the floor (all tiles show the class) and the ceiling (majority class per tile)."""
-    yield FLOOR, measure_agreement(np.ones_like(truth.truth), truth.truth, 2)
-    perfect = perfect_tiles(truth.grid, truth.truth, 2, truth.cell)
-    yield CEILING, measure_agreement(np.abs(class_map(truth.grid, perfect, truth.cell)), truth.truth, 2)
+    yield FLOOR, score_map(np.ones_like(truth.truth), truth.truth, 2)
+    majority = majority_tiles(truth.grid, truth.truth, 2, truth.cell)
+    yield CEILING, score_map(np.abs(class_map(truth.grid, majority, truth.cell)), truth.truth, 2)
 
 
 def tile_auroc(truth: SlideTruth, scores: InstanceMap) -> float | None:

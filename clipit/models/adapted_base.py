@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from clipit.artifacts import read_json as read_record
-from clipit.artifacts import write_record
+from clipit.artifacts import read_json, write_record
 from clipit.errors import ClipitError, ModelError, shortlist
 from clipit.file_hashes import hash_files
-from clipit.models.loading import OPEN_CLIP_CONFIG, read_json
+from clipit.models.loading import OPEN_CLIP_CONFIG, read_model_json
 
 ADAPTED_FROM = "adapted_from"
 """Configuration key of a merged folder: public name of the model that was adapted."""
@@ -34,7 +33,7 @@ def check_files(name: str) -> None:
     if not (folder / _FILES).is_file():
         return
     try:
-        recorded = dict(read_record(folder / _FILES, _COPY)["files"])
+        recorded = dict(read_json(folder / _FILES, _COPY)["files"])
         current = hash_files(folder, [file for file in recorded if (folder / file).is_file()])
     except (ClipitError, TypeError, ValueError) as error:  # for instance a path outside the folder
         raise ModelError("the list of file hashes is damaged", where=folder / _FILES, fix=_COPY) from error
@@ -56,7 +55,7 @@ def base_of_adapted(name: str) -> str:
     for file in (Path(name).expanduser() / config for config in (OPEN_CLIP_CONFIG, "config.json")):
         if file.is_file():
             try:
-                return str(read_json(file).get(ADAPTED_FROM, name))
+                return str(read_model_json(file).get(ADAPTED_FROM, name))
             except ModelError:
                 return name  # reported when the model is loaded
     return name

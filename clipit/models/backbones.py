@@ -10,7 +10,7 @@ from torch import nn
 from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError
 from clipit.models.backbone_specs import BACKBONES
-from clipit.models.loading import expected_mpp, public_name, read_json, weights_fingerprint
+from clipit.models.loading import expected_mpp, public_name, read_model_json, weights_fingerprint
 from clipit.models.preprocess import Preprocess
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.specs import ModelSpec, check_spec
@@ -134,7 +134,7 @@ def _family(name: str) -> Loader:
     file = Path(name).expanduser() / "config.json"
     if not file.is_file():
         return "timm"
-    description = read_json(file)
+    description = read_model_json(file)
     return "transformers" if "model_type" in description and "architecture" not in description else "timm"
 
 

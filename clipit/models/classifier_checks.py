@@ -9,7 +9,7 @@ import torch
 from clipit.errors import ModelError, is_out_of_memory, out_of_memory
 from clipit.models.classifier_network import ClassifierNetwork
 from clipit.models.classifier_spec import CONFIG, COPY_AGAIN, DESCRIPTION, ClassifierSpec
-from clipit.models.loading import read_json
+from clipit.models.loading import read_model_json
 from clipit.models.preprocess import Preprocess, preprocess_from_timm, preprocess_from_transformers
 from clipit.models.transformers_backbones import PROCESSOR
 
@@ -32,7 +32,7 @@ def check_transformers_preprocess(folder: Path, spec: ClassifierSpec) -> None:
     Raises:
         ModelError: The two differ, or the file cannot be read.
     """
-    values = read_json(folder / PROCESSOR)
+    values = read_model_json(folder / PROCESSOR)
     _compare(folder, spec, preprocess_from_transformers(values, str(folder / PROCESSOR)), PROCESSOR)
 
 

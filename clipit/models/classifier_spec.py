@@ -27,7 +27,7 @@ from clipit.artifacts import file_sha256, write_json
 from clipit.config.run import LARGEST_INPUT
 from clipit.errors import ModelError, counted, shortlist
 from clipit.git_lfs import PULL, find_pointer
-from clipit.models.loading import read_json
+from clipit.models.loading import read_model_json
 from clipit.models.preprocess import Preprocess
 from clipit.models.trunks import Loader, Pooling
 
@@ -147,7 +147,7 @@ def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
             where=folder,
             fix="use the folder of a finished run, such as outputs/runs/NAME/ARM-seed0, or its folder classifier/",
         )
-    values = read_json(file)
+    values = read_model_json(file)
     version = values.pop("format", None)
     if version != FORMAT:
         older = "; it was written before classifiers contained checksums" if version == 1 else ""
@@ -180,7 +180,7 @@ def verify_files(folder: Path, spec: ClassifierSpec) -> None:
         if find_pointer(folder / changed[0]):
             raise ModelError("this file is a Git LFS pointer, not the data", where=folder / changed[0], fix=PULL)
         raise ModelError(f"damaged or changed files: {shortlist(changed)}", where=folder, fix=COPY_AGAIN)
-    names = _label_names(read_json(folder / CONFIG))
+    names = _label_names(read_model_json(folder / CONFIG))
     if (names or spec.plain) and names != list(spec.classes):
         raise ModelError(
             f"the classes are {shortlist(spec.classes)} in {DESCRIPTION}, but {shortlist(names)} in {CONFIG}",
@@ -191,7 +191,7 @@ def verify_files(folder: Path, spec: ClassifierSpec) -> None:
 
 def opens_in_transformers(folder: Path, spec: ClassifierSpec) -> bool:
     """Check whether transformers' image-classification pipeline opens a classifier's folder."""
-    return spec.plain or bool(_label_names(read_json(folder / CONFIG)))
+    return spec.plain or bool(_label_names(read_model_json(folder / CONFIG)))
 
 
 def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], where: object) -> None:
@@ -200,7 +200,7 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
     Raises:
         ModelError: A tensor is not finite, or does not fit the number of classes, the features or the joint space.
     """
-    check_finite(tensors, where)
+    check_finite_weights(tensors, where)
     joint = tensors.get("projector.weight", tensors.get("projector.2.weight"))
     dim = 0 if joint is None else int(joint.shape[0])
     shapes: dict[str, tuple[int, ...]] = {}
@@ -221,7 +221,7 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
         raise ModelError(f"the weights do not fit the description: {shortlist(wrong)}", where=where, fix=COPY_AGAIN)
 
 
-def check_finite(tensors: Mapping[str, torch.Tensor], where: object, fix: str = COPY_AGAIN) -> None:
+def check_finite_weights(tensors: Mapping[str, torch.Tensor], where: object, fix: str = COPY_AGAIN) -> None:
     """Check that all weights are finite.
 
     Args:

@@ -14,7 +14,7 @@ from clipit.models.loading import (
     TOKENIZER_RULES,
     foreign_errors,
     quiet_transformers,
-    read_json,
+    read_model_json,
     require_files,
 )
 from clipit.models.preprocess import preprocess_from_transformers
@@ -56,7 +56,7 @@ def clip_towers(source: str) -> Towers:
         model, report = loaded
         tokenizer: Any = AutoTokenizer.from_pretrained(hub_id, trust_remote_code=False, **options)
         if local:  # read the file itself, because the class fills in defaults for missing keys
-            processor = read_json(Path(source) / _PROCESSOR)
+            processor = read_model_json(Path(source) / _PROCESSOR)
         else:
             processor = CLIPImageProcessor.from_pretrained(hub_id, **options).to_dict()
     problems = [f"{key} is missing" for key in sorted(report["missing_keys"]) if not key.endswith("position_ids")]

@@ -21,7 +21,7 @@ from clipit.models.classifier_spec import (
     WEIGHTS,
     ZERO_SHOT,
     ClassifierSpec,
-    check_finite,
+    check_finite_weights,
     export_note,
     write_spec,
 )
@@ -82,7 +82,7 @@ def export_classifier(
     """
     _check(student, classes, vlm_info, text_mean, prompts)
     diverged = "the training diverged: lower training.learning_rate, or check the backbone's weights"
-    check_finite(student.state_dict(), "the trained student", diverged)
+    check_finite_weights(student.state_dict(), "the trained student", diverged)
     with disk_errors(folder):
         _check_place(folder)
     with whole_folder(folder) as partial:

@@ -19,7 +19,7 @@ from clipit.models.classifier_spec import (
     WEIGHTS,
     ZERO_SHOT,
     ClassifierSpec,
-    check_finite,
+    check_finite_weights,
     check_tensors,
     read_spec,
     verify_files,
@@ -376,7 +376,7 @@ def load_classifier(
                 model = open_transformers(
                     folder, spec.pooling, spec.preprocess.size, trust_remote_code=spec.remote_code
                 )
-        check_finite(model.state_dict(), folder / WEIGHTS)
+        check_finite_weights(model.state_dict(), folder / WEIGHTS)
         head = load_file(folder / HEADS) if not spec.plain else {}
         zero_shot = load_file(folder / ZERO_SHOT) if spec.projector_layers else {}
         check_tensors(spec, head | zero_shot, folder)

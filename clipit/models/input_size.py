@@ -6,7 +6,7 @@ from typing import Any
 
 from clipit.config.run import BackboneConfig, VLMConfig
 from clipit.models.backbone_specs import BACKBONES
-from clipit.models.loading import EMBEDDED, read_json
+from clipit.models.loading import EMBEDDED, read_model_json
 from clipit.models.vlm_specs import VLMS
 
 
@@ -30,7 +30,7 @@ def input_pixels(model: VLMConfig | BackboneConfig) -> int | None:
 def _in_folder(folder: Path) -> int | None:
     """Read the input size from the configuration files of timm, open_clip or transformers."""
     values: dict[str, dict[str, Any]] = {
-        name: read_json(folder / name)
+        name: read_model_json(folder / name)
         for name in ("open_clip_config.json", "preprocessor_config.json", "config.json")
         if (folder / name).is_file()
     }

@@ -18,7 +18,7 @@ from clipit.models.loading import (
     foreign_errors,
     hub_access,
     hub_file,
-    read_json,
+    read_model_json,
     require_files,
 )
 from clipit.models.preprocess import preprocess_from_spec
@@ -56,7 +56,7 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
         require_files(
             path, spec.name, {"configuration": ("config.json",), "weights": _WEIGHTS, "tokeniser": TOKENIZER_FILES}
         )
-        description = read_json(path / "config.json")
+        description = read_model_json(path / "config.json")
         if "auto_map" not in description:
             raise ModelError(
                 f"not {spec.name}: config.json has no Python code (auto_map), and its model type is "

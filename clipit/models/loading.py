@@ -57,7 +57,7 @@ def expected_mpp(source: str) -> float | None:
     folder = Path(source).expanduser()
     for name in (OPEN_CLIP_CONFIG, "config.json"):
         if (folder / name).is_file():
-            value = read_json(folder / name).get("expected_mpp")
+            value = read_model_json(folder / name).get("expected_mpp")
             return None if value is None else float(value)
     hub_id = source.split(":")[-1].split("@")[0].lower()
     known = {spec.source.lower(): spec.expected_mpp for spec in (*BACKBONES.values(), *VLMS.values())}
@@ -77,7 +77,7 @@ def public_name(name: str) -> str:
     return name
 
 
-def read_json(path: Path) -> JsonRecord:
+def read_model_json(path: Path) -> JsonRecord:
     """Read a JSON object from a model's folder; looking up a missing key also raises a `ModelError`.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import nn
 from clipit.artifacts import write_json
 from clipit.config.run import LoraConfig
 from clipit.errors import ModelError, counted, shortlist
-from clipit.models.loading import foreign_errors, read_json
+from clipit.models.loading import foreign_errors, read_model_json
 from clipit.models.trunks import TokenPool
 from clipit.models.weights import write_tensors
 
@@ -166,7 +166,7 @@ def load_lora(module: nn.Module, folder: Path) -> nn.Module:
     import peft
     from safetensors.torch import load_file
 
-    values = read_json(folder / ADAPTER_CONFIG)
+    values = read_model_json(folder / ADAPTER_CONFIG)
     with foreign_errors("LoRA", where=folder, hint="The adapter may belong to a different model."):
         rank, alpha, names = int(values["r"]), float(values["lora_alpha"]), values["target_modules"]
         with torch.random.fork_rng(devices=[]):  # peft draws random numbers for initial factors
@@ -293,7 +293,7 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
         raise ModelError("no LoRA parameters in the model", where="backbone.tuning", fix="add LoRA first")
     save(str(folder), save_embedding_layers=False)  # otherwise peft also looks up the base model on the hub
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    values = read_json(folder / ADAPTER_CONFIG)
+    values = read_model_json(folder / ADAPTER_CONFIG)
     if isinstance(values.get("target_modules"), list):  # peft writes a set, whose order differs between processes
         write_json(folder / ADAPTER_CONFIG, values | {"target_modules": sorted(values["target_modules"])})
     base = module.get_base_model()  # type: ignore[operator]
@@ -308,7 +308,7 @@ def _strip_pooling(folder: Path, kind: type) -> None:
     weights, description = folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG
     outer, inner = "base_model.model.", "trunk."
     write_tensors(weights, {name.replace(outer + inner, outer, 1): value for name, value in load_file(weights).items()})
-    values = read_json(description)
+    values = read_model_json(description)
     values["target_modules"] = sorted(name.removeprefix(inner) for name in values["target_modules"])
     values["auto_mapping"] = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
     write_json(description, values)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from clipit.artifacts import write_json
-from clipit.models.loading import OPEN_CLIP_CONFIG, hub_file, read_json
+from clipit.models.loading import OPEN_CLIP_CONFIG, hub_file, read_model_json
 from clipit.models.weights import write_tensors
 
 _WEIGHTS = "open_clip_model.safetensors"
@@ -53,7 +53,7 @@ def _description(model_name: str) -> dict[str, Any]:
 
     scheme, _, source = model_name.partition(":")
     if scheme == "local-dir":
-        return read_json(Path(source) / OPEN_CLIP_CONFIG)
+        return read_model_json(Path(source) / OPEN_CLIP_CONFIG)
     if scheme == "hf-hub":
-        return read_json(hub_file(source, (OPEN_CLIP_CONFIG,)))
+        return read_model_json(hub_file(source, (OPEN_CLIP_CONFIG,)))
     return {"model_cfg": open_clip.get_model_config(model_name)}

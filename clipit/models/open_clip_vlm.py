@@ -16,7 +16,7 @@ from clipit.models.loading import (
     TOKENIZER_RULES,
     foreign_errors,
     hub_file,
-    read_json,
+    read_model_json,
 )
 from clipit.models.open_clip_files import has_quick_gelu, save_open_clip
 from clipit.models.preprocess import preprocess_from_open_clip
@@ -35,7 +35,7 @@ TRUST = "set vlm.trust_remote_code: true"
 """Fix named in errors about untrusted code."""
 
 
-def named_towers(spec: ModelSpec, quick_gelu: bool | None = None, trusted: bool = False) -> Towers:
+def listed_towers(spec: ModelSpec, quick_gelu: bool | None = None, trusted: bool = False) -> Towers:
     """Load a VLM of the table from open_clip's own weights or from the hub.
 
     Raises:
@@ -109,7 +109,7 @@ def hub_towers(hub_id: str, quick_gelu: bool | None = None, trusted: bool = Fals
     """
     name = f"hf-hub:{hub_id}"
     with foreign_errors(name, hub_id, _HUB_HINT):
-        description = read_json(hub_file(hub_id, (OPEN_CLIP_CONFIG,)))
+        description = read_model_json(hub_file(hub_id, (OPEN_CLIP_CONFIG,)))
     check_tokenizer_options(description, name, trusted, TRUST)
     return _load(name, name, None, hub_id, _HUB_HINT, quick_gelu=quick_gelu)
 
@@ -123,7 +123,7 @@ def folder_towers(
         ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or contact the hub), the
             weights do not fit the configuration, or the folder requests to run code and is not trusted.
     """
-    description = read_json(folder / OPEN_CLIP_CONFIG)
+    description = read_model_json(folder / OPEN_CLIP_CONFIG)
     check_tokenizer_options(description, folder / OPEN_CLIP_CONFIG, trusted, TRUST)
     text = text_config(description, folder / OPEN_CLIP_CONFIG)
     missing = []
@@ -145,7 +145,7 @@ def folder_towers(
     hint = ""
     if text.get("hf_model_name"):
         file = folder / "config.json"
-        if file.is_file() and "model_type" in read_json(file):  # saves a request to the hub
+        if file.is_file() and "model_type" in read_model_json(file):  # saves a request to the hub
             options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
         else:
             options["uses_hub"] = True

@@ -71,9 +71,7 @@ class Student(nn.Module):
         """
         super().__init__()
         if n_classes < 2:
-            raise ModelError(
-                f"need at least 2 classes, got {n_classes}", where="tiles.classes", fix="add classes"
-            )
+            raise ModelError(f"need at least 2 classes, got {n_classes}", where="tiles.classes", fix="add classes")
         self.config = config
         self.loss_parameters = nn.ParameterDict(
             {name: nn.Parameter(torch.tensor(value)) for name, value in (loss_parameters or {}).items()}

@@ -11,7 +11,7 @@ from torch import nn
 
 from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError
-from clipit.models.loading import EMBEDDED, foreign_errors, read_json
+from clipit.models.loading import EMBEDDED, foreign_errors, read_model_json
 from clipit.models.preprocess import preprocess_from_timm
 from clipit.models.specs import ModelSpec, similar_models
 from clipit.models.trunks import Pooling, TimmSpec, TokenPool, Trunk, check_pixels, unsupported_size
@@ -348,7 +348,7 @@ def _portable(spec: TimmSpec, module: Any) -> TimmSpec:
 
 
 def _check_folder(folder: Path, pretrained: bool) -> None:
-    description = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    description = read_model_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "architecture" not in description:
         raise ModelError(
             "no vision model in this folder: no config.json with the key architecture (timm) "
@@ -368,7 +368,7 @@ def _page_arguments(name: str) -> dict[str, Any]:
     from timm.models import load_model_config_from_hf
 
     if name.startswith("local-dir:"):
-        arguments = read_json(Path(name.removeprefix("local-dir:")) / "config.json").get("model_args") or {}
+        arguments = read_model_json(Path(name.removeprefix("local-dir:")) / "config.json").get("model_args") or {}
     elif name.startswith("hf-hub:"):
         arguments = load_model_config_from_hf(name.removeprefix("hf-hub:"))[2] or {}
     else:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clipit.artifacts import write_json
 from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError, shortlist
-from clipit.models.loading import foreign_errors, quiet_transformers, read_json
+from clipit.models.loading import foreign_errors, quiet_transformers, read_model_json
 from clipit.models.preprocess import Preprocess, preprocess_from_transformers
 from clipit.models.specs import ModelSpec
 from clipit.models.trunks import Pooling, TokenPool, Trunk, check_pixels, unsupported_size
@@ -161,7 +161,7 @@ def _description(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
     if Path(source).is_dir():
-        return read_json(Path(source) / "config.json")
+        return read_model_json(Path(source) / "config.json")
     description: dict[str, Any] = PreTrainedConfig.get_config_dict(source, **options)[0]
     return description
 
@@ -294,12 +294,12 @@ def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str
 
     if local:
         path = Path(source) / PROCESSOR
-        return read_json(path) if path.is_file() else None
+        return read_model_json(path) if path.is_file() else None
     file = cached_file(
         source, PROCESSOR, _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False, **options,
     )  # fmt: skip
-    return None if file is None else read_json(Path(file))
+    return None if file is None else read_model_json(Path(file))
 
 
 def _pooled(model: Any, size: int, pooling: Literal["cls", "cls_mean"], source: str) -> TokenPool:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipit.artifacts import file_sha256, write_record
-from clipit.artifacts import read_json as read_record
+from clipit.artifacts import file_sha256, read_json, write_record
 from clipit.errors import ArtifactError, ModelError, shortlist
 from clipit.models.adapted_towers import AdaptedTowers, log_scale
 from clipit.models.loading import foreign_errors
@@ -65,7 +64,7 @@ def read_vlm_adapter(folder: Path) -> dict[str, Any]:
             fix="use the folder adapter/ of an adaptation by clipit adapt",
         )
     try:
-        record = read_record(folder / RECORD, _COPY)
+        record = read_json(folder / RECORD, _COPY)
     except ArtifactError as error:
         raise ModelError(f"the adapter's description is damaged: {error}", where=folder / RECORD, fix=_COPY) from error
     files, base = record.get("files"), record.get("base")

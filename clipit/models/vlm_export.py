@@ -10,7 +10,7 @@ from clipit.errors import ConfigError, ModelError
 from clipit.models.adapted_base import ADAPTED_FROM, base_of_adapted, record_files
 from clipit.models.adapted_towers import AdaptedTowers, Tuning
 from clipit.models.licences import vlm_licence
-from clipit.models.loading import OPEN_CLIP_CONFIG, public_name, read_json
+from clipit.models.loading import OPEN_CLIP_CONFIG, public_name, read_model_json
 from clipit.models.python_vlm import PREFIX, python_towers
 from clipit.models.vlm import VLM, load_vlm, vlm_fingerprint
 from clipit.models.vlm_adapter import save_vlm_adapter
@@ -145,7 +145,7 @@ def _write_origin(folder: Path, base: str, mpp: float | None) -> None:
     """Record the base model and the µm per pixel of its training tiles in the model's configuration file."""
     file = next(file for name in (OPEN_CLIP_CONFIG, "config.json") if (file := folder / name).is_file())
     facts = {ADAPTED_FROM: public_name(base)} | ({"expected_mpp": mpp} if mpp is not None else {})
-    write_json(file, read_json(file) | facts)
+    write_json(file, read_model_json(file) | facts)
 
 
 def _write_card(folder: Path, card: str) -> None:

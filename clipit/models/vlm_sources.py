@@ -4,7 +4,7 @@ from pathlib import Path
 
 from clipit.config.run import VLMConfig
 from clipit.errors import ConfigError, ModelError
-from clipit.models.loading import EMBEDDED, OPEN_CLIP_CONFIG, read_json
+from clipit.models.loading import EMBEDDED, OPEN_CLIP_CONFIG, read_model_json
 from clipit.models.python_vlm import PREFIX
 from clipit.models.specs import ModelSpec, similar_models
 from clipit.models.towers import Towers
@@ -55,7 +55,7 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
         return keep_vlm.keep_towers(spec, path, config.trust_remote_code)
     if path is None:
         if spec.family == "open_clip":
-            return open_clip_vlm.named_towers(spec, config.quick_gelu, config.trust_remote_code)
+            return open_clip_vlm.listed_towers(spec, config.quick_gelu, config.trust_remote_code)
         return clip_vlm.clip_towers(spec.source)
     # Some of these are published in two formats, so the folder's content decides.
     if path.is_dir():
@@ -152,7 +152,7 @@ def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None)
     if _is_open_clip(folder):
         return open_clip_vlm.folder_towers(folder, spec, config.quick_gelu, config.trust_remote_code)
     _check_quick_gelu(config, False)
-    description = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    description = read_model_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     model_type = description.get("model_type") or description.get("architecture") or "a different model"
     if description.get("model_type") == "clip":
         return clip_vlm.clip_towers(str(folder))

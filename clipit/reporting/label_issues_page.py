@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipit.errors import counted
-from clipit.evaluation.label_issues import Score
+from clipit.evaluation.label_issues import RankingScore
 from clipit.reporting.html import Include, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.tables import with_interval
 
@@ -55,7 +55,7 @@ def label_issues_page(
     facts: Mapping[str, object],
     by_class: Sequence[Mapping[str, Any]],
     tiles: Sequence[SuspiciousTile],
-    scores: Sequence[Score] = (),
+    scores: Sequence[RankingScore] = (),
     remarks: Sequence[str] = (),
 ) -> str:
     """Render the page as HTML.
@@ -101,7 +101,7 @@ def label_issues_page(
     return page(title, note, sections)
 
 
-def _verified(scores: Sequence[Score]) -> list[Part]:
+def _verified(scores: Sequence[RankingScore]) -> list[Part]:
     rows = [[score.name, with_interval(score.value, score.interval.low, score.interval.high)] for score in scores]
     introduction = (
         "For comparison: flagging tiles at random has a precision equal to the share of wrong labels, and a random "

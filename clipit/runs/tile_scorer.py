@@ -14,7 +14,7 @@ from clipit.artifacts import fingerprint
 from clipit.config.data import SlidesConfig
 from clipit.errors import ConfigError, ModelError
 from clipit.evaluation.predictions import softmax
-from clipit.evaluation.zero_shot import class_means, embed_prompts, prompt_embeddings
+from clipit.evaluation.zero_shot import class_means, embed_prompt_set, prompt_embeddings
 from clipit.runs.prediction_inputs import embed_classes
 from clipit.runs.text_neighbours import TextNeighbours
 
@@ -147,7 +147,7 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
     def encode(texts: Sequence[str]) -> np.ndarray:
         return vlm.encode_prompts(list(texts)).float().cpu().numpy()
 
-    texts = embed_prompts(prompts, encode)
+    texts = embed_prompt_set(prompts, encode)
     vectors = torch.from_numpy(class_means(texts)).to(vlm.device)
     known = TextNeighbours(
         texts.texts, [texts.classes[code] for code in texts.class_of.tolist()], texts.vectors.__getitem__

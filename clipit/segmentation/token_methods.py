@@ -12,7 +12,7 @@ from PIL import Image
 from clipit.artifacts import fingerprint
 from clipit.distributed import get_processes
 from clipit.evaluation.predictions import NO_LABEL, softmax
-from clipit.evaluation.zero_shot import class_means, embed_prompts
+from clipit.evaluation.zero_shot import class_means, embed_prompt_set
 from clipit.models.patch_tokens import PatchTokens, backbone_tokens, student_tokens, vlm_tokens
 from clipit.prompts.prompt_set import load_prompts
 from clipit.runs.prediction_inputs import embed_classes
@@ -175,7 +175,7 @@ def vlm_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
     def encode(texts: Sequence[str]) -> np.ndarray:
         return vlm.encode_prompts(list(texts)).float().cpu().numpy()
 
-    vectors = class_means(embed_prompts(prompts, encode))
+    vectors = class_means(embed_prompt_set(prompts, encode))
     facts = {"prompts": prompts.name, "prompts_hash": prompts.hash, "vlm": vlm.name, "vlm_fingerprint": vlm.fingerprint}
     return [
         _zero_shot(

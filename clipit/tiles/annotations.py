@@ -21,13 +21,13 @@ class AnnotatedTiles:
 
     Attributes:
         config: Section `tiles.annotations`.
-        source: Label of each tile in the source, by id; -1 for none.
+        source_labels: Label of each tile in the source, by id; -1 for none.
         blind: Whether labels of training and validation tiles must not be used.
     """
 
     config: AnnotationsConfig
     votes: Votes
-    source: dict[str, int]
+    source_labels: dict[str, int]
     blind: bool
 
     def with_strata(self, tiles: TileSet, *, tests: bool) -> TileSet:
@@ -35,11 +35,11 @@ class AnnotatedTiles:
 
         Args:
             tiles: Tiles before any are held out.
-            tests: Whether test tiles are held out, stratified by their later labels. Otherwise validation tiles are,
-                stratified by the majority vote of the annotators of training tiles.
+            tests: Whether test tiles will be held out, which are stratified by the labels that they are scored on.
+                Otherwise validation tiles will be, stratified by the majority vote of the training annotators.
         """
         if tests and self.config.test_labels == "source":
-            return _with_labels(tiles, self.source)
+            return _with_labels(tiles, self.source_labels)
         panel = self.config.test_annotators
         names = [name for name in self.votes.annotators if not panel or (name in panel) == tests]
         votes = self.votes.of_annotators(names)
@@ -62,16 +62,16 @@ class AnnotatedTiles:
         labelling = label_tiles(self.votes, self.config, training, tests)
         labels = dict(labelling.classes)
         if self.config.test_labels == "source":
-            labels |= {name: self.source[name] for name in tests}
+            labels |= {name: self.source_labels[name] for name in tests}
         labelled = _with_labels(tiles, labels)
         return replace(labelled, annotations=labelling.annotations, notes=(*tiles.notes, *labelling.notes))
 
 
 def read_annotators(config: TilesConfig) -> AnnotationTable | None:
-    """Read the table of annotators; None if none is configured.
+    """Read the table of annotators' labels; None if none is configured.
 
     Raises:
-        DataError: See `clipit.annotators.reading.read_annotations`; or names of annotators differ only in spelling.
+        DataError: See `clipit.annotators.reading.read_annotations`; or two annotators' names differ only in spelling.
     """
     if config.annotations is None:
         return None
@@ -83,7 +83,7 @@ def read_annotators(config: TilesConfig) -> AnnotationTable | None:
 def join_annotators(
     tiles: TileSet, table: AnnotationTable | None, config: TilesConfig
 ) -> tuple[TileSet, AnnotatedTiles | None]:
-    """Match the labels of annotators with tiles, and add notes on dropped rows.
+    """Match the annotators' labels with tiles, and add notes on dropped rows.
 
     Raises:
         DataError: A label is not one of the classes, or no annotated tile is among the tiles.

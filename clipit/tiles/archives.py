@@ -32,6 +32,7 @@ def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
     Args:
         target: Output path; an existing file is verified and not downloaded again.
         md5: Published MD5 checksum, in hexadecimal digits.
+        page: Page of the data set, for errors.
 
     Raises:
         DataError: The network or the server fails, or the checksum is wrong.
@@ -86,7 +87,7 @@ def _download_rest(url: str, partial: Path) -> None:
 
 
 def _copy(response: http.client.HTTPResponse, stream: IO[bytes], start: int, total: int | None) -> int:
-    """Copy the response to a file, log every tenth of the total, and return the number of bytes."""
+    """Copy the response to a file, log progress after every tenth, and return the number of bytes."""
     done, logged = start, start * 10 // total if total else 0
     if start:
         logger.info(f"resuming at {start / 2**20:.1f} MiB")

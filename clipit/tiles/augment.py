@@ -71,7 +71,7 @@ def _mix(value: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     return value
 
 
-def move(pixels: UInt8[Tensor, "b 3 h w"], number: int) -> UInt8[Tensor, "b 3 h2 w2"]:
+def apply_dihedral(pixels: UInt8[Tensor, "b 3 h w"], number: int) -> UInt8[Tensor, "b 3 h2 w2"]:
     """Apply dihedral transform 0 to 7: bit 2 transposes first, then bit 0 flips left-right and bit 1 top-bottom."""
     if number & 4:
         pixels = pixels.transpose(2, 3)
@@ -87,7 +87,7 @@ def _dihedral(pixels: UInt8[Tensor, "b 3 h w"], draws: Float[np.ndarray, " b"]) 
         (rows,) = np.nonzero(numbers == number)
         if rows.size:
             index = torch.from_numpy(rows).to(pixels.device)
-            transformed[index] = move(pixels[index], number)
+            transformed[index] = apply_dihedral(pixels[index], number)
     return transformed
 
 
@@ -110,7 +110,7 @@ def _stain(pixels: UInt8[Tensor, "b 3 h w"], jitter: Float[np.ndarray, "b 6"]) -
     log = flat.to(torch.float32).add_(1.0).div_(256.0).log_()  # -od
     result = torch.empty_like(flat)
     for channel in range(3):
-        # No matrix product, whose rounding may depend on the batch size.
+        # Not a matrix product, because its rounding may depend on the batch size.
         total = log[:, 0] * weights[:, channel, 0, None]
         for other in (1, 2):
             total = total.addcmul_(log[:, other], weights[:, channel, other, None])

@@ -26,7 +26,9 @@ def map_batches(
     """Apply a function to the pixels of every batch, without gradients, and gather all results in every process.
 
     Args:
+        rows: Rows of the tiles to read.
         compute: Function that maps uint8 pixels [b, 3, h, w] on this process's device to a picklable result.
+        batch_size: Tiles per batch.
         title: Title of the progress bar; None for no bar.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Convert cells of tables and Hugging Face columns: text, missing values and micrometres per pixel."""
+"""Convert cells of tables and Hugging Face columns: text, missing values and resolutions."""
 
 import logging
 import math
@@ -38,9 +38,9 @@ def read_cells(values: Iterable[Any], column: str, where: object, row_name: Call
 
 
 def stored_cell(value: Any) -> str:
-    """Convert a cell to text; for an invalid cell, return a null character and the reason.
+    """Convert a cell to text, or an invalid cell to a null character followed by the reason.
 
-    Sources that are read once store all columns in this form, so that an invalid cell is an error only if it is used.
+    Sources that are read only once store all columns in this form, so an invalid cell is an error only if it is used.
     """
     try:
         return cell_text(value)
@@ -103,7 +103,7 @@ def resolve_missing(
         Values, and notes on replaced values.
 
     Raises:
-        DataError: A value is NA, nan, None, NULL or similar, -1 may be a class or a marker of missing labels, or a
+        DataError: A value is NA, nan, None, NULL or similar; -1 may be a class or mark missing labels; or a
             spreadsheet program has probably changed a group.
     """
     is_label = kind == "label"
@@ -143,7 +143,7 @@ def resolve_missing(
 
 
 def parse_mpp(values: Sequence[str], where: object, row_name: Callable[[int], str]) -> list[float]:
-    """Convert micrometres per pixel to numbers; NaN where missing.
+    """Parse micrometres per pixel as numbers; NaN where missing.
 
     Raises:
         DataError: A value is not a number from 0.01 to 100, the range of plausible resolutions.
@@ -156,9 +156,9 @@ def parse_mpp(values: Sequence[str], where: object, row_name: Callable[[int], st
             number = -1.0
         if not (math.isnan(number) or _MIN_MPP <= number <= _MAX_MPP):
             raise DataError(
-                f"mpp is '{value}' in {row_name(row)}",
+                f"invalid mpp '{value}' in {row_name(row)}",
                 where=where,
-                fix="write micrometres (neither metres nor nanometres) per pixel as a number without a unit, from "
+                fix="write the micrometres (not metres or nanometres) per pixel as a number without a unit, from "
                 f"{_MIN_MPP} to {_MAX_MPP}, or leave the cell empty",
             )
         numbers.append(number)

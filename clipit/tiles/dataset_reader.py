@@ -45,7 +45,7 @@ def _read_by_table(config: TilesConfig, data_set: DataSet, root: Path) -> Source
 
 
 def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> SourceTiles:
-    """Read tiles whose path matches the pattern; the split is the name of a parent folder, if it names one."""
+    """Read tiles whose path matches the pattern; a parent folder named like a split sets the split."""
     pattern = re.compile(data_set.pattern)
     mapping = split_map(config.splits, {**ALIASES, **data_set.split_names})
     magnification = config.magnification and config.magnification.removesuffix("X")
@@ -97,10 +97,10 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
 
 
 def _check_counts(source: SourceTiles, config: TilesConfig, data_set: DataSet) -> SourceTiles:
-    """Compare classes and numbers of tiles with those published.
+    """Compare the classes and numbers of tiles with those published.
 
     Raises:
-        DataError: They differ; with `tiles.check_counts: false`, a note is added instead.
+        DataError: The two differ; with `tiles.check_counts: false`, a note is added instead.
     """
     expected = data_set.counts_at.get(config.magnification, ()) if config.magnification else data_set.counts
     problems = [*_missing_classes(source, data_set), *_differing_counts(source, expected)]

@@ -21,7 +21,7 @@ class Remote:
 
     url: str
     md5: str
-    makes: str
+    unpacked: str
     """File or folder created by unpacking it."""
     unpacked_md5: str = ""
     """Published checksum of the unpacked file; "" if none is published."""
@@ -47,12 +47,8 @@ class DataSet:
     licence: str
     page: str
     citation: str
-    pixels: str
-    """Width x height of a tile."""
     card: str
     """Name of the data card."""
-    scale: str
-    """Magnification or micrometres per pixel, as published."""
     mpp: float = float("nan")
     """Micrometres per pixel; nan if unpublished or not the same for all tiles."""
     pattern: str = ""
@@ -74,14 +70,14 @@ class DataSet:
     test_fraction: float | None = None
     """Fraction of the tiles to hold out for testing, by group; None if a test split is published.
 
-    0.3 with seed 1 follows PLIP's protocol, and is also used for data sets without a protocol."""
+    0.3 with seed 1 follows PLIP's protocol, and is also the default for data sets without a protocol."""
     test_seed: int = 1
     faults: str = ""
     """Known faults that affect results; added to the notes of the tiles."""
     by_annotators: bool = False
     """Whether the labels derive from published labels by several annotators."""
-    group_is: str = ""
-    """Meaning of a group that is not a patient, such as photo or slide; "" for patients or if groups are unknown."""
+    group_kind: str = ""
+    """What a group is if not a patient, such as photo or slide; "" for patients or if groups are unknown."""
     files: tuple[Remote, ...] = ()
     """Direct downloads."""
     access: str = ""
@@ -113,9 +109,7 @@ _BREAKHIS = DataSet(
     licence="CC BY 4.0",
     page="https://web.inf.ufpr.br/vri/databases/breast-cancer-histopathological-database-breakhis/",
     citation="Spanhol et al., IEEE Transactions on Biomedical Engineering 2016",
-    pixels="700 x 460",
     card="breakhis",
-    scale="40X, 100X, 200X and 400X of a microscope; micrometres per pixel differ with it",
     pattern=r"SOB_(?P<label>[BM])_[A-Z]+-(?P<group>\d+-[^-/]+)-(?P<magnification>40|100|200|400)-\d+\.png$",
     labels={"B": "benign", "M": "malignant"},
     counts=(("", "benign", 2_480), ("", "malignant", 5_429)),
@@ -157,9 +151,7 @@ def _lc25000(title: str, classes: tuple[str, ...]) -> DataSet:
         licence="free use, terms vague: the authors' README states none",
         page="https://github.com/tampapath/lung_colon_image_set",
         citation="Borkowski et al., arXiv 1912.12142",
-        pixels="768 x 768",
         card="lc25000",
-        scale="not published",
         pattern=rf"(?:^|/)(?P<label>{'|'.join(classes)})/[^/]+$",
         counts=tuple(("", name, 5_000) for name in classes),
         test_fraction=0.3,
@@ -180,9 +172,7 @@ _ENTRIES: dict[str, DataSet] = {
         licence="CC0 1.0",
         page=f"{_ZENODO}/2546921",
         citation="Veeling et al., MICCAI 2018, arXiv 1806.03962",
-        pixels="96 x 96",
         card="pcam",
-        scale="10x, 0.97 micrometres per pixel",
         mpp=0.97,
         counts=(("train", "", 262_144), ("valid", "", 32_768), ("test", "", 32_768)),
         files=(
@@ -202,9 +192,7 @@ _ENTRIES: dict[str, DataSet] = {
         licence="CC BY 4.0",
         page=f"{_ZENODO}/1214456",
         citation="Kather, Halama and Marx, Zenodo 2018",
-        pixels="224 x 224",
         card="nct_crc",
-        scale="0.5 micrometres per pixel",
         mpp=0.5,
         counts=tuple(
             (split, name, count)
@@ -226,10 +214,8 @@ _ENTRIES: dict[str, DataSet] = {
         licence="CC BY-NC-ND 4.0",
         page=f"{_ZENODO}/3632035",
         citation="Aresta et al., Medical Image Analysis 2019",
-        pixels="2048 x 1536",
         card="bach",
-        group_is="photo",
-        scale="0.42 micrometres per pixel",
+        group_kind="photo",
         mpp=0.42,
         counts=tuple(("", name, 100) for name in ("Benign", "InSitu", "Invasive", "Normal")),
         files=(
@@ -248,9 +234,7 @@ _ENTRIES: dict[str, DataSet] = {
         licence="CC BY-NC-SA 4.0",
         page="https://warwick.ac.uk/fac/cross_fac/tia/data/pannuke",
         citation="Gamper et al., ECDP 2019 and arXiv 2003.10778",
-        pixels="256 x 256",
         card="pannuke",
-        scale="40x, about 0.25 micrometres per pixel",
         mpp=0.25,
         pattern=r"(?:^|[/_])(?P<label>benign|malignant)(?:/[^/]+|_\d+\.png)$",
         test_fraction=0.3,
@@ -265,10 +249,8 @@ _ENTRIES: dict[str, DataSet] = {
         licence="terms of the challenge; read them on its page",
         page="https://digestpath2019.grand-challenge.org/",
         citation="Da et al., Medical Image Analysis 2022",
-        pixels="224 x 224",
         card="digestpath",
-        group_is="source image",
-        scale="the source images downsampled 2, 4, 8, 16 and 32 times",
+        group_kind="source image",
         pattern=r"(?:^|/)(?P<label>negative|positive|benign|malignant)/(?:(?P<group>[^/]+)_downsample=)?[^/]+$",
         labels={"negative": "benign", "positive": "malignant"},
         test_fraction=0.3,
@@ -283,10 +265,8 @@ _ENTRIES: dict[str, DataSet] = {
         licence="terms of the challenge; read them on its page",
         page="https://wsss4luad.grand-challenge.org/",
         citation="Han et al., arXiv 2204.06455",
-        pixels="about 224 x 224, not all the same",
         card="wsss4luad",
-        group_is="slide",
-        scale="10x",
+        group_kind="slide",
         pattern=r"(?:^|/)(?:(?P<group>\d+)-)?[^/]*\[(?P<label>[01]), ?[01], ?[01]\]\.png$",
         labels={"0": "normal", "1": "tumor"},
         counts=(("", "", 10_091),),
@@ -302,9 +282,7 @@ _ENTRIES: dict[str, DataSet] = {
         licence="terms of Kimia Lab; read them on its page",
         page="https://kimialab.uwaterloo.ca/kimia/index.php/pathology-images-kimia-path24/",
         citation="Shafiei et al., arXiv 2102.07611",
-        pixels="1000 x 1000",
         card="kimia_path24c",
-        scale="0.5 micrometres per pixel",
         mpp=0.5,
         pattern=r"(?:^|/)(?P<label>[^/]+)/[^/]+$",
         split_names={"Test-patches": "test"},
@@ -321,9 +299,7 @@ _ENTRIES: dict[str, DataSet] = {
         licence="research use agreement of BMIRDS",
         page="https://bmirds.github.io/MHIST/",
         citation="Wei et al., AIME 2021, arXiv 2101.12355",
-        pixels="224 x 224",
         card="mhist",
-        scale="scanned at 40x; sources disagree about the scale of the tiles",
         table="annotations.csv",
         columns={"path": "Image Name", "label": "Majority Vote Label", "split": "Partition"},
         counts=(("train", "", 2_175), ("test", "", 977)),
@@ -358,10 +334,8 @@ _ENTRIES: dict[str, DataSet] = {
         licence="CC BY 4.0",
         page=f"{_ZENODO}/53169",
         citation="Kather et al., Scientific Reports 2016",
-        pixels="150 x 150",
         card="kather2016",
-        group_is="slide",
-        scale="20x, 0.495 micrometres per pixel",
+        group_kind="slide",
         mpp=0.495,
         pattern=r"(?:^|/)(?P<label>0[1-8]_[A-Z]+)/(?:[^/]*(?P<group>CRC-Prim-HE-\d+))?[^/]*$",
         counts=tuple(("", name, 625) for name in _KATHER_2016),
@@ -383,14 +357,12 @@ _ENTRIES: dict[str, DataSet] = {
         licence="read it on its page",
         page="https://data.mendeley.com/datasets/9xxm58dvs3/2",
         citation="Silva-Rodríguez et al., Computer Methods and Programs in Biomedicine 2020",
-        pixels="512 x 512",
         card="sicapv2",
-        group_is="slide",
-        scale="10x",
+        group_kind="slide",
         pattern=r"(?:^|/)(?P<label>NC|G3|G4|G5)/(?:(?P<group>[^_/]+)_Block_Region_)?[^/]*$",
         faults="neighbouring tiles overlap by half; non-cancerous tiles come from non-cancerous slides only",
         access="download it from that page and sort the images as described in the data card",
     ),
 }
 DATASETS = {name: replace(entry, name=name) for name, entry in _ENTRIES.items()}
-"""Data set by value of `tiles.source`. To add one: an entry here, its name in `TileSource`, and a data card."""
+"""Data sets by value of `tiles.source`. To add one, write an entry, its name in `TileSource`, and a data card."""

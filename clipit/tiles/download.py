@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def terms(name: str) -> str:
-    """Format what to show before a download: title, licence, page, citation and known faults."""
+    """Format the terms to show before a download: title, licence, page, citation and known faults."""
     data_set = DATASETS[name]
     lines = [
         data_set.title,
@@ -38,7 +38,7 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
         accept: Function that returns whether the user accepts the licence, called after the terms are logged.
 
     Returns:
-        The folder, to use as `tiles.path`.
+        Folder to use as `tiles.path`.
 
     Raises:
         DataError: There is no direct download, the licence is not accepted, or a file is unavailable or damaged.
@@ -65,14 +65,14 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
 
 def _get(data_set: DataSet, folder: Path) -> None:
     for remote in data_set.files:
-        content = folder / remote.makes
+        content = folder / remote.unpacked
         if content.exists():
-            logger.info(f"{remote.makes}: {_verify_existing(content, remote, data_set.page)}")
+            logger.info(f"{remote.unpacked}: {_verify_existing(content, remote, data_set.page)}")
             continue
         logger.info(f"{remote.name}: downloading")
         archive = fetch(remote.url, folder / remote.name, remote.md5, page=data_set.page)
         logger.info(f"{remote.name}: checksum verified, unpacking")
-        unpack(archive, remote.makes)
+        unpack(archive, remote.unpacked)
         if content.is_dir():
             write_json(_stamp(content), {"archive": remote.name, "md5": remote.md5, **_count_files(content)})
         else:
@@ -126,7 +126,7 @@ def _check_file(file: Path, remote: Remote, page: str) -> bool:
 
 
 def _stamp(folder: Path) -> Path:
-    """Return the path of the record of an unpacked folder, next to the folder so that its content is not changed."""
+    """Return the path of the record of an unpacked folder, next to it so that its content does not change."""
     return folder.with_name(f".{folder.name}.unpacked.json")
 
 

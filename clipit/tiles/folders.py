@@ -32,8 +32,8 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     tiles.classes or tiles.class_map names it.
 
     Raises:
-        DataError: No images, images outside class folders, split folders without a mapping, or an unknown, missing or
-            unreadable class folder; or a metadata file of a Hugging Face image folder has the labels.
+        DataError: There are no images, images are outside class folders, split folders lack a mapping, a class folder
+            is unknown, missing or unreadable, or a metadata file of a Hugging Face image folder contains the labels.
     """
     root = Path(config.path).expanduser()
     if root.suffix.lower() == ".zip" and root.is_file():
@@ -107,7 +107,7 @@ def _source(
     *,
     with_splits: bool,
 ) -> SourceTiles:
-    """Build the source, with labels and parts from the ids; `others` are files in class folders that are not images."""
+    """Build the source, with labels and splits from the ids; `others` are non-image files in class folders."""
     if not ids:
         raise DataError(
             "no images in class folders", where=root, fix="put the images into <split>/<class>/ or <class>/ folders"
@@ -119,7 +119,7 @@ def _source(
     _check_class_folders(config, root, set(labels) - {""})
     if others:
         notes = (
-            f"{counted(len(others), 'file is no image and was', 'files are not images and were')} dropped: "
+            f"{counted(len(others), 'file is not an image and was', 'files are not images and were')} dropped: "
             f"{shortlist(others)}",
             *notes,
         )
@@ -180,7 +180,7 @@ def _check_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], ma
 def _check_unread_classes(
     config: TilesConfig, root: Path, ids: Collection[str], others: Collection[str], depth: int
 ) -> tuple[str, ...]:
-    """Check that no class is lost because none of its files can be read, and return notes on folders without images.
+    """Check that no class is dropped because its files cannot be read; return notes on folders without images.
 
     Raises:
         DataError: The folders of a class contain files but no readable image, or are only links to a folder that is

@@ -1,4 +1,4 @@
-"""Groups of tiles (patients or slides) from patterns in their names, and advice if a source seems to contain groups."""
+"""Groups of tiles (patients or slides) from patterns in names, and advice if a source seems to contain groups."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ GROUP_COLUMNS = (
     "caseid", "case", "casesubmitterid", "submitterid", "caseno", "casenumber",
     "slideid", "slide", "slidename", "slidebarcode", "wsiid", "wsi", "wsiname", "specimenid", "specimen",
 )  # fmt: skip
-"""Names of columns that usually identify patients or slides, in the form of `folded_name`; the best choice first."""
+"""Names of columns that usually identify patients or slides, as `folded_name` returns them; best choice first."""
 _BARCODES: Mapping[str, str] = {
     "TCGA barcodes": r"TCGA-[A-Za-z0-9]{2}-[A-Za-z0-9]{4}",
     "CPTAC barcodes": r"C3[LN]-\d{5}",
@@ -25,7 +25,7 @@ _BARCODES: Mapping[str, str] = {
     "names of cases": r"(?i:case)[-_ ]?[a-z]?\d+",
     "names of slides": r"(?i:slide|wsi)[-_ ]?[a-z]?\d+",
 }
-"""Patterns of barcodes and of common names of patients and slides in file names; the best choice first."""
+"""Patterns of barcodes and of common names of patients and slides in file names; best choice first."""
 _MIN_SHARE = 0.5  # share of the tiles in which a pattern must occur
 
 
@@ -61,7 +61,7 @@ def names_groups(column: str) -> bool:
 
 
 def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
-    """Take the groups from the ids of the tiles, or else from their paths (`tiles.group_pattern`).
+    """Set groups by matching `tiles.group_pattern` with the ids of tiles, or else with their paths.
 
     Raises:
         DataError: The source already has groups, or no tile matches.

@@ -21,6 +21,8 @@ def check_metadata(
 
     Args:
         config: Section `tiles`.
+        root: Folder or zip of the tiles.
+        others: Names of the files in it that are not images.
         read: Function from the name of such a file to its bytes.
         loose: Whether images are outside class folders.
 

@@ -1,4 +1,4 @@
-"""Kept tiles: images of a streamed set, copied once into tar shards in the workspace, with large images resized."""
+"""Kept tiles: images of a streamed data set, copied once to tar shards in the workspace, large images resized."""
 
 import io
 import tarfile
@@ -28,7 +28,7 @@ _SHARD = 4096  # tiles per shard; an interrupted copy resumes after the last com
 _BATCH = 32  # tiles resized together; three batches of original images are in memory
 _ROWS = "rows.parquet"
 FIELD = "field."
-"""Prefix of the columns with fields."""
+"""Prefix of the columns that hold fields."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SourceTile:
 
 @dataclass(frozen=True)
 class Block:
-    """Part of a set that one process reads in order, such as a file.
+    """Part of a data set that one process reads in order, such as a file.
 
     Attributes:
         read: Function that skips a number of rows and returns an iterator over the following tiles.
@@ -71,7 +71,7 @@ class Block:
 
 @dataclass(frozen=True)
 class KeptTiles:
-    """Kept tiles, in the order of the set.
+    """Kept tiles, in the order of the data set.
 
     Attributes:
         artifact: Tar files, and the table of the rows.
@@ -94,7 +94,7 @@ class KeptTiles:
         return [f"{size}:{crc:08x}" for size, crc in pairs]
 
     def scales(self) -> np.ndarray:
-        """Return original edge / kept edge of each image; 1 for images that were not resized."""
+        """Return the ratio of original to kept edge of each image; 1 for images that were not resized."""
         return np.asarray(self.rows(["scale"]).column("scale"), dtype=np.float64)
 
     def reader(self, prefix: str = "") -> TarReader:
@@ -117,14 +117,18 @@ def keep_tiles(
     size: KeptSize,
     title: str,
 ) -> KeptTiles:
-    """Read a set once and keep its tiles, or open the tiles kept before; call it in all processes.
+    """Read a data set once and keep its tiles, or open the tiles kept before; call it in all processes.
 
     The blocks are distributed over processes. An image that is not larger than the kept size, or cannot be decoded, is
     copied byte for byte, so that it yields the same pixels or the same error as in the set.
 
     Args:
-        inputs: JSON-serialisable description of the set.
-        blocks: Function that opens the set; called only if its tiles have not been kept.
+        root: Folder of artefacts.
+        inputs: JSON-serialisable description of the data set.
+        blocks: Function that opens the data set; called only if its tiles have not been kept.
+        columns: Names of the fields to keep.
+        size: Size and quality of the kept images.
+        title: Name of the data set, for the progress bar.
 
     Raises:
         DataError: The set cannot be read; the next attempt resumes after the tiles kept so far.
@@ -232,7 +236,7 @@ def _merge(folder: Path, blocks: int, columns: Sequence[str]) -> dict[str, Any]:
             writer.write_table(table.set_column(0, "shard", pa.array([number] * table.num_rows, pa.int32())))
     shards = {file.name.replace(".rows", "tiles").replace(".parquet", ".tar") for file in files}
     leftover = [shard for shard in folder.glob("tiles-*.tar") if shard.name not in shards]
-    # Delete the marks of finished blocks first, so that an interruption causes a new read and loses no row.
+    # Delete the marks of finished blocks first, so that an interruption here rereads blocks instead of losing rows.
     for file in (*(folder / f".done-{number:06d}" for number in range(blocks)), *files, *leftover):
         file.unlink(missing_ok=True)
     return {"tiles": tiles, "resized": resized, "blocks": blocks}
@@ -243,7 +247,7 @@ class KeptImage:
     """Kept image file.
 
     Attributes:
-        scale: Original edge / kept edge.
+        scale: Ratio of original to kept edge.
     """
 
     data: bytes
@@ -271,7 +275,7 @@ def keep_image(data: bytes, size: KeptSize) -> KeptImage:
             image.save(stream, "JPEG", quality=size.quality, subsampling=0)
     except MemoryError:
         raise
-    except Exception:  # the error is raised when the tile is read
+    except Exception:  # raised again when the tile is read
         return KeptImage(data, "image", 1.0)
     return KeptImage(stream.getvalue(), "png" if size.quality is None else "jpeg", shorter / size.pixels)
 

@@ -1,4 +1,4 @@
-"""Hide labels: choose which training and validation tiles count as labelled."""
+"""Hide labels: choose which training and validation tiles keep theirs."""
 
 import logging
 from dataclasses import replace
@@ -28,8 +28,8 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
 
     Args:
         tiles: Tiles of all splits; `truth` keeps the labels that are hidden in `labels`.
-        config: Labels to keep. With validation "same", the validation split keeps at most as many labels as train (per
-            class, if the number is per class).
+        config: Section `tiles.labels`. With validation "same", the validation split keeps at most as many labels as
+            train (per class, if the number is per class).
         seed: Seed of the draw, unless the configuration sets its own.
 
     Raises:
@@ -64,7 +64,7 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
         )
     if remaining.any() and not remaining.all():  # without any label, training needs none or fails
         missing = [name for name, count in zip(tiles.classes, remaining.tolist(), strict=True) if not count]
-        notes.append(f"no training tile is labelled with the classes {shortlist(missing, 20)}")
+        notes.append(f"no training tile is labelled {shortlist(missing, 20)}")
         logger.warning(notes[-1])
     return replace(tiles, labels=labels, notes=(*tiles.notes, *notes))
 

@@ -53,7 +53,7 @@ SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
 
 
 def load_tiles(config: TilesConfig, seed: int) -> TileSet:
-    """Load tiles and hide labels: `read_tiles`, then `hide_labels`.
+    """Load tiles and hide labels, by `read_tiles` and `hide_labels`.
 
     For several seeds, call `read_tiles` once and `hide_labels` for each seed.
 
@@ -83,8 +83,8 @@ def read_tiles(
         check: Whether groups in two splits are an error; False if the caller handles leaks.
         decode: Whether to decode every image if tiles.unreadable is quarantine.
         hold_out: Whether to hold out a missing test or validation split; False for tiles that are only predicted.
-        root: Folder of artefacts for streamed tiles and the index of shards; then call this in all processes. None
-            forbids streaming, and shards are indexed again.
+        root: Folder of artefacts for streamed tiles and the index of shards; if given, call this in all processes.
+            Without it, streaming is an error, and shards are indexed on every call.
 
     Raises:
         DataError: The data set is missing, inconsistent or not as published.
@@ -126,7 +126,7 @@ def _with_strata(tiles: TileSet, annotated: AnnotatedTiles | None, *, tests: boo
 
 
 def _hold_out_tests(tiles: TileSet, config: TilesConfig, data_set: DataSet | None) -> TileSet:
-    """Hold out the configured test split or fold, or else that of a published data set without a test split.
+    """Hold out the configured test split or fold, or else the default test split of a published data set.
 
     Raises:
         ConfigError: A test split or fold is configured, but the source has a test split.
@@ -150,7 +150,7 @@ def _hold_out_tests(tiles: TileSet, config: TilesConfig, data_set: DataSet | Non
 
 
 def resolve_source(source: SourceTiles, config: TilesConfig, annotators: AnnotationTable | None = None) -> TileSet:
-    """Resolve labels, splits and mpp; drop labels outside `class_map` and, if configured, other splits.
+    """Resolve labels, splits and mpp; drop tiles with labels outside `class_map` and, if configured, other splits.
 
     Args:
         config: Section `tiles`.
@@ -167,7 +167,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
     code_of = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
     labels = np.asarray([code_of[name] for name in source.labels], dtype=np.int64)
     mpp = np.asarray(source.mpp, dtype=np.float64)
-    if config.mpp is not None and config.source != "slides":  # for slides, it is the mpp of the slides, not the tiles
+    if config.mpp is not None and config.source != "slides":  # for slides, tiles.mpp is that of the slides
         mpp = np.where(np.isnan(mpp), config.mpp, mpp)
     splits = resolve_splits(source.source_splits, config.splits, source.split_names, source.where, config.other_parts)
     kept = np.asarray([bool(split) for split in splits]) & (np.asarray(source.labels, dtype=object) != DROPPED)
@@ -177,14 +177,13 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
             where=source.where,
             fix="correct tiles.splits or tiles.class_map",
         )
-    # Tiles to be dropped get a placeholder split.
     tiles = TileSet(
         # Objects, because fixed-width strings would give every row the size of the longest id.
         ids=np.asarray(source.ids, dtype=object),
         labels=labels,
         truth=labels.copy(),
-        splits=np.asarray([split or "train" for split in splits], dtype="<U10"),
-        groups=_shared(source.groups),
+        splits=np.asarray([split or "train" for split in splits], dtype="<U10"),  # tiles without a split are dropped
+        groups=_deduplicated(source.groups),
         mpp=mpp,
         classes=classes,
         reader=source.reader,
@@ -197,10 +196,10 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
     return tiles if kept.all() else tiles.select(kept)
 
 
-def _shared(texts: Sequence[str]) -> Shaped[np.ndarray, " n"]:
-    """Return texts as an object array, with one object for equal texts.
+def _deduplicated(texts: Sequence[str]) -> Shaped[np.ndarray, " n"]:
+    """Return texts as an object array in which equal texts are one object, to save memory.
 
-    The texts are copied: originals scattered among other objects would prevent their memory from being freed.
+    Texts are copied, because references to originals scattered among other objects would keep their memory in use.
     """
     copies = {text: text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass") for text in set(texts)}
     return np.asarray([copies[text] for text in texts], dtype=object)
@@ -217,7 +216,7 @@ def _dropped_split_notes(source: SourceTiles, splits: list[str]) -> tuple[str, .
 
 
 def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) -> tuple[str, ...]:
-    """Describe how values such as Training or VAL, which are neither standard nor configured, were read as splits."""
+    """Describe how split values such as Training or VAL, which are neither standard nor configured, were read."""
     if source.split_names is not ALIASES:
         return ()
     configured = {*configured_splits(config.splits)}
@@ -290,12 +289,13 @@ def _check_options(config: TilesConfig) -> None:
 
 
 def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: float = 1.0) -> str | None:
-    """Return a warning if the resolution of tiles is far from a model's training resolution, else None.
+    """Return a warning if the resolution of tiles is far from that of a model's training tiles, else None.
 
     Args:
         tiles: Tiles, with `mpp` of the stored pixels.
         expected: Micrometres per pixel of the model's training tiles; None if unknown.
-        resize: Pixels of the model's input per stored pixel, such as 224 / 96 if 96 px tiles are enlarged to 224.
+        model: Name of the model.
+        resize: Input pixels per stored pixel, such as 224 / 96 if tiles of 96 px are enlarged to 224 px.
     """
     known = tiles.mpp[~np.isnan(tiles.mpp)] / resize
     if expected is None or not known.size:
@@ -305,7 +305,7 @@ def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: f
         return None
     bounds = [f"{bound:.3g}" for bound in (known[far].min(), known[far].max())]
     return (
-        f"{model} expects {expected:g} micrometres per pixel; "
+        f"{model} expects {expected:g} µm per pixel; "
         f"{counted_of(int(far.sum()), len(tiles), 'tile is', 'tiles are')} "
         f"read at {' to '.join(dict.fromkeys(bounds))}: features may be worse than published"
     )

@@ -1,4 +1,4 @@
-"""Masks of several annotators: a table of tile, annotator and mask."""
+"""Read masks by several annotators from a table with the columns tile, annotator and mask."""
 
 import posixpath
 from collections import Counter
@@ -29,7 +29,7 @@ class AnnotatorMasks:
     """Masks of tiles by several annotators, read from disk on demand.
 
     Attributes:
-        row_of: (tile, annotator) -> row of the reader.
+        row_of: Row of the reader for each (tile id, annotator).
     """
 
     tiles: TileSet
@@ -41,7 +41,7 @@ class AnnotatorMasks:
     notes: tuple[str, ...]
 
     def read(self, index: int) -> Int16[np.ndarray, "a h w"]:
-        """Read all masks of a tile: class of each pixel by annotator; -1 if the pixel is ignored or there is no mask.
+        """Read all masks of a tile: each annotator's class per pixel; -1 for ignored pixels and missing masks.
 
         Raises:
             DataError: The image or a mask cannot be read, they differ in size, or a mask has a value that is not a
@@ -70,7 +70,8 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
     Args:
         path: Table (csv, tsv or parquet).
         images: Folder or zip that the masks are relative to; None for the folder of the table.
-        tiles: Tiles, which the column `tile` names by id; masks of other tiles are dropped and counted.
+        tiles: Tiles, named by id in the column `tile`; masks of other tiles are dropped and counted.
+        classes: Classes of the masks.
 
     Raises:
         DataError: The table cannot be read, lacks columns or cells, names missing files, has two masks by one annotator

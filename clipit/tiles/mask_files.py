@@ -22,10 +22,10 @@ _IGNORE_NAME = "ignore"
 _TOLERANCE = 0.01  # share of a tile's edge by which a polygon may extend beyond it
 _LISTED = 5
 _FORMATS = frozenset({"PNG", "TIFF", "BMP", "DIB", "PPM", "WEBP"})
-"""Pillow's names of the formats that keep the values of masks; PPM includes PGM."""
+"""Pillow's names of the formats that preserve the values of masks; PPM includes PGM."""
 _LOSSY = frozenset({"AVIF", "JPEG", "JPEG2000", "MPO"})
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
-_WEBP_HEADER = 64  # bytes that name the kind of the first image
+_WEBP_HEADER = 64  # bytes, which include the chunk type of the first image
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def decode_mask(
     if values.shape != (size[1], size[0]):
         raise ImageError(
             f"the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {size[0]} x {size[1]}; images are "
-            "turned as their EXIF orientation says, so draw masks over the turned image"
+            "rotated by their EXIF orientation, so draw masks on the rotated image"
         )
     return classes.codes(values)
 
@@ -105,18 +105,18 @@ def decode_values(
 ) -> Integer[np.ndarray, "h w"]:
     """Decode the values of a mask image: PNG, TIFF, BMP, PGM or lossless WebP with 1, 8 or 16 bits or a palette.
 
-    Other formats are refused. Among them is GIF, because programs renumber the values of an image when they save it.
+    Other formats are rejected, including GIF, because programs renumber the values of a GIF when they save it.
 
     Args:
         content: File, or the bytes of a zip member.
-        check_size: Called with the width and height that the file declares, before any pixel is decoded and before
-            the image is turned as its EXIF orientation says; raises an error if they are wrong.
+        check_size: Function called with the declared width and height, before any pixel is decoded and before the
+            EXIF orientation is applied; raises an error if they are wrong.
 
     Raises:
-        ImageError: It cannot be decoded, or its pixels do not encode classes.
+        ImageError: The image cannot be decoded, or its pixels do not encode classes.
         OSError: The file cannot be opened.
     """
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set it, and a truncated mask would end in zeros
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages enable it, and a truncated mask would end in zeros
     try:
         with open_header(content) as image:
             _check_format(image)
@@ -148,7 +148,7 @@ def decode_values(
 
 
 def _check_format(image: Image.Image) -> None:
-    """Refuse formats that do not keep the values of a mask."""
+    """Reject formats that do not preserve the values of a mask."""
     if _is_lossy(image):
         raise ImageError(f"{image.format} compression changes the values of a mask: save masks as PNG")
     if image.format not in _FORMATS:
@@ -169,7 +169,7 @@ def _is_lossy(image: Image.Image) -> bool:
 
 
 def _packed_mode(image: Image.Image) -> str:
-    """Return how the pixels of an opened image are stored, such as L;4 for 4 bits of grey; "" if unknown."""
+    """Return the storage mode of an opened image's pixels, such as L;4 for 4-bit grey; "" if unknown."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -177,7 +177,7 @@ def _packed_mode(image: Image.Image) -> str:
 
 
 def _unscaled(values: Integer[np.ndarray, "h w"], packed: str) -> Integer[np.ndarray, "h w"]:
-    """Undo Pillow's changes to grey values: it scales 2 and 4 bits to 8, and inverts a TIFF in which 0 is white."""
+    """Undo Pillow's changes to grey values: it scales 2 and 4 bits to 8, and inverts TIFFs in which 0 is white."""
     grey = re.fullmatch(r"(?:L|(1))(?:;([24])?(I?)R?)?", packed)
     if grey is None:
         return values

@@ -1,4 +1,4 @@
-"""Masks of tiles from the column `mask` of a table, checked against the images."""
+"""Read masks of tiles, named in the column `mask` of a table, and check them against the images."""
 
 import posixpath
 from collections import Counter
@@ -50,7 +50,7 @@ class MaskSet:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over tiles, their micrometres per pixel, masks and classes."""
+        """16 hexadecimal digits of the SHA-256 over tiles, their µm per pixel, masks and classes."""
         stamps = [self.stamps[row] for row in self.rows.tolist()]
         text = repr(
             (
@@ -103,10 +103,12 @@ class MaskSet:
 
 
 def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> MaskSet:
-    """Find the masks of tiles; tiles with an empty cell have none.
+    """Open the masks of tiles; tiles whose cell is empty are dropped.
 
     Args:
         config: Section `tiles`, whose source is a table with a column `mask`.
+        tiles: Tiles of that table.
+        classes: Classes of the masks.
 
     Raises:
         ConfigError: The tiles come from a different source.
@@ -148,7 +150,7 @@ def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> Mas
 
 
 def shared_files(files: Sequence[str]) -> list[str]:
-    """List the files that occur more than once, with how often."""
+    """List the files that occur more than once, with their counts."""
     return [f"{name} ({count} times)" for name, count in Counter(files).items() if count > 1]
 
 

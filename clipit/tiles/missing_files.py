@@ -1,4 +1,4 @@
-"""Find the files named in a table despite different spellings, and explain which are missing."""
+"""Find files that a table names with a different spelling, and explain which are missing."""
 
 import os
 import posixpath
@@ -21,12 +21,12 @@ _SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 
 def normalise(name: str) -> str:
-    """Return a path with forward slashes, without redundant parts, in composed Unicode characters (NFC)."""
+    """Return a path in composed Unicode characters (NFC), with forward slashes and without redundant parts."""
     return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
 
 
 def spelled_on_disk(folder: Path, name: str) -> str | None:
-    """Find a file by a different spelling of its path: with decomposed characters, as on macOS, or backslashes."""
+    """Find a file by other spellings of its path: composed or decomposed (macOS) characters, or backslashes."""
     composed, decomposed = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
     for spelling in (composed, decomposed, name.replace("/", "\\")):
         if spelling != name and (folder / spelling).is_file():
@@ -68,6 +68,8 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
 
     Args:
         missing: Normalised names that were not found.
+        total: Number of files in the table.
+        present: Names of existing files, as from `files_below`.
     """
     difference = _difference(missing, present)
     contents = f"{counted(len(present), 'file')}, such as {shortlist(present[:3])}" if present else "no file"
@@ -87,7 +89,7 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
 
 
 def _difference(missing: Sequence[str], present: Sequence[str]) -> str:
-    """Describe a change of the table's paths that finds all missing files; "" if there is none."""
+    """Describe a change to the table's paths that would find all missing files; "" if there is none."""
     for words, spell in _SPELLINGS:
         known = {spell(normalise(name)) for name in present}
         names = [spell(normalise(name)) for name in missing]

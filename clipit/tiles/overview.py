@@ -1,4 +1,4 @@
-"""Overview of a tile set at the start of a command: the tiles that were read, and missing information."""
+"""Summarise a tile set at the start of a command: the tiles that were read, and missing information."""
 
 import numpy as np
 

@@ -26,7 +26,7 @@ COUNTS = {split: count for split, _, count in PCAM.counts}
 SIDE = 96
 _SPLIT_NAMES = {"train": "train", "valid": "validation", "test": "test"}
 _FILES = frozenset(f"camelyonpatch_level_2_split_{split}_{kind}.h5" for split in COUNTS for kind in "xy")
-_CHUNK_CACHE = 64 * 2**20  # bytes; holds a complete chunk, so that neighbouring rows are decompressed only once
+_CHUNK_CACHE = 64 * 2**20  # bytes; fits a complete chunk, so that neighbouring rows are decompressed only once
 
 
 class H5Reader:
@@ -60,7 +60,7 @@ class H5Reader:
 def read_pcam(config: TilesConfig) -> SourceTiles:
     """Read PatchCamelyon's published splits; the id of a tile is `<split>/<row>`, numbered as in the files.
 
-    The files may be in the folder or anywhere below it. Parts that tiles.splits does not use are not read.
+    The files may be in the folder or anywhere below it. Splits that tiles.splits does not use are not read.
 
     Raises:
         DataError: A file is missing, still compressed, or differs from the published file.

@@ -19,7 +19,7 @@ class Fingerprints:
     """Hashes and thumbnails of n images, one row per image."""
 
     digests: UInt8[np.ndarray, "n 16"]
-    """Digests of size and pixels; zero for images of a single colour, which match too easily."""
+    """Digests of size and pixels; zero for images of a single colour, which would all match each other."""
     hashes: UInt64[np.ndarray, "n 8"]
     """Perceptual hash of each orientation; column 0 is the image as stored."""
     thumbnails: UInt8[np.ndarray, "n 16 16"]
@@ -56,8 +56,8 @@ def dihedral_hashes(grey: Float32[np.ndarray, "n 32 32"]) -> UInt64[np.ndarray, 
     """Compute 64-bit hashes of grey images in all eight orientations (quarter turns, with and without a flip).
 
     Each bit is the sign of one coefficient of the two-dimensional discrete cosine transform at the 8 x 8 lowest
-    frequencies, with the constant replaced by the next coefficient on the diagonal; it is invariant to brightness and
-    contrast. A flip changes the signs of odd frequencies, and a transposed image has transposed coefficients, so that
+    frequencies, with the constant replaced by the next coefficient on the diagonal; signs are invariant to brightness
+    and contrast. A flip changes the signs of odd frequencies, and transposing an image transposes its coefficients, so
     one transform suffices for all orientations. Column o is the hash of `oriented(image, o)`.
     """
     basis = _cosines()
@@ -75,7 +75,7 @@ def dihedral_hashes(grey: Float32[np.ndarray, "n 32 32"]) -> UInt64[np.ndarray, 
 
 
 def oriented(images: Shaped[np.ndarray, "*n side side"], orientation: int) -> Shaped[np.ndarray, "*n side side"]:
-    """Reorient images: bit 4 of `orientation` transposes, then bit 1 reverses the rows and bit 2 the columns."""
+    """Reorient images: bit 2 of `orientation` transposes, then bit 0 reverses the rows and bit 1 the columns."""
     if orientation & 4:
         images = np.swapaxes(images, -1, -2)
     if orientation & 1:

@@ -1,4 +1,4 @@
-"""Batches of tile pixels, prefetched by threads while the model computes."""
+"""Read batches of tile pixels in threads, ahead of the model."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -25,8 +25,8 @@ MEMORY_LIMIT = 2 * 1024**3
 class PixelSource:
     """Reader of resized tiles by row, with an optional cache in memory or on disk.
 
-    Resizing and cropping are the same in every epoch and are done here. Augmentation and normalisation differ between
-    steps and are done for whole batches on the model's device.
+    Resizing and cropping do not depend on the step and are done here. Augmentation and normalisation are done for whole
+    batches on the model's device.
     """
 
     def __init__(self, tiles: TileSet, geometry: Geometry, cache: str = "none", threads: int = 0) -> None:
@@ -47,7 +47,7 @@ class PixelSource:
         self._pool = reading_threads(threads)
 
     def use_resized(self, pixels: UInt8[np.ndarray, "n 3 h w"]) -> None:
-        """Read the resized tiles from an array, such as a memory-mapped file, from now on.
+        """Read tiles from an array of resized tiles, such as a memory-mapped file, from now on.
 
         Args:
             pixels: Resized tiles, one row per tile.
@@ -61,7 +61,7 @@ class PixelSource:
         return self._resized is not None
 
     def cache_growth(self, size: int, reads: int | None = None) -> int:
-        """Return by how many bytes the cache in memory will still grow.
+        """Return the number of bytes by which the cache in memory will still grow.
 
         Args:
             size: Edge length of the resized tiles in pixels.
@@ -75,7 +75,7 @@ class PixelSource:
 
     def _pixels(self, row: int) -> UInt8[np.ndarray, "3 h w"]:
         if self._resized is not None:
-            return np.array(self._resized[row])  # a copy, so that this thread reads the disk
+            return np.array(self._resized[row])  # copied, so that the disk is read in this thread
         cached = self._cache.get(row)
         if cached is not None:
             return cached
@@ -117,7 +117,9 @@ class PixelSource:
         """Yield each batch of rows with its uint8 pixels [b, 3, h, w] on a device, reading and copying ahead.
 
         Args:
-            clock: Clock that is advanced by the time spent waiting for tiles.
+            batches: Rows of each batch.
+            device: Device of the returned pixels.
+            clock: Clock to advance by the time spent waiting for tiles.
         """
         read = read_ahead(batches, lambda row: self._pixels(int(row)), self._pool, clock=clock)
         return copy_ahead(((rows, stack(pixels, device)) for rows, pixels in read), device)

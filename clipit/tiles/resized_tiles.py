@@ -1,4 +1,4 @@
-"""Resized tiles on disk: one memory-mapped array, shared by runs and by the processes of a machine."""
+"""Cache resized tiles on disk: one memory-mapped array, shared by runs and by the processes of a machine."""
 
 import logging
 import os
@@ -28,17 +28,18 @@ _SPARE = 1.05  # required free space, relative to the size of the array
 
 
 def pixel_bytes(size: int, count: int) -> int:
-    """Return the size in bytes of a number of tiles with an edge length in pixels."""
+    """Return the size in bytes of `count` tiles with an edge of `size` pixels."""
     return 3 * size * size * count
 
 
 def worth_caching(count: int, total: int, size: int, *, reads: float, gigabytes: float, folder: Path) -> bool:
-    """Return whether `training.cache_tiles=auto` caches tiles on disk; the same in all processes.
+    """Return whether `training.cache_tiles=auto` caches tiles on disk; the result is the same in all processes.
 
-    It does if they are too large for the cache in memory, all tiles of the configuration fit the budget, the tiles fit
-    the disk, and each tile is read at least twice on average, since writing the cache reads each tile once.
+    Tiles are cached if they exceed the cache in memory, all tiles of the configuration fit the budget, the tiles fit
+    the disk, and each tile is read at least twice on average, because writing the cache reads each tile once.
 
     Args:
+        count: Number of tiles to cache.
         total: Number of all tiles of the configuration, to which the budget applies.
         size: Edge length of the resized tiles in pixels.
         reads: Average number of times that a run reads each tile.
@@ -59,6 +60,8 @@ def resize_tiles(
     The blocks of tiles are distributed over processes; an interrupted call resumes with the missing blocks.
 
     Args:
+        root: Folder of artefacts.
+        tiles: Tiles to resize.
         geometry: Function that maps an image to its pixels at the model's input size.
         size: Edge length of the resized tiles in pixels.
         preprocess: Hash of everything that determines the resized pixels of an image.

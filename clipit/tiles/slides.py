@@ -28,7 +28,7 @@ from clipit.tiles.table import TABLES, open_table, read_columns
 logger = logging.getLogger(__name__)
 
 _COARSE = 1.02
-"""Ratio of the slide's to the tiles' micrometres per pixel above which the tiles are reported as enlarged."""
+"""Ratio of the slide's to the tiles' µm per pixel above which the tiles are reported as enlarged."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, o
 
 
 def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
-    """Describe dropped slides; an empty list if there are none."""
+    """Describe dropped slides in a note; return an empty list if there are none."""
     if not failed:
         return []
     lines = [f"{slide.name}: {slide.reason}{f'; to do: {slide.fix}' if slide.fix else ''}" for slide in failed]
@@ -154,12 +154,15 @@ def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
 
 
 def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> list[str]:
-    """Describe slides that may be read wrongly, and those that are coarser than their tiles."""
+    """Describe slides with unread content or doubtful resolution, or coarser than their tiles."""
     notes = []
-    # neither remark nor doubt is in earlier artefacts
+    # artefacts of earlier versions have neither remark nor doubt
     unread = [f"{slide.name}: {slide.facts['remark']}" for slide in slides if slide.facts.get("remark")]
     if unread:
-        notes.append(f"not read of {len(unread)} of {counted(len(slides), 'slide')}: {shortlist(unread, 3)}")
+        notes.append(
+            f"{counted_of(len(unread), len(slides), 'slide has', 'slides have')} content that is not read: "
+            f"{shortlist(unread, 3)}"
+        )
     doubtful = [f"{slide.name}: {slide.facts['doubt']}" for slide in slides if slide.facts.get("doubt")]
     if doubtful:
         notes.append(
@@ -169,14 +172,14 @@ def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> l
     coarse = [f"{slide.name}: {slide.facts['mpp']:g}" for slide in slides if slide.facts["mpp"] > _COARSE * config.mpp]
     if coarse:
         notes.append(
-            f"{counted_of(len(coarse), len(slides), 'slide is', 'slides are')} coarser than {config.mpp:g} micrometres "
-            f"per pixel, so tiles are enlarged: {shortlist(coarse, 3)}"
+            f"{counted_of(len(coarse), len(slides), 'slide is', 'slides are')} coarser than {config.mpp:g} µm per "
+            f"pixel, so tiles are enlarged: {shortlist(coarse, 3)}"
         )
     return notes
 
 
 def _listed(failed: Sequence[FailedSlide]) -> tuple[str, str]:
-    """List the first of these slides with their reasons, and what to do."""
+    """Return the first ten slides with their reasons, one per line, and the first three fixes."""
     fixes = dict.fromkeys(slide.fix for slide in failed if slide.fix)
     return "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10]), "; ".join([*fixes][:3])
 
@@ -364,7 +367,7 @@ def check_names(names: Sequence[str], where: object) -> None:
     """Reject repeated names, which would give tiles the same ids, and names that cannot be used as folder names.
 
     Raises:
-        DataError: Such names occur.
+        DataError: A name is repeated or cannot be used.
     """
     wrong = [name for name in names if "/" in name or "\\" in name or name.startswith(".") or not name.strip()]
     if wrong:

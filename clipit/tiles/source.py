@@ -17,10 +17,10 @@ ALIASES: Mapping[str, str] = {
     "test": "test",
     "testing": "test",
 }
-"""Part of the source (in lower case) -> split, for names that need no configuration."""
+"""Name of a split in a source (in lower case) -> split, for names that need no configuration."""
 
 DROPPED = "\0dropped"
-"""Marker of labels that map to no class; no file or folder can have this name."""
+"""Stands for labels that map to no class; no file or folder can have this name."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def check_class_names(names: Iterable[str], where: str) -> None:
     """Check that no classes differ only in spelling (see `spelled_alike`).
 
     Raises:
-        DataError: Some do.
+        DataError: Two classes differ only in spelling.
     """
     _check_spelling(
         "classes",
@@ -75,20 +75,20 @@ def check_class_names(names: Iterable[str], where: str) -> None:
 
 
 def check_group_names(names: Iterable[str], where: str) -> None:
-    """Check that no groups differ only in spelling: a patient under two names may be in two splits.
+    """Check that no groups differ only in spelling, because a patient under two names may be in two splits.
 
     Raises:
-        DataError: Some do.
+        DataError: Two groups differ only in spelling.
     """
     fix = "use one spelling for each patient or slide; if they differ, make their names less similar"
     _check_spelling("groups", names, where, fix)
 
 
 def check_annotator_names(names: Iterable[str], where: object) -> None:
-    """Check that no annotators differ only in spelling: their labels would count as those of two people.
+    """Check that no annotators differ only in spelling, because one person would count as two.
 
     Raises:
-        DataError: Some do.
+        DataError: Two annotators differ only in spelling.
     """
     fix = "use one spelling for each annotator; if they differ, make their names less similar"
     _check_spelling("annotators", names, where, fix)
@@ -101,7 +101,7 @@ def _check_spelling(kind: str, names: Iterable[str], where: object, fix: str) ->
 
 
 def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:
-    """Replace the source's labels with the mapped classes, and labels without a class with `DROPPED`.
+    """Replace labels with the classes that they map to, or with `DROPPED` if they map to none.
 
     Unlabelled tiles stay unlabelled. The data set's own order of classes, if any, is kept.
 

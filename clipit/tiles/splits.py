@@ -1,4 +1,4 @@
-"""Splits: map the splits of a source to train, validation and test, and check that no group is in two splits."""
+"""Map the splits of a source to train, validation and test, and check that no group is in two splits."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

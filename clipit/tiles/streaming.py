@@ -1,4 +1,4 @@
-"""Stream data sets that do not fit on the disk: each is read once, and its tiles are kept (see `kept_tiles`)."""
+"""Stream data sets that do not fit on the disk: read each once, and keep its tiles (see `kept_tiles`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ class StreamedSplit:
 
 @dataclass(frozen=True)
 class StreamedSet:
-    """Streamed data set.
+    """A streamed data set.
 
     Attributes:
         splits: Splits used by the configuration, by name.
@@ -150,7 +150,7 @@ def _kept_rows(kept: KeptTiles, split: StreamedSplit, where: str) -> SplitRows:
 
 
 def _scale(source: SourceTiles, config: TilesConfig, scales: np.ndarray) -> SourceTiles:
-    """Scale the micrometres per pixel to the kept images, and add a note if some are resized."""
+    """Scale the µm per pixel to the kept images, and add a note if some are resized."""
     resized = int((scales > 1).sum())
     if not resized:
         return source
@@ -162,7 +162,7 @@ def _scale(source: SourceTiles, config: TilesConfig, scales: np.ndarray) -> Sour
 
 
 def _identity(config: TilesConfig) -> Any:
-    """Return what identifies a data set: its id on the hub, or the files of its folder.
+    """Return the identity of a data set: its id on the hub, or a fingerprint of the files in its folder.
 
     Newer revisions on the hub are not looked up, so that kept tiles can be used without access to the hub.
     """
@@ -170,7 +170,7 @@ def _identity(config: TilesConfig) -> Any:
         return config.path
     folder = Path(config.path).expanduser()
     if not folder.is_dir():
-        load_huggingface(config.path, "tiles.path")  # the error for a path that is not a folder
+        load_huggingface(config.path, "tiles.path")  # raises the error for a path that is not a folder
     files = list_files(folder).files
     return {"folder": fingerprint([[str(file.relative_to(folder)), file_stamp(file)] for file in files])}
 

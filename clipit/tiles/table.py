@@ -145,14 +145,14 @@ def open_table(path: Path) -> TileTable:
 
 
 def _header_hint(names: Sequence[str]) -> str:
-    """Return advice for a table without a header, whose first row is that of a tile; "" otherwise."""
+    """Return advice if the first row is a tile instead of a header; "" otherwise."""
     if not any(is_image(name.strip()) for name in names):
         return ""
     return "the first row is not a header: add one, such as path,label,split,group, as the first line of the table"
 
 
 def _example(missing: Sequence[str], names: Sequence[str]) -> str:
-    """Name a column in an option; `file_name` is that of the metadata of Hugging Face image folders."""
+    """Return an example of the option; `file_name` occurs in metadata of Hugging Face image folders."""
     return "path=file_name" if "path" in missing and "file_name" in names else "label=diagnosis"
 
 
@@ -201,7 +201,7 @@ def _split_hint(table: TileTable, columns: Mapping[str, list[str]]) -> tuple[str
 
 
 def _other_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[str, list[str]]:
-    """Read additional columns whose names suggest patients or slides, except those that cannot be read as text."""
+    """Read additional columns whose names suggest patients or slides, unless they cannot be read as text."""
     columns = {}
     for name in table.names:
         if names_groups(name) and name not in {"group", *config.columns.values()}:

@@ -1,4 +1,4 @@
-"""Index of tar shards: the locations of their images, and the fields of their samples."""
+"""Index tar shards: the locations of their images, and the fields of their samples."""
 
 import json
 import re
@@ -74,7 +74,7 @@ class TarIndex:
 
     @cached_property
     def shard_of(self) -> np.ndarray:
-        """Number of each row's shard."""
+        """Index of each row's shard."""
         return np.asarray(self.table.column("shard"), dtype=np.int32)
 
     @cached_property
@@ -164,7 +164,7 @@ def _read_members(config: TilesConfig) -> tuple[tuple[str, ...], set[str]]:
 
 
 def _index_inputs(config: TilesConfig, shards: list[Path], stamps: list[str], captions: str = "") -> dict[str, Any]:
-    """Return what identifies an index; a fingerprint replaces the list of shards, which may be long."""
+    """Return the inputs that identify an index, with a fingerprint instead of a long list of shards."""
     suffixes, fields = _read_members(config)
     inputs = {
         "shards": [[str(shard), stamp] for shard, stamp in zip(shards, stamps, strict=True)],
@@ -188,14 +188,14 @@ def _merge(shards: list[Path], stamps: list[str], tables: list[pa.Table]) -> Tar
 
 
 def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set[str], captions: str = "") -> pa.Table:
-    """Tabulate the samples of a shard, with the names of all fields in the metadata of the table."""
+    """Tabulate the samples of a shard; the table's metadata lists the names of all fields."""
     samples: dict[str, _Sample] = {}
     current, names, unread = "", dict[str, None](), Counter[str]()
     for member, content in scan_tar(path, _FIELDS, _MAX_FIELD_BYTES):
         if not is_unicode(member.name):
             raise DataError("a member's name is not UTF-8", where=f"{path}, byte {member.offset}", fix="rename it")
         match = _NAME.match(member.name)
-        if match is None or Path(member.name).name.startswith("__"):  # hidden files, and notes of the writer
+        if match is None or Path(member.name).name.startswith("__"):  # hidden files, or metadata of the writer
             unread[member.name.rpartition(".")[2] if "." in member.name else "(no suffix)"] += 1
             continue
         key, suffix = match[1], match[2].lower()
@@ -250,7 +250,7 @@ class _Sample:
         self.fields: dict[str, str] = {}
 
     def add(self, fields: Mapping[str, str], where: str) -> None:
-        """Add the fields of one member; an empty value gives way to that of another member.
+        """Add the fields of one member; another member's value replaces an empty one.
 
         Raises:
             DataError: Another member of the sample has a field of the same name with a different value.

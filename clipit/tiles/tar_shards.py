@@ -1,4 +1,4 @@
-"""Shards: plain tar files whose members are read by offset, in any order, without extraction."""
+"""Read members of plain tar files (shards) by offset, in any order, without extraction."""
 
 import io
 import os
@@ -128,11 +128,12 @@ class TarMember:
 
 
 def scan_tar(path: Path, pattern: "re.Pattern[str]", largest: int) -> Iterator[tuple[TarMember, bytes | None]]:
-    """Yield the files of a shard in order, with the content of those whose name matches `pattern`, and None for others.
+    """Yield the files of a shard in order, with the content of those that match `pattern`, and None for others.
 
     Only headers and matching files are read.
 
     Args:
+        pattern: Regular expression for the names of files whose content is read.
         largest: Maximum size of a matching file in bytes.
 
     Raises:

@@ -20,8 +20,8 @@ def read_webdataset(config: TilesConfig, root: Path | None = None, captions: str
 
     `<shard>` is the shard's path below the innermost folder that contains all shards, so these ids depend on which
     shards are read together. Fields are the entries of a sample's JSON member, and its text members by suffix (`cls`,
-    `txt`). The label is the field `label`, or `cls` if no sample has it. Without a field `split`, the split follows
-    from a word such as train in a shard's path, or else in the name of the folder that contains all shards.
+    `txt`). The label is the field `label`, or `cls` if no sample has a `label`. Without a field `split`, the split is
+    taken from a word such as train in a shard's path, or else in the name of the folder that contains all shards.
 
     Args:
         config: Section `tiles`.

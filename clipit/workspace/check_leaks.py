@@ -192,8 +192,8 @@ def _unchecked(source: str, pixels: str, reports: Sequence[Any], flat: int, spre
     """List the other comparisons that could not be made, with reasons."""
     lines = []
     card = DATASETS.get(source)
-    if card is not None and card.group_is:
-        lines.append(f"patients: {card.title} names only the {card.group_is} of a tile, which is its group here")
+    if card is not None and card.group_kind:
+        lines.append(f"patients: {card.title} names only the {card.group_kind} of a tile, which is its group here")
     unknown = sum(not patient_of(report) for report in reports)
     if unknown:
         lines.append(f"patients of {unknown} of {counted(len(reports), 'report')}: not named (reports.group_column)")

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from clipit.errors import DataError
-from clipit.evaluation.map_agreement import compare_with_mask, measure_agreement, perfect_tiles
+from clipit.evaluation.map_agreement import compare_with_mask, majority_tiles, score_map
 from clipit.slides.grid import SlideGrid
 
 
@@ -17,7 +17,7 @@ def grid(x: list[int], y: list[int], edge: int, step: float) -> SlideGrid:
 def test_a_map_of_four_by_four_pixels_is_counted_by_hand() -> None:
     truth = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1], [-1, -1, 1, 1]])
     mapped = np.array([[0, 0, 1, 1], [0, 1, 1, 0], [-1, 1, 1, 1], [0, 0, 1, 1]])
-    found = measure_agreement(mapped, truth, 2)
+    found = score_map(mapped, truth, 2)
     # Class 0: three of five right, one mapped as 1, one without a tile; class 1: eight of nine right.
     assert found.counts.tolist() == [[3, 1, 1], [1, 8, 0]]
     assert found.accuracy == pytest.approx(11 / 14)
@@ -28,20 +28,20 @@ def test_a_map_of_four_by_four_pixels_is_counted_by_hand() -> None:
 def test_figures_equal_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     truth, mapped = rng.integers(0, 4, (2, 30, 20))
-    found = measure_agreement(mapped, truth, 4)
+    found = score_map(mapped, truth, 4)
     assert found.accuracy == pytest.approx(accuracy_score(truth.ravel(), mapped.ravel()))
     assert found.dice.tolist() == pytest.approx(f1_score(truth.ravel(), mapped.ravel(), average=None).tolist())
 
 
 def test_a_class_that_the_mask_lacks_has_no_dice() -> None:
-    found = measure_agreement(np.zeros((2, 2), int), np.zeros((2, 2), int), 2)
+    found = score_map(np.zeros((2, 2), int), np.zeros((2, 2), int), 2)
     assert found.dice[0] == 1 and np.isnan(found.dice[1]) and found.mean_dice == 1
 
 
 def test_the_majority_answers_per_tile_and_the_floor_is_one_class() -> None:
     truth = np.array([[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 1]])
     four = grid([0, 2, 0, 2], [0, 0, 2, 2], 2, 2.0)
-    assert perfect_tiles(four, truth, 2, 1.0).argmax(axis=1).tolist() == [0, 1, 1, 1]
+    assert majority_tiles(four, truth, 2, 1.0).argmax(axis=1).tolist() == [0, 1, 1, 1]
     scores = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32)
     found = compare_with_mask(four, scores, truth, 1.0)
     assert found["floor"].accuracy == pytest.approx(12 / 16)
@@ -51,4 +51,4 @@ def test_the_majority_answers_per_tile_and_the_floor_is_one_class() -> None:
 
 def test_a_mask_without_classes_is_refused() -> None:
     with pytest.raises(DataError, match="no labelled pixel"):
-        measure_agreement(np.zeros((2, 2), int), np.full((2, 2), -1), 2)
+        score_map(np.zeros((2, 2), int), np.full((2, 2), -1), 2)

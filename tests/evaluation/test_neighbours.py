@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from clipit.errors import DataError
 from clipit.evaluation.features import Features
-from clipit.evaluation.neighbours import class_votes, knn_probabilities, nearest_rows, simple_shot
+from clipit.evaluation.neighbours import class_votes, knn_probabilities, nearest_neighbours, simple_shot
 
 
 def slow_nearest(queries: Features, gallery: Features, k: int, exclude_groups: bool) -> list[list[int]]:
@@ -29,7 +29,7 @@ def slow_nearest(queries: Features, gallery: Features, k: int, exclude_groups: b
 @pytest.mark.parametrize("cells", [1, 300, 10_000])
 def test_nearest_rows_equal_a_loop_for_every_block_size(cells: int, exclude_groups: bool) -> None:
     tiles = features_of(60, 3, groups=5)
-    assert nearest_rows(tiles, tiles, 7, exclude_groups=exclude_groups, cells=cells).tolist() == slow_nearest(
+    assert nearest_neighbours(tiles, tiles, 7, exclude_groups=exclude_groups, cells=cells).tolist() == slow_nearest(
         tiles, tiles, 7, exclude_groups
     )
 
@@ -40,16 +40,16 @@ def test_ties_go_to_the_lowest_id_and_missing_neighbours_are_minus_one() -> None
     names = np.array([f"n{i:02d}" for i in rng.permutation(20)])
     gallery = Features(names, vectors, np.zeros(20, dtype=np.int64), np.full(20, "g"))
     query = Features(np.array(["q"]), 3 * vectors[:1], np.zeros(1, dtype=np.int64), np.array(["g"]))
-    found = nearest_rows(query, gallery, 4)[0]
+    found = nearest_neighbours(query, gallery, 4)[0]
     assert names[found].tolist() == sorted(names[:10].tolist())[:4]
-    assert (nearest_rows(query, gallery, 4, exclude_groups=True) == -1).all()
-    assert (nearest_rows(query, gallery, 25)[0] == -1).sum() == 5
+    assert (nearest_neighbours(query, gallery, 4, exclude_groups=True) == -1).all()
+    assert (nearest_neighbours(query, gallery, 25)[0] == -1).sum() == 5
 
 
 def test_a_tile_without_a_group_excludes_nothing_but_itself() -> None:
     tiles = features_of(12, 2)
     assert (tiles.groups == "").all()
-    assert (nearest_rows(tiles, tiles, 11, exclude_groups=True) >= 0).all()
+    assert (nearest_neighbours(tiles, tiles, 11, exclude_groups=True) >= 0).all()
 
 
 def test_knn_equals_scikit_learn() -> None:

@@ -10,18 +10,18 @@ import pytest
 from clipit.errors import DataError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.prompt_modes import (
-    candidates,
-    sampled,
-    sampled_scores,
-    screened,
+    candidate_classifiers,
+    sample_classifiers,
+    score_classifiers,
+    screened_prompts,
     screening_scores,
-    single,
+    single_prompt,
     summarise_scores,
 )
 from clipit.evaluation.zero_shot import (
     TextVectors,
     class_means,
-    embed_prompts,
+    embed_prompt_set,
     prompt_embeddings,
     zero_shot_probabilities,
 )
@@ -47,7 +47,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 def texts() -> TextVectors:
-    return embed_prompts(PROMPTS, encode, None, ORDER)
+    return embed_prompt_set(PROMPTS, encode, None, ORDER)
 
 
 def tiles(n: int, seed: int = 0) -> np.ndarray:
@@ -71,7 +71,7 @@ def test_texts_and_their_indices() -> None:
 
 def test_single_is_the_first_name_in_the_first_template() -> None:
     expected = [unit(encode([f"an image of {name}"])[0]) for name in ("cancer", "adenoma", "normal mucosa")]
-    np.testing.assert_allclose(single(texts()), expected, atol=1e-6)
+    np.testing.assert_allclose(single_prompt(texts()), expected, atol=1e-6)
 
 
 def test_ensemble_equals_a_plain_loop() -> None:
@@ -88,21 +88,21 @@ def test_ensemble_equals_a_plain_loop() -> None:
 
 def test_draws_have_a_name_of_each_class_and_one_template() -> None:
     found = texts()
-    rows = sampled(found, 3000, 4)
+    rows = sample_classifiers(found, 3000, 4)
     np.testing.assert_array_equal(found.class_of[rows], np.tile([0, 1, 2], (3000, 1)))
     templates = found.template_of[rows]
     assert (templates == templates[:, :1]).all()
     for counts in (Counter(templates[:, 0].tolist()), Counter(found.name_of[rows[:, 0]].tolist())):
         assert len(counts) == 3
         assert all(abs(count / 3000 - 1 / 3) < 0.04 for count in counts.values())
-    np.testing.assert_array_equal(rows, sampled(found, 3000, 4))
-    assert (rows != sampled(found, 3000, 5)).any()
+    np.testing.assert_array_equal(rows, sample_classifiers(found, 3000, 4))
+    assert (rows != sample_classifiers(found, 3000, 5)).any()
 
 
 def test_sampled_scores_and_their_summary() -> None:
     found, images = texts(), tiles(60)
     labels = np.arange(60) % 3
-    rows = sampled(found, 25, 0)
+    rows = sample_classifiers(found, 25, 0)
     accuracies = []
     for row in rows:
         right = 0
@@ -110,7 +110,7 @@ def test_sampled_scores_and_their_summary() -> None:
             cosines = [unit(image) @ found.vectors[place] for place in row]
             right += int(np.argmax(cosines) == label)
         accuracies.append(right / 60)
-    scores = sampled_scores(found, rows, images, labels, 10.0)
+    scores = score_classifiers(found, rows, images, labels, 10.0)
     np.testing.assert_allclose([score["accuracy"] for score in scores], accuracies)
     result = summarise_scores([score["accuracy"] for score in scores])
     assert result is not None and len(scores) == 25
@@ -126,14 +126,14 @@ def test_an_undefined_score_has_no_summary() -> None:
 
 def test_all_candidates_when_they_are_few_enough() -> None:
     found = texts()
-    rows = candidates(found, 18, 0)
+    rows = candidate_classifiers(found, 18, 0)
     expected = {
         (f"{c}@{t}", f"{a}@{t}", f"{b}@{t}") for t in range(3) for c in range(3) for a in range(2) for b in (0,)
     }
     named = {tuple(f"{found.name_of[place]}@{found.template_of[place]}" for place in row) for row in rows}
     assert named == expected and len(rows) == 18
     np.testing.assert_array_equal(found.class_of[rows], np.tile([0, 1, 2], (18, 1)))
-    np.testing.assert_array_equal(candidates(found, 17, 3), sampled(found, 17, 3))
+    np.testing.assert_array_equal(candidate_classifiers(found, 17, 3), sample_classifiers(found, 17, 3))
 
 
 def slow_screening(found: TextVectors, rows: np.ndarray, images: np.ndarray, scale: float) -> list[float]:
@@ -149,48 +149,52 @@ def slow_screening(found: TextVectors, rows: np.ndarray, images: np.ndarray, sca
 
 def test_screening_equals_a_plain_loop() -> None:
     found, images = texts(), tiles(40)
-    rows = candidates(found, 100, 0)
+    rows = candidate_classifiers(found, 100, 0)
     expected = slow_screening(found, rows, images, 10.0)
     np.testing.assert_allclose(screening_scores(found, rows, images, 10.0), expected, atol=1e-6)
     best = sorted(range(18), key=lambda place: -expected[place])[:5]  # 0.3 of 18
     means = [unit(sum(found.vectors[rows[place][c]].astype(float) for place in best)) for c in range(3)]
-    kept = screened(found, images, np.full(40, "train"), share=0.3, limit=100, seed=0, logit_scale=10.0)
+    kept = screened_prompts(found, images, np.full(40, "train"), share=0.3, limit=100, seed=0, logit_scale=10.0)
     np.testing.assert_allclose(kept, means, atol=1e-6)
 
 
 def test_screening_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     found, images = texts(), tiles(41)
-    whole = screening_scores(found, candidates(found, 100, 0), images, 10.0)
+    whole = screening_scores(found, candidate_classifiers(found, 100, 0), images, 10.0)
     monkeypatch.setattr("clipit.evaluation.prompt_modes._BLOCK", 7)
-    np.testing.assert_allclose(screening_scores(found, candidates(found, 100, 0), images, 10.0), whole, atol=1e-12)
+    np.testing.assert_allclose(
+        screening_scores(found, candidate_classifiers(found, 100, 0), images, 10.0), whole, atol=1e-12
+    )
 
 
 def test_ties_go_to_the_earlier_candidate() -> None:
     found = texts()
     alike = TextVectors(**(found.__dict__ | {"vectors": np.repeat(found.vectors[:1], 18, axis=0)}))
-    kept = screened(alike, tiles(9), np.full(9, "train"), share=1e-6, limit=100, seed=0, logit_scale=10.0)
-    np.testing.assert_allclose(kept, alike.vectors[candidates(alike, 100, 0)[0]], atol=1e-6)
+    kept = screened_prompts(alike, tiles(9), np.full(9, "train"), share=1e-6, limit=100, seed=0, logit_scale=10.0)
+    np.testing.assert_allclose(kept, alike.vectors[candidate_classifiers(alike, 100, 0)[0]], atol=1e-6)
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_only_training_tiles_screen(split: str) -> None:
     with pytest.raises(DataError, match=f"tiles of the split {split}"):
-        screened(texts(), tiles(3), np.array(["train", split, "train"]), share=0.5, limit=9, seed=0, logit_scale=1.0)
+        screened_prompts(
+            texts(), tiles(3), np.array(["train", split, "train"]), share=0.5, limit=9, seed=0, logit_scale=1.0
+        )
     with pytest.raises(DataError, match="no training tiles"):
-        screened(texts(), tiles(0), np.array([], dtype=str), share=0.5, limit=9, seed=0, logit_scale=1.0)
+        screened_prompts(texts(), tiles(0), np.array([], dtype=str), share=0.5, limit=9, seed=0, logit_scale=1.0)
 
 
 def test_screening_prefers_the_prompts_that_separate() -> None:
     """Two clusters of tiles; one template points at them, the other says the same for both classes."""
     directions = {"good a": [1, 0.0, 0], "good b": [0, 1, 0], "bad a": [0, 0.1, 1], "bad b": [0, -0.1, 1]}
     prompts = PromptSet("p", "1", ("bad {}", "good {}"), {"a": ("a",), "b": ("b",)})
-    found = embed_prompts(prompts, lambda asked: np.array([directions[text] for text in asked], dtype=np.float32))
+    found = embed_prompt_set(prompts, lambda asked: np.array([directions[text] for text in asked], dtype=np.float32))
     labels = np.arange(30) % 2
     images = (np.eye(3)[labels] + np.random.default_rng(0).normal(size=(30, 3)) * 0.1).astype(np.float32)
-    kept = screened(found, images, np.full(30, "train"), share=0.5, limit=9, seed=0, logit_scale=10.0)
+    kept = screened_prompts(found, images, np.full(30, "train"), share=0.5, limit=9, seed=0, logit_scale=10.0)
     np.testing.assert_allclose(kept, np.eye(3)[:2], atol=1e-6)
     assert compute_metrics(labels, zero_shot_probabilities(images, kept, 10.0))["accuracy"] == 1
-    assert compute_metrics(labels, zero_shot_probabilities(images, single(found), 10.0))["accuracy"] < 0.5
+    assert compute_metrics(labels, zero_shot_probabilities(images, single_prompt(found), 10.0))["accuracy"] < 0.5
 
 
 @pytest.mark.skipif(

@@ -106,7 +106,7 @@ def test_other_tiles_splits_labels_and_metrics_are_refused() -> None:
         bootstrap_one([(first, predictions_of(20, 2, seed=1, split="validation"))])
     with pytest.raises(DataError, match="differ in their labels"):
         bootstrap_one([(first, predictions_of(20, 2, seed=1, shift_labels=True))])
-    with pytest.raises(DataError, match="Unknown metric loss"):
+    with pytest.raises(DataError, match="unknown metric loss"):
         bootstrap_one([(first, first)], "loss")
     with pytest.raises(DataError, match="no predictions"):
         bootstrap_one([])

@@ -146,7 +146,7 @@ def test_missing_and_foreign_files(plain: Path, timm_folder: Path) -> None:
         (lambda v: v["preprocess"].update(resize_to=10**9), "larger than 8192 and 16384 pixels"),
         (
             lambda v: v.update(dim=33),
-            r"32 features and 3 classes, clipit.json states 33 and 3|weight is \(3, 32\), not \(3, 33\)",
+            r"32 features and 3 classes, but clipit.json states 33 and 3|weight is \(3, 32\), not \(3, 33\)",
         ),
         (lambda v: v["preprocess"].update(resize_to=1), "resize_to 1"),
         (lambda v: v["preprocess"].update(mode="stretch"), "mode"),

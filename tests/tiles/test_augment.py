@@ -4,7 +4,7 @@ import torch
 
 from clipit.config.run import AugmentationConfig
 from clipit.errors import DataError
-from clipit.tiles.augment import augment, move, tile_keys, uniform
+from clipit.tiles.augment import apply_dihedral, augment, tile_keys, uniform
 
 BOTH = AugmentationConfig()
 MOVES = AugmentationConfig(stain=0)
@@ -37,7 +37,7 @@ def test_seed_step_and_id_each_matter() -> None:
 
 def test_the_eight_moves_are_distinct_permutations_of_pixels() -> None:
     pixels = batch(1)
-    moved = [move(pixels, number) for number in range(8)]
+    moved = [apply_dihedral(pixels, number) for number in range(8)]
     assert len({tile.contiguous().numpy().tobytes() for tile in moved}) == 8
     for tile in moved:
         assert torch.equal(tile.flatten().sort().values, pixels.flatten().sort().values)

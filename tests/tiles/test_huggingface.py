@@ -112,7 +112,7 @@ def test_labels_are_stripped_and_missing_ones_are_no_class(tmp_path: Path) -> No
 @pytest.mark.parametrize("value", ["0.5 um", "0", "-1", "inf", "5e-07", "500", "0,5"])
 def test_mpp_is_a_positive_number_in_micrometres(tmp_path: Path, value: str) -> None:
     path = plain(tmp_path / "a", ["a", "b"] * 5, mpp=["0.5", value] * 5)
-    with pytest.raises(DataError, match=f"mpp is '{value}' in train/000001"):
+    with pytest.raises(DataError, match=f"invalid mpp '{value}' in train/000001"):
         load_tiles(config(path), seed=0)
 
 

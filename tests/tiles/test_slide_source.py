@@ -74,7 +74,7 @@ def test_slides_with_a_channel_that_is_not_read_are_counted(tmp_path: Path) -> N
     )  # fmt: skip
     tiles = read_tiles(section(tmp_path / "slides", labels=LabelsConfig(kind="none")))
     assert {name.split("@")[0] for name in tiles.ids} == {"four", "other", "plain"}
-    assert "not read of 1 of 3 slides: four: a fourth channel without a stated meaning" in tiles.notes
+    assert "1 of 3 slides has content that is not read: four: a fourth channel without a stated meaning" in tiles.notes
 
 
 def test_slides_that_cannot_be_used_are_errors_or_are_listed(tmp_path: Path) -> None:
@@ -164,4 +164,4 @@ def test_slides_that_are_coarser_than_their_tiles_are_noted(tmp_path: Path) -> N
     write_slides(tmp_path, fine=1.0, coarse=2.0)
     notes = read_tiles(section(tmp_path, labels=LabelsConfig(kind="none"))).notes
     (note,) = [note for note in notes if "enlarged" in note]
-    assert note == ("1 of 2 slides is coarser than 1 micrometres per pixel, so tiles are enlarged: coarse: 2")
+    assert note == ("1 of 2 slides is coarser than 1 µm per pixel, so tiles are enlarged: coarse: 2")

@@ -284,7 +284,7 @@ def test_bad_cells_are_errors_only_where_they_are_used(tmp_path: Path) -> None:
     write_shards(tmp_path / "s", "%d.tar", rows)
     with pytest.raises(DataError, match=r"0/0 contains a list .* in column group"):
         read_tiles(config(tmp_path / "s", columns={}))
-    with pytest.raises(DataError, match=r"mpp is 'wide' in 0/0"):
+    with pytest.raises(DataError, match=r"invalid mpp 'wide' in 0/0"):
         read_tiles(config(tmp_path / "s", columns={"group": "label"}))
 
 

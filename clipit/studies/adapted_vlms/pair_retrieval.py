@@ -11,7 +11,7 @@ from clipit.artifacts import fingerprint
 from clipit.distributed import build_once, get_processes
 from clipit.evaluation.features import Features
 from clipit.evaluation.measured_models import Measured
-from clipit.evaluation.neighbours import nearest_rows
+from clipit.evaluation.neighbours import nearest_neighbours
 from clipit.studies.adapted_vlms.measure import query_scores
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.whole_files import write_array
@@ -65,7 +65,7 @@ def recall(
         at: Values of k; those that cover the complete gallery are dropped.
     """
     at = [k for k in at if k < len(gallery)]
-    rows = nearest_rows(queries, gallery, max(at, default=0))
+    rows = nearest_neighbours(queries, gallery, max(at, default=0))
     hits = np.stack([np.isin(row, true) for row, true in zip(rows, partners, strict=True)])
     counts = np.array([len(true) for true in partners], dtype=np.int64)
     return query_scores(

@@ -16,12 +16,12 @@ from clipit.evaluation.features import Features
 from clipit.evaluation.label_issues import (
     LabelIssues,
     OutOfFold,
-    Score,
+    RankingScore,
     find_label_issues,
     out_of_fold_probabilities,
     rank_issues,
 )
-from clipit.evaluation.neighbours import nearest_rows
+from clipit.evaluation.neighbours import nearest_neighbours
 from clipit.patients import patients
 from clipit.reporting.html import write_page
 from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
@@ -106,7 +106,7 @@ def _check(
     kept = predicted.checked
     tiles, features, probabilities = tiles.select(kept), features.take(kept), predicted.probabilities[kept]
     issues = find_label_issues(tiles.labels, probabilities)
-    scores: list[Score] = []
+    scores: list[RankingScore] = []
     if verified is not None:
         scores, note = score_verified(
             verified[kept], tiles, issues, features.groups, resamples=config.evaluation.bootstrap, seed=config.seed
@@ -220,7 +220,7 @@ def _suspicious_tiles(
     neighbours: int,
 ) -> list[SuspiciousTile]:
     """Collect the tiles of the page with their pictures, and the nearest tiles of other groups."""
-    nearest = nearest_rows(features.take(rows), features, neighbours, exclude_groups=True)
+    nearest = nearest_neighbours(features.take(rows), features, neighbours, exclude_groups=True)
 
     def labelled(row: int, side: int) -> LabelledTile:
         return LabelledTile(

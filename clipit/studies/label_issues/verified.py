@@ -8,7 +8,7 @@ from jaxtyping import Int64, Shaped
 
 from clipit.data_files import delimiter_hint, read_csv
 from clipit.errors import DataError, counted, counted_of, shortlist
-from clipit.evaluation.label_issues import LabelIssues, Score, score_ranking
+from clipit.evaluation.label_issues import LabelIssues, RankingScore, score_ranking
 from clipit.mangled_names import check_rounded
 from clipit.tiles.tileset import TileSet
 
@@ -65,7 +65,7 @@ def score_verified(
     *,
     resamples: int,
     seed: int,
-) -> tuple[list[Score], str]:
+) -> tuple[list[RankingScore], str]:
     """Score suspicious labels against verified ones; also return a sentence with the counts.
 
     Args:

@@ -10,7 +10,7 @@ from clipit.data_files import MISSING_VALUES, delimiter_hint, read_csv
 from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
-from clipit.evaluation.zero_shot import embed_prompts, prompt_embeddings
+from clipit.evaluation.zero_shot import embed_prompt_set, prompt_embeddings
 from clipit.mangled_names import check_rounded
 from clipit.studies.features import FrozenFeatures
 from clipit.workspace.workspace import Workspace
@@ -44,7 +44,7 @@ def text_retrieval(
                 _text_features(np.asarray(tiles.classes), means, classes), test, n_classes, probing.at
             )
         ]
-        prompts = embed_prompts(workspace.prompts, workspace.encode, None, tiles.classes)
+        prompts = embed_prompt_set(workspace.prompts, workspace.encode, None, tiles.classes)
         single = _text_features(_numbered(len(prompts.texts)), prompts.vectors, prompts.class_of)
         scores += [
             ("image to text (single prompts)", score)

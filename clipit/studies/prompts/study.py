@@ -20,7 +20,7 @@ from clipit.evaluation import prompt_modes
 from clipit.evaluation.intervals import paired_bootstrap
 from clipit.evaluation.metrics import METRICS, compute_metrics, explain_undefined
 from clipit.evaluation.predictions import Predictions
-from clipit.evaluation.zero_shot import TextVectors, class_means, embed_prompts, zero_shot_probabilities
+from clipit.evaluation.zero_shot import TextVectors, class_means, embed_prompt_set, zero_shot_probabilities
 from clipit.prompts.prompt_grid import prompt_grid
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.reporting.study_report import (
@@ -100,7 +100,7 @@ class _Task:
 
     def embed(self, prompts: PromptSet) -> TextVectors:
         """Embed the texts of a prompt set with the model."""
-        return embed_prompts(prompts, self.model.encode, None, self.test.classes)
+        return embed_prompt_set(prompts, self.model.encode, None, self.test.classes)
 
     def predict(self, class_embeddings: Float32[np.ndarray, "C D"]) -> Float32[np.ndarray, "n C"]:
         """Compute the class probabilities of the test tiles."""
@@ -177,18 +177,18 @@ def _mode_rows(task: _Task, options: PromptStudyConfig) -> Iterator[PromptRow]:
         if mode == "single":
             first = (texts.name_of == 0) & (texts.template_of == 0)
             shown = [texts.texts[i] for i in np.flatnonzero(first)]
-            yield task.row("mode", mode, shown, task.score(prompt_modes.single(texts)))
+            yield task.row("mode", mode, shown, task.score(prompt_modes.single_prompt(texts)))
         elif mode == "ensemble":
             yield task.row("mode", mode, texts.texts, task.score(class_means(texts)))
         elif mode == "screened":
-            classifier = prompt_modes.screened(
+            classifier = prompt_modes.screened_prompts(
                 texts, model.screening, model.screening_splits,
                 share=options.keep, limit=options.candidates, seed=options.seed, logit_scale=model.logit_scale,
             )  # fmt: skip
             yield task.row("mode", mode, texts.texts, task.score(classifier))
         else:
-            draws = prompt_modes.sampled(texts, options.draws, options.seed)
-            scores = prompt_modes.sampled_scores(texts, draws, model.test, task.test.labels, model.logit_scale)
+            draws = prompt_modes.sample_classifiers(texts, options.draws, options.seed)
+            scores = prompt_modes.score_classifiers(texts, draws, model.test, task.test.labels, model.logit_scale)
             for number, (drawn, draw_scores) in enumerate(zip(draws, scores, strict=True)):
                 yield replace(task.row("draw", mode, [texts.texts[i] for i in drawn], draw_scores), draw=number)
 

@@ -113,7 +113,7 @@ def _training(vlm: VLM, facts: AdaptationFacts, licence: ModelLicence) -> str:
         *(f"- {plain_text(_words(_setting(name, facts.data)))}: {value:g}" for name, value in facts.settings.items()),
         f"- Logit scale: {vlm.logit_scale:.4g} before, {facts.logit_scale:.4g} after",
         f"- Input: {vlm.preprocess.describe()}; "
-        + (f"{vlm.expected_mpp:g} micrometres per pixel" if vlm.expected_mpp else "micrometres per pixel unknown"),
+        + (f"{vlm.expected_mpp:g} µm per pixel" if vlm.expected_mpp else "micrometres per pixel unknown"),
     ]
     return "\n".join(lines)
 

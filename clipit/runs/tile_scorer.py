@@ -199,11 +199,11 @@ def choose_tiling(scorer: TileScorer, requested: SlidesConfig, stated: Sequence[
         changes["mpp"] = scorer.mpp
         if scorer.mpp_assumed:
             warnings.append(
-                f"the resolution of the training tiles is unknown, so tiles are read at {scorer.mpp:g} micrometres per "
+                f"the resolution of the training tiles is unknown, so tiles are read at {scorer.mpp:g} µm per "
                 "pixel, which the backbone expects; if the training tiles had a different one, pass --tile-mpp"
             )
     elif scorer.mpp is not None and not 1 / _MAX_RATIO <= requested.mpp / scorer.mpp <= _MAX_RATIO:
-        warnings.append(f"tiles are read at {requested.mpp:g} micrometres per pixel; the model expects {scorer.mpp:g}")
+        warnings.append(f"tiles are read at {requested.mpp:g} µm per pixel; the model expects {scorer.mpp:g}")
     if "pixels" not in stated:
         changes["pixels"] = scorer.tile_pixels or scorer.preprocess.size
     return requested.model_copy(update=changes), warnings

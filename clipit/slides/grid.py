@@ -88,8 +88,8 @@ def make_grid(
     extent = tile_extent(mpp, config)
     if extent < _SMALLEST:
         raise DataError(
-            f"tiles of {config.pixels} pixels at {config.mpp:g} micrometres per pixel cover only {extent:.2g} x "
-            f"{extent:.2g} pixels of the slide, which has {mpp:g} micrometres per pixel",
+            f"tiles of {config.pixels} pixels at {config.mpp:g} µm per pixel cover only {extent:.2g} x "
+            f"{extent:.2g} pixels of the slide, which has {mpp:g} µm per pixel",
             where=slide,
             fix=f"read coarser tiles ({options.tile_mpp}), or correct the micrometres per pixel of the slide "
             f"({options.mpp})",

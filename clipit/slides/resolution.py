@@ -45,23 +45,23 @@ def resolve_mpp(
     own = slide.mpp if slide.mpp is not None and _is_plausible(slide.mpp) else None
     if own is not None and stated is not None and abs(own - stated) > MPP_TOLERANCE * own:
         raise DataError(
-            f"the table states {stated:g} micrometres per pixel, but the file states {own:g}",
+            f"the table states {stated:g} µm per pixel, but the file states {own:g}",
             where=where,
             fix="correct the column mpp, or leave it empty for this slide",
         )
     if own is not None:
         differs = stated is None and default is not None and abs(own - default) > MPP_TOLERANCE * own
-        return own, f"the file states {own:g} micrometres per pixel, used instead of {default:g}" if differs else ""
+        return own, f"the file states {own:g} µm per pixel, used instead of {default:g}" if differs else ""
     ignored = "" if slide.mpp is None else f" (the file's value of {slide.mpp:g} is implausible)"
     user_mpp = default if stated is None else stated
     if user_mpp is not None:
         if not _is_plausible(user_mpp):
             key = options.mpp if stated is None else "the column mpp"
             raise DataError(_why_implausible(user_mpp), where=where, fix=f"correct {key}")
-        return user_mpp, f"{user_mpp:g} micrometres per pixel as given{ignored}"
+        return user_mpp, f"{user_mpp:g} µm per pixel as given{ignored}"
     if slide.magnification is not None:
         mpp = 10 / slide.magnification
-        return mpp, f"{mpp:g} micrometres per pixel from the objective's power of {slide.magnification:g}{ignored}"
+        return mpp, f"{mpp:g} µm per pixel from the objective's power of {slide.magnification:g}{ignored}"
     implausible = ""
     if slide.mpp is not None:
         reason = "a resolution for printing" if slide.mpp > _PLAUSIBLE_MPP[1] else "finer than any objective"
@@ -86,8 +86,7 @@ def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = K
     length = longest * mpp / 1000
     if length > _LARGEST_GLASS:
         raise DataError(
-            f"with {mpp:g} micrometres per pixel, {longest:,} pixels would be {length:,.0f} mm, longer than any glass "
-            "slide",
+            f"with {mpp:g} µm per pixel, {longest:,} pixels would be {length:,.0f} mm, longer than any glass slide",
             where=where,
             fix=f"correct the micrometres per pixel of the slide ({options.mpp}, or a column mpp of a table of slides)",
         )
@@ -102,7 +101,7 @@ def doubts(slide: SlideFile, mpp: float, where: object, options: OptionNames = K
         usual = 10 / slide.magnification
         if not 1 / _POWER_RATIO <= mpp / usual <= _POWER_RATIO:
             reasons.append(f"the objective's power of {slide.magnification:g} implies about {usual:g}")
-    return f"{mpp:g} micrometres per pixel: {'; '.join(reasons)}" if reasons else ""
+    return f"{mpp:g} µm per pixel: {'; '.join(reasons)}" if reasons else ""
 
 
 def _is_plausible(mpp: float) -> bool:

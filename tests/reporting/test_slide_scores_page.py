@@ -14,7 +14,7 @@ from clipit.reporting.html import Table
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
 
 CLASSES = ("normal", "tumour")
-FACTS = {"classifier": "demo", "tiles": "224 pixels at 0.5 micrometres per pixel"}
+FACTS = {"classifier": "demo", "tiles": "224 pixels at 0.5 µm per pixel"}
 
 
 def evaluated(n: int = 48, *, validation: bool = True, patients: int = 100, name: str = "slide") -> SlideEvaluation:

@@ -102,11 +102,11 @@ def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp
     assert resolve_mpp(stated, None, "a") == (pytest.approx(0.5), "")
     assert resolve_mpp(stated, 0.505, "a")[0] == pytest.approx(0.5)
     assert resolve_mpp(silent, 0.25, "a")[0] == 0.25
-    with pytest.raises(DataError, match=r"the table states 0.25 micrometres per pixel, but the file states 0.5"):
+    with pytest.raises(DataError, match=r"the table states 0.25 µm per pixel, but the file states 0.5"):
         resolve_mpp(stated, 0.25, "a")
     assert resolve_mpp(stated, None, "a", default=0.505) == (pytest.approx(0.5), "")
     value, note = resolve_mpp(stated, None, "a", default=0.25)
-    assert value == pytest.approx(0.5) and note == "the file states 0.5 micrometres per pixel, used instead of 0.25"
+    assert value == pytest.approx(0.5) and note == "the file states 0.5 µm per pixel, used instead of 0.25"
     assert resolve_mpp(silent, None, "a", default=0.25)[0] == 0.25
     assert resolve_mpp(silent, 0.3, "a", default=0.25)[0] == 0.3
     with pytest.raises(DataError, match=r"(?s)neither plausible micrometres per pixel nor a magnif.*column mpp"):
@@ -114,7 +114,7 @@ def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp
     with pytest.raises(DataError, match=r"it states 352\.8, a resolution for printing"):
         resolve_mpp(printed, None, "a")
     silent.magnification = 20.0
-    assert resolve_mpp(silent, None, "a") == (0.5, "0.5 micrometres per pixel from the objective's power of 20")
+    assert resolve_mpp(silent, None, "a") == (0.5, "0.5 µm per pixel from the objective's power of 20")
 
 
 def test_values_in_other_units_and_of_flatbed_scanners_are_refused(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_resolution_that_is_wrong_by_a_factor_of_ten_is_doubted(tmp_path: Path
     slide.levels = [Level(60_000, 40_000, 1.0)]
     assert doubts(slide, 0.25, "a") == ""
     assert doubts(slide, 2.5, "a") == (
-        "2.5 micrometres per pixel: the slide would be 150 mm long, more than a standard glass slide (76 mm)"
+        "2.5 µm per pixel: the slide would be 150 mm long, more than a standard glass slide (76 mm)"
     )
     assert "finer than a 100x objective" in doubts(slide, 0.051, "a")
     slide.levels = [Level(200_000, 100_000, 1.0)]

@@ -62,7 +62,7 @@ def test_slides_of_a_doubtful_resolution_are_named(tmp_path: Path) -> None:
     labels = LabelsConfig(kind="none")
     tiles = read_tiles(TilesConfig(source="slides", path=str(tmp_path / "slides"), slides=coarse, labels=labels))
     (warning,) = [note for note in tiles.notes if note.startswith("WARNING")]
-    assert "1 of 2 slides may be wrong" in warning and "coarse: 5 micrometres per pixel: coarser" in warning
+    assert "1 of 2 slides may be wrong" in warning and "coarse: 5 µm per pixel: coarser" in warning
 
 
 def test_slides_with_a_channel_that_is_not_read_are_counted(tmp_path: Path) -> None:

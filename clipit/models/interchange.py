@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from clipit.artifacts import make_folder, whole_file, write_json
+from clipit.artifacts import locked, make_folder, whole_file, write_json
 from clipit.errors import ClipitError, ModelError, disk_errors, is_out_of_memory, out_of_memory
 from clipit.models.inference import Classifier
 from clipit.models.licences import model_licences
@@ -97,23 +97,24 @@ def export_program(
     model = _Logits(classifier).eval()
     description = describe_program(classifier, format)
     partial = path.with_name(f".{path.name}.partial")
-    try:
-        with disk_errors(path):
-            shutil.rmtree(partial, ignore_errors=True)
-            make_folder(partial)
-            with _exporter_errors(path):
-                written = partial / path.name
-                write = _write_onnx if format == "onnx" else _write_torch
-                write(model, written, classifier.spec.preprocess.size, description)
-                run = _open_onnx(written) if format == "onnx" else _open_torch(written)
-                differences, allowed = _compare(classifier, model, run, tolerance, path)
-            for file in sorted(partial.iterdir(), reverse=True):  # <file>.data before the file that refers to it
-                with whole_file(path.with_name(file.name)) as temporary:
-                    shutil.move(file, temporary)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     description_file = path.with_name(f"{path.name}.json")
-    write_json(description_file, description | {"largest_differences": differences, "allowed_difference": allowed})
+    with locked(path):  # another export to this file would delete the partial one
+        try:
+            with disk_errors(path):
+                shutil.rmtree(partial, ignore_errors=True)
+                make_folder(partial)
+                with _exporter_errors(path):
+                    written = partial / path.name
+                    write = _write_onnx if format == "onnx" else _write_torch
+                    write(model, written, classifier.spec.preprocess.size, description)
+                    run = _open_onnx(written) if format == "onnx" else _open_torch(written)
+                    differences, allowed = _compare(classifier, model, run, tolerance, path)
+                for file in sorted(partial.iterdir(), reverse=True):  # <file>.data before the file that refers to it
+                    with whole_file(path.with_name(file.name)) as temporary:
+                        shutil.move(file, temporary)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        write_json(description_file, description | {"largest_differences": differences, "allowed_difference": allowed})
     return ExportedProgram(path, description_file, differences, allowed)
 
 

@@ -6,12 +6,13 @@ import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from clipit.artifacts import whole_folder, write_json
+from clipit.artifacts import locked, whole_folder, write_json
 from clipit.data_files import MISSING_VALUES
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError
@@ -52,24 +53,32 @@ def write_pairs(splits: Mapping[str, BagExamples], folder: Path, format: PairFor
     """
     processes = get_processes()
     folder = folder.expanduser().absolute()
-    if processes.broadcast(folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise ArtifactError("the folder is not empty", where=folder, fix="name a different folder")
     counts: dict[str, int] = {}
-    if processes.main:
-        with whole_folder(folder) as partial:
-            for split, examples in splits.items():
-                pairs = _shuffled_pairs(examples)
-                counts[split] = len(pairs)
-                if format == "csv":
-                    _write_table(examples, pairs, split, partial, folder)
-                else:
-                    _write_shards(examples, pairs, split, partial)
-            if format == "webdataset":
-                sizes = {path.name: _size(path) for path in sorted(partial.glob("*.tar"))}
-                write_json(partial / "sizes.json", sizes)
-            text = _README.format(arguments=_arguments(counts, folder, format), quality=_QUALITY)
-            (partial / "README.txt").write_text(text, encoding="utf-8")
+    with locked(folder) if processes.main else nullcontext():  # another command may be writing this folder
+        if processes.broadcast(folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+            raise ArtifactError("the folder is not empty", where=folder, fix="name a different folder")
+        if processes.main:
+            counts = _write(splits, folder, format)
     return processes.broadcast(counts)
+
+
+def _write(splits: Mapping[str, BagExamples], folder: Path, format: PairFormat) -> dict[str, int]:
+    """Write the pairs of all splits; return their numbers."""
+    counts: dict[str, int] = {}
+    with whole_folder(folder) as partial:
+        for split, examples in splits.items():
+            pairs = _shuffled_pairs(examples)
+            counts[split] = len(pairs)
+            if format == "csv":
+                _write_table(examples, pairs, split, partial, folder)
+            else:
+                _write_shards(examples, pairs, split, partial)
+        if format == "webdataset":
+            sizes = {path.name: _size(path) for path in sorted(partial.glob("*.tar"))}
+            write_json(partial / "sizes.json", sizes)
+        text = _README.format(arguments=_arguments(counts, folder, format), quality=_QUALITY)
+        (partial / "README.txt").write_text(text, encoding="utf-8")
+    return counts
 
 
 def _shuffled_pairs(examples: BagExamples) -> list[tuple[int, int]]:

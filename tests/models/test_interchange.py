@@ -2,8 +2,13 @@
 
 import importlib.util
 import json
+import logging
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,6 +46,13 @@ def folders(vision_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     return made
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < 120
+        time.sleep(0.05)
+
+
 def normalised(classifier: Classifier, pictures: list[Image.Image]) -> torch.Tensor:
     preprocess = classifier.spec.preprocess
     return preprocess.normalise(torch.from_numpy(np.stack([preprocess.pixels(picture) for picture in pictures])))
@@ -57,7 +69,7 @@ def test_onnxruntime_gives_the_same_logits_for_any_batch(
         pixels = normalised(classifier, pictures[:count])
         (logits,) = session.run(["logits"], {"pixels": pixels.contiguous().numpy()})
         np.testing.assert_allclose(logits, classifier.forward(pixels)[0].numpy(), atol=1e-4)
-    assert sorted(path.name for path in exported.path.parent.iterdir()) == ["model.onnx", "model.onnx.json"]
+    assert sorted(path.name for path in exported.path.parent.glob("[!.]*")) == ["model.onnx", "model.onnx.json"]
     properties = {entry.key: entry.value for entry in onnx.load(exported.path).metadata_props}
     described = json.loads(exported.description.read_text())
     for values in (json.loads(properties["preprocess"]), described["preprocess"]):
@@ -98,7 +110,7 @@ def test_a_difference_above_the_tolerance_is_refused_and_leaves_no_file(
     assert export_program(classifier, tmp_path / "other.onnx", tolerance=0.2).path.is_file()
     (tmp_path / "other.onnx").unlink()
     (tmp_path / "other.onnx.json").unlink()
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_text() == "earlier"
 
 
@@ -127,10 +139,31 @@ def test_the_command_prints_the_largest_difference(
     monkeypatch.setattr(sys, "argv", ["clipit", "export", *arguments])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "random values nan" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "random values nan" in capsys.readouterr().err and not list(tmp_path.glob("[!.]*"))
     exact = clipit.load_classifier(folders["fused"], "cpu").forward
     monkeypatch.setattr(interchange, "_open_torch", lambda _: lambda pixels: exact(pixels)[0])
     monkeypatch.setattr(sys, "argv", ["clipit", "export", *arguments])
     main()
     printed = capsys.readouterr().out
     assert "model.pt2.json" in printed and "largest logit difference: random values 0," in printed
+
+
+def test_a_second_export_to_the_same_file_waits_for_the_first(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, write, second = tmp_path / "model.pt2", interchange._write_torch, []
+
+    def meet(*arguments: Any) -> None:
+        if not second:  # the first export is half done
+            other = clipit.load_classifier(folders["Dinov2"], "cpu")
+            second.append(Thread(target=export_program, args=(other, path, "torch_export")))
+            second[0].start()
+            wait_until(lambda: "waiting" in caplog.text or not second[0].is_alive())
+        write(*arguments)
+
+    monkeypatch.setattr(interchange, "_write_torch", meet)
+    with caplog.at_level(logging.INFO, "clipit"):
+        exported = export_program(clipit.load_classifier(folders["fused"], "cpu"), path, "torch_export")
+        second[0].join()
+    assert max(exported.differences.values()) <= exported.allowed and "another process" in caplog.text
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".model.pt2.lock", "model.pt2", "model.pt2.json"]

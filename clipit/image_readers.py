@@ -16,6 +16,7 @@ from PIL import Image
 from clipit.errors import DataError, counted, counted_of, is_limit, shortlist
 from clipit.git_lfs import check_pointer
 from clipit.images import ImageError, decode
+from clipit.nearby_files import SAVE_FIRST, special_kind
 
 T = TypeVar("T")
 
@@ -210,8 +211,11 @@ def file_stamp(path: Path) -> str:
 
     Raises:
         FileNotFoundError: The file does not exist.
+        DataError: It is a pipe, a device or a socket, which may never end, or wait for a writer.
     """
     status = path.stat()
+    if kind := special_kind(status.st_mode):
+        raise DataError(f"this is {kind}, not a file", where=path, fix=SAVE_FIRST)
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 

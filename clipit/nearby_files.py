@@ -18,6 +18,11 @@ def special_file(path: str | Path) -> str:
         mode = os.stat(path).st_mode  # noqa: PTH116 - called for every path of a configuration
     except (OSError, ValueError):
         return ""
+    return special_kind(mode)
+
+
+def special_kind(mode: int) -> str:
+    """Return "a pipe", "a device" or "a socket" for the mode of one, as `os.stat` returns it; otherwise ""."""
     if stat.S_ISFIFO(mode):
         return "a pipe"
     if stat.S_ISSOCK(mode):

@@ -1,3 +1,4 @@
+import os
 import unicodedata
 import zipfile
 from collections.abc import Callable
@@ -65,6 +66,15 @@ def test_split_values_in_other_words_are_listed_with_their_meaning(tmp_path: Pat
     mapped = load_tiles(config(path, splits={"train": "Training", "test": "TEST"}), seed=0).notes
     plain = load_tiles(config(write_table(tmp_path / "u.csv", rows(tmp_path))), seed=0).notes
     assert not [note for note in (*mapped, *plain) if "split values" in note]
+
+
+@pytest.mark.parametrize("unreadable", ["error", "quarantine"])
+def test_pipes_that_a_table_lists_are_refused_before_anything_waits_for_them(tmp_path: Path, unreadable: str) -> None:
+    table = rows(tmp_path)
+    (tmp_path / "img/3.png").unlink()
+    os.mkfifo(tmp_path / "img/3.png")
+    with pytest.raises(DataError, match=r"(?s)this is a pipe, not a file.*img/3\.png.*save it to a file"):
+        load_tiles(config(write_table(tmp_path / "t.csv", table), unreadable=unreadable), seed=0)
 
 
 def test_zip_and_folder_hold_the_same_pixels(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""Paths in configurations and on command lines, with `~` expanded."""
+"""Paths in configurations and on command lines, with `~` and environment variables expanded."""
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -10,13 +11,17 @@ from pydantic import AfterValidator
 from clipit.nearby_files import SAVE_FIRST, special_file
 
 _SCHEMES = re.compile(r"(?:clip|transformers):(?=~)")  # prefixes of names that may be followed by a folder
+_VARIABLE = re.compile(r"\$(?:(?P<plain>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})")
+_UNKNOWN_VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^{}]+\})")
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_NAME_LENGTH = 255  # bytes, on all common file systems
 _Path = TypeVar("_Path", str, Path, str | None)
 
 
 def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
-    """Expand a leading `~` or `~user`; names that are not paths are returned unchanged.
+    """Expand a leading `~` or `~user`, and `$NAME` or `${NAME}` of environment variables that are set and not empty.
+
+    Names that are not paths are returned unchanged.
 
     Pipes, devices and sockets are refused before anything opens them: files are opened several times, to check their
     first bytes and to read them, whereas a pipe can be read only once.
@@ -25,13 +30,17 @@ def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
         read_once: Whether the file is read only once, so that a pipe is allowed.
 
     Raises:
-        ValueError: The home folder is unknown, the path is invalid, or it is a pipe, a device or a socket.
+        ValueError: The home folder is unknown, a part of the path is a variable that is not set, the path is invalid,
+            or it is a pipe, a device or a socket.
     """
     text = "" if path is None else str(path)
     if "\0" in text:
         raise ValueError("a path cannot contain a null character")
     if any(len(part.encode("utf-8", "replace")) > _MAX_NAME_LENGTH for part in text.split("/")):
         raise ValueError(f"a file name cannot be longer than {_MAX_NAME_LENGTH} bytes")
+    if "$" in text and (expanded_text := _expand_variables(text)) != text:
+        text = expanded_text
+        path = Path(text) if isinstance(path, Path) else text  # type: ignore[assignment]
     scheme = _SCHEMES.match(text)
     prefix = scheme[0] if scheme else ""
     local = text.removeprefix(prefix)
@@ -48,6 +57,17 @@ def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
     if not read_once:
         _check_kind(expanded)
     return expanded if isinstance(path, Path) else f"{prefix}{expanded}"
+
+
+def _expand_variables(text: str) -> str:
+    """Expand environment variables; a part of the path that has the name of an unknown one must exist."""
+    expanded = _VARIABLE.sub(lambda found: os.environ.get(found["plain"] or found["braced"]) or found[0], text)
+    parts = expanded.split("/")
+    for number, part in enumerate(parts):
+        if _UNKNOWN_VARIABLE.fullmatch(part) and not Path("/".join(parts[: number + 1])).exists():
+            kind = "is not set" if _VARIABLE.fullmatch(part) else "has a form that is not known here"
+            raise ValueError(f"the environment variable {part} {kind}; write the full path, or ~ for your home folder")
+    return expanded
 
 
 def _check_kind(path: str | Path) -> None:

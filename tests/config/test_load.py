@@ -480,6 +480,30 @@ def test_home_is_expanded_in_options_of_scripts(file: Callable[..., str], monkey
     assert expand_home("clip:~/model") == f"clip:{Path('~/model').expanduser()}"
 
 
+def test_environment_variables_in_paths_are_expanded(file: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("NOWHERE", raising=False)
+
+    def read(path: str) -> str:
+        config = read_command("", [file(MINIMAL | {"output": path}), f"--tiles.path={path}"])[0]
+        assert str(config.output) == config.tiles.path
+        return config.tiles.path
+
+    assert read("$SCRATCH/a") == read("${SCRATCH}/a") == "/scratch/a"
+    assert read("/data/run_$SCRATCH") == "/data/run_/scratch"
+    kept = ["/a/$RECYCLE.BIN/b", "/server/c$/b", "price_$5", "shards/x-{000..001}.tar", "a$NOWHERE"]
+    assert [read(path) for path in kept] == kept
+    for path, part in (("$NOWHERE/a", r"\$NOWHERE"), ("/a/${NOWHERE}/b", r"\$\{NOWHERE\}"), ("$EMPTY/a", r"\$EMPTY")):
+        with pytest.raises(ConfigError, match=rf"variable {part} is not set; write the full path"):
+            read(path)
+    with pytest.raises(ConfigError, match=r"\$\{oc.env:SCRATCH\} has a form that is not known"):
+        read("${oc.env:SCRATCH}/a")
+    monkeypatch.chdir(Path(file().removeprefix("--config=")).parent)
+    Path("$NOWHERE").mkdir()
+    assert read("$NOWHERE/a") == "$NOWHERE/a"
+
+
 def test_pipes_devices_and_sockets_are_refused_before_they_are_opened(file: Callable[..., str], tmp_path: Path) -> None:
     pipe, link, address = tmp_path / "pipe.txt", tmp_path / "link.txt", tmp_path / "socket.txt"
     os.mkfifo(pipe)  # opening it would wait for a writer

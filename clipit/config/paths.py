@@ -40,7 +40,7 @@ def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
         raise ValueError(f"a file name cannot be longer than {_MAX_NAME_LENGTH} bytes")
     if "$" in text and (expanded_text := _expand_variables(text)) != text:
         text = expanded_text
-        path = Path(text) if isinstance(path, Path) else text  # type: ignore[assignment]
+        path = Path(text) if isinstance(path, Path) else text
     scheme = _SCHEMES.match(text)
     prefix = scheme[0] if scheme else ""
     local = text.removeprefix(prefix)

@@ -16,10 +16,12 @@ from clipit.deflate import find_damaged_part
 from clipit.errors import DataError
 from clipit.git_lfs import PULL, find_pointer, is_pointer
 from clipit.jpeg import decode_plain
+from clipit.tiff_copies import differs, is_auxiliary
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
-_BITS_PER_SAMPLE, _SUBFILE_TYPE, _SAMPLE_FORMAT = 258, 254, 339  # TIFF tags
+_BITS_PER_SAMPLE, _SUBFILE_TYPE, _SAMPLE_FORMAT, _DESCRIPTION = 258, 254, 339, 270  # TIFF tags
+_NAME_LENGTH = 100  # characters in which a description names the image
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP"})
 _MOST_PIXELS = 178_956_970  # 512 MiB as RGB; the limit of Pillow, which other packages may turn off
@@ -265,15 +267,20 @@ def _check_pages(image: Image.Image) -> None:
         return
     equal = 1
     larger = None
+    smaller: dict[int, Image.Image] = {}  # that are not marked as copies
     for page in range(1, pages):
         try:
             image.seek(page)
         except SyntaxError:  # a pixel format that Pillow does not support, such as that of a mask
             continue
-        other = getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0)
-        equal += image.size == size and not other & _REDUCED_OR_MASK
+        tags = getattr(image, "tag_v2", {})
+        marked = tags.get(_SUBFILE_TYPE, 0) & _REDUCED_OR_MASK
+        equal += image.size == size and not marked
         if image.width > size[0] and image.height > size[1]:
             larger = image.size
+        elif image.size != size and not marked and not is_auxiliary(str(tags.get(_DESCRIPTION, ""))[:_NAME_LENGTH]):
+            with suppress(Exception):  # damaged, or in a mode that cannot be compared
+                smaller[page] = image.convert("RGB")
     image.seek(0)
     if larger is not None:
         raise ImageError(
@@ -282,6 +289,14 @@ def _check_pages(image: Image.Image) -> None:
         )
     if equal > 1:
         raise ImageError(f"a TIFF with {equal} pages of equal size: save each page as a separate file")
+    turned = getattr(image, "tag_v2", {}).get(_ORIENTATION, 1) != 1  # smaller pages need not be turned as well
+    others = [] if turned else [number for number, page in smaller.items() if differs(page, image)]
+    if others:
+        extent = " x ".join(map(str, smaller[others[0]].size))
+        raise ImageError(
+            f"a TIFF of several images: page {others[0]} ({extent} pixels) is no smaller copy of the first: save each "
+            "page as a separate file"
+        )
 
 
 def attempt(read: Callable[[], Image.Image], *, tile_id: str, where: str) -> Image.Image | Unreadable:

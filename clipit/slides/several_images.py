@@ -1,12 +1,11 @@
 """Find images in a TIFF that are not part of its slide, because only one image is read."""
 
-import re
 from pathlib import Path
 
 from clipit.errors import DataError, shortlist
 from clipit.slides.tiff_pages import TiffPage, read_pages
+from clipit.tiff_copies import is_auxiliary
 
-_AUXILIARY = re.compile(r"(?<![a-z])(label|macro|overview|thumbnail)(?=image|mask|[^a-z]|$)", re.IGNORECASE)
 _DESCRIPTION = 100  # characters in which a description names the image
 _MIN_FACTOR = 1.3  # between the levels of a pyramid
 _TOLERANCE = 0.02  # relative difference of shape between levels, besides rounding
@@ -55,11 +54,6 @@ def _belongs(page: TiffPage, whole: tuple[int, int]) -> bool:
         or is_smaller_copy(page.size, whole)
         or (not page.is_tiled and 2 * width * height < whole[0] * whole[1])
     )
-
-
-def is_auxiliary(name: str) -> bool:
-    """Return whether an image is named as label, macro, overview or thumbnail of a slide."""
-    return bool(_AUXILIARY.search(name))
 
 
 def is_smaller_copy(size: tuple[int, int], whole: tuple[int, int]) -> bool:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageFile
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
+from clipit.image_set import open_images
 from clipit.images import ImageError, Unreadable, attempt, decode, to_rgb
 from clipit.models.preprocess import open_picture
 from clipit.tiles.kept_tiles import KeptSize, keep_image
@@ -268,6 +270,15 @@ def test_prediction_refuses_truncated_images_whatever_another_package_has_set(
             open_picture(image, 0)
 
 
+def two_pages(first: Image.Image, second: Image.Image, **options: Any) -> bytes:
+    """A TIFF whose second page has further tags."""
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as pages:
+        pages.write(np.asarray(first), photometric="rgb", metadata=None)
+        pages.write(np.asarray(second), photometric="rgb", metadata=None, **options)
+    return stream.getvalue()
+
+
 def test_only_smaller_copies_may_follow_the_first_page_of_a_tiff() -> None:
     first = Image.new("RGB", (8, 8), (1, 2, 3))
     pyramid = written(first, "TIFF", save_all=True, append_images=[Image.new("RGB", (4, 4)), Image.new("L", (2, 2))])
@@ -275,6 +286,24 @@ def test_only_smaller_copies_may_follow_the_first_page_of_a_tiff() -> None:
     stack = written(first, "TIFF", save_all=True, append_images=[Image.new("RGB", (8, 8))] * 2)
     with pytest.raises(ImageError, match="3 pages of equal size"):
         decode(io.BytesIO(stack))
+
+
+def test_a_smaller_page_that_shows_something_else_is_not_lost_silently(tmp_path: Path) -> None:
+    """Of 60 x 60 pixels, as a tile and a detail of another one; pages marked or named as thumbnails may show it."""
+    random = np.random.default_rng(0)
+    tile, other = (
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((120, 120)) for _ in range(2)
+    )
+    half = (60, 60)
+    for small in (tile.resize(half), tile.resize(half, Image.Resampling.NEAREST), tile.resize((16, 16))):
+        assert decode(io.BytesIO(two_pages(tile, small))).tobytes() == tile.tobytes()
+    for small in (other.resize(half), other.resize((60, 30)), Image.new("RGB", half)):
+        with pytest.raises(ImageError, match=r"several images: page 1 \(60 x .* no smaller copy of the first: save each"):
+            decode(io.BytesIO(two_pages(tile, small)))
+        for options in ({"subfiletype": 1}, {"description": "label 60x60"}, {"description": "Macro"}):
+            assert decode(io.BytesIO(two_pages(tile, small, **options))).tobytes() == tile.tobytes()
+    (tmp_path / "a.tif").write_bytes(two_pages(tile, other.resize(half)))
+    assert isinstance(open_images(tmp_path / "a.tif").try_read(0), Unreadable)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -1,0 +1,42 @@
+"""Smaller pages of a TIFF: copies of its first page, label and macro images, or images that would be lost."""
+
+import re
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+_AUXILIARY = re.compile(r"(?<![a-z])(label|macro|overview|thumbnail)(?=image|mask|[^a-z]|$)", re.IGNORECASE)
+_CELLS, _CELL = 8, 4  # cells per edge that are compared, at most; least pixels per edge of a cell
+_LEAST_CELLS = 4
+_ALIKE_GREY = 12  # mean difference of the cells' grey values (0 to 255)
+_ALIKE_CORRELATION = 0.6
+
+
+def is_auxiliary(name: str) -> bool:
+    """Return whether an image is named as label, macro, overview or thumbnail of a slide."""
+    return bool(_AUXILIARY.search(name))
+
+
+def differs(page: Image.Image, first: Image.Image) -> bool:
+    """Return whether a smaller image is clearly not a copy of another.
+
+    The mean grey values of up to 8 x 8 cells are compared. They are alike if they differ by at most 12 of 255 grey
+    levels in the mean, or if their correlation is at least 0.6. Copies of histology tiles that were reduced to 16
+    pixels or more by any method are alike; two tiles of different tissue seldom are. Images of fewer than 16 pixels
+    per edge are not compared.
+    """
+    cells = min(_CELLS, min(page.size) // _CELL)
+    if cells < _LEAST_CELLS:
+        return False
+    one, other = _cell_means(page, cells), _cell_means(first, cells)
+    if np.abs(one - other).mean() <= _ALIKE_GREY:
+        return False
+    one, other = one - one.mean(), other - other.mean()
+    scale = float(np.sqrt((one**2).sum() * (other**2).sum()))
+    return scale == 0 or float((one * other).sum()) / scale < _ALIKE_CORRELATION
+
+
+def _cell_means(image: Image.Image, cells: int) -> Float[np.ndarray, "cells cells"]:
+    grey = image.convert("RGB").convert("L")
+    return np.asarray(grey.resize((cells, cells), Image.Resampling.BOX), dtype=np.float64)

@@ -22,7 +22,7 @@ def measure(options: Options) -> list[Figure]:
     try:
         for config, tiles in (
             (BackboneConfig(name="embedded"), options.size(256, 130)),
-            (BackboneConfig(name=f"vit_{'tiny' if options.quick else 'small'}_patch16_224", pretrained=False), 32),
+            (BackboneConfig(name="test_vit" if options.quick else "vit_small_patch16_224", pretrained=False), 32),
         ):
             backbone = load_backbone(config)
             network, side = backbone.module.eval(), backbone.preprocess.size

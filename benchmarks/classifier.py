@@ -23,7 +23,7 @@ def measure(options: Options) -> list[Figure]:
     batch, batches = options.size(32, 4, 256), options.size(4, 1)
     device = get_processes().device
     torch.manual_seed(0)
-    backbone = load_backbone(BackboneConfig(name=options.vit, pretrained=False))
+    backbone = load_backbone(BackboneConfig(name=options.vit, pretrained=False, pixels=SIZE))
     heads = StudentConfig(head="linear", projector_layers=1)
     student = build_student(backbone, heads, LoraConfig(), "lora", n_classes=len(CLASSES), joint_dim=_DIM)
     folder = export_classifier(student, backbone, options.folder / "classifier", classes=CLASSES)

@@ -19,7 +19,7 @@ def measure(options: Options) -> list[Figure]:
     batch = options.size(16, 2, 256)
     device = get_processes().device
     torch.manual_seed(0)
-    module = load_backbone(BackboneConfig(name=options.vit, pretrained=False), device)
+    module = load_backbone(BackboneConfig(name=options.vit, pretrained=False, pixels=SIZE), device)
     module.module.requires_grad_(False)
     tokens = backbone_tokens(module)
     head = torch.nn.Linear(tokens.dim, len(CLASSES), device=device)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest import mock
 
@@ -33,21 +34,28 @@ _FORKS.set_forkserver_preload([
 
 
 class Program:
-    """A script, or a module after "-m", that runs in a forked process.
+    """A script, a module after "-m", or code after "-c", that runs in a forked process.
 
     Args:
         command: The script and its arguments.
         environment: All variables of its environment.
         plots: Whether runs and comparisons draw their plots.
+
+    Attributes:
+        stdin: Its standard input, which ends when this end is closed.
     """
 
     def __init__(self, command: Sequence[str | Path], environment: Mapping[str, str], plots: bool) -> None:
         self.command = [str(part) for part in command]
         self._folder = tempfile.TemporaryDirectory(prefix="program")
-        arguments = (self.command, dict(environment), self._folder.name, plots)
+        reader, writer = _FORKS.Pipe(duplex=False)
+        self.stdin = os.fdopen(os.dup(writer.fileno()), "wb")
+        writer.close()
+        arguments = (self.command, dict(environment), self._folder.name, plots, reader)
         self.process = _FORKS.Process(target=_run, args=arguments, daemon=True)
         with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):  # read when the first one imports torch
             self.process.start()
+        reader.close()
 
     def running(self) -> bool:
         """Whether the program has not ended."""
@@ -64,6 +72,7 @@ class Program:
 
     def wait(self, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
         """Wait for the end; return the exit status and what was printed."""
+        self.stdin.close()
         self.process.join(timeout)
         status = self.process.exitcode
         out, errors = self.printed(), self.printed("stderr")
@@ -74,8 +83,11 @@ class Program:
         return subprocess.CompletedProcess(self.command, status, out, errors)
 
 
-def _run(command: list[str], environment: dict[str, str], folder: str, plots: bool) -> None:
+def _run(command: list[str], environment: dict[str, str], folder: str, plots: bool, stdin: Connection) -> None:
     """Become the program."""
+    os.dup2(stdin.fileno(), 0)
+    stdin.close()
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
     for number, stream in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(folder, stream), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
@@ -87,6 +99,9 @@ def _run(command: list[str], environment: dict[str, str], folder: str, plots: bo
         if command[0] == "-m":
             sys.argv = command[1:]
             runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        elif command[0] == "-c":
+            sys.argv = ["-c", *command[2:]]
+            exec(compile(command[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv = command
             sys.path.insert(0, str(Path(command[0]).parent))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import run_program
 from tiny_models import MakeFile
 
 import clipit
@@ -95,7 +96,7 @@ for function, *arguments in (
 
 
 def test_a_dictionary_is_not_a_configuration() -> None:  # in a process without the checks of types of these tests
-    done = subprocess.run([sys.executable, "-c", _OTHER_KINDS], capture_output=True, text=True, check=True)
+    done = run_program("-c", _OTHER_KINDS)
     first, absent, number, run, overrides, key, name = done.stdout.splitlines()
     assert "path of a YAML file" in first and "not a dictionary" in first
     assert 'clipit.load_config("own_table", {"tiles.path": "tiles.csv"})' in first

@@ -1,16 +1,17 @@
 """Agents share the runs of a comparison or search, and the results are those of one process."""
 
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock, Timeout
+from launching import Program, start
 from logged_lines import capture_log
 from tiny_models import SMALL_COMPARISON, MakeFile, with_comparison, with_run
 
@@ -37,6 +38,25 @@ SMALL = {
 @pytest.fixture
 def small(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
     return configure_file({**SMALL, "output": tmp_path})
+
+
+class ForkedAgent(Program):
+    """An agent that is forked from a process with the libraries, as `subprocess.Popen` starts it anew."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], **_: object) -> None:
+        super().__init__(command[1:], env, plots=False)
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def communicate(self) -> None:
+        assert self.wait().returncode == 0
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the agents; `test_runs_of_another_agent_are_those_of_this_process` starts one as users do."""
+    monkeypatch.setattr(agents, "subprocess", SimpleNamespace(Popen=ForkedAgent, PIPE=subprocess.PIPE))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
@@ -71,6 +91,7 @@ def test_runs_of_another_agent_are_those_of_this_process(small: ConfigFile, tmp_
         np.testing.assert_allclose(shared.probabilities, alone.probabilities, atol=1e-5)  # other numbers of threads
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_comparison_started_with_two_agents_is_complete(small: ConfigFile, tmp_path: Path) -> None:
     file = with_comparison(small, arms=("image_only",), seeds=(1, 2))
     threads = torch.get_num_threads()
@@ -78,6 +99,7 @@ def test_a_comparison_started_with_two_agents_is_complete(small: ConfigFile, tmp
     assert (folder / "comparison.parquet").is_file() and torch.get_num_threads() == threads
 
 
+@pytest.mark.usefixtures("forked")
 def test_trials_of_a_search_are_shared(small: ConfigFile) -> None:
     file = with_comparison(small, arms=("image_only",), learning_rates=(0.001, 0.01))
     trained = small.run.output / "runs"
@@ -90,14 +112,13 @@ def test_trials_of_a_search_are_shared(small: ConfigFile) -> None:
 
 def test_an_agent_ends_with_the_process_that_started_it(small: ConfigFile, tmp_path: Path) -> None:
     long = with_run(small, training=small.run.training.model_copy(update={"steps": 1_000_000}))
-    agent = subprocess.Popen([sys.executable, "-m", "clipit.comparison.agent_process"], stdin=subprocess.PIPE)
-    assert agent.stdin is not None
+    agent = start("-m", "clipit.comparison.agent_process")
     agent.stdin.write(compose_request("compare", long.run, long.comparison))
     agent.stdin.flush()
     folder = tmp_path / "runs" / small.run.name / "image_only-seed1"
     wait_for(lambda: folder.exists() and is_locked(folder))
     agent.stdin.close()  # as the operating system does when the other process ends or is killed
-    assert agent.wait(timeout=60) == 0
+    assert agent.wait(timeout=60).returncode == 0
     assert not is_locked(folder) and not (folder / "results.json").exists()
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,10 @@ class RuleSet:
     @cached_property
     def assertions(self) -> Assertions:
         """Assertion status from the package's triggers and those of this set."""
-        return Assertions(self.negation, self.uncertainty)
+        return _assertions(self.negation, self.uncertainty)
+
+
+_assertions = lru_cache(maxsize=4)(Assertions)  # most sets have the package's triggers alone
 
 
 def packaged_rules() -> list[str]:

@@ -1,6 +1,7 @@
 """Labels from report text by rules: phrases, negation, uncertainty, and the files of rule sets."""
 
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ TUMOUR = RuleSet(
     {"high": ("MSI-H", "microsatellite instability-high", "grade high"), "stable": ("MSS", "MSI", "microsatellite")},
     negated={"high": "stable"},
 )
+
+
+packaged = cache(load_rules)
 
 
 def statuses(text: str, rules: RuleSet = TUMOUR) -> list[tuple[str, str]]:
@@ -439,7 +443,7 @@ def test_every_packaged_rule_set_is_valid_and_has_a_fingerprint_of_its_own(name:
     ],
 )
 def test_microsatellite_status(text: str, class_name: str) -> None:
-    assert label_report(text, load_rules("msi")).class_name == class_name
+    assert label_report(text, packaged("msi")).class_name == class_name
 
 
 @pytest.mark.parametrize(
@@ -459,4 +463,4 @@ def test_microsatellite_status(text: str, class_name: str) -> None:
     ],
 )
 def test_gleason_grade_groups(text: str, class_name: str) -> None:
-    assert label_report(text, load_rules("gleason")).class_name == class_name
+    assert label_report(text, packaged("gleason")).class_name == class_name

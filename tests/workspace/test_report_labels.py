@@ -332,7 +332,8 @@ def test_the_recipe_for_tcga_joins_tiles_and_real_reports_by_barcode(
 @pytest.mark.skipif(not COLON.is_file(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
 def test_few_real_colon_reports_state_a_microsatellite_status() -> None:
     reports = read_reports(ReportsConfig(path=str(COLON))).reports
-    predictions = [label_report(report.text, load_rules("msi")).class_name for report in reports]
+    rules = load_rules("msi")
+    predictions = [label_report(report.text, rules).class_name for report in reports]
     assert len(predictions) == 376 and sum(name in ("MSI-H", "MSS") for name in predictions) == 9
 
 

@@ -60,7 +60,7 @@ class Complementarity:
 
 
 def complementarity(vision: Predictions, other: Predictions, resamples: int = 1000, seed: int = 0) -> Complementarity:
-    """Compare which labelled tiles of one split two classifiers classify correctly; rows are matched by id.
+    """Count the labelled tiles of one split that two classifiers classify correctly; rows are matched by id.
 
     Args:
         vision: Predictions of the image classifier.

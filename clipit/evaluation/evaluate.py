@@ -31,7 +31,7 @@ def evaluate_predictions(
     """Compute the scores of each split, ready for results.json.
 
     Per split: `n` (number of tiles), `labelled` (those with a label), `groups` (number of known groups), `resampled`
-    (number and kind of the bootstrap's units), `metrics` (name -> value, low, high, and `reason` where one of them is
+    (number and kind of the bootstrap's units), `metrics` (by name: value, low, high, and `reason` where one of them is
     None), `per_class`, `confusion` (rows: true classes), `reliability`, and, if there are zero-shot predictions,
     `zero_shot` with their scores. Scores are computed on labelled tiles.
 
@@ -39,6 +39,7 @@ def evaluate_predictions(
         predictions: Predictions of all splits.
         splits: Names of the splits to evaluate, in the order of the results.
         bootstrap: Number of resamples; 0 for no intervals.
+        seed: Seed of the bootstrap.
         present_only: Whether to average macro F1 and AUROC only over the classes that have tiles. Otherwise AUROC is
             undefined if a class has none, and macro F1 also covers classes that are only predicted.
 

@@ -63,13 +63,17 @@ def label_efficiency(
 ) -> list[LabelPoint]:
     """Compute the test score of a probe for every share and seed; test labels are only used for scoring.
 
-    Seeds that draw the same tiles, as all do at a share of 1, share one fit.
+    Seeds that draw the same tiles, as all do at a share of 1, are fitted only once.
 
     Args:
+        train: Features and labels of the training tiles.
         validation: Features and labels of the validation tiles, on which the probe selects its hyperparameters.
+        test: Features and labels of the test tiles.
+        n_classes: Number of classes.
         probe: Function that fits on training tiles and returns class probabilities of test tiles.
         shares: Shares of the training labels, in 0..1.
-        metric: Name of a metric of `METRICS`.
+        seeds: Seeds of the draws.
+        metric: One of `metrics.METRICS`.
     """
     test = test.labelled()
     points = []

@@ -57,6 +57,7 @@ def score_map(mapped: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h 
     Args:
         mapped: Class of each pixel; -1 without a tile.
         truth: True class of each pixel; -1 is ignored.
+        classes: Number of classes.
 
     Raises:
         DataError: No pixel is labelled.

@@ -133,17 +133,17 @@ def compare_models(
         known = {key: each.scores(weights) for key, each in distinct.items()}
         return _means(measured, contrasts, known)
 
-    whole = scores(np.ones((len(first.ids), 1)))
+    overall = scores(np.ones((len(first.ids), 1)))
     intervals = bootstrap(scores, first.groups, resamples, seed)
     values = {key: each.scores(np.ones((len(first.ids), 1))) for key, each in distinct.items()}
     scores_by_model = [
-        _subject_score(subject, metric, by_seed, values, whole, intervals)
+        _subject_score(subject, metric, by_seed, values, overall, intervals)
         for subject, by_seed in measured.items()
         for metric in values[id(next(iter(by_seed.values())))]
     ]
     by_key = {(score.subject, score.metric): score for score in scores_by_model}
     compared = [
-        _contrast(by_key[subject, metric], by_key[reference, metric], whole, intervals)
+        _contrast(by_key[subject, metric], by_key[reference, metric], overall, intervals)
         for subject, reference in contrasts
         for metric in dict.fromkeys(score.metric for score in scores_by_model if score.subject == subject)
         if (reference, metric) in by_key
@@ -176,27 +176,27 @@ def _subject_score(
     metric: str,
     by_seed: Mapping[int, Measured],
     values: Mapping[int, Mapping[str, Float[np.ndarray, " r"]]],
-    whole: Mapping[str, Float[np.ndarray, " r"]],
+    overall: Mapping[str, Float[np.ndarray, " r"]],
     intervals: Mapping[str, Interval],
 ) -> SubjectScore:
-    name, first = _name(subject, metric), next(iter(by_seed.values()))
-    mean = _defined(whole[name])
+    name, first_result = _name(subject, metric), next(iter(by_seed.values()))
+    mean = _defined(overall[name])
     return SubjectScore(
         subject=subject,
         metric=metric,
         seeds={seed: _defined(values[id(each)][metric]) for seed, each in by_seed.items()},
         mean=mean,
         interval=intervals[name],
-        random=first.random.get(metric),
-        n=len(first.ids),
-        reason="" if mean is not None else first.reasons.get(metric, "undefined on these items"),
+        random=first_result.random.get(metric),
+        n=len(first_result.ids),
+        reason="" if mean is not None else first_result.reasons.get(metric, "undefined on these items"),
     )
 
 
 def _contrast(
     score: SubjectScore,
     reference: SubjectScore,
-    whole: Mapping[str, Float[np.ndarray, " r"]],
+    overall: Mapping[str, Float[np.ndarray, " r"]],
     intervals: Mapping[str, Interval],
 ) -> ModelDifference:
     name = _difference_name(score.subject, reference.subject, score.metric)
@@ -210,7 +210,7 @@ def _contrast(
         reference=reference.subject,
         metric=score.metric,
         differences=differences,
-        mean=_defined(whole[name]),
+        mean=_defined(overall[name]),
         over_groups=intervals[name],
         over_seeds=t_interval([*differences.values()]),
         p=p,

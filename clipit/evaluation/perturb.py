@@ -166,7 +166,7 @@ class Perturbation:
     """An entry of `PERTURBATIONS`.
 
     Attributes:
-        function: (pixels, level, draws) -> perturbed batch.
+        function: Function from pixels, level and random draws to the perturbed batch.
         unit: Meaning of the level, for axes and tables.
         neutral: Level that changes nothing (JPEG at 100: almost nothing).
     """

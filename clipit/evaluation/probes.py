@@ -53,6 +53,8 @@ class AdamWProbe(LinearHead):
     """A linear layer trained with AdamW.
 
     Attributes:
+        step: Step whose weights were kept.
+        steps: Number of steps trained.
         validation_score: Balanced accuracy on validation at `step`.
     """
 

@@ -22,7 +22,7 @@ from clipit.evaluation.slide_sets import LEVELS, Level, PoolingKey, SlideSet, co
 
 T = TypeVar("T")
 SlideTables = Mapping[str, Mapping[int, pd.DataFrame]]
-"""Arm -> seed -> table of `slide_scores.slide_table`."""
+"""Tables of `slide_scores.slide_table`, by arm and seed."""
 CONTROL = Significance(None, "control")
 """Result for arms that are controls, which are not tested."""
 _COLUMNS = [

@@ -90,7 +90,7 @@ def evaluate_slides(
         DataError: The tables do not match (see `collect_slides`), or there are fewer than two classes.
     """
     if len(classes) < 2:
-        raise DataError("slides with scores of one class cannot be evaluated", fix="score two classes or more")
+        raise DataError("slide scores of a single class cannot be evaluated", fix="score two classes or more")
     scored = collect_slides(table, slides, classes)
     choice = choose_pooling(scored)
     rows = []

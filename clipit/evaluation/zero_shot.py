@@ -139,6 +139,6 @@ def unit_rows(rows: Float[np.ndarray, "n D"], names: Sequence[object]) -> Float[
         names_of_invalid = shortlist([names[i] for i in np.flatnonzero(invalid).tolist()])
         raise DataError(
             f"embeddings of length 0 or not finite: {names_of_invalid}",
-            fix="check the VLM's precision (fp16 can overflow), and that the mean is not only that of these texts",
+            fix="check the VLM's precision (fp16 can overflow), and that the mean does not come from these texts alone",
         )
     return unit(rows)

@@ -1,1 +1,1 @@
-"""Vision-language models, backbones, LoRA, the student, and the classifier that is exported."""
+"""Vision-language models, backbones, LoRA, the student, and the exported classifier."""

@@ -170,7 +170,7 @@ _ENTRIES = (
 )  # fmt: skip
 
 BACKBONES: Mapping[str, ModelSpec] = {spec.name: spec for spec in _ENTRIES}
-"""Name -> specification of the backbone.
+"""Specifications of backbones, by name.
 
 To add a model, add an entry to `_ENTRIES`. `family` is `timm` or `transformers`; `source` is a hub id (with `/`) or a
 timm model name; `dim`, `pixels`, `mean` and `std` are checked against the loaded model. For timm, `loader` holds

@@ -34,14 +34,14 @@ from clipit.models.trunks import Loader, Pooling
 FORMAT = 2
 """Version of `clipit.json`; format 1 had no checksums."""
 DESCRIPTION = "clipit.json"
-CONFIG = "config.json"  # the loader's
-WEIGHTS = "model.safetensors"  # the loader's
+CONFIG = "config.json"  # in the loader's format
+WEIGHTS = "model.safetensors"  # in the loader's format
 HEADS = "heads.safetensors"
 ZERO_SHOT = "zero_shot.safetensors"
 ADAPTER = "adapter"
 CARD = "README.md"
 CLASSIFIER = "classifier"
-"""Name of the classifier's folder in that of its run."""
+"""Name of the classifier's folder inside its run's folder."""
 
 _MIN_STD, _MAX_MEAN = 1e-4, 10.0  # wide, because some models are not trained on standardised pixels
 _SELF = "sha256"  # key that holds the digest of all other keys
@@ -62,10 +62,10 @@ class ClassifierSpec:
         plain: Whether the head is part of timm's own files (one linear layer) instead of `heads.safetensors`.
         mpp: Expected micrometres per pixel; None if unknown.
         vlm: `VLM.describe()` of the VLM whose joint space it predicts.
-        prompts: Cached prompt sets: name -> class names.
+        prompts: Class names of each cached prompt set.
         provenance: Run, configuration and versions, as passed by the caller.
         loader: Package whose format the backbone is in.
-        pooling: Pooling of tokens by clipit; `default`: the package's own.
+        pooling: Token pooling by clipit; `default` leaves pooling to the package.
         remote_code: Whether Python code next to the weights defines the backbone.
         export_note: How to load this folder without clipit, and what is then unavailable.
         files: SHA-256 of every other file but the card, by path in the folder.
@@ -100,7 +100,7 @@ def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> 
     Args:
         loader: Package whose format the folder is in.
         opens: Whether that package opens the folder as a classifier.
-        pooling: Pooling of tokens by clipit.
+        pooling: Token pooling by clipit.
         head: Head of the student in training.
     """
     model = "timm.create_model(" + '"local-dir:FOLDER", pretrained=True)'
@@ -210,15 +210,15 @@ def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], whe
         shapes |= {f"prompts.{name}": (len(classes), dim) for name, classes in spec.prompts.items()}
     if "text_mean" in tensors:
         shapes["text_mean"] = (dim,)
-    wrong = [
+    misfits = [
         f"{name} is {tuple(tensors[name].shape) if name in tensors else 'missing'}, not {shape}"
         for name, shape in shapes.items()
         if name not in tensors or tuple(tensors[name].shape) != shape
     ]
     if spec.vlm is not None and spec.projector_layers and spec.vlm["joint_dim"] != dim:
-        wrong.append(f"the projector has {dim} outputs, the joint space {spec.vlm['joint_dim']} dimensions")
-    if wrong:
-        raise ModelError(f"the weights do not fit the description: {shortlist(wrong)}", where=where, fix=COPY_AGAIN)
+        misfits.append(f"the projector has {dim} outputs, the joint space {spec.vlm['joint_dim']} dimensions")
+    if misfits:
+        raise ModelError(f"the weights do not fit the description: {shortlist(misfits)}", where=where, fix=COPY_AGAIN)
 
 
 def check_finite_weights(tensors: Mapping[str, torch.Tensor], where: object, fix: str = COPY_AGAIN) -> None:
@@ -230,9 +230,9 @@ def check_finite_weights(tensors: Mapping[str, torch.Tensor], where: object, fix
     Raises:
         ModelError: A weight is NaN or infinite.
     """
-    bad = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if bad:
-        raise ModelError(f"weights that are not finite: {shortlist(bad)}", where=where, fix=fix)
+    broken = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise ModelError(f"the weights are not finite: {shortlist(broken)}", where=where, fix=fix)
 
 
 def _loaded_files(spec: ClassifierSpec) -> list[str]:

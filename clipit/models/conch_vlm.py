@@ -77,7 +77,7 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
         logit_scale=float(model.logit_scale.detach().exp()),
         source=str(file),
         count_tokens=transformers_token_counter(tokenizer),
-        tokenise=lambda texts: {"text": tokens_of(tokenizer, texts, length)},
+        tokenise=lambda texts: {"text": token_ids(tokenizer, texts, length)},
         vocabulary=tokenizer.get_vocab(),
         image=lambda pixels: model.encode_image(pixels, normalize=False, proj_contrast=True),
         # the package itself drops the last position for its class token
@@ -102,7 +102,7 @@ def conch_tokenizer() -> Any:
         return optional_module("conch.open_clip_custom.custom_tokenizer").get_tokenizer()
 
 
-def tokens_of(tokenizer: Any, texts: Sequence[str], length: int) -> Tensor:
+def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Tensor:
     """Return ids [b,length]: up to length - 1 tokens of the text, padding, and a placeholder for the class token."""
     ids = tokenizer(list(texts), max_length=length - 1, truncation=True, padding="max_length", return_tensors="pt")[
         "input_ids"

@@ -114,35 +114,35 @@ def _write(
     tile_pixels: int | None,
     provenance: Mapping[str, Any],
 ) -> None:
-    whole = copy.deepcopy(student).cpu().eval()
-    if hasattr(whole.backbone, "peft_config"):
-        save_adapter(whole.backbone, folder / ADAPTER)
-    trunk = merge_lora(whole.backbone)
-    plain = backbone.plain_head and whole.config.head == "linear"
+    copied = copy.deepcopy(student).cpu().eval()
+    if hasattr(copied.backbone, "peft_config"):
+        save_adapter(copied.backbone, folder / ADAPTER)
+    trunk = merge_lora(copied.backbone)
+    plain = backbone.plain_head and copied.config.head == "linear"
     opens = plain
     if backbone.timm is None:
         classifier = None
-        if whole.config.head == "linear" and isinstance(trunk, TokenPool) and not backbone.remote_code:
+        if copied.config.head == "linear" and isinstance(trunk, TokenPool) and not backbone.remote_code:
             size = backbone.preprocess.size
-            classifier = classification_model(trunk, collapse_linear(whole), classes, size)
+            classifier = classification_model(trunk, collapse_linear(copied), classes, size)
         opens = classifier is not None
         save_transformers(inner_model(trunk) if classifier is None else classifier, backbone.preprocess, folder)
     else:
         model = build_timm(backbone.timm, len(classes) if plain else 0)
-        _fill(model, inner_model(trunk), collapse_linear(whole) if plain else None)
+        _fill(model, inner_model(trunk), collapse_linear(copied) if plain else None)
         write_tensors(folder / WEIGHTS, model.state_dict())
         write_json(folder / CONFIG, _timm_config(model, backbone.timm, classes if plain else ()))
 
-    heads = whole.head_state()
+    heads = copied.head_state()
     if not plain:
-        if whole.config.head == "linear":
-            weight, bias = collapse_linear(whole)
+        if copied.config.head == "linear":
+            weight, bias = collapse_linear(copied)
             write_tensors(folder / HEADS, {"image_head.weight": weight, "image_head.bias": bias})
         else:
             write_tensors(
                 folder / HEADS, {name: value for name, value in heads.items() if not name.startswith("projector.")}
             )
-    if whole.projector is not None:
+    if copied.projector is not None:
         tensors = {name: value for name, value in heads.items() if name.startswith("projector.")}
         if text_mean is not None:
             tensors["text_mean"] = torch.from_numpy(np.array(text_mean, dtype=np.float32))
@@ -151,8 +151,8 @@ def _write(
         write_tensors(folder / ZERO_SHOT, tensors)
     spec = ClassifierSpec(
         classes=tuple(classes),
-        head=whole.config.head,
-        projector_layers=whole.config.projector_layers,
+        head=copied.config.head,
+        projector_layers=copied.config.projector_layers,
         plain=plain,
         dim=backbone.dim,
         preprocess=backbone.preprocess,
@@ -160,7 +160,7 @@ def _write(
         tile_pixels=tile_pixels,
         mpp_assumed=mpp is None and backbone.expected_mpp is not None,
         vlm=None
-        if vlm_info is None or whole.projector is None
+        if vlm_info is None or copied.projector is None
         else {**vlm_info, "name": public_name(str(vlm_info.get("name")))},
         prompts={name: tuple(names) for name, (names, _) in prompts.items()},
         provenance={
@@ -171,7 +171,7 @@ def _write(
         loader=backbone.loader,
         pooling=backbone.pooling,
         remote_code=backbone.remote_code,
-        export_note=export_note(backbone.loader, opens=opens, pooling=backbone.pooling, head=whole.config.head),
+        export_note=export_note(backbone.loader, opens=opens, pooling=backbone.pooling, head=copied.config.head),
     )
     write_spec(folder, spec)
 
@@ -256,7 +256,7 @@ def _check(
         raise misfit(f"{len(classes)} class names ({len(set(classes))} different) for a student of {expected} classes")
     if student.projector is None:
         if prompts or text_mean is not None:
-            raise misfit("prompts or a text mean for a student without projector")
+            raise misfit("a student without a projector takes no prompts and no text mean")
         return
     last = student.projector if isinstance(student.projector, nn.Linear) else student.projector[-1]
     dim = last.out_features

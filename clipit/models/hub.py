@@ -54,8 +54,8 @@ class Upload:
 def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a classifier: a local one, or the downloaded files of a repository on the hub.
 
-    A local path takes precedence. The folder of a run stands for its classifier. Only the files that `clipit.json`
-    lists are downloaded.
+    A local path takes precedence. For the folder of a run, that of its classifier is returned. Only the files that
+    `clipit.json` lists are downloaded.
 
     Args:
         name: Local folder of a classifier or of a run with one, or repository as `owner/name`.
@@ -85,7 +85,7 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
                 fix="use a repository that clipit push wrote",
             )
         files = [*read_spec(first, check_files=False).files, DESCRIPTION, CARD]
-        commit = first.name  # the folder of a snapshot is named by its commit
+        commit = first.name  # the folder of a snapshot is named after its commit
         return Path(snapshot_download(name, revision=commit, allow_patterns=files))
 
 

@@ -89,7 +89,7 @@ class Classifier:
     def compile(self, **options: Any) -> "Classifier":
         """Compile the network with `torch.compile`, and run it once to report errors early; returns the same object.
 
-        The first batch of a different size is compiled again, for any size.
+        The first batch of a different size triggers a second compilation, for all sizes.
 
         Args:
             options: Arguments of `torch.compile`, such as `mode="max-autotune"`.
@@ -124,7 +124,7 @@ class Classifier:
             images: Images as paths, arrays or PIL images; or a folder or zip, in the order of sorted paths. Slides are
                 refused: `clipit.predict` predicts their tissue tiles.
             batch_size: Images per batch.
-            workers: Threads that read images while the model runs; 0: one per core, at most 8.
+            workers: Threads that read images while the model runs; 0 for one per core, at most 8.
 
         Raises:
             DataError: An image cannot be read; the message names it.
@@ -287,7 +287,7 @@ class Classifier:
             return options
         if options is None and trained_with != "embedded" and trained_with not in VLMS:
             raise ModelError(
-                "a VLM that is named only in the classifier's file is not loaded, unless it is in the table of VLMs",
+                "this VLM is named only by the classifier's file and is not in clipit's table, so it is not loaded",
                 where=trained_with,
                 fix="check this name, then pass it: load_classifier(..., vlm=NAME_OR_FOLDER)",
             )

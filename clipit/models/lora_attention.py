@@ -74,7 +74,7 @@ class PackedAttention(MultiheadAttention):  # type: ignore[misc]
         base = self.get_base_layer()
         output = base.out_proj
         packed, projection = base.in_proj_weight, output.get_base_layer().weight
-        with torch.autocast(packed.device.type, enabled=False):  # as when merging
+        with torch.autocast(packed.device.type, enabled=False):  # the same sums as when merging
             for name in self.active_adapters:
                 packed = packed + self.get_delta_weight(name)
                 projection = projection + output.get_delta_weight(name)

@@ -68,12 +68,12 @@ def vlm_tokens(vlm: "VLM") -> PatchTokens:
     Raises:
         ModelError: The VLM provides no patch tokens.
     """
-    side, dim = _output_shape(vlm.tokens_of, vlm.preprocess.size, vlm.device, vlm.name)
+    side, dim = _output_shape(vlm.encode_patches, vlm.preprocess.size, vlm.device, vlm.name)
     if dim != vlm.joint_dim:
         raise no_tokens(vlm.name, f"they have {dim} dimensions, the joint space {vlm.joint_dim}")
     identity = fingerprint([vlm.fingerprint, vlm.precision])
     return PatchTokens(
-        vlm.name, "vlm", vlm.preprocess, side, dim, vlm.expected_mpp, identity, vlm.device, vlm.tokens_of
+        vlm.name, "vlm", vlm.preprocess, side, dim, vlm.expected_mpp, identity, vlm.device, vlm.encode_patches
     )
 
 

@@ -9,7 +9,7 @@ from clipit.data_files import list_files
 from clipit.errors import DataError, shortlist
 from clipit.image_set import ZIP, open_images
 from clipit.images import is_image
-from clipit.models.preprocess import Picture, check_several, open_picture
+from clipit.models.preprocess import Picture, open_picture, require_sequence
 from clipit.slides.opening import is_pyramid, is_slide
 
 Images = Sequence[Picture] | str | Path
@@ -28,7 +28,7 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
         if path.suffix.lower() == ZIP or path.is_dir():
             source = open_images(path)
             return len(source), source.read
-    listed = check_several(images)
+    listed = require_sequence(images)
     _refuse_slides([Path(image) for image in listed if isinstance(image, str | Path)], "images")
     return len(listed), lambda position: open_picture(listed[position], position)
 
@@ -49,7 +49,7 @@ def _refuse_slides(paths: Sequence[Path], where: str | Path) -> None:
     slides = [path for path in paths if path.is_file() and (is_pyramid(path) if is_image(path) else is_slide(path))]
     if slides:
         raise DataError(
-            f"whole slides are not classified as one image: {shortlist([path.name for path in slides], 3)}",
+            f"slides cannot be classified as one image: {shortlist([path.name for path in slides], 3)}",
             where=where,
             fix='clipit.predict(classifier, "slide.svs", "predictions.csv") predicts the tissue tiles of slides; '
             "clipit.score_slides gives scores and maps of slides",

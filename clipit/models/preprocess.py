@@ -226,8 +226,8 @@ def _triple(values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def check_several(images: Sequence[Picture] | str | Path) -> Sequence[Picture]:
-    """Return a sequence of images unchanged.
+def require_sequence(images: Sequence[Picture] | str | Path) -> Sequence[Picture]:
+    """Check that several images are given as a sequence, and return them unchanged.
 
     Raises:
         DataError: A single image was given.

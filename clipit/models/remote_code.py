@@ -66,7 +66,7 @@ def check_tokenizer_options(description: Mapping[str, Any], where: object, trust
     unknown = sorted(set(options) - _TOKENIZER_OPTIONS)
     if unknown and not trusted:
         raise ModelError(
-            f"its configuration passes options to the tokeniser's loader that may run code: {shortlist(unknown)}",
+            f"the model's configuration passes tokeniser options that may run code: {shortlist(unknown)}",
             where=where,
             fix=f"read the Python files of the model, then {fix}; or remove these options",
         )

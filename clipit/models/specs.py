@@ -126,14 +126,14 @@ def check_spec(spec: ModelSpec, loaded: Mapping[str, Any], where: object) -> Non
         ModelError: The model differs; each difference is listed with both values.
     """
     known = {**spec.loader.get("facts", {}), **{entry.name: getattr(spec, entry.name) for entry in fields(spec)}}
-    wrong = [
+    differences = [
         f"{key} is {value}, the table says {known[key]}"
         for key, value in loaded.items()
         if not _equal(value, known.get(key))
     ]
-    if wrong:
+    if differences:
         raise ModelError(
-            f"the loaded model does not match the table's entry for {spec.name}: {'; '.join(wrong)}",
+            f"the loaded model does not match the table's entry for {spec.name}: {'; '.join(differences)}",
             where=where,
             fix=f"use the files from {spec.page or spec.source}; for a different model, use its folder as the name",
         )

@@ -67,7 +67,7 @@ class Student(nn.Module):
         All arms of one seed therefore start from the same image head.
 
         Raises:
-            ModelError: There are fewer than two classes, or a projector without a dimension of the joint space.
+            ModelError: There are fewer than two classes, or a projector is configured without the joint dimension.
         """
         super().__init__()
         if n_classes < 2:

@@ -14,7 +14,7 @@ Tokens = Mapping[str, Tensor]
 """Inputs of a text tower, as its tokeniser returns them."""
 
 
-def _starts_with_vis(name: str) -> bool:
+def _is_image_part(name: str) -> bool:
     """Recognise parts of the image tower: `visual...` in open_clip, CONCH and KEEP, `vision_model` in transformers."""
     return name.startswith("vis")
 
@@ -79,5 +79,5 @@ class Towers:
     raw: Callable[[Tensor], Tensor] | None = None
     raw_dim: int | None = None
     tokens: Callable[[Tensor], Tensor] | None = None
-    is_image_weight: Callable[[str], bool] = _starts_with_vis
+    is_image_weight: Callable[[str], bool] = _is_image_part
     save: Callable[[Path], None] | None = None

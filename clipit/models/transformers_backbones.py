@@ -66,7 +66,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
         preprocess = Preprocess(spec.pixels, spec.pixels, "shortest", spec.interpolation, spec.mean, spec.std)
     else:
         raise ModelError(
-            f"its preprocessing is missing: looked for {PROCESSOR}",
+            f"the model's preprocessing is missing: looked for {PROCESSOR}",
             where=source,
             fix="copy all files of the model's page into this folder",
         )
@@ -224,7 +224,7 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
             )
     if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
         raise ModelError(
-            f"a model of {model.main_input_name}, not of images", where=source, fix="use a vision model's folder"
+            f"the model takes {model.main_input_name}, not images", where=source, fix="use a vision model's folder"
         )
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # an untrained layer over the class token
@@ -313,7 +313,7 @@ def _pooled(model: Any, size: int, pooling: Literal["cls", "cls_mean"], source: 
         prefix = tokens.shape[1] - (size // patch) ** 2
     if prefix < 1 or tokens is None:
         raise ModelError(
-            "it returns no class token before its patches",
+            "the model returns no class token before its patches",
             where=source,
             fix="use a ViT with a class token; timm has other kinds of backbones",
         )

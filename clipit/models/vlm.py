@@ -153,7 +153,7 @@ class VLM:
             embeddings = torch.cat([encode(part) for part in cpu_parts(normalised)])
         return embeddings.float().clone()  # cloned, because an inference tensor cannot be a training target
 
-    def tokens_of(self, pixels: Float[torch.Tensor, "b 3 s s"]) -> Float[torch.Tensor, "b h w d"]:
+    def encode_patches(self, pixels: Float[torch.Tensor, "b 3 s s"]) -> Float[torch.Tensor, "b h w d"]:
         """Encode normalised pixels as un-normalised float32 patch tokens of the joint space.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Read, write and check weights; other packages leave weights that a file lacks at random values."""
+"""Read, write and check weights, because other packages silently leave missing weights at random values."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -10,7 +10,7 @@ from clipit.slides.dicom import one_per_slide
 from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, slide_name
 from clipit.slides.prepare import SlidePath
 from clipit.slides.resolution import check_mpp
-from clipit.tiles.slides import SlideList, check_names, list_slides, slides_in_folder
+from clipit.tiles.slides import SlideList, check_slide_names, list_slides, slides_in_folder
 from clipit.tiles.source import ALIASES, check_group_names
 from clipit.tiles.table import TABLES
 
@@ -70,6 +70,6 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
             )
     names = [slide.name for slide in listed]
     where = shortlist(paths, 3)
-    check_names(names, where)
+    check_slide_names(names, where)
     empty = [""] * len(listed)
     return SlideList(listed, empty, empty, empty, where, tuple(notes))

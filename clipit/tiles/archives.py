@@ -105,11 +105,11 @@ def _verify(file: Path, target: Path, md5: str, page: str) -> None:
         actual = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if actual == md5:
         return
-    bad = target.with_name(target.name + ".bad")
-    file.replace(bad)
+    rejected = target.with_name(target.name + ".bad")
+    file.replace(rejected)
     raise DataError(
         f"wrong checksum: the MD5 is {actual}, expected {md5}; the file was renamed and is not used",
-        where=bad,
+        where=rejected,
         fix=f"delete it and run the same command again; if the checksum is still wrong, compare it with {page}",
     )
 

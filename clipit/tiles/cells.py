@@ -111,11 +111,11 @@ def resolve_missing(
         check_mangled(values, config.columns.get("group", "group"), row_name, where)
     class_names = {*(config.classes or ()), *config.class_map} if is_label else set()
     counts = Counter(values)
-    wrong = sorted(name for name in counts if name in MISSING_VALUES and name not in class_names)
-    if wrong and not (is_label and config.class_map):  # the map drops and counts labels that it does not list
-        rows = [row_name(row) for row, value in enumerate(values) if value in wrong]
+    markers = sorted(name for name in counts if name in MISSING_VALUES and name not in class_names)
+    if markers and not (is_label and config.class_map):  # the map drops and counts labels that it does not list
+        rows = [row_name(row) for row, value in enumerate(values) if value in markers]
         raise DataError(
-            f"{counted(len(rows), 'tile has', 'tiles have')} the {kind} {shortlist([repr(name) for name in wrong])}, "
+            f"{counted(len(rows), 'tile has', 'tiles have')} the {kind} {shortlist([repr(name) for name in markers])}, "
             "which marks a missing "
             f"value in many programs: {shortlist(rows, 3)}",
             where=where,
@@ -125,8 +125,8 @@ def resolve_missing(
         )
     no_class = NO_CLASS if NO_CLASS in counts else f"{NO_CLASS}.0"  # as programs write it in columns with empty cells
     others = set(counts) - {"", no_class}
-    whole = all(name.lstrip("-").removesuffix(".0").isdecimal() for name in others)
-    if no_class not in counts or no_class in class_names or not whole:
+    all_integers = all(name.lstrip("-").removesuffix(".0").isdecimal() for name in others)
+    if no_class not in counts or no_class in class_names or not all_integers:
         return list(values) if is_label else [text or "" for text in without_decimals(values)], ()
     if is_label and len(others) < 2 and not class_names:
         listed = [no_class, *sorted(others)]

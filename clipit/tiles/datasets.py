@@ -10,7 +10,7 @@ from typing import Literal
 from clipit.errors import DataError
 
 Count = tuple[str, str, int]
-"""Published split ("" for all), class ("" for all), number of tiles."""
+"""Published split ("" for all), class ("" for all) and number of tiles."""
 
 _ZENODO = "https://zenodo.org/records"
 
@@ -54,13 +54,13 @@ class DataSet:
     pattern: str = ""
     """Reader `names`: regular expression for a file's path, with the groups label, group and magnification."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Text matched by the group label -> class, where they differ."""
+    """Class by text that the group label matches, where they differ."""
     table: str = ""
     """Reader `table`: name of the csv in tiles.path; its images are in `images`."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Reader `table`: clipit's column names -> published column names."""
+    """Reader `table`: published column names, by clipit's column names."""
     split_names: Mapping[str, str] = field(default_factory=dict)
-    """Published name of a split -> split, in addition to the usual names."""
+    """Split by published name, in addition to the usual names."""
     counts: tuple[Count, ...] = ()
     """Published numbers of tiles; empty if unknown."""
     counts_at: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class DataSet:
     0.3 with seed 1 follows PLIP's protocol, and is also the default for data sets without a protocol."""
     test_seed: int = 1
     faults: str = ""
-    """Known faults that affect results; added to the notes of the tiles."""
+    """Known faults that affect results, which are added to the notes of the tiles."""
     by_annotators: bool = False
     """Whether the labels derive from published labels by several annotators."""
     group_kind: str = ""

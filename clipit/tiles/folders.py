@@ -223,10 +223,10 @@ def _check_class_folders(config: TilesConfig, root: Path, present: set[str]) -> 
         ("unknown class folders", sorted(present - set(config.classes))),
         ("no images for the classes", [name for name in config.classes if name not in present]),
     )
-    wrong = [f"{problem}: {shortlist(names)}" for problem, names in problems if names]
-    if wrong:
+    messages = [f"{problem}: {shortlist(names)}" for problem, names in problems if names]
+    if messages:
         raise DataError(
-            "; ".join(wrong),
+            "; ".join(messages),
             where=root,
             fix=f"tiles.classes is {', '.join(config.classes)}: correct it, or rename or remove the folders",
         )

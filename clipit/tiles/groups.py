@@ -38,7 +38,8 @@ def check_column_spelling(names: Mapping[str, str], present: Sequence[str], wher
     """Reject a column such as `Split`, which would be ignored because `split` is expected.
 
     Args:
-        names: clipit's name of each column -> its name in the table.
+        names: Names of the columns in the table, by clipit's names.
+        present: All column names of the table.
 
     Raises:
         DataError: A column is missing, and another one differs only in letter case, spaces or punctuation.
@@ -55,7 +56,7 @@ def check_column_spelling(names: Mapping[str, str], present: Sequence[str], wher
             )
 
 
-def names_groups(column: str) -> bool:
+def is_group_column(column: str) -> bool:
     """Return whether a column with this name usually identifies patients or slides."""
     return folded_name(column) in GROUP_COLUMNS
 

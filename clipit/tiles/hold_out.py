@@ -45,6 +45,7 @@ def hold_out_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
 
     Args:
         tiles: Tiles without a test split.
+        folds: Number of folds.
         fold: Fold that becomes the test split, from 0.
         seed: Seed of the order of the groups.
 

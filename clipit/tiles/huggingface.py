@@ -15,7 +15,7 @@ from clipit.image_readers import Reader
 from clipit.images import ImageError, decode, is_image
 from clipit.mangled_names import check_rounded
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
-from clipit.tiles.groups import check_column_spelling, names_groups
+from clipit.tiles.groups import check_column_spelling, is_group_column
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import configured_splits, split_map
 
@@ -27,7 +27,7 @@ class DatasetReader:
     """Reader for the image column of a data set with several splits; rows are numbered across the splits."""
 
     def __init__(self, splits: dict[str, Any], column: str) -> None:
-        """Index the rows of the splits (name -> `datasets.Dataset` with undecoded images)."""
+        """Index the rows of the splits, which are `datasets.Dataset` with undecoded images, by name."""
         self._splits = splits
         self._column = column
         self._rows = [(name, row) for name, rows_of_split in splits.items() for row in range(rows_of_split.num_rows)]
@@ -58,8 +58,11 @@ class SplitRows:
     """Rows of a split of a data set, without its images.
 
     Attributes:
+        count: Number of rows.
+        names: Names of the columns.
         text: Function that returns the cells of a column as text, "" where missing; class indices are not replaced.
-        class_names: Column -> class names, for columns of class indices.
+        class_names: Class names by column, for columns of class indices.
+        stamps: Stamp of each image's content.
     """
 
     count: int
@@ -73,7 +76,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     """Read the tiles of a data set; the id is the column tiles.columns.id, or else `<split>/<row>`.
 
     The image column is `image` and the label column `label`, unless tiles.columns sets others (`path` is the image
-    column). If tiles.splits is set, splits that it does not map are dropped. A data set without splits is all train.
+    column). If tiles.splits is set, splits that it does not map are dropped. A data set without splits becomes train.
 
     Raises:
         DataError: The data set cannot be loaded, or lacks splits or columns.
@@ -95,7 +98,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
 def _unused_images(path: str, loaded: Any, column: str) -> tuple[str, ...]:
     """Return a note on the images of a local image folder that are in no split of the data set.
 
-    The datasets package drops images that the metadata file does not list, or that are beside the folders of splits.
+    The datasets package drops images that the metadata file does not list, or that are outside the folders of splits.
     """
     splits = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
     if hub_id(path) is not None or any(rows.builder_name != "imagefolder" for rows in splits):
@@ -143,7 +146,9 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
     classes: tuple[str, ...] | None = None
     present = {name for rows in splits.values() for name in rows.names}
     others: dict[str, list[str]] = {
-        name: [] for name in sorted(present - {*names.values()}) if names_groups(name) and names["group"] not in present
+        name: []
+        for name in sorted(present - {*names.values()})
+        if is_group_column(name) and names["group"] not in present
     }
     for split, rows in splits.items():
         split_classes = tuple(rows.class_names.get(names["label"], ())) or None
@@ -225,10 +230,10 @@ def _column_names(config: TilesConfig) -> dict[str, str]:
 def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) -> list[str]:
     """Replace class indices with names; negative indices mark missing labels and become ""."""
     names = {"": ""} | {str(number): name for number, name in enumerate(classes)}
-    wrong = sorted({number for number in numbers if number not in names and not number.startswith("-")})
-    if wrong:
+    unnamed = sorted({number for number in numbers if number not in names and not number.startswith("-")})
+    if unnamed:
         raise DataError(
-            f"class indices without a name: {shortlist(wrong)}; there are {counted(len(classes), 'name')}",
+            f"class indices without a name: {shortlist(unnamed)}; there are {counted(len(classes), 'name')}",
             where=where,
             fix="repair the data set",
         )

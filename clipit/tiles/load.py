@@ -239,9 +239,9 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
         raise ConfigError(
             "a class is repeated or has no name", where=f"tiles.classes = {classes}", fix="use unique, non-empty names"
         )
-    if wrong := [name for name in classes if has_controls(name)]:
+    if with_controls := [name for name in classes if has_controls(name)]:
         raise DataError(
-            f"a class contains a control character: {shortlist([repr(name) for name in wrong])}",
+            f"a class contains a control character: {shortlist([repr(name) for name in with_controls])}",
             where=source.where,
             fix="rename it in the source, or in tiles.class_map",
         )
@@ -260,29 +260,29 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
 
 def _check_options(config: TilesConfig) -> None:
     """Reject options that the source would ignore."""
-    wrong = []
+    ignored = []
     if config.images is not None and config.source not in ("table", "slides"):
-        wrong.append("tiles.images (table and slides only)")
+        ignored.append("tiles.images (table and slides only)")
     if config.columns and config.source not in ("table", "huggingface", "webdataset", "slides"):
-        wrong.append("tiles.columns (table, huggingface, webdataset and slides only)")
+        ignored.append("tiles.columns (table, huggingface, webdataset and slides only)")
     if config.streaming and config.source not in ("huggingface", "webdataset"):
-        wrong.append("tiles.streaming (huggingface and webdataset only)")
+        ignored.append("tiles.streaming (huggingface and webdataset only)")
     if config.keep_pixels is not None and not config.streaming:
-        wrong.append("tiles.keep_pixels (with tiles.streaming only)")
+        ignored.append("tiles.keep_pixels (with tiles.streaming only)")
     if "mask" in config.columns and config.source in ("huggingface", "webdataset"):
-        wrong.append("tiles.columns.mask (table and slides only)")
+        ignored.append("tiles.columns.mask (table and slides only)")
     if config.slides is not None and config.source != "slides":
-        wrong.append("tiles.slides (slides only)")
+        ignored.append("tiles.slides (slides only)")
     if config.photos != "resize" and config.source != "bach":
-        wrong.append("tiles.photos (bach only)")
+        ignored.append("tiles.photos (bach only)")
     data_set = DATASETS.get(config.source)
     if not config.check_counts and (data_set is None or config.source == "bach"):
-        wrong.append("tiles.check_counts (published data sets only, and not bach, whose split names each photo)")
+        ignored.append("tiles.check_counts (published data sets only, and not bach, whose split names each photo)")
     if config.magnification is not None and (data_set is None or not data_set.counts_at):
-        wrong.append("tiles.magnification (breakhis only)")
-    if wrong:
+        ignored.append("tiles.magnification (breakhis only)")
+    if ignored:
         raise ConfigError(
-            f"options that do not apply to tile source {config.source}: {', '.join(wrong)}",
+            f"options that do not apply to tile source {config.source}: {', '.join(ignored)}",
             where="tiles",
             fix="remove them",
         )

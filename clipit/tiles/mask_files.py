@@ -33,7 +33,7 @@ class MaskClasses:
     """Classes of masks, and the values that encode them.
 
     Attributes:
-        class_of: Value -> index of the class.
+        class_of: Index of the class by value.
         ignore: Values of ignored pixels.
     """
 
@@ -141,10 +141,10 @@ def decode_values(
         values = values[..., 0]
     elif mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ImageError(f"pixel mode {mode}: save the mask as PNG with 8 or 16 bits")
-    whole = _unscaled(values.astype(np.uint8) if values.dtype == np.bool_ else values, packed)
-    if whole.size and (whole.min() < 0 or whole.max() > 65535):
-        raise ImageError(f"values from {whole.min()} to {whole.max()}: a mask has values from 0 to 65535")
-    return whole
+    unscaled = _unscaled(values.astype(np.uint8) if values.dtype == np.bool_ else values, packed)
+    if unscaled.size and (unscaled.min() < 0 or unscaled.max() > 65535):
+        raise ImageError(f"values from {unscaled.min()} to {unscaled.max()}: a mask has values from 0 to 65535")
+    return unscaled
 
 
 def _check_format(image: Image.Image) -> None:

@@ -29,8 +29,8 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
     """
     if policy == "error" or not len(tiles):
         return tiles
-    bad = np.asarray([isinstance(result, Unreadable) for result in _decode_all(tiles)])
-    if bad.all():
+    unreadable = np.asarray([isinstance(result, Unreadable) for result in _decode_all(tiles)])
+    if unreadable.all():
         first = tiles.try_read(0)
         reason = first.reason if isinstance(first, Unreadable) else ""
         raise DataError(
@@ -38,12 +38,12 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
             where=tiles.reader.where(int(tiles.rows[0])),
             fix="convert files of an unsupported format, and replace damaged files",
         )
-    if not bad.any():
+    if not unreadable.any():
         return tiles
-    _check_empty_splits(tiles, bad)
-    ids = tuple(tiles.ids[bad].tolist())
+    _check_empty_splits(tiles, unreadable)
+    ids = tuple(tiles.ids[unreadable].tolist())
     note = f"dropped {len(ids)} of {counted(len(tiles), 'image')} that cannot be decoded: {shortlist(ids)}"
-    return replace(tiles.select(~bad), quarantined=(*tiles.quarantined, *ids), notes=(*tiles.notes, note))
+    return replace(tiles.select(~unreadable), quarantined=(*tiles.quarantined, *ids), notes=(*tiles.notes, note))
 
 
 def _check_empty_splits(tiles: TileSet, bad: Bool[np.ndarray, "n"]) -> None:

@@ -104,8 +104,8 @@ def slide_tiles(slides: Sequence[PreparedSlide]) -> ImageSet:
 def is_slide_input(path: Path) -> bool:
     """Return whether a path is a slide or a folder of slides, rather than an image or a folder of images.
 
-    A TIFF is a slide if openslide finds several levels in it. A folder is one of slides if it contains slides and no
-    images.
+    A TIFF is a slide if openslide finds several levels in it. A folder counts as one of slides if it contains
+    slides and no images.
     """
     if path.is_dir():
         files = list_files(path, lambda file: not file.name.startswith(".")).files
@@ -253,7 +253,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
         )
         for file in files
     ]
-    check_names([slide.name for slide in slides], folder)
+    check_slide_names([slide.name for slide in slides], folder)
     # The data of an MRXS slide are in a folder next to it.
     others = [file for file in present if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
     notes = []
@@ -360,28 +360,27 @@ def _check_rows(names: Sequence[str], files: Sequence[Path], source_splits: Sequ
             where=path,
             fix="keep one row per slide; a slide belongs to one split",
         )
-    check_names(names, path)
+    check_slide_names(names, path)
 
 
-def check_names(names: Sequence[str], where: object) -> None:
+def check_slide_names(names: Sequence[str], where: object) -> None:
     """Reject repeated names, which would give tiles the same ids, and names that cannot be used as folder names.
 
     Raises:
         DataError: A name is repeated or cannot be used.
     """
-    wrong = [name for name in names if "/" in name or "\\" in name or name.startswith(".") or not name.strip()]
-    if wrong:
+    unusable = [name for name in names if "/" in name or "\\" in name or name.startswith(".") or not name.strip()]
+    if unusable:
         raise DataError(
-            f"{counted(len(wrong), 'name')} of slides cannot be used as folder names: "
-            f"{shortlist([repr(n) for n in wrong])}",
+            f"{counted(len(unusable), 'slide name')} cannot be used for folders: "
+            f"{shortlist([repr(n) for n in unusable])}",
             where=where,
             fix="use names that contain neither / nor \\ and do not start with a dot",
         )
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(
-            f"{counted(len(repeated), 'name of slides occurs', 'names of slides occur')} more than once: "
-            f"{shortlist(repeated)}",
+            f"{counted(len(repeated), 'slide name occurs', 'slide names occur')} more than once: {shortlist(repeated)}",
             where=where,
             fix="rename the files, or name the slides in a column slide in addition to the column path",
         )

@@ -17,7 +17,7 @@ ALIASES: Mapping[str, str] = {
     "test": "test",
     "testing": "test",
 }
-"""Name of a split in a source (in lower case) -> split, for names that need no configuration."""
+"""Split by its name in a source (in lower case), for names that need no configuration."""
 
 DROPPED = "\0dropped"
 """Stands for labels that map to no class; no file or folder can have this name."""
@@ -31,7 +31,7 @@ class SourceTiles:
     labels: Sequence[str]
     """Class names; "" for unlabelled tiles."""
     source_splits: Sequence[str]
-    """Splits as the source names them; "" if it has none, so that all tiles are train."""
+    """Splits as the source names them; "" if it has none, in which case all tiles are train."""
     groups: Sequence[str]
     """Patients or slides; "" if unknown."""
     mpp: Sequence[float]
@@ -44,7 +44,7 @@ class SourceTiles:
     classes: tuple[str, ...] | None = None
     """Classes of the data set in its own order; None to sort the names in the data."""
     split_names: Mapping[str, str] = field(default_factory=lambda: ALIASES)
-    """Name in the source -> split, for splits that the configuration does not map."""
+    """Split by its name in the source, for splits that the configuration does not map."""
     notes: tuple[str, ...] = ()
     paths: Sequence[str] = ()
     """Path of each tile, if the ids are not the paths."""

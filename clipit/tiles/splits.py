@@ -26,7 +26,7 @@ def shuffled(names: Shaped[np.ndarray, " n"] | Sequence[str], seed: int, purpose
 
 SplitName = Literal["train", "validation", "test"]
 Configured = Mapping[SplitName, str | tuple[str, ...]]
-"""Split -> its names in the source (`tiles.splits`)."""
+"""Names in the source by split (`tiles.splits`)."""
 
 
 def configured_splits(configured: Configured) -> dict[str, SplitName]:
@@ -51,8 +51,8 @@ def split_map(configured: Configured, known: Mapping[str, str]) -> dict[str, str
     """Map the names of splits in a source to splits.
 
     Args:
-        configured: Split -> its names in the source (`tiles.splits`).
-        known: Name in the source -> split, for splits that are not configured.
+        configured: Names in the source by split (`tiles.splits`).
+        known: Split by its name in the source, for splits that are not configured.
 
     Raises:
         ConfigError: A name occurs twice.
@@ -70,8 +70,8 @@ def resolve_splits(
 ) -> list[str]:
     """Return the split of each row; all rows are train if the source has no splits.
 
-    With `others` "ignore", rows with an unknown split, or without a split although others have one, get "". A
-    configured name "" stands for rows without a split.
+    If `others` is "ignore", rows with an unknown split, or without a split although other rows have one, get "". The
+    name "" in `configured` stands for rows without a split.
 
     Raises:
         DataError: A split is unknown, only some rows have a split, or a configured name does not occur.

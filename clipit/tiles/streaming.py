@@ -30,8 +30,8 @@ class StreamedSplit:
     """A split of a streamed data set.
 
     Attributes:
-        kinds: Column -> type of its values; "image" for images.
-        class_names: Column -> class names, for columns of class indices.
+        kinds: Type of the values by column; "image" for images.
+        class_names: Class names by column, for columns of class indices.
     """
 
     columns: list[str]
@@ -59,6 +59,7 @@ def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
 
     Args:
         config: Section `tiles`.
+        root: Folder of artefacts.
 
     Raises:
         ConfigError: There is no folder of artefacts.
@@ -81,8 +82,8 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
 
     Args:
         config: Section `tiles`.
-        root: Folder of artefacts for the description, so that the set is not looked up again; then call this in all
-            processes. None to look up the set.
+        root: Folder of artefacts that caches the description; if given, call this in all processes. None to look up
+            the set on every call.
 
     Raises:
         DataError: The set cannot be loaded, or lacks splits or columns.
@@ -278,7 +279,7 @@ def _reading(config: TilesConfig, position: str) -> Iterator[None]:
         if isinstance(error, ClipitError | MemoryError) or is_limit(error):
             raise
         raise DataError(
-            f"the set cannot be read: {type(error).__name__}: {error}",
+            f"the data set cannot be read: {type(error).__name__}: {error}",
             where=f"{config.path}, {position}",
             fix="check the network or the file, and run the command again, which resumes after the last complete shard",
         ) from error

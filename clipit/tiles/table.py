@@ -19,7 +19,7 @@ from clipit.images import is_image
 from clipit.mangled_names import check_rounded
 from clipit.nearby_files import similar_names
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
-from clipit.tiles.groups import check_column_spelling, names_groups
+from clipit.tiles.groups import check_column_spelling, is_group_column
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
 from clipit.tiles.source import ALIASES, SourceTiles
 
@@ -204,7 +204,7 @@ def _other_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[st
     """Read additional columns whose names suggest patients or slides, unless they cannot be read as text."""
     columns = {}
     for name in table.names:
-        if names_groups(name) and name not in {"group", *config.columns.values()}:
+        if is_group_column(name) and name not in {"group", *config.columns.values()}:
             try:
                 columns[name] = read_cells(table.column(name), name, path, table.row_name)
             except DataError:

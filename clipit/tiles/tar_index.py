@@ -24,7 +24,7 @@ from clipit.images import SUFFIXES
 from clipit.json_record import unique_keys
 from clipit.progress import progress
 from clipit.tiles.cells import stored_cell
-from clipit.tiles.groups import names_groups
+from clipit.tiles.groups import is_group_column
 from clipit.tiles.tar_shards import TarMember, TarReader, list_shards, scan_tar
 from clipit.whole_files import write_parquet
 
@@ -49,7 +49,7 @@ class TarIndex:
         stamps: Size and modification time of each shard.
         table: One row per sample: shard, key, name (of the image, "" without one), offset, size, and fields.
         names: Names of all fields in the shards, including those that are not in the table.
-        unread: Suffix -> number of members that are neither images nor fields.
+        unread: Number of members that are neither images nor fields, by suffix.
     """
 
     shards: list[Path]
@@ -216,7 +216,7 @@ def _index_shard(path: Path, number: int, suffixes: tuple[str, ...], wanted: set
             read = {
                 name: stored_cell(value)
                 for name, value in fields.items()
-                if name in wanted or (names_groups(name) and is_unicode(name))
+                if name in wanted or (is_group_column(name) and is_unicode(name))
             }
             if captions and captions in fields:
                 read[captions] = json.dumps(fields[captions])

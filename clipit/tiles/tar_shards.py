@@ -165,7 +165,11 @@ def scan_tar(path: Path, pattern: "re.Pattern[str]", largest: int) -> Iterator[t
                     content = None
                     if pattern.search(member.name):
                         if member.size > largest:
-                            raise DataError(f"{member.name} has {member.size:,} bytes", where=path, fix="shorten it")
+                            raise DataError(
+                                f"{member.name} has {member.size:,} bytes; at most {largest:,} are read",
+                                where=path,
+                                fix="shorten it",
+                            )
                         reader = archive.extractfile(member)
                         content = reader.read() if reader is not None else b""
                     yield TarMember(member.name, member.offset_data, member.size), content

@@ -52,9 +52,9 @@ class TileSet:
     where: str | None = None
     """Source table or folder, for error messages."""
     advice: str = ""
-    """How to set groups, if the source seems to identify patients and no groups are configured."""
+    """Advice on setting groups, if the source seems to identify patients and no groups are configured."""
     annotations: Annotations | None = None
-    """Labels by several annotators, the origin of the labels; None for labels of the source."""
+    """Labels by several annotators, from which `labels` derive; None if they come from the source."""
 
     def __post_init__(self) -> None:
         """Validate ids, splits and labels."""
@@ -70,9 +70,9 @@ class TileSet:
         try:
             "".join(texts).encode()
         except UnicodeEncodeError:
-            wrong = [text for text in dict.fromkeys(texts) if not is_unicode(text)]
+            invalid = [text for text in dict.fromkeys(texts) if not is_unicode(text)]
             raise DataError(
-                f"ids or groups that are not UTF-8: {shortlist(wrong)}", where=self.where, fix="rename them"
+                f"ids or groups that are not UTF-8: {shortlist(invalid)}", where=self.where, fix="rename them"
             ) from None
         unknown = sorted(set(np.unique(self.splits).tolist()) - set(SPLITS))
         if unknown:

@@ -10,7 +10,7 @@ from clipit.errors import DataError, counted_of, shortlist
 from clipit.image_set import ImageSet
 from clipit.mangled_names import check_rounded
 from clipit.tiles.cells import check_stored, parse_mpp, resolve_missing
-from clipit.tiles.groups import check_column_spelling, names_groups
+from clipit.tiles.groups import check_column_spelling, is_group_column
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.tar_index import FIELD_PREFIX, OWN_FIELDS, TarIndex, index_shards
 
@@ -88,7 +88,7 @@ def shard_images(path: Path) -> ImageSet:
 def table_columns(index: TarIndex) -> dict[str, list[str]]:
     """Return the fields that seem to identify patients or slides."""
     names = [name.removeprefix(FIELD_PREFIX) for name in index.table.column_names if name.startswith(FIELD_PREFIX)]
-    return {name: index.text(f"{FIELD_PREFIX}{name}") for name in names if names_groups(name)}
+    return {name: index.text(f"{FIELD_PREFIX}{name}") for name in names if is_group_column(name)}
 
 
 def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:

@@ -134,7 +134,7 @@ def test_a_text_model_is_no_backbone(tmp_path: Path) -> None:
 
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="not of images"):
+    with pytest.raises(ModelError, match="not images"):
         load_backbone(BackboneConfig(name=str(tmp_path)))
 
 

@@ -14,7 +14,7 @@ from tiny_models import CONCH, save_conch
 from clipit.config.run import LoraConfig, VLMConfig
 from clipit.errors import ModelError
 from clipit.models.adapted_towers import Tuning, adapt_towers
-from clipit.models.conch_vlm import conch_tokenizer, tokens_of
+from clipit.models.conch_vlm import conch_tokenizer, token_ids
 from clipit.models.loading import optional_module
 from clipit.models.towers import Towers
 from clipit.models.vlm import VLM, load_vlm
@@ -69,7 +69,7 @@ def test_conch_equals_its_package(conch_folder: Path, pictures: list[Image.Image
     with torch.no_grad():
         joint = model.encode_image(theirs, proj_contrast=True, normalize=True)
         raw = model.encode_image(theirs, proj_contrast=False, normalize=False)
-        texts = model.encode_text(tokens_of(conch_tokenizer(), ["adenocarcinoma", LONG], 128), normalize=True)
+        texts = model.encode_text(token_ids(conch_tokenizer(), ["adenocarcinoma", LONG], 128), normalize=True)
     torch.testing.assert_close(unit(vlm.encode_images(pixels), dim=1), joint, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(vlm.encode_images(pixels, space="raw"), raw, atol=1e-5, rtol=1e-4)
     found = vlm.encode_texts(["adenocarcinoma", LONG], truncate=True)
@@ -81,7 +81,7 @@ def test_conch_equals_its_package(conch_folder: Path, pictures: list[Image.Image
 def test_conch_tokens(conch_folder: Path) -> None:
     vlm = load("conch", conch_folder)
     tokenizer = conch_tokenizer()
-    ids = tokens_of(tokenizer, ["adenocarcinoma", LONG], 128)
+    ids = token_ids(tokenizer, ["adenocarcinoma", LONG], 128)
     assert ids.shape == (2, 128) and ids[:, -1].tolist() == [tokenizer.pad_token_id] * 2
     assert ids[1, 0] == tokenizer.bos_token_id and ids[1, 126] == tokenizer.eos_token_id
     count = int((ids[0] != tokenizer.pad_token_id).sum())

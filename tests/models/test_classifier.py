@@ -285,9 +285,7 @@ def test_slides_are_refused_with_the_function_that_reads_them(tmp_path: Path) ->
     slide = tmp_path / "a.svs"
     slide.touch()
     for given in (slide, str(slide), [slide], tmp_path):
-        with pytest.raises(
-            DataError, match=r"(?s)be classified as one image: a.svs.*clipit.predict\(classifier"
-        ):
+        with pytest.raises(DataError, match=r"(?s)be classified as one image: a.svs.*clipit.predict\(classifier"):
             open_pictures(given)
     with pytest.raises(DataError, match="does not exist"):
         open_pictures(tmp_path / "absent.svs")

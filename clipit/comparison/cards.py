@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import ArmResult, ComparisonResults
-from clipit.reporting.model_card import Compared, ComparedArm
+from clipit.reporting.model_card import CardArm, CardComparison
 from clipit.runs.card import record_comparison, write_card
 from clipit.runs.folder import read_results
 from clipit.training.arms import resolve_arm
@@ -30,7 +30,7 @@ def write_cards(plans: Sequence[Plan], results: ComparisonResults) -> None:
                 write_card(row.run, config, read_results(row.run))
 
 
-def _comparison_for_card(plan: Plan, arms: Sequence[ArmResult], run_arm: ArmResult) -> Compared:
+def _comparison_for_card(plan: Plan, arms: Sequence[ArmResult], run_arm: ArmResult) -> CardComparison:
     """Choose the arms on a card: the classifier's own, the baseline and the controls, then the others in order."""
     comparison = plan.comparison
     roles = {comparison.baseline: "baseline", run_arm.key.arm: "this classifier"}
@@ -39,7 +39,7 @@ def _comparison_for_card(plan: Plan, arms: Sequence[ArmResult], run_arm: ArmResu
     roles |= {control: "control" for control in comparison.controls if control not in roles}
     first = sorted(arms, key=lambda arm: arm.key.arm not in roles)[:_MAX_ARMS]  # stable
     card_arms = [_card_arm(arm, roles.get(arm.key.arm, "reference" if arm.reference else "")) for arm in first]
-    return Compared(
+    return CardComparison(
         metric=comparison.metric,
         seeds=len(comparison.seeds),
         baseline=comparison.baseline,
@@ -48,9 +48,9 @@ def _comparison_for_card(plan: Plan, arms: Sequence[ArmResult], run_arm: ArmResu
     )
 
 
-def _card_arm(arm: ArmResult, role: str) -> ComparedArm:
+def _card_arm(arm: ArmResult, role: str) -> CardArm:
     paired = arm.over_tiles
     if paired is None or paired.value is None:
-        return ComparedArm(arm.key.arm, role, arm.mean)
+        return CardArm(arm.key.arm, role, arm.mean)
     low, high = paired.interval.low, paired.interval.high
-    return ComparedArm(arm.key.arm, role, arm.mean, paired.value, None if low is None or high is None else (low, high))
+    return CardArm(arm.key.arm, role, arm.mean, paired.value, None if low is None or high is None else (low, high))

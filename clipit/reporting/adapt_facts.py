@@ -1,4 +1,4 @@
-"""Readable names of an adaptation's facts, for the page and the card."""
+"""Display names of the facts of an adaptation, for its page and card."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ _LABELS = {
     "both_sides": "patients with tiles in training and in a later split, whose reports are not used",
     "cases_with_report": "patients with a report of their own",
     "cases_with_several": "patients with several reports",
-    "chosen_step": "step that was kept",
+    "chosen_step": "selected step",
     "empty_text_bags": "tiles without any text",
     "empty_texts": "empty texts, dropped",
     "empty_tile_bags": "tiles without neighbours",
@@ -18,10 +18,10 @@ _LABELS = {
     "later_splits": "reports of patients with validation or test tiles, not used",
     "leaking_tiles": "images dropped because of leaks",
     "logit_scale": "scale of similarities, before and after",
-    "minable_texts": "texts that bags are mined from",
-    "mined_after_step": "bags mined last after step",
+    "minable_texts": "texts from which bags are mined",
+    "mined_after_step": "step after which bags were last mined",
     "negatives_per_bag": "negatives per bag (mean)",
-    "only_adapter": "why only the adapter is written",
+    "only_adapter": "reason for writing only the adapter",
     "own": "reports of these patients",
     "pairs": "pairs of an image and a text",
     "patients": "patients or groups",
@@ -52,22 +52,23 @@ _OF_STUDY = {"data", "arm", "split", "seed"}
 
 
 def fact_label(name: str) -> str:
-    """Return the readable name of a fact; in unknown names, underscores become spaces."""
+    """Return the display name of a fact; without one, replace underscores by spaces."""
     return _LABELS.get(name, name.replace("_", " "))
 
 
-def learned_from(summary: Mapping[str, object], arm: str) -> dict[str, object]:
-    """Select the counts of an arm's training data, without empty values, and without those of texts if it uses none.
+def training_counts(summary: Mapping[str, object], arm: str) -> dict[str, object]:
+    """Select the counts of an arm's training data, without empty values, or those of texts if it uses none.
 
     Args:
-        summary: Counts of `training.json`, key `examples`.
+        summary: Counts in `training.json`, key `examples`.
+        arm: Name of the arm.
     """
     unused = _OF_STUDY | (_OF_TEXTS if arm == "images" else set())
     return {name: value for name, value in summary.items() if name not in unused and value not in ([], "", None)}
 
 
 def fact_text(value: object) -> object:
-    """Format a value: lists joined by commas, floats with four digits, integers with thousands separators."""
+    """Format a value: lists joined by commas, floats with four significant digits, integers with separators."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):

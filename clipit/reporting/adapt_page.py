@@ -1,4 +1,4 @@
-"""Chapters and verdict of an adaptation study, which evaluates a VLM before and after its adaptation."""
+"""Chapters and verdict of an adaptation study, which evaluates a VLM before and after adaptation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,8 +40,8 @@ _COMPARED = (
 )
 _CONTROLS_TEXT = (
     "The gain is due to the text only if the arm text is better than both controls. The control shuffled_text uses the "
-    "same images, texts and number of steps; the control images uses the same images. A gain that a control shows as "
-    "well comes from the images, or from texts in general."
+    "same images, texts and number of steps; the control images uses the same images. A gain that a control also shows "
+    "comes from the images, or from texts in general."
 )
 _RETRIEVAL = (
     "Recall@k: share of queries with a true partner among the k nearest items, called p@k in PLIP's tables; in "
@@ -60,15 +60,19 @@ class AdaptContent:
     """Content of the page.
 
     Attributes:
-        forgetting: Names of the other sets; their tasks are `forgetting_task(name)`.
-        directions: Tasks of retrieval between held-out images and texts.
-        class_match: Task, measure and k of retrieval by class -> model -> mean over seeds and score expected at random.
-        held_out: Split and numbers of the images and texts that are retrieved.
-        probe_labels: Labels of the linear probe; None without a probe.
+        forgetting: Names of the sets that the VLM was not adapted to; their tasks are `forgetting_task(name)`.
+        directions: Retrieval tasks between held-out images and texts.
+        scores: Score of each task, model and metric.
+        contrasts: Differences between models.
+        class_match: Retrieval by class: for each task, measure and k, the mean over seeds and the score expected at
+            random, by model.
+        held_out: Description of the retrieved images and texts: split and counts.
+        probe_labels: Number of labels of the linear probe; None without a probe.
         training: Facts of each adaptation, by arm and seed.
-        examples: Counts of the training data of each arm.
+        examples: Counts of the training data, by arm.
         notes: Remarks on missing measurements and on limits of the scores.
-        curves: Loss by name of the series.
+        curves: Loss over steps, by name of the series.
+        facts: Provenance of the study.
     """
 
     scores: Sequence[SubjectScore]
@@ -119,9 +123,9 @@ def _gain(content: AdaptContent, gain: ModelDifference) -> str:
     change = f"from {_mean(before)} to {_mean(after)} ({_difference(gain)})"
     name = f"zero-shot {LABELS[_MAIN]}"
     if gain.outcome == "undecided":
-        return f"Not decided ({gain.reason}): {name} went {change}."
+        return f"Not decided ({gain.reason}): {name} changed {change}."
     if gain.outcome == "open":
-        return f"No gain shown: {name} went {change}."
+        return f"No gain shown: {name} changed {change}."
     if gain.outcome == "worse":
         return f"Worse than before: {name} fell {change}."
     controls = {arm: content.contrast(Subject(ZERO_SHOT, TEXT), Subject(ZERO_SHOT, arm)) for arm in _CONTROLS}
@@ -149,10 +153,10 @@ def _rose(content: AdaptContent, arm: str) -> bool:
 
 
 def _limit(content: AdaptContent, arm: str, contrast: ModelDifference) -> str:
-    """State how the gain compares with that of a control that it does not exceed."""
+    """Compare the gain with that of a control that it does not exceed."""
     words = f"the change {_CONTROLS[arm]} ({_difference_to_before(content, arm)})"
     if contrast.outcome == "undecided":
-        return f"Whether this is more than {words} is not decided: {contrast.reason}."
+        return f"It is not decided whether this is more than {words}: {contrast.reason}."
     return f"This is {'less' if contrast.outcome == 'worse' else 'not shown to be more'} than {words}."
 
 
@@ -253,7 +257,7 @@ def _model_table(content: AdaptContent, tasks: Sequence[str]) -> Table:
 
 
 def _difference_tables(content: AdaptContent, tasks: Sequence[str]) -> list[Table | Rows | Text]:
-    """Tabulate differences in the main metric, and fold those in the others; one sentence if all are undecided."""
+    """Tabulate differences in the main metric, and fold those in the others, or summarise them if all are undecided."""
     header = ("task", "difference", "metric", "mean", "over groups", "over seeds", "p (Holm)", "outcome")
     chosen = [each for each in content.contrasts if each.subject.task in tasks]
     main = [_difference_row(each) for each in chosen if each.metric == _MAIN]
@@ -302,7 +306,7 @@ def _retrieval_parts(content: AdaptContent) -> list[Text | Table | Rows]:
         for task, metric in dict.fromkeys((each.subject.task, each.metric) for each in chosen):
             scores = {model: content.score(task, model, metric) for model in models}
             random = next((score.random for score in scores.values() if score is not None), None)
-            cells = [_folded(score) if score is not None else "" for score in scores.values()]
+            cells = [_with_fold(score) if score is not None else "" for score in scores.values()]
             rows.append([task, metric, number(random), *cells])
         parts.append(Text(f"Held-out examples: {content.held_out}."))
         header = ("query to gallery", "measure", "random", *models)
@@ -325,7 +329,7 @@ def _transposed(caption: str, rows: Mapping[str, Mapping[str, object]]) -> Table
     return Table(("quantity", *rows), lines, caption=caption)
 
 
-def _folded(score: SubjectScore) -> str:
+def _with_fold(score: SubjectScore) -> str:
     fold = "" if score.mean is None or not score.random else f" ({score.mean / score.random:.1f} x)"
     return number(score.mean) + fold
 

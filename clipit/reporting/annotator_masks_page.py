@@ -1,4 +1,4 @@
-"""Page on masks by several annotators: agreement of pixels, confusion matrices, Dice scores, disputed tiles."""
+"""Page on masks by several annotators: agreement of pixels, confusion matrices, Dice scores and disputed tiles."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
     """Render the page as HTML.
 
     Args:
+        record: Content of masks.json.
         disputed: Tiles with the largest share of uncertain pixels, in descending order.
     """
     cards = [
@@ -31,8 +32,8 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
         for each in disputed
     ]
     sections = [PageSection("Masks", [facts_table(record["facts"], "masks.json: facts")])]
-    for number_of, part in enumerate(record["parts"]):
-        parts = _annotators(part, record["classes"], f"masks.json: parts.{number_of}")
+    for index, part in enumerate(record["parts"]):
+        parts = _annotators(part, record["classes"], f"masks.json: parts.{index}")
         sections.append(PageSection(f"Annotators: {part['part']}", parts))
     if cards:
         caption = "Tiles with the largest share of pixels whose consensus is uncertain."
@@ -41,7 +42,7 @@ def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequen
 
 
 def _annotators(part: Mapping[str, Any], classes: Sequence[str], source: str) -> list[Part]:
-    """Show the agreement and the annotators of a part of the tiles."""
+    """Show the agreement and the scores of the annotators on a part of the tiles."""
     dice: list[list[object]] = [
         [each["annotator"], each["tiles"], f"{each['pixels']:,}", number(each["accuracy"])]
         + [number(each["dice"][name]) for name in classes]
@@ -62,7 +63,7 @@ def _annotators(part: Mapping[str, Any], classes: Sequence[str], source: str) ->
         ),
         Text(
             "The Dice scores are the human ceiling: they measure how well annotators agree with one another. "
-            "Neighbouring pixels are not independent, so posteriors are too certain. Dawid-Skene over pixels is "
+            "Neighbouring pixels are not independent, so posteriors are overconfident. Dawid-Skene over pixels is "
             "STAPLE (Warfield et al., 2004)."
         ),
     ]

@@ -33,6 +33,7 @@ def annotators_page(title: str, record: Mapping[str, Any], disputed: Sequence[Di
     """Render the page as HTML.
 
     Args:
+        record: Content of annotators.json.
         disputed: Tiles with the least agreement, the most disputed first.
     """
     sections = [
@@ -101,7 +102,7 @@ def _agreement(record: Mapping[str, Any]) -> list[Part]:
 
 
 def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
-    """Show the estimates of Dawid-Skene, or the reason why there are none."""
+    """Show the Dawid-Skene estimates, or the reason why there are none."""
     estimates, classes = record[name], record["classes"]
     source = f"annotators.json: {name}"
     if estimates["reason"]:
@@ -131,13 +132,13 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
         Text(
             f"EM has {converged} after {counted(estimates['iterations'], 'iteration')}, at a log likelihood of "
             f"{estimates['log_likelihood']:.1f}. "
-            f"The consensus differs from the majority on {counted(estimates['differs'], 'tile')}, on "
-            f"{len(estimates['overruled']):,} of them from more than half of the labels; tied: "
+            f"The consensus differs from the majority on {counted(estimates['differs'], 'tile')}; on "
+            f"{len(estimates['overruled']):,} of these, it contradicts more than half of the labels. Ties: "
             f"{counted(estimates['tied'], 'tile')}. Accuracy is the estimated probability that a label is the true "
             "class. It is not measured: the estimate assumes that annotators err independently, given the class."
         ),
         shares,
     ]
     if len(classes) > MAX_CLASSES:
-        return [*parts, Text(f"The confusions of {len(classes)} classes are in {source}.")]
+        return [*parts, Text(f"The confusion matrices of {len(classes)} classes are in {source}.")]
     return [*parts, *confusion_tables(estimates["annotators"], classes, source)]

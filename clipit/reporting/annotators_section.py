@@ -1,4 +1,4 @@
-"""Page section on the human ceiling: annotators' scores on the tiles used to score a classifier."""
+"""Page section on the human ceiling: scores of annotators on the tiles that score a classifier."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from clipit.reporting.tables import LABELS, number
 _INDEPENDENT = {
     "yes": "The test labels are independent of the training labels: they come from other annotators.",
     "no": "The test labels are not independent of the training labels: they come from annotators who also label "
-    "training tiles, so scores of a student that learns their habits are too high.",
+    "training tiles, so the scores of a student that learns their habits are too high.",
 }
 _UNKNOWN = (
-    "It is unknown whether the test labels come from annotators who also label training tiles. If they do, scores of "
-    "a student that learns their habits are too high."
+    "It is unknown whether the test labels come from annotators who also label training tiles. If they do, the scores "
+    "of a student that learns their habits are too high."
 )
 
 
 def annotator_parts(ceiling: Mapping[str, Any], caption: str, source: str = "") -> list[Part]:
-    """Build a table with the scores of each annotator and their mean, and a text that explains them.
+    """Build a table of each annotator's scores and their mean, and a paragraph that explains them.
 
     Args:
         ceiling: Result of `clipit.evaluation.human_ceiling.human_ceiling`.
@@ -37,16 +37,16 @@ def annotator_parts(ceiling: Mapping[str, Any], caption: str, source: str = "") 
 def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
     """Explain the scores of annotators, and whether the test labels are independent of the training labels."""
     text = (
-        "An annotator is scored like a classifier, on the tiles that this annotator labelled. The consensus of the "
-        "others rests on fewer labels than the consensus of all, so these scores are slightly lower than against the "
-        "consensus of all. A classifier that scores higher than the annotators agrees with the consensus more often; "
+        "Each annotator is scored like a classifier, on the tiles that this annotator labelled. The consensus of the "
+        "others rests on fewer labels than the consensus of all, so these scores are slightly lower than they would be "
+        "against the latter. A classifier that scores higher than the annotators agrees with the consensus more often; "
         "this does not show that its diagnoses are better."
     )
     return f"{text} {_INDEPENDENT.get(ceiling['independent'], _UNKNOWN)}"
 
 
 def ceiling_note(ceiling: Mapping[str, Any], metric: str) -> str:
-    """Summarise the scores of annotators in one line: mean and range of a metric; "" where it is undefined."""
+    """Summarise the scores of annotators in one line, with mean and range of a metric; "" if it is undefined."""
     values = [r["metrics"][metric] for r in ceiling["annotators"] if r["metrics"].get(metric) is not None]
     if not values:
         return ""
@@ -64,7 +64,7 @@ def ceiling_note(ceiling: Mapping[str, Any], metric: str) -> str:
 
 
 def confusion_tables(annotators: Sequence[Mapping[str, Any]], classes: Sequence[str], source: str) -> list[Table]:
-    """Build a table of the estimated confusion matrix of each annotator that has one.
+    """Build a table of the estimated confusion matrix of each annotator who has one.
 
     Args:
         annotators: Name (`annotator`) and confusion matrix (`confusion`; None without an estimate) of each annotator.
@@ -83,7 +83,7 @@ def confusion_tables(annotators: Sequence[Mapping[str, Any]], classes: Sequence[
 
 
 def page_with_remarks(title: str, notes: Sequence[str], sections: Sequence[PageSection]) -> str:
-    """Render a page on annotators whose last section has the notes, and whose head has those marked as warnings."""
+    """Render a page on annotators, with warnings among the notes at the top and all notes in the last section."""
     remarks = PageSection("Remarks", [Text("\n".join(notes) or "None.", fixed=any(notes))])
     warnings = [note.removeprefix("WARNING: ") for note in notes if note.startswith("WARNING: ")]
     return page(title, " ".join(f"{text[0].upper()}{text[1:]}." for text in warnings), [*sections, remarks])

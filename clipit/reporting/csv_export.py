@@ -29,7 +29,7 @@ _EXCLUDED = ("batch",)  # values of the column `analysis`: thousands of rows, wh
 
 
 def check_export(path: Path) -> None:
-    """Check that a CSV file can be written, before a long computation; folders made for that are removed again.
+    """Check that a CSV file can be written, before a long computation; folders created for the check are removed.
 
     Raises:
         ArtifactError: The path is a folder or device, or its folder cannot be created or written.
@@ -40,7 +40,7 @@ def check_export(path: Path) -> None:
     make_folder(path.parent)
     writable = os.access(path.parent, os.W_OK)
     for folder in created:
-        with suppress(OSError):  # another process has written into it
+        with suppress(OSError):  # another process may have written to it
             folder.rmdir()
     if not writable:
         raise ArtifactError("no permission to write here", where=path, fix="choose a different --record")
@@ -86,6 +86,7 @@ def finish_study(folder: Path, name: str, record: Path | None) -> None:
     """Log the first table and the files of a study, and export its rows if requested, in the main process only.
 
     Args:
+        folder: Folder of the study.
         name: Name of its files, without suffix.
         record: CSV file for all rows; None for no export.
     """
@@ -102,7 +103,7 @@ def finish_study(folder: Path, name: str, record: Path | None) -> None:
 def first_table(text: str) -> str:
     """Return the title, the notes, the verdict and the first table of a Markdown document as text for the console.
 
-    Further rows and tables are counted.
+    Rows and tables that are left out are counted.
     """
     blocks = text.strip().split("\n\n")
     position = next((i for i, block in enumerate(blocks) if block.startswith("|")), len(blocks))
@@ -125,7 +126,7 @@ def run_study(
         description: Purpose of the command, for `--help`.
         section: Section of the configuration file, which also names the files of the study.
         run_help: Help of `--run`.
-        study: Function from the configuration and the folder of a run (None without one) to the folder of the study.
+        study: Function from the configuration and the folder of a run, or None, to the folder of the study.
     """
     from clipit.config.command_line import read_file_command
     from clipit.config.paths import run_path
@@ -156,5 +157,5 @@ def _round(value: Any) -> Any:
 
 
 def _strip_folders(value: object) -> object:
-    """Reduce absolute paths in a text to their last component, which hides the folders of this machine."""
+    """Reduce absolute paths in a text to their last component, to hide the folders of this machine."""
     return re.sub(r"(?<![\w.~-])/(?:[^\s/'\"=]+/)+", "", value) if isinstance(value, str) else value

@@ -12,9 +12,9 @@ Series = Mapping[str, tuple[list[int], list[float]]]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a metrics.jsonl: one JSON object per line, with its `step`.
+    """Read the rows of a metrics.jsonl, JSON objects with a `step`.
 
-    A truncated last line (the process was killed) is ignored.
+    A truncated last line, left by a killed process, is ignored.
 
     Raises:
         DataError: The file is missing or not UTF-8, or a line before the last is damaged.

@@ -1,4 +1,4 @@
-"""External evaluation of a run: page sections and summary."""
+"""Page sections and summary texts of an external evaluation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ _MEASURES = {"ece": "calibration error (ECE)", "nll": "negative log-likelihood",
 
 
 def add_own_scores(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the results with the scores on the run's own test tiles as a further split, for tables."""
+    """Add the scores on the run's own test tiles to the results as another split, for tables."""
     run_results = results["own"]
     return {**results, "splits": results["splits"] | ({OWN: run_results} if run_results else {})}
 
@@ -28,13 +28,13 @@ def external_texts(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def external_sections(results: Mapping[str, Any]) -> list[PageSection]:
-    """Compose the sections of the page that follow its scores."""
+    """Compose the sections of the page that follow the scores."""
     name, run_results = results["external"]["name"], results["own"]
     parts: list[Part] = []
-    of_set = results["splits"][name]
+    new = results["splits"][name]
     for key, title in (("", "the classifier's head"), ("zero_shot", "zero-shot with the class prompts")):
-        scores, before = (of_set[key], (run_results or {}).get(key)) if key in of_set else (of_set, run_results)
-        if before is None or (key and key not in of_set):
+        scores, before = (new[key], (run_results or {}).get(key)) if key in new else (new, run_results)
+        if before is None or (key and key not in new):
             continue
         rows = []
         for metric, score in scores["metrics"].items():
@@ -43,9 +43,7 @@ def external_sections(results: Mapping[str, Any]) -> list[PageSection]:
             rows.append((LABELS.get(metric, metric), *cells[0], *cells[1]))
         header = ("score", name, "95 % interval", OWN, "95 % interval")
         parts.append(Table(header, rows, caption=title, source="results.json: splits and own"))
-    sections = [
-        PageSection("Compared with the run's own test tiles", parts or [Text("The run has no scores of test tiles.")])
-    ]
+    sections = [PageSection("Compared with the run's own test tiles", parts or [Text("The run has no test scores.")])]
     notes = [Text(line) for line in results["external"]["notes"]]
     sections.append(PageSection("Checks", notes or [Text("No tile was dropped.")]))
     if results["calibration"]["measures"]:

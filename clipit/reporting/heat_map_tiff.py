@@ -1,4 +1,4 @@
-"""Heat maps as a pyramidal OME-TIFF, which viewers such as QuPath align with the slide by pixel size."""
+"""Heat maps as pyramidal OME-TIFF, which viewers such as QuPath align with the slide by pixel size."""
 
 import uuid
 from collections.abc import Sequence
@@ -28,14 +28,15 @@ def write_heat_map_tiff(
 ) -> None:
     """Write the heat maps of a slide as an OME-TIFF with one float32 channel per class and smaller levels as sub-IFDs.
 
-    Values are mean scores of the tiles; NaN marks pixels without a tile. The origin is that of the slide, and the
-    pixel size is given in micrometres, so that viewers lay the map over the slide. A pixel of a smaller level is the
-    mean of the values of up to four pixels.
+    Values are mean scores of the tiles at each pixel; NaN marks pixels without a tile. The map has the origin of the
+    slide and its pixel size in micrometres, so that viewers lay it over the slide. Each pixel of a smaller level is
+    the mean of up to four pixels.
 
     Args:
         path: Output file (.ome.tif).
-        classes: Names of the classes, which become names of channels.
-        downsample: Pixels of level 0 of the slide per pixel of the map; by default one pixel per cell of the grid.
+        classes: Class names, used as channel names.
+        scores: Scores, one row per tile of the grid.
+        downsample: Pixels of level 0 of the slide per pixel of the map; by default, a map has one pixel per grid cell.
 
     Raises:
         DataError: tifffile is not installed.

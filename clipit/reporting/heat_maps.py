@@ -1,4 +1,4 @@
-"""Images of heat maps over the overview of a slide: one per class, and one of the most probable class."""
+"""Images of heat maps over the overview of a slide, for each class and for the most probable class."""
 
 import re
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 COLOUR_MAP = "viridis"
 """Perceptually uniform colour map of probabilities from 0 to 1."""
 _OPACITY = 0.55
-_MAX_PIXELS = 900  # longest edge of a picture; the slide's page and its OME-TIFF show the details
-_COMPRESSION = 1  # PNG level; higher levels hardly shrink pictures of tissue, and take ten times as long
+_MAX_PIXELS = 900  # longest edge of an image; the slide's page and its OME-TIFF show the details
+_COMPRESSION = 1  # PNG level; higher levels hardly shrink images of tissue, and take ten times as long
 _DPI = 110  # resolution of `save_plot`
 _MORE_COLOURS = ("#7f3c8d", "#6b3e1f", "#f0e442", "#666666")  # purple, brown, yellow, grey
 _TINTS = (1.0, 0.55, 0.25)  # fractions of a colour mixed with white, if there are more classes than colours
@@ -29,7 +29,7 @@ _SCALE_BAR = 0.2  # maximum length as a fraction of the width
 
 
 def class_colours(n: int) -> list[str]:
-    """Return a colour per class as #rrggbb: the plot colours except black, additional colours, then their tints."""
+    """Return a colour per class as #rrggbb: the plot colours except black, more colours, then tints of both."""
     distinct = [colour for colour in (*COLOURS, *_MORE_COLOURS) if colour != "#000000"]
     rgb = [np.array(list(bytes.fromhex(colour[1:]))) for colour in distinct]
     tints = [255 - (255 - colour) * share for share in _TINTS for colour in rgb]
@@ -52,17 +52,18 @@ def write_overlays(
     scores: Float[np.ndarray, "n classes"],
     colours: Sequence[str] | None = None,
 ) -> dict[str, Path]:
-    """Write a picture of each class's heat map, and of the most probable class, over the overview of a slide.
+    """Write images of each class's heat map, and of the most probable class, over the overview of a slide.
 
     Each has a scale bar in micrometres, and a colour bar from 0 to 1 or a legend of the classes.
 
     Args:
-        folder: Output folder, for one file per class, named by its number and name, and `classes.png`.
-        overview: Image of the whole slide; shrunk to at most 900 pixels.
+        folder: Output folder for `classes.png` and one file per class, named after its index and name.
+        overview: Image of the whole slide, which is shrunk to at most 900 pixels.
+        scores: Probabilities from 0 to 1, one row per tile of the grid.
         colours: Colour of each class as #rrggbb; by default those of `class_colours`.
 
     Returns:
-        Path of each picture by class name; the key of the most probable class is empty.
+        Path of each image by class name; "" for the most probable class.
 
     Raises:
         ArtifactError: A file cannot be written, for example because the disk is full.
@@ -82,11 +83,13 @@ def write_overlays(
 def write_map(
     path: Path, overview: Image.Image, grid: SlideGrid, values: Float[np.ndarray, " n"], title: str, label: str
 ) -> None:
-    """Write a picture of one value per tile over the overview of a slide, with a scale bar and a colour bar.
+    """Write an image of one value per tile over the overview of a slide, with a scale bar and a colour bar.
 
     Args:
-        overview: Image of the whole slide; shrunk to at most 900 pixels.
+        overview: Image of the whole slide, which is shrunk to at most 900 pixels.
         values: Value of each tile, from 0 to 1.
+        title: Heading of the image.
+        label: Label of the colour bar.
 
     Raises:
         ArtifactError: The file cannot be written.
@@ -180,5 +183,5 @@ def scale_bar(width: float) -> float:
 
 
 def _file_name(name: str) -> str:
-    """Replace everything but ASCII letters, digits, dots and hyphens in a class name."""
+    """Replace all characters of a class name except ASCII letters, digits, dots and hyphens."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.")[:60] or "class"

@@ -1,8 +1,7 @@
 """Self-contained HTML pages from typed parts, through the Jinja2 templates of `templates/`.
 
-Jinja2 escapes every text; the SVG of `plots.inline_svg` is the only markup that is passed in. A page's content
-security policy allows its own script, by hash, and images as data URIs, and nothing else: a page cannot load or send
-anything.
+Jinja2 escapes every text; the SVG of `plots.inline_svg` is the only markup passed in. A page's content security policy
+allows only its own script, by hash, and images as data URIs, so that a page can neither load nor send anything.
 """
 
 import base64
@@ -41,14 +40,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of each row is its heading, and None is shown as n/a.
+    """A table, whose rows begin with a heading; None is shown as n/a.
 
     Attributes:
         rows: Cells, one per column of the header.
-        traces: Source of each row's figures, in a folded list below; empty for no such list.
-        source: File and key of the table's data, folded away below.
-        left: Number of left-aligned columns; the others contain figures, aligned right.
-        shades: Share in 0..1 that colours each cell after the first of each row (as in a confusion matrix).
+        traces: Source of each row's figures, listed in a collapsed element below the table; empty for no list.
+        source: File and key of the table's data, shown in a collapsed element below the table.
+        left: Number of left-aligned columns; the others contain numbers and are right-aligned.
+        shades: Share in 0..1 that shades each cell after the first of each row, as in a confusion matrix.
     """
 
     header: Sequence[str]
@@ -63,7 +62,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Rows:
-    """Raw rows in a folded table with a search box."""
+    """Rows in a collapsed table with a search box."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -73,7 +72,7 @@ class Rows:
 
     @property
     def id(self) -> str:
-        """Name of the table within its page, for the search box."""
+        """Id of the table within its page, for the search box."""
         return "rows-" + hashlib.sha256(repr((self.caption, self.header)).encode()).hexdigest()[:8]
 
     @property
@@ -92,8 +91,8 @@ class Figure:
 
     Attributes:
         picture: SVG of `plots.inline_svg`, which has its own alternative text, or the bytes of a PNG.
-        alt: Alternative text of a PNG; the caption where it is empty.
-        source: File and key of the data shown, folded away below.
+        alt: Alternative text of a PNG; by default, the caption.
+        source: File and key of the data, shown in a collapsed element below the figure.
     """
 
     picture: Markup | bytes
@@ -110,7 +109,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Card:
-    """A tile: its picture (a data URI of `jpeg_uri`; None for no picture), alternative text, and lines about it."""
+    """A tile: data URI of its picture (None for no picture), alternative text, and lines of text."""
 
     picture: str | None
     alt: str
@@ -133,8 +132,8 @@ class Quote:
     """A quoted text with its origin.
 
     Attributes:
-        segments: Consecutive pieces of the text, each with the name of its mark, "" for none. The name is shown in
-            brackets behind the piece, so that marks do not depend on colour.
+        segments: Consecutive pieces of the text, each with the name of its mark; "" for no mark. The name is shown in
+            brackets after the piece, so that marks do not depend on colour.
     """
 
     source: str
@@ -143,7 +142,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class Passage:
-    """A heading, a line of facts, quotes, and a line below them; empty for no such line."""
+    """A heading, a line of facts, quotes, and a line below them; "" leaves a line out."""
 
     heading: str
     facts: str
@@ -153,7 +152,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Passages:
-    """Quoted passages of texts, one below the other."""
+    """Quoted passages, one below the other."""
 
     passages: Sequence[Passage]
     kind: ClassVar[str] = "passages"
@@ -161,7 +160,7 @@ class Passages:
 
 @dataclass(frozen=True)
 class Include:
-    """A template of this package, such as a form that a script fills; it finds its values in `part.values`."""
+    """A template of this package, such as a form that a script fills; it reads its values from `part.values`."""
 
     template: str
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -173,7 +172,7 @@ class Links:
     """Links to other local files, as a table.
 
     Attributes:
-        rows: A name and its links, each a label and a path relative to the page's folder.
+        rows: Names with their links; each link is a label and a path relative to the page's folder.
     """
 
     rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
@@ -183,7 +182,7 @@ class Links:
 
 @dataclass(frozen=True)
 class Folded:
-    """Parts that are hidden until their summary is clicked."""
+    """Parts that stay collapsed until their summary is clicked."""
 
     summary: str
     parts: Sequence["Part"]
@@ -195,7 +194,7 @@ Part = Text | Table | Rows | Figure | Cards | Passages | Include | Links | Folde
 
 @dataclass(frozen=True)
 class PageSection:
-    """A heading and its parts; with `folded`, shown after a click on the heading or through a link to it."""
+    """A heading and its parts; if `folded`, collapsed until the heading is clicked or a link leads to it."""
 
     heading: str
     parts: Sequence[Part]
@@ -216,14 +215,15 @@ def page(
 
     Args:
         title: Heading of the page and title of the window.
-        note: Warning shown at the top of the page; empty for none.
+        note: Warning shown at the top of the page; "" for none.
         sections: Sections in order; each gets a link at the top.
-        verdict: Sentence shown large under the title; empty for none.
-        library: JavaScript of a library that runs before the script; empty for none.
+        verdict: Sentence shown in large type under the title; "" for none.
+        script: Template of the page's script.
+        library: JavaScript of a library that runs before the script; "" for none.
         data: JSON-like value that the script reads from the element `data`; None for none.
 
     Raises:
-        ValueError: The data contain NaN or infinity, which JSON does not support.
+        ValueError: The data contains NaN or infinity, which JSON does not support.
     """
     environment = _environment()
     code = library + environment.get_template(script).render()
@@ -245,7 +245,7 @@ def write_page(path: Path, text: str) -> None:
 
 
 def facts_table(values: Mapping[str, object], source: str = "") -> Table:
-    """Build a two-column table of facts; those without a value are left out."""
+    """Build a two-column table of facts, without those whose value is ""."""
     return Table(("quantity", "value"), [fact for fact in values.items() if fact[1] != ""], source=source, left=2)
 
 
@@ -258,7 +258,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # ASCII only: a line separator (U+2028) in a report must not end a line of the script element
+    # ASCII only, so that a line separator (U+2028) in a report cannot end a line of the script element
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "ensure_ascii": True}
     environment.filters |= {"cell": _show_cell, "code": _mark_code, "quote_path": quote}
     return environment

@@ -1,4 +1,4 @@
-"""Page of suspicious labels: tiles with their given and suggested labels and their nearest tiles."""
+"""Page of suspicious labels: tiles with their given and suggested labels, and their nearest tiles."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,9 +35,11 @@ class LabelledTile:
 
 @dataclass(frozen=True)
 class SuspiciousTile:
-    """A tile whose label is suspicious.
+    """A tile with a suspicious label.
 
     Attributes:
+        label_probability: Out-of-fold probability of the given label.
+        suggested: Most probable class.
         nearest: Nearest tiles of other patients or slides, nearest first.
     """
 
@@ -63,10 +65,10 @@ def label_issues_page(
     Args:
         note: Warning shown at the top of the page; empty for none.
         facts: Settings and results of the check, with the number of suspicious labels under `suspicious labels`.
-        by_class: For each class: class, checked, suspicious, estimated_wrong and suggested_most.
+        by_class: Records with the keys class, checked, suspicious, estimated_wrong and suggested_most.
         tiles: Tiles to review, the most suspicious first.
-        scores: Scores against verified labels; empty without any.
-        remarks: Remarks, one line each.
+        scores: Scores against verified labels; empty without verified labels.
+        remarks: Lines of the section of remarks.
     """
     total = int(str(facts.get("suspicious labels", len(tiles))))
     counts = Table(

@@ -1,4 +1,4 @@
-"""Pictures of segmentations: image, true and predicted classes, and errors, side by side."""
+"""Figures of segmentations: image, true classes, predicted classes and errors, side by side."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -34,8 +34,9 @@ def plot_segmentation(
     """Draw an image, its true classes, its predicted classes and the errors in a row of panels.
 
     Args:
-        truth: True class of each pixel; -1 is ignored and grey.
-        foreground: Numbers of the foreground classes.
+        truth: True class of each pixel; -1 for ignored pixels, which are grey.
+        predicted: Predicted class of each pixel.
+        foreground: Indices of the foreground classes.
     """
     from matplotlib.patches import Patch
 

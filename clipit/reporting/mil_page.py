@@ -1,4 +1,4 @@
-"""Page and summary of a study of slide or patient labels."""
+"""Page and summary of a study of multiple-instance learning on slide or patient labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,11 +37,13 @@ _MAPS = (
 
 @dataclass(frozen=True)
 class ShownBag:
-    """A bag on the page.
+    """A bag that is shown on the page with its maps.
 
     Attributes:
-        arm: Arm whose model is shown, with its first seed.
+        arm: Arm whose model (of the first seed) is shown.
+        tiles: Number of tiles.
         pictures: Title and PNG of each map; empty without slides.
+        top: Tiles with the highest attention.
     """
 
     name: str
@@ -58,9 +60,11 @@ class MilContent:
     """Content of the page.
 
     Attributes:
-        note: Warning shown at the top; empty for none.
+        note: Warning shown at the top; "" for none.
         against_control: Comparisons of the trained arms with each control that was trained on shuffled labels.
         level: Whether slides or patients are labelled.
+        counts: Number of bags by split and label.
+        arms: Description of each arm.
         maps: Bags whose maps are shown.
         map_scores: Table of `clipit.mil.map_scores.score_table`; empty without masks.
     """
@@ -131,7 +135,7 @@ def mil_summary(content: MilContent) -> str:
 
 
 def _levels(content: MilContent) -> list[Level]:
-    """Return the levels to show: patients as well as slides only if some patient has several slides."""
+    """Return the levels to show: slides, and also patients if any patient has several slides."""
     if content.level == "patient":
         return ["patient"]
     table = content.comparison.table

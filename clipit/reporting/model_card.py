@@ -17,13 +17,13 @@ _METRIC_TYPES = {"accuracy": "accuracy", "macro_f1": "f1", "auroc": "roc_auc"}
 
 
 @dataclass(frozen=True)
-class ComparedArm:
-    """One row of a card's table of arms.
+class CardArm:
+    """Row of a card's table of arms.
 
     Attributes:
         role: `this classifier`, `baseline`, `control` or "".
         mean: Mean score over seeds; None if undefined.
-        difference: Mean difference to the baseline; None for the baseline.
+        difference: Mean difference from the baseline; None for the baseline.
         interval: 95 % interval of the difference, over test tiles or groups.
     """
 
@@ -35,18 +35,19 @@ class ComparedArm:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A comparison that includes the classifier.
+class CardComparison:
+    """Comparison with other arms, shown on a classifier's card.
 
     Attributes:
-        arms: Arms that the card shows.
-        further: Number of other arms, which the card does not show.
+        seeds: Number of seeds.
+        arms: Arms on the card.
+        further: Number of arms that are not on the card.
     """
 
     metric: str
     seeds: int
     baseline: str
-    arms: Sequence[ComparedArm]
+    arms: Sequence[CardArm]
     further: int = 0
 
 
@@ -59,8 +60,9 @@ class CardFacts:
         data: Description of the tiles, without names of files.
         training_labels: Number of labels of training tiles that the run used.
         validation_labels: Number of labels of validation tiles that the run used.
-        teaching: Descriptions of the loss terms.
-        external: Content of results.json of each evaluation on a new test set, whose name is not shown.
+        loss_terms: Descriptions of the loss terms.
+        results: Content of results.json.
+        external: Content of results.json of each external evaluation; names of test sets are not shown.
         compared: Comparison that includes the run, if any.
         reports: Number of reports whose snippets were paired with the tiles; None without reports.
     """
@@ -71,10 +73,10 @@ class CardFacts:
     training_tiles: int | None
     training_labels: int | None
     validation_labels: int | None
-    teaching: Sequence[str]
+    loss_terms: Sequence[str]
     results: Mapping[str, Any] = field(default_factory=dict)
     external: Sequence[Mapping[str, Any]] = ()
-    compared: Compared | None = None
+    compared: CardComparison | None = None
     reports: int | None = None
     snippets: int | None = None
 
@@ -106,7 +108,7 @@ def model_card(spec: ClassifierSpec, facts: CardFacts, *, transformers_opens: bo
 
 
 def plain_text(text: object) -> str:
-    """Escape a name for one line of Markdown: control characters, HTML, links, and marks of emphasis or code."""
+    """Escape a name for one line of Markdown: control characters, HTML, links, emphasis and code."""
     line = printable(" ".join(str(text).split()))
     return re.sub(r"([`*_~#])", r"\\\1", markdown_line(line.replace("\\", "\\\\")))
 
@@ -116,7 +118,7 @@ def _title(facts: CardFacts) -> str:
 
 
 def licence_fields(licence: ModelLicence) -> dict[str, str]:
-    """Return the metadata of a card that name the licence, if it is none of the hub's, and the base model."""
+    """Return a card's metadata on the licence, if it is not one of the hub's, and on the base model."""
     fields = {}
     if licence.identifier == OTHER:
         fields["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence.licence.lower()).strip("-")
@@ -179,12 +181,12 @@ def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
 
 
 def _training(spec: ClassifierSpec, facts: CardFacts, licences: Sequence[ModelLicence]) -> str:
-    taught = [plain_text(licence.model) for licence in licences if licence.role == "VLM"]
+    teachers = [plain_text(licence.model) for licence in licences if licence.role == "VLM"]
     lines = [
         f"- Arm: {plain_text(facts.arm) if facts.arm else 'none (custom settings)'}, seed {facts.seed}",
         f"- Backbone: {plain_text(licences[0].model)}",
-        f"- Teacher: {'vision-language model ' + ' and '.join(taught) if taught else 'none'}",
-        *(f"- Learns from {plain_text(text)}" for text in facts.teaching),
+        f"- Teacher: {'vision-language model ' + ' and '.join(teachers) if teachers else 'none'}",
+        *(f"- Learns from {plain_text(text)}" for text in facts.loss_terms),
     ]
     if spec.projector_layers:
         lines.append("- Also predicts the text embedding of a tile, for zero-shot classification in clipit")
@@ -202,7 +204,7 @@ def _scores(facts: CardFacts) -> str:
 
 
 def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """Format the scores on new test sets, which are numbered: their names may identify hospitals or files."""
+    """Format the scores on new test sets, which are numbered, since their names may identify hospitals or files."""
     if not evaluations:
         return ""
     splits = {f"set {number}": next(iter(results["splits"].values())) for number, results in enumerate(evaluations, 1)}
@@ -217,7 +219,7 @@ def _external_scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _comparison(compared: Compared | None) -> str:
+def _comparison(compared: CardComparison | None) -> str:
     if compared is None:
         return ""
     rows = [

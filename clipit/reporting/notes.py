@@ -1,4 +1,4 @@
-"""The note at the top of a page: limits of the embedded models, and the `note` of the configuration."""
+"""Note at the top of a page: limits of the embedded models, and the `note` of the configuration."""
 
 from collections.abc import Iterable
 
@@ -10,8 +10,8 @@ def compose_note(note: str, *, backbones: Iterable[str] = (), vlms: Iterable[str
 
     Args:
         note: Key `note` of the configuration.
-        backbones: Names of the backbones that the scores come from.
-        vlms: Names of the VLMs that the scores come from; an adapted VLM counts as the one that was adapted.
+        backbones: Names of the scored backbones.
+        vlms: Names of the scored VLMs; an adapted VLM counts as its base.
     """
     used = [
         role for role, names in (("backbone", backbones), ("VLM", vlms)) if "embedded" in map(base_of_adapted, names)

@@ -1,4 +1,4 @@
-"""Pairing browser (`pairs.html`): tiles, their snippets and scores, with filters."""
+"""Pairing browser (`pairs.html`): tiles with their snippets and scores, and filters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,16 +16,16 @@ MAX_TILES = 3000
 ROWS = 100
 """Tiles shown at a time."""
 RATING_HELP = (
-    "Rating: does the snippet describe what the tile shows (good), in part (partly), or not (wrong)? Ratings and "
-    "comments are kept in this browser, even after a reload; save them as a csv file with the columns tile_id, "
-    "snippet_id, rank, score, rating and comment. Nothing leaves this computer."
+    "Rate how well the snippet describes what the tile shows: good, partly or wrong. Ratings and comments are kept in "
+    "this browser, even after a reload; save them as a csv file with the columns tile_id, snippet_id, rank, score, "
+    "rating and comment. Nothing leaves this computer."
 )
 
 
 def choose_tiles(pairs: pa.Table, max_tiles: int = MAX_TILES) -> list[str]:
-    """Return the sorted ids of the tiles to show on a page: all, or `max_tiles` of them.
+    """Return the sorted ids of the tiles to show on a page: all, or a selection of `max_tiles`.
 
-    A selection is spread evenly over the scores of the tiles' first snippets, from the highest to the lowest.
+    The selection is spread evenly over the scores of the tiles' first snippets, from the highest to the lowest.
 
     Args:
         pairs: Table with the columns tile_id, rank, snippet_id, score.
@@ -58,16 +58,16 @@ def pairing_page(
     """Render the pairing browser as HTML.
 
     Args:
-        note: Warning shown at the top of the page; empty for none.
+        note: Warning shown at the top of the page; "" for none.
         pairs: Pairs of all tiles, with the columns tile_id, rank, snippet_id, score.
         texts: Text of each snippet by id.
         shown: Ids of the tiles to show, from `choose_tiles`.
         classes: Class names, in the order of the class indices.
         labels: Class index by tile id; -1 or absent if unknown.
         predictions: Index and probability of the predicted class by tile id; None without a run.
-        pictures: Base64 text of a JPEG by tile id, shown small and enlarged on a click; None or absent for no picture.
+        pictures: Base64-encoded JPEG by tile id, shown small and enlarged on a click; None or absent for no picture.
         origins: Section and report of each snippet by id, shown next to it.
-        key: Fingerprint of the pairing, the key of the pair ratings in the browser.
+        key: Fingerprint of the pairing, under which the browser stores ratings.
         introduction: Paragraphs on the origin of pairs, labels and predictions.
         summary: Summary of the pairing, as preformatted lines.
     """
@@ -107,7 +107,7 @@ def _data(
     predictions: Mapping[str, tuple[int, float]] | None,
     pictures: Mapping[str, str | None],
 ) -> dict[str, Any]:
-    """Build the data that the script reads, by column so that field names are not repeated."""
+    """Build the data for the script, by column so that field names are not repeated."""
     table = pairs.filter(pc.is_in(pairs["tile_id"], pa.array(list(shown), pa.string())))
     tile_ids, snippet_ids = _strings(table["tile_id"]), _strings(table["snippet_id"])
     ranks, scores = table["rank"].to_numpy(), table["score"].to_numpy()

@@ -33,7 +33,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINE_STYLES = ("-", "--", ":", "-.")
 _STYLE: dict[Any, Any] = {
     "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same on every machine
+    "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib, so the same on every machine
     "grid.alpha": 0.3,
     "legend.fontsize": 8,
     "legend.frameon": False,
@@ -44,7 +44,7 @@ _STYLE: dict[Any, Any] = {
 _MANY_CLASSES = 5
 _MANY_POINTS = 40  # lines with more points have no markers
 _MAX_POINTS = 500  # points drawn per line
-_MANY_DECADES = 1e4  # from this ratio of values on, a logarithmic axis labels only powers of ten
+_MANY_DECADES = 1e4  # ratio of values from which a logarithmic axis labels only powers of ten
 _LOSSES = ("loss", "cross_entropy", "distillation")
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,13 @@ def in_style(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 def new_figure(width: float, height: float, *, fixed: bool = False) -> "Figure":
-    """Make an empty figure, in inches; margins adapt to the content unless they are `fixed` (faster)."""
+    """Create an empty figure.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+        fixed: Whether margins are fixed, which is faster, instead of adapting to the content.
+    """
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=None if fixed else "constrained")
@@ -77,12 +83,13 @@ def new_figure(width: float, height: float, *, fixed: bool = False) -> "Figure":
 def save_plot(figure: "Figure", path: Path, compression: int = 6) -> None:
     """Write a figure as PNG, atomically; the same figure gives the same bytes.
 
-    If matplotlib cannot render it, the reason is logged and drawn instead, so that a plot cannot stop an evaluation.
+    If matplotlib cannot render the figure, the reason is logged and drawn instead, so that plots never stop an
+    evaluation.
 
     Args:
         figure: Figure drawn in the style of the package.
         path: Output file.
-        compression: Level of compression, from 1 (fast) to 9 (small).
+        compression: PNG compression level, from 1 (fast) to 9 (small).
     """
     pillow = {"compress_level": compression}
     metadata = {"Software": None}
@@ -98,8 +105,8 @@ def save_plot(figure: "Figure", path: Path, compression: int = 6) -> None:
 def inline_svg(figure: "Figure", label: str) -> Markup:
     """Render a figure as an SVG element for a page; the same figure gives the same text.
 
-    Black becomes the text colour of the page, so that the figure can be read in dark mode. Artists whose `gid` comes
-    from `tooltip` show their text on hover. If matplotlib cannot render the figure, the element contains the reason.
+    Black becomes the text colour of the page, so that figures are readable in dark mode. Artists whose `gid` comes from
+    `tooltip` show its text on hover. If matplotlib cannot render the figure, the element contains the reason.
 
     Args:
         figure: Figure drawn in the style of the package.
@@ -114,7 +121,7 @@ def inline_svg(figure: "Figure", label: str) -> Markup:
         stream.truncate(stream.seek(0))
         figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
 
-    with matplotlib.rc_context({"svg.hashsalt": label}), _missing_glyphs_allowed():  # ids must differ within a page
+    with matplotlib.rc_context({"svg.hashsalt": label}), _missing_glyphs_allowed():  # ids must be unique within a page
         _render(figure, write, label)
     text = stream.getvalue()
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text[text.index("<svg") :], count=1, flags=re.DOTALL)
@@ -145,7 +152,7 @@ def tooltip(text: str) -> str:
 
 @contextmanager
 def _missing_glyphs_allowed() -> Iterator[None]:
-    """Silence warnings about characters that the font lacks (such as emoji); a PNG shows boxes instead."""
+    """Silence warnings about characters that the font lacks, such as emoji, which a PNG shows as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
         yield
@@ -153,9 +160,9 @@ def _missing_glyphs_allowed() -> Iterator[None]:
 
 @in_style
 def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str = "") -> "Figure":
-    """Plot a confusion matrix: cells show numbers of tiles, shading the share of the true class (row).
+    """Plot a confusion matrix: numbers are tiles, and shades are shares of the true class (row).
 
-    With more than 40 classes, cells have no numbers and only every n-th class is named, to bound size and time.
+    With more than 40 classes, cells have no numbers and only every n-th class is named, to limit size and time.
     """
     counts = np.asarray(confusion, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -214,10 +221,10 @@ def plot_lines(
     """Plot lines over steps.
 
     Args:
-        series: Name -> steps and values. Values that are not finite leave a gap.
+        series: Steps and values by name of the line. Values that are not finite leave a gap.
         y_label: Title of the vertical axis.
         logarithmic: Whether to use a logarithmic axis, provided that all values are positive and not all equal.
-        colours: Name -> colour index, for consistent colours across plots; by default in order.
+        colours: Colour index by name, for consistent colours across plots; by default, lines are numbered in order.
     """
     figure = new_figure(6.2 + 0.08 * max(map(len, series), default=0), 3.2)
     axes = figure.add_subplot()
@@ -243,7 +250,7 @@ def _draw_lines(
             label=name, gid=tooltip(name),
         )  # fmt: skip
         gaps = np.isnan(np.concatenate([[np.nan], y, [np.nan]]))
-        isolated = gaps[:-2] & ~gaps[1:-1] & gaps[2:]  # a line through one point cannot be seen
+        isolated = gaps[:-2] & ~gaps[1:-1] & gaps[2:]  # a line through one point is invisible
         axes.plot(x[isolated], y[isolated], "o", color=colour, markersize=3)
     axes.set_ylabel(y_label)
     if logarithmic and finite and 0 < min(finite) < max(finite):
@@ -260,7 +267,7 @@ def _draw_lines(
 
 
 def _thin(n: int) -> Int64[np.ndarray, " k"]:
-    """Return at most `_MAX_POINTS` of n indices, evenly spaced, including the last."""
+    """Return at most `_MAX_POINTS` evenly spaced indices below n, including the last."""
     return np.linspace(0, n - 1, min(n, _MAX_POINTS)).round().astype(np.int64)
 
 
@@ -276,7 +283,7 @@ def legend_beside(axes: "Axes") -> None:
 
 @in_style
 def plot_reliability(bins: Sequence[Mapping[str, Any]], *, title: str = "") -> "Figure":
-    """Plot a reliability diagram: accuracy over confidence per bin, and the number of tiles in each bin.
+    """Plot a reliability diagram: accuracy over confidence by bin, and the number of tiles in each bin.
 
     Args:
         bins: Bins from `clipit.evaluation.metrics.reliability_bins`.

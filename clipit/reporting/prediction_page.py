@@ -1,4 +1,4 @@
-"""Page of predicted images: class shares, and the most and least certain images."""
+"""Page of predictions: shares of the classes, and images with the most and the least certain predictions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from clipit.reporting.tables import number
 from clipit.reporting.thumbnails import picture_uri
 
 LEAST = 24
-"""Number of least certain images."""
+"""Number of least certain images on the page."""
 MAX_PER_CLASS = 6
 """Number of most certain images of each class."""
 MAX_CLASSES = 20
-"""Number of classes, the most frequent ones, whose most certain images are shown."""
+"""Number of classes, by frequency, whose most certain images are shown."""
 MAX_UNREADABLE = 200
-"""Number of unreadable images that are listed."""
+"""Maximum number of unreadable images that are listed."""
 _SIDE = 112  # pixels of a thumbnail
 
 
@@ -36,9 +36,12 @@ def prediction_page(
     """Render the page of a table of predictions.
 
     Args:
-        predicted: Classes by the classifier's head.
-        zero_shot: Zero-shot classes; None without them.
-        images: Classified images, which are read for the thumbnails.
+        name: Name of the table of predictions.
+        summary: Counts and shares, as in the summary file.
+        predicted: Classes predicted by the classifier's head.
+        zero_shot: Classes predicted zero-shot; None for none.
+        images: Predicted images, which are read again for thumbnails.
+        facts: Facts about the classifier.
         unreadable: Id, file and reason of each unreadable image.
     """
     counts = {"images": summary["images"], "predicted": summary["predicted"], "unreadable": summary["unreadable"]}
@@ -61,7 +64,7 @@ def prediction_page(
 
 
 def shares_rows(summary: Mapping[str, Any]) -> list[tuple[str, int, str, str]]:
-    """Return class, number of images, share and mean confidence, the most frequent class first."""
+    """Tabulate class, number of images, share and mean confidence, the most frequent class first."""
     ordered = sorted(summary["classes"].items(), key=lambda entry: -entry[1]["images"])
     return [
         (name, values["images"], f"{values['share']:.1%}", number(values["mean_confidence"]))

@@ -1,4 +1,4 @@
-"""Report-label page: labels of a corpus by rules and by a text classifier, with a sample to check."""
+"""Page of report labels by rules and by a text classifier, with a sample of reports to check."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class SampledReport:
 
     Attributes:
         label: Label by the rules, with the mentions that it is based on.
-        facts: Other labels of this report, such as its given label, by name.
+        facts: Other labels of the report, such as its given label, by name.
     """
 
     report_id: str
@@ -45,12 +45,13 @@ def report_labels_page(
     """Render the page as HTML.
 
     Args:
-        note: Warning shown at the top of the page; empty for none.
+        note: Warning shown at the top of the page; "" for none.
         facts: Facts about the corpus, the rule set and the classifier.
         labels: Label of each report by the rules; empty without rules.
+        classes: Classes of the rules.
         agreements: Agreement of each kind of label with a reference, one section each.
         sample: Reports to check, drawn at random.
-        problems: Notes on skipped reports and labels, one line each.
+        problems: Lines about skipped reports and labels.
     """
     sections = [PageSection("Corpus", [facts_table(facts)])]
     if labels:
@@ -71,7 +72,7 @@ def report_labels_page(
 
 
 def count_rule_classes(labels: Sequence[ReportLabel], classes: Sequence[str]) -> dict[str, int]:
-    """Count the reports by class, in the order of the rules; `none` is split by uncertain mentions."""
+    """Count the reports by class, in the order of the rules; those without a class are split by uncertain mentions."""
     counts_of_class = Counter(label.class_name for label in labels)
     uncertain = sum(label.uncertain_only for label in labels)
     counts = {name: counts_of_class[name] for name in (*classes, BOTH)}
@@ -130,8 +131,8 @@ def _agreement(agreement: Agreement) -> list[Part]:
         Table(
             ("score", "value [95 % interval]"),
             agreement_rows(agreement),
-            caption=f"{int(agreement.counts.sum()):,} labelled reports of {agreement.groups:,} groups; intervals by "
-            "bootstrap over groups",
+            caption=f"{counted(int(agreement.counts.sum()), 'labelled report')} of "
+            f"{counted(agreement.groups, 'group')}; intervals by bootstrap over groups",
         )
     )
     if len(agreement.predictions) > MAX_CLASSES:
@@ -163,8 +164,9 @@ def _passage(report: SampledReport) -> Passage:
         text = " ".join(report.text.split())
         shown = text if len(text) <= _BEGINNING else f"{text[:_BEGINNING]} ..."
         quotes = [Quote("no phrase found; beginning of the report", [(shown, "")])]
-    more = len(mentions) - _MENTIONS
-    return Passage(report.report_id, "; ".join(facts), quotes, f"and {more} more mentions" if more > 0 else "")
+    hidden = len(mentions) - _MENTIONS
+    more = f"and {counted(hidden, 'more mention')}" if hidden > 0 else ""
+    return Passage(report.report_id, "; ".join(facts), quotes, more)
 
 
 def _quote(mention: Mention) -> Quote:

@@ -16,7 +16,7 @@ from clipit.reporting.summary import describe_protocol, list_undefined
 from clipit.reporting.tables import LABELS, MAX_CLASSES, interval, number
 
 MAX_TILES = 12
-"""Maximum number of tiles shown of each outcome (misclassified, correctly classified)."""
+"""Maximum number of tiles shown for each outcome (misclassified, correctly classified)."""
 
 
 def run_page(
@@ -32,9 +32,12 @@ def run_page(
     """Render the page of a run from the files in its folder.
 
     Args:
-        picture: Function that returns the data URI of a tile's image by its id, or None.
-        texts: Preformatted text by heading (tiles, snippets, pairing).
-        more: Other sections, placed after the scores.
+        results: Content of results.json.
+        predictions: Content of predictions.parquet.
+        curves: Training curves; None without a training log.
+        picture: Function from a tile id to the data URI of the tile's picture, or None.
+        texts: Preformatted text by heading, such as tiles, snippets and pairing.
+        more: Further sections, placed after the scores.
     """
     sections = [PageSection("Scores", _scores(results)), *more]
     for split, split_results in results["splits"].items():
@@ -57,7 +60,7 @@ def run_page(
 def extreme_tiles(
     predictions: Predictions, max_tiles: int = MAX_TILES
 ) -> tuple[Int64[np.ndarray, " w"], Int64[np.ndarray, " r"]]:
-    """Return the rows of the most confident misclassified and correctly classified tiles; ties are sorted by id."""
+    """Return the rows of the most confident misclassified and correctly classified tiles, with ties sorted by id."""
     predicted, confidence = predictions.probabilities.argmax(axis=1), predictions.probabilities.max(axis=1)
     order = np.lexsort((predictions.ids, -confidence))
     order = order[predictions.labels[order] >= 0].astype(np.int64)
@@ -66,7 +69,7 @@ def extreme_tiles(
 
 
 def _scores(results: Mapping[str, Any]) -> list[Part]:
-    """Build one table of scores per split and predictor (head, class prompts), with the key of each score."""
+    """Build a table of scores for each split and predictor (head, class prompts), with the key of each score."""
     parts: list[Part] = []
     for split, split_results in results["splits"].items():
         predictors = {"": split_results}
@@ -143,8 +146,8 @@ def _tiles(predictions: Predictions, picture: Callable[[str], str | None]) -> li
         if not len(rows):
             parts.append(Text(f"No labelled tile is {outcome}."))
             continue
-        shown = f"All {total}" if len(rows) == total else f"The {len(rows)} most confident of {total}"
-        caption = f"{shown} {outcome} tiles, most confident first."
+        shown = "" if len(rows) == total else f"{len(rows)} of "
+        caption = f"{shown}{counted(total, f'{outcome} tile')}, the most confident first."
         cards = [_card(predictions, int(row), picture) for row in rows]
         parts.append(Cards(cards, caption, "predictions.parquet: row with the id of each tile"))
     return parts

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from clipit.errors import counted
 from clipit.reporting.plots import COLOURS, in_style, legend_beside, line_style, new_figure, tooltip
 from clipit.reporting.tables import LABELS
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 _LOG_SPAN = 8.0  # ratio of the largest to the smallest value from which the axis of a swept key is logarithmic
 
 SweepPoints = Sequence[tuple[object, float | None, float | None]]
-"""Value of the key, validation score and test score of each trial; None where a score is not defined."""
+"""Value of the key, validation score and test score of each trial; None where a score is undefined."""
 LabelSeries = Mapping[str, Sequence[tuple[float, float | None]]]
-"""Name -> (share of the labels, score) of every seed; None where the score is not defined."""
+"""Share of the labels and score of every seed, by name; None where a score is undefined."""
 
 
 @in_style
@@ -28,10 +29,10 @@ def plot_seed_scores(
 ) -> "Figure":
     """Plot scores by seed, one row per arm: a dot per seed, and a stroke at the mean of several seeds.
 
-    Undefined scores are counted as n/a.
+    The number of undefined scores is shown next to the row.
 
     Args:
-        scores: Arm -> seed -> score.
+        scores: Score by arm and seed; None where undefined.
         x_label: Title of the horizontal axis.
         baseline: Arm whose mean is drawn as a dashed line through all rows.
     """
@@ -63,11 +64,11 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
     """Plot a score over the share of training labels: one line per name through the means over seeds.
 
     With up to 7 names, a band (a bar at a single share) spans the lowest to the highest seed. An arm that uses no
-    labels is a horizontal line. Shares with an undefined score for any seed have no point; the axis title gives
+    labels is a horizontal line. Shares at which the score of any seed is undefined have no point; the axis title gives
     their number.
 
     Args:
-        series: Scores by share, of probes of frozen features or of arms.
+        series: Scores by share of labels, of probes on frozen features or of arms.
     """
     few = len(series) <= len(COLOURS)  # more bands would hide the lines
     figure = new_figure(8.4, 4.6 if few else 6.0)
@@ -97,7 +98,7 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
     ticks = sorted({100 * share for points in series.values() for share, _ in points if share > 0})
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    note = f"\n{undefined} points are undefined (a class without labels)" if undefined else ""
+    note = f"\n{counted(undefined, 'point is', 'points are')} undefined (a class without labels)" if undefined else ""
     axes.set(xlabel=f"share of the training labels, %{note}", ylabel=LABELS.get(metric, metric), title=title)
     axes.grid(visible=True)
     legend_beside(axes)
@@ -105,7 +106,7 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
 
 
 def summarise_shares(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float, float, float]]:
-    """Return share, mean, lowest and highest score over seeds, by share; shares with undefined scores are omitted."""
+    """Return each share with the mean, lowest and highest score over seeds, except shares with undefined scores."""
     by_share: dict[float, list[float | None]] = {}
     for share, score in points:
         by_share.setdefault(share, []).append(score)
@@ -122,7 +123,7 @@ def plot_planes(planes: Mapping[str, Mapping[str, Float[np.ndarray, "_ 2"]]], *,
     """Plot points in a plane, such as two principal components: one panel per plane, one colour per kind.
 
     Args:
-        planes: Title of a panel -> name of the points -> coordinates.
+        planes: Coordinates by panel title and name of the points.
     """
     figure = new_figure(4.2 * max(1, len(planes)), 4.4)
     panels = figure.subplots(1, max(1, len(planes)), squeeze=False)[0]
@@ -140,9 +141,9 @@ def plot_sweep(panels: Mapping[str, SweepPoints], *, metric: str, test_metric: s
     """Plot scores against swept values: one panel per key, a dot per trial, a line through the mean of each value.
 
     Args:
-        panels: Swept key -> its trials, which may differ in other keys.
+        panels: Trials by swept key; they may also differ in other keys.
         metric: Validation score used for selection.
-        test_metric: Test score, drawn hollow because it is not used for selection; empty if there is none.
+        test_metric: Test score, drawn hollow because it is not used for selection; "" if there is none.
     """
     figure = new_figure(1.6 + 4.4 * len(panels), 4.2)
     for axes, (key, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -171,7 +172,7 @@ def mean_per_value(points: Sequence[tuple[float, float]]) -> list[tuple[float, f
 
 
 def _place_values(axes: "Axes", values: Sequence[object]) -> dict[str, float]:
-    """Map each value to an axis position: numbers to scale (logarithmic over a wide range), words equally spaced."""
+    """Map values to axis positions: numbers to scale (logarithmic over a wide range), words equally spaced."""
     distinct = {str(value): value for value in values}
     numbers = {
         text: float(value)

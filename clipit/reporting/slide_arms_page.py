@@ -1,4 +1,4 @@
-"""Page and summary of arms compared on slide labels, with a verdict and published scores of the same task."""
+"""Page and summary of arms compared on slide labels, with a verdict and published scores on the same task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
     """State in one sentence which arms have a higher balanced accuracy per slide, or per patient, than the reference.
 
     The verdict is on the test split, or on the first compared split if there is none. It requires a pooling that was
-    chosen on validation slides: of several poolings, one for which an arm is better can usually be picked.
+    chosen on validation slides, since an arm is often better for one of several poolings by chance.
     """
     rows = _main_rows(comparison, level)
     reference = comparison.choices[comparison.reference]
@@ -79,7 +79,7 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
 
 
 def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return whether an arm is better, worse, open or undecided, and the reason of the last two."""
+    """Return whether an arm is better, worse, open or undecided, and the reason for the last two."""
     low, high = row["low"], row["high"]
     if low is None and str(row["reason"]).startswith(NO_VARIATION):
         low = high = row["difference"]  # its sign is the same in all resamples
@@ -131,8 +131,9 @@ def slide_arms_page(
     """Render the page as HTML.
 
     Args:
-        note: Warning shown at the top of the page; empty for none.
-        failed: Slides that were dropped, with the reason.
+        note: Warning shown at the top of the page; "" for none.
+        classes: Class names, which identify the published task.
+        failed: Dropped slides, each with the reason.
     """
     tables = _tables(comparison)
     main: list[Part] = [slide_arms_table(comparison, split, CHOSEN_BY, level) for split, level in tables]
@@ -169,7 +170,7 @@ def slide_arms_summary(
     failed: Sequence[tuple[str, str]],
     facts: Mapping[str, object],
 ) -> str:
-    """Compose the summary as Markdown that is also readable as plain text in a terminal; arguments as for the page."""
+    """Compose the summary as Markdown, also readable as plain text; arguments as for `slide_arms_page`."""
     parts = [f"# {TITLE}"]
     parts += [f"> **Note.** {markdown_line(note)}"] if note else []
     parts.append(f"**{markdown_line(slide_verdict(comparison))}**")
@@ -188,7 +189,7 @@ def slide_arms_summary(
 
 
 def _tables(comparison: SlideComparison) -> list[tuple[str, Level]]:
-    """Return the splits and levels with labelled slides; scores per patient only where patients have several slides."""
+    """Return the splits and levels with labelled slides; patients only if any patient has several slides."""
     shown: list[tuple[str, Level]] = []
     for split, group in comparison.table.groupby("split", sort=False):
         counts = {level: int(group.loc[group["level"] == level, "labelled"].max()) for level in LEVELS}
@@ -205,7 +206,7 @@ def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[s
     if comparison.crossing:
         remarks.append(f"Patients have slides in several splits, so scores can be too high: {comparison.crossing}.")
     if (comparison.table["split"] == ALL_SLIDES).any():
-        remarks.append("The slides have no split: listed slides that the runs were trained on are also compared.")
+        remarks.append("The slides have no split, so listed slides that the runs were trained on are also compared.")
     rows = _main_rows(comparison)
     if rows and rows[0]["labelled"] < 100:
         remarks.append(
@@ -230,7 +231,7 @@ def _run_table(runs: Sequence[ComparedRun]) -> tuple[tuple[str, ...], list[list[
 
 
 def _published(classes: Sequence[str]) -> tuple[tuple[str, ...], list[list[object]]] | None:
-    """Return the published zero-shot scores of the task with these classes; None without any."""
+    """Return header and rows of published zero-shot scores of the task with these classes; None without any."""
     rows: list[list[object]] = [
         [entry.model, entry.pooling, f"published: {entry.source}", f"{number(entry.score)} ({entry.metric})"]
         for entry in published_subtyping(classes)

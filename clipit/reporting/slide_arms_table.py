@@ -56,7 +56,7 @@ def _caption(comparison: SlideComparison, split: str, metric: str, level: Level)
         else "no pooling was chosen: all are shown"
     )
     return (
-        f"{LABELS[metric]} per {level}, {split}: {units}; mean over seeds, and difference to {comparison.reference} "
+        f"{LABELS[metric]} per {level}, {split}: {units}; mean over seeds, and difference from {comparison.reference} "
         f"with its 95 % interval over patients (paired bootstrap) and over seeds (Student's t); {how}"
     )
 

@@ -1,4 +1,4 @@
-"""Page of a slide: zoomable overview with a heat map per class, slide scores, and top tiles with their texts."""
+"""Page of a slide: zoomable overview with heat maps, slide scores, and top tiles with their nearest texts."""
 
 import base64
 import io
@@ -34,7 +34,7 @@ class Neighbour:
 
     Attributes:
         cosine: Cosine similarity of tile and text.
-        source: Class of the prompt, or id of the snippet; empty for none.
+        source: Class of the prompt, or id of the snippet; "" for none.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class TopTile:
-    """A tile that is shown for a class.
+    """A tile with one of the highest scores of a class.
 
     Attributes:
         row: Row of the tile in the grid.
@@ -64,12 +64,14 @@ class SlidePage:
     """Content of the page of a slide.
 
     Attributes:
+        scores: Probabilities, one row per tile of the grid.
         overview: Image of the whole slide, without label and macro images.
         tissue: Outlines of the tissue, in pixels of level 0.
         facts: Facts of the slide and the classifier, and their provenance.
         slide_scores: Scores of all classes by name of the pooling, such as `mean of the top 10 tiles`.
-        note: Warning shown at the top of the page; empty for none.
-        index: Page of all slides, relative to the folder of this one; empty for no link.
+        top: Top tiles of each class.
+        note: Warning shown at the top of the page; "" for none.
+        index: Path of the page of all slides, relative to the folder of this page; "" for no link.
         colours: Colour of each class as #rrggbb; by default those of `class_colours`.
     """
 
@@ -87,7 +89,7 @@ class SlidePage:
 
 
 def slide_page(slide: SlidePage) -> str:
-    """Render the page of a slide as HTML, which loads and sends nothing.
+    """Render the page of a slide as HTML.
 
     The page stays below 8 MB as long as the thumbnails of the top tiles take no more than 1 MB. Without JavaScript, it
     shows the most probable class over the overview.
@@ -108,10 +110,10 @@ def slide_page(slide: SlidePage) -> str:
 
 
 def top_rows(grid: SlideGrid, scores: Float[np.ndarray, "n classes"], k: int) -> list[list[int]]:
-    """Return the rows of the k tiles with the largest score of each class, highest first, without overlapping tiles.
+    """Return the rows of the k tiles with the highest scores of each class, in order, without overlapping tiles.
 
     Args:
-        k: Number of tiles per class; fewer if the others overlap.
+        k: Number of tiles per class; fewer are returned if the others overlap.
     """
     return [_separate(grid, np.argsort(-scores[:, number], kind="stable"), k) for number in range(scores.shape[1])]
 
@@ -129,7 +131,7 @@ def _separate(grid: SlideGrid, order: Int64[np.ndarray, " n"], k: int) -> list[i
 
 @cache
 def _openseadragon() -> str:
-    """Return the script of the viewer, without the link to its source map, which is not included."""
+    """Return the script of the viewer, without the link to its source map, which is not packaged."""
     file = resources.files("clipit.reporting") / "vendor/openseadragon/openseadragon.min.js"
     code, _, _ = file.read_text(encoding="utf-8").rpartition("//# sourceMappingURL=")
     return code
@@ -148,7 +150,7 @@ def _mm(pixels: int, grid: SlideGrid) -> str:
 
 
 def _top_parts(slide: SlidePage, colours: Sequence[str]) -> list[Part]:
-    """Return the top tiles of each class that has any."""
+    """Build the part with the top tiles of each class that has any."""
     grid, parts = slide.grid, []
     for code, (name, tiles) in enumerate(zip(slide.classes, slide.top, strict=True)):
         cards = [
@@ -169,7 +171,7 @@ def _top_parts(slide: SlidePage, colours: Sequence[str]) -> list[Part]:
 
 
 def _map_values(slide: SlidePage, colours: Sequence[str]) -> dict[str, Any]:
-    """Return the values of the template of the map: overview, layers and outline."""
+    """Return the values of the map's template: overview, layers and outline."""
     grid = slide.grid
     means, cell = heat_map(grid, slide.scores, grid.step), grid.step
     layers = _layers(means, slide.classes, colours)

@@ -1,4 +1,4 @@
-"""Page and summary of the scores of slides: metrics by pooling, the chosen pooling, every slide, and failed slides."""
+"""Page and summary of slide scores: metrics by pooling, the chosen pooling, all slides, and failed slides."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ _MetricTable = tuple[str, tuple[str, ...], list[list[object]]]  # caption, heade
 _PUBLISHED = "Zero-shot scores by prompts"
 _BY_MEAN = PoolingKey("mean", False).title
 MAX_SHOWN = 40
-"""Number of slides up to which their table is not folded, and of failed slides that the summary lists."""
+"""Number of slides up to which their table is not collapsed, and of failed slides listed in the summary."""
 POOLING_TEXT = (
     "`top1` to `top100`: mean of the K highest scores of a class among the slide's tiles, or of all tiles of a slide "
     "with fewer; the K tiles differ between classes (MI-Zero, Lu et al., CVPR 2023). `mean`: mean over all tiles. "
@@ -26,8 +26,8 @@ POOLING_TEXT = (
     "first averaged over the 3 x 3 cells around it that contain tissue. The predicted class has the highest score."
 )
 LEVEL_TEXT = (
-    "The score of a patient is the mean of the scores of the patient's slides. AUROC: one class against the rest, "
-    "averaged over classes (with two classes, that of the second), of each score minus the mean of the slide's scores."
+    "The score of a patient is the mean of the scores of the patient's slides. AUROC: from each score minus the mean "
+    "of the slide's scores, one class against the rest, averaged over classes (with two classes: for the second)."
 )
 
 
@@ -42,11 +42,11 @@ def slide_scores_page(
     """Render the page as HTML.
 
     Args:
-        note: Warning shown at the top of the page; empty for none.
-        evaluation: Evaluation of the slides; without labels, the page lists their scores.
+        note: Warning shown at the top of the page; "" for none.
+        evaluation: Evaluation of the slides; without labels, the page only lists their scores.
         facts: Facts about the classifier, the prompts and the tiles.
-        pages: Slide -> path of its own page, relative to this one.
-        published: Tables of zero-shot scores by prompts, alongside published ones (`subtyping_tables`).
+        pages: Path of each slide's own page by slide, relative to this page.
+        published: Tables of zero-shot scores by prompts, with published ones (`subtyping_tables`).
     """
     sections = [PageSection("Scores", _scores(evaluation))]
     if evaluation.choice.key is not None:
@@ -74,7 +74,7 @@ def slide_scores_summary(
     """Compose the summary as Markdown that is also readable as plain text in a terminal.
 
     Args:
-        note: Warning shown first; empty for none.
+        note: Warning shown first; "" for none.
         facts: Facts about the classifier, the prompts and the tiles.
         published: Tables of zero-shot scores by prompts, alongside published ones (`subtyping_tables`).
     """
@@ -116,7 +116,7 @@ def _show_tables(tables: Sequence[_MetricTable]) -> list[Table]:
 
 
 def _main_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
-    """Return the scores of the chosen pooling on slides that were not used for the choice; all scores without one."""
+    """Tabulate the scores of the chosen pooling on slides not used for the choice, or of all poolings without one."""
     key, scores = evaluation.choice.key, evaluation.scores
     if key is None:
         return _metric_tables(evaluation)
@@ -144,7 +144,7 @@ def _metric_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
 
 
 def _repeats_slides(part: pd.DataFrame) -> bool:
-    """Check whether scores per patient repeat those per slide, because every patient has one slide."""
+    """Check whether scores per patient repeat those per slide, since every patient has one slide."""
     return bool(part["single"].iloc[0]) and part["level"].iloc[0] == "patient"
 
 
@@ -174,7 +174,7 @@ def _verdict(evaluation: SlideEvaluation) -> str:
     row = rows.iloc[0].to_dict()
     return (
         f"Balanced accuracy {_score_cell(row)} on {counted(int(row['labelled']), 'test slide')} of "
-        f"{int(row['patients']):,} patients, pooled by {key.title}"
+        f"{counted(int(row['patients']), 'patient')}, pooled by {key.title}"
     )
 
 
@@ -229,7 +229,7 @@ def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]
     empty = [name for name in ("patient", "label") if (slides[name] == "").all()]
     empty += ["split"] if (slides["split"] == ALL_SLIDES).all() else []
     slides = slides.drop(columns=empty)
-    if _BY_MEAN in slides.columns:  # of the poolings, the one that the console shows comes first
+    if _BY_MEAN in slides.columns:  # the pooling that the console shows comes first
         slides.insert(list(slides.columns).index("tiles") + 1, _BY_MEAN, slides.pop(_BY_MEAN))
     header = [column.removeprefix(SCORE_PREFIX) for column in slides.columns]
     rows = [

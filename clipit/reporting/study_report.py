@@ -22,7 +22,7 @@ PROVENANCE = (
     "subject", "split", "classes", "metric", "tiles_fingerprint", "pixels", "preprocess", "model", "fingerprint",
     "seed", "prompts", "prompts_hash", "vlm", "vlm_fingerprint", "index", "commit", "versions", "command",
 )  # fmt: skip
-"""Columns of every row of every study. The prompt, VLM and index columns are empty if these were not used; `commit` is
+"""Columns of every row of every study. Columns of prompts, VLM and index are empty if these were not used; `commit` is
 empty outside a Git checkout."""
 MAX_TABLE_ROWS = 40
 """Maximum number of rows of a plain table; longer ones are collapsed on the page and get a filter box."""
@@ -30,11 +30,12 @@ MAX_TABLE_ROWS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRow:
-    """Row of a study's table; a field that contains a mapping is expanded to one column per key.
+    """Row of a study's table; mappings are expanded to one column per key.
 
     Fields that are None are filled from the provenance of the model and the study.
 
     Attributes:
+        subject: Name of the measured model.
         seed: Seed of the row, if it differs from that of the study.
         index: Fingerprint of the index whose mean centred the texts.
         tiles_fingerprint: Fingerprint of the tiles, if they differ from those of the study.
@@ -154,7 +155,7 @@ def pivot_cells(
 
 
 def study_note(config: RunConfig) -> str:
-    """Compose the note shown above the results of a study, which measures the backbone and the VLM."""
+    """Compose the note above the results of a study, which measures the backbone and the VLM."""
     return compose_note(config.note, backbones=[config.backbone.name], vlms=[config.vlm.name])
 
 
@@ -166,7 +167,9 @@ def write_study(
 
     Args:
         folder: Output folder, which already contains the plots.
-        note: Note to show at the top; "" for none.
+        name: Name of the files, without suffix.
+        title: Heading of the page and the Markdown.
+        note: Note shown at the top; "" for none.
         chapters: Content of the Markdown and the page; the page also lists every row.
         frame: Table from `add_provenance`.
         schema: Schema of the Parquet table; inferred if None.
@@ -199,7 +202,8 @@ def all_rows_chapter(frame: pd.DataFrame, source: str) -> Chapter:
     """Build the chapter with all rows: constant columns once, the others as a filterable table.
 
     Args:
-        frame: Table from `add_provenance`; columns that contain lists are omitted, as the Parquet file has them.
+        frame: Table from `add_provenance`. Columns of lists are omitted, since the Parquet file contains them.
+        source: Name of the Parquet file.
     """
     if frame.empty:
         return Chapter("All rows", [Text("There are no rows.")])

@@ -1,4 +1,4 @@
-"""Zero-shot slide subtyping table in the format of MI-Zero: scores by prompts and K, with published scores."""
+"""Table of zero-shot slide subtyping in the format of MI-Zero: scores by prompts and K, with published scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ TASKS = {
     frozenset({"LUAD", "LUSC"}): "NSCLC",
     frozenset({"CHRCC", "CCRCC", "PRCC"}): "RCC",
 }
-"""Class names of MI-Zero's and CONCH's prompt files, and the task they belong to."""
+"""Task by its class names in the prompt files of MI-Zero and CONCH."""
 _HEADER = ("prompts or model", "pooling", "balanced accuracy", "AUROC", "slides", "source")
 
 
@@ -77,12 +77,13 @@ def published_subtyping(classes: Sequence[str]) -> list[PublishedSubtyping]:
 def subtyping_tables(scores: pd.DataFrame, classes: Sequence[str], model: str) -> list[Table]:
     """Build a table per split, per slide: own scores by prompts and pooling, then published scores.
 
-    Scores of several draws are medians, with quartiles in brackets. Empty without draws and without published scores
-    for these classes.
+    Scores of several draws are medians, with quartiles in brackets. There is no table without draws or published
+    scores for these classes.
 
     Args:
-        scores: Scores of `slide_prompts.score_prompts`.
+        scores: Scores from `slide_prompts.score_prompts`.
         classes: Class names, which identify the published task.
+        model: Name of the evaluated model.
     """
     if not published_subtyping(classes) and not (scores["draws"] > 1).any():
         return []

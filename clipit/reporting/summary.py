@@ -1,11 +1,10 @@
-"""The summary of a run as Markdown: `summary.md`."""
+"""Summary of a run as Markdown (`summary.md`)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipit.reporting import tables
-from clipit.whole_files import write_text
 
 
 def run_summary(
@@ -17,13 +16,14 @@ def run_summary(
     sections: Mapping[str, str] | None = None,
     plots: Sequence[str] = (),
 ) -> str:
-    """Compose Markdown: note, scores, undefined scores, per-class tables, further sections, plots, provenance.
+    """Compose the summary: note, scores, undefined scores, per-class tables, further sections, plots and provenance.
 
     Args:
         results: Results of `clipit.evaluation.evaluate.evaluate_predictions`.
         provenance: Provenance of the scores (command, commit, versions, preprocessing, prompts, seed, ...).
         note: Warning about the scores, printed first.
-        sections: Heading -> preformatted text, such as the description of the snippets or the pairing summary.
+        sections: Preformatted text by heading, such as the pairing summary.
+        plots: File names of plots next to the summary.
     """
     parts = [f"# {tables.markdown_line(title)}"]
     if note:
@@ -44,11 +44,6 @@ def run_summary(
         parts += ["## Plots", "\n\n".join(f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in plots)]
     parts += ["## Provenance", tables.key_value_table(provenance)]
     return "\n\n".join(parts) + "\n"
-
-
-def write_summary(path: Path, text: str) -> None:
-    """Write a summary atomically."""
-    write_text(path, text)
 
 
 def describe_protocol(results: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 UNDEFINED = "n/a"
 MAX_CLASSES = 40
-"""Maximum number of classes of a shown confusion matrix."""
+"""Maximum number of classes for which a confusion matrix is shown."""
 LABELS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -28,7 +28,7 @@ def number(value: float | int | None, digits: int = 3, *, signed: bool = False) 
 
 
 def percent(value: float | int | None) -> str:
-    """Format a score in percent, as searches print them."""
+    """Format a score as `75.3 %`; `not defined` for None."""
     return "not defined" if value is None else f"{100 * value:.1f} %"
 
 
@@ -45,7 +45,7 @@ def with_interval(value: float | None, low: float | None, high: float | None, di
 
 
 def mean_sd(values: Sequence[float | int | None], digits: int = 3) -> str:
-    """Format `mean ± sd` over seeds (sample standard deviation); only the mean for one value; `n/a` if any is None."""
+    """Format scores of seeds as `mean ± sd` (sample standard deviation), or one score alone; `n/a` if any is None."""
     defined = [value for value in values if value is not None]
     if not defined or len(defined) < len(values):
         return UNDEFINED
@@ -95,7 +95,7 @@ def console_summary(markdown: str, end: str = "## Provenance") -> str:
 
 
 def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
-    """Format the scores of `evaluate_predictions`: one column per split, its zero-shot scores and its annotators."""
+    """Format results as Markdown, with a column for each split, its zero-shot scores and its annotators."""
     columns: dict[str, Mapping[str, Any]] = {}
     for split, split_results in results["splits"].items():
         columns[f"{split} (n = {split_results['labelled']})"] = split_results["metrics"]
@@ -147,7 +147,7 @@ def markdown_line(text: object) -> str:
 
 
 def fenced(text: str) -> str:
-    """Format preformatted text as a fenced block, which no line of the text can end."""
+    """Format preformatted text as a fenced block with a fence longer than any run of backticks in the text."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"

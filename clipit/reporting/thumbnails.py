@@ -21,7 +21,7 @@ def jpeg(image: Image.Image, side: int, quality: int) -> bytes:
 
 
 def thumbnail(tiles: TileSet | ImageSet, row: int, *, side: int = 64, quality: int = 70) -> str | None:
-    """Return a tile's thumbnail as the base64 text of a JPEG; None if the image cannot be decoded.
+    """Return a tile's thumbnail as a base64-encoded JPEG; None if the image cannot be decoded.
 
     Raises:
         DataError: The file cannot be opened.
@@ -31,22 +31,22 @@ def thumbnail(tiles: TileSet | ImageSet, row: int, *, side: int = 64, quality: i
 
 
 LARGE, SMALL = 224, 64
-"""Sides of the pictures on a page that enlarges tiles, in pixels."""
+"""Maximum sides in pixels of large and small pictures on a page that enlarges tiles."""
 LARGE_BYTES = 12_000_000
-"""Maximum size of all pictures of `LARGE` pixels on a page, as base64 text."""
+"""Maximum total size of the large pictures on a page, base64-encoded."""
 
 
 def page_pictures(
     tiles: TileSet, rows: Sequence[int], *, max_bytes: int = LARGE_BYTES, advance: Callable[[], object] = lambda: None
 ) -> Iterator[str | None]:
-    """Yield the picture of each tile for one page: 224 pixels while these take at most `max_bytes`, otherwise 64.
+    """Yield the picture of each tile for one page: of 224 pixels as long as these fit into `max_bytes`, else of 64.
 
-    The large pictures are spread evenly over the rows. A picture is the base64 text of a JPEG; None if the image cannot
-    be decoded.
+    Large pictures are spread evenly over the rows. Pictures are base64-encoded JPEGs; None if an image cannot be
+    decoded.
 
     Args:
         max_bytes: Maximum number of bytes of all large pictures.
-        advance: Called after each tile, for a progress bar.
+        advance: Function called after each tile, for a progress bar.
 
     Raises:
         DataError: A file cannot be opened.

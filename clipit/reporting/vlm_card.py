@@ -12,7 +12,7 @@ from clipit.models.adapted_base import base_of_adapted
 from clipit.models.licences import ModelLicence, vlm_licence
 from clipit.models.specs import LICENCE_NOTE
 from clipit.models.vlm import VLM
-from clipit.reporting.adapt_facts import fact_label, learned_from
+from clipit.reporting.adapt_facts import fact_label, training_counts
 from clipit.reporting.model_card import licence_fields, plain_text
 from clipit.reporting.tables import markdown_table, number
 from clipit.whole_files import write_text
@@ -43,8 +43,10 @@ class AdaptationFacts:
         arm: Arm of the study: `text` or a control.
         data: Kind of data that the VLM was trained on (`adapt.data`).
         tuning: Weights that were trained.
-        settings: Settings of the training, such as steps and batch size, by name.
-        counts: Numbers of images, texts and patients, by name; values that are not integers are not shown.
+        towers: Names of the adapted towers.
+        weights: Number of trained weights.
+        settings: Training settings, such as steps and batch size, by name.
+        counts: Numbers of images, texts and patients, by name; only integers are shown.
         logit_scale: Logit scale after training.
     """
 
@@ -90,7 +92,7 @@ def _front_matter(licence: ModelLicence) -> str:
 
 
 def _data(facts: AdaptationFacts) -> str:
-    counts = {name: value for name, value in learned_from(facts.counts, facts.arm).items() if _is_count(value)}
+    counts = {name: value for name, value in training_counts(facts.counts, facts.arm).items() if _is_count(value)}
     lines = [f"- Kind: {_DATA.get(facts.data, plain_text(facts.data))}"]
     return "\n".join([*lines, *(f"- {plain_text(_words(name))}: {value:,}" for name, value in counts.items() if value)])
 
@@ -123,10 +125,11 @@ def _setting(name: str, data: str) -> str:
 
 
 def write_card_scores(folder: Path, scores: Sequence[tuple[str, float | None, float | None]]) -> None:
-    """Write the scores of a study into the cards of an adaptation, in place of those of an earlier study.
+    """Write the scores of a study into the cards of an adaptation, replacing those of an earlier study.
 
     Args:
-        scores: Rows of name, score before and score after.
+        folder: Folder of the adaptation, which contains folders with cards.
+        scores: Name, score before and score after the adaptation of each measurement.
     """
     for card in sorted(folder.glob("*/README.md")):
         text = card.read_text(encoding="utf-8")

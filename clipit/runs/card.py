@@ -8,7 +8,7 @@ from typing import Any
 from clipit.artifacts import read_json, reading, write_record
 from clipit.config.run import RunConfig
 from clipit.models.classifier_spec import CARD, opens_in_transformers, read_spec
-from clipit.reporting.model_card import CardFacts, Compared, ComparedArm, model_card
+from clipit.reporting.model_card import CardArm, CardComparison, CardFacts, model_card
 from clipit.runs.folder import EXTERNAL
 from clipit.tiles.datasets import DATASETS
 from clipit.training.arms import ARMS
@@ -45,7 +45,7 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
         validation_labels=recorded.get("validation_labels"),
         reports=recorded.get("reports"),
         snippets=recorded.get("snippets"),
-        teaching=_describe_terms(config),
+        loss_terms=_describe_terms(config),
         results=results,
         external=_read_external(folder),
         compared=_read_compared(folder),
@@ -55,12 +55,12 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> P
     return classifier / CARD
 
 
-def record_comparison(folder: Path, compared: Compared) -> None:
+def record_comparison(folder: Path, compared: CardComparison) -> None:
     """Record a comparison in a run's folder, so that cards written later include it."""
     write_record(folder / _COMPARED, asdict(compared))
 
 
-def _read_compared(folder: Path) -> Compared | None:
+def _read_compared(folder: Path) -> CardComparison | None:
     path = folder / _COMPARED
     if not path.is_file():
         return None
@@ -68,10 +68,10 @@ def _read_compared(folder: Path) -> Compared | None:
     values = read_json(path, fix)
     with reading(path, fix):
         arms = [
-            ComparedArm(**{**arm, "interval": tuple(arm["interval"]) if arm["interval"] else None})
+            CardArm(**{**arm, "interval": tuple(arm["interval"]) if arm["interval"] else None})
             for arm in values["arms"]
         ]
-        return Compared(**{**values, "arms": arms})
+        return CardComparison(**{**values, "arms": arms})
 
 
 def _read_external(folder: Path) -> list[dict[str, Any]]:

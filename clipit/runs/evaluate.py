@@ -17,7 +17,7 @@ from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.curves import read_curves
 from clipit.reporting.notes import compose_note
 from clipit.reporting.plots import plot_confusion, plot_reliability, plot_training_curves, save_plot
-from clipit.reporting.summary import run_summary, write_summary
+from clipit.reporting.summary import run_summary
 from clipit.runs.card import write_card
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import (
@@ -35,6 +35,7 @@ from clipit.runs.predict import join_predictions, open_classifier, predict_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.table import models_of, uses_vlm
 from clipit.versions import command_line, git_commit, versions
+from clipit.whole_files import write_text
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -197,7 +198,7 @@ def _write_report(
     shown = {key: value for key, value in provenance.items() if value not in (None, [], "")}
     title = f"{config.name}: {folder.name}"
     text = run_summary(title, scores, shown, note=note, sections=texts, plots=plots)
-    write_summary(folder / "summary.md", text)
+    write_text(folder / "summary.md", text)
     if config.evaluation.page:
         write_run_page(title, folder, results, predictions, tiles, texts)
     write_card(folder, config, results)

@@ -13,10 +13,11 @@ from clipit.evaluation.predictions import PREDICTIONS, Predictions, read_run_pre
 from clipit.models.classifier_spec import WEIGHTS
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.external_page import external_sections, external_texts
-from clipit.reporting.summary import run_summary, write_summary
+from clipit.reporting.summary import run_summary
 from clipit.runs.page import write_run_page
 from clipit.tiles.tileset import TileSet
 from clipit.versions import command_line, git_commit, versions
+from clipit.whole_files import write_text
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
@@ -110,6 +111,6 @@ def write_external(folder: Path, run: Path, results: dict[str, Any], predictions
     shown = {key: value for key, value in results["provenance"].items() if value not in (None, [], "")}
     texts = {"Tiles": tiles.describe()}
     summary = run_summary(title, results, shown, note=results["note"], sections=external_texts(results) | texts)
-    write_summary(folder / "summary.md", summary)
+    write_text(folder / "summary.md", summary)
     write_run_page(title, folder, results, predictions, tiles, texts, external_sections(results))
     write_record(folder / "results.json", results)

@@ -14,7 +14,7 @@ from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import Predictions, softmax
 from clipit.reporting import plots, tables
 from clipit.reporting.curves import read_curves
-from clipit.reporting.summary import run_summary, write_summary
+from clipit.reporting.summary import run_summary
 
 CRC = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
 
@@ -80,7 +80,7 @@ def test_class_names_and_notes_are_not_markup() -> None:
     assert len(rows) == 2 and all("a\\|b\\&#124;c" in row for row in rows)
 
 
-def test_summary_holds_scores_reasons_and_provenance(tmp_path: Path) -> None:
+def test_summary_holds_scores_reasons_and_provenance() -> None:
     predictions = example()
     predictions = dataclasses.replace(predictions, labels=np.where(predictions.labels == 4, -1, predictions.labels))
     results = evaluate_predictions(predictions, ["test"], 100, 7)
@@ -103,8 +103,6 @@ def test_summary_holds_scores_reasons_and_provenance(tmp_path: Path) -> None:
         "abc",
     ):
         assert part in text
-    write_summary(tmp_path / "summary.md", text)
-    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == text
 
 
 def test_plots_are_pictures_and_repeat(tmp_path: Path) -> None:

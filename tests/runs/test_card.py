@@ -10,7 +10,7 @@ from tiny_models import MakeConfig
 
 import clipit
 from clipit.models.classifier_spec import read_spec, verify_files
-from clipit.reporting.model_card import Compared, ComparedArm
+from clipit.reporting.model_card import CardArm, CardComparison
 from clipit.runs.card import record_comparison
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.folder import read_results
@@ -57,9 +57,9 @@ def test_a_run_writes_a_card_from_its_results_and_nothing_private(configure: Mak
     assert read_spec(card.parent).provenance["vlms"] == ["local clip"] and "a local model" in text
 
     # A later comparison and evaluation write it again; the folder stays valid, also without a card.
-    arm = ComparedArm("clip_it_all", "this classifier", 0.5, 0.125, (-0.25, 0.5))
-    lines = [ComparedArm("image_only", "baseline", 0.375), arm, ComparedArm("<b>|x", "control", None)]
-    record_comparison(folder, Compared("accuracy", 3, "image_only", lines, 4))
+    arm = CardArm("clip_it_all", "this classifier", 0.5, 0.125, (-0.25, 0.5))
+    lines = [CardArm("image_only", "baseline", 0.375), arm, CardArm("<b>|x", "control", None)]
+    record_comparison(folder, CardComparison("accuracy", 3, "image_only", lines, 4))
     again = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"bootstrap": 30})})
     evaluate_run(resolve_arm(again), workspace, folder)
     second = card.read_text(encoding="utf-8")

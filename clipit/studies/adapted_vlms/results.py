@@ -13,7 +13,7 @@ from clipit.config.studies import ProbingConfig
 from clipit.config.vlm_training import AdaptConfig
 from clipit.errors import DataError, counted
 from clipit.evaluation.measured_models import ModelDifference, SubjectScore
-from clipit.reporting.adapt_facts import learned_from
+from clipit.reporting.adapt_facts import training_counts
 from clipit.reporting.adapt_page import (
     BEFORE,
     CURVES,
@@ -187,7 +187,7 @@ def _content(
         held_out=held_out_text,
         probe_labels=labels[0] if labels else None,
         training=adaptations,
-        examples={arm: learned_from(facts, arm) for arm, facts in examples.items() if isinstance(facts, Mapping)},
+        examples={arm: training_counts(facts, arm) for arm, facts in examples.items() if isinstance(facts, Mapping)},
         notes=[*_notes(section, results, examples), *problems],
         curves=_curves(results.folders),
         facts={

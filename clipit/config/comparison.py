@@ -41,7 +41,7 @@ class ComparisonConfig(Section):
     )
     """Analyses of the finished runs of each data set and backbone."""
     learning_rates: tuple[float, ...] = Field((5e-4, 1e-3, 2e-3), min_length=1)
-    """Learning rates of the search grid of clipit tune, which is the same for every arm."""
+    """Learning rates of the search grid of `clipit tune`, which is the same for every arm."""
     steps: tuple[int, ...] = Field((150, 300), min_length=1)
     """Numbers of steps of the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
@@ -54,7 +54,7 @@ class ComparisonConfig(Section):
     run_pages: Literal["first_seed", "all", "none"] = "first_seed"
     """Runs whose plots and page (report.html) are drawn. `clipit pages` draws the page of any finished run."""
     searched: LocalPath[str | None] = None
-    """Search record (the .json of clipit tune) that `arms` was taken from; null: the record in the output
+    """Search record (the .json file of `clipit tune`) from which `arms` was taken; null: the record in the output
     folder, if there is one. The comparison reports which arms differ from it."""
 
     @field_validator("grid")

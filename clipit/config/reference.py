@@ -3,11 +3,12 @@
 Run `python -m clipit.config.reference > docs/configuration.md` to update the page; a test checks that it is up to date.
 """
 
-import re
+import json
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -134,8 +135,10 @@ def _name(section: type[Section]) -> str:
 def _type(annotation: Any) -> str:
     """Describe a type in words, such as `integer or null`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
     if origin is Literal:
-        return "one of " + ", ".join(f"`{value}`" for value in arguments)
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(f"`{value}`" for value in arguments)
     if origin in (Union, UnionType):
         return " or ".join(_type(argument) for argument in arguments)
     if origin is tuple:
@@ -148,13 +151,7 @@ def _type(annotation: Any) -> str:
 
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
-    text = (
-        {None: "null", True: "true", False: "false"}.get(value)
-        if value is None or value is True or value is False
-        else None
-    )
-    if text is None:
-        text = re.sub(r"^\((.*?),?\)$", r"[\1]", str(list(value) if isinstance(value, tuple) else value))
+    text = str(value) if isinstance(value, str | Path) else json.dumps(value)
     return f"`{text}`" if text else "empty"
 
 

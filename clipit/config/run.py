@@ -105,7 +105,7 @@ class BackboneConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adaptation (arXiv 2106.09685) of the backbone."""
+    """Low-rank adaptation (arXiv 2106.09685) of the backbone or, in `adapt`, of the VLM."""
 
     rank: int = Field(8, ge=1)
     """Rank of the adapters."""
@@ -115,8 +115,8 @@ class LoraConfig(Section):
     """Dropout before the adapters. Each process draws its own dropout masks, so above 0 results depend on the number
     of processes."""
     targets: tuple[str, ...] = ("qkv", "projection", "mlp")
-    """Adapted modules of the backbone: kinds (qkv, projection, mlp, patch_embed, conv) or names. The default adapts the
-    kinds that exist, or all convolutions if none exists; `conv` selects all convolutions except grouped ones."""
+    """Adapted modules: kinds (qkv, projection, mlp, patch_embed, conv) or names. The default adapts the kinds that
+    exist, or all convolutions if none exists; `conv` selects all convolutions except grouped ones."""
 
 
 class PairingConfig(Section):
@@ -145,8 +145,8 @@ class PairingConfig(Section):
     block: Speed[int] = Field(4096, ge=1)
     """Tiles searched at once, which bounds memory."""
     correction: Correction = "none"
-    """Hubness correction: rank snippets by the cosine minus a bias for their similarity to all tiles (needs index:
-    Flat)."""
+    """Hubness correction: rank snippets by the cosine minus a bias for their similarity to all tiles (needs `index:
+    Flat`)."""
     correction_neighbours: int = Field(10, ge=1)
     """`csls`: number of nearest tiles of a snippet; half of their mean cosine is subtracted."""
     correction_temperature: float = Field(0.05, gt=0)
@@ -159,17 +159,17 @@ class PairingConfig(Section):
     """Drop pairs whose score (the corrected cosine) does not exceed that of the tile's (k+1)-th snippet by this
     margin."""
     mutual: bool = False
-    """Keep a pair only if the tile is among the snippet's `mutual_neighbours` nearest tiles (needs index: Flat)."""
+    """Keep a pair only if the tile is among the snippet's `mutual_neighbours` nearest tiles (needs `index: Flat`)."""
     mutual_neighbours: int = Field(10, ge=1)
     """`mutual`: number of nearest tiles per snippet."""
     organs: tuple[str, ...] = ()
-    """Pair only with snippets from reports of these organs (case-insensitive); empty: all organs (needs index:
-    Flat)."""
+    """Pair only with snippets from reports of these organs (case-insensitive); empty: all organs (needs `index:
+    Flat`)."""
     exclude_same_group: bool = False
-    """Never pair a tile with a snippet that occurs only in reports of its own group (needs index: Flat)."""
+    """Never pair a tile with a snippet that occurs only in reports of its own group (needs `index: Flat`)."""
     reports: Literal["any", "own", "own_then_any"] = "any"
-    """Reports that supply a tile's snippets: of any patient, only of its own patient (tiles without such a
-    report get no pair), or of its own patient if there is a report and of any patient otherwise (needs index: Flat)."""
+    """Reports that supply a tile's snippets: of any patient; only of its own patient, so that tiles without such a
+    report get no pair; or of its own patient if there is a report, otherwise of any (needs `index: Flat`)."""
     score_temperature: float | None = Field(None, gt=0)
     """Weight a tile's snippets by softmax(cosine / temperature); null: equal weights."""
 

@@ -76,7 +76,7 @@ class BagsConfig(Section):
     weight: float = Field(0.0, ge=0)
     """Weight of the loss term; 0: off."""
     snippets: int = Field(5, ge=1, le=64)
-    """Maximum number of paired snippets in a text bag; pairing.k must be at least as large."""
+    """Maximum number of paired snippets in a text bag; `pairing.k` must be at least as large."""
     prompts: int = Field(0, ge=0, le=32)
     """Number of prompt-dictionary texts (terms and rephrasings) in a text bag: those nearest to the tile."""
     whole_entries: bool = False
@@ -102,7 +102,7 @@ class BagsConfig(Section):
     """Treat two tiles of a batch as negatives, as in CLIP, even if their text bags share a text. With class prompts in
     the bags, all tiles of one zero-shot class share a text."""
     weighted: bool = False
-    """Weight the snippets of a bag by pairing.score_temperature (which must be set); each prompt in the bag gets the
+    """Weight the snippets of a bag by `pairing.score_temperature` (which must be set); each prompt in the bag gets the
     mean weight of a snippet."""
 
 

@@ -39,6 +39,8 @@ def test_an_entry_has_type_default_effect_and_meaning() -> None:
     assert entry("training.patience", page).startswith("(integer or null, default `null`) ")
     assert entry("comparison.seeds", page).startswith("(list of integer, default `[0, 1, 2]`) ")
     assert "one of `linear`, `late_fusion`" in entry("student.head", page)
+    assert entry("training.accumulation", page).startswith("(integer or `auto`, default `1`) "), "of an annotated type"
+    assert "default `[1, 2, 5, 10, null]`" in entry("segmentation.training.masks", page), "as in YAML"
 
 
 def test_lines_are_wrapped() -> None:

@@ -26,7 +26,7 @@ _LARGE = (300_000, 1_000_000)  # tiles and snippets that the goal refers to
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure both corrections at a size that fits into the whole benchmark."""
+    """Measure all corrections at a size that is small enough for the complete benchmark."""
     tiles, snippets = options.size(8_192, 100), options.size(16_384, 1_000)
     return measure_size(options, tiles, snippets, with_sinkhorn=True)
 

@@ -280,7 +280,7 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
     fingerprint_in_name = folder.name.removeprefix(f"{kind}-")
     if fingerprint_in_name not in (folder.name, manifest.fingerprint):
         raise ArtifactError(
-            f"the {kind} in this folder has the fingerprint {manifest.fingerprint}, not the one of the folder's name",
+            f"this {kind} has the fingerprint {manifest.fingerprint}, which differs from the folder's name",
             where=folder,
             fix=REBUILD,
         )

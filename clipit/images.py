@@ -316,5 +316,5 @@ def attempt(read: Callable[[], Image.Image], *, tile_id: str, where: str) -> Ima
         raise DataError(
             f"cannot open the image of tile {tile_id}: {error.strerror or error}",
             where=where,
-            fix="put the file back or correct its permissions",
+            fix="restore the file, or correct its permissions",
         ) from error

@@ -69,5 +69,5 @@ def _written_by_clipit(missing: Path) -> str:
     if missing.parts[:1] != ("outputs",) or missing.parent.is_dir():
         return ""
     if missing.parts[1:3] == ("demo", "world"):
-        return "clipit demo writes this file, and clipit world --output outputs/demo/world only the data of the demo"
+        return "clipit demo writes this file; clipit world --output outputs/demo/world writes only the demo's data"
     return "if clipit writes this file, first run the command at the top of the configuration (clipit init NAME)"

@@ -186,7 +186,7 @@ def test_another_artefact_under_this_name(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     other = artifact_folder(tmp_path, "thing", {"a": 2})
     shutil.copytree(folder, other)
-    with pytest.raises(ArtifactError, match=r"(?s)not the one of the folder's name.*delete the folder"):
+    with pytest.raises(ArtifactError, match=r"(?s)differs from the folder's name.*delete the folder"):
         build_once(tmp_path, "thing", {"a": 2}, make_one)
 
 

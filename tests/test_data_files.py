@@ -90,7 +90,7 @@ def test_files_below_outputs_name_the_command_that_writes_them(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     for name in ("reports.jsonl", "prompts.yaml"):
         near = similar_names(f"outputs/demo/world/{name}")
-        assert "clipit demo writes this file, and clipit world --output outputs/demo/world" in near
+        assert "clipit demo writes this file; clipit world --output outputs/demo/world" in near
     assert "first run the command at the top of the configuration" in similar_names("outputs/cases/0/tiles.csv")
     (tmp_path / "outputs" / "cases" / "0").mkdir(parents=True)
     assert similar_names("outputs/cases/0/tiles.csv") == "outputs/cases/0 is empty", "written, but without this file"

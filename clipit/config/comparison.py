@@ -59,10 +59,10 @@ class ComparisonConfig(Section):
 
     @field_validator("grid")
     @classmethod
-    def _axes(cls, grid: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    def _check_grid(cls, grid: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
         for key, values in grid.items():
             if key in ("training.learning_rate", "training.steps"):
-                raise ValueError(f"{key} has a key of its own: comparison.learning_rates or comparison.steps")
+                raise ValueError(f"set {key} with comparison.learning_rates or comparison.steps instead")
             if "." not in key or not values:
                 raise ValueError(
                     f"{key!r}: expected a dotted key with a list of values, {{distillation.weight: [1, 4]}}"
@@ -72,32 +72,32 @@ class ComparisonConfig(Section):
 
     @field_validator("pairing_page")
     @classmethod
-    def _enough_tiles(cls, tiles: int) -> int:
+    def _check_pairing_page(cls, tiles: int) -> int:
         if tiles == 1:
             raise ValueError("use at least 2 tiles, or 0 for no page")
         return tiles
 
     @field_validator("shifted", mode="before")
     @classmethod
-    def _named_sets(cls, sets: Any) -> Any:
+    def _check_shifted(cls, sets: Any) -> Any:
         if isinstance(sets, Mapping) and any(not isinstance(keys, Mapping | TilesConfig) for keys in sets.values()):
             raise ValueError("name each shifted set: {name: {source: ..., path: ...}}")
         return sets
 
     @field_validator("arms", "backbones")
     @classmethod
-    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         check_once(names)
         return names
 
     @field_validator("seeds", "tuning_seeds")
     @classmethod
-    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         check_seeds(seeds)
         return seeds
 
     @model_validator(mode="after")
-    def _fair(self) -> "ComparisonConfig":
+    def _check_combination(self) -> "ComparisonConfig":
         if self.baseline not in self.arms:
             raise ValueError(f"the baseline {self.baseline!r} must be one of the arms")
         unlisted = sorted(set(self.controls) - set(self.arms))

@@ -101,7 +101,7 @@ class AnnotationsConfig(Section):
     def _check_annotators(self) -> "AnnotationsConfig":
         check_once(self.test_annotators)
         if self.annotator is not None and self.labels != "annotator":
-            raise ValueError("annotator needs labels: annotator")
+            raise ValueError("annotator requires labels: annotator")
         if self.annotator is not None and self.annotator in self.test_annotators:
             raise ValueError(
                 f"{self.annotator!r} labels the test tiles (test_annotators) and cannot also label training tiles"
@@ -113,7 +113,7 @@ class AnnotationsConfig(Section):
         used = Counter([*self.counts.values(), self.columns.get("tile", "tile")] if self.counts else [])
         twice = [name for name, count in used.items() if count > 1]
         if twice:
-            raise ValueError(f"each class of counts needs a column of its own, but {', '.join(twice)} is named twice")
+            raise ValueError(f"each class of counts needs a separate column, but {', '.join(twice)} is named twice")
         if self.counts and (self.labels == "annotator" or self.test_annotators or {*self.columns} - {"tile"}):
             raise ValueError(
                 "counts has no annotator names: remove labels: annotator, test_annotators and columns except tile"
@@ -217,7 +217,7 @@ class TilesConfig(Section):
     def _check_lists(cls, splits: dict[str, Any]) -> dict[str, Any]:
         empty = sorted(split for split, names in splits.items() if names == ())
         if empty:
-            raise ValueError(f"an empty list for {', '.join(empty)}; write at least one name, or omit the split")
+            raise ValueError(f"empty list for {', '.join(empty)}; write at least one name, or omit the split")
         return splits
 
     @field_validator("group_pattern")
@@ -226,7 +226,7 @@ class TilesConfig(Section):
         try:
             re.compile(pattern or "")
         except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
+            raise ValueError(f"not a valid regular expression: {error}") from None
         return pattern
 
     @model_validator(mode="after")
@@ -234,7 +234,7 @@ class TilesConfig(Section):
         if self.folds is None and self.fold:
             raise ValueError("fold requires folds, the number of folds")
         if self.folds is not None and self.fold >= self.folds:
-            raise ValueError(f"fold {self.fold} of {self.folds} folds; they are numbered from 0 to {self.folds - 1}")
+            raise ValueError(f"no fold {self.fold}: the {self.folds} folds are numbered from 0 to {self.folds - 1}")
         if self.folds is not None and self.test_fraction is not None:
             raise ValueError("set folds or test_fraction, not both")
         return self

@@ -24,7 +24,7 @@ class EvaluationConfig(Section):
 
     @field_validator("bootstrap")
     @classmethod
-    def _enough_resamples(cls, resamples: int) -> int:
+    def _check_bootstrap(cls, resamples: int) -> int:
         if 0 < resamples < _MIN_RESAMPLES:
             raise ValueError(f"use at least {_MIN_RESAMPLES} resamples, or 0 for no intervals")
         return resamples

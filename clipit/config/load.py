@@ -163,7 +163,7 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
     return ConfigError(
         f"{counted(len(lines), 'configuration error')}:\n    {listed}",
         where=where,
-        fix="correct these keys; the --help of this command explains every key",
+        fix="correct these keys; --help explains every key",
     )
 
 

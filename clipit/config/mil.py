@@ -99,12 +99,12 @@ class MilConfig(Section):
 
     @field_validator("arms")
     @classmethod
-    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_arms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         check_once(names)
         return names
 
     @model_validator(mode="after")
-    def _complete(self) -> "MilConfig":
+    def _check_combination(self) -> "MilConfig":
         if self.reference not in self.arms:
             raise ValueError(f"the reference {self.reference!r} must be one of the arms")
         if self.features == "run" and self.run is None:

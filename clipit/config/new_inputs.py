@@ -83,7 +83,7 @@ def read_new_inputs(
     stated_keys |= set(dotted({key: from_file[key] for key in _SECTIONS if key in from_file}))
     own_keys = {key for key in stated_keys if key.partition(".")[0] in ("tiles", "prompts", "name")}
     changed = stated_keys - own_keys
-    _check_changeable(changed, "the command line", "with --run, give keys of tiles and prompts, --name, and")
+    _check_changeable(changed, "the command line", "with --run, use only --tiles keys, --prompts, --name, and")
     has_tiles = any(key.partition(".")[0] == "tiles" for key in stated_keys)
     if "name" in stated_keys and not has_tiles and "prompts" not in stated_keys:
         raise ConfigError(
@@ -105,7 +105,7 @@ def as_changes(keys: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         ConfigError: A key would change the classifier.
     """
-    _check_changeable(keys, where, "give only")
+    _check_changeable(keys, where, "use only")
     return nested(keys)
 
 

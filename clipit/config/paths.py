@@ -116,7 +116,7 @@ def run_path(text: str) -> Path:
 
 
 def to_file_name(text: str) -> str:
-    """Replace characters that are not letters A-Z, digits, '.', '_' or '-' by dashes; "" if nothing else is left.
+    """Replace characters other than letters A-Z, digits, '.', '_' and '-' with dashes; "" if nothing else is left.
 
     Dots and dashes at both ends are removed. Different texts may have the same name.
     """

@@ -180,7 +180,7 @@ class PairingConfig(Section):
         return any(rules)
 
     @model_validator(mode="after")
-    def _lists_to_search(self) -> "PairingConfig":
+    def _check_index_keys(self) -> "PairingConfig":
         if self.nprobe is not None and not has_lists(self.index):
             raise ValueError(f"nprobe applies to IVF indexes, not to index: {self.index}")
         if self.ef_search is not None and not has_graph(self.index):
@@ -254,7 +254,7 @@ class RunConfig(Section):
 
     @field_validator("name")
     @classmethod
-    def _plain_name(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         if not _PLAIN.fullmatch(name):
             raise ValueError("use letters, digits, '.', '_' and '-' only, and no leading '.'")
         if len(name) > _MAX_NAME_LENGTH:
@@ -265,7 +265,7 @@ class RunConfig(Section):
 
     @field_validator("arms")
     @classmethod
-    def _plain_arms(cls, arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _check_arms(cls, arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in arms:
-            cls._plain_name(name)  # it becomes part of a folder's name
+            cls._check_name(name)  # it becomes part of a folder's name
         return arms

@@ -58,7 +58,7 @@ def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
     """
     check_once(seeds)
     if any(not 0 <= seed <= LARGEST_SEED for seed in seeds):
-        raise ValueError(f"a seed is a whole number from 0 to {LARGEST_SEED}")
+        raise ValueError(f"seeds must be whole numbers from 0 to {LARGEST_SEED}")
     return seeds
 
 

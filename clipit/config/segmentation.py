@@ -74,12 +74,12 @@ class SegmentationConfig(Section):
         values = [value for listed in classes.values() for value in ([listed] if isinstance(listed, int) else listed)]
         check_one_line(classes)
         if any(listed == () for listed in classes.values()):
-            raise ValueError("a class has no value")
+            raise ValueError("every class needs at least one value")
         if any(not 0 <= value <= 65535 for value in values):
-            raise ValueError("values of masks are whole numbers from 0 to 65535")
+            raise ValueError("mask values must be whole numbers from 0 to 65535")
         check_once(tuple(values))
         if len(classes) == 1:
-            raise ValueError("name two classes or more, the background included")
+            raise ValueError("name at least two classes, including the background")
         return classes
 
     @field_validator("methods", "ceilings", "ignore", "foreground")

@@ -42,14 +42,14 @@ class ProbingConfig(Section):
 
     @field_validator("shots", "at", "votes_at")
     @classmethod
-    def _whole(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_counts(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         if any(value < 1 for value in values):
             raise ValueError("use numbers of at least 1")
         return values
 
     @field_validator("shares")
     @classmethod
-    def _shares(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_shares(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         if any(not 0 < value <= 1 for value in values):
             raise ValueError("use shares above 0 and up to 1")
         return values
@@ -100,7 +100,7 @@ class RobustnessConfig(Section):
 
     @field_validator("perturbations")
     @classmethod
-    def _levels(cls, perturbations: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    def _check_levels(cls, perturbations: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
         for name, levels in perturbations.items():
             low, high = _LEVELS[name]
             outside = [level for level in levels if not low <= level <= high]
@@ -174,6 +174,6 @@ class LabelIssuesConfig(Section):
 
     @field_validator("splits")
     @classmethod
-    def _each_once(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_splits(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
         check_once(splits)
         return splits

@@ -126,12 +126,12 @@ class AdaptConfig(Section):
 
     @field_validator("towers", "arms")
     @classmethod
-    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         check_once(names)
         return names
 
     @model_validator(mode="after")
-    def _complete(self) -> "AdaptConfig":
+    def _check_combination(self) -> "AdaptConfig":
         if self.data == "pairs" and self.pairs.path is None:
             raise ValueError("data: pairs needs pairs.path, the table or shards of images with texts")
         bags = self.bags

@@ -114,8 +114,8 @@ def check_reports(config: RunConfig) -> list[Check]:
 
 
 def _on_hub(subject: str, name: str) -> Check:
-    fix = "it is downloaded on first use; without a network, use a local folder"
-    return Check("WARN", subject, f"{name} is on the Hugging Face hub; whether it is cached was not checked.", fix)
+    fix = "it is downloaded on first use; without network access, use a local folder"
+    return Check("WARN", subject, f"{name} is on the Hugging Face hub; the local cache was not checked.", fix)
 
 
 def check_prompts(config: RunConfig) -> list[Check]:

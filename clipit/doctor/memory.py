@@ -119,7 +119,7 @@ def check_memory(config: RunConfig, needs: str = "") -> list[Check]:
         text = str(error).partition("\n  to do: ")[0].replace("\n  where: ", ": ")
         reason = " ".join(text.split())[:200]
         fix = "correct the backbone if its own check fails; the estimate is repeated when training starts"
-        return [Check("WARN", "memory", f"The memory of training could not be estimated: {reason}.", fix)]
+        return [Check("WARN", "memory", f"The memory needed for training could not be estimated: {reason}.", fix)]
     vlms = [vlm for vlm in (config.vlm, config.second_vlm) if vlm is not None and uses_vlm(config)]
     reserved = sum(map(vlm_weight_bytes, vlms))  # VLMs stay in memory during training
     size = backbone.preprocess.size

@@ -70,8 +70,8 @@ class CaseAccount:
             )
         if self.both_sides:
             lines.append(
-                f"{counted(self.both_sides, 'patient has', 'patients have')} tiles in training and in a later split: "
-                "these reports are not used"
+                f"{counted(self.both_sides, 'patient has', 'patients have')} tiles in training and in a later split, "
+                "so their reports are not used"
             )
         return "\n".join(lines)
 
@@ -246,11 +246,11 @@ def _no_match(tile_patients: set[str], report_patients: set[str], account: CaseA
         )
     if account.both_sides:
         cause = (
-            f"{counted(account.both_sides, 'training patient')} also with tiles in a later split, whose reports are "
-            f"not used; {cause}"
+            f"{counted(account.both_sides, 'training patient also has', 'training patients also have')} tiles in a "
+            f"later split, so their reports are not used; {cause}"
         )
     return DataError(
-        f"no training patient has a report: groups of tiles are {shortlist(tile_names, _SHOWN)}, of reports "
+        f"no training patient has a report; tiles have the groups {shortlist(tile_names, _SHOWN)}, reports the groups "
         f"{shortlist(report_names, _SHOWN)}; {cause}",
         where="groups of tiles and reports",
         fix="use the same patient ids in both, or assign groups to reports with reports.metadata",

@@ -39,7 +39,7 @@ def search(
     shared: bool = False,
     exact: bool = False,
 ) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
-    """Find the rows and cosines of the k nearest snippets, nearest first, ties by lowest id.
+    """Find the rows and cosines of the k nearest snippets, nearest first; ties are broken by the lowest id.
 
     The index returns slightly more than k candidates; an approximate index returns as many as its settings specify.
     Their cosines are recomputed exactly, in an order of operations that does not depend on the batch size, and rounded
@@ -92,7 +92,7 @@ def exact_cosines(
 
 
 def best_first(rows: Int[np.ndarray, "q wide"], ranking: Float[np.ndarray, "q wide"], k: int) -> Int[np.ndarray, "q k"]:
-    """Return the positions of the k candidates with the highest ranking score, ties by lowest row (lowest id)."""
+    """Return the positions of the k candidates with the highest ranking score; ties are broken by the lowest row."""
     return np.asarray(np.lexsort((rows, -ranking), axis=1)[:, :k], dtype=np.int64)
 
 

@@ -95,8 +95,8 @@ def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: M
             rows_of[name].add(row)
     if not any(rows_of.values()):
         raise DataError(
-            f"no training tile has a report of its own patient: groups of tiles are {shortlist(names, 3)}, of reports "
-            f"{shortlist(sorted(set(patients.tolist()) - {''}), 3)}",
+            f"no training tile has a report of its own patient; tiles have the groups {shortlist(names, 3)}, reports "
+            f"the groups {shortlist(sorted(set(patients.tolist()) - {''}), 3)}",
             where="pairing.reports",
             fix="use the same patient ids in both (reports.group_column, reports.metadata), or pairing.reports=any",
         )

@@ -78,7 +78,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read a JSON file, which a YAML parser would reject if it is indented by tabs."""
+    """Read a JSON file, which a YAML parser would reject if it is indented with tabs."""
     repeated: list[str] = []
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -116,7 +116,12 @@ def _check_templates(templates: Sequence[str]) -> Iterator[LintMessage]:
 
 def _check_classes(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[LintMessage]:
     if len(prompts.classes) < 2:
-        yield LintMessage("error", "classes", f"{len(prompts.classes)} given", "add classes; at least two are needed")
+        yield LintMessage(
+            "error",
+            "classes",
+            f"only {counted(len(prompts.classes), 'class', 'classes')}",
+            "add classes; at least two are needed",
+        )
     for name, texts in prompts.classes.items():
         if not texts:
             yield LintMessage("error", f"classes.{name}", "no names", "add at least one")

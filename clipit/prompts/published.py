@@ -69,7 +69,7 @@ def _entries(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
             if configuration
             else f"prompts {structure}; the file has the keys {keys}",
             where=path,
-            fix="name the file of its key `prompts`" if "prompts" in raw and configuration else _EXPECTED,
+            fix="use the file that its key `prompts` names" if "prompts" in raw and configuration else _EXPECTED,
         )
     if structures[0] == _CLIPIT[0]:
         return None

@@ -69,7 +69,7 @@ class Account:
     """Number of reports with such lines."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON-serialisable values, without those of disabled steps."""
+        """Return JSON-serialisable values; those of disabled steps are omitted."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod

@@ -59,8 +59,8 @@ class Metadata:
             kind = "id" if self.by_report else "group"
             known = [key for key in keys if key]
             raise DataError(
-                f"no report has a row: the reports have {shortlist(known or [f'no {kind}'], 3)}, "
-                f"column {self.column} has {shortlist(list(self.rows), 3)}",
+                f"no report has a row; the {kind}s of the reports are {shortlist(known, 3) or 'unknown'}, "
+                f"column {self.column} contains {shortlist(list(self.rows), 3)}",
                 where=self.path,
                 fix=f"write the {kind}s of the reports into the column {self.column}"
                 if known

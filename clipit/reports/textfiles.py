@@ -182,7 +182,7 @@ def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
         infos = archive.infolist()
     members = {info.filename.replace("\\", "/"): info for info in infos}
     if len(members) < len(infos):
-        raise DataError("two files of the zip have the same name", where=path, fix="repack the zip")
+        raise DataError("two files in the zip have the same name", where=path, fix="repack the zip")
     return members
 
 

@@ -1,4 +1,4 @@
-"""Synthetic world of cases: patients with tiles, a report, and a molecular status that no VLM was trained on."""
+"""Synthetic world of cases: patients with tiles, a report, and a molecular status unknown to the embedded VLM."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -58,7 +58,7 @@ class SlideWorldConfig(Section):
     """Whether each slide has a pen mark, a fold and an out-of-focus patch."""
 
     @model_validator(mode="after")
-    def _valid(self) -> "SlideWorldConfig":
+    def _check_sizes(self) -> "SlideWorldConfig":
         check_centres(self.centres, ())
         if not self.train + self.validation + self.test:
             raise ValueError("train, validation and test are all 0: nothing to write")

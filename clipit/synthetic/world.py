@@ -47,7 +47,7 @@ class WorldConfig(Section):
     tiles_per_patient: int = Field(10, ge=1)
 
     @model_validator(mode="after")
-    def _disjoint_centres(self) -> "WorldConfig":
+    def _check_centres(self) -> "WorldConfig":
         check_centres(self.centres, self.shift_centres)
         return self
 

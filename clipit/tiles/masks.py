@@ -87,7 +87,7 @@ class MaskSet:
             raise DataError(
                 f"cannot open the mask of tile {self.tiles.ids[index]}: {error.strerror or error}",
                 where=self.where(index),
-                fix="put the file back or correct its permissions",
+                fix="restore the file, or correct its permissions",
             ) from error
 
     def select(self, which: Bool[np.ndarray, " n"] | Int[np.ndarray, " k"] | Sequence[int]) -> "MaskSet":

@@ -262,7 +262,7 @@ def _image_bytes(value: Mapping[str, Any], where: str) -> bytes:
             raise DataError(
                 f"cannot open the image {path}: {error.strerror or error}",
                 where=where,
-                fix="put the file back or correct its permissions",
+                fix="restore the file, or correct its permissions",
             ) from error
     import fsspec
 

@@ -150,5 +150,5 @@ def test_no_groups_on_one_side() -> None:
 def test_only_test_patients_have_reports() -> None:
     with pytest.raises(DataError, match="1 report belongs to patients with validation or test tiles"):
         join_cases([report("a", "P2")], tiles(("train", "P1"), ("test", "P2")))
-    with pytest.raises(DataError, match="1 training patient also with tiles in a later split"):
+    with pytest.raises(DataError, match="1 training patient also has tiles in a later split"):
         join_cases([report("a", "P1")], tiles(("train", "P1"), ("test", "P1")))

@@ -77,7 +77,7 @@ def test_a_file_of_two_structures_or_none_names_what_is_expected(tmp_path: Path)
 def test_a_file_of_another_kind_is_recognised_instead_of_its_keys_listed_one_by_one(tmp_path: Path) -> None:
     configuration = {"name": "own", "prompts": "own.yaml", "tiles": {}, "reports": {}, "training": {}}
     text = refused(write(tmp_path, configuration))
-    assert "a configuration, not a prompt file" in text and "name the file of its key `prompts`" in text
+    assert "a configuration, not a prompt file" in text and "use the file that its key `prompts` names" in text
     del configuration["prompts"]
     assert "name, version, templates and classes" in refused(write(tmp_path, configuration))
     summary = {"images": 4, "predicted": 4, "mean_confidence": 0.8, "sha256": "0", "classes": {"a": 1, "b": 3}}

@@ -86,11 +86,11 @@ def test_a_test_part_is_not_cut_beside_another(tmp_path: Path) -> None:
     ("keys", "told"),
     [
         ({"fold": 1}, "fold requires folds"),
-        ({"folds": 3, "fold": 3}, "fold 3 of 3 folds; they are numbered from 0 to 2"),
+        ({"folds": 3, "fold": 3}, "no fold 3: the 3 folds are numbered from 0 to 2"),
         ({"folds": 3, "test_fraction": 0.2}, "set folds or test_fraction, not both"),
-        ({"splits": {"train": []}}, "an empty list for train"),
+        ({"splits": {"train": []}}, "empty list for train"),
         ({"splits": {"train": ["a", 1]}}, "names must be text, not 1"),
-        ({"group_pattern": "("}, "not a regular expression"),
+        ({"group_pattern": "("}, "not a valid regular expression"),
     ],
 )
 def test_contradicting_keys_of_splits_are_refused(keys: dict[str, Any], told: str) -> None:

@@ -214,7 +214,7 @@ def test_a_missing_image_file_is_an_error_as_in_the_downloaded_set(tmp_path: Pat
         section = config(tmp_path / "set", columns={}, unreadable="quarantine", streaming=streaming_too)
         with pytest.raises(DataError, match=r"cannot open the image .*No such file") as caught:
             read_tiles(section, root=tmp_path)
-        assert "put the file back" in caught.value.fix
+        assert "restore the file" in caught.value.fix
 
 
 def numbered_blocks(skips: list[int], broken: int | None = None) -> list[Block]:

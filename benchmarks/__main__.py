@@ -25,6 +25,7 @@ from benchmarks import (
     fresh_pages,
     hubness,
     index_recall,
+    lora_layers,
     map_stitching,
     mil_epoch,
     pairing,
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "hubness": hubness.measure,
     "index_recall": index_recall.measure,
     "training_step": training_step.measure,
+    "lora_layers": lora_layers.measure,
     "checkpointing": checkpointing.measure,
     "fresh_pages": fresh_pages.measure,
     "batch_parts": batch_parts.measure,
@@ -72,7 +74,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "start_up": start_up.measure,
     "faiss_threads": faiss_threads.measure,
 }
-GPU = ("training_step", "bag_step", "checkpointing", "embedding", "pairing", "prediction")
+GPU = ("training_step", "lora_layers", "bag_step", "checkpointing", "embedding", "pairing", "prediction")
 """Benchmarks of `--gpu`, the most important first."""
 _GPU_REPEATS = 3
 _GPU_SECONDS = 330  # no benchmark is started after this time; the longest takes two minutes

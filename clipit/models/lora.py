@@ -188,15 +188,15 @@ def _inject(module: nn.Module, settings: "peft.LoraConfig", hint: str) -> Any:
     import peft
 
     with foreign_errors("LoRA", hint=hint):
-        if packed := {type(layer): layer for layer in module.modules() if _is_packed(layer)}:
-            from clipit.models.lora_attention import OpenClipAttention, PackedAttention
+        from clipit.models.lora_attention import OpenClipAttention, PackedAttention
+        from clipit.models.lora_linear import LoraLinear
 
-            settings._register_custom_module(
-                {
-                    kind: OpenClipAttention if _is_open_clip_attention(layer) else PackedAttention
-                    for kind, layer in packed.items()
-                }
-            )
+        packed = {type(layer): layer for layer in module.modules() if _is_packed(layer)}
+        adapters: dict[type[nn.Module], type[nn.Module]] = {
+            kind: OpenClipAttention if _is_open_clip_attention(layer) else PackedAttention
+            for kind, layer in packed.items()
+        }
+        settings._register_custom_module(adapters | {nn.Linear: LoraLinear})
         with warnings.catch_warnings():  # peft reads an attribute that transformers renames in its next version
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             return peft.get_peft_model(module, settings)

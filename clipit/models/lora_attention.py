@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from clipit.models.lora_linear import adapted_linear
+
 _PACKED, _PROJECTION = "in_proj_weight", "out_proj.base_layer.weight"
 
 
@@ -35,10 +37,7 @@ class PackedAttention(MultiheadAttention):  # type: ignore[misc]
         if not base.batch_first:
             tokens = tokens.transpose(0, 1)
         batch, length, width = tokens.shape
-        packed = F.linear(tokens, base.in_proj_weight, base.in_proj_bias)
-        for name in self.active_adapters:
-            update = self.lora_B[name](self.lora_A[name](self.lora_dropout[name](tokens)))
-            packed = packed + update * self.scaling[name]
+        packed = adapted_linear(self, tokens, base.in_proj_weight, base.in_proj_bias)
         heads = packed.view(batch, length, 3, base.num_heads, width // base.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         if mask is not None:

@@ -12,7 +12,7 @@ from clipit.errors import ConfigError
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.case_reports import write_case_reports
 from clipit.synthetic.cases import EXTERNAL, Case, CaseWorldConfig, draw_cases
-from clipit.synthetic.draws import Draw
+from clipit.synthetic.draws import Draw, draw_splits
 from clipit.synthetic.latents import CLASSES, HIGH, LOW, Latents, stream
 from clipit.synthetic.render import render
 from clipit.synthetic.status_words import NOT_TUMOUR, STATUS_PROMPTS, STATUS_RULES
@@ -55,7 +55,7 @@ def write_case_world(folder: Path, config: CaseWorldConfig) -> dict[str, Any]:
         ArtifactError: The folder cannot be written.
     """
     cases = {split: draw_cases(config, split) for split in config.splits if split != EXTERNAL}
-    draws = {split: _render(config.seed, split, of_split) for split, of_split in cases.items()}
+    draws = draw_splits(lambda split: _render(config.seed, split, cases[split]), cases)
     columns = {split: _columns(cases[split], draws[split].latents) for split in draws}
     digests = {
         name: write_tiles(folder, name, {split: draws[split] for split in splits}, columns)

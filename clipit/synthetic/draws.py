@@ -1,12 +1,14 @@
 """Synthetic tiles: patients, centres, latents, images and captions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from clipit.read_ahead import available_cores
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.language import caption, choose
 from clipit.synthetic.latents import HIGH, LOW, Latents, draw_latents, stream
@@ -72,6 +74,13 @@ def draw_tiles(
     centre_of_patient = stream(seed, name, "centres").choice(np.asarray(centres, dtype=np.int64), n_patients)
     centre_of_tile = centre_of_patient[patients]
     return Draw(render(stream(seed, name, "pixels"), latents, centre_of_tile), latents, centre_of_tile, patients)
+
+
+def draw_splits(draw: Callable[[str], Draw], splits: Iterable[str]) -> dict[str, Draw]:
+    """Draw the tiles of each split, several splits at a time; each split has its own random stream."""
+    names = list(splits)
+    with ThreadPoolExecutor(available_cores()) as pool:  # numpy works outside Python's lock
+        return dict(zip(names, pool.map(draw, names), strict=True))
 
 
 def tile_latents(seed: int, name: str, count: int) -> Latents:

@@ -26,9 +26,10 @@ def noise(rng: np.random.Generator, count: int, cells: int) -> Maps:
     low = position.astype(np.int64)
     weight = position - low
     weight = weight * weight * (3 - 2 * weight)
-    rows = knots[:, low] * (1 - weight)[None, :, None] + knots[:, low + 1] * weight[None, :, None]
-    maps = rows[:, :, low] * (1 - weight) + rows[:, :, low + 1] * weight
-    return np.ascontiguousarray(maps, dtype=np.float32)
+    # take is twice as fast as indexing with an array
+    rows = knots.take(low, axis=1) * (1 - weight)[:, None] + knots.take(low + 1, axis=1) * weight[:, None]
+    maps = rows.take(low, axis=2) * (1 - weight) + rows.take(low + 1, axis=2) * weight
+    return np.asarray(maps, dtype=np.float32)
 
 
 def per_tile(values: object) -> Float32[np.ndarray, "n 1 1"]:

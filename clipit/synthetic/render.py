@@ -85,7 +85,10 @@ def blur(maps: Float32[np.ndarray, "n h w"], spread: Float[np.ndarray, " n"]) ->
     for axis in (1, 2):
         padded = np.pad(maps, [(0, 0), (2, 2), (0, 0)] if axis == 1 else [(0, 0), (0, 0), (2, 2)], mode="edge")
         length = maps.shape[axis]
-        parts = [np.take(padded, range(start, start + length), axis=axis) for start in range(5)]
+        parts = [
+            padded[:, start : start + length] if axis == 1 else padded[:, :, start : start + length]
+            for start in range(5)
+        ]
         maps = middle * parts[2] + near * (parts[1] + parts[3]) + far * (parts[0] + parts[4])
     return np.asarray(maps, dtype=np.float32)
 

@@ -11,7 +11,7 @@ from clipit.artifacts import write_json
 from clipit.config.run import Section
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.corpora import draw_cases, draw_other_organ, draw_reports
-from clipit.synthetic.draws import check_centres, draw_tiles
+from clipit.synthetic.draws import check_centres, draw_splits, draw_tiles
 from clipit.synthetic.latents import CLASSES, stream
 from clipit.synthetic.world_files import (
     ensure_written,
@@ -66,15 +66,15 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
     Raises:
         ArtifactError: The folder cannot be written.
     """
-    draws = {
-        split: draw_tiles(config.seed, f"world/{split}", count, centres, config.tiles_per_patient)
-        for split, count, centres in (
-            ("train", config.train, config.centres),
-            ("validation", config.validation, config.centres),
-            ("test", config.test, config.centres),
-            ("shift", config.shift, config.shift_centres),
-        )
+    sizes = {
+        "train": (config.train, config.centres),
+        "validation": (config.validation, config.centres),
+        "test": (config.test, config.centres),
+        "shift": (config.shift, config.shift_centres),
     }
+    draws = draw_splits(
+        lambda split: draw_tiles(config.seed, f"world/{split}", *sizes[split], config.tiles_per_patient), sizes
+    )
     digests = {
         "tiles": write_tiles(folder, "tiles", {split: draws[split] for split in ("train", "validation", "test")}),
         "tiles_shift": write_tiles(folder, "tiles_shift", {"shift": draws["shift"]}),

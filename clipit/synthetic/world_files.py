@@ -17,6 +17,7 @@ from clipit.artifacts import locked, whole_file
 from clipit.config.section import Section
 from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, disk_errors
+from clipit.free_memory import keep_freed_memory
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.draws import MPP, Draw
 from clipit.synthetic.latents import CLASSES
@@ -116,6 +117,7 @@ def ensure_written(folder: Path, config: Section, write: Callable[[Path], object
     with locked(world):
         if not _is_written(world, config):
             logger.info(f"writing the synthetic world to {world}")
+            keep_freed_memory()
             partial = Path(f"{world}.partial")
             write(partial)
             with disk_errors(world):

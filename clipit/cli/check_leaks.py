@@ -1,7 +1,8 @@
 """Find tiles, patients and reports that occur on both sides of a split.
 
 The exit status is 0 if nothing leaks, 1 if anything leaks, 2 for errors, and 3 if no leak was found but
-patients and slides could not be compared, because they are known in fewer than two splits.
+patients and slides could not be compared, because they are known in fewer than two splits, or images could not be
+compared, because all tiles of a split are nearly empty.
 """
 
 from clipit.config.command_line import read_file_command
@@ -26,5 +27,7 @@ def main() -> None:
         if get_processes().main:
             leaking = counted(report.leaking, "tile or report leaks", "tiles and reports leak")
             incomplete = "" if report.compared_patients else "; the splits may share patients or slides"
+            incomplete += "" if report.compared_images else "; no images of two splits could be compared"
             print(f"\n{leaking}{incomplete}: {report.path} (and .parquet)")
-        raise SystemExit(1 if report.leaking else 0 if report.compared_patients else _NOT_COMPARED)
+        complete = report.compared_patients and report.compared_images
+        raise SystemExit(1 if report.leaking else 0 if complete else _NOT_COMPARED)

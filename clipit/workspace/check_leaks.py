@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from clipit.artifacts import write_json
@@ -44,16 +45,47 @@ _SCHEMA = pa.schema(
 )
 
 
+class _Comparable(NamedTuple):
+    """Numbers of tiles whose images are compared: not those of a single colour, nor, for similarity, nearly empty ones.
+
+    Attributes:
+        equal: Tiles compared for equality.
+        plain: Tiles of a single colour.
+        similar: Tiles compared for similarity.
+        flat: Nearly empty tiles, whose similarity means nothing.
+        in_two_splits: Whether at least two splits have tiles that were compared in the strictest way asked for.
+    """
+
+    equal: int = 0
+    plain: int = 0
+    similar: int = 0
+    flat: int = 0
+    in_two_splits: bool = True
+
+    @classmethod
+    def of(cls, image_hashes: ImageHashes | None, tiles: TileSet, spread: float) -> "_Comparable":
+        if image_hashes is None:
+            return cls()
+        near = isinstance(image_hashes, Fingerprints)
+        equal = (image_hashes.digests if isinstance(image_hashes, Fingerprints) else image_hashes).any(axis=1)
+        similar = image_hashes.spread >= spread if isinstance(image_hashes, Fingerprints) else np.zeros_like(equal)
+        two = len(set(tiles.splits[similar if near else equal].tolist())) > 1
+        return cls(int(equal.sum()), int((~equal).sum()), int(similar.sum()), int((~similar).sum()) * near, two)
+
+
 class LeakCheck(NamedTuple):
     """Result of a search for leaks.
 
     Attributes:
         compared_patients: Whether patients or slides are known in at least two splits, so that they were compared.
+        compared_images: Whether at least two splits have tiles that were compared as asked for; true if images were not
+            to be compared. Nearly empty tiles are not compared.
     """
 
     path: Path
     leaking: int
     compared_patients: bool
+    compared_images: bool
 
 
 def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[str] = ()) -> LeakCheck:
@@ -76,12 +108,12 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     known = _known_patients(tiles)
     compared = sum(count > 0 for count, _ in known.values()) > 1
     unchecked = [*_unnamed_patients(tiles, compared)]
-    flat = _count_flat(image_hashes, section.spread)
-    unchecked += _unchecked(config.tiles.source, section.pixels, reports, flat, section.spread)
+    images = _Comparable.of(image_hashes, tiles, section.spread)
+    unchecked += _unchecked(config.tiles.source, section.pixels, reports, images, section.spread)
     unchecked += [f"comparison.shifted: {name}" for name in shifted]
     if doubt := misspelled_reports(reports, tiles):
         unchecked.append(doubt)
-    checked = _comparisons_made(known, compared, section.pixels, len(tiles), flat, reports)
+    checked = _comparisons_made(known, compared, section.pixels, images, reports)
     path = leak_folder(config) / "leaks.json"
     if get_processes().main:
         records = [asdict(leak) for leak in leaks]
@@ -111,7 +143,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
                 ]
             )
         )
-    return LeakCheck(path, len({(leak.kind == "report", leak.id) for leak in leaks}), compared)
+    return LeakCheck(path, len({(leak.kind == "report", leak.id) for leak in leaks}), compared, images.in_two_splits)
 
 
 def _known_patients(tiles: TileSet) -> dict[str, tuple[int, int]]:
@@ -125,8 +157,7 @@ def _comparisons_made(
     known: Mapping[str, tuple[int, int]],
     compared: bool,
     pixels: str,
-    n_tiles: int,
-    flat: int,
+    images: _Comparable,
     reports: Sequence["Report"],
 ) -> list[str]:
     """List the comparisons that were made."""
@@ -134,10 +165,10 @@ def _comparisons_made(
     if compared:
         counts = ", ".join(f"{count:,} of {total:,} {split} tiles" for split, (count, total) in known.items())
         lines.append(f"patients or slides of {counts}")
-    if pixels != "off":
-        lines.append(f"equal images among {counted(n_tiles, 'tile')}")
-    if pixels == "near" and flat < n_tiles:
-        lines.append(f"similar images among {counted(n_tiles - flat, 'tile')}")
+    if pixels != "off" and images.equal:
+        lines.append(f"equal images among {counted(images.equal, 'tile')}")
+    if pixels == "near" and images.similar:
+        lines.append(f"similar images among {counted(images.similar, 'tile')}")
     with_patient = sum(bool(patient_of(report)) for report in reports)
     if with_patient and any(count for split, (count, _) in known.items() if split != "train"):
         lines.append(f"patients of {with_patient:,} of {counted(len(reports), 'report')}")
@@ -188,7 +219,7 @@ def _unnamed_patients(tiles: TileSet, compared: bool) -> Iterator[str]:
         yield f"{subject}: known in fewer than two splits"
 
 
-def _unchecked(source: str, pixels: str, reports: Sequence[Any], flat: int, spread: float) -> list[str]:
+def _unchecked(source: str, pixels: str, reports: Sequence[Any], images: _Comparable, spread: float) -> list[str]:
     """List the other comparisons that could not be made, with reasons."""
     lines = []
     card = DATASETS.get(source)
@@ -197,13 +228,12 @@ def _unchecked(source: str, pixels: str, reports: Sequence[Any], flat: int, spre
     unknown = sum(not patient_of(report) for report in reports)
     if unknown:
         lines.append(f"patients of {unknown} of {counted(len(reports), 'report')}: not named (reports.group_column)")
+    if images.plain:
+        lines.append(f"equal images among {counted(images.plain, 'tile')} of a single colour")
     if pixels != "near":
         lines.append(f"near-duplicates: leaks.pixels is {pixels}")
-    elif flat:
-        lines.append(f"near-duplicates among {counted(flat, 'nearly empty tile')} (grey deviation below {spread:g})")
+    elif images.flat:
+        lines.append(
+            f"near-duplicates among {counted(images.flat, 'nearly empty tile')} (grey deviation below {spread:g})"
+        )
     return lines
-
-
-def _count_flat(image_hashes: ImageHashes | None, spread: float) -> int:
-    """Count nearly empty tiles, whose similarity means nothing."""
-    return int((image_hashes.spread < spread).sum()) if isinstance(image_hashes, Fingerprints) else 0

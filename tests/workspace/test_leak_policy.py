@@ -256,7 +256,7 @@ def test_fingerprints_are_made_once_and_go_on_after_a_kill(
 
 def test_the_command_lists_every_kind(configure: MakeConfig, leaky: Leaky, tmp_path: Path) -> None:
     said = capture_log()
-    path, leaking, compared = check_leaks(configure(leaky()), "exact")
+    path, leaking, compared, _ = check_leaks(configure(leaky()), "exact")
     found = json.loads(path.read_text())
     assert leaking == 5 and compared
     assert found["checked"][0].startswith("patients or slides of ") and "equal images among" in found["checked"][1]
@@ -280,7 +280,7 @@ def test_the_patients_on_both_sides_of_the_published_split_of_glas_are_named(con
     splits = {"train": "train", "test": ["testA", "testB"]}
     keys = {"tiles.path": f"{glas}/glas.csv", "tiles.images": f"{glas}/glas_half.zip", "tiles.splits": splits}
     said = capture_log()
-    path, leaking, _ = check_leaks(configure(keys, reports=None, prompts=None), "off")
+    path, leaking, *_ = check_leaks(configure(keys, reports=None, prompts=None), "off")
     named = [line.partition("): ")[2] for line in said[-1].splitlines() if line.startswith("patients or slides in")]
     assert {name for names in named for name in names.split(", ")} == both
     assert len(both) == 8 and {row["group"] for row in json.loads(path.read_text())["found"]} == both
@@ -289,7 +289,7 @@ def test_the_patients_on_both_sides_of_the_published_split_of_glas_are_named(con
 
 def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:
     said = capture_log()
-    _, leaking, compared = check_leaks(configure(), "off", ["elsewhere"])
+    _, leaking, compared, _ = check_leaks(configure(), "off", ["elsewhere"])
     assert leaking == 0 and compared and "no leak found" in said[-1]
     assert "not checked: patients of 60 of 60 reports" in said[-1]
     assert "not checked: comparison.shifted: elsewhere" in said[-1]
@@ -299,11 +299,30 @@ def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:
 def test_nearly_empty_tiles_are_not_counted_as_compared(
     configure: MakeConfig, leaky: Leaky, spread: float, similar: bool
 ) -> None:
-    path, _, _ = check_leaks(configure(leaky() | {"leaks.spread": spread}), "near")
+    path, _, _, compared = check_leaks(configure(leaky() | {"leaks.spread": spread}), "near")
     found = json.loads(path.read_text())
+    assert compared == similar
     assert any(line.startswith("equal images among") for line in found["checked"])
     assert any(line.startswith("similar images among") for line in found["checked"]) == similar
     assert any(line.startswith("near-duplicates among") for line in found["not_checked"]) != similar
+
+
+def test_tiles_of_a_single_colour_are_no_silent_success(tmp_path: Path) -> None:
+    """No two of them are compared, since all of them would match."""
+    path = tmp_path / "plain.csv"
+    rows = ["path,label,split,group"]
+    for number in range(12):
+        Image.new("RGB", (32, 32), (200 + number, 150, 200)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{number % 2},{('train', 'test')[number % 2]},p{number}")
+    path.write_text("\n".join(rows))
+    tiles = {"source": "table", "path": str(path)}
+    config = RunConfig.model_validate({"tiles": tiles, "output": str(tmp_path / "out"), "arm": "image_only"})
+    for pixels, complete in (("near", False), ("exact", False), ("off", True)):
+        found = check_leaks(config, pixels)
+        assert (found.leaking, found.compared_patients, found.compared_images) == (0, True, complete)
+        record = json.loads(found.path.read_text())
+        assert not any("images" in line for line in record["checked"])
+        assert any("equal images among 12 tiles of a single colour" in line for line in record["not_checked"]) != complete
 
 
 def test_tiles_without_groups_are_no_silent_success(configure: MakeConfig, leaky: Leaky) -> None:
@@ -316,7 +335,7 @@ def test_tiles_without_groups_are_no_silent_success(configure: MakeConfig, leaky
         writer.writeheader()
         writer.writerows(rows)
     said = capture_log()
-    _, leaking, compared = check_leaks(configure(keys), "off")
+    _, leaking, compared, _ = check_leaks(configure(keys), "off")
     assert (leaking, compared) == (0, False)
     assert "\nchecked: nothing" in said[-1], "neither patients nor images were compared"
     (line,) = [line for line in said[-1].splitlines() if line.startswith("not checked: patients and slides")]

@@ -285,15 +285,16 @@ def _resolve_column(values: Sequence[str | None], key: str, where: str) -> tuple
     """
     counts = Counter(value for value in values if value is not None)
     markers = {value for value in counts if value in MISSING_VALUES}
-    others = set(counts) - markers - {NO_CLASS}
-    if NO_CLASS in counts and all(value.lstrip("-").isdecimal() for value in others):
+    no_class = {NO_CLASS, f"{NO_CLASS}.0"} & set(counts)  # as programs write it in columns with empty cells
+    others = set(counts) - markers - no_class
+    if no_class and all(value.lstrip("-").removesuffix(".0").isdecimal() for value in others):
         if len(others) == 1:
             raise DataError(
-                f"the values are {shortlist([NO_CLASS, *others])}: -1 may be a value or mark missing ones",
+                f"the values are {shortlist([*sorted(no_class), *others])}: -1 may be a value or mark missing ones",
                 where=f"{where}, {key}",
-                fix="write names instead of numbers, or leave the cells of missing values empty",
+                fix="write names in place of the numbers, or leave the cells of missing values empty",
             )
-        markers.add(NO_CLASS)
+        markers |= no_class
     if not markers:
         return list(values), ""
     listed = shortlist([f"{marker}: {counts[marker]}" for marker in sorted(markers)])

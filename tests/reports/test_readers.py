@@ -307,6 +307,16 @@ def test_minus_one_beside_names_is_a_name_and_beside_one_number_unclear(tmp_path
         read(path, label_column="l")
 
 
+def test_minus_one_in_a_column_of_decimals_is_missing_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "reports.csv"
+    path.write_text("text,g,l\na colon,1.0,2.0\na liver,-1.0,-1.0\na lung,2.0,4.0\n")
+    found = read(path, group_column="g", label_column="l")
+    assert [(r.group, r.label) for r in found.reports] == [("1", "2.0"), (None, None), ("2", "4.0")]
+    path.write_text("text,l\na colon,-1.0\na liver,1.0\n")
+    with pytest.raises(DataError, match=r"values are -1\.0, 1\.0: -1 may be a value or mark missing ones"):
+        read(path, label_column="l")
+
+
 def test_missing_values_of_parquet(tmp_path: Path) -> None:
     table = pa.table({"text": ["a colon", "a liver"], "g": [1.5, float("nan")], "l": [b"mucin", None]})
     pq.write_table(table, tmp_path / "a.parquet")

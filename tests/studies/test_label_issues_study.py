@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def test_the_page_has_as_many_tiles_as_are_asked_for_with_pictures(checked: Labe
         ("tile,label\nelsewhere,gland\n", "no checked tile"),
         (f"tile,label\n{FLIPPED[0]},other\n", "unknown classes: other"),
         (f"tile,label\n{FLIPPED[0]},gland\n{FLIPPED[0]},stroma\n", "more than once"),
+        (f"tile,label\n{FLIPPED[0]},\n", r"(?s)no checked tile has a verified label.*write the class"),
     ],
 )
 def test_wrong_verified_labels_are_refused(file: ConfigFile, tmp_path: Path, text: str, problem: str) -> None:
@@ -104,6 +106,24 @@ def test_wrong_verified_labels_are_refused(file: ConfigFile, tmp_path: Path, tex
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=problem):
         read_verified(path, Workspace(file.run).all_tiles)
+
+
+def test_cells_left_empty_and_whole_numbers_with_decimals_are_read(file: ConfigFile, tmp_path: Path) -> None:
+    tiles = Workspace(file.run).all_tiles
+    tiles = replace(tiles, classes=tuple(str(number) for number in range(len(tiles.classes))))
+    path = tmp_path / "verified.csv"
+    path.write_text(f"tile,label\n{FLIPPED[0]},1.0\n{FLIPPED[1]},\n{FLIPPED[2]}, 0\n", encoding="utf-8")
+    verified = dict(zip(tiles.ids.tolist(), read_verified(path, tiles).tolist(), strict=True))
+    assert [verified[name] for name in FLIPPED[:3]] == [1, -1, 0]
+
+
+def test_verified_labels_are_read_before_anything_is_embedded(file: ConfigFile, tmp_path: Path) -> None:
+    path = tmp_path / "verified.csv"
+    path.write_text("tile,label\nelsewhere,gland\n", encoding="utf-8")
+    keys = {"output": str(tmp_path / "out"), "label_issues.verified": str(path)}
+    with pytest.raises(DataError, match="no checked tile"):
+        clipit.find_label_issues(clipit.load_config(file, keys))
+    assert not list((tmp_path / "out").rglob("tile_store-*"))
 
 
 def test_a_split_without_labels_is_refused(file: ConfigFile) -> None:

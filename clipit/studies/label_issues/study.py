@@ -58,19 +58,19 @@ def study_label_issues(config: RunConfig, options: LabelIssuesConfig) -> Path:
     """
     workspace = Workspace(config)
     check_inputs(workspace, [options.features])
-    tiles, features, facts = _labelled_features(config, options, workspace)
+    visible = workspace.tiles(config.seed)
+    tiles = _labelled_tiles(visible, options)
+    verified = None if options.verified is None else read_verified(Path(options.verified), tiles)
+    features, facts = _features_of(tiles, visible, config, options, workspace)
     folder = config.output / "label_issues" / config.name
     if get_processes().main:
-        _check(config, options, tiles, features, facts, folder)
+        _check(config, options, tiles, features, verified, facts, folder)
     get_processes().barrier()
     return folder
 
 
-def _labelled_features(
-    config: RunConfig, options: LabelIssuesConfig, workspace: Workspace
-) -> tuple[TileSet, Features, dict[str, Any]]:
-    """Return the labelled tiles of the chosen splits with their features, and the provenance of the model."""
-    visible = workspace.tiles(config.seed)
+def _labelled_tiles(visible: TileSet, options: LabelIssuesConfig) -> TileSet:
+    """Select the labelled tiles of the chosen splits."""
     tiles = visible.select(np.isin(visible.splits, options.splits) & (visible.labels >= 0))
     if not len(tiles):
         raise DataError(
@@ -78,7 +78,13 @@ def _labelled_features(
             where="label_issues.splits",
             fix="choose splits with labels; tiles.labels sets the labels that a run may use",
         )
-    tiles = tiles.select(np.concatenate([np.flatnonzero(tiles.splits == split) for split in options.splits]))
+    return tiles.select(np.concatenate([np.flatnonzero(tiles.splits == split) for split in options.splits]))
+
+
+def _features_of(
+    tiles: TileSet, visible: TileSet, config: RunConfig, options: LabelIssuesConfig, workspace: Workspace
+) -> tuple[Features, dict[str, Any]]:
+    """Return the features of the tiles, and the provenance of the model."""
     if options.features == "vlm":
         facts = vlm_facts(workspace)
         stores = {split: workspace.tile_store(split) for split in options.splits}
@@ -88,7 +94,7 @@ def _labelled_features(
         facts = frozen.facts
         vectors = [frozen.vectors[split][visible.of_split(split).labels >= 0] for split in options.splits]
     groups = np.asarray(patients(tiles.groups, tiles.ids), dtype=np.str_)
-    return tiles, Features(tiles.ids, np.concatenate(vectors), tiles.labels, groups), facts
+    return Features(tiles.ids, np.concatenate(vectors), tiles.labels, groups), facts
 
 
 def _check(
@@ -96,11 +102,11 @@ def _check(
     options: LabelIssuesConfig,
     tiles: TileSet,
     features: Features,
+    verified: Int64[np.ndarray, " n"] | None,
     facts: dict[str, Any],
     folder: Path,
 ) -> None:
     """Rank the labels of these tiles, and write the files."""
-    verified = None if options.verified is None else read_verified(Path(options.verified), tiles)
     predicted = out_of_fold_probabilities(features, len(tiles.classes), folds=options.folds, seed=options.seed)
     notes = [*tiles.notes, *_remarks(tiles, features, predicted)]
     kept = predicted.checked

@@ -1,12 +1,13 @@
 """Verified labels: read them, and score the ranking of suspicious labels against them."""
 
 from collections import Counter
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from clipit.data_files import delimiter_hint, read_csv
+from clipit.data_files import delimiter_hint, read_csv, without_decimals
 from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.evaluation.label_issues import LabelIssues, RankingScore, score_ranking
 from clipit.mangled_names import check_rounded
@@ -18,7 +19,8 @@ _FIX = "use a csv file with the columns tile (or id) and label"
 def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     """Read the verified class of each tile from a CSV with the columns tile (or id) and label; -1 where there is none.
 
-    Rows of other tiles are ignored.
+    Rows of other tiles and rows without a label are ignored. Labels such as 1.0 and 1 are the same class, since programs
+    write integers as decimals in columns with empty cells.
 
     Raises:
         DataError: The file is missing or unreadable, lacks a column, has no row of these tiles, has two rows for one
@@ -38,9 +40,16 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     row_of = {name: row for row, name in enumerate(tiles.ids.tolist())}
     names, labels = table.header.index(key), table.header.index("label")
     check_rounded([row[names] for row in table.rows], key, lambda row: f"line {table.lines[row]}", path)
-    checked = [(row[names], row[labels]) for row in table.rows if row[names] in row_of]
+    checked = [(row[names], row[labels].strip()) for row in table.rows if row[names] in row_of]
+    checked = [(name, label) for name, label in checked if label]
     if not checked:
-        raise DataError("no checked tile has a verified label", where=path, fix="use the ids of the checked tiles")
+        raise DataError(
+            "no checked tile has a verified label",
+            where=path,
+            fix="use the ids of the checked tiles, and write the class of each verified tile in the column label",
+        )
+    spelled = _as_classes({label for _, label in checked}, tiles.classes)
+    checked = [(name, spelled.get(label, label)) for name, label in checked]
     unknown = sorted({label for _, label in checked} - {*tiles.classes})
     repeated = sorted(name for name, count in Counter(name for name, _ in checked).items() if count > 1)
     if unknown or repeated:
@@ -55,6 +64,18 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     for name, label in checked:
         verified[row_of[name]] = tiles.classes.index(label)
     return verified
+
+
+def _as_classes(labels: Set[str], classes: Sequence[str]) -> dict[str, str]:
+    """Map labels that are no classes to the class that is the same whole number, as 1.0 and 1 are."""
+    whole = {_without_decimals(name): name for name in classes}
+    return {
+        label: whole[_without_decimals(label)] for label in labels - {*classes} if _without_decimals(label) in whole
+    }
+
+
+def _without_decimals(name: str) -> str:
+    return str(without_decimals([name])[0])
 
 
 def score_verified(

@@ -19,8 +19,8 @@ _FIX = "use a csv file with the columns tile (or id) and label"
 def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     """Read the verified class of each tile from a CSV with the columns tile (or id) and label; -1 where there is none.
 
-    Rows of other tiles and rows without a label are ignored. Labels such as 1.0 and 1 are the same class, since programs
-    write integers as decimals in columns with empty cells.
+    Rows of other tiles and rows without a label are ignored. Labels such as 1.0 and 1 are the same class, because
+    programs write integers as decimals in columns with empty cells.
 
     Raises:
         DataError: The file is missing or unreadable, lacks a column, has no row of these tiles, has two rows for one

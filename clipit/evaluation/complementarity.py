@@ -55,7 +55,7 @@ class Complementarity:
 
     @property
     def excess(self) -> float:
-        """`share` minus `expected`; above 0, the other classifier corrects more errors than if independent."""
+        """`share` minus `expected`; above 0, the other classifier corrects more than if errors were independent."""
         return self.share - self.expected
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 
 from clipit.errors import DataError, ModelError, counted
 from clipit.evaluation.features import Features
-from clipit.evaluation.intervals import Interval, estimate, group_numbers
+from clipit.evaluation.intervals import Estimate, estimate, group_numbers
 from clipit.evaluation.metrics import divide
 from clipit.evaluation.probes import linear_probe
 
@@ -147,15 +147,6 @@ def find_label_issues(labels: Int64[np.ndarray, " n"], probabilities: Float[np.n
     return LabelIssues(np.asarray(flagged, dtype=np.bool_), shares[rows, codes], suggested, wrong)
 
 
-@dataclass(frozen=True)
-class RankingScore:
-    """A score of the ranking with its 95 % interval; the value is None if it is undefined."""
-
-    name: str
-    value: float | None
-    interval: Interval
-
-
 def score_ranking(
     wrong: Bool[np.ndarray, " n"],
     flagged: Bool[np.ndarray, " n"],
@@ -164,7 +155,7 @@ def score_ranking(
     *,
     resamples: int = 1000,
     seed: int = 0,
-) -> list[RankingScore]:
+) -> dict[str, Estimate]:
     """Score flagged labels against verified ones: precision, recall and AUROC, and the share of wrong labels.
 
     The share of wrong labels is the precision of flagging tiles at random. Intervals are bootstrapped over groups.
@@ -191,8 +182,7 @@ def score_ranking(
             "AUROC of the ranking": np.asarray(areas, dtype=np.float64),
         }
 
-    estimates = estimate(scores, groups, resamples, seed)
-    return [RankingScore(name, each.value, each.interval) for name, each in estimates.items()]
+    return estimate(scores, groups, resamples, seed)
 
 
 def rank_issues(issues: LabelIssues, ids: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:

@@ -14,8 +14,7 @@ from jaxtyping import Float, Float32, Int64, Integer
 from clipit.errors import DataError
 from clipit.slides.grid import SlideGrid
 from clipit.slides.heat_map import heat_map
-
-IGNORED = -1
+from clipit.tiles.mask_files import IGNORED
 
 
 @dataclass(frozen=True)

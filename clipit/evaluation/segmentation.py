@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64, Int64, Integer, Shaped
 from clipit.errors import DataError
 from clipit.evaluation.intervals import Interval, estimate
 from clipit.evaluation.metrics import divide, mean_defined
+from clipit.tiles.mask_files import IGNORED
 
 MASK_METRICS = ("dice", "iou", "precision", "recall")
 FALSE_AREA = "false_area"
@@ -22,7 +23,6 @@ MEAN = "mean of the foreground"
 Averaging = Literal["images", "pixels"]
 """`images`: mean of the scores of the images that truly contain the class; `pixels`: score of all pixels together, in
 which large images count more."""
-_IGNORED = -1
 
 
 def count_pixels(
@@ -33,7 +33,7 @@ def count_pixels(
     Args:
         truth: True class of each pixel; -1 is ignored.
     """
-    labelled = truth != _IGNORED
+    labelled = truth != IGNORED
     flat = truth[labelled].astype(np.int64) * classes + predicted[labelled]
     return np.bincount(flat, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
 

@@ -40,7 +40,7 @@ def embed_prompt_set(
     mean: Float[np.ndarray, " D"] | None = None,
     classes: Sequence[str] | None = None,
 ) -> TextVectors:
-    """Embed every (class, name, template) text as a unit vector, which is centred by `mean` and normalised again.
+    """Embed every (class, name, template) text as a unit vector, centred by `mean` if given and normalised again.
 
     Args:
         prompts: Prompt set.

@@ -10,11 +10,11 @@ from jaxtyping import Float, Float32, Int64
 
 from clipit.errors import DataError
 from clipit.evaluation.intervals import bootstrap
-from clipit.evaluation.map_agreement import IGNORED, MapAgreement, class_map, majority_tiles, score_map
+from clipit.evaluation.map_agreement import MapAgreement, class_map, majority_tiles, score_map
 from clipit.images import ImageError
 from clipit.slides.grid import SlideGrid
 from clipit.slides.heat_map import map_shape
-from clipit.tiles.mask_files import decode_values
+from clipit.tiles.mask_files import IGNORED, decode_values
 
 IGNORED_VALUE = 255
 """Value of mask pixels that are not scored."""

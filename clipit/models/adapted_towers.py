@@ -269,8 +269,8 @@ def _check_reach(adapted: AdaptedTowers) -> None:
     """Check with one backward pass that the update of every adapted layer affects an embedding.
 
     Raises:
-        ModelError: An update has no effect (the weight is read without calling the layer), or only while gradients
-            are recorded (PyTorch's layers with a fast path for inference).
+        ModelError: An update has no effect (the weight is read without calling the layer), or takes effect only while
+            gradients are recorded (PyTorch's layers with a fast path for inference).
     """
     updates = {name: weight for name, weight in adapted.trainable().items() if "lora_B" in name}
     # a gradient of zero is not an error: a later weight may be zero

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipit.errors import counted
-from clipit.evaluation.label_issues import RankingScore
+from clipit.evaluation.intervals import Estimate
 from clipit.reporting.html import Include, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.tables import with_interval
 
@@ -57,7 +57,7 @@ def label_issues_page(
     facts: Mapping[str, object],
     by_class: Sequence[Mapping[str, Any]],
     tiles: Sequence[SuspiciousTile],
-    scores: Sequence[RankingScore] = (),
+    scores: Mapping[str, Estimate] | None = None,
     remarks: Sequence[str] = (),
 ) -> str:
     """Render the page as HTML.
@@ -67,7 +67,7 @@ def label_issues_page(
         facts: Settings and results of the check, with the number of suspicious labels under `suspicious labels`.
         by_class: Records with the keys class, checked, suspicious, estimated_wrong and suggested_most.
         tiles: Tiles to review, the most suspicious first.
-        scores: Scores against verified labels; empty without verified labels.
+        scores: Scores against verified labels, by name; None or empty without verified labels.
         remarks: Lines of the section of remarks.
     """
     total = int(str(facts.get("suspicious labels", len(tiles))))
@@ -103,8 +103,8 @@ def label_issues_page(
     return page(title, note, sections)
 
 
-def _verified(scores: Sequence[RankingScore]) -> list[Part]:
-    rows = [[score.name, with_interval(score.value, score.interval.low, score.interval.high)] for score in scores]
+def _verified(scores: Mapping[str, Estimate]) -> list[Part]:
+    rows = [[name, with_interval(s.value, s.interval.low, s.interval.high)] for name, s in scores.items()]
     introduction = (
         "For comparison: flagging tiles at random has a precision equal to the share of wrong labels, and a random "
         "order has an AUROC of 0.5."

@@ -14,7 +14,7 @@ from clipit.config.data import SlidesConfig
 from clipit.config.run import VLMConfig
 from clipit.distributed import get_processes
 from clipit.errors import counted
-from clipit.evaluation.map_agreement import IGNORED, MapAgreement, compare_with_mask
+from clipit.evaluation.map_agreement import MapAgreement, compare_with_mask
 from clipit.models.vlm import load_vlm
 from clipit.prompts.prompt_set import load_prompts
 from clipit.reporting.tables import markdown_table
@@ -28,6 +28,7 @@ from clipit.slide_tasks.tile_scores import read_scores
 from clipit.slides.prepare import PreparedSlide
 from clipit.synthetic.latents import CLASSES
 from clipit.synthetic.slides import SLIDES, SlideWorldConfig, ensure_slides
+from clipit.tiles.mask_files import IGNORED
 
 logger = logging.getLogger(__name__)
 

@@ -199,7 +199,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
 def _deduplicated(texts: Sequence[str]) -> Shaped[np.ndarray, " n"]:
     """Return texts as an object array in which equal texts are one object, to save memory.
 
-    Texts are copied, because references to originals scattered among other objects would keep their memory in use.
+    Texts are copied, because originals scattered among other objects would keep the memory around them in use.
     """
     copies = {text: text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass") for text in set(texts)}
     return np.asarray([copies[text] for text in texts], dtype=object)

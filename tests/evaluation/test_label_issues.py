@@ -39,8 +39,7 @@ def test_flipped_labels_are_found_and_their_true_class_is_suggested() -> None:
     found = out_of_fold_probabilities(features, 3)
     issues = find_label_issues(features.labels, found.probabilities)
     assert found.checked.all()
-    ranking = score_ranking(wrong, issues.flagged, issues.quality, features.groups, resamples=50)
-    scores = {score.name: score for score in ranking}
+    scores = score_ranking(wrong, issues.flagged, issues.quality, features.groups, resamples=50)
     assert scores["share of wrong labels"].value == pytest.approx(wrong.mean())
     assert scores["precision of the flagged labels"].value == pytest.approx(wrong[issues.flagged].mean())
     assert scores["recall of the wrong labels"].value == pytest.approx(issues.flagged[wrong].mean())

@@ -16,8 +16,7 @@ from clipit.api.labels import LabelIssuesResult
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.errors import DataError
-from clipit.evaluation.intervals import Interval
-from clipit.evaluation.label_issues import RankingScore
+from clipit.evaluation.intervals import Estimate, Interval
 from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
 from clipit.studies.label_issues.verified import read_verified
 from clipit.workspace.workspace import Workspace
@@ -140,7 +139,7 @@ def test_the_page_runs_no_text_of_the_user_and_can_be_filtered(tmp_path: Path) -
         for n in range(3)
     ]
     by_class = [{"class": HOSTILE, "checked": 3, "suspicious": 3, "estimated_wrong": None, "suggested_most": "gland"}]
-    scores = [RankingScore("AUROC of the ranking", None, Interval(None, None, "none"))]
+    scores = {"AUROC of the ranking": Estimate(None, Interval(None, None, "none"))}
     text = label_issues_page("checked", HOSTILE, {"suspicious labels": 3}, by_class, tiles, scores, [HOSTILE])
     then = """addEventListener("load", () => {
       const input = document.querySelector(".filter input");

@@ -13,10 +13,10 @@ from clipit.config.studies import LabelIssuesConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, counted, counted_of, shortlist
 from clipit.evaluation.features import Features
+from clipit.evaluation.intervals import Estimate
 from clipit.evaluation.label_issues import (
     LabelIssues,
     OutOfFold,
-    RankingScore,
     find_label_issues,
     out_of_fold_probabilities,
     rank_issues,
@@ -112,7 +112,7 @@ def _check(
     kept = predicted.checked
     tiles, features, probabilities = tiles.select(kept), features.take(kept), predicted.probabilities[kept]
     issues = find_label_issues(tiles.labels, probabilities)
-    scores: list[RankingScore] = []
+    scores: dict[str, Estimate] = {}
     if verified is not None:
         scores, note = score_verified(
             verified[kept], tiles, issues, features.groups, resamples=config.evaluation.bootstrap, seed=config.seed
@@ -135,7 +135,10 @@ def _check(
         {
             "facts": about,
             "classes": by_class,
-            "verified": {s.name: {"value": s.value, "low": s.interval.low, "high": s.interval.high} for s in scores},
+            "verified": {
+                name: {"value": score.value, "low": score.interval.low, "high": score.interval.high}
+                for name, score in scores.items()
+            },
             "notes": notes,
             "tiles": tiles.fingerprint,
             "model": facts,

@@ -9,7 +9,8 @@ from jaxtyping import Int64, Shaped
 
 from clipit.data_files import delimiter_hint, read_csv, without_decimals
 from clipit.errors import DataError, counted, counted_of, shortlist
-from clipit.evaluation.label_issues import LabelIssues, RankingScore, score_ranking
+from clipit.evaluation.intervals import Estimate
+from clipit.evaluation.label_issues import LabelIssues, score_ranking
 from clipit.mangled_names import check_rounded
 from clipit.tiles.tileset import TileSet
 
@@ -86,7 +87,7 @@ def score_verified(
     *,
     resamples: int,
     seed: int,
-) -> tuple[list[RankingScore], str]:
+) -> tuple[dict[str, Estimate], str]:
     """Score suspicious labels against verified ones; also return a sentence with the counts.
 
     Args:

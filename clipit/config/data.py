@@ -327,9 +327,9 @@ class ReportsConfig(Section):
     min_words: int = Field(3, ge=1)
     """Drop snippets with fewer words than this."""
     sections: tuple[str, ...] | None = None
-    """Keep only these sections, in lower case; null keeps all."""
+    """Keep only these sections (names in lower case); null keeps all."""
     exclude_sections: tuple[str, ...] = ()
-    """Drop these sections, in lower case."""
+    """Drop these sections (names in lower case)."""
     include_terms: tuple[str, ...] = ()
     """Keep only snippets that contain at least one of these terms (whole words, case-insensitive); empty keeps all."""
     exclude_terms: tuple[str, ...] = ()

@@ -89,7 +89,7 @@ class MilConfig(Section):
     seeds: Seeds = (0, 1, 2, 3, 4)
     """Seeds of initialisation, order of bags, shuffled labels and kept labels."""
     resamples: int = Field(1000, ge=0)
-    """Number of bootstrap resamples of patients; 0 for no intervals."""
+    """Number of bootstrap resamples of patients; 0: no intervals."""
     maps: int = Field(3, ge=0)
     """Number of test bags on the page, with their maps or most attended tiles."""
     masks: LocalPath[str | None] = None

@@ -4,6 +4,7 @@ Run `python -m clipit.config.reference > docs/configuration.md` to update the pa
 """
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ def reference() -> str:
         listed = [entry for key, entry in part.items() if key]
         parts += ["\n".join(listed)] if listed else []
     if RENAMED:
-        renamed = [_item(f"`{old}`", f"is now `{new}`.") for old, new in RENAMED.items()]
+        renamed = [_item(f"`{old}`", f"now `{new}`.") for old, new in RENAMED.items()]
         parts += ["## Renamed keys", "\n".join(renamed)]
     return "\n\n".join(parts) + "\n"
 
@@ -100,7 +101,8 @@ def _entry(key: str, field: FieldInfo, effect: Effect | None) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    return " ".join((field.description or "").split()).replace("<", "&lt;")
+    text = " ".join((field.description or "").split())
+    return re.sub("(`[^`]*`)|<", lambda match: match[1] or "&lt;", text)  # Markdown escapes "<" in code itself
 
 
 def _item(name: str, text: str) -> str:

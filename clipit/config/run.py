@@ -216,7 +216,7 @@ class RunConfig(Section):
     """A run: its inputs, its student, its training and its evaluation."""
 
     name: Reporting[str] = "run"
-    """Name of the run; its folder is <output>/runs/<name>/<arm>-seed<seed>."""
+    """Name of the run; its folder is `<output>/runs/<name>/<arm>-seed<seed>`."""
     output: Reporting[LocalPath[Path]] = Path("outputs")
     """Folder of all outputs."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)

@@ -21,7 +21,7 @@ class ProbingConfig(Section):
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
     """Metric of the few-shot and label-efficiency tables."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Labelled training tiles per class of the few-shot episodes (SimpleShot)."""
+    """Numbers of labelled training tiles per class in the few-shot episodes (SimpleShot)."""
     episodes: int = Field(1000, ge=1)
     """Few-shot episodes per number of shots."""
     shares: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -29,9 +29,9 @@ class ProbingConfig(Section):
     seeds: Seeds = (0, 1, 2, 3, 4)
     """Seeds of the labels on the curve."""
     at: tuple[int, ...] = (1, 5, 10, 50)
-    """k of recall@k and precision@k."""
+    """Values of k for recall@k and precision@k."""
     votes_at: tuple[int, ...] = (1, 3, 5)
-    """k of the majority vote of the nearest images."""
+    """Values of k for the majority vote of the k nearest images."""
     centred: bool = False
     """Also score zero-shot classification with embeddings centred as by `pairing.centring`, which requires embedding
     the reports."""

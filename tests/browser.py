@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from clipit.reporting.html import write_page
+from clipit.whole_files import write_text
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
@@ -20,7 +20,7 @@ def opened(text: str, folder: Path, hash: str = "", then: str = "", milliseconds
     if then:
         text = POLICY.sub("", text).replace("</body>", f"<script>{then}</script></body>")
     path = folder / "page.html"
-    write_page(path, text)
+    write_text(path, text)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
     if milliseconds:
         command.append(f"--virtual-time-budget={milliseconds}")

@@ -20,7 +20,7 @@ REFERENCE = "reference"
 
 
 class ArmKey(NamedTuple):
-    """Identifies an arm on one test set of one data set and backbone."""
+    """Identifier of an arm on one test set of one data set and backbone."""
 
     data_set: str
     backbone: str

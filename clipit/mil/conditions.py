@@ -21,7 +21,7 @@ from clipit.evaluation.metrics import weighted_scores
 from clipit.evaluation.significance import Significance, holm, paired_t_test
 from clipit.mil.arms import ARMS
 from clipit.mil.study import NAME, SCORES, SUMMARY, mil_study
-from clipit.reporting.html import Links, PageSection, Table, Text, write_page
+from clipit.reporting.html import Links, PageSection, Table, Text
 from clipit.reporting.html import page as render_page
 from clipit.reporting.tables import LABELS, difference, markdown_table, mean_sd
 from clipit.whole_files import write_frame, write_text
@@ -181,7 +181,7 @@ def _write(file: ConfigFile, folders: dict[str, Path], folder: Path) -> None:
         sections.append(PageSection("Arms that learn from reports against controls", [Table(*contrast_table, left=3)]))
     pages = [(name, [("page", os.path.relpath(path / f"{NAME}.html", folder))]) for name, path in folders.items()]
     sections.append(PageSection("How to read this", [Text(_EXPLANATION), Links(pages, "Page of each condition")]))
-    write_page(folder / f"{NAME}.html", render_page(f"{file.run.name}: conditions", file.run.note or "", sections))
+    write_text(folder / f"{NAME}.html", render_page(f"{file.run.name}: conditions", file.run.note or "", sections))
 
 
 def _score_rows(file: ConfigFile, scores: dict[str, dict[str, dict[int, float]]]) -> list[list[str]]:

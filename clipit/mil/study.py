@@ -26,7 +26,6 @@ from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_labels, read
 from clipit.mil.maps import MilMaps, check_masks, make_maps, read_masks
 from clipit.mil.training import MilModel, check_trainable, train_mil
 from clipit.progress import progress
-from clipit.reporting.html import write_page
 from clipit.reporting.mil_page import MilContent, mil_page, mil_summary
 from clipit.reporting.notes import compose_note
 from clipit.reporting.slide_arms_page import slide_verdict
@@ -244,7 +243,7 @@ def _write(
     table = comparison.table.assign(features=inputs.facts["features"], bags=bags.fingerprint, commit=git_commit())
     write_frame(folder / f"{NAME}.parquet", table)
     write_text(folder / SUMMARY, mil_summary(content))
-    write_page(folder / f"{NAME}.html", mil_page(content))
+    write_text(folder / f"{NAME}.html", mil_page(content))
     record = {
         "verdict": slide_verdict(comparison, level),
         "reference": comparison.reference,

@@ -84,6 +84,6 @@ def confusion_tables(annotators: Sequence[Mapping[str, Any]], classes: Sequence[
 
 def page_with_remarks(title: str, notes: Sequence[str], sections: Sequence[PageSection]) -> str:
     """Render a page on annotators, with warnings among the notes at the top and all notes in the last section."""
-    remarks = PageSection("Remarks", [Text("\n".join(notes) or "None.", fixed=any(notes))])
+    remarks = PageSection("Remarks", [Text("\n".join(notes) or "None.", preformatted=any(notes))])
     warnings = [note.removeprefix("WARNING: ") for note in notes if note.startswith("WARNING: ")]
     return page(title, " ".join(f"{text[0].upper()}{text[1:]}." for text in warnings), [*sections, remarks])

@@ -29,8 +29,8 @@ def write_heat_map_tiff(
     """Write the heat maps of a slide as an OME-TIFF with one float32 channel per class and smaller levels as sub-IFDs.
 
     Values are mean scores of the tiles at each pixel; NaN marks pixels without a tile. The map has the origin of the
-    slide and its pixel size in micrometres, so that viewers lay it over the slide. Each pixel of a smaller level is
-    the mean of up to four pixels.
+    slide and states its own pixel size in micrometres, so that viewers can lay it over the slide. Each pixel of a
+    smaller level is the mean of up to four pixels.
 
     Args:
         path: Output file (.ome.tif).

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -18,15 +17,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from clipit.reporting.tables import UNDEFINED
-from clipit.whole_files import write_text
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; with `fixed`, preformatted lines."""
+    """A paragraph, or preformatted lines."""
 
     text: str
-    fixed: bool = False
+    preformatted: bool = False
     kind: ClassVar[str] = "text"
 
 
@@ -237,11 +235,6 @@ def page(
         script_hash=f"sha256-{digest}",
         data=data,
     )
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write a page atomically."""
-    write_text(path, text)
 
 
 def facts_table(values: Mapping[str, object], source: str = "") -> Table:

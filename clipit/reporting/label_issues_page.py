@@ -63,7 +63,7 @@ def label_issues_page(
     """Render the page as HTML.
 
     Args:
-        note: Warning shown at the top of the page; empty for none.
+        note: Warning shown at the top of the page; "" for none.
         facts: Settings and results of the check, with the number of suspicious labels under `suspicious labels`.
         by_class: Records with the keys class, checked, suspicious, estimated_wrong and suggested_most.
         tiles: Tiles to review, the most suspicious first.
@@ -99,7 +99,7 @@ def label_issues_page(
         parts = [Text(caption), Include("label_issues.html", {"tiles": tiles})]
     sections.append(PageSection("Tiles to review", parts))
     if remarks:
-        sections.append(PageSection("Remarks", [Text("\n".join(remarks), fixed=True)]))
+        sections.append(PageSection("Remarks", [Text("\n".join(remarks), preformatted=True)]))
     return page(title, note, sections)
 
 

@@ -94,7 +94,7 @@ def pairing_page(
         )
     ]
     if summary:
-        sections.append(PageSection("Summary of the pairing", [Text(summary, fixed=True)]))
+        sections.append(PageSection("Summary of the pairing", [Text(summary, preformatted=True)]))
     return page(title, note, sections, script="pairs_script.html", data=data)
 
 

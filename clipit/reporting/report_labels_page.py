@@ -67,7 +67,7 @@ def report_labels_page(
             PageSection("Sample to check", [Text(introduction), Passages([_passage(report) for report in sample])])
         )
     if problems:
-        sections.append(PageSection("Remarks", [Text("\n".join(problems), fixed=True)], folded=True))
+        sections.append(PageSection("Remarks", [Text("\n".join(problems), preformatted=True)], folded=True))
     return page(title, note, sections)
 
 

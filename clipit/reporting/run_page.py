@@ -49,7 +49,9 @@ def run_page(
         sections.append(PageSection(f"Tiles: {split}", _tiles(predictions.select(split).by_id(), picture)))
     if curves:
         sections.append(PageSection("Training", _curves(curves)))
-    sections += [PageSection(heading, [Text(text.strip(), fixed=True)]) for heading, text in (texts or {}).items()]
+    sections += [
+        PageSection(heading, [Text(text.strip(), preformatted=True)]) for heading, text in (texts or {}).items()
+    ]
     facts = dict(results["provenance"])
     versions = {f"version of {name}": version for name, version in facts.pop("versions", {}).items()}
     shown = {key: value for key, value in (facts | versions).items() if value not in (None, [], "", {})}

@@ -71,12 +71,12 @@ def slide_scores_summary(
     facts: Mapping[str, object],
     published: Sequence[Table] = (),
 ) -> str:
-    """Compose the summary as Markdown that is also readable as plain text in a terminal.
+    """Compose the summary as Markdown that is also readable as plain text.
 
     Args:
         note: Warning shown first; "" for none.
         facts: Facts about the classifier, the prompts and the tiles.
-        published: Tables of zero-shot scores by prompts, alongside published ones (`subtyping_tables`).
+        published: Tables of zero-shot scores by prompts, with published ones (`subtyping_tables`).
     """
     parts = [f"# {markdown_line(title)}"]
     parts += [f"> **Note.** {markdown_line(note)}"] if note else []

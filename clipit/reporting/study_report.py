@@ -12,7 +12,7 @@ import pyarrow as pa
 from clipit.config.run import RunConfig
 from clipit.leftovers import delete_leftovers
 from clipit.prompts.prompt_set import PromptSet
-from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_table, page, write_page
+from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_table, page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.tables import UNDEFINED, markdown_line, markdown_table, markdown_text
 from clipit.versions import command_line, git_commit, versions
@@ -185,7 +185,7 @@ def write_study(
         )
         for chapter in (*chapters, all_rows_chapter(frame, f"{name}.parquet"))
     ]
-    write_page(folder / f"{name}.html", page(title, note, sections, verdict=verdict))
+    write_text(folder / f"{name}.html", page(title, note, sections, verdict=verdict))
     delete_leftovers(folder)
 
 

@@ -11,12 +11,13 @@ from clipit.differences import difference_lines
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, read_run_predictions
 from clipit.reporting.curves import read_curves
-from clipit.reporting.html import PageSection, write_page
+from clipit.reporting.html import PageSection
 from clipit.reporting.pairing_page import MAX_TILES
 from clipit.reporting.run_page import run_page
 from clipit.reporting.thumbnails import picture_uri
 from clipit.runs.folder import config_differences, read_results, read_training, run_folder
 from clipit.tiles.tileset import TileSet
+from clipit.whole_files import write_text
 from clipit.workspace.pairing_report import write_pairs_page
 from clipit.workspace.workspace import Workspace
 
@@ -56,7 +57,7 @@ def write_run_page(
     log = folder / "metrics.jsonl"
     curves = read_curves(log) if log.is_file() else None
     path = folder / "report.html"
-    write_page(path, run_page(title, results, predictions, curves=curves, picture=picture, texts=texts, more=more))
+    write_text(path, run_page(title, results, predictions, curves=curves, picture=picture, texts=texts, more=more))
     return path
 
 

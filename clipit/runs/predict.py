@@ -67,7 +67,7 @@ def open_exported(
 
     Raises:
         LaunchError: A device is given, but there are several processes.
-        ModelError: See `load_classifier`.
+        ModelError: The classifier cannot be loaded (see `load_classifier`).
     """
     from clipit.models.inference import load_classifier
 

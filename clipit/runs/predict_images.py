@@ -12,11 +12,11 @@ from clipit.artifacts import file_sha256, fingerprint, locked, make_folder, read
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError, counted, shortlist
 from clipit.image_set import ImageSet
-from clipit.reporting.html import write_page
 from clipit.reporting.prediction_page import prediction_page
 from clipit.runs.prediction_chunks import PredictionOptions, read_chunks, write_chunks
 from clipit.runs.prediction_files import PredictionPaths, different_keys, list_unreadable, write_table
 from clipit.runs.prediction_inputs import ZeroShotClasses
+from clipit.whole_files import write_text
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
@@ -154,7 +154,7 @@ def _finish(
         _describe_classifier(classifier),
         unreadable,
     )
-    write_page(paths.page, page)
+    write_text(paths.page, page)
     write_record(paths.summary, summary | {"sha256": file_sha256(paths.table), "inputs": dict(inputs)})
 
 

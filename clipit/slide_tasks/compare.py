@@ -14,7 +14,6 @@ from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.evaluation.slide_arms import SlideComparison, compare_slide_arms
-from clipit.reporting.html import write_page
 from clipit.reporting.slide_arms_page import ComparedRun, slide_arms_page, slide_arms_summary, slide_verdict
 from clipit.reporting.tables import console_summary
 from clipit.runs.predict import open_exported
@@ -167,7 +166,7 @@ def _write_comparison(
         ]
         write_frame(out / SCORES, pd.concat(frames, ignore_index=True))
         write_text(out / SUMMARY, text)
-        write_page(out / PAGE, slide_arms_page(note, comparison, classes, runs, failed, facts))
+        write_text(out / PAGE, slide_arms_page(note, comparison, classes, runs, failed, facts))
         write_record(out / RECORD, _record(comparison, arms, outcome, options))
     processes.barrier()
     return SlideReport(

@@ -21,7 +21,6 @@ from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
 from clipit.reporting.heat_map_tiff import write_heat_map_tiff
 from clipit.reporting.heat_maps import class_colours, write_overlays
-from clipit.reporting.html import write_page
 from clipit.reporting.slide_page import OVERVIEW_PIXELS, Neighbour, SlidePage, TopTile, slide_page, top_rows
 from clipit.reporting.thumbnails import picture_uri
 from clipit.runs.text_neighbours import TextNeighbours
@@ -35,6 +34,7 @@ from clipit.slides.prepare import PreparedSlide
 from clipit.slides.qupath import write_regions_geojson, write_tiles_geojson
 from clipit.slides.whole import read_whole
 from clipit.tiles.slides import slide_tiles
+from clipit.whole_files import write_text
 
 RECORD, PAGE, OVERLAYS, _, TILES_QUPATH, REGIONS_QUPATH = MAPS
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def _map_slide(
         index=f"../../{INDEX}",
         colours=colours,
     )
-    write_page(folder / PAGE, slide_page(content))
+    write_text(folder / PAGE, slide_page(content))
     files = hash_files(folder, MAPS[1:])
     write_record(folder / RECORD, _inputs(slide, scored, out, options, chosen) | {"files": files})
 

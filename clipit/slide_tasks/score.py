@@ -16,7 +16,7 @@ from clipit.evaluation.slide_prompts import ENSEMBLE, PUBLISHED_DRAWS, score_pro
 from clipit.evaluation.slide_scores import pool_slide, slide_table
 from clipit.evaluation.slide_sets import PoolingKey, collect_slides
 from clipit.models.adapted_base import base_of_adapted
-from clipit.reporting.html import Table, write_page
+from clipit.reporting.html import Table
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
 from clipit.reporting.subtyping_table import subtyping_tables
 from clipit.reporting.tables import console_summary
@@ -168,7 +168,7 @@ def write_report(
         else:
             (out / METRICS).unlink(missing_ok=True)  # written for an earlier list with labels
         write_text(out / SUMMARY, text)
-        write_page(out / PAGE, slide_scores_page(title, note, evaluation, scored.facts, pages, published))
+        write_text(out / PAGE, slide_scores_page(title, note, evaluation, scored.facts, pages, published))
         record = {
             "model": dict(scored.facts),
             "tiles": scored.config.model_dump(mode="json", exclude={"grids"}),

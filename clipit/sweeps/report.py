@@ -10,7 +10,7 @@ import pandas as pd
 
 from clipit.artifacts import whole_file, write_json
 from clipit.leftovers import delete_leftovers
-from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, page, write_page
+from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_sweep
@@ -53,7 +53,7 @@ def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None
     note = compose_note(configs[0].note, backbones=backbones, vlms=vlms)
     write_text(folder / "sweep.md", _markdown(sweep.name, summary, note))
     picture = (folder / "sweep.png").read_bytes()
-    write_page(folder / "sweep.html", _page(sweep.name, summary, note, picture, table))
+    write_text(folder / "sweep.html", _page(sweep.name, summary, note, picture, table))
     delete_leftovers(folder)
     facts = {"sweep": sweep.path.name, "options": dict(sweep.options), "metric": metric, "test_metric": tested}
     write_json(

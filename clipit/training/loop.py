@@ -141,7 +141,7 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
 
 
 def make_optimizer(trained: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """Make AdamW (arXiv 1711.05101), without weight decay on biases, norms and scales."""
+    """Create AdamW (arXiv 1711.05101) without weight decay on biases, norms and scales."""
     weights = list(trained)
     groups = [
         {"params": [p for p in weights if p.ndim >= 2], "weight_decay": weight_decay},

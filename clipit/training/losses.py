@@ -77,7 +77,7 @@ def soft_cross_entropy_sum(
     return -(weights[counted].to(log_p.dtype) * (target[counted].to(log_p.dtype) * log_p).sum(dim=1)).sum()
 
 
-def smoothed(target: Float[Tensor, "b c"], label_smoothing: float) -> Float[Tensor, "b c"]:
+def smooth_labels(target: Float[Tensor, "b c"], label_smoothing: float) -> Float[Tensor, "b c"]:
     """Mix distributions with the uniform one, as `cross_entropy_sum` does with labels.
 
     Formula: (1 - s) q_c + s / C (Szegedy et al. 2016, arXiv 1512.00567, section 7).
@@ -112,7 +112,7 @@ def sharpen(probabilities: Float[Tensor, "b c"], temperature: float) -> Float[Te
     return torch.softmax(torch.log(at_least_float32(probabilities)) / temperature, dim=1)
 
 
-def prior_corrected(
+def correct_prior(
     probabilities: Float[Tensor, "b c"], prior: Float[Tensor, " c"], strength: float = 1.0
 ) -> Float[Tensor, "b c"]:
     """Correct probabilities for the model's bias towards some classes.

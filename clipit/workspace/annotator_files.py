@@ -14,11 +14,10 @@ from clipit.errors import ConfigError
 from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.evaluation.intervals import group_numbers
 from clipit.reporting.annotators_page import DisputedTile, annotators_page
-from clipit.reporting.html import write_page
 from clipit.reporting.thumbnails import picture_uri
 from clipit.tiles.tileset import TileSet
 from clipit.versions import git_commit, versions
-from clipit.whole_files import write_rows
+from clipit.whole_files import write_rows, write_text
 from clipit.workspace.workspace import Workspace
 
 _SIDE, _QUALITY = 150, 80  # pixels and JPEG quality of the tiles on the page
@@ -59,7 +58,7 @@ def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
     rows = _tile_rows(tiles, annotations)
     write_rows(folder / "annotators.csv", list(rows[0]) if rows else ["tile"], rows)
     path = folder / "annotators.html"
-    write_page(path, annotators_page(f"{config.name}: annotators", record, _disputed(tiles, annotations, shown)))
+    write_text(path, annotators_page(f"{config.name}: annotators", record, _disputed(tiles, annotations, shown)))
     return path
 
 

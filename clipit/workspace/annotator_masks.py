@@ -19,7 +19,6 @@ from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import ClipitError, ConfigError, DataError, counted, shortlist
 from clipit.progress import progress
 from clipit.reporting.annotator_masks_page import DisputedMask, annotator_masks_page
-from clipit.reporting.html import write_page
 from clipit.reporting.thumbnails import picture_uri
 from clipit.tiles.cells import read_cells
 from clipit.tiles.load import read_tiles
@@ -27,7 +26,7 @@ from clipit.tiles.mask_annotations import AnnotatorMasks, read_annotator_masks
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.table import open_table
 from clipit.versions import git_commit, versions
-from clipit.whole_files import write_array, write_rows
+from clipit.whole_files import write_array, write_rows, write_text
 
 _IGNORE = 255  # value of pixels without a label if `segmentation.ignore` is empty
 _MAX_PROBLEMS = 10  # listed in an error
@@ -98,7 +97,7 @@ def write_annotator_masks(
     path = folder / "masks.html"
     worst = sorted(range(len(masks.tiles)), key=lambda row: (-uncertain[row], str(masks.tiles.ids[row])))[:shown]
     disputed = [DisputedMask(str(masks.tiles.ids[row]), _picture(masks, row), uncertain[row]) for row in worst]
-    write_page(path, annotator_masks_page(f"{config.name}: masks by several annotators", record, disputed))
+    write_text(path, annotator_masks_page(f"{config.name}: masks by several annotators", record, disputed))
     return path, root
 
 

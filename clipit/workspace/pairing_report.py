@@ -13,13 +13,13 @@ from clipit.evaluation.predictions import read_run_predictions
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.options import compare_options, options_text
 from clipit.progress import progress
-from clipit.reporting.html import write_page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.pairing_page import MAX_TILES, choose_tiles, pairing_page
 from clipit.reporting.thumbnails import LARGE, LARGE_BYTES, SMALL, page_pictures
 from clipit.stores.approximate import search_settings
 from clipit.stores.index import Index, build_index
 from clipit.tiles.tileset import TileSet
+from clipit.whole_files import write_text
 from clipit.workspace.workspace import Workspace
 
 TilePredictions = Mapping[str, tuple[int, float]]
@@ -91,7 +91,7 @@ def write_pairs_page(
         summary=workspace.pairing_summary(),
     )
     path = (run or config.output / "pairings" / config.name) / "pairs.html"
-    write_page(path, text)
+    write_text(path, text)
     return path
 
 

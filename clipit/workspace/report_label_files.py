@@ -10,10 +10,9 @@ import numpy as np
 from clipit.artifacts import write_json
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
-from clipit.reporting.html import write_page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.report_labels_page import SampledReport, count_rule_classes, report_labels_page
-from clipit.whole_files import write_rows
+from clipit.whole_files import write_rows, write_text
 from clipit.workspace.report_labels import FEATURES, CorpusLabels, measure_labels
 
 _COLUMNS = (
@@ -66,7 +65,7 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
         sample_reports(labels, per_answer, config.seed),
         labels.notes,
     )
-    write_page(path, text)
+    write_text(path, text)
     return path
 
 

@@ -35,9 +35,10 @@ from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
 from clipit.evaluation.score_row import Provenance, ScoreRow
-from clipit.reporting.html import Links, page, write_page
+from clipit.reporting.html import Links, page
 from clipit.reporting.plots import inline_svg, plot_lines, plot_reliability
 from clipit.reporting.score_plots import plot_seed_scores
+from clipit.whole_files import write_text
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
@@ -143,7 +144,7 @@ def visit(text: str, folder: Path, then: str = "", hash: str = "") -> tuple[str,
     if then:  # more script than the page's policy allows
         text = re.sub("<meta http-equiv=[^>]*>", "", text).replace("</body>", f"<script>{then}</script></body>")
     path = folder / "comparison.html"
-    write_page(path, text)
+    write_text(path, text)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
     started = time.perf_counter()
     done = subprocess.run(

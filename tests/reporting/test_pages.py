@@ -116,7 +116,7 @@ def look_up(results: Any, keys: str) -> Any:
 def test_every_text_is_escaped_and_nothing_comes_from_outside() -> None:
     parts = [
         Text(HOSTILE),
-        Text(HOSTILE, fixed=True),
+        Text(HOSTILE, preformatted=True),
         Table((HOSTILE, "b"), [(HOSTILE, HOSTILE)], traces=[HOSTILE], caption=HOSTILE, source=HOSTILE),
         Rows((HOSTILE,), [(HOSTILE,)], HOSTILE, HOSTILE),
         Figure(b"\x89PNG", HOSTILE, source=HOSTILE),

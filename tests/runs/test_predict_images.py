@@ -171,7 +171,7 @@ def test_a_kill_while_the_files_are_written_is_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipit.runs.predict_images.write_page", stop)
+        patch.setattr("clipit.runs.predict_images.write_text", stop)
         with pytest.raises(KeyboardInterrupt):
             predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
     assert (tmp_path / "p.csv").is_file() and not (tmp_path / "p.summary.json").exists()

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from clipit.training.losses import (
     consistency_sum,
+    correct_prior,
     cross_entropy_sum,
     many_to_many_sum,
-    prior_corrected,
     prototype_logits,
     sharpen,
     soft_cross_entropy_sum,
@@ -220,9 +220,9 @@ def test_sharpening_by_hand() -> None:
 
 def test_prior_correction_by_hand() -> None:
     p, prior = torch.tensor([[0.6, 0.4], [0.5, 0.5]]), torch.tensor([0.75, 0.25])
-    assert torch.allclose(prior_corrected(p, prior), torch.tensor([[1 / 3, 2 / 3], [0.25, 0.75]]))
-    assert torch.allclose(prior_corrected(p, prior, 0.0), p)
-    assert torch.isfinite(prior_corrected(p, torch.tensor([1.0, 0.0]))).all()
+    assert torch.allclose(correct_prior(p, prior), torch.tensor([[1 / 3, 2 / 3], [0.25, 0.75]]))
+    assert torch.allclose(correct_prior(p, prior, 0.0), p)
+    assert torch.isfinite(correct_prior(p, torch.tensor([1.0, 0.0]))).all()
 
 
 def test_consistency_by_hand_and_only_where_asked() -> None:

@@ -27,12 +27,12 @@ class ArmVotes:
     """Predictions of one arm for the labelled tiles, aggregated over seeds.
 
     Attributes:
-        right: Number of seeds in which each tile is classified correctly.
+        correct: Number of seeds in which each tile is classified correctly.
         voted: Class predicted by most seeds; ties go to the higher mean probability, then to the first class.
         probabilities: Mean class probabilities over seeds.
     """
 
-    right: Int[np.ndarray, " n"]
+    correct: Int[np.ndarray, " n"]
     voted: Int[np.ndarray, " n"]
     probabilities: Float[np.ndarray, "n c"]
 
@@ -123,15 +123,15 @@ def find_changed_tiles(base: Sequence[Predictions], arm: Sequence[Predictions]) 
     rows = np.arange(len(tiles.ids))
     gain = np.subtract(*(arm_votes.probabilities[rows, tiles.labels] for arm_votes in reversed(votes)))
     order = gain.round(6)  # the precision of float32 probabilities: ties are broken by id, not by noise
-    mostly_right = [2 * votes[i].right > n for i, n in enumerate((len(base), len(arm)))]
-    mostly_wrong = [2 * votes[i].right < n for i, n in enumerate((len(base), len(arm)))]
+    mostly_correct = [2 * votes[i].correct > n for i, n in enumerate((len(base), len(arm)))]
+    mostly_wrong = [2 * votes[i].correct < n for i, n in enumerate((len(base), len(arm)))]
     return ChangedTiles(
         tiles,
         votes[0],
         votes[1],
         gain,
-        _select(mostly_right[1] & mostly_wrong[0], -order, tiles),
-        _select(mostly_right[0] & mostly_wrong[1], order, tiles),
+        _select(mostly_correct[1] & mostly_wrong[0], -order, tiles),
+        _select(mostly_correct[0] & mostly_wrong[1], order, tiles),
     )
 
 
@@ -140,8 +140,8 @@ def _count_votes(tables: Sequence[Predictions], tiles: Predictions) -> ArmVotes:
     predicted = probabilities.argmax(axis=2)
     mean = probabilities.mean(axis=0)
     votes = (predicted[:, :, None] == np.arange(len(tiles.classes))).sum(axis=0)
-    right = (predicted == tiles.labels).sum(axis=0)
-    return ArmVotes(right, (votes + 0.5 * mean).argmax(axis=1), mean)  # half a probability is less than a vote
+    correct = (predicted == tiles.labels).sum(axis=0)
+    return ArmVotes(correct, (votes + 0.5 * mean).argmax(axis=1), mean)  # half a probability is less than a vote
 
 
 def _select(mask: Bool[np.ndarray, " n"], key: Float[np.ndarray, " n"], tiles: Predictions) -> Int64[np.ndarray, " k"]:
@@ -201,7 +201,7 @@ def _tile_card(
     lines = [f"true: {true} ({changes.gain[row]:+.2f})"]
     for name, n, votes in zip(names, seeds, (changes.base, changes.arm), strict=True):
         voted = int(votes.voted[row])
-        lines.append(f"{name} ({int(votes.right[row])} of {n}):")
+        lines.append(f"{name} ({int(votes.correct[row])} of {n}):")
         lines.append(f"{tiles.classes[voted]} {votes.probabilities[row, voted]:.2f}")
     return Card(picture(tile_id), f"tile {tile_id}: true {true}", lines, f"id {tile_id}")
 

@@ -31,7 +31,7 @@ from clipit.runs.folder import read_training
 
 def compose_notes(
     config: RunConfig,
-    c: ComparisonConfig,
+    comparison: ComparisonConfig,
     plans: Sequence[Plan],
     results: Sequence[ArmResult],
     published_source: str,
@@ -40,19 +40,19 @@ def compose_notes(
 
     Args:
         config: Configuration that all runs share.
-        c: Section `comparison`.
+        comparison: Section `comparison`.
         plans: Plans, one per data set and backbone.
         published_source: Source of the published scores in the table; "" if there are none.
 
     Raises:
         DataError: The search record named in the configuration is missing.
     """
-    n = len(c.seeds)
-    metric = LABELS[c.metric]
+    n = len(comparison.seeds)
+    metric = LABELS[comparison.metric]
     notes = [
         f"{metric[0].upper()}{metric[1:]} in %, mean and standard deviation over {counted(n, 'seed')} (none for a "
         "reference row that does not depend on the seed). Differences "
-        f"from {c.baseline} are paired by seed and have two 95 % intervals: Student's t over seeds "
+        f"from {comparison.baseline} are paired by seed and have two 95 % intervals: Student's t over seeds "
         f"({_varying_labels(config)}initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), "
         f"and a paired bootstrap over the independent units of the test sets ({_resampled_units(results)}; "
         f"{config.evaluation.bootstrap} resamples, the same for all seeds).",
@@ -66,7 +66,7 @@ def compose_notes(
             "..._at_N_steps: the same arm trained for as many steps as the longest arm, so that arms can "
             "also be compared at equal training length."
         )
-    notes += _describe_tuning(config, c, plans)
+    notes += _describe_tuning(config, comparison, plans)
     notes += _below_reference(results)
     notes += [f"{' / '.join(result.key)}: {_undefined_reason(result)}" for result in results if result.mean is None]
     restricted = {
@@ -99,37 +99,45 @@ def _setting_name(result: ArmResult, results: Sequence[ArmResult]) -> str:
     return setting_label(result.key.setting, {other.key.setting for other in results})[2:-1]
 
 
-def _describe_tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Plan]) -> list[str]:
+def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Sequence[Plan]) -> list[str]:
     """Describe how learning rates, steps and weights of the arms were chosen."""
     first = plans[0].config
-    axes = {arm: grid_axes(first, c, arm) for arm in c.arms}
-    if not is_tuned(first, c, c.arms):
-        common = {key: value for arm in c.arms for key, value in arm_values(first, arm, list(axes[arm])).items()}
+    axes = {arm: grid_axes(first, comparison, arm) for arm in comparison.arms}
+    if not is_tuned(first, comparison, comparison.arms):
+        common = {
+            key: value for arm in comparison.arms for key, value in arm_values(first, arm, list(axes[arm])).items()
+        }
         notes = [f"Not tuned: all arms use {', '.join(format_value(key, value) for key, value in common.items())}."]
     else:
-        source, set_by_hand = _read_search(config, c, first)
-        searched = [arm for arm in c.arms if arm not in set_by_hand]
-        further = "".join(f" x {len(values)} of {key}" for key, values in c.grid.items())
+        source, set_by_hand = _read_search(config, comparison, first)
+        searched = [arm for arm in comparison.arms if arm not in set_by_hand]
+        instead = (
+            " (an arm without such a term gets intermediate learning rates instead)" if comparison.grid else ""
+        )
+        further = "".join(f" x {len(values)} of {key}" for key, values in comparison.grid.items())
         notes = [
             f"Learning rates, steps and weights per arm: {source}, all within one grid of "
-            f"{counted(len(c.learning_rates), 'learning rate')} x {counted(len(c.steps), 'number')} of steps"
-            f"{further}"
-            + (" (an arm without such a term searches intermediate learning rates instead)." if c.grid else "."),
+            f"{counted(len(comparison.learning_rates), 'learning rate')} x "
+            f"{counted(len(comparison.steps), 'number')} of steps{further}{instead}.",
         ]
         if searched:
-            counts = _format_counts({arm: len(grid_points(first, c, arm)) for arm in searched})
-            notes.append(f"Trials per searched arm: {counts}, each on {counted(len(c.tuning_seeds), 'seed')}.")
-        edges = {key: [arm for arm in c.arms if _at_edge(axes[arm], key, first, arm)] for key in (RATE, *c.grid)}
+            counts = _format_counts({arm: len(grid_points(first, comparison, arm)) for arm in searched})
+            notes.append(f"Trials per searched arm: {counts}, each on {counted(len(comparison.tuning_seeds), 'seed')}.")
+        edges = {
+            key: [arm for arm in comparison.arms if _at_edge(axes[arm], key, first, arm)]
+            for key in (RATE, *comparison.grid)
+        }
         notes += [
             f"{key} is at the edge of its grid, so a wider grid might give a better value: {', '.join(arms)}."
             for key, arms in edges.items()
             if arms
         ]
-    per_plan = [{arm: arm_values(s.config, arm, list(axes[arm])) for arm in c.arms} for s in plans]
+    per_plan = [{arm: arm_values(s.config, arm, list(axes[arm])) for arm in comparison.arms} for s in plans]
     if len(plans) > 1 and all(values == per_plan[0] for values in per_plan):
         notes.append("All data sets and backbones use the same hyperparameters: none was tuned separately.")
     per_arm = {
-        arm: {k: v for k, v in config.arms.get(arm, {}).items() if k not in axes[arm] and k != "base"} for arm in c.arms
+        arm: {k: v for k, v in config.arms.get(arm, {}).items() if k not in axes[arm] and k != "base"}
+        for arm in comparison.arms
     }
     overrides = [f"{arm}: {', '.join(f'{k} {v}' for k, v in keys.items())}" for arm, keys in per_arm.items() if keys]
     if overrides:
@@ -147,17 +155,17 @@ def _format_counts(trials: Mapping[str, int]) -> str:
     return "; ".join(f"{count} for {', '.join(arms)}" for count, arms in sorted(groups.items()))
 
 
-def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tuple[str, list[str]]:
+def _read_search(config: RunConfig, comparison: ComparisonConfig, first: RunConfig) -> tuple[str, list[str]]:
     """Describe the source of the hyperparameters, and list the arms whose values the search did not choose."""
-    file = Path(c.searched) if c.searched else config.output / "tuning" / f"{config.name}.json"
+    file = Path(comparison.searched) if comparison.searched else config.output / "tuning" / f"{config.name}.json"
     if not file.is_file():
-        if c.searched:
+        if comparison.searched:
             raise DataError(
                 "the record of the hyperparameter search is missing",
                 where=f"comparison.searched: {file}",
                 fix="tune again with clipit tune, or remove the key",
             )
-        return "set in the configuration", list(c.arms)
+        return "set in the configuration", list(comparison.arms)
     fix = "delete it and tune again"
     record = read_json(file, fix)
     searched, recorded, current = record.get("arms", {}), record.get("made_with", {}), search_settings(config)
@@ -167,13 +175,13 @@ def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tu
         or not all(isinstance(keys, dict) for keys in searched.values())
     ):
         raise ArtifactError("this file is not the record of a hyperparameter search", where=file, fix=fix)
-    axes = {arm: list(grid_axes(first, c, arm)) for arm in c.arms}
+    axes = {arm: list(grid_axes(first, comparison, arm)) for arm in comparison.arms}
     # A number of steps outside the search applies to all arms, so it does not count as set by hand.
     steps = {keys.get(STEPS) for keys in searched.values()}
-    ignored = {STEPS} if len(c.steps) == 1 and c.steps[0] not in steps else set()
+    ignored = {STEPS} if len(comparison.steps) == 1 and comparison.steps[0] not in steps else set()
     set_by_hand = [
         arm
-        for arm in c.arms
+        for arm in comparison.arms
         if any(
             searched.get(arm, {}).get(key) != value
             for key, value in arm_values(first, arm, axes[arm]).items()

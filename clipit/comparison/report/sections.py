@@ -28,7 +28,7 @@ _LONG = 12  # rows; sections with longer tables are folded, except the main sect
 
 
 def score_sections(
-    c: ComparisonConfig,
+    comparison: ComparisonConfig,
     results: Sequence[ArmResult],
     against: Mapping[str, Sequence[ArmResult]],
     published: PublishedScores,
@@ -39,7 +39,7 @@ def score_sections(
     for control, arms in against.items():
         parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]
         sections.append(PageSection(f"Against {control}", parts, folded=len(arms) > _LONG))
-    for title, header, rows in paper_tables(c, results):
+    for title, header, rows in paper_tables(comparison, results):
         source = "comparison.json: lines, mean, sd and difference of the test set test"
         sections.append(PageSection(title, [Table(header, rows, source=source)]))
     figures = []
@@ -51,9 +51,9 @@ def score_sections(
             for result in results
             if result.key[:3] == key
         }
-        label = f"{' / '.join(key[i] for i in differing)}: {LABELS[c.metric]} %"
+        label = f"{' / '.join(key[i] for i in differing)}: {LABELS[comparison.metric]} %"
         source = "comparison.parquet: column score; comparison.json: lines, seeds"
-        figures.append(seed_figure(scores, label=label, baseline=c.baseline, source=source))
+        figures.append(seed_figure(scores, label=label, baseline=comparison.baseline, source=source))
     return [*sections, PageSection("Scores by seed", figures)]
 
 
@@ -89,7 +89,7 @@ def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: 
 
 
 def label_sections(
-    config: RunConfig, c: ComparisonConfig, results: Sequence[ArmResult], folder: Path
+    config: RunConfig, comparison: ComparisonConfig, results: Sequence[ArmResult], folder: Path
 ) -> list[PageSection]:
     """Plot scores over the share of labelled training tiles, if it varies between runs on the same tiles.
 
@@ -106,7 +106,7 @@ def label_sections(
                 points = [(share, score) for share, score in shares if share is not None]
                 series.setdefault(result.key.arm, []).extend(points)
         if any(len({share for share, _ in points}) > 1 for points in series.values()):
-            plot = plot_label_efficiency(series, metric=c.metric, title=f"{config.name}: {backbone}")
+            plot = plot_label_efficiency(series, metric=comparison.metric, title=f"{config.name}: {backbone}")
             save_plot(plot, folder / f"labels-{len(figures)}.png")
             caption = (
                 "Test score over the share of labelled training tiles; bands: lowest to highest seed (up to 7 arms)."

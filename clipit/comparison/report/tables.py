@@ -95,11 +95,13 @@ def shown_columns(
     return [header[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
-def paper_tables(c: ComparisonConfig, results: Sequence[ArmResult]) -> list[tuple[str, list[str], list[list[str]]]]:
+def paper_tables(
+    comparison: ComparisonConfig, results: Sequence[ArmResult]
+) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return title, header and rows of the tables in the layout of CLIP-IT's table 1; none for a single arm."""
-    others = [arm for arm in c.arms if arm != c.baseline]
+    others = [arm for arm in comparison.arms if arm != comparison.baseline]
     arms = [arm for arm in ("clip_it_paper", "clip_it_all", *others) if arm in others][:1]
-    return [(f"{c.baseline} -> {arm}", *paper_table(results, c.baseline, arm)) for arm in arms]
+    return [(f"{comparison.baseline} -> {arm}", *paper_table(results, comparison.baseline, arm)) for arm in arms]
 
 
 def paper_table(results: Sequence[ArmResult], baseline: str, arm: str) -> tuple[list[str], list[list[str]]]:

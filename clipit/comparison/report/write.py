@@ -39,7 +39,7 @@ from clipit.errors import counted
 from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.leftovers import delete_leftovers
 from clipit.reporting.annotators_section import annotator_parts, ceiling_note
-from clipit.reporting.html import PageSection, page, write_page
+from clipit.reporting.html import PageSection, page
 from clipit.reporting.notes import compose_note
 from clipit.reporting.tables import LABELS, console_block, markdown_line, markdown_table, markdown_text
 from clipit.tiles.tileset import TileSet
@@ -49,7 +49,7 @@ from clipit.whole_files import write_text
 
 def write_report(
     config: RunConfig,
-    c: ComparisonConfig,
+    comparison: ComparisonConfig,
     plans: Sequence[Plan],
     results: ComparisonResults,
     analyses: Sequence[AnalysisResult],
@@ -61,7 +61,7 @@ def write_report(
 
     Args:
         config: Configuration that all runs share.
-        c: Section `comparison`.
+        comparison: Section `comparison`.
         plans: Plans, one per data set and backbone.
         tiles: Tiles of each plan, for pictures; without them, tiles are shown by id only.
 
@@ -69,30 +69,30 @@ def write_report(
         The notes under the main table.
     """
     arms, against = results.arms, results.against
-    published_scores, published_notes = collect_published(plans, c.metric)
+    published_scores, published_notes = collect_published(plans, comparison.metric)
     published_source = SOURCE if any(published_scores.values()) else ""
-    notes = [*compose_notes(config, c, plans, arms, published_source), *published_notes]
+    notes = [*compose_notes(config, comparison, plans, arms, published_source), *published_notes]
     notes += own_report_notes(plans, arms)
     tiles_by_setting = {(plan.data_set, plan.backbone): tile_set for plan, tile_set in zip(plans, tiles, strict=False)}
-    notes += annotator_notes(tiles_by_setting, c.metric)
+    notes += annotator_notes(tiles_by_setting, comparison.metric)
     note = _models_note(config, plans, arms)
-    text = _markdown(config, c, results, published_scores, notes, analyses, verdict, note)
+    text = _markdown(config, comparison, results, published_scores, notes, analyses, verdict, note)
     write_text(folder / "comparison.md", text)
-    write_text(folder / "comparison.tex", _latex(config, c, arms, published_scores, published_source))
+    write_text(folder / "comparison.tex", _latex(config, comparison, arms, published_scores, published_source))
     sections = [
-        *score_sections(c, arms, against, published_scores, notes),
+        *score_sections(comparison, arms, against, published_scores, notes),
         *annotator_sections(tiles_by_setting),
         *verdict_sections(verdict.arms),
-        *tile_sections(arms, c.arms, c.baseline, tiles_by_setting),
+        *tile_sections(arms, comparison.arms, comparison.baseline, tiles_by_setting),
         *confusion_sections(arms),
-        *curve_sections(arms, c.baseline),
-        *label_sections(config, c, arms, folder),
+        *curve_sections(arms, comparison.baseline),
+        *label_sections(config, comparison, arms, folder),
         cost_section(arms),
         *finding_sections(analyses, folder),
         *link_sections(config, plans, arms, folder),
         row_section(results.rows),
     ]
-    write_page(folder / "comparison.html", page(config.name, note, sections, verdict=verdict.headline))
+    write_text(folder / "comparison.html", page(config.name, note, sections, verdict=verdict.headline))
     for parent in (folder, *folder.glob("predictions/*/")):
         delete_leftovers(parent)
     return notes
@@ -116,7 +116,7 @@ def _models_note(config: RunConfig, plans: Sequence[Plan], arms: Sequence[ArmRes
 
 def _markdown(
     config: RunConfig,
-    c: ComparisonConfig,
+    comparison: ComparisonConfig,
     results: ComparisonResults,
     published_scores: PublishedScores,
     notes: Sequence[str],
@@ -131,7 +131,7 @@ def _markdown(
     parts += verdict_markdown(verdict.arms)
     for control, arms_against in results.against.items():
         parts += [f"## Against {markdown_line(control)}", main_table(arms_against), CONTROL_NOTE]
-    for title, header, rows in paper_tables(c, arms):
+    for title, header, rows in paper_tables(comparison, arms):
         parts += [f"## {markdown_line(title)}", markdown_table(header, rows)]
     parts += ["## Costs", markdown_table(*cost_table(arms)), COST_NOTE]
     for result in analyses:
@@ -145,20 +145,20 @@ def _markdown(
 
 def _latex(
     config: RunConfig,
-    c: ComparisonConfig,
+    comparison: ComparisonConfig,
     results: Sequence[ArmResult],
     published_scores: PublishedScores,
     published_source: str,
 ) -> str:
     """Format the main table, and one in the layout of CLIP-IT's table 1, with descriptive captions."""
-    seeds = counted(len(c.seeds), "seed")
-    title = f"{config.name}: {LABELS[c.metric]} in %, mean and standard deviation over {seeds}."
-    caption = f"{title} Differences are paired by seed, against {c.baseline}. {describe_holm_family(results)}"
+    seeds = counted(len(comparison.seeds), "seed")
+    title = f"{config.name}: {LABELS[comparison.metric]} in %, mean and standard deviation over {seeds}."
+    caption = f"{title} Differences are paired by seed, against {comparison.baseline}. {describe_holm_family(results)}"
     if published_source:
         caption += f" Published: {published_source}. {CAUTION}"
     header, rows = shown_columns(results, published_scores)
     tables = [latex_table(header, rows, caption, left=count_left(header))]
-    for name, paper_header, paper_rows in paper_tables(c, results):
+    for name, paper_header, paper_rows in paper_tables(comparison, results):
         tables.append(latex_table(paper_header, paper_rows, f"{name}. {title} Test split; intervals: t over seeds."))
     return "\n".join(tables)
 

@@ -23,7 +23,6 @@ from clipit.evaluation.label_issues import (
 )
 from clipit.evaluation.neighbours import nearest_neighbours
 from clipit.patients import patients
-from clipit.reporting.html import write_page
 from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
 from clipit.reporting.study_report import collect_provenance, describe_model, study_note
 from clipit.reporting.thumbnails import picture_uri
@@ -31,7 +30,7 @@ from clipit.runs.feature_stores import vlm_facts
 from clipit.studies.features import backbone_features
 from clipit.studies.label_issues.verified import read_verified, score_verified
 from clipit.tiles.tileset import TileSet
-from clipit.whole_files import write_rows
+from clipit.whole_files import write_rows, write_text
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -156,7 +155,7 @@ def _check(
         scores,
         notes,
     )
-    write_page(folder / "label_issues.html", page)
+    write_text(folder / "label_issues.html", page)
     logger.info(f"{counted_of(int(issues.flagged.sum()), len(tiles), 'label is', 'labels are')} suspicious")
 
 

@@ -191,8 +191,9 @@ def gather_rows(values: Float[Tensor, "b dim"], sizes: list[int], processes: Pro
 class _Gather(torch.autograd.Function):
     """All-gather with gradient: backward sums the gradients of all processes for this process's rows.
 
-    The deprecated version of torch.distributed.nn.functional keeps the process group alive until the interpreter shuts
-    down; threads that still reference tensors of the last collective then abort the program (SIGABRT).
+    The version in torch.distributed.nn.functional is deprecated, and keeps the process group alive until the
+    interpreter shuts down; threads that still reference tensors of the last collective then abort the program with
+    SIGABRT.
     """
 
     @staticmethod

@@ -25,7 +25,7 @@ class ConsistencyTerm(Term[ConsistencyConfig]):
         return f"consistency of two views (weight {self.weight:g})"
 
     def _mask(self, rows: Int[np.ndarray, "b"]) -> Bool[np.ndarray, "b"]:
-        """Mask the unlabelled tiles, or all tiles if every training tile is labelled."""
+        """Return the mask of the unlabelled tiles, or of all tiles if every training tile is labelled."""
         if (self.labels >= 0).all():
             return np.ones(len(rows), dtype=np.bool_)
         return np.asarray(self.labels[rows] < 0, dtype=np.bool_)

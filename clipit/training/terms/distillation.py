@@ -165,7 +165,7 @@ class DistillationTerm(Term[DistillationConfig]):
             warm_start(self.config, student, normalise, source, self.labels, self.targets)
 
     def mask(self, rows: Int[np.ndarray, "b"]) -> Bool[np.ndarray, "b"]:
-        """Mask the training tiles that are distilled."""
+        """Return the mask of the distilled tiles among these training tiles."""
         valid = np.asarray(self.targets.valid[rows], dtype=np.bool_)
         return valid & (self.labels[rows] >= 0) if self.options.tiles == "labelled" else valid
 

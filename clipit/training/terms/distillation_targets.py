@@ -88,7 +88,7 @@ def _snippet_vectors(
 
 
 def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
-    """Mask the sources of snippets that may serve as context: those of the configured sections and organs.
+    """Return the mask of the snippet sources that may serve as context: those of the configured sections and organs.
 
     Raises:
         DataError: No report has any of the configured sections.

@@ -16,7 +16,7 @@ from clipit.errors import DataError
 from clipit.evaluation.probes import linear_probe
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
-from clipit.training.losses import prior_corrected, sharpen, smoothed, soft_cross_entropy_sum
+from clipit.training.losses import correct_prior, sharpen, smooth_labels, soft_cross_entropy_sum
 from clipit.training.terms.class_prompts import zero_shot
 from clipit.training.terms.own_reports import own_report_fingerprints, own_report_labels
 from clipit.training.terms.term import MicroBatch, Probabilities, Term, TermInputs
@@ -152,7 +152,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
             return own_report_fingerprints(self.config, workspace)
         if self.replaces_labels:
             train = workspace.tiles(self.config.seed).of_split("train")
-            targets = smoothed(torch.from_numpy(_posteriors(train)), self.config.training.label_smoothing)
+            targets = smooth_labels(torch.from_numpy(_posteriors(train)), self.config.training.label_smoothing)
             return {"posteriors of annotators": fingerprint(targets.tolist())}
         if self.options.source != "image_only":
             return {}
@@ -203,7 +203,7 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         """Sum the weighted cross-entropies; `training.label_smoothing` applies to posteriors of annotators."""
         target, weights = self.targets(batch)
         if self.replaces_labels:
-            target = smoothed(target, self.config.training.label_smoothing)
+            target = smooth_labels(target, self.config.training.label_smoothing)
         return soft_cross_entropy_sum(batch.logits, target, weights)
 
 
@@ -228,7 +228,7 @@ def make_soft_labels(
         )
     p = torch.from_numpy(probabilities.astype(np.float64))
     prior = p if training is None else torch.from_numpy(training.astype(np.float64))
-    p = prior_corrected(p, prior.mean(dim=0), options.prior_correction)
+    p = correct_prior(p, prior.mean(dim=0), options.prior_correction)
     p = sharpen(p, options.temperature)
     weights = np.ones(len(probabilities), dtype=np.float32)
     if options.confidence:

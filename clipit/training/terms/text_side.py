@@ -121,6 +121,7 @@ def fit_text_lora(
         texts: Text of each snippet by id.
         store: Text store that the positions of `paired` refer to.
         mean: Mean text embedding, subtracted as for pairing.
+        paired: Snippets of each training tile.
         labels: Class indices of the training tiles; -1 if unknown.
         lora: Rank, alpha and dropout; all linear layers of the text tower are adapted.
         seed: Seed of the initial weights and of the batches.
@@ -166,7 +167,7 @@ def fit_text_lora(
 def text_layers(module: nn.Module) -> list[str]:
     """List the full names of the text tower's linear layers that can be adapted.
 
-    Layers inside torch's fused attention are excluded: it reads their weights without calling them.
+    Layers inside torch's fused attention are excluded, since it reads their weights without calling them.
 
     Raises:
         ModelError: The text tower has no such layers.

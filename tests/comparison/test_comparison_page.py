@@ -361,8 +361,8 @@ def wrongs() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
             ArtifactError,
             "has changed since it was written",
         ),
-        (changed(lambda found: found.update(rows=3)), ArtifactError, "page needs: rows"),
-        (changed(lambda found: found.pop("findings")), ArtifactError, "page needs: findings"),
+        (changed(lambda found: found.update(rows=3)), ArtifactError, "missing or invalid: rows"),
+        (changed(lambda found: found.pop("findings")), ArtifactError, "missing or invalid: findings"),
         (changed(lambda found: found["findings"][0].pop("rows")), ArtifactError, r"no 'rows' in findings\[0\]"),
         (
             changed(lambda found: found["rows"][0].update(tiles_fingerprint="0")),

@@ -111,9 +111,7 @@ def _describe_tuning(config: RunConfig, comparison: ComparisonConfig, plans: Seq
     else:
         source, set_by_hand = _read_search(config, comparison, first)
         searched = [arm for arm in comparison.arms if arm not in set_by_hand]
-        instead = (
-            " (an arm without such a term gets intermediate learning rates instead)" if comparison.grid else ""
-        )
+        instead = " (an arm without such a term gets intermediate learning rates instead)" if comparison.grid else ""
         further = "".join(f" x {len(values)} of {key}" for key, values in comparison.grid.items())
         notes = [
             f"Learning rates, steps and weights per arm: {source}, all within one grid of "

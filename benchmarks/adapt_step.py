@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds
 from benchmarks.pairing_memory import peak_bytes
 from clipit.errors import LaunchError, counted
 
@@ -28,11 +28,11 @@ def measure(options: Options) -> list[Figure]:
     steps = {count: _contrast(micro, micro * count) for count in counts}
     plain = _contrast(micro, micro * most)
 
-    def scaled(count: int) -> Work:
+    def scaled(count: int) -> Workload:
         return lambda: most / count * seconds(lambda: _cached(steps[count]))
 
-    works: dict[str, Work] = {name: scaled(count) for count, name in counts.items()}
-    samples = alternate(works | {"plain": lambda: seconds(lambda: _plain(plain))}, options)
+    workloads: dict[str, Workload] = {name: scaled(count) for count, name in counts.items()}
+    samples = alternate(workloads | {"plain": lambda: seconds(lambda: _plain(plain))}, options)
     facts = {"vlm": "embedded", "tuning": "lora", "micro_batch": micro, "batches": [micro * count for count in counts]}
     names = {
         name: f"batch of {counted(count, 'micro-batch', 'micro-batches')}: time against plain forward and backward"

@@ -5,7 +5,7 @@ The bags come from stores, an index, pairs and tile bags on disk; as in training
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds
 from benchmarks.inputs import make_store
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def measure(options: Options) -> list[Figure]:
     bags = _bags(options, config)
     size, steps = options.size(32, 4, 64), options.size(3, 1, 20)
     device = get_processes().device
-    works: dict[str, Work] = {}
+    workloads: dict[str, Workload] = {}
     arms: dict[str, tuple[BagsConfig | None, StudentConfig]] = {
         "bags": (config, StudentConfig()),
         "bags_masked": (config.model_copy(update={"shared_negatives": False}), StudentConfig()),
@@ -41,10 +41,10 @@ def measure(options: Options) -> list[Figure]:
         backbone = load_backbone(vit, device)
         joint = None if options_of_arm is None else _DIM
         student = build_student(backbone, heads, LoraConfig(), "lora", n_classes=_CLASSES, joint_dim=joint)
-        works[arm] = _work(
+        workloads[arm] = _workload(
             options, student, size, steps, None if options_of_arm is None else _term(options_of_arm, bags)
         )
-    samples = alternate(works, options)
+    samples = alternate(workloads, options)
     facts = {
         "backbone": options.vit,
         "precision": options.precision,
@@ -95,7 +95,7 @@ def _term(options: "BagsConfig", bags: "ContrastBags") -> "BagsTerm":
     return term
 
 
-def _work(options: Options, student: Any, size: int, steps: int, term: "BagsTerm | None") -> Work:
+def _workload(options: Options, student: Any, size: int, steps: int, term: "BagsTerm | None") -> Workload:
     import numpy as np
     import torch
 

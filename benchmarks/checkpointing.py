@@ -28,20 +28,20 @@ def measure(options: Options) -> list[Figure]:
     def step(checkpointing: bool) -> float:
         set_checkpointing(student.backbone, checkpointing)
 
-        def work() -> None:
+        def workload() -> None:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 output = student(normalise(images))
             torch.autograd.backward(output.logits.float().sum())
             student.zero_grad(set_to_none=True)
 
-        return seconds(work)
+        return seconds(workload)
 
-    works = {"checkpointed": lambda: step(True), "plain": lambda: step(False)}
-    samples = alternate(works, options)
+    workloads = {"checkpointed": lambda: step(True), "plain": lambda: step(False)}
+    samples = alternate(workloads, options)
     loaded = estimate.weights + estimate.optimiser
-    memory = {name: [float(estimate.total(tiles, checkpointing=name == "checkpointed") - loaded)] for name in works}
+    memory = {name: [float(estimate.total(tiles, checkpointing=name == "checkpointed") - loaded)] for name in workloads}
     facts = {"backbone": options.vit, "precision": precision, "tiles": tiles, "weights": estimate.weights}
-    peaks = {name: peak_memory(work) for name, work in works.items()}
+    peaks = {name: peak_memory(workload) for name, workload in workloads.items()}
     estimate_ratios = [
         (estimate.total(tiles, checkpointing=name == "checkpointed") - estimate.optimiser) / peak
         for name, peak in peaks.items()
@@ -54,6 +54,6 @@ def measure(options: Options) -> list[Figure]:
     )
     return [
         *compared,
-        Figure("checkpointing", "memory without weights", ratios(memory, *works), "", 0.35, False, memory, facts),
-        Figure("checkpointing", "time of a step", ratios(samples, *works), "", 1.4, False, samples, facts),
+        Figure("checkpointing", "memory without weights", ratios(memory, *workloads), "", 0.35, False, memory, facts),
+        Figure("checkpointing", "time of a step", ratios(samples, *workloads), "", 1.4, False, samples, facts),
     ]

@@ -40,8 +40,8 @@ def measure(options: Options) -> list[Figure]:
     def run_timm() -> list[torch.Tensor]:
         return [bare(pixels) for pixels in ready]
 
-    works = {"classifier": lambda: seconds(run_classifier), "timm": lambda: seconds(run_timm)}
-    samples = alternate(works, options)
+    workloads = {"classifier": lambda: seconds(run_classifier), "timm": lambda: seconds(run_timm)}
+    samples = alternate(workloads, options)
     difference = max(float((a - b).abs().max()) for a, b in zip(run_classifier(), run_timm(), strict=True))
     facts = {
         "backbone": options.vit,

@@ -30,8 +30,8 @@ def measure(options: Options) -> list[Figure]:
     if platform.machine() in ("x86_64", "AMD64") and not options.quick:
         ways["kernel unset"] = {"OPENBLAS_CORETYPE": None}
         ways |= {f"kernel {name}": {"OPENBLAS_CORETYPE": name} for name in _KERNELS}
-    works = {name: (lambda c=changes: _search(sizes, c)) for name, changes in ways.items()}
-    samples = alternate(works, options)
+    workloads = {name: (lambda c=changes: _search(sizes, c)) for name, changes in ways.items()}
+    samples = alternate(workloads, options)
     facts = {"snippets": sizes[0], "tiles": sizes[1], "dim": 512, "OPENBLAS_CORETYPE": os.getenv("OPENBLAS_CORETYPE")}
     return [
         Figure(

@@ -42,8 +42,8 @@ def measure(options: Options) -> list[Figure]:
     The ratio is 1 if the C library is not glibc.
     """
     home, steps = Path(__file__).resolve().parent.parent, options.size(30, 1)
-    works = {name: (lambda n=name: _run(home, n, steps)) for name in ("kept", "returned")}
-    samples = alternate(works, options)
+    workloads = {name: (lambda n=name: _run(home, n, steps)) for name in ("kept", "returned")}
+    samples = alternate(workloads, options)
     facts = {"steps": steps, "seconds_per_step": {name: min(taken) / steps for name, taken in samples.items()}}
     values = ratios(samples, "kept", "returned")
     return [Figure("fresh_pages", "step with kept memory: time", values, "", None, False, samples, facts)]

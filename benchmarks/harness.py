@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Work = Callable[[], float]
-"""Function that does a piece of work once, and returns its seconds without those of its preparation."""
+Workload = Callable[[], float]
+"""Function that runs a workload once, and returns its time in seconds, without that of its preparation."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ class Figure:
         return asdict(self) | summary
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Measure the seconds that a function takes, until the GPU has finished its work."""
+def seconds(function: Callable[[], object]) -> float:
+    """Measure the time in seconds of a call, until the GPU has finished its work."""
     synchronise()
     start = time.perf_counter()
-    work()
+    function()
     synchronise()
     return time.perf_counter() - start
 
@@ -110,32 +110,32 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory(work: Callable[[], object]) -> int | None:
-    """Return the largest GPU memory in bytes that a function allocates; None without a GPU."""
+def peak_memory(function: Callable[[], object]) -> int | None:
+    """Return the peak GPU memory in bytes during a call; None without a GPU."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
-        work()
+        function()
         return None
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    work()
+    function()
     return int(torch.cuda.max_memory_allocated())
 
 
-def alternate(works: Mapping[str, Work], options: Options, *, warm_up: bool = True) -> dict[str, list[float]]:
-    """Measure all works in turn for several rounds, after a warm-up round (none if quick); return their seconds."""
-    samples: dict[str, list[float]] = {name: [] for name in works}
+def alternate(workloads: Mapping[str, Workload], options: Options, *, warm_up: bool = True) -> dict[str, list[float]]:
+    """Run all workloads in turn for several rounds, after a warm-up round (none if quick); return their seconds."""
+    samples: dict[str, list[float]] = {name: [] for name in workloads}
     for turn in range(-options.size(1, 0) if warm_up else 0, options.repeats):
-        for name, work in works.items():
-            taken = work()
+        for name, workload in workloads.items():
+            taken = workload()
             if turn >= 0:
                 samples[name].append(taken)
     return samples
 
 
-def ratios(samples: Mapping[str, Sequence[float]], over: str, under: str) -> list[float]:
-    """Divide one side by the other, repeat by repeat."""
-    return [a / b for a, b in zip(samples[over], samples[under], strict=True)]
+def ratios(samples: Mapping[str, Sequence[float]], numerator: str, denominator: str) -> list[float]:
+    """Return the ratio of the samples of two workloads in each repeat."""
+    return [a / b for a, b in zip(samples[numerator], samples[denominator], strict=True)]
 
 
 def table(figures: Sequence[Figure], *, quick: bool) -> str:

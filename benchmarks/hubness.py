@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds, table
+from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds, table
 from benchmarks.inputs import make_store
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
     tiles = make_store(options.folder, "tile_store", n_tiles, _DIM, seed=1)
     index = build_index(options.folder, texts)
     search(index, tiles.rows(np.arange(1)), 1)  # read the index before the first round
-    works: dict[str, Work] = {
+    workloads: dict[str, Workload] = {
         "plain": lambda: seconds(lambda: _plain(index, tiles)),
         "csls": _corrected(index, tiles, PairingConfig(correction="csls")),
         "inverted_softmax": _corrected(index, tiles, PairingConfig(correction="inverted_softmax")),
     }
-    samples = alternate(works, options)
+    samples = alternate(workloads, options)
     facts: dict[str, Any] = {"tiles": len(tiles.ids), "snippets": len(texts.ids), "dim": _DIM, "k": _K}
     facts |= {"backend": index.artifact.manifest.facts["backend"], "at_300k_x_1M_not_measured": large_size()}
     figures = []
@@ -87,8 +87,8 @@ def _plain(index: "Index", tiles: "Store") -> None:
     search(index, queries, _K, block=_BLOCK)
 
 
-def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Work:
-    def work() -> None:
+def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Workload:
+    def workload() -> None:
         from clipit.pairing.selection import find_candidates, prepare_selection
         from clipit.vectors import centred
 
@@ -96,7 +96,7 @@ def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Work:
         selection = prepare_selection(index, tiles, rules, block=_BLOCK, shown=False)
         find_candidates(selection, queries, selection.owners, _K, block=_BLOCK)
 
-    return lambda: seconds(work)
+    return lambda: seconds(workload)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

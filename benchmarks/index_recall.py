@@ -39,10 +39,10 @@ def measure(options: Options) -> list[Figure]:
         figures.append(Figure("index_recall", f"{key}: recall@{_K}", [facts["recall"]], "", 0.95, True, {}, facts))
         figures.append(Figure("index_recall", f"{key}: index, per snippet", [size], "bytes"))
 
-    def work(index: "Index") -> Callable[[], float]:
+    def workload(index: "Index") -> Callable[[], float]:
         return lambda: seconds(lambda: search(index, queries, _K))
 
-    samples = alternate({key: work(index) for key, index in searched.items()}, options)
+    samples = alternate({key: workload(index) for key, index in searched.items()}, options)
     for key, taken in samples.items():
         rates = [len(queries) / value for value in taken]
         figures.append(Figure("index_recall", f"{key}: search", rates, "tiles/s", samples={key: taken}))

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds
 
 
 def measure(options: Options) -> list[Figure]:
@@ -47,8 +47,10 @@ def measure(options: Options) -> list[Figure]:
 
         for network in networks.values():
             network.to(device).train()
-        work: dict[str, Work] = {name: partial(seconds, partial(step, network)) for name, network in networks.items()}
-        samples = alternate(work, options)
+        workloads: dict[str, Workload] = {
+            name: partial(seconds, partial(step, network)) for name, network in networks.items()
+        }
+        samples = alternate(workloads, options)
         facts = {
             "tiles": tiles,
             "layers": len(layers),

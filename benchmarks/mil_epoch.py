@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds
 from benchmarks.pairing_memory import peak_bytes
 from clipit.config.mil import MilTrainingConfig
 from clipit.errors import LaunchError
@@ -35,11 +35,11 @@ def measure(options: Options) -> list[Figure]:
     """
     slides, tiles = options.size(40, 4, 400), options.size(5_000, 50)
     store = write_features(options.folder, slides, tiles)
-    bags, works = _open(store, slides, tiles), dict[str, Work]()
+    bags, workloads = _open(store, slides, tiles), dict[str, Workload]()
     _epoch(bags.select(np.arange(1)))  # warm-up: imports
-    works["epoch"] = lambda: seconds(lambda: _epoch(bags))
-    works["reading"] = lambda: seconds(lambda: _read(bags))
-    samples = alternate(works, options)
+    workloads["epoch"] = lambda: seconds(lambda: _epoch(bags))
+    workloads["reading"] = lambda: seconds(lambda: _read(bags))
+    samples = alternate(workloads, options)
     grown = _measure_memory(store, slides, tiles)
     bag = tiles * _DIM * 4
     facts = {"slides": slides, "tiles": tiles, "dim": _DIM, "bytes": slides * tiles * _DIM * 2, **grown}

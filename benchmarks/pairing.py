@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float32, Int
 
-from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+from benchmarks.harness import Figure, Options, Workload, alternate, ratios, seconds
 from benchmarks.inputs import make_store
 from benchmarks.pairing_scale import pair
 
@@ -61,15 +61,17 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
     def with_numpy() -> Int[np.ndarray, "q k"]:
         return _top(queries @ keys.T)
 
-    works: dict[str, Work] = {
+    workloads: dict[str, Workload] = {
         "search": lambda: seconds(lambda: search(index, queries, _K)),
         "pair_tiles": pairs,
         "torch": lambda: seconds(with_torch),
     }
     if not options.gpu:
-        works["numpy"] = lambda: seconds(with_numpy)
-    samples = alternate(works, options)
-    bare = min(sorted(works.keys() & {"torch", "numpy"}), key=lambda name: sorted(samples[name])[options.repeats // 2])
+        workloads["numpy"] = lambda: seconds(with_numpy)
+    samples = alternate(workloads, options)
+    bare = min(
+        sorted(workloads.keys() & {"torch", "numpy"}), key=lambda name: sorted(samples[name])[options.repeats // 2]
+    )
     facts = {
         "tiles": len(queries),
         "snippets": len(keys),

@@ -74,8 +74,8 @@ def measure(options: Options) -> list[Figure]:
             preprocess.pixels(source.read(row))
 
     predict(few), forward()
-    works = {"predict": lambda: seconds(partial(predict, images)), "forward": lambda: seconds(forward) / share}
-    samples = alternate(works, options, warm_up=False)
+    workloads = {"predict": lambda: seconds(partial(predict, images)), "forward": lambda: seconds(forward) / share}
+    samples = alternate(workloads, options, warm_up=False)
     samples["reading_in_one_thread"] = [seconds(reading)]
     facts = {
         "backbone": options.vit,

@@ -39,11 +39,11 @@ def _by_length(options: Options) -> list[Figure]:
     """Measure reports of several lengths, with the same total number of characters for each length."""
     total = options.size(1_600_000, 32_000)
     corpora = {length: _ordinary(total // length, length) for length in _LENGTHS}
-    works = {
+    workloads = {
         str(length): (lambda k=length, t=texts: seconds(lambda: _split(options, f"length-{k}", t)))
         for length, texts in corpora.items()
     }
-    samples = alternate(works, options)
+    samples = alternate(workloads, options)
     figures: list[Figure] = []
     for length, texts in corpora.items():
         taken, facts = samples[str(length)], {"reports": len(texts), "characters": length}
@@ -65,11 +65,11 @@ def _by_number(options: Options) -> list[Figure]:
     """Measure how the time grows with the number of reports."""
     few = options.size(1000, 10)
     many = _ordinary(_GROWTH * few, 500)
-    works = {
+    workloads = {
         key: (lambda k=key, t=texts: seconds(lambda: _split(options, k, t)))
         for key, texts in (("few", many[:few]), ("many", many))
     }
-    samples = alternate(works, options)
+    samples = alternate(workloads, options)
     facts = {"reports": _GROWTH * few, "characters": 500}
     growth = ratios(samples, "many", "few")
     return [Figure(_NAME, "four times the reports: time", growth, goal=5.0, samples=samples, facts=facts)]
@@ -81,11 +81,11 @@ def _hard_texts(options: Options) -> list[Figure]:
     figures: list[Figure] = []
     for name, repeated in _HARD.items():
         small = (repeated * size)[:size]
-        works = {
+        workloads = {
             key: (lambda k=f"{name}-{key}", t=text: seconds(lambda: _split(options, k, [t])))
             for key, text in (("small", small), ("large", small * _GROWTH))
         }
-        samples = alternate(works, options)
+        samples = alternate(workloads, options)
         facts = {"characters": _GROWTH * size}
         growth = ratios(samples, "large", "small")
         figures.append(

@@ -24,11 +24,11 @@ def measure(options: Options) -> list[Figure]:
     write_tiles_geojson(path, grid, _CLASSES, scores, _COLOURS)
     features = json.loads(path.read_text(encoding="utf-8"))
 
-    works = {
+    workloads = {
         "clipit": lambda: seconds(lambda: write_tiles_geojson(path, grid, _CLASSES, scores, _COLOURS)),
         "json.dumps": lambda: seconds(lambda: _write(copy, features)),
     }
-    samples = alternate(works, options)
+    samples = alternate(workloads, options)
     same = json.loads(copy.read_text(encoding="utf-8")) == json.loads(path.read_text(encoding="utf-8"))
     facts = {"tiles": len(grid), "classes": 8, "megabytes": path.stat().st_size / 1e6, "same_features": same}
     return [

@@ -53,10 +53,10 @@ def measure(options: Options) -> list[Figure]:
     ]
 
 
-def _cpu_seconds(work: Callable[[], object]) -> float:
+def _cpu_seconds(function: Callable[[], object]) -> float:
     """Call a function and return the CPU seconds that it takes in this thread."""
     start = time.thread_time()
-    work()
+    function()
     return time.thread_time() - start
 
 

@@ -14,8 +14,8 @@ def measure(options: Options) -> list[Figure]:
     scripts = sorted((home / "scripts").glob("*.py"))
     commands = {path.name: [str(path), "--help"] for path in (scripts[:2] if options.quick else scripts)}
     commands["bare python"] = ["-c", "pass"]
-    works = {name: (lambda c=command: seconds(lambda: _run(home, c))) for name, command in commands.items()}
-    samples = alternate(works, options)
+    workloads = {name: (lambda c=command: seconds(lambda: _run(home, c))) for name, command in commands.items()}
+    samples = alternate(workloads, options)
     return [
         Figure(
             "start_up",

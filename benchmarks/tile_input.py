@@ -62,11 +62,11 @@ def _against_bare(files: Sequence[Path], kind: str, edge: int, options: Options)
             pass
 
     with ThreadPoolExecutor(threads) as pool:
-        works: dict[str, Callable[[], float]] = {
+        workloads: dict[str, Callable[[], float]] = {
             "clipit": lambda: _cpu_seconds(read_source),
             "bare": lambda: _cpu_seconds(lambda: list(pool.map(bare, paths))),
         }
-        samples = alternate(works, options)
+        samples = alternate(workloads, options)
     per_core = len(paths) / median(samples["clipit"])
     embedded = _H100_FLOP_PER_SECOND / _FLOP_PER_TILE
     facts = {
@@ -98,10 +98,10 @@ def _threads_against_processes(files: Sequence[Path], options: Options) -> Figur
     return Figure("tile_input", name, ratios(samples, "processes", "threads"), samples=samples, facts=facts)
 
 
-def _cpu_seconds(work: Callable[[], object]) -> float:
+def _cpu_seconds(function: Callable[[], object]) -> float:
     """Measure the CPU time of a function in all threads of the process."""
     start = time.process_time()
-    work()
+    function()
     return time.process_time() - start
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, Work, alternate, peak_memory, ratios, seconds
+from benchmarks.harness import Figure, Options, Workload, alternate, peak_memory, ratios, seconds
 from benchmarks.inputs import CLASSES, make_tiles
 
 if TYPE_CHECKING:
@@ -39,22 +39,22 @@ def measure(options: Options) -> list[Figure]:
     source = PixelSource(tiles, load_backbone(backbone).preprocess.pixels, cache="memory")
     vectors = np.random.default_rng(0).standard_normal((len(tiles), _DIM)).astype(np.float16)
     targets = Targets(vectors / np.float16(math.sqrt(_DIM)), np.ones(len(tiles), dtype=np.bool_))
-    works = {arm: _work(options, base.model_copy(update={"arm": arm}), source, targets) for arm in _ARMS}
-    samples = alternate(works, options)
+    workloads = {arm: _workload(options, base.model_copy(update={"arm": arm}), source, targets) for arm in _ARMS}
+    samples = alternate(workloads, options)
     facts = {
         "backbone": options.vit,
         "precision": options.precision,
         "lora_rank": base.lora.rank,
         "tiles_per_step": per_step,
         "steps_per_repeat": steps,
-        "peak_gpu_memory": {arm: peak_memory(work) for arm, work in works.items()},
+        "peak_gpu_memory": {arm: peak_memory(workload) for arm, workload in workloads.items()},
         "seconds_per_step": {arm: min(taken) / steps for arm, taken in samples.items()},
     }
     values = ratios(samples, *_ARMS)
     return [Figure("training_step", "clip_it_all: time against image_only", values, "", 1.03, False, samples, facts)]
 
 
-def _work(options: Options, config: "RunConfig", source: "PixelSource", targets: "Targets") -> Work:
+def _workload(options: Options, config: "RunConfig", source: "PixelSource", targets: "Targets") -> Workload:
     """Build the student of an arm, and return a function that times a few training steps of it."""
     import torch
     from accelerate import Accelerator
@@ -90,11 +90,11 @@ def _work(options: Options, config: "RunConfig", source: "PixelSource", targets:
     )
     repeats = count()
 
-    def work() -> float:
+    def workload() -> float:
         folder = options.folder / f"{config.arm}{next(repeats)}"
         folder.mkdir()
         accelerator = Accelerator(mixed_precision=config.training.precision)
         normalise = backbone.preprocess.normalise
         return seconds(lambda: train_student(config, student, normalise, data, validation, folder, accelerator))
 
-    return work
+    return workload

@@ -1,4 +1,4 @@
-"""Recognise Git LFS pointers: small texts that a clone without Git LFS contains in place of large files."""
+"""Recognise Git LFS pointers: small texts that a clone without Git LFS contains instead of large files."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from clipit.errors import DataError
 _FIRST_BYTES = b"version https://git-lfs.github.com/spec/"
 _LARGEST = 2**20  # bytes; a pointer has about 130
 PULL = "run git lfs pull in the repository"
-"""What to do about a pointer."""
+"""Fix that an error about a pointer suggests."""
 
 
 def is_pointer(content: bytes) -> bool:

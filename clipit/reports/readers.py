@@ -292,7 +292,7 @@ def _resolve_column(values: Sequence[str | None], key: str, where: str) -> tuple
             raise DataError(
                 f"the values are {shortlist([*sorted(no_class), *others])}: -1 may be a value or mark missing ones",
                 where=f"{where}, {key}",
-                fix="write names in place of the numbers, or leave the cells of missing values empty",
+                fix="replace the numbers with names, or leave the cells of missing values empty",
             )
         markers |= no_class
     if not markers:

@@ -1,1 +1,1 @@
-"""Whole slides: reading, tissue, the grid of tiles."""
+"""Whole slides: read them, find their tissue, and lay a grid of tiles."""

@@ -39,7 +39,7 @@ class TileCache:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all tiles and create new locks, which a forked process needs."""
+        """Drop all tiles and create new locks, which a forked process needs."""
         self._tiles: OrderedDict[tuple[int, int], Image.Image] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()

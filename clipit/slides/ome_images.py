@@ -1,4 +1,4 @@
-"""Images of an OME-TIFF: which of them is the slide, and what its metadata say of it."""
+"""Find the image of an OME-TIFF that is the slide, and read its metadata."""
 
 import re
 from dataclasses import dataclass
@@ -44,14 +44,14 @@ class OmeImage:
         return f"series {self.number}{name} ({self.size[0]} x {self.size[1]} pixels)"
 
 
-def choose(file: Any, path: Path) -> tuple[Any, OmeImage | None]:
+def choose_image(file: Any, path: Path) -> tuple[Any, OmeImage | None]:
     """Find the image that is the slide.
 
     Args:
         file: Open file of tifffile.
 
     Returns:
-        Series of tifffile, and what the metadata say of it (None: nothing).
+        Series of tifffile, and its metadata; None if the file has none for it.
 
     Raises:
         DataError: Several images may be the slide.
@@ -61,7 +61,7 @@ def choose(file: Any, path: Path) -> tuple[Any, OmeImage | None]:
     candidates = _candidates(file)
     if len(candidates) > 1:
         raise DataError(
-            f"the OME-TIFF holds {len(candidates)} images, but a slide is one: "
+            f"the OME-TIFF holds {len(candidates)} images instead of one slide: "
             f"{shortlist([image for _, image in candidates])}",
             where=path,
             fix=_FIX,
@@ -85,7 +85,7 @@ def _candidates(file: Any) -> list[tuple[Any, OmeImage]]:
 
 
 def _is_copy(image: OmeImage, other: OmeImage) -> bool:
-    """Return whether an image has the shape of a smaller level of another; if both state the same mpp, it is none."""
+    """Return whether an image has the shape of a smaller level of another, and does not state the same mpp."""
     if image.mpp is not None and other.mpp is not None and abs(image.mpp - other.mpp) <= _MPP_TOLERANCE * other.mpp:
         return False
     return is_smaller_copy(image.size, other.size)

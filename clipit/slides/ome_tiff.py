@@ -15,7 +15,7 @@ from PIL import Image
 
 from clipit.errors import DataError
 from clipit.images import ImageError
-from clipit.slides.ome_images import choose, has_several, read_images
+from clipit.slides.ome_images import choose_image, has_several, read_images
 from clipit.slides.slide_file import Level
 from clipit.slides.tiff_pages import check_orientation, check_tiles
 
@@ -67,7 +67,7 @@ class OmeTiff:
         except Exception as error:  # tifffile raises many kinds of exceptions for damaged bytes
             raise _unreadable(error, path) from error
         try:
-            series, image = choose(self._file, path)
+            series, image = choose_image(self._file, path)
             pages = [level.keyframe for level in series.levels]
             _check_levels(pages, series, path)
         except DataError:

@@ -28,7 +28,7 @@ MPP_TOLERANCE = 0.02
 _TIFF = (".tif", ".tiff")
 _SUB_PAGES = 330  # TIFF tag of sub-IFDs, in which OME-TIFF stores smaller levels
 MISSING_SLIDE_PACKAGES = "install the packages that read slides: pip install openslide-python openslide-bin tifffile"
-"""What to do if openslide cannot be imported."""
+"""Fix named in errors if openslide cannot be imported."""
 
 
 def import_openslide() -> Any:

@@ -138,7 +138,7 @@ class FailedSlide:
     fix: str
 
     def explain(self) -> str:
-        """Return the reason and what to do in one line."""
+        """Return the reason and the fix in one line."""
         return f"{self.reason}; to do: {self.fix}" if self.fix else self.reason
 
 

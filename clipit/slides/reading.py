@@ -89,7 +89,7 @@ def read_overview(slide: SlideFile, downsample: float) -> Image.Image:
 
 
 def _check_size(level: Level, overview: str) -> None:
-    """Refuse to read a level with too many pixels, such as the only level of a slide; log if reading takes minutes.
+    """Reject a level with too many pixels, such as the only level of a slide; log if reading takes minutes.
 
     Raises:
         DataError: The level has more than 8.6 billion pixels.
@@ -136,7 +136,7 @@ class SlidePool:
             return slide
 
     def drop(self, path: Path, slide: SlideFile) -> None:
-        """Forget a slide whose reading failed, unless it was opened again since."""
+        """Drop a slide whose reading failed, unless it has been opened again since."""
         with self._lock:
             if self._slides.get(path) is slide:
                 del self._slides[path]

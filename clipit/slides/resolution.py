@@ -1,4 +1,4 @@
-"""Micrometres per pixel of a slide: where they are stated, and whether they are plausible."""
+"""Resolve the micrometres per pixel of a slide, and check that they are plausible."""
 
 from clipit.errors import ConfigError, DataError
 from clipit.slides.opening import MPP_TOLERANCE
@@ -18,7 +18,7 @@ _POWER_RATIO = 3.0
 
 
 def check_mpp(mpp: float | None) -> None:
-    """Refuse micrometres per pixel that no slide has.
+    """Check that a value of micrometres per pixel is plausible for a slide.
 
     Raises:
         ConfigError: The value is not between 0.05 and 20.

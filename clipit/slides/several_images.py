@@ -21,7 +21,7 @@ def check_one_image(path: Path, strips_are_images: bool = True) -> None:
         strips_are_images: Whether pages in strips are checked; in Aperio's files, they are thumbnail, label and macro.
 
     Raises:
-        DataError: A page is another image, of which nothing would be read.
+        DataError: A page shows another image, which would not be read.
     """
     pages = read_pages(path)
     if not pages:
@@ -34,8 +34,8 @@ def check_one_image(path: Path, strips_are_images: bool = True) -> None:
     ]
     if others:
         raise DataError(
-            f"the TIFF holds several images, but a slide is one: page 0 ({whole[0]} x {whole[1]} pixels), and pages "
-            f"that are no smaller levels of it: {shortlist(others)}",
+            f"the TIFF holds several images instead of one slide: page 0 ({whole[0]} x {whole[1]} pixels), and pages "
+            f"that are not smaller levels of it: {shortlist(others)}",
             where=path,
             fix="save each image as a file of its own, for example with libvips: vips tiffsave 'SLIDE[page=0]' "
             "OUT_0.tif --tile --pyramid --bigtiff --compression jpeg --Q 90",

@@ -22,14 +22,14 @@ TO_PYRAMID = (
     "convert it to a tiled, pyramidal TIFF, with libvips (vips tiffsave SLIDE OUT.tif --tile --pyramid --bigtiff "
     "--compression jpeg --Q 90) or with QuPath (Export images, OME-TIFF)"
 )
-"""What to do with a slide that lacks smaller levels."""
+"""Fix named in errors about slides without smaller levels."""
 _ORIENTATION = 274  # TIFF tag
 _TURNED = range(2, 9)  # its values for images that are stored turned or mirrored
 _FIX = "clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first"
 
 
 class TiffPage(NamedTuple):
-    """What the tags of a page state.
+    """Properties of a page, from its tags.
 
     Attributes:
         size: Width and height in pixels.
@@ -181,7 +181,7 @@ def open_levels(
     Args:
         path: TIFF of one of `FORMATS`.
         levels: Levels that openslide finds.
-        accept: Function that says whether a level is opened, given its page of tifffile.
+        accept: Function from a page of tifffile to whether its level is opened.
         opener: Function that opens an accepted page.
     """
     try:

@@ -46,7 +46,7 @@ def test_scenes_of_an_ome_tiff_are_named_and_refused(tmp_path: Path) -> None:
         levels=2,
     )  # fmt: skip
     words = (
-        r"holds 2 images, but a slide is one: series 0 'left' \(600 x 300 pixels\), series 2 'right' "
+        r"holds 2 images instead of one slide: series 0 'left' \(600 x 300 pixels\), series 2 'right' "
         r"\(600 x 300 pixels\)[\s\S]*bfconvert -noflat -series 0"
     )
     with pytest.raises(DataError, match=words):
@@ -117,7 +117,7 @@ def test_each_file_of_a_set_is_read_as_its_own_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(600, 300), (400, 350), (700, 500), (595, 398)])
 def test_another_image_in_a_plain_tiff_is_refused(size: tuple[int, int], first: dict[str, Any], tmp_path: Path) -> None:
     path = write_pages(tmp_path / "a.tif", (np.zeros((*size[::-1], 3), np.uint8), first), first=first)
-    words = rf"several images, .*page 0 \(600 x 400 pixels\).*page 1 \({size[0]} x {size[1]} pixels\)[\s\S]*vips"
+    words = rf"one slide: page 0 \(600 x 400 pixels\).*page 1 \({size[0]} x {size[1]} pixels\)[\s\S]*vips"
     with pytest.raises(DataError, match=words):
         open_slide(path)
 

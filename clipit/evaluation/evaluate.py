@@ -93,6 +93,7 @@ def _scores(
     labels, probabilities = predictions.labels[rows], probabilities[rows]
     groups = predictions.groups[rows]
     intervals = bootstrap_intervals(labels, probabilities, groups, bootstrap, seed, present_only=present_only)
+    predicted = probabilities.argmax(axis=1)
     metrics: dict[str, dict[str, Any]] = {}
     for name, value in compute_metrics(labels, probabilities, present_only=present_only).items():
         interval = intervals[name]
@@ -100,10 +101,10 @@ def _scores(
         reason = explain_undefined(name, labels, predictions.classes) if value is None else interval.reason
         if reason:
             metrics[name]["reason"] = reason
-        over = describe_averaging(name, labels, predictions.classes)
+        over = describe_averaging(name, labels, predictions.classes, predicted=None if present_only else predicted)
         if over and value is not None:
             metrics[name]["over"] = over
-    confusion = confusion_matrix(labels, probabilities.argmax(axis=1), len(predictions.classes))
+    confusion = confusion_matrix(labels, predicted, len(predictions.classes))
     return {
         "metrics": metrics,
         "per_class": class_table(confusion, predictions.classes),

@@ -146,13 +146,28 @@ def explain_undefined(
 
 
 def describe_averaging(
-    name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], *, unit: str = "tile"
+    name: str,
+    labels: Int64[np.ndarray, " n"],
+    classes: tuple[str, ...],
+    *,
+    unit: str = "tile",
+    predicted: Int64[np.ndarray, " n"] | None = None,
 ) -> str:
-    """Describe how many classes a class-averaged score covers; "" if every class has a tile."""
+    """Describe how many classes a class-averaged score covers; "" if every class has a tile.
+
+    Args:
+        predicted: Predicted classes, if macro F1 also covers classes that are predicted, but have no tile.
+    """
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
     if name not in (*CLASS_AVERAGED, "weighted_f1", "auroc") or not absent or not len(labels):
         return ""
-    return f"over {len(classes) - len(absent)} of {len(classes)} classes; no {unit} of {', '.join(absent)}"
+    zero = [] if name != "macro_f1" or predicted is None else [classes[c] for c in np.unique(predicted).tolist()]
+    zero = [name for name in zero if name in absent]
+    rest = [name for name in absent if name not in zero]
+    over = f"over {len(classes) - len(rest)} of {len(classes)} classes"
+    if zero:
+        over += f", with an F1 of 0 for {', '.join(zero)} (predicted, but no {unit})"
+    return f"{over}; no {unit} of {', '.join(rest)}" if rest else over
 
 
 def class_table(

@@ -185,12 +185,13 @@ def _metric_rows(
             interval = intervals[_name(key, metric)]
             undefined = value is None
             reason = explain_undefined(metric, labels, scored.classes, unit=level) if undefined else interval.reason
-            over = "" if undefined else describe_averaging(metric, labels, scored.classes, unit=level)
+            predicted = probabilities[key].argmax(axis=1)
+            over = describe_averaging(metric, labels, scored.classes, unit=level, predicted=predicted)
             result.append(
                 {
                     "split": split, "level": level, "pooling": key.pooling, "smoothed": key.smoothed,
                     "chosen": key == chosen, "metric": metric, "value": value, "low": interval.low,
-                    "high": interval.high, "reason": reason, "over": over, "labelled": len(labels),
+                    "high": interval.high, "reason": reason, "over": "" if undefined else over, "labelled": len(labels),
                     "patients": n_patients, "single": single,
                 }
             )  # fmt: skip

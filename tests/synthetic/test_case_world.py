@@ -26,6 +26,7 @@ from clipit.synthetic.latents import CLASSES, HIGH, LOW
 
 SMALL = CaseWorldConfig(seed=3, train=12, validation=4, test=6, shift=4, external=8, tiles_per_case=5)
 LARGE = CaseWorldConfig(seed=11, train=400, validation=20, test=20, shift=20, external=40)
+MEDIUM = LARGE.model_copy(update={"train": 120, "external": 20})
 COMMON = {
     *("a", "absence", "an", "be", "by", "cannot", "could", "for", "in", "is", "identified", "loss"),
     *("lost", "negative", "no", "not", "of", "shows", "the", "there", "throughout", "to", "tumour", "with"),
@@ -195,13 +196,13 @@ def test_variants_are_nested_and_leave_unchanged_reports_alone(tmp_path: Path) -
     }
     written = {}
     for name, changes in ways.items():
-        write_case_reports(tmp_path / name, LARGE.model_copy(update=changes))
+        write_case_reports(tmp_path / name, MEDIUM.model_copy(update=changes))
         written[name] = {report["id"]: report for report in lines(tmp_path / name)}
     full = written["full"]
     assert set(written["quarter"]) < set(written["half"]) < set(full)
     assert all(full[key] == report for key, report in written["half"].items())
     train = {report["group"] for report in written["quarter"].values() if report["group"].startswith("train")}
-    assert len(train) == LARGE.train // 4
+    assert len(train) == MEDIUM.train // 4
     for name in ("wrong", "silent"):
         assert set(written[name]) == set(full)
         same = [key for key in full if full[key]["status"] == written[name][key]["status"]]

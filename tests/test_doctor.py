@@ -93,9 +93,20 @@ def test_torchvision(
     monkeypatch: pytest.MonkeyPatch, code: int, output: str, error: str, status: str, match: str
 ) -> None:
     done = SimpleNamespace(returncode=code, stdout=output + "\n", stderr=error)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
     check = machine.check_torchvision()
     assert check.status == status and match in check.message + check.fix
+
+
+def test_an_imported_torchvision_needs_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.subprocess, "run", None)
+        check = machine.check_torchvision()
+    monkeypatch.delitem(sys.modules, "torchvision")
+    assert check == machine.check_torchvision() == Check("PASS", "torchvision", torchvision.__version__)
 
 
 def test_threads_that_spin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,13 @@ def check_torch() -> list[Check]:
 
 
 def check_torchvision() -> Check:
-    """Check that torchvision can be imported, in a subprocess because a failed import leaves modules half loaded."""
+    """Check that torchvision can be imported, in a subprocess because a failed import leaves modules half loaded.
+
+    If this process has imported it already, no subprocess is needed.
+    """
+    loaded = sys.modules.get("torchvision")
+    if loaded is not None:
+        return Check("PASS", "torchvision", loaded.__version__)
     code = "import torchvision; print(torchvision.__version__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if not result.returncode:

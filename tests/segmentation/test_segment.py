@@ -316,6 +316,8 @@ def test_patch_tokens_and_u_nets_run_as_a_study(values: dict[str, Any], tmp_path
         "segmentation.methods": list(methods),
         "segmentation.prompts": str(tmp_path / "two.yaml"),
         "segmentation.training.masks": [1],
+        "segmentation.training.head.steps": 20,
+        "segmentation.training.pseudo.training": {"epochs": 2},
         "segmentation.training.unet": {"encoder": "tu-test_resnet", "crop": 32, "steps": 2, "batch_size": 2},
         "segmentation.training.pseudo.evidence": {"normal": "other", "tumour": "tumour"},
         "segmentation.ceilings": [8.0],

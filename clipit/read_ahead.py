@@ -142,7 +142,7 @@ def check_batches(batch_size: object, workers: object) -> None:
     """
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise ConfigError(f"{name} is {value!r}", where=name, fix=f"use a whole number, {least} or more")
+            raise ConfigError(f"{name} is {value!r}", where=name, fix=f"use a whole number of at least {least}")
 
 
 def reading_threads(count: int = 0) -> ThreadPoolExecutor:

@@ -164,6 +164,7 @@ def join_patients(
 
     Args:
         owners: Patient of each sample; "" where unknown.
+        splits: Split of each sample; patients with samples in a split other than "train" are left out.
 
     Raises:
         DataError: The samples or the reports have no groups, or no training patient has a report.

@@ -324,7 +324,8 @@ def near_hashes(base: UInt64[np.ndarray, " n"], queries: UInt64[np.ndarray, " m"
     depend on the number of pairs.
 
     Args:
-        queries: Hashes to look up.
+        base: Hashes that are searched.
+        queries: Hashes to look up in `base`.
         distance: Maximum number of differing bits; above 7 the search is eight times slower.
 
     Yields:

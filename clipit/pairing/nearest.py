@@ -91,7 +91,7 @@ def exact_cosines(
     return scores
 
 
-def best_first(rows: Int[np.ndarray, "q wide"], ranking: Float[np.ndarray, "q wide"], k: int) -> Int[np.ndarray, "q k"]:
+def best_first(rows: Int[np.ndarray, "q n"], ranking: Float[np.ndarray, "q n"], k: int) -> Int[np.ndarray, "q k"]:
     """Return the positions of the k candidates with the highest ranking score; ties are broken by the lowest row."""
     return np.asarray(np.lexsort((rows, -ranking), axis=1)[:, :k], dtype=np.int64)
 

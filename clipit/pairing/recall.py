@@ -91,20 +91,20 @@ def recall_lines(figures: dict[str, Any]) -> list[str]:
 def _choose(index: Index, queries: _Queries, configured: SearchSettings) -> SearchSettings:
     """Choose the open settings: first the fastest search that reaches the target, then the fewest candidates."""
     total, k = index.size, queries.nearest.shape[1]
-    wide = configured.candidates or min(_MAX_CANDIDATES, total)
-    candidates = [configured]
+    most = configured.candidates or min(_MAX_CANDIDATES, total)
+    efforts = [configured]
     if configured.nprobe is None and index.faiss_index.lists:
-        candidates = [replace(configured, nprobe=count) for count in _doubling(1, index.faiss_index.lists)]
+        efforts = [replace(configured, nprobe=count) for count in _doubling(1, index.faiss_index.lists)]
     elif configured.ef_search is None and index.faiss_index.has_graph:
         lengths = _doubling(MIN_LIST_LENGTH, max(MIN_LIST_LENGTH, min(_MAX_LIST_LENGTH, total)))
-        candidates = [replace(configured, ef_search=length) for length in lengths]
+        efforts = [replace(configured, ef_search=length) for length in lengths]
     chosen = _first_reaching(
-        candidates, lambda effort: _recall(replace(index, settings=replace(effort, candidates=wide)), queries)
+        efforts, lambda effort: _recall(replace(index, settings=replace(effort, candidates=most)), queries)
     )
     if configured.candidates is not None:
         return chosen
-    widths = [2**power for power in range(1, 11) if k + SPARE <= 2**power < wide]
-    settings = [replace(chosen, candidates=count) for count in [*widths, max(wide, min(k + SPARE, total))]]
+    counts = [2**power for power in range(1, 11) if k + SPARE <= 2**power < most]
+    settings = [replace(chosen, candidates=count) for count in [*counts, max(most, min(k + SPARE, total))]]
     return _first_reaching(settings, lambda setting: _recall(replace(index, settings=setting), queries))
 
 
@@ -124,10 +124,10 @@ def _first_reaching(settings: Sequence[SearchSettings], recall: Callable[[Search
 def _recall(index: Index, queries: _Queries) -> float:
     """Measure the share of the nearest snippets among the candidates, which exact scoring will rank first."""
     total, k = queries.nearest.shape
-    wide = min(max(k, index.settings.candidates or k + SPARE), index.size)
+    n_candidates = min(max(k, index.settings.candidates or k + SPARE), index.size)
 
     def hits(part: Int[np.ndarray, "_"]) -> int:
-        candidates = index.candidates(queries.vectors[part], wide, min(k, wide))
+        candidates = index.candidates(queries.vectors[part], n_candidates, min(k, n_candidates))
         return int(
             sum(np.isin(nearest, row).sum() for nearest, row in zip(queries.nearest[part], candidates, strict=True))
         )

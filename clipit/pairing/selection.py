@@ -164,9 +164,9 @@ def _among_own(
     queries: Float32[np.ndarray, "q dim"],
     owners: Int[np.ndarray, "q"],
     keys: Keys,
-    rows: Int[np.ndarray, "q wide"],
+    rows: Int[np.ndarray, "q n"],
     block: int,
-) -> Int[np.ndarray, "q wide"]:
+) -> Int[np.ndarray, "q n"]:
     """Replace the candidates of tiles whose patient has a report with that patient's snippets.
 
     Args:

@@ -117,6 +117,7 @@ def draw_annotations(
     Each tile has its own random stream, named after its id, so that its labels do not depend on other tiles.
 
     Args:
+        tiles: Tile ids.
         truth: True class index of each tile.
     """
     cumulative = true_confusions(config).cumsum(axis=2)

@@ -213,7 +213,7 @@ def _arc(
     """Return points of an irregular curve around the centre of a piece.
 
     Args:
-        ellipse: Centre and semi-axes of the piece.
+        ellipse: Centre and semi-axes of the piece: x, y, semi-axis in x, semi-axis in y.
         start: Angle of the first point in radians.
         stop: Angle of the last point.
         out: Distances of the first and the last point from the centre; 1 is the outline.

@@ -48,6 +48,7 @@ def nuclei(
 
     Args:
         layer: Stains of the tiles, modified in place.
+        counts: Number of nuclei per tile.
         radius: Median radius in pixels, one value or one per tile.
         spread: Standard deviation of the logarithm of the radius, one value or one per tile.
         stretch: Range of the elongation.

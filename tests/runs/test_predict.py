@@ -43,13 +43,13 @@ def test_studies_comparisons_and_commands_open_classifiers_here() -> None:
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0(.|\n)*1 or more"),
+        ({"batch_size": 0}, "batch_size is 0(.|\n)*at least 1"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"batch_size": 1.5}, "batch_size is 1.5"),
         ({"batch_size": "64"}, "batch_size is '64'"),
         ({"batch_size": None}, "batch_size is None"),
         ({"batch_size": True}, "batch_size is True"),
-        ({"workers": -1}, "workers is -1(.|\n)*0 or more"),
+        ({"workers": -1}, "workers is -1(.|\n)*at least 0"),
         ({"workers": 1.5}, "workers is 1.5"),
     ],
 )

@@ -85,7 +85,8 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
         if not np.array_equal(table.ids, first.ids):
             differing = np.setxor1d(table.ids, first.ids).tolist()
             raise DataError(
-                f"the predictions cover different tiles; {len(differing)} occur in one table: {shortlist(differing)}",
+                "the predictions cover different tiles; "
+                f"{counted(len(differing), 'tile occurs', 'tiles occur')} in only one of them: {shortlist(differing)}",
                 fix="compare runs with equal tiles.* keys",
             )
         for name in ("labels", "groups", "classes"):

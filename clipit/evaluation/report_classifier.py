@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Shaped
 
-from clipit.errors import DataError, counted
+from clipit.errors import DataError, counted, counted_of
 from clipit.evaluation.calibration import fit_temperature, with_temperature
 from clipit.evaluation.intervals import group_numbers
 
@@ -116,8 +116,8 @@ def cross_fitted_probabilities(
         probabilities[unassigned] += scaled[len(in_fold) :] / folds
     missing = sum(not choice.calibrated for choice in choices)
     note = (
-        f"{missing} of {folds} folds are not calibrated: a temperature needs at least 20 labelled reports, not all of "
-        "which are predicted correctly or no better than by chance"
+        f"{counted_of(missing, folds, 'fold is', 'folds are')} not calibrated: a temperature needs at "
+        "least 20 labelled reports, not all of which are predicted correctly or no better than by chance"
     )
     return CrossFitted(
         probabilities.astype(np.float32),

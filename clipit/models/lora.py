@@ -12,7 +12,7 @@ from torch import nn
 
 from clipit.artifacts import write_json
 from clipit.config.run import LoraConfig
-from clipit.errors import ModelError, counted, shortlist
+from clipit.errors import ModelError, counted, counted_of, shortlist
 from clipit.models.loading import foreign_errors, read_model_json
 from clipit.models.trunks import TokenPool
 from clipit.models.weights import write_tensors
@@ -220,7 +220,8 @@ def check_gradients(module: nn.Module) -> None:
     ]
     if idle:
         raise ModelError(
-            f"{len(idle)} of {len(factors)} LoRA weights receive no gradient: {shortlist(idle)}",
+            f"{counted_of(len(idle), len(factors), 'LoRA weight receives', 'LoRA weights receive')} no gradient: "
+            f"{shortlist(idle)}",
             where="lora.targets",
             fix="remove these layers from the targets: their output does not reach the loss",
         )

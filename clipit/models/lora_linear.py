@@ -1,6 +1,6 @@
-"""Low-rank adaptation of linear layers, with fewer passes over the activations than the layer of peft.
+"""LoRA for linear layers, with fewer passes over the activations than peft's own layer.
 
-The functions have plain tensor types, because the checks of shapes cannot be compiled with the backbone.
+The functions have plain tensor types, because shape checks cannot be compiled with the backbone.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 
 class LoraLinear(Linear):  # type: ignore[misc]
-    """Adapter of a linear layer."""
+    """LoRA for a linear layer."""
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """Apply the layer and its updates to features of shape [..., in]; return features of shape [..., out]."""
@@ -27,7 +27,7 @@ def adapted_linear(adapter: LoraLayer, x: Tensor, weight: Tensor, bias: Tensor |
     """Return x W^T + b plus the updates of the active adapters, in the precision of x or of autocast.
 
     Args:
-        adapter: Layer of peft with the low-rank factors.
+        adapter: peft layer with the low-rank factors.
         x: Features, float [..., in].
         weight: Frozen weight W, float [out, in].
         bias: Frozen bias b, float [out].

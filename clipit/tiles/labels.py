@@ -58,9 +58,10 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
     notes = []
     remaining = _counts(labels[train], classes)
     if tiles.annotations is not None and remaining.sum() < quota.sum():
+        drawn, unlabelled = int(quota.sum()), int(quota.sum() - remaining.sum())
         notes.append(
-            f"{int(quota.sum() - remaining.sum()):,} of the {counted(int(quota.sum()), 'training tile')} drawn as "
-            "labelled lack a label by the chosen annotator"
+            f"{unlabelled:,} of the {counted(drawn, 'training tile')} drawn as labelled "
+            f"{'lacks' if unlabelled == 1 else 'lack'} a label by the chosen annotator"
         )
     if remaining.any() and not remaining.all():  # without any label, training needs none or fails
         missing = [name for name, count in zip(tiles.classes, remaining.tolist(), strict=True) if not count]

@@ -166,8 +166,8 @@ def resolution_notes(slides: Sequence[PreparedSlide], config: SlidesConfig) -> l
     doubtful = [f"{slide.name}: {slide.facts['doubt']}" for slide in slides if slide.facts.get("doubt")]
     if doubtful:
         notes.append(
-            f"WARNING: the micrometres per pixel of {len(doubtful)} of {len(slides)} slides may be wrong, so their "
-            f"tiles may show much more or less tissue than intended: {shortlist(doubtful, 3)}"
+            f"WARNING: the micrometres per pixel of {len(doubtful)} of {counted(len(slides), 'slide')} may be wrong, "
+            f"so their tiles may show much more or less tissue than intended: {shortlist(doubtful, 3)}"
         )
     coarse = [f"{slide.name}: {slide.facts['mpp']:g}" for slide in slides if slide.facts["mpp"] > _COARSE * config.mpp]
     if coarse:

@@ -12,6 +12,7 @@ from typing import Any
 
 from clipit.csv_row_ends import RowEnds
 from clipit.errors import DataError, counted, has_controls, shortlist
+from clipit.parquet_classes import check_parquet_classes
 
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
@@ -310,7 +311,8 @@ def load_huggingface(
         A `datasets.Dataset`, or a dictionary of them by split; with `streaming`, `datasets.IterableDataset`.
 
     Raises:
-        DataError: The folder does not exist, or the data set cannot be loaded.
+        DataError: The folder does not exist, or the data set cannot be loaded, or its files number the classes of a
+            column differently.
     """
     name, folder = hub_id(path), Path(path).expanduser()
     if name is None and not folder.is_dir():
@@ -330,7 +332,12 @@ def load_huggingface(
         options |= {} if revision is None else {"revision": revision}
         if name is None and texts and {*count_suffixes(folder)} <= _PLAIN_TABLES:
             options["converters"] = dict.fromkeys(texts, str)
+        if name is None and ".parquet" in count_suffixes(folder):
+            parts = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+            check_parquet_classes(Path(file) for files in parts.values() for file in files)
         return datasets.load_dataset(str(folder) if name is None else name, **options)
+    except DataError:
+        raise
     except Exception as error:  # datasets, its dependencies and the network raise many types
         raise _load_error(path, key, error) from error
 

@@ -10,7 +10,8 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.images import Unreadable
 from clipit.tiles.huggingface import read_huggingface
-from clipit.tiles.load import load_tiles
+from clipit.tiles.load import load_tiles, read_tiles
+from clipit.tiles.tileset import TileSet
 
 
 def config(path: Path | str, **more: object) -> TilesConfig:
@@ -155,3 +156,30 @@ def test_images_of_a_folder_that_are_not_in_the_data_set_are_named(
         for name in ("6.png", "7.png"):
             (tmp_path / "set" / split / name).unlink()
     assert read_huggingface(config(tmp_path / "set")).notes == ()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_files_that_number_their_classes_differently_are_refused(tmp_path: Path, streaming: bool) -> None:
+    """The datasets package reads the indices of all files by the names of one."""
+    import datasets
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+
+    def write(split: str, names: list[str]) -> None:
+        stream = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(stream, "PNG")
+        rows = [{"image": {"bytes": stream.getvalue(), "path": None}, "label": number % 2} for number in range(12)]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        datasets.Dataset.from_list(rows, features=features).to_parquet(str(folder / f"{split}.parquet"))
+
+    def read() -> TileSet:
+        return read_tiles(config(folder, streaming=streaming), root=tmp_path / "out")
+
+    write("train", ["benign", "tumour"])
+    write("test", ["tumour", "benign"])
+    words = r"(?s)classes of the column label are benign, tumour, but tumour, benign in test.parquet.*train.parquet"
+    with pytest.raises(DataError, match=words):
+        read()
+    write("test", ["benign", "tumour"])
+    assert read().classes == ("benign", "tumour")

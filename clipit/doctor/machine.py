@@ -130,13 +130,7 @@ def check_default_launch() -> Check:
 
 
 def check_launch_file(path: Path, distributed_type: str, num_processes: int, *, use_cpu: bool, gpus: int) -> Check:
-    """Check that a configuration file of Accelerate starts the number of processes that it states.
-
-    Args:
-        distributed_type: Value of `distributed_type`.
-        num_processes: Value of `num_processes`.
-        use_cpu: Value of `use_cpu`.
-    """
+    """Check that an Accelerate configuration file with these values starts the number of processes that it states."""
     on_cpu = use_cpu or not gpus
     message = (
         f"{path}: {counted(num_processes, 'process', 'processes')}, {distributed_type}{', on CPUs' if on_cpu else ''}"

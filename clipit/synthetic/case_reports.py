@@ -83,10 +83,11 @@ def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[st
 def write_own_reports(
     path: Path, config: ReportOptions, splits: Mapping[str, Sequence[Case]]
 ) -> dict[str, dict[str, int]]:
-    """Write the reports of these cases as `write_case_reports` does.
+    """Write the reports of the given cases, as JSON lines like those of `write_case_reports`.
 
     Args:
         config: Seed of the world and settings of its reports.
+        splits: Cases of each split.
     """
     counts: dict[str, dict[str, int]] = {}
     reports: list[OwnReport] = []
